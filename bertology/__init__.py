@@ -1,0 +1,72 @@
+"""What do the heads and layers of a transformer do, and which of them does it need?
+
+    model ── dissect ──> Anatomy ──┐
+                                   ├── tap(read) ──> Accumulator.update ──> merge ──> compute ──> Result ──> save / plot
+    batches ───────────────────────┘        │                                 ^
+                                       tap(edit) = gate, ablate      another rank, another file, yesterday
+
+| to look at            | take                                       | axes                                    |
+|-----------------------|--------------------------------------------|-----------------------------------------|
+| the residual stream   | `hidden_states`                            | [layer, batch, token, hidden]           |
+| attention             | `attention_maps`, `attention_entropy`      | [layer, batch, head, query, key]        |
+| heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
+| a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
+| a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
+| several measures      | `accumulate`                               |                                         |
+
+Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label`. `dim` is a head's
+width, `hidden` the residual stream's, `key` always the attended-to position. Layers and heads count from 0.
+"""
+
+from .anatomy import Anatomy, dissect
+from .attention import AttentionMaps, attention_maps
+from .curve import PruningCurve, pruning_curve
+from .entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
+from .errors import BertologyError
+from .head import Head
+from .hidden import HiddenStates, hidden_states
+from .importance import HeadImportance, ImportanceAccumulator, head_importance
+from .masking import ablated, gated
+from .outputs import HeadOutputs, head_outputs
+from .pruning import Pruned, prune_heads
+from .result import Result
+from .saving import load_pruned, save_pruned
+from .scoring import Score, ScoreAccumulator, score
+from .streaming import Accumulator, accumulate, stat
+from .tap import tap
+
+__all__ = [
+    "Accumulator",
+    "Anatomy",
+    "AttentionEntropy",
+    "AttentionMaps",
+    "BertologyError",
+    "EntropyAccumulator",
+    "Head",
+    "HeadImportance",
+    "HeadOutputs",
+    "HiddenStates",
+    "ImportanceAccumulator",
+    "Pruned",
+    "PruningCurve",
+    "Result",
+    "Score",
+    "ScoreAccumulator",
+    "ablated",
+    "accumulate",
+    "attention_entropy",
+    "attention_maps",
+    "dissect",
+    "gated",
+    "head_importance",
+    "head_outputs",
+    "hidden_states",
+    "load_pruned",
+    "prune_heads",
+    "pruning_curve",
+    "save_pruned",
+    "score",
+    "stat",
+    "tap",
+]
+__version__ = "0.1.0"

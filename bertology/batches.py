@@ -1,0 +1,121 @@
+"""What is a batch, and which of its tokens are real?
+
+`batches` is one mapping of model arguments, or an iterable of such mappings (a DataLoader, a list).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import DataError
+
+Batch = Mapping[str, Any]
+Batches = Batch | Iterable[Batch]
+
+LABELS = ("labels", "start_positions", "end_positions")
+INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
+
+
+def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
+    """Yield each batch, checked and on the model's device.
+
+    Raises `DataError` for a batch without inputs, for lists in the place of tensors, and when there is no batch.
+    """
+    device = next(model.parameters()).device
+    none_yet = True
+    for batch in [batches] if isinstance(batches, Mapping) else batches:
+        none_yet = False
+        yield on_device(batch, device)
+    if none_yet:
+        raise DataError("no batches: wanted one mapping of model arguments or an iterable of them, got an empty one")
+
+
+def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Check one batch and move its tensors to `device`."""
+    if not isinstance(batch, Mapping):
+        raise DataError(
+            f"a batch must be a mapping of model arguments such as a tokenizer returns, got {type(batch).__name__}"
+        )
+    name = _input_name(batch)
+    if not isinstance(batch[name], Tensor):
+        raise DataError(
+            f"{name} must be a tensor, got {type(batch[name]).__name__}: "
+            "call the tokenizer with return_tensors='pt' and padding=True"
+        )
+    if batch[name].shape[0] == 0 or batch[name].numel() == 0:
+        raise DataError(f"{name} is empty: its shape is {list(batch[name].shape)}")
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def repeatable(batches: Batches, *, why: str) -> Batches:
+    """Raise `DataError` for an iterator, which gives its batches only once."""
+    if isinstance(batches, Iterator):
+        raise DataError(f"{why} goes over the batches several times: pass a list or a DataLoader, not an iterator")
+    return batches
+
+
+def examples(batch: Batch) -> int:
+    """How many examples the batch holds."""
+    return int(batch[_input_name(batch)].shape[0])
+
+
+def rows_per_example(batch: Batch) -> int:
+    """How many rows of the model's own batch an example makes: the choices of multiple choice, else 1."""
+    ids = batch.get("input_ids")
+    return int(ids.shape[1]) if isinstance(ids, Tensor) and ids.dim() == 3 else 1
+
+
+def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor:
+    """[row, token], bool: which tokens of a stack are real; the others are padding.
+
+    Without an attention mask every token is real. The choices of multiple choice are rows of their own.
+    Raises `DataError` for attention masks that are not `[batch, token]`.
+    """
+    decoding = stack != "encoder" and bool(getattr(model.config, "is_encoder_decoder", False))
+    if decoding and "decoder_attention_mask" not in batch and isinstance(batch.get("labels"), Tensor):
+        return batch["labels"] != -100  # the decoder reads its labels, shifted
+    prefix = "decoder_" if decoding else ""
+    mask = batch.get(f"{prefix}attention_mask")
+    if mask is None:
+        return _all_tokens(batch, prefix)
+    flat = mask.reshape(-1, mask.shape[-1]) if mask.dim() == 3 and rows_per_example(batch) > 1 else mask
+    if flat.dim() != 2:
+        raise DataError(
+            f"{prefix}attention_mask must be [batch, token], got {list(mask.shape)}: "
+            "only from such a mask can padding be told from text"
+        )
+    return flat != 0
+
+
+def _all_tokens(batch: Batch, prefix: str) -> Tensor:
+    for name in ("input_ids", "inputs_embeds"):
+        x = batch.get(prefix + name)
+        if isinstance(x, Tensor):
+            shape = x.shape if name == "input_ids" else x.shape[:-1]
+            return torch.ones(shape, dtype=torch.bool, device=x.device).reshape(-1, shape[-1])
+    raise DataError(f"the batch has neither {prefix}attention_mask nor {prefix}input_ids: its tokens cannot be counted")
+
+
+def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """The batch as the model is run on: labels are left out, so that it computes no loss of its own.
+
+    An encoder-decoder that reads its labels as decoder input gets them as such.
+    """
+    inputs = {key: value for key, value in batch.items() if key not in LABELS}
+    starts = {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
+    if "labels" in batch and not starts and getattr(model.config, "is_encoder_decoder", False):
+        shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if shift is not None:
+            inputs["decoder_input_ids"] = shift(labels=batch["labels"])
+    return inputs
+
+
+def _input_name(batch: Batch) -> str:
+    for name in INPUTS:
+        if batch.get(name) is not None:
+            return name
+    raise DataError(f"a batch needs input_ids or inputs_embeds, got {', '.join(map(str, batch)) or 'no keys at all'}")

@@ -1,0 +1,63 @@
+"""What holds the tensors of one batch, one stack beside the other?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .anatomy import Anatomy, Site, dissect
+from .batches import Batch, on_device, token_mask, without_labels
+from .errors import DataError
+from .tap import undisturbed
+
+T = TypeVar("T")
+
+
+def only(stacks: dict[str, T], what: str) -> T:
+    """The only stack's tensor, or a `DataError` that names the stacks."""
+    if len(stacks) != 1:
+        raise DataError(f"this model has several stacks: take {what}.stacks[name] of {', '.join(map(repr, stacks))}")
+    return next(iter(stacks.values()))
+
+
+@contextmanager
+def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
+    """Check one batch and hold the model still while it is captured."""
+    anatomy = dissect(model)
+    batch = on_device(inputs, next(model.parameters()).device)
+    with undisturbed(model):
+        yield anatomy, batch
+
+
+@torch.no_grad()
+def run(model: nn.Module, batch: Batch) -> Any:
+    """Run the model on a batch, without labels and without gradients."""
+    return model(**without_labels(model, batch))
+
+
+def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dict[str, Tensor]:
+    """Stack the sites' tensors to one tensor a stack, `[layer, ...]`, NaN at the heads that are not there."""
+    stacks: dict[str, list[tuple[Site, Tensor]]] = {}
+    for site in anatomy.sites:
+        if site in found or not site.kept:
+            stacks.setdefault(site.stack, []).append((site, found.get(site)))  # type: ignore[arg-type]
+    return {name: _pile(anatomy, pairs, head_axis) for name, pairs in stacks.items()}
+
+
+def _pile(anatomy: Anatomy, pairs: list[tuple[Site, Tensor]], head_axis: int) -> Tensor:
+    some = next(x for _, x in pairs if x is not None)
+    layers = []
+    for site, x in pairs:
+        # A layer without any head left has nothing to show.
+        x = some.narrow(head_axis, 0, 0) if x is None else x
+        layers.append(site.spread(x, anatomy.heads, head_axis))
+    return torch.stack(layers)
+
+
+def masks(model: nn.Module, batch: Batch, stacks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """[batch, token], bool, for each stack: which tokens are real."""
+    return {name: token_mask(model, batch, name) for name in stacks}

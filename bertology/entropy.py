@@ -1,0 +1,90 @@
+"""How spread out is each head's attention?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .anatomy import Site
+from .batches import Batch, Batches, token_mask
+from .result import Result, cpu64
+from .streaming import Accumulator, accumulate, stat
+from .tap import tap
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionEntropy(Result):
+    """How spread out each head's attention is, over a data set."""
+
+    _by_layer: ClassVar = ("mean", "queries")
+
+    mean: Tensor
+    """[layer, head], nats: 0 looks at one token, ln n at n tokens alike; NaN for pruned heads."""
+    queries: Tensor
+    """[layer]: the real query tokens that were averaged over."""
+    labels: tuple[str, ...]
+    """[layer]: `encoder.0`, `decoder.0`, `cross.0`."""
+
+
+class EntropyAccumulator(Accumulator):
+    """Sums the entropy of every real query's attention, for `accumulate`."""
+
+    total: Tensor = stat("layer head")
+    queries: Tensor = stat("layer", torch.int64)
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Read the attention maps, block by block."""
+        real = {site.stack: token_mask(self.anatomy.model, batch, site.stack) for site in self.anatomy.sites}
+        row_of = {site: row for row, site in enumerate(self.anatomy.sites)}
+
+        def read(site: Site, x: Tensor, rows: slice) -> None:
+            mask = real[site.stack][:, rows].to(x.device)
+            each = attention_entropies(x.detach()).masked_fill(~mask[:, None], 0)
+            self.total[row_of[site], list(site.kept)] += each.sum((0, 2), dtype=torch.float64).to(self.total.device)
+            self.queries[row_of[site]] += mask.sum().to(self.queries.device)
+
+        with tap(self.anatomy, "attention", read=read):
+            yield
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """The sums were made while the model ran."""
+
+    def compute(self) -> AttentionEntropy:
+        """Divide by the number of real queries."""
+        mean = cpu64(self.total) / self.queries.cpu()[:, None]
+        mean[~self.anatomy.present] = float("nan")
+        return AttentionEntropy(mean, self.queries.cpu(), self.anatomy.labels)
+
+
+def attention_entropies(weights: Tensor) -> Tensor:
+    """[..., query]: -Σ p ln p over the last axis of attention weights `[..., query, key]`, with 0 ln 0 = 0."""
+    wide = weights.float() if weights.dtype in (torch.float16, torch.bfloat16) else weights
+    return torch.special.entr(wide).sum(-1)
+
+
+def attention_entropy(model: nn.Module, batches: Batches, *, progress: str | None = None) -> AttentionEntropy:
+    """Measure how spread out each head's attention is: the mean entropy of a query's attention weights, in nats.
+
+    H = -Σ_j p_j ln p_j, averaged over all real query tokens of all examples, as the script run_bertology.py did
+    (Clark et al. 2019, §3, average over the queries of an example first). Padding is no query, and gets no attention.
+
+    Args:
+        model: any model with attention heads, under any attention implementation; left as it was found.
+        batches: one mapping of model arguments, or an iterable of them.
+        progress: the title of a progress bar; no bar without it.
+
+    Raises `DataError` for batches that cannot be used.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> attention_entropy(model, {"input_ids": torch.tensor([[5, 6, 7]])}).mean.shape
+        torch.Size([2, 4])
+    """
+    return accumulate(model, batches, EntropyAccumulator(), progress=progress)[0]

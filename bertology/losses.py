@@ -1,0 +1,183 @@
+"""What does each example lose?
+
+`model(**batch).loss` is a mean over the batch, or over all its tokens. Here every example has a loss of its own,
+equal to what the model itself returns for a batch of that example alone.
+Padding never counts: token losses leave it out, and question answering gives it no probability.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .batches import Batch, examples, rows_per_example, token_mask
+from .errors import LossError
+
+ExampleLoss = Callable[[Any, Batch], Tensor]
+"""`f(outputs, batch) -> [batch]`: from a model's outputs and its batch, one loss per example."""
+
+IGNORED = -100
+_CAUSAL = "LMHeadModel|ForCausalLM"
+
+
+def find_loss(model: nn.Module) -> ExampleLoss:
+    """The loss of a model's task head, one value per example.
+
+    Known: sequence classification (one label, regression, several labels), token classification, masked LM,
+    causal LM, question answering, multiple choice and sequence-to-sequence models of transformers.
+    Raises `LossError` for any other model: pass `loss=f`, `f(outputs, batch) -> [batch]`.
+    """
+    for module in model.modules():
+        for pattern, make in _LOSSES.items():
+            if re.search(f"({pattern})$", type(module).__name__):
+                return make(module)
+    known = ", ".join(_LOSSES).replace("|", ", ")
+    raise LossError(
+        f"no loss is known for {type(model).__name__}: wanted a model whose class name ends in {known}. "
+        "Pass loss=f, where f(outputs, batch) returns one value per example"
+    )
+
+
+def example_losses(loss: ExampleLoss, outputs: Any, batch: Batch) -> Tensor:
+    """[batch]: the loss of each example, checked to be one finite value each. Raises `LossError`."""
+    values = loss(outputs, batch)
+    wanted = examples(batch)
+    if not isinstance(values, Tensor) or values.shape != (wanted,):
+        got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise LossError(
+            f"a loss must be one value per example, [batch] = [{wanted}], got {got}: "
+            "a mean over the batch hides its examples"
+        )
+    broken = (~torch.isfinite(values)).nonzero().flatten().tolist()
+    if broken:
+        raise LossError(f"the loss is {values[broken[0]].item()} for example(s) {broken} of a batch of {wanted}")
+    return values
+
+
+def _labels(batch: Batch, model: nn.Module, *names: str) -> Any:
+    missing = [name for name in names if batch.get(name) is None]
+    if missing:
+        hint = "; for a causal LM pass labels=input_ids" if is_causal(model) else ""
+        raise LossError(
+            f"the loss of {type(model).__name__} needs {' and '.join(missing)} in every batch, "
+            f"got {', '.join(batch)}{hint}"
+        )
+    return [batch[name] for name in names]
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether the model's labels are its own inputs, to be shifted by one."""
+    return any(re.search(f"({_CAUSAL})$", type(module).__name__) for module in model.modules())
+
+
+def _classes(logits: Tensor, labels: Tensor) -> Tensor:
+    """[row, ...]: cross entropy of labels that must lie among the classes; 0 where they are to be ignored."""
+    count = logits.shape[-1]
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= count))]
+    if wrong.numel():
+        raise LossError(f"labels must lie in 0 ... {count - 1} (or be {IGNORED}), got {wrong[0].item()}")
+    flat = F.cross_entropy(_wide(logits).reshape(-1, count), labels.reshape(-1), reduction="none", ignore_index=IGNORED)
+    return flat.reshape(labels.shape)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _token_mean(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
+    """[batch]: the mean loss over an example's labelled tokens."""
+    labels = labels.masked_fill(~real, IGNORED)
+    counts = (labels != IGNORED).sum(-1)
+    if (counts == 0).any():
+        empty = (counts == 0).nonzero().flatten().tolist()
+        raise LossError(
+            f"example(s) {empty} of the batch have no labelled token: every label is {IGNORED} or on padding"
+        )
+    return _classes(logits, labels).sum(-1) / counts
+
+
+def _sequence_classification(model: nn.Module) -> ExampleLoss:
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        (labels,) = _labels(batch, model, "labels")
+        logits: Tensor = outputs.logits
+        kind = getattr(model.config, "problem_type", None)
+        if kind is None:
+            whole = not labels.is_floating_point()
+            kind = "regression" if logits.shape[-1] == 1 else "single_label" if whole else "multi_label"
+        if kind.startswith("single_label"):
+            return _classes(logits, _one_each(labels, batch))
+        wide = _wide(logits)
+        if labels.numel() != wide.numel():
+            raise LossError(f"labels must be [batch, label] = {list(wide.shape)}, got {list(labels.shape)}")
+        target = labels.reshape(wide.shape).to(wide.dtype)
+        each = F.mse_loss if kind == "regression" else F.binary_cross_entropy_with_logits
+        return each(wide, target, reduction="none").mean(-1)
+
+    return loss
+
+
+def _one_each(labels: Tensor, batch: Batch) -> Tensor:
+    if labels.numel() != examples(batch) or (labels == IGNORED).any():
+        raise LossError(f"labels must be one class per example, [batch] = [{examples(batch)}], got {labels.tolist()}")
+    return labels.reshape(-1)
+
+
+def _multiple_choice(model: nn.Module) -> ExampleLoss:
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        (labels,) = _labels(batch, model, "labels")
+        return _classes(outputs.logits.reshape(-1, rows_per_example(batch)), _one_each(labels, batch))
+
+    return loss
+
+
+def _tokens(model: nn.Module) -> ExampleLoss:
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        (labels,) = _labels(batch, model, "labels")
+        return _token_mean(outputs.logits, labels, token_mask(model, batch))
+
+    return loss
+
+
+def _next_tokens(model: nn.Module) -> ExampleLoss:
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        (labels,) = _labels(batch, model, "labels")
+        return _token_mean(outputs.logits[:, :-1], labels[:, 1:], token_mask(model, batch)[:, 1:])
+
+    return loss
+
+
+def _sequence_to_sequence(model: nn.Module) -> ExampleLoss:
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        (labels,) = _labels(batch, model, "labels")
+        return _token_mean(outputs.logits, labels, labels != IGNORED)
+
+    return loss
+
+
+def _question_answering(model: nn.Module) -> ExampleLoss:
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        positions = _labels(batch, model, "start_positions", "end_positions")
+        padding = ~token_mask(model, batch)
+        both = [
+            _classes(logits.masked_fill(padding, float("-inf")), _one_each(at, batch))
+            for logits, at in zip((outputs.start_logits, outputs.end_logits), positions, strict=True)
+        ]
+        return (both[0] + both[1]) / 2
+
+    return loss
+
+
+_LOSSES: dict[str, Callable[[nn.Module], ExampleLoss]] = {
+    "ForSequenceClassification": _sequence_classification,
+    "ForTokenClassification": _tokens,
+    "ForMaskedLM": _tokens,
+    _CAUSAL: _next_tokens,
+    "ForQuestionAnswering": _question_answering,
+    "ForMultipleChoice": _multiple_choice,
+    "ForConditionalGeneration|ForSeq2SeqLM": _sequence_to_sequence,
+}

@@ -1,0 +1,154 @@
+"""What does the model say when some heads are silent?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .anatomy import Anatomy, Site, dissect
+from .batches import token_mask
+from .errors import DataError, HeadError, ShapeError
+from .head import Heads
+from .tap import tap
+
+
+@contextmanager
+def gated(model: nn.Module, gates: Any) -> Iterator[None]:
+    """Multiply every head's output by its gate while the `with` lasts.
+
+    A gate of 1 leaves a head as it is, 0 silences it: the head's output, value bias included, is 0 before the output
+    projection, exactly what `head_mask` did in transformers 4. It works under every attention implementation, and a
+    gate that requires grad gets one (Michel et al. 2019, eq. 1: the gate is ξ).
+
+    Args:
+        model: any model with attention heads.
+        gates: `[layer, head]`, or `[layer, batch, head]` for gates of each example's own. Numbers, a numpy array or
+            a tensor. Gates of pruned heads are not looked at.
+
+    Raises `ShapeError` when the gates have another shape or hold NaN.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)).eval()
+        >>> gates = torch.ones(2, 4)
+        >>> gates[1, 3] = 0
+        >>> with gated(model, gates):
+        ...     model(input_ids=torch.tensor([[5, 6, 7]])).last_hidden_state.shape
+        torch.Size([1, 3, 32])
+    """
+    anatomy = dissect(model)
+    gates = checked_gates(anatomy, gates)
+    row_of = {id(site): row for row, site in enumerate(anatomy.sites)}
+    taken = [torch.tensor(site.kept) for site in anatomy.sites]
+
+    def edit(site: Site, x: Tensor) -> Tensor:
+        row = row_of[id(site)]
+        gate = gates[row].to(x).index_select(-1, taken[row].to(x.device))
+        if gate.dim() == 1:
+            return x * gate[:, None]
+        if gate.shape[0] != x.shape[0]:
+            raise ShapeError(
+                f"gates are for a batch of {gate.shape[0]}, the model runs on {x.shape[0]} rows: "
+                "give [layer, batch, head] gates for this batch, or [layer, head] gates for any"
+            )
+        return x * rearrange(gate, "batch head -> batch 1 head 1")
+
+    with tap(anatomy, "heads", edit=edit):
+        yield
+
+
+def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
+    """The gates as a tensor, `[layer, head]` or `[layer, batch, head]`, or `ShapeError`."""
+    gates = torch.as_tensor(gates)
+    wanted = [anatomy.layers, anatomy.heads]
+    if gates.dim() not in (2, 3) or [gates.shape[0], gates.shape[-1]] != wanted:
+        kind = "[layer, batch, head]" if gates.dim() == 3 else "[layer, head]"
+        want = [wanted[0], "batch", wanted[1]] if gates.dim() == 3 else wanted
+        raise ShapeError(f"gates must be {kind} = {want}, got {list(gates.shape)}".replace("'", ""))
+    if not gates.is_floating_point():
+        gates = gates.float()
+    looked_at = anatomy.present.to(gates.device)
+    if gates.dim() == 3:
+        looked_at = looked_at[:, None].expand(gates.shape)
+    if gates.detach()[looked_at].isnan().any():
+        raise ShapeError("gates must be numbers, got NaN for a head that is there")
+    return gates
+
+
+@contextmanager
+def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | Tensor = "zero") -> Iterator[None]:
+    """Take some heads away while the `with` lasts.
+
+    Args:
+        model: any model with attention heads.
+        heads: `{layer: [heads]}`, `(layer, head)` pairs or `Head`s.
+        replace: what stands where the head's output was: "zero"; "mean", the head's own mean output over the real
+            tokens of the batch at hand; or a tensor `[layer, head, dim]`, such as
+            `head_outputs(model, sample).mean()`, the means over a sample of your own.
+
+    Raises `HeadError` for heads that are out of range or were pruned.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)).eval()
+        >>> with ablated(model, {0: [1, 2]}, replace="mean"):
+        ...     model(input_ids=torch.tensor([[5, 6, 7]])).last_hidden_state.shape
+        torch.Size([1, 3, 32])
+    """
+    anatomy = dissect(model)
+    places = anatomy.resolve(heads)
+    if isinstance(replace, str) and replace not in ("zero", "mean"):
+        raise HeadError(f"replace must be 'zero', 'mean' or a tensor [layer, head, dim], got {replace!r}")
+    if isinstance(replace, Tensor):
+        wanted = [anatomy.layers, anatomy.heads, max(site.dim for site in anatomy.sites)]
+        if list(replace.shape) != wanted:
+            raise ShapeError(f"replace must be [layer, head, dim] = {wanted}, got {list(replace.shape)}")
+    batch: dict[str, Any] = {}
+    cut = {
+        id(site): [(head, site.kept.index(head)) for r, head in places if r == row]
+        for row, site in enumerate(anatomy.sites)
+    }
+    row_of = {id(site): row for row, site in enumerate(anatomy.sites)}
+
+    def edit(site: Site, x: Tensor) -> Tensor:
+        if not cut[id(site)]:
+            return x
+        x = x.clone()
+        for head, here in cut[id(site)]:
+            x[..., here, :] = stand_in(site, head, x[..., here, :])
+        return x
+
+    def stand_in(site: Site, head: int, x: Tensor) -> Tensor:
+        if isinstance(replace, Tensor):
+            return replace[row_of[id(site)], head, : site.dim].to(x)
+        if replace == "zero":
+            return torch.zeros_like(x)
+        real = token_mask(model, batch, site.stack)[:, -x.shape[1] :].to(x.device)
+        if real.shape != x.shape[:2]:
+            raise DataError(
+                f"the attention mask marks {list(real.shape)} tokens, the head puts out {list(x.shape[:2])}"
+            )
+        return x[real].mean(0)
+
+    def look(arguments: dict[str, Any]) -> None:
+        batch.clear()
+        batch.update(arguments)
+
+    with ExitStack() as taps:
+        if isinstance(replace, str) and replace == "mean":
+            taps.enter_context(tap(anatomy, "inputs", read=look))
+        taps.enter_context(tap(anatomy, "heads", edit=edit))
+        yield
+
+
+def gates_without(anatomy: Anatomy, heads: Heads) -> Tensor:
+    """[layer, head], 0 or 1: gates that silence some heads (and are 0 where a head was pruned)."""
+    gates = anatomy.present.double()
+    for row, head in anatomy.resolve(heads):
+        gates[row, head] = 0
+    return gates

@@ -1,0 +1,109 @@
+"""How good are the predictions?
+
+The metrics of the GLUE tasks, from logits and labels: `metric(logits, labels) -> float`, higher is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+
+Metric = Callable[[Tensor, Tensor], float]
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of labels that get the highest logit; labels of -100 are left out."""
+    guess, truth = _classes(logits, labels)
+    return (guess == truth).double().mean().item()
+
+
+def f1(logits: Tensor, labels: Tensor) -> float:
+    """F1 of class 1 among two classes; 0 when class 1 is neither predicted nor there."""
+    guess, truth = _two_classes(logits, labels)
+    hits = (guess & truth).sum().item()
+    total = guess.sum().item() + truth.sum().item()
+    return 2 * hits / total if total else 0.0
+
+
+def matthews(logits: Tensor, labels: Tensor) -> float:
+    """Matthews correlation of two classes; 0 when only one class is predicted or there."""
+    guess, truth = _two_classes(logits, labels)
+    return _correlation(guess.double(), truth.double())
+
+
+def pearson(logits: Tensor, labels: Tensor) -> float:
+    """Pearson correlation of one number per example with its label; 0 when either is constant."""
+    return _correlation(*_numbers(logits, labels))
+
+
+def spearman(logits: Tensor, labels: Tensor) -> float:
+    """Spearman rank correlation, ties at their mean rank; 0 when either is constant."""
+    guess, truth = _numbers(logits, labels)
+    return _correlation(_ranks(guess), _ranks(truth))
+
+
+def pearson_spearman(logits: Tensor, labels: Tensor) -> float:
+    """The mean of Pearson and Spearman correlation, as GLUE scores STS-B."""
+    return (pearson(logits, labels) + spearman(logits, labels)) / 2
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+    "pearson_spearman": pearson_spearman,
+}
+
+
+def find_metric(metric: str | Metric) -> Metric:
+    """A metric by its name, or as it is when it is a function. Raises `DataError` for an unknown name."""
+    if callable(metric):
+        return metric
+    if metric not in METRICS:
+        raise DataError(
+            f"no metric is called {metric!r}: wanted a function of (logits, labels) or one of {', '.join(METRICS)}"
+        )
+    return METRICS[metric]
+
+
+def _classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if logits.shape[:-1] != labels.shape or labels.is_floating_point():
+        raise DataError(
+            f"this metric wants logits [example, label] and whole-number labels [example], "
+            f"got {list(logits.shape)} and {labels.dtype} {list(labels.shape)}"
+        )
+    there = labels != -100
+    if not there.any():
+        raise DataError("no labels to score: every one of them is -100")
+    return logits[there].argmax(-1), labels[there]
+
+
+def _two_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    guess, truth = _classes(logits, labels)
+    if logits.shape[-1] != 2:
+        raise DataError(f"this metric is for two classes, got logits for {logits.shape[-1]}")
+    return guess == 1, truth == 1
+
+
+def _numbers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if logits.numel() != labels.numel():
+        raise DataError(f"this metric wants one number per label, got {list(logits.shape)} for {list(labels.shape)}")
+    return logits.reshape(-1).double(), labels.reshape(-1).double()
+
+
+def _correlation(x: Tensor, y: Tensor) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    size = x.norm() * y.norm()
+    return (x @ y / size).item() if size > 0 else 0.0
+
+
+def _ranks(x: Tensor) -> Tensor:
+    _, place, counts = torch.unique(x, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[place]

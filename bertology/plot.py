@@ -1,0 +1,72 @@
+"""What does a result look like?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .curve import PruningCurve
+from .errors import DataError, need
+from .result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw(result: Result, *, path: str | Path | None = None) -> Figure:
+    """Draw a result in the picture that fits it, and write it to `path` if one is given (extra `plot`)."""
+    figure = need("matplotlib.figure", extra="plot").Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    if isinstance(result, PruningCurve):
+        curve(result, axes)
+    else:
+        heatmap(result, axes)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str | None = None) -> None:
+    """Draw a `[layer, head]` field of a result, by default its first; layer 0 at the bottom, pruned heads white."""
+    maps = [name for name in result._by_layer if getattr(result, name).dim() == 2]
+    if not maps or (field is not None and field not in maps):
+        raise DataError(
+            f"{type(result).__name__} has no [layer, head] field {field or ''}: it has {', '.join(maps) or 'none'}"
+        )
+    name = field or maps[0]
+    values: Tensor = getattr(result, name)
+    image = axes.imshow(values.numpy(), origin="lower", aspect="auto", cmap="viridis")
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    axes.set_xticks(range(values.shape[1]))
+    axes.set_yticks(range(values.shape[0]), labels=_short(result.labels))
+    axes.set_title(title or f"{_words(type(result).__name__)}: {name}")
+    axes.figure.colorbar(image, ax=axes)
+
+
+def curve(result: PruningCurve, axes: Axes, *, title: str | None = None) -> None:
+    """Draw the score against the share of heads that are gone, with the threshold where there is one."""
+    total = result.heads_left[0].item()
+    gone = 100 * (1 - result.heads_left.double() / total)
+    axes.plot(gone.numpy(), result.scores.numpy(), marker="o")
+    if result.threshold is not None:
+        level = result.threshold * result.scores[0].item()
+        axes.axhline(level, linestyle="--", color="grey", label=f"{result.threshold:.0%} of the whole model's score")
+        axes.legend()
+    axes.set_xlabel(f"heads silenced, % of {total}")
+    axes.set_ylabel(result.metric)
+    axes.set_title(title or "Pruning curve")
+    axes.grid(alpha=0.3)
+
+
+def _short(labels: tuple[str, ...]) -> list[str]:
+    several = len({label.rpartition(".")[0] for label in labels}) > 1
+    return [label if several else label.rpartition(".")[2] for label in labels]
+
+
+def _words(name: str) -> str:
+    spaced: Any = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
+    return str(spaced).capitalize()

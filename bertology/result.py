@@ -1,0 +1,117 @@
+"""What came out, and how is it kept?
+
+Every measure returns a frozen dataclass with this mixin: it prints itself, saves itself to one safetensors file
+(tensors as tensors, the rest as JSON in the header; no pickle), and knows the labels of its layers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import DataError
+
+Self = TypeVar("Self", bound="Result")
+
+
+class Result:
+    """Mixin of all results: `save`, `load`, `stack`, `plot`, printing.
+
+    A result names the fields whose first axis is `layer` in `_by_layer`.
+    """
+
+    _kinds: ClassVar[dict[str, type[Result]]] = {}
+    _by_layer: ClassVar[tuple[str, ...]] = ()
+    labels: tuple[str, ...]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Result._kinds[cls.__name__] = cls
+
+    def save(self, path: str | Path) -> None:
+        """Write the result to one safetensors file."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        tensors = {name: v.detach().cpu().contiguous().clone() for name, v in values.items() if isinstance(v, Tensor)}
+        rest = {name: v for name, v in values.items() if not isinstance(v, Tensor)}
+        save_file(
+            tensors,
+            str(path),
+            metadata={"result": type(self).__name__, "fields": json.dumps(rest, default=vars)},
+        )
+
+    @classmethod
+    def load(cls: type[Self], path: str | Path) -> Self:
+        """Read a result that `save` wrote; `Result.load` reads any kind.
+
+        Raises `DataError` when the file holds something else.
+        """
+        with safe_open(str(path), framework="pt") as file:
+            about = file.metadata() or {}
+            kind = Result._kinds.get(about.get("result", ""))
+            if kind is None or not issubclass(kind, cls):
+                found = about.get("result", "no result of this library")
+                raise DataError(f"wanted a {cls.__name__} in {path}, found {found}")
+            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        values |= {name: _tuples(value) for name, value in json.loads(about["fields"]).items()}
+        return kind(**values)
+
+    def stack(self: Self, name: str) -> Self:
+        """Only the layers of one stack: "encoder", "decoder" or "cross"."""
+        rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
+        if not rows:
+            stacks = sorted({label.rpartition(".")[0] for label in self.labels})
+            raise DataError(f"no stack {name!r} in this result: it has {', '.join(stacks)}")
+        cut = {name: getattr(self, name)[rows] for name in self._by_layer}
+        return replace(self, labels=tuple(self.labels[row] for row in rows), **cut)  # type: ignore[type-var]
+
+    def plot(self, **options: Any) -> Any:
+        """Draw the result (extra `plot`); the options are those of `bertology.plot.draw`."""
+        from . import plot
+
+        return plot.draw(self, **options)
+
+    def __str__(self) -> str:
+        lines = [type(self).__name__]
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if f.name in self._by_layer and value.dim() == 2:
+                lines += [f"{f.name} [layer, head]:", _table(value, self.labels)]
+            elif isinstance(value, Tensor):
+                lines.append(f"{f.name}: {list(value.shape)} {str(value.dtype).removeprefix('torch.')}")
+            elif f.name != "labels" and value is not None:
+                lines.append(f"{f.name}: {value}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        shown = []
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                shown.append(f"{f.name}={list(value.shape)}")
+            elif f.name != "labels" and value is not None:
+                shown.append(f"{f.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _table(values: Tensor, labels: tuple[str, ...]) -> str:
+    rows = [["", *(str(head) for head in range(values.shape[1]))]]
+    for label, row in zip(labels, values.tolist(), strict=True):
+        rows.append([label, *("" if v != v else f"{v:.4g}" for v in row)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+
+
+def cpu64(x: Tensor) -> Tensor:
+    """A float64 copy on the CPU: what results over a data set hold."""
+    return x.detach().to("cpu").to(torch.float64)

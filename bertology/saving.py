@@ -1,0 +1,69 @@
+"""How is a pruned model kept, and loaded again?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from .anatomy import PRUNED_NAME
+from .errors import DataError
+from .pruning import prune_heads
+
+
+def save_pruned(model: nn.Module, path: str | Path) -> None:
+    """Write a pruned model: safetensors, and a config whose `pruned_heads` says what is gone.
+
+    `load_pruned` reads it back; for BERT, GPT-2 and DistilBERT so does transformers 4.57 itself.
+    Raises `DataError` when the path is a file.
+    """
+    if Path(path).is_file():
+        raise DataError(f"save_pruned writes a folder, but {path} is a file: name another path")
+    model.save_pretrained(str(path))  # type: ignore[operator]
+
+
+def load_pruned(
+    path: str | Path,
+    *,
+    model_class: Any = None,
+    dtype: torch.dtype | None = None,
+    attn_implementation: str | None = None,
+) -> Any:
+    """Load a model that was pruned and saved, by `save_pruned` or by transformers 4's own `prune_heads`.
+
+    Args:
+        path: the folder.
+        model_class: the transformers class to load; by default the one that was saved.
+        dtype: the type of the weights; by default that in the config.
+        attn_implementation: "sdpa", "eager" ...; by default transformers' choice.
+
+    Raises `DataError` when the folder holds no transformers model.
+    """
+    if not (Path(path) / "config.json").is_file():
+        raise DataError(f"no model at {path}: wanted a folder with a config.json, as save_pruned writes it")
+    config = transformers.AutoConfig.from_pretrained(str(path))
+    pruned = {int(layer): list(heads) for layer, heads in (getattr(config, PRUNED_NAME, None) or {}).items()}
+    # transformers 4 would prune by itself, but not every family, and not as a whole layer is pruned here.
+    setattr(config, PRUNED_NAME, {})
+    original = model_class or _saved_class(path, config)
+
+    class Loading(original):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            prune_heads(self, pruned)
+
+    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    model = Loading.from_pretrained(str(path), config=config, **{k: v for k, v in options.items() if v is not None})
+    model.__class__ = original
+    return model
+
+
+def _saved_class(path: str | Path, config: Any) -> Any:
+    names = json.loads((Path(path) / "config.json").read_text()).get("architectures") or []
+    if not names or not hasattr(transformers, names[0]):
+        raise DataError(f"the config in {path} names no class of transformers ({names}): pass model_class=")
+    return getattr(transformers, names[0])

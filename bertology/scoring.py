@@ -1,0 +1,153 @@
+"""How well does the model do its task?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .anatomy import Anatomy
+from .batches import Batch, Batches, examples, token_mask
+from .errors import DataError
+from .losses import IGNORED, ExampleLoss, example_losses, find_loss, is_causal
+from .metrics import Metric, find_metric
+from .result import Result
+from .streaming import Accumulator, accumulate, stat
+
+INVERSE_LOSS = "inverse_loss"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Score(Result):
+    """How well the model did over a data set."""
+
+    value: float
+    """The metric, higher is better."""
+    metric: str
+    """What was measured."""
+    examples: int
+    """How many examples it was measured on."""
+    labels: tuple[str, ...] = ()
+
+
+class ScoreAccumulator(Accumulator):
+    """Keeps logits and labels of all examples for a metric, for `accumulate`. Merging lays them end to end."""
+
+    examples: Tensor = stat("", torch.int64)
+
+    def __init__(self, metric: str | Metric) -> None:
+        self._metric = find_metric(metric)
+        self._name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+
+    def zero(self, anatomy: Anatomy) -> ScoreAccumulator:
+        """Forget everything."""
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        return super().zero(anatomy)
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """Keep the batch's logits and labels, on the CPU."""
+        logits, labels = predictions(self.anatomy.model, outputs, batch)
+        self._logits.append(logits.detach().cpu())
+        self._labels.append(labels.cpu())
+        self.examples += examples(batch)
+
+    def state(self) -> dict[str, Tensor]:
+        """All logits and labels so far."""
+        empty = torch.empty(0)
+        logits = torch.cat(self._logits) if self._logits else empty
+        labels = torch.cat(self._labels) if self._labels else empty
+        return super().state() | {"logits": logits, "labels": labels}
+
+    def merge(self, other: dict[str, Tensor]) -> ScoreAccumulator:
+        """Lay the other's logits and labels behind ours."""
+        if other["logits"].numel():
+            self._logits.append(other["logits"])
+            self._labels.append(other["labels"])
+        return super().merge(other)
+
+    def compute(self) -> Score:
+        """Apply the metric to all examples at once."""
+        value = float(self._metric(torch.cat(self._logits), torch.cat(self._labels)))
+        if value != value:
+            raise DataError(f"the metric {self._name} is NaN over {int(self.examples)} examples")
+        return Score(value, self._name, int(self.examples))
+
+
+class InverseLossAccumulator(Accumulator):
+    """One over the mean loss of an example, for models whose predictions are too many to keep (language models)."""
+
+    total: Tensor = stat("")
+    examples: Tensor = stat("", torch.int64)
+
+    def __init__(self, loss: ExampleLoss | None = None) -> None:
+        self._own = loss
+        self.needs_labels = loss is not None
+
+    def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
+        """Forget everything; find the loss before any work is done."""
+        self._loss = self._own or find_loss(anatomy.model)
+        return super().zero(anatomy)
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """Add the batch's losses."""
+        losses = example_losses(self._loss, outputs, batch).detach()
+        self.total += losses.sum(dtype=torch.float64).to(self.total.device)
+        self.examples += examples(batch)
+
+    def compute(self) -> Score:
+        """Divide."""
+        return Score((self.examples / self.total).item(), INVERSE_LOSS, int(self.examples))
+
+
+def predictions(model: nn.Module, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits and the labels that they are scored against: shifted for causal LMs, without padding for token labels."""
+    logits, labels = getattr(outputs, "logits", None), batch.get("labels")
+    if logits is None or labels is None:
+        missing = "labels in every batch" if labels is None else f"logits from the model, got {type(outputs).__name__}"
+        raise DataError(f"a score needs {missing}; for other models use metric='{INVERSE_LOSS}'")
+    if labels.dim() == 2 and logits.dim() == 3:
+        stack = "decoder" if getattr(model.config, "is_encoder_decoder", False) else "encoder"
+        there = (labels != IGNORED) & token_mask(model, batch, stack)
+        if is_causal(model):
+            logits, labels, there = logits[:, :-1], labels[:, 1:], there[:, 1:]
+        return logits[there], labels[there]
+    return logits, labels
+
+
+def scorer(metric: str | Metric, loss: ExampleLoss | None = None) -> Accumulator:
+    """The accumulator for a metric: a function of (logits, labels), a GLUE metric by name, or "inverse_loss"."""
+    return InverseLossAccumulator(loss) if metric == INVERSE_LOSS else ScoreAccumulator(metric)
+
+
+def score(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    metric: str | Callable[[Tensor, Tensor], float],
+    loss: ExampleLoss | None = None,
+    progress: str | None = None,
+) -> Score:
+    """Score the model on a data set.
+
+    Args:
+        model: a model with a task head; measured in eval mode, left as it was found.
+        batches: one mapping of model arguments with labels, or an iterable of them.
+        metric: "accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman" (see `metrics`);
+            "inverse_loss", one over the mean loss of an example, for language models; or `f(logits, labels) -> float`
+            over all examples at once, higher is better.
+        loss: for "inverse_loss", `f(outputs, batch) -> [batch]`; by default that of the task head.
+        progress: the title of a progress bar; no bar without it.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)
+        >>> model = BertForSequenceClassification(config)
+        >>> batch = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 4]]), "labels": torch.tensor([1, 0])}
+        >>> score(model, batch, metric="accuracy").value in (0.0, 0.5, 1.0)
+        True
+    """
+    return accumulate(model, batches, scorer(metric, loss), progress=progress)[0]

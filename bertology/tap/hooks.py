@@ -1,0 +1,159 @@
+"""How are blocks and heads read or edited while the model runs?"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..anatomy import Anatomy, Site
+from ..errors import BertologyError, ShapeError
+from .calls import Calls
+from .maps import tap_maps
+
+PLACES = ("inputs", "block", "last", "heads", "attention")
+
+
+@contextmanager
+def tap(
+    anatomy: Anatomy,
+    place: str,
+    *,
+    read: Callable[..., Any] | None = None,
+    edit: Callable[..., Tensor] | None = None,
+    rows: int | None = None,
+) -> Iterator[None]:
+    """Call `read` or `edit` at one place of the model while the `with` lasts.
+
+    | place       | called with       | x                                                                        |
+    |-------------|-------------------|--------------------------------------------------------------------------|
+    | "inputs"    | (kwargs)          | no x: the arguments of the model's call, by name                         |
+    | "block"     | (stack, layer, x) | [batch, token, hidden]: what a block returns; layer 0: what block 1 gets |
+    | "last"      | (stack, x)        | [batch, token, hidden]: what the stack returns, its final norm included  |
+    | "heads"     | (site, x)         | [batch, token, head, dim]: the heads before the output projection        |
+    | "attention" | (site, x, rows)   | [batch, head, query, key]: the weights of the query rows `rows`, a slice |
+
+    What `read` returns is dropped. `edit`, at "block" and "heads", returns a tensor of the same shape that takes the
+    place of x. `rows` is how many query rows an attention reader is given at a time; by default, as many as fit
+    into 64 MiB. Attention maps are read under any attention implementation: for as long as the `with` lasts, a model
+    on transformers' attention interface computes attention with its own eager function.
+
+    All hooks are removed at the end, also when the model raises.
+    """
+    wanted = {
+        "inputs": (read,),
+        "last": (read,),
+        "attention": (read,),
+        "block": (read, edit),
+        "heads": (read, edit),
+    }
+    if place not in wanted:
+        raise BertologyError(f"no place is called {place!r}: wanted one of {', '.join(PLACES)}")
+    if (read is None) == (edit is None):
+        raise BertologyError("a tap either reads or edits: pass one of read= and edit=")
+    if edit is not None and place not in ("block", "heads"):
+        raise BertologyError(f"{place!r} can be read but not edited; edit 'block' or 'heads'")
+    with ExitStack() as undo:
+        if place == "attention":
+            assert read is not None
+            undo.enter_context(tap_maps(anatomy, read, rows))
+        else:
+            _TAPS[place](anatomy, undo, read, edit)
+        yield
+
+
+def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
+    names = _parameter_names(anatomy.model)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read(dict(zip(names, args, strict=False)) | kwargs)
+
+    undo.callback(anatomy.model.register_forward_pre_hook(before, with_kwargs=True).remove)
+
+
+def _parameter_names(model: nn.Module) -> list[str]:
+    return list(inspect.signature(model.forward).parameters)
+
+
+def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
+    calls = Calls([(site.projection, site) for site in anatomy.sites if site.stack != "cross"])
+    # A decoder without an encoder's states goes around its cross attention: those sites need not run.
+    crossing = Calls([(site.projection, site) for site in anatomy.sites if site.stack == "cross"])
+    calls.watch(anatomy, undo)
+    crossing.watch(anatomy, undo, must_run=False)
+    for counter in (calls, crossing):
+
+        def before(module: nn.Module, args: tuple[Any, ...], counter: Calls[Site] = counter) -> Any:
+            site = counter.next(module)
+            if not site.kept:
+                return None
+            x = rearrange(args[0], "... (head dim) -> ... head dim", dim=site.dim)
+            if edit is None:
+                read(site, x)
+                return None
+            new = _same_shape(edit(site, x), x, f"heads of {site.label}")
+            return (rearrange(new, "... head dim -> ... (head dim)"), *args[1:])
+
+        for module in counter.modules:
+            undo.callback(module.register_forward_pre_hook(before).remove)
+
+
+def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
+    places = [
+        (block, (stack.name, layer)) for stack in anatomy.stacks for layer, block in enumerate(stack.blocks, start=1)
+    ]
+    calls = Calls(places)
+    calls.watch(anatomy, undo)
+    running: dict[nn.Module, tuple[str, int]] = {}
+
+    def apply(stack: str, layer: int, x: Tensor) -> Tensor | None:
+        if edit is None:
+            read(stack, layer, x)
+            return None
+        return _same_shape(edit(stack, layer, x), x, f"block {layer} of the {stack}")
+
+    def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        stack, layer = running[block] = calls.next(block)
+        if layer > 1:
+            return None
+        named = not args
+        new = apply(stack, 0, kwargs["hidden_states"] if named else args[0])
+        if new is None:
+            return None
+        return (args, kwargs | {"hidden_states": new}) if named else ((new, *args[1:]), kwargs)
+
+    def after(block: nn.Module, args: Any, output: Any) -> Any:
+        x = output if isinstance(output, Tensor) else output[0]
+        new = apply(*running[block], x)
+        if new is None:
+            return None
+        return new if isinstance(output, Tensor) else type(output)([new, *output[1:]])
+
+    for block in calls.modules:
+        undo.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+        undo.callback(block.register_forward_hook(after).remove)
+
+
+def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
+    for stack in anatomy.stacks:
+
+        def after(module: nn.Module, args: Any, output: Any, name: str = stack.name) -> None:
+            read(name, output if isinstance(output, Tensor) else output[0])
+
+        undo.callback(stack.module.register_forward_hook(after).remove)
+
+
+def _same_shape(new: Any, old: Tensor, where: str) -> Tensor:
+    if not isinstance(new, Tensor) or new.shape != old.shape:
+        got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        raise ShapeError(
+            f"edit must return a tensor of the shape that it was given, {list(old.shape)} ({where}), got {got}"
+        )
+    return new.to(old.dtype)
+
+
+_TAPS = {"inputs": _tap_inputs, "block": _tap_blocks, "last": _tap_last, "heads": _tap_heads}

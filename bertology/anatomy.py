@@ -134,8 +134,9 @@ class Anatomy:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """[layer]: `encoder.0`, `decoder.0`, `cross.0`."""
-        return tuple(site.label for site in self.sites)
+        """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
+        several = len({site.stack for site in self.sites}) > 1
+        return tuple(site.label if several else str(site.layer) for site in self.sites)
 
     @property
     def present(self) -> Tensor:
@@ -181,7 +182,7 @@ def dissect(model: nn.Module) -> Anatomy:
 
         >>> from transformers import BertConfig, BertModel
         >>> dissect(BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))).labels
-        ('encoder.0', 'encoder.1')
+        ('0', '1')
     """
     modules = dict(model.named_modules())
     found: dict[str, list[Names]] = {}

@@ -40,7 +40,7 @@ class PruningCurve(Result):
     threshold: float | None
     """The share of the whole model's score below which the curve was stopped."""
     labels: tuple[str, ...]
-    """[layer]: `encoder.0`, `decoder.0`, `cross.0`."""
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
     def mask(self, threshold: float | None = None) -> Tensor:
         """[layer, head], 0 or 1: the gates of the last step before the score first fell below the threshold.

@@ -28,7 +28,7 @@ class AttentionEntropy(Result):
     queries: Tensor
     """[layer]: the real query tokens that were averaged over."""
     labels: tuple[str, ...]
-    """[layer]: `encoder.0`, `decoder.0`, `cross.0`."""
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
 
 class EntropyAccumulator(Accumulator):

@@ -35,8 +35,7 @@ Heads = Mapping[int, Iterable[int]] | Iterable[Head | tuple[int, int]]
 def head_at(labels: tuple[str, ...], row: int, head: int) -> Head:
     """Name the head at `[row, head]` of a result with these labels."""
     stack, _, layer = labels[row].rpartition(".")
-    several = any(label.rpartition(".")[0] != stack for label in labels)
-    return Head(int(layer), head, stack if several else "")
+    return Head(int(layer), head, stack)
 
 
 def each_head(heads: Heads) -> list[Head | tuple[int, int]]:

@@ -40,7 +40,7 @@ class HeadImportance(Result):
     examples: int
     """How many examples were averaged over."""
     labels: tuple[str, ...]
-    """[layer]: `encoder.0`, `decoder.0`, `cross.0`."""
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
     normalization: str | None = None
     """How the scores were normalized: None, "layer" or "all"."""
 
@@ -54,16 +54,15 @@ class HeadImportance(Result):
         if how not in ("layer", "all"):
             raise DataError(f"normalized takes 'layer' or 'all', got {how!r}")
         scale = self.scores.nan_to_num().norm(dim=-1, keepdim=True) + 1e-20
-        low = torch.zeros(())
+        scores = self.scores / scale
         if how == "all":
-            by_layer = self.scores / scale
-            there = by_layer[~by_layer.isnan()]
-            low = there.min() * scale
+            there = scores[~scores.isnan()]
             # With equal scores everywhere there is nothing to stretch: all of them become 0.
-            scale = scale * ((there.max() - there.min()) or 1.0)
+            span = (there.max() - there.min()) or 1.0
+            scores, scale = (scores - there.min()) / span, scale * span
         return replace(
             self,
-            scores=(self.scores - low) / scale,
+            scores=scores,
             signed=self.signed / scale,
             fisher=self.fisher / scale**2,
             stderr=self.stderr / scale,

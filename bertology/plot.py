@@ -42,7 +42,7 @@ def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str 
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
     axes.set_xticks(range(values.shape[1]))
-    axes.set_yticks(range(values.shape[0]), labels=_short(result.labels))
+    axes.set_yticks(range(values.shape[0]), labels=result.labels)
     axes.set_title(title or f"{_words(type(result).__name__)}: {name}")
     axes.figure.colorbar(image, ax=axes)
 
@@ -60,11 +60,6 @@ def curve(result: PruningCurve, axes: Axes, *, title: str | None = None) -> None
     axes.set_ylabel(result.metric)
     axes.set_title(title or "Pruning curve")
     axes.grid(alpha=0.3)
-
-
-def _short(labels: tuple[str, ...]) -> list[str]:
-    several = len({label.rpartition(".")[0] for label in labels}) > 1
-    return [label if several else label.rpartition(".")[2] for label in labels]
 
 
 def _words(name: str) -> str:

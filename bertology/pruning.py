@@ -26,7 +26,7 @@ class Pruned(Result):
     parameters_after: int
     """How many it has left."""
     labels: tuple[str, ...]
-    """[layer]: `encoder.0`, `decoder.0`."""
+    """[layer]: `0`, `1` ..."""
 
     def __post_init__(self) -> None:
         # A saved result holds its heads as JSON.

@@ -63,11 +63,11 @@ class Result:
         return kind(**values)
 
     def stack(self: Self, name: str) -> Self:
-        """Only the layers of one stack: "encoder", "decoder" or "cross"."""
+        """Only the layers of one stack, "encoder", "decoder" or "cross", of a model with several."""
         rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
         if not rows:
-            stacks = sorted({label.rpartition(".")[0] for label in self.labels})
-            raise DataError(f"no stack {name!r} in this result: it has {', '.join(stacks)}")
+            stacks = sorted({label.rpartition(".")[0] for label in self.labels} - {""})
+            raise DataError(f"no stack {name!r} in this result: it has {', '.join(stacks) or 'only one'}")
         cut = {name: getattr(self, name)[rows] for name in self._by_layer}
         return replace(self, labels=tuple(self.labels[row] for row in rows), **cut)  # type: ignore[type-var]
 

@@ -114,30 +114,43 @@ def accumulate(
 
     Raises `DataError` for batches that cannot be used, and when a checkpoint is of another model or other data.
     """
+    with torch.inference_mode(False):
+        return _accumulate(model, batches, accumulators, checkpoint, progress)
+
+
+def _accumulate(
+    model: nn.Module,
+    batches: Batches,
+    accumulators: Sequence[Accumulator],
+    checkpoint: str | Path | None,
+    progress: str | None,
+) -> tuple[Any, ...]:
     anatomy = dissect(model)
     for accumulator in accumulators:
         accumulator.zero(anatomy)
     saved = Checkpoint(checkpoint, model, accumulators) if checkpoint is not None else None
     gradient = any(accumulator.needs_gradient for accumulator in accumulators)
-    labelled = any(accumulator.needs_labels for accumulator in accumulators)
     total = len(batches) if progress and isinstance(batches, Sequence) else None
-    with undisturbed(model), torch.inference_mode(False), torch.set_grad_enabled(gradient):
+    with undisturbed(model), torch.set_grad_enabled(gradient):
         for batch in tqdm(each_batch(model, batches), desc=progress, total=total, disable=progress is None):
-            if saved is not None and saved.has(batch):
-                continue
-            with ExitStack() as watching:
-                for accumulator in accumulators:
-                    watching.enter_context(accumulator.watch(batch))
-                outputs = model(**(batch if labelled else without_labels(model, batch)))
-                for accumulator in accumulators:
-                    accumulator.update(batch, outputs)
-            if saved is not None:
-                saved.keep()
-    merged = [all_merge(accumulator) for accumulator in accumulators]
-    results = tuple(accumulator.compute() for accumulator in merged)
+            if saved is None or not saved.has(batch):
+                _update(model, batch, accumulators)
+                if saved is not None:
+                    saved.keep()
+    results = tuple(all_merge(accumulator).compute() for accumulator in accumulators)
     if saved is not None:
         saved.remove()
     return results
+
+
+def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator]) -> None:
+    labelled = any(accumulator.needs_labels for accumulator in accumulators)
+    with ExitStack() as watching:
+        for accumulator in accumulators:
+            watching.enter_context(accumulator.watch(batch))
+        outputs = model(**(batch if labelled else without_labels(model, batch)))
+        for accumulator in accumulators:
+            accumulator.update(batch, outputs)
 
 
 def all_merge(accumulator: A) -> A:

@@ -94,8 +94,8 @@ def _attend(
     eager = _eager(module)
     assert eager is not None
     readers = [(tap, tap.calls.next(module)) for tap in _taps.get(module, [])]
-    # An extra tensor (a position bias) may have a query axis of its own, which only the model's function knows.
-    whole = not _CAN_BLOCK or any(isinstance(extra, Tensor) for extra in kwargs.values())
+    # An extra tensor like T5's position bias has a query axis of its own, which only the model's function knows.
+    whole = not _CAN_BLOCK or any(isinstance(extra, Tensor) and extra.dim() > 2 for extra in kwargs.values())
     queries = query.shape[2]
     size = queries if whole else _block_size(query, key, [tap.rows for tap, _ in readers])
     outputs = []

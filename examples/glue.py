@@ -1,0 +1,168 @@
+"""How is a GLUE task read: from a folder of TSV files, or from a data set of the `datasets` library?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertology.errors import DataError, need
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a task keeps its texts and labels, and how it is scored."""
+
+    texts: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    metric: str
+    header: tuple[str, ...] | None = None
+    dev: str = "dev.tsv"
+    hub: tuple[str, str] = ("", "validation")
+    hub_texts: tuple[str, ...] | None = None
+
+
+NUMBERS = ("0", "1")
+ENTAILMENT = ("entailment", "not_entailment")
+INFERENCE = ("contradiction", "entailment", "neutral")
+PAIR = ("sentence1", "sentence2")
+
+# As the GLUE archive has them; no labels means regression. Label orders are those of transformers' GLUE processors.
+TASKS = {
+    "cola": Task(
+        ("sentence",), "label", NUMBERS, "matthews", ("source", "label", "mark", "sentence"), hub=("cola", "validation")
+    ),
+    "sst-2": Task(("sentence",), "label", NUMBERS, "accuracy", hub=("sst2", "validation")),
+    "mrpc": Task(
+        ("#1 String", "#2 String"), "Quality", NUMBERS, "f1", hub=("mrpc", "validation"), hub_texts=PAIR
+    ),
+    "sts-b": Task(PAIR, "score", (), "pearson_spearman", hub=("stsb", "validation")),
+    "qqp": Task(("question1", "question2"), "is_duplicate", NUMBERS, "f1", hub=("qqp", "validation")),
+    "mnli": Task(
+        PAIR, "gold_label", INFERENCE, "accuracy", dev="dev_matched.tsv",
+        hub=("mnli", "validation_matched"), hub_texts=("premise", "hypothesis"),
+    ),
+    "mnli-mm": Task(
+        PAIR, "gold_label", INFERENCE, "accuracy", dev="dev_mismatched.tsv",
+        hub=("mnli", "validation_mismatched"), hub_texts=("premise", "hypothesis"),
+    ),
+    "qnli": Task(("question", "sentence"), "label", ENTAILMENT, "accuracy", hub=("qnli", "validation")),
+    "rte": Task(PAIR, "label", ENTAILMENT, "accuracy", hub=("rte", "validation")),
+    "wnli": Task(PAIR, "label", NUMBERS, "accuracy", hub=("wnli", "validation")),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts, one or two an example, and their labels."""
+
+    texts: list[tuple[str, ...]]
+    labels: list[float] | list[int]
+
+    def first(self, count: int) -> Examples:
+        """The first so many examples; all of them with a count of 0 or less."""
+        return Examples(self.texts[:count], self.labels[:count]) if count > 0 else self
+
+
+def find_task(name: str) -> Task:
+    """The task of that name, in any case, with or without a dash. Raises `DataError`."""
+    for known, task in TASKS.items():
+        if name.lower().replace("-", "").replace("_", "") == known.replace("-", ""):
+            return task
+    raise DataError(f"no GLUE task is called {name!r}: wanted one of {', '.join(TASKS)}")
+
+
+def read_examples(task: Task, data: str | Path, *, train: bool = False) -> Examples:
+    """Read a task's dev (or training) set.
+
+    `data` is a folder with the GLUE TSV files, or the name of a data set that `datasets.load_dataset` takes: "glue"
+    on the hub (where it can be reached), or a folder with one file a split in a format that it knows.
+    Raises `DataError` that names the file, the line and the column that cannot be used.
+    """
+    file = Path(data) / ("train.tsv" if train else task.dev)
+    if file.is_file():
+        return _read_tsv(task, file)
+    if any(Path(data).glob("*.tsv")):
+        raise DataError(f"no {file.name} in {data}: it has {', '.join(sorted(f.name for f in Path(data).glob('*.tsv')))}")
+    return _read_dataset(task, str(data), train)
+
+
+def _read_tsv(task: Task, file: Path) -> Examples:
+    rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    header = list(task.header) if task.header else (rows.pop(0) if rows else [])
+    if not rows:
+        raise DataError(f"{file} holds no examples")
+    places = []
+    for column in (*task.texts, task.label):
+        if column not in header:
+            raise DataError(f"{file} has no column {column!r}: its columns are {', '.join(header)}")
+        # MNLI's dev sets have more labels behind; the last column of the name is the one.
+        places.append(header.index(column))
+    texts: list[tuple[str, ...]] = []
+    labels: list[Any] = []
+    for number, row in enumerate(rows, start=1 if task.header else 2):
+        if len(row) <= max(places):
+            raise DataError(f"{file}, line {number}: wanted {max(places) + 1} columns or more, got {len(row)}")
+        texts.append(tuple(row[place].strip() for place in places[:-1]))
+        labels.append(_label(task, row[places[-1]].strip(), f"{file}, line {number}"))
+    return Examples(texts, labels)
+
+
+def _label(task: Task, text: str, where: str) -> float | int:
+    if task.labels:
+        if text not in task.labels:
+            raise DataError(f"{where}: {text!r} is no label of this task, wanted one of {', '.join(task.labels)}")
+        return task.labels.index(text)
+    try:
+        return float(text)
+    except ValueError as error:
+        raise DataError(f"{where}: wanted a number as label, got {text!r}") from error
+
+
+def _read_dataset(task: Task, name: str, train: bool) -> Examples:
+    datasets = need("datasets", extra="glue")
+    config, dev = task.hub
+    split = "train" if train else dev
+    try:
+        on_disk = Path(name).is_dir()
+        rows = datasets.load_dataset(name, split=split) if on_disk else datasets.load_dataset(name, config, split=split)
+    except Exception as error:
+        raise DataError(
+            f"no GLUE data at {name!r}: it is neither a folder with {task.dev} nor a data set with a split {split!r} "
+            f"that datasets can load ({type(error).__name__}: {error})"
+        ) from error
+    columns = task.hub_texts or task.texts
+    missing = [column for column in (*columns, "label") if column not in rows.column_names]
+    if missing:
+        raise DataError(f"the data set {name!r} has no column {missing[0]!r}: its columns are {', '.join(rows.column_names)}")
+    texts = list(zip(*(list(rows[column]) for column in columns), strict=True))
+    names = getattr(rows.features["label"], "names", None)
+    # Hub data sets number their labels in an order of their own (MNLI: entailment first).
+    labels = [task.labels.index(names[i]) if names and set(names) == set(task.labels) else i for i in rows["label"]]
+    if not labels:
+        raise DataError(f"the data set {name!r} holds no examples")
+    return Examples(texts, labels)
+
+
+def make_batches(
+    tokenizer: Any, examples: Examples, *, max_seq_length: int, batch_size: int, shuffle: torch.Generator | None = None
+) -> tuple[list[dict[str, torch.Tensor]], int]:
+    """Tokenize, and batch texts of like length; shuffled, whole batches are. Also returns how many texts were cut."""
+    both = [list(texts) for texts in zip(*examples.texts, strict=True)]
+    limit = min(max_seq_length, tokenizer.model_max_length)
+    full = tokenizer(*both)["input_ids"]
+    encoded = tokenizer(*both, truncation=True, max_length=limit)
+    cut = sum(len(ids) > limit for ids in full)
+    kind = torch.float if isinstance(examples.labels[0], float) else torch.long
+    order = sorted(range(len(full)), key=lambda i: len(encoded["input_ids"][i]))
+    batches = []
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = tokenizer.pad({name: [values[i] for i in rows] for name, values in encoded.items()}, return_tensors="pt")
+        batches.append({**batch, "labels": torch.tensor([examples.labels[i] for i in rows], dtype=kind)})
+    if shuffle is not None:
+        batches = [batches[i] for i in torch.randperm(len(batches), generator=shuffle).tolist()]
+    return batches, cut

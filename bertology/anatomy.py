@@ -95,6 +95,9 @@ class Site:
         """`encoder.0`, `decoder.0`, `cross.0`."""
         return f"{self.stack}.{self.layer}"
 
+    def __str__(self) -> str:
+        return self.label
+
     def spread(self, x: Tensor, heads: int, axis: int) -> Tensor:
         """Lay the heads that are there, along `axis` of `x`, at their numbers among `heads`; NaN where none is."""
         x = x.narrow(axis, 0, len(self.kept))

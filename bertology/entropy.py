@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .anatomy import Site
 from .batches import Batch, Batches, token_mask
-from .result import Result, cpu64
+from .result import Result, cpu64, finite
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 
@@ -57,8 +57,8 @@ class EntropyAccumulator(Accumulator):
 
     def compute(self) -> AttentionEntropy:
         """Divide by the number of real queries."""
-        mean = cpu64(self.total) / self.queries.cpu()[:, None]
-        mean[~self.anatomy.present] = float("nan")
+        there = self.anatomy.present & (self.queries.cpu() > 0)[:, None]
+        mean = finite(cpu64(self.total) / self.queries.cpu()[:, None], there, "attention entropy")
         return AttentionEntropy(mean, self.queries.cpu(), self.anatomy.labels)
 
 

@@ -16,7 +16,7 @@ from .errors import DataError, UnknownAnatomy
 from .head import Head, head_at
 from .losses import ExampleLoss, example_losses, find_loss
 from .masking import gated
-from .result import Result, cpu64
+from .result import Result, cpu64, finite
 from .streaming import Accumulator, accumulate, stat
 
 
@@ -124,7 +124,7 @@ class ImportanceAccumulator(Accumulator):
         """Divide by the number of examples."""
         n = int(self.examples)
         sums = [cpu64(x) for x in (self.absolute, self.signed, self.squared)]
-        scores, signed, fisher = (x.masked_fill(~self.anatomy.present, float("nan")) / n for x in sums)
+        scores, signed, fisher = (finite(x / n, self.anatomy.present, "head importance") for x in sums)
         spread = (fisher - scores.square()).clamp_min(0)
         stderr = (spread / (n - 1)).sqrt() if n > 1 else torch.full_like(scores, float("inf"))
         return HeadImportance(scores, signed, fisher, stderr, n, self.anatomy.labels)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .curve import PruningCurve
+from .entropy import AttentionEntropy
 from .errors import DataError, need
 from .result import Result
 
@@ -44,7 +45,7 @@ def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str 
     axes.set_xticks(range(values.shape[1]))
     axes.set_yticks(range(values.shape[0]), labels=result.labels)
     axes.set_title(title or f"{_words(type(result).__name__)}: {name}")
-    axes.figure.colorbar(image, ax=axes)
+    axes.figure.colorbar(image, ax=axes, label=_unit(result, name))
 
 
 def curve(result: PruningCurve, axes: Axes, *, title: str | None = None) -> None:
@@ -60,6 +61,13 @@ def curve(result: PruningCurve, axes: Axes, *, title: str | None = None) -> None
     axes.set_ylabel(result.metric)
     axes.set_title(title or "Pruning curve")
     axes.grid(alpha=0.3)
+
+
+def _unit(result: Result, field: str) -> str:
+    if isinstance(result, AttentionEntropy):
+        return "nats"
+    how = getattr(result, "normalization", None)
+    return {"layer": "share of the layer's l2 norm", "all": "0 least, 1 most important"}.get(how or "", field)
 
 
 def _words(name: str) -> str:

@@ -112,6 +112,18 @@ def _table(values: Tensor, labels: tuple[str, ...]) -> str:
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
+def finite(values: Tensor, there: Tensor, what: str) -> Tensor:
+    """[layer, head]: the values with NaN where no head is. Raises `DataError` where a head is and its value is not finite."""
+    broken = (there & ~values.isfinite()).nonzero().tolist()
+    if broken:
+        row, head = broken[0]
+        raise DataError(
+            f"{what} is {values[row, head].item()} for {len(broken)} heads, the first at layer {row}, head {head}: "
+            "look for NaN or overflow in the model's weights and outputs"
+        )
+    return values.masked_fill(~there, float("nan"))
+
+
 def cpu64(x: Tensor) -> Tensor:
     """A float64 copy on the CPU: what results over a data set hold."""
     return x.detach().to("cpu").to(torch.float64)

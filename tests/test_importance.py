@@ -228,6 +228,16 @@ def test_encoder_decoder_has_scores_for_every_stack():
         assert importance.scores[row, head].item() == pytest.approx(total, rel=1e-3)
 
 
+def test_nan_gradients_are_an_error():
+    model, inputs = BY_NAME["bert"].build(), batch()
+
+    def loss(outputs, b):
+        return by_hand(outputs, b) + outputs.logits.sum(-1).mul(0).abs().sqrt()  # 0, with a gradient of NaN
+
+    with pytest.raises(DataError, match="head importance is nan for 8 heads, the first at layer 0, head 0"):
+        head_importance(model, inputs, loss=loss)
+
+
 def test_errors():
     family = BY_NAME["bert"]
     model, inputs = family.build(), batch()

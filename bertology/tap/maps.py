@@ -135,6 +135,14 @@ def _hand_up(anatomy: Anatomy, sites: list[Site], read: Reader, undo: ExitStack)
         undo.callback(attention.register_forward_hook(take).remove)
 
 
+def _mask(*args: Any, **kwargs: Any) -> Tensor:
+    """The eager mask, with a lowest value that stays finite when a float64 model takes its softmax in float32 (Llama).
+
+    Else a padded query that sees no key at all would be NaN, and through the next layer so would everything.
+    """
+    return eager_mask(*args, **kwargs).clamp_min(torch.finfo(torch.float32).min)
+
+
 AttentionInterface.register(NAME, _attend)
 # Without a mask function of the same name transformers would drop the padding mask.
-AttentionMaskInterface.register(NAME, eager_mask)
+AttentionMaskInterface.register(NAME, _mask)

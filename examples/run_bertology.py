@@ -1,0 +1,256 @@
+"""What do the heads of a classifier do, and how many of them does it need?
+
+The main job of the library, with the flags of transformers' old script of this name: attention entropy, head
+importance, masking heads while the score holds, and pruning them for good.
+
+    python examples/run_bertology.py                                  # a small BERT and a small data set, at once
+    python examples/run_bertology.py --model_name_or_path sst2-minilm --task_name sst-2 --data_dir SST-2 --try_masking
+
+In the output folder: attn_entropy.npy, head_importance.npy, head_ranks.npy, head_mask.npy ([layer, head]), pruned_model/,
+attn_entropy.png, head_importance.png, pruning_curve.png and summary.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from finetune import train
+from glue import Examples, find_task, make_batches, read_examples
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bertology import (
+    AttentionEntropy,
+    EntropyAccumulator,
+    HeadImportance,
+    ImportanceAccumulator,
+    PruningCurve,
+    accumulate,
+    dissect,
+    gated,
+    load_pruned,
+    prune_heads,
+    pruning_curve,
+    save_pruned,
+    score,
+)
+from bertology.demo import minilm_path
+from bertology.errors import BertologyError, DataError, need
+
+DEMO_DATA = Path(__file__).parent / "data" / "sentiment"
+METRIC_NAMES = {"acc": "accuracy", "mcc": "matthews", "spearmanr": "spearman", "corr": "pearson_spearman"}
+
+Batches = list[dict[str, torch.Tensor]]
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model_name_or_path", help="a sequence classifier; without it, a small BERT is trained on the spot")
+    add("--tokenizer_name", help="where the tokenizer is, if not with the model")
+    add("--cache_dir", help="where downloaded models are kept")
+    add("--task_name", default="sst-2", help="a GLUE task: cola, sst-2, mrpc, sts-b, qqp, mnli, mnli-mm, qnli, rte, wnli")
+    add("--data_dir", help="a folder of GLUE TSV files, or a datasets name such as nyu-mll/glue")
+    add("--output_dir", default="bertology-output")
+    add("--max_seq_length", type=int, default=128, help="longer texts are cut, and counted")
+    add("--batch_size", type=int, default=32, help="changes the speed, not the figures")
+    add("--data_subset", type=int, default=-1, help="use the first so many examples")
+    add("--try_masking", action="store_true", help="mask and prune heads (always done in the demo)")
+    add("--masking_threshold", type=float, default=0.9, help="stop below this share of the score")
+    add("--masking_amount", type=float, default=0.1, help="share of all heads to mask at each step")
+    add("--metric_name", help="accuracy (acc), f1, matthews (mcc), pearson, spearman, ...; by default the task's")
+    add("--dont_normalize_importance_by_layer", action="store_true")
+    add("--dont_normalize_global_importance", action="store_true")
+    add("--seed", type=int, default=42)
+    add("--no_cuda", action="store_true")
+    args = parser.parse_args()
+    if args.model_name_or_path and not args.data_dir:
+        parser.error("--data_dir is needed with --model_name_or_path")
+    if not 0 < args.masking_threshold < 1:
+        parser.error(f"--masking_threshold must lie between 0 and 1, got {args.masking_threshold}")
+    if not 0 < args.masking_amount <= 1:
+        parser.error(f"--masking_amount must be above 0 and at most 1, got {args.masking_amount}")
+    return args
+
+
+def check_output(path: Path) -> None:
+    """Find out now, not after the work, whether results can be written."""
+    if path.is_file():
+        raise DataError(f"--output_dir must be a folder, but {path} is a file")
+    path.mkdir(parents=True, exist_ok=True)
+    need("matplotlib", extra="plot")
+
+
+def load(args: argparse.Namespace, labels: int) -> tuple[Any, Any]:
+    """Load the classifier and its tokenizer; train the demo's on the spot."""
+    name = args.model_name_or_path or minilm_path()
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or name, cache_dir=args.cache_dir)
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        name, num_labels=labels, cache_dir=args.cache_dir, output_loading_info=True
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    model.to("cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu")
+    if not args.model_name_or_path:
+        examples = read_examples(find_task("sst-2"), DEMO_DATA, train=True)
+        train(
+            model, tokenizer, examples, epochs=4, learning_rate=1e-4, batch_size=16, max_seq_length=64, seed=args.seed
+        )  # fmt: skip
+    elif info["missing_keys"]:
+        print(f"WARNING: these weights are not in {name} and random: {', '.join(sorted(info['missing_keys']))}")
+    return model.eval(), tokenizer
+
+
+def normalized(importance: HeadImportance, args: argparse.Namespace) -> np.ndarray:
+    """The scores as the flags want them."""
+    by_layer, over_all = not args.dont_normalize_importance_by_layer, not args.dont_normalize_global_importance
+    if by_layer:
+        return importance.normalized("all" if over_all else "layer").scores.numpy()
+    scores = importance.scores.numpy()
+    return (scores - np.nanmin(scores)) / (np.nanmax(scores) - np.nanmin(scores)) if over_all else scores
+
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """[layer, head]: 0 for the most important head; -1 for pruned heads."""
+    out = np.full(scores.size, -1)
+    order = [i for i in np.argsort(-scores, axis=None, kind="stable") if not np.isnan(scores.flat[i])]
+    out[order] = np.arange(len(order))
+    return out.reshape(scores.shape)
+
+
+def measure(args: argparse.Namespace, model: Any, batches: Batches, out: Path) -> tuple[AttentionEntropy, HeadImportance]:
+    """Importance and entropy in one pass; files and pictures of them."""
+    accumulators = ImportanceAccumulator(), EntropyAccumulator()
+    importance, entropy = accumulate(model, batches, *accumulators, progress="importance and entropy")
+    scores = normalized(importance, args)
+    np.save(out / "attn_entropy.npy", entropy.mean.numpy())
+    np.save(out / "head_importance.npy", scores)
+    np.save(out / "head_ranks.npy", ranks(scores))
+    entropy.plot(path=out / "attn_entropy.png")
+    importance.normalized("layer").plot(path=out / "head_importance.png")
+    print(f"\n{entropy}\n")
+    print("Head importance, as written to head_importance.npy [layer, head]:")
+    with np.printoptions(precision=3, suppress=True, linewidth=160):
+        print(scores)
+    order = importance.normalized("layer").ranking()
+    print(f"least important: {', '.join(map(str, order[:8]))}; most: {', '.join(map(str, order[:-9:-1]))}\n")
+    return entropy, importance
+
+
+def mask(args: argparse.Namespace, model: Any, batches: Batches, metric: str, out: Path) -> PruningCurve:
+    """Silence heads, least important first and re-estimated at every step, while the score holds."""
+    total = int(dissect(model).present.sum())
+    curve = pruning_curve(
+        model,
+        batches,
+        metric=metric,
+        reestimate=True,
+        amount=max(1, int(total * args.masking_amount)),
+        threshold=args.masking_threshold,
+        normalize=None if args.dont_normalize_importance_by_layer else "layer",
+        progress="masking heads",
+    )
+    np.save(out / "head_mask.npy", curve.mask().numpy())
+    curve.plot(path=out / "pruning_curve.png")
+    print("\nheads left  " + metric)
+    for left, value in zip(curve.heads_left.tolist(), curve.scores.tolist(), strict=True):
+        print(f"{left:10}  {value:.4f}")
+    return curve
+
+
+def seconds(run: Any) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def prune(model: Any, tokenizer: Any, batches: Batches, curve: PruningCurve, out: Path) -> dict[str, Any]:
+    """Cut the masked heads out, save the model, load it again, and compare: parameters, speed, scores."""
+    with gated(model, curve.mask()):
+        masked = score(model, batches, metric=curve.metric)
+    small = copy.deepcopy(model)
+    pruned = prune_heads(small, curve.heads_off())
+    save_pruned(small, out / "pruned_model")
+    tokenizer.save_pretrained(out / "pruned_model")
+    again = load_pruned(out / "pruned_model").to(next(model.parameters()).device)
+    after = score(again, batches, metric=curve.metric)
+    # In turn, so that a change in the machine's speed hits both.
+    times = [
+        [seconds(lambda m=m: score(m, batches, metric=curve.metric)) for m in (model, again)] for _ in range(3)
+    ]  # fmt: skip
+    return {
+        "heads": int(curve.heads_left[0]),
+        "heads_pruned": len(pruned.heads),
+        "parameters_before": pruned.parameters_before,
+        "parameters_after": pruned.parameters_after,
+        "examples_per_second_before": after.examples / statistics.median(a for a, _ in times),
+        "examples_per_second_after": after.examples / statistics.median(b for _, b in times),
+        "speed_ratio": statistics.median(a / b for a, b in times),
+        "metric": curve.metric,
+        "score": curve.scores[0].item(),
+        "score_masked": masked.value,
+        "score_pruned": after.value,
+    }
+
+
+def report(summary: dict[str, Any], out: Path) -> None:
+    """Print and write the summary."""
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    s = summary
+    print(f"\nSummary over {s['examples']} examples of {s['task']} ({s['truncated']} texts cut to fit)")
+    if "heads" in s:
+        fewer = 1 - s["parameters_after"] / s["parameters_before"]
+        print(f"  heads       {s['heads']} before, {s['heads'] - s['heads_pruned']} after")
+        print(f"  parameters  {s['parameters_before']:,} before, {s['parameters_after']:,} after ({fewer:.1%} fewer)")
+        before, after = s["examples_per_second_before"], s["examples_per_second_after"]
+        print(f"  speed       {before:.0f} examples a second before, {after:.0f} after ({s['speed_ratio']:.2f} x)")
+        print(f"  {s['metric']:11} {s['score']:.4f} whole, {s['score_masked']:.4f} masked, {s['score_pruned']:.4f} pruned")
+    print(f"  files in    {out}")
+
+
+def read_data(args: argparse.Namespace, tokenizer: Any, examples: Examples) -> tuple[Batches, int]:
+    """Batches of the dev set; cut texts are announced."""
+    batches, cut = make_batches(
+        tokenizer, examples, max_seq_length=args.max_seq_length, batch_size=args.batch_size
+    )  # fmt: skip
+    if cut:
+        print(f"WARNING: {cut} of {len(examples.texts)} texts are longer than --max_seq_length and were cut")
+    return batches, cut
+
+
+def main() -> None:
+    """Run it all."""
+    args = parse()
+    out = Path(args.output_dir)
+    check_output(out)
+    task = find_task(args.task_name if args.model_name_or_path else "sst-2")
+    examples = read_examples(task, args.data_dir if args.model_name_or_path else DEMO_DATA).first(args.data_subset)
+    torch.manual_seed(args.seed)
+    model, tokenizer = load(args, len(task.labels) or 1)
+    batches, cut = read_data(args, tokenizer, examples)
+    metric = METRIC_NAMES.get(args.metric_name, args.metric_name) or task.metric
+    summary: dict[str, Any] = {"task": args.task_name, "examples": len(examples.texts), "truncated": cut}
+    summary |= {f"argument_{name}": value for name, value in vars(args).items()}
+    measure(args, model, batches, out)
+    if args.try_masking or not args.model_name_or_path:
+        curve = mask(args, model, batches, metric, out)
+        summary |= prune(model, tokenizer, batches, curve, out)
+    report(summary, out)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BertologyError as error:
+        raise SystemExit(f"run_bertology: {error}") from error

@@ -1,0 +1,102 @@
+"""Every public function leaves the model as it found it, on success and when the forward pass raises in the middle."""
+
+import pytest
+import torch
+from laws import Broken, check_leaves_model_alone, raising_at, snapshot
+from zoo import BY_NAME, batch
+
+import bertology as b
+
+MEASURES = {
+    "hidden_states": lambda m: b.hidden_states(m, batch()),
+    "attention_maps": lambda m: b.attention_maps(m, batch()),
+    "head_outputs": lambda m: b.head_outputs(m, batch()),
+    "head_outputs with gradients": lambda m: b.head_outputs(m, batch(), loss="auto"),
+    "head_importance": lambda m: b.head_importance(m, [batch(), batch()]),
+    "head_importance, own loss": lambda m: b.head_importance(
+        m, batch(), loss=lambda o, x: torch.nn.functional.cross_entropy(o.logits, x["labels"], reduction="none")
+    ),
+    "attention_entropy": lambda m: b.attention_entropy(m, batch()),
+    "accumulate": lambda m: b.accumulate(m, batch(), b.ImportanceAccumulator(), b.EntropyAccumulator()),
+    "score": lambda m: b.score(m, batch(), metric="accuracy"),
+    "pruning_curve": lambda m: b.pruning_curve(m, batch(), metric="accuracy", amount=3, reestimate=True),
+    "dissect": b.dissect,
+}
+RUNS = [name for name in MEASURES if name != "dissect"]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_leaves_the_model_alone(family, measure):
+    check_leaves_model_alone(family.build(), MEASURES[measure])
+
+
+@pytest.mark.parametrize("measure", RUNS)
+@pytest.mark.parametrize("place", ["block", "projection", "attention"])
+def test_leaves_the_model_alone_when_it_raises(family, measure, place):
+    model = family.build()
+    anatomy = b.dissect(model)
+    broken = {
+        "block": anatomy.stacks[0].blocks[-1],
+        "projection": anatomy.sites[-1].projection,
+        "attention": anatomy.sites[-1].attention,
+    }[place]
+    check_leaves_model_alone(model, MEASURES[measure], broken)
+    # The same measure works on the same model as if nothing had happened.
+    model.eval()
+    MEASURES[measure](model)
+
+
+def test_the_law_can_fail():
+    def careless(model):
+        model.eval()
+
+    with pytest.raises(AssertionError, match="training is not as it was"):
+        check_leaves_model_alone(BY_NAME["bert"].build(), careless)
+
+    def leaky(model):
+        model.register_forward_hook(lambda *_: None)
+
+    with pytest.raises(AssertionError, match="hooks is not as it was"):
+        check_leaves_model_alone(BY_NAME["bert"].build(), leaky)
+
+
+@pytest.mark.parametrize("manager", [
+    lambda m: b.gated(m, torch.ones(2, 4)),
+    lambda m: b.ablated(m, {0: [1]}),
+    lambda m: b.ablated(m, {0: [1]}, replace="mean"),
+    lambda m: b.tap(b.dissect(m), "attention", read=lambda *_: None),
+    lambda m: b.tap(b.dissect(m), "block", read=lambda *_: None),
+])  # fmt: skip
+def test_contexts_leave_no_hooks(family, manager):
+    model = family.build()
+    before = snapshot(model)
+    with pytest.raises(Broken), raising_at(b.dissect(model).sites[-1].projection), manager(model), torch.no_grad():
+        model(**batch(labels=False))
+    after = snapshot(model)
+    for key in ("hooks", "configs", "training", "attention functions"):
+        assert before[key] == after[key]
+
+
+def test_registration_that_fails_half_way_leaves_no_hooks():
+    model = BY_NAME["bert"].build()
+    anatomy = b.dissect(model)
+    last = anatomy.sites[-1].projection
+    last.register_forward_pre_hook = None  # type: ignore[assignment]
+    with pytest.raises(TypeError), b.tap(anatomy, "heads", read=lambda *_: None):
+        raise AssertionError
+    del last.register_forward_pre_hook
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_a_reader_that_raises_leaves_no_hooks():
+    model = BY_NAME["gpt2"].build()
+
+    def read(*_):
+        raise Broken
+
+    before = snapshot(model)
+    for place in ("inputs", "block", "last", "heads", "attention"):
+        with pytest.raises(Broken), b.tap(b.dissect(model), place, read=read), torch.no_grad():
+            model(**batch(labels=False))
+    assert snapshot(model)["hooks"] == before["hooks"]
+    assert snapshot(model)["configs"] == before["configs"]

@@ -28,8 +28,6 @@ class Family:
     classifier: Any
     lm: Any
     causal: bool = False
-    interface: bool = True
-    """Whether its attention can be switched (transformers 5)."""
 
     def build(self, kind: str = "classifier", attention: str | None = None, seed: int = 0, **config: Any) -> Any:
         """A model with random weights, large enough that heads matter, in eval mode."""
@@ -37,7 +35,7 @@ class Family:
         settings = self.config()
         for key, value in config.items():
             setattr(settings, key, value)
-        if attention is not None and self.interface:
+        if attention != "sdpa" or getattr(self, kind)._supports_sdpa:
             settings._attn_implementation = attention
         model = getattr(self, kind)(settings).double().eval()
         with torch.no_grad():
@@ -51,8 +49,7 @@ class Family:
 
 FAMILIES = [
     Family("bert", lambda: t.BertConfig(**SMALL, **WIDE), t.BertForSequenceClassification, t.BertForMaskedLM),
-    Family("gpt", lambda: t.OpenAIGPTConfig(**GPT), t.OpenAIGPTForSequenceClassification, t.OpenAIGPTLMHeadModel,
-           causal=True, interface=False),
+    Family("gpt", lambda: t.OpenAIGPTConfig(**GPT), t.OpenAIGPTForSequenceClassification, t.OpenAIGPTLMHeadModel, causal=True),
     Family("gpt2", lambda: t.GPT2Config(**GPT), t.GPT2ForSequenceClassification, t.GPT2LMHeadModel, causal=True),
     Family("roberta", lambda: t.RobertaConfig(**SMALL, **WIDE), t.RobertaForSequenceClassification, t.RobertaForMaskedLM),
     Family("distilbert", lambda: t.DistilBertConfig(vocab_size=VOCAB, dim=16, n_layers=2, n_heads=4, hidden_dim=24,

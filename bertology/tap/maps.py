@@ -29,16 +29,20 @@ BLOCK_BYTES = 64 * 2**20
 # In 4.57 some eager functions (GPT-2's) make the causal mask from the numbers of queries and keys: they need all rows.
 _CAN_BLOCK = not transformers.__version__.startswith("4.")
 
+_taps: dict[nn.Module, list[_Tap]] = {}
+
 
 class _Tap:
-    """One reader, and the sites that it reads on the attention interface."""
+    """One reader, and the sites that it reads."""
 
-    def __init__(self, read: Reader, rows: int | None, sites: list[Site]) -> None:
+    def __init__(self, anatomy: Anatomy, sites: list[Site], read: Reader, rows: int | None, undo: ExitStack) -> None:
         self.read, self.rows = read, rows
         self.calls = Calls([(site.attention, site) for site in sites])
-
-
-_taps: dict[nn.Module, list[_Tap]] = {}
+        # A decoder without an encoder's states goes around its cross attention.
+        self.calls.watch(anatomy, undo, must_run=all(site.stack != "cross" for site in sites))
+        for attention in self.calls.modules:
+            _taps.setdefault(attention, []).append(self)
+            undo.callback(_forget, attention, self)
 
 
 @contextmanager
@@ -48,9 +52,10 @@ def tap_maps(anatomy: Anatomy, read: Reader, rows: int | None) -> Iterator[None]
     switched = [site for site in there if _eager(site.attention) is not None]
     with ExitStack() as undo:
         if switched:
-            _switch(anatomy, _Tap(read, rows, switched), undo)
+            _switch(anatomy, _Tap(anatomy, switched, read, rows, undo), undo)
         if len(switched) < len(there):
-            _hand_up(anatomy, [site for site in there if site not in switched], read, undo)
+            handed = [site for site in there if site not in switched]
+            _hand_up(anatomy, _Tap(anatomy, handed, read, rows, undo), undo)
         yield
 
 
@@ -64,11 +69,6 @@ def _eager(attention: nn.Module) -> Callable[..., Any] | None:
 
 
 def _switch(anatomy: Anatomy, tap: _Tap, undo: ExitStack) -> None:
-    must_run = all(site.stack != "cross" for site in anatomy.sites)
-    tap.calls.watch(anatomy, undo, must_run=must_run)
-    for attention in tap.calls.modules:
-        _taps.setdefault(attention, []).append(tap)
-        undo.callback(_forget, attention, tap)
     attentions = set(tap.calls.modules)
     configs: dict[int, Any] = {
         id(module.config): module.config
@@ -115,32 +115,32 @@ def _block_size(query: Tensor, key: Tensor, asked: list[int | None]) -> int:
     return max(1, min([BLOCK_BYTES // max(1, row), *(rows for rows in asked if rows)]))
 
 
-def _hand_up(anatomy: Anatomy, sites: list[Site], read: Reader, undo: ExitStack) -> None:
-    calls = Calls([(site.attention, site) for site in sites])
-    calls.watch(anatomy, undo, must_run=all(site.stack != "cross" for site in sites))
-
+def _hand_up(anatomy: Anatomy, tap: _Tap, undo: ExitStack) -> None:
     def ask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         return args, kwargs | {"output_attentions": True}
 
     def take(module: nn.Module, args: Any, output: Any) -> Any:
-        site = calls.next(module)
+        site = tap.calls.next(module)
         found = [i for i, x in enumerate(output) if isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point()]
         if not isinstance(output, (tuple, list)) or len(found) != 1:
             raise UnknownAnatomy(f"the attention of {site.label} ({type(module).__name__}) handed up no attention map")
-        read(site, output[found[0]], slice(0, output[found[0]].shape[2]))
+        tap.read(site, output[found[0]], slice(0, output[found[0]].shape[2]))
+        if _taps[module][-1] is not tap:
+            return None  # another tap has yet to see the map
         return type(output)([None if i == found[0] else x for i, x in enumerate(output)])
 
     undo.callback(anatomy.model.register_forward_pre_hook(ask, with_kwargs=True).remove)
-    for attention in calls.modules:
+    for attention in tap.calls.modules:
         undo.callback(attention.register_forward_hook(take).remove)
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor:
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """The eager mask, with a lowest value that stays finite when a float64 model takes its softmax in float32 (Llama).
 
     Else a padded query that sees no key at all would be NaN, and through the next layer so would everything.
     """
-    return eager_mask(*args, **kwargs).clamp_min(torch.finfo(torch.float32).min)
+    mask = eager_mask(*args, **kwargs)
+    return None if mask is None else mask.clamp_min(torch.finfo(torch.float32).min)
 
 
 AttentionInterface.register(NAME, _attend)

@@ -1,0 +1,152 @@
+"""Each example's loss is what transformers returns for a batch of it alone."""
+
+import pytest
+import torch
+import transformers as t
+from zoo import BY_NAME, PAD, VOCAB, batch, each_alone
+
+from bertology.batches import without_labels
+from bertology.errors import LossError
+from bertology.losses import example_losses, find_loss, is_causal
+
+
+def losses(model, inputs):
+    with torch.no_grad():
+        outputs = model(**without_labels(model, inputs))
+    return example_losses(find_loss(model), outputs, inputs)
+
+
+def check(model, inputs, alone=None):
+    found = losses(model, inputs)
+    with torch.no_grad():
+        expected = torch.stack([model(**one).loss for one in alone or each_alone(inputs)])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6, check_dtype=False)
+    assert found.shape == (len(expected),)
+    assert expected.std() > 0
+    return found
+
+
+def bert(head, **config):
+    torch.manual_seed(0)
+    return getattr(t, f"BertFor{head}")(t.BertConfig(**{**BY_NAME["bert"].config().to_dict(), **config})).double().eval()
+
+
+def test_sequence_classification(family):
+    check(family.build(), batch())
+
+
+def test_regression():
+    model = bert("SequenceClassification", num_labels=1)
+    check(model, {**batch(), "labels": torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)})
+
+
+def test_regression_of_several_numbers():
+    model = bert("SequenceClassification", num_labels=3, problem_type="regression")
+    check(model, {**batch(), "labels": torch.randn(3, 3, dtype=torch.float64)})
+
+
+def test_several_labels():
+    model = bert("SequenceClassification", num_labels=4)
+    inputs = {**batch(), "labels": torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]], dtype=torch.float64)}
+    found = losses(model, inputs)
+    assert model.config.problem_type is None
+    check(model, inputs)
+    torch.testing.assert_close(losses(model, inputs), found)
+
+
+def token_labels(inputs):
+    labels = torch.where(inputs["attention_mask"] > 0, inputs["input_ids"] % 3, -100)
+    labels[:, 1] = -100
+    return {**inputs, "labels": labels}
+
+
+def test_token_classification():
+    check(bert("TokenClassification", num_labels=3), token_labels(batch()))
+
+
+def test_labels_on_padding_do_not_count():
+    model, inputs = bert("TokenClassification", num_labels=3), token_labels(batch())
+    careless = {**inputs, "labels": torch.where(inputs["attention_mask"] > 0, inputs["labels"], 1)}
+    torch.testing.assert_close(losses(model, careless), losses(model, inputs))
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "electra", "albert"])
+def test_masked_lm(name):
+    check(BY_NAME[name].build("lm"), token_labels(batch()))
+
+
+@pytest.mark.parametrize("name", ["gpt", "gpt2", "llama"])
+def test_causal_lm(name):
+    model, inputs = BY_NAME[name].build("lm"), batch()
+    assert is_causal(model)
+    # Padding has labels here, as in many scripts: it is left out all the same.
+    check(model, {**inputs, "labels": inputs["input_ids"]})
+
+
+def test_question_answering():
+    inputs = {**batch(labels=False), "start_positions": torch.tensor([1, 0, 2]), "end_positions": torch.tensor([6, 3, 2])}
+    check(bert("QuestionAnswering"), inputs)
+
+
+def test_multiple_choice():
+    ids = torch.randint(3, VOCAB, (3, 4, 5))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([3, 0, 1])}
+    alone = [{k: v[i : i + 1] for k, v in inputs.items()} for i in range(3)]
+    check(bert("MultipleChoice"), inputs, alone)
+
+
+@pytest.mark.parametrize("name", ["T5", "Bart"])
+def test_sequence_to_sequence(name):
+    torch.manual_seed(0)
+    config = {
+        "T5": lambda: t.T5Config(vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4,
+                                 decoder_start_token_id=PAD),
+        "Bart": lambda: t.BartConfig(vocab_size=VOCAB, d_model=16, encoder_layers=1, decoder_layers=1,
+                                     encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=16,
+                                     decoder_ffn_dim=16, max_position_embeddings=32),
+    }[name]()  # fmt: skip
+    model = getattr(t, f"{name}ForConditionalGeneration")(config).double().eval()
+    labels = torch.tensor([[4, 5, 6, 1], [7, 1, -100, -100], [8, 9, 1, -100]])
+    inputs = {**batch(), "labels": labels}
+    alone = [{**one, "labels": labels[i : i + 1]} for i, one in enumerate(each_alone(batch(labels=False)))]
+    check(model, inputs, alone)
+
+
+def test_half_precision_losses_are_computed_in_float32():
+    model = BY_NAME["bert"].build().bfloat16()
+    assert losses(model, batch()).dtype == torch.float32
+
+
+def test_wrappers_do_not_hide_the_task():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+    assert find_loss(Wrapper(BY_NAME["bert"].build()))
+
+
+@pytest.mark.parametrize(
+    ("head", "inputs", "message"),
+    [
+        ("SequenceClassification", batch(labels=False), "BertForSequenceClassification needs labels in every batch, got input_ids"),
+        ("QuestionAnswering", batch(), "needs start_positions and end_positions in every batch"),
+        ("SequenceClassification", {**batch(), "labels": torch.tensor([0, 1, 5])}, r"labels must lie in 0 ... 1 \(or be -100\), got 5"),
+        ("SequenceClassification", {**batch(), "labels": torch.tensor([0, 1])}, r"one class per example, \[batch\] = \[3\]"),
+        ("SequenceClassification", {**batch(), "labels": torch.tensor([0, 1, -100])}, r"one class per example.*-100"),
+        ("SequenceClassification", {**batch(), "labels": torch.ones(3)}, r"labels must be \[batch, label\] = \[3, 2\], got \[3\]"),
+        ("TokenClassification", {**batch(), "labels": torch.full((3, 7), -100)}, r"example\(s\) \[0, 1, 2\] of the batch have no labelled token"),
+        ("QuestionAnswering", {**batch(), "start_positions": torch.tensor([0, 5, 0]), "end_positions": torch.tensor([0, 0, 0])},
+         r"the loss is inf for example\(s\) \[1\] of a batch of 3"),
+        ("QuestionAnswering", {**batch(), "start_positions": torch.tensor([0, 9, 0]), "end_positions": torch.tensor([0, 0, 0])},
+         r"labels must lie in 0 ... 6"),
+    ],
+)  # fmt: skip
+def test_errors(head, inputs, message):
+    with pytest.raises(LossError, match=message):
+        losses(bert(head), inputs)
+
+
+def test_hint_for_causal_lms():
+    with pytest.raises(LossError, match="for a causal LM pass labels=input_ids"):
+        losses(BY_NAME["gpt2"].build("lm"), batch(labels=False))

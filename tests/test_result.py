@@ -1,0 +1,60 @@
+import pytest
+import torch
+from zoo import BY_NAME, batch
+
+from bertology import AttentionEntropy, HeadImportance, Result, attention_entropy, head_importance, prune_heads, pruning_curve, score
+from bertology.errors import DataError
+
+
+def make():
+    model, inputs = BY_NAME["bert"].build(), batch()
+    return [
+        head_importance(model, inputs),
+        attention_entropy(model, inputs),
+        score(model, inputs, metric="accuracy"),
+        pruning_curve(model, inputs, metric="accuracy", amount=4),
+        prune_heads(model, {0: [1]}),
+    ]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_comes_back_from_a_file(tmp_path, number):
+    result = make()[number]
+    result.save(tmp_path / "r.safetensors")
+    again = Result.load(tmp_path / "r.safetensors")
+    assert type(again) is type(result)
+    for name, value in vars(result).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(again, name), value)
+        else:
+            assert getattr(again, name) == value
+    assert repr(again) == repr(result)
+
+
+def test_another_kind_is_refused(tmp_path):
+    make()[1].save(tmp_path / "r")
+    with pytest.raises(DataError, match="wanted a HeadImportance in .*r, found AttentionEntropy"):
+        HeadImportance.load(tmp_path / "r")
+    assert isinstance(AttentionEntropy.load(tmp_path / "r"), AttentionEntropy)
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(1)}, tmp_path / "s")
+    with pytest.raises(DataError, match="wanted a Result in .*s, found no result of this library"):
+        Result.load(tmp_path / "s")
+
+
+def test_printing():
+    entropy = AttentionEntropy(torch.tensor([[0.5, float("nan")], [1.25, 2.0]]), torch.tensor([3, 3]), ("0", "1"))
+    assert str(entropy) == (
+        "AttentionEntropy\nmean [layer, head]:\n      0  1\n0   0.5   \n1  1.25  2\nqueries: [2] int64"
+    )
+    assert repr(entropy) == "AttentionEntropy(mean=[2, 2], queries=[2])"
+
+
+def test_one_stack():
+    ones = torch.arange(6.0).reshape(3, 2)
+    entropy = AttentionEntropy(ones, torch.tensor([1, 2, 3]), ("encoder.0", "decoder.0", "cross.0"))
+    cut = entropy.stack("decoder")
+    assert (cut.labels, cut.mean.tolist(), cut.queries.tolist()) == (("decoder.0",), [[2, 3]], [2])
+    with pytest.raises(DataError, match="no stack 'middle' in this result: it has cross, decoder, encoder"):
+        entropy.stack("middle")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -276,4 +276,5 @@ def input_width(projection: nn.Module) -> int:
     """How many numbers a token the projection takes (a Linear, or transformers' Conv1D)."""
     if hasattr(projection, "in_features"):
         return int(projection.in_features)  # type: ignore[arg-type]
-    return int(projection.weight.shape[0])
+    weight: Any = projection.weight
+    return int(weight.shape[0])

@@ -113,7 +113,7 @@ def _table(values: Tensor, labels: tuple[str, ...]) -> str:
 
 
 def finite(values: Tensor, there: Tensor, what: str) -> Tensor:
-    """[layer, head]: the values with NaN where no head is. Raises `DataError` where a head is and its value is not finite."""
+    """[layer, head]: the values, NaN where no head is. Raises `DataError` where a head's value is not finite."""
     broken = (there & ~values.isfinite()).nonzero().tolist()
     if broken:
         row, head = broken[0]

@@ -142,6 +142,8 @@ def score(
         loss: for "inverse_loss", `f(outputs, batch) -> [batch]`; by default that of the task head.
         progress: the title of a progress bar; no bar without it.
 
+    Raises `DataError` when labels or logits are missing, no metric is known by that name, or the metric is NaN.
+
         >>> import torch
         >>> from transformers import BertConfig, BertForSequenceClassification
         >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)

@@ -1,6 +1,6 @@
 """Fine-tune a classifier on a GLUE task, plainly, so that there is a model to look into.
 
-    python examples/finetune.py --data_dir SST-2 --output_dir sst2-minilm --train_subset 8000 --epochs 2
+python examples/finetune.py --data_dir SST-2 --output_dir sst2-minilm --train_subset 8000 --epochs 2
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ def train(
     model.train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("embedding" not in name)
-    batches, _ = make_batches(tokenizer, examples, max_seq_length=max_seq_length, batch_size=batch_size, shuffle=generator)
+    batches, _ = make_batches(
+        tokenizer, examples, max_seq_length=max_seq_length, batch_size=batch_size, shuffle=generator
+    )
     steps = epochs * len(batches)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=learning_rate, weight_decay=0.01)
-    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)  # type: ignore[no-untyped-call]
     device = next(model.parameters()).device
     with tqdm(total=steps, desc="fine-tuning") as bar:
         for _ in range(epochs):
@@ -51,7 +53,9 @@ def train(
 def main() -> None:
     """Train, score, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", help="a model of transformers; by default the small BERT of the demo extra")
+    parser.add_argument(
+        "--model_name_or_path", help="a model of transformers; by default the small BERT of the demo extra"
+    )
     parser.add_argument("--task_name", default="sst-2")
     parser.add_argument("--data_dir", required=True, help="a folder with train.tsv and dev.tsv, or a datasets name")
     parser.add_argument("--output_dir", required=True)

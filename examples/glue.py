@@ -86,7 +86,9 @@ def read_examples(task: Task, data: str | Path, *, train: bool = False) -> Examp
     if file.is_file():
         return _read_tsv(task, file)
     if any(Path(data).glob("*.tsv")):
-        raise DataError(f"no {file.name} in {data}: it has {', '.join(sorted(f.name for f in Path(data).glob('*.tsv')))}")
+        raise DataError(
+            f"no {file.name} in {data}: it has {', '.join(sorted(f.name for f in Path(data).glob('*.tsv')))}"
+        )
     return _read_dataset(task, str(data), train)
 
 
@@ -137,7 +139,9 @@ def _read_dataset(task: Task, name: str, train: bool) -> Examples:
     columns = task.hub_texts or task.texts
     missing = [column for column in (*columns, "label") if column not in rows.column_names]
     if missing:
-        raise DataError(f"the data set {name!r} has no column {missing[0]!r}: its columns are {', '.join(rows.column_names)}")
+        raise DataError(
+            f"the data set {name!r} has no column {missing[0]!r}: its columns are {', '.join(rows.column_names)}"
+        )
     texts = list(zip(*(list(rows[column]) for column in columns), strict=True))
     names = getattr(rows.features["label"], "names", None)
     # Hub data sets number their labels in an order of their own (MNLI: entailment first).
@@ -161,7 +165,9 @@ def make_batches(
     batches = []
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = tokenizer.pad({name: [values[i] for i in rows] for name, values in encoded.items()}, return_tensors="pt")
+        batch = tokenizer.pad(
+            {name: [values[i] for i in rows] for name, values in encoded.items()}, return_tensors="pt"
+        )
         batches.append({**batch, "labels": torch.tensor([examples.labels[i] for i in rows], dtype=kind)})
     if shuffle is not None:
         batches = [batches[i] for i in torch.randperm(len(batches), generator=shuffle).tolist()]

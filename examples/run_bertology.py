@@ -6,8 +6,8 @@ importance, masking heads while the score holds, and pruning them for good.
     python examples/run_bertology.py                                  # a small BERT and a small data set, at once
     python examples/run_bertology.py --model_name_or_path sst2-minilm --task_name sst-2 --data_dir SST-2 --try_masking
 
-In the output folder: attn_entropy.npy, head_importance.npy, head_ranks.npy, head_mask.npy ([layer, head]), pruned_model/,
-attn_entropy.png, head_importance.png, pruning_curve.png and summary.json.
+In the output folder: attn_entropy.npy, head_importance.npy, head_ranks.npy, head_mask.npy ([layer, head]),
+attn_entropy.png, head_importance.png, pruning_curve.png, pruned_model/ and summary.json.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ def parse() -> argparse.Namespace:
     add("--model_name_or_path", help="a sequence classifier; without it, a small BERT is trained on the spot")
     add("--tokenizer_name", help="where the tokenizer is, if not with the model")
     add("--cache_dir", help="where downloaded models are kept")
-    add("--task_name", default="sst-2", help="a GLUE task: cola, sst-2, mrpc, sts-b, qqp, mnli, mnli-mm, qnli, rte, wnli")
+    add(
+        "--task_name",
+        default="sst-2",
+        help="a GLUE task: cola, sst-2, mrpc, sts-b, qqp, mnli, mnli-mm, qnli, rte, wnli",
+    )
     add("--data_dir", help="a folder of GLUE TSV files, or a datasets name such as nyu-mll/glue")
     add("--output_dir", default="bertology-output")
     add("--max_seq_length", type=int, default=128, help="longer texts are cut, and counted")
@@ -128,7 +132,9 @@ def ranks(scores: np.ndarray) -> np.ndarray:
     return out.reshape(scores.shape)
 
 
-def measure(args: argparse.Namespace, model: Any, batches: Batches, out: Path) -> tuple[AttentionEntropy, HeadImportance]:
+def measure(
+    args: argparse.Namespace, model: Any, batches: Batches, out: Path
+) -> tuple[AttentionEntropy, HeadImportance]:
     """Importance and entropy in one pass; files and pictures of them."""
     accumulators = ImportanceAccumulator(), EntropyAccumulator()
     importance, entropy = accumulate(model, batches, *accumulators, progress="importance and entropy")
@@ -215,7 +221,9 @@ def report(summary: dict[str, Any], out: Path) -> None:
         print(f"  parameters  {s['parameters_before']:,} before, {s['parameters_after']:,} after ({fewer:.1%} fewer)")
         before, after = s["examples_per_second_before"], s["examples_per_second_after"]
         print(f"  speed       {before:.0f} examples a second before, {after:.0f} after ({s['speed_ratio']:.2f} x)")
-        print(f"  {s['metric']:11} {s['score']:.4f} whole, {s['score_masked']:.4f} masked, {s['score_pruned']:.4f} pruned")
+        print(
+            f"  {s['metric']:11} {s['score']:.4f} whole, {s['score_masked']:.4f} masked, {s['score_pruned']:.4f} pruned"
+        )
     print(f"  files in    {out}")
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 
-def importance(model: Any, examples: Iterable[dict[str, Any]], loss: Callable[[dict[str, Any]], float], step: float = 1e-5) -> Tensor:
+def importance(
+    model: Any, examples: Iterable[dict[str, Any]], loss: Callable[[dict[str, Any]], float], step: float = 1e-5
+) -> Tensor:
     """Michel et al. 2019, eq. 2, by central differences: I_h = (1/N) Σ_x |(L(ξ_h = 1 + ε) - L(ξ_h = 1 - ε)) / 2ε|.
 
     The gate is turned by scaling the head's columns of the output projection, without any hook.
@@ -34,7 +36,9 @@ def projections(model: Any) -> list[tuple[Tensor, int, int]]:
     """(weight, heads, input axis) of every attention's output projection, by full names, for the zoo's families."""
     found = []
     for name, parameter in model.named_parameters():
-        if name.endswith(("attention.output.dense.weight", "attention.dense.weight", "attention.out_lin.weight", "o_proj.weight")):
+        if name.endswith(
+            ("attention.output.dense.weight", "attention.dense.weight", "attention.out_lin.weight", "o_proj.weight")
+        ):
             found.append((parameter, 4, 1))
         elif name.endswith("attn.c_proj.weight"):
             found.append((parameter, 4, 0))

@@ -48,7 +48,9 @@ def test_albert_groups_in_the_order_in_which_they_run():
 
 
 def test_three_kinds_of_site_in_an_encoder_decoder():
-    config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=1, num_heads=4)
+    config = transformers.T5Config(
+        vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=1, num_heads=4
+    )
     anatomy = dissect(transformers.T5ForConditionalGeneration(config))
     assert anatomy.labels == ("encoder.0", "encoder.1", "decoder.0", "cross.0")
     assert anatomy.resolve([Head(0, 3, "cross"), Head(1, 2, "encoder"), (0, 0)]) == [(0, 0), (1, 2), (3, 3)]
@@ -81,7 +83,9 @@ def test_a_norm_between_heads_and_projection():
 def test_sizes_that_do_not_fit():
     model = BY_NAME["bert"].build()
     model.bert.encoder.layer[0].attention.self.attention_head_size = 5
-    with pytest.raises(UnknownAnatomy, match=r"layer.0.attention.output.dense takes 16 numbers a token, .* head width 5"):
+    with pytest.raises(
+        UnknownAnatomy, match=r"layer.0.attention.output.dense takes 16 numbers a token, .* head width 5"
+    ):
         dissect(model)
     model.bert.encoder.layer[0].attention.self.attention_head_size = 4
     model.bert.encoder.layer[0].attention.self.pruned_heads = {0, 1, 7}

@@ -65,7 +65,10 @@ def test_a_batch_is_its_examples(family):
 def test_blocks_of_rows_make_the_same_maps(family, rows):
     model, inputs = family.build(), batch()
     anatomy, blocks, seen = dissect(model), {}, []
-    with torch.no_grad(), tap(anatomy, "attention", read=lambda s, x, r: (blocks.setdefault(s, []).append(x), seen.append(r)), rows=rows):
+    with (
+        torch.no_grad(),
+        tap(anatomy, "attention", read=lambda s, x, r: (blocks.setdefault(s, []).append(x), seen.append(r)), rows=rows),
+    ):
         logits = model(**inputs).logits
     maps = torch.stack([torch.cat(blocks[site], dim=2) for site in anatomy.sites])
     torch.testing.assert_close(maps, attention_maps(model, inputs).values)
@@ -106,7 +109,13 @@ def test_encoder_decoder_has_three_stacks():
     model.set_attn_implementation("eager")
     with torch.no_grad():
         out = model(**inputs, output_attentions=True)
-    for name, expected in (("encoder", out.encoder_attentions), ("decoder", out.decoder_attentions), ("cross", out.cross_attentions)):
+    for name, expected in (
+        ("encoder", out.encoder_attentions),
+        ("decoder", out.decoder_attentions),
+        ("cross", out.cross_attentions),
+    ):
         torch.testing.assert_close(maps.stacks[name], torch.stack(expected))
-    with pytest.raises(ValueError, match=r"several stacks: take attention_maps.stacks\[name\] of 'encoder', 'decoder', 'cross'"):
+    with pytest.raises(
+        ValueError, match=r"several stacks: take attention_maps.stacks\[name\] of 'encoder', 'decoder', 'cross'"
+    ):
         _ = maps.values

@@ -97,7 +97,9 @@ def test_mask_is_the_last_step_before_the_first_fall():
     gates = torch.stack([torch.full((1, 4), 1.0 - step / 4) for step in range(4)])
     from bertology import PruningCurve
 
-    curve = PruningCurve(torch.tensor([4, 3, 2, 1]), torch.tensor([1.0, 0.95, 0.5, 0.97]), gates, "accuracy", None, ("0",))
+    curve = PruningCurve(
+        torch.tensor([4, 3, 2, 1]), torch.tensor([1.0, 0.95, 0.5, 0.97]), gates, "accuracy", None, ("0",)
+    )
     assert curve.mask(0.9)[0, 0] == 0.75
     assert curve.mask(0.4)[0, 0] == 0.25
     assert curve.mask()[0, 0] == 0.25
@@ -143,7 +145,9 @@ def test_published_pruning_order(shared: Path):
     torch.testing.assert_close(scores.norm(dim=1), torch.ones(12, dtype=torch.float64), rtol=0, atol=1e-3)
     importance = HeadImportance(scores, scores, scores, scores, 1, tuple(map(str, range(12))))
     gates, different = torch.ones(12, 12), []
-    for size, text in zip(_steps(anatomy_of(12, 12), 0.05, 0), figures["michel_repro_mnli_prune_sequence"], strict=False):
+    for size, text in zip(
+        _steps(anatomy_of(12, 12), 0.05, 0), figures["michel_repro_mnli_prune_sequence"], strict=False
+    ):
         gates = _silence(importance, gates, size, 0, None)
         found = {(row, head) for row, head in (gates == 0).nonzero().tolist()}
         different += sorted(found ^ published_heads(text))
@@ -153,7 +157,9 @@ def test_published_pruning_order(shared: Path):
     assert len(different) <= 2
     # The same test on the reversed order fails.
     backwards = _silence(replace(importance, scores=1 - scores), torch.ones(12, 12), 7, 0, None)
-    assert {tuple(p) for p in (backwards == 0).nonzero().tolist()} != published_heads(figures["michel_repro_mnli_prune_sequence"][0])
+    assert {tuple(p) for p in (backwards == 0).nonzero().tolist()} != published_heads(
+        figures["michel_repro_mnli_prune_sequence"][0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,9 +184,13 @@ def test_more_errors():
     importance = head_importance(model, inputs)
     with pytest.raises(DataError, match="reestimate=True estimates importance at every step"):
         pruning_curve(model, inputs, metric="accuracy", importance=importance, reestimate=True)
-    with pytest.raises(DataError, match=r"importance is of another model: wanted scores \[layer, head\] = \[3, 4\], got \[2, 4\]"):
+    with pytest.raises(
+        DataError, match=r"importance is of another model: wanted scores \[layer, head\] = \[3, 4\], got \[2, 4\]"
+    ):
         pruning_curve(BY_NAME["bert"].build(num_hidden_layers=3), inputs, metric="accuracy", importance=importance)
-    with pytest.raises(DataError, match="threshold is a share of the whole model's score, which must be above 0, got 0"):
+    with pytest.raises(
+        DataError, match="threshold is a share of the whole model's score, which must be above 0, got 0"
+    ):
         pruning_curve(model, inputs, metric=lambda logits, labels: 0.0, threshold=0.9)
 
 

@@ -54,7 +54,9 @@ def test_holes_are_padding():
 
 @given(st.integers(1, 50))
 def test_uniform_attention_has_entropy_ln_n(n):
-    assert attention_entropies(torch.full((1, n), 1 / n, dtype=torch.float64)).item() == pytest.approx(math.log(n), abs=1e-12)
+    assert attention_entropies(torch.full((1, n), 1 / n, dtype=torch.float64)).item() == pytest.approx(
+        math.log(n), abs=1e-12
+    )
 
 
 @settings(max_examples=30)

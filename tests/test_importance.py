@@ -67,7 +67,9 @@ def test_a_batch_is_its_examples(family):
 def test_left_padding_changes_nothing():
     model, right, left = BY_NAME["llama"].build(), batch(), batch(side="left")
     left["position_ids"] = (left["attention_mask"].cumsum(-1) - 1).clamp_min(0)
-    torch.testing.assert_close(head_importance(model, left).scores, head_importance(model, right).scores, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        head_importance(model, left).scores, head_importance(model, right).scores, rtol=1e-5, atol=1e-6
+    )
 
 
 @settings(max_examples=10, deadline=None)
@@ -206,7 +208,9 @@ def test_encoder_decoder_has_scores_for_every_stack():
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    config = transformers.T5Config(
+        vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
     model = transformers.T5ForConditionalGeneration(config).double().eval()
     inputs = {**batch(), "labels": torch.tensor([[4, 5, 6, 1], [7, 1, -100, -100], [8, 9, 1, -100]])}
     importance = head_importance(model, inputs)

@@ -28,7 +28,9 @@ def check(model, inputs, alone=None):
 
 def bert(head, **config):
     torch.manual_seed(0)
-    return getattr(t, f"BertFor{head}")(t.BertConfig(**{**BY_NAME["bert"].config().to_dict(), **config})).double().eval()
+    return (
+        getattr(t, f"BertFor{head}")(t.BertConfig(**{**BY_NAME["bert"].config().to_dict(), **config})).double().eval()
+    )
 
 
 def test_sequence_classification(family):
@@ -84,7 +86,11 @@ def test_causal_lm(name):
 
 
 def test_question_answering():
-    inputs = {**batch(labels=False), "start_positions": torch.tensor([1, 0, 2]), "end_positions": torch.tensor([6, 3, 2])}
+    inputs = {
+        **batch(labels=False),
+        "start_positions": torch.tensor([1, 0, 2]),
+        "end_positions": torch.tensor([6, 3, 2]),
+    }
     check(bert("QuestionAnswering"), inputs)
 
 

@@ -76,7 +76,9 @@ def test_nested_gates_multiply():
         torch.testing.assert_close(nested, logits(model, inputs))
 
 
-@pytest.mark.parametrize("heads", [{1: [0, 3]}, [(1, 0), (1, 3)], [Head(1, 0), Head(1, 3)], {1: (n for n in (3, 0, 0))}])
+@pytest.mark.parametrize(
+    "heads", [{1: [0, 3]}, [(1, 0), (1, 3)], [Head(1, 0), Head(1, 3)], {1: (n for n in (3, 0, 0))}]
+)
 def test_zero_ablation_is_a_gate_of_zero(heads):
     model, inputs = BY_NAME["roberta"].build(), batch()
     gates = torch.ones(2, 4)
@@ -130,7 +132,10 @@ def test_bad_gates(gates, message):
 
 def test_gates_for_another_batch():
     model = BY_NAME["bert"].build()
-    with gated(model, torch.ones(2, 5, 4)), pytest.raises(ShapeError, match="gates are for a batch of 5, the model runs on 3"):
+    with (
+        gated(model, torch.ones(2, 5, 4)),
+        pytest.raises(ShapeError, match="gates are for a batch of 5, the model runs on 3"),
+    ):
         logits(model, batch())
 
 
@@ -151,7 +156,10 @@ def test_bad_heads(heads, message):
 
 def test_bad_replacements():
     model = BY_NAME["bert"].build()
-    with pytest.raises(HeadError, match="replace must be 'zero', 'mean' or a tensor"), ablated(model, {0: [0]}, replace="median"):
+    with (
+        pytest.raises(HeadError, match="replace must be 'zero', 'mean' or a tensor"),
+        ablated(model, {0: [0]}, replace="median"),
+    ):
         raise AssertionError
     with pytest.raises(ShapeError, match=r"replace must be \[layer, head, dim\] = \[2, 4, 4\], got \[2, 4\]"):
         ablated(model, {0: [0]}, replace=torch.zeros(2, 4)).__enter__()

@@ -35,7 +35,9 @@ def test_curves_show_the_scores():
 
 def test_errors():
     importance = head_importance(BY_NAME["bert"].build(), batch())
-    with pytest.raises(DataError, match=r"HeadImportance has no \[layer, head\] field entropy: it has scores, signed, fisher, stderr"):
+    with pytest.raises(
+        DataError, match=r"HeadImportance has no \[layer, head\] field entropy: it has scores, signed, fisher, stderr"
+    ):
         heatmap(importance, Figure().subplots(), field="entropy")
     with pytest.raises(DataError, match=r"Score has no \[layer, head\] field : it has none"):
         score(BY_NAME["bert"].build(), batch(), metric="accuracy").plot()
@@ -43,5 +45,7 @@ def test_errors():
 
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtra, match=r"needs the package 'matplotlib', which is not installed: pip install 'bertology\[plot\]'"):
+    with pytest.raises(
+        MissingExtra, match=r"needs the package 'matplotlib', which is not installed: pip install 'bertology\[plot\]'"
+    ):
         need("matplotlib.figure", extra="plot")

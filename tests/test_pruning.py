@@ -16,9 +16,12 @@ def heads_for(family, heads):
     """The heads as the family can lose them: ALBERT's in all layers, Llama's in whole groups of two."""
     if family.name == "albert":
         every = sorted({head for some in heads.values() for head in some})
-        return {layer: every for layer in range(2)}
+        return dict.fromkeys(range(2), every)
     if family.name == "llama":
-        return {layer: sorted({h for head in some for h in (head // 2 * 2, head // 2 * 2 + 1)}) for layer, some in heads.items()}
+        return {
+            layer: sorted({h for head in some for h in (head // 2 * 2, head // 2 * 2 + 1)})
+            for layer, some in heads.items()
+        }
     return heads
 
 
@@ -35,7 +38,9 @@ def logits(model, inputs):
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("heads", [SOME, {0: [0, 1, 2, 3]}, {0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}], ids=["some", "layer", "all"])
+@pytest.mark.parametrize(
+    "heads", [SOME, {0: [0, 1, 2, 3]}, {0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}], ids=["some", "layer", "all"]
+)
 def test_pruned_equals_gated(family, implementation, heads):
     model, inputs, heads = family.build(attention=implementation), batch(), heads_for(family, heads)
     with gated(model, gates_for(heads)):
@@ -59,7 +64,10 @@ def test_the_comparison_can_fail():
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sets(st.tuples(st.integers(0, 1), st.integers(0, 3))), st.sampled_from(["bert", "gpt", "gpt2", "distilbert", "electra"]))
+@given(
+    st.sets(st.tuples(st.integers(0, 1), st.integers(0, 3))),
+    st.sampled_from(["bert", "gpt", "gpt2", "distilbert", "electra"]),
+)
 def test_any_heads_at_once_or_in_two_steps(places, name):
     inputs, places = batch(), sorted(places)
     model = BY_NAME[name].build()
@@ -109,7 +117,13 @@ def test_one_head_of_each_group_equals_gated():
 @pytest.mark.parametrize("heads", [{0: [0, 1]}, {0: [0, 1, 2, 3], 1: [2, 3]}], ids=["some", "layer"])
 def test_generation_with_a_cache(name, heads):
     model, ids = BY_NAME[name].build("lm"), torch.randint(3, 40, (2, 5))
-    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": 39, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    options = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "eos_token_id": 39,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones_like(ids),
+    }
     with gated(model, gates_for(heads)):
         expected = model.generate(ids, use_cache=True, **options)
         assert torch.equal(expected, model.generate(ids, use_cache=False, **options))
@@ -154,7 +168,9 @@ def untouched(model, heads, error, message):
 
 def test_errors_leave_the_model_as_it_was():
     untouched(BY_NAME["bert"].build(), {0: [1], 5: [0]}, HeadError, "layer 5 is out of range")
-    untouched(BY_NAME["bert"].build(), {0: [1], 1: [4]}, HeadError, "head 4 of layer 1 is out of range: its heads are 0 to 3")
+    untouched(
+        BY_NAME["bert"].build(), {0: [1], 1: [4]}, HeadError, "head 4 of layer 1 is out of range: its heads are 0 to 3"
+    )
     untouched(
         BY_NAME["albert"].build(), {0: [1]}, PruningError,
         r"layers \[0, 1\] share their heads: prune the same heads in all of them \(layer 0: \[1\], layer 1: \[\]\)",
@@ -165,7 +181,9 @@ def test_errors_leave_the_model_as_it_was():
     )  # fmt: skip
     odd = BY_NAME["bert"].build()
     odd.bert.encoder.layer[0].attention.self.sinks = torch.nn.Parameter(torch.zeros(5))
-    untouched(odd, {0: [1]}, PruningError, "the attention of encoder.0 has parameters 'sinks' that pruning does not know")
+    untouched(
+        odd, {0: [1]}, PruningError, "the attention of encoder.0 has parameters 'sinks' that pruning does not know"
+    )
 
 
 def test_pruning_a_pruned_head():
@@ -180,7 +198,9 @@ def test_encoder_decoder_is_refused():
     import transformers
 
     config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4)
-    with pytest.raises(PruningError, match=r"models with several stacks cannot be cut out yet: silence them with gated\(\)"):
+    with pytest.raises(
+        PruningError, match=r"models with several stacks cannot be cut out yet: silence them with gated\(\)"
+    ):
         prune_heads(transformers.T5ForConditionalGeneration(config), {0: [1]})
 
 

@@ -2,7 +2,16 @@ import pytest
 import torch
 from zoo import BY_NAME, batch
 
-from bertology import AttentionEntropy, HeadImportance, Result, attention_entropy, head_importance, prune_heads, pruning_curve, score
+from bertology import (
+    AttentionEntropy,
+    HeadImportance,
+    Result,
+    attention_entropy,
+    head_importance,
+    prune_heads,
+    pruning_curve,
+    score,
+)
 from bertology.errors import DataError
 
 

@@ -46,7 +46,9 @@ def test_options(tmp_path):
     model = BY_NAME["gpt2"].build("lm")
     prune_heads(model, SOME)
     save_pruned(model, tmp_path)
-    again = load_pruned(tmp_path, dtype=torch.float32, attn_implementation="eager", model_class=transformers.GPT2LMHeadModel)
+    again = load_pruned(
+        tmp_path, dtype=torch.float32, attn_implementation="eager", model_class=transformers.GPT2LMHeadModel
+    )
     assert next(again.parameters()).dtype == torch.float32
     assert again.config._attn_implementation == "eager"
     inputs = batch(labels=False)

@@ -140,7 +140,9 @@ def one_process(rank, size, port, queue):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
     share = each_alone(batch((7, 4, 5, 2)))[rank::size]
-    importance, accuracy = accumulate(BY_NAME["bert"].build(), share, ImportanceAccumulator(), ScoreAccumulator("accuracy"))
+    importance, accuracy = accumulate(
+        BY_NAME["bert"].build(), share, ImportanceAccumulator(), ScoreAccumulator("accuracy")
+    )
     queue.put((rank, importance.scores.tolist(), importance.examples, accuracy.value))
     torch.distributed.destroy_process_group()
 

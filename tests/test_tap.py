@@ -84,7 +84,9 @@ def test_maps_are_read_while_gradients_flow():
 
 def test_wrong_use():
     anatomy = dissect(BY_NAME["bert"].build())
-    with pytest.raises(BertologyError, match="no place is called 'mlp': wanted one of inputs, block, last, heads, attention"):
+    with pytest.raises(
+        BertologyError, match="no place is called 'mlp': wanted one of inputs, block, last, heads, attention"
+    ):
         tap(anatomy, "mlp", read=print).__enter__()
     with pytest.raises(BertologyError, match="pass one of read= and edit="):
         tap(anatomy, "heads").__enter__()
@@ -97,7 +99,9 @@ def test_wrong_use():
 )
 def test_an_edit_must_keep_the_shape(edit, got):
     model = BY_NAME["bert"].build()
-    message = rf"edit must return a tensor of the shape that it was given, \[3, 7, 4, 4\] \(heads of encoder.0\), got {got}"
+    message = (
+        rf"edit must return a tensor of the shape that it was given, \[3, 7, 4, 4\] \(heads of encoder.0\), got {got}"
+    )
     with pytest.raises(ShapeError, match=message), tap(dissect(model), "heads", edit=edit):
         logits(model)
 
@@ -107,7 +111,12 @@ def test_a_projection_that_the_model_goes_around_is_noticed():
     anatomy = dissect(model)
     output = model.bert.encoder.layer[1].attention.output
     output.forward = lambda heads, x: output.LayerNorm(torch.nn.functional.linear(heads, output.dense.weight) + x)
-    with pytest.raises(UnknownAnatomy, match=r"encoder\.1 was not reached in the forward pass: its module ran 0 times, wanted 1"), tap(anatomy, "heads", read=lambda *_: None):
+    with (
+        pytest.raises(
+            UnknownAnatomy, match=r"encoder\.1 was not reached in the forward pass: its module ran 0 times, wanted 1"
+        ),
+        tap(anatomy, "heads", read=lambda *_: None),
+    ):
         logits(model)
 
 

@@ -64,7 +64,9 @@ FAMILIES = [
 BY_NAME = {family.name: family for family in FAMILIES}
 
 
-def batch(lengths: tuple[int, ...] = (7, 4, 5), *, labels: bool = True, seed: int = 1, side: str = "right") -> dict[str, Any]:
+def batch(
+    lengths: tuple[int, ...] = (7, 4, 5), *, labels: bool = True, seed: int = 1, side: str = "right"
+) -> dict[str, Any]:
     """Random tokens, padded to the longest, with positions that start at each text's first token."""
     generator = torch.Generator().manual_seed(seed)
     width = max(lengths)

@@ -140,7 +140,9 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     Else a padded query that sees no key at all would be NaN, and through the next layer so would everything.
     """
     mask = eager_mask(*args, **kwargs)
-    return None if mask is None else mask.clamp_min(torch.finfo(torch.float32).min)
+    if mask is None or mask.dtype != torch.float64:
+        return mask
+    return mask.clamp_min(torch.finfo(torch.float32).min)
 
 
 AttentionInterface.register(NAME, _attend)

@@ -1,0 +1,194 @@
+"""The scripts, run as a user runs them, on small real and made-up data."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from bertology import dissect, load_pruned
+from bertology.errors import DataError
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import glue  # noqa: E402
+
+
+def run(script, *arguments, cwd, ok=True):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) == ok, done.stderr[-3000:]
+    return done.stdout if ok else done.stderr
+
+
+def head(source, target, count):
+    lines = source.read_text().splitlines(keepends=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("".join(lines[: count + 1]))
+
+
+@pytest.mark.slow
+def test_the_main_job_without_arguments(minilm, tmp_path):
+    printed = run("run_bertology.py", cwd=tmp_path)
+    out = tmp_path / "bertology-output"
+    entropy, importance = np.load(out / "attn_entropy.npy"), np.load(out / "head_importance.npy")
+    ranks, mask = np.load(out / "head_ranks.npy"), np.load(out / "head_mask.npy")
+    assert entropy.shape == importance.shape == ranks.shape == mask.shape == (6, 12)
+    assert (importance.min(), importance.max()) == (0, 1)
+    assert sorted(ranks.flat) == list(range(72))
+    assert ranks.flat[importance.argmax()] == 0
+    for picture in ("attn_entropy.png", "head_importance.png", "pruning_curve.png"):
+        assert (out / picture).read_bytes()[:4] == b"\x89PNG"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["score"] > 0.7
+    assert summary["score_masked"] >= 0.9 * summary["score"]
+    assert abs(summary["score_pruned"] - summary["score_masked"]) < 0.01
+    assert summary["parameters_after"] < summary["parameters_before"] == 22_713_986
+    assert 72 - mask.sum() == summary["heads_pruned"] > 0
+    pruned = load_pruned(out / "pruned_model")
+    assert dissect(pruned).present.sum() == mask.sum()
+    assert AutoTokenizer.from_pretrained(out / "pruned_model")
+    for line in ("heads       72 before", "parameters  22,713,986 before", "speed", "accuracy"):
+        assert line in printed
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_a_real_task_with_the_old_flags(minilm, shared, tmp_path):
+    head(shared / "glue" / "CoLA" / "dev.tsv", tmp_path / "CoLA" / "dev.tsv", 60)
+    arguments = [
+        "--model_name_or_path", minilm, "--task_name", "cola", "--data_dir", tmp_path / "CoLA", "--output_dir", tmp_path / "out",
+        "--max_seq_length", 8, "--batch_size", 16, "--data_subset", 40, "--try_masking", "--masking_threshold", 0.5,
+        "--masking_amount", 0.5, "--metric_name", "acc", "--dont_normalize_importance_by_layer",
+        "--dont_normalize_global_importance", "--seed", 3,
+    ]  # fmt: skip
+    printed = run("run_bertology.py", *arguments, cwd=tmp_path)
+    assert "WARNING: these weights are not in" in printed
+    assert "classifier.weight" in printed
+    assert "of 40 texts are longer than --max_seq_length and were cut" in printed
+    assert "Summary over 40 examples of cola" in printed
+    assert np.load(tmp_path / "out" / "head_importance.npy").min() > 0
+
+
+@pytest.mark.slow
+def test_fine_tuning_then_looking_inside(minilm, tmp_path):
+    for name in ("train.tsv", "dev.tsv"):
+        head(EXAMPLES / "data" / "sentiment" / name, tmp_path / "data" / name, 16)
+    run("finetune.py", "--data_dir", "data", "--output_dir", "tuned", "--epochs", "1", cwd=tmp_path)
+    printed = run(
+        "run_bertology.py", "--model_name_or_path", "tuned", "--data_dir", "data", "--output_dir", "out", cwd=tmp_path
+    )  # fmt: skip
+    assert "WARNING" not in printed
+    assert not (tmp_path / "out" / "head_mask.npy").exists()
+
+
+def test_bad_arguments(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dev.tsv").write_text("text\tlabel\nFine.\t1\n")
+    for arguments, message in (
+        (["--output_dir", "file"], "--output_dir must be a folder, but file is a file"),
+        (["--model_name_or_path", "m", "--data_dir", "data", "--task_name", "sst-3"], "no GLUE task is called 'sst-3': wanted one of cola"),
+        (["--model_name_or_path", "m", "--data_dir", "data"], "dev.tsv has no column 'sentence': its columns are text, label"),
+        (["--model_name_or_path", "m"], "--data_dir is needed with --model_name_or_path"),
+        (["--masking_threshold", "1.5"], "--masking_threshold must lie between 0 and 1, got 1.5"),
+        (["--masking_amount", "0"], "--masking_amount must be above 0 and at most 1, got 0.0"),
+    ):  # fmt: skip
+        assert message in run("run_bertology.py", *arguments, cwd=tmp_path, ok=False)
+
+
+def test_sentiment_data():
+    task = glue.find_task("SST2")
+    train, dev = (glue.read_examples(task, EXAMPLES / "data" / "sentiment", train=t) for t in (True, False))
+    assert (len(train.texts), len(dev.texts)) == (500, 140)
+    assert (sum(train.labels), sum(dev.labels)) == (250, 70)
+    assert len({text[0].lower() for text in train.texts + dev.texts}) == 640
+
+
+@pytest.mark.shared
+def test_real_glue_folders(shared):
+    sst, cola = (
+        glue.read_examples(glue.find_task(n), shared / "glue" / f) for n, f in (("sst-2", "SST-2"), ("cola", "CoLA"))
+    )
+    assert (len(sst.texts), len(cola.texts)) == (872, 1043)
+    assert (sst.texts[0], sst.labels[0]) == (("it 's a charming and often affecting journey .",), 1)
+    assert (cola.texts[0], cola.labels[0]) == (("The sailors rode the breeze clear of the rocks.",), 1)
+
+
+TSV = {
+    "mrpc": ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tA \"quote.\tB.\n", ('A "quote.', "B."), 1),
+    "sts-b": ("index\tgenre\tsentence1\tsentence2\tscore\n0\tx\tA.\tB.\t3.8\n", ("A.", "B."), 3.8),
+    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tA?\tB?\t0\n", ("A?", "B?"), 0),
+    "qnli": ("index\tquestion\tsentence\tlabel\n0\tA?\tB.\tnot_entailment\n", ("A?", "B."), 1),
+    "rte": ("index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\tentailment\n", ("A.", "B."), 0),
+    "wnli": ("index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\t1\n", ("A.", "B."), 1),
+    "mnli": ("index\tsentence1\tsentence2\tlabel1\tgold_label\n0\tA.\tB.\tneutral\tcontradiction\n", ("A.", "B."), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TSV)
+def test_every_task(tmp_path, name):
+    text, expected, label = TSV[name]
+    task = glue.find_task(name)
+    (tmp_path / task.dev).write_text(text)
+    examples = glue.read_examples(task, tmp_path)
+    assert (examples.texts, examples.labels) == ([expected], [label])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sentence\tlabel\n", "dev.tsv holds no examples"),
+        ("", "dev.tsv holds no examples"),
+        ("sentence\tlabel\nFine.\n", "dev.tsv, line 2: wanted 2 columns or more, got 1"),
+        ("sentence\tlabel\nFine.\t1\nBad.\t-1\n", "dev.tsv, line 3: '-1' is no label of this task, wanted one of 0, 1"),
+    ],
+)
+def test_bad_tsv(tmp_path, text, message):
+    (tmp_path / "dev.tsv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        glue.read_examples(glue.find_task("sst-2"), tmp_path)
+
+
+def test_missing_files(tmp_path):
+    (tmp_path / "test.tsv").write_text("sentence\n")
+    with pytest.raises(DataError, match=r"no dev.tsv in .*: it has test.tsv"):
+        glue.read_examples(glue.find_task("sst-2"), tmp_path)
+
+
+def test_data_sets_of_the_datasets_library(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs the glue extra")
+    datasets.disable_progress_bars()
+    for split, label in (("train", 0), ("validation", 1)):
+        (tmp_path / "my" / "data").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "my" / "data" / f"{split}.csv").write_text(f'sentence,label\nFine.,{label}\n"Well, no.",0\n')
+    examples = glue.read_examples(glue.find_task("sst-2"), tmp_path / "my" / "data")
+    assert (examples.texts, examples.labels) == ([("Fine.",), ("Well, no.",)], [1, 0])
+    with pytest.raises(DataError, match="has no column 'question'"):
+        glue.read_examples(glue.find_task("qnli"), tmp_path / "my" / "data")
+    with pytest.raises(
+        DataError, match="no GLUE data at .*nowhere.*: it is neither a folder with dev.tsv nor a data set"
+    ):
+        glue.read_examples(glue.find_task("sst-2"), tmp_path / "nowhere")
+
+
+def test_batches_are_of_like_length_and_cuts_are_counted(minilm):
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    examples = glue.Examples([("a " * n,) for n in (9, 1, 5, 2, 8)], [1, 0, 1, 0, 1])
+    batches, cut = glue.make_batches(tokenizer, examples, max_seq_length=8, batch_size=2)
+    assert [b["input_ids"].shape[1] for b in batches] == [4, 8, 8]
+    assert [b["labels"].tolist() for b in batches] == [[0, 0], [1, 1], [1]]
+    assert cut == 2
+    assert all(b["labels"].dtype == torch.long for b in batches)

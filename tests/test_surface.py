@@ -1,0 +1,125 @@
+"""The public surface: what is exported, what it says of itself, and what importing it loads."""
+
+import ast
+import dataclasses
+import doctest
+import importlib
+import itertools
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from zoo import BY_NAME, batch
+
+import bertology
+
+MODULES = sorted(m.name for m in pkgutil.walk_packages(bertology.__path__, "bertology."))
+ROOT = Path(bertology.__file__).parent
+
+
+def test_exports_are_sorted_and_there():
+    assert bertology.__all__ == sorted(bertology.__all__)
+    assert len(set(bertology.__all__)) == len(bertology.__all__)
+    for name in bertology.__all__:
+        assert getattr(bertology, name).__doc__
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_doctests(module):
+    # Doctests open with their own imports; run them as a reader would paste them.
+    results = doctest.testmod(importlib.import_module(module), extraglobs=vars(bertology))
+    assert results.failed == 0
+
+
+def test_public_functions_show_an_example():
+    shown = {n for n in bertology.__all__ if ">>>" in (getattr(bertology, n).__doc__ or "")}
+    functions = {n for n in bertology.__all__ if callable(getattr(bertology, n)) and n[0].islower()}
+    assert functions - shown == {"accumulate", "load_pruned", "save_pruned", "stat", "tap"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_first_line_of_a_file_asks_its_question(module):
+    first = (importlib.import_module(module).__doc__ or "").splitlines()[0]
+    assert first.endswith("?") or module == "bertology.capture", first
+
+
+FLOORS = [
+    ["errors"],
+    ["result", "head"],
+    ["anatomy", "batches", "metrics", "demo"],
+    ["losses"],
+    ["tap"],
+    ["masking", "checkpoint", "capture"],
+    ["streaming"],
+    ["hidden", "attention", "outputs", "entropy", "importance", "scoring", "pruning"],
+    ["curve", "saving"],
+    ["plot"],
+]
+
+
+def test_imports_point_down():
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    files = {p.stem for p in ROOT.glob("*.py")} - {"__init__"} | {"tap"}
+    assert files == set(floor)
+    for name in files - {"tap"}:
+        tree = ast.parse((ROOT / f"{name}.py").read_text())
+        for node in tree.body:  # the one import inside a function is result.plot's
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                for module in [node.module.split(".")[0]] if node.module else [a.name for a in node.names]:
+                    assert floor[module] < floor[name], f"{name} imports {module}"
+
+
+def axes_said(cls):
+    """{field: axes} from the brackets that open the fields' docstrings."""
+    source = ast.parse(Path(sys.modules[cls.__module__].__file__).read_text())
+    body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__).body
+    said = {}
+    for node, after in itertools.pairwise(body):
+        if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            found = re.match(r"(\{stack: )?\[([a-z, ]*)\]", after.value.value)
+            said[node.target.id] = found[2].split(", ") if found else None
+    return said
+
+
+GLOSSARY = {"layer", "head", "query", "key", "token", "batch", "dim", "hidden", "span", "label", "step"}
+
+
+def test_every_field_says_its_axes():
+    model, inputs = BY_NAME["bert"].build(), batch()
+    results = [
+        bertology.hidden_states(model, inputs),
+        bertology.attention_maps(model, inputs),
+        bertology.head_outputs(model, inputs, loss="auto"),
+        bertology.head_importance(model, inputs),
+        bertology.attention_entropy(model, inputs),
+        bertology.pruning_curve(model, inputs, metric="accuracy"),
+    ]
+    for result in results:
+        said = axes_said(type(result))
+        for field in dataclasses.fields(result):
+            value = getattr(result, field.name)
+            tensor = next(iter(value.values())) if isinstance(value, dict) else value
+            if isinstance(tensor, torch.Tensor):
+                assert said[field.name] is not None, field.name
+                assert len(said[field.name]) == tensor.dim()
+                assert set(said[field.name]) <= GLOSSARY
+
+
+def test_importing_loads_no_extra():
+    code = (
+        "import sys, bertology; "
+        "print([m for m in ('matplotlib', 'sklearn', 'datasets', 'tree_sitter', 'conllu') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_hooks_are_set_in_the_tap_alone():
+    words = re.compile(r"register_\w*hook|_attn_implementation_internal")
+    for file in ROOT.rglob("*.py"):
+        if file.parent.name != "tap":
+            assert not words.search(file.read_text()), file

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from .anatomy import Site
 from .batches import Batch
-from .capture import by_stack, masks, one_batch, only, run
+from .capture import Capture, by_stack, masks, one_batch, only, run
 from .tap import tap
 
 
-@dataclass(frozen=True, eq=False)
-class AttentionMaps:
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionMaps(Capture):
     """The attention weights of one batch."""
 
     stacks: dict[str, Tensor]
@@ -25,15 +25,7 @@ class AttentionMaps:
     @property
     def values(self) -> Tensor:
         """[layer, batch, head, query, key]: the weights of the model's only stack."""
-        return only(self.stacks, "attention_maps")
-
-    @property
-    def mask(self) -> Tensor:
-        """[batch, token], bool: which queries are real."""
-        return only(self.masks, "attention_maps")
-
-    def __repr__(self) -> str:
-        return f"AttentionMaps({', '.join(f'{name}={list(x.shape)}' for name, x in self.stacks.items())})"
+        return only(self.stacks)
 
 
 def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -12,15 +13,37 @@ from torch import Tensor, nn
 from .anatomy import Anatomy, Site, dissect
 from .batches import Batch, on_device, token_mask, without_labels
 from .errors import DataError
+from .result import Result
 from .tap import undisturbed
 
-T = TypeVar("T")
+C = TypeVar("C", bound="Capture")
 
 
-def only(stacks: dict[str, T], what: str) -> T:
+class Capture(Result):
+    """Mixin of the captures of one batch: dataclasses whose tensors are kept by stack, `{stack: tensor}`."""
+
+    labels = ()
+    stacks: dict[str, Tensor]
+    masks: dict[str, Tensor]
+
+    @property
+    def mask(self) -> Tensor:
+        """[batch, token], bool: which tokens of the model's only stack are real."""
+        return only(self.masks)
+
+    def stack(self: C, name: str) -> C:
+        """Only one stack: "encoder", "decoder" or "cross"; its `values` can then be taken."""
+        if name not in self.stacks:
+            raise DataError(f"no stack {name!r} in this capture: it has {', '.join(self.stacks)}")
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        cut = {key: {name: part[name]} if isinstance(part, dict) else part for key, part in parts.items()}
+        return replace(self, **cut)  # type: ignore[type-var]
+
+
+def only(stacks: dict[str, Tensor]) -> Tensor:
     """The only stack's tensor, or a `DataError` that names the stacks."""
     if len(stacks) != 1:
-        raise DataError(f"this model has several stacks: take {what}.stacks[name] of {', '.join(map(repr, stacks))}")
+        raise DataError(f"this model has several stacks: take .stack(name) first, of {', '.join(map(repr, stacks))}")
     return next(iter(stacks.values()))
 
 

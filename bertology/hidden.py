@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch
-from .capture import masks, one_batch, only, run
+from .capture import Capture, masks, one_batch, only, run
 from .tap import tap
 
 
-@dataclass(frozen=True, eq=False)
-class HiddenStates:
+@dataclass(frozen=True, eq=False, repr=False)
+class HiddenStates(Capture):
     """The hidden states of one batch."""
 
     stacks: dict[str, Tensor]
@@ -24,15 +24,7 @@ class HiddenStates:
     @property
     def values(self) -> Tensor:
         """[layer, batch, token, hidden]: the hidden states of the model's only stack."""
-        return only(self.stacks, "hidden_states")
-
-    @property
-    def mask(self) -> Tensor:
-        """[batch, token], bool: which tokens are real."""
-        return only(self.masks, "hidden_states")
-
-    def __repr__(self) -> str:
-        return f"HiddenStates({', '.join(f'{name}={list(x.shape)}' for name, x in self.stacks.items())})"
+        return only(self.stacks)
 
 
 def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bool = True) -> HiddenStates:

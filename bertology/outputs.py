@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from .anatomy import Site
 from .batches import Batch, without_labels
-from .capture import by_stack, masks, one_batch, only, run
+from .capture import Capture, by_stack, masks, one_batch, only, run
 from .errors import DataError
 from .losses import ExampleLoss, example_losses, find_loss
 from .tap import tap
 
 
-@dataclass(frozen=True, eq=False)
-class HeadOutputs:
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadOutputs(Capture):
     """The outputs of all heads for one batch, before the output projection."""
 
     stacks: dict[str, Tensor]
@@ -30,27 +30,18 @@ class HeadOutputs:
     @property
     def values(self) -> Tensor:
         """[layer, batch, token, head, dim]: the outputs in the model's only stack."""
-        return only(self.stacks, "head_outputs")
+        return only(self.stacks)
 
     @property
     def gradients(self) -> Tensor:
         """[layer, batch, token, head, dim]: the gradients in the model's only stack."""
         if self.gradient_stacks is None:
             raise DataError("no gradients were captured: call head_outputs(..., loss='auto')")
-        return only(self.gradient_stacks, "head_outputs")
-
-    @property
-    def mask(self) -> Tensor:
-        """[batch, token], bool: which tokens are real."""
-        return only(self.masks, "head_outputs")
+        return only(self.gradient_stacks)
 
     def mean(self) -> Tensor:
         """[layer, head, dim]: each head's mean output over the real tokens, as `ablated(replace=...)` takes it."""
         return self.values[:, self.mask].mean(1)
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(f"{name}={list(x.shape)}" for name, x in self.stacks.items())
-        return f"HeadOutputs({shapes}{'' if self.gradient_stacks is None else ', with gradients'})"
 
 
 def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | None = None) -> HeadOutputs:

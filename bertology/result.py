@@ -37,14 +37,19 @@ class Result:
 
     def save(self, path: str | Path) -> None:
         """Write the result to one safetensors file."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        tensors = {name: v.detach().cpu().contiguous().clone() for name, v in values.items() if isinstance(v, Tensor)}
-        rest = {name: v for name, v in values.items() if not isinstance(v, Tensor)}
-        save_file(
-            tensors,
-            str(path),
-            metadata={"result": type(self).__name__, "fields": json.dumps(rest, default=vars)},
-        )
+        tensors: dict[str, Tensor] = {}
+        rest: dict[str, Any] = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                tensors[f.name] = value
+            elif isinstance(value, dict):
+                tensors |= {f"{f.name}/{key}": x for key, x in value.items()}
+            else:
+                rest[f.name] = value
+        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+        about = {"result": type(self).__name__, "fields": json.dumps(rest, default=vars)}
+        save_file(tensors, str(path), metadata=about)
 
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:
@@ -58,7 +63,13 @@ class Result:
             if kind is None or not issubclass(kind, cls):
                 found = about.get("result", "no result of this library")
                 raise DataError(f"wanted a {cls.__name__} in {path}, found {found}")
-            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            values: dict[str, Any] = {}
+            for name in file.keys():  # noqa: SIM118
+                field, _, key = name.partition("/")
+                if key:
+                    values.setdefault(field, {})[key] = file.get_tensor(name)
+                else:
+                    values[field] = file.get_tensor(name)
         values |= {name: _tuples(value) for name, value in json.loads(about["fields"]).items()}
         return kind(**values)
 
@@ -83,6 +94,8 @@ class Result:
             value = getattr(self, f.name)
             if f.name in self._by_layer and value.dim() == 2:
                 lines += [f"{f.name} [layer, head]:", _table(value, self.labels)]
+            elif isinstance(value, dict):
+                lines.append(f"{f.name}: {_shapes(value)}")
             elif isinstance(value, Tensor):
                 lines.append(f"{f.name}: {list(value.shape)} {str(value.dtype).removeprefix('torch.')}")
             elif f.name != "labels" and value is not None:
@@ -95,9 +108,15 @@ class Result:
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
                 shown.append(f"{f.name}={list(value.shape)}")
+            elif isinstance(value, dict):
+                shown.append(f"{f.name}={_shapes(value)}")
             elif f.name != "labels" and value is not None:
                 shown.append(f"{f.name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _shapes(tensors: dict[str, Tensor]) -> str:
+    return "{" + ", ".join(f"{name}: {list(x.shape)}" for name, x in tensors.items()) + "}"
 
 
 def _tuples(value: Any) -> Any:

@@ -115,7 +115,10 @@ def test_encoder_decoder_has_three_stacks():
         ("cross", out.cross_attentions),
     ):
         torch.testing.assert_close(maps.stacks[name], torch.stack(expected))
+        torch.testing.assert_close(maps.stack(name).values, torch.stack(expected))
     with pytest.raises(
-        ValueError, match=r"several stacks: take attention_maps.stacks\[name\] of 'encoder', 'decoder', 'cross'"
+        ValueError, match=r"several stacks: take .stack\(name\) first, of 'encoder', 'decoder', 'cross'"
     ):
         _ = maps.values
+    with pytest.raises(ValueError, match="no stack 'middle' in this capture: it has encoder, decoder, cross"):
+        maps.stack("middle")

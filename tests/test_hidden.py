@@ -48,5 +48,5 @@ def test_without_final_norm_tying_changes_nothing(family):
 def test_mask_and_printing():
     states = hidden_states(BY_NAME["bert"].build(), batch((3, 2)))
     assert states.mask.tolist() == [[True, True, True], [True, True, False]]
-    assert repr(states) == "HiddenStates(encoder=[3, 2, 3, 16])"
+    assert repr(states) == "HiddenStates(stacks={encoder: [3, 2, 3, 16]}, masks={encoder: [2, 3]})"
     assert not states.values.requires_grad

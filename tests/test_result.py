@@ -7,7 +7,10 @@ from bertology import (
     HeadImportance,
     Result,
     attention_entropy,
+    attention_maps,
     head_importance,
+    head_outputs,
+    hidden_states,
     prune_heads,
     pruning_curve,
     score,
@@ -22,11 +25,15 @@ def make():
         attention_entropy(model, inputs),
         score(model, inputs, metric="accuracy"),
         pruning_curve(model, inputs, metric="accuracy", amount=4),
+        hidden_states(model, inputs),
+        attention_maps(model, inputs),
+        head_outputs(model, inputs),
+        head_outputs(model, inputs, loss="auto"),
         prune_heads(model, {0: [1]}),
     ]
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(9))
 def test_comes_back_from_a_file(tmp_path, number):
     result = make()[number]
     result.save(tmp_path / "r.safetensors")
@@ -35,9 +42,13 @@ def test_comes_back_from_a_file(tmp_path, number):
     for name, value in vars(result).items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(getattr(again, name), value)
+        elif isinstance(value, dict):
+            assert getattr(again, name).keys() == value.keys()
+            assert all(torch.equal(getattr(again, name)[key], x) for key, x in value.items())
         else:
             assert getattr(again, name) == value
     assert repr(again) == repr(result)
+    assert str(again) == str(result)
 
 
 def test_another_kind_is_refused(tmp_path):

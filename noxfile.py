@@ -31,7 +31,7 @@ def types(session: nox.Session) -> None:
     with tempfile.TemporaryDirectory() as folder:
         example = Path(folder) / "readme_example.py"
         example.write_text("\n".join(re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)))
-        session.run("mypy", "--strict", str(example))
+        session.run("mypy", str(example))
 
 
 @nox.session

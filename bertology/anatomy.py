@@ -207,7 +207,7 @@ def dissect(model: nn.Module) -> Anatomy:
     stacks: list[Stack] = []
     for tower, blocks in towers.items():
         order = _running_order(modules[tower], blocks)
-        name = _stack_name(tower, found[blocks[0]][0])
+        name = _stack_name(tower, [names for block in blocks for names in found[block]])
         stacks.append(Stack(name, modules[tower], tuple(modules[block] for block in order)))
         for cross in (False, True):
             for layer, block in enumerate(order):
@@ -228,9 +228,11 @@ def _parts_are_there(modules: dict[str, nn.Module], block: str, names: Names) ->
     return all(f"{block}.{part}" in modules for part in (names.projection, *inside))
 
 
-def _stack_name(tower: str, names: Names) -> str:
+def _stack_name(tower: str, names: list[Names]) -> str:
+    if any(some.stack == "cross" for some in names):
+        return "decoder"
     said = [word for word in tower.split(".") if word in ("encoder", "decoder")]
-    return said[-1] if said else names.stack
+    return said[-1] if said else names[0].stack
 
 
 def _running_order(tower: nn.Module, blocks: list[str]) -> list[str]:

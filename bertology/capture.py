@@ -64,6 +64,8 @@ def run(model: nn.Module, batch: Batch) -> Any:
 
 def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dict[str, Tensor]:
     """Stack the sites' tensors to one tensor a stack, `[layer, ...]`, NaN at the heads that are not there."""
+    if not found:
+        raise DataError("there is nothing to capture: every head of this model was pruned")
     stacks: dict[str, list[tuple[Site, Tensor]]] = {}
     for site in anatomy.sites:
         if site in found or not site.kept:

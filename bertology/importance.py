@@ -92,6 +92,8 @@ class ImportanceAccumulator(Accumulator):
 
     def zero(self, anatomy: Anatomy) -> ImportanceAccumulator:
         """Forget everything; find the loss before any work is done."""
+        if not anatomy.present.any():
+            raise DataError("there is nothing to rank: every head of this model was pruned")
         self._loss = self._own or find_loss(anatomy.model)
         return super().zero(anatomy)
 

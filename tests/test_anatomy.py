@@ -1,9 +1,9 @@
 import pytest
 import torch
 import transformers
-from zoo import BY_NAME
+from zoo import BY_NAME, batch
 
-from bertology import Head, dissect
+from bertology import Head, attention_entropy, dissect, head_importance
 from bertology.errors import HeadError, UnknownAnatomy
 
 
@@ -56,6 +56,22 @@ def test_three_kinds_of_site_in_an_encoder_decoder():
     assert anatomy.resolve([Head(0, 3, "cross"), Head(1, 2, "encoder"), (0, 0)]) == [(0, 0), (1, 2), (3, 3)]
     with pytest.raises(HeadError, match="head L0H3 is in several stacks; say which: its layers are encoder.0"):
         anatomy.resolve([Head(0, 3)])
+
+
+def test_a_bert_with_cross_attention_is_a_decoder():
+    config = BY_NAME["bert"].config()
+    config.is_decoder = config.add_cross_attention = True
+    model = transformers.BertLMHeadModel(config).eval()
+    assert dissect(model).labels == ("decoder.0", "decoder.1", "cross.0", "cross.1")
+    inputs = batch(labels=False)
+    inputs["labels"] = inputs["input_ids"]
+    alone = attention_entropy(model, inputs)
+    with_encoder = attention_entropy(model, {**inputs, "encoder_hidden_states": torch.randn(3, 6, 16)})
+    assert alone.mean.isnan().tolist() == [[False] * 4] * 2 + [[True] * 4] * 2  # no encoder, no cross attention
+    assert not with_encoder.mean.isnan().any()
+    scores = head_importance(model, inputs).scores
+    assert (scores[:2] > 0).all()
+    assert (scores[2:] == 0).all()
 
 
 def test_heads_print_and_sort():

@@ -255,4 +255,9 @@ def test_errors():
         head_importance(model, batch(labels=False))
     with pytest.raises(LossError, match="no loss is known for BertModel"):
         head_importance(model.bert, inputs)
+    prune_heads(model, {0: range(4), 1: range(4)})
+    with pytest.raises(DataError, match="there is nothing to rank: every head of this model was pruned"):
+        head_importance(model, inputs)
+    with pytest.raises(DataError, match="there is nothing to capture: every head of this model was pruned"):
+        head_outputs(model, inputs)
     assert dissect(model).heads == 4

@@ -60,6 +60,14 @@ def test_the_law_can_fail():
         check_leaves_model_alone(BY_NAME["bert"].build(), leaky)
 
 
+@pytest.mark.parametrize("measure", RUNS)
+def test_models_that_return_tuples_are_measured_all_the_same(measure):
+    model = BY_NAME["bert"].build()
+    model.config.return_dict = False
+    check_leaves_model_alone(model, MEASURES[measure])
+    assert model.config.return_dict is False
+
+
 @pytest.mark.parametrize("manager", [
     lambda m: b.gated(m, torch.ones(2, 4)),
     lambda m: b.ablated(m, {0: [1]}),

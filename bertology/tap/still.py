@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,18 +14,22 @@ from torch import nn
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run the model in eval mode; put back every module's mode, the random state and what passes set in configs."""
     modes = [(module, module.training) for module in model.modules()]
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
     # A sequence classifier that is given labels writes the problem type that it guessed into its config.
-    kinds = [(config, config.problem_type) for config in configs.values() if hasattr(config, "problem_type")]
+    names = ("problem_type", "return_dict")
+    settings = [(config, name, getattr(config, name)) for config in configs for name in names if hasattr(config, name)]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
         try:
             for module, _ in modes:
                 module.training = False
+            for config, name, _ in settings:
+                if name == "return_dict":
+                    config.return_dict = True  # outputs are read by name
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
-            for config, kind in kinds:
-                if config.problem_type != kind:
-                    config.problem_type = kind
+            for config, name, value in settings:
+                if getattr(config, name) != value:
+                    setattr(config, name, value)

@@ -104,7 +104,7 @@ def test_sizes_that_do_not_fit():
     ):
         dissect(model)
     model.bert.encoder.layer[0].attention.self.attention_head_size = 4
-    model.bert.encoder.layer[0].attention.self.pruned_heads = {0, 1, 7}
+    dissect(model).sites[0].record.pruned_heads = {0, 1, 7}
     with pytest.raises(UnknownAnatomy, match=r"has 4 heads, but of 7 heads \[0, 1, 7\] are said to be pruned"):
         dissect(model)
 

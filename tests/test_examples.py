@@ -173,7 +173,8 @@ def test_data_sets_of_the_datasets_library(tmp_path):
     datasets.disable_progress_bars()
     for split, label in (("train", 0), ("validation", 1)):
         (tmp_path / "my" / "data").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "my" / "data" / f"{split}.csv").write_text(f'sentence,label\nFine.,{label}\n"Well, no.",0\n')
+        rows = [{"sentence": "Fine.", "label": label}, {"sentence": "Well, no.", "label": 0}]
+        (tmp_path / "my" / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     examples = glue.read_examples(glue.find_task("sst-2"), tmp_path / "my" / "data")
     assert (examples.texts, examples.labels) == ([("Fine.",), ("Well, no.",)], [1, 0])
     with pytest.raises(DataError, match="has no column 'question'"):

@@ -28,9 +28,10 @@ def check(model, inputs, alone=None):
 
 def bert(head, **config):
     torch.manual_seed(0)
-    return (
-        getattr(t, f"BertFor{head}")(t.BertConfig(**{**BY_NAME["bert"].config().to_dict(), **config})).double().eval()
-    )
+    settings = BY_NAME["bert"].config()
+    for name, value in config.items():
+        setattr(settings, name, value)
+    return getattr(t, f"BertFor{head}")(settings).double().eval()
 
 
 def test_sequence_classification(family):

@@ -75,9 +75,10 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
     Without an attention mask every token is real. The choices of multiple choice are rows of their own.
     Raises `DataError` for attention masks that are not `[batch, token]`.
     """
-    decoding = stack != "encoder" and bool(getattr(model.config, "is_encoder_decoder", False))
-    if decoding and "decoder_attention_mask" not in batch and isinstance(batch.get("labels"), Tensor):
-        return batch["labels"] != -100  # the decoder reads its labels, shifted
+    decoding = stack != "encoder" and is_encoder_decoder(model)
+    labels = batch.get("labels")
+    if decoding and "decoder_attention_mask" not in batch and isinstance(labels, Tensor) and labels.dim() == 2:
+        return labels != -100  # the decoder reads its labels, shifted
     prefix = "decoder_" if decoding else ""
     mask = batch.get(f"{prefix}attention_mask")
     if mask is None:
@@ -107,11 +108,21 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """
     inputs = {key: value for key, value in batch.items() if key not in LABELS}
     starts = {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
-    if "labels" in batch and not starts and getattr(model.config, "is_encoder_decoder", False):
+    if "labels" in batch and not starts and is_encoder_decoder(model):
         shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         if shift is not None:
             inputs["decoder_input_ids"] = shift(labels=batch["labels"])
     return inputs
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the model, whatever is wrapped around it, reads one text and writes another."""
+    return bool(getattr(config_of(model), "is_encoder_decoder", False))
+
+
+def config_of(model: nn.Module) -> Any:
+    """The outermost config in the model, or None."""
+    return next((module.config for module in model.modules() if hasattr(module, "config")), None)
 
 
 def _input_name(batch: Batch) -> str:

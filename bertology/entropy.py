@@ -40,7 +40,8 @@ class EntropyAccumulator(Accumulator):
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Read the attention maps, block by block."""
-        real = {site.stack: token_mask(self.anatomy.model, batch, site.stack) for site in self.anatomy.sites}
+        stacks = {site.stack for site in self.anatomy.sites}
+        real = {stack: token_mask(self.anatomy.model, batch, stack) for stack in stacks}
         row_of = {site: row for row, site in enumerate(self.anatomy.sites)}
 
         def read(site: Site, x: Tensor, rows: slice) -> None:

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import Batch, examples, rows_per_example, token_mask
+from .batches import Batch, examples, is_encoder_decoder, rows_per_example, token_mask
 from .errors import LossError
 
 ExampleLoss = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [batch]`: from a model's outputs and its batch, one loss per example."""
 
 IGNORED = -100
-_CAUSAL = "LMHeadModel|ForCausalLM"
+# XLNet, XLM and Flaubert call their heads so as well, but do not shift their labels.
+_CAUSAL = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM"
+_GENERATING = "ForConditionalGeneration|ForSeq2SeqLM"
 
 
 def find_loss(model: nn.Module) -> ExampleLoss:
@@ -72,7 +74,9 @@ def _labels(batch: Batch, model: nn.Module, *names: str) -> Any:
 
 def is_causal(model: nn.Module) -> bool:
     """Whether the model's labels are its own inputs, to be shifted by one."""
-    return any(re.search(f"({_CAUSAL})$", type(module).__name__) for module in model.modules())
+    # Vision-language decoders (LLaVA) are called ForConditionalGeneration too, and shift their labels.
+    pattern = _CAUSAL if is_encoder_decoder(model) else f"{_CAUSAL}|{_GENERATING}"
+    return any(re.search(f"({pattern})$", type(module).__name__) for module in model.modules())
 
 
 def _classes(logits: Tensor, labels: Tensor) -> Tensor:
@@ -179,5 +183,5 @@ _LOSSES: dict[str, Callable[[nn.Module], ExampleLoss]] = {
     _CAUSAL: _next_tokens,
     "ForQuestionAnswering": _question_answering,
     "ForMultipleChoice": _multiple_choice,
-    "ForConditionalGeneration|ForSeq2SeqLM": _sequence_to_sequence,
+    _GENERATING: lambda model: _sequence_to_sequence(model) if is_encoder_decoder(model) else _next_tokens(model),
 }

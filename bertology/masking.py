@@ -108,6 +108,8 @@ def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | T
         wanted = [anatomy.layers, anatomy.heads, max(site.dim for site in anatomy.sites)]
         if list(replace.shape) != wanted:
             raise ShapeError(f"replace must be [layer, head, dim] = {wanted}, got {list(replace.shape)}")
+        if any(replace[row, head, : anatomy.sites[row].dim].isnan().any() for row, head in places):
+            raise ShapeError("replace must hold numbers for the heads that are ablated, got NaN")
     batch: dict[str, Any] = {}
     cut = {
         id(site): [(head, site.kept.index(head)) for r, head in places if r == row]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .anatomy import COUNT_NAMES, GROUPS_NAME, PRUNED_NAME, TOTAL_NAMES, UNPRUNED_NAME, Anatomy, Site, dissect
+from .batches import config_of
 from .errors import PruningError
 from .head import Head, Heads, head_at
 from .result import Result
@@ -92,6 +93,8 @@ def _count(model: nn.Module) -> int:
 
 def _plan(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[_Cut]:
     """Check everything before anything is changed."""
+    if config_of(anatomy.model) is None:
+        raise PruningError("the model has no config in which to write down what was pruned: pass a transformers model")
     if len(anatomy.stacks) > 1 or any(site.stack == "cross" for site in anatomy.sites):
         raise PruningError("heads of models with several stacks cannot be cut out yet: silence them with gated()")
     gone: dict[int, set[int]] = {}
@@ -232,7 +235,7 @@ def _bookkeeping(cut: _Cut) -> None:
 
 
 def _write_down(model: nn.Module, places: list[tuple[int, int]]) -> None:
-    config: Any = model.config
+    config = config_of(model)
     pruned = {int(layer): set(heads) for layer, heads in (getattr(config, PRUNED_NAME, None) or {}).items()}
     for row, head in places:
         pruned.setdefault(row, set()).add(head)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy
-from .batches import Batch, Batches, examples, token_mask
+from .batches import Batch, Batches, examples, is_encoder_decoder, token_mask
 from .errors import DataError
 from .losses import IGNORED, ExampleLoss, example_losses, find_loss, is_causal
 from .metrics import Metric, find_metric
@@ -110,7 +110,7 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> tuple[Tensor, T
         missing = "labels in every batch" if labels is None else f"logits from the model, got {type(outputs).__name__}"
         raise DataError(f"a score needs {missing}; for other models use metric='{INVERSE_LOSS}'")
     if labels.dim() == 2 and logits.dim() == 3:
-        stack = "decoder" if getattr(model.config, "is_encoder_decoder", False) else "encoder"
+        stack = "decoder" if is_encoder_decoder(model) else "encoder"
         there = (labels != IGNORED) & token_mask(model, batch, stack)
         if is_causal(model):
             logits, labels, there = logits[:, :-1], labels[:, 1:], there[:, 1:]

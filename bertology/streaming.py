@@ -8,7 +8,7 @@ batches, processes or days gives the same result.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -130,7 +130,7 @@ def _accumulate(
         accumulator.zero(anatomy)
     saved = Checkpoint(checkpoint, model, accumulators) if checkpoint is not None else None
     gradient = any(accumulator.needs_gradient for accumulator in accumulators)
-    total = len(batches) if progress and isinstance(batches, Sequence) else None
+    total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     with undisturbed(model), torch.set_grad_enabled(gradient):
         for batch in tqdm(each_batch(model, batches), desc=progress, total=total, disable=progress is None):
             if saved is None or not saved.has(batch):

@@ -154,6 +154,21 @@ def test_errors(head, inputs, message):
         losses(bert(head), inputs)
 
 
+def test_names_that_mislead():
+    class LlavaForConditionalGeneration(type(BY_NAME["gpt2"].build("lm"))):
+        pass
+
+    decoder = BY_NAME["gpt2"].build("lm")
+    decoder.__class__ = LlavaForConditionalGeneration
+    inputs = batch()
+    inputs["labels"] = inputs["input_ids"]
+    check(decoder, inputs)
+    assert is_causal(decoder)
+    for name in ("XLNetLMHeadModel", "XLMWithLMHeadModel"):
+        with pytest.raises(LossError, match=f"no loss is known for {name}"):
+            find_loss(type(name, (torch.nn.Module,), {})())
+
+
 def test_hint_for_causal_lms():
     with pytest.raises(LossError, match="for a causal LM pass labels=input_ids"):
         losses(BY_NAME["gpt2"].build("lm"), batch(labels=False))

@@ -163,6 +163,8 @@ def test_bad_replacements():
         raise AssertionError
     with pytest.raises(ShapeError, match=r"replace must be \[layer, head, dim\] = \[2, 4, 4\], got \[2, 4\]"):
         ablated(model, {0: [0]}, replace=torch.zeros(2, 4)).__enter__()
+    with pytest.raises(ShapeError, match="replace must hold numbers for the heads that are ablated, got NaN"):
+        ablated(model, {0: [0]}, replace=torch.full((2, 4, 4), float("nan"))).__enter__()
 
 
 def test_gates_of_pruned_heads_are_not_looked_at():

@@ -212,6 +212,20 @@ def test_the_result_is_kept(tmp_path):
     assert again.parameters_after == pruned.parameters_after
 
 
+def test_wrapped_models():
+    model, inputs = BY_NAME["bert"].build(), batch()
+    expected = logits(BY_NAME["bert"].build(), inputs)
+    prune_heads(torch.nn.Sequential(model), {0: [1]})
+    assert model.config.pruned_heads == {0: [1]}
+    assert not torch.allclose(logits(model, inputs), expected)
+    bare = torch.nn.ModuleDict({"encoder": torch.nn.ModuleDict({"layer": model.bert.encoder.layer})})
+    for module in bare.modules():
+        if hasattr(module, "config"):
+            del module.config
+    with pytest.raises(PruningError, match="the model has no config in which to write down what was pruned"):
+        prune_heads(bare, {1: [1]})
+
+
 def test_no_heads_is_no_change():
     model = BY_NAME["bert"].build()
     pruned = prune_heads(model, {})

@@ -18,7 +18,7 @@ Axis glossary, one word for one axis: `layer head query key token batch dim hidd
 width, `hidden` the residual stream's, `key` always the attended-to position. Layers and heads count from 0.
 """
 
-from .anatomy import Anatomy, dissect
+from .anatomy import dissect
 from .attention import AttentionMaps, attention_maps
 from .curve import PruningCurve, pruning_curve
 from .entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
@@ -32,6 +32,7 @@ from .pruning import Pruned, prune_heads
 from .result import Result
 from .saving import load_pruned, save_pruned
 from .scoring import Score, ScoreAccumulator, score
+from .site import Anatomy
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, Site, dissect
+from .anatomy import dissect
 from .batches import Batch, on_device, token_mask, without_labels
 from .errors import DataError
 from .result import Result
+from .site import Anatomy, Site
 from .tap import undisturbed
 
 C = TypeVar("C", bound="Capture")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .anatomy import Anatomy, dissect
+from .anatomy import dissect
 from .batches import Batches, repeatable
 from .errors import DataError
 from .head import Head, head_at
@@ -20,6 +20,7 @@ from .losses import ExampleLoss
 from .masking import gated
 from .result import Result
 from .scoring import scorer
+from .site import Anatomy
 from .streaming import accumulate
 
 

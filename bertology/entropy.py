@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Site
 from .batches import Batch, Batches, token_mask
 from .result import Result, cpu64, finite
+from .site import Site
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Anatomy
 from .batches import Batch, Batches, examples, rows_per_example
 from .errors import DataError, UnknownAnatomy
 from .head import Head, head_at
 from .losses import ExampleLoss, example_losses, find_loss
 from .masking import gated
 from .result import Result, cpu64, finite
+from .site import Anatomy
 from .streaming import Accumulator, accumulate, stat
 
 

@@ -10,10 +10,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, Site, dissect
+from .anatomy import dissect
 from .batches import token_mask
 from .errors import DataError, HeadError, ShapeError
 from .head import Heads
+from .site import Anatomy, Site
 from .tap import tap
 
 
@@ -146,11 +147,3 @@ def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | T
             taps.enter_context(tap(anatomy, "inputs", read=look))
         taps.enter_context(tap(anatomy, "heads", edit=edit))
         yield
-
-
-def gates_without(anatomy: Anatomy, heads: Heads) -> Tensor:
-    """[layer, head], 0 or 1: gates that silence some heads (and are 0 where a head was pruned)."""
-    gates = anatomy.present.double()
-    for row, head in anatomy.resolve(heads):
-        gates[row, head] = 0
-    return gates

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .anatomy import COUNT_NAMES, GROUPS_NAME, PRUNED_NAME, TOTAL_NAMES, UNPRUNED_NAME, Anatomy, Site, dissect
+from .anatomy import COUNT_NAMES, GROUPS_NAME, PRUNED_NAME, TOTAL_NAMES, UNPRUNED_NAME, dissect
 from .batches import config_of
 from .errors import PruningError
 from .head import Head, Heads, head_at
 from .result import Result
+from .site import Anatomy, Site
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,7 +123,7 @@ def _plan_site(site: Site, gone: frozenset[int]) -> _Cut:
     if not gone:
         return _Cut(site, gone, stay, stay, 1, False)
     _check_parts(site)
-    key_heads = _width(_part(site, "key")) // _parts(site, "key") // site.dim
+    key_heads = _width(site.key) // _parts(site, site.key) // site.dim
     size = len(site.kept) // key_heads
     left = {group: [place for place in stay if place // size == group] for group in range(key_heads)}
     used = {group: places for group, places in left.items() if places}
@@ -136,35 +137,26 @@ def _plan_site(site: Site, gone: frozenset[int]) -> _Cut:
     return _Cut(site, gone, stay, sorted(used), counts.pop(), blank)
 
 
-def _part(site: Site, which: str) -> nn.Module:
-    part: nn.Module = getattr(site.attention, getattr(site.names, which))
-    return part
-
-
-def _parts(site: Site, which: str) -> int:
+def _parts(site: Site, module: nn.Module) -> int:
     """How many of query, key and value this projection holds, one behind the other."""
-    name = getattr(site.names, which)
-    return [site.names.query, site.names.key, site.names.value].count(name)
+    return [site.query, site.key, site.value].count(module)
 
 
 def _check_parts(site: Site) -> None:
-    if not site.names.prunable:
+    if not site.prunable:
         raise PruningError(
             f"heads of {site.label} cannot be cut out: they share a position bias; silence them with gated()"
         )
-    known = {id(p) for which in ("query", "key", "value") for p in _part(site, which).parameters()}
-    known |= {id(p) for p in site.projection.parameters()}
-    for module in (*(_part(site, which) for which in ("query", "key", "value")), site.projection):
+    projections = (site.query, site.key, site.value, site.projection)
+    for module in projections:
         weight = getattr(module, "weight", None)
-        if (
-            not isinstance(module, (nn.Linear, Conv1D))
-            or not isinstance(weight, Tensor)
-            or not weight.is_floating_point()
-        ):
+        plain = isinstance(weight, Tensor) and weight.is_floating_point()
+        if not isinstance(module, (nn.Linear, Conv1D)) or not plain:
             raise PruningError(
                 f"{site.path}: only Linear and Conv1D layers with plain weights can be cut, "
                 f"got {type(module).__name__}; merge adapters and undo quantization first"
             )
+    known = {id(parameter) for module in projections for parameter in module.parameters()}
     for name, parameter in site.attention.named_parameters():
         if id(parameter) not in known and parameter.numel() != site.dim and not name.startswith("LayerNorm"):
             raise PruningError(f"the attention of {site.label} has parameters {name!r} that pruning does not know")
@@ -177,15 +169,14 @@ def _width(module: nn.Module) -> int:
 
 def _apply(cut: _Cut) -> None:
     site = cut.site
-    for which, stay in (("query", cut.queries), ("key", cut.keys), ("value", cut.keys)):
-        first = next(w for w in ("query", "key", "value") if getattr(site.names, w) == getattr(site.names, which))
-        if which == first:
-            module, parts = _part(site, which), _parts(site, which)
-            numbers = _numbers(stay, site.dim)
-            one = _width(module) // parts
-            _keep(module, [part * one + n for part in range(parts) for n in numbers], outputs=True)
-            if cut.blank:
-                _blank(module.weight, module.bias)
+    # A fused projection stands for several of the three, and is cut once.
+    stays = {site.query: cut.queries, site.key: cut.keys, site.value: cut.keys}
+    for module, stay in stays.items():
+        parts, numbers = _parts(site, module), _numbers(stay, site.dim)
+        one = _width(module) // parts
+        _keep(module, [part * one + number for part in range(parts) for number in numbers], outputs=True)
+        if cut.blank:
+            _blank(module.weight, module.bias)
     _keep(site.projection, _numbers(cut.queries, site.dim), outputs=False)
     if cut.blank:
         _blank(site.projection.weight)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Anatomy
 from .batches import Batch, Batches, examples, is_encoder_decoder, token_mask
 from .errors import DataError
 from .losses import IGNORED, ExampleLoss, example_losses, find_loss, is_causal
 from .metrics import Metric, find_metric
 from .result import Result
+from .site import Anatomy
 from .streaming import Accumulator, accumulate, stat
 
 INVERSE_LOSS = "inverse_loss"

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .anatomy import Anatomy, dissect
+from .anatomy import dissect
 from .batches import Batch, Batches, each_batch, without_labels
 from .checkpoint import Checkpoint
 from .result import Result
+from .site import Anatomy
 from .tap import undisturbed
 
 A = TypeVar("A", bound="Accumulator")

@@ -7,10 +7,10 @@ import torch
 from zoo import BY_NAME, batch
 
 from bertology import Head, Result, gated, head_importance, prune_heads, pruning_curve, score
-from bertology.anatomy import Anatomy
 from bertology.curve import _silence, _steps
 from bertology.errors import DataError
 from bertology.importance import HeadImportance
+from bertology.site import Anatomy
 
 
 def many(seed=1):

@@ -50,7 +50,8 @@ def test_the_first_line_of_a_file_asks_its_question(module):
 FLOORS = [
     ["errors"],
     ["result", "head"],
-    ["anatomy", "batches", "metrics", "demo"],
+    ["site", "batches", "metrics", "demo"],
+    ["anatomy"],
     ["losses"],
     ["tap"],
     ["masking", "checkpoint", "capture"],

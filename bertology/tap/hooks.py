@@ -10,8 +10,8 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..anatomy import Anatomy, Site
-from ..errors import BertologyError, ShapeError
+from ..errors import BertologyError, ShapeError, UnknownAnatomy
+from ..site import Anatomy, Site
 from .calls import Calls
 from .maps import tap_maps
 
@@ -121,6 +121,8 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
         if layer > 1:
             return None
         named = not args
+        if named and "hidden_states" not in kwargs:
+            raise UnknownAnatomy(f"the first block of the {stack} gets no hidden_states, but {', '.join(kwargs)}")
         new = apply(stack, 0, kwargs["hidden_states"] if named else args[0])
         if new is None:
             return None

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
-from ..anatomy import Anatomy, Site
 from ..errors import UnknownAnatomy
+from ..site import Anatomy, Site
 from .calls import Calls
 
 Reader = Callable[[Site, Tensor, slice], Any]

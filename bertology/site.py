@@ -1,0 +1,124 @@
+"""What is known of a model's heads?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .errors import HeadError
+from .head import Head, Heads, each_head, head_at
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One attention layer, at the place where its heads are concatenated: the input of `projection`.
+
+    `kept` are the numbers of the heads that are there, out of `width` before pruning, each `dim` wide.
+    A module that runs in several layers (ALBERT) has one site for each `call`.
+    A fused projection is `query`, `key` and `value` at once. `record` is the module that writes down which heads
+    were pruned.
+    """
+
+    stack: str
+    layer: int
+    call: int
+    dim: int
+    width: int
+    kept: tuple[int, ...]
+    path: str
+    prunable: bool
+    attention: nn.Module = field(repr=False)
+    query: nn.Module = field(repr=False)
+    key: nn.Module = field(repr=False)
+    value: nn.Module = field(repr=False)
+    projection: nn.Module = field(repr=False)
+    record: nn.Module = field(repr=False)
+
+    @property
+    def label(self) -> str:
+        """`encoder.0`, `decoder.0`, `cross.0`."""
+        return f"{self.stack}.{self.layer}"
+
+    def __str__(self) -> str:
+        return self.label
+
+    def spread(self, x: Tensor, heads: int, axis: int) -> Tensor:
+        """Lay the heads that are there, along `axis` of `x`, at their numbers among `heads`; NaN where none is."""
+        x = x.narrow(axis, 0, len(self.kept))
+        if self.kept == tuple(range(heads)):
+            return x
+        shape = list(x.shape)
+        shape[axis] = heads
+        return x.new_full(shape, float("nan")).index_copy(axis, torch.tensor(self.kept, device=x.device), x)
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """A tower of blocks: `module` runs them in turn, and returns the last hidden state first."""
+
+    name: str
+    module: nn.Module = field(repr=False)
+    blocks: tuple[nn.Module, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """Where the heads of `model` are. The axis `layer` of every result runs over `sites`, in this order."""
+
+    model: nn.Module = field(repr=False)
+    sites: tuple[Site, ...]
+    stacks: tuple[Stack, ...]
+
+    @property
+    def layers(self) -> int:
+        """How many attention layers there are, over all stacks."""
+        return len(self.sites)
+
+    @property
+    def heads(self) -> int:
+        """How wide the axis `head` of a result is: the heads of the widest layer, before pruning."""
+        return max(site.width for site in self.sites)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
+        several = len({site.stack for site in self.sites}) > 1
+        return tuple(site.label if several else str(site.layer) for site in self.sites)
+
+    @property
+    def present(self) -> Tensor:
+        """[layer, head], bool: which heads there are; a pruned one is not."""
+        there = torch.zeros(self.layers, self.heads, dtype=torch.bool)
+        for row, site in enumerate(self.sites):
+            there[row, list(site.kept)] = True
+        return there
+
+    def resolve(self, heads: Heads) -> list[tuple[int, int]]:
+        """Turn heads into sorted places `(row, head)` of a `[layer, head]` result, or raise `HeadError`."""
+        places = sorted({self._place(head) for head in each_head(heads)})
+        for row, head in places:
+            if head not in self.sites[row].kept:
+                raise HeadError(
+                    f"head {head_at(self.labels, row, head)} was pruned before; "
+                    f"of layer {row} the heads {list(self.sites[row].kept)} are left"
+                )
+        return places
+
+    def _place(self, head: Head | tuple[int, int]) -> tuple[int, int]:
+        if isinstance(head, Head):
+            rows = [r for r, s in enumerate(self.sites) if s.layer == head.layer and head.stack in ("", s.stack)]
+            if len(rows) != 1:
+                what = "in several stacks; say which" if rows else "not in this model"
+                raise HeadError(f"head {head} is {what}: its layers are {', '.join(self.labels)}")
+            row, number = rows[0], head.head
+        else:
+            row, number = head
+        if not 0 <= row < self.layers:
+            raise HeadError(f"layer {row} is out of range: this model's attention layers are 0 to {self.layers - 1}")
+        if not 0 <= number < self.sites[row].width:
+            raise HeadError(
+                f"head {number} of layer {row} is out of range: its heads are 0 to {self.sites[row].width - 1}"
+            )
+        return row, number

@@ -42,7 +42,7 @@ from bertology import (
     score,
 )
 from bertology.demo import minilm_path
-from bertology.errors import BertologyError, DataError, need
+from bertology.errors import BertologyError, DataError, PruningError, need
 
 DEMO_DATA = Path(__file__).parent / "data" / "sentiment"
 METRIC_NAMES = {"acc": "accuracy", "mcc": "matthews", "spearmanr": "spearman", "corr": "pearson_spearman"}
@@ -78,6 +78,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.model_name_or_path and not args.data_dir:
         parser.error("--data_dir is needed with --model_name_or_path")
+    if args.data_dir and not args.model_name_or_path:
+        parser.error("--model_name_or_path is needed with --data_dir: the demo runs on data of its own")
     if not 0 < args.masking_threshold < 1:
         parser.error(f"--masking_threshold must lie between 0 and 1, got {args.masking_threshold}")
     if not 0 < args.masking_amount <= 1:
@@ -185,27 +187,31 @@ def prune(model: Any, tokenizer: Any, batches: Batches, curve: PruningCurve, out
     """Cut the masked heads out, save the model, load it again, and compare: parameters, speed, scores."""
     with gated(model, curve.mask()):
         masked = score(model, batches, metric=curve.metric)
+    summary = {
+        "heads": int(curve.heads_left[0]),
+        "heads_masked": len(curve.heads_off()),
+        "metric": curve.metric,
+        "score": curve.scores[0].item(),
+        "score_masked": masked.value,
+    }
     small = copy.deepcopy(model)
-    pruned = prune_heads(small, curve.heads_off())
+    try:
+        pruned = prune_heads(small, curve.heads_off())
+    except PruningError as error:
+        print(f"WARNING: the heads were masked but not pruned: {error}")
+        return summary
     save_pruned(small, out / "pruned_model")
     tokenizer.save_pretrained(out / "pruned_model")
     again = load_pruned(out / "pruned_model").to(next(model.parameters()).device)
     after = score(again, batches, metric=curve.metric)
     # In turn, so that a change in the machine's speed hits both.
-    times = [
-        [seconds(lambda m=m: score(m, batches, metric=curve.metric)) for m in (model, again)] for _ in range(3)
-    ]  # fmt: skip
-    return {
-        "heads": int(curve.heads_left[0]),
-        "heads_pruned": len(pruned.heads),
+    times = [[seconds(lambda m=m: score(m, batches, metric=curve.metric)) for m in (model, again)] for _ in range(3)]
+    return summary | {
         "parameters_before": pruned.parameters_before,
         "parameters_after": pruned.parameters_after,
         "examples_per_second_before": after.examples / statistics.median(a for a, _ in times),
         "examples_per_second_after": after.examples / statistics.median(b for _, b in times),
         "speed_ratio": statistics.median(a / b for a, b in times),
-        "metric": curve.metric,
-        "score": curve.scores[0].item(),
-        "score_masked": masked.value,
         "score_pruned": after.value,
     }
 
@@ -216,14 +222,15 @@ def report(summary: dict[str, Any], out: Path) -> None:
     s = summary
     print(f"\nSummary over {s['examples']} examples of {s['task']} ({s['truncated']} texts cut to fit)")
     if "heads" in s:
+        print(f"  heads       {s['heads']} before, {s['heads'] - s['heads_masked']} after")
+    if "score_pruned" in s:
         fewer = 1 - s["parameters_after"] / s["parameters_before"]
-        print(f"  heads       {s['heads']} before, {s['heads'] - s['heads_pruned']} after")
         print(f"  parameters  {s['parameters_before']:,} before, {s['parameters_after']:,} after ({fewer:.1%} fewer)")
         before, after = s["examples_per_second_before"], s["examples_per_second_after"]
         print(f"  speed       {before:.0f} examples a second before, {after:.0f} after ({s['speed_ratio']:.2f} x)")
-        print(
-            f"  {s['metric']:11} {s['score']:.4f} whole, {s['score_masked']:.4f} masked, {s['score_pruned']:.4f} pruned"
-        )
+    if "heads" in s:
+        pruned = f", {s['score_pruned']:.4f} pruned" if "score_pruned" in s else ""
+        print(f"  {s['metric']:11} {s['score']:.4f} whole, {s['score_masked']:.4f} masked{pruned}")
     print(f"  files in    {out}")
 
 

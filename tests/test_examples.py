@@ -56,7 +56,7 @@ def test_the_main_job_without_arguments(minilm, tmp_path):
     assert summary["score_masked"] >= 0.9 * summary["score"]
     assert abs(summary["score_pruned"] - summary["score_masked"]) < 0.01
     assert summary["parameters_after"] < summary["parameters_before"] == 22_713_986
-    assert 72 - mask.sum() == summary["heads_pruned"] > 0
+    assert 72 - mask.sum() == summary["heads_masked"] > 0
     pruned = load_pruned(out / "pruned_model")
     assert dissect(pruned).present.sum() == mask.sum()
     assert AutoTokenizer.from_pretrained(out / "pruned_model")
@@ -83,6 +83,34 @@ def test_a_real_task_with_the_old_flags(minilm, shared, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
+def test_decoders_that_classify(minilm, tmp_path, kind):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+    keys = {"num_key_value_heads": 2} if kind == "Llama" else {}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=30522, bos_token_id=1, eos_token_id=2, **sizes, **keys)
+    getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(tmp_path / "model")
+    head(EXAMPLES / "data" / "sentiment" / "dev.tsv", tmp_path / "data" / "dev.tsv", 30)
+    arguments = [
+        "--model_name_or_path",
+        "model",
+        "--tokenizer_name",
+        minilm,
+        "--data_dir",
+        "data",
+        "--output_dir",
+        "out",
+    ]
+    printed = run("run_bertology.py", *arguments, "--try_masking", "--masking_threshold", "0.01", cwd=tmp_path)
+    mask = np.load(tmp_path / "out" / "head_mask.npy")
+    assert mask.shape == (2, 4)
+    assert f"heads       8 before, {int(mask.sum())} after" in printed
+    assert ("masked but not pruned" in printed) != (tmp_path / "out" / "pruned_model").is_dir()
+
+
+@pytest.mark.slow
 def test_fine_tuning_then_looking_inside(minilm, tmp_path):
     for name in ("train.tsv", "dev.tsv"):
         head(EXAMPLES / "data" / "sentiment" / name, tmp_path / "data" / name, 16)
@@ -103,6 +131,7 @@ def test_bad_arguments(tmp_path):
         (["--model_name_or_path", "m", "--data_dir", "data", "--task_name", "sst-3"], "no GLUE task is called 'sst-3': wanted one of cola"),
         (["--model_name_or_path", "m", "--data_dir", "data"], "dev.tsv has no column 'sentence': its columns are text, label"),
         (["--model_name_or_path", "m"], "--data_dir is needed with --model_name_or_path"),
+        (["--data_dir", "data"], "--model_name_or_path is needed with --data_dir"),
         (["--masking_threshold", "1.5"], "--masking_threshold must lie between 0 and 1, got 1.5"),
         (["--masking_amount", "0"], "--masking_amount must be above 0 and at most 1, got 0.0"),
     ):  # fmt: skip

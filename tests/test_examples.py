@@ -122,20 +122,35 @@ def test_fine_tuning_then_looking_inside(minilm, tmp_path):
     assert not (tmp_path / "out" / "head_mask.npy").exists()
 
 
-def test_bad_arguments(tmp_path):
+BAD = [
+    (["--output_dir", "file"], "--output_dir must be a folder, but file is a file"),
+    (["--model_name_or_path", "m", "--data_dir", "data", "--task_name", "sst-3"], "no GLUE task is called 'sst-3': wanted one of cola"),
+    (["--model_name_or_path", "m", "--data_dir", "data"], "dev.tsv has no column 'sentence': its columns are text, label"),
+    (["--model_name_or_path", "m"], "--data_dir is needed with --model_name_or_path"),
+    (["--data_dir", "data"], "--model_name_or_path is needed with --data_dir"),
+    (["--masking_threshold", "1.5"], "--masking_threshold must lie between 0 and 1, got 1.5"),
+    (["--masking_amount", "0"], "--masking_amount must be above 0 and at most 1, got 0.0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=range(len(BAD)))
+def test_bad_arguments(tmp_path, monkeypatch, capsys, arguments, message):
+    import run_bertology
+
     (tmp_path / "file").write_text("")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dev.tsv").write_text("text\tlabel\nFine.\t1\n")
-    for arguments, message in (
-        (["--output_dir", "file"], "--output_dir must be a folder, but file is a file"),
-        (["--model_name_or_path", "m", "--data_dir", "data", "--task_name", "sst-3"], "no GLUE task is called 'sst-3': wanted one of cola"),
-        (["--model_name_or_path", "m", "--data_dir", "data"], "dev.tsv has no column 'sentence': its columns are text, label"),
-        (["--model_name_or_path", "m"], "--data_dir is needed with --model_name_or_path"),
-        (["--data_dir", "data"], "--model_name_or_path is needed with --data_dir"),
-        (["--masking_threshold", "1.5"], "--masking_threshold must lie between 0 and 1, got 1.5"),
-        (["--masking_amount", "0"], "--masking_amount must be above 0 and at most 1, got 0.0"),
-    ):  # fmt: skip
-        assert message in run("run_bertology.py", *arguments, cwd=tmp_path, ok=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run_bertology.py", *arguments])
+    with pytest.raises((DataError, SystemExit)) as error:
+        run_bertology.main()
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_errors_close_the_script_with_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    printed = run("run_bertology.py", "--output_dir", "file", cwd=tmp_path, ok=False)
+    assert printed.splitlines()[-1] == "run_bertology: --output_dir must be a folder, but file is a file"
 
 
 def test_sentiment_data():

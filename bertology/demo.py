@@ -27,14 +27,7 @@ def minilm_path() -> Path:
             "pip install 'bertology[demo]'"
         )
     folder = Path(found.submodule_search_locations[0]) / "model"
-    with (folder / "model.safetensors").open("rb") as file:
-        digest = (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
-        )
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     if digest != SHA256:
         raise DataError(f"the weights in {folder} are not all-MiniLM-L6-v2: wanted sha256 {SHA256}, got {digest}")
     return folder
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

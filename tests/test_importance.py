@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import BY_NAME, batch, each_alone
 
-from bertology import Head, dissect, gated, head_importance, head_outputs, prune_heads
+from bertology import Head, attention_entropy, dissect, gated, head_importance, head_outputs, prune_heads
 from bertology.errors import DataError, LossError
 
 
@@ -110,19 +110,34 @@ def test_a_head_without_output_weights_has_importance_0(family):
     assert (scores[:, [0, 1, 3]] > 0).all()
 
 
-def test_permuted_heads_permute_importance():
-    model, inputs, order = BY_NAME["bert"].build(), batch(), [2, 0, 3, 1]
-    before = head_importance(model, inputs).scores
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(4)), st.integers(0, 1))
+def test_permuted_heads_permute_importance_and_entropy(order, layer):
+    model, inputs = BY_NAME["bert"].build(), batch()
+    before, spread = head_importance(model, inputs).scores, attention_entropy(model, inputs).mean
     rows = torch.tensor([head * 4 + i for head in order for i in range(4)])
-    attention = model.bert.encoder.layer[1].attention
+    attention = model.bert.encoder.layer[layer].attention
     with torch.no_grad():
         for part in (attention.self.query, attention.self.key, attention.self.value):
             part.weight.copy_(part.weight[rows])
             part.bias.copy_(part.bias[rows])
         attention.output.dense.weight.copy_(attention.output.dense.weight[:, rows])
-    after = head_importance(model, inputs).scores
-    torch.testing.assert_close(after[1], before[1, order])
-    torch.testing.assert_close(after[0], before[0])
+    places = [list(order) if row == layer else [0, 1, 2, 3] for row in range(2)]
+    for old, new in ((before, head_importance(model, inputs).scores), (spread, attention_entropy(model, inputs).mean)):
+        torch.testing.assert_close(new, old.gather(1, torch.tensor(places)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    st.integers(0, 5),
+    st.sampled_from(["bert", "gpt", "gpt2", "roberta", "distilbert", "electra", "albert"]),
+)
+def test_more_padding_changes_nothing(lengths, more, name):
+    model, inputs = BY_NAME[name].build(), batch(tuple(lengths))
+    wider = {k: torch.nn.functional.pad(x, (0, more)) if x.dim() > 1 else x for k, x in inputs.items()}
+    torch.testing.assert_close(head_importance(model, wider).scores, head_importance(model, inputs).scores)
+    torch.testing.assert_close(attention_entropy(model, wider).mean, attention_entropy(model, inputs).mean)
 
 
 def test_scaling_the_loss_scales_importance():

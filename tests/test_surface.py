@@ -5,6 +5,7 @@ import dataclasses
 import doctest
 import importlib
 import itertools
+import os
 import pkgutil
 import re
 import subprocess
@@ -19,6 +20,12 @@ import bertology
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(bertology.__path__, "bertology."))
 ROOT = Path(bertology.__file__).parent
+
+
+@pytest.mark.skipif("BERTOLOGY_WHEEL" not in os.environ, reason="only where the built wheel is under test")
+def test_the_wheel_is_what_is_tested():
+    assert "site-packages" in str(ROOT)
+    assert (ROOT / "py.typed").is_file()
 
 
 def test_exports_are_sorted_and_there():

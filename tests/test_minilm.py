@@ -91,6 +91,32 @@ def test_pruned_saved_loaded(classifier, inputs, tmp_path):
     assert pruned.parameters_before - pruned.parameters_after == 14 * per_head  # layer 3 keeps one head of zeros
 
 
+@pytest.mark.shared
+def test_real_sentences_by_the_batch_and_one_by_one(minilm, classifier, shared):
+    """Length-sorted batches under sdpa give what single examples padded to 128 give under eager attention."""
+    lines = (shared / "glue" / "SST-2" / "dev.tsv").read_text().splitlines()[1:17]
+    texts, labels = zip(*(line.split("\t") for line in lines), strict=True)
+    labels = torch.tensor([int(label) for label in labels])
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    order = sorted(range(16), key=lambda i: len(texts[i]))
+    batches = [
+        {**tokenizer([texts[i] for i in rows], padding=True, return_tensors="pt"), "labels": labels[rows]}
+        for rows in (order[:8], order[8:])
+    ]
+    singles = [
+        {**tokenizer(text, padding="max_length", max_length=128, return_tensors="pt"), "labels": labels[i : i + 1]}
+        for i, text in enumerate(texts)
+    ]
+    eager = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2, attn_implementation="eager").eval()
+    eager.load_state_dict(classifier.state_dict())
+    a, b = head_importance(classifier, batches), head_importance(eager, singles)
+    torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=1e-7)
+    assert a.examples == b.examples == 16
+    a, b = attention_entropy(classifier, batches), attention_entropy(eager, singles)
+    torch.testing.assert_close(a.mean, b.mean, rtol=1e-4, atol=1e-5)
+    assert torch.equal(a.queries, b.queries)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(minilm, inputs, dtype):
     full = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2).eval()

@@ -86,6 +86,11 @@ def test_a_model_without_attention():
         dissect(transformers.MambaModel(config))
 
 
+def test_no_model_at_all():
+    with pytest.raises(UnknownAnatomy, match=r"wanted a model, such as AutoModel.from_pretrained returns, got str"):
+        dissect("bert-base-uncased")
+
+
 def test_a_norm_between_heads_and_projection():
     if not hasattr(transformers, "BitNetConfig"):
         pytest.skip("no BitNet in this transformers")

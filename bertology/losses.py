@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from .batches import Batch, examples, is_encoder_decoder, rows_per_example, token_mask
 from .errors import LossError
@@ -24,7 +25,7 @@ ExampleLoss = Callable[[Any, Batch], Tensor]
 IGNORED = -100
 # XLNet, XLM and Flaubert call their heads so as well, but do not shift their labels.
 _CAUSAL = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM"
-_GENERATING = "ForConditionalGeneration|ForSeq2SeqLM"
+_GENERATING = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel"
 
 
 def find_loss(model: nn.Module) -> ExampleLoss:
@@ -34,10 +35,10 @@ def find_loss(model: nn.Module) -> ExampleLoss:
     causal LM, question answering, multiple choice and sequence-to-sequence models of transformers.
     Raises `LossError` for any other model: pass `loss=f`, `f(outputs, batch) -> [batch]`.
     """
-    for module in model.modules():
-        for pattern, make in _LOSSES.items():
-            if re.search(f"({pattern})$", type(module).__name__):
-                return make(module)
+    task = _task_model(model)
+    for pattern, make in _LOSSES.items():
+        if re.search(f"({pattern})$", type(task).__name__):
+            return make(task)
     known = ", ".join(_LOSSES).replace("|", ", ")
     raise LossError(
         f"no loss is known for {type(model).__name__}: wanted a model whose class name ends in {known}. "
@@ -76,7 +77,12 @@ def is_causal(model: nn.Module) -> bool:
     """Whether the model's labels are its own inputs, to be shifted by one."""
     # Vision-language decoders (LLaVA) are called ForConditionalGeneration too, and shift their labels.
     pattern = _CAUSAL if is_encoder_decoder(model) else f"{_CAUSAL}|{_GENERATING}"
-    return any(re.search(f"({pattern})$", type(module).__name__) for module in model.modules())
+    return re.search(f"({pattern})$", type(_task_model(model)).__name__) is not None
+
+
+def _task_model(model: nn.Module) -> nn.Module:
+    """The outermost model of transformers: what is around it is a wrapper, what is inside it only a part."""
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
 
 
 def _classes(logits: Tensor, labels: Tensor) -> Tensor:
@@ -183,5 +189,5 @@ _LOSSES: dict[str, Callable[[nn.Module], ExampleLoss]] = {
     _CAUSAL: _next_tokens,
     "ForQuestionAnswering": _question_answering,
     "ForMultipleChoice": _multiple_choice,
-    _GENERATING: lambda model: _sequence_to_sequence(model) if is_encoder_decoder(model) else _next_tokens(model),
+    _GENERATING: lambda model: _next_tokens(model) if is_causal(model) else _sequence_to_sequence(model),
 }

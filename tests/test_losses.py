@@ -119,6 +119,26 @@ def test_sequence_to_sequence(name):
     check(model, inputs, alone)
 
 
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::UserWarning"
+)  # transformers' own, where it computes this loss
+def test_an_encoder_decoder_is_not_taken_for_the_causal_lm_inside_it():
+    torch.manual_seed(0)
+    parts = [t.BertConfig(**BY_NAME["bert"].config().to_dict()) for _ in range(2)]
+    config = t.EncoderDecoderConfig.from_encoder_decoder_configs(*parts)
+    config.decoder_start_token_id, config.pad_token_id = 1, PAD
+    model = t.EncoderDecoderModel(config).double().eval()
+    labels = torch.tensor([[4, 5, 6, 1], [7, 1, -100, -100], [8, 9, 1, -100]])
+    inputs = {**batch(), "labels": labels}
+    # Alone, an example has no padding for the decoder to attend to.
+    lengths = (labels != -100).sum(1)
+    alone = [
+        {**one, "labels": labels[i : i + 1, : lengths[i]]} for i, one in enumerate(each_alone(batch(labels=False)))
+    ]
+    assert not is_causal(model)
+    check(model, inputs, alone)
+
+
 def test_half_precision_losses_are_computed_in_float32():
     model = BY_NAME["bert"].build().bfloat16()
     assert losses(model, batch()).dtype == torch.float32

@@ -93,19 +93,20 @@ def read_examples(task: Task, data: str | Path, *, train: bool = False) -> Examp
 
 
 def _read_tsv(task: Task, file: Path) -> Examples:
-    rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    header = list(task.header) if task.header else (rows.pop(0) if rows else [])
+    # Not splitlines(), which also ends a line at characters that texts may hold.
+    lines = enumerate(file.read_text(encoding="utf-8").split("\n"), start=1)
+    rows = [(number, line.split("\t")) for number, line in lines if line.strip()]
+    header = list(task.header) if task.header else (rows.pop(0)[1] if rows else [])
     if not rows:
         raise DataError(f"{file} holds no examples")
     places = []
     for column in (*task.texts, task.label):
         if column not in header:
             raise DataError(f"{file} has no column {column!r}: its columns are {', '.join(header)}")
-        # MNLI's dev sets have more labels behind; the last column of the name is the one.
         places.append(header.index(column))
     texts: list[tuple[str, ...]] = []
     labels: list[Any] = []
-    for number, row in enumerate(rows, start=1 if task.header else 2):
+    for number, row in rows:
         if len(row) <= max(places):
             raise DataError(f"{file}, line {number}: wanted {max(places) + 1} columns or more, got {len(row)}")
         texts.append(tuple(row[place].strip() for place in places[:-1]))

@@ -206,6 +206,15 @@ def test_bad_tsv(tmp_path, text, message):
         glue.read_examples(glue.find_task("sst-2"), tmp_path)
 
 
+def test_odd_characters_and_blank_lines(tmp_path):
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nOne\u2028line\x85still.\t1\n\nFine.\t0\n")
+    examples = glue.read_examples(glue.find_task("sst-2"), tmp_path)
+    assert (examples.texts, examples.labels) == ([("One\u2028line\x85still.",), ("Fine.",)], [1, 0])
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nFine.\t1\n\nBad.\t7\n")
+    with pytest.raises(DataError, match=r"dev.tsv, line 4: '7' is no label"):
+        glue.read_examples(glue.find_task("sst-2"), tmp_path)
+
+
 def test_missing_files(tmp_path):
     (tmp_path / "test.tsv").write_text("sentence\n")
     with pytest.raises(DataError, match=r"no dev.tsv in .*: it has test.tsv"):

@@ -100,12 +100,10 @@ def dissect(model: nn.Module) -> Anatomy:
         order = _running_order(modules[tower], blocks)
         name = _stack_name(tower, [names for block in blocks for names in found[block]])
         stacks.append(Stack(name, modules[tower], tuple(modules[block] for block in order)))
-        for cross in (False, True):
-            for layer, block in enumerate(order):
-                for names in found[block]:
-                    if (names.stack == "cross") == cross:
-                        calls = order[:layer].count(block)
-                        sites.append(_site(modules, block, names, "cross" if cross else name, layer, calls))
+        places = [(layer, block, names) for layer, block in enumerate(order) for names in found[block]]
+        for layer, block, names in sorted(places, key=lambda place: place[2].stack == "cross"):
+            stack = "cross" if names.stack == "cross" else name
+            sites.append(_site(modules, block, names, len(sites), stack, layer, order[:layer].count(block)))
     if len({site.label for site in sites}) < len(sites):
         raise UnknownAnatomy(
             f"{type(model).__name__} has several stacks of one kind, at {', '.join(map(repr, towers))}: "
@@ -137,7 +135,7 @@ def _running_order(tower: nn.Module, blocks: list[str]) -> list[str]:
     return [block for layer in range(layers) for block in each[layer * len(each) // layers]]
 
 
-def _site(modules: dict[str, nn.Module], block: str, names: Names, stack: str, layer: int, call: int) -> Site:
+def _site(modules: dict[str, nn.Module], block: str, names: Names, row: int, stack: str, layer: int, call: int) -> Site:
     attention, projection = modules[f"{block}.{names.attention}"], modules[f"{block}.{names.projection}"]
     path = f"{block}.{names.projection}"
     inputs = input_width(projection)
@@ -164,8 +162,9 @@ def _site(modules: dict[str, nn.Module], block: str, names: Names, stack: str, l
         raise UnknownAnatomy(f"{path} has {here} heads, but of {width} heads {sorted(pruned)} are said to be pruned")
     query, key, value = (attention.get_submodule(name) for name in (names.query, names.key, names.value))
     return Site(
-        stack, layer, call, dim, width, kept, path, names.prunable, attention, query, key, value, projection, record
-    )
+        row, stack, layer, call, dim, width, kept, path, names.prunable,
+        attention, query, key, value, projection, record,
+    )  # fmt: skip
 
 
 def input_width(projection: nn.Module) -> int:

@@ -16,6 +16,8 @@ from .errors import DataError
 Batch = Mapping[str, Any]
 Batches = Batch | Iterable[Batch]
 
+IGNORED = -100
+"""A label that does not count, in transformers and torch."""
 LABELS = ("labels", "start_positions", "end_positions")
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
 
@@ -51,11 +53,10 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
-def repeatable(batches: Batches, *, why: str) -> Batches:
+def check_repeatable(batches: Batches, *, why: str) -> None:
     """Raise `DataError` for an iterator, which gives its batches only once."""
     if isinstance(batches, Iterator):
         raise DataError(f"{why} goes over the batches several times: pass a list or a DataLoader, not an iterator")
-    return batches
 
 
 def examples(batch: Batch) -> int:
@@ -78,7 +79,7 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
     decoding = stack != "encoder" and is_encoder_decoder(model)
     labels = batch.get("labels")
     if decoding and "decoder_attention_mask" not in batch and isinstance(labels, Tensor) and labels.dim() == 2:
-        return labels != -100  # the decoder reads its labels, shifted
+        return labels != IGNORED  # the decoder reads its labels, shifted
     prefix = "decoder_" if decoding else ""
     mask = batch.get(f"{prefix}attention_mask")
     if mask is None:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .anatomy import dissect
-from .batches import Batches, repeatable
+from .batches import Batches, check_repeatable
 from .errors import DataError
 from .head import Head, head_at
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
 from .losses import ExampleLoss
 from .masking import gated
+from .metrics import metric_name
 from .result import Result
 from .scoring import scorer
 from .site import Anatomy
@@ -107,7 +108,7 @@ def pruning_curve(
         [8, 6, 4, 2, 0]
     """
     _check(importance, reestimate, threshold, keep, normalize)
-    repeatable(batches, why="pruning_curve")
+    check_repeatable(batches, why="pruning_curve")
     anatomy = dissect(model)
     given = importance if isinstance(importance, HeadImportance) else None
     if given is not None and given.scores.shape != anatomy.present.shape:
@@ -117,21 +118,19 @@ def pruning_curve(
         )
     ranked_on = batches if importance is None or given is not None else importance
     if reestimate:
-        repeatable(ranked_on, why="pruning_curve with reestimate=True")  # type: ignore[arg-type]
+        check_repeatable(ranked_on, why="pruning_curve with reestimate=True")  # type: ignore[arg-type]
     sizes = _steps(anatomy, amount, keep)
-
-    def rank(gates: Tensor) -> HeadImportance:
-        with gated(model, gates):
-            return head_importance(model, ranked_on, loss=loss)  # type: ignore[arg-type]
 
     def measure(gates: Tensor, *, ranking: bool) -> tuple[float, HeadImportance | None]:
         """Score the gated model; rank its heads in the same pass where the data is the same."""
+        together = ranking and ranked_on is batches
         with gated(model, gates):
-            if ranking and ranked_on is batches:
-                result, new = accumulate(model, batches, scorer(metric, loss), ImportanceAccumulator(loss))
-                return result.value, new
-            (result,) = accumulate(model, batches, scorer(metric, loss))
-        return result.value, rank(gates) if ranking else None
+            results = accumulate(
+                model, batches, scorer(metric, loss), *([ImportanceAccumulator(loss)] if together else [])
+            )
+            if ranking and not together:
+                results += (head_importance(model, ranked_on, loss=loss),)  # type: ignore[arg-type]
+        return results[0].value, results[1] if ranking else None
 
     gates = anatomy.present.double()
     value, estimated = measure(gates, ranking=given is None)
@@ -151,10 +150,8 @@ def pruning_curve(
             if threshold is not None and value < threshold * scores[0]:
                 break
     left = torch.tensor([int(g.sum()) for g in steps])
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
-    return PruningCurve(
-        left, torch.tensor(scores, dtype=torch.float64), torch.stack(steps), name, threshold, anatomy.labels
-    )
+    all_scores = torch.tensor(scores, dtype=torch.float64)
+    return PruningCurve(left, all_scores, torch.stack(steps), metric_name(metric), threshold, anatomy.labels)
 
 
 def _check(importance: object, reestimate: bool, threshold: float | None, keep: int, normalize: str | None) -> None:
@@ -184,22 +181,16 @@ def _steps(anatomy: Anatomy, amount: float | int, keep: int) -> list[int]:
 
 def _silence(importance: HeadImportance, gates: Tensor, size: int, keep: int, normalize: str | None) -> Tensor:
     """Close the gates of the least important open heads, until `size` heads are gone; `keep` a layer stay open."""
-    new, start = gates.clone(), int((gates == 0).sum())
-    present = ~importance.scores.isnan()
-    start -= int((~present).sum())
-    scores = _comparable(importance, gates, normalize)
-    order = torch.argsort(scores.flatten(), stable=True).tolist()
-    for place in order:
-        if start == size:
+    scaled = importance.normalized(normalize) if normalize else importance  # type: ignore[arg-type]
+    present = ~scaled.scores.isnan()
+    # Heads that are gone, or were never there, come last.
+    order = scaled.scores.masked_fill((gates == 0) | ~present, float("inf")).flatten().argsort(stable=True)
+    new, gone = gates.clone(), int((present & (gates == 0)).sum())
+    for place in order.tolist():
+        if gone == size:
             break
-        row, head = divmod(place, scores.shape[1])
+        row, head = divmod(place, gates.shape[1])
         if new[row, head] and int(new[row].sum()) > keep:
             new[row, head] = 0
-            start += 1
+            gone += 1
     return new
-
-
-def _comparable(importance: HeadImportance, gates: Tensor, normalize: str | None) -> Tensor:
-    """[layer, head]: scores to sort by; heads that are gone come last."""
-    scaled = importance.normalized(normalize) if normalize else importance  # type: ignore[arg-type]
-    return scaled.scores.masked_fill((gates == 0) | scaled.scores.isnan(), float("inf"))

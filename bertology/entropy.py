@@ -42,13 +42,12 @@ class EntropyAccumulator(Accumulator):
         """Read the attention maps, block by block."""
         stacks = {site.stack for site in self.anatomy.sites}
         real = {stack: token_mask(self.anatomy.model, batch, stack) for stack in stacks}
-        row_of = {site: row for row, site in enumerate(self.anatomy.sites)}
 
         def read(site: Site, x: Tensor, rows: slice) -> None:
             mask = real[site.stack][:, rows].to(x.device)
             each = attention_entropies(x.detach()).masked_fill(~mask[:, None], 0)
-            self.total[row_of[site], list(site.kept)] += each.sum((0, 2), dtype=torch.float64).to(self.total.device)
-            self.queries[row_of[site]] += mask.sum().to(self.queries.device)
+            self.total[site.row, list(site.kept)] += each.sum((0, 2), dtype=torch.float64).to(self.total.device)
+            self.queries[site.row] += mask.sum().to(self.queries.device)
 
         with tap(self.anatomy, "attention", read=read):
             yield
@@ -65,7 +64,7 @@ class EntropyAccumulator(Accumulator):
 
 def attention_entropies(weights: Tensor) -> Tensor:
     """[..., query]: -Σ p ln p over the last axis of attention weights `[..., query, key]`, with 0 ln 0 = 0."""
-    wide = weights.float() if weights.dtype in (torch.float16, torch.bfloat16) else weights
+    wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
     return torch.special.entr(wide).sum(-1)
 
 

@@ -14,7 +14,7 @@ from .batches import Batch, Batches, examples, rows_per_example
 from .errors import DataError, UnknownAnatomy
 from .head import Head, head_at
 from .losses import ExampleLoss, example_losses, find_loss
-from .masking import gated
+from .masking import gating
 from .result import Result, cpu64, finite
 from .site import Anatomy
 from .streaming import Accumulator, accumulate, stat
@@ -100,11 +100,10 @@ class ImportanceAccumulator(Accumulator):
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Gate every head of every example on its own."""
-        model = self.anatomy.model
         shape = (self.anatomy.layers, examples(batch), self.anatomy.heads)
-        first = next(model.parameters())
+        first = next(self.anatomy.model.parameters())
         self._gates = torch.ones(shape, dtype=first.dtype, device=first.device, requires_grad=True)
-        with gated(model, self._gates.repeat_interleave(rows_per_example(batch), dim=1)):
+        with gating(self.anatomy, self._gates.repeat_interleave(rows_per_example(batch), dim=1)):
             yield
 
     def update(self, batch: Batch, outputs: Any) -> None:

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .batches import Batch, examples, is_encoder_decoder, rows_per_example, token_mask
+from .batches import IGNORED, Batch, examples, is_encoder_decoder, rows_per_example, token_mask
 from .errors import LossError
 
 ExampleLoss = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [batch]`: from a model's outputs and its batch, one loss per example."""
 
-IGNORED = -100
 # XLNet, XLM and Flaubert call their heads so as well, but do not shift their labels.
 _CAUSAL = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM"
 _GENERATING = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel"
@@ -96,7 +95,7 @@ def _classes(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _wide(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _token_mean(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:

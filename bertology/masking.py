@@ -43,13 +43,16 @@ def gated(model: nn.Module, gates: Any) -> Iterator[None]:
         torch.Size([1, 3, 32])
     """
     anatomy = dissect(model)
-    gates = checked_gates(anatomy, gates)
-    row_of = {id(site): row for row, site in enumerate(anatomy.sites)}
-    taken = [torch.tensor(site.kept) for site in anatomy.sites]
+    with gating(anatomy, checked_gates(anatomy, gates)):
+        yield
+
+
+@contextmanager
+def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
+    """`gated`, for gates that were checked before, on a model that was dissected before."""
 
     def edit(site: Site, x: Tensor) -> Tensor:
-        row = row_of[id(site)]
-        gate = gates[row].to(x).index_select(-1, taken[row].to(x.device))
+        gate = gates[site.row].to(x).index_select(-1, torch.tensor(site.kept, device=x.device))
         if gate.dim() == 1:
             return x * gate[:, None]
         if gate.shape[0] != x.shape[0]:
@@ -112,23 +115,22 @@ def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | T
         if any(replace[row, head, : anatomy.sites[row].dim].isnan().any() for row, head in places):
             raise ShapeError("replace must hold numbers for the heads that are ablated, got NaN")
     batch: dict[str, Any] = {}
-    cut = {
-        id(site): [(head, site.kept.index(head)) for r, head in places if r == row]
-        for row, site in enumerate(anatomy.sites)
-    }
-    row_of = {id(site): row for row, site in enumerate(anatomy.sites)}
+    silent: dict[int, list[int]] = {}
+    for row, head in places:
+        silent.setdefault(row, []).append(head)
 
     def edit(site: Site, x: Tensor) -> Tensor:
-        if not cut[id(site)]:
+        if site.row not in silent:
             return x
         x = x.clone()
-        for head, here in cut[id(site)]:
+        for head in silent[site.row]:
+            here = site.kept.index(head)
             x[..., here, :] = stand_in(site, head, x[..., here, :])
         return x
 
     def stand_in(site: Site, head: int, x: Tensor) -> Tensor:
         if isinstance(replace, Tensor):
-            return replace[row_of[id(site)], head, : site.dim].to(x)
+            return replace[site.row, head, : site.dim].to(x)
         if replace == "zero":
             return torch.zeros_like(x)
         real = token_mask(model, batch, site.stack)[:, -x.shape[1] :].to(x.device)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .batches import IGNORED
 from .errors import DataError
 
 Metric = Callable[[Tensor, Tensor], float]
@@ -72,13 +73,18 @@ def find_metric(metric: str | Metric) -> Metric:
     return METRICS[metric]
 
 
+def metric_name(metric: str | Metric) -> str:
+    """What to call a metric in a result or a picture."""
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+
+
 def _classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if logits.shape[:-1] != labels.shape or labels.is_floating_point():
         raise DataError(
             f"this metric wants logits [example, label] and whole-number labels [example], "
             f"got {list(logits.shape)} and {labels.dtype} {list(labels.shape)}"
         )
-    there = labels != -100
+    there = labels != IGNORED
     if not there.any():
         raise DataError("no labels to score: every one of them is -100")
     return logits[there].argmax(-1), labels[there]

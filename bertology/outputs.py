@@ -75,8 +75,8 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
         found[site] = x.detach()
 
     def edit(site: Site, x: Tensor) -> Tensor:
-        # The graph starts anew at every head, and runs through the layers above it.
-        found[site] = x if x.requires_grad else x.requires_grad_()
+        # In a frozen model no graph comes from below: it then starts here.
+        found[site] = x.requires_grad_()
         return found[site]
 
     with one_batch(model, inputs) as (anatomy, batch), ExitStack() as taps:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -71,5 +71,4 @@ def _unit(result: Result, field: str) -> str:
 
 
 def _words(name: str) -> str:
-    spaced: Any = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
-    return str(spaced).capitalize()
+    return "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip().capitalize()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def load_pruned(
     pruned = {int(layer): list(heads) for layer, heads in (getattr(config, PRUNED_NAME, None) or {}).items()}
     # transformers 4 would prune by itself, but not every family, and not as a whole layer is pruned here.
     setattr(config, PRUNED_NAME, {})
-    original = model_class or _saved_class(path, config)
+    original = model_class or _saved_class(config, path)
 
     class Loading(original):  # type: ignore[misc, valid-type]
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -62,8 +61,8 @@ def load_pruned(
     return model
 
 
-def _saved_class(path: str | Path, config: Any) -> Any:
-    names = json.loads((Path(path) / "config.json").read_text()).get("architectures") or []
+def _saved_class(config: Any, path: str | Path) -> Any:
+    names = config.architectures or []
     if not names or not hasattr(transformers, names[0]):
         raise DataError(f"the config in {path} names no class of transformers ({names}): pass model_class=")
     return getattr(transformers, names[0])

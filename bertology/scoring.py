@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Batches, examples, is_encoder_decoder, token_mask
+from .batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
 from .errors import DataError
-from .losses import IGNORED, ExampleLoss, example_losses, find_loss, is_causal
-from .metrics import Metric, find_metric
+from .losses import ExampleLoss, example_losses, find_loss, is_causal
+from .metrics import Metric, find_metric, metric_name
 from .result import Result
 from .site import Anatomy
 from .streaming import Accumulator, accumulate, stat
@@ -40,7 +40,7 @@ class ScoreAccumulator(Accumulator):
 
     def __init__(self, metric: str | Metric) -> None:
         self._metric = find_metric(metric)
-        self._name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+        self._name = metric_name(metric)
 
     def zero(self, anatomy: Anatomy) -> ScoreAccumulator:
         """Forget everything."""

@@ -15,12 +15,14 @@ from .head import Head, Heads, each_head, head_at
 class Site:
     """One attention layer, at the place where its heads are concatenated: the input of `projection`.
 
+    `row` is its place on the axis `layer` of results, `layer` its place in its stack.
     `kept` are the numbers of the heads that are there, out of `width` before pruning, each `dim` wide.
     A module that runs in several layers (ALBERT) has one site for each `call`.
     A fused projection is `query`, `key` and `value` at once. `record` is the module that writes down which heads
     were pruned.
     """
 
+    row: int
     stack: str
     layer: int
     call: int
@@ -91,8 +93,8 @@ class Anatomy:
     def present(self) -> Tensor:
         """[layer, head], bool: which heads there are; a pruned one is not."""
         there = torch.zeros(self.layers, self.heads, dtype=torch.bool)
-        for row, site in enumerate(self.sites):
-            there[row, list(site.kept)] = True
+        for site in self.sites:
+            there[site.row, list(site.kept)] = True
         return there
 
     def resolve(self, heads: Heads) -> list[tuple[int, int]]:
@@ -108,7 +110,7 @@ class Anatomy:
 
     def _place(self, head: Head | tuple[int, int]) -> tuple[int, int]:
         if isinstance(head, Head):
-            rows = [r for r, s in enumerate(self.sites) if s.layer == head.layer and head.stack in ("", s.stack)]
+            rows = [s.row for s in self.sites if s.layer == head.layer and head.stack in ("", s.stack)]
             if len(rows) != 1:
                 what = "in several stacks; say which" if rows else "not in this model"
                 raise HeadError(f"head {head} is {what}: its layers are {', '.join(self.labels)}")

@@ -158,11 +158,11 @@ def make_batches(
     """Tokenize, and batch texts of like length; shuffled, whole batches are. Also returns how many texts were cut."""
     both = [list(texts) for texts in zip(*examples.texts, strict=True)]
     limit = min(max_seq_length, tokenizer.model_max_length)
-    full = tokenizer(*both)["input_ids"]
-    encoded = tokenizer(*both, truncation=True, max_length=limit)
-    cut = sum(len(ids) > limit for ids in full)
+    full = tokenizer(*both)
+    cut = sum(len(ids) > limit for ids in full["input_ids"])
+    encoded = tokenizer(*both, truncation=True, max_length=limit) if cut else full
     kind = torch.float if isinstance(examples.labels[0], float) else torch.long
-    order = sorted(range(len(full)), key=lambda i: len(encoded["input_ids"][i]))
+    order = sorted(range(len(examples.texts)), key=lambda i: len(encoded["input_ids"][i]))
     batches = []
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]

@@ -27,7 +27,6 @@ from glue import Examples, find_task, make_batches, read_examples
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import (
-    AttentionEntropy,
     EntropyAccumulator,
     HeadImportance,
     ImportanceAccumulator,
@@ -134,9 +133,7 @@ def ranks(scores: np.ndarray) -> np.ndarray:
     return out.reshape(scores.shape)
 
 
-def measure(
-    args: argparse.Namespace, model: Any, batches: Batches, out: Path
-) -> tuple[AttentionEntropy, HeadImportance]:
+def measure(args: argparse.Namespace, model: Any, batches: Batches, out: Path) -> None:
     """Importance and entropy in one pass; files and pictures of them."""
     accumulators = ImportanceAccumulator(), EntropyAccumulator()
     importance, entropy = accumulate(model, batches, *accumulators, progress="importance and entropy")
@@ -152,7 +149,6 @@ def measure(
         print(scores)
     order = importance.normalized("layer").ranking()
     print(f"least important: {', '.join(map(str, order[:8]))}; most: {', '.join(map(str, order[:-9:-1]))}\n")
-    return entropy, importance
 
 
 def mask(args: argparse.Namespace, model: Any, batches: Batches, metric: str, out: Path) -> PruningCurve:

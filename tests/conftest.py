@@ -1,4 +1,4 @@
-"""The zoo: tiny seeded models of every family, in float64, and batches for them."""
+"""What tests share: the families of the zoo, the small real BERT and the real data, where they are."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-import transformers
 from zoo import FAMILIES, Family
 
-V4 = transformers.__version__.startswith("4.")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 

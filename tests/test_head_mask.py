@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-import transformers
-from zoo import FAMILIES, batch, each_alone
+from zoo import FAMILIES, V4, batch, each_alone
 
 from bertology import attention_entropy, gated, head_importance
 
-pytestmark = pytest.mark.skipif(not transformers.__version__.startswith("4."), reason="transformers 5 has no head_mask")
+pytestmark = pytest.mark.skipif(not V4, reason="transformers 5 has no head_mask")
 MASKABLE = [family for family in FAMILIES if family.name != "llama"]  # Llama never had the argument
 
 

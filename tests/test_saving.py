@@ -4,12 +4,10 @@ import pytest
 import torch
 import transformers
 from test_pruning import SOME, heads_for, logits
-from zoo import BY_NAME, batch
+from zoo import BY_NAME, V4, batch
 
 from bertology import dissect, load_pruned, prune_heads, save_pruned
 from bertology.errors import DataError
-
-V4 = transformers.__version__.startswith("4.")
 
 
 @pytest.mark.parametrize("heads", [SOME, {0: [0, 1, 2, 3]}], ids=["some", "layer"])

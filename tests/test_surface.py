@@ -57,8 +57,8 @@ def test_the_first_line_of_a_file_asks_its_question(module):
 FLOORS = [
     ["errors"],
     ["result", "head"],
-    ["site", "batches", "metrics", "demo"],
-    ["anatomy"],
+    ["site", "batches", "demo"],
+    ["anatomy", "metrics"],
     ["losses"],
     ["tap"],
     ["masking", "checkpoint", "capture"],

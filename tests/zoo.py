@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers as t
 
+V4 = t.__version__.startswith("4.")
 VOCAB, PAD = 40, 0
 SMALL = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": PAD}
 WIDE = {"intermediate_size": 24, "max_position_embeddings": 32}

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import BertologyError, ShapeError, UnknownAnatomy
-from ..site import Anatomy, Site
+from ..site import Anatomy
 from .calls import Calls
 from .maps import tap_maps
 
@@ -44,14 +44,7 @@ def tap(
 
     All hooks are removed at the end, also when the model raises.
     """
-    wanted = {
-        "inputs": (read,),
-        "last": (read,),
-        "attention": (read,),
-        "block": (read, edit),
-        "heads": (read, edit),
-    }
-    if place not in wanted:
+    if place not in PLACES:
         raise BertologyError(f"no place is called {place!r}: wanted one of {', '.join(PLACES)}")
     if (read is None) == (edit is None):
         raise BertologyError("a tap either reads or edits: pass one of read= and edit=")
@@ -67,7 +60,7 @@ def tap(
 
 
 def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
-    names = _parameter_names(anatomy.model)
+    names = list(inspect.signature(anatomy.model.forward).parameters)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read(dict(zip(names, args, strict=False)) | kwargs)
@@ -75,31 +68,24 @@ def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
     undo.callback(anatomy.model.register_forward_pre_hook(before, with_kwargs=True).remove)
 
 
-def _parameter_names(model: nn.Module) -> list[str]:
-    return list(inspect.signature(model.forward).parameters)
-
-
 def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
-    calls = Calls([(site.projection, site) for site in anatomy.sites if site.stack != "cross"])
-    # A decoder without an encoder's states goes around its cross attention: those sites need not run.
-    crossing = Calls([(site.projection, site) for site in anatomy.sites if site.stack == "cross"])
+    crossing = [site.projection for site in anatomy.sites if site.stack == "cross"]
+    calls = Calls([(site.projection, site) for site in anatomy.sites], may_rest=crossing)
     calls.watch(anatomy, undo)
-    crossing.watch(anatomy, undo, must_run=False)
-    for counter in (calls, crossing):
 
-        def before(module: nn.Module, args: tuple[Any, ...], counter: Calls[Site] = counter) -> Any:
-            site = counter.next(module)
-            if not site.kept:
-                return None
-            x = rearrange(args[0], "... (head dim) -> ... head dim", dim=site.dim)
-            if edit is None:
-                read(site, x)
-                return None
-            new = _same_shape(edit(site, x), x, f"heads of {site.label}")
-            return (rearrange(new, "... head dim -> ... (head dim)"), *args[1:])
+    def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        site = calls.next(module)
+        if not site.kept:
+            return None
+        x = rearrange(args[0], "... (head dim) -> ... head dim", dim=site.dim)
+        if edit is None:
+            read(site, x)
+            return None
+        new = _same_shape(edit(site, x), x, f"heads of {site.label}")
+        return (rearrange(new, "... head dim -> ... (head dim)"), *args[1:])
 
-        for module in counter.modules:
-            undo.callback(module.register_forward_pre_hook(before).remove)
+    for module in calls.modules:
+        undo.callback(module.register_forward_pre_hook(before).remove)
 
 
 def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:

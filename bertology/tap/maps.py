@@ -37,9 +37,9 @@ class _Tap:
 
     def __init__(self, anatomy: Anatomy, sites: list[Site], read: Reader, rows: int | None, undo: ExitStack) -> None:
         self.read, self.rows = read, rows
-        self.calls = Calls([(site.attention, site) for site in sites])
-        # A decoder without an encoder's states goes around its cross attention.
-        self.calls.watch(anatomy, undo, must_run=all(site.stack != "cross" for site in sites))
+        crossing = [site.attention for site in sites if site.stack == "cross"]
+        self.calls = Calls([(site.attention, site) for site in sites], may_rest=crossing)
+        self.calls.watch(anatomy, undo)
         for attention in self.calls.modules:
             _taps.setdefault(attention, []).append(self)
             undo.callback(_forget, attention, self)

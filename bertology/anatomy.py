@@ -1,76 +1,57 @@
 """Where are the heads?
 
 `dissect(model)` finds, by the names of the modules, every place where heads are concatenated: the input of an
-attention's output projection. This file alone knows how the architectures name their parts.
+attention's output projection.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from .errors import UnknownAnatomy
+from .names import (
+    BLOCK_LAYOUTS,
+    COUNT_NAMES,
+    CROSS_NAMES,
+    MORE_THAN_HEADS,
+    NAMES,
+    NORMS_ELSEWHERE,
+    PRUNED_NAME,
+    RECURRENT_NAMES,
+    REPEATS,
+    TOTAL_NAMES,
+    UNCALLED_BLOCKS,
+    UNPRUNED_NAME,
+    WIDTH_NAMES,
+    Names,
+)
 from .site import Anatomy, Site, Stack
 
-
-class Names(NamedTuple):
-    """How a family of architectures names the parts of its attention."""
-
-    stack: str
-    """Which stack it is where the path does not say: encoder, decoder or cross."""
-    attention: str
-    """The attention module, as a path below a block such as `encoder.layer.3`."""
-    projection: str
-    """Its output projection, as a path below the block."""
-    query: str
-    """The query projection, as a name in the attention module; key and value likewise."""
-    key: str
-    value: str
-    prunable: bool = True
-    """Whether its heads can be cut out: T5's share a position bias with one entry a head."""
+_BLOCK = re.compile(r"(.*\.\d+|\d+)(?:\.|$)")
+_NUMBERS = re.compile(r"\.\d+(?=\.|$)|^\d+(?:\.|$)")
+# T5's blocks hold their parts in a list of their own.
+_SUBLAYER = re.compile(r"((?:^|\.)block\.\d+)\.layer\.\d+$")
 
 
-# A fused projection is named three times.
-NAMES = (
-    # BERT, RoBERTa, ELECTRA and their kin
-    Names("encoder", "attention.self", "attention.output.dense", "query", "key", "value"),
-    Names("cross", "crossattention.self", "crossattention.output.dense", "query", "key", "value"),
-    # ALBERT
-    Names("encoder", "attention", "attention.dense", "query", "key", "value"),
-    # DistilBERT
-    Names("encoder", "attention", "attention.out_lin", "q_lin", "k_lin", "v_lin"),
-    # GPT, GPT-2
-    Names("decoder", "attn", "attn.c_proj", "c_attn", "c_attn", "c_attn"),
-    Names("cross", "crossattention", "crossattention.c_proj", "q_attn", "c_attn", "c_attn"),
-    # Llama, Mistral, Qwen
-    Names("decoder", "self_attn", "self_attn.o_proj", "q_proj", "k_proj", "v_proj"),
-    # BART, OPT
-    Names("decoder", "self_attn", "self_attn.out_proj", "q_proj", "k_proj", "v_proj"),
-    Names("cross", "encoder_attn", "encoder_attn.out_proj", "q_proj", "k_proj", "v_proj"),
-    # T5
-    Names("encoder", "layer.0.SelfAttention", "layer.0.SelfAttention.o", "q", "k", "v", prunable=False),
-    Names("cross", "layer.1.EncDecAttention", "layer.1.EncDecAttention.o", "q", "k", "v", prunable=False),
-)
-# Norms over all heads together, before the projection: there the projection's input is no place for gates.
-NORMS_BETWEEN = ("attn_sub_norm", "inner_attn_ln", "o_norm", "groupnorm")
-# Where an attention module says how wide a head is or, failing that, how many heads it has; the first found counts.
-WIDTH_NAMES = ("attention_head_size", "head_dim", "key_value_proj_dim")
-COUNT_NAMES = ("num_attention_heads", "num_heads", "n_heads", "n_head")
-# Where it remembers the width of all heads together, and how many query heads share a key.
-TOTAL_NAMES = ("all_head_size", "split_size", "inner_dim", "dim")
-GROUPS_NAME = "num_key_value_groups"
-# Where the numbers of pruned heads are written down: transformers 4's name, and ours for the count before pruning.
-PRUNED_NAME, UNPRUNED_NAME = "pruned_heads", "unpruned_heads"
+class _Found(NamedTuple):
+    """An attention module on the way to a site."""
 
-_TOWER = re.compile(r"(?:(?:^|\.)\w+\.\d+)+$")
+    path: str
+    block: str
+    names: Names
+    cross: bool
 
 
 def dissect(model: nn.Module) -> Anatomy:
     """Find the attention heads of a model, whatever task head or wrapper is around it.
 
-    Raises `UnknownAnatomy` when no attention output projection is found.
+    Raises `UnknownAnatomy` when no attention output projection is found, or when what is found does not fit together.
 
         >>> from transformers import BertConfig, BertModel
         >>> dissect(BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))).labels
@@ -78,32 +59,35 @@ def dissect(model: nn.Module) -> Anatomy:
     """
     if not isinstance(model, nn.Module):
         raise UnknownAnatomy(f"wanted a model, such as AutoModel.from_pretrained returns, got {type(model).__name__}")
-    modules = dict(model.named_modules())
-    found: dict[str, list[Names]] = {}
-    for path in modules:
-        for names in NAMES:
-            block = path.removesuffix(f".{names.attention}")
-            if block != path and block.rpartition(".")[2].isdigit() and _parts_are_there(modules, block, names):
-                found.setdefault(block, []).append(names)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = _attentions(modules)
     if not found:
         raise UnknownAnatomy(
-            f"no attention heads found in {type(model).__name__}: wanted blocks with an output projection named "
-            f"{', '.join(sorted({names.projection for names in NAMES}))}. A model without attention (Mamba, RWKV) has "
-            "no heads; another attention model needs a line in bertology.anatomy.NAMES"
+            f"no attention heads found in {type(model).__name__}. A model without attention (Mamba, RWKV, FNet) has no "
+            f"heads. {_by_hand(modules)}"
         )
-    towers: dict[str, list[str]] = {}
-    for block in found:
-        towers.setdefault(_TOWER.sub("", block), []).append(block)
+    towers: dict[str, list[_Found]] = {}
+    for one in found:
+        towers.setdefault(_NUMBERS.sub("", one.block), []).append(one)
+    names = _stack_names(modules, towers)
     sites: list[Site] = []
     stacks: list[Stack] = []
-    for tower, blocks in towers.items():
-        order = _running_order(modules[tower], blocks)
-        name = _stack_name(tower, [names for block in blocks for names in found[block]])
-        stacks.append(Stack(name, modules[tower], tuple(modules[block] for block in order)))
-        places = [(layer, block, names) for layer, block in enumerate(order) for names in found[block]]
-        for layer, block, names in sorted(places, key=lambda place: place[2].stack == "cross"):
-            stack = "cross" if names.stack == "cross" else name
-            sites.append(_site(modules, block, names, len(sites), stack, layer, order[:layer].count(block)))
+    for tower, attentions in towers.items():
+        blocks = _running_order(modules, tower, attentions)
+        stacks.append(_stack(modules, names[tower], blocks, attentions[0]))
+        # Where a block holds several attentions of one kind, layers are counted by attentions.
+        sorts = [(one.block, one.cross) for one in attentions]
+        by_block = len(set(sorts)) == len(sorts)
+        for cross in (False, True):
+            running = [
+                (i, one) for i, b in enumerate(blocks) for one in attentions if (one.block, one.cross) == (b, cross)
+            ]
+            done: list[nn.Module] = []
+            for count, (place, one) in enumerate(running):
+                layer = place if by_block else count
+                stack = "cross" if cross else names[tower]
+                sites.append(_site(modules, one, len(sites), stack, layer, done.count(modules[one.path])))
+                done.append(modules[one.path])
     if len({site.label for site in sites}) < len(sites):
         raise UnknownAnatomy(
             f"{type(model).__name__} has several stacks of one kind, at {', '.join(map(repr, towers))}: "
@@ -112,64 +96,247 @@ def dissect(model: nn.Module) -> Anatomy:
     return Anatomy(model, tuple(sites), tuple(stacks))
 
 
-def _parts_are_there(modules: dict[str, nn.Module], block: str, names: Names) -> bool:
-    inside = [f"{names.attention}.{part}" for part in (names.query, names.key, names.value)]
-    return all(f"{block}.{part}" in modules for part in (names.projection, *inside))
+def register_names(names: Names) -> None:
+    """Name the parts of an attention module that `dissect` does not know, for all models from now on.
+
+    Prove them on the model at hand: `dissect(model).check(inputs)`.
+
+        >>> register_names(Names("to_q", "to_k", "to_v", "to_out"))
+    """
+    if names not in NAMES:
+        NAMES.insert(0, names)
 
 
-def _stack_name(tower: str, names: list[Names]) -> str:
-    if any(some.stack == "cross" for some in names):
+def _attentions(modules: dict[str, nn.Module]) -> list[_Found]:
+    """Every attention module with all the parts that some line of the table asks for, once for each block around it."""
+    found = []
+    seen = set()
+    for path, module in modules.items():
+        names = next((names for names in NAMES if _fits(modules, path, module, names)), None)
+        if names is None or any(hasattr(module, name) for name in RECURRENT_NAMES):
+            continue
+        block = _SUBLAYER.sub(r"\1", _block(path))
+        # A module known by two names (an alias) is one; a module that several blocks share is one in each.
+        if (module, modules.get(block)) in seen:
+            continue
+        seen.add((module, modules.get(block)))
+        near = path.split(".")[-2:]
+        found.append(_Found(path, block, names, any(name in CROSS_NAMES for name in near)))
+    return found
+
+
+def _fits(modules: dict[str, nn.Module], path: str, module: nn.Module, names: Names) -> bool:
+    if names.query.partition(".")[0] not in module._modules or (names.mark and not hasattr(module, names.mark)):
+        return False
+    parts = [names.query, names.key, names.value, names.projection, *([names.norm] if names.norm else [])]
+    return all(_path(path, part) in modules for part in parts)
+
+
+def _path(attention: str, part: str) -> str:
+    while part.startswith("../"):
+        attention, part = attention.rpartition(".")[0], part.removeprefix("../")
+    return f"{attention}.{part}" if attention else part
+
+
+def _block(path: str) -> str:
+    """The innermost numbered module around an attention; where the attention itself is in a list, the one around that."""
+    found = _BLOCK.match(path)
+    if not found:
+        return path
+    if found[1] == path:
+        outer = _BLOCK.match(path.rpartition(".")[0])
+        # Of `layers.0.self_attn.1` it is `layers.0`; `attentions.0` (XLM) has no block.
+        return outer[1] if outer else path
+    return found[1]
+
+
+def _by_hand(modules: dict[str, nn.Module]) -> str:
+    inside = {
+        tuple(name for name, child in module.named_children() if _is_linear(child))
+        for path, module in modules.items()
+        if "att" in path.rpartition(".")[2].lower()
+    }
+    told = "; ".join(", ".join(names) for names in sorted(inside) if names)
+    return (
+        (f"Modules that look like attention hold {told}. " if told else "")
+        + "To name the parts by hand: register_names(Names(query, key, value, projection)), each a path below the "
+        "attention module"
+    )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
+
+
+def _stack(modules: dict[str, nn.Module], name: str, blocks: list[str], one: _Found) -> Stack:
+    kind = type(modules[blocks[0]]).__name__
+    layout = (
+        "token batch hidden" if one.names.layout.startswith("token") else BLOCK_LAYOUTS.get(kind, "batch token hidden")
+    )
+    known = one.block != one.path and kind not in UNCALLED_BLOCKS
+    there = tuple(modules[block] for block in blocks) if known else ()
+    last = _returned(modules, blocks[0])
+    return Stack(name, _called(modules, blocks[0]), last, _ties_last(last), layout, there)
+
+
+def _ties_last(module: nn.Module) -> bool:
+    """Whether transformers puts a model's last hidden state, behind its final norm, in the place of its last block's."""
+    method: Any = type(module).forward
+    while method is not None:
+        kept = (
+            dict(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
+            if hasattr(method, "__code__")
+            else {}
+        )
+        if "tie_last_hidden_states" in kept:
+            return bool(kept["tie_last_hidden_states"].cell_contents)
+        method = getattr(method, "__wrapped__", None)
+    return True
+
+
+def _called(modules: dict[str, nn.Module], block: str) -> nn.Module:
+    """The module whose forward pass runs the blocks: a list has none, its owner has."""
+    owner = block.rpartition(".")[0]
+    while owner and (isinstance(modules[owner], (nn.ModuleList, nn.ModuleDict)) or owner.rpartition(".")[2].isdigit()):
+        owner = owner.rpartition(".")[0]
+    return modules[owner]
+
+
+def _returned(modules: dict[str, nn.Module], block: str) -> nn.Module:
+    """The module that returns the stack's last hidden state, whatever norm is behind the blocks."""
+    path = block
+    while path:
+        path = path.rpartition(".")[0]
+        if isinstance(modules[path], PreTrainedModel):
+            return modules[path]
+    return _called(modules, block)
+
+
+def _stack_names(modules: dict[str, nn.Module], towers: dict[str, list[_Found]]) -> dict[str, str]:
+    kinds = {tower: _kind(modules, tower, found) for tower, found in towers.items()}
+    if len(set(kinds.values())) == len(kinds):
+        return kinds
+    # Several of a kind (CANINE, CLIP): what their paths do not share tells them apart.
+    paths = [tower.split(".") for tower in towers]
+    while all(len(path) > 1 for path in paths) and len({path[0] for path in paths}) == 1:
+        paths = [path[1:] for path in paths]
+    for parts in range(1, max(map(len, paths)) + 1):
+        short = [".".join(path[:parts]) for path in paths]
+        if len(set(short)) == len(short):
+            break
+    return dict(zip(towers, short, strict=True))
+
+
+def _kind(modules: dict[str, nn.Module], tower: str, found: list[_Found]) -> str:
+    if any(one.cross for one in found):
         return "decoder"
-    said = [word for word in tower.split(".") if word in ("encoder", "decoder")]
-    return said[-1] if said else names[0].stack
+    said = [word for part in tower.split(".") for word in ("encoder", "decoder") if word in part]
+    if said:
+        return said[-1]
+    causal = getattr(modules[found[0].path], "is_causal", found[0].block.split(".")[-2:-1] == ["h"])
+    return "decoder" if causal else "encoder"
 
 
-def _running_order(tower: nn.Module, blocks: list[str]) -> list[str]:
+def _running_order(modules: dict[str, nn.Module], tower: str, found: list[_Found]) -> list[str]:
+    """The paths of a tower's blocks in the order in which they run, those without attention among them."""
+    blocks: list[str] = []
+    for one in found:
+        folder, _, number = one.block.rpartition(".")
+        whole = modules.get(folder)
+        listed = number.isdigit() and isinstance(whole, nn.ModuleList) and one.block != one.path
+        paths = [f"{folder}.{i}" if folder else str(i) for i in range(len(whole))] if listed else [one.block]  # type: ignore[arg-type]
+        blocks += [path for path in paths if path not in blocks]
+    for folder, counts in REPEATS.items():
+        if re.search(rf"(^|\.){re.escape(folder)}\.\d+$", blocks[0]):
+            config = next(iter(_configs(modules, blocks[0])))
+            return blocks * math.prod(int(getattr(config, count)) for count in counts)
     if not any(".albert_layer_groups." in f".{block}" for block in blocks):
         return blocks
     # ALBERT runs each group of blocks in several layers in a row.
     groups: dict[str, list[str]] = {}
     for block in blocks:
         groups.setdefault(block.rpartition(".albert_layers.")[0], []).append(block)
-    each, layers = list(groups.values()), int(tower.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    config = next(iter(_configs(modules, blocks[0])))
+    each, layers = list(groups.values()), int(config.num_hidden_layers)
     return [block for layer in range(layers) for block in each[layer * len(each) // layers]]
 
 
-def _site(modules: dict[str, nn.Module], block: str, names: Names, row: int, stack: str, layer: int, call: int) -> Site:
-    attention, projection = modules[f"{block}.{names.attention}"], modules[f"{block}.{names.projection}"]
-    path = f"{block}.{names.projection}"
-    inputs = input_width(projection)
-    between = [name for name in NORMS_BETWEEN if hasattr(attention, name)]
-    if between:
+def _site(modules: dict[str, nn.Module], one: _Found, row: int, stack: str, layer: int, call: int) -> Site:
+    names, attention = one.names, modules[one.path]
+    path = _path(one.path, names.norm or names.projection)
+    query, key, value, projection = (
+        modules[_path(one.path, part)] for part in (names.query, names.key, names.value, names.projection)
+    )
+    unplaced = [n for n, m in attention.named_children() if _is_norm(m) and n not in (*NORMS_ELSEWHERE, names.norm)]
+    if unplaced:
         raise UnknownAnatomy(
-            f"{path} comes after {between[0]}, a norm over all heads: gates there would not be heads' gates"
+            f"{one.path} has {unplaced[0]}, a norm that may stand between the heads and {names.projection}: "
+            "gates there would not be heads' gates. If it does, say so with "
+            f"register_names(Names(..., norm={unplaced[0]!r}))"
         )
-    widths = [getattr(attention, name) for name in WIDTH_NAMES if hasattr(attention, name)]
-    counts = [getattr(attention, name) for name in COUNT_NAMES if hasattr(attention, name)]
-    if not widths and not counts:
-        raise UnknownAnatomy(f"{path}: its attention names neither a head width nor a head count")
-    dim = int(widths[0]) if widths else inputs // int(counts[0])
-    here, left_over = divmod(inputs, dim)
-    if left_over:
-        raise UnknownAnatomy(f"{path} takes {inputs} numbers a token, which is no multiple of the head width {dim}")
-    parent = modules[f"{block}.{names.attention}".rpartition(".")[0]]
+    parent = modules[one.path.rpartition(".")[0]]
     record = parent if isinstance(getattr(parent, PRUNED_NAME, None), set) else attention
+    inputs = _inputs(attention, projection)
     pruned = {int(head) for head in getattr(record, PRUNED_NAME, ())}
+    dim = _head_width(modules, one.path, inputs)
+    here = inputs // dim
     width = int(getattr(record, UNPRUNED_NAME, here + len(pruned)))
     kept = tuple(head for head in range(width) if head not in pruned)
     # A layer that lost all its heads keeps one of zeros, which is no head.
     if len(kept) != here and not (not kept and here == 1):
         raise UnknownAnatomy(f"{path} has {here} heads, but of {width} heads {sorted(pruned)} are said to be pruned")
-    query, key, value = (attention.get_submodule(name) for name in (names.query, names.key, names.value))
+    # BigCode's projection is fused head by head where it is not multi-query.
+    fused = "heads" if getattr(attention, "multi_query", True) is False else names.fused
     return Site(
-        row, stack, layer, call, dim, width, kept, path, names.prunable,
-        attention, query, key, value, projection, record,
+        row, stack, layer, call, dim, width, kept, path, names.layout, fused,
+        attention, query, key, value, modules[path], projection, record,
     )  # fmt: skip
 
 
+def _inputs(attention: nn.Module, projection: nn.Module) -> int:
+    """How many numbers a token are heads' outputs."""
+    if any(hasattr(attention, name) for name in MORE_THAN_HEADS):
+        return int(next(getattr(attention, name) for name in TOTAL_NAMES if hasattr(attention, name)))
+    # A projection in groups (DeepSeek V4) has an input for each.
+    return input_width(projection) * int(getattr(projection, "n_groups", 1))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _head_width(modules: dict[str, nn.Module], path: str, inputs: int) -> int:
+    """How wide a head is, of `inputs` numbers a token: what the attention says of itself, then what its config says."""
+    attention = modules[path]
+    owners = [attention, modules[path.rpartition(".")[0]], *_configs(modules, path)]
+    for owner in owners:
+        widths = [int(getattr(owner, name)) for name in WIDTH_NAMES if isinstance(getattr(owner, name, None), int)]
+        counts = [int(getattr(owner, name)) for name in COUNT_NAMES if isinstance(getattr(owner, name, None), int)]
+        agreed = [width for width in widths if any(width * count == inputs for count in counts)]
+        fit = agreed or [width for width in widths if width and inputs % width == 0]
+        fit = fit or [inputs // count for count in counts if count and inputs % count == 0 and not widths]
+        if fit:
+            return fit[0]
+        if widths or counts:
+            told = f"head width {widths[0]}" if widths else f"head count {counts[0]}"
+            raise UnknownAnatomy(f"{path} puts out {inputs} numbers a token, which is no multiple of the {told}")
+    raise UnknownAnatomy(f"{path} names neither a head width nor a head count")
+
+
+def _configs(modules: dict[str, nn.Module], path: str) -> Iterable[Any]:
+    """The configs of the modules around a path, the nearest first."""
+    while path:
+        path = path.rpartition(".")[0]
+        if hasattr(modules[path], "config"):
+            yield modules[path].config
+
+
 def input_width(projection: nn.Module) -> int:
-    """How many numbers a token the projection takes (a Linear, or transformers' Conv1D)."""
-    if hasattr(projection, "in_features"):
-        return int(projection.in_features)  # type: ignore[arg-type]
-    weight: Any = projection.weight
+    """How many numbers a token the projection takes (a Linear, a convolution over tokens, or transformers' Conv1D)."""
+    for name in ("in_features", "in_channels"):
+        if hasattr(projection, name):
+            return int(getattr(projection, name))
+    weight: Any = getattr(projection, "weight", None)
+    if weight is None:  # a Linear inside a wrapper (Moshi)
+        return input_width(next(projection.children()))
     return int(weight.shape[0])

@@ -55,4 +55,4 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
             run(model, batch)
         whole = {site: torch.cat(some, dim=2) for site, some in blocks.items()}
         stacks = by_stack(anatomy, whole, head_axis=1)
-        return AttentionMaps(stacks, masks(model, batch, stacks))
+        return AttentionMaps(stacks, masks(anatomy, batch, stacks, axis=3))

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .errors import DataError
+from .names import PADDED_STACKS, PREFIXED_STACKS
 
 Batch = Mapping[str, Any]
 Batches = Batch | Iterable[Batch]
@@ -76,7 +78,7 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
     Without an attention mask every token is real. The choices of multiple choice are rows of their own.
     Raises `DataError` for attention masks that are not `[batch, token]`.
     """
-    decoding = stack != "encoder" and is_encoder_decoder(model)
+    decoding = not stack.startswith("encoder") and is_encoder_decoder(model)
     labels = batch.get("labels")
     if decoding and "decoder_attention_mask" not in batch and isinstance(labels, Tensor) and labels.dim() == 2:
         return labels != IGNORED  # the decoder reads its labels, shifted
@@ -91,6 +93,26 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
             "only from such a mask can padding be told from text"
         )
     return flat != 0
+
+
+def fit_mask(mask: Tensor, positions: int, runner: nn.Module) -> Tensor:
+    """[row, position], bool: `token_mask` for a stack, run by `runner`, that works on another number of positions.
+
+    A stack's own padding is not real (Longformer), tokens that it puts in front are (CPM-Ant). Where it pools tokens or
+    has positions of its own (CANINE, Perceiver), they are real if all tokens are; else `DataError` is raised.
+    """
+    extra, kind = positions - mask.shape[1], type(runner).__name__
+    if extra == 0:
+        return mask
+    if extra > 0 and kind in PADDED_STACKS:
+        return F.pad(mask, (0, extra), value=False)
+    if mask.all() or kind in PREFIXED_STACKS:
+        own = torch.ones(mask.shape[0], positions, dtype=torch.bool, device=mask.device)
+        return own if mask.all() else torch.cat([own[:, :extra], mask], dim=1)
+    raise DataError(
+        f"{kind} works on {positions} positions, the batch marks {mask.shape[1]} tokens, some of them padding: padding "
+        "cannot be told there, so pass texts of equal length without any"
+    )
 
 
 def _all_tokens(batch: Batch, prefix: str) -> Tensor:

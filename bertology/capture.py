@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import dissect
-from .batches import Batch, on_device, token_mask, without_labels
+from .batches import Batch, fit_mask, on_device, token_mask, without_labels
 from .errors import DataError
 from .result import Result
 from .site import Anatomy, Site
@@ -81,9 +81,30 @@ def _pile(anatomy: Anatomy, pairs: list[tuple[Site, Tensor]], head_axis: int) ->
         # A layer without any head left has nothing to show.
         x = some.narrow(head_axis, 0, 0) if x is None else x
         layers.append(site.spread(x, anatomy.heads, head_axis))
-    return torch.stack(layers)
+    return pile(layers)
 
 
-def masks(model: nn.Module, batch: Batch, stacks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """[batch, token], bool, for each stack: which tokens are real."""
-    return {name: token_mask(model, batch, name) for name in stacks}
+def pile(layers: list[Tensor]) -> Tensor:
+    """[layer, ...]: one layer on the other; what a layer has fewer of (pooled tokens, narrower heads) is NaN there."""
+    if len({x.shape for x in layers}) == 1:
+        return torch.stack(layers)
+    widest = [max(sizes) for sizes in zip(*(x.shape for x in layers), strict=True)]
+    out = layers[0].new_full((len(layers), *widest), float("nan"))
+    for layer, x in enumerate(layers):
+        corner = out[layer]
+        for axis, size in enumerate(x.shape):
+            corner = corner.narrow(axis, 0, size)
+        corner.copy_(x)
+    return out
+
+
+def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) -> dict[str, Tensor]:
+    """[batch, token], bool, for each stack: which of the positions along `axis` are real."""
+    return {name: real_tokens(anatomy, batch, name, x.shape[axis]) for name, x in stacks.items()}
+
+
+def real_tokens(anatomy: Anatomy, batch: Batch, stack: str, positions: int) -> Tensor:
+    """[batch, token], bool: which of so many positions of a stack are real."""
+    names = {s.name: s.module for s in anatomy.stacks}
+    runner = names.get("decoder" if stack == "cross" else stack, anatomy.model)
+    return fit_mask(token_mask(anatomy.model, batch, stack), positions, runner)

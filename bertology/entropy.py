@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Batches, token_mask
+from .batches import Batch, Batches
+from .queries import RealQueries
 from .result import Result, cpu64, finite
 from .site import Site
 from .streaming import Accumulator, accumulate, stat
@@ -37,20 +38,23 @@ class EntropyAccumulator(Accumulator):
     total: Tensor = stat("layer head")
     queries: Tensor = stat("layer", torch.int64)
 
+    def __init__(self, rows: int | None = None) -> None:
+        self._rows = rows
+
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
-        """Read the attention maps, block by block."""
-        stacks = {site.stack for site in self.anatomy.sites}
-        real = {stack: token_mask(self.anatomy.model, batch, stack) for stack in stacks}
+        """Read the entropies of attention maps, block by block."""
+        real = RealQueries(self.anatomy, batch)
 
         def read(site: Site, x: Tensor, rows: slice) -> None:
-            mask = real[site.stack][:, rows].to(x.device)
-            each = attention_entropies(x.detach()).masked_fill(~mask[:, None], 0)
+            mask = real.among(site, rows, x.shape[-1])
+            each = x.detach().masked_fill(~mask[:, None], 0)
             self.total[site.row, list(site.kept)] += each.sum((0, 2), dtype=torch.float64).to(self.total.device)
             self.queries[site.row] += mask.sum().to(self.queries.device)
 
-        with tap(self.anatomy, "attention", read=read):
+        with tap(self.anatomy, "entropy", read=read, rows=self._rows):
             yield
+            real.check()
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """The sums were made while the model ran."""
@@ -62,13 +66,9 @@ class EntropyAccumulator(Accumulator):
         return AttentionEntropy(mean, self.queries.cpu(), self.anatomy.labels)
 
 
-def attention_entropies(weights: Tensor) -> Tensor:
-    """[..., query]: -Σ p ln p over the last axis of attention weights `[..., query, key]`, with 0 ln 0 = 0."""
-    wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
-    return torch.special.entr(wide).sum(-1)
-
-
-def attention_entropy(model: nn.Module, batches: Batches, *, progress: str | None = None) -> AttentionEntropy:
+def attention_entropy(
+    model: nn.Module, batches: Batches, *, rows: int | None = None, progress: str | None = None
+) -> AttentionEntropy:
     """Measure how spread out each head's attention is: the mean entropy of a query's attention weights, in nats.
 
     H = -Σ_j p_j ln p_j, averaged over all real query tokens of all examples, as the script run_bertology.py did
@@ -77,6 +77,8 @@ def attention_entropy(model: nn.Module, batches: Batches, *, progress: str | Non
     Args:
         model: any model with attention heads, under any attention implementation; left as it was found.
         batches: one mapping of model arguments, or an iterable of them.
+        rows: how many query rows are looked at at a time; by default as many as fit into 64 MiB. The result does not
+            depend on it.
         progress: the title of a progress bar; no bar without it.
 
     Raises `DataError` for batches that cannot be used.
@@ -87,4 +89,4 @@ def attention_entropy(model: nn.Module, batches: Batches, *, progress: str | Non
         >>> attention_entropy(model, {"input_ids": torch.tensor([[5, 6, 7]])}).mean.shape
         torch.Size([2, 4])
     """
-    return accumulate(model, batches, EntropyAccumulator(), progress=progress)[0]
+    return accumulate(model, batches, EntropyAccumulator(rows), progress=progress)[0]

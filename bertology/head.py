@@ -25,7 +25,8 @@ class Head:
     stack: str = ""
 
     def __str__(self) -> str:
-        return f"{_PREFIX.get(self.stack, '')}L{self.layer}H{self.head}"
+        prefix = _PREFIX.get(self.stack, f"{self.stack}." if self.stack else "")
+        return f"{prefix}L{self.layer}H{self.head}"
 
 
 Heads = Mapping[int, Iterable[int]] | Iterable[Head | tuple[int, int]]

@@ -92,4 +92,4 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
                 each = torch.autograd.grad(total, list(found.values()), materialize_grads=True)
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
         stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
-        return HeadOutputs(stacks, gradients, masks(model, batch, stacks))
+        return HeadOutputs(stacks, gradients, masks(anatomy, batch, stacks, axis=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 import transformers
 from torch import nn
 
-from .anatomy import PRUNED_NAME
+from .anatomy import dissect
 from .errors import DataError
-from .pruning import prune_heads
+from .names import PRUNED_BY_LABEL_NAME, PRUNED_NAME
+from .pruning import prune_heads, written_down
 
 
 def save_pruned(model: nn.Module, path: str | Path) -> None:
@@ -45,15 +47,17 @@ def load_pruned(
     if not (Path(path) / "config.json").is_file():
         raise DataError(f"no model at {path}: wanted a folder with a config.json, as save_pruned writes it")
     config = transformers.AutoConfig.from_pretrained(str(path))
-    pruned = {int(layer): list(heads) for layer, heads in (getattr(config, PRUNED_NAME, None) or {}).items()}
+    said = copy.deepcopy(config)
     # transformers 4 would prune by itself, but not every family, and not as a whole layer is pruned here.
-    setattr(config, PRUNED_NAME, {})
+    for name in (PRUNED_NAME, PRUNED_BY_LABEL_NAME):
+        if hasattr(config, name):
+            setattr(config, name, {})
     original = model_class or _saved_class(config, path)
 
     class Loading(original):  # type: ignore[misc, valid-type]
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
-            prune_heads(self, pruned)
+            prune_heads(self, written_down(said, dissect(self).labels))
 
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
     model = Loading.from_pretrained(str(path), config=config, **{k: v for k, v in options.items() if v is not None})

@@ -13,13 +13,15 @@ from .head import Head, Heads, each_head, head_at
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One attention layer, at the place where its heads are concatenated: the input of `projection`.
+    """One attention layer, at the place where its heads are concatenated: the input of `place`.
 
+    That is the output projection, or a norm over all heads before it (BitNet); `path` names it.
     `row` is its place on the axis `layer` of results, `layer` its place in its stack.
     `kept` are the numbers of the heads that are there, out of `width` before pruning, each `dim` wide.
     A module that runs in several layers (ALBERT) has one site for each `call`.
     A fused projection is `query`, `key` and `value` at once. `record` is the module that writes down which heads
-    were pruned.
+    were pruned. `layout` says, in einops' words, how the heads lie there,
+    and `fused` how a fused projection puts out its parts.
     """
 
     row: int
@@ -30,11 +32,13 @@ class Site:
     width: int
     kept: tuple[int, ...]
     path: str
-    prunable: bool
+    layout: str
+    fused: str
     attention: nn.Module = field(repr=False)
     query: nn.Module = field(repr=False)
     key: nn.Module = field(repr=False)
     value: nn.Module = field(repr=False)
+    place: nn.Module = field(repr=False)
     projection: nn.Module = field(repr=False)
     record: nn.Module = field(repr=False)
 
@@ -53,15 +57,25 @@ class Site:
             return x
         shape = list(x.shape)
         shape[axis] = heads
-        return x.new_full(shape, float("nan")).index_copy(axis, torch.tensor(self.kept, device=x.device), x)
+        return x.new_full(shape, float("nan")).index_copy(
+            axis, torch.tensor(self.kept, dtype=torch.long, device=x.device), x
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """A tower of blocks: `module` runs them in turn, and returns the last hidden state first."""
+    """A tower of blocks: `module` runs them in turn, and `last` returns the last hidden state.
+
+    `ties_last` says whether transformers counts that among the hidden states in the place of what the last block
+    returns, `layout`, in einops' words, how a hidden state lies. `blocks` is empty where no module is a block:
+    transformers is then asked for the hidden states.
+    """
 
     name: str
     module: nn.Module = field(repr=False)
+    last: nn.Module = field(repr=False)
+    ties_last: bool
+    layout: str
     blocks: tuple[nn.Module, ...] = field(repr=False)
 
 

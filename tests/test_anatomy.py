@@ -82,7 +82,9 @@ def test_heads_print_and_sort():
 
 def test_a_model_without_attention():
     config = transformers.MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2)
-    with pytest.raises(UnknownAnatomy, match="no attention heads found in MambaModel: wanted blocks .* has no heads"):
+    with pytest.raises(
+        UnknownAnatomy, match="no attention heads found in MambaModel. A model without attention .* register_names"
+    ):
         dissect(transformers.MambaModel(config))
 
 
@@ -98,16 +100,21 @@ def test_a_norm_between_heads_and_projection():
         vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, intermediate_size=16,
         bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    with pytest.raises(UnknownAnatomy, match="comes after attn_sub_norm, a norm over all heads"):
-        dissect(transformers.BitNetModel(config))
+    model = transformers.BitNetModel(config)
+    assert [site.place for site in dissect(model).sites] == [layer.self_attn.attn_sub_norm for layer in model.layers]
+    # One whose place is not known is not passed over.
+    model.layers[1].self_attn.strange_norm = model.layers[1].self_attn.attn_sub_norm
+    del model.layers[1].self_attn.attn_sub_norm
+    with pytest.raises(
+        UnknownAnatomy, match=r"layers.1.self_attn has strange_norm, a norm that may stand between .* register_names"
+    ):
+        dissect(model)
 
 
 def test_sizes_that_do_not_fit():
     model = BY_NAME["bert"].build()
     model.bert.encoder.layer[0].attention.self.attention_head_size = 5
-    with pytest.raises(
-        UnknownAnatomy, match=r"layer.0.attention.output.dense takes 16 numbers a token, .* head width 5"
-    ):
+    with pytest.raises(UnknownAnatomy, match=r"layer.0.attention.self puts out 16 numbers a token, .* head width 5"):
         dissect(model)
     model.bert.encoder.layer[0].attention.self.attention_head_size = 4
     dissect(model).sites[0].record.pruned_heads = {0, 1, 7}
@@ -117,5 +124,7 @@ def test_sizes_that_do_not_fit():
 
 def test_two_encoders_at_once():
     both = torch.nn.ModuleDict({"a": BY_NAME["bert"].build(), "b": BY_NAME["bert"].build()})
-    with pytest.raises(UnknownAnatomy, match="several stacks of one kind, at 'a.bert.encoder', 'b.bert.encoder'"):
-        dissect(both)
+    anatomy = dissect(both)
+    assert anatomy.labels == ("a.0", "a.1", "b.0", "b.1")
+    assert str(Head(1, 2, "b")) == "b.L1H2"
+    assert anatomy.resolve([Head(1, 2, "b")]) == [(3, 2)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from zoo import BY_NAME, batch, each_alone
 
 from bertology import attention_entropy, attention_maps, prune_heads
-from bertology.entropy import attention_entropies
+from bertology.tap import attention_entropies
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -55,13 +55,13 @@ def test_the_first_line_of_a_file_asks_its_question(module):
 
 
 FLOORS = [
-    ["errors"],
-    ["result", "head"],
+    ["errors", "names"],
+    ["result", "head", "whole"],
     ["site", "batches", "demo"],
     ["anatomy", "metrics"],
-    ["losses"],
+    ["losses", "queries"],
     ["tap"],
-    ["masking", "checkpoint", "capture"],
+    ["masking", "checkpoint", "capture", "cutting"],
     ["streaming"],
     ["hidden", "attention", "outputs", "entropy", "importance", "scoring", "pruning"],
     ["curve", "saving"],

@@ -4,10 +4,13 @@
         model(**batch)
 
 The folder is the sole owner of every hook and of every switch of the attention implementation:
-`calls` counts which layer is running, `hooks` taps blocks and heads, `maps` taps attention maps.
+`calls` counts which layer is running, `hooks` taps blocks and heads, `maps` taps attention maps by one of two routes:
+`interface` for models on transformers' attention interface, `softmax` for all others.
 """
 
+from .biases import narrow_biases, takes_bias
 from .hooks import tap
+from .reading import attention_entropies
 from .still import undisturbed
 
-__all__ = ["tap", "undisturbed"]
+__all__ = ["attention_entropies", "narrow_biases", "takes_bias", "tap", "undisturbed"]

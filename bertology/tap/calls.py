@@ -1,7 +1,8 @@
 """Which layer is running?
 
 A module that several layers share (ALBERT) runs several times in one forward pass: its calls are counted.
-Counting also proves that every layer ran, for a tap on a module that the model goes around would see nothing.
+Counting also proves that every layer ran as often as it should, for a tap on a module that the model goes around
+would see nothing, and one on a module that runs again would count it twice.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Calls(Generic[Place]):
             self._places.setdefault(module, []).append(place)
         self._done = dict.fromkeys(self._places, 0)
         self._may_rest = set(may_rest)
+        self._in_model = False
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -45,26 +47,69 @@ class Calls(Generic[Place]):
         return places[done] if len(places) > 1 else places[0]
 
     def watch(self, anatomy: Anatomy, undo: ExitStack) -> None:
-        """Start counting at every forward pass of a stack, and check at its end that every module ran.
+        """Count anew in every forward pass of the model, or of a stack that is run by itself, and check at its end.
 
-        Modules that may rest need not: a decoder without an encoder's states goes around its cross attention.
+        A stack that does not run is not asked for (an image tower without an image), and modules that may rest need
+        not run: a decoder without an encoder's states goes around its cross attention.
         """
-        for stack in anatomy.stacks:
-            inside = set(stack.module.modules())
-            modules = [module for module in self._places if module in inside]
+        inside = self._by_stack(anatomy)
+        ran: set[nn.Module] = set()
 
-            def start(module: nn.Module, args: Any, modules: list[nn.Module] = modules) -> None:
-                self._done.update(dict.fromkeys(modules, 0))
+        def start(module: nn.Module, args: Any) -> None:
+            if not self._in_model:
+                self._done.update(dict.fromkeys(inside[module], 0))
 
-            def end(module: nn.Module, args: Any, output: Any, modules: list[nn.Module] = modules) -> None:
-                if module.training:
-                    return  # LayerDrop skips layers in training
-                for m in modules:
-                    if self._done[m] < len(self._places[m]) and m not in self._may_rest:
-                        raise UnknownAnatomy(
-                            f"{self._places[m][0]} was not reached in the forward pass: its module ran "
-                            f"{self._done[m]} times, wanted {len(self._places[m])}. The model goes around it"
-                        )
+        def end(module: nn.Module, args: Any, output: Any) -> None:
+            ran.add(module)
+            if not self._in_model:
+                finish()
 
-            undo.callback(stack.module.register_forward_pre_hook(start).remove)
-            undo.callback(stack.module.register_forward_hook(end).remove)
+        def start_model(module: nn.Module, args: Any) -> None:
+            self._done.update(dict.fromkeys(self._places, 0))
+            ran.clear()
+            self._in_model = True
+
+        def end_model(module: nn.Module, args: Any, output: Any) -> None:
+            self._in_model = False
+            finish()
+
+        def finish() -> None:
+            for stack in ran:
+                if not stack.training:  # LayerDrop skips layers in training
+                    self._check(inside[stack])
+            ran.clear()
+
+        for stack in inside:
+            undo.callback(stack.register_forward_pre_hook(start).remove)
+            undo.callback(stack.register_forward_hook(end).remove)
+        if anatomy.model not in inside:
+            undo.callback(anatomy.model.register_forward_pre_hook(start_model).remove)
+            undo.callback(anatomy.model.register_forward_hook(end_model).remove)
+            undo.callback(anatomy.model.register_forward_hook(self._left, always_call=True).remove)
+
+    def _by_stack(self, anatomy: Anatomy) -> dict[nn.Module, list[nn.Module]]:
+        """{what runs the stack: places}; of stacks around each other, like a text model with an image tower, the inner."""
+        all_parts = {stack.module: set(stack.module.modules()) for stack in anatomy.stacks}
+        inner_first = sorted(all_parts, key=lambda stack: len(all_parts[stack]))
+        inside: dict[nn.Module, list[nn.Module]] = {stack: [] for stack in inner_first}
+        for place in self._places:
+            inside[next(stack for stack in inner_first if place in all_parts[stack])].append(place)
+        return inside
+
+    def _left(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._in_model = False
+
+    def _check(self, modules: list[nn.Module]) -> None:
+        for module in modules:
+            done, places = self._done[module], self._places[module]
+            if done == len(places) or (done == 0 and module in self._may_rest):
+                continue
+            where = (
+                f"{places[0]} was not reached in the forward pass"
+                if done < len(places)
+                else f"{places[0]} is not alone"
+            )
+            raise UnknownAnatomy(
+                f"{where}: its module ran {done} times, wanted {len(places)}. "
+                + ("The model goes around it" if done < len(places) else "The model runs it in a loop")
+            )

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import BertologyError, ShapeError, UnknownAnatomy
-from ..site import Anatomy
+from ..site import Anatomy, Site
 from .calls import Calls
 from .maps import tap_maps
 
-PLACES = ("inputs", "block", "last", "heads", "attention")
+PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 
 
 @contextmanager
@@ -26,6 +27,7 @@ def tap(
     read: Callable[..., Any] | None = None,
     edit: Callable[..., Tensor] | None = None,
     rows: int | None = None,
+    whole: bool = False,
 ) -> Iterator[None]:
     """Call `read` or `edit` at one place of the model while the `with` lasts.
 
@@ -36,11 +38,14 @@ def tap(
     | "last"      | (stack, x)        | [batch, token, hidden]: what the stack returns, its final norm included  |
     | "heads"     | (site, x)         | [batch, token, head, dim]: the heads before the output projection        |
     | "attention" | (site, x, rows)   | [batch, head, query, key]: the weights of the query rows `rows`, a slice |
+    | "entropy"   | (site, x, rows)   | [batch, head, query], nats: the entropies of those weights               |
 
     What `read` returns is dropped. `edit`, at "block" and "heads", returns a tensor of the same shape that takes the
     place of x. `rows` is how many query rows an attention reader is given at a time; by default, as many as fit
-    into 64 MiB. Attention maps are read under any attention implementation: for as long as the `with` lasts, a model
-    on transformers' attention interface computes attention with its own eager function.
+    into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that want gradients
+    through it. Attention maps are read under any attention implementation: for as long as the `with` lasts, a model
+    on transformers' attention interface computes attention with its own eager function, and in any other the softmax
+    of its attention modules is watched.
 
     All hooks are removed at the end, also when the model raises.
     """
@@ -51,9 +56,9 @@ def tap(
     if edit is not None and place not in ("block", "heads"):
         raise BertologyError(f"{place!r} can be read but not edited; edit 'block' or 'heads'")
     with ExitStack() as undo:
-        if place == "attention":
+        if place in ("attention", "entropy"):
             assert read is not None
-            undo.enter_context(tap_maps(anatomy, read, rows))
+            undo.enter_context(tap_maps(anatomy, read, place, rows, whole))
         else:
             _TAPS[place](anatomy, undo, read, edit)
         yield
@@ -69,23 +74,43 @@ def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
 
 
 def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
-    crossing = [site.projection for site in anatomy.sites if site.stack == "cross"]
-    calls = Calls([(site.projection, site) for site in anatomy.sites], may_rest=crossing)
+    crossing = [site.place for site in anatomy.sites if site.stack == "cross"]
+    calls = Calls([(site.place, site) for site in anatomy.sites], may_rest=crossing)
     calls.watch(anatomy, undo)
 
-    def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         site = calls.next(module)
         if not site.kept:
             return None
-        x = rearrange(args[0], "... (head dim) -> ... head dim", dim=site.dim)
+        args, kwargs = (args, kwargs) if args else (tuple(kwargs.values()), {})
+        x, rest = _split(site, args[0])
         if edit is None:
             read(site, x)
             return None
         new = _same_shape(edit(site, x), x, f"heads of {site.label}")
-        return (rearrange(new, "... head dim -> ... (head dim)"), *args[1:])
+        return (_join(site, new, rest, args[0]), *args[1:]), kwargs
 
     for module in calls.modules:
-        undo.callback(module.register_forward_pre_hook(before).remove)
+        undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+
+
+def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
+    """[batch, token, head, dim], and the numbers behind the heads that are no head's (ConvBERT), of what `place` gets."""
+    if x.dim() != len(site.layout.split()):
+        raise UnknownAnatomy(f"{site.path} got {list(x.shape)}, wanted [{site.layout.replace(' ', ', ')}]")
+    flat = rearrange(x, f"{site.layout} -> {_flat(site)}")
+    heads = len(site.kept) * site.dim
+    return rearrange(flat[..., :heads], "... (head dim) -> ... head dim", dim=site.dim), flat[..., heads:]
+
+
+def _join(site: Site, heads: Tensor, rest: Tensor, like: Tensor) -> Tensor:
+    flat = torch.cat([rearrange(heads, "... head dim -> ... (head dim)"), rest], dim=-1)
+    groups = {"group": like.shape[2]} if "group" in site.layout else {}
+    return rearrange(flat, f"{_flat(site)} -> {site.layout}", **groups)
+
+
+def _flat(site: Site) -> str:
+    return "batch token (group width)" if "group" in site.layout else "batch token width"
 
 
 def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
@@ -96,11 +121,19 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
     calls.watch(anatomy, undo)
     running: dict[nn.Module, tuple[str, int]] = {}
 
+    layouts = {stack.name: stack.layout for stack in anatomy.stacks}
+
     def apply(stack: str, layer: int, x: Tensor) -> Tensor | None:
+        layout = layouts[stack]
+        # Several residual streams lie one behind the other.
+        streams = "stream" in layout
+        flat = "batch token (stream hidden)" if streams else "batch token hidden"
+        laid = rearrange(x, f"{layout} -> {flat}")
         if edit is None:
-            read(stack, layer, x)
+            read(stack, layer, laid)
             return None
-        return _same_shape(edit(stack, layer, x), x, f"block {layer} of the {stack}")
+        new = _same_shape(edit(stack, layer, laid), laid, f"block {layer} of the {stack}")
+        return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         stack, layer = running[block] = calls.next(block)
@@ -130,9 +163,12 @@ def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
     for stack in anatomy.stacks:
 
         def after(module: nn.Module, args: Any, output: Any, name: str = stack.name) -> None:
-            read(name, output if isinstance(output, Tensor) else output[0])
+            if isinstance(output, Tensor):
+                read(name, output)
+            else:
+                read(name, output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0])
 
-        undo.callback(stack.module.register_forward_hook(after).remove)
+        undo.callback(stack.last.register_forward_hook(after).remove)
 
 
 def _same_shape(new: Any, old: Tensor, where: str) -> Tensor:

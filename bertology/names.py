@@ -1,0 +1,173 @@
+"""What do the architectures call their parts?
+
+This file alone holds names of other people's code. A new architecture is one line here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Names(NamedTuple):
+    """How an attention module names its parts, as paths below it; `../` goes one module up.
+
+    `Names("query", "key", "value", "../output.dense")` is BERT: the attention module `attention.self` holds the
+    three projections, and its heads go into `attention.output.dense`.
+    """
+
+    query: str
+    """The query projection."""
+    key: str
+    """The key projection; the query's name once more where one projection is fused."""
+    value: str
+    """The value projection, likewise."""
+    projection: str
+    """The output projection, whose input is the concatenation of the heads."""
+    norm: str = ""
+    """A norm over all heads together, between them and the projection: its input is then the place of the heads."""
+    layout: str = "batch token width"
+    """How the heads come, in the words of einops; `width` is all heads one behind the other."""
+    mark: str = ""
+    """An attribute that tells such attention from others that name their parts alike."""
+    fused: str = ""
+    """How a fused projection puts out its parts: "parts" (all queries, all keys, all values) or "heads" (head by head,
+    or group by group). Without it, its heads cannot be cut out."""
+
+
+QKV = ("q_proj", "k_proj", "v_proj")
+# Lines that ask for more stand above lines that ask for less: the first that fits counts.
+NAMES = [
+    # BitNet; Kosmos-2
+    Names(*QKV, "o_proj", norm="attn_sub_norm"),
+    Names(*QKV, "out_proj", norm="inner_attn_ln"),
+    # Llama and its many kin; with a fused projection Phi-3; ZAYA
+    Names(*QKV, "o_proj"),
+    Names("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", fused="parts"),
+    # FSMT
+    Names(*QKV, "out_proj", layout="token batch width", mark="encoder_decoder_attention"),
+    # BART, OPT, GPT-J, GPT-Neo, CLIP, Whisper, LFM2; fused CodeGen; MPT
+    Names(*QKV, "out_proj"),
+    Names("qkv_proj", "qkv_proj", "qkv_proj", "out_proj"),
+    Names("Wqkv", "Wqkv", "Wqkv", "out_proj", fused="parts"),
+    # Phi; ModernBERT's decoder
+    Names(*QKV, "dense"),
+    Names(*QKV, "Wo"),
+    # DeepSeek and others with latent keys and values, with a latent query or without
+    Names("q_b_proj", "kv_b_proj", "kv_b_proj", "o_proj", fused="heads"),
+    Names("q_proj", "kv_b_proj", "kv_b_proj", "o_proj", fused="heads"),
+    Names("q_gate_proj", "kv_b_proj", "kv_b_proj", "o_proj", fused="heads"),
+    Names("q_b_proj", "kv_proj", "kv_proj", "o_a_proj", layout="batch token group width"),
+    # BERT, RoBERTa, ELECTRA and their kin; DeBERTa v2 and v1; CTRL
+    Names("query", "key", "value", "../output.dense"),
+    Names("query_proj", "key_proj", "value_proj", "../output.dense"),
+    Names("in_proj", "in_proj", "in_proj", "../output.dense", fused="heads"),
+    Names("Wq", "Wk", "Wv", "dense"),
+    # ALBERT; DistilBERT, XLM, Flaubert
+    Names("query", "key", "value", "dense"),
+    Names("q_lin", "k_lin", "v_lin", "out_lin"),
+    # Reformer's hashing attention; SqueezeBERT; the encoders of LED and BigBird-Pegasus
+    Names("query_key", "query_key", "value", "../output.dense"),
+    Names("query", "key", "value", "../post_attention.conv1d", layout="batch width token"),
+    Names("query", "key", "value", "../output"),
+    # ModernBERT; GPT-NeoX, BLOOM, Falcon, Persimmon
+    Names("Wqkv", "Wqkv", "Wqkv", "Wo", fused="parts"),
+    Names("query_key_value", "query_key_value", "query_key_value", "dense", fused="heads"),
+    # GPT, GPT-2, BigCode, and GPT-2's cross attention
+    Names("q_attn", "c_attn", "c_attn", "c_proj", fused="parts"),
+    Names("c_attn", "c_attn", "c_attn", "c_proj", fused="parts"),
+    # T5; MPNet
+    Names("q", "k", "v", "o"),
+    # Funnel; CPM-Ant; ProphetNet
+    Names("q_head", "k_head", "v_head", "post_proj"),
+    Names("project_q", "project_k", "project_v", "attention_out"),
+    Names("query_proj", "key_proj", "value_proj", "out_proj"),
+]
+# What a module of attention over another stack's states is called, itself or the one around it.
+CROSS_NAMES = (
+    "crossattention",
+    "encoder_attn",
+    "EncDecAttention",
+    "cross_attn",
+    "cross_attention",
+    "encoder_attention",
+)
+# What attention modules hold that are recurrent inside (delta nets, lightning attention): they weigh no tokens.
+RECURRENT_NAMES = ("conv1d", "A_log", "slope_rate")
+# What those hold that put out more than their heads: ConvBERT's convolutions come behind its heads.
+MORE_THAN_HEADS = ("conv_out_layer",)
+# Where an attention module says how wide a head's output is, and how many heads it has.
+WIDTH_NAMES = ("v_head_dim", "attention_head_size", "head_dim", "key_value_proj_dim", "head_size", "d_head", "dim_head",
+               "v_channels_per_head")  # fmt: skip
+COUNT_NAMES = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_attn_heads")
+# How many heads its keys have, how many query heads share one, and the width of all heads together.
+KEY_COUNT_NAMES = ("num_key_value_heads", "num_kv_heads", "kv_heads")
+GROUPS_NAME = "num_key_value_groups"
+TOTAL_NAMES = ("all_head_size", "split_size", "inner_dim", "dim", "embed_dim", "attention_hidden_size")
+# Where the numbers of pruned heads are written down: transformers 4's name, ours for the count before pruning, and
+# the config's place for models with several stacks, which transformers 4 had no name for.
+PRUNED_NAME, UNPRUNED_NAME, PRUNED_BY_LABEL_NAME = "pruned_heads", "unpruned_heads", "pruned_heads_by_label"
+# Parts of an attention module with a share for each query head, to be cut along with it: gates, sinks, more queries
+# (for Longformer's global tokens, LUKE's entities), DeBERTa's biases and positions.
+SHARED_OUT_NAMES = (
+    "gate_proj", "gate_bias", "g_proj", "sinks", "sink_proj", "query_global", "key_global", "value_global", "w2e_query",
+    "e2w_query", "e2e_query", "q_bias", "v_bias", "pos_proj", "pos_q_proj", "pos_key_proj", "pos_query_proj",
+)  # fmt: skip
+# Norms of all queries or all keys together: those stay whole, and only what attention gets of them is cut.
+WHOLE_NORM_NAMES = {"q_norm": "query", "k_norm": "key"}
+# Parts with a share for each query head that stay whole, since all layers use them: T5's position bias.
+BIAS_TABLE_NAMES = ("relative_attention_bias",)
+# Where a root mean square norm keeps what it adds to the mean.
+EPSILON_NAMES = ("variance_epsilon", "eps")
+# Attention whose heads cannot be cut out, and why.
+UNCUT = {
+    "BigBirdBlockSparseAttention": "it is made anew for short texts (call set_attention_type('original_full') first)",
+    "BigBirdPegasusBlockSparseAttention": "it is made anew for short texts (call set_attention_type('original_full') first)",
+    "TrOCRAttention": "it takes their width together from the hidden states",
+    "LongformerSelfAttention": "it takes their width together from the hidden states",
+    "LEDEncoderSelfAttention": "it takes their width together from the hidden states",
+    "DiffLlamaAttention": "each of them is the difference of two",
+    "LiltSelfAttention": "its layout stream uses their maps",
+    "CodeGenAttention": "it is not known how its fused projection puts out its parts",
+}
+# Arguments that hold a share for each query head, made for all layers at once, and the attention that was seen to work
+# with shares of them.
+BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos")
+BIASED = (
+    "T5Attention", "MT5Attention", "UMT5Attention", "SwitchTransformersAttention", "MPNetSelfAttention", "BloomAttention",
+    "MptAttention", "FalconAttention", "LayoutLMv3SelfAttention",
+)  # fmt: skip
+# Parts that all heads share: latents, their norms, the choice of tokens before attention.
+COMMON_NAMES = (
+    "q_a_proj", "q_a_layernorm", "q_a_norm", "q_b_norm", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_norm", "indexer",
+    "rotary_emb", "dense_bias", "LayerNorm", "layer_norm", "layernorm1", "layernorm2", "v_norm",
+)  # fmt: skip
+# Norms whose place is known: they are not between the heads and the projection.
+NORMS_ELSEWHERE = (
+    "q_norm", "k_norm", "v_norm", "qk_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm",
+    "q_a_layernorm", "kv_a_layernorm", "q_a_norm", "q_b_norm", "kv_norm", "layernorm1", "layernorm2",
+    "LayerNorm", "layer_norm",
+    # DiffLlama's norms each pair of heads by itself
+    "groupnorm",
+)  # fmt: skip
+# How many softmaxes over [batch, head, query, key] an attention takes, where it is not one, and which is its map.
+MAP_NUMBERS = {
+    # LiLT attends with its layout first, then with its text.
+    "LiltSelfAttention": (2, 1),
+}
+# Lists of blocks that run several times over in one forward pass, and the settings whose product says how often.
+REPEATS = {
+    "L_module.layers": ("H_cycles", "L_cycles"),
+    "H_module.layers": ("H_cycles",),
+    "self_attends": ("num_blocks",),
+}
+# Blocks that are run by their `forward`, past all hooks.
+UNCALLED_BLOCKS = ("SqueezeBertModule",)
+# Blocks that pass on more than one residual stream, and how.
+BLOCK_LAYOUTS = {
+    "DeepseekV4DecoderLayer": "batch token stream hidden",
+    "HYV4DecoderLayer": "batch token stream hidden",
+    "Gemma3nTextDecoderLayer": "stream batch token hidden",
+}
+# Stacks that pad texts at the end for windows of their own, and stacks that put tokens of their own in front.
+PADDED_STACKS = ("LongformerEncoder", "LEDEncoder", "PegasusXEncoder")
+PREFIXED_STACKS = ("CpmAntEncoder",)

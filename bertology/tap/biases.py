@@ -1,0 +1,75 @@
+"""How does a pruned layer use a position bias that was made for all heads of all layers?
+
+T5, MPNet, BLOOM and MPT make it once, with a share for each head of an unpruned layer, and hand it from layer to
+layer. A layer with fewer heads takes its own shares of it, and hands on the whole.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..names import BIAS_NAMES
+
+
+def takes_bias(attention: nn.Module) -> bool:
+    """Whether the attention module is handed a bias that is made for all layers."""
+    return bool(_bias_arguments(attention))
+
+
+def _bias_arguments(attention: nn.Module) -> list[str]:
+    return [name for name in BIAS_NAMES if name in inspect.signature(type(attention).forward).parameters]
+
+
+def narrow_biases(attention: nn.Module, heads: int, stay: list[int]) -> None:
+    """From now on, of `heads` shares let the attention module see those that stay. The hooks become part of the model."""
+    if not takes_bias(attention):
+        return
+    shares: list[int] | None = getattr(attention, "_bias_shares", None)
+    if shares is not None:
+        # Pruned once more: the shares are counted among those that the unpruned layer had.
+        shares[:] = [shares[place] for place in stay]
+        return
+    shares = list(stay)
+    attention._bias_shares = shares  # type: ignore[assignment]
+    whole: list[Tensor] = []
+    attention.register_forward_pre_hook(partial(_narrow, heads, shares, whole), with_kwargs=True)
+    if hasattr(attention, "compute_bias"):
+        attention.compute_bias = partial(_compute, attention, heads, shares, whole)  # type: ignore[assignment]
+        attention.register_forward_hook(partial(_hand_on, whole))
+
+
+def _narrow(heads: int, shares: list[int], whole: list[Tensor], attention: nn.Module, args: Any, kwargs: Any) -> Any:
+    whole.clear()
+    names = list(inspect.signature(type(attention).forward).parameters)[1:]
+    args, kwargs = list(args), dict(kwargs)
+    for name in _bias_arguments(attention):
+        place = names.index(name)
+        where, key = (args, place) if place < len(args) else (kwargs, name)
+        bias = args[place] if place < len(args) else kwargs.get(name)
+        if bias is not None:
+            whole.append(bias)
+            where[key] = _shares(bias, heads, shares)
+    return tuple(args), kwargs
+
+
+def _compute(attention: Any, heads: int, shares: list[int], whole: list[Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    whole[:] = [type(attention).compute_bias(attention, *args, **kwargs)]
+    return _shares(whole[0], heads, shares)
+
+
+def _hand_on(whole: list[Tensor], attention: nn.Module, args: Any, output: Any) -> Any:
+    """Hand on the whole bias, which T5's attention returns second; one of zeros, made for lack of any, is not handed on."""
+    return (output[0], whole.pop() if whole else None, *output[2:])
+
+
+def _shares(bias: Tensor, heads: int, shares: list[int]) -> Tensor:
+    if bias.dim() == 5:  # [batch, block, head, query, key]: LongT5's local attention
+        return bias[:, :, shares]
+    if bias.dim() == 4:  # [batch, head, query, key]
+        return bias[:, shares]
+    # [batch * head, ...]
+    return bias.reshape(-1, heads, *bias.shape[1:])[:, shares].flatten(0, 1)

@@ -1,0 +1,111 @@
+"""How are the maps of a model on transformers' attention interface read?
+
+The model is switched to a function of ours, which calls the model's own eager attention on blocks of query rows:
+soft-capping, sinks and position biases stay the model's own, and no map is ever whole in memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.modeling_utils import AttentionInterface
+
+from ..site import Anatomy
+from .reading import Reading
+
+NAME = "bertology"
+BLOCK_BYTES = 64 * 2**20
+
+_readings: dict[nn.Module, list[Reading]] = {}
+
+
+def eager_function(attention: nn.Module) -> Callable[..., Any] | None:
+    """The eager function that a module on the attention interface falls back to, or None for any other module."""
+    for kind in type(attention).__mro__:
+        module = sys.modules.get(kind.__module__)
+        if hasattr(module, "eager_attention_forward") and any(map(_asks_interface, vars(kind).values())):
+            return module.eager_attention_forward  # type: ignore[union-attr]
+    return None
+
+
+def _asks_interface(method: Any) -> bool:
+    code = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
+    """Give the maps of these sites to the reader, while `undo` is open."""
+    for attention in reading.calls.modules:
+        _readings.setdefault(attention, []).append(reading)
+        undo.callback(_forget, attention, reading)
+    attentions = set(reading.calls.modules)
+    configs: dict[int, Any] = {
+        id(module.config): module.config
+        for module in anatomy.model.modules()
+        if hasattr(module, "config") and not attentions.isdisjoint(module.modules())
+    }
+    for config in configs.values():
+        before = config._attn_implementation_internal
+        undo.callback(setattr, config, "_attn_implementation_internal", before)
+        config._attn_implementation_internal = NAME
+
+
+def _forget(attention: nn.Module, reading: Reading) -> None:
+    _readings[attention].remove(reading)
+    if not _readings[attention]:
+        del _readings[attention]
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls: the model's own eager one, block by block, with readers."""
+    eager = eager_function(module)
+    assert eager is not None
+    readings = [(reading, reading.calls.next(module)) for reading in _readings.get(module, [])]
+    size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
+    outputs = []
+    for start in range(0, query.shape[2], size):
+        rows = slice(start, min(start + size, query.shape[2]))
+        masked = attention_mask is not None and attention_mask.shape[-2] == query.shape[2]
+        mask = attention_mask[..., rows, :] if masked else attention_mask  # type: ignore[index]
+        output, weights = eager(module, query[:, :, rows], key, value, mask, **kwargs)
+        for reading, site in readings:
+            reading.give(site, weights, rows)
+        outputs.append(output)
+    return torch.cat(outputs, dim=1), None
+
+
+def _rows(module: nn.Module, query: Tensor, key: Tensor, readings: list[Reading], kwargs: dict[str, Any]) -> int:
+    """How many query rows a block has: what was asked for, and as many as fit into the memory for blocks."""
+    # An extra tensor like T5's position bias has a query axis of its own, which only the model's function knows; and
+    # GPT-2 of transformers 4 cuts its causal mask, a buffer, by the numbers of queries and keys.
+    own_rows = any(isinstance(extra, Tensor) and extra.dim() > 2 for extra in kwargs.values())
+    if own_rows or isinstance(getattr(module, "bias", None), Tensor) or any(reading.whole for reading in readings):
+        return query.shape[2]
+    row = query.shape[0] * query.shape[1] * key.shape[2] * query.element_size()
+    asked = [reading.rows for reading in readings if reading.rows]
+    return max(1, min([BLOCK_BYTES // max(1, row), *asked]))
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The eager mask, with a lowest value that stays finite when a float64 model takes its softmax in float32 (Llama).
+
+    Else a padded query that sees no key at all would be NaN, and through the next layer so would everything.
+    """
+    mask = eager_mask(*args, **kwargs)
+    if mask is None or mask.dtype != torch.float64:
+        return mask
+    return mask.clamp_min(torch.finfo(torch.float32).min)
+
+
+AttentionInterface.register(NAME, _attend)
+# Without a mask function of the same name transformers would drop the padding mask.
+AttentionMaskInterface.register(NAME, _mask)

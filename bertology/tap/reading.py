@@ -1,0 +1,39 @@
+"""What does a reader of attention maps want?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..site import Site
+from .calls import Calls
+
+Reader = Callable[[Site, Tensor, slice], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A reader, the sites that it reads, and in what form: "attention" or "entropy", in blocks or whole."""
+
+    calls: Calls[Site]
+    read: Reader
+    what: str
+    rows: int | None
+    whole: bool
+
+    def give(self, site: Site, weights: Tensor, rows: slice, entropies: Tensor | None = None) -> None:
+        """Give the reader a block of attention weights, or what it wants of it."""
+        if self.what == "attention":
+            self.read(site, weights, rows)
+        else:
+            self.read(site, attention_entropies(weights) if entropies is None else entropies, rows)
+
+
+def attention_entropies(weights: Tensor) -> Tensor:
+    """[..., query]: -Σ p ln p over the last axis of attention weights `[..., query, key]`, with 0 ln 0 = 0."""
+    wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    return torch.special.entr(wide).sum(-1)

@@ -1,0 +1,118 @@
+"""How is the map of an attention module seen that is not on transformers' attention interface?
+
+While such a module runs, its one softmax over keys is watched, and scaled dot product attention is taken apart into
+that softmax and its product with the values. Nothing is asked of the model, and each map is gone when it was read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..errors import UnknownAnatomy
+from ..names import MAP_NUMBERS
+from ..site import Anatomy, Site
+from .reading import Reading
+
+_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
+
+
+def watch_softmax(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
+    """Give the maps of these sites to the reader, while `undo` is open."""
+    mode = _Watching(reading)
+    # Entered last, and so left first: what is below it in the pile of modes stays there.
+    undo.enter_context(mode)
+    for attention in reading.calls.modules:
+        undo.callback(attention.register_forward_pre_hook(mode.start).remove)
+        undo.callback(attention.register_forward_hook(mode.end, always_call=True).remove)
+
+
+class _Watching(TorchFunctionMode):
+    """Sees every softmax of the attention module that is running."""
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__()
+        self.reading = reading
+        self.running: list[tuple[Site, list[Tensor]]] = []
+
+    def start(self, module: nn.Module, args: Any) -> None:
+        self.running.append((self.reading.calls.next(module), []))
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.running:
+            return
+        site, maps = self.running.pop()
+        if output is None:
+            return  # the module raised
+        wanted = MAP_NUMBERS.get(type(module).__name__, (1, 0))
+        if len(maps) != wanted[0]:
+            raise UnknownAnatomy(
+                f"the attention of {site.label} ({type(module).__name__}) took {len(maps)} softmaxes over "
+                f"[batch, head, query, key], wanted {wanted[0]}: its maps cannot be read"
+            )
+        weights = maps[wanted[1]]
+        self.reading.give(site, weights, slice(0, weights.shape[2]))
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.running:
+            return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            output, weights = _attend(*args, **kwargs)
+            self.running[-1][1].append(weights)
+            return output
+        output = func(*args, **kwargs)
+        if func in _SOFTMAX:
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            laid = _four_axes(output, axis, len(self.running[-1][0].kept))
+            if laid is not None:
+                self.running[-1][1].append(laid)
+        return output
+
+
+def _four_axes(weights: Tensor, axis: Any, heads: int) -> Tensor | None:
+    """[batch, head, query, key] of a softmax over keys, or None."""
+    if axis not in (-1, weights.dim() - 1):
+        return None
+    if weights.dim() == 4 and weights.shape[1] == heads:
+        return weights
+    if weights.dim() == 3 and weights.shape[0] % heads == 0:
+        return rearrange(weights, "(batch head) query key -> batch head query key", head=heads)
+    return None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot product attention as torch documents it, with its weights."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None:
+        mask = (
+            torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, -math.inf)
+            if attn_mask.dtype == torch.bool
+            else attn_mask
+        )
+        scores = scores + mask
+    weights = F.softmax(scores, dim=-1)
+    return F.dropout(weights, dropout_p) @ value, weights

@@ -1,0 +1,262 @@
+"""What must hold for an architecture to be covered? One function a primitive; each raises where it does not.
+
+The oracles go other ways than the library: transformers' own outputs, and a watch on the eager softmax that scales a
+head's probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+import bertology as b
+from sweep.shrink import Tiny
+
+SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
+
+
+class Probabilities(TorchFunctionMode):
+    """Sees the eager softmax of the attention at `row`, and scales one head's probabilities."""
+
+    def __init__(self, site: Any, head: int | None = None, factor: float = 1.0) -> None:
+        super().__init__()
+        self.site, self.head, self.factor = site, head, factor
+        self.call, self.inside = -1, False
+        self.seen: list[Tensor] = []
+
+    def __enter__(self) -> Any:
+        self.hooks = [
+            self.site.attention.register_forward_pre_hook(self._start),
+            self.site.attention.register_forward_hook(self._end, always_call=True),
+        ]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def _start(self, *_: Any) -> None:
+        self.call += 1
+        self.inside = self.call == self.site.call
+
+    def _end(self, *_: Any) -> None:
+        self.inside = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        axis = (kwargs or {}).get("dim", args[1] if len(args) > 1 else None)
+        if self.inside and func in SOFTMAX and out.dim() in (3, 4) and axis in (-1, out.dim() - 1):
+            self.seen.append(out)
+            heads = self.site.width
+            if self.head is not None and (out.shape[1] == heads or out.dim() == 3):
+                gate = torch.ones(heads, dtype=out.dtype)
+                gate[self.head] = self.factor
+                if out.dim() == 4:
+                    return out * gate[:, None, None]
+                if out.shape[0] % heads == 0:
+                    return out * gate.repeat(out.shape[0] // heads)[:, None, None]
+        return out
+
+
+def logits(outputs: Any) -> Tensor:
+    """The first tensor that a model puts out."""
+    return next(x for x in outputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1)
+
+
+def loss(outputs: Any, batch: Any) -> Tensor:
+    """[batch]: some loss of every example, for any model."""
+    x = logits(outputs)
+    weights = torch.linspace(-1, 1, x[0].numel(), dtype=x.dtype).reshape(x.shape[1:])
+    return (x.tanh() * weights).flatten(1).sum(1)
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float, what: str) -> None:
+    assert ours.shape == theirs.shape, f"{what}: shapes {list(ours.shape)} and {list(theirs.shape)}"
+    assert not ours.isnan().any(), f"{what}: NaN"
+    apart = (ours - theirs).abs().max().item() / max(1.0, theirs.abs().max().item())
+    assert apart <= tolerance, f"{what}: {apart:.1e} apart, at most {tolerance:.0e}"
+
+
+@torch.no_grad()
+def run(model: Any, batch: Any, **more: Any) -> Any:
+    return model(**batch, **more)
+
+
+def theirs(tiny: Tiny, what: str) -> dict[str, list[Tensor]]:
+    """transformers' own hidden states or maps, {stack: [layer]}, from the eager model."""
+    outputs = run(tiny.eager, tiny.batch, **{f"output_{what}": True})
+    names = {"": f"{what}", "encoder": f"encoder_{what}", "decoder": f"decoder_{what}", "cross": "cross_attentions"}
+    found = {}
+    for stack, name in names.items():
+        if what == "hidden_states" and stack == "cross":
+            continue
+        states = getattr(outputs, name, None)
+        if states is not None and len(states) and all(isinstance(x, Tensor) for x in states):
+            found[stack] = list(states)
+    return found
+
+
+def hidden_states(tiny: Tiny) -> None:
+    """Every hidden state equals `output_hidden_states`."""
+    expected = theirs(tiny, "hidden_states")
+    ours = b.hidden_states(tiny.model, tiny.batch).stacks
+    for stack, states in expected.items():
+        mine = ours[stack] if stack else next(iter(ours.values()))
+        assert len(mine) == len(states), f"{len(mine)} hidden states, transformers has {len(states)}"
+        for layer, state in enumerate(states):
+            close(mine[layer], state, tiny.tolerance, f"hidden state {stack} {layer}")
+    assert expected, "transformers gives no hidden states to compare with"
+
+
+def attention_maps(tiny: Tiny) -> None:
+    """Every map equals that of the eager softmax, and transformers' own where it gives one."""
+    ours = b.attention_maps(tiny.model, tiny.batch)
+    again = b.attention_maps(tiny.eager, tiny.batch)
+    seen = softmaxes(tiny)
+    given = theirs(tiny, "attentions")
+    for stack, maps in ours.stacks.items():
+        real = ours.masks[stack]
+        sites = [site for site in b.dissect(tiny.model).sites if site.stack == stack]
+        listed = given.get(stack) or (given.get("") if len(ours.stacks) == 1 else None)
+        for layer, site in enumerate(sites):
+            rows = real[:, None, :, None] if real.shape[1] == maps[layer].shape[2] else torch.ones(())
+            mine = maps[layer][:, : site.width] * rows
+            close(
+                again.stacks[stack][layer][:, : site.width] * rows, mine, tiny.tolerance, f"eager and sdpa map {site}"
+            )
+            # A softmax may have a sink behind the keys.
+            close(mine, seen[site.row][..., : mine.shape[-1]] * rows, tiny.tolerance, f"map {site}")
+            if listed is not None and len(listed) == len(sites):
+                close(mine, listed[layer].reshape(mine.shape) * rows, tiny.tolerance, f"transformers' map {site}")
+            sums = maps[layer][:, : site.width].sum(-1)
+            assert (sums < 1 + 1e-4).all(), f"map {site} sums to {sums.max()}"
+
+
+@torch.no_grad()
+def softmaxes(tiny: Tiny) -> list[Tensor]:
+    """[layer] of [batch, head, query, key]: what the eager softmax of each site gives, sinks left out."""
+    found = []
+    for site in b.dissect(tiny.eager).sites:
+        with Probabilities(site) as mode:
+            tiny.eager(**tiny.batch)
+        seen = [x for x in mode.seen if x.dim() == 3 or x.shape[1] == site.width]
+        if not seen:
+            found.append(torch.zeros(0))
+            continue
+        x = seen[-1]
+        x = x.reshape(-1, site.width, *x.shape[1:]) if x.dim() == 3 else x
+        found.append(x)
+    return found
+
+
+def gates(tiny: Tiny) -> None:
+    """Gates of 1 change nothing, and a gate of 0 is the same as no probabilities, for the model as it is and eager."""
+    batch = tiny.batch
+    for model in (tiny.model, tiny.eager):
+        anatomy = b.dissect(model)
+        bare = logits(run(model, batch))
+        with b.gated(model, torch.ones(anatomy.layers, anatomy.heads)):
+            close(logits(run(model, batch)), bare, 1e-12 if tiny.double else 1e-6, "logits under gates of 1")
+    anatomy, eager = b.dissect(tiny.model), b.dissect(tiny.eager)
+    effects = []
+    for row, head in some_heads(anatomy):
+        with Probabilities(eager.sites[row], head, 0.0):
+            expected = logits(run(tiny.eager, batch))
+        with b.ablated(tiny.model, [(row, head)]):
+            ours = logits(run(tiny.model, batch))
+        close(ours, expected, tiny.tolerance, f"logits without head {head} of {anatomy.sites[row]}")
+        effects.append((expected - bare).abs().max().item())
+    assert max(effects) > 100 * tiny.tolerance, f"no head has any effect: at most {max(effects):.1e}"
+    per_example(tiny, anatomy)
+
+
+def per_example(tiny: Tiny, anatomy: Any) -> None:
+    """[layer, batch, head] gates act on their own example."""
+    silent = torch.ones(anatomy.layers, 3, anatomy.heads)
+    silent[:, 1] = 0
+    bare = logits(run(tiny.model, tiny.batch))
+    with b.gated(tiny.model, silent):
+        ours = logits(run(tiny.model, tiny.batch))
+    if tiny.mixes_examples:
+        return
+    close(ours[[0, 2]], bare[[0, 2]], tiny.tolerance, "logits of the other examples")
+    assert (ours[1] - bare[1]).abs().max() > 0, "the gates of example 1 did nothing"
+
+
+@torch.no_grad()
+def at(tiny: Tiny, site: Any, head: int, factor: float) -> Tensor:
+    """[batch]: the losses with a head's probabilities scaled."""
+    with Probabilities(site, head, factor):
+        return loss(tiny.eager(**tiny.batch), tiny.batch)
+
+
+def some_heads(anatomy: Any) -> list[tuple[int, int]]:
+    """The first head of the first layer, the last of the last, and one of every stack."""
+    rows = {site.stack: site.row for site in anatomy.sites}
+    return [(0, 0), *[(row, min(2, anatomy.sites[row].width - 1)) for row in rows.values()]]
+
+
+def importance(tiny: Tiny) -> None:
+    """The gates' gradients equal central differences in the probabilities."""
+    anatomy = b.dissect(tiny.eager)
+    found = b.head_importance(tiny.model, tiny.batch, loss=loss)
+    for row, head in some_heads(anatomy):
+        apart = []
+        # A kink of a ReLU or a router near by spoils one step, rounding the other.
+        for step in (1e-3, 1e-4) if tiny.double else (1e-2, 3e-3):
+            up, down, far_up, far_down = (at(tiny, anatomy.sites[row], head, 1 + k * step) for k in (1, -1, 2, -2))
+            expected = ((8 * (up - down) - (far_up - far_down)) / (12 * step)).abs().mean().double()
+            apart.append(((found.scores[row, head] - expected).abs() / expected.clamp_min(1)).item())
+        assert min(apart) <= tiny.difference_tolerance, f"importance of head {head} of layer {row}: {apart} apart"
+    assert found.scores[anatomy.present].max() > 0
+
+
+def entropy(tiny: Tiny) -> None:
+    """The entropies are those of the eager softmax, and blocks of rows don't matter."""
+    found = b.attention_entropy(tiny.model, tiny.batch)
+    small = b.attention_entropy(tiny.model, tiny.batch, rows=2)
+    anatomy = b.dissect(tiny.model)
+    maps = b.attention_maps(tiny.model, tiny.batch).stacks
+    for site, seen in zip(anatomy.sites, softmaxes(tiny), strict=True):
+        weights = seen[..., : maps[site.stack].shape[-1]] if site.stack in maps else seen
+        if not weights.numel():
+            assert found.mean[site.row].isnan().all(), f"{site} did not run and yet has an entropy"
+            continue
+        real = b.capture.real_tokens(anatomy, tiny.batch, site.stack, weights.shape[2])
+        each = torch.special.entr(weights.double()).sum(-1) * real[:, None]
+        expected = each.sum((0, 2)) / real.sum()
+        close(found.mean[site.row, : site.width], expected, tiny.tolerance, f"entropy of {site}")
+        close(small.mean[site.row], found.mean[site.row], tiny.tolerance, f"entropy of {site} in blocks of 2 rows")
+
+
+def pruning(tiny: Tiny) -> None:
+    """The pruned model computes what the gated one did."""
+    anatomy = b.dissect(tiny.model)
+    heads = tiny.prunable_heads(anatomy)
+    gates = torch.ones(anatomy.layers, anatomy.heads)
+    for row, head in heads:
+        gates[row, head] = 0
+    with b.gated(tiny.model, gates):
+        expected = logits(run(tiny.model, tiny.batch))
+    before = sum(p.numel() for p in tiny.model.parameters())
+    for model in (tiny.model, tiny.eager):
+        b.prune_heads(model, heads)
+        close(logits(run(model, tiny.batch)), expected, tiny.tolerance, "logits of the pruned model")
+    after = sum(p.numel() for p in tiny.model.parameters())
+    assert after < before, f"{after} parameters left of {before}"
+
+
+CHECKS: dict[str, Callable[[Tiny], None]] = {
+    "hidden states": hidden_states,
+    "attention maps": attention_maps,
+    "gates": gates,
+    "importance": importance,
+    "entropy": entropy,
+    "pruning": pruning,
+}

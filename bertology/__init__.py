@@ -8,7 +8,8 @@
 | to look at            | take                                       | axes                                    |
 |-----------------------|--------------------------------------------|-----------------------------------------|
 | the residual stream   | `hidden_states`                            | [layer, batch, token, hidden]           |
-| attention             | `attention_maps`, `attention_entropy`      | [layer, batch, head, query, key]        |
+| attention             | `attention_maps`                           | [layer, batch, head, query, key]        |
+| attention, streamed   | `attention_entropy`, `attention_patterns`  | [layer, head]                           |
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
@@ -18,7 +19,7 @@ Axis glossary, one word for one axis: `layer head query key token batch dim hidd
 width, `hidden` the residual stream's, `key` always the attended-to position. Layers and heads count from 0.
 """
 
-from .anatomy import dissect
+from .anatomy import dissect, register_names
 from .attention import AttentionMaps, attention_maps
 from .curve import PruningCurve, pruning_curve
 from .entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
@@ -27,7 +28,9 @@ from .head import Head
 from .hidden import HiddenStates, hidden_states
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
 from .masking import ablated, gated
+from .names import Names
 from .outputs import HeadOutputs, head_outputs
+from .patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .pruning import Pruned, prune_heads
 from .result import Result
 from .saving import load_pruned, save_pruned
@@ -41,6 +44,7 @@ __all__ = [
     "Anatomy",
     "AttentionEntropy",
     "AttentionMaps",
+    "AttentionPatterns",
     "BertologyError",
     "EntropyAccumulator",
     "Head",
@@ -48,6 +52,8 @@ __all__ = [
     "HeadOutputs",
     "HiddenStates",
     "ImportanceAccumulator",
+    "Names",
+    "PatternsAccumulator",
     "Pruned",
     "PruningCurve",
     "Result",
@@ -57,6 +63,7 @@ __all__ = [
     "accumulate",
     "attention_entropy",
     "attention_maps",
+    "attention_patterns",
     "dissect",
     "gated",
     "head_importance",
@@ -65,6 +72,7 @@ __all__ = [
     "load_pruned",
     "prune_heads",
     "pruning_curve",
+    "register_names",
     "save_pruned",
     "score",
     "stat",

@@ -19,6 +19,7 @@ from .names import (
     BLOCK_LAYOUTS,
     COUNT_NAMES,
     CROSS_NAMES,
+    DIFFERENCE_NAME,
     MORE_THAN_HEADS,
     NAMES,
     NORMS_ELSEWHERE,
@@ -139,7 +140,7 @@ def _path(attention: str, part: str) -> str:
 
 
 def _block(path: str) -> str:
-    """The innermost numbered module around an attention; where the attention itself is in a list, the one around that."""
+    """The innermost numbered module around an attention, or the next one where the attention itself is numbered."""
     found = _BLOCK.match(path)
     if not found:
         return path
@@ -180,7 +181,7 @@ def _stack(modules: dict[str, nn.Module], name: str, blocks: list[str], one: _Fo
 
 
 def _ties_last(module: nn.Module) -> bool:
-    """Whether transformers puts a model's last hidden state, behind its final norm, in the place of its last block's."""
+    """Whether transformers puts a model's last hidden state, behind a final norm, in the place of its last block's."""
     method: Any = type(module).forward
     while method is not None:
         kept = (
@@ -278,7 +279,7 @@ def _site(modules: dict[str, nn.Module], one: _Found, row: int, stack: str, laye
     record = parent if isinstance(getattr(parent, PRUNED_NAME, None), set) else attention
     inputs = _inputs(attention, projection)
     pruned = {int(head) for head in getattr(record, PRUNED_NAME, ())}
-    dim = _head_width(modules, one.path, inputs)
+    dim = _head_width(modules, one.path, inputs) * (2 if hasattr(attention, DIFFERENCE_NAME) else 1)
     here = inputs // dim
     width = int(getattr(record, UNPRUNED_NAME, here + len(pruned)))
     kept = tuple(head for head in range(width) if head not in pruned)

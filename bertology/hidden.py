@@ -94,7 +94,7 @@ def _handed_up(outputs: Any, stack: str) -> list[Tensor]:
 
 
 def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: int) -> list[Tensor]:
-    """The states of the text's own tokens, where a stack works on more: its padding (Longformer), a prompt (CPM-Ant)."""
+    """The states of the text's own tokens, where a stack works on more: padding (Longformer), a prompt (CPM-Ant)."""
     if final is None or final.shape[1] != tokens:
         return states
     prefixed = type(stack.module).__name__ in PREFIXED_STACKS

@@ -15,6 +15,7 @@ from .errors import DataError, UnknownAnatomy
 from .head import Head, head_at
 from .losses import ExampleLoss, example_losses, find_loss
 from .masking import gating
+from .names import INEXACT_GRADIENTS
 from .result import Result, cpu64, finite
 from .site import Anatomy
 from .streaming import Accumulator, accumulate, stat
@@ -94,6 +95,9 @@ class ImportanceAccumulator(Accumulator):
         """Forget everything; find the loss before any work is done."""
         if not anatomy.present.any():
             raise DataError("there is nothing to rank: every head of this model was pruned")
+        for site in anatomy.sites:
+            if (why := INEXACT_GRADIENTS.get(type(site.attention).__name__)) is not None:
+                raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
         self._loss = self._own or find_loss(anatomy.model)
         return super().zero(anatomy)
 
@@ -113,7 +117,11 @@ class ImportanceAccumulator(Accumulator):
             raise UnknownAnatomy(
                 "the loss does not depend on any head: it was cut from the graph, or heads are not run"
             )
-        (gradient,) = torch.autograd.grad(loss, [self._gates])
+        (gradient,) = torch.autograd.grad(loss, [self._gates], allow_unused=True)
+        if gradient is None:
+            raise UnknownAnatomy(
+                "the gradient does not reach the heads: the model makes a graph of its own (reversible layers)"
+            )
         gradient = gradient.to(self.absolute.device, torch.float64)
         self.absolute += gradient.abs().sum(1)
         self.signed += gradient.sum(1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .anatomy import dissect
 from .batches import token_mask
-from .errors import DataError, HeadError, ShapeError
+from .errors import DataError, HeadError, ShapeError, UnknownAnatomy
 from .head import Heads
 from .site import Anatomy, Site
 from .tap import tap
@@ -50,8 +50,11 @@ def gated(model: nn.Module, gates: Any) -> Iterator[None]:
 @contextmanager
 def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
     """`gated`, for gates that were checked before, on a model that was dissected before."""
+    was_off = not torch.is_grad_enabled()
 
     def edit(site: Site, x: Tensor) -> Tensor:
+        if gates.requires_grad and not torch.is_grad_enabled() and not was_off:
+            raise UnknownAnatomy(f"the model runs {site.label} without gradients: its gates would seem to do nothing")
         gate = gates[site.row].to(x).index_select(-1, torch.tensor(site.kept, device=x.device))
         if gate.dim() == 1:
             return x * gate[:, None]

@@ -40,8 +40,9 @@ NAMES = [
     # BitNet; Kosmos-2
     Names(*QKV, "o_proj", norm="attn_sub_norm"),
     Names(*QKV, "out_proj", norm="inner_attn_ln"),
-    # Llama and its many kin; with a fused projection Phi-3; ZAYA
+    # Llama and its many kin; NeoMME; with a fused projection Phi-3; ZAYA
     Names(*QKV, "o_proj"),
+    Names(*QKV, "output_projection.o_proj"),
     Names("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", fused="parts"),
     # FSMT
     Names(*QKV, "out_proj", layout="token batch width", mark="encoder_decoder_attention"),
@@ -121,7 +122,8 @@ EPSILON_NAMES = ("variance_epsilon", "eps")
 # Attention whose heads cannot be cut out, and why.
 UNCUT = {
     "BigBirdBlockSparseAttention": "it is made anew for short texts (call set_attention_type('original_full') first)",
-    "BigBirdPegasusBlockSparseAttention": "it is made anew for short texts (call set_attention_type('original_full') first)",
+    "BigBirdPegasusBlockSparseAttention": "it is made anew for short texts "
+    "(call set_attention_type('original_full') first)",
     "TrOCRAttention": "it takes their width together from the hidden states",
     "LongformerSelfAttention": "it takes their width together from the hidden states",
     "LEDEncoderSelfAttention": "it takes their width together from the hidden states",
@@ -133,19 +135,22 @@ UNCUT = {
 # with shares of them.
 BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos")
 BIASED = (
-    "T5Attention", "MT5Attention", "UMT5Attention", "SwitchTransformersAttention", "MPNetSelfAttention", "BloomAttention",
-    "MptAttention", "FalconAttention", "LayoutLMv3SelfAttention",
+    "T5Attention", "MT5Attention", "UMT5Attention", "SwitchTransformersAttention", "MPNetSelfAttention",
+    "BloomAttention", "MptAttention", "FalconAttention", "LayoutLMv3SelfAttention",
 )  # fmt: skip
 # Parts that all heads share: latents, their norms, the choice of tokens before attention.
 COMMON_NAMES = (
-    "q_a_proj", "q_a_layernorm", "q_a_norm", "q_b_norm", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_norm", "indexer",
-    "rotary_emb", "dense_bias", "LayerNorm", "layer_norm", "layernorm1", "layernorm2", "v_norm",
+    "q_a_proj", "q_a_layernorm", "k_rope_only_layernorm", "q_a_norm", "q_b_norm", "kv_a_proj_with_mqa",
+    "kv_a_layernorm", "kv_norm", "indexer", "rotary_emb", "dense_bias", "LayerNorm", "layer_norm", "layernorm1",
+    "layernorm2", "v_norm",
 )  # fmt: skip
+# What tells attention whose heads are differences of two maps each (DiffLlama). Such a head is twice as wide.
+DIFFERENCE_NAME = "lambda_q1"
 # Norms whose place is known: they are not between the heads and the projection.
 NORMS_ELSEWHERE = (
     "q_norm", "k_norm", "v_norm", "qk_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm",
-    "q_a_layernorm", "kv_a_layernorm", "q_a_norm", "q_b_norm", "kv_norm", "layernorm1", "layernorm2",
-    "LayerNorm", "layer_norm",
+    "q_a_layernorm", "kv_a_layernorm", "k_rope_only_layernorm", "q_a_norm", "q_b_norm", "kv_norm",
+    "layernorm1", "layernorm2", "LayerNorm", "layer_norm",
     # DiffLlama's norms each pair of heads by itself
     "groupnorm",
 )  # fmt: skip
@@ -154,6 +159,8 @@ MAP_NUMBERS = {
     # LiLT attends with its layout first, then with its text.
     "LiltSelfAttention": (2, 1),
 }
+# Attention whose own backward pass is not the derivative of its forward pass, and why.
+INEXACT_GRADIENTS = {"YosoSelfAttention": "estimates its gradient by sampling"}
 # Lists of blocks that run several times over in one forward pass, and the settings whose product says how often.
 REPEATS = {
     "L_module.layers": ("H_cycles", "L_cycles"),

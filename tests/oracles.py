@@ -87,3 +87,25 @@ def layer_normalized(scores: Tensor) -> Tensor:
         for head in range(scores.shape[1]):
             out[layer, head] = scores[layer, head].item() / (norm + 1e-20)
     return out
+
+
+def patterns(maps: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """{pattern: [layer, head]}: means over real queries of their weights of the token before, behind and so on."""
+    layers, batch, heads, queries, keys = maps.shape
+    kinds = ("previous", "next", "self", "first", "distance", "confidence")
+    out = {kind: torch.zeros(layers, heads, dtype=torch.float64) for kind in kinds}
+    for layer in range(layers):
+        for head in range(heads):
+            for b in range(batch):
+                start = [bool(real) for real in mask[b]].index(True)
+                for q in range(queries):
+                    if not mask[b, q]:
+                        continue
+                    p = [maps[layer, b, head, q, k].item() for k in range(keys)]
+                    out["previous"][layer, head] += p[q - 1] if q > 0 else 0
+                    out["next"][layer, head] += p[q + 1] if q + 1 < keys else 0
+                    out["self"][layer, head] += p[q]
+                    out["first"][layer, head] += p[start]
+                    out["distance"][layer, head] += sum(p[k] * abs(q - k) for k in range(keys))
+                    out["confidence"][layer, head] += max(p)
+    return {kind: sums / mask.sum() for kind, sums in out.items()}

@@ -63,7 +63,7 @@ FLOORS = [
     ["tap"],
     ["masking", "checkpoint", "capture", "cutting"],
     ["streaming"],
-    ["hidden", "attention", "outputs", "entropy", "importance", "scoring", "pruning"],
+    ["hidden", "attention", "outputs", "entropy", "patterns", "importance", "scoring", "pruning"],
     ["curve", "saving"],
     ["plot"],
 ]
@@ -104,6 +104,7 @@ def test_every_field_says_its_axes():
         bertology.head_outputs(model, inputs, loss="auto"),
         bertology.head_importance(model, inputs),
         bertology.attention_entropy(model, inputs),
+        bertology.attention_patterns(model, inputs),
         bertology.pruning_curve(model, inputs, metric="accuracy"),
     ]
     for result in results:

@@ -25,7 +25,7 @@ def _bias_arguments(attention: nn.Module) -> list[str]:
 
 
 def narrow_biases(attention: nn.Module, heads: int, stay: list[int]) -> None:
-    """From now on, of `heads` shares let the attention module see those that stay. The hooks become part of the model."""
+    """From now on let the attention module see, of `heads` shares, those that stay. The hooks are part of the model."""
     if not takes_bias(attention):
         return
     shares: list[int] | None = getattr(attention, "_bias_shares", None)
@@ -62,7 +62,7 @@ def _compute(attention: Any, heads: int, shares: list[int], whole: list[Tensor],
 
 
 def _hand_on(whole: list[Tensor], attention: nn.Module, args: Any, output: Any) -> Any:
-    """Hand on the whole bias, which T5's attention returns second; one of zeros, made for lack of any, is not handed on."""
+    """Hand on the whole bias, which T5's attention returns second, but not one of zeros, made for lack of any."""
     return (output[0], whole.pop() if whole else None, *output[2:])
 
 

@@ -88,7 +88,7 @@ class Calls(Generic[Place]):
             undo.callback(anatomy.model.register_forward_hook(self._left, always_call=True).remove)
 
     def _by_stack(self, anatomy: Anatomy) -> dict[nn.Module, list[nn.Module]]:
-        """{what runs the stack: places}; of stacks around each other, like a text model with an image tower, the inner."""
+        """{what runs the stack: places}; of stacks around each other (a text model with an image tower), the inner."""
         all_parts = {stack.module: set(stack.module.modules()) for stack in anatomy.stacks}
         inner_first = sorted(all_parts, key=lambda stack: len(all_parts[stack]))
         inside: dict[nn.Module, list[nn.Module]] = {stack: [] for stack in inner_first}

@@ -95,7 +95,7 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
 
 
 def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
-    """[batch, token, head, dim], and the numbers behind the heads that are no head's (ConvBERT), of what `place` gets."""
+    """[batch, token, head, dim], and the numbers behind that are no head's (ConvBERT), of what `place` gets."""
     if x.dim() != len(site.layout.split()):
         raise UnknownAnatomy(f"{site.path} got {list(x.shape)}, wanted [{site.layout.replace(' ', ', ')}]")
     flat = rearrange(x, f"{site.layout} -> {_flat(site)}")

@@ -18,6 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 from ..site import Anatomy
+from .plain import CACHE_BYTES, attend_plainly, is_plain, repeated
 from .reading import Reading
 
 NAME = "bertology"
@@ -71,16 +72,32 @@ def _attend(
     assert eager is not None
     readings = [(reading, reading.calls.next(module)) for reading in _readings.get(module, [])]
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
+    plain = False
+    if size < query.shape[2] and not torch.is_grad_enabled():
+        small = min(size, _fitting(query, key, CACHE_BYTES))
+        plain = is_plain(
+            eager, module, query[:, :, :small], key, value, _masked(attention_mask, query, slice(small)), kwargs
+        )
+        if plain:
+            size = small
+            key, value = (repeated(x, query.shape[1]) for x in (key, value))
     outputs = []
     for start in range(0, query.shape[2], size):
         rows = slice(start, min(start + size, query.shape[2]))
-        masked = attention_mask is not None and attention_mask.shape[-2] == query.shape[2]
-        mask = attention_mask[..., rows, :] if masked else attention_mask  # type: ignore[index]
-        output, weights = eager(module, query[:, :, rows], key, value, mask, **kwargs)
+        part, mask = query[:, :, rows], _masked(attention_mask, query, rows)
+        if plain:
+            output, weights, entropies = attend_plainly(part, key, value, mask, kwargs)
+        else:
+            (output, weights), entropies = eager(module, part, key, value, mask, **kwargs), None
         for reading, site in readings:
-            reading.give(site, weights, rows)
+            reading.give(site, weights, rows, entropies)
         outputs.append(output)
     return torch.cat(outputs, dim=1), None
+
+
+def _masked(mask: Tensor | None, query: Tensor, rows: slice) -> Tensor | None:
+    """The mask of these query rows."""
+    return mask[..., rows, :] if mask is not None and mask.shape[-2] == query.shape[2] else mask
 
 
 def _rows(module: nn.Module, query: Tensor, key: Tensor, readings: list[Reading], kwargs: dict[str, Any]) -> int:
@@ -90,9 +107,14 @@ def _rows(module: nn.Module, query: Tensor, key: Tensor, readings: list[Reading]
     own_rows = any(isinstance(extra, Tensor) and extra.dim() > 2 for extra in kwargs.values())
     if own_rows or isinstance(getattr(module, "bias", None), Tensor) or any(reading.whole for reading in readings):
         return query.shape[2]
-    row = query.shape[0] * query.shape[1] * key.shape[2] * query.element_size()
     asked = [reading.rows for reading in readings if reading.rows]
-    return max(1, min([BLOCK_BYTES // max(1, row), *asked]))
+    return min([query.shape[2], _fitting(query, key, BLOCK_BYTES), *asked])
+
+
+def _fitting(query: Tensor, key: Tensor, memory: int) -> int:
+    """How many query rows of a map fit into so many bytes, at least one."""
+    row = query.shape[0] * query.shape[1] * key.shape[2] * query.element_size()
+    return max(1, memory // max(1, row))
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:

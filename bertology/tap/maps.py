@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from ..errors import UnknownAnatomy
+from ..names import DIFFERENCE_NAME
 from ..site import Anatomy
 from .calls import Calls
 from .interface import eager_function, switch
@@ -21,6 +23,9 @@ from .softmax import watch_softmax
 def tap_maps(anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole: bool) -> Iterator[None]:
     """Give `read(site, x, rows)` the attention maps of a forward pass, or their entropies, in blocks of query rows."""
     there = [site for site in anatomy.sites if site.kept]
+    for site in there:
+        if hasattr(site.attention, DIFFERENCE_NAME):
+            raise UnknownAnatomy(f"a head of {site.label} is the difference of two maps: it has none of its own")
     on_interface = [site for site in there if eager_function(site.attention) is not None]
     others = [site for site in there if site not in on_interface]
     with ExitStack() as undo:

@@ -6,7 +6,8 @@ head's probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,50 @@ import bertology as b
 from sweep.shrink import Tiny
 
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
+
+
+# SqueezeBERT and ProphetNet return their scores, CPM-Ant its maps without the prompt's rows.
+OWN_MAPS_DIFFER = ("squeezebert", "cpmant", "prophetnet")
+# Those that take no softmax over all keys, or use it twice: their heads are scaled by the value projection's rows.
+BY_VALUES = ("convbert", "led", "lilt", "longformer", "longt5", "nystromformer", "reformer", "yoso")
+
+
+@contextmanager
+def values_scaled(site: Any, head: int, factor: float) -> Iterator[None]:
+    """Scale a head by the rows of its value projections."""
+    names = ("value", "value_global", "v")
+    layers = [getattr(site.attention, name) for name in names if hasattr(site.attention, name)] or [site.value]
+    rows = slice(head * site.dim, (head + 1) * site.dim)
+    parts = [p[rows] for layer in layers for p in layer.parameters()]
+    kept = [part.clone() for part in parts]
+    try:
+        for part in parts:
+            part.mul_(factor)
+        yield
+    finally:
+        for part, old in zip(parts, kept, strict=True):
+            part.copy_(old)
+
+
+@contextmanager
+def columns_scaled(site: Any, head: int, factor: float) -> Iterator[None]:
+    """Scale a head by its columns of the output projection."""
+    part = site.projection.weight[:, head * site.dim : (head + 1) * site.dim]
+    kept = part.clone()
+    try:
+        part.mul_(factor)
+        yield
+    finally:
+        part.copy_(kept)
+
+
+def scaled(tiny: Tiny, site: Any, head: int, factor: float) -> Any:
+    """One head's output scaled, without a hook of the library."""
+    if tiny.model_type == "diffllama" and factor:  # its heads are normed behind their maps
+        return columns_scaled(site, head, factor)
+    if tiny.model_type in BY_VALUES:
+        return values_scaled(site, head, factor)
+    return Probabilities(site, head, factor)
 
 
 class Probabilities(TorchFunctionMode):
@@ -54,9 +99,11 @@ class Probabilities(TorchFunctionMode):
         if self.inside and func in SOFTMAX and out.dim() in (3, 4) and axis in (-1, out.dim() - 1):
             self.seen.append(out)
             heads = self.site.width
-            if self.head is not None and (out.shape[1] == heads or out.dim() == 3):
+            if self.head is not None and (out.shape[1] % heads == 0 or out.dim() == 3):
                 gate = torch.ones(heads, dtype=out.dtype)
                 gate[self.head] = self.factor
+                if out.dim() == 4:  # DiffLlama's heads have two maps each
+                    gate = gate.repeat(out.shape[1] // heads)
                 if out.dim() == 4:
                     return out * gate[:, None, None]
                 if out.shape[0] % heads == 0:
@@ -103,15 +150,34 @@ def theirs(tiny: Tiny, what: str) -> dict[str, list[Tensor]]:
 
 
 def hidden_states(tiny: Tiny) -> None:
-    """Every hidden state equals `output_hidden_states`."""
+    """Every hidden state equals one of `output_hidden_states`, in order where a stack has a list of its own."""
     expected = theirs(tiny, "hidden_states")
+    assert expected, "transformers gives no hidden states to compare with"
     ours = b.hidden_states(tiny.model, tiny.batch).stacks
     for stack, states in expected.items():
-        mine = ours[stack] if stack else next(iter(ours.values()))
-        assert len(mine) == len(states), f"{len(mine)} hidden states, transformers has {len(states)}"
-        for layer, state in enumerate(states):
-            close(mine[layer], state, tiny.tolerance, f"hidden state {stack} {layer}")
-    assert expected, "transformers gives no hidden states to compare with"
+        names = [name for name in ours if name.startswith(stack)]
+        flat = [laid(state) for state in states]
+        if len(names) == 1 and len(ours[names[0]]) == len(flat):
+            for layer, state in enumerate(flat):
+                mine = ours[names[0]][layer][:, : state.shape[1]]
+                if layer == len(flat) - 1 and mine.shape[-1] > state.shape[-1]:
+                    continue  # several residual streams, which the model ends by mixing
+                close(mine, state, tiny.tolerance, f"hidden state {stack} {layer}")
+            continue
+        # Several stacks in one list, in transformers' own order; the first state of a stack may be none of these.
+        for name in names:
+            for layer, state in enumerate(ours[name][1:], start=1):
+                real = state[:, : int((~state[0, :, 0].isnan()).sum())]
+                same = [x for x in flat if x.shape == real.shape and (x - real).abs().max() < 1e-4]
+                assert same, f"hidden state {name} {layer} is none of transformers' {len(flat)}"
+
+
+def laid(state: Tensor) -> Tensor:
+    """[batch, token, hidden]: several residual streams lie one behind the other."""
+    if state.dim() == 3:
+        return state
+    streams_first = state.shape[0] != 3
+    return (state.permute(1, 2, 0, 3) if streams_first else state).flatten(2)
 
 
 def attention_maps(tiny: Tiny) -> None:
@@ -124,18 +190,20 @@ def attention_maps(tiny: Tiny) -> None:
         real = ours.masks[stack]
         sites = [site for site in b.dissect(tiny.model).sites if site.stack == stack]
         listed = given.get(stack) or (given.get("") if len(ours.stacks) == 1 else None)
+        listed = None if tiny.model_type in OWN_MAPS_DIFFER else listed
         for layer, site in enumerate(sites):
-            rows = real[:, None, :, None] if real.shape[1] == maps[layer].shape[2] else torch.ones(())
-            mine = maps[layer][:, : site.width] * rows
-            close(
-                again.stacks[stack][layer][:, : site.width] * rows, mine, tiny.tolerance, f"eager and sdpa map {site}"
-            )
-            # A softmax may have a sink behind the keys.
-            close(mine, seen[site.row][..., : mine.shape[-1]] * rows, tiny.tolerance, f"map {site}")
+            if not seen[site.row].numel():
+                continue  # an image tower without an image
+            # A layer may have pooled its tokens, and a softmax may have a sink behind the keys.
+            queries, keys = seen[site.row].shape[2], min(seen[site.row].shape[3], maps.shape[-1])
+            corner = (slice(None), slice(site.width), slice(queries), slice(keys))
+            rows = real[:, None, :queries, None]
+            mine, other = maps[layer][corner] * rows, again.stacks[stack][layer][corner] * rows
+            close(other, mine, tiny.tolerance, f"eager and sdpa map {site}")
+            close(mine, seen[site.row][..., :keys] * rows, tiny.tolerance, f"map {site}")
             if listed is not None and len(listed) == len(sites):
                 close(mine, listed[layer].reshape(mine.shape) * rows, tiny.tolerance, f"transformers' map {site}")
-            sums = maps[layer][:, : site.width].sum(-1)
-            assert (sums < 1 + 1e-4).all(), f"map {site} sums to {sums.max()}"
+            assert (mine.sum(-1) < 1 + 1e-4).all(), f"map {site} sums to {mine.sum(-1).max()}"
 
 
 @torch.no_grad()
@@ -166,7 +234,7 @@ def gates(tiny: Tiny) -> None:
     anatomy, eager = b.dissect(tiny.model), b.dissect(tiny.eager)
     effects = []
     for row, head in some_heads(anatomy):
-        with Probabilities(eager.sites[row], head, 0.0):
+        with torch.no_grad(), scaled(tiny, eager.sites[row], head, 0.0):
             expected = logits(run(tiny.eager, batch))
         with b.ablated(tiny.model, [(row, head)]):
             ours = logits(run(tiny.model, batch))
@@ -192,7 +260,7 @@ def per_example(tiny: Tiny, anatomy: Any) -> None:
 @torch.no_grad()
 def at(tiny: Tiny, site: Any, head: int, factor: float) -> Tensor:
     """[batch]: the losses with a head's probabilities scaled."""
-    with Probabilities(site, head, factor):
+    with scaled(tiny, site, head, factor):
         return loss(tiny.eager(**tiny.batch), tiny.batch)
 
 
@@ -232,7 +300,12 @@ def entropy(tiny: Tiny) -> None:
         each = torch.special.entr(weights.double()).sum(-1) * real[:, None]
         expected = each.sum((0, 2)) / real.sum()
         close(found.mean[site.row, : site.width], expected, tiny.tolerance, f"entropy of {site}")
-        close(small.mean[site.row], found.mean[site.row], tiny.tolerance, f"entropy of {site} in blocks of 2 rows")
+        close(
+            small.mean[site.row, : site.width],
+            found.mean[site.row, : site.width],
+            tiny.tolerance,
+            f"entropy of {site} in blocks of 2 rows",
+        )
 
 
 def pruning(tiny: Tiny) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -183,7 +184,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen3_next": HYBRID,
     "qwen3_5_text": HYBRID,
     "qwen3_5_moe_text": HYBRID,
-    "qwen4_exp_text": HYBRID,
     "recurrent_gemma": {"num_hidden_layers": 4, "block_types": ["recurrent", "attention"], "lru_width": 32},
     "zamba": {
         "num_hidden_layers": 4,
@@ -217,13 +217,27 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.0] * 4,
     },
     "gemma4_text": {"layer_types": ["sliding_attention", "full_attention"], "per_layer_config": {}},
-    "neomme": {"layer_types": ["sliding_attention", "full_attention"], "per_layer_config": {}},
+    "neomme": {"layer_types": ["sliding_attention", "full_attention"], "per_layer_config": {}, "head_dim": 16},
     "dots3_note_text": {
         **MLA,
         "layer_types": ["indexed_attention", "sliding_attention"],
         "per_layer_config": {},
         "mlp_layer_types": ["dense", "sparse"],
+        "head_dim": 16,
     },
+    "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "qwen4_exp_text": {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "indexed_attention"] * 2,
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 2,
+        "ngram_vocab_size_base": 100,
+        "hc_lowrank": 8,
+    },
+    "bros": {"dim_bbox_sinusoid_emb_2d": 32, "dim_bbox_sinusoid_emb_1d": 4, "dim_bbox_projection": 8},
     "deepseek_v4": {"o_groups": 2},
     "perceiver": {
         "num_latents": 8,
@@ -241,7 +255,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 CLASSES = {"splinter": "SplinterModel", "reformer": "ReformerModel"}
 # Models that add the lowest number of their type twice, which float64 cannot hold.
-SINGLE = ("canine",)
+SINGLE = ("canine", "pegasus_x", "prophetnet")
 # Models whose attention runs over other positions than the text's, so that padding cannot be told.
 UNPADDED = ("canine", "cpmant", "funnel", "perceiver")
 LENGTHS = {"canine": 16}
@@ -257,18 +271,43 @@ MAPPINGS = (
 )
 
 
+# What has no attention heads.
+NO_HEADS = ("falcon_mamba", "fnet", "mamba", "mamba2", "rwkv", "xlstm")
+# What cannot be built here, or cannot run on a text alone.
+NOT_BUILT = {
+    "blt": "its byte patches ask for sizes that were not found",
+    "dbrx": "its default config cannot be built (5.23)",
+    "gemma3n": "wants timm for its image tower; gemma3n_text is covered",
+    "gemma4_assistant": "runs on the states of another model",
+    "gemma4_unified_assistant": "runs on the states of another model",
+    "layoutlmv2": "wants detectron2",
+    "lxmert": "wants image features",
+    "musicgen": "reads codebooks of sound, not text",
+    "musicgen_melody": "reads codebooks of sound, not text",
+    "nemo_speechlm": "wants sound",
+    "vibevoice_asr": "its acoustic tower does not shrink; its text model is Qwen2, which is covered",
+    "voxtral_realtime": "wants sound",
+}
+
+
 def text_types() -> list[str]:
+    """Every model type of the installed transformers that has a head for text."""
     found: set[str] = set()
     for name in MAPPINGS[:-1]:
-        found |= set(getattr(modeling_auto, name))
+        found |= set(getattr(modeling_auto, name, ()))
     return sorted(found)
+
+
+def covered_types() -> list[str]:
+    """Those of them that have attention heads and can be built here."""
+    return [name for name in text_types() if name not in NO_HEADS and name not in NOT_BUILT]
 
 
 def class_of(model_type: str) -> Any:
     if model_type in CLASSES:
         return getattr(transformers, CLASSES[model_type])
     for name in MAPPINGS:
-        mapping = getattr(modeling_auto, name)
+        mapping = getattr(modeling_auto, name, {})
         if model_type in mapping:
             found = mapping[model_type]
             return getattr(transformers, found[0] if isinstance(found, tuple) else found)
@@ -311,7 +350,9 @@ def _build(kind: Any, config: Any, attention: str | None) -> Any:
     for some in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
         if some is not None:  # grouped matrix products know no float64
             some._experts_implementation = "eager"
-    model = kind(config).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sizes that shrink to nothing (MobileBERT)
+        model = kind(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -332,6 +373,6 @@ def _batch(model: Any, length: int, padded: bool) -> dict[str, Any]:
     batch = {"input_ids": ids * mask, "attention_mask": mask}
     if model.config.is_encoder_decoder:
         batch["decoder_input_ids"] = torch.randint(3, 40, (3, 5), generator=generator)
-    if model.config.model_type.startswith("musicgen"):  # a row for each codebook
-        batch["decoder_input_ids"] = torch.randint(3, 40, (3 * model.decoder.num_codebooks, 5), generator=generator)
+    if model.config.model_type == "bros":
+        batch["bbox"] = torch.rand(3, length, 8, generator=generator)
     return batch

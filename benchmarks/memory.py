@@ -1,0 +1,110 @@
+"""How much memory and time do measures over attention take on long texts?
+
+    python benchmarks/memory.py                      # 4,096 and 8,192 tokens
+    python benchmarks/memory.py --tokens 16384 --ways bare ours
+
+A random BERT of the size of bert-base, with as many positions as the text has tokens; one text. Three ways, each in a
+process of its own, several rounds in turn:
+- bare: the plain forward pass, under sdpa attention.
+- ours: entropy and patterns of all heads, in one pass of the same model.
+- eager: a forward pass that returns all maps, and their entropies and patterns from these, layer by layer.
+
+Peak memory is what the system says that the process held at most. Eager is left out where its maps alone would take
+more than `--limit_gib`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from transformers import BertConfig, BertModel
+
+WAYS = ("bare", "ours", "eager")
+LAYERS, HEADS, HIDDEN = 12, 12, 768
+
+
+def measure(way: str, tokens: int, layers: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    config = BertConfig(num_hidden_layers=layers, max_position_embeddings=tokens)
+    config._attn_implementation = "eager" if way == "eager" else "sdpa"
+    model = BertModel(config).eval()
+    batch = {
+        "input_ids": torch.randint(1000, 20000, (1, tokens)),
+        "attention_mask": torch.ones(1, tokens, dtype=torch.long),
+    }
+    start = time.perf_counter()
+    entropy = float("nan")
+    with torch.no_grad():
+        if way == "bare":
+            model(**batch)
+        elif way == "ours":
+            from bertology import EntropyAccumulator, accumulate
+            from bertology.patterns import PatternsAccumulator
+
+            entropy = accumulate(model, batch, EntropyAccumulator(), PatternsAccumulator())[0].mean.mean().item()
+        else:
+            maps = model(**batch, output_attentions=True).attentions
+            entropy = sum(from_map(weights) for weights in maps) / len(maps)
+    seconds = time.perf_counter() - start
+    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds": seconds, "gib": gib, "entropy": entropy}
+
+
+def from_map(weights: torch.Tensor) -> float:
+    """Entropy and patterns of a whole map, as one writes them down."""
+    places = torch.arange(weights.shape[-1])
+    far = (places[:, None] - places).abs()
+    [weights.diagonal(offset=step, dim1=-2, dim2=-1).mean(-1) for step in (-1, 0, 1)]
+    weights[..., 0].mean(-1), weights.amax(-1).mean(-1), (weights * far).sum(-1).mean(-1)
+    return torch.special.entr(weights).sum(-1).mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--limit_gib", type=float, default=16)
+    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.tokens[0], args.layers)))
+        return
+    for tokens in args.tokens:
+        maps_gib = args.layers * HEADS * tokens**2 * 4 / 2**30
+        ways = [way for way in args.ways if way != "eager" or maps_gib < args.limit_gib]
+        print(f"{tokens:,} tokens, {args.layers} layers; all maps together would take {maps_gib:.0f} GiB")
+        report(tokens, args.layers, ways, args.rounds)
+
+
+def report(tokens: int, layers: int, ways: list[str], rounds: int) -> None:
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way in ways:
+            command = [sys.executable, __file__, "--measure", way, "--tokens", str(tokens), "--layers", str(layers)]
+            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found[way].append(json.loads(out))
+    for way in ways:
+        seconds, gib = (statistics.median(one[name] for one in found[way]) for name in ("seconds", "gib"))
+        print(f"  {way:6} {seconds:7.2f} s  {gib:6.2f} GiB  entropy {found[way][0]['entropy']:.6f}")
+    for a, b, name in (
+        ("ours", "bare", "gib"),
+        ("ours", "bare", "seconds"),
+        ("ours", "eager", "seconds"),
+        ("ours", "eager", "gib"),
+    ):
+        if a in ways and b in ways:
+            ratios = [x[name] / y[name] for x, y in zip(found[a], found[b], strict=True)]
+            print(f"  {a} / {b}, {name}: {statistics.median(ratios):.2f} x")
+
+
+if __name__ == "__main__":
+    main()

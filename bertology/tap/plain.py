@@ -1,0 +1,94 @@
+"""Is an attention plain scaled dot product attention, and what are its blocks then?
+
+Of long texts the maps of plain attention are worked out here, in blocks that stay in the processor's cache, and their
+entropy from the scores: H = ln z - Σ e·s / z with e = exp(s), z = Σ e needs no logarithm of every weight. Whether an
+attention is plain is proved on its own first block, against the model's own function, with the queries at hand and
+with random ones of large scores: soft-capping, sinks and all else that a model may add shows there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+CACHE_BYTES = 8 * 2**20
+_LARGE_SCORE = 40.0
+# How far apart two ways of computing the same may be, in steps of the type's precision.
+_STEPS = 200
+
+
+class Block(NamedTuple):
+    """What attention makes of a block of query rows."""
+
+    output: Tensor
+    """[batch, query, head, dim]"""
+    weights: Tensor
+    """[batch, head, query, key]"""
+    entropies: Tensor
+    """[batch, head, query], nats"""
+
+
+def is_plain(
+    eager: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> bool:
+    """Whether the model's own function does plain attention on these query rows."""
+    if query.dtype not in (torch.float32, torch.float64) or (kwargs.get("dropout") and module.training):
+        return False
+    for rows in (query, _large(query, key, kwargs)):
+        output, weights = eager(module, rows, key, value, mask, **kwargs)
+        block = attend_plainly(rows, key, value, mask, kwargs)
+        if not all(
+            ours.shape == theirs.shape and _close(ours, theirs)
+            for ours, theirs in ((block.weights, weights), (block.output, output))
+        ):
+            return False
+    return True
+
+
+def _large(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Random queries of the same shape, with scores so large that no soft cap leaves them as they are."""
+    generator = torch.Generator().manual_seed(0)
+    other = torch.randn(query.shape, generator=generator, dtype=query.dtype).to(query.device)
+    largest = torch.matmul(other * _scale(query, kwargs), repeated(key, query.shape[1]).transpose(2, 3)).abs().max()
+    return other * (_LARGE_SCORE / largest.clamp_min(torch.finfo(query.dtype).tiny))
+
+
+def _scale(query: Tensor, kwargs: dict[str, Any]) -> float:
+    scale = kwargs.get("scaling")
+    return float(query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    allowed = _STEPS * torch.finfo(ours.dtype).eps * max(1.0, float(theirs.abs().max()))
+    return bool((ours - theirs).abs().max() <= allowed)
+
+
+def attend_plainly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> Block:
+    """Scaled dot product attention of a block of query rows; keys that heads share are repeated for them."""
+    key, value = (repeated(x, query.shape[1]) for x in (key, value))
+    scores = torch.matmul(query * _scale(query, kwargs), key.transpose(2, 3))
+    if mask is not None:
+        scores += mask[..., : key.shape[2]]
+    scores -= scores.amax(-1, keepdim=True)
+    if mask is not None:
+        # A mask of -inf: 0 · -inf would be NaN.
+        scores.clamp_(min=torch.finfo(scores.dtype).min)
+    weights = scores.exp()
+    total = weights.sum(-1)
+    entropies = total.log() - scores.mul_(weights).sum(-1) / total
+    weights /= total[..., None]
+    return Block(torch.matmul(weights, value).transpose(1, 2), weights, entropies)
+
+
+def repeated(x: Tensor, heads: int) -> Tensor:
+    """[batch, head, key, dim]: the keys or values of groups, once for each of their query heads."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)

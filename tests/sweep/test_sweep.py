@@ -1,0 +1,57 @@
+"""Every text architecture that the installed transformers can build, against the oracles of `checks`."""
+
+import pytest
+
+import bertology
+from bertology.errors import BertologyError, UnknownAnatomy
+from sweep.checks import CHECKS
+from sweep.shrink import NO_HEADS, NOT_BUILT, Tiny, covered_types, text_types
+
+# What is refused with a clear error, or cannot be shown on a CPU; anything else must hold.
+REFUSED = {
+    "attention maps": {"diffllama", "jetmoe", "led", "longformer", "longt5", "mra", "reformer", "xlnet", "yoso"},
+    "entropy": {"diffllama", "jetmoe", "led", "longformer", "longt5", "mra", "reformer", "xlnet", "yoso"},
+    "gates": {"jetmoe", "mra", "pegasus_x", "prophetnet", "xlnet"},
+    "hidden states": {"jetmoe", "xlnet"},
+    "importance": {"hrm_text", "jetmoe", "mra", "pegasus_x", "prophetnet", "reformer", "xlnet", "yoso"},
+    "pruning": {
+        "codegen", "convbert", "cpmant", "deepseek_v4", "diffllama", "doge", "fsmt", "funnel", "ibert", "inkling2_text",
+        "inkling_text", "jetmoe", "led", "lilt", "longformer", "longt5", "neomme", "nystromformer", "pegasus_x",
+        "prophetnet", "reformer", "squeezebert", "trocr", "xlnet", "zaya",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tinies():
+    return {}
+
+
+@pytest.mark.parametrize("model_type", covered_types())
+def test_every_primitive_holds_or_is_refused(model_type):
+    tiny = Tiny(model_type)
+    for name, check in CHECKS.items():
+        if model_type not in REFUSED[name]:
+            check(tiny)
+        elif model_type != "mra":  # whose attention is computed on CUDA alone, and is 0 elsewhere
+            before = {key: value.clone() for key, value in tiny.model.state_dict().items()}
+            with pytest.raises(BertologyError):
+                check(tiny)
+            assert all((value == before[key]).all() for key, value in tiny.model.state_dict().items())
+
+
+@pytest.mark.parametrize("model_type", [name for name in NO_HEADS if name in text_types()])
+def test_models_without_heads_are_refused(model_type):
+    if model_type in ("mamba2", "xlstm"):
+        pytest.skip("cannot be built small")
+    with pytest.raises(UnknownAnatomy, match="no attention heads found"):
+        bertology.dissect(Tiny(model_type).model)
+
+
+def test_the_shares_that_are_claimed():
+    types = set(covered_types())
+    assert len(types) > 100
+    for name, refused in REFUSED.items():
+        share = 1 - len(refused & types) / len(types)
+        assert share >= (0.88 if name == "pruning" else 0.95), f"{name}: {share:.1%}"
+    assert not set(NOT_BUILT) & types

@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel
@@ -34,7 +35,8 @@ def measure(way: str, tokens: int, layers: int) -> dict[str, float]:
     torch.manual_seed(0)
     config = BertConfig(num_hidden_layers=layers, max_position_embeddings=tokens)
     config._attn_implementation = "eager" if way == "eager" else "sdpa"
-    model = BertModel(config).eval()
+    model: Any = BertModel(config)
+    model.eval()
     batch = {
         "input_ids": torch.randint(1000, 20000, (1, tokens)),
         "attention_mask": torch.ones(1, tokens, dtype=torch.long),

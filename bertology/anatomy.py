@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -29,6 +30,7 @@ from .names import (
     TOTAL_NAMES,
     UNCALLED_BLOCKS,
     UNPRUNED_NAME,
+    UNTIED_4,
     WIDTH_NAMES,
     Names,
 )
@@ -192,7 +194,7 @@ def _ties_last(module: nn.Module) -> bool:
         if "tie_last_hidden_states" in kept:
             return bool(kept["tie_last_hidden_states"].cell_contents)
         method = getattr(method, "__wrapped__", None)
-    return True
+    return not (transformers.__version__.startswith("4.") and type(module).__name__ in UNTIED_4)
 
 
 def _called(modules: dict[str, nn.Module], block: str) -> nn.Module:

@@ -21,7 +21,8 @@ Batches = Batch | Iterable[Batch]
 IGNORED = -100
 """A label that does not count, in transformers and torch."""
 LABELS = ("labels", "start_positions", "end_positions")
-INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
+NO_TEXT = ("pixel_values", "input_features", "input_values")
+INPUTS = ("input_ids", "inputs_embeds", *NO_TEXT)
 
 
 def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
@@ -29,13 +30,22 @@ def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
 
     Raises `DataError` for a batch without inputs, for lists in the place of tensors, and when there is no batch.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     none_yet = True
     for batch in [batches] if isinstance(batches, Mapping) else batches:
         none_yet = False
         yield on_device(batch, device)
     if none_yet:
         raise DataError("no batches: wanted one mapping of model arguments or an iterable of them, got an empty one")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model wants its inputs: where accelerate brings its weights to, or where its first weights are."""
+    for module in model.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(parameter.device for parameter in model.parameters())
 
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
@@ -121,6 +131,10 @@ def _all_tokens(batch: Batch, prefix: str) -> Tensor:
         if isinstance(x, Tensor):
             shape = x.shape if name == "input_ids" else x.shape[:-1]
             return torch.ones(shape, dtype=torch.bool, device=x.device).reshape(-1, shape[-1])
+    for name in () if prefix else NO_TEXT:
+        # Of an image or a sound it is not known here how many positions it makes: one stands for all of them.
+        if isinstance(batch.get(name), Tensor):
+            return torch.ones(batch[name].shape[0], 1, dtype=torch.bool, device=batch[name].device)
     raise DataError(f"the batch has neither {prefix}attention_mask nor {prefix}input_ids: its tokens cannot be counted")
 
 

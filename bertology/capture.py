@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import dissect
-from .batches import Batch, fit_mask, on_device, token_mask, without_labels
+from .batches import Batch, device_of, fit_mask, on_device, token_mask, without_labels
 from .errors import DataError
 from .result import Result
 from .site import Anatomy, Site
@@ -52,7 +52,7 @@ def only(stacks: dict[str, Tensor]) -> Tensor:
 def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
     """Check one batch and hold the model still while it is captured."""
     anatomy = dissect(model)
-    batch = on_device(inputs, next(model.parameters()).device)
+    batch = on_device(inputs, device_of(model))
     with undisturbed(model):
         yield anatomy, batch
 

@@ -24,6 +24,7 @@ from .names import (
     SHARED_OUT_NAMES,
     TOTAL_NAMES,
     UNCUT,
+    UNCUT_4,
     UNPRUNED_NAME,
     WHOLE_NORM_NAMES,
 )
@@ -112,8 +113,10 @@ def _check_parts(site: Site) -> None:
     hint = "; silence them with gated()"
     if site.layout != "batch token width":
         raise PruningError(f"{refused}its {site.path} takes them as [{site.layout.replace(' ', ', ')}]{hint}")
-    if type(site.attention).__name__ in UNCUT:
-        raise PruningError(f"{refused}{UNCUT[type(site.attention).__name__]}{hint}")
+    uncut = UNCUT | (UNCUT_4 if transformers.__version__.startswith("4.") else {})
+    for kind in type(site.attention).__mro__:
+        if kind.__name__ in uncut:
+            raise PruningError(f"{refused}{uncut[kind.__name__]}{hint}")
     if site.place is not site.projection and not _is_root_mean_square(site.place):
         raise PruningError(f"{refused}{site.path} is a norm over all of them, which would change{hint}")
     parts = {site.query, site.key, site.value}
@@ -300,6 +303,6 @@ def _bookkeeping(cut: Cut, total: int, key_heads: int) -> None:
         setattr(attention, GROUPS_NAME, cut.groups)
     if asks_config(attention):
         own = dict.fromkeys(COUNT_NAMES, heads) | {name: len(cut.keys) for name in KEY_COUNT_NAMES}
-        attention.config = own_config(attention.config, own)  # type: ignore[assignment]
+        attention.config = own_config(attention.config, own)
     setattr(site.record, UNPRUNED_NAME, site.width)
     setattr(site.record, PRUNED_NAME, set(range(site.width)) - (set(site.kept) - cut.gone))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Batches, examples, rows_per_example
+from .batches import Batch, Batches, device_of, examples, rows_per_example
 from .errors import DataError, UnknownAnatomy
 from .head import Head, head_at
 from .losses import ExampleLoss, example_losses, find_loss
@@ -106,7 +106,7 @@ class ImportanceAccumulator(Accumulator):
         """Gate every head of every example on its own."""
         shape = (self.anatomy.layers, examples(batch), self.anatomy.heads)
         first = next(self.anatomy.model.parameters())
-        self._gates = torch.ones(shape, dtype=first.dtype, device=first.device, requires_grad=True)
+        self._gates = torch.ones(shape, dtype=first.dtype, device=device_of(self.anatomy.model), requires_grad=True)
         with gating(self.anatomy, self._gates.repeat_interleave(rows_per_example(batch), dim=1)):
             yield
 

@@ -30,7 +30,7 @@ _GENERATING = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel"
 def find_loss(model: nn.Module) -> ExampleLoss:
     """The loss of a model's task head, one value per example.
 
-    Known: sequence classification (one label, regression, several labels), token classification, masked LM,
+    Known: classification of sequences, images and sound (one label, regression, several labels), token classification, masked LM,
     causal LM, question answering, multiple choice and sequence-to-sequence models of transformers.
     Raises `LossError` for any other model: pass `loss=f`, `f(outputs, batch) -> [batch]`.
     """
@@ -182,7 +182,7 @@ def _question_answering(model: nn.Module) -> ExampleLoss:
 
 
 _LOSSES: dict[str, Callable[[nn.Module], ExampleLoss]] = {
-    "ForSequenceClassification": _sequence_classification,
+    "ForSequenceClassification|ForImageClassification|ForAudioClassification": _sequence_classification,
     "ForTokenClassification": _tokens,
     "ForMaskedLM": _tokens,
     _CAUSAL: _next_tokens,

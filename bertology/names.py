@@ -46,6 +46,8 @@ NAMES = [
     Names("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", fused="parts"),
     # FSMT
     Names(*QKV, "out_proj", layout="token batch width", mark="encoder_decoder_attention"),
+    # ERNIE-M
+    Names(*QKV, "../out_proj"),
     # BART, OPT, GPT-J, GPT-Neo, CLIP, Whisper, LFM2; fused CodeGen; MPT
     Names(*QKV, "out_proj"),
     Names("qkv_proj", "qkv_proj", "qkv_proj", "out_proj"),
@@ -103,10 +105,15 @@ COUNT_NAMES = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_att
 # How many heads its keys have, how many query heads share one, and the width of all heads together.
 KEY_COUNT_NAMES = ("num_key_value_heads", "num_kv_heads", "kv_heads")
 GROUPS_NAME = "num_key_value_groups"
-TOTAL_NAMES = ("all_head_size", "split_size", "inner_dim", "dim", "embed_dim", "attention_hidden_size")
+TOTAL_NAMES = (
+    "all_head_size", "split_size", "inner_dim", "dim", "embed_dim", "attention_hidden_size", "hidden_size",
+    "d_model_size",
+)  # fmt: skip
 # Where the numbers of pruned heads are written down: transformers 4's name, ours for the count before pruning, and
 # the config's place for models with several stacks, which transformers 4 had no name for.
 PRUNED_NAME, UNPRUNED_NAME, PRUNED_BY_LABEL_NAME = "pruned_heads", "unpruned_heads", "pruned_heads_by_label"
+# The same, in transformers 4 alone.
+UNCUT_4 = {"CLIPAttention": "it takes their width together from the hidden states"}
 # Parts of an attention module with a share for each query head, to be cut along with it: gates, sinks, more queries
 # (for Longformer's global tokens, LUKE's entities), DeBERTa's biases and positions.
 SHARED_OUT_NAMES = (
@@ -169,6 +176,11 @@ REPEATS = {
 }
 # Blocks that are run by their `forward`, past all hooks.
 UNCALLED_BLOCKS = ("SqueezeBertModule",)
+# Models of transformers 4 whose hidden states end with what the last block returned, before the final norm.
+UNTIED_4 = (
+    "BioGptModel", "CLIPTextModel", "CLIPVisionModel", "DeiTModel", "ModernBertModel",
+    "RobertaPreLayerNormModel", "ViTModel",
+)  # fmt: skip
 # Blocks that pass on more than one residual stream, and how.
 BLOCK_LAYOUTS = {
     "DeepseekV4DecoderLayer": "batch token stream hidden",

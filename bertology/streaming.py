@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .anatomy import dissect
-from .batches import Batch, Batches, each_batch, without_labels
+from .batches import Batch, Batches, device_of, each_batch, without_labels
 from .checkpoint import Checkpoint
 from .result import Result
 from .site import Anatomy
@@ -36,7 +36,7 @@ class Stat:
     def zeros(self, anatomy: Anatomy) -> Tensor:
         """The sum of nothing, on the model's device, or on the CPU where the device has no float64."""
         sizes = {"layer": anatomy.layers, "head": anatomy.heads}
-        device = next(anatomy.model.parameters()).device
+        device = device_of(anatomy.model)
         if device.type == "mps":
             device = torch.device("cpu")
         return torch.zeros([sizes[axis] for axis in self.axes], dtype=self.dtype, device=device)

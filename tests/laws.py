@@ -26,6 +26,7 @@ def snapshot(model: Any) -> dict[str, Any]:
         "configs": [dict(vars(config)) for config in configs.values()],
         "rng": torch.get_rng_state(),
         "grad": torch.is_grad_enabled(),
+        "stance": torch._dynamo.eval_frame._stance,
         "attention functions": sorted(AttentionInterface._global_mapping),
         "mask functions": sorted(AttentionMaskInterface._global_mapping),
         "classes": [type(m) for m in model.modules()],

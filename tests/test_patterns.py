@@ -86,7 +86,7 @@ def test_long_texts_take_the_fast_path_and_nothing_changes(name, monkeypatch):
     inputs = batch((17, 20, 9))
     with torch.no_grad():
         slow = attention_patterns(model, inputs)
-        monkeypatch.setattr(interface, "CACHE_BYTES", 3 * 4 * 20 * 8 * 4)
+        monkeypatch.setattr(interface, "CACHE_BYTES", 20 * 8 * 4)
         monkeypatch.setattr(interface, "BLOCK_BYTES", 3 * 4 * 20 * 8 * 9)
         calls = []
 

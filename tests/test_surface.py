@@ -63,7 +63,7 @@ FLOORS = [
     ["tap"],
     ["masking", "checkpoint", "capture", "cutting"],
     ["streaming"],
-    ["hidden", "attention", "outputs", "entropy", "patterns", "importance", "scoring", "pruning"],
+    ["hidden", "attention", "outputs", "proof", "entropy", "patterns", "importance", "scoring", "pruning"],
     ["curve", "saving"],
     ["plot"],
 ]

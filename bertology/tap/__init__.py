@@ -11,6 +11,7 @@ The folder is the sole owner of every hook and of every switch of the attention 
 from .biases import narrow_biases, takes_bias
 from .hooks import tap
 from .reading import attention_entropies
+from .silence import silenced
 from .still import undisturbed
 
-__all__ = ["attention_entropies", "narrow_biases", "takes_bias", "tap", "undisturbed"]
+__all__ = ["attention_entropies", "narrow_biases", "silenced", "takes_bias", "tap", "undisturbed"]

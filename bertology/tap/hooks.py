@@ -15,6 +15,7 @@ from ..errors import BertologyError, ShapeError, UnknownAnatomy
 from ..site import Anatomy, Site
 from .calls import Calls
 from .maps import tap_maps
+from .still import uncompiled
 
 PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 
@@ -47,7 +48,7 @@ def tap(
     on transformers' attention interface computes attention with its own eager function, and in any other the softmax
     of its attention modules is watched.
 
-    All hooks are removed at the end, also when the model raises.
+    A compiled model runs uncompiled meanwhile. All hooks are removed at the end, also when the model raises.
     """
     if place not in PLACES:
         raise BertologyError(f"no place is called {place!r}: wanted one of {', '.join(PLACES)}")
@@ -56,6 +57,7 @@ def tap(
     if edit is not None and place not in ("block", "heads"):
         raise BertologyError(f"{place!r} can be read but not edited; edit 'block' or 'heads'")
     with ExitStack() as undo:
+        undo.enter_context(uncompiled())
         if place in ("attention", "entropy"):
             assert read is not None
             undo.enter_context(tap_maps(anatomy, read, place, rows, whole))
@@ -149,6 +151,8 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
 
     def after(block: nn.Module, args: Any, output: Any) -> Any:
         x = output if isinstance(output, Tensor) else output[0]
+        if isinstance(x, tuple) and edit is None:
+            x = x[0]  # LiLT of transformers 4: its text beside its layout
         new = apply(*running[block], x)
         if new is None:
             return None

@@ -46,16 +46,21 @@ def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     for attention in reading.calls.modules:
         _readings.setdefault(attention, []).append(reading)
         undo.callback(_forget, attention, reading)
-    attentions = set(reading.calls.modules)
+    set_implementation(anatomy, reading.calls.modules, NAME, undo)
+
+
+def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str, undo: ExitStack) -> None:
+    """Switch the configs of what is around these attention modules to an attention function, while `undo` is open."""
+    inside = set(attentions)
     configs: dict[int, Any] = {
         id(module.config): module.config
         for module in anatomy.model.modules()
-        if hasattr(module, "config") and not attentions.isdisjoint(module.modules())
+        if hasattr(module, "config") and not inside.isdisjoint(module.modules())
     }
     for config in configs.values():
         before = config._attn_implementation_internal
         undo.callback(setattr, config, "_attn_implementation_internal", before)
-        config._attn_implementation_internal = NAME
+        config._attn_implementation_internal = name
 
 
 def _forget(attention: nn.Module, reading: Reading) -> None:
@@ -71,10 +76,12 @@ def _attend(
     eager = eager_function(module)
     assert eager is not None
     readings = [(reading, reading.calls.next(module)) for reading in _readings.get(module, [])]
+    if "output_attentions" in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
+        kwargs["output_attentions"] = True
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
     plain = False
     if size < query.shape[2] and not torch.is_grad_enabled():
-        small = min(size, _fitting(query, key, CACHE_BYTES))
+        small = min(size, _fitting(query[:1, :1], key, CACHE_BYTES))
         plain = is_plain(
             eager, module, query[:, :, :small], key, value, _masked(attention_mask, query, slice(small)), kwargs
         )

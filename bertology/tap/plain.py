@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-CACHE_BYTES = 8 * 2**20
+# What one head's block may take.
+CACHE_BYTES = 4 * 2**20
 _LARGE_SCORE = 40.0
 # How far apart two ways of computing the same may be, in steps of the type's precision.
 _STEPS = 200
@@ -73,11 +74,33 @@ def _close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def attend_plainly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> Block:
-    """Scaled dot product attention of a block of query rows; keys that heads share are repeated for them."""
-    key, value = (repeated(x, query.shape[1]) for x in (key, value))
-    scores = torch.matmul(query * _scale(query, kwargs), key.transpose(2, 3))
+    """Scaled dot product attention of a block of query rows; keys that heads share are repeated for them.
+
+    One head after the other, so that each one's scores stay in the cache until they are weights.
+    """
+    batch, heads, rows, _ = query.shape
+    key, value = (repeated(x, heads) for x in (key, value))
+    query = query * _scale(query, kwargs)
+    weights = query.new_empty(batch, heads, rows, key.shape[2])
+    output = value.new_empty(batch, rows, heads, value.shape[3])
+    entropies = query.new_empty(batch, heads, rows)
+    for b in range(batch):
+        for h in range(heads):
+            scores = torch.matmul(query[b, h], key[b, h].T, out=weights[b, h])
+            entropies[b, h] = _softmax_and_entropy(scores, _of_head(mask, b, h, key.shape[2]))
+            torch.matmul(weights[b, h], value[b, h], out=output[b, :, h])
+    return Block(output, weights, entropies)
+
+
+def _of_head(mask: Tensor | None, b: int, h: int, keys: int) -> Tensor | None:
+    """[query, key], of a mask [batch, head, query, key] in which the first axes may be 1."""
+    return None if mask is None else mask[min(b, mask.shape[0] - 1), min(h, mask.shape[1] - 1), :, :keys]
+
+
+def _softmax_and_entropy(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """[query], nats: the entropies of the softmax of `scores [query, key]`, which become weights in place."""
     if mask is not None:
-        scores += mask[..., : key.shape[2]]
+        scores += mask
     scores -= scores.amax(-1, keepdim=True)
     if mask is not None:
         # A mask of -inf: 0 · -inf would be NaN.
@@ -85,8 +108,8 @@ def attend_plainly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
     weights = scores.exp()
     total = weights.sum(-1)
     entropies = total.log() - scores.mul_(weights).sum(-1) / total
-    weights /= total[..., None]
-    return Block(torch.matmul(weights, value).transpose(1, 2), weights, entropies)
+    torch.div(weights, total[:, None], out=scores)
+    return entropies
 
 
 def repeated(x: Tensor, heads: int) -> Tensor:

@@ -22,7 +22,7 @@ from ..names import MAP_NUMBERS
 from ..site import Anatomy, Site
 from .reading import Reading
 
-_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
+SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
 
 def watch_softmax(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
@@ -68,19 +68,19 @@ class _Watching(TorchFunctionMode):
         if not self.running:
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            output, weights = _attend(*args, **kwargs)
+            output, weights = attend(*args, **kwargs)
             self.running[-1][1].append(weights)
             return output
         output = func(*args, **kwargs)
-        if func in _SOFTMAX:
+        if func in SOFTMAX:
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            laid = _four_axes(output, axis, len(self.running[-1][0].kept))
+            laid = four_axes(output, axis, len(self.running[-1][0].kept))
             if laid is not None:
                 self.running[-1][1].append(laid)
         return output
 
 
-def _four_axes(weights: Tensor, axis: Any, heads: int) -> Tensor | None:
+def four_axes(weights: Tensor, axis: Any, heads: int) -> Tensor | None:
     """[batch, head, query, key] of a softmax over keys, or None."""
     if axis not in (-1, weights.dim() - 1):
         return None
@@ -91,7 +91,7 @@ def _four_axes(weights: Tensor, axis: Any, heads: int) -> Tensor | None:
     return None
 
 
-def _attend(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,

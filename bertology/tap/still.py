@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+_lock = threading.Lock()
+_uncompiled: list[Any] = []
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled models uncompiled: a graph that was compiled before a hook was set goes past it without a word.
+
+    The switch is torch's own, for the whole process; several taps at once, in threads too, turn it once.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield  # nothing was ever compiled
+        return
+    with _lock:
+        if not _uncompiled:
+            _uncompiled.append(torch.compiler.set_stance("force_eager"))
+            _uncompiled[0].__enter__()
+        _uncompiled.append(None)
+    try:
+        yield
+    finally:
+        with _lock:
+            _uncompiled.pop()
+            if len(_uncompiled) == 1:
+                _uncompiled.pop().__exit__(None, None, None)
 
 
 @contextmanager

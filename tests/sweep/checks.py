@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from zoo import V4
 
 import bertology as b
 from sweep.shrink import Tiny
@@ -22,9 +23,13 @@ SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
 
 # SqueezeBERT and ProphetNet return their scores, CPM-Ant its maps without the prompt's rows.
-OWN_MAPS_DIFFER = ("squeezebert", "cpmant", "prophetnet")
+OWN_MAPS_DIFFER = ("squeezebert", "cpmant", "prophetnet", "xlm-prophetnet")
 # Those that take no softmax over all keys, or use it twice: their heads are scaled by the value projection's rows.
 BY_VALUES = ("convbert", "led", "lilt", "longformer", "longt5", "nystromformer", "reformer", "yoso")
+
+
+# DiffLlama's heads are normed behind their maps; recurrent Gemma of transformers 4 takes no softmax of its own.
+BY_COLUMNS = ("recurrent_gemma",) if V4 else ()
 
 
 @contextmanager
@@ -58,7 +63,7 @@ def columns_scaled(site: Any, head: int, factor: float) -> Iterator[None]:
 
 def scaled(tiny: Tiny, site: Any, head: int, factor: float) -> Any:
     """One head's output scaled, without a hook of the library."""
-    if tiny.model_type == "diffllama" and factor:  # its heads are normed behind their maps
+    if (tiny.model_type == "diffllama" and factor) or tiny.model_type in BY_COLUMNS:
         return columns_scaled(site, head, factor)
     if tiny.model_type in BY_VALUES:
         return values_scaled(site, head, factor)
@@ -293,6 +298,8 @@ def entropy(tiny: Tiny) -> None:
     maps = b.attention_maps(tiny.model, tiny.batch).stacks
     for site, seen in zip(anatomy.sites, softmaxes(tiny), strict=True):
         weights = seen[..., : maps[site.stack].shape[-1]] if site.stack in maps else seen
+        if tiny.model_type in BY_COLUMNS:
+            continue
         if not weights.numel():
             assert found.mean[site.row].isnan().all(), f"{site} did not run and yet has an entropy"
             continue
@@ -325,10 +332,16 @@ def pruning(tiny: Tiny) -> None:
     assert after < before, f"{after} parameters left of {before}"
 
 
+def proof(tiny: Tiny) -> None:
+    """The library's own proof of its sites agrees."""
+    b.dissect(tiny.model).check(tiny.batch)
+
+
 CHECKS: dict[str, Callable[[Tiny], None]] = {
     "hidden states": hidden_states,
     "attention maps": attention_maps,
     "gates": gates,
+    "proof": proof,
     "importance": importance,
     "entropy": entropy,
     "pruning": pruning,

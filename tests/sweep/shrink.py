@@ -255,7 +255,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 CLASSES = {"splinter": "SplinterModel", "reformer": "ReformerModel"}
 # Models that add the lowest number of their type twice, which float64 cannot hold.
-SINGLE = ("canine", "pegasus_x", "prophetnet")
+SINGLE = ("canine", "pegasus_x", "prophetnet", "xlm-prophetnet")
 # Models whose attention runs over other positions than the text's, so that padding cannot be told.
 UNPADDED = ("canine", "cpmant", "funnel", "perceiver")
 LENGTHS = {"canine": 16}
@@ -272,7 +272,7 @@ MAPPINGS = (
 
 
 # What has no attention heads.
-NO_HEADS = ("falcon_mamba", "fnet", "mamba", "mamba2", "rwkv", "xlstm")
+NO_HEADS = ("falcon_mamba", "fnet", "mamba", "mamba2", "mega", "rwkv", "xlstm")
 # What cannot be built here, or cannot run on a text alone.
 NOT_BUILT = {
     "blt": "its byte patches ask for sizes that were not found",
@@ -288,6 +288,24 @@ NOT_BUILT = {
     "vibevoice_asr": "its acoustic tower does not shrink; its text model is Qwen2, which is covered",
     "voxtral_realtime": "wants sound",
 }
+
+
+if transformers.__version__.startswith("4."):
+    NOT_BUILT |= {
+        "bros": "its sizes were not found (4.57)",
+        "encoder-decoder": "cannot be built from its default config (4.57)",
+        "fsmt": "cannot be told its attention implementation (4.57)",
+        "gptsan-japanese": "gives NaN by itself in float64 and float32 (4.57)",
+        "granitemoehybrid": "names its layers otherwise (4.57)",
+        "mllama": "cannot be built from its default config (4.57)",
+        "qdqbert": "wants pytorch-quantization",
+        "speech_to_text_2": "cannot be run (4.57)",
+        "t5gemma": "does not shrink (4.57)",
+        "transfo-xl": "its sizes were not found (4.57)",
+        "wav2vec2": "wants sound",
+        "zamba": "names its layers otherwise (4.57)",
+        "zamba2": "names its layers otherwise (4.57)",
+    }
 
 
 def text_types() -> list[str]:
@@ -320,8 +338,8 @@ class Tiny:
     def __init__(self, model_type: str) -> None:
         kind = class_of(model_type)
         self.model_type = model_type
-        self.model = _build(kind, tiny_config(model_type), None)
-        self.eager = _build(kind, tiny_config(model_type), "eager")
+        self.model = build(kind, tiny_config(model_type), None)
+        self.eager = build(kind, tiny_config(model_type), "eager")
         self.eager.load_state_dict(self.model.state_dict())
         self.batch = _batch(self.model, LENGTHS.get(model_type, 7), model_type not in UNPADDED)
         self.double = model_type not in SINGLE
@@ -335,7 +353,7 @@ class Tiny:
             self.double = False
             self.model.float(), self.eager.float()
         # Many models take norms and softmaxes in float32, also where all weights are float64.
-        self.tolerance = 1e-5 if self.double else 2e-4
+        self.tolerance = 3e-5 if self.double else 2e-4
         self.difference_tolerance = 1e-2
         self.mixes_examples = False
 
@@ -344,7 +362,7 @@ class Tiny:
         return [(site.row, head) for site in anatomy.sites for head in range(1, site.width, 2)]
 
 
-def _build(kind: Any, config: Any, attention: str | None) -> Any:
+def build(kind: Any, config: Any, attention: str | None) -> Any:
     torch.manual_seed(0)
     config._attn_implementation = attention
     for some in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):

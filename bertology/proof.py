@@ -1,0 +1,61 @@
+"""Are the heads where the anatomy says that they are?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .batches import Batch
+from .capture import one_batch, run
+from .errors import UnknownAnatomy
+from .site import Anatomy, Site
+from .tap import silenced, tap
+
+
+def check(anatomy: Anatomy, inputs: Batch) -> None:
+    """Prove every site on the model at hand, or raise `UnknownAnatomy`; see `Anatomy.check`."""
+    with one_batch(anatomy.model, inputs) as (_, batch):
+        clean: dict[Site, Tensor] = {}
+        with tap(anatomy, "heads", read=lambda site, x: clean.update({site: x.detach().clone()})):
+            run(anatomy.model, batch)
+        missing = [site.label for site in anatomy.sites if site.kept and site not in clean]
+        if missing:
+            raise UnknownAnatomy(f"{', '.join(missing)} did not run on these inputs: pass inputs that reach every site")
+        for head in range(max(len(site.kept) for site in anatomy.sites)):
+            _check_head(anatomy, batch, clean, head)
+
+
+def _check_head(anatomy: Anatomy, batch: Batch, clean: dict[Site, Tensor], head: int) -> None:
+    """Silence one head by its probabilities in all layers at once: nothing but its own numbers may change, to 0."""
+
+    def compare(site: Site, x: Tensor) -> Tensor:
+        before = clean[site]
+        if head < len(site.kept):
+            expected = before.clone()
+            expected[:, :, head] = 0
+            _compare(site, head, x.detach(), expected)
+        return before  # so that layers above run on what they ran on before
+
+    with silenced(anatomy, head) as done, tap(anatomy, "heads", edit=compare):
+        run(anatomy.model, batch)
+    blind = [site for site in anatomy.sites if head < len(site.kept) and site not in done]
+    if blind:
+        raise UnknownAnatomy(
+            f"{blind[0].label} cannot be proved: its attention ({type(blind[0].attention).__name__}) takes no softmax "
+            "over [batch, head, query, key]"
+        )
+
+
+def _compare(site: Site, head: int, x: Tensor, expected: Tensor) -> None:
+    # Softmaxes and norms are often float32 in models of other types, and half precision rounds each step.
+    allowed = max(3e-5, 16 * torch.finfo(x.dtype).eps) * max(1.0, float(expected.abs().max()))
+    apart = (x - expected).abs().amax((0, 1, 3))
+    wrong = (apart > allowed).nonzero().flatten().tolist()
+    if wrong:
+        kind = type(site.place).__name__
+        raise UnknownAnatomy(
+            f"heads do not lie at {site.path} ({kind}) as {len(site.kept)} x {site.dim} numbers: without the attention "
+            f"probabilities of head {site.kept[head]}, the numbers of head(s) {[site.kept[i] for i in wrong]} are not "
+            "what they should be. Something stands between the heads and this place, or heads are of another width. "
+            "Name the parts by hand with register_names(Names(query, key, value, projection, norm=...))"
+        )

@@ -1,0 +1,85 @@
+"""What is left of the heads when one head's attention is taken away?
+
+The proof of where heads are (`Anatomy.check`) asks this: it needs a way to silence a head that knows nothing of the
+place where its output is looked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..site import Anatomy, Site
+from .calls import Calls
+from .interface import eager_function, set_implementation
+from .softmax import SOFTMAX, attend, four_axes
+
+
+@contextmanager
+def silenced(anatomy: Anatomy, head: int) -> Iterator[set[Site]]:
+    """Set the attention probabilities of one head to 0, in every layer that has it, while the `with` lasts.
+
+    Yields the sites where that was done, in a set that fills while the model runs.
+    """
+    sites = [site for site in anatomy.sites if head < len(site.kept)]
+    calls = Calls([(site.attention, site) for site in sites], may_rest=[site.attention for site in sites])
+    mode = _Silencing(calls, head)
+    with ExitStack() as undo:
+        # Fused kernels show no probabilities.
+        on_interface = [module for module in calls.modules if eager_function(module) is not None]
+        if on_interface:
+            set_implementation(anatomy, on_interface, "eager", undo)
+        undo.enter_context(mode)
+        calls.watch(anatomy, undo)
+        for attention in calls.modules:
+            undo.callback(attention.register_forward_pre_hook(mode.start).remove)
+            undo.callback(attention.register_forward_hook(mode.end, always_call=True).remove)
+        yield mode.done
+
+
+class _Silencing(TorchFunctionMode):
+    """Zeroes one head of every softmax over keys in an attention module that is running."""
+
+    def __init__(self, calls: Calls[Site], head: int) -> None:
+        super().__init__()
+        self.calls, self.head = calls, head
+        self.running: list[Site] = []
+        self.done: set[Site] = set()
+
+    def start(self, module: nn.Module, args: Any) -> None:
+        self.running.append(self.calls.next(module))
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.running:
+            self.running.pop()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.running and func is F.scaled_dot_product_attention:
+            return self._without(attend(*args, **kwargs)[0])
+        output = func(*args, **kwargs)
+        if self.running and func in SOFTMAX:
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            heads = len(self.running[-1].kept)
+            laid = four_axes(output, axis, heads)
+            if laid is None and output.dim() == 4 and output.shape[1] == 2 * heads:
+                laid = output  # DiffLlama: two maps a head
+            if laid is not None:
+                return self._without(laid).reshape(output.shape)
+        return output
+
+    def _without(self, x: Tensor) -> Tensor:
+        """`x [batch, head, ...]` with zeros for the head, in each half where a head has two maps."""
+        site = self.running[-1]
+        gate = torch.ones(len(site.kept), dtype=x.dtype, device=x.device)
+        gate[self.head] = 0
+        self.done.add(site)
+        return x * gate.repeat(x.shape[1] // len(site.kept))[:, None, None]

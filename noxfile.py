@@ -68,11 +68,28 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def coverage(session: nox.Session) -> None:
+    """Write the table of docs/models.md that says which models work, against the newest transformers."""
+    session.install(TORCH)
+    session.install("-e", ".[test]")
+    session.run("python", "tests/sweep/coverage.py", env=OFFLINE)
+
+
+@nox.session(name="coverage-4.57")
+def coverage_4_57(session: nox.Session) -> None:
+    """Write the same table for transformers 4.57."""
+    session.install(TORCH)
+    session.install("transformers==4.57.6", "-e", ".[test]")
+    session.run("python", "tests/sweep/coverage.py", env=OFFLINE)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Ratios against what people use today."""
     session.install(TORCH)
     session.install("-e", ".[demo]")
     session.run("python", "benchmarks/importance.py", *session.posargs, env=OFFLINE)
+    session.run("python", "benchmarks/memory.py", env=OFFLINE)
 
 
 @nox.session

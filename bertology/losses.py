@@ -30,8 +30,8 @@ _GENERATING = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel"
 def find_loss(model: nn.Module) -> ExampleLoss:
     """The loss of a model's task head, one value per example.
 
-    Known: classification of sequences, images and sound (one label, regression, several labels), token classification, masked LM,
-    causal LM, question answering, multiple choice and sequence-to-sequence models of transformers.
+    Known: classification of texts, images and sound (one label, regression, several labels), token classification,
+    masked LM, causal LM, question answering, multiple choice and sequence-to-sequence models of transformers.
     Raises `LossError` for any other model: pass `loss=f`, `f(outputs, batch) -> [batch]`.
     """
     task = _task_model(model)

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+import transformers
+from sweep.shrink import covered_types
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for p in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")] if "```python" in p.read_text())
@@ -20,10 +22,25 @@ def test_every_export_is_in_the_api_page():
 
     page = (ROOT / "docs" / "api.md").read_text()
     missing = [name for name in bertology.__all__ if f"::: bertology.{name}\n" not in page]
-    assert missing == ["BertologyError", "EntropyAccumulator", "ImportanceAccumulator", "ScoreAccumulator"]
+    assert missing == [
+        "BertologyError",
+        "EntropyAccumulator",
+        "ImportanceAccumulator",
+        "PatternsAccumulator",
+        "ScoreAccumulator",
+    ]
 
 
 def test_changelog_names_the_version():
     import bertology
 
     assert f"## {bertology.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_coverage_table_has_a_row_for_every_model_type():
+    page = (ROOT / "docs" / "models.md").read_text()
+    if f"transformers {transformers.__version__}." not in page:
+        pytest.skip("the table is of another version of transformers")
+    major = transformers.__version__.partition(".")[0]
+    table = page.partition(f"<!-- table {major} -->")[2].partition(f"<!-- end {major} -->")[0]
+    assert re.findall(r"^\| ([\w-]+) \|", table, re.MULTILINE) == covered_types()

@@ -15,7 +15,7 @@ REFUSED = {
     "attention maps": {"diffllama", "jetmoe", "led", "longformer", "longt5", "mra", "reformer", "xlnet", "yoso"},
     "entropy": {"diffllama", "jetmoe", "led", "longformer", "longt5", "mra", "reformer", "xlnet", "yoso"},
     "proof": {
-        "diffllama", "jetmoe", "led", "lilt", "longformer", "longt5", "mra", "nystromformer", "pegasus_x", "prophetnet",
+        "jetmoe", "led", "lilt", "longformer", "longt5", "mra", "nystromformer", "pegasus_x", "prophetnet",
         "reformer", "xlnet", "yoso",
     },
     "gates": {"jetmoe", "mra", "pegasus_x", "prophetnet", "xlnet"},

@@ -1,0 +1,95 @@
+"""Write the coverage tables of docs/models.md: `python tests/sweep/coverage.py`.
+
+Every text architecture that the installed transformers can build goes through the checks of the sweep; the table of
+this version of transformers, between its marks in the page, is written anew. A check that fails without a clear error
+ends the run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import transformers
+from tqdm import tqdm
+
+from bertology.errors import BertologyError
+from sweep.checks import CHECKS
+from sweep.shrink import NO_HEADS, NOT_BUILT, Tiny, covered_types, text_types
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+YES = "yes"
+ON_CPU = {"mra": "transformers computes it on CUDA devices alone; elsewhere it puts out zeros"}
+
+
+def outcomes(model_type: str) -> dict[str, str]:
+    """{primitive: "yes" or the reason}."""
+    tiny = Tiny(model_type)
+    found = {}
+    for name, check in CHECKS.items():
+        try:
+            check(tiny)
+            found[name] = YES
+        except BertologyError as error:
+            found[name] = reason(str(error))
+        except AssertionError:
+            if model_type not in ON_CPU:
+                raise
+            found[name] = ON_CPU[model_type]
+    return found
+
+
+def reason(message: str) -> str:
+    """What an error says, without which layer it is about and what to do instead."""
+    message = re.sub(r"^the heads of \S+ cannot be cut out: ", "", message)
+    message = re.split(r"; silence them|\. (?=[A-Z])", message)[0]
+    message = re.sub(r"^heads do not lie.*", "no single softmax over the keys stands for a head", message)
+    return re.sub(r"\b[\w.]*(encoder|decoder|cross|module|layers)\.\d+\S*", "a layer", message).replace("|", "/")
+
+
+def table() -> str:
+    """The table of the installed transformers, in Markdown."""
+    reasons: dict[str, int] = {}
+    rows = []
+    shares = dict.fromkeys(CHECKS, 0)
+    types = covered_types()
+    for model_type in tqdm(types, desc="models", mininterval=20):
+        cells = []
+        for name, told in outcomes(model_type).items():
+            shares[name] += told == YES
+            cells.append(YES if told == YES else f"[{reasons.setdefault(told, len(reasons) + 1)}]")
+        rows.append(f"| {model_type} | {' | '.join(cells)} |")
+    head = f"| model type | {' | '.join(CHECKS)} |\n|{'---|' * (len(CHECKS) + 1)}"
+    share = f"| **of {len(types)}** | {' | '.join(f'**{n}**' for n in shares.values())} |"
+    notes = [f"{number}. {told}" for told, number in reasons.items()]
+    installed = set(text_types())
+    out = [f"- {name}: {why}" for name, why in sorted(NOT_BUILT.items()) if name in installed]
+    without = ", ".join(name for name in NO_HEADS if name in installed)
+    return "\n".join(
+        [f"transformers {transformers.__version__}.", "", head, *rows, share, "", "Why not:", "", *notes, "",
+         f"No attention heads: {without}. Not tried:", "", *out]
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Write the table into the page."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    major = transformers.__version__.partition(".")[0]
+    text = PAGE.read_text()
+    start, end = f"<!-- table {major} -->", f"<!-- end {major} -->"
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    if not rest:
+        sys.exit(f"{PAGE} has no {start}")
+    PAGE.write_text(f"{before}{start}\n\n{table()}\n\n{end}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,8 @@ def check(anatomy: Anatomy, inputs: Batch) -> None:
     """Prove every site on the model at hand, or raise `UnknownAnatomy`; see `Anatomy.check`."""
     with one_batch(anatomy.model, inputs) as (_, batch):
         clean: dict[Site, Tensor] = {}
-        with tap(anatomy, "heads", read=lambda site, x: clean.update({site: x.detach().clone()})):
+        read = tap(anatomy, "heads", read=lambda site, x: clean.update({site: x.detach().clone()}))
+        with silenced(anatomy, None), read:
             run(anatomy.model, batch)
         missing = [site.label for site in anatomy.sites if site.kept and site not in clean]
         if missing:

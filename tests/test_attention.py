@@ -71,8 +71,10 @@ def test_blocks_of_rows_make_the_same_maps(family, rows):
     ):
         logits = model(**inputs).logits
     maps = torch.stack([torch.cat(blocks[site], dim=2) for site in anatomy.sites])
-    torch.testing.assert_close(maps, attention_maps(model, inputs).values)
     # Llama's eager softmax is in float32, whatever the model's type.
+    torch.testing.assert_close(
+        maps, attention_maps(model, inputs).values, rtol=0, atol=2e-6 if family.name == "llama" else 1e-12
+    )
     torch.testing.assert_close(logits, model(**inputs).logits, rtol=0, atol=1e-6)
     if family.name != "gpt":
         assert len(seen) == 2 * -(-7 // rows)

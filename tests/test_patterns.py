@@ -3,7 +3,7 @@ import math
 import oracles
 import pytest
 import torch
-from zoo import BY_NAME, batch, each_alone
+from zoo import BY_NAME, V4, batch, each_alone
 
 from bertology import PatternsAccumulator, accumulate, attention_maps, attention_patterns, dissect
 from bertology.tap import tap
@@ -96,8 +96,9 @@ def test_long_texts_take_the_fast_path_and_nothing_changes(name, monkeypatch):
 
         monkeypatch.setattr(interface, "attend_plainly", plainly)
         fast = attention_patterns(model, inputs)
-    # Llama's softmax is float32 in a float64 model: that is not what the fast path would do.
-    assert bool(calls) == (name != "llama")
+    # Llama's softmax is float32 in a float64 model: that is not what the fast path would do. In transformers 4 BERT is
+    # not on the attention interface, and GPT-2's function cuts its mask by the number of rows.
+    assert bool(calls) == (name != "llama" and not V4)
     for kind in KINDS:
         torch.testing.assert_close(getattr(fast, kind), getattr(slow, kind), atol=1e-12, rtol=0)
 

@@ -22,12 +22,12 @@ from .softmax import SOFTMAX, attend, four_axes
 
 
 @contextmanager
-def silenced(anatomy: Anatomy, head: int) -> Iterator[set[Site]]:
+def silenced(anatomy: Anatomy, head: int | None) -> Iterator[set[Site]]:
     """Set the attention probabilities of one head to 0, in every layer that has it, while the `with` lasts.
 
-    Yields the sites where that was done, in a set that fills while the model runs.
+    Without a head nothing is silenced, but attention is computed in the same way. Yields the sites where that was done, in a set that fills while the model runs.
     """
-    sites = [site for site in anatomy.sites if head < len(site.kept)]
+    sites = [site for site in anatomy.sites if head is None or head < len(site.kept)]
     calls = Calls([(site.attention, site) for site in sites], may_rest=[site.attention for site in sites])
     mode = _Silencing(calls, head)
     with ExitStack() as undo:
@@ -46,7 +46,7 @@ def silenced(anatomy: Anatomy, head: int) -> Iterator[set[Site]]:
 class _Silencing(TorchFunctionMode):
     """Zeroes one head of every softmax over keys in an attention module that is running."""
 
-    def __init__(self, calls: Calls[Site], head: int) -> None:
+    def __init__(self, calls: Calls[Site], head: int | None) -> None:
         super().__init__()
         self.calls, self.head = calls, head
         self.running: list[Site] = []
@@ -64,7 +64,9 @@ class _Silencing(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self.running and func is F.scaled_dot_product_attention:
-            return self._without(attend(*args, **kwargs)[0])
+            output = attend(*args, **kwargs)[0]
+            fits = output.dim() == 4 and output.shape[1] == len(self.running[-1].kept)
+            return self._without(output) if fits else output
         output = func(*args, **kwargs)
         if self.running and func in SOFTMAX:
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
@@ -80,6 +82,7 @@ class _Silencing(TorchFunctionMode):
         """`x [batch, head, ...]` with zeros for the head, in each half where a head has two maps."""
         site = self.running[-1]
         gate = torch.ones(len(site.kept), dtype=x.dtype, device=x.device)
-        gate[self.head] = 0
+        if self.head is not None:
+            gate[self.head] = 0
         self.done.add(site)
         return x * gate.repeat(x.shape[1] // len(site.kept))[:, None, None]

@@ -354,7 +354,8 @@ class Tiny:
             self.model.float(), self.eager.float()
         # Many models take norms and softmaxes in float32, also where all weights are float64.
         self.tolerance = 3e-5 if self.double else 2e-4
-        self.difference_tolerance = 1e-2
+        # Recurrent Gemma bounds a derivative in its own backward pass.
+        self.difference_tolerance = 3e-2 if model_type == "recurrent_gemma" else 1e-2
         self.mixes_examples = False
 
     def prunable_heads(self, anatomy: Any) -> list[tuple[int, int]]:

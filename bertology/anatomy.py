@@ -21,6 +21,7 @@ from .names import (
     COUNT_NAMES,
     CROSS_NAMES,
     DIFFERENCE_NAME,
+    FUSED,
     MORE_THAN_HEADS,
     NAMES,
     NORMS_ELSEWHERE,
@@ -129,6 +130,9 @@ def _attentions(modules: dict[str, nn.Module]) -> list[_Found]:
 
 
 def _fits(modules: dict[str, nn.Module], path: str, module: nn.Module, names: Names) -> bool:
+    if names.bare:
+        held = module._parameters
+        return all(held.get(part) is not None for part in (names.query, names.key, names.value, names.projection))
     if names.query.partition(".")[0] not in module._modules or (names.mark and not hasattr(module, names.mark)):
         return False
     parts = [names.query, names.key, names.value, names.projection, *([names.norm] if names.norm else [])]
@@ -268,7 +272,8 @@ def _site(modules: dict[str, nn.Module], one: _Found, row: int, stack: str, laye
     names, attention = one.names, modules[one.path]
     path = _path(one.path, names.norm or names.projection)
     query, key, value, projection = (
-        modules[_path(one.path, part)] for part in (names.query, names.key, names.value, names.projection)
+        attention if names.bare else modules[_path(one.path, part)]
+        for part in (names.query, names.key, names.value, names.projection)
     )
     unplaced = [n for n, m in attention.named_children() if _is_norm(m) and n not in (*NORMS_ELSEWHERE, names.norm)]
     if unplaced:
@@ -279,7 +284,8 @@ def _site(modules: dict[str, nn.Module], one: _Found, row: int, stack: str, laye
         )
     parent = modules[one.path.rpartition(".")[0]]
     record = parent if isinstance(getattr(parent, PRUNED_NAME, None), set) else attention
-    inputs = _inputs(attention, projection)
+    weight = names.projection if names.bare else ""
+    inputs = getattr(attention, weight)[0].numel() if weight else _inputs(attention, projection)
     pruned = {int(head) for head in getattr(record, PRUNED_NAME, ())}
     dim = _head_width(modules, one.path, inputs) * (2 if hasattr(attention, DIFFERENCE_NAME) else 1)
     here = inputs // dim
@@ -289,10 +295,11 @@ def _site(modules: dict[str, nn.Module], one: _Found, row: int, stack: str, laye
     if len(kept) != here and not (not kept and here == 1):
         raise UnknownAnatomy(f"{path} has {here} heads, but of {width} heads {sorted(pruned)} are said to be pruned")
     # BigCode's projection is fused head by head where it is not multi-query.
-    fused = "heads" if getattr(attention, "multi_query", True) is False else names.fused
+    fused = FUSED.get(type(attention).__name__, names.fused)
+    fused = "heads" if getattr(attention, "multi_query", True) is False else fused
     return Site(
         row, stack, layer, call, dim, width, kept, path, names.layout, fused,
-        attention, query, key, value, modules[path], projection, record,
+        attention, query, key, value, attention if weight else modules[path], projection, record, weight, names.runs,
     )  # fmt: skip
 
 

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import PruningError
 from .names import (
     BIAS_TABLE_NAMES,
-    BIASED,
-    COMMON_NAMES,
     COUNT_NAMES,
     EPSILON_NAMES,
     GROUPS_NAME,
     KEY_COUNT_NAMES,
+    PLAIN_UNLESS,
     PRUNED_NAME,
-    SHARED_OUT_NAMES,
     TOTAL_NAMES,
-    UNCUT,
-    UNCUT_4,
     UNPRUNED_NAME,
-    WHOLE_NORM_NAMES,
+)
+from .parts import (
+    check_parts,
+    count_key_heads,
+    even_groups,
+    halves_of,
+    inner_layer,
+    listed,
+    numbers_of,
+    outputs_of,
+    outputs_that_stay,
+    shared_out,
+    shares_of,
+    whole_norms,
 )
 from .site import Site
 from .tap import narrow_biases, takes_bias
@@ -59,8 +66,8 @@ def plan_cut(site: Site, gone: frozenset[int]) -> Cut:
     stay = stay or [0]
     if not gone:
         return Cut(site, gone, stay, stay, False)
-    _check_parts(site)
-    key_heads = _key_heads(site)
+    check_parts(site)
+    key_heads = count_key_heads(site)
     size = len(site.kept) // key_heads
     left = {group: [place for place in stay if place // size == group] for group in range(key_heads)}
     used = {group: places for group, places in left.items() if places}
@@ -70,171 +77,106 @@ def plan_cut(site: Site, gone: frozenset[int]) -> Cut:
             f"heads of {site.label} share keys in groups ({told}): prune whole groups, or equally many heads of each; "
             f"asked for {sorted(gone)}"
         )
+    _check_evenness(site, stay, gone)
+    shares = shares_of(site)
+    if (shares.keys or shares.all_keys) and len(used) < key_heads:
+        raise PruningError(
+            f"heads of {site.label} share keys that must all stay in {type(site.attention).__name__}: leave a head of "
+            f"each group of {size}; asked for {sorted(gone)}"
+        )
     return Cut(site, gone, stay, sorted(used), blank)
+
+
+def _check_evenness(site: Site, stay: list[int], gone: frozenset[int]) -> None:
+    """Where heads are shared out evenly among groups of some kind, equally many of each must stay."""
+    for groups in even_groups(site):
+        size, left_over = divmod(len(site.kept), groups)
+        if left_over or len({sum(place // size == group for place in stay) for group in range(groups)}) > 1:
+            raise PruningError(
+                f"the {len(site.kept)} heads of {site.label} are shared out evenly among {groups} groups, one behind "
+                f"the other: prune equally many of each, or silence them with gated(); asked for {sorted(gone)}"
+            )
 
 
 def cut_heads(cut: Cut, tied: Tied) -> None:
     """Cut the heads out, and tell the attention module how many it has now."""
     site = cut.site
-    heads, key_heads = len(site.kept), _key_heads(site)
-    whole = _whole_norms(site)
+    heads, key_heads = len(site.kept), count_key_heads(site)
+    whole = whole_norms(site)
     for name, module in whole.items():
         stay = cut.queries if module is site.query else cut.keys
         norm = getattr(site.attention, name)
-        norm = norm if isinstance(norm, OfAllHeads) else OfAllHeads(norm, _width(_inner(module)))
-        norm.keep(_numbers(stay, norm.left // (heads if module is site.query else key_heads)))
+        norm = norm if isinstance(norm, OfAllHeads) else OfAllHeads(norm, outputs_of(inner_layer(module)))
+        norm.keep(numbers_of(stay, norm.left // (heads if module is site.query else key_heads)))
         setattr(site.attention, name, norm)
-    for module in dict.fromkeys((site.query, site.key, site.value)):
-        if module not in whole.values():
-            inner = _inner(module)
-            _keep(inner, _outputs(site, module, _width(inner), cut), tied, outputs=True)
-            if cut.blank:
-                _blank(inner.weight, inner.bias)
-    for name, part in _shared_out(site):
+    _cut_listed(cut, tied)
+    if not site.weight:
+        _cut_projections(cut, whole, tied)
+    for name, part in shared_out(site):
         if isinstance(part, nn.Module):
-            _keep(_inner(part), _numbers(cut.queries, _width(_inner(part)) // heads), tied, outputs=True)
+            inner = inner_layer(part)
+            _keep(inner, numbers_of(cut.queries, outputs_of(inner) // heads), tied, outputs=True)
         else:
-            _keep_parameter(site.attention, name, 0, _numbers(cut.queries, part.shape[0] // heads), tied)
+            _keep_parameter(site.attention, name, 0, numbers_of(cut.queries, part.shape[0] // heads), tied)
     for table in (getattr(site.attention, name, None) for name in BIAS_TABLE_NAMES):
         if table is not None and not takes_bias(site.attention):  # UMT5 has one for each layer
             _keep_parameter(table, "weight", 1, cut.queries, tied)
             table.embedding_dim = len(cut.queries)
     if isinstance(site.place, nn.Module) and site.place is not site.projection:
-        _keep_norm(site.place, _numbers(cut.queries, site.dim), tied)
-    _keep(_inner(site.projection), _numbers(cut.queries, site.dim), tied, outputs=False)
-    if cut.blank:
-        _blank(_inner(site.projection).weight)
+        _keep_norm(site.place, numbers_of(cut.queries, site.dim), tied)
     narrow_biases(site.attention, heads, cut.queries)
-    _bookkeeping(cut, heads * site.dim, key_heads)
+    _bookkeeping(cut, heads * site.dim)
 
 
-def _check_parts(site: Site) -> None:
-    refused = f"the heads of {site.label} cannot be cut out: "
-    hint = "; silence them with gated()"
-    if site.layout != "batch token width":
-        raise PruningError(f"{refused}its {site.path} takes them as [{site.layout.replace(' ', ', ')}]{hint}")
-    uncut = UNCUT | (UNCUT_4 if transformers.__version__.startswith("4.") else {})
-    for kind in type(site.attention).__mro__:
-        if kind.__name__ in uncut:
-            raise PruningError(f"{refused}{uncut[kind.__name__]}{hint}")
-    if site.place is not site.projection and not _is_root_mean_square(site.place):
-        raise PruningError(f"{refused}{site.path} is a norm over all of them, which would change{hint}")
-    parts = {site.query, site.key, site.value}
-    if len(parts) < 3 and not site.fused:
-        raise PruningError(f"{refused}it is not known how its fused projection puts out its parts{hint}")
-    for module in (*parts, site.projection, *(part for _, part in _shared_out(site) if isinstance(part, nn.Module))):
-        inner = _inner(module)
-        weight = getattr(inner, "weight", None)
-        plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dim() == 2
-        if not isinstance(inner, (nn.Linear, Conv1D)) or not plain:
-            raise PruningError(
-                f"{refused}only Linear and Conv1D layers with plain weights can be cut, "
-                f"got {type(inner).__name__}; merge adapters and undo quantization first"
-            )
-    tables = any(hasattr(site.attention, name) for name in BIAS_TABLE_NAMES)
-    if tables and transformers.__version__.startswith("4."):
-        raise PruningError(f"{refused}in transformers 4 it shares a position bias with other layers{hint}")
-    if (tables or takes_bias(site.attention)) and type(site.attention).__name__ not in BIASED:
-        raise PruningError(f"{refused}it shares a position bias with other layers{hint}")
-    known = (*parts, site.projection)
-    for name, part in _children(site.attention):
-        if any(part is module or _holds(module, part) for module in known):
+def _cut_projections(cut: Cut, whole: dict[str, nn.Module], tied: Tied) -> None:
+    site = cut.site
+    for module in dict.fromkeys((site.query, site.key, site.value)):
+        if module not in whole.values():
+            inner = inner_layer(module)
+            _keep(inner, outputs_that_stay(site, module, cut.queries, cut.keys), tied, outputs=True)
+            if cut.blank:
+                _blank(inner.weight, inner.bias)
+    projection = inner_layer(site.projection)
+    if "group" in site.layout.split():
+        _keep_in_groups(cut, projection, tied)
+    else:
+        _keep(projection, numbers_of(cut.queries, site.dim), tied, outputs=False)
+    if cut.blank:
+        _blank(projection.weight)
+
+
+def _cut_listed(cut: Cut, tied: Tied) -> None:
+    """Cut the parameters that have a share for each query head along some axis."""
+    heads = len(cut.site.kept)
+    for owner, name, axis in listed(cut.site):
+        size = getattr(owner, name).shape[axis]
+        stay = numbers_of(cut.queries, size // heads)
+        _keep_parameter(owner, name, axis, stay, tied)
+        if cut.blank and cut.site.weight:
+            _blank(getattr(owner, name))
+        if owner is cut.site.attention:
             continue
-        known_names = (*COMMON_NAMES, *SHARED_OUT_NAMES, *BIAS_TABLE_NAMES, *_whole_norms(site))
-        if part is not site.place and name not in known_names and not _of_one_head(site, part):
-            raise PruningError(
-                f"{refused}it is not known what {name!r} ({type(part).__name__}) has to do with heads{hint}"
-            )
-    for _, part in _shared_out(site):
-        _share(site, part.shape[0] if isinstance(part, Tensor) else _width(_inner(part)), len(site.kept))
-    for module in parts - set(_whole_norms(site).values()):
-        _outputs(site, module, _width(_inner(module)), Cut(site, frozenset(), [0], [0], False))
+        # A depthwise convolution has a group for each of its channels.
+        for count in ("out_features", "in_channels", "out_channels", "groups"):
+            if hasattr(owner, count):
+                setattr(owner, count, len(stay))
+        if hasattr(owner, GROUPS_NAME):
+            setattr(owner, GROUPS_NAME, cut.groups)
 
 
-def _is_root_mean_square(norm: nn.Module) -> bool:
-    return type(norm).__name__.endswith("RMSNorm") and any(hasattr(norm, name) for name in EPSILON_NAMES)
-
-
-def _children(attention: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The parts of an attention module that hold parameters."""
-    yield from ((name, parameter) for name, parameter in attention._parameters.items() if parameter is not None)
-    yield from ((name, child) for name, child in attention.named_children() if any(True for _ in child.parameters()))
-
-
-def _holds(module: nn.Module, part: Any) -> bool:
-    return isinstance(part, nn.Module) and module in set(part.modules())
-
-
-def _of_one_head(site: Site, part: Any) -> bool:
-    """Whether a norm has one weight for each number of a head, the same for all heads."""
-    width = _width(_inner(site.query)) // len(site.kept)
-    sizes = {parameter.numel() for parameter in ([part] if isinstance(part, Tensor) else part.parameters())}
-    return all(size in (1, site.dim, width, width // 2) and size < len(site.kept) * site.dim for size in sizes)
-
-
-def _shared_out(site: Site) -> list[tuple[str, Any]]:
-    return [(name, part) for name, part in _children(site.attention) if name in SHARED_OUT_NAMES]
-
-
-def _key_heads(site: Site) -> int:
-    """How many heads the keys have: what the module says, else one for each query head."""
-    heads = len(site.kept) or 1
-    for name in KEY_COUNT_NAMES:
-        if isinstance(getattr(site.attention, name, None), int):
-            return int(getattr(site.attention, name))
-    return heads // int(getattr(site.attention, GROUPS_NAME, 1))
-
-
-def _outputs(site: Site, module: nn.Module, width: int, cut: Cut) -> list[int]:
-    """Which outputs of the query, key or value projection, or of a fused one, stay."""
-    heads, key_heads = len(site.kept), _key_heads(site)
-    roles = [role for role, of in zip("qkv", (site.query, site.key, site.value), strict=True) if of is module]
-    units = {"q": (heads, cut.queries), "k": (key_heads, cut.keys), "v": (key_heads, cut.keys)}
-    if len(roles) == 1 or (site.fused == "heads" and key_heads == heads):
-        count, stay = units[roles[0]]
-        return _numbers(stay, _share(site, width, count))
-    if site.fused == "heads" and key_heads > 1 and roles == ["q", "k", "v"]:
-        # Falcon: in each group its queries, then their key and value.
-        one, size = _share(site, width, heads + 2 * key_heads), heads // key_heads
-        rows = [
-            group * (size + 2) + i
-            for group in cut.keys
-            for i in [*(place % size for place in cut.queries if place // size == group), size, size + 1]
+def _keep_in_groups(cut: Cut, projection: Any, tied: Tied) -> None:
+    """Keep only some inputs of a projection that takes each group of heads by itself (DeepSeek V4)."""
+    groups, old = projection.n_groups, projection.weight
+    size = len(cut.site.kept) // groups
+    key = (id(old), tuple(cut.queries))
+    if key not in tied:
+        parts = [
+            part[:, numbers_of([place % size for place in cut.queries if place // size == group], cut.site.dim)]
+            for group, part in enumerate(old.detach().chunk(groups))
         ]
-        return _numbers(rows, one)
-    if site.fused == "heads" and roles == ["k", "v"]:
-        return _numbers(cut.keys, _share(site, width, key_heads))
-    one, start, stays = _share(site, width, sum(units[role][0] for role in roles)), 0, []
-    for role in roles:
-        count, stay = units[role]
-        stays += [start + place for place in stay]
-        start += count
-    return _numbers(stays, one)
-
-
-def _share(site: Site, width: int, count: int) -> int:
-    share, left_over = divmod(width, count)
-    if left_over:
-        raise PruningError(
-            f"the heads of {site.label} cannot be cut out: a projection puts out {width} numbers, which cannot be "
-            f"shared out among {count} heads"
-        )
-    return share
-
-
-def _inner(module: nn.Module) -> Any:
-    """The layer that holds the weight, out of a wrapper around nothing else (Moshi)."""
-    children = list(module.children())
-    return children[0] if not hasattr(module, "weight") and len(children) == 1 else module
-
-
-def _width(module: Any) -> int:
-    weight: Tensor = module.weight
-    return weight.shape[1 if isinstance(module, Conv1D) else 0]
-
-
-def _numbers(places: list[int], share: int) -> list[int]:
-    return [place * share + i for place in places for i in range(share)]
+        tied[key] = (old, nn.Parameter(torch.cat(parts), requires_grad=old.requires_grad))
+    projection.weight = tied[key][1]
+    projection.in_features = projection.weight.shape[1]
 
 
 def _keep(module: Any, numbers: list[int], tied: Tied, *, outputs: bool) -> None:
@@ -243,9 +185,18 @@ def _keep(module: Any, numbers: list[int], tied: Tied, *, outputs: bool) -> None
     for name in ("weight", "bias") if outputs else ("weight",):
         if getattr(module, name) is not None:
             _keep_parameter(module, name, axis if name == "weight" else 0, numbers, tied)
-    for name in ("out_features", "nf") if outputs else ("in_features", "nx"):
+    if type(module).__name__ in PLAIN_UNLESS:
+        _keep_buffers(module, axis, numbers)
+    for name in ("out_features", "out_channels", "nf") if outputs else ("in_features", "in_channels", "nx"):
         if hasattr(module, name):
             setattr(module, name, len(numbers))
+
+
+def _keep_buffers(module: nn.Module, axis: int, numbers: list[int]) -> None:
+    """Cut what a layer keeps beside its weight and bias, for when it is quantized."""
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.dim() > axis:
+            setattr(module, name, buffer[numbers] if axis == 0 else buffer[:, numbers])
 
 
 def _keep_parameter(module: Any, name: str, axis: int, numbers: list[int], tied: Tied) -> None:
@@ -268,18 +219,6 @@ def _keep_norm(norm: Any, numbers: list[int], tied: Tied) -> None:
     setattr(norm, name, getattr(norm, name) * before / len(numbers))
 
 
-def _whole_norms(site: Site) -> dict[str, nn.Module]:
-    """{name: projection}: the norms over all queries, or all keys, of a site."""
-    found = {}
-    for name, of in WHOLE_NORM_NAMES.items():
-        norm, module = getattr(site.attention, name, None), getattr(site, of)
-        sizes = {p.numel() for p in norm.parameters()} if isinstance(norm, nn.Module) else set()
-        one_head = not isinstance(norm, OfAllHeads) and site.dim in sizes
-        if sizes and not one_head and isinstance(_inner(module), nn.Linear) and sizes == {_width(_inner(module))}:
-            found[name] = module
-    return found
-
-
 @torch.no_grad()
 def _blank(*parameters: Any) -> None:
     for parameter in parameters:
@@ -287,22 +226,23 @@ def _blank(*parameters: Any) -> None:
             parameter.zero_()
 
 
-def _bookkeeping(cut: Cut, total: int, key_heads: int) -> None:
+def _bookkeeping(cut: Cut, total: int) -> None:
     """Tell the attention module how many heads it has now, and write down which ones went."""
-    site, heads, attention = cut.site, len(cut.queries), cut.site.attention
+    site, attention, halves = cut.site, cut.site.attention, halves_of(cut.site)
+    heads, keys = len(cut.queries) * halves, len(cut.keys) * halves
     for name in COUNT_NAMES:
         if hasattr(attention, name):
             setattr(attention, name, heads)
     for name in TOTAL_NAMES:
         if getattr(attention, name, None) == total:
-            setattr(attention, name, heads * site.dim)
+            setattr(attention, name, len(cut.queries) * site.dim)
     for name in KEY_COUNT_NAMES:
         if hasattr(attention, name):
-            setattr(attention, name, len(cut.keys))
+            setattr(attention, name, keys)
     if hasattr(attention, GROUPS_NAME):
         setattr(attention, GROUPS_NAME, cut.groups)
     if asks_config(attention):
-        own = dict.fromkeys(COUNT_NAMES, heads) | {name: len(cut.keys) for name in KEY_COUNT_NAMES}
+        own = dict.fromkeys(COUNT_NAMES, heads) | dict.fromkeys(KEY_COUNT_NAMES, keys)
         attention.config = own_config(attention.config, own)
     setattr(site.record, UNPRUNED_NAME, site.width)
     setattr(site.record, PRUNED_NAME, set(range(site.width)) - (set(site.kept) - cut.gone))

@@ -98,7 +98,7 @@ def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | T
             tokens of the batch at hand; or a tensor `[layer, head, dim]`, such as
             `head_outputs(model, sample).mean()`, the means over a sample of your own.
 
-    Raises `HeadError` for heads that are out of range or were pruned.
+    Raises `HeadError` for heads that are out of range or were pruned, or have no one mean.
 
         >>> import torch
         >>> from transformers import BertConfig, BertModel
@@ -117,6 +117,10 @@ def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | T
             raise ShapeError(f"replace must be [layer, head, dim] = {wanted}, got {list(replace.shape)}")
         if any(replace[row, head, : anatomy.sites[row].dim].isnan().any() for row, head in places):
             raise ShapeError("replace must hold numbers for the heads that are ablated, got NaN")
+    if isinstance(replace, str) and replace == "mean":
+        several = [anatomy.sites[row].label for row, _ in places if anatomy.sites[row].runs > 1]
+        if several:
+            raise HeadError(f"the heads of {several[0]} run on several kinds of tokens: they have no one mean")
     batch: dict[str, Any] = {}
     silent: dict[int, list[int]] = {}
     for row, head in places:

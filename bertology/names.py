@@ -5,6 +5,8 @@ This file alone holds names of other people's code. A new architecture is one li
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -30,8 +32,28 @@ class Names(NamedTuple):
     mark: str = ""
     """An attribute that tells such attention from others that name their parts alike."""
     fused: str = ""
-    """How a fused projection puts out its parts: "parts" (all queries, all keys, all values) or "heads" (head by head,
-    or group by group). Without it, its heads cannot be cut out."""
+    """How a fused projection puts out its parts: "parts" (all queries, all keys, all values), "heads" (head by head,
+    or group by group) or "quarters" (of each quarter of the heads the queries, the values, the keys). Without it, its
+    heads cannot be cut out."""
+    runs: int = 1
+    """How often the projection runs in one pass of the attention, where it runs on several kinds of tokens."""
+    bare: bool = False
+    """Whether the four are parameters of the attention module, used in `torch.einsum`, and no modules."""
+
+
+class Shares(NamedTuple):
+    """What the parts of an attention, whatever they are, have to do with its heads."""
+
+    axes: Mapping[str, int] = MappingProxyType({})
+    """Parameters with a share for each query head, as paths below the attention, and the axis along which they lie."""
+    common: tuple[str, ...] = ()
+    """Parts that all heads share."""
+    keys: tuple[str, ...] = ()
+    """Parts with a share for each key head, which stay as they are: all key heads must stay with them."""
+    all_keys: bool = False
+    """Whether all key heads must stay for some other reason."""
+    equal: tuple[str, ...] = ()
+    """Attributes that must be equal, for otherwise heads are mixed with each other."""
 
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -48,6 +70,8 @@ NAMES = [
     Names(*QKV, "out_proj", layout="token batch width", mark="encoder_decoder_attention"),
     # ERNIE-M
     Names(*QKV, "../out_proj"),
+    # Pegasus-X's encoder, which projects its global tokens first, then the text's
+    Names(*QKV, "out_proj", mark="block_size", runs=2),
     # BART, OPT, GPT-J, GPT-Neo, CLIP, Whisper, LFM2; fused CodeGen; MPT
     Names(*QKV, "out_proj"),
     Names("qkv_proj", "qkv_proj", "qkv_proj", "out_proj"),
@@ -78,11 +102,13 @@ NAMES = [
     # GPT, GPT-2, BigCode, and GPT-2's cross attention
     Names("q_attn", "c_attn", "c_attn", "c_proj", fused="parts"),
     Names("c_attn", "c_attn", "c_attn", "c_proj", fused="parts"),
-    # T5; MPNet
+    # T5; MPNet; XLNet
     Names("q", "k", "v", "o"),
-    # Funnel; CPM-Ant; ProphetNet
+    Names("q", "k", "v", "o", layout="token batch width", bare=True),
+    # Funnel; CPM-Ant; ProphetNet, whose decoder projects its main stream first, then those that predict
     Names("q_head", "k_head", "v_head", "post_proj"),
     Names("project_q", "project_k", "project_v", "attention_out"),
+    Names("query_proj", "key_proj", "value_proj", "out_proj", layout="batch stream token width", mark="ngram", runs=2),
     Names("query_proj", "key_proj", "value_proj", "out_proj"),
 ]
 # What a module of attention over another stack's states is called, itself or the one around it.
@@ -120,6 +146,31 @@ SHARED_OUT_NAMES = (
     "gate_proj", "gate_bias", "g_proj", "sinks", "sink_proj", "query_global", "key_global", "value_global", "w2e_query",
     "e2w_query", "e2e_query", "q_bias", "v_bias", "pos_proj", "pos_q_proj", "pos_key_proj", "pos_query_proj",
 )  # fmt: skip
+_RELATIVE = {"r_w_bias": 0, "r_r_bias": 0, "r_s_bias": 0, "seg_embed": 1}
+_INKLING = Shares({"r_proj.weight": 0}, ("rel_logits_proj",), ("k_sconv", "v_sconv"))
+_INKLING2 = _INKLING._replace(axes={**_INKLING.axes, "q_l2_clip.scale": 0, "rel_l2_clip.scale": 0})
+# Attention of one kind alone, with parts that no rule above covers.
+SHARES = {
+    "FunnelRelMultiheadAttention": Shares(_RELATIVE | {"r_kernel": 1}),
+    "XLNetRelativeAttention": Shares(_RELATIVE | dict.fromkeys("qkvor", 1)),
+    "NystromformerSelfAttention": Shares({"conv.weight": 0}, equal=("num_landmarks", "seq_len")),
+    "InklingAttention": _INKLING,
+    "Inkling2SlidingAttention": _INKLING2,
+    "Inkling2FullAttention": _INKLING2,
+    # Its dynamic mask is made of the values of all key heads.
+    "DogeAttention": Shares(keys=("A", "dt_proj")),
+    # Its embeddings of values have a share for each key head.
+    "NeoMMEAttention": Shares(
+        {"exclusive_self_attention.alpha": 0, "output_projection.gate_proj.weight": 0}, all_keys=True
+    ),
+    "DeepseekV4Attention": Shares(common=("o_b_proj", "compressor")),
+    "DiffLlamaAttention": Shares(common=("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")),
+    "SqueezeBertSelfAttention": Shares(),
+}
+# How a fused projection puts out its parts, in attention that names it as others do.
+FUSED = {"CodeGenAttention": "quarters", "DeepseekV4Attention": "heads"}
+# Linear layers that compute with their plain weights as long as this attribute of theirs is false.
+PLAIN_UNLESS = {"QuantLinear": "quant_mode"}
 # Norms of all queries or all keys together: those stay whole, and only what attention gets of them is cut.
 WHOLE_NORM_NAMES = {"q_norm": "query", "k_norm": "key"}
 # Parts with a share for each query head that stay whole, since all layers use them: T5's position bias.
@@ -134,17 +185,20 @@ UNCUT = {
     "TrOCRAttention": "it takes their width together from the hidden states",
     "LongformerSelfAttention": "it takes their width together from the hidden states",
     "LEDEncoderSelfAttention": "it takes their width together from the hidden states",
-    "DiffLlamaAttention": "each of them is the difference of two",
+    "PegasusXGlobalLocalAttention": "it takes their width together from the hidden states",
+    "ProphetNetNgramSelfAttention": "it takes their width together from the hidden states",
     "LiltSelfAttention": "its layout stream uses their maps",
-    "CodeGenAttention": "it is not known how its fused projection puts out its parts",
 }
 # Arguments that hold a share for each query head, made for all layers at once, and the attention that was seen to work
 # with shares of them.
 BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos")
 BIASED = (
     "T5Attention", "MT5Attention", "UMT5Attention", "SwitchTransformersAttention", "MPNetSelfAttention",
-    "BloomAttention", "MptAttention", "FalconAttention", "LayoutLMv3SelfAttention",
+    "BloomAttention", "MptAttention", "FalconAttention", "LayoutLMv3SelfAttention", "CpmAntAttention",
+    "LongT5Attention", "LongT5LocalAttention",
 )  # fmt: skip
+# Of those, attention that hands its bias on with its mask.
+MASK_IN_BIAS = ("LongT5LocalAttention",)
 # Parts that all heads share: latents, their norms, the choice of tokens before attention.
 COMMON_NAMES = (
     "q_a_proj", "q_a_layernorm", "k_rope_only_layernorm", "q_a_norm", "q_b_norm", "kv_a_proj_with_mqa",
@@ -166,6 +220,8 @@ MAP_NUMBERS = {
     # LiLT attends with its layout first, then with its text.
     "LiltSelfAttention": (2, 1),
 }
+# Attention over windows around each query, or over blocks.
+BANDED = {"LongformerSelfAttention": "windows", "LEDEncoderSelfAttention": "windows", "LongT5LocalAttention": "blocks"}
 # Attention whose own backward pass is not the derivative of its forward pass, and why.
 INEXACT_GRADIENTS = {"YosoSelfAttention": "estimates its gradient by sampling"}
 # Lists of blocks that run several times over in one forward pass, and the settings whose product says how often.

@@ -85,6 +85,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             run(model, batch)
             gradients = None
         else:
+            anatomy.check_readable()
             taps.enter_context(tap(anatomy, "heads", edit=edit))
             with torch.inference_mode(False), torch.enable_grad():
                 outputs = model(**(without_labels(model, batch) if loss == "auto" else batch))

@@ -53,7 +53,7 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
         model: BERT, RoBERTa, ELECTRA, ALBERT, DistilBERT, GPT, GPT-2, Llama and models built like them.
         heads: `{layer: [heads]}`, `(layer, head)` pairs or `Head`s. In ALBERT, whose layers share their heads, a head
             must be named in every layer that runs it. With grouped keys (Llama), whole groups go, or equally many
-            heads of every group.
+            heads of every group. So it is where heads are shared out evenly among groups of another kind (CodeGen).
 
     Raises `HeadError` for heads that are out of range or were pruned before, `PruningError` where heads cannot be cut
     out; the model is then left as it was.

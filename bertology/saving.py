@@ -42,7 +42,7 @@ def load_pruned(
         dtype: the type of the weights; by default that in the config.
         attn_implementation: "sdpa", "eager" ...; by default transformers' choice.
 
-    Raises `DataError` when the folder holds no transformers model.
+    Raises `DataError` when the folder holds no transformers model, or one that lacks weights.
     """
     if not (Path(path) / "config.json").is_file():
         raise DataError(f"no model at {path}: wanted a folder with a config.json, as save_pruned writes it")
@@ -59,9 +59,15 @@ def load_pruned(
             super().__init__(config, *args, **kwargs)
             prune_heads(self, written_down(said, dissect(self).labels))
 
+    # By the name and the place of the class transformers finds how the weights of some models are renamed in files.
+    Loading.__name__, Loading.__module__ = original.__name__, original.__module__
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
-    model = Loading.from_pretrained(str(path), config=config, **{k: v for k, v in options.items() if v is not None})
+    options = {name: option for name, option in options.items() if option is not None}
+    model, told = Loading.from_pretrained(str(path), config=config, output_loading_info=True, **options)
     model.__class__ = original
+    # Another class than the saved one may have a head of its own, whose weights are new.
+    if told["missing_keys"] and original.__name__ in (config.architectures or []):
+        raise DataError(f"the files in {path} lack weights of {original.__name__}: {sorted(told['missing_keys'])[:3]}")
     return model
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import HeadError
+from .errors import HeadError, UnknownAnatomy
 from .head import Head, Heads, each_head, head_at
 
 
@@ -23,7 +23,9 @@ class Site:
     A module that runs in several layers (ALBERT) has one site for each `call`.
     A fused projection is `query`, `key` and `value` at once. `record` is the module that writes down which heads
     were pruned. `layout` says, in einops' words, how the heads lie there,
-    and `fused` how a fused projection puts out its parts.
+    and `fused` how a fused projection puts out its parts. Where the projection is a bare parameter of the attention
+    (XLNet), `weight` is its name, and all these modules are the attention itself. `runs` says how often `place` runs in
+    one pass of the attention, on several kinds of tokens.
     """
 
     row: int
@@ -43,6 +45,8 @@ class Site:
     place: nn.Module = field(repr=False)
     projection: nn.Module = field(repr=False)
     record: nn.Module = field(repr=False)
+    weight: str = ""
+    runs: int = 1
 
     @property
     def label(self) -> str:
@@ -130,6 +134,15 @@ class Anatomy:
         from .proof import check
 
         check(self, inputs)
+
+    def check_readable(self) -> None:
+        """Check that each layer's heads come once in a forward pass, or raise `UnknownAnatomy`."""
+        for site in self.sites:
+            if site.runs > 1:
+                raise UnknownAnatomy(
+                    f"{site.path} runs on {site.runs} kinds of tokens in turn: the heads of {site.label} can be edited "
+                    "(gated, ablated), but not read"
+                )
 
     def resolve(self, heads: Heads) -> list[tuple[int, int]]:
         """Turn heads into sorted places `(row, head)` of a `[layer, head]` result, or raise `HeadError`."""

@@ -61,6 +61,7 @@ FLOORS = [
     ["anatomy", "metrics"],
     ["losses", "queries"],
     ["tap"],
+    ["parts"],
     ["masking", "checkpoint", "capture", "cutting"],
     ["streaming"],
     ["hidden", "attention", "outputs", "proof", "entropy", "patterns", "importance", "scoring", "pruning"],

@@ -4,8 +4,9 @@
         model(**batch)
 
 The folder is the sole owner of every hook and of every switch of the attention implementation:
-`calls` counts which layer is running, `hooks` taps blocks and heads, `maps` taps attention maps by one of two routes:
-`interface` for models on transformers' attention interface, `softmax` for all others.
+`calls` counts which layer is running, `hooks` taps blocks and heads (`products` those whose projection is no module),
+`maps` taps attention maps by one of two routes: `interface` for models on transformers' attention interface, `softmax`
+for all others, where `bands` lays out the maps of attention over windows.
 """
 
 from .biases import narrow_biases, takes_bias

@@ -10,9 +10,10 @@ import inspect
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..names import BIAS_NAMES
+from ..names import BIAS_NAMES, MASK_IN_BIAS
 
 
 def takes_bias(attention: nn.Module) -> bool:
@@ -39,7 +40,7 @@ def narrow_biases(attention: nn.Module, heads: int, stay: list[int]) -> None:
     attention.register_forward_pre_hook(partial(_narrow, heads, shares, whole), with_kwargs=True)
     if hasattr(attention, "compute_bias"):
         attention.compute_bias = partial(_compute, attention, heads, shares, whole)  # type: ignore[assignment]
-        attention.register_forward_hook(partial(_hand_on, whole))
+        attention.register_forward_hook(partial(_hand_on, whole), with_kwargs=True)
 
 
 def _narrow(heads: int, shares: list[int], whole: list[Tensor], attention: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -61,9 +62,15 @@ def _compute(attention: Any, heads: int, shares: list[int], whole: list[Tensor],
     return _shares(whole[0], heads, shares)
 
 
-def _hand_on(whole: list[Tensor], attention: nn.Module, args: Any, output: Any) -> Any:
+def _hand_on(whole: list[Tensor], attention: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     """Hand on the whole bias, which T5's attention returns second, but not one of zeros, made for lack of any."""
-    return (output[0], whole.pop() if whole else None, *output[2:])
+    bias = whole.pop() if whole else None
+    if bias is not None and type(attention).__name__ in MASK_IN_BIAS:
+        given = inspect.signature(type(attention).forward).bind(attention, *args, **kwargs).arguments
+        if given.get("position_bias") is None and given.get("mask") is not None:
+            # As LongT5 does to a bias of its own making.
+            bias = bias + torch.where(given["mask"] > 0, 0.0, -1e10).transpose(1, 2)
+    return (output[0], bias, *output[2:])
 
 
 def _shares(bias: Tensor, heads: int, shares: list[int]) -> Tensor:

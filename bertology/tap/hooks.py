@@ -15,6 +15,7 @@ from ..errors import BertologyError, ShapeError, UnknownAnatomy
 from ..site import Anatomy, Site
 from .calls import Calls
 from .maps import tap_maps
+from .products import watch_products
 from .still import uncompiled
 
 PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
@@ -77,23 +78,31 @@ def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
 
 def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
     crossing = [site.place for site in anatomy.sites if site.stack == "cross"]
-    calls = Calls([(site.place, site) for site in anatomy.sites], may_rest=crossing)
+    calls = Calls([(site.place, site) for site in anatomy.sites for _ in range(site.runs)], may_rest=crossing)
     calls.watch(anatomy, undo)
+    if edit is None:
+        anatomy.check_readable()
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        site = calls.next(module)
+    def apply(site: Site, whole: Tensor) -> Tensor | None:
         if not site.kept:
             return None
-        args, kwargs = (args, kwargs) if args else (tuple(kwargs.values()), {})
-        x, rest = _split(site, args[0])
+        x, rest = _split(site, whole)
         if edit is None:
             read(site, x)
             return None
-        new = _same_shape(edit(site, x), x, f"heads of {site.label}")
-        return (_join(site, new, rest, args[0]), *args[1:]), kwargs
+        return _join(site, _same_shape(edit(site, x), x, f"heads of {site.label}"), rest, whole)
 
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs = (args, kwargs) if args else (tuple(kwargs.values()), {})
+        new = apply(calls.next(module), args[0])
+        return None if new is None else ((new, *args[1:]), kwargs)
+
+    bare = {site.place for site in anatomy.sites if site.weight}
+    if bare:
+        watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
     for module in calls.modules:
-        undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        if module not in bare:
+            undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
 
 
 def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,12 +116,16 @@ def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _join(site: Site, heads: Tensor, rest: Tensor, like: Tensor) -> Tensor:
     flat = torch.cat([rearrange(heads, "... head dim -> ... (head dim)"), rest], dim=-1)
-    groups = {"group": like.shape[2]} if "group" in site.layout else {}
-    return rearrange(flat, f"{_flat(site)} -> {site.layout}", **groups)
+    sizes = {name: size for name, size in zip(site.layout.split(), like.shape, strict=True) if name in _FLAT}
+    return rearrange(flat, f"{_flat(site)} -> {site.layout}", **sizes)
+
+
+# Axes that are laid down with another: groups of heads, streams of tokens.
+_FLAT = {"group": "batch token (group width)", "stream": "batch (stream token) width"}
 
 
 def _flat(site: Site) -> str:
-    return "batch token (group width)" if "group" in site.layout else "batch token width"
+    return next((flat for name, flat in _FLAT.items() if name in site.layout.split()), "batch token width")
 
 
 def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:

@@ -25,7 +25,8 @@ from .softmax import SOFTMAX, attend, four_axes
 def silenced(anatomy: Anatomy, head: int | None) -> Iterator[set[Site]]:
     """Set the attention probabilities of one head to 0, in every layer that has it, while the `with` lasts.
 
-    Without a head nothing is silenced, but attention is computed in the same way. Yields the sites where that was done, in a set that fills while the model runs.
+    Without a head nothing is silenced, but attention is computed in the same way. Yields the sites where that was
+    done, in a set that fills while the model runs.
     """
     sites = [site for site in anatomy.sites if head is None or head < len(site.kept)]
     calls = Calls([(site.attention, site) for site in sites], may_rest=[site.attention for site in sites])

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import UnknownAnatomy
 from ..names import MAP_NUMBERS
 from ..site import Anatomy, Site
+from .bands import is_banded, lay_bands
 from .reading import Reading
 
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
@@ -32,7 +33,7 @@ def watch_softmax(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     undo.enter_context(mode)
     for attention in reading.calls.modules:
         undo.callback(attention.register_forward_pre_hook(mode.start).remove)
-        undo.callback(attention.register_forward_hook(mode.end, always_call=True).remove)
+        undo.callback(attention.register_forward_hook(mode.end, with_kwargs=True, always_call=True).remove)
 
 
 class _Watching(TorchFunctionMode):
@@ -46,12 +47,18 @@ class _Watching(TorchFunctionMode):
     def start(self, module: nn.Module, args: Any) -> None:
         self.running.append((self.reading.calls.next(module), []))
 
-    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+    def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not self.running:
             return
         site, maps = self.running.pop()
         if output is None:
             return  # the module raised
+        if is_banded(module):
+            laid = lay_bands(module, maps, args, kwargs)
+            if laid is None:
+                raise UnknownAnatomy(f"the softmaxes of {site.label} ({type(module).__name__}) are not over windows")
+            self.reading.give(site, laid, slice(0, laid.shape[2]))
+            return
         wanted = MAP_NUMBERS.get(type(module).__name__, (1, 0))
         if len(maps) != wanted[0]:
             raise UnknownAnatomy(
@@ -74,7 +81,8 @@ class _Watching(TorchFunctionMode):
         output = func(*args, **kwargs)
         if func in SOFTMAX:
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            laid = four_axes(output, axis, len(self.running[-1][0].kept))
+            site = self.running[-1][0]
+            laid = output if is_banded(site.attention) else four_axes(output, axis, len(site.kept))
             if laid is not None:
                 self.running[-1][1].append(laid)
         return output

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from zoo import V4
 
 import bertology as b
+from sweep.bands import BANDED, dense_map
 from sweep.shrink import Tiny
 
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
@@ -26,7 +27,17 @@ SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 # SqueezeBERT and ProphetNet return their scores, CPM-Ant its maps without the prompt's rows.
 OWN_MAPS_DIFFER = ("squeezebert", "cpmant", "prophetnet", "xlm-prophetnet")
 # Those that take no softmax over all keys, or use it twice: their heads are scaled by the value projection's rows.
-BY_VALUES = ("convbert", "led", "lilt", "longformer", "longt5", "nystromformer", "reformer", "yoso")
+BY_VALUES = (
+    "convbert",
+    "led",
+    "lilt",
+    "longformer",
+    "longt5",
+    "nystromformer",
+    "pegasus_x",
+    "prophetnet",
+    "reformer",
+    "yoso", "xlm-prophetnet")
 
 
 # DiffLlama's heads are normed behind their maps; recurrent Gemma of transformers 4 takes no softmax of its own.
@@ -207,7 +218,8 @@ def attention_maps(tiny: Tiny) -> None:
             mine, other = maps[layer][corner] * rows, again.stacks[stack][layer][corner] * rows
             close(other, mine, tiny.tolerance, f"eager and sdpa map {site}")
             close(mine, seen[site.row][..., :keys] * rows, tiny.tolerance, f"map {site}")
-            if listed is not None and len(listed) == len(sites):
+            banded = type(site.attention).__name__ in BANDED  # transformers returns those as bands
+            if listed is not None and len(listed) == len(sites) and not banded:
                 close(mine, listed[layer].reshape(mine.shape) * rows, tiny.tolerance, f"transformers' map {site}")
             assert (mine.sum(-1) < 1 + 1e-4).all(), f"map {site} sums to {mine.sum(-1).max()}"
 
@@ -217,6 +229,9 @@ def softmaxes(tiny: Tiny) -> list[Tensor]:
     """[layer] of [batch, head, query, key]: what the eager softmax of each site gives, sinks left out."""
     found = []
     for site in b.dissect(tiny.eager).sites:
+        if type(site.attention).__name__ in BANDED:
+            found.append(dense_map(tiny.eager, site, tiny.batch))
+            continue
         with Probabilities(site) as mode:
             tiny.eager(**tiny.batch)
         seen = [x for x in mode.seen if x.dim() == 3 or x.shape[1] == site.width]

@@ -151,7 +151,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "mamba_d_head": 8,
         "mamba_n_groups": 1,
     },
-    "codegen": {"rotary_dim": 4},
+    # two heads for each of its four partitions
+    "codegen": {"rotary_dim": 4, "n_head": 8},
     "cohere_compass_text": {
         "rope_parameters": {
             "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
@@ -174,6 +175,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "lfm3": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "sliding_attention"]},
     "lilt": {"hidden_size": 48},
     "ministral": {"head_dim": 8},
+    "squeezebert": {"num_attention_heads": 8},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h": {
         "layers_block_type": ["linear_attention", "full_attention", "moe", "full_attention"],

@@ -12,28 +12,25 @@ from sweep.shrink import NO_HEADS, NOT_BUILT, Tiny, build, class_of, covered_typ
 pytestmark = pytest.mark.filterwarnings("ignore")
 # What is refused with a clear error, or cannot be shown on a CPU; anything else must hold.
 REFUSED = {
-    "attention maps": {"diffllama", "jetmoe", "led", "longformer", "longt5", "mra", "reformer", "xlnet", "yoso"},
-    "entropy": {"diffllama", "jetmoe", "led", "longformer", "longt5", "mra", "reformer", "xlnet", "yoso"},
+    "attention maps": {"diffllama", "jetmoe", "mra", "reformer", "yoso"},
+    "entropy": {"diffllama", "jetmoe", "mra", "reformer", "yoso"},
     "proof": {
         "jetmoe", "led", "lilt", "longformer", "longt5", "mra", "nystromformer", "pegasus_x", "prophetnet",
-        "reformer", "xlnet", "yoso",
+        "reformer", "yoso",
     },
-    "gates": {"jetmoe", "mra", "pegasus_x", "prophetnet", "xlnet"},
-    "hidden states": {"jetmoe", "xlnet"},
-    "importance": {"hrm_text", "jetmoe", "mra", "pegasus_x", "prophetnet", "reformer", "xlnet", "yoso"},
+    "gates": {"jetmoe", "mra"},
+    "hidden states": {"jetmoe"},
+    "importance": {"hrm_text", "jetmoe", "mra", "reformer", "yoso"},
     "pruning": {
-        "codegen", "convbert", "cpmant", "deepseek_v4", "diffllama", "doge", "fsmt", "funnel", "ibert", "inkling2_text",
-        "inkling_text", "jetmoe", "led", "lilt", "longformer", "longt5", "neomme", "nystromformer", "pegasus_x",
-        "prophetnet", "reformer", "squeezebert", "trocr", "xlnet", "zaya",
+        "convbert", "fsmt", "jetmoe", "led", "lilt", "longformer", "pegasus_x", "prophetnet", "reformer",
+        "trocr", "zaya",
     },
 }  # fmt: skip
 
 
 if V4:
-    REFUSED["pruning"] |= {"clip_text_model", "mt5", "switch_transformers", "t5", "umt5", "xlm-prophetnet"}
-    REFUSED["gates"] |= {"xlm-prophetnet"}
-    REFUSED["proof"] |= {"xlm-prophetnet"}
-    REFUSED["importance"] |= {"xlm-prophetnet"}
+    REFUSED["pruning"] |= {"clip_text_model", "longt5", "mt5", "switch_transformers", "t5", "umt5", "xlm-prophetnet"}
+    REFUSED["proof"] |= {"diffllama", "xlm-prophetnet"}
 
 
 @pytest.mark.parametrize("model_type", covered_types())
@@ -62,5 +59,6 @@ def test_the_shares_that_are_claimed():
     assert len(types) > 100
     for name, refused in REFUSED.items():
         share = 1 - len(refused & types) / len(types)
-        assert share >= ((0.8 if V4 else 0.88) if name == "pruning" else 0.92), f"{name}: {share:.1%}"
+        least = {"pruning": 0.88 if V4 else 0.95, "proof": 0.92 if V4 else 0.95}.get(name, 0.96 if V4 else 0.97)
+        assert share >= least, f"{name}: {share:.1%}"
     assert not set(NOT_BUILT) & types

@@ -1,0 +1,245 @@
+"""What has each part of an attention module to do with its heads, and can heads be cut out of it?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import PruningError
+from .names import (
+    BIAS_TABLE_NAMES,
+    BIASED,
+    COMMON_NAMES,
+    DIFFERENCE_NAME,
+    EPSILON_NAMES,
+    GROUPS_NAME,
+    KEY_COUNT_NAMES,
+    PLAIN_UNLESS,
+    SHARED_OUT_NAMES,
+    SHARES,
+    UNCUT,
+    UNCUT_4,
+    WHOLE_NORM_NAMES,
+    Shares,
+)
+from .site import Site
+from .tap import takes_bias
+from .whole import OfAllHeads
+
+
+def check_parts(site: Site) -> None:
+    """Check, by all that is known of its parts, that heads of a site can be cut out; or raise `PruningError`."""
+    refused = f"the heads of {site.label} cannot be cut out: "
+    hint = "; silence them with gated()"
+    own_layout = type(site.attention).__name__ in SHARES
+    if site.layout != "batch token width" and not own_layout:
+        raise PruningError(f"{refused}its {site.path} takes them as [{site.layout.replace(' ', ', ')}]{hint}")
+    uncut = UNCUT | (UNCUT_4 if transformers.__version__.startswith("4.") else {})
+    for kind in type(site.attention).__mro__:
+        if kind.__name__ in uncut:
+            raise PruningError(f"{refused}{uncut[kind.__name__]}{hint}")
+    if site.place is not site.projection and not _is_root_mean_square(site.place):
+        raise PruningError(f"{refused}{site.path} is a norm over all of them, which would change{hint}")
+    shares = shares_of(site)
+    if len({getattr(site.attention, name) for name in shares.equal}) > 1:
+        raise PruningError(f"{refused}its {' and '.join(shares.equal)} differ, which mixes heads{hint}")
+    parts = set() if site.weight else {site.query, site.key, site.value}
+    known = () if site.weight else (*parts, site.projection)
+    if parts and len(parts) < 3 and not site.fused:
+        raise PruningError(f"{refused}it is not known how its fused projection puts out its parts{hint}")
+    for module in (*known, *(part for _, part in shared_out(site) if isinstance(part, nn.Module))):
+        inner = inner_layer(module)
+        weight = getattr(inner, "weight", None)
+        plain = isinstance(weight, Tensor) and weight.is_floating_point()
+        if not plain or not _is_linear(inner, groups_allowed=module in parts):
+            raise PruningError(
+                f"{refused}only Linear and Conv1D layers with plain weights can be cut, "
+                f"got {type(inner).__name__}; merge adapters and undo quantization first"
+            )
+    tables = any(hasattr(site.attention, name) for name in BIAS_TABLE_NAMES)
+    if tables and transformers.__version__.startswith("4."):
+        raise PruningError(f"{refused}in transformers 4 it shares a position bias with other layers{hint}")
+    if (tables or takes_bias(site.attention)) and type(site.attention).__name__ not in BIASED:
+        raise PruningError(f"{refused}it shares a position bias with other layers{hint}")
+    _check_listed(site)
+    accounted = {id(parameter) for module in known for parameter in module.parameters()}
+    accounted |= {id(getattr(owner, name)) for owner, name, _ in listed(site)}
+    own_names = (*shares.common, *shares.keys, *whole_norms(site))
+    known_names = (*COMMON_NAMES, *SHARED_OUT_NAMES, *BIAS_TABLE_NAMES, *own_names)
+    for name, part in children(site.attention):
+        parameters = [part] if isinstance(part, Tensor) else part.parameters()
+        if all(id(parameter) in accounted for parameter in parameters):
+            continue
+        if part is not site.place and name not in known_names and not _of_one_head(site, part):
+            raise PruningError(
+                f"{refused}it is not known what {name!r} ({type(part).__name__}) has to do with heads{hint}"
+            )
+    for _, part in shared_out(site):
+        share_of(site, part.shape[0] if isinstance(part, Tensor) else outputs_of(inner_layer(part)), len(site.kept))
+    for module in parts - set(whole_norms(site).values()):
+        outputs_that_stay(site, module, [0], [0])
+
+
+def _check_listed(site: Site) -> None:
+    """Whether the parameters that are listed with an axis can be cut along it."""
+    for owner, name, axis in listed(site):
+        share_of(site, getattr(owner, name).shape[axis], len(site.kept))
+        depthwise = getattr(owner, "groups", 1) == getattr(owner, "in_channels", 1) == getattr(owner, "out_channels", 1)
+        if not depthwise:
+            raise PruningError(f"the heads of {site.label} cannot be cut out: {type(owner).__name__} is not depthwise")
+
+
+def _is_linear(layer: Any, groups_allowed: bool) -> bool:
+    """Whether a layer multiplies with its weight and does nothing else."""
+    if isinstance(layer, nn.Conv1d):
+        return groups_allowed or layer.groups == 1
+    unless = PLAIN_UNLESS.get(type(layer).__name__)
+    plain = isinstance(layer, (nn.Linear, Conv1D)) or (unless is not None and getattr(layer, unless) is False)
+    return plain and layer.weight.dim() == 2
+
+
+def _is_root_mean_square(norm: nn.Module) -> bool:
+    return type(norm).__name__.endswith("RMSNorm") and any(hasattr(norm, name) for name in EPSILON_NAMES)
+
+
+def children(attention: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The parts of an attention module that hold parameters."""
+    yield from ((name, parameter) for name, parameter in attention._parameters.items() if parameter is not None)
+    yield from ((name, child) for name, child in attention.named_children() if any(True for _ in child.parameters()))
+
+
+def _of_one_head(site: Site, part: Any) -> bool:
+    """Whether a norm has one weight for each number of a head, the same for all heads."""
+    if site.weight:
+        return False
+    width = outputs_of(inner_layer(site.query)) // len(site.kept)
+    sizes = {parameter.numel() for parameter in ([part] if isinstance(part, Tensor) else part.parameters())}
+    return all(size in (1, site.dim, width, width // 2) and size < len(site.kept) * site.dim for size in sizes)
+
+
+def shares_of(site: Site) -> Shares:
+    """What is known of the parts of attention of this kind."""
+    return SHARES.get(type(site.attention).__name__, Shares())
+
+
+def listed(site: Site) -> list[tuple[nn.Module, str, int]]:
+    """(owner, name, axis): the parameters with a share for each query head that are known by their paths."""
+    modules, found = dict(site.attention.named_modules()), []
+    for path, axis in shares_of(site).axes.items():
+        place, _, name = path.rpartition(".")
+        if place in modules and getattr(modules[place], name, None) is not None:
+            found.append((modules[place], name, axis))
+    return found
+
+
+def halves_of(site: Site) -> int:
+    """How many heads of the attention make one: DiffLlama's are differences, of one in the first half and one in the
+    second."""
+    return 2 if hasattr(site.attention, DIFFERENCE_NAME) else 1
+
+
+def even_groups(site: Site) -> set[int]:
+    """Among how many groups, each of them heads one behind the other, the heads are shared out evenly."""
+    convolutions = [inner_layer(m) for m in (site.query, site.key, site.value) if isinstance(inner_layer(m), nn.Conv1d)]
+    groups = {convolution.groups for convolution in convolutions}
+    groups |= {int(getattr(site.projection, "n_groups", 1)), 4 if site.fused == "quarters" else 1}
+    return groups - {1}
+
+
+def shared_out(site: Site) -> list[tuple[str, Any]]:
+    """The parts with a share for each query head that are known by their names."""
+    return [(name, part) for name, part in children(site.attention) if name in SHARED_OUT_NAMES]
+
+
+def count_key_heads(site: Site) -> int:
+    """How many heads the keys have: what the module says, else one for each query head."""
+    heads = len(site.kept) or 1
+    for name in KEY_COUNT_NAMES:
+        if isinstance(getattr(site.attention, name, None), int):
+            return int(getattr(site.attention, name)) // halves_of(site)
+    return heads // int(getattr(site.attention, GROUPS_NAME, 1))
+
+
+def whole_norms(site: Site) -> dict[str, nn.Module]:
+    """{name: projection}: the norms over all queries, or all keys, of a site."""
+    found = {}
+    for name, of in WHOLE_NORM_NAMES.items():
+        norm, module = getattr(site.attention, name, None), getattr(site, of)
+        sizes = {p.numel() for p in norm.parameters()} if isinstance(norm, nn.Module) else set()
+        one_head = not isinstance(norm, OfAllHeads) and site.dim in sizes
+        inner = inner_layer(module)
+        if sizes and not one_head and isinstance(inner, nn.Linear) and sizes == {outputs_of(inner)}:
+            found[name] = module
+    return found
+
+
+def outputs_that_stay(site: Site, module: nn.Module, queries: list[int], keys: list[int]) -> list[int]:
+    """Which outputs of the query, key or value projection, or of a fused one, stay."""
+    heads, key_heads, width = len(site.kept), count_key_heads(site), outputs_of(inner_layer(module))
+    roles = [role for role, of in zip("qkv", (site.query, site.key, site.value), strict=True) if of is module]
+    units = {"q": (heads, queries), "k": (key_heads, keys), "v": (key_heads, keys)}
+    if len(roles) == 1 or (site.fused == "heads" and key_heads == heads):
+        count, stay = units[roles[0]]
+        halves = halves_of(site)
+        return numbers_of(
+            [half * count + place for half in range(halves) for place in stay], share_of(site, width, halves * count)
+        )
+    if site.fused == "quarters":
+        size = share_of(site, heads, 4)
+        rows = [
+            (place // size * 3 + role) * size + place % size
+            for quarter in range(4)
+            for role in range(3)
+            for place in queries
+            if place // size == quarter
+        ]
+        return numbers_of(rows, share_of(site, width, 3 * heads))
+    if site.fused == "heads" and key_heads > 1 and roles == ["q", "k", "v"]:
+        # Falcon: in each group its queries, then their key and value.
+        one, size = share_of(site, width, heads + 2 * key_heads), heads // key_heads
+        rows = [
+            group * (size + 2) + i
+            for group in keys
+            for i in [*(place % size for place in queries if place // size == group), size, size + 1]
+        ]
+        return numbers_of(rows, one)
+    if site.fused == "heads" and roles == ["k", "v"]:
+        return numbers_of(keys, share_of(site, width, key_heads))
+    one, start, stays = share_of(site, width, sum(units[role][0] for role in roles)), 0, []
+    for role in roles:
+        count, stay = units[role]
+        stays += [start + place for place in stay]
+        start += count
+    return numbers_of(stays, one)
+
+
+def numbers_of(places: list[int], share: int) -> list[int]:
+    """The numbers that belong to these places, where each has so many."""
+    return [place * share + i for place in places for i in range(share)]
+
+
+def share_of(site: Site, width: int, count: int) -> int:
+    """How many of so many numbers belong to each of so many heads; or a `PruningError`."""
+    share, left_over = divmod(width, count)
+    if left_over:
+        raise PruningError(
+            f"the heads of {site.label} cannot be cut out: a projection puts out {width} numbers, which cannot be "
+            f"shared out among {count} heads"
+        )
+    return share
+
+
+def inner_layer(module: nn.Module) -> Any:
+    """The layer that holds the weight, out of a wrapper around nothing else (Moshi)."""
+    inside = list(module.children())
+    return inside[0] if not hasattr(module, "weight") and len(inside) == 1 else module
+
+
+def outputs_of(module: Any) -> int:
+    """How many numbers a layer puts out."""
+    weight: Tensor = module.weight
+    return weight.shape[1 if isinstance(module, Conv1D) else 0]

@@ -111,12 +111,25 @@ class Home(torch.nn.Module):
         return x
 
 
-def test_a_model_of_ones_own(monkeypatch):
-    monkeypatch.setattr("bertology.anatomy.NAMES", list(bertology.anatomy.NAMES))
+OWN = Names("to_q", "to_k", "to_v", "to_out")
+
+
+@pytest.fixture
+def unknown():
+    """Names that no one registered, before and after."""
+    names = bertology.names.NAMES
+    kept = [line for line in names if line != OWN]
+    names[:] = kept
+    yield
+    names[:] = kept
+
+
+@pytest.mark.usefixtures("unknown")
+def test_a_model_of_ones_own():
     model = Home()
     with pytest.raises(UnknownAnatomy, match=r"look like attention hold to_q, to_k, to_v, to_out.*register_names"):
         dissect(model)
-    register_names(Names("to_q", "to_k", "to_v", "to_out"))
+    register_names(OWN)
     anatomy = dissect(model)
     assert (anatomy.labels, anatomy.heads) == (("0", "1"), 4)
     inputs = {"input_ids": batch()["input_ids"]}

@@ -253,7 +253,9 @@ def test_encoder_decoders(name, tmp_path):
         assert torch.equal(again.sequences, told.sequences)
         torch.testing.assert_close(torch.stack(again.logits), torch.stack(told.logits), atol=1e-12, rtol=0)
         save_pruned(model, tmp_path)
-        torch.testing.assert_close(load_pruned(tmp_path, dtype=torch.float64)(**whole).logits, masked, atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            load_pruned(tmp_path, dtype=torch.float64)(**whole).logits, masked, atol=1e-12, rtol=0
+        )
         twin = copy.deepcopy(model)
         torch.testing.assert_close(twin(**whole).logits, masked, atol=1e-12, rtol=0)
     assert model.config.pruned_heads_by_label["decoder.1"] == [0, 1, 2, 3]

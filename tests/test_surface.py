@@ -58,6 +58,8 @@ FLOORS = [
     ["errors", "names"],
     ["result", "head", "whole"],
     ["site", "batches", "demo"],
+    ["attentions"],
+    ["stacks"],
     ["anatomy", "metrics"],
     ["losses", "queries"],
     ["tap"],

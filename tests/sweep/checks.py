@@ -37,7 +37,9 @@ BY_VALUES = (
     "pegasus_x",
     "prophetnet",
     "reformer",
-    "yoso", "xlm-prophetnet")
+    "yoso",
+    "xlm-prophetnet",
+)
 
 
 # DiffLlama's heads are normed behind their maps; recurrent Gemma of transformers 4 takes no softmax of its own.

@@ -61,7 +61,7 @@ def _returned(modules: dict[str, nn.Module], block: str) -> nn.Module:
 
 
 def name_stacks(modules: dict[str, nn.Module], towers: dict[str, list[Found]]) -> dict[str, str]:
-    """{tower: what its stack is called}: "encoder" and "decoder", or parts of paths where there are several of a kind."""
+    """{tower: what its stack is called}: "encoder" and "decoder", or parts of paths where several are of a kind."""
     kinds = {tower: _kind(modules, tower, found) for tower, found in towers.items()}
     if len(set(kinds.values())) == len(kinds):
         return kinds

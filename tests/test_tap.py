@@ -92,6 +92,9 @@ def test_wrong_use():
         tap(anatomy, "heads").__enter__()
     with pytest.raises(BertologyError, match="'attention' can be read but not edited; edit 'block' or 'heads'"):
         tap(anatomy, "attention", edit=lambda *x: x[1]).__enter__()
+    for rows in (0, -1, 2.5, True):
+        with pytest.raises(BertologyError, match=rf"a whole number from 1 up; got {rows}"):
+            tap(anatomy, "attention", read=print, rows=rows).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,17 @@ def test_a_projection_that_the_model_goes_around_is_noticed():
         tap(anatomy, "heads", read=lambda *_: None),
     ):
         logits(model)
+
+
+def test_a_block_that_the_model_skips_is_noticed():
+    model = BY_NAME["bert"].build()
+    anatomy = dissect(model)
+    with tap(anatomy, "block", read=lambda *_: None):
+        model.bert.encoder.layer = model.bert.encoder.layer[:1]
+        with pytest.raises(UnknownAnatomy, match="block 2 of the encoder was not reached in the forward pass"):
+            logits(model)
+    with pytest.raises(UnknownAnatomy, match="block 2 of the encoder is no longer part of the model: dissect it again"):
+        tap(anatomy, "block", read=lambda *_: None).__enter__()
 
 
 def test_a_shared_module_that_runs_too_often_is_noticed():

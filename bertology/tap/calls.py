@@ -92,8 +92,11 @@ class Calls(Generic[Place]):
         all_parts = {stack.module: set(stack.module.modules()) for stack in anatomy.stacks}
         inner_first = sorted(all_parts, key=lambda stack: len(all_parts[stack]))
         inside: dict[nn.Module, list[nn.Module]] = {stack: [] for stack in inner_first}
-        for place in self._places:
-            inside[next(stack for stack in inner_first if place in all_parts[stack])].append(place)
+        for module, places in self._places.items():
+            stack = next((stack for stack in inner_first if module in all_parts[stack]), None)
+            if stack is None:
+                raise UnknownAnatomy(f"{places[0]} is no longer part of the model: dissect it again")
+            inside[stack].append(module)
         return inside
 
     def _left(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -111,5 +114,9 @@ class Calls(Generic[Place]):
             )
             raise UnknownAnatomy(
                 f"{where}: its module ran {done} times, wanted {len(places)}. "
-                + ("The model goes around it" if done < len(places) else "The model runs it in a loop")
+                + (
+                    "The model goes around it"
+                    if done < len(places)
+                    else "The model runs it in a loop, or a reader ran the model"
+                )
             )

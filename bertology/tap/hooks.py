@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -17,6 +17,7 @@ from .calls import Calls
 from .maps import tap_maps
 from .products import watch_products
 from .still import uncompiled
+from .watching import of_reader
 
 PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 
@@ -57,6 +58,9 @@ def tap(
         raise BertologyError("a tap either reads or edits: pass one of read= and edit=")
     if edit is not None and place not in ("block", "heads"):
         raise BertologyError(f"{place!r} can be read but not edited; edit 'block' or 'heads'")
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+        raise BertologyError(f"rows= is how many query rows come at a time, a whole number from 1 up; got {rows!r}")
+    read, edit = (None if call is None else of_reader(call) for call in (read, edit))
     with ExitStack() as undo:
         undo.enter_context(uncompiled())
         if place in ("attention", "entropy"):
@@ -128,14 +132,23 @@ def _flat(site: Site) -> str:
     return next((flat for name, flat in _FLAT.items() if name in site.layout.split()), "batch token width")
 
 
+class _Block(NamedTuple):
+    stack: str
+    layer: int
+
+    def __str__(self) -> str:
+        return f"block {self.layer} of the {self.stack}"
+
+
 def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
     places = [
-        (block, (stack.name, layer)) for stack in anatomy.stacks for layer, block in enumerate(stack.blocks, start=1)
+        (block, _Block(stack.name, layer))
+        for stack in anatomy.stacks
+        for layer, block in enumerate(stack.blocks, start=1)
     ]
     calls = Calls(places)
     calls.watch(anatomy, undo)
-    running: dict[nn.Module, tuple[str, int]] = {}
-
+    running: dict[nn.Module, _Block] = {}
     layouts = {stack.name: stack.layout for stack in anatomy.stacks}
 
     def apply(stack: str, layer: int, x: Tensor) -> Tensor | None:
@@ -147,7 +160,7 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
         if edit is None:
             read(stack, layer, laid)
             return None
-        new = _same_shape(edit(stack, layer, laid), laid, f"block {layer} of the {stack}")
+        new = _same_shape(edit(stack, layer, laid), laid, str(_Block(stack, layer)))
         return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

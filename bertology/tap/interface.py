@@ -20,6 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 from ..site import Anatomy
 from .plain import CACHE_BYTES, attend_plainly, is_plain, repeated
 from .reading import Reading
+from .switches import turn
 
 NAME = "bertology"
 BLOCK_BYTES = 64 * 2**20
@@ -58,9 +59,7 @@ def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str,
         if hasattr(module, "config") and not inside.isdisjoint(module.modules())
     }
     for config in configs.values():
-        before = config._attn_implementation_internal
-        undo.callback(setattr, config, "_attn_implementation_internal", before)
-        config._attn_implementation_internal = name
+        turn(config, "_attn_implementation_internal", name, undo)
 
 
 def _forget(attention: nn.Module, reading: Reading) -> None:

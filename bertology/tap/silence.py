@@ -11,14 +11,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from ..site import Anatomy, Site
 from .calls import Calls
 from .interface import eager_function, set_implementation
 from .softmax import SOFTMAX, attend, four_axes
+from .watching import Watching
 
 
 @contextmanager
@@ -36,52 +36,43 @@ def silenced(anatomy: Anatomy, head: int | None) -> Iterator[set[Site]]:
         on_interface = [module for module in calls.modules if eager_function(module) is not None]
         if on_interface:
             set_implementation(anatomy, on_interface, "eager", undo)
-        undo.enter_context(mode)
         calls.watch(anatomy, undo)
-        for attention in calls.modules:
-            undo.callback(attention.register_forward_pre_hook(mode.start).remove)
-            undo.callback(attention.register_forward_hook(mode.end, always_call=True).remove)
+        mode.watch(calls.modules, undo)
         yield mode.done
 
 
-class _Silencing(TorchFunctionMode):
+class _Silencing(Watching):
     """Zeroes one head of every softmax over keys in an attention module that is running."""
 
     def __init__(self, calls: Calls[Site], head: int | None) -> None:
-        super().__init__()
-        self.calls, self.head = calls, head
-        self.running: list[Site] = []
+        super().__init__(calls.next)
+        self.head = head
         self.done: set[Site] = set()
-
-    def start(self, module: nn.Module, args: Any) -> None:
-        self.running.append(self.calls.next(module))
-
-    def end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.running:
-            self.running.pop()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.running and func is F.scaled_dot_product_attention:
+        now = self.now
+        if now is None:
+            return func(*args, **kwargs)
+        heads = len(now.site.kept)
+        if func is F.scaled_dot_product_attention:
             output = attend(*args, **kwargs)[0]
-            fits = output.dim() == 4 and output.shape[1] == len(self.running[-1].kept)
-            return self._without(output) if fits else output
+            fits = output.dim() == 4 and output.shape[1] == heads
+            return self._without(now.site, output) if fits else output
         output = func(*args, **kwargs)
-        if self.running and func in SOFTMAX:
+        if func in SOFTMAX:
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            heads = len(self.running[-1].kept)
             laid = four_axes(output, axis, heads)
             if laid is None and output.dim() == 4 and output.shape[1] == 2 * heads:
                 laid = output  # DiffLlama: two maps a head
             if laid is not None:
-                return self._without(laid).reshape(output.shape)
+                return self._without(now.site, laid).reshape(output.shape)
         return output
 
-    def _without(self, x: Tensor) -> Tensor:
+    def _without(self, site: Site, x: Tensor) -> Tensor:
         """`x [batch, head, ...]` with zeros for the head, in each half where a head has two maps."""
-        site = self.running[-1]
         gate = torch.ones(len(site.kept), dtype=x.dtype, device=x.device)
         if self.head is not None:
             gate[self.head] = 0

@@ -13,57 +13,45 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from ..errors import UnknownAnatomy
 from ..names import MAP_NUMBERS
-from ..site import Anatomy, Site
+from ..site import Anatomy
 from .bands import is_banded, lay_bands
 from .reading import Reading
+from .watching import Pass, Watching
 
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
 
 def watch_softmax(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these sites to the reader, while `undo` is open."""
-    mode = _Watching(reading)
-    # Entered last, and so left first: what is below it in the pile of modes stays there.
-    undo.enter_context(mode)
-    for attention in reading.calls.modules:
-        undo.callback(attention.register_forward_pre_hook(mode.start).remove)
-        undo.callback(attention.register_forward_hook(mode.end, with_kwargs=True, always_call=True).remove)
+    _WatchingSoftmax(reading).watch(reading.calls.modules, undo)
 
 
-class _Watching(TorchFunctionMode):
+class _WatchingSoftmax(Watching):
     """Sees every softmax of the attention module that is running."""
 
     def __init__(self, reading: Reading) -> None:
-        super().__init__()
+        super().__init__(reading.calls.next)
         self.reading = reading
-        self.running: list[tuple[Site, list[Tensor]]] = []
 
-    def start(self, module: nn.Module, args: Any) -> None:
-        self.running.append((self.reading.calls.next(module), []))
-
-    def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not self.running:
-            return
-        site, maps = self.running.pop()
-        if output is None:
-            return  # the module raised
-        if is_banded(module):
-            laid = lay_bands(module, maps, args, kwargs)
+    def end(self, ended: Pass, args: Any, kwargs: Any) -> None:
+        site, maps = ended.site, ended.seen
+        kind = type(site.attention).__name__
+        if is_banded(site.attention):
+            laid = lay_bands(site.attention, maps, args, kwargs)
             if laid is None:
-                raise UnknownAnatomy(f"the softmaxes of {site.label} ({type(module).__name__}) are not over windows")
+                raise UnknownAnatomy(f"the softmaxes of {site.label} ({kind}) are not over windows")
             self.reading.give(site, laid, slice(0, laid.shape[2]))
             return
-        wanted = MAP_NUMBERS.get(type(module).__name__, (1, 0))
+        wanted = MAP_NUMBERS.get(kind, (1, 0))
         if len(maps) != wanted[0]:
             raise UnknownAnatomy(
-                f"the attention of {site.label} ({type(module).__name__}) took {len(maps)} softmaxes over "
-                f"[batch, head, query, key], wanted {wanted[0]}: its maps cannot be read"
+                f"the attention of {site.label} ({kind}) took {len(maps)} softmaxes over [batch, head, query, key], "
+                f"wanted {wanted[0]}: its maps cannot be read"
             )
         weights = maps[wanted[1]]
         self.reading.give(site, weights, slice(0, weights.shape[2]))
@@ -72,19 +60,19 @@ class _Watching(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.running:
+        now = self.now
+        if now is None:
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             output, weights = attend(*args, **kwargs)
-            self.running[-1][1].append(weights)
+            now.seen.append(weights)
             return output
         output = func(*args, **kwargs)
         if func in SOFTMAX:
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            site = self.running[-1][0]
-            laid = output if is_banded(site.attention) else four_axes(output, axis, len(site.kept))
+            laid = output if is_banded(now.site.attention) else four_axes(output, axis, len(now.site.kept))
             if laid is not None:
-                self.running[-1][1].append(laid)
+                now.seen.append(laid)
         return output
 
 

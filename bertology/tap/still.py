@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from .switches import turn
 
 _lock = threading.Lock()
 _uncompiled: list[Any] = []
@@ -43,21 +45,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run the model in eval mode; put back every module's mode, the random state and what passes set in configs."""
     modes = [(module, module.training) for module in model.modules()]
     configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
-    # A sequence classifier that is given labels writes the problem type that it guessed into its config.
-    names = ("problem_type", "return_dict")
-    settings = [(config, name, getattr(config, name)) for config in configs for name in names if hasattr(config, name)]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
-        try:
-            for module, _ in modes:
-                module.training = False
-            for config, name, _ in settings:
-                if name == "return_dict":
-                    config.return_dict = True  # outputs are read by name
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for config, name, value in settings:
-                if getattr(config, name) != value:
-                    setattr(config, name, value)
+    with ExitStack() as undo:
+        undo.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
+        for config in configs:
+            if hasattr(config, "return_dict"):
+                turn(config, "return_dict", True, undo)  # outputs are read by name
+            if hasattr(config, "problem_type"):
+                # A sequence classifier that is given labels writes the problem type that it guessed into its config.
+                turn(config, "problem_type", config.problem_type, undo)
+        for module, mode in modes:
+            undo.callback(setattr, module, "training", mode)
+            module.training = False
+        yield

@@ -1,0 +1,86 @@
+"""How are the torch functions seen that an attention module calls while it runs?"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+
+from ..site import Site
+
+
+class _Readers(threading.local):
+    running = 0
+
+
+_readers = _Readers()
+
+
+def of_reader(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A reader or editor whose own torch functions, such as those of another model, no `Watching` takes for its own."""
+
+    def called(*args: Any) -> Any:
+        _readers.running += 1
+        try:
+            return call(*args)
+        finally:
+            _readers.running -= 1
+
+    return called
+
+
+class Pass(NamedTuple):
+    """One pass of an attention module, and what was seen in it."""
+
+    site: Site
+    seen: list[Tensor]
+    readers: int
+
+
+class Watching(TorchFunctionMode):
+    """Knows which of these attention modules is running when a torch function is called."""
+
+    def __init__(self, next_site: Callable[[nn.Module], Site]) -> None:
+        super().__init__()
+        self.next_site = next_site
+        self._running: list[Pass] = []
+
+    def watch(self, attentions: list[nn.Module], undo: ExitStack) -> None:
+        """Watch while `undo` is open."""
+        _push_mode(self)
+        undo.callback(self._leave)
+        for attention in attentions:
+            undo.callback(attention.register_forward_pre_hook(self._start).remove)
+            undo.callback(attention.register_forward_hook(self._end, with_kwargs=True, always_call=True).remove)
+
+    def _leave(self) -> None:
+        """Leave the pile of modes, from below others too: generators may close taps in any order."""
+        if self not in _get_current_function_mode_stack():
+            return
+        above = []
+        while (top := _pop_mode()) is not self:
+            above.append(top)
+        for mode in reversed(above):
+            _push_mode(mode)
+
+    def _start(self, module: nn.Module, args: Any) -> None:
+        self._running.append(Pass(self.next_site(module), [], _readers.running))
+
+    def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._running:
+            ended = self._running.pop()
+            if output is not None:  # else the module raised
+                self.end(ended, args, kwargs)
+
+    def end(self, ended: Pass, args: Any, kwargs: Any) -> None:
+        """What is to do with what was seen, when an attention module given these arguments is done."""
+
+    @property
+    def now(self) -> Pass | None:
+        """The pass that calls the torch function at hand: None between passes, and while a reader runs."""
+        last = self._running[-1] if self._running else None
+        return last if last and last.readers == _readers.running else None

@@ -37,7 +37,7 @@ def check_parts(site: Site) -> None:
     hint = "; silence them with gated()"
     own_layout = type(site.attention).__name__ in SHARES
     if site.layout != "batch token width" and not own_layout:
-        raise PruningError(f"{refused}its {site.path} takes them as [{site.layout.replace(' ', ', ')}]{hint}")
+        raise PruningError(f"{refused}its projection takes them as [{site.layout.replace(' ', ', ')}]{hint}")
     uncut = UNCUT | (UNCUT_4 if transformers.__version__.startswith("4.") else {})
     for kind in type(site.attention).__mro__:
         if kind.__name__ in uncut:

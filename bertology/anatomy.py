@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from .attentions import Found, configs_around, find_attentions, name_by_hand, path_of
+from .attentions import Found, acts_on_record, configs_around, find_attentions, name_by_hand, path_of
 from .errors import UnknownAnatomy
 from .names import (
     COUNT_NAMES,
@@ -105,8 +105,7 @@ def _site(modules: dict[str, nn.Module], one: Found, row: int, stack: str, layer
             "gates there would not be heads' gates. If it does, say so with "
             f"register_names(Names(..., norm={unplaced[0]!r}))"
         )
-    parent = modules[one.path.rpartition(".")[0]]
-    record = parent if isinstance(getattr(parent, PRUNED_NAME, None), set) else attention
+    record = _record(attention, modules[one.path.rpartition(".")[0]])
     weight = names.projection if names.bare else ""
     inputs = getattr(attention, weight)[0].numel() if weight else _inputs(attention, projection)
     pruned = {int(head) for head in getattr(record, PRUNED_NAME, ())}
@@ -124,6 +123,13 @@ def _site(modules: dict[str, nn.Module], one: Found, row: int, stack: str, layer
         row, stack, layer, call, dim, width, kept, path, names.layout, fused,
         attention, query, key, value, attention if weight else modules[path], projection, record, weight, names.runs,
     )  # fmt: skip
+
+
+def _record(attention: nn.Module, parent: nn.Module) -> nn.Module:
+    """The module that says which heads were pruned."""
+    if isinstance(getattr(parent, PRUNED_NAME, None), set):
+        return parent
+    return parent if acts_on_record(attention) and not getattr(attention, PRUNED_NAME) else attention
 
 
 def _inputs(attention: nn.Module, projection: nn.Module) -> int:

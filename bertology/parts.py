@@ -9,6 +9,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .attentions import acts_on_record
 from .errors import PruningError
 from .names import (
     BIAS_TABLE_NAMES,
@@ -19,6 +20,7 @@ from .names import (
     GROUPS_NAME,
     KEY_COUNT_NAMES,
     PLAIN_UNLESS,
+    PRUNED_NAME,
     SHARED_OUT_NAMES,
     SHARES,
     UNCUT,
@@ -61,8 +63,8 @@ def check_parts(site: Site) -> None:
                 f"got {type(inner).__name__}; merge adapters and undo quantization first"
             )
     tables = any(hasattr(site.attention, name) for name in BIAS_TABLE_NAMES)
-    if tables and transformers.__version__.startswith("4."):
-        raise PruningError(f"{refused}in transformers 4 it shares a position bias with other layers{hint}")
+    if acts_on_record(site.attention) and getattr(site.attention, PRUNED_NAME):
+        raise PruningError(f"{refused}transformers pruned it before, and shares out its position bias itself{hint}")
     if (tables or takes_bias(site.attention)) and type(site.attention).__name__ not in BIASED:
         raise PruningError(f"{refused}it shares a position bias with other layers{hint}")
     _check_listed(site)

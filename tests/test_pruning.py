@@ -231,10 +231,6 @@ def seq2seq(name):
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_encoder_decoders(name, tmp_path):
     model, heads = seq2seq(name), {0: [1], 1: [0, 3], 2: [2], 3: [0, 1, 2, 3], 4: [3], 5: [1, 2]}
-    if name == "t5" and V4:
-        with pytest.raises(PruningError, match="in transformers 4 it shares a position bias with other layers"):
-            prune_heads(model, heads)
-        return
     inputs = batch(labels=False)
     whole = {**inputs, "decoder_input_ids": torch.tensor([[0, 5, 6], [0, 7, 8], [0, 9, 4]])}
     gates = torch.ones(6, 4)
@@ -260,6 +256,17 @@ def test_encoder_decoders(name, tmp_path):
         torch.testing.assert_close(twin(**whole).logits, masked, atol=1e-12, rtol=0)
     assert model.config.pruned_heads_by_label["decoder.1"] == [0, 1, 2, 3]
     assert attention_maps(model, whole).stacks["cross"][1, :, [1, 2]].isnan().all()
+
+
+@pytest.mark.skipif(not V4, reason="transformers 5 prunes nothing itself")
+def test_what_transformers_pruned_itself_of_t5_stays_as_it_is():
+    model = seq2seq("t5")
+    attention = model.encoder.block[0].layer[0].SelfAttention
+    attention.prune_heads([1])
+    assert dissect(model).sites[0].kept == (0, 2, 3)
+    with pytest.raises(PruningError, match="transformers pruned it before, and shares out its position bias itself"):
+        prune_heads(model, {0: [2]})
+    assert attention.pruned_heads == {1}
 
 
 def test_the_result_is_kept(tmp_path):

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from ..names import BIAS_NAMES, MASK_IN_BIAS
@@ -65,12 +66,17 @@ def _compute(attention: Any, heads: int, shares: list[int], whole: list[Tensor],
 def _hand_on(whole: list[Tensor], attention: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     """Hand on the whole bias, which T5's attention returns second, but not one of zeros, made for lack of any."""
     bias = whole.pop() if whole else None
-    if bias is not None and type(attention).__name__ in MASK_IN_BIAS:
-        given = inspect.signature(type(attention).forward).bind(attention, *args, **kwargs).arguments
-        if given.get("position_bias") is None and given.get("mask") is not None:
-            # As LongT5 does to a bias of its own making.
-            bias = bias + torch.where(given["mask"] > 0, 0.0, -1e10).transpose(1, 2)
+    given = inspect.signature(type(attention).forward).bind(attention, *args, **kwargs).arguments
+    if bias is not None and given.get("position_bias") is None and given.get("mask") is not None:
+        bias = _with_mask(attention, bias, given["mask"])
     return (output[0], bias, *output[2:])
+
+
+def _with_mask(attention: nn.Module, bias: Tensor, mask: Tensor) -> Tensor:
+    """A bias of the attention's own making as it hands it on."""
+    if type(attention).__name__ in MASK_IN_BIAS:
+        return bias + torch.where(mask > 0, 0.0, -1e10).transpose(1, 2)
+    return bias + mask[..., : bias.shape[-1]] if transformers.__version__.startswith("4.") else bias
 
 
 def _shares(bias: Tensor, heads: int, shares: list[int]) -> Tensor:

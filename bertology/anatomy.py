@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from .attentions import Found, acts_on_record, configs_around, find_attentions, name_by_hand, path_of
+from .attentions import Found, configs_around, find_attentions, name_by_hand, path_of
 from .errors import UnknownAnatomy
+from .forwards import acts_on_record
 from .names import (
     COUNT_NAMES,
     DIFFERENCE_NAME,
@@ -152,13 +153,15 @@ def _head_width(modules: dict[str, nn.Module], path: str, inputs: int) -> int:
         widths = [int(getattr(owner, name)) for name in WIDTH_NAMES if isinstance(getattr(owner, name, None), int)]
         counts = [int(getattr(owner, name)) for name in COUNT_NAMES if isinstance(getattr(owner, name, None), int)]
         agreed = [width for width in widths if any(width * count == inputs for count in counts)]
-        fit = agreed or [width for width in widths if width and inputs % width == 0]
+        # The count of a config is that of unpruned layers, what an attention says of itself must fit.
+        loose = owner is not attention or not counts
+        fit = agreed or [width for width in widths if width and inputs % width == 0 and loose]
         fit = fit or [inputs // count for count in counts if count and inputs % count == 0 and not widths]
         if fit:
             return fit[0]
         if widths or counts:
-            told = f"head width {widths[0]}" if widths else f"head count {counts[0]}"
-            raise UnknownAnatomy(f"{path} puts out {inputs} numbers a token, which is no multiple of the {told}")
+            told = " and ".join([*(f"heads of width {w}" for w in widths[:1]), *(f"{c} heads" for c in counts[:1])])
+            raise UnknownAnatomy(f"{path} puts out {inputs} numbers a token, which do not fit the {told} that it names")
     raise UnknownAnatomy(f"{path} names neither a head width nor a head count")
 
 

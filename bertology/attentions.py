@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from .names import CROSS_NAMES, NAMES, PRUNED_NAME, RECURRENT_NAMES, Names
+from .names import CROSS_NAMES, NAMES, RECURRENT_NAMES, Names
 
 _BLOCK = re.compile(r"(.*\.\d+|\d+)(?:\.|$)")
 # T5's blocks hold their parts in a list of their own.
@@ -97,9 +96,3 @@ def configs_around(modules: dict[str, nn.Module], path: str) -> Iterable[Any]:
         path = path.rpartition(".")[0]
         if hasattr(modules[path], "config"):
             yield modules[path].config
-
-
-def acts_on_record(attention: nn.Module) -> bool:
-    """Whether its forward pass reads which of its heads were pruned, as T5's does in transformers 4."""
-    code = getattr(inspect.unwrap(type(attention).forward), "__code__", None)
-    return code is not None and PRUNED_NAME in code.co_names

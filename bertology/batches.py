@@ -121,7 +121,7 @@ def fit_mask(mask: Tensor, positions: int, runner: nn.Module) -> Tensor:
         return own if mask.all() else torch.cat([own[:, :extra], mask], dim=1)
     raise DataError(
         f"{kind} works on {positions} positions, the batch marks {mask.shape[1]} tokens, some of them padding: padding "
-        "cannot be told there, so pass texts of equal length without any"
+        "cannot be told there, so pass inputs of equal length without any"
     )
 
 
@@ -149,7 +149,21 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
         shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         if shift is not None:
             inputs["decoder_input_ids"] = shift(labels=batch["labels"])
+        elif batch["labels"].dim() == 2 and any(name in batch for name in NO_TEXT):
+            inputs["decoder_input_ids"] = _shifted(batch["labels"], config_of(model))
     return inputs
+
+
+def _shifted(labels: Tensor, config: Any) -> Tensor:
+    """[batch, token]: what a decoder reads to write these labels, as transformers' speech models shift them."""
+    start, padding = (getattr(config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
+    if start is None or padding is None:
+        raise DataError(
+            "the labels cannot be made decoder_input_ids: the config has no decoder_start_token_id or no pad_token_id. "
+            "Pass decoder_input_ids in every batch"
+        )
+    shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == IGNORED, padding)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:

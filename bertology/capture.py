@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import dissect
-from .batches import Batch, device_of, fit_mask, on_device, token_mask, without_labels
+from .batches import Batch, device_of, on_device, without_labels
 from .errors import DataError
+from .queries import real_positions
 from .result import Result
 from .site import Anatomy, Site
 from .tap import undisturbed
@@ -100,11 +101,7 @@ def pile(layers: list[Tensor]) -> Tensor:
 
 def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) -> dict[str, Tensor]:
     """[batch, token], bool, for each stack: which of the positions along `axis` are real."""
-    return {name: real_tokens(anatomy, batch, name, x.shape[axis]) for name, x in stacks.items()}
-
-
-def real_tokens(anatomy: Anatomy, batch: Batch, stack: str, positions: int) -> Tensor:
-    """[batch, token], bool: which of so many positions of a stack are real."""
-    names = {s.name: s.module for s in anatomy.stacks}
-    runner = names.get("decoder" if stack == "cross" else stack, anatomy.model)
-    return fit_mask(token_mask(anatomy.model, batch, stack), positions, runner)
+    device = device_of(anatomy.model)
+    return {
+        name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device) for name, x in stacks.items()
+    }

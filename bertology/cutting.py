@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import PruningError
+from .forwards import asks_config
 from .names import (
     BIAS_TABLE_NAMES,
     COUNT_NAMES,
@@ -37,7 +38,7 @@ from .parts import (
 )
 from .site import Site
 from .tap import narrow_biases, takes_bias
-from .whole import OfAllHeads, asks_config, own_config
+from .whole import OfAllHeads, own_config
 
 Tied = dict[tuple[int, tuple[int, ...]], tuple[nn.Parameter, nn.Parameter]]
 """What became of each parameter: layers that share one (Zamba) share the cut one."""

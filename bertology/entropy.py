@@ -47,9 +47,9 @@ class EntropyAccumulator(Accumulator):
         real = RealQueries(self.anatomy, batch)
 
         def read(site: Site, x: Tensor, rows: slice) -> None:
-            mask = real.among(site, rows, x.shape[-1])
-            each = x.detach().masked_fill(~mask[:, None], 0)
-            self.total[site.row, list(site.kept)] += each.sum((0, 2), dtype=torch.float64).to(self.total.device)
+            mask = real.among(site, rows, x)
+            each = x.detach().masked_fill(~mask[:, None], 0).to(self.total.device)
+            self.total[site.row, list(site.kept)] += each.sum((0, 2), dtype=torch.float64)
             self.queries[site.row] += mask.sum().to(self.queries.device)
 
         with tap(self.anatomy, "entropy", read=read, rows=self._rows):

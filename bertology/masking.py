@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .anatomy import dissect
 from .batches import token_mask
-from .errors import DataError, HeadError, ShapeError, UnknownAnatomy
+from .errors import HeadError, ShapeError, UnknownAnatomy
 from .head import Heads
+from .queries import real_positions
 from .site import Anatomy, Site
 from .tap import tap
 
@@ -93,7 +94,7 @@ def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | T
 
     Args:
         model: any model with attention heads.
-        heads: `{layer: [heads]}`, `(layer, head)` pairs or `Head`s.
+        heads: `{layer: [heads]}` or `(layer, head)` pairs, by the rows of results, or `Head`s.
         replace: what stands where the head's output was: "zero"; "mean", the head's own mean output over the real
             tokens of the batch at hand; or a tensor `[layer, head, dim]`, such as
             `head_outputs(model, sample).mean()`, the means over a sample of your own.
@@ -140,12 +141,11 @@ def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | T
             return replace[site.row, head, : site.dim].to(x)
         if replace == "zero":
             return torch.zeros_like(x)
-        real = token_mask(model, batch, site.stack)[:, -x.shape[1] :].to(x.device)
-        if real.shape != x.shape[:2]:
-            raise DataError(
-                f"the attention mask marks {list(real.shape)} tokens, the head puts out {list(x.shape[:2])}"
-            )
-        return x[real].mean(0)
+        if batch.get("past_key_values") is not None:
+            real = token_mask(model, batch, site.stack)[:, -x.shape[1] :]  # the newest tokens
+        else:
+            real = real_positions(anatomy, batch, site.stack, *x.shape[:2])
+        return x[real.to(x.device)].mean(0)
 
     def look(arguments: dict[str, Any]) -> None:
         batch.clear()

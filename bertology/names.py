@@ -66,6 +66,8 @@ NAMES = [
     Names(*QKV, "o_proj"),
     Names(*QKV, "output_projection.o_proj"),
     Names("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", fused="parts"),
+    # BLIP's images
+    Names("qkv", "qkv", "qkv", "projection", fused="parts"),
     # FSMT
     Names(*QKV, "out_proj", layout="token batch width", mark="encoder_decoder_attention"),
     # ERNIE-M
@@ -118,7 +120,6 @@ CROSS_NAMES = (
     "EncDecAttention",
     "cross_attn",
     "cross_attention",
-    "encoder_attention",
 )
 # What attention modules hold that are recurrent inside (delta nets, lightning attention): they weigh no tokens.
 RECURRENT_NAMES = ("conv1d", "A_log", "slope_rate")
@@ -133,13 +134,13 @@ KEY_COUNT_NAMES = ("num_key_value_heads", "num_kv_heads", "kv_heads")
 GROUPS_NAME = "num_key_value_groups"
 TOTAL_NAMES = (
     "all_head_size", "split_size", "inner_dim", "dim", "embed_dim", "attention_hidden_size", "hidden_size",
-    "d_model_size",
+    "d_model_size", "head_size",
 )  # fmt: skip
+# What the config of a stack that reads images has, and one that reads text too has beside a vocabulary.
+IMAGE_CONFIG_NAMES = ("image_size", "num_channels")
 # Where the numbers of pruned heads are written down: transformers 4's name, ours for the count before pruning, and
 # the config's place for models with several stacks, which transformers 4 had no name for.
 PRUNED_NAME, UNPRUNED_NAME, PRUNED_BY_LABEL_NAME = "pruned_heads", "unpruned_heads", "pruned_heads_by_label"
-# The same, in transformers 4 alone.
-UNCUT_4 = {"CLIPAttention": "it takes their width together from the hidden states"}
 # Parts of an attention module with a share for each query head, to be cut along with it: gates, sinks, more queries
 # (for Longformer's global tokens, LUKE's entities), DeBERTa's biases and positions.
 SHARED_OUT_NAMES = (
@@ -182,16 +183,12 @@ UNCUT = {
     "BigBirdBlockSparseAttention": "it is made anew for short texts (call set_attention_type('original_full') first)",
     "BigBirdPegasusBlockSparseAttention": "it is made anew for short texts "
     "(call set_attention_type('original_full') first)",
-    "TrOCRAttention": "it takes their width together from the hidden states",
-    "LongformerSelfAttention": "it takes their width together from the hidden states",
-    "LEDEncoderSelfAttention": "it takes their width together from the hidden states",
     "PegasusXGlobalLocalAttention": "it takes their width together from the hidden states",
-    "ProphetNetNgramSelfAttention": "it takes their width together from the hidden states",
     "LiltSelfAttention": "its layout stream uses their maps",
 }
 # Arguments that hold a share for each query head, made for all layers at once, and the attention that was seen to work
 # with shares of them.
-BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos")
+BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos", "relative_position_bias")
 BIASED = (
     "T5Attention", "MT5Attention", "UMT5Attention", "SwitchTransformersAttention", "MPNetSelfAttention",
     "BloomAttention", "MptAttention", "FalconAttention", "LayoutLMv3SelfAttention", "CpmAntAttention",
@@ -199,6 +196,8 @@ BIASED = (
 )  # fmt: skip
 # Of those, attention that hands its bias on with its mask.
 MASK_IN_BIAS = ("LongT5LocalAttention",)
+# Settings under which a block adds a bias for each head to its mask (BEiT).
+BIASED_MASK_NAMES = ("use_relative_position_bias", "use_shared_relative_position_bias")
 # Parts that all heads share: latents, their norms, the choice of tokens before attention.
 COMMON_NAMES = (
     "q_a_proj", "q_a_layernorm", "k_rope_only_layernorm", "q_a_norm", "q_b_norm", "kv_a_proj_with_mqa",

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .attentions import acts_on_record
 from .errors import PruningError
+from .forwards import acts_on_record, takes_width_from_input
 from .names import (
     BIAS_TABLE_NAMES,
     BIASED,
+    BIASED_MASK_NAMES,
     COMMON_NAMES,
     DIFFERENCE_NAME,
     EPSILON_NAMES,
@@ -24,7 +24,6 @@ from .names import (
     SHARED_OUT_NAMES,
     SHARES,
     UNCUT,
-    UNCUT_4,
     WHOLE_NORM_NAMES,
     Shares,
 )
@@ -40,10 +39,11 @@ def check_parts(site: Site) -> None:
     own_layout = type(site.attention).__name__ in SHARES
     if site.layout != "batch token width" and not own_layout:
         raise PruningError(f"{refused}its projection takes them as [{site.layout.replace(' ', ', ')}]{hint}")
-    uncut = UNCUT | (UNCUT_4 if transformers.__version__.startswith("4.") else {})
     for kind in type(site.attention).__mro__:
-        if kind.__name__ in uncut:
-            raise PruningError(f"{refused}{uncut[kind.__name__]}{hint}")
+        if kind.__name__ in UNCUT:
+            raise PruningError(f"{refused}{UNCUT[kind.__name__]}{hint}")
+    if takes_width_from_input(site.attention):
+        raise PruningError(f"{refused}it takes their width together from the hidden states{hint}")
     if site.place is not site.projection and not _is_root_mean_square(site.place):
         raise PruningError(f"{refused}{site.path} is a norm over all of them, which would change{hint}")
     shares = shares_of(site)
@@ -65,6 +65,9 @@ def check_parts(site: Site) -> None:
     tables = any(hasattr(site.attention, name) for name in BIAS_TABLE_NAMES)
     if acts_on_record(site.attention) and getattr(site.attention, PRUNED_NAME):
         raise PruningError(f"{refused}transformers pruned it before, and shares out its position bias itself{hint}")
+    config = getattr(site.attention, "config", None)
+    if any(getattr(config, name, False) for name in BIASED_MASK_NAMES):
+        raise PruningError(f"{refused}its mask holds a position bias for all of them{hint}")
     if (tables or takes_bias(site.attention)) and type(site.attention).__name__ not in BIASED:
         raise PruningError(f"{refused}it shares a position bias with other layers{hint}")
     _check_listed(site)

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Batches, token_mask
+from .batches import Batch, Batches
 from .queries import RealQueries
 from .result import Result, cpu64, finite
-from .site import Anatomy, Site
+from .site import Site
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 
@@ -24,7 +24,8 @@ _KINDS = ("previous", "next", "self", "first", "distance", "confidence")
 class AttentionPatterns(Result):
     """The surface patterns of each head's attention, averaged over the real queries of a data set.
 
-    Places in the text mean nothing in cross attention: there all but `confidence` are NaN.
+    Where a query stands among the keys is known where both are the same tokens. In cross attention, over a cache of
+    earlier keys and where a layer pools tokens, all but `confidence` are NaN.
     """
 
     _by_layer: ClassVar = (*_KINDS, "queries")
@@ -57,6 +58,7 @@ class PatternsAccumulator(Accumulator):
     distance: Tensor = stat("layer head")
     confidence: Tensor = stat("layer head")
     queries: Tensor = stat("layer", torch.int64)
+    unplaced: Tensor = stat("layer", torch.int64)
 
     def __init__(self, rows: int | None = None) -> None:
         self._rows = rows
@@ -65,23 +67,26 @@ class PatternsAccumulator(Accumulator):
     def watch(self, batch: Batch) -> Iterator[None]:
         """Read the attention maps, block by block."""
         real = RealQueries(self.anatomy, batch)
-        starts = {site.stack: _first_real(self.anatomy, batch, site) for site in self.anatomy.sites}
+        keys: dict[Site, int] = {}
 
         def read(site: Site, x: Tensor, rows: slice) -> None:
-            mask = real.among(site, rows, x.shape[2])
+            mask = real.among(site, rows, x)
             self.queries[site.row] += mask.sum().to(self.queries.device)
             x = x.detach()
             found = {"confidence": x.amax(-1)}
-            if site.stack != "cross":
-                found |= _places(x, rows.start, starts[site.stack].to(x.device))
+            if "cross" not in site.stack:
+                found |= _places(x, rows.start, real.first(site, x))
+            keys[site] = x.shape[3]
             for name, each in found.items():
                 sums = getattr(self, name)
-                total = each.masked_fill(~mask[:, None], 0).sum((0, 2), dtype=torch.float64)
-                sums[site.row, list(site.kept)] += total.to(sums.device)
+                each = each.masked_fill(~mask[:, None], 0).to(sums.device)
+                sums[site.row, list(site.kept)] += each.sum((0, 2), dtype=torch.float64)
 
         with tap(self.anatomy, "attention", read=read, rows=self._rows):
             yield
             real.check()
+            for site, many in keys.items():
+                self.unplaced[site.row] += "cross" in site.stack or many != real.positions[site]
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """The sums were made while the model ran."""
@@ -90,7 +95,7 @@ class PatternsAccumulator(Accumulator):
         """Divide by the number of real queries."""
         count = self.queries.cpu()[:, None]
         there = self.anatomy.present & (count > 0)
-        placed = there & torch.tensor([[site.stack != "cross"] for site in self.anatomy.sites])
+        placed = there & (self.unplaced.cpu() == 0)[:, None]
         means = {
             name: finite(
                 cpu64(getattr(self, name)) / count, there if name == "confidence" else placed, f"patterns ({name})"
@@ -98,11 +103,6 @@ class PatternsAccumulator(Accumulator):
             for name in _KINDS
         }
         return AttentionPatterns(**means, queries=self.queries.cpu(), labels=self.anatomy.labels)
-
-
-def _first_real(anatomy: Anatomy, batch: Batch, site: Site) -> Tensor:
-    """[batch]: the place of each text's first real token, behind left padding."""
-    return token_mask(anatomy.model, batch, site.stack).int().argmax(1)
 
 
 def _places(x: Tensor, start: int, first: Tensor) -> dict[str, Tensor]:

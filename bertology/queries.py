@@ -1,12 +1,26 @@
-"""Which queries of a block of attention rows are real?"""
+"""Which positions of a stack are real?"""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .batches import Batch, fit_mask, token_mask
+from .errors import DataError
+from .names import IMAGE_CONFIG_NAMES
 from .site import Anatomy, Site
+
+
+def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
+    """[row, position], bool: which positions of a stack that works on so many are real.
+
+    Raises `DataError` where padding cannot be told: a stack with other rows than the text has, or that pools tokens.
+    """
+    mask = _stack_mask(anatomy, batch, stack)
+    if mask is None:
+        return torch.ones(rows, positions, dtype=torch.bool)
+    _check_rows(anatomy, stack, mask, rows)
+    return fit_mask(mask, positions, anatomy.runner(stack))
 
 
 class RealQueries:
@@ -18,26 +32,50 @@ class RealQueries:
 
     def __init__(self, anatomy: Anatomy, batch: Batch) -> None:
         self._anatomy = anatomy
-        self._masks = {site.stack: token_mask(anatomy.model, batch, site.stack) for site in anatomy.sites}
-        self._complete = {stack: bool(mask.all()) for stack, mask in self._masks.items()}
-        self._positions: dict[Site, int] = {}
+        self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in {site.stack for site in anatomy.sites}}
+        self._complete = {stack: mask is None or bool(mask.all()) for stack, mask in self._masks.items()}
+        self.positions: dict[Site, int] = {}
 
-    def among(self, site: Site, rows: slice, queries: int) -> Tensor:
-        """[batch, query], bool: which of these rows are real."""
+    def among(self, site: Site, rows: slice, x: Tensor) -> Tensor:
+        """[batch, query], bool: which of these rows of `x [batch, head, query, ...]` are real."""
+        self.positions[site] = max(rows.stop, self.positions.get(site, 0))
         mask = self._masks[site.stack]
-        self._positions[site] = max(rows.stop, self._positions.get(site, 0))
-        if self._complete[site.stack]:
-            return torch.ones(mask.shape[0], queries, dtype=torch.bool, device=mask.device)
+        if mask is not None:
+            _check_rows(self._anatomy, site.stack, mask, x.shape[0])
+        if mask is None or self._complete[site.stack]:
+            return torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
         if rows.stop > mask.shape[1]:
-            mask = fit_mask(mask, rows.stop, self._runner(site))
-        return mask[:, rows]
+            mask = fit_mask(mask, rows.stop, self._anatomy.runner(site.stack))
+        return mask[:, rows].to(x.device)
+
+    def first(self, site: Site, x: Tensor) -> Tensor:
+        """[batch]: the place of the first real token among the keys of `x [batch, head, query, key]`."""
+        mask = self._masks[site.stack]
+        if mask is None or self._complete[site.stack]:
+            return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        return fit_mask(mask, x.shape[3], self._anatomy.runner(site.stack)).int().argmax(1).to(x.device)
 
     def check(self) -> None:
         """Raise `DataError` if a stack attended from another number of positions than the mask has."""
-        for site, positions in self._positions.items():
-            if not self._complete[site.stack]:
-                fit_mask(self._masks[site.stack], positions, self._runner(site))
+        for site, positions in self.positions.items():
+            mask = self._masks[site.stack]
+            if mask is not None and not self._complete[site.stack]:
+                fit_mask(mask, positions, self._anatomy.runner(site.stack))
 
-    def _runner(self, site: Site) -> torch.nn.Module:
-        names = {stack.name: stack.module for stack in self._anatomy.stacks}
-        return names.get("decoder" if site.stack == "cross" else site.stack, self._anatomy.model)
+
+def _stack_mask(anatomy: Anatomy, batch: Batch, stack: str) -> Tensor | None:
+    """[row, token], bool: the batch's real tokens, or None for a stack that reads images, whose patches all are."""
+    return None if _reads_images(anatomy.runner(stack)) else token_mask(anatomy.model, batch, stack)
+
+
+def _reads_images(runner: nn.Module) -> bool:
+    config = getattr(runner, "config", None)
+    return any(hasattr(config, name) for name in IMAGE_CONFIG_NAMES) and not hasattr(config, "vocab_size")
+
+
+def _check_rows(anatomy: Anatomy, stack: str, mask: Tensor, rows: int) -> None:
+    if len(mask) != rows:
+        raise DataError(
+            f"{type(anatomy.runner(stack)).__name__} works on {rows} rows, the batch marks the tokens of {len(mask)}: "
+            "which of its positions are padding cannot be told"
+        )

@@ -95,7 +95,7 @@ class InverseLossAccumulator(Accumulator):
     def update(self, batch: Batch, outputs: Any) -> None:
         """Add the batch's losses."""
         losses = example_losses(self._loss, outputs, batch).detach()
-        self.total += losses.sum(dtype=torch.float64).to(self.total.device)
+        self.total += losses.to(self.total.device).sum(dtype=torch.float64)
         self.examples += examples(batch)
 
     def compute(self) -> Score:

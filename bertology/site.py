@@ -135,6 +135,11 @@ class Anatomy:
 
         check(self, inputs)
 
+    def runner(self, stack: str) -> nn.Module:
+        """The module that runs a stack: for cross attention, the decoder."""
+        names = {one.name: one.module for one in self.stacks}
+        return names.get("decoder" if stack == "cross" else stack, self.model)
+
     def check_readable(self) -> None:
         """Check that each layer's heads come once in a forward pass, or raise `UnknownAnatomy`."""
         for site in self.sites:
@@ -151,7 +156,7 @@ class Anatomy:
             if head not in self.sites[row].kept:
                 raise HeadError(
                     f"head {head_at(self.labels, row, head)} was pruned before; "
-                    f"of layer {row} the heads {list(self.sites[row].kept)} are left"
+                    f"of layer {self.labels[row]} the heads {list(self.sites[row].kept)} are left"
                 )
         return places
 
@@ -165,7 +170,11 @@ class Anatomy:
         else:
             row, number = head
         if not 0 <= row < self.layers:
-            raise HeadError(f"layer {row} is out of range: this model's attention layers are 0 to {self.layers - 1}")
+            numbered = self.labels == tuple(str(i) for i in range(self.layers))
+            named = "" if numbered else f" (rows of results, which are the layers {', '.join(self.labels)})"
+            raise HeadError(
+                f"layer {row} is out of range: this model's attention layers are 0 to {self.layers - 1}{named}"
+            )
         if not 0 <= number < self.sites[row].width:
             raise HeadError(
                 f"head {number} of layer {row} is out of range: its heads are 0 to {self.sites[row].width - 1}"

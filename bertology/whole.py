@@ -6,23 +6,21 @@ heads only. Both are wrapped for the layer that has fewer.
 
 from __future__ import annotations
 
-import dis
-import inspect
-import itertools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-
-from .names import COUNT_NAMES, KEY_COUNT_NAMES
 
 
 class OfAllHeads(nn.Module):
     """A norm over all heads of an unpruned layer, of which only those that stay go on."""
 
+    _numbers: Tensor
+
     def __init__(self, norm: nn.Module, width: int) -> None:
         super().__init__()
         self.norm = norm
-        self._numbers = list(range(width))
+        self.register_buffer("_numbers", torch.arange(width), persistent=False)
 
     @property
     def left(self) -> int:
@@ -31,30 +29,18 @@ class OfAllHeads(nn.Module):
 
     def keep(self, places: list[int]) -> None:
         """Let only these go on, of those that did."""
-        self._numbers = [self._numbers[place] for place in places]
+        self._numbers = self._numbers[torch.tensor(places, device=self._numbers.device)]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., the numbers that stay], of the norm of [..., all numbers]."""
-        out: Tensor = self.norm(x)[..., self._numbers]
-        return out
+        out: Tensor = self.norm(x)
+        return out.index_select(-1, self._numbers)
 
 
 def own_config(config: Any, own: dict[str, int]) -> Any:
     """The config, but for a layer's own numbers; of those, only what the config has."""
     whole = config.whole if isinstance(config, OfOneLayer) else config
     return OfOneLayer(whole, {name: number for name, number in own.items() if hasattr(whole, name)})
-
-
-def asks_config(attention: nn.Module) -> bool:
-    """Whether the forward pass takes its numbers of heads from the config that all layers share (Phi-3)."""
-    code = inspect.unwrap(type(attention).forward).__code__
-    return hasattr(attention, "config") and not {*COUNT_NAMES, *KEY_COUNT_NAMES}.isdisjoint(_attributes_of_config(code))
-
-
-def _attributes_of_config(code: Any) -> set[str]:
-    """The attributes that a function takes of something called config."""
-    steps = [step for step in dis.get_instructions(code) if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_FAST")]
-    return {b.argval for a, b in itertools.pairwise(steps) if a.argval == "config"}
 
 
 class OfOneLayer:

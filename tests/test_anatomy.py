@@ -114,7 +114,11 @@ def test_a_norm_between_heads_and_projection():
 def test_sizes_that_do_not_fit():
     model = BY_NAME["bert"].build()
     model.bert.encoder.layer[0].attention.self.attention_head_size = 5
-    with pytest.raises(UnknownAnatomy, match=r"layer.0.attention.self puts out 16 numbers a token, .* head width 5"):
+    with pytest.raises(UnknownAnatomy, match=r"self puts out 16 numbers a token, .* heads of width 5 and 4 heads"):
+        dissect(model)
+    # 8 divides 16, but not into 4 heads.
+    model.bert.encoder.layer[0].attention.self.attention_head_size = 8
+    with pytest.raises(UnknownAnatomy, match="which do not fit the heads of width 8 and 4 heads that it names"):
         dissect(model)
     model.bert.encoder.layer[0].attention.self.attention_head_size = 4
     dissect(model).sites[0].record.pruned_heads = {0, 1, 7}

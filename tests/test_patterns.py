@@ -5,7 +5,7 @@ import pytest
 import torch
 from zoo import BY_NAME, V4, batch, each_alone
 
-from bertology import PatternsAccumulator, accumulate, attention_maps, attention_patterns, dissect
+from bertology import PatternsAccumulator, accumulate, attention_entropy, attention_maps, attention_patterns, dissect
 from bertology.tap import tap
 from bertology.tap.plain import attend_plainly
 
@@ -118,6 +118,27 @@ def test_soft_capped_attention_is_not_plain(monkeypatch):
     monkeypatch.setattr(interface, "BLOCK_BYTES", 4 * 20 * 4 * 6)
     monkeypatch.setattr(interface, "attend_plainly", None)
     torch.testing.assert_close(attention_maps(model, inputs).values, torch.stack(whole), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("padded", [0, 18])
+def test_a_soft_cap_shows_though_the_first_rows_do_not_show_it(monkeypatch, padded):
+    """The first query of a decoder sees one key, and padded ones none: their weights are those of plain attention."""
+    import transformers
+
+    from bertology.tap import interface
+
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
+        intermediate_size=24, attn_logit_softcapping=0.5, query_pre_attn_scalar=1,
+    )  # fmt: skip
+    model, inputs = transformers.Gemma2Model(config).eval(), batch((20 + padded,), labels=False)
+    with torch.no_grad():
+        model.layers[0].self_attn.q_proj.weight *= 1000  # scores far above the cap
+    inputs["attention_mask"][:, :padded] = 0
+    whole = attention_entropy(model, inputs)
+    monkeypatch.setattr(interface, "BLOCK_BYTES", 4 * (20 + padded) * 4)
+    torch.testing.assert_close(attention_entropy(model, inputs).mean, whole.mean, atol=1e-6, rtol=0)
 
 
 def test_the_fast_path_alone():

@@ -56,7 +56,7 @@ def test_the_first_line_of_a_file_asks_its_question(module):
 
 FLOORS = [
     ["errors", "names"],
-    ["result", "head", "whole"],
+    ["result", "head", "whole", "forwards"],
     ["site", "batches", "demo"],
     ["attentions"],
     ["stacks"],

@@ -119,7 +119,8 @@ def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _join(site: Site, heads: Tensor, rest: Tensor, like: Tensor) -> Tensor:
-    flat = torch.cat([rearrange(heads, "... head dim -> ... (head dim)"), rest], dim=-1)
+    flat = rearrange(heads, "... head dim -> ... (head dim)")
+    flat = torch.cat([flat, rest], dim=-1) if rest.shape[-1] else flat
     sizes = {name: size for name, size in zip(site.layout.split(), like.shape, strict=True) if name in _FLAT}
     return rearrange(flat, f"{_flat(site)} -> {site.layout}", **sizes)
 

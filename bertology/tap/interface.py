@@ -26,6 +26,8 @@ NAME = "bertology"
 BLOCK_BYTES = 64 * 2**20
 
 _readings: dict[nn.Module, list[Reading]] = {}
+# Whether attention modules that are read were found to be plain.
+_plain: dict[nn.Module, bool] = {}
 
 
 def eager_function(attention: nn.Module) -> Callable[..., Any] | None:
@@ -66,6 +68,7 @@ def _forget(attention: nn.Module, reading: Reading) -> None:
     _readings[attention].remove(reading)
     if not _readings[attention]:
         del _readings[attention]
+        _plain.pop(attention, None)
 
 
 def _attend(
@@ -78,15 +81,15 @@ def _attend(
     if "output_attentions" in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
         kwargs["output_attentions"] = True
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
-    plain = False
-    if size < query.shape[2] and not torch.is_grad_enabled():
-        small = min(size, _fitting(query[:1, :1], key, CACHE_BYTES))
-        plain = is_plain(
-            eager, module, query[:, :, :small], key, value, _masked(attention_mask, query, slice(small)), kwargs
-        )
-        if plain:
-            size = small
-            key, value = (repeated(x, query.shape[1]) for x in (key, value))
+    # Head by head pays where there is a cache to stay in, and no cost for each call of a kernel.
+    plain = size < query.shape[2] and not torch.is_grad_enabled() and query.device.type == "cpu"
+    if plain:
+        if module not in _plain:
+            _plain[module] = is_plain(eager, module, query, key, value, attention_mask, kwargs)
+        plain = _plain[module]
+    if plain:
+        size = min(size, _fitting(query[:1, :1], key, CACHE_BYTES))
+        key, value = (repeated(x, query.shape[1]) for x in (key, value))
     outputs = []
     for start in range(0, query.shape[2], size):
         rows = slice(start, min(start + size, query.shape[2]))

@@ -321,7 +321,7 @@ def entropy(tiny: Tiny) -> None:
         if not weights.numel():
             assert found.mean[site.row].isnan().all(), f"{site} did not run and yet has an entropy"
             continue
-        real = b.capture.real_tokens(anatomy, tiny.batch, site.stack, weights.shape[2])
+        real = b.queries.real_positions(anatomy, tiny.batch, site.stack, weights.shape[0], weights.shape[2])
         each = torch.special.entr(weights.double()).sum(-1) * real[:, None]
         expected = each.sum((0, 2)) / real.sum()
         close(found.mean[site.row, : site.width], expected, tiny.tolerance, f"entropy of {site}")
@@ -333,10 +333,21 @@ def entropy(tiny: Tiny) -> None:
         )
 
 
+def running(tiny: Tiny, anatomy: b.Anatomy) -> tuple[Any, ...]:
+    """The sites that run on a text alone: an image tower does not."""
+    ran = set()
+    hooks = [site.attention.register_forward_pre_hook(lambda module, args: ran.add(module)) for site in anatomy.sites]
+    run(tiny.model, tiny.batch)
+    for hook in hooks:
+        hook.remove()
+    return tuple(site for site in anatomy.sites if site.attention in ran)
+
+
 def pruning(tiny: Tiny) -> None:
     """The pruned model computes what the gated one did."""
     anatomy = b.dissect(tiny.model)
-    heads = tiny.prunable_heads(anatomy)
+    ran = {site.row for site in running(tiny, anatomy)}
+    heads = [(row, head) for row, head in tiny.prunable_heads(anatomy) if row in ran]
     gates = torch.ones(anatomy.layers, anatomy.heads)
     for row, head in heads:
         gates[row, head] = 0
@@ -351,12 +362,9 @@ def pruning(tiny: Tiny) -> None:
 
 
 def proof(tiny: Tiny) -> None:
-    """The library's own proof of its sites agrees, for what runs on a text alone (an image tower does not)."""
+    """The library's own proof of its sites agrees."""
     anatomy = b.dissect(tiny.model)
-    ran = set()
-    with b.tap(anatomy, "heads", read=lambda site, x: ran.add(site)):
-        run(tiny.model, tiny.batch)
-    replace(anatomy, sites=tuple(site for site in anatomy.sites if site in ran)).check(tiny.batch)
+    replace(anatomy, sites=running(tiny, anatomy)).check(tiny.batch)
 
 
 CHECKS: dict[str, Callable[[Tiny], None]] = {

@@ -77,6 +77,10 @@ class Accumulator(ABC):
     def compute(self) -> Result:
         """Divide, and give the result."""
 
+    def about(self) -> str:
+        """What is measured: a checkpoint goes on only where this is the same."""
+        return type(self).__name__
+
     def state(self) -> dict[str, Tensor]:
         """The sums, by name."""
         return {name: getattr(self, name) for name in self._stats()}

@@ -64,10 +64,11 @@ FLOORS = [
     ["losses", "queries"],
     ["tap"],
     ["parts"],
-    ["masking", "checkpoint", "capture", "cutting"],
+    ["masking", "checkpoint", "capture", "cutting", "magnitude"],
     ["streaming"],
     ["hidden", "attention", "outputs", "proof", "entropy", "patterns", "importance", "scoring", "pruning"],
-    ["curve", "saving"],
+    ["ranking", "saving"],
+    ["curve"],
     ["plot"],
 ]
 

@@ -11,6 +11,7 @@
 | attention             | `attention_maps`                           | [layer, batch, head, query, key]        |
 | attention, streamed   | `attention_entropy`, `attention_patterns`  | [layer, head]                           |
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
+| heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | several measures      | `accumulate`                               |                                         |
@@ -38,6 +39,7 @@ from .scoring import Score, ScoreAccumulator, score
 from .site import Anatomy
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
+from .training import ImportanceSeries, importance_through_training
 
 __all__ = [
     "Accumulator",
@@ -52,6 +54,7 @@ __all__ = [
     "HeadOutputs",
     "HiddenStates",
     "ImportanceAccumulator",
+    "ImportanceSeries",
     "Names",
     "PatternsAccumulator",
     "Pruned",
@@ -69,6 +72,7 @@ __all__ = [
     "head_importance",
     "head_outputs",
     "hidden_states",
+    "importance_through_training",
     "load_pruned",
     "prune_heads",
     "pruning_curve",

@@ -67,7 +67,7 @@ FLOORS = [
     ["masking", "checkpoint", "capture", "cutting", "magnitude"],
     ["streaming"],
     ["hidden", "attention", "outputs", "proof", "entropy", "patterns", "importance", "scoring", "pruning"],
-    ["ranking", "saving"],
+    ["ranking", "saving", "training"],
     ["curve"],
     ["plot"],
 ]
@@ -110,6 +110,7 @@ def test_every_field_says_its_axes():
         bertology.attention_entropy(model, inputs),
         bertology.attention_patterns(model, inputs),
         bertology.pruning_curve(model, inputs, metric="accuracy"),
+        bertology.importance_through_training([(1, model)], inputs),
     ]
     for result in results:
         said = axes_said(type(result))

@@ -14,6 +14,7 @@
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
+| what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
 | several measures      | `accumulate`                               |                                         |
 
 Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label`. `dim` is a head's
@@ -23,6 +24,7 @@ width, `hidden` the residual stream's, `key` always the attended-to position. La
 from .anatomy import dissect, register_names
 from .attention import AttentionMaps, attention_maps
 from .curve import PruningCurve, pruning_curve
+from .efficiency import Efficiency, compare_efficiency
 from .entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
 from .errors import BertologyError
 from .head import Head
@@ -48,6 +50,7 @@ __all__ = [
     "AttentionMaps",
     "AttentionPatterns",
     "BertologyError",
+    "Efficiency",
     "EntropyAccumulator",
     "Head",
     "HeadImportance",
@@ -67,6 +70,7 @@ __all__ = [
     "attention_entropy",
     "attention_maps",
     "attention_patterns",
+    "compare_efficiency",
     "dissect",
     "gated",
     "head_importance",

@@ -149,6 +149,12 @@ def test_inputs_by_size_and_models_left_alone():
     assert found.flops[0, 0] == found.flops[0, 1]
 
 
+def test_compiled_models_are_counted_uncompiled():
+    before, after = (torch.compile(model, backend="eager") for model in pair())
+    found = compare_efficiency(before, after, batch(), batch_sizes=(3,), rounds=1, seconds=0)
+    assert found.flops[0, 0] == count_flops(before._orig_mod, batch(labels=False)) // 3
+
+
 def test_errors():
     before, after = pair()
     with pytest.raises(DataError, match="before and after are one model: prune_heads works in place, so keep copy"):

@@ -138,6 +138,7 @@ TOTAL_NAMES = (
 # Where the numbers of pruned heads are written down: transformers 4's name, ours for the count before pruning, and
 # the config's place for models with several stacks, which transformers 4 had no name for.
 PRUNED_NAME, UNPRUNED_NAME, PRUNED_BY_LABEL_NAME = "pruned_heads", "unpruned_heads", "pruned_heads_by_label"
+SWITCHED_NAME = "attention_type"  # BigBird's, which it changes in its modules, but not in its config
 # The same, in transformers 4 alone.
 UNCUT_4 = {"CLIPAttention": "it takes their width together from the hidden states"}
 # Parts of an attention module with a share for each query head, to be cut along with it: gates, sinks, more queries

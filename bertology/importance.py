@@ -139,7 +139,7 @@ class ImportanceAccumulator(Accumulator):
                 "the loss does not depend on any head: it was cut from the graph, or heads are not run"
             )
         gates = [gate for _, gate in self._token_gates] if self._granularity == "token" else [self._gates]
-        found = torch.autograd.grad(loss, gates, allow_unused=True) if gates else ()
+        found = torch.autograd.grad(loss, gates, retain_graph=self.keeps_graph, allow_unused=True) if gates else ()
         if all(gradient is None for gradient in found):
             raise UnknownAnatomy(
                 "the gradient does not reach the heads: the model makes a graph of its own (reversible layers)"

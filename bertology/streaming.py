@@ -56,6 +56,8 @@ class Accumulator(ABC):
 
     needs_gradient: ClassVar[bool] = False
     needs_labels: bool = False
+    keeps_graph: bool = False
+    """Whether another one takes gradients of the same outputs after this one; `accumulate` says so."""
     anatomy: Anatomy
 
     def zero(self: A, anatomy: Anatomy) -> A:
@@ -133,6 +135,9 @@ def _accumulate(
     anatomy = dissect(model)
     for accumulator in accumulators:
         accumulator.zero(anatomy)
+    backward = [accumulator for accumulator in accumulators if accumulator.needs_gradient]
+    for accumulator in backward:
+        accumulator.keeps_graph = accumulator is not backward[-1]
     saved = Checkpoint(checkpoint, model, accumulators) if checkpoint is not None else None
     gradient = any(accumulator.needs_gradient for accumulator in accumulators)
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None

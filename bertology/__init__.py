@@ -11,8 +11,10 @@
 | attention             | `attention_maps`                           | [layer, batch, head, query, key]        |
 | attention, streamed   | `attention_entropy`, `attention_patterns`  | [layer, head]                           |
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
+| heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
+| what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
 | several measures      | `accumulate`                               |                                         |
 
 Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label`. `dim` is a head's
@@ -22,6 +24,7 @@ width, `hidden` the residual stream's, `key` always the attended-to position. La
 from .anatomy import dissect, register_names
 from .attention import AttentionMaps, attention_maps
 from .curve import PruningCurve, pruning_curve
+from .efficiency import Efficiency, compare_efficiency
 from .entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
 from .errors import BertologyError
 from .head import Head
@@ -38,6 +41,7 @@ from .scoring import Score, ScoreAccumulator, score
 from .site import Anatomy
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
+from .training import ImportanceSeries, importance_through_training
 
 __all__ = [
     "Accumulator",
@@ -46,12 +50,14 @@ __all__ = [
     "AttentionMaps",
     "AttentionPatterns",
     "BertologyError",
+    "Efficiency",
     "EntropyAccumulator",
     "Head",
     "HeadImportance",
     "HeadOutputs",
     "HiddenStates",
     "ImportanceAccumulator",
+    "ImportanceSeries",
     "Names",
     "PatternsAccumulator",
     "Pruned",
@@ -64,11 +70,13 @@ __all__ = [
     "attention_entropy",
     "attention_maps",
     "attention_patterns",
+    "compare_efficiency",
     "dissect",
     "gated",
     "head_importance",
     "head_outputs",
     "hidden_states",
+    "importance_through_training",
     "load_pruned",
     "prune_heads",
     "pruning_curve",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,18 @@ from .importance import HeadImportance, ImportanceAccumulator, head_importance
 from .losses import ExampleLoss
 from .masking import gated
 from .metrics import metric_name
+from .ranking import (
+    by_name,
+    check_ranking,
+    estimated_scores,
+    fixed_scores,
+    open_heads,
+    scaled,
+    silence,
+    step_sizes,
+)
 from .result import Result
 from .scoring import scorer
-from .site import Anatomy
 from .streaming import accumulate
 
 
@@ -32,7 +40,7 @@ class PruningCurve(Result):
     _by_layer: ClassVar = ()
 
     heads_left: Tensor
-    """[step]: how many heads are left; the first step is the whole model."""
+    """[step]: how many heads are left, of those that may go; the first step is the whole model."""
     scores: Tensor
     """[step]: the metric with so many heads, higher is better."""
     gates: Tensor
@@ -43,6 +51,16 @@ class PruningCurve(Result):
     """The share of the whole model's score below which the curve was stopped."""
     labels: tuple[str, ...]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
+    by: str = "importance"
+    """What ranked the heads: "importance", "fisher", "magnitude", "random", or "given" for scores of one's own."""
+    seed: int | None = None
+    """The seed of a random order."""
+    only: str | None = None
+    """The stack whose heads alone went, where not all may."""
+
+    def stack(self, name: str) -> PruningCurve:
+        """Refused, with `DataError`: the scores are of a model that lost heads of all stacks."""
+        raise DataError(f"a curve has no part for one stack: call pruning_curve(..., only={name!r})")
 
     def mask(self, threshold: float | None = None) -> Tensor:
         """[layer, head], 0 or 1: the gates of the last step before the score first fell below the threshold.
@@ -67,12 +85,15 @@ def pruning_curve(
     batches: Batches,
     *,
     metric: str | Callable[[Tensor, Tensor], float],
+    by: Literal["importance", "fisher", "magnitude", "random"] | Tensor = "importance",
     importance: HeadImportance | Batches | None = None,
     reestimate: bool = False,
     amount: float | int = 0.1,
     threshold: float | None = None,
     keep: int = 0,
-    normalize: str | None = "layer",
+    normalize: str | None = "auto",
+    only: str | None = None,
+    seed: int = 0,
     loss: ExampleLoss | None = None,
     progress: str | None = None,
 ) -> PruningCurve:
@@ -87,17 +108,30 @@ def pruning_curve(
         batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them
             (not an iterator: it is gone over at every step).
         metric: as in `score`: a GLUE metric by name, "inverse_loss", or `f(logits, labels) -> float`.
-        importance: what ranks the heads: a `HeadImportance`, or data to estimate it on; by default `batches`.
+        by: what ranks the heads. "importance" is E|g|; "fisher" is E[g²], the diagonal Fisher information (Kwon et al.
+            2022); "magnitude" is the l2 norm of the head's own query, key, value and projection weights, which needs
+            to know them as `prune_heads` does; "random" is the baseline. Or a tensor `[layer, head]` of scores of your
+            own, highest last to go. The paper's oracle ranks by what the metric loses without each head: for `change`,
+            the metric without the head less the metric of the whole model, pass `by=-change`.
+        importance: where importance or Fisher information comes from: a `HeadImportance`, or data to estimate it on;
+            by default `batches`.
         reestimate: estimate the importance of the heads that are left anew before every step.
         amount: a share of all heads (0.1: after k steps, ⌊0.1 k heads⌋ are gone), or a whole number of heads a step.
         threshold: stop after the first step that scores below this share of the whole model's score.
         keep: so many heads stay in every layer, its most important ones.
-        normalize: how importance is compared across layers: "layer", "all" (see `HeadImportance.normalized`) or None.
+        normalize: how scores are compared across layers: "layer" and "all" scale them by `HeadImportance.normalized`'s
+            rules, None takes them as they are. "auto" is "layer" for importance, as published, and None for the rest:
+            Fisher information and magnitudes were published for comparison across layers as they are, and scores of
+            your own are yours to scale.
+        only: the stack whose heads alone may go, "encoder", "decoder" or "cross" (Michel et al. 2019, §5). `amount` is
+            then a share of its heads.
+        seed: of the random order.
         loss: for importance, `f(outputs, batch) -> [batch]`; by default that of the task head.
         progress: the title of a progress bar over steps; no bar without it.
 
-    Raises `DataError` for an amount, threshold or `keep` that makes no sense, and for a threshold where the whole
-    model scores 0 or less, of which no share can be taken.
+    Raises `DataError` for options that make no sense, for scores that do not fit the model, and for a threshold where
+    the whole model scores 0 or less, of which no share can be taken; `UnknownAnatomy` for "magnitude" where it is not
+    known which weights are a head's own.
 
         >>> import torch
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -106,22 +140,21 @@ def pruning_curve(
         >>> batch = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 4]]), "labels": torch.tensor([1, 0])}
         >>> pruning_curve(model, batch, metric="accuracy", amount=2).heads_left.tolist()
         [8, 6, 4, 2, 0]
+        >>> pruning_curve(model, batch, metric="accuracy", by="random", seed=3).by
+        'random'
     """
-    _check(importance, reestimate, threshold, keep, normalize)
+    check_ranking(by, importance, reestimate, normalize)
+    _check(threshold, keep)
     check_repeatable(batches, why="pruning_curve")
     anatomy = dissect(model)
-    given = importance if isinstance(importance, HeadImportance) else None
-    if given is not None and given.scores.shape != anatomy.present.shape:
-        raise DataError(
-            f"importance is of another model: wanted scores [layer, head] = {list(anatomy.present.shape)}, "
-            f"got {list(given.scores.shape)}"
-        )
-    ranked_on = batches if importance is None or given is not None else importance
+    there = open_heads(anatomy, only)
+    fixed = fixed_scores(anatomy, by, importance, seed)
+    ranked_on = batches if importance is None or isinstance(importance, HeadImportance) else importance
     if reestimate:
-        check_repeatable(ranked_on, why="pruning_curve with reestimate=True")  # type: ignore[arg-type]
-    sizes = _steps(anatomy, amount, keep)
+        check_repeatable(ranked_on, why="pruning_curve with reestimate=True")
+    sizes = step_sizes(there, amount, keep)
 
-    def measure(gates: Tensor, *, ranking: bool) -> tuple[float, HeadImportance | None]:
+    def measure(gates: Tensor, *, ranking: bool) -> tuple[float, Tensor | None]:
         """Score the gated model; rank its heads in the same pass where the data is the same."""
         together = ranking and ranked_on is batches
         with gated(model, gates):
@@ -129,19 +162,20 @@ def pruning_curve(
                 model, batches, scorer(metric, loss), *([ImportanceAccumulator(loss)] if together else [])
             )
             if ranking and not together:
-                results += (head_importance(model, ranked_on, loss=loss),)  # type: ignore[arg-type]
-        return results[0].value, results[1] if ranking else None
+                results += (head_importance(model, ranked_on, loss=loss),)
+        return results[0].value, estimated_scores(results[1], by) if ranking else None
 
     gates = anatomy.present.double()
-    value, estimated = measure(gates, ranking=given is None)
-    current = given if given is not None else estimated
+    value, estimated = measure(gates, ranking=fixed is None)
+    current = fixed if fixed is not None else estimated
     if threshold is not None and value <= 0:
         raise DataError(f"threshold is a share of the whole model's score, which must be above 0, got {value:.4g}")
     steps, scores = [gates], [value]
     with tqdm(total=len(sizes), desc=progress, disable=progress is None) as bar:
         for size in sizes:
             assert current is not None
-            gates = _silence(current, gates, size, keep, normalize)
+            ranks = scaled(current.masked_fill(~anatomy.present, float("nan")), by, normalize)
+            gates = silence(ranks.masked_fill(~there, float("nan")), gates, size, keep)
             value, estimated = measure(gates, ranking=reestimate)
             current = estimated if reestimate else current
             steps.append(gates)
@@ -149,48 +183,21 @@ def pruning_curve(
             bar.update()
             if threshold is not None and value < threshold * scores[0]:
                 break
-    left = torch.tensor([int(g.sum()) for g in steps])
-    all_scores = torch.tensor(scores, dtype=torch.float64)
-    return PruningCurve(left, all_scores, torch.stack(steps), metric_name(metric), threshold, anatomy.labels)
+    return PruningCurve(
+        heads_left=torch.tensor([int(g[there].sum()) for g in steps]),
+        scores=torch.tensor(scores, dtype=torch.float64),
+        gates=torch.stack(steps),
+        metric=metric_name(metric),
+        threshold=threshold,
+        labels=anatomy.labels,
+        by=by_name(by),
+        seed=seed if by_name(by) == "random" else None,
+        only=only,
+    )
 
 
-def _check(importance: object, reestimate: bool, threshold: float | None, keep: int, normalize: str | None) -> None:
-    if isinstance(importance, HeadImportance) and reestimate:
-        raise DataError("reestimate=True estimates importance at every step: pass data, or nothing, as importance")
+def _check(threshold: float | None, keep: int) -> None:
     if threshold is not None and not 0 < threshold <= 1:
         raise DataError(f"threshold is a share of the whole model's score, above 0 and at most 1, got {threshold}")
     if keep < 0:
         raise DataError(f"keep is a number of heads in every layer, got {keep}")
-    if normalize not in ("layer", "all", None):
-        raise DataError(f"normalize takes 'layer', 'all' or None, got {normalize!r}")
-
-
-def _steps(anatomy: Anatomy, amount: float | int, keep: int) -> list[int]:
-    """How many heads are gone after each step."""
-    total = int(anatomy.present.sum())
-    free = int((anatomy.present.sum(-1) - keep).clamp_min(0).sum())
-    if isinstance(amount, bool) or amount <= 0 or (isinstance(amount, float) and amount > 1):
-        raise DataError(
-            f"amount is a share of all heads, above 0 and at most 1, or a whole number of heads, got {amount}"
-        )
-    # 0.05 * 144 * 5 must count as 36, also where it comes out a hair below.
-    each = amount if isinstance(amount, int) else total * amount
-    counts = [min(free, math.floor(each * step + 1e-9)) for step in range(1, math.ceil(free / each) + 1)]
-    return [count for last, count in zip([0, *counts], counts, strict=False) if count > last]
-
-
-def _silence(importance: HeadImportance, gates: Tensor, size: int, keep: int, normalize: str | None) -> Tensor:
-    """Close the gates of the least important open heads, until `size` heads are gone; `keep` a layer stay open."""
-    scaled = importance.normalized(normalize) if normalize else importance  # type: ignore[arg-type]
-    present = ~scaled.scores.isnan()
-    # Heads that are gone, or were never there, come last.
-    order = scaled.scores.masked_fill((gates == 0) | ~present, float("inf")).flatten().argsort(stable=True)
-    new, gone = gates.clone(), int((present & (gates == 0)).sum())
-    for place in order.tolist():
-        if gone == size:
-            break
-        row, head = divmod(place, gates.shape[1])
-        if new[row, head] and int(new[row].sum()) > keep:
-            new[row, head] = 0
-            gone += 1
-    return new

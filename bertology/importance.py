@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -14,10 +14,10 @@ from .batches import Batch, Batches, device_of, examples, rows_per_example
 from .errors import DataError, UnknownAnatomy
 from .head import Head, head_at
 from .losses import ExampleLoss, example_losses, find_loss
-from .masking import gating
+from .masking import gating, token_gating
 from .names import INEXACT_GRADIENTS
 from .result import Result, cpu64, finite
-from .site import Anatomy
+from .site import Anatomy, Site
 from .streaming import Accumulator, accumulate, stat
 
 
@@ -31,7 +31,8 @@ class HeadImportance(Result):
     _by_layer: ClassVar = ("scores", "signed", "fisher", "stderr")
 
     scores: Tensor
-    """[layer, head]: E|g|, the importance of Michel et al. 2019, eq. 2; NaN for pruned heads."""
+    """[layer, head]: E|g|, the importance of Michel et al. 2019, eq. 2; NaN for pruned heads. By token, E Σ|g| with
+    the part of g that comes from each token."""
     signed: Tensor
     """[layer, head]: E[g]; to first order the loss grows by -E[g] when the head goes."""
     fisher: Tensor
@@ -44,6 +45,8 @@ class HeadImportance(Result):
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
     normalization: str | None = None
     """How the scores were normalized: None, "layer" or "all"."""
+    granularity: str = "example"
+    """Of what the absolute value was taken: "example" or "token"."""
 
     def normalized(self, how: Literal["layer", "all"]) -> HeadImportance:
         """Scale the scores so that layers, or all heads, can be compared.
@@ -54,13 +57,7 @@ class HeadImportance(Result):
         """
         if how not in ("layer", "all"):
             raise DataError(f"normalized takes 'layer' or 'all', got {how!r}")
-        scale = self.scores.nan_to_num().norm(dim=-1, keepdim=True) + 1e-20
-        scores = self.scores / scale
-        if how == "all":
-            there = scores[~scores.isnan()]
-            # With equal scores everywhere there is nothing to stretch: all of them become 0.
-            span = (there.max() - there.min()) or 1.0
-            scores, scale = (scores - there.min()) / span, scale * span
+        scores, scale = normalized(self.scores, how)
         return replace(
             self,
             scores=scores,
@@ -77,19 +74,38 @@ class HeadImportance(Result):
         return [head_at(self.labels, *divmod(i, self.scores.shape[1])) for i in order]
 
 
+def normalized(scores: Tensor, how: str) -> tuple[Tensor, Tensor]:
+    """Scores `[layer, head]`, NaN where no head is, by the rules of `HeadImportance.normalized`; and their scale."""
+    scale = scores.nan_to_num().norm(dim=-1, keepdim=True) + 1e-20
+    scores = scores / scale
+    if how == "all":
+        there = scores[~scores.isnan()]
+        # With equal scores everywhere there is nothing to stretch: all of them become 0.
+        span = (there.max() - there.min()) or 1.0
+        scores, scale = (scores - there.min()) / span, scale * span
+    return scores, scale
+
+
 class ImportanceAccumulator(Accumulator):
-    """Sums |g|, g and g² of every head over examples, for `accumulate`. Takes the same `loss` as `head_importance`."""
+    """Sums |g|, g and g² of every head over examples, for `accumulate`; its options are those of `head_importance`."""
 
     needs_gradient = True
 
     absolute: Tensor = stat("layer head")
+    squared_absolute: Tensor = stat("layer head")
     signed: Tensor = stat("layer head")
     squared: Tensor = stat("layer head")
     examples: Tensor = stat("", torch.int64)
 
-    def __init__(self, loss: ExampleLoss | None = None) -> None:
-        self._own = loss
+    def __init__(self, loss: ExampleLoss | None = None, granularity: Literal["example", "token"] = "example") -> None:
+        if granularity not in ("example", "token"):
+            raise DataError(f"granularity is 'example' or 'token', got {granularity!r}")
+        self._own, self._granularity = loss, granularity
         self.needs_labels = loss is not None
+
+    def about(self) -> str:
+        """Sums of examples' absolute values are not added to those of tokens'."""
+        return f"{super().about()} {self._granularity}"
 
     def zero(self, anatomy: Anatomy) -> ImportanceAccumulator:
         """Forget everything; find the loss before any work is done."""
@@ -103,11 +119,16 @@ class ImportanceAccumulator(Accumulator):
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
-        """Gate every head of every example on its own."""
+        """Gate every head of every example, or of every token, on its own."""
+        repeat = rows_per_example(batch)
+        if self._granularity == "token":
+            with token_gating(self.anatomy, examples(batch) * repeat) as self._token_gates:
+                yield
+            return
         shape = (self.anatomy.layers, examples(batch), self.anatomy.heads)
         first = next(self.anatomy.model.parameters())
         self._gates = torch.ones(shape, dtype=first.dtype, device=device_of(self.anatomy.model), requires_grad=True)
-        with gating(self.anatomy, self._gates.repeat_interleave(rows_per_example(batch), dim=1)):
+        with gating(self.anatomy, self._gates.repeat_interleave(repeat, dim=1)):
             yield
 
     def update(self, batch: Batch, outputs: Any) -> None:
@@ -117,30 +138,62 @@ class ImportanceAccumulator(Accumulator):
             raise UnknownAnatomy(
                 "the loss does not depend on any head: it was cut from the graph, or heads are not run"
             )
-        (gradient,) = torch.autograd.grad(loss, [self._gates], allow_unused=True)
-        if gradient is None:
+        gates = [gate for _, gate in self._token_gates] if self._granularity == "token" else [self._gates]
+        found = torch.autograd.grad(loss, gates, retain_graph=self.keeps_graph, allow_unused=True) if gates else ()
+        if all(gradient is None for gradient in found):
             raise UnknownAnatomy(
                 "the gradient does not reach the heads: the model makes a graph of its own (reversible layers)"
             )
-        gradient = gradient.to(self.absolute.device, torch.float64)
-        self.absolute += gradient.abs().sum(1)
+        device = self.absolute.device
+        if self._granularity == "token":
+            shape = (self.anatomy.layers, examples(batch), self.anatomy.heads)
+            sites = [site for site, _ in self._token_gates]
+            gradient, absolute = _of_tokens(sites, found, torch.zeros(shape, dtype=torch.float64, device=device))
+            del self._token_gates
+        else:
+            gradient = found[0].to(device, torch.float64)
+            absolute = gradient.abs()
+            del self._gates
+        self.absolute += absolute.sum(1)
+        self.squared_absolute += absolute.square().sum(1)
         self.signed += gradient.sum(1)
         self.squared += gradient.square().sum(1)
         self.examples += examples(batch)
-        del self._gates
 
     def compute(self) -> HeadImportance:
         """Divide by the number of examples."""
         n = int(self.examples)
-        sums = [cpu64(x) for x in (self.absolute, self.signed, self.squared)]
-        scores, signed, fisher = (finite(x / n, self.anatomy.present, "head importance") for x in sums)
-        spread = (fisher - scores.square()).clamp_min(0)
+        sums = [cpu64(x) for x in (self.absolute, self.signed, self.squared, self.squared_absolute)]
+        scores, signed, fisher, square = (finite(x / n, self.anatomy.present, "head importance") for x in sums)
+        spread = (square - scores.square()).clamp_min(0)
         stderr = (spread / (n - 1)).sqrt() if n > 1 else torch.full_like(scores, float("inf"))
-        return HeadImportance(scores, signed, fisher, stderr, n, self.anatomy.labels)
+        labels, how = self.anatomy.labels, self._granularity
+        return HeadImportance(scores, signed, fisher, stderr, n, labels, granularity=how)
+
+
+def _of_tokens(sites: list[Site], found: Sequence[Tensor | None], zeros: Tensor) -> tuple[Tensor, Tensor]:
+    """[layer, batch, head], twice: the sums over an example's tokens of the gradients, and of their absolute values.
+
+    Padding is not left out by hand: no loss hangs on it, so that its gradients are 0.
+    """
+    signed, absolute = zeros, zeros.clone()
+    for site, gradient in zip(sites, found, strict=True):
+        if gradient is not None:
+            kept = torch.tensor(site.kept, device=zeros.device)
+            # The choices of multiple choice are rows of one example.
+            each = gradient.to(zeros).reshape(zeros.shape[1], -1, len(kept))
+            signed[site.row].index_add_(1, kept, each.sum(1))
+            absolute[site.row].index_add_(1, kept, each.abs().sum(1))
+    return signed, absolute
 
 
 def head_importance(
-    model: nn.Module, batches: Batches, *, loss: ExampleLoss | None = None, progress: str | None = None
+    model: nn.Module,
+    batches: Batches,
+    *,
+    loss: ExampleLoss | None = None,
+    granularity: Literal["example", "token"] = "example",
+    progress: str | None = None,
 ) -> HeadImportance:
     """Estimate how much the loss hangs on each head, from one backward pass a batch.
 
@@ -152,6 +205,9 @@ def head_importance(
         model: a model with a task head, under any attention implementation; measured in eval mode, left as it was.
         batches: one mapping of model arguments with labels, or an iterable of them.
         loss: `f(outputs, batch) -> [batch]`, one loss per example; by default the task head's (`losses.find_loss`).
+        granularity: "example" takes the absolute value of an example's whole gradient, as eq. 2 says. "token" takes
+            that of each token's part and then sums over the tokens, E_x Σ_t |Σ_dim x ∂L/∂x|, as the paper's released
+            code does. It is never smaller, and the same where the loss sees a layer at one token only.
         progress: the title of a progress bar; no bar without it.
 
     Raises `LossError` when labels are missing, no loss is known, or a loss is not one finite value per example.
@@ -167,4 +223,4 @@ def head_importance(
         >>> len(importance.normalized("layer").ranking())
         8
     """
-    return accumulate(model, batches, ImportanceAccumulator(loss), progress=progress)[0]
+    return accumulate(model, batches, ImportanceAccumulator(loss, granularity), progress=progress)[0]

@@ -70,6 +70,28 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def token_gating(anatomy: Anatomy, rows: int) -> Iterator[list[tuple[Site, Tensor]]]:
+    """Gate every head of every token on its own while the `with` lasts, on a model that runs on so many rows.
+
+    Yields the list to which each layer, as it runs, adds its site and its gates, `[batch, token, head]`: ones that
+    want a gradient.
+    """
+    made: list[tuple[Site, Tensor]] = []
+
+    def edit(site: Site, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            raise UnknownAnatomy(f"the model runs {site.label} without gradients: its gates would seem to do nothing")
+        if x.shape[0] != rows:
+            raise ShapeError(f"{site.label} runs on {x.shape[0]} rows, the batch has {rows}: whose tokens are they?")
+        gates = torch.ones(x.shape[:3], dtype=x.dtype, device=x.device, requires_grad=True)
+        made.append((site, gates))
+        return x * gates[..., None]
+
+    with tap(anatomy, "heads", edit=edit):
+        yield made
+
+
 def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     """The gates as a tensor, `[layer, head]` or `[layer, batch, head]`, or `ShapeError`."""
     gates = torch.as_tensor(gates)

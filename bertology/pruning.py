@@ -12,7 +12,7 @@ from .batches import config_of
 from .cutting import Cut, Tied, cut_heads, plan_cut
 from .errors import PruningError
 from .head import Head, Heads, head_at
-from .names import PRUNED_BY_LABEL_NAME, PRUNED_NAME
+from .names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from .result import Result
 from .site import Anatomy
 
@@ -112,6 +112,10 @@ def _write_down(model: nn.Module, labels: tuple[str, ...], places: list[tuple[in
     for row, head in places:
         pruned.setdefault(_key(name, labels[row] if "." in labels[row] else row), set()).add(head)
     setattr(config, name, {key: sorted(heads) for key, heads in sorted(pruned.items())})
+    # BigBird's heads were cut out of the attention that it took up for short texts: it must be loaded with that one.
+    kinds = {getattr(module, SWITCHED_NAME) for module in model.modules() if hasattr(module, SWITCHED_NAME)}
+    if getattr(config, SWITCHED_NAME, None) == "block_sparse" and kinds == {"original_full"}:
+        setattr(config, SWITCHED_NAME, "original_full")
 
 
 def _key(name: str, key: Any) -> Any:

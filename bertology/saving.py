@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def load_pruned(
     """
     if not (Path(path) / "config.json").is_file():
         raise DataError(f"no model at {path}: wanted a folder with a config.json, as save_pruned writes it")
-    config = transformers.AutoConfig.from_pretrained(str(path))
+    config = _config(path, model_class)
     said = copy.deepcopy(config)
     # transformers 4 would prune by itself, but not every family, and not as a whole layer is pruned here.
     for name in (PRUNED_NAME, PRUNED_BY_LABEL_NAME):
@@ -69,6 +70,18 @@ def load_pruned(
     if told["missing_keys"] and original.__name__ in (config.architectures or []):
         raise DataError(f"the files in {path} lack weights of {original.__name__}: {sorted(told['missing_keys'])[:3]}")
     return model
+
+
+def _config(path: str | Path, model_class: Any) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(str(path))
+    except ValueError:
+        # The config of a part of a model (Emu3's text model) is known to its own class alone.
+        names = json.loads((Path(path) / "config.json").read_text()).get("architectures") or [""]
+        own = getattr(model_class or getattr(transformers, names[0], None), "config_class", None)
+        if own is None:
+            raise
+        return own.from_pretrained(str(path))
 
 
 def _saved_class(config: Any, path: str | Path) -> Any:

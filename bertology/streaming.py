@@ -56,6 +56,8 @@ class Accumulator(ABC):
 
     needs_gradient: ClassVar[bool] = False
     needs_labels: bool = False
+    keeps_graph: bool = False
+    """Whether another one takes gradients of the same outputs after this one; `accumulate` says so."""
     anatomy: Anatomy
 
     def zero(self: A, anatomy: Anatomy) -> A:
@@ -76,6 +78,10 @@ class Accumulator(ABC):
     @abstractmethod
     def compute(self) -> Result:
         """Divide, and give the result."""
+
+    def about(self) -> str:
+        """What is measured: a checkpoint goes on only where this is the same."""
+        return type(self).__name__
 
     def state(self) -> dict[str, Tensor]:
         """The sums, by name."""
@@ -129,6 +135,9 @@ def _accumulate(
     anatomy = dissect(model)
     for accumulator in accumulators:
         accumulator.zero(anatomy)
+    backward = [accumulator for accumulator in accumulators if accumulator.needs_gradient]
+    for accumulator in backward:
+        accumulator.keeps_graph = accumulator is not backward[-1]
     saved = Checkpoint(checkpoint, model, accumulators) if checkpoint is not None else None
     gradient = any(accumulator.needs_gradient for accumulator in accumulators)
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None

@@ -32,6 +32,38 @@ def importance(
     return total.double() / len(examples)
 
 
+def token_importance(
+    model: Any, examples: Iterable[dict[str, Any]], loss: Callable[[dict[str, Any]], float], step: float = 1e-5
+) -> Tensor:
+    """As `importance`, with a gate for each token: I_h = (1/N) Σ_x Σ_t |(L(ξ_ht = 1 + ε) - L(ξ_ht = 1 - ε)) / 2ε|.
+
+    The gate is turned by scaling the head's numbers at one token, in the input of the output projection.
+    """
+    examples = list(examples)
+    owners = {id(weight): module for module in model.modules() for weight in module.parameters(recurse=False)}
+    sites = projections(model)
+    total = torch.zeros(len(sites), sites[0][1])
+    for layer, (weight, heads, _) in enumerate(sites):
+        for head in range(heads):
+            for example in examples:
+                for token in range(example["input_ids"].shape[1]):
+                    values = []
+                    for gate in (1 + step, 1 - step):
+
+                        def scale(_: Any, args: Any, gate: float = gate, token: int = token, h: int = head) -> Any:
+                            x = args[0].clone()
+                            width = x.shape[-1] // 4
+                            x[:, token, h * width : (h + 1) * width] *= gate
+                            return (x,)
+
+                        hook = owners[id(weight)].register_forward_pre_hook(scale)
+                        with torch.no_grad():
+                            values.append(loss(example))
+                        hook.remove()
+                    total[layer, head] += abs(values[0] - values[1]) / (2 * step)
+    return total.double() / len(examples)
+
+
 def projections(model: Any) -> list[tuple[Tensor, int, int]]:
     """(weight, heads, input axis) of every attention's output projection, by full names, for the zoo's families."""
     found = []

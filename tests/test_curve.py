@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,10 +6,8 @@ import torch
 from zoo import BY_NAME, batch
 
 from bertology import Head, Result, gated, head_importance, prune_heads, pruning_curve, score
-from bertology.curve import _silence, _steps
 from bertology.errors import DataError
-from bertology.importance import HeadImportance
-from bertology.site import Anatomy
+from bertology.ranking import silence, step_sizes
 
 
 def many(seed=1):
@@ -105,13 +102,6 @@ def test_mask_is_the_last_step_before_the_first_fall():
     assert curve.mask()[0, 0] == 0.25
 
 
-def anatomy_of(layers, heads):
-    class Big(Anatomy):
-        present = torch.ones(layers, heads, dtype=torch.bool)
-
-    return Big.__new__(Big)
-
-
 @pytest.mark.parametrize(
     ("amount", "expected"),
     [
@@ -123,12 +113,12 @@ def anatomy_of(layers, heads):
     ],
 )
 def test_step_sizes_of_the_paper(amount, expected):
-    assert _steps(anatomy_of(12, 12), amount, 0) == expected
-    assert _steps(anatomy_of(12, 12), amount, 1)[-1] == 132
+    assert step_sizes(torch.ones(12, 12), amount, 0) == expected
+    assert step_sizes(torch.ones(12, 12), amount, 1)[-1] == 132
 
 
 def test_small_models_take_steps_of_at_least_one_head():
-    assert _steps(anatomy_of(2, 4), 0.1, 0) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert step_sizes(torch.ones(2, 4), 0.1, 0) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def published_heads(text: str) -> set[tuple[int, int]]:
@@ -143,12 +133,11 @@ def test_published_pruning_order(shared: Path):
     figures = json.loads((shared / "figures.json").read_text())
     scores = torch.tensor(figures["michel_repro_mnli_importance_l2norm"], dtype=torch.float64)
     torch.testing.assert_close(scores.norm(dim=1), torch.ones(12, dtype=torch.float64), rtol=0, atol=1e-3)
-    importance = HeadImportance(scores, scores, scores, scores, 1, tuple(map(str, range(12))))
     gates, different = torch.ones(12, 12), []
     for size, text in zip(
-        _steps(anatomy_of(12, 12), 0.05, 0), figures["michel_repro_mnli_prune_sequence"], strict=False
+        step_sizes(torch.ones(12, 12), 0.05, 0), figures["michel_repro_mnli_prune_sequence"], strict=False
     ):
-        gates = _silence(importance, gates, size, 0, None)
+        gates = silence(scores, gates, size, 0)
         found = {(row, head) for row, head in (gates == 0).nonzero().tolist()}
         different += sorted(found ^ published_heads(text))
     # One pair of heads is equal in the five printed digits (0.27976): a tie that the paper's own digits decide.
@@ -156,7 +145,7 @@ def test_published_pruning_order(shared: Path):
     assert tied == []
     assert len(different) <= 2
     # The same test on the reversed order fails.
-    backwards = _silence(replace(importance, scores=1 - scores), torch.ones(12, 12), 7, 0, None)
+    backwards = silence(1 - scores, torch.ones(12, 12), 7, 0)
     assert {tuple(p) for p in (backwards == 0).nonzero().tolist()} != published_heads(
         figures["michel_repro_mnli_prune_sequence"][0]
     )
@@ -169,7 +158,7 @@ def test_published_pruning_order(shared: Path):
         ({"amount": 1.5}, "amount is a share .* got 1.5"),
         ({"threshold": 1.2}, "threshold is a share of the whole model's score, above 0 and at most 1, got 1.2"),
         ({"keep": -1}, "keep is a number of heads in every layer, got -1"),
-        ({"normalize": "global"}, "normalize takes 'layer', 'all' or None, got 'global'"),
+        ({"normalize": "global"}, "normalize takes 'auto', 'layer', 'all' or None, got 'global'"),
     ],
 )
 def test_bad_options(options, message):

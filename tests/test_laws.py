@@ -7,6 +7,7 @@ from zoo import BY_NAME, batch
 
 import bertology as b
 
+OTHER = BY_NAME["bert"].build()
 MEASURES = {
     "hidden_states": lambda m: b.hidden_states(m, batch()),
     "attention_maps": lambda m: b.attention_maps(m, batch()),
@@ -16,10 +17,14 @@ MEASURES = {
     "head_importance, own loss": lambda m: b.head_importance(
         m, batch(), loss=lambda o, x: torch.nn.functional.cross_entropy(o.logits, x["labels"], reduction="none")
     ),
+    "head_importance by token": lambda m: b.head_importance(m, batch(), granularity="token"),
+    "importance_through_training": lambda m: b.importance_through_training([(1, m)], batch()),
     "attention_entropy": lambda m: b.attention_entropy(m, batch()),
     "accumulate": lambda m: b.accumulate(m, batch(), b.ImportanceAccumulator(), b.EntropyAccumulator()),
     "score": lambda m: b.score(m, batch(), metric="accuracy"),
     "pruning_curve": lambda m: b.pruning_curve(m, batch(), metric="accuracy", amount=3, reestimate=True),
+    "pruning_curve by magnitude": lambda m: b.pruning_curve(m, batch(), metric="accuracy", amount=4, by="magnitude"),
+    "compare_efficiency": lambda m: b.compare_efficiency(m, OTHER, batch(), batch_sizes=(2,), rounds=1, seconds=0),
     "dissect": b.dissect,
 }
 RUNS = [name for name in MEASURES if name != "dissect"]

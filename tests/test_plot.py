@@ -7,7 +7,7 @@ from zoo import BY_NAME, batch
 
 from bertology import attention_entropy, head_importance, prune_heads, pruning_curve, score
 from bertology.errors import DataError, MissingExtra, need
-from bertology.plot import draw, heatmap
+from bertology.plot import curves, draw, heatmap
 
 
 def test_heat_maps_show_the_values(tmp_path):
@@ -31,6 +31,29 @@ def test_curves_show_the_scores():
     assert y.tolist() == curve.scores.tolist()
     assert x[0] == 0
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("heads silenced, % of 8", "accuracy")
+
+
+def test_several_curves_share_a_plot(tmp_path):
+    model, inputs = BY_NAME["bert"].build(), batch()
+    many = [
+        pruning_curve(model, inputs, metric="accuracy", amount=2, by=by, seed=7)
+        for by in ("importance", "magnitude", "random", torch.rand(2, 4))
+    ]
+    axes = curves(many, path=tmp_path / "curves.png").axes[0]
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    for line, result in zip(axes.lines, many, strict=True):
+        x, y = line.get_data()
+        assert (x.tolist(), y.tolist()) == ([100, 75, 50, 25, 0], result.scores.tolist())
+    told = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert told == ["importance", "magnitude", "random (seed 7)", "given"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("heads left, %", "accuracy")
+    own = curves(many[:2], labels=["a", "b"]).axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in own] == ["a", "b"]
+    other = pruning_curve(model, inputs, metric="inverse_loss", amount=4)
+    with pytest.raises(DataError, match="curves on one plot must be of one metric, got accuracy, inverse_loss"):
+        curves([many[0], other])
+    with pytest.raises(DataError, match="must be of one metric, got no curve"):
+        curves([])
 
 
 def test_errors():

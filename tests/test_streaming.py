@@ -23,7 +23,12 @@ from bertology import (
 from bertology.checkpoint import Checkpoint
 from bertology.errors import DataError
 
-KINDS = [ImportanceAccumulator, EntropyAccumulator, lambda: ScoreAccumulator("accuracy")]
+KINDS = [
+    ImportanceAccumulator,
+    lambda: ImportanceAccumulator(granularity="token"),
+    EntropyAccumulator,
+    lambda: ScoreAccumulator("accuracy"),
+]
 
 
 def tensors(result):
@@ -53,8 +58,20 @@ def test_merging_any_split_is_the_whole(cut, kind):
 
 def test_several_measures_in_one_pass_are_each_alone():
     model, batches = BY_NAME["gpt2"].build(), [batch(), batch((3, 6))]
-    together = accumulate(model, batches, ImportanceAccumulator(), EntropyAccumulator(), ScoreAccumulator("accuracy"))
-    apart = head_importance(model, batches), attention_entropy(model, batches), score(model, batches, metric="accuracy")
+    together = accumulate(
+        model,
+        batches,
+        ImportanceAccumulator(),
+        ImportanceAccumulator(granularity="token"),
+        EntropyAccumulator(),
+        ScoreAccumulator("accuracy"),
+    )
+    apart = (
+        head_importance(model, batches),
+        head_importance(model, batches, granularity="token"),
+        attention_entropy(model, batches),
+        score(model, batches, metric="accuracy"),
+    )
     for a, b in zip(together, apart, strict=True):
         check_same(a, b)
 

@@ -64,10 +64,22 @@ FLOORS = [
     ["losses", "queries"],
     ["tap"],
     ["parts"],
-    ["masking", "checkpoint", "capture", "cutting"],
+    ["masking", "checkpoint", "capture", "cutting", "magnitude", "memory"],
     ["streaming"],
-    ["hidden", "attention", "outputs", "proof", "entropy", "patterns", "importance", "scoring", "pruning"],
-    ["curve", "saving"],
+    [
+        "hidden",
+        "attention",
+        "outputs",
+        "proof",
+        "entropy",
+        "patterns",
+        "importance",
+        "scoring",
+        "pruning",
+        "efficiency",
+    ],
+    ["ranking", "saving", "training"],
+    ["curve"],
     ["plot"],
 ]
 
@@ -97,6 +109,7 @@ def axes_said(cls):
 
 
 GLOSSARY = {"layer", "head", "query", "key", "token", "batch", "dim", "hidden", "span", "label", "step"}
+GLOSSARY |= {"model", "size", "round"}  # of a comparison of models: no axes of a model's insides
 
 
 def test_every_field_says_its_axes():
@@ -109,6 +122,8 @@ def test_every_field_says_its_axes():
         bertology.attention_entropy(model, inputs),
         bertology.attention_patterns(model, inputs),
         bertology.pruning_curve(model, inputs, metric="accuracy"),
+        bertology.importance_through_training([(1, model)], inputs),
+        bertology.compare_efficiency(BY_NAME["bert"].build(), model, inputs, batch_sizes=(1,), rounds=1, seconds=0),
     ]
     for result in results:
         said = axes_said(type(result))

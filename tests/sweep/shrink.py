@@ -368,9 +368,7 @@ class Tiny:
 def build(kind: Any, config: Any, attention: str | None) -> Any:
     torch.manual_seed(0)
     config._attn_implementation = attention
-    for some in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
-        if some is not None:  # grouped matrix products know no float64
-            some._experts_implementation = "eager"
+    plain_experts(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes that shrink to nothing (MobileBERT)
         model = kind(config).eval()
@@ -383,6 +381,13 @@ def build(kind: Any, config: Any, attention: str | None) -> Any:
             elif name.endswith("bias"):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return model
+
+
+def plain_experts(config: Any) -> None:
+    """Without grouped matrix products, which know no float64."""
+    for some in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
+        if some is not None:
+            some._experts_implementation = "eager"
 
 
 def _batch(model: Any, length: int, padded: bool) -> dict[str, Any]:

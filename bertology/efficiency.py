@@ -1,0 +1,236 @@
+"""How much faster and smaller is a pruned model?"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from .anatomy import dissect
+from .batches import Batch, device_of, examples, on_device, token_mask, without_labels
+from .errors import DataError
+from .memory import activation_bytes, weight_bytes
+from .result import Result
+from .tap import undisturbed
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Efficiency(Result):
+    """What two models cost, on the axis `model`: the first before, the second after pruning."""
+
+    parameters: Tensor
+    """[model]: how many parameters there are."""
+    attention_parameters: Tensor
+    """[model]: how many of them belong to attention: its projections, and what else is in its modules."""
+    weights: Tensor
+    """[model], bytes: what parameters and buffers take."""
+    activations: Tensor
+    """[model, size], bytes: the most that a forward pass holds beside them (`memory.activation_bytes`)."""
+    flops: Tensor
+    """[model, size]: floating point operations an example, of matrix products, convolutions and attention."""
+    examples_per_second: Tensor
+    """[model, size, round]: how fast a forward pass is."""
+    tokens: Tensor
+    """[size]: the real tokens of a batch."""
+    batch_sizes: tuple[int, ...]
+    """The numbers of examples in a batch, along the axis `size`."""
+    device: str
+    """What it was measured on."""
+    labels: tuple[str, ...] = ()
+
+    def median(self) -> Tensor:
+        """[model, size]: the median over rounds of the examples per second."""
+        return self.examples_per_second.quantile(0.5, dim=-1)
+
+    def spread(self) -> Tensor:
+        """[model, size]: the standard deviation over rounds of the examples per second; 0 with one round."""
+        return self.examples_per_second.std(-1, correction=min(1, self.examples_per_second.shape[-1] - 1))
+
+    def speedup(self) -> Tensor:
+        """[size]: how much faster the second model is, 0.1 for 10 %: the median over rounds, each against its own."""
+        before, after = self.examples_per_second
+        return (after / before - 1).quantile(0.5, dim=-1)
+
+    def tokens_per_second(self) -> Tensor:
+        """[model, size, round]: real tokens only."""
+        return self.examples_per_second * (self.tokens / torch.tensor(self.batch_sizes))[:, None]
+
+    def table(self) -> str:
+        """Examples per second by batch size, laid out as table 4 of Michel et al. 2019."""
+        head = ["batch size", *map(str, self.batch_sizes)]
+        rows = [
+            [name, *(f"{m:.1f} ± {s:.1f}" for m, s in zip(median.tolist(), spread.tolist(), strict=True))]
+            for name, median, spread in zip(("before", "after"), self.median(), self.spread(), strict=True)
+        ]
+        lines = [head, *rows, ["", *(f"({x:+.1%})" for x in self.speedup().tolist())]]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        laid = ["  ".join([a[0].ljust(widths[0]), *map(str.rjust, a[1:], widths[1:])]) for a in lines]
+        return "\n".join(line.rstrip() for line in laid)
+
+    def __str__(self) -> str:
+        counts = {
+            "parameters": self.parameters,
+            "of attention": self.attention_parameters,
+            "weights, MiB": self.weights / 2**20,
+            f"activations, MiB, batch of {self.batch_sizes[-1]}": self.activations[:, -1] / 2**20,
+            "GFLOP an example": self.flops[:, -1] / 1e9,
+        }
+        lines = []
+        for name, (before, after) in ((name, pair.tolist()) for name, pair in counts.items()):
+            shown = [f"{x:,}" if isinstance(x, int) else f"{x:.4g}" for x in (before, after)]
+            lines.append(f"{name}: {shown[0]} before, {shown[1]} after ({after / before - 1:+.1%})")
+        lines += [f"examples per second, {self.examples_per_second.shape[-1]} rounds, on {self.device}:", self.table()]
+        return "\n".join(lines)
+
+
+def compare_efficiency(
+    before: nn.Module,
+    after: nn.Module,
+    inputs: Batch | Callable[[int], Batch],
+    *,
+    batch_sizes: Sequence[int] = (1, 4, 16, 64),
+    rounds: int = 5,
+    seconds: float = 0.2,
+    progress: str | None = None,
+) -> Efficiency:
+    """Compare what two models cost: parameters, memory, operations, and the time of a forward pass (Michel et al. 2019,
+    §4.3).
+
+    Each model is warmed up at each batch size. Then they run in turn, before, after, before, after, so that a machine
+    that grows slower meets both alike. A pass ends when the device has done its work. One forward pass is one pass:
+    no loss, no gradient, no copy of the outputs.
+
+    Args:
+        before: a model, in whatever form it will be used (compiled, in half precision); left as it was.
+        after: the other, on the same device. `prune_heads` works in place: `before = copy.deepcopy(model)` first.
+        inputs: a batch from which examples are taken, from the start and round again where it has too few; or
+            `f(size) -> batch`. Labels are left out.
+        batch_sizes: how many examples are in a batch.
+        rounds: how often each model is timed at each batch size.
+        seconds: how long a round takes at least: short passes are repeated, equally often for both models.
+        progress: the title of a progress bar over batch sizes and rounds; no bar without it.
+
+    Operations are counted with attention as plain matrix products, since torch's fused kernels for the CPU tell the
+    counter nothing. Attention in packages of its own (flash_attention_2) goes uncounted: count those under "sdpa".
+
+    Raises `DataError` for one model given twice, for models on several devices and for sizes that make no sense.
+
+        >>> import copy, torch
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> before = copy.deepcopy(model)
+        >>> pruned = prune_heads(model, {0: [1, 2], 1: [3]})
+        >>> batch = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 4]])}
+        >>> efficiency = compare_efficiency(before, model, batch, batch_sizes=(1, 4), rounds=2, seconds=0)
+        >>> (efficiency.parameters[0] - efficiency.parameters[1]).item()
+        3144
+        >>> efficiency.examples_per_second.shape
+        torch.Size([2, 2, 2])
+    """
+    sizes, device = list(batch_sizes), device_of(before)
+    _check(before, after, sizes, rounds)
+    models = (before, after)
+    batches = [_batch(before, inputs, size, device) for size in sizes]
+    rates = torch.zeros(2, len(sizes), rounds, dtype=torch.float64)
+    flops, activations = (torch.zeros(2, len(sizes), dtype=torch.int64) for _ in range(2))
+    with (
+        undisturbed(before),
+        undisturbed(after),
+        torch.no_grad(),
+        tqdm(total=len(sizes) * rounds, desc=progress, disable=progress is None) as bar,
+    ):
+        for i, (size, batch) in enumerate(zip(sizes, batches, strict=True)):
+            for m, model in enumerate(models):
+                flops[m, i] = count_flops(model, batch) // size
+                activations[m, i] = activation_bytes(model, batch)
+                model(**batch)  # warms up
+            passes = max(1, math.ceil(seconds / _seconds(before, batch, 1, device)))
+            for r in range(rounds):
+                for m, model in enumerate(models):
+                    rates[m, i, r] = size * passes / _seconds(model, batch, passes, device)
+                bar.update()
+    return Efficiency(
+        parameters=torch.tensor([_count(model.parameters()) for model in models]),
+        attention_parameters=torch.tensor([_count(_of_attention(model)) for model in models]),
+        weights=torch.tensor([weight_bytes(model) for model in models]),
+        activations=activations,
+        flops=flops,
+        examples_per_second=rates,
+        tokens=torch.tensor([int(token_mask(before, batch).sum()) for batch in batches]),
+        batch_sizes=tuple(sizes),
+        device=_name(device),
+    )
+
+
+def count_flops(model: nn.Module, batch: Mapping[str, Any]) -> int:
+    """The floating point operations of one forward pass, a product and a sum counted as two."""
+    counter = FlopCounterMode(display=False)
+    plain = getattr(model, "_orig_mod", model)  # of a compiled model: the counter sees no fused operations
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        plain(**batch)
+    return counter.get_total_flops()
+
+
+def _check(before: nn.Module, after: nn.Module, sizes: list[int], rounds: int) -> None:
+    if before is after:
+        raise DataError(
+            "before and after are one model: prune_heads works in place, so keep copy.deepcopy(model) from before"
+        )
+    if device_of(before) != device_of(after):
+        raise DataError(f"the models are on different devices, {device_of(before)} and {device_of(after)}")
+    for name, number in (*(("batch_sizes", size) for size in sizes), ("rounds", rounds)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise DataError(f"{name} are whole numbers from 1 up, got {number!r}")
+    if not sizes:
+        raise DataError("batch_sizes is empty: wanted at least one number of examples")
+
+
+def _batch(model: nn.Module, inputs: Any, size: int, device: torch.device) -> dict[str, Any]:
+    """A batch of so many examples, without labels."""
+    batch = inputs(size) if callable(inputs) else inputs
+    batch = without_labels(model, on_device(batch, device))
+    count = examples(batch)
+    if callable(inputs):
+        if count != size:
+            raise DataError(f"inputs({size}) must return {size} examples, got {count}")
+        return batch
+    rows = torch.arange(size, device=device) % count
+    return {name: x[rows] if isinstance(x, Tensor) and x.dim() and len(x) == count else x for name, x in batch.items()}
+
+
+def _seconds(model: nn.Module, batch: Mapping[str, Any], passes: int, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(passes):
+        model(**batch)
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done all that it was told."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+
+
+def _of_attention(model: nn.Module) -> list[nn.Parameter]:
+    parts = [(s.attention, s.query, s.key, s.value, s.place, s.projection) for s in dissect(model).sites]
+    return list(dict.fromkeys(p for part in parts for module in part for p in module.parameters()))
+
+
+def _count(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in parameters)

@@ -112,11 +112,7 @@ def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | T
     if isinstance(replace, str) and replace not in ("zero", "mean"):
         raise HeadError(f"replace must be 'zero', 'mean' or a tensor [layer, head, dim], got {replace!r}")
     if isinstance(replace, Tensor):
-        wanted = [anatomy.layers, anatomy.heads, max(site.dim for site in anatomy.sites)]
-        if list(replace.shape) != wanted:
-            raise ShapeError(f"replace must be [layer, head, dim] = {wanted}, got {list(replace.shape)}")
-        if any(replace[row, head, : anatomy.sites[row].dim].isnan().any() for row, head in places):
-            raise ShapeError("replace must hold numbers for the heads that are ablated, got NaN")
+        check_stand_ins(anatomy, replace, places)
     if isinstance(replace, str) and replace == "mean":
         several = [anatomy.sites[row].label for row, _ in places if anatomy.sites[row].runs > 1]
         if several:
@@ -156,3 +152,13 @@ def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | T
             taps.enter_context(tap(anatomy, "inputs", read=look))
         taps.enter_context(tap(anatomy, "heads", edit=edit))
         yield
+
+
+def check_stand_ins(anatomy: Anatomy, replace: Tensor, places: list[tuple[int, int]] | None = None) -> None:
+    """Whether a tensor is `[layer, head, dim]`, with numbers at these heads, by default all; or `ShapeError`."""
+    wanted = [anatomy.layers, anatomy.heads, max(site.dim for site in anatomy.sites)]
+    if list(replace.shape) != wanted:
+        raise ShapeError(f"replace must be [layer, head, dim] = {wanted}, got {list(replace.shape)}")
+    heads = [(site.row, head) for site in anatomy.sites for head in site.kept] if places is None else places
+    if any(replace[row, head, : anatomy.sites[row].dim].isnan().any() for row, head in heads):
+        raise ShapeError("replace must hold numbers for the heads that are ablated, got NaN")

@@ -1,0 +1,214 @@
+"""How does a model run on from one layer, when all before it would give what they gave?
+
+An ablation of a head changes nothing below it. A first pass is recorded: what every block returned, and what every
+attention had made of its input when it reached the output projection. Later passes, on several copies of the batch,
+are then handed that in the place of computing it again, up to the layer that is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..site import Anatomy, Site, Stack
+from .calls import Calls
+from .still import uncompiled
+from .switches import turn
+
+
+@dataclass
+class _BlockCall:
+    """One call of a block, and what it returned."""
+
+    module: nn.Module
+    stack: Stack
+    output: Any = None
+
+
+@dataclass
+class _AttentionCall:
+    """One call of an attention module: during which call of a block, its heads, and what was made of them."""
+
+    block: int | None
+    heads: Tensor | None = None
+    projected: Tensor | None = None
+    output: Any = None
+
+
+@dataclass
+class Recording:
+    """A pass of a model on a batch of so many rows."""
+
+    anatomy: Anatomy
+    rows: int
+    blocks: list[_BlockCall] = field(default_factory=list)
+    attentions: dict[int, _AttentionCall] = field(default_factory=dict)
+
+    def sites_from(self, row: int) -> tuple[Site, ...]:
+        """The sites that run when the pass is taken up at a site: those of its block, and of the blocks after it."""
+        first = self._block_of(row)
+        return tuple(site for site in self.anatomy.sites if self._block_of(site.row) >= first)
+
+    def first_of(self, rows: list[int]) -> int:
+        """Which of these layers runs first; -1 if none runs."""
+        return next((row for row in self.attentions if row in rows), -1)
+
+    @property
+    def positions(self) -> int:
+        """How many positions, over all rows, the widest layer works on."""
+        sizes = [1]
+        for row, call in self.attentions.items():
+            if call.heads is not None:
+                site = self.anatomy.sites[row]
+                sizes.append(call.heads.numel() // (len(site.kept or (0,)) * site.dim))
+        return max(sizes)
+
+    def _block_of(self, row: int) -> int:
+        call = self.attentions.get(row)
+        return -1 if call is None or call.block is None else call.block
+
+    @contextmanager
+    def taken_up(self, row: int, copies: int, *, inside: bool) -> Iterator[None]:
+        """Let the model go on from a site's block, on `copies` of the batch, laid end to end.
+
+        With `inside`, from the site's output projection: what its attention had computed by then is handed over too.
+        """
+        first = self._block_of(row)
+        done = self.blocks[: max(first, 0)]
+        last = {call.stack: call for call in done}
+        outputs: dict[nn.Module, list[Any]] = {}
+        for call in done:
+            # What only another skipped block is given need not be copied.
+            axis = call.stack.layout.split().index("batch")
+            output = copied(call.output, self.rows, copies, axis) if call is last[call.stack] else call.output
+            outputs.setdefault(call.module, []).append(output)
+        with ExitStack() as undo:
+            undo.enter_context(uncompiled())
+            for module, some in outputs.items():
+                _replace(module, _handing_on(module, some), undo)
+            if inside:
+                self._enter(row, copies, undo)
+            yield
+
+    def can_enter(self, row: int) -> bool:
+        """Whether a pass can be taken up at a site's projection: its attention returns its heads, or that projection's
+        output."""
+        site, call = self.anatomy.sites[row], self.attentions.get(row)
+        if call is None or call.heads is None or site.weight or site.place is not site.projection or site.runs > 1:
+            return False
+        first = call.output[0] if isinstance(call.output, (tuple, list)) else call.output
+        return any(_same(first, x) for x in (call.heads, call.projected))
+
+    def _enter(self, row: int, copies: int, undo: ExitStack) -> None:
+        site, call = self.anatomy.sites[row], self.attentions[row]
+        assert call.heads is not None
+        heads = copied(call.heads, self.rows, copies, site.layout.split().index("batch"))
+        whole = isinstance(call.output, Tensor)
+        rest = [] if whole else list(copied(call.output[1:], self.rows, copies, 0))
+        projects = not _same(call.output if whole else call.output[0], call.heads)
+        original, calls = site.attention.forward, iter(range(site.call + 1))
+        skipped = self._calls_before(row)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if next(calls, None) != site.call - skipped:
+                return original(*args, **kwargs)
+            new = site.projection(heads) if projects else heads
+            return new if whole else type(call.output)([new, *rest])
+
+        _replace(site.attention, forward, undo)
+
+    def _calls_before(self, row: int) -> int:
+        """How many calls of the site's attention module are in blocks that are skipped."""
+        first, module = self._block_of(row), self.anatomy.sites[row].attention
+        return sum(site.attention is module and self._block_of(site.row) < first for site in self.anatomy.sites)
+
+
+@contextmanager
+def recorded(anatomy: Anatomy, rows: int) -> Iterator[Recording]:
+    """Record the pass of the model in this `with`, on a batch of so many rows."""
+    recording = Recording(anatomy, rows)
+    stacks = {block: stack for stack in anatomy.stacks for block in stack.blocks}
+    running: list[int] = []
+    at_work: list[_AttentionCall] = []
+    sites = Calls([(site.attention, site) for site in anatomy.sites], may_rest=[s.attention for s in anatomy.sites])
+
+    def start_block(module: nn.Module, args: Any) -> None:
+        running.append(len(recording.blocks))
+        recording.blocks.append(_BlockCall(module, stacks[module]))
+
+    def end_block(module: nn.Module, args: Any, output: Any) -> None:
+        recording.blocks[running.pop()].output = output
+
+    def start_attention(module: nn.Module, args: Any) -> None:
+        at_work.append(_AttentionCall(running[-1] if running else None))
+        recording.attentions[sites.next(module).row] = at_work[-1]
+
+    def end_attention(module: nn.Module, args: Any, output: Any) -> None:
+        at_work[-1].output = output
+
+    def end_projection(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if at_work and len(args) == 1 and not kwargs:
+            at_work[-1].heads, at_work[-1].projected = args[0], output
+
+    with ExitStack() as undo:
+        undo.enter_context(uncompiled())
+        sites.watch(anatomy, undo)
+        for block in stacks:
+            undo.callback(block.register_forward_pre_hook(start_block).remove)
+            undo.callback(block.register_forward_hook(end_block).remove)
+        for attention in sites.modules:
+            undo.callback(attention.register_forward_pre_hook(start_attention).remove)
+            undo.callback(attention.register_forward_hook(end_attention).remove)
+        for projection in {site.projection for site in anatomy.sites if not site.weight}:
+            undo.callback(projection.register_forward_hook(end_projection, with_kwargs=True).remove)
+        yield recording
+
+
+def _handing_on(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
+    """What stands for a block's forward pass: its recorded calls come from memory, later ones are computed."""
+    waiting, original = iter(outputs), module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = next(waiting, waiting)
+        return original(*args, **kwargs) if output is waiting else output
+
+    return forward
+
+
+def _replace(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
+    """Give a module another forward pass, while `undo` is open."""
+    own = vars(module).get("forward")
+    undo.callback(lambda: module.__dict__.pop("forward") if own is None else setattr(module, "forward", own))
+    module.forward = forward
+
+
+def copied(x: Any, rows: int, copies: int, axis: int) -> Any:
+    """Every tensor that has the batch's rows, so many times end to end."""
+    if isinstance(x, Tensor):
+        if x.dim() <= axis or x.shape[axis] != rows or copies == 1:
+            return x
+        return torch.cat([x] * copies, dim=axis)
+    if type(x) in (tuple, list):
+        return type(x)(copied(part, rows, copies, axis) for part in x)
+    return x
+
+
+def _same(one: Any, other: Any) -> bool:
+    both = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return both and one.shape == other.shape and torch.equal(one, other)
+
+
+@contextmanager
+def uncached(model: nn.Module) -> Iterator[None]:
+    """Let the model keep no keys and values for later tokens: blocks that are skipped would leave holes among them."""
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    with ExitStack() as undo:
+        for config in configs.values():
+            if getattr(config, "use_cache", False):
+                turn(config, "use_cache", False, undo)
+        yield

@@ -12,13 +12,16 @@
 | attention, streamed   | `attention_entropy`, `attention_patterns`  | [layer, head]                           |
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
+| what is lost then     | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | several measures      | `accumulate`                               |                                         |
 
 Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label`. `dim` is a head's
-width, `hidden` the residual stream's, `key` always the attended-to position. Layers and heads count from 0.
+width, `hidden` the residual stream's, `key` always the attended-to position. Over a data set, `example` counts its
+examples and `row` its labels, of which an example may have several. Layers and heads count from 0.
 """
 
+from .ablation import HeadAblation, head_ablation
 from .anatomy import dissect, register_names
 from .attention import AttentionMaps, attention_maps
 from .curve import PruningCurve, pruning_curve
@@ -28,6 +31,7 @@ from .head import Head
 from .hidden import HiddenStates, hidden_states
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
 from .masking import ablated, gated
+from .means import HeadMeans, head_means
 from .names import Names
 from .outputs import HeadOutputs, head_outputs
 from .patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
@@ -35,7 +39,9 @@ from .pruning import Pruned, prune_heads
 from .result import Result
 from .saving import load_pruned, save_pruned
 from .scoring import Score, ScoreAccumulator, score
+from .significance import Significance
 from .site import Anatomy
+from .sole import SoleHeadAblation, sole_head_ablation
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 
@@ -48,7 +54,9 @@ __all__ = [
     "BertologyError",
     "EntropyAccumulator",
     "Head",
+    "HeadAblation",
     "HeadImportance",
+    "HeadMeans",
     "HeadOutputs",
     "HiddenStates",
     "ImportanceAccumulator",
@@ -59,6 +67,8 @@ __all__ = [
     "Result",
     "Score",
     "ScoreAccumulator",
+    "Significance",
+    "SoleHeadAblation",
     "ablated",
     "accumulate",
     "attention_entropy",
@@ -66,7 +76,9 @@ __all__ = [
     "attention_patterns",
     "dissect",
     "gated",
+    "head_ablation",
     "head_importance",
+    "head_means",
     "head_outputs",
     "hidden_states",
     "load_pruned",
@@ -75,6 +87,7 @@ __all__ = [
     "register_names",
     "save_pruned",
     "score",
+    "sole_head_ablation",
     "stat",
     "tap",
 ]

@@ -65,6 +65,10 @@ class Accumulator(ABC):
             setattr(self, name, kind.zeros(anatomy))
         return self
 
+    def settings(self) -> str:
+        """What tells this measure from others of its kind: a checkpoint of another one is refused."""
+        return ""
+
     def watch(self, batch: Batch) -> AbstractContextManager[Any]:
         """What is around the forward pass of a batch."""
         return nullcontext()

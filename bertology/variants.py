@@ -1,34 +1,32 @@
-"""What does a model put out under many sets of gates, each by itself?
-
-One pass of a batch is recorded; then several variants at a time go on, on copies of the batch, from the first layer
-that they change.
-"""
+"""How well does a model do under many sets of gates, each by itself?"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from dataclasses import replace as changed
+from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
-from .batches import Batch, examples, fit_mask, rows_per_example, token_mask, without_labels
+from .anatomy import dissect
+from .batches import Batch, Batches, check_repeatable, without_labels
+from .branching import Branches, Seen
 from .errors import DataError
 from .losses import ExampleLoss, example_losses, find_loss
+from .means import head_means
 from .metrics import Metric, find_metric, metric_name
+from .replacing import StandIns, check_replacement
 from .result import Result
 from .scoring import INVERSE_LOSS, predictions
-from .site import Anatomy, Site
-from .streaming import Accumulator
-from .tap import copied, recorded, tap, uncached
+from .site import Anatomy
+from .streaming import Accumulator, accumulate
+from .tap import uncached
 
-# Copies of a batch that go through the model at once have at most so many positions, and so many logits.
-POSITIONS = 4096
-LOGITS = 2**25
+NAN = float("nan")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,9 +43,22 @@ class VariantScores(Result):
     """[row]: the labels."""
     example_of: Tensor
     """[row], int64: which example a row belongs to."""
+    present: Tensor
+    """[layer, head], bool: which heads there are."""
     ran: Tensor
     """[layer], bool: which layers ran at all."""
-    labels: tuple[str, ...] = ()
+    metric: str
+    """What was measured."""
+    labels: tuple[str, ...]
+    """[layer]: as in every result."""
+
+    def laid_out(self, values: Tensor) -> Tensor:
+        """[layer, head, ...] of [variant, ...], where each head has a variant: NaN where no head is, or none ran."""
+        wide = values[1:].to(torch.promote_types(values.dtype, torch.float32))
+        laid = wide.new_full((*self.present.shape, *values.shape[1:]), NAN)
+        laid[self.present] = wide
+        laid[~self.ran] = NAN
+        return laid
 
 
 class VariantAccumulator(Accumulator):
@@ -68,194 +79,118 @@ class VariantAccumulator(Accumulator):
 
     def zero(self, anatomy: Anatomy) -> VariantAccumulator:
         """Forget everything; find the loss before any work is done."""
+        if not anatomy.present.any():
+            raise DataError("there is nothing to take away: every head of this model was pruned")
         self._loss = self._own or find_loss(anatomy.model)
         self._gates = self._make_gates(anatomy)
-        self._kept: dict[str, list[Tensor]] = {name: [] for name in ("losses", "logits", "truths", "example_of")}
+        stand_ins = StandIns(anatomy, check_replacement(anatomy, self._replace), self._seed)
+        self._branches = Branches(anatomy, stand_ins, self._inputs, self._look)
+        self._kept: list[Seen] = []
         self._ran = torch.zeros(anatomy.layers, dtype=torch.bool)
-        self._ways: dict[int, bool | None] = {}
-        self._batches = 0
         return super().zero(anatomy)
 
     def settings(self) -> str:
-        """What tells this measure from others of its kind."""
-        replaced = self._replace if isinstance(self._replace, str) else self._replace.double().sum().item()
-        places = torch.arange(1, self._gates.numel() + 1, dtype=torch.float64)
-        return f"{self._name} {replaced} {self._seed} {(self._gates.flatten().double() * places).sum().item()}"
+        """Metric, loss, gates and what replaces a head."""
+        digest = hashlib.sha256(self._gates.numpy().tobytes())
+        if isinstance(self._replace, Tensor):
+            digest.update(self._replace.detach().double().cpu().numpy().tobytes())
+        replaced = "given" if isinstance(self._replace, Tensor) else self._replace
+        loss = "" if self._own is None else getattr(self._own, "__qualname__", type(self._own).__qualname__)
+        return f"{self._name} {loss} {replaced} {self._seed} {digest.hexdigest()}"
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Record the model's own pass."""
         with uncached(self.anatomy.model), ExitStack() as self._recording:
-            rows = examples(batch) * rows_per_example(batch)
-            self._record = self._recording.enter_context(recorded(self.anatomy, rows))
+            self._record = self._recording.enter_context(self._branches.recorded(batch))
             yield
+        del self._record
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Run the batch under all gates, and keep losses and logits."""
         self._recording.close()
         self._ran[list(self._record.attentions)] = True
-        losses, logits, truths, example = self._look(batch, outputs, 1)
-        all_losses, all_logits = [losses], [logits]
-        each, order = self._starts(), []
-        at_once = self._at_once(logits)
-        editor = Editor(self.anatomy, batch, self._replace, self._seed + self._batches)
-        for row, variants in each.items():
-            if row not in self._ways:
-                self._ways[row] = self._prove(row, batch, outputs)
-            for start in range(0, len(variants), at_once):
-                some = variants[start : start + at_once]
-                with self._gated(row, self._gates[some], editor):
-                    several = self.anatomy.model(**self._inputs(batch, len(some)))
-                losses, logits, _, _ = self._look(self._copies(batch, len(some)), several, len(some))
-                all_losses.append(losses)
-                all_logits.append(logits)
-                order += some
-        back = torch.tensor([0, *(1 + torch.tensor(order).argsort()).tolist()])
-        before = sum(len(x[0]) for x in self._kept["losses"])
-        for name, x in (
-            ("losses", torch.cat(all_losses)[back]),
-            ("logits", torch.cat(all_logits)[back]),
-            ("truths", truths),
-            ("example_of", example + before),
-        ):
-            self._kept[name].append(x)
-        self._batches += 1
+        base = self._look(outputs, batch, 1)
+        # A set of gates that changes nothing is the model as it is.
+        losses, logits = (torch.cat([x] * (1 + len(self._gates))) for x in base[:2])
+        for some, seen in self._branches.each(self._record, batch, self._gates, _numbers(outputs)):
+            losses[1 + some], logits[1 + some] = seen.losses, seen.logits
+        before = sum(seen.losses.shape[1] for seen in self._kept)
+        self._kept.append(Seen(losses, logits, base.truths, base.example_of + before))
 
-    def _starts(self) -> dict[int, list[int]]:
-        """{row: variants}: those that go on from the same layer."""
-        starts: dict[int, list[int]] = {}
-        for number, gates in enumerate(self._gates):
-            rows = (gates != 1).any(-1).nonzero().flatten().tolist()
-            starts.setdefault(self._record.first_of(rows), []).append(number)
-        return starts
+    def _inputs(self, batch: Batch) -> Batch:
+        return batch if self.needs_labels else without_labels(self.anatomy.model, batch)
 
-    def _at_once(self, logits: Tensor) -> int:
-        """How many copies of the batch go through the model at once."""
-        return max(1, min(POSITIONS // self._record.positions, LOGITS // max(1, logits.numel())))
-
-    def _copies(self, batch: Batch, copies: int) -> dict[str, Any]:
-        return {key: copied(x, examples(batch), copies, 0) for key, x in batch.items()}
-
-    def _inputs(self, batch: Batch, copies: int) -> dict[str, Any]:
-        inputs = batch if self.needs_labels else without_labels(self.anatomy.model, batch)
-        return self._copies(inputs, copies)
-
-    def _look(self, batch: Batch, outputs: Any, copies: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Losses [copy, example]; logits [copy, row, label], truths [row] and whose they are [row]."""
+    def _look(self, outputs: Any, batch: Batch, copies: int) -> Seen:
         losses = example_losses(self._loss, outputs, batch).detach().double().cpu().reshape(copies, -1)
         if self._metric is None:
-            return losses, torch.empty(copies, 0), torch.empty(0), torch.empty(0, dtype=torch.long)
+            return Seen(losses, torch.empty(copies, 0), torch.empty(0), torch.empty(0, dtype=torch.long))
         found = predictions(self.anatomy.model, outputs, batch)
         logits = found.logits.detach().cpu()
         rows = len(logits) // copies
         logits = logits.reshape(copies, rows, *logits.shape[1:])
-        return losses, logits, found.labels[:rows].cpu(), found.example[:rows].cpu()
-
-    @contextmanager
-    def _gated(self, row: int, gates: Tensor, editor: Editor) -> Iterator[None]:
-        """Gates [copy, layer, head] on so many copies of the batch, which go on from a layer where they can."""
-        way, record = self._ways[row], self._record
-        sites = record.sites_from(row) if way is not None else self.anatomy.sites
-        rows = set((gates != 1).any(-1).any(0).nonzero().flatten().tolist())
-        places = {site.place for site in sites if site.row in rows}
-        sites = tuple(site for site in sites if site.place in places)
-        with ExitStack() as taps:
-            if way is not None:
-                taps.enter_context(record.taken_up(row, len(gates), inside=way))
-            if sites:
-                taps.enter_context(tap(changed(self.anatomy, sites=sites), "heads", edit=editor.with_gates(gates)))
-            yield
-
-    def _prove(self, row: int, batch: Batch, outputs: Any) -> bool | None:
-        """How a pass can go on from a layer: from its projection, from its block, or not at all (None).
-
-        Two copies of the batch, without gates, must come out as the whole pass did. What a model hands from layer to
-        layer by other ways than its blocks' outputs would be missing.
-        """
-        for inside in (True, False):
-            if row < 0 or (inside and not self._record.can_enter(row)):
-                continue
-            try:
-                with self._record.taken_up(row, 2, inside=inside):
-                    again = self.anatomy.model(**self._inputs(batch, 2))
-            except Exception:  # whatever the model misses
-                continue
-            if _twice(outputs, again):
-                return inside
-        return None
+        return Seen(losses, logits, found.labels[:rows].cpu(), found.example[:rows].cpu())
 
     def state(self) -> dict[str, Tensor]:
         """All losses and logits so far."""
-        axes = {"losses": 1, "logits": 1, "truths": 0, "example_of": 0}
-        kept = {name: torch.cat(some, axes[name]) if some else torch.empty(0) for name, some in self._kept.items()}
+        kept = {name: torch.empty(0) for name in Seen._fields}
+        if self._kept:
+            axes = (1, 1, 0, 0)
+            joined = (torch.cat(x, axis) for x, axis in zip(zip(*self._kept, strict=True), axes, strict=True))
+            kept = dict(zip(Seen._fields, joined, strict=True))
         return super().state() | kept | {"ran": self._ran}
 
     def merge(self, other: dict[str, Tensor]) -> VariantAccumulator:
         """Lay the other's examples behind ours."""
-        before = sum(len(x[0]) for x in self._kept["losses"])
+        before = sum(seen.losses.shape[1] for seen in self._kept)
         if other["losses"].numel():
-            for name, some in self._kept.items():
-                some.append(other[name] + before if name == "example_of" else other[name])
-        self._ran |= other["ran"]
+            seen = Seen(*(other[name] for name in Seen._fields))
+            self._kept.append(seen._replace(example_of=seen.example_of + before))
+        self._ran = self._ran | other["ran"]
         return super().merge(other)
 
     def compute(self) -> VariantScores:
         """Score the model and each of its variants."""
-        all_of = self.state()
+        state = self.state()
+        losses, logits, truths, example_of = (state[name] for name in Seen._fields)
         if self._metric is None:
-            scores = 1 / all_of["losses"].mean(1)
+            scores = 1 / losses.mean(1)
         else:
-            values = [float(self._metric(logits, all_of["truths"])) for logits in all_of["logits"]]
-            scores = torch.tensor(values, dtype=torch.float64)
+            scores = torch.tensor([float(self._metric(one, truths)) for one in logits], dtype=torch.float64)
         if scores.isnan().any():
-            raise DataError(f"the metric {self._name} is NaN over {all_of['losses'].shape[1]} examples")
-        return VariantScores(scores, **{name: all_of[name] for name in (*self._kept, "ran")})  # type: ignore[arg-type]
+            raise DataError(f"the metric {self._name} is NaN over {losses.shape[1]} examples")
+        there, labels = self.anatomy.present, self.anatomy.labels
+        return VariantScores(scores, losses, logits, truths, example_of, there, self._ran, self._name, labels)
 
 
-class Editor:
-    """Mixes heads' outputs with what stands in for them: x ξ + s (1 - ξ)."""
-
-    def __init__(self, anatomy: Anatomy, batch: Batch, replace: Tensor | str, seed: int) -> None:
-        self._anatomy, self._batch, self._replace = anatomy, batch, replace
-        self._seed = seed
-
-    def with_gates(self, gates: Tensor) -> Callable[[Site, Tensor], Tensor]:
-        """An edit for `tap`, with gates [copy, layer, head] for copies of the batch that lie end to end."""
-
-        def edit(site: Site, x: Tensor) -> Tensor:
-            some = gates[:, site.row, list(site.kept)]
-            if (some == 1).all():
-                return x
-            each = rearrange(x, "(copy row) token head dim -> copy row token head dim", copy=len(gates))
-            gate = rearrange(some.to(x), "copy head -> copy 1 1 head 1")
-            new = each * gate
-            if not isinstance(self._replace, str):
-                new = new + self._replace[site.row, list(site.kept), : site.dim].to(x) * (1 - gate)
-            elif self._replace == "resample":
-                new = new + each.flatten(1, 2)[:, self._drawn(site, x, len(gates))].reshape(each.shape) * (1 - gate)
-            return rearrange(new, "copy row token head dim -> (copy row) token head dim")
-
-        return edit
-
-    def _drawn(self, site: Site, x: Tensor, copies: int) -> Tensor:
-        """[row * token]: for every position another, drawn among the real tokens of the batch."""
-        runners = {stack.name: stack.module for stack in self._anatomy.stacks}
-        runner = runners.get("decoder" if site.stack == "cross" else site.stack, self._anatomy.model)
-        real = fit_mask(token_mask(self._anatomy.model, self._batch, site.stack), x.shape[1], runner)
-        places = real.flatten().nonzero().flatten().cpu()
-        generator = torch.Generator().manual_seed(self._seed)
-        drawn = torch.randint(len(places), (x.shape[0] // copies * x.shape[1],), generator=generator)
-        return places[drawn].to(x.device)
+def score_variants(
+    model: nn.Module,
+    batches: Batches,
+    make_gates: Callable[[Anatomy], Tensor],
+    *,
+    metric: str | Metric,
+    replace: str | Tensor,
+    loss: ExampleLoss | None,
+    seed: int,
+    checkpoint: str | Path | None,
+    progress: str | None,
+) -> VariantScores:
+    """Score a model under sets of gates; heads' means, where they are asked for, are taken over the same data."""
+    if isinstance(replace, str) and replace == "mean":
+        check_repeatable(batches, why="replace='mean'")
+        # Whatever is wrong shows before the means are taken.
+        VariantAccumulator(make_gates, metric, loss).zero(dissect(model))
+        replace = head_means(model, batches).values
+    accumulator = VariantAccumulator(make_gates, metric, loss, replace, seed)
+    return accumulate(model, batches, accumulator, checkpoint=checkpoint, progress=progress)[0]
 
 
-def _twice(once: Any, again: Any) -> bool:
-    """Whether outputs are those of one pass, two times end to end, but for rounding."""
-    pairs = [(x, y) for x, y in zip(_tensors(once), _tensors(again), strict=False) if len(y) == 2 * len(x)]
-    close = 1000 * max((torch.finfo(x.dtype).eps for x, _ in pairs), default=0.0)
-    return bool(pairs) and all((torch.cat([x, x]) - y).abs().max() <= close * x.abs().max() for x, y in pairs)
+def replacement_name(replace: str | Tensor) -> str:
+    """What to call a replacement in a result."""
+    return "given" if isinstance(replace, Tensor) else replace
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
-    values = outputs.values() if hasattr(outputs, "values") else outputs
-    found = [outputs] if isinstance(outputs, Tensor) else [x for x in values if isinstance(x, Tensor)]
-    return [x for x in found if x.is_floating_point() and x.dim() > 0]
+def _numbers(outputs: Any) -> int:
+    """How many numbers the largest of the outputs has."""
+    values = outputs.values() if hasattr(outputs, "values") else [outputs]
+    return max((x.numel() for x in values if isinstance(x, Tensor)), default=1)

@@ -157,7 +157,7 @@ def test_bad_heads(heads, message):
 def test_bad_replacements():
     model = BY_NAME["bert"].build()
     with (
-        pytest.raises(HeadError, match="replace must be 'zero', 'mean' or a tensor"),
+        pytest.raises(HeadError, match="replace must be 'zero', 'mean', 'resample' or a tensor"),
         ablated(model, {0: [0]}, replace="median"),
     ):
         raise AssertionError

@@ -61,13 +61,27 @@ FLOORS = [
     ["attentions"],
     ["stacks"],
     ["anatomy", "metrics"],
-    ["losses", "queries"],
+    ["losses", "queries", "replacing"],
     ["tap"],
     ["parts"],
     ["masking", "checkpoint", "capture", "cutting"],
     ["streaming"],
-    ["hidden", "attention", "outputs", "proof", "entropy", "patterns", "importance", "scoring", "pruning"],
-    ["curve", "saving"],
+    [
+        "hidden",
+        "attention",
+        "outputs",
+        "proof",
+        "entropy",
+        "patterns",
+        "importance",
+        "scoring",
+        "pruning",
+        "means",
+        "significance",
+    ],
+    ["curve", "saving", "branching"],
+    ["variants"],
+    ["ablation", "sole"],
     ["plot"],
 ]
 
@@ -96,7 +110,10 @@ def axes_said(cls):
     return said
 
 
-GLOSSARY = {"layer", "head", "query", "key", "token", "batch", "dim", "hidden", "span", "label", "step"}
+GLOSSARY = {"layer", "head", "query", "key", "token", "batch", "dim", "hidden", "span", "label", "step"} | {
+    "example",
+    "row",
+}
 
 
 def test_every_field_says_its_axes():
@@ -109,6 +126,10 @@ def test_every_field_says_its_axes():
         bertology.attention_entropy(model, inputs),
         bertology.attention_patterns(model, inputs),
         bertology.pruning_curve(model, inputs, metric="accuracy"),
+        bertology.head_ablation(model, inputs, metric="accuracy"),
+        bertology.head_ablation(model, inputs, metric="accuracy").significance("bootstrap", resamples=2),
+        bertology.sole_head_ablation(model, inputs, metric="accuracy"),
+        bertology.head_means(model, inputs),
     ]
     for result in results:
         said = axes_said(type(result))

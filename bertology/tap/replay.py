@@ -23,10 +23,12 @@ from .switches import turn
 
 @dataclass
 class _BlockCall:
-    """One call of a block, and what it returned."""
+    """One call of a block: what it returned, the call of a block around it, and how many had started at its end."""
 
     module: nn.Module
     stack: Stack
+    around: int | None
+    ended: int = 0
     output: Any = None
 
 
@@ -50,9 +52,9 @@ class Recording:
     attentions: dict[int, _AttentionCall] = field(default_factory=dict)
 
     def sites_from(self, row: int) -> tuple[Site, ...]:
-        """The sites that run when the pass is taken up at a site: those of its block, and of the blocks after it."""
-        first = self._block_of(row)
-        return tuple(site for site in self.anatomy.sites if self._block_of(site.row) >= first)
+        """The sites that run when the pass is taken up at a site: all but those of blocks that were over by then."""
+        over = self._over(row)
+        return tuple(site for site in self.anatomy.sites if self._block_of(site.row) not in over)
 
     def first_of(self, rows: list[int]) -> int:
         """Which of these layers runs first; -1 if none runs."""
@@ -60,17 +62,23 @@ class Recording:
 
     @property
     def positions(self) -> int:
-        """How many positions, over all rows, the widest layer works on."""
-        sizes = [1]
+        """How many positions, over all rows, the widest layer works on; 0 if that is not known."""
+        sizes = []
         for row, call in self.attentions.items():
             if call.heads is not None:
                 site = self.anatomy.sites[row]
-                sizes.append(call.heads.numel() // (len(site.kept or (0,)) * site.dim))
-        return max(sizes)
+                sizes.append(call.heads.numel() // (max(1, len(site.kept)) * site.dim))
+        return max(sizes, default=0)
 
     def _block_of(self, row: int) -> int:
+        """The call of a block in which a site's attention ran; -1 if there was none."""
         call = self.attentions.get(row)
         return -1 if call is None or call.block is None else call.block
+
+    def _over(self, row: int) -> set[int]:
+        """The calls of blocks that were over when the site's own block started."""
+        first = self._block_of(row)
+        return {number for number, call in enumerate(self.blocks) if call.ended <= first}
 
     @contextmanager
     def taken_up(self, row: int, copies: int, *, inside: bool) -> Iterator[None]:
@@ -78,8 +86,9 @@ class Recording:
 
         With `inside`, from the site's output projection: what its attention had computed by then is handed over too.
         """
-        first = self._block_of(row)
-        done = self.blocks[: max(first, 0)]
+        over = self._over(row)
+        # Blocks inside others that are skipped are not called.
+        done = [self.blocks[number] for number in sorted(over) if self.blocks[number].around not in over]
         last = {call.stack: call for call in done}
         outputs: dict[nn.Module, list[Any]] = {}
         for call in done:
@@ -124,8 +133,8 @@ class Recording:
 
     def _calls_before(self, row: int) -> int:
         """How many calls of the site's attention module are in blocks that are skipped."""
-        first, module = self._block_of(row), self.anatomy.sites[row].attention
-        return sum(site.attention is module and self._block_of(site.row) < first for site in self.anatomy.sites)
+        over, module = self._over(row), self.anatomy.sites[row].attention
+        return sum(site.attention is module and self._block_of(site.row) in over for site in self.anatomy.sites)
 
 
 @contextmanager
@@ -138,11 +147,12 @@ def recorded(anatomy: Anatomy, rows: int) -> Iterator[Recording]:
     sites = Calls([(site.attention, site) for site in anatomy.sites], may_rest=[s.attention for s in anatomy.sites])
 
     def start_block(module: nn.Module, args: Any) -> None:
-        running.append(len(recording.blocks))
-        recording.blocks.append(_BlockCall(module, stacks[module]))
+        recording.blocks.append(_BlockCall(module, stacks[module], running[-1] if running else None))
+        running.append(len(recording.blocks) - 1)
 
     def end_block(module: nn.Module, args: Any, output: Any) -> None:
-        recording.blocks[running.pop()].output = output
+        call = recording.blocks[running.pop()]
+        call.output, call.ended = output, len(recording.blocks)
 
     def start_attention(module: nn.Module, args: Any) -> None:
         at_work.append(_AttentionCall(running[-1] if running else None))
@@ -200,7 +210,7 @@ def copied(x: Any, rows: int, copies: int, axis: int) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
     both = isinstance(one, Tensor) and isinstance(other, Tensor)
-    return both and one.shape == other.shape and torch.equal(one, other)
+    return one is other or (both and one.shape == other.shape and torch.equal(one, other))
 
 
 @contextmanager

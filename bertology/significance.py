@@ -70,6 +70,8 @@ class Paired:
         """[variant]: p-values, and what was tested."""
         if test not in ("t", "mcnemar", "bootstrap") or of not in ("metric", "loss"):
             raise DataError(f"wanted test='t', 'mcnemar' or 'bootstrap', of='metric' or 'loss', got {test!r} of {of!r}")
+        if resamples < 1:
+            raise DataError(f"resamples is how often the bootstrap draws, 1 or more, got {resamples}")
         by_loss = of == "loss" or not self.logits.numel()
         examples = len(self.base_losses)
         if test == "mcnemar":

@@ -78,14 +78,15 @@ def main() -> None:
     batches, _ = make_batches(tokenizer, examples, max_seq_length=128, batch_size=args.batch_size)
     model: Any
     if args.layers:
-        model = BertForSequenceClassification(BertConfig(num_hidden_layers=args.layers)).eval()
+        model = BertForSequenceClassification(BertConfig(num_hidden_layers=args.layers))
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(name).eval()
+        model = AutoModelForSequenceClassification.from_pretrained(name)
+    model.eval()
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     print(f"{len(examples.texts)} examples, {layers} layers of {heads} heads, {torch.get_num_threads()} threads")
     print(f"transformers {transformers.__version__}, torch {torch.__version__}")
-    # From the projection of its layer on, a block is three quarters of its products.
-    print(f"blocks that must run for a head, on average: {((layers - 1) / 2 + 0.75) / layers:.3f} of all")
+    # Behind the projection of its layer, a block is two thirds of its products.
+    print(f"blocks that must run for a head, on average: {((layers - 1) / 2 + 2 / 3) / layers:.3f} of all")
     plain(model, batches)
     ratios = []
     for number in range(args.rounds):

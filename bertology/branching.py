@@ -14,7 +14,7 @@ from torch import Tensor
 from .batches import Batch, device_of, examples, rows_per_example
 from .replacing import StandIns
 from .site import Anatomy, Site
-from .tap import Recording, copied, recorded, tap
+from .tap import Recording, copied, matrix, recorded, tap
 
 # Copies of a batch that go through the model at once have at most so many positions, and so many numbers come out of
 # it. More are not faster on a processor: they leave its caches.
@@ -85,15 +85,40 @@ class Branches:
         changing = (gates != 1).any(-1).any(0)
         # A place that several layers share counts its calls.
         places = {site.place for site in sites if changing[site.row]}
-        sites = tuple(site for site in sites if site.place in places)
+        sites = tuple(site for site in sites if site.place in places and (way, site.row) != ("projection", row))
         with ExitStack() as taps:
             if going_on:
-                taps.enter_context(record.taken_up(row, copies, inside=way == "projection"))
+                projected = self._projected(record, row, gates, batch) if way == "projection" else None
+                taps.enter_context(record.taken_up(row, copies, projected))
             if sites:
                 mix = self._mix(gates, batch)
                 taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix))
             outputs = self._anatomy.model(**_copies(self._inputs(batch), batch, copies))
         return self._look(outputs, _copies(batch, batch, copies), copies)
+
+    def _projected(self, record: Recording, row: int, gates: Tensor, batch: Batch) -> Tensor:
+        """[(copy batch), token, hidden]: what a site's projection put out, and what the gates change of it.
+
+        Only heads that change are multiplied by their share of its matrix, most often one in each copy.
+        """
+        site, call, weight = self._anatomy.sites[row], record.attentions[row], matrix(self._anatomy.sites[row])
+        assert call.heads is not None
+        assert call.projected is not None
+        assert weight is not None
+        x = rearrange(call.heads, "batch token (head dim) -> batch token head dim", dim=site.dim)
+        change = rearrange(
+            self._stand_ins.instead_of(x, site, batch) - x, "batch token head dim -> head (batch token) dim"
+        )
+        shut = 1 - gates[:, row, list(site.kept)]
+        most = int((shut != 0).sum(1).max())
+        heads = (shut != 0).int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        share = rearrange(shut.gather(1, heads).to(x), "copy head -> copy head 1 1")
+        heads = heads.to(x.device)
+        changes = rearrange(change[heads] * share, "copy head position dim -> copy position (head dim)")
+        weight = rearrange(weight, "(head dim) hidden -> head dim hidden", dim=site.dim)
+        weights = rearrange(weight[heads], "copy head dim hidden -> copy (head dim) hidden")
+        as_it_was = call.projected.flatten(0, 1).expand(len(gates), -1, -1)
+        return torch.baddbmm(as_it_was, changes, weights).reshape(-1, *call.projected.shape[1:])
 
     def _mix(self, gates: Tensor, batch: Batch) -> Callable[[Site, Tensor], Tensor]:
         """Mix heads' outputs with what stands in for them: x ξ + s (1 - ξ)."""

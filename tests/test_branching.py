@@ -10,7 +10,7 @@ from test_ablation import check, several
 from test_pruning import seq2seq
 from zoo import BY_NAME, V4, batch
 
-from bertology import accumulate, dissect
+from bertology import accumulate, dissect, gated
 from bertology.ablation import one_off
 from bertology.tap import recorded, uncached
 from bertology.variants import VariantAccumulator
@@ -112,17 +112,24 @@ def test_a_block_in_a_block():
     assert [call.around for call in record.blocks] == [None, None, 1]
     assert [site.row for site in record.sites_from(1)] == [1]
     weight, heads, axis = projections(model)[1]
+    layer = anatomy.sites[1]
     with scaled(weight, axis, heads, 2, 0), torch.no_grad():
         expected = model(**inputs).logits
-        for inside in (True, False):
+        for projected in (layer.projection(record.attentions[1].heads), None):
             runs = []
             hook = around.register_forward_hook(lambda *_, runs=runs: runs.append(1))
-            with record.taken_up(1, 1, inside=inside):
+            with record.taken_up(1, 1, projected):
                 torch.testing.assert_close(model(**inputs).logits, expected)
             hook.remove()
             assert runs == [1]
     with torch.no_grad():
         assert not torch.allclose(model(**inputs).logits, expected)
+
+
+def test_in_gates_that_others_set():
+    model, gates = BY_NAME["gpt2"].build(), torch.tensor([[1, 0.5, 1, 1], [0.2, 1, 1, 0.7]])
+    with gated(model, gates):
+        check(model, several(), metric="accuracy")
 
 
 def test_blocks_that_are_skipped_do_not_run():
@@ -132,7 +139,7 @@ def test_blocks_that_are_skipped_do_not_run():
         expected = model(**inputs).logits
     skipped = (model.transformer.h[0].mlp, model.transformer.h[1].attn.c_attn)
     hooks = [module.register_forward_hook(lambda *_: runs.append(1)) for module in skipped]
-    with torch.no_grad(), uncached(model), record.taken_up(1, 2, inside=True):
+    with torch.no_grad(), uncached(model), record.taken_up(1, 2, record.attentions[1].projected.repeat(2, 1, 1)):
         again = model(**{k: torch.cat([v, v]) for k, v in inputs.items()}).logits
     torch.testing.assert_close(again, torch.cat([expected, expected]))
     assert runs == []

@@ -12,7 +12,7 @@ for all others, where `bands` lays out the maps of attention over windows. `repl
 from .biases import narrow_biases, takes_bias
 from .hooks import tap
 from .reading import attention_entropies
-from .replay import Recording, copied, recorded, uncached
+from .replay import Recording, copied, matrix, recorded, uncached
 from .silence import silenced
 from .still import undisturbed
 
@@ -20,6 +20,7 @@ __all__ = [
     "Recording",
     "attention_entropies",
     "copied",
+    "matrix",
     "narrow_biases",
     "recorded",
     "silenced",

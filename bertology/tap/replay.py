@@ -81,10 +81,10 @@ class Recording:
         return {number for number, call in enumerate(self.blocks) if call.ended <= first}
 
     @contextmanager
-    def taken_up(self, row: int, copies: int, *, inside: bool) -> Iterator[None]:
+    def taken_up(self, row: int, copies: int, projected: Tensor | None = None) -> Iterator[None]:
         """Let the model go on from a site's block, on `copies` of the batch, laid end to end.
 
-        With `inside`, from the site's output projection: what its attention had computed by then is handed over too.
+        Given what the site's projection puts out for them, it goes on from there.
         """
         over = self._over(row)
         # Blocks inside others that are skipped are not called.
@@ -100,34 +100,37 @@ class Recording:
             undo.enter_context(uncompiled())
             for module, some in outputs.items():
                 _replace(module, _handing_on(module, some), undo)
-            if inside:
-                self._enter(row, copies, undo)
+            if projected is not None:
+                self._enter(row, copies, projected, undo)
             yield
 
     def can_enter(self, row: int) -> bool:
-        """Whether a pass can be taken up at a site's projection: its attention returns its heads, or that projection's
-        output."""
-        site, call = self.anatomy.sites[row], self.attentions.get(row)
-        if call is None or call.heads is None or site.weight or site.place is not site.projection or site.runs > 1:
-            return False
-        first = call.output[0] if isinstance(call.output, (tuple, list)) else call.output
-        return any(_same(first, x) for x in (call.heads, call.projected))
-
-    def _enter(self, row: int, copies: int, undo: ExitStack) -> None:
+        """Whether a pass can be taken up at a site's projection: a product with a matrix, which heads and nothing else
+        go into and which the attention returns or is followed by."""
         site, call = self.anatomy.sites[row], self.attentions[row]
-        assert call.heads is not None
-        heads = copied(call.heads, self.rows, copies, site.layout.split().index("batch"))
+        if (
+            matrix(site) is None
+            or call.heads is None
+            or sum(other.place is site.place for other in self.anatomy.sites) > 1
+        ):
+            return False
+        wide = call.heads.dim() == 3 and call.heads.shape[-1] == len(site.kept) * site.dim
+        return wide and any(_same(_first(call.output), x) for x in (call.heads, call.projected))
+
+    def _enter(self, row: int, copies: int, projected: Tensor, undo: ExitStack) -> None:
+        site, call = self.anatomy.sites[row], self.attentions[row]
+        first: Any = _first(call.output)
+        if _same(first, call.projected):
+            first = projected
+        else:
+            _replace(site.projection, lambda *args, **kwargs: projected, undo)
         whole = isinstance(call.output, Tensor)
-        rest = [] if whole else list(copied(call.output[1:], self.rows, copies, 0))
-        projects = not _same(call.output if whole else call.output[0], call.heads)
+        output = first if whole else type(call.output)([first, *copied(call.output[1:], self.rows, copies, 0)])
         original, calls = site.attention.forward, iter(range(site.call + 1))
         skipped = self._calls_before(row)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if next(calls, None) != site.call - skipped:
-                return original(*args, **kwargs)
-            new = site.projection(heads) if projects else heads
-            return new if whole else type(call.output)([new, *rest])
+            return output if next(calls, None) == site.call - skipped else original(*args, **kwargs)
 
         _replace(site.attention, forward, undo)
 
@@ -206,6 +209,27 @@ def copied(x: Any, rows: int, copies: int, axis: int) -> Any:
     if type(x) in (tuple, list):
         return type(x)(copied(part, rows, copies, axis) for part in x)
     return x
+
+
+def matrix(site: Site) -> Tensor | None:
+    """[(head dim), hidden]: what a site's projection multiplies its heads by, if that is all it does but for a bias."""
+    known = type(site.projection) is nn.Linear or type(site.projection).__name__ == "Conv1D"
+    if (
+        not known
+        or site.place is not site.projection
+        or site.weight
+        or site.runs > 1
+        or site.layout != "batch token width"
+    ):
+        return None
+    weight = site.projection.weight
+    if not isinstance(weight, Tensor):
+        return None
+    return weight.T if type(site.projection) is nn.Linear else weight
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -89,6 +89,7 @@ def bench(session: nox.Session) -> None:
     session.install(TORCH)
     session.install("-e", ".[demo]")
     session.run("python", "benchmarks/importance.py", *session.posargs, env=OFFLINE)
+    session.run("python", "benchmarks/ablation.py", "--naive", *session.posargs, env=OFFLINE)
     session.run("python", "benchmarks/memory.py", env=OFFLINE)
 
 

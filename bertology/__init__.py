@@ -13,14 +13,17 @@
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
+| what is lost then     | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
 | several measures      | `accumulate`                               |                                         |
 
 Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label`. `dim` is a head's
-width, `hidden` the residual stream's, `key` always the attended-to position. Layers and heads count from 0.
+width, `hidden` the residual stream's, `key` always the attended-to position. Over a data set, `example` counts its
+examples and `row` its labels, of which an example may have several. Layers and heads count from 0.
 """
 
+from .ablation import HeadAblation, head_ablation
 from .anatomy import dissect, register_names
 from .attention import AttentionMaps, attention_maps
 from .curve import PruningCurve, pruning_curve
@@ -31,6 +34,7 @@ from .head import Head
 from .hidden import HiddenStates, hidden_states
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
 from .masking import ablated, gated
+from .means import HeadMeans, head_means
 from .names import Names
 from .outputs import HeadOutputs, head_outputs
 from .patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
@@ -38,7 +42,9 @@ from .pruning import Pruned, prune_heads
 from .result import Result
 from .saving import load_pruned, save_pruned
 from .scoring import Score, ScoreAccumulator, score
+from .significance import Significance
 from .site import Anatomy
+from .sole import SoleHeadAblation, sole_head_ablation
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 from .training import ImportanceSeries, importance_through_training
@@ -53,7 +59,9 @@ __all__ = [
     "Efficiency",
     "EntropyAccumulator",
     "Head",
+    "HeadAblation",
     "HeadImportance",
+    "HeadMeans",
     "HeadOutputs",
     "HiddenStates",
     "ImportanceAccumulator",
@@ -65,6 +73,8 @@ __all__ = [
     "Result",
     "Score",
     "ScoreAccumulator",
+    "Significance",
+    "SoleHeadAblation",
     "ablated",
     "accumulate",
     "attention_entropy",
@@ -73,7 +83,9 @@ __all__ = [
     "compare_efficiency",
     "dissect",
     "gated",
+    "head_ablation",
     "head_importance",
+    "head_means",
     "head_outputs",
     "hidden_states",
     "importance_through_training",
@@ -83,6 +95,7 @@ __all__ = [
     "register_names",
     "save_pruned",
     "score",
+    "sole_head_ablation",
     "stat",
     "tap",
 ]

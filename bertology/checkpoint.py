@@ -23,8 +23,8 @@ EVERY_SECONDS = 60.0
 class Sums(Protocol):
     """What a checkpoint needs of an accumulator."""
 
-    def about(self) -> str:
-        """What is measured."""
+    def settings(self) -> str:
+        """What tells it from others of its kind."""
 
     def state(self) -> dict[str, Tensor]:
         """The sums, by name."""
@@ -97,7 +97,7 @@ class Checkpoint:
 
 def _describe(model: nn.Module, accumulators: Sequence[Sums]) -> str:
     """Tell one model from another: its class, and of each parameter the name, the shape and the sum of a few values."""
-    lines = [type(model).__name__, *(a.about() for a in accumulators)]
+    lines = [type(model).__name__, *(f"{type(a).__name__} {a.settings()}" for a in accumulators)]
     for name, parameter in model.named_parameters():
         some = parameter.detach().flatten()[:64].double().sum().item()
         lines.append(f"{name} {list(parameter.shape)} {some!r}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .batches import Batch, Batches, device_of, examples, rows_per_example
 from .errors import DataError, UnknownAnatomy
 from .head import Head, head_at
-from .losses import ExampleLoss, example_losses, find_loss
+from .losses import ExampleLoss, example_losses, find_loss, loss_name
 from .masking import gating, token_gating
 from .names import INEXACT_GRADIENTS
 from .result import Result, cpu64, finite
@@ -103,9 +103,9 @@ class ImportanceAccumulator(Accumulator):
         self._own, self._granularity = loss, granularity
         self.needs_labels = loss is not None
 
-    def about(self) -> str:
-        """Sums of examples' absolute values are not added to those of tokens'."""
-        return f"{super().about()} {self._granularity}"
+    def settings(self) -> str:
+        """Granularity and loss."""
+        return f"{self._granularity} {loss_name(self._own)}"
 
     def zero(self, anatomy: Anatomy) -> ImportanceAccumulator:
         """Forget everything; find the loss before any work is done."""

@@ -61,6 +61,11 @@ def example_losses(loss: ExampleLoss, outputs: Any, batch: Batch) -> Tensor:
     return values
 
 
+def loss_name(loss: ExampleLoss | None) -> str:
+    """What a loss of one's own is called; nothing for the model's."""
+    return "" if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__)
+
+
 def _labels(batch: Batch, model: nn.Module, *names: str) -> Any:
     missing = [name for name in names if batch.get(name) is None]
     if missing:

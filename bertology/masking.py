@@ -11,10 +11,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .anatomy import dissect
-from .batches import token_mask
-from .errors import HeadError, ShapeError, UnknownAnatomy
+from .errors import ShapeError, UnknownAnatomy
 from .head import Heads
-from .queries import real_positions
+from .replacing import StandIns, check_replacement
 from .site import Anatomy, Site
 from .tap import tap
 
@@ -111,15 +110,23 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
 
 
 @contextmanager
-def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | Tensor = "zero") -> Iterator[None]:
+def ablated(
+    model: nn.Module,
+    heads: Heads,
+    replace: Literal["zero", "mean", "resample"] | Tensor = "zero",
+    *,
+    seed: int = 0,
+) -> Iterator[None]:
     """Take some heads away while the `with` lasts.
 
     Args:
         model: any model with attention heads.
         heads: `{layer: [heads]}` or `(layer, head)` pairs, by the rows of results, or `Head`s.
         replace: what stands where the head's output was: "zero"; "mean", the head's own mean output over the real
-            tokens of the batch at hand; or a tensor `[layer, head, dim]`, such as
-            `head_outputs(model, sample).mean()`, the means over a sample of your own.
+            tokens of the batch at hand; "resample", at every token its output at a real token of the batch, drawn at
+            random, the same one for all heads of a layer; or a tensor `[layer, head, dim]`, such as
+            `head_means(model, sample).values`, the means over a sample of your own.
+        seed: of the draws for "resample", which are the same in every pass over a batch of the same shape.
 
     Raises `HeadError` for heads that are out of range or were pruned, or have no one mean.
 
@@ -132,18 +139,7 @@ def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | T
     """
     anatomy = dissect(model)
     places = anatomy.resolve(heads)
-    if isinstance(replace, str) and replace not in ("zero", "mean"):
-        raise HeadError(f"replace must be 'zero', 'mean' or a tensor [layer, head, dim], got {replace!r}")
-    if isinstance(replace, Tensor):
-        wanted = [anatomy.layers, anatomy.heads, max(site.dim for site in anatomy.sites)]
-        if list(replace.shape) != wanted:
-            raise ShapeError(f"replace must be [layer, head, dim] = {wanted}, got {list(replace.shape)}")
-        if any(replace[row, head, : anatomy.sites[row].dim].isnan().any() for row, head in places):
-            raise ShapeError("replace must hold numbers for the heads that are ablated, got NaN")
-    if isinstance(replace, str) and replace == "mean":
-        several = [anatomy.sites[row].label for row, _ in places if anatomy.sites[row].runs > 1]
-        if several:
-            raise HeadError(f"the heads of {several[0]} run on several kinds of tokens: they have no one mean")
+    stand_ins = StandIns(anatomy, check_replacement(anatomy, replace, places), seed)
     batch: dict[str, Any] = {}
     silent: dict[int, list[int]] = {}
     for row, head in places:
@@ -152,29 +148,17 @@ def ablated(model: nn.Module, heads: Heads, replace: Literal["zero", "mean"] | T
     def edit(site: Site, x: Tensor) -> Tensor:
         if site.row not in silent:
             return x
-        x = x.clone()
-        for head in silent[site.row]:
-            here = site.kept.index(head)
-            x[..., here, :] = stand_in(site, head, x[..., here, :])
-        return x
-
-    def stand_in(site: Site, head: int, x: Tensor) -> Tensor:
-        if isinstance(replace, Tensor):
-            return replace[site.row, head, : site.dim].to(x)
-        if replace == "zero":
-            return torch.zeros_like(x)
-        if batch.get("past_key_values") is not None:
-            real = token_mask(model, batch, site.stack)[:, -x.shape[1] :]  # the newest tokens
-        else:
-            real = real_positions(anatomy, batch, site.stack, *x.shape[:2])
-        return x[real.to(x.device)].mean(0)
+        new, instead = x.clone(), stand_ins.instead_of(x, site, batch).expand(x.shape)
+        here = [site.kept.index(head) for head in silent[site.row]]
+        new[..., here, :] = instead[..., here, :]
+        return new
 
     def look(arguments: dict[str, Any]) -> None:
         batch.clear()
         batch.update(arguments)
 
     with ExitStack() as taps:
-        if isinstance(replace, str) and replace == "mean":
+        if stand_ins.need_batch:
             taps.enter_context(tap(anatomy, "inputs", read=look))
         taps.enter_context(tap(anatomy, "heads", edit=edit))
         yield

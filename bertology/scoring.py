@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
 from .errors import DataError
-from .losses import ExampleLoss, example_losses, find_loss, is_causal
+from .losses import ExampleLoss, example_losses, find_loss, is_causal, loss_name
 from .metrics import Metric, find_metric, metric_name
 from .result import Result
 from .site import Anatomy
@@ -50,9 +50,9 @@ class ScoreAccumulator(Accumulator):
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Keep the batch's logits and labels, on the CPU."""
-        logits, labels = predictions(self.anatomy.model, outputs, batch)
-        self._logits.append(logits.detach().cpu())
-        self._labels.append(labels.cpu())
+        found = predictions(self.anatomy.model, outputs, batch)
+        self._logits.append(found.logits.detach().cpu())
+        self._labels.append(found.labels.cpu())
         self.examples += examples(batch)
 
     def state(self) -> dict[str, Tensor]:
@@ -87,6 +87,10 @@ class InverseLossAccumulator(Accumulator):
         self._own = loss
         self.needs_labels = loss is not None
 
+    def settings(self) -> str:
+        """The loss."""
+        return loss_name(self._own)
+
     def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
@@ -103,7 +107,18 @@ class InverseLossAccumulator(Accumulator):
         return Score((self.examples / self.total).item(), INVERSE_LOSS, int(self.examples))
 
 
-def predictions(model: nn.Module, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+class Predictions(NamedTuple):
+    """What is scored of a batch."""
+
+    logits: Tensor
+    """[row, label], or [row]."""
+    labels: Tensor
+    """[row], or [row, label] where several may hold."""
+    example: Tensor
+    """[row], int64: which example of the batch a row belongs to."""
+
+
+def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
     """Logits and the labels that they are scored against: shifted for causal LMs, without padding for token labels."""
     logits, labels = getattr(outputs, "logits", None), batch.get("labels")
     if logits is None or labels is None:
@@ -114,8 +129,8 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> tuple[Tensor, T
         there = (labels != IGNORED) & token_mask(model, batch, stack)
         if is_causal(model):
             logits, labels, there = logits[:, :-1], labels[:, 1:], there[:, 1:]
-        return logits[there], labels[there]
-    return logits, labels
+        return Predictions(logits[there], labels[there], there.nonzero()[:, 0])
+    return Predictions(logits, labels, torch.arange(len(labels), device=labels.device))
 
 
 def scorer(metric: str | Metric, loss: ExampleLoss | None = None) -> Accumulator:

@@ -67,6 +67,10 @@ class Accumulator(ABC):
             setattr(self, name, kind.zeros(anatomy))
         return self
 
+    def settings(self) -> str:
+        """What tells this measure from others of its kind: a checkpoint of another one is refused."""
+        return ""
+
     def watch(self, batch: Batch) -> AbstractContextManager[Any]:
         """What is around the forward pass of a batch."""
         return nullcontext()
@@ -78,10 +82,6 @@ class Accumulator(ABC):
     @abstractmethod
     def compute(self) -> Result:
         """Divide, and give the result."""
-
-    def about(self) -> str:
-        """What is measured: a checkpoint goes on only where this is the same."""
-        return type(self).__name__
 
     def state(self) -> dict[str, Tensor]:
         """The sums, by name."""

@@ -141,3 +141,21 @@ def patterns(maps: Tensor, mask: Tensor) -> dict[str, Tensor]:
                     out["distance"][layer, head] += sum(p[k] * abs(q - k) for k in range(keys))
                     out["confidence"][layer, head] += max(p)
     return {kind: sums / mask.sum() for kind, sums in out.items()}
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm 1979: in rising order, p_k times the number of tests from the k-th on, never below what came before."""
+    order, out, largest = sorted(range(len(p)), key=lambda i: p[i]), [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, p[i] * (len(p) - rank)))
+        out[i] = largest
+    return out
+
+
+def benjamini_hochberg(p: list[float]) -> list[float]:
+    """Benjamini and Hochberg 1995: the least p_j n / j over all places j from the own on, in rising order."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    out = [0.0] * len(p)
+    for rank, i in enumerate(order):
+        out[i] = min(1.0, *(p[order[j]] * len(p) / (j + 1) for j in range(rank, len(p))), 1.0)
+    return out

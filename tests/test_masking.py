@@ -110,6 +110,33 @@ def test_mean_ablation_puts_the_mean_there():
         torch.testing.assert_close(head_outputs(model, inputs).values, seen)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_resampling_puts_outputs_of_real_tokens_there(side):
+    model, inputs = BY_NAME["bert"].build(), batch(side=side)
+    plain = head_outputs(model, inputs).values[0]
+    with ablated(model, {0: [1, 3]}, replace="resample", seed=5):
+        seen = head_outputs(model, inputs).values[0]
+        assert torch.equal(head_outputs(model, inputs).values[0], seen)
+    real = [(row, token) for row, token in inputs["attention_mask"].nonzero().tolist()]
+    drawn = torch.randint(len(real), (21,), generator=torch.Generator().manual_seed(5)).tolist()
+    expected = plain.clone()
+    for place in range(21):
+        row, token = divmod(place, 7)
+        for head in (1, 3):
+            expected[row, token, head] = plain[(*real[drawn[place]], head)]
+    assert torch.equal(seen, expected)
+    assert not torch.equal(seen, plain)
+    with ablated(model, {0: [1, 3]}, replace="resample", seed=6):
+        assert not torch.equal(head_outputs(model, inputs).values[0], seen)
+
+
+def test_mean_ablation_while_a_text_is_written():
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch((4, 6), labels=False, side="left")
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": 39, "pad_token_id": 0}
+    with ablated(model, {1: [2]}, replace="mean"):
+        assert model.generate(**inputs, **options).shape == (2, 9)
+
+
 def test_head_outputs_mean_is_over_real_tokens():
     outputs = head_outputs(BY_NAME["bert"].build(), batch())
     real = torch.cat([outputs.values[:, b, : int(n)] for b, n in enumerate(outputs.mask.sum(1))], dim=1)
@@ -157,7 +184,7 @@ def test_bad_heads(heads, message):
 def test_bad_replacements():
     model = BY_NAME["bert"].build()
     with (
-        pytest.raises(HeadError, match="replace must be 'zero', 'mean' or a tensor"),
+        pytest.raises(HeadError, match="replace must be 'zero', 'mean', 'resample' or a tensor"),
         ablated(model, {0: [0]}, replace="median"),
     ):
         raise AssertionError

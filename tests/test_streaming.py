@@ -141,6 +141,26 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):
         accumulate(model, batches, EntropyAccumulator(), checkpoint=tmp_path / "no" / "where")
 
 
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, monkeypatch):
+    class Scaled(EntropyAccumulator):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def settings(self):
+            return f"{super().settings()}{self.scale}"
+
+    monkeypatch.setattr("bertology.checkpoint.EVERY_SECONDS", 0)
+    model, batches, file = BY_NAME["bert"].build(), [batch(), batch((3, 6))], tmp_path / "sums"
+    assert EntropyAccumulator().settings() == ""
+    with pytest.raises(KeyboardInterrupt):
+        accumulate(model, cut_off(batches, 1), Scaled(1), checkpoint=file)
+    with pytest.raises(DataError, match="is of another model or other measures"):
+        accumulate(model, batches, Scaled(2), checkpoint=file)
+    accumulate(model, batches, Scaled(1), checkpoint=file)
+    assert not file.exists()
+
+
 def test_checkpoints_are_written_now_and_then(tmp_path):
     model = BY_NAME["bert"].build()
     saved = Checkpoint(tmp_path / "sums", model, [EntropyAccumulator().zero(dissect(model))])

@@ -62,7 +62,7 @@ FLOORS = [
     ["stacks"],
     ["anatomy", "metrics"],
     ["losses", "queries"],
-    ["tap"],
+    ["tap", "replacing"],
     ["parts"],
     ["masking", "checkpoint", "capture", "cutting", "magnitude", "memory"],
     ["streaming"],
@@ -77,9 +77,12 @@ FLOORS = [
         "scoring",
         "pruning",
         "efficiency",
+        "means",
+        "significance",
     ],
-    ["ranking", "saving", "training"],
-    ["curve"],
+    ["ranking", "saving", "training", "branching"],
+    ["curve", "variants"],
+    ["ablation", "sole"],
     ["plot"],
 ]
 
@@ -109,6 +112,7 @@ def axes_said(cls):
 
 
 GLOSSARY = {"layer", "head", "query", "key", "token", "batch", "dim", "hidden", "span", "label", "step"}
+GLOSSARY |= {"example", "row"}  # of one figure an example, or a row of the logits
 GLOSSARY |= {"model", "size", "round"}  # of a comparison of models: no axes of a model's insides
 
 
@@ -124,6 +128,10 @@ def test_every_field_says_its_axes():
         bertology.pruning_curve(model, inputs, metric="accuracy"),
         bertology.importance_through_training([(1, model)], inputs),
         bertology.compare_efficiency(BY_NAME["bert"].build(), model, inputs, batch_sizes=(1,), rounds=1, seconds=0),
+        bertology.head_ablation(model, inputs, metric="accuracy"),
+        bertology.head_ablation(model, inputs, metric="accuracy").significance("bootstrap", resamples=2),
+        bertology.sole_head_ablation(model, inputs, metric="accuracy"),
+        bertology.head_means(model, inputs),
     ]
     for result in results:
         said = axes_said(type(result))

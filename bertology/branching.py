@@ -1,0 +1,185 @@
+"""How does a batch run under many sets of gates, each from where it changes something?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace as changed
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .batches import Batch, device_of, examples, rows_per_example
+from .replacing import StandIns
+from .site import Anatomy, Site
+from .tap import Recording, copied, matrix, recorded, tap
+
+# Copies of a batch that go through the model at once have at most so many positions, and so many numbers come out of
+# it. More are not faster on a processor: they leave its caches.
+POSITIONS, POSITIONS_ON_CPU = 32768, 2048
+NUMBERS = 2**25
+
+# How a pass goes on: from the changed layer's output projection, from its block, from the start on copies of the batch,
+# or from the start on the batch itself, which is right for every model.
+WAYS = ("projection", "block", "copies", "alone")
+
+
+class Seen(NamedTuple):
+    """What is kept of a pass on copies of a batch."""
+
+    losses: Tensor
+    """[copy, example]"""
+    logits: Tensor
+    """[copy, row, label]"""
+    truths: Tensor
+    """[row]"""
+    example_of: Tensor
+    """[row]"""
+
+
+class Branches:
+    """Runs copies of a batch under gates `[copy, layer, head]`, and goes on from a recorded pass where that is proved.
+
+    `inputs` makes of a batch what the model is run on, and `look` makes of outputs, the batch and the number of copies
+    what is wanted of them.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        stand_ins: StandIns,
+        inputs: Callable[[Batch], Batch],
+        look: Callable[[Any, Batch, int], Seen],
+    ) -> None:
+        self._anatomy, self._stand_ins, self._inputs, self._look = anatomy, stand_ins, inputs, look
+        self._ways: dict[int, str] = {}
+
+    def recorded(self, batch: Batch) -> AbstractContextManager[Recording]:
+        """Record the pass on a batch in this `with`."""
+        return recorded(self._anatomy, examples(batch) * rows_per_example(batch))
+
+    def each(self, record: Recording, batch: Batch, gates: Tensor, numbers: int) -> Iterator[tuple[Tensor, Seen]]:
+        """Run a recorded batch under each set of gates [variant, layer, head]; which variants, and what was seen.
+
+        Variants that change no layer that ran do not come. `numbers` is how many numbers a pass puts out.
+        """
+        starts: dict[int, list[int]] = {row: [] for row in record.attentions}
+        for variant, rows in enumerate((gates != 1).any(-1)):
+            starts.get(record.first_of(rows.nonzero().flatten().tolist()), []).append(variant)
+        starts = {row: variants for row, variants in starts.items() if variants}
+        if starts.keys() - self._ways.keys():
+            self._prove(batch, list(starts))
+        positions = POSITIONS_ON_CPU if device_of(self._anatomy.model).type == "cpu" else POSITIONS
+        at_once = max(1, min(positions // record.positions, NUMBERS // max(1, numbers))) if record.positions else 1
+        for row, variants in starts.items():
+            way = self._ways[row]
+            for some in torch.split(torch.tensor(variants), 1 if way == "alone" else at_once):
+                yield some, self._run(record, batch, row, gates[some], way)
+
+    def _run(self, record: Recording, batch: Batch, row: int, gates: Tensor, way: str) -> Seen:
+        """Run copies of the batch under gates that change nothing that runs before a layer."""
+        copies, going_on = len(gates), way in ("projection", "block")
+        sites = record.sites_from(row) if going_on else self._anatomy.sites
+        changing = (gates != 1).any(-1).any(0)
+        # A place that several layers share counts its calls.
+        places = {site.place for site in sites if changing[site.row]}
+        sites = tuple(site for site in sites if site.place in places and (way, site.row) != ("projection", row))
+        with ExitStack() as taps:
+            if going_on:
+                projected = self._projected(record, row, gates, batch) if way == "projection" else None
+                taps.enter_context(record.taken_up(row, copies, projected))
+            if sites:
+                mix = self._mix(gates, batch)
+                taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix))
+            outputs = self._anatomy.model(**_copies(self._inputs(batch), batch, copies))
+        return self._look(outputs, _copies(batch, batch, copies), copies)
+
+    def _projected(self, record: Recording, row: int, gates: Tensor, batch: Batch) -> Tensor:
+        """[(copy batch), token, hidden]: what a site's projection put out, and what the gates change of it.
+
+        Only heads that change are multiplied by their share of its matrix, most often one in each copy.
+        """
+        site, call, weight = self._anatomy.sites[row], record.attentions[row], matrix(self._anatomy.sites[row])
+        assert call.heads is not None
+        assert call.projected is not None
+        assert weight is not None
+        x = rearrange(call.heads, "batch token (head dim) -> batch token head dim", dim=site.dim)
+        change = rearrange(
+            self._stand_ins.instead_of(x, site, batch) - x, "batch token head dim -> head (batch token) dim"
+        )
+        shut = 1 - gates[:, row, list(site.kept)]
+        most = int((shut != 0).sum(1).max())
+        heads = (shut != 0).int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        share = rearrange(shut.gather(1, heads).to(x), "copy head -> copy head 1 1")
+        heads = heads.to(x.device)
+        changes = rearrange(change[heads] * share, "copy head position dim -> copy position (head dim)")
+        weight = rearrange(weight, "(head dim) hidden -> head dim hidden", dim=site.dim)
+        weights = rearrange(weight[heads], "copy head dim hidden -> copy (head dim) hidden")
+        as_it_was = call.projected.flatten(0, 1).expand(len(gates), -1, -1)
+        return torch.baddbmm(as_it_was, changes, weights).reshape(-1, *call.projected.shape[1:])
+
+    def _mix(self, gates: Tensor, batch: Batch) -> Callable[[Site, Tensor], Tensor]:
+        """Mix heads' outputs with what stands in for them: x ξ + s (1 - ξ)."""
+
+        def edit(site: Site, x: Tensor) -> Tensor:
+            some = gates[:, site.row, list(site.kept)]
+            if (some == 1).all():
+                return x
+            each = rearrange(x, "(copy batch) token head dim -> copy batch token head dim", copy=len(gates))
+            gate = rearrange(some.to(x), "copy head -> copy 1 1 head 1")
+            new = each * gate
+            if self._stand_ins.are_something:
+                new = new + self._stand_ins.instead_of(each, site, batch) * (1 - gate)
+            return rearrange(new, "copy batch token head dim -> (copy batch) token head dim")
+
+        return edit
+
+    def _prove(self, batch: Batch, rows: list[int]) -> None:
+        """Find out how a pass can go on from each layer, on the batch's first two examples.
+
+        What a model hands from layer to layer by other ways than its blocks' outputs would be missing, or left from
+        another pass. So two copies, one as it is and one with the layer's gates half closed, must come out as they do
+        from whole passes, right after a pass that changed every layer.
+        """
+        few = {key: x[:2] if _has_rows(x, examples(batch)) else x for key, x in batch.items()}
+        with self.recorded(few) as record:
+            outputs = self._anatomy.model(**self._inputs(few))
+        base = self._look(outputs, few, 1)
+        ones = torch.ones(1, self._anatomy.layers, self._anatomy.heads)
+        half = {row: ones.index_fill(1, torch.tensor([row]), 0.5) for row in rows}
+        edited = {row: self._run(record, few, row, half[row], "alone") for row in rows}
+        self._run(record, few, rows[0], ones / 2, "alone")
+        for row in reversed(rows):
+            wanted = [torch.cat(pair) for pair in zip(base[:2], edited[row][:2], strict=True)]
+            gates = torch.cat([ones, half[row]])
+            self._ways[row] = next(way for way in WAYS if self._works(way, record, few, row, gates, wanted))
+
+    def _works(self, way: str, record: Recording, batch: Batch, row: int, gates: Tensor, wanted: list[Tensor]) -> bool:
+        if way == "alone":
+            return True
+        if way == "projection" and not record.can_enter(row):
+            return False
+        try:
+            found = self._run(record, batch, row, gates, way)
+        except Exception:  # whatever the model misses
+            return False
+        eps = max(torch.finfo(p.dtype).eps for p in self._anatomy.model.parameters() if p.is_floating_point())
+        return all(_close(x, y, min(1000 * eps, 0.05)) for x, y in zip(wanted, found[:2], strict=True))
+
+
+def _copies(values: Batch, batch: Batch, copies: int) -> dict[str, Any]:
+    return {key: copied(x, examples(batch), copies, 0) for key, x in values.items()}
+
+
+def _has_rows(x: Any, rows: int) -> bool:
+    return isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == rows
+
+
+def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:
+    """Whether two tensors are equal, but for so much of the largest number."""
+    if x.shape != y.shape:
+        return False
+    largest = x[x.isfinite()].abs().max().item() if x.isfinite().any() else 0.0
+    return torch.allclose(x, y, rtol=0, atol=tolerance * largest, equal_nan=True)

@@ -1,0 +1,91 @@
+"""What does each head put out on average?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Batch, Batches
+from .queries import real_positions
+from .result import Result, cpu64
+from .site import Anatomy, Site
+from .streaming import Accumulator, accumulate, stat
+from .tap import tap
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadMeans(Result):
+    """Each head's mean output over the real tokens of a data set."""
+
+    _by_layer: ClassVar = ("values",)
+
+    values: Tensor
+    """[layer, head, dim]: what `ablated(replace=...)` takes; NaN for pruned heads, and beyond a head's own width."""
+    tokens: Tensor
+    """[layer], int64: how many real tokens were averaged over."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
+
+
+class MeansAccumulator(Accumulator):
+    """Sums every head's output over real tokens, for `accumulate`."""
+
+    total: Tensor = stat("layer head")
+    tokens: Tensor = stat("layer", torch.int64)
+
+    def zero(self, anatomy: Anatomy) -> MeansAccumulator:
+        """Forget everything."""
+        super().zero(anatomy)
+        self.total = self.total[..., None].repeat(1, 1, max(site.dim for site in anatomy.sites))
+        return self
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Add the outputs at real tokens."""
+
+        def read(site: Site, x: Tensor) -> None:
+            some = x[real_positions(self.anatomy, batch, site.stack, *x.shape[:2]).to(x.device)]
+            total = some.sum(0, dtype=torch.float64).to(self.total.device)
+            self.total[site.row, list(site.kept), : site.dim] += total
+            self.tokens[site.row] += len(some)
+
+        with tap(self.anatomy, "heads", read=read):
+            yield
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """Nothing is left to do."""
+
+    def compute(self) -> HeadMeans:
+        """Divide."""
+        tokens = self.tokens.cpu()
+        values = cpu64(self.total) / tokens[:, None, None]
+        for site in self.anatomy.sites:
+            values[site.row, :, site.dim :] = float("nan")
+        values[~self.anatomy.present] = float("nan")
+        return HeadMeans(values, tokens, self.anatomy.labels)
+
+
+def head_means(model: nn.Module, batches: Batches, *, progress: str | None = None) -> HeadMeans:
+    """Average every head's output over the real tokens of a data set.
+
+    The means are what a head is replaced by in a mean ablation: `ablated(model, heads, replace=means.values)`.
+
+    Args:
+        model: any model with attention heads; measured in eval mode, left as it was found.
+        batches: one mapping of model arguments, or an iterable of them.
+        progress: the title of a progress bar; no bar without it.
+
+    Raises `DataError` for batches that cannot be used, `UnknownAnatomy` where heads cannot be read.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> head_means(model, {"input_ids": torch.tensor([[5, 6, 7]])}).values.shape
+        torch.Size([2, 4, 8])
+    """
+    return accumulate(model, batches, MeansAccumulator(), progress=progress)[0]

@@ -1,0 +1,204 @@
+"""Is a change of a metric more than chance?
+
+Two models are compared on the same examples, so all tests are paired. The t-test and McNemar's need scipy (extra
+`stats`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from .errors import DataError, need
+from .head import Head, head_at
+from .metrics import METRICS, Metric
+from .result import Result
+
+Test = Literal["t", "mcnemar", "bootstrap"]
+Of = Literal["metric", "loss"]
+Correction = Literal["holm", "bh"] | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Significance(Result):
+    """How likely a change at least as large is by chance, for each head that was tested."""
+
+    _by_layer: ClassVar = ("p", "uncorrected")
+
+    p: Tensor
+    """[layer, head]: the p-value, corrected for the number of heads that were tested; NaN for all others."""
+    uncorrected: Tensor
+    """[layer, head]: the p-value of each head alone."""
+    test: str
+    """Which test: "t", "mcnemar" or "bootstrap"."""
+    of: str
+    """What was tested: "loss", "right" (whether examples are) or the metric's name."""
+    correction: str | None
+    """For how many heads were tested: "holm" (family-wise error), "bh" (false discovery rate) or None."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
+
+    def heads(self, alpha: float = 0.01) -> list[Head]:
+        """The heads whose change is significant at a level."""
+        return [head_at(self.labels, row, head) for row, head in (self.p < alpha).nonzero().tolist()]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What several variants of a model, and the model itself, made of the same examples."""
+
+    losses: Tensor
+    """[variant, example]"""
+    base_losses: Tensor
+    """[example]"""
+    logits: Tensor
+    """[variant, row, label]"""
+    base_logits: Tensor
+    """[row, label]"""
+    truths: Tensor
+    """[row]"""
+    example_of: Tensor
+    """[row], int64: which example a row belongs to."""
+    metric: str
+    """What the rows were scored by."""
+
+    def p_values(self, test: Test, of: Of, metric: Metric | None, resamples: int, seed: int) -> tuple[Tensor, str]:
+        """[variant]: p-values, and what was tested."""
+        if test not in ("t", "mcnemar", "bootstrap") or of not in ("metric", "loss"):
+            raise DataError(f"wanted test='t', 'mcnemar' or 'bootstrap', of='metric' or 'loss', got {test!r} of {of!r}")
+        if resamples < 1:
+            raise DataError(f"resamples is how often the bootstrap draws, 1 or more, got {resamples}")
+        by_loss = of == "loss" or not self.logits.numel()
+        examples = len(self.base_losses)
+        if test == "mcnemar":
+            if by_loss or not self._one_row_each():
+                raise DataError("McNemar's test is about one label an example being right: take 't' or 'bootstrap'")
+            return mcnemar(self._right(self.logits), self._right(self.base_logits)), "right"
+        if by_loss:
+            changes = self.losses - self.base_losses
+        elif test == "t" or (self.metric == "accuracy" and self._one_row_each()):
+            changes = self._change_of_right()
+        else:
+            score = metric or self._known()
+            return bootstrap(lambda drawn: self._changes(score, drawn), examples, resamples, seed), self.metric
+        if test == "t":
+            return t_test(changes), "loss" if by_loss else "right"
+        p = bootstrap(lambda drawn: changes[:, drawn].mean(1), examples, resamples, seed)
+        return p, "loss" if by_loss else self.metric
+
+    def _known(self) -> Metric:
+        if self.metric not in METRICS:
+            raise DataError(f"the bootstrap scores examples anew: pass metric=, the function {self.metric!r} itself")
+        return METRICS[self.metric]
+
+    def _right(self, logits: Tensor) -> Tensor:
+        """[..., row], bool."""
+        if self.truths.is_floating_point() or self.truths.dim() != 1 or self.base_logits.dim() != 2:
+            raise DataError("this test is about labels being right, which these are not: take of='loss'")
+        return logits.argmax(-1) == self.truths
+
+    def _change_of_right(self) -> Tensor:
+        """[variant, example]: how much larger the share of an example's labels that are right is than in the model."""
+        change = self._right(self.logits).double() - self._right(self.base_logits).double()
+        rows = torch.zeros(len(self.base_losses), dtype=change.dtype).index_add(
+            0, self.example_of, change.new_ones(change.shape[1])
+        )
+        return change.new_zeros(len(change), len(rows)).index_add(1, self.example_of, change) / rows.clamp_min(1)
+
+    def _changes(self, score: Metric, examples: Tensor) -> Tensor:
+        """[variant]: how much the score changes over these examples."""
+        if self._one_row_each():
+            rows = examples
+        else:
+            order = self.example_of.argsort(stable=True)
+            ends = self.example_of.bincount(minlength=len(self.base_losses)).cumsum(0)
+            starts = [0, *ends.tolist()]
+            rows = torch.cat([order[starts[i] : starts[i + 1]] for i in examples.tolist()])
+        truths = self.truths[rows]
+        base = score(self.base_logits[rows], truths)
+        return torch.tensor([score(some[rows], truths) - base for some in self.logits], dtype=torch.float64)
+
+    def _one_row_each(self) -> bool:
+        return torch.equal(self.example_of, torch.arange(len(self.base_losses)))
+
+
+def t_test(differences: Tensor) -> Tensor:
+    """[variant]: two-sided p of a paired t-test on differences [variant, example]; 1 where nothing differs."""
+    n = differences.shape[1]
+    if n < 2:
+        raise DataError(f"a t-test wants two examples or more, got {n}")
+    mean, spread = differences.mean(1), differences.std(1)
+    t = mean / (spread / n**0.5)
+    p = torch.from_numpy(need("scipy.stats", extra="stats").t.sf(t.abs().numpy(), n - 1)) * 2
+    # Where every example differs by the same, t is infinite: p is 0; where none differs, p is 1.
+    return torch.where((differences == 0).all(1), torch.ones_like(p), p)
+
+
+def mcnemar(right: Tensor, base: Tensor) -> Tensor:
+    """[variant]: two-sided exact p that as many of the examples [variant, example] turned right as turned wrong."""
+    gained = (right & ~base).sum(1).double()
+    lost = (~right & base).sum(1).double()
+    binomial = need("scipy.stats", extra="stats").binom
+    p = 2 * torch.from_numpy(binomial.cdf(torch.minimum(gained, lost).numpy(), (gained + lost).numpy(), 0.5))
+    return p.clamp_max(1)
+
+
+def bootstrap(change: Callable[[Tensor], Tensor], examples: int, resamples: int, seed: int) -> Tensor:
+    """[variant]: two-sided p of a paired bootstrap (Koehn 2004).
+
+    `change` gives the changes [variant] over examples drawn again, [example] of their numbers. p is twice the share of
+    draws in which the change is 0 or of the rarer sign, counting one draw more so that p is never 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = [change(torch.randint(examples, (examples,), generator=generator)) for _ in range(resamples)]
+    changes = torch.stack(draws)
+    rarer = torch.minimum((changes <= 0).sum(0), (changes >= 0).sum(0))
+    return (2 * (rarer + 1) / (resamples + 1)).clamp_max(1).double()
+
+
+def significance(
+    result: Any,
+    there: Tensor,
+    test: Test,
+    of: Of,
+    correction: Correction,
+    metric: Metric | None,
+    resamples: int,
+    seed: int,
+) -> Significance:
+    """Test some heads `[layer, head]` of a result that holds losses and logits without them and with them."""
+    pairs = Paired(
+        result.losses[there],
+        result.base_losses,
+        result.logits[there],
+        result.base_logits,
+        result.truths,
+        result.example_of,
+        result.metric,
+    )
+    p = torch.full(there.shape, float("nan"), dtype=torch.float64)
+    p[there], tested = pairs.p_values(test, of, metric, resamples, seed)
+    return Significance(corrected(p, correction), p, test, tested, correction, result.labels)
+
+
+def corrected(p: Tensor, how: Correction) -> Tensor:
+    """p-values corrected for their number: "holm" (Holm 1979) or "bh" (Benjamini and Hochberg 1995); NaN stays."""
+    if how not in ("holm", "bh", None):
+        raise DataError(f"correction takes 'holm', 'bh' or None, got {how!r}")
+    there = ~p.isnan()
+    values, order = p[there].sort()
+    n = len(values)
+    if how is None or n == 0:
+        return p
+    ranks = torch.arange(1, n + 1, dtype=values.dtype)
+    if how == "holm":
+        values = (values * (n + 1 - ranks)).cummax(0)[0]
+    else:
+        values = (values * n / ranks).flip(0).cummin(0)[0].flip(0)
+    found = p.clone()
+    found[there] = values.clamp_max(1)[order.argsort()]
+    return found

@@ -1,0 +1,248 @@
+"""How does a model run on from one layer, when all before it would give what they gave?
+
+An ablation of a head changes nothing below it. A first pass is recorded: what every block returned, and what every
+attention had made of its input when it reached the output projection. Later passes, on several copies of the batch,
+are then handed that in the place of computing it again, up to the layer that is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..site import Anatomy, Site, Stack
+from .calls import Calls
+from .still import uncompiled
+from .switches import turn
+
+
+@dataclass
+class _BlockCall:
+    """One call of a block: what it returned, the call of a block around it, and how many had started at its end."""
+
+    module: nn.Module
+    stack: Stack
+    around: int | None
+    ended: int = 0
+    output: Any = None
+
+
+@dataclass
+class _AttentionCall:
+    """One call of an attention module: during which call of a block, its heads, and what was made of them."""
+
+    block: int | None
+    heads: Tensor | None = None
+    projected: Tensor | None = None
+    output: Any = None
+
+
+@dataclass
+class Recording:
+    """A pass of a model on a batch of so many rows."""
+
+    anatomy: Anatomy
+    rows: int
+    blocks: list[_BlockCall] = field(default_factory=list)
+    attentions: dict[int, _AttentionCall] = field(default_factory=dict)
+
+    def sites_from(self, row: int) -> tuple[Site, ...]:
+        """The sites that run when the pass is taken up at a site: all but those of blocks that were over by then."""
+        over = self._over(row)
+        return tuple(site for site in self.anatomy.sites if self._block_of(site.row) not in over)
+
+    def first_of(self, rows: list[int]) -> int:
+        """Which of these layers runs first; -1 if none runs."""
+        return next((row for row in self.attentions if row in rows), -1)
+
+    @property
+    def positions(self) -> int:
+        """How many positions, over all rows, the widest layer works on; 0 if that is not known."""
+        sizes = []
+        for row, call in self.attentions.items():
+            if call.heads is not None:
+                site = self.anatomy.sites[row]
+                sizes.append(call.heads.numel() // (max(1, len(site.kept)) * site.dim))
+        return max(sizes, default=0)
+
+    def _block_of(self, row: int) -> int:
+        """The call of a block in which a site's attention ran; -1 if there was none."""
+        call = self.attentions.get(row)
+        return -1 if call is None or call.block is None else call.block
+
+    def _over(self, row: int) -> set[int]:
+        """The calls of blocks that were over when the site's own block started."""
+        first = self._block_of(row)
+        return {number for number, call in enumerate(self.blocks) if call.ended <= first}
+
+    @contextmanager
+    def taken_up(self, row: int, copies: int, projected: Tensor | None = None) -> Iterator[None]:
+        """Let the model go on from a site's block, on `copies` of the batch, laid end to end.
+
+        Given what the site's projection puts out for them, it goes on from there.
+        """
+        over = self._over(row)
+        # Blocks inside others that are skipped are not called.
+        done = [self.blocks[number] for number in sorted(over) if self.blocks[number].around not in over]
+        last = {call.stack: call for call in done}
+        outputs: dict[nn.Module, list[Any]] = {}
+        for call in done:
+            # What only another skipped block is given need not be copied.
+            axis = call.stack.layout.split().index("batch")
+            output = copied(call.output, self.rows, copies, axis) if call is last[call.stack] else call.output
+            outputs.setdefault(call.module, []).append(output)
+        with ExitStack() as undo:
+            undo.enter_context(uncompiled())
+            for module, some in outputs.items():
+                _replace(module, _handing_on(module, some), undo)
+            if projected is not None:
+                self._enter(row, copies, projected, undo)
+            yield
+
+    def can_enter(self, row: int) -> bool:
+        """Whether a pass can be taken up at a site's projection: a product with a matrix, which heads and nothing else
+        go into and which the attention returns or is followed by."""
+        site, call = self.anatomy.sites[row], self.attentions[row]
+        if (
+            matrix(site) is None
+            or call.heads is None
+            or sum(other.place is site.place for other in self.anatomy.sites) > 1
+        ):
+            return False
+        wide = call.heads.dim() == 3 and call.heads.shape[-1] == len(site.kept) * site.dim
+        return wide and any(_same(_first(call.output), x) for x in (call.heads, call.projected))
+
+    def _enter(self, row: int, copies: int, projected: Tensor, undo: ExitStack) -> None:
+        site, call = self.anatomy.sites[row], self.attentions[row]
+        first: Any = _first(call.output)
+        if _same(first, call.projected):
+            first = projected
+        else:
+            _replace(site.projection, lambda *args, **kwargs: projected, undo)
+        whole = isinstance(call.output, Tensor)
+        output = first if whole else type(call.output)([first, *copied(call.output[1:], self.rows, copies, 0)])
+        original, calls = site.attention.forward, iter(range(site.call + 1))
+        skipped = self._calls_before(row)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return output if next(calls, None) == site.call - skipped else original(*args, **kwargs)
+
+        _replace(site.attention, forward, undo)
+
+    def _calls_before(self, row: int) -> int:
+        """How many calls of the site's attention module are in blocks that are skipped."""
+        over, module = self._over(row), self.anatomy.sites[row].attention
+        return sum(site.attention is module and self._block_of(site.row) in over for site in self.anatomy.sites)
+
+
+@contextmanager
+def recorded(anatomy: Anatomy, rows: int) -> Iterator[Recording]:
+    """Record the pass of the model in this `with`, on a batch of so many rows."""
+    recording = Recording(anatomy, rows)
+    stacks = {block: stack for stack in anatomy.stacks for block in stack.blocks}
+    running: list[int] = []
+    at_work: list[_AttentionCall] = []
+    sites = Calls([(site.attention, site) for site in anatomy.sites], may_rest=[s.attention for s in anatomy.sites])
+
+    def start_block(module: nn.Module, args: Any) -> None:
+        recording.blocks.append(_BlockCall(module, stacks[module], running[-1] if running else None))
+        running.append(len(recording.blocks) - 1)
+
+    def end_block(module: nn.Module, args: Any, output: Any) -> None:
+        call = recording.blocks[running.pop()]
+        call.output, call.ended = output, len(recording.blocks)
+
+    def start_attention(module: nn.Module, args: Any) -> None:
+        at_work.append(_AttentionCall(running[-1] if running else None))
+        recording.attentions[sites.next(module).row] = at_work[-1]
+
+    def end_attention(module: nn.Module, args: Any, output: Any) -> None:
+        at_work[-1].output = output
+
+    def end_projection(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if at_work and len(args) == 1 and not kwargs:
+            at_work[-1].heads, at_work[-1].projected = args[0], output
+
+    with ExitStack() as undo:
+        undo.enter_context(uncompiled())
+        sites.watch(anatomy, undo)
+        for block in stacks:
+            undo.callback(block.register_forward_pre_hook(start_block).remove)
+            undo.callback(block.register_forward_hook(end_block).remove)
+        for attention in sites.modules:
+            undo.callback(attention.register_forward_pre_hook(start_attention).remove)
+            undo.callback(attention.register_forward_hook(end_attention).remove)
+        for projection in {site.projection for site in anatomy.sites if not site.weight}:
+            undo.callback(projection.register_forward_hook(end_projection, with_kwargs=True).remove)
+        yield recording
+
+
+def _handing_on(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
+    """What stands for a block's forward pass: its recorded calls come from memory, later ones are computed."""
+    waiting, original = iter(outputs), module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = next(waiting, waiting)
+        return original(*args, **kwargs) if output is waiting else output
+
+    return forward
+
+
+def _replace(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
+    """Give a module another forward pass, while `undo` is open."""
+    own = vars(module).get("forward")
+    undo.callback(lambda: module.__dict__.pop("forward") if own is None else setattr(module, "forward", own))
+    module.forward = forward
+
+
+def copied(x: Any, rows: int, copies: int, axis: int) -> Any:
+    """Every tensor that has the batch's rows, so many times end to end."""
+    if isinstance(x, Tensor):
+        if x.dim() <= axis or x.shape[axis] != rows or copies == 1:
+            return x
+        return torch.cat([x] * copies, dim=axis)
+    if type(x) in (tuple, list):
+        return type(x)(copied(part, rows, copies, axis) for part in x)
+    return x
+
+
+def matrix(site: Site) -> Tensor | None:
+    """[(head dim), hidden]: what a site's projection multiplies its heads by, if that is all it does but for a bias."""
+    known = type(site.projection) is nn.Linear or type(site.projection).__name__ == "Conv1D"
+    if (
+        not known
+        or site.place is not site.projection
+        or site.weight
+        or site.runs > 1
+        or site.layout != "batch token width"
+    ):
+        return None
+    weight = site.projection.weight
+    if not isinstance(weight, Tensor):
+        return None
+    return weight.T if type(site.projection) is nn.Linear else weight
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _same(one: Any, other: Any) -> bool:
+    both = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return one is other or (both and one.shape == other.shape and torch.equal(one, other))
+
+
+@contextmanager
+def uncached(model: nn.Module) -> Iterator[None]:
+    """Let the model keep no keys and values for later tokens: blocks that are skipped would leave holes among them."""
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    with ExitStack() as undo:
+        for config in configs.values():
+            if getattr(config, "use_cache", False):
+                turn(config, "use_cache", False, undo)
+        yield

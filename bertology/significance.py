@@ -167,10 +167,13 @@ def significance(
     of: Of,
     correction: Correction,
     metric: Metric | None,
-    resamples: int,
+    resamples: int | None,
     seed: int,
 ) -> Significance:
     """Test some heads `[layer, head]` of a result that holds losses and logits without them and with them."""
+    if resamples is None:
+        # The least p of so many draws is 2 / (draws + 1), which the correction multiplies by the number of heads.
+        resamples = max(1000, 400 * int(there.sum()) if correction else 0)
     pairs = Paired(
         result.losses[there],
         result.base_losses,

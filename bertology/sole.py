@@ -65,7 +65,7 @@ class SoleHeadAblation(Result):
         of: Of = "metric",
         correction: Correction = "holm",
         metric: Callable[[Tensor, Tensor], float] | None = None,
-        resamples: int = 1000,
+        resamples: int | None = None,
         seed: int = 0,
     ) -> Significance:
         """Test for each layer's chosen head whether the change is more than chance; p is NaN for all other heads.

@@ -6,6 +6,7 @@ python examples/finetune.py --data_dir SST-2 --output_dir sst2-minilm --train_su
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from bertology.demo import minilm_path
 
 def train(
     model: Any, tokenizer: Any, examples: Examples, *, epochs: int, learning_rate: float, batch_size: int,
-    max_seq_length: int, seed: int,
+    max_seq_length: int, seed: int, each_epoch: Callable[[int], object] = lambda step: None,
 ) -> None:  # fmt: skip
-    """Train all weights but the embeddings with AdamW and a linear schedule, warmed up over the first tenth."""
+    """Train all weights but the embeddings with AdamW and a linear schedule, warmed up over the first tenth.
+
+    After each epoch, `each_epoch` is told how many steps were taken.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model.train()
@@ -37,7 +41,7 @@ def train(
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)  # type: ignore[no-untyped-call]
     device = next(model.parameters()).device
     with tqdm(total=steps, desc="fine-tuning") as bar:
-        for _ in range(epochs):
+        for epoch in range(epochs):
             for place in torch.randperm(len(batches), generator=generator).tolist():
                 loss = model(**{name: x.to(device) for name, x in batches[place].items()}).loss
                 loss.backward()
@@ -46,6 +50,7 @@ def train(
                 schedule.step()
                 optimizer.zero_grad()
                 bar.update()
+            each_epoch((epoch + 1) * len(batches))
     model.requires_grad_(True)
     model.eval()
 
@@ -65,6 +70,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--save_epochs", action="store_true", help="keep the model of each epoch, in checkpoint-<step>")
     args = parser.parse_args()
     if Path(args.output_dir).is_file():
         parser.error(f"--output_dir {args.output_dir} is a file")
@@ -73,9 +79,15 @@ def main() -> None:
     name = args.model_name_or_path or minilm_path()
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=len(task.labels) or 1)
+
+    def save(step: int) -> None:
+        if args.save_epochs:
+            model.save_pretrained(Path(args.output_dir) / f"checkpoint-{step}")
+
+    save(0)
     train(
         model, tokenizer, examples, epochs=args.epochs, learning_rate=args.learning_rate, batch_size=args.batch_size,
-        max_seq_length=args.max_seq_length, seed=args.seed,
+        max_seq_length=args.max_seq_length, seed=args.seed, each_epoch=save,
     )  # fmt: skip
     dev = read_examples(task, args.data_dir)
     batches, _ = make_batches(tokenizer, dev, max_seq_length=args.max_seq_length, batch_size=args.batch_size)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from bertology import dissect, load_pruned
+from bertology import HeadAblation, PruningCurve, dissect, load_pruned
 from bertology.errors import DataError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -120,6 +121,59 @@ def test_fine_tuning_then_looking_inside(minilm, tmp_path):
     )  # fmt: skip
     assert "WARNING" not in printed
     assert not (tmp_path / "out" / "head_mask.npy").exists()
+
+
+@pytest.mark.slow
+def test_the_study_of_michel(minilm, tmp_path):
+    for name in ("train.tsv", "dev.tsv"):
+        head(EXAMPLES / "data" / "sentiment" / name, tmp_path / "data" / name, 24)
+    arguments = ["--data_dir", "data", "--epochs", "1", "--save_epochs"]
+    run("finetune.py", *arguments, "--output_dir", "tuned", cwd=tmp_path)
+    arguments = [
+        "--model_name_or_path", "tuned", "--task_name", "sst-2", "--data_dir", "data", "--checkpoints", "tuned",
+        "--transfer_task_name", "sst-2", "--transfer_data_dir", EXAMPLES / "data" / "sentiment", "--data_subset", 24,
+        "--train_subset", 8, "--seeds", 1, "--amount", 0.5, "--output_dir", "out",
+    ]  # fmt: skip
+    run("michel/study.py", *arguments, cwd=tmp_path)
+    report, out = (tmp_path / "out" / "report.md").read_text(), tmp_path / "out"
+    ablation = HeadAblation.load(out / "ablation.safetensors")
+    assert ablation.examples == 24
+    assert f"accuracy {ablation.base:.4f}" in report
+    # All heads, half of them, none of them, by each ranking.
+    assert re.findall(r"^\| (72|36|0) \|((?: 0\.\d{4} \|)+)$", report, re.MULTILINE)[0][1].count("|") == 5
+    # The likeness of the last checkpoint to itself is 1.
+    assert "| 1 | 1.00 | " in report
+    for section in (
+        "One head less",
+        "One head alone",
+        "Many heads less",
+        "Another data set",
+        "Through training",
+        "half",
+    ):
+        assert re.search(f"^## .*{section}", report, re.MULTILINE)
+    for picture in ("curves.png", "effects.png"):
+        assert (out / picture).read_bytes()[:4] == b"\x89PNG"
+    made = {file: file.stat().st_mtime_ns for file in out.glob("*.safetensors")}
+    (out / "curve-fisher.safetensors").unlink()
+    printed = run("michel/study.py", *arguments, cwd=tmp_path)
+    assert [line for line in printed.splitlines() if line.endswith("...")] == ["curve-fisher ..."]
+    assert [f.name for f, at in made.items() if f.stat().st_mtime_ns != at] == ["curve-fisher.safetensors"]
+    assert (out / "report.md").read_text() == report
+    printed = run("michel/study.py", *arguments, "--seeds", 2, cwd=tmp_path, ok=False)
+    assert printed.splitlines()[-1].endswith("is of other settings: name another --output_dir, or empty this one")
+
+
+@pytest.mark.slow
+def test_the_reversal_experiment(tmp_path):
+    printed = run("michel/reversal.py", "--steps", 3, "--layers", 1, "--heads", 2, cwd=tmp_path)
+    curves = [
+        PruningCurve.load(tmp_path / "reversal-output" / f"{s}.safetensors") for s in ("encoder", "decoder", "cross")
+    ]
+    assert [curve.heads_left.tolist() for curve in curves] == [[2, 1, 0]] * 3
+    assert len({float(curve.scores[0]) for curve in curves}) == 1
+    assert re.findall(r"^ +([012])   ", printed, re.MULTILINE) == ["2", "1", "0"]
+    assert (tmp_path / "reversal-output" / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
 BAD = [

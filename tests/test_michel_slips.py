@@ -6,6 +6,7 @@ import math
 import oracles
 import pytest
 import torch
+from taps import EVERY, texts
 from zoo import BY_NAME, batch, each_alone
 
 from bertology import (
@@ -146,6 +147,38 @@ def test_slip_8_a_timed_pass_is_one_pass(monkeypatch):
     compare_efficiency(before, after, batch(), batch_sizes=(1, 2), rounds=4, seconds=0)
     between = [stop - start for start, stop in zip(times[::2], times[1::2], strict=True)]
     assert between == [1] * (2 * (1 + 2 * 4))
+
+
+def test_slip_9_gradients_are_found_where_the_caller_has_turned_them_off(family):
+    """The code asks for gradients under `no_grad`, and crashes."""
+    model, inputs = family.build(), batch()
+    wanted = head_importance(model, inputs).scores
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            assert torch.equal(head_importance(model, inputs).scores, wanted)
+
+
+def test_slip_10_stacks_may_be_of_different_depth_and_labels_smoothed():
+    """The translation code takes the encoder's depth for all kinds of attention, and its smoothed loss is broken."""
+    bart, inputs = EVERY["bart"].build(decoder_attention_heads=4), texts("bart")
+    found = head_importance(bart, inputs)
+    assert found.labels == ("encoder.0", "encoder.1", "decoder.0", "cross.0")
+    torch.testing.assert_close(found.normalized("layer").scores.norm(dim=1), torch.ones(4, dtype=torch.float64))
+
+    def smoothed(outputs, inputs):
+        logits, labels = outputs.logits, inputs["labels"]
+        each = torch.nn.functional.cross_entropy(logits.mT, labels, label_smoothing=0.1, reduction="none")
+        return each.sum(1) / (labels != -100).sum(1)
+
+    with torch.no_grad():
+        ends = []
+        for step in (1e-5, -1e-5):
+            gates = torch.ones(4, 4, dtype=torch.float64)
+            gates[3, 2] += step
+            with gated(bart, gates):
+                ends.append(smoothed(bart(**inputs), inputs))
+    by_hand = ((ends[0] - ends[1]) / 2e-5).abs().mean()
+    torch.testing.assert_close(head_importance(bart, inputs, loss=smoothed).scores[3, 2], by_hand, rtol=1e-6, atol=1e-9)
 
 
 def test_slip_11_f1_is_0_where_nothing_is_found():

@@ -1,6 +1,7 @@
 """Tests of significance give what scipy, loops over the examples and lists worked out by hand give."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -175,3 +176,11 @@ def test_errors(monkeypatch):
     with pytest.raises(MissingExtra, match=r"pip install 'bertology\[stats\]'"):
         found.significance("t")
     found.significance(of="loss", resamples=2)
+
+
+def test_the_bootstrap_draws_often_enough_to_find_any_head():
+    found = head_ablation(BY_NAME["bert"].build(), batch((9, 6, 8, 5, 7, 9, 8, 6)), metric="inverse_loss")
+    clear = replace(found, losses=found.base_losses.expand(2, 4, -1) + 1)
+    assert clear.significance("bootstrap").p.max() < 0.01
+    assert clear.significance("bootstrap", resamples=1000).p.min() > 0.01
+    assert len(clear.significance("bootstrap").heads(0.01)) == 8

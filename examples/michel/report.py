@@ -1,0 +1,138 @@
+"""How do the results of the study read beside those of Michel et al. (2019)?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertology import HeadAblation, ImportanceSeries, PruningCurve, Significance, SoleHeadAblation
+from bertology.errors import need
+from bertology.plot import curves as draw_curves
+from bertology.significance import Test
+
+# Michel et al. 2019, figures 3 and 6: the share of BERT-base's heads that goes without a loss that the authors noticed.
+PRUNABLE = {"mnli": 40, "mnli-mm": 40, "sst-2": 60, "cola": 50, "mrpc": 50}
+
+
+def write_report(out: Path, args: argparse.Namespace, found: Mapping[str, Any]) -> None:
+    """Write report.md and its figures."""
+    ablation, significance = found["ablation"], found["significance"]
+    draw_curves(list(found["curves"].values()), labels=list(found["curves"]), path=out / "curves.png")
+    _histogram(ablation, out / "effects.png")
+    parts = [
+        f"# {args.model_name_or_path} on {args.task_name}\n",
+        f"{ablation.examples} examples, {ablation.metric} {ablation.base:.4f}, loss {ablation.base_loss:.4f}.\n",
+        "## One head less (§3.2, table 1)\n",
+        _effects(ablation, significance),
+        "![effects](effects.png)\n",
+        "## One head alone in its layer (§3.3, tables 3 and 6)\n",
+        _sole(found["sole"], args.test),
+        "## Many heads less (§4, figures 3 and 6)\n",
+        _curves(found["curves"], args.task_name),
+        "![curves](curves.png)\n",
+    ]
+    if found["transfer"] is not None:
+        r = ablation.correlation(found["transfer"])
+        parts += [
+            "## Another data set (§3.4, figure 2)\n",
+            f"The heads' effects on {Path(args.data_dir).name} and on {Path(args.transfer_data_dir).name} correlate "
+            f"with r = {r:.2f} "
+            "(BERT-base on MNLI matched and mismatched: 0.68).\n",
+        ]
+    if found["training"] is not None:
+        parts += ["## Through training (§6, figure 5)\n", _training(*found["training"])]
+    parts += ["## What half of the heads cost (§4.3, table 4)\n", f"```\n{found['efficiency']}\n```\n"]
+    (out / "report.md").write_text("\n".join(parts))
+
+
+def _effects(ablation: HeadAblation, significance: Significance) -> str:
+    heads = ablation.change.shape[1]
+    lines = [f"| layer | {' | '.join(map(str, range(heads)))} |", f"|{'---|' * (heads + 1)}"]
+    for label, changes, p in zip(ablation.labels, ablation.change.tolist(), significance.p.tolist(), strict=True):
+        cells = [_cell(100 * change, value < 0.01) for change, value in zip(changes, p, strict=True)]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    there = ~ablation.change.isnan()
+    changes, total = ablation.change[there], int(there.sum())
+    lines += [
+        "",
+        f"Change of the {ablation.metric} in points when a head goes; * is p < 0.01 by {significance.test}, "
+        f"corrected for {total} heads ({significance.correction}): {len(significance.heads(0.01))} of {total} "
+        f"(uncorrected: {int((significance.uncorrected < 0.01).sum())}). "
+        f"Heads that do the model good by going: {int((changes > 0).sum())}; that change nothing: "
+        f"{int((changes == 0).sum())}. "
+        f"The worst loss is {100 * changes.min():.2f} points. In the paper 8 of 96 heads of a translation model are "
+        "significant, and 4 of these better gone.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _sole(sole: SoleHeadAblation, test: Test) -> str:
+    p = sole.significance(test, correction="holm").p
+    lines = ["| layer | head, chosen elsewhere | change | best on this data |", "|---|---|---|---|"]
+    for row, label in enumerate(sole.labels):
+        head = int(sole.chosen[row])
+        change, leaking = (float(100 * x[row]) for x in (sole.change, sole.leaking_change))
+        lines.append(f"| {label} | {head} | {_cell(change, float(p[row, head]) < 0.01)} | {leaking:+.2f} |")
+    lines += ["", "In points; BERT-base on MNLI loses at most 0.96 in any one layer, none of it significant.", ""]
+    return "\n".join(lines)
+
+
+def _curves(curves: Mapping[str, PruningCurve], task: str) -> str:
+    first = next(iter(curves.values()))
+    lines = [f"| heads left | {' | '.join(curves)} |", f"|{'---|' * (len(curves) + 1)}"]
+    for step, left in enumerate(first.heads_left.tolist()):
+        lines.append(f"| {left} | {' | '.join(f'{curve.scores[step]:.4f}' for curve in curves.values())} |")
+    lines += ["", f"| heads that go at a loss of | {' | '.join(curves)} |", f"|{'---|' * (len(curves) + 1)}"]
+    for points in (1, 5):
+        shares = [f"{100 * share_within(curve, points / 100):.0f} %" for curve in curves.values()]
+        lines.append(f"| {points} point{'s' if points > 1 else ''} at most | {' | '.join(shares)} |")
+    known = PRUNABLE.get(task.lower())
+    if known:
+        lines += ["", f"The paper takes about {known} % of BERT-base's heads on {task} without a noticeable loss."]
+    return "\n".join([*lines, ""])
+
+
+def _training(series: ImportanceSeries, curves: Mapping[int, PruningCurve]) -> str:
+    shares = [1 - left / int(series.scores[0].numel()) for left in next(iter(curves.values())).heads_left.tolist()]
+    lines = [
+        f"| step | likeness to the last | {' | '.join(f'{share:.0%}' for share in shares)} |",
+        f"|{'---|' * (len(shares) + 2)}",
+    ]
+    for (step, curve), likeness in zip(curves.items(), series.correlation()[:, -1].tolist(), strict=True):
+        lines.append(f"| {step} | {likeness:.2f} | {' | '.join(f'{x:.4f}' for x in curve.scores.tolist())} |")
+    lines += [
+        "",
+        f"The {next(iter(curves.values())).metric} with a share of the heads gone, least important first, at each "
+        "checkpoint; likeness is the rank correlation of the heads' importance. In the paper the share that can go is "
+        "settled early: from epoch 10 of a translation model, 40 % go at 85 to 90 % of the BLEU.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def share_within(curve: PruningCurve, loss: float) -> float:
+    """The share of heads that is gone just before the score first falls by more than so much."""
+    below = (curve.scores < curve.scores[0] - loss).nonzero().flatten().tolist()
+    last = below[0] - 1 if below else len(curve.scores) - 1
+    return float(1 - curve.heads_left[last] / curve.heads_left[0])
+
+
+def _cell(points: float, marked: bool) -> str:
+    return "" if points != points else f"{points:+.2f}{'*' if marked else ''}"
+
+
+def _histogram(ablation: HeadAblation, path: Path) -> None:
+    """Figure 1: how many heads change the metric by how much."""
+    figure = need("matplotlib.figure", extra="plot").Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    changes = ablation.change[~ablation.change.isnan()]
+    axes.hist(100 * changes.numpy(), bins=min(30, max(5, int(torch.unique(changes).numel()))))
+    axes.set_xlabel(f"change of the {ablation.metric}, points, when one head goes")
+    axes.set_ylabel("heads")
+    axes.set_title("One head less")
+    figure.savefig(path, dpi=150)

@@ -141,11 +141,15 @@ def _all_tokens(batch: Batch, prefix: str) -> Tensor:
 def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """The batch as the model is run on: labels are left out, so that it computes no loss of its own.
 
-    An encoder-decoder that reads its labels as decoder input gets them as such.
+    An encoder-decoder that reads its labels as decoder input gets them as such, and keeps no cache, which it does not
+    do with labels either: FSMT's decoder looks ahead when it does.
     """
     inputs = {key: value for key, value in batch.items() if key not in LABELS}
-    starts = {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
-    if "labels" in batch and not starts and is_encoder_decoder(model):
+    if "labels" not in batch or not is_encoder_decoder(model):
+        return inputs
+    if hasattr(config_of(model), "use_cache"):
+        inputs.setdefault("use_cache", False)
+    if not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
         shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         if shift is not None:
             inputs["decoder_input_ids"] = shift(labels=batch["labels"])

@@ -24,7 +24,7 @@ ExampleLoss = Callable[[Any, Batch], Tensor]
 
 # XLNet, XLM and Flaubert call their heads so as well, but do not shift their labels.
 _CAUSAL = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM"
-_GENERATING = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel"
+_GENERATING = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
 
 
 def find_loss(model: nn.Module) -> ExampleLoss:

@@ -246,3 +246,4 @@ BLOCK_LAYOUTS = {
 # Stacks that pad texts at the end for windows of their own, and stacks that put tokens of their own in front.
 PADDED_STACKS = ("LongformerEncoder", "LEDEncoder", "PegasusXEncoder")
 PREFIXED_STACKS = ("CpmAntEncoder",)
+OTHER_UNCACHED = ("RecurrentGemmaModel", "FSMTModel")  # without a cache they keep old states, or mask other tokens

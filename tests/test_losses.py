@@ -5,6 +5,7 @@ import torch
 import transformers as t
 from zoo import BY_NAME, PAD, VOCAB, batch, each_alone
 
+from bertology import head_ablation, score
 from bertology.batches import without_labels
 from bertology.errors import LossError
 from bertology.losses import example_losses, find_loss, is_causal
@@ -102,21 +103,45 @@ def test_multiple_choice():
     check(bert("MultipleChoice"), inputs, alone)
 
 
-@pytest.mark.parametrize("name", ["T5", "Bart"])
+@pytest.mark.parametrize("name", ["T5", "Bart", "Marian"])
 def test_sequence_to_sequence(name):
     torch.manual_seed(0)
+    bart = {
+        "vocab_size": VOCAB, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 32,
+    }  # fmt: skip
     config = {
         "T5": lambda: t.T5Config(vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4,
                                  decoder_start_token_id=PAD),
-        "Bart": lambda: t.BartConfig(vocab_size=VOCAB, d_model=16, encoder_layers=1, decoder_layers=1,
-                                     encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=16,
-                                     decoder_ffn_dim=16, max_position_embeddings=32),
+        "Bart": lambda: t.BartConfig(**bart),
+        "Marian": lambda: t.MarianConfig(**bart, pad_token_id=PAD, decoder_start_token_id=PAD, eos_token_id=1),
     }[name]()  # fmt: skip
-    model = getattr(t, f"{name}ForConditionalGeneration")(config).double().eval()
+    kind = t.MarianMTModel if name == "Marian" else getattr(t, f"{name}ForConditionalGeneration")
+    model = kind(config).double().eval()
     labels = torch.tensor([[4, 5, 6, 1], [7, 1, -100, -100], [8, 9, 1, -100]])
     inputs = {**batch(), "labels": labels}
     alone = [{**one, "labels": labels[i : i + 1]} for i, one in enumerate(each_alone(batch(labels=False)))]
     check(model, inputs, alone)
+
+
+def test_a_decoder_does_not_look_ahead_where_it_would_with_a_cache():
+    """FSMT masks the tokens to come only where it keeps no cache, as it does when it is given labels."""
+    torch.manual_seed(0)
+    config = t.FSMTConfig(
+        langs=["en", "de"], src_vocab_size=VOCAB, tgt_vocab_size=VOCAB, d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=16, decoder_ffn_dim=16,
+    )  # fmt: skip
+    model = t.FSMTForConditionalGeneration(config).eval()  # float32: its mask is too large for float64
+    inputs = {**batch(labels=False), "decoder_input_ids": torch.tensor([[2, 4, 5, 6], [2, 7, 1, 3], [2, 8, 9, 1]])}
+    inputs["labels"] = inputs["decoder_input_ids"].roll(-1, 1)
+    with torch.no_grad():
+        own = model(**inputs).loss.item()
+        ahead = model(**without_labels(model, inputs) | {"use_cache": True})
+    found = head_ablation(model, inputs, metric="inverse_loss")
+    assert score(model, inputs, metric="inverse_loss").value == pytest.approx(1 / own, rel=1e-5)
+    assert found.base_loss == pytest.approx(own, rel=1e-5)
+    looked = torch.nn.functional.cross_entropy(ahead.logits.flatten(0, 1), inputs["labels"].flatten()).item()
+    assert abs(looked - own) > 1e-3
 
 
 @pytest.mark.filterwarnings(

@@ -12,9 +12,9 @@ for all others, where `bands` lays out the maps of attention over windows. `repl
 from .biases import narrow_biases, takes_bias
 from .hooks import tap
 from .reading import attention_entropies
-from .replay import Recording, copied, matrix, recorded, uncached
+from .replay import Recording, copied, matrix, recorded
 from .silence import silenced
-from .still import undisturbed
+from .still import uncached, undisturbed
 
 __all__ = [
     "Recording",

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ..site import Anatomy, Site, Stack
 from .calls import Calls
 from .still import uncompiled
-from .switches import turn
 
 
 @dataclass
@@ -235,14 +234,3 @@ def _first(output: Any) -> Any:
 def _same(one: Any, other: Any) -> bool:
     both = isinstance(one, Tensor) and isinstance(other, Tensor)
     return one is other or (both and one.shape == other.shape and torch.equal(one, other))
-
-
-@contextmanager
-def uncached(model: nn.Module) -> Iterator[None]:
-    """Let the model keep no keys and values for later tokens: blocks that are skipped would leave holes among them."""
-    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    with ExitStack() as undo:
-        for config in configs.values():
-            if getattr(config, "use_cache", False):
-                turn(config, "use_cache", False, undo)
-        yield

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..names import OTHER_UNCACHED
 from .switches import turn
 
 _lock = threading.Lock()
@@ -57,4 +58,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             undo.callback(setattr, module, "training", mode)
             module.training = False
+        yield
+
+
+@contextmanager
+def uncached(model: nn.Module) -> Iterator[None]:
+    """Let the model keep no keys and values for later tokens: a pass that skips blocks would leave holes among them."""
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    if any(type(module).__name__ in OTHER_UNCACHED for module in model.modules()):
+        configs = {}
+    with ExitStack() as undo:
+        for config in configs.values():
+            if getattr(config, "use_cache", False):
+                turn(config, "use_cache", False, undo)
         yield

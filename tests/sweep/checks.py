@@ -338,6 +338,21 @@ def entropy(tiny: Tiny) -> None:
         )
 
 
+def ablation(tiny: Tiny) -> None:
+    """Every example's loss without each head is that of a whole pass without it."""
+    found = b.head_ablation(tiny.model, tiny.batch, metric="inverse_loss", loss=loss)
+    close(found.base_losses, loss(run(tiny.model, tiny.batch), tiny.batch).double(), tiny.tolerance, "losses")
+    anatomy = b.dissect(tiny.model)
+    ran = {site.row for site in running(tiny, anatomy)}
+    for row, head in anatomy.present.nonzero().tolist():
+        if row not in ran:
+            assert found.losses[row, head].isnan().all(), f"row {row} did not run and yet was ablated"
+            continue
+        with b.ablated(tiny.model, [(row, head)]):
+            expected = loss(run(tiny.model, tiny.batch), tiny.batch).double()
+        close(found.losses[row, head], expected, tiny.tolerance, f"losses without head {head} of row {row}")
+
+
 def running(tiny: Tiny, anatomy: b.Anatomy) -> tuple[Any, ...]:
     """The sites that run on a text alone: an image tower does not."""
     ran = set()
@@ -389,5 +404,6 @@ CHECKS: dict[str, Callable[[Tiny], None]] = {
     "proof": proof,
     "importance": importance,
     "entropy": entropy,
+    "ablation": ablation,
     "pruning": pruning,
 }

@@ -20,6 +20,7 @@ REFUSED = {
     },
     "gates": {"jetmoe", "mra"},
     "hidden states": {"jetmoe"},
+    "ablation": {"jetmoe", "mra"},
     "importance": {"hrm_text", "jetmoe", "mra", "reformer", "yoso"},
     "pruning": {
         "convbert", "fsmt", "jetmoe", "led", "lilt", "longformer", "pegasus_x", "prophetnet", "reformer",

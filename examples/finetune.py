@@ -76,6 +76,7 @@ def main() -> None:
         parser.error(f"--output_dir {args.output_dir} is a file")
     task = find_task(args.task_name)
     examples = read_examples(task, args.data_dir, train=True).first(args.train_subset)
+    torch.manual_seed(args.seed)  # of the weights of the new head
     name = args.model_name_or_path or minilm_path()
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=len(task.labels) or 1)

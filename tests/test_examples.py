@@ -164,6 +164,22 @@ def test_the_study_of_michel(minilm, tmp_path):
     assert printed.splitlines()[-1].endswith("is of other settings: name another --output_dir, or empty this one")
 
 
+@pytest.mark.shared
+def test_the_shares_that_bert_base_can_lose(shared, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "michel")
+    import report
+
+    figures = json.loads((shared / "figures.json").read_text())
+    mnli, sst = figures["michel_repro_mnli_curve_importance"], figures["michel_repro_sst2_curve"]
+    whole = {"mnli": figures["michel_repro_mnli_base_acc"], "sst-2": 0.928}
+    for task, steps in (("mnli", mnli), ("sst-2", sst)):
+        gone, scores = torch.tensor([[0, whole[task]], *steps], dtype=torch.float64).T
+        curve = PruningCurve(144 - gone, scores, torch.empty(0), "accuracy", None, ())
+        shares = tuple(round(100 * report.share_within(curve, points / 100)) for points in (1, 5))
+        assert shares == report.REPRODUCED[task]
+        assert report.share_within(curve, 1.0) == 1
+
+
 @pytest.mark.slow
 def test_the_reversal_experiment(tmp_path):
     printed = run("michel/reversal.py", "--steps", 3, "--layers", 1, "--heads", 2, cwd=tmp_path)

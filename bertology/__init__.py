@@ -34,7 +34,7 @@ from .head import Head
 from .hidden import HiddenStates, hidden_states
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
 from .masking import ablated, gated
-from .means import HeadMeans, head_means
+from .means import HeadMeans, MeansAccumulator, head_means
 from .names import Names
 from .outputs import HeadOutputs, head_outputs
 from .patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
@@ -66,6 +66,7 @@ __all__ = [
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "MeansAccumulator",
     "Names",
     "PatternsAccumulator",
     "Pruned",

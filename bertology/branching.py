@@ -105,20 +105,20 @@ class Branches:
         assert call.heads is not None
         assert call.projected is not None
         assert weight is not None
-        x = rearrange(call.heads, "batch token (head dim) -> batch token head dim", dim=site.dim)
-        change = rearrange(
-            self._stand_ins.instead_of(x, site, batch) - x, "batch token head dim -> head (batch token) dim"
-        )
         shut = 1 - gates[:, row, list(site.kept)]
         most = int((shut != 0).sum(1).max())
         heads = (shut != 0).int().argsort(dim=1, descending=True, stable=True)[:, :most]
-        share = rearrange(shut.gather(1, heads).to(x), "copy head -> copy head 1 1")
-        heads = heads.to(x.device)
-        changes = rearrange(change[heads] * share, "copy head position dim -> copy position (head dim)")
-        weight = rearrange(weight, "(head dim) hidden -> head dim hidden", dim=site.dim)
-        weights = rearrange(weight[heads], "copy head dim hidden -> copy (head dim) hidden")
+        share = rearrange(shut.gather(1, heads).to(call.heads), "copy head -> copy head 1 1")
+        heads = heads.to(call.heads.device)
+        x = rearrange(call.heads, "batch token (head dim) -> batch token head dim", dim=site.dim)
+        change = -_of_heads(x, heads)
+        if self._stand_ins.are_something:
+            change += _of_heads(self._stand_ins.instead_of(x, site, batch).expand_as(x), heads)
+        changes = rearrange(change * share, "copy head position dim -> copy position (head dim)")
+        weights = rearrange(weight, "(head dim) hidden -> head dim hidden", dim=site.dim)[heads]
         as_it_was = call.projected.flatten(0, 1).expand(len(gates), -1, -1)
-        return torch.baddbmm(as_it_was, changes, weights).reshape(-1, *call.projected.shape[1:])
+        new = torch.baddbmm(as_it_was, changes, rearrange(weights, "copy head dim hidden -> copy (head dim) hidden"))
+        return new.reshape(-1, *call.projected.shape[1:])
 
     def _mix(self, gates: Tensor, batch: Batch) -> Callable[[Site, Tensor], Tensor]:
         """Mix heads' outputs with what stands in for them: x ξ + s (1 - ξ)."""
@@ -171,6 +171,12 @@ class Branches:
 
 def _copies(values: Batch, batch: Batch, copies: int) -> dict[str, Any]:
     return {key: copied(x, examples(batch), copies, 0) for key, x in values.items()}
+
+
+def _of_heads(x: Tensor, heads: Tensor) -> Tensor:
+    """[copy, head, position, dim]: the outputs, of `x [batch, token, head, dim]`, of each copy's heads [copy, head]."""
+    some = x.flatten(0, 1).index_select(1, heads.flatten())
+    return rearrange(some, "position (copy head) dim -> copy head position dim", copy=len(heads))
 
 
 def _has_rows(x: Any, rows: int) -> bool:

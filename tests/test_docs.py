@@ -26,6 +26,7 @@ def test_every_export_is_in_the_api_page():
         "BertologyError",
         "EntropyAccumulator",
         "ImportanceAccumulator",
+        "MeansAccumulator",
         "PatternsAccumulator",
         "ScoreAccumulator",
     ]

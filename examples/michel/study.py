@@ -150,6 +150,7 @@ def run(study: Study) -> dict[str, Any]:
     rankings: dict[str, dict[str, Any]] = {
         "importance": {"importance": importance},
         "ablation": {"by": -ablation.change},
+        "ablation by loss": {"by": ablation.loss_change},
         "fisher": {"by": "fisher", "importance": importance},
         "magnitude": {"by": "magnitude"},
     }

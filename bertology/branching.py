@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace as changed
 from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from .batches import Batch, device_of, examples, rows_per_example
 from .replacing import StandIns
 from .site import Anatomy, Site
-from .tap import Recording, copied, matrix, recorded, tap
+from .tap import Recording, copied, first_only, matrix, recorded, tail_noted, tap
 
 # Copies of a batch that go through the model at once have at most so many positions, and so many numbers come out of
 # it. More are not faster on a processor: they leave its caches.
-POSITIONS, POSITIONS_ON_CPU = 32768, 2048
+POSITIONS, POSITIONS_ON_CPU = 32768, 768
 NUMBERS = 2**25
 
 # How a pass goes on: from the changed layer's output projection, from its block, from the start on copies of the batch,
@@ -55,15 +55,20 @@ class Branches:
     ) -> None:
         self._anatomy, self._stand_ins, self._inputs, self._look = anatomy, stand_ins, inputs, look
         self._ways: dict[int, str] = {}
+        self._tail: list[nn.Module] = []
+        self._first_only = False
 
     def recorded(self, batch: Batch) -> AbstractContextManager[Recording]:
         """Record the pass on a batch in this `with`."""
         return recorded(self._anatomy, examples(batch) * rows_per_example(batch))
 
-    def each(self, record: Recording, batch: Batch, gates: Tensor, numbers: int) -> Iterator[tuple[Tensor, Seen]]:
+    def each(
+        self, record: Recording, base: Seen, batch: Batch, gates: Tensor, numbers: int
+    ) -> Iterator[tuple[Tensor, Seen]]:
         """Run a recorded batch under each set of gates [variant, layer, head]; which variants, and what was seen.
 
-        Variants that change no layer that ran do not come. `numbers` is how many numbers a pass puts out.
+        Variants that change no layer that ran do not come. `base` is what was seen of the recorded pass, `numbers` how
+        many numbers it put out.
         """
         starts: dict[int, list[int]] = {row: [] for row in record.attentions}
         for variant, rows in enumerate((gates != 1).any(-1)):
@@ -71,6 +76,7 @@ class Branches:
         starts = {row: variants for row, variants in starts.items() if variants}
         if starts.keys() - self._ways.keys():
             self._prove(batch, list(starts))
+        self._first_only = bool(self._tail) and self._reads_first(record, base, batch)
         positions = POSITIONS_ON_CPU if device_of(self._anatomy.model).type == "cpu" else POSITIONS
         at_once = max(1, min(positions // record.positions, NUMBERS // max(1, numbers))) if record.positions else 1
         for row, variants in starts.items():
@@ -87,6 +93,8 @@ class Branches:
         places = {site.place for site in sites if changing[site.row]}
         sites = tuple(site for site in sites if site.place in places and (way, site.row) != ("projection", row))
         with ExitStack() as taps:
+            if self._first_only and way != "alone":
+                taps.enter_context(first_only(self._tail))
             if going_on:
                 projected = self._projected(record, row, gates, batch) if way == "projection" else None
                 taps.enter_context(record.taken_up(row, copies, projected))
@@ -144,17 +152,31 @@ class Branches:
         from whole passes, right after a pass that changed every layer.
         """
         few = {key: x[:2] if _has_rows(x, examples(batch)) else x for key, x in batch.items()}
-        with self.recorded(few) as record:
+        self._first_only = False
+        with self.recorded(few) as record, tail_noted(self._anatomy) as tail:
             outputs = self._anatomy.model(**self._inputs(few))
         base = self._look(outputs, few, 1)
         ones = torch.ones(1, self._anatomy.layers, self._anatomy.heads)
         half = {row: ones.index_fill(1, torch.tensor([row]), 0.5) for row in rows}
         edited = {row: self._run(record, few, row, half[row], "alone") for row in rows}
         self._run(record, few, rows[0], ones / 2, "alone")
+        wanted = {row: [torch.cat(pair) for pair in zip(base[:2], edited[row][:2], strict=True)] for row in rows}
+        gates = {row: torch.cat([ones, half[row]]) for row in rows}
         for row in reversed(rows):
-            wanted = [torch.cat(pair) for pair in zip(base[:2], edited[row][:2], strict=True)]
-            gates = torch.cat([ones, half[row]])
-            self._ways[row] = next(way for way in WAYS if self._works(way, record, few, row, gates, wanted))
+            self._ways[row] = next(way for way in WAYS if self._works(way, record, few, row, gates[row], wanted[row]))
+        self._tail, self._first_only = tail, True
+        if not all(self._works(self._ways[row], record, few, row, gates[row], wanted[row]) for row in rows):
+            self._tail = []
+
+    def _reads_first(self, record: Recording, base: Seen, batch: Batch) -> bool:
+        """Whether of the last block only the first position of each row is read, for all rows of this batch."""
+        try:
+            with record.ended():
+                outputs = self._anatomy.model(**self._inputs(batch))
+            found = self._look(outputs, batch, 1)
+        except Exception:  # whatever the model misses
+            return False
+        return self._same(base, found)
 
     def _works(self, way: str, record: Recording, batch: Batch, row: int, gates: Tensor, wanted: list[Tensor]) -> bool:
         if way == "alone":
@@ -165,8 +187,12 @@ class Branches:
             found = self._run(record, batch, row, gates, way)
         except Exception:  # whatever the model misses
             return False
+        return self._same(wanted, found)
+
+    def _same(self, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+        """Whether losses and logits are equal, but for rounding."""
         eps = max(torch.finfo(p.dtype).eps for p in self._anatomy.model.parameters() if p.is_floating_point())
-        return all(_close(x, y, min(1000 * eps, 0.05)) for x, y in zip(wanted, found[:2], strict=True))
+        return all(_close(x, y, min(1000 * eps, 0.05)) for x, y in zip(wanted[:2], found[:2], strict=True))
 
 
 def _copies(values: Batch, batch: Batch, copies: int) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class VariantAccumulator(Accumulator):
         base = self._look(outputs, batch, 1)
         # A set of gates that changes nothing is the model as it is.
         losses, logits = (torch.cat([x] * (1 + len(self._gates))) for x in base[:2])
-        for some, seen in self._branches.each(self._record, batch, self._gates, _numbers(outputs)):
+        for some, seen in self._branches.each(self._record, base, batch, self._gates, _numbers(outputs)):
             losses[1 + some], logits[1 + some] = seen.losses, seen.logits
         before = sum(seen.losses.shape[1] for seen in self._kept)
         self._kept.append(Seen(losses, logits, base.truths, base.example_of + before))

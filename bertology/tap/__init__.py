@@ -6,24 +6,29 @@
 The folder is the sole owner of every hook and of every switch of the attention implementation:
 `calls` counts which layer is running, `hooks` taps blocks and heads (`products` those whose projection is no module),
 `maps` taps attention maps by one of two routes: `interface` for models on transformers' attention interface, `softmax`
-for all others, where `bands` lays out the maps of attention over windows. `replay` takes a pass up half-way.
+for all others, where `bands` lays out the maps of attention over windows. `recording` keeps what a pass made, for
+`replay` to take the pass up half-way; `tail` leaves out what nobody reads of the last block.
 """
 
 from .biases import narrow_biases, takes_bias
 from .hooks import tap
 from .reading import attention_entropies
-from .replay import Recording, copied, matrix, recorded
+from .recording import recorded
+from .replay import Recording, copied, matrix
 from .silence import silenced
 from .still import uncached, undisturbed
+from .tail import first_only, tail_noted
 
 __all__ = [
     "Recording",
     "attention_entropies",
     "copied",
+    "first_only",
     "matrix",
     "narrow_biases",
     "recorded",
     "silenced",
+    "tail_noted",
     "takes_bias",
     "tap",
     "uncached",

@@ -7,7 +7,7 @@ are then handed that in the place of computing it again, up to the layer that is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..site import Anatomy, Site, Stack
-from .calls import Calls
 from .still import uncompiled
 
 
 @dataclass
-class _BlockCall:
+class BlockCall:
     """One call of a block: what it returned, the call of a block around it, and how many had started at its end."""
 
     module: nn.Module
@@ -32,7 +31,7 @@ class _BlockCall:
 
 
 @dataclass
-class _AttentionCall:
+class AttentionCall:
     """One call of an attention module: during which call of a block, its heads, and what was made of them."""
 
     block: int | None
@@ -47,8 +46,8 @@ class Recording:
 
     anatomy: Anatomy
     rows: int
-    blocks: list[_BlockCall] = field(default_factory=list)
-    attentions: dict[int, _AttentionCall] = field(default_factory=dict)
+    blocks: list[BlockCall] = field(default_factory=list)
+    attentions: dict[int, AttentionCall] = field(default_factory=dict)
 
     def sites_from(self, row: int) -> tuple[Site, ...]:
         """The sites that run when the pass is taken up at a site: all but those of blocks that were over by then."""
@@ -89,18 +88,31 @@ class Recording:
         # Blocks inside others that are skipped are not called.
         done = [self.blocks[number] for number in sorted(over) if self.blocks[number].around not in over]
         last = {call.stack: call for call in done}
-        outputs: dict[nn.Module, list[Any]] = {}
+        outputs: list[tuple[nn.Module, Any]] = []
         for call in done:
             # What only another skipped block is given need not be copied.
             axis = call.stack.layout.split().index("batch")
             output = copied(call.output, self.rows, copies, axis) if call is last[call.stack] else call.output
-            outputs.setdefault(call.module, []).append(output)
+            outputs.append((call.module, output))
         with ExitStack() as undo:
-            undo.enter_context(uncompiled())
-            for module, some in outputs.items():
-                _replace(module, _handing_on(module, some), undo)
+            _hand_on(outputs, undo)
             if projected is not None:
                 self._enter(row, copies, projected, undo)
+            yield
+
+    @contextmanager
+    def ended(self) -> Iterator[None]:
+        """Let the model run what is behind its last block, of whose output every position is as the first of its row.
+
+        Raises `LookupError` where no block puts out positions.
+        """
+        done = [call for call in self.blocks if call.around is None]
+        if not done or done[-1].stack.layout != "batch token hidden":
+            raise LookupError("no block puts out positions")
+        outputs = [(call.module, call.output) for call in done]
+        outputs[-1] = done[-1].module, _spread(done[-1].output)
+        with ExitStack() as undo:
+            _hand_on(outputs, undo)
             yield
 
     def can_enter(self, row: int) -> bool:
@@ -122,7 +134,7 @@ class Recording:
         if _same(first, call.projected):
             first = projected
         else:
-            _replace(site.projection, lambda *args, **kwargs: projected, undo)
+            replace_forward(site.projection, lambda *args, **kwargs: projected, undo)
         whole = isinstance(call.output, Tensor)
         output = first if whole else type(call.output)([first, *copied(call.output[1:], self.rows, copies, 0)])
         original, calls = site.attention.forward, iter(range(site.call + 1))
@@ -131,7 +143,7 @@ class Recording:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return output if next(calls, None) == site.call - skipped else original(*args, **kwargs)
 
-        _replace(site.attention, forward, undo)
+        replace_forward(site.attention, forward, undo)
 
     def _calls_before(self, row: int) -> int:
         """How many calls of the site's attention module are in blocks that are skipped."""
@@ -139,46 +151,14 @@ class Recording:
         return sum(site.attention is module and self._block_of(site.row) in over for site in self.anatomy.sites)
 
 
-@contextmanager
-def recorded(anatomy: Anatomy, rows: int) -> Iterator[Recording]:
-    """Record the pass of the model in this `with`, on a batch of so many rows."""
-    recording = Recording(anatomy, rows)
-    stacks = {block: stack for stack in anatomy.stacks for block in stack.blocks}
-    running: list[int] = []
-    at_work: list[_AttentionCall] = []
-    sites = Calls([(site.attention, site) for site in anatomy.sites], may_rest=[s.attention for s in anatomy.sites])
-
-    def start_block(module: nn.Module, args: Any) -> None:
-        recording.blocks.append(_BlockCall(module, stacks[module], running[-1] if running else None))
-        running.append(len(recording.blocks) - 1)
-
-    def end_block(module: nn.Module, args: Any, output: Any) -> None:
-        call = recording.blocks[running.pop()]
-        call.output, call.ended = output, len(recording.blocks)
-
-    def start_attention(module: nn.Module, args: Any) -> None:
-        at_work.append(_AttentionCall(running[-1] if running else None))
-        recording.attentions[sites.next(module).row] = at_work[-1]
-
-    def end_attention(module: nn.Module, args: Any, output: Any) -> None:
-        at_work[-1].output = output
-
-    def end_projection(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if at_work and len(args) == 1 and not kwargs:
-            at_work[-1].heads, at_work[-1].projected = args[0], output
-
-    with ExitStack() as undo:
-        undo.enter_context(uncompiled())
-        sites.watch(anatomy, undo)
-        for block in stacks:
-            undo.callback(block.register_forward_pre_hook(start_block).remove)
-            undo.callback(block.register_forward_hook(end_block).remove)
-        for attention in sites.modules:
-            undo.callback(attention.register_forward_pre_hook(start_attention).remove)
-            undo.callback(attention.register_forward_hook(end_attention).remove)
-        for projection in {site.projection for site in anatomy.sites if not site.weight}:
-            undo.callback(projection.register_forward_hook(end_projection, with_kwargs=True).remove)
-        yield recording
+def _hand_on(outputs: Iterable[tuple[nn.Module, Any]], undo: ExitStack) -> None:
+    """Let blocks put out these, in this order, in the place of running."""
+    each: dict[nn.Module, list[Any]] = {}
+    for module, output in outputs:
+        each.setdefault(module, []).append(output)
+    undo.enter_context(uncompiled())
+    for module, some in each.items():
+        replace_forward(module, _handing_on(module, some), undo)
 
 
 def _handing_on(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
@@ -192,7 +172,7 @@ def _handing_on(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
     return forward
 
 
-def _replace(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
+def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
     """Give a module another forward pass, while `undo` is open."""
     own = vars(module).get("forward")
     undo.callback(lambda: module.__dict__.pop("forward") if own is None else setattr(module, "forward", own))
@@ -210,11 +190,15 @@ def copied(x: Any, rows: int, copies: int, axis: int) -> Any:
     return x
 
 
+def is_matrix(module: nn.Module) -> bool:
+    """Whether a module multiplies every position by one matrix, and adds a bias."""
+    return type(module) is nn.Linear or type(module).__name__ == "Conv1D"
+
+
 def matrix(site: Site) -> Tensor | None:
     """[(head dim), hidden]: what a site's projection multiplies its heads by, if that is all it does but for a bias."""
-    known = type(site.projection) is nn.Linear or type(site.projection).__name__ == "Conv1D"
     if (
-        not known
+        not is_matrix(site.projection)
         or site.place is not site.projection
         or site.weight
         or site.runs > 1
@@ -225,6 +209,13 @@ def matrix(site: Site) -> Tensor | None:
     if not isinstance(weight, Tensor):
         return None
     return weight.T if type(site.projection) is nn.Linear else weight
+
+
+def _spread(output: Any) -> Any:
+    """A block's output, with the first position of each row in the place of all."""
+    if isinstance(output, Tensor):
+        return output[:, :1].expand_as(output)
+    return type(output)([_spread(output[0]), *output[1:]])
 
 
 def _first(output: Any) -> Any:

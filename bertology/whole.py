@@ -15,12 +15,11 @@ from torch import Tensor, nn
 class OfAllHeads(nn.Module):
     """A norm over all heads of an unpruned layer, of which only those that stay go on."""
 
-    _numbers: Tensor
-
     def __init__(self, norm: nn.Module, width: int) -> None:
         super().__init__()
         self.norm = norm
-        self.register_buffer("_numbers", torch.arange(width), persistent=False)
+        # No tensor: transformers loads models without values for the buffers that are not in their files.
+        self._numbers = list(range(width))
 
     @property
     def left(self) -> int:
@@ -29,12 +28,12 @@ class OfAllHeads(nn.Module):
 
     def keep(self, places: list[int]) -> None:
         """Let only these go on, of those that did."""
-        self._numbers = self._numbers[torch.tensor(places, device=self._numbers.device)]
+        self._numbers = [self._numbers[place] for place in places]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., the numbers that stay], of the norm of [..., all numbers]."""
         out: Tensor = self.norm(x)
-        return out.index_select(-1, self._numbers)
+        return out.index_select(-1, torch.tensor(self._numbers, device=out.device))
 
 
 def own_config(config: Any, own: dict[str, int]) -> Any:

@@ -351,6 +351,8 @@ def ablation(tiny: Tiny) -> None:
         with b.ablated(tiny.model, [(row, head)]):
             expected = loss(run(tiny.model, tiny.batch), tiny.batch).double()
         close(found.losses[row, head], expected, tiny.tolerance, f"losses without head {head} of row {row}")
+    effect = (found.losses - found.base_losses).nan_to_num().abs().max()
+    assert effect > 100 * tiny.tolerance, f"no head has any effect: at most {effect:.1e}"
 
 
 def running(tiny: Tiny, anatomy: b.Anatomy) -> tuple[Any, ...]:

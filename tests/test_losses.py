@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as t
-from zoo import BY_NAME, PAD, VOCAB, batch, each_alone
+from zoo import BY_NAME, PAD, V4, VOCAB, batch, each_alone
 
 from bertology import head_ablation, score
 from bertology.batches import without_labels
@@ -136,10 +136,13 @@ def test_a_decoder_does_not_look_ahead_where_it_would_with_a_cache():
     inputs["labels"] = inputs["decoder_input_ids"].roll(-1, 1)
     with torch.no_grad():
         own = model(**inputs).loss.item()
-        ahead = model(**without_labels(model, inputs) | {"use_cache": True})
     found = head_ablation(model, inputs, metric="inverse_loss")
     assert score(model, inputs, metric="inverse_loss").value == pytest.approx(1 / own, rel=1e-5)
     assert found.base_loss == pytest.approx(own, rel=1e-5)
+    if V4:
+        return  # transformers 4 does not run it with a cache at all
+    with torch.no_grad():
+        ahead = model(**without_labels(model, inputs) | {"use_cache": True})
     looked = torch.nn.functional.cross_entropy(ahead.logits.flatten(0, 1), inputs["labels"].flatten()).item()
     assert abs(looked - own) > 1e-3
 

@@ -56,6 +56,7 @@ class Branches:
         self._anatomy, self._stand_ins, self._inputs, self._look = anatomy, stand_ins, inputs, look
         self._ways: dict[int, str] = {}
         self._tail: list[nn.Module] = []
+        self._short: set[int] = set()  # from which layers on the tail may be taken for first positions only
         self._first_only = False
 
     def recorded(self, batch: Batch) -> AbstractContextManager[Recording]:
@@ -76,7 +77,7 @@ class Branches:
         starts = {row: variants for row, variants in starts.items() if variants}
         if starts.keys() - self._ways.keys():
             self._prove(batch, list(starts))
-        self._first_only = bool(self._tail) and self._reads_first(record, base, batch)
+        self._first_only = bool(self._short) and self._reads_first(record, base, batch)
         positions = POSITIONS_ON_CPU if device_of(self._anatomy.model).type == "cpu" else POSITIONS
         at_once = max(1, min(positions // record.positions, NUMBERS // max(1, numbers))) if record.positions else 1
         for row, variants in starts.items():
@@ -93,7 +94,7 @@ class Branches:
         places = {site.place for site in sites if changing[site.row]}
         sites = tuple(site for site in sites if site.place in places and (way, site.row) != ("projection", row))
         with ExitStack() as taps:
-            if self._first_only and way != "alone":
+            if self._first_only and row in self._short and way != "alone":
                 taps.enter_context(first_only(self._tail))
             if going_on:
                 projected = self._projected(record, row, gates, batch) if way == "projection" else None
@@ -164,9 +165,10 @@ class Branches:
         gates = {row: torch.cat([ones, half[row]]) for row in rows}
         for row in reversed(rows):
             self._ways[row] = next(way for way in WAYS if self._works(way, record, few, row, gates[row], wanted[row]))
-        self._tail, self._first_only = tail, True
-        if not all(self._works(self._ways[row], record, few, row, gates[row], wanted[row]) for row in rows):
-            self._tail = []
+        self._tail, self._first_only, self._short = tail, True, self._short.union(rows)
+        for row in rows:
+            if not tail or not self._works(self._ways[row], record, few, row, gates[row], wanted[row]):
+                self._short.discard(row)
 
     def _reads_first(self, record: Recording, base: Seen, batch: Batch) -> bool:
         """Whether of the last block only the first position of each row is read, for all rows of this batch."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,12 @@ from torch import Tensor, nn
 from .batches import Batches
 from .errors import DataError
 from .losses import ExampleLoss
+from .metrics import Metric
+from .replacing import Kind, replacement_name
 from .result import Result
 from .significance import Correction, Of, Significance, Test, significance
 from .site import Anatomy
-from .variants import replacement_name, score_variants
+from .variants import score_variants
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,7 +62,7 @@ class HeadAblation(Result):
         *,
         of: Of = "metric",
         correction: Correction = "holm",
-        metric: Callable[[Tensor, Tensor], float] | None = None,
+        metric: Metric | None = None,
         resamples: int | None = None,
         seed: int = 0,
     ) -> Significance:
@@ -102,8 +103,8 @@ def head_ablation(
     model: nn.Module,
     batches: Batches,
     *,
-    metric: str | Callable[[Tensor, Tensor], float],
-    replace: Literal["zero", "mean", "resample"] | Tensor = "zero",
+    metric: str | Metric,
+    replace: Kind | Tensor = "zero",
     loss: ExampleLoss | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,

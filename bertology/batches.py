@@ -76,6 +76,13 @@ def examples(batch: Batch) -> int:
     return int(batch[_input_name(batch)].shape[0])
 
 
+def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
+    """The batch with some of its examples only; what has no row for each example stays whole."""
+    count = examples(batch)
+    rows = {name: isinstance(x, Tensor) and x.dim() > 0 and len(x) == count for name, x in batch.items()}
+    return {name: x[chosen] if rows[name] else x for name, x in batch.items()}
+
+
 def rows_per_example(batch: Batch) -> int:
     """How many rows of the model's own batch an example makes: the choices of multiple choice, else 1."""
     ids = batch.get("input_ids")

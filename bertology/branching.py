@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .batches import Batch, device_of, examples, rows_per_example
+from .batches import Batch, device_of, examples, rows_per_example, some_examples
 from .replacing import StandIns
 from .site import Anatomy, Site
 from .tap import Recording, copied, first_only, matrix, recorded, tail_noted, tap
@@ -152,7 +152,7 @@ class Branches:
         another pass. So two copies, one as it is and one with the layer's gates half closed, must come out as they do
         from whole passes, right after a pass that changed every layer.
         """
-        few = {key: x[:2] if _has_rows(x, examples(batch)) else x for key, x in batch.items()}
+        few = some_examples(batch, slice(2))
         self._first_only = False
         with self.recorded(few) as record, tail_noted(self._anatomy) as tail:
             outputs = self._anatomy.model(**self._inputs(few))
@@ -172,27 +172,26 @@ class Branches:
 
     def _reads_first(self, record: Recording, base: Seen, batch: Batch) -> bool:
         """Whether of the last block only the first position of each row is read, for all rows of this batch."""
-        try:
+
+        def end() -> Seen:
             with record.ended():
-                outputs = self._anatomy.model(**self._inputs(batch))
-            found = self._look(outputs, batch, 1)
-        except Exception:  # whatever the model misses
-            return False
-        return self._same(base, found)
+                return self._look(self._anatomy.model(**self._inputs(batch)), batch, 1)
+
+        return self._gives(end, base)
 
     def _works(self, way: str, record: Recording, batch: Batch, row: int, gates: Tensor, wanted: list[Tensor]) -> bool:
         if way == "alone":
             return True
         if way == "projection" and not record.can_enter(row):
             return False
+        return self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
+
+    def _gives(self, run: Callable[[], Seen], wanted: Sequence[Tensor]) -> bool:
+        """Whether a pass comes to an end, with these losses and logits but for rounding."""
         try:
-            found = self._run(record, batch, row, gates, way)
+            found = run()
         except Exception:  # whatever the model misses
             return False
-        return self._same(wanted, found)
-
-    def _same(self, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-        """Whether losses and logits are equal, but for rounding."""
         eps = max(torch.finfo(p.dtype).eps for p in self._anatomy.model.parameters() if p.is_floating_point())
         return all(_close(x, y, min(1000 * eps, 0.05)) for x, y in zip(wanted[:2], found[:2], strict=True))
 
@@ -205,10 +204,6 @@ def _of_heads(x: Tensor, heads: Tensor) -> Tensor:
     """[copy, head, position, dim]: the outputs, of `x [batch, token, head, dim]`, of each copy's heads [copy, head]."""
     some = x.flatten(0, 1).index_select(1, heads.flatten())
     return rearrange(some, "position (copy head) dim -> copy head position dim", copy=len(heads))
-
-
-def _has_rows(x: Any, rows: int) -> bool:
-    return isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == rows
 
 
 def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from .anatomy import dissect
-from .batches import Batch, device_of, examples, on_device, token_mask, without_labels
+from .batches import Batch, device_of, examples, on_device, some_examples, token_mask, without_labels
 from .errors import DataError
 from .memory import activation_bytes, weight_bytes
 from .result import Result
@@ -202,8 +202,7 @@ def _batch(model: nn.Module, inputs: Any, size: int, device: torch.device) -> di
         if count != size:
             raise DataError(f"inputs({size}) must return {size} examples, got {count}")
         return batch
-    rows = torch.arange(size, device=device) % count
-    return {name: x[rows] if isinstance(x, Tensor) and x.dim() and len(x) == count else x for name, x in batch.items()}
+    return some_examples(batch, torch.arange(size, device=device) % count)
 
 
 def _seconds(model: nn.Module, batch: Mapping[str, Any], passes: int, device: torch.device) -> float:

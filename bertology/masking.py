@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .anatomy import dissect
 from .errors import ShapeError, UnknownAnatomy
 from .head import Heads
-from .replacing import StandIns, check_replacement
+from .replacing import Kind, StandIns, check_replacement
 from .site import Anatomy, Site
 from .tap import tap
 
@@ -113,7 +113,7 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
 def ablated(
     model: nn.Module,
     heads: Heads,
-    replace: Literal["zero", "mean", "resample"] | Tensor = "zero",
+    replace: Kind | Tensor = "zero",
     *,
     seed: int = 0,
 ) -> Iterator[None]:

@@ -41,13 +41,13 @@ def by_name(by: str | Tensor) -> str:
 
 def fixed_scores(anatomy: Anatomy, by: str | Tensor, importance: object, seed: int) -> Tensor | None:
     """[layer, head]: what ranks the heads where no data has to be looked at; else None."""
-    if by == "magnitude" and not isinstance(by, Tensor):
-        return head_magnitudes(anatomy)
-    if by == "random" and not isinstance(by, Tensor):
-        shape = anatomy.present.shape
-        return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     if isinstance(by, Tensor):
         return _checked(anatomy, cpu64(by), "by is of another model: wanted ")
+    if by == "magnitude":
+        return head_magnitudes(anatomy)
+    if by == "random":
+        shape = anatomy.present.shape
+        return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     if isinstance(importance, HeadImportance):
         return _checked(anatomy, estimated_scores(importance, by), "importance is of another model: wanted scores ")
     return None

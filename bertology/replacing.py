@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from .errors import HeadError, ShapeError
 from .queries import real_positions
 from .site import Anatomy, Site
 
-KINDS = ("zero", "mean", "resample")
+Kind = Literal["zero", "mean", "resample"]
 
 
 class StandIns:
@@ -62,14 +64,14 @@ class StandIns:
 def check_replacement(
     anatomy: Anatomy, replace: Tensor | str, places: list[tuple[int, int]] | None = None
 ) -> Tensor | str:
-    """The replacement, if it is one for these heads, by default all: one of `KINDS`, or a tensor `[layer, head, dim]`.
+    """The replacement, if it is one for these heads, by default all: a `Kind`, or a tensor `[layer, head, dim]`.
 
     Raises `HeadError` for another kind, and for heads that have no tokens of one kind to take a mean over or to draw
     from; `ShapeError` for a tensor of another shape or with NaN.
     """
     if isinstance(replace, Tensor):
         _check_tensor(anatomy, replace, places)
-    elif replace not in KINDS:
+    elif replace not in get_args(Kind):
         raise HeadError(f"replace must be 'zero', 'mean', 'resample' or a tensor [layer, head, dim], got {replace!r}")
     elif replace != "zero":
         rows = range(anatomy.layers) if places is None else {row for row, _ in places}
@@ -80,6 +82,11 @@ def check_replacement(
                 "from; take replace='zero' or a tensor"
             )
     return replace
+
+
+def replacement_name(replace: str | Tensor) -> str:
+    """What to call a replacement in a result."""
+    return "given" if isinstance(replace, Tensor) else replace
 
 
 def _check_tensor(anatomy: Anatomy, replace: Tensor, places: list[tuple[int, int]] | None) -> None:

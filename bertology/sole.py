@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .batches import Batches
 from .losses import ExampleLoss
+from .metrics import Metric
+from .replacing import Kind, replacement_name
 from .result import Result
 from .significance import Correction, Of, Significance, Test, significance
 from .site import Anatomy
-from .variants import NAN, VariantScores, replacement_name, score_variants
+from .variants import NAN, VariantScores, score_variants
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,7 +65,7 @@ class SoleHeadAblation(Result):
         *,
         of: Of = "metric",
         correction: Correction = "holm",
-        metric: Callable[[Tensor, Tensor], float] | None = None,
+        metric: Metric | None = None,
         resamples: int | None = None,
         seed: int = 0,
     ) -> Significance:
@@ -82,9 +83,9 @@ def sole_head_ablation(
     model: nn.Module,
     batches: Batches,
     *,
-    metric: str | Callable[[Tensor, Tensor], float],
+    metric: str | Metric,
     choose_on: Batches | None = None,
-    replace: Literal["zero", "mean", "resample"] | Tensor = "zero",
+    replace: Kind | Tensor = "zero",
     loss: ExampleLoss | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,

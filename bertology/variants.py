@@ -19,7 +19,7 @@ from .errors import DataError
 from .losses import ExampleLoss, example_losses, find_loss, loss_name
 from .means import head_means
 from .metrics import Metric, find_metric, metric_name
-from .replacing import StandIns, check_replacement
+from .replacing import StandIns, check_replacement, replacement_name
 from .result import Result
 from .scoring import INVERSE_LOSS, predictions
 from .site import Anatomy
@@ -94,7 +94,7 @@ class VariantAccumulator(Accumulator):
         digest = hashlib.sha256(self._gates.numpy().tobytes())
         if isinstance(self._replace, Tensor):
             digest.update(self._replace.detach().double().cpu().numpy().tobytes())
-        replaced = "given" if isinstance(self._replace, Tensor) else self._replace
+        replaced = replacement_name(self._replace)
         return f"{self._name} {loss_name(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
 
     @contextmanager
@@ -182,11 +182,6 @@ def score_variants(
         replace = head_means(model, batches).values
     accumulator = VariantAccumulator(make_gates, metric, loss, replace, seed)
     return accumulate(model, batches, accumulator, checkpoint=checkpoint, progress=progress)[0]
-
-
-def replacement_name(replace: str | Tensor) -> str:
-    """What to call a replacement in a result."""
-    return "given" if isinstance(replace, Tensor) else replace
 
 
 def _numbers(outputs: Any) -> int:

@@ -197,7 +197,7 @@ def halved(study: Study, curve: PruningCurve) -> Efficiency:
     left = curve.heads_left.double() / curve.heads_left[0]
     gates = curve.gates[int((left - 0.5).abs().argmin())]
     small = copy.deepcopy(study.model)
-    prune_heads(small, [(row, head) for row, head in ((gates == 0) & (curve.gates[0] > 0)).nonzero().tolist()])
+    prune_heads(small, [(row, head) for row, head in (curve.gates[0] - gates).nonzero().tolist()])
     longest = study.dev[-1]
     return compare_efficiency(study.model, small, longest, batch_sizes=(1, 4, 16, 64), progress="timing")
 

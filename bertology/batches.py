@@ -1,6 +1,8 @@
 """What is a batch, and which of its tokens are real?
 
-`batches` is one mapping of model arguments, or an iterable of such mappings (a DataLoader, a list).
+`batches` is one mapping of model arguments, or an iterable of such mappings (a DataLoader, a list). Under the name
+`annotations` a batch may carry a list of what is known of each example, such as its words and its syntax tree: measures
+see it, the model does not.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ Batches = Batch | Iterable[Batch]
 IGNORED = -100
 """A label that does not count, in transformers and torch."""
 LABELS = ("labels", "start_positions", "end_positions")
+ANNOTATIONS = "annotations"
+"""What a batch carries for the measures alone: a list with one entry an example."""
 NO_TEXT = ("pixel_values", "input_features", "input_values")
 INPUTS = ("input_ids", "inputs_embeds", *NO_TEXT)
 
@@ -62,6 +66,10 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
         )
     if batch[name].shape[0] == 0 or batch[name].numel() == 0:
         raise DataError(f"{name} is empty: its shape is {list(batch[name].shape)}")
+    if ANNOTATIONS in batch and len(batch[ANNOTATIONS]) != batch[name].shape[0]:
+        raise DataError(
+            f"{ANNOTATIONS} must have one entry an example: got {len(batch[ANNOTATIONS])} for {batch[name].shape[0]}"
+        )
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
@@ -80,7 +88,10 @@ def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
     """The batch with some of its examples only; what has no row for each example stays whole."""
     count = examples(batch)
     rows = {name: isinstance(x, Tensor) and x.dim() > 0 and len(x) == count for name, x in batch.items()}
-    return {name: x[chosen] if rows[name] else x for name, x in batch.items()}
+    some = {name: x[chosen] if rows[name] else x for name, x in batch.items()}
+    if ANNOTATIONS in batch:
+        some[ANNOTATIONS] = [batch[ANNOTATIONS][i] for i in torch.arange(count)[chosen].tolist()]
+    return some
 
 
 def rows_per_example(batch: Batch) -> int:
@@ -145,13 +156,18 @@ def _all_tokens(batch: Batch, prefix: str) -> Tensor:
     raise DataError(f"the batch has neither {prefix}attention_mask nor {prefix}input_ids: its tokens cannot be counted")
 
 
+def model_arguments(batch: Batch) -> dict[str, Any]:
+    """The batch without its annotations."""
+    return {key: value for key, value in batch.items() if key != ANNOTATIONS}
+
+
 def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """The batch as the model is run on: labels are left out, so that it computes no loss of its own.
 
     An encoder-decoder that reads its labels as decoder input gets them as such, and keeps no cache, which it does not
     do with labels either: FSMT's decoder looks ahead when it does.
     """
-    inputs = {key: value for key, value in batch.items() if key not in LABELS}
+    inputs = {key: value for key, value in model_arguments(batch).items() if key not in LABELS}
     if "labels" not in batch or not is_encoder_decoder(model):
         return inputs
     if hasattr(config_of(model), "use_cache"):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .batches import Batch
+from .batches import ANNOTATIONS, Batch
 from .errors import DataError
 
 EVERY_SECONDS = 60.0
@@ -54,6 +54,7 @@ class Checkpoint:
             if isinstance(batch[name], Tensor):
                 self._digest.update(f"{name}{list(batch[name].shape)}".encode())
                 self._digest.update(batch[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        self._digest.update(repr(batch.get(ANNOTATIONS)).encode())
         self._seen += 1
         if self._seen == self._done and self._digest.hexdigest() != self._wanted:
             raise DataError(

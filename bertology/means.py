@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .batches import Batch, Batches
 from .queries import real_positions
 from .result import Result, cpu64
-from .site import Anatomy, Site
+from .site import Site
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 
@@ -35,14 +35,12 @@ class HeadMeans(Result):
 class MeansAccumulator(Accumulator):
     """Sums every head's output over real tokens, for `accumulate`."""
 
-    total: Tensor = stat("layer head")
+    total: Tensor = stat("layer head dim")
     tokens: Tensor = stat("layer", torch.int64)
 
-    def zero(self, anatomy: Anatomy) -> MeansAccumulator:
-        """Forget everything."""
-        super().zero(anatomy)
-        self.total = self.total[..., None].repeat(1, 1, max(site.dim for site in anatomy.sites))
-        return self
+    def sizes(self) -> dict[str, int]:
+        """The widest head's width."""
+        return {"dim": max(site.dim for site in self.anatomy.sites)}
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:

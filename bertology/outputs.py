@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, without_labels
+from .batches import Batch, model_arguments, without_labels
 from .capture import Capture, by_stack, masks, one_batch, only, run
 from .errors import DataError
 from .losses import ExampleLoss, example_losses, find_loss
@@ -88,7 +88,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             anatomy.check_readable()
             taps.enter_context(tap(anatomy, "heads", edit=edit))
             with torch.inference_mode(False), torch.enable_grad():
-                outputs = model(**(without_labels(model, batch) if loss == "auto" else batch))
+                outputs = model(**(without_labels(model, batch) if loss == "auto" else model_arguments(batch)))
                 total = example_losses(chosen, outputs, batch).sum()
                 each = torch.autograd.grad(total, list(found.values()), materialize_grads=True)
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .anatomy import dissect
-from .batches import Batch, Batches, device_of, each_batch, without_labels
+from .batches import Batch, Batches, device_of, each_batch, model_arguments, without_labels
 from .checkpoint import Checkpoint
 from .result import Result
 from .site import Anatomy
@@ -33,9 +33,9 @@ class Stat:
     def __init__(self, axes: str, dtype: torch.dtype) -> None:
         self.axes, self.dtype = axes.split(), dtype
 
-    def zeros(self, anatomy: Anatomy) -> Tensor:
+    def zeros(self, anatomy: Anatomy, others: dict[str, int]) -> Tensor:
         """The sum of nothing, on the model's device, or on the CPU where the device has no float64."""
-        sizes = {"layer": anatomy.layers, "head": anatomy.heads}
+        sizes = {"layer": anatomy.layers, "head": anatomy.heads, **others}
         device = device_of(anatomy.model)
         if device.type == "mps":
             device = torch.device("cpu")
@@ -64,8 +64,12 @@ class Accumulator(ABC):
         """Forget everything, and get ready for a model."""
         self.anatomy = anatomy
         for name, kind in self._stats().items():
-            setattr(self, name, kind.zeros(anatomy))
+            setattr(self, name, kind.zeros(anatomy, self.sizes()))
         return self
+
+    def sizes(self) -> dict[str, int]:
+        """How long the axes of its sums are other than `layer` and `head`, by name."""
+        return {}
 
     def settings(self) -> str:
         """What tells this measure from others of its kind: a checkpoint of another one is refused."""
@@ -158,7 +162,7 @@ def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accu
     with ExitStack() as watching:
         for accumulator in accumulators:
             watching.enter_context(accumulator.watch(batch))
-        outputs = model(**(batch if labelled else without_labels(model, batch)))
+        outputs = model(**(model_arguments(batch) if labelled else without_labels(model, batch)))
         for accumulator in accumulators:
             accumulator.update(batch, outputs)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import dissect
-from .batches import Batch, Batches, check_repeatable, without_labels
+from .batches import Batch, Batches, check_repeatable, model_arguments, without_labels
 from .branching import Branches, Seen
 from .errors import DataError
 from .losses import ExampleLoss, example_losses, find_loss, loss_name
@@ -118,7 +118,7 @@ class VariantAccumulator(Accumulator):
         self._kept.append(Seen(losses, logits, base.truths, base.example_of + before))
 
     def _inputs(self, batch: Batch) -> Batch:
-        return batch if self.needs_labels else without_labels(self.anatomy.model, batch)
+        return model_arguments(batch) if self.needs_labels else without_labels(self.anatomy.model, batch)
 
     def _look(self, outputs: Any, batch: Batch, copies: int) -> Seen:
         losses = example_losses(self._loss, outputs, batch).detach().double().cpu().reshape(copies, -1)

@@ -1,0 +1,220 @@
+"""Which heads follow which dependency relations?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import Batch
+from ..errors import DataError
+from ..result import Result
+from ..site import Site
+from ..streaming import Accumulator, accumulate, stat
+from .predicting import DIRECTIONS, aligned_in, padded, picks, word_maps
+from .table import OFFSETS, RelationTable, relation_table
+from .treebank import Sentence
+from .words import Aligned, AlignedBatches, Rows
+
+NOBODY = -2
+"""The head of the root and of padding: what no attention head picks."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DependencyHeads(Result):
+    """How often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2)."""
+
+    right: Tensor
+    """[relation, direction, layer, head], int64: how many words' heads were picked; -1 for heads that are not there."""
+    right_with_offset: Tensor
+    """[relation, offset, direction, layer, head], int64: at how many of these words the offset is right too."""
+    offset_right: Tensor
+    """[relation, offset], int64: how many words' heads stand at a fixed distance, from -3 to 2."""
+    arcs: Tensor
+    """[relation], int64: how many words depend on another, or on the root, by it."""
+    relations: tuple[str, ...]
+    """[relation]: the names."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
+    skipped: int = 0
+    """How many sentences were left out, of those that the batches were made of."""
+
+    @property
+    def accuracy(self) -> Tensor:
+        """[relation, direction, layer, head], 0 to 1: the share of words whose head was picked; NaN for no head."""
+        share = self.right / self.arcs[:, None, None, None]
+        return share.masked_fill(self.right < 0, float("nan"))
+
+    def stack(self, name: str) -> DependencyHeads:
+        """Only the layers of one stack, of a model with several."""
+        rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
+        if not rows:
+            return super().stack(name)  # which says what stacks there are
+        return replace(
+            self, right=self.right[:, :, rows], right_with_offset=self.right_with_offset[:, :, :, rows],
+            labels=tuple(self.labels[row] for row in rows),
+        )  # fmt: skip
+
+    def table(self, choose_on: DependencyHeads | None = None, *, least: int = 1, level: float = 0.95) -> RelationTable:
+        """The best head and the best offset of each relation, chosen on other data if given, with intervals.
+
+        Args:
+            choose_on: the same model's result on another treebank, on which head, direction and offset are chosen. The
+                best of many heads on the data that is scored, as in the paper, is too good a figure; it stands beside.
+            least: relations of fewer arcs, here or there, are left out.
+            level: of the confidence intervals.
+        """
+        return relation_table(self, self if choose_on is None else choose_on, choose_on is not None, least, level)
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n{self.skipped} sentences skipped"
+
+
+class DependencyAccumulator(Accumulator):
+    """Counts how often every head picks the right word, for `accumulate` over batches made by `align`.
+
+    `relations` are all those that can occur; `rows` says how a word's tokens become one row (the paper's text averages,
+    its code takes the first); a word of a relation in `possessives` that a bare "'s" follows is asked through that.
+    """
+
+    right: Tensor = stat("relation direction layer head", torch.int64)
+    right_with_offset: Tensor = stat("relation offset direction layer head", torch.int64)
+    offset_right: Tensor = stat("relation offset", torch.int64)
+    arcs: Tensor = stat("relation", torch.int64)
+    seen: Tensor = stat("layer", torch.int64)
+
+    def __init__(
+        self, relations: Sequence[str], *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",)
+    ) -> None:
+        self._relations = {name: number for number, name in enumerate(sorted(set(relations)))}
+        self._rows, self._possessives = rows, tuple(possessives)
+
+    def settings(self) -> str:
+        """The relations, and how words' rows are made."""
+        return f"{list(self._relations)} {self._rows} {self._possessives}"
+
+    def sizes(self) -> dict[str, int]:
+        """How many relations, directions and offsets there are."""
+        return {"relation": len(self._relations), "direction": len(DIRECTIONS), "offset": len(OFFSETS)}
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Read the attention between words, layer by layer."""
+        arcs = _Arcs([_parsed(one) for one in aligned_in(batch)], self._relations, self._possessives)
+        device = self.right.device
+        number, guesses = arcs.number.to(device), arcs.by_offset().to(device)
+        self.arcs += torch.bincount(number, minlength=len(self._relations))
+        self.offset_right.index_add_(0, number, guesses)
+
+        def read(site: Site, maps: list[Tensor]) -> None:
+            hits = arcs.hits(picks(maps)).to(device)  # [arc, direction, head]
+            heads = list(site.kept)
+            total = hits.new_zeros(len(self._relations), *hits.shape[1:]).index_add_(0, number, hits)
+            self.right[:, :, site.row, heads] += total
+            for offset in range(len(OFFSETS)):
+                both = hits * guesses[:, offset, None, None]
+                total = hits.new_zeros(len(self._relations), *hits.shape[1:]).index_add_(0, number, both)
+                self.right_with_offset[:, offset, :, site.row, heads] += total
+            self.seen[site.row] += 1
+
+        with word_maps(self.anatomy, batch, read, rows=self._rows):
+            yield
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """The counts were made while the model ran."""
+
+    def compute(self) -> DependencyHeads:
+        """Mark the heads that are not there."""
+        if not self.seen.any():
+            raise DataError("no layer attends from the text's tokens to themselves: there is nothing to measure")
+        gone = ~(self.anatomy.present & (self.seen.cpu() > 0)[:, None])
+        return DependencyHeads(
+            self.right.cpu().masked_fill(gone, -1),
+            self.right_with_offset.cpu().masked_fill(gone, -1),
+            self.offset_right.cpu(), self.arcs.cpu(), tuple(self._relations), self.anatomy.labels,
+        )  # fmt: skip
+
+
+class _Arcs:
+    """The arcs of a batch of sentences: of each its example, word, head and the number of its relation."""
+
+    def __init__(self, sentences: Sequence[Sentence], relations: dict[str, int], possessives: Sequence[str]) -> None:
+        places = [(example, word) for example, s in enumerate(sentences) for word in range(len(s.words))]
+        self.example, self.word = torch.tensor(places).T
+        self.head = torch.tensor([head for s in sentences for head in s.heads])  # from 1, 0 is the root
+        self.length = torch.tensor([len(s.words) for s in sentences])[self.example]
+        self.number = torch.tensor([_number(name, relations) for s in sentences for name in s.relations])
+        self._asked = padded([_asked(s, possessives) for s in sentences], 0)[self.example, self.word]
+
+    def by_offset(self) -> Tensor:
+        """[arc, offset], int64: 1 where the head stands at that distance, or at the root's or the last word's place."""
+        guess = self.word[:, None] + 1 + torch.tensor(OFFSETS)
+        guess = guess.clamp_min(0).minimum(self.length[:, None])
+        return (guess == self.head[:, None]).long()
+
+    def hits(self, picked: Tensor) -> Tensor:
+        """[arc, direction, head], int64: 1 where the head was picked, of `[direction, batch, head, word]`."""
+        example, asked = (x.to(picked.device) for x in (self.example, self._asked))
+        head = torch.where(self.head == 0, NOBODY, self.head - 1).to(picked.device)
+        return (picked[:, example, :, asked] == head[:, None, None]).long()
+
+
+def _asked(sentence: Sentence, possessives: Sequence[str]) -> list[int]:
+    """[word]: the word whose pick counts: its own, or that of the 's behind it."""
+    after = [*sentence.words[1:], ""]
+    return [
+        word + (relation in possessives and after[word] in ("'s", "s'"))
+        for word, relation in enumerate(sentence.relations)
+    ]
+
+
+def _number(relation: str, relations: dict[str, int]) -> int:
+    if relation not in relations:
+        raise DataError(f"relation {relation!r} is not among the {len(relations)} that were announced")
+    return relations[relation]
+
+
+def _parsed(one: Aligned) -> Sentence:
+    if not isinstance(one.source, Sentence):
+        raise DataError(f"wanted sentences with trees, got {type(one.source).__name__}: read a treebank")
+    return one.source
+
+
+def dependency_heads(
+    model: nn.Module, batches: AlignedBatches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
+    progress: str | None = None,
+) -> DependencyHeads:  # fmt: skip
+    """Measure how often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2).
+
+    A word picks the word that it attends to most, special tokens and itself left out, or the word that attends to it
+    most: two directions. The root's arc is never right. Beside, the best of the fixed offsets -3 to 2.
+
+    Args:
+        model: any model with self attention over the text, under any attention implementation; left as it was found.
+        batches: what `align` makes of a treebank.
+        rows: how the attention from a word's tokens becomes one: their "mean" (the paper's text), the "first" (its
+            code) or the "max".
+        possessives: a word of these relations that "'s" follows picks what that picks, as in the paper.
+        progress: the title of a progress bar; no bar without it.
+
+    Raises `DataError` for batches without trees.
+
+        >>> import torch
+        >>> from transformers import AutoTokenizer, BertConfig, BertModel
+        >>> from bertology.demo import minilm_path
+        >>> from bertology.syntax import Sentence, align, dependency_heads
+        >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> batches = align(tokenizer, [Sentence(("Birds", "sing"), (2, 0), ("nsubj", "root"))])
+        >>> dependency_heads(model, batches).accuracy.shape
+        torch.Size([2, 2, 2, 4])
+    """
+    sentences = [_parsed(one) for batch in batches for one in aligned_in(batch)]
+    relations = {relation for sentence in sentences for relation in sentence.relations}
+    counter = DependencyAccumulator(sorted(relations), rows=rows, possessives=possessives)
+    found = accumulate(model, batches, counter, progress=progress)[0]
+    return replace(found, skipped=len(batches.skipped))

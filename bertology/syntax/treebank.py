@@ -1,0 +1,222 @@
+"""What is a sentence's gold syntax tree, and how is it read from a file?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from ..errors import DataError, need
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A sentence or document that was left out, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """The words of a sentence and its dependency tree.
+
+    Raises `DataError` when that is no tree: a head that is not there, or arcs that run in a circle.
+    """
+
+    words: tuple[str, ...]
+    heads: tuple[int, ...]
+    """[word]: the number of each word's head, counted from 1; 0 for a word that hangs from the root."""
+    relations: tuple[str, ...]
+    """[word]: how each word depends on its head."""
+    name: str = ""
+    """What messages call it: its `sent_id`, or its number in the file."""
+
+    def __post_init__(self) -> None:
+        many = len(self.words)
+        if many == 0:
+            raise DataError(f"sentence {self.name!r} has no words")
+        if not many == len(self.heads) == len(self.relations):
+            raise DataError(
+                f"sentence {self.name!r} has {many} words, {len(self.heads)} heads and {len(self.relations)} "
+                "relations: wanted one of each a word"
+            )
+        for word, head in enumerate(self.heads, 1):
+            if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head <= many:
+                raise DataError(
+                    f"sentence {self.name!r}: the head of word {word} is {head!r}, wanted a number from 0, the root, "
+                    f"to {many}"
+                )
+        circle = _circle(self.heads)
+        if circle:
+            raise DataError(f"sentence {self.name!r} is no tree: words {', '.join(map(str, circle))} run in a circle")
+
+
+@dataclass(frozen=True)
+class Treebank(Sequence[Sentence]):
+    """Sentences with their trees, in the order of the file, and those that were left out."""
+
+    sentences: tuple[Sentence, ...]
+    skipped: tuple[Skip, ...] = ()
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """All relations that occur, sorted."""
+        return tuple(sorted({relation for sentence in self.sentences for relation in sentence.relations}))
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    @overload
+    def __getitem__(self, index: int) -> Sentence: ...
+    @overload
+    def __getitem__(self, index: slice) -> Treebank: ...
+    def __getitem__(self, index: int | slice) -> Sentence | Treebank:
+        if isinstance(index, slice):
+            return Treebank(self.sentences[index], self.skipped)
+        return self.sentences[index]
+
+
+def read_conllu(path: str | Path, *, subtypes: bool = True, skip_broken: bool = False) -> Treebank:
+    """Read a treebank of Universal Dependencies, or any other in CoNLL-U (extra `syntax`).
+
+    Args:
+        path: a CoNLL-U file. Multiword tokens and empty nodes are left out: the tree is over the words.
+        subtypes: whether relations keep what stands behind the colon (`nsubj:pass`), or lose it (`nsubj`).
+        skip_broken: leave out sentences that are no trees, and list them in `skipped`, in place of an error.
+
+    Raises `DataError` for a file without sentences, or with one that is no tree.
+
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile("w", suffix=".conllu") as file:
+        ...     lines = ["1\\tBirds\\t_\\t_\\t_\\t_\\t2\\tnsubj\\t_\\t_", "2\\tsing\\t_\\t_\\t_\\t_\\t0\\troot\\t_\\t_"]
+        ...     _ = file.write("\\n".join(lines) + "\\n\\n")
+        ...     file.flush()
+        ...     read_conllu(file.name)[0].heads
+        (2, 0)
+    """
+    conllu = need("conllu", extra="syntax")
+
+    def parse() -> Iterator[tuple[str, Callable[[], Sentence]]]:
+        with open(path, encoding="utf-8") as file:
+            for number, tokens in enumerate(conllu.parse_incr(file), 1):
+                name = tokens.metadata.get("sent_id") or f"{Path(path).name} {number}"
+                yield name, lambda tokens=tokens, name=name: _sentence_of(tokens, name, subtypes)  # type: ignore[misc]
+
+    try:
+        return _collect(path, parse(), skip_broken)
+    except conllu.exceptions.ParseException as error:
+        raise DataError(f"{path} is not CoNLL-U: {error}") from error
+
+
+def read_depparse(path: str | Path, *, skip_broken: bool = False) -> Treebank:
+    """Read the text format of Clark et al. (2019): a line `word head-relation` a word, a blank line between sentences.
+
+    Heads count from 1, and 0 is the root. A relation may hold further hyphens, the last sentence needs no blank line,
+    and several blank lines are as one. Raises `DataError` for lines of another form, and as `read_conllu` does.
+
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile("w") as file:
+        ...     _ = file.write("Birds 2-nsubj\\nsing 0-root\\n")
+        ...     file.flush()
+        ...     read_depparse(file.name)[0].relations
+        ('nsubj', 'root')
+    """
+
+    def parse() -> Iterator[tuple[str, Callable[[], Sentence]]]:
+        blocks = Path(path).read_text(encoding="utf-8").replace("\r\n", "\n").split("\n\n")
+        filled = [lines for lines in (block.strip("\n").split("\n") for block in blocks) if lines != [""]]
+        for number, lines in enumerate(filled, 1):
+            name = f"{Path(path).name} {number}"
+            yield name, lambda lines=lines, name=name: _sentence_in(lines, name)  # type: ignore[misc]
+
+    return _collect(path, parse(), skip_broken)
+
+
+def read_json(path: str | Path, *, skip_broken: bool = False) -> Treebank:
+    """Read the JSON of Clark et al. (2019): a list of objects with `words`, `heads` and `relns`.
+
+    Raises `DataError` for objects without them, and as `read_conllu` does.
+
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile("w") as file:
+        ...     _ = file.write('[{"words": ["Birds", "sing"], "heads": [2, 0], "relns": ["nsubj", "root"]}]')
+        ...     file.flush()
+        ...     len(read_json(file.name))
+        1
+    """
+    try:
+        records = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(records, list):
+        raise DataError(f"{path} must hold a list of sentences, got {type(records).__name__}")
+
+    def parse() -> Iterator[tuple[str, Callable[[], Sentence]]]:
+        for number, record in enumerate(records, 1):
+            name = f"{Path(path).name} {number}"
+            yield name, lambda record=record, name=name: _sentence_from(record, name)  # type: ignore[misc]
+
+    return _collect(path, parse(), skip_broken)
+
+
+def _collect(path: str | Path, parts: Iterable[tuple[str, Callable[[], Sentence]]], skip_broken: bool) -> Treebank:
+    sentences, skipped = [], []
+    for name, make in parts:
+        try:
+            sentences.append(make())
+        except DataError as error:
+            if not skip_broken:
+                raise DataError(f"{error} (in {path}; skip_broken=True leaves such sentences out)") from error
+            skipped.append(Skip(name, str(error)))
+    if not sentences:
+        raise DataError(f"{path} holds no sentences{' that are trees' if skipped else ''}")
+    return Treebank(tuple(sentences), tuple(skipped))
+
+
+def _sentence_of(tokens: Any, name: str, subtypes: bool) -> Sentence:
+    words = [token for token in tokens if isinstance(token["id"], int)]  # others are ranges and empty nodes
+    relations = [token["deprel"] or "_" for token in words]
+    return Sentence(
+        tuple(token["form"] for token in words),
+        tuple(token["head"] for token in words),
+        tuple(relations if subtypes else [relation.partition(":")[0] for relation in relations]),
+        name,
+    )
+
+
+def _sentence_in(lines: list[str], name: str) -> Sentence:
+    words, heads, relations = [], [], []
+    for line in lines:
+        word, _, arc = line.rstrip().rpartition(" ")
+        head, _, relation = arc.partition("-")
+        if not word or not head.isdecimal() or not relation:
+            raise DataError(f"sentence {name!r}: wanted a line `word head-relation`, got {line!r}")
+        words.append(word)
+        heads.append(int(head))
+        relations.append(relation)
+    return Sentence(tuple(words), tuple(heads), tuple(relations), name)
+
+
+def _sentence_from(record: Any, name: str) -> Sentence:
+    missing = [key for key in ("words", "heads", "relns") if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise DataError(f"sentence {name!r} has no {', '.join(missing)}: only parsed sentences can be read")
+    return Sentence(tuple(record["words"]), tuple(record["heads"]), tuple(record["relns"]), name)
+
+
+def _circle(heads: tuple[int, ...]) -> list[int]:
+    """The words of a circle of arcs, or none."""
+    safe: set[int] = {0}
+    for start in range(1, len(heads) + 1):
+        path: list[int] = []
+        word = start
+        while word not in safe:
+            if word in path:
+                return path[path.index(word) :]
+            path.append(word)
+            word = heads[word - 1]
+        safe.update(path)
+    return []

@@ -30,6 +30,7 @@ from .curve import PruningCurve, pruning_curve
 from .efficiency import Efficiency, compare_efficiency
 from .entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
 from .errors import BertologyError
+from .gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .head import Head
 from .hidden import HiddenStates, hidden_states
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
@@ -39,6 +40,7 @@ from .names import Names
 from .outputs import HeadOutputs, head_outputs
 from .patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .pruning import Pruned, prune_heads
+from .repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .result import Result
 from .saving import load_pruned, save_pruned
 from .scoring import Score, ScoreAccumulator, score
@@ -53,11 +55,13 @@ __all__ = [
     "Accumulator",
     "Anatomy",
     "AttentionEntropy",
+    "AttentionGradients",
     "AttentionMaps",
     "AttentionPatterns",
     "BertologyError",
     "Efficiency",
     "EntropyAccumulator",
+    "GradientsAccumulator",
     "Head",
     "HeadAblation",
     "HeadImportance",
@@ -71,6 +75,8 @@ __all__ = [
     "PatternsAccumulator",
     "Pruned",
     "PruningCurve",
+    "RepeatScores",
+    "RepeatsAccumulator",
     "Result",
     "Score",
     "ScoreAccumulator",
@@ -79,6 +85,7 @@ __all__ = [
     "ablated",
     "accumulate",
     "attention_entropy",
+    "attention_gradients",
     "attention_maps",
     "attention_patterns",
     "compare_efficiency",
@@ -94,6 +101,8 @@ __all__ = [
     "prune_heads",
     "pruning_curve",
     "register_names",
+    "repeat_scores",
+    "repeated_tokens",
     "save_pruned",
     "score",
     "sole_head_ablation",

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from .averaging import Average, check_average, folded
 from .batches import Batch, Batches
+from .errors import DataError
+from .places import by_class, places
 from .queries import RealQueries
 from .result import Result, cpu64, finite
 from .site import Site
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
+from .token_classes import TokenClass, TokenClasses
 
-_KINDS = ("previous", "next", "self", "first", "distance", "confidence")
+_PLACES = ("previous", "next", "self", "first", "distance")
+_KINDS = (*_PLACES, "confidence")
+_CLASSES = ("to", "within", "from_rest")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,7 +34,7 @@ class AttentionPatterns(Result):
     earlier keys and where a layer pools tokens, all but `confidence` are NaN.
     """
 
-    _by_layer: ClassVar = (*_KINDS, "queries")
+    _by_layer: ClassVar = (*_KINDS, "sink", *_CLASSES, "queries")
 
     previous: Tensor
     """[layer, head], 0 to 1: the attention to the token before; the first token has none."""
@@ -42,14 +48,34 @@ class AttentionPatterns(Result):
     """[layer, head], tokens: how far away the attended tokens are, on average."""
     confidence: Tensor
     """[layer, head], 0 to 1: the largest weight of a query (Voita et al. 2019)."""
+    sink: Tensor
+    """[layer, head], 0 to 1: the share of examples in which the first token gets more than 0.3 of the attention, or
+    another threshold (Gu et al. 2024); its mean over heads is the model's sink rate."""
+    to: Tensor
+    """[layer, head, class], 0 to 1: the attention from all tokens to each class of tokens, `classes`."""
+    within: Tensor
+    """[layer, head, class], 0 to 1: the attention from the tokens of a class to that class; NaN if no query is."""
+    from_rest: Tensor
+    """[layer, head, class], 0 to 1: the attention from the tokens that are not of a class to that class."""
     queries: Tensor
     """[layer]: the real query tokens that were averaged over."""
+    classes: tuple[str, ...]
+    """[class]: the names of the token classes; the last is `other`, all tokens in none of them."""
     labels: tuple[str, ...]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
+    def attention_to(self, name: str, *, queries: Literal["all", "same", "rest"] = "all") -> Tensor:
+        """[layer, head]: the attention to one class, from all tokens, those of the class itself, or the rest."""
+        if name not in self.classes:
+            raise DataError(f"no token class {name!r}: there are {', '.join(self.classes) or 'none, pass tokens='}")
+        fields = {"all": self.to, "same": self.within, "rest": self.from_rest}
+        if queries not in fields:
+            raise DataError(f"queries must be one of {', '.join(map(repr, fields))}, got {queries!r}")
+        return fields[queries][..., self.classes.index(name)]
+
 
 class PatternsAccumulator(Accumulator):
-    """Sums what every real query's attention looks like, for `accumulate`."""
+    """Sums what every real query's attention looks like, for `accumulate`; its options are `attention_patterns`'."""
 
     previous: Tensor = stat("layer head")
     next: Tensor = stat("layer head")
@@ -57,94 +83,165 @@ class PatternsAccumulator(Accumulator):
     first: Tensor = stat("layer head")
     distance: Tensor = stat("layer head")
     confidence: Tensor = stat("layer head")
+    sink: Tensor = stat("layer head")
+    to: Tensor = stat("layer head class")
+    within: Tensor = stat("layer head class")
+    from_rest: Tensor = stat("layer head class")
+    over: Tensor = stat("layer", torch.int64)
+    over_within: Tensor = stat("layer class", torch.int64)
+    over_rest: Tensor = stat("layer class", torch.int64)
     queries: Tensor = stat("layer", torch.int64)
+    examples: Tensor = stat("layer", torch.int64)
     unplaced: Tensor = stat("layer", torch.int64)
+    unclassed: Tensor = stat("layer", torch.int64)
 
-    def __init__(self, rows: int | None = None) -> None:
-        self._rows = rows
+    def __init__(
+        self,
+        rows: int | None = None,
+        *,
+        tokens: Mapping[str, TokenClass] | None = None,
+        tokenizer: Any = None,
+        average: Average = "query",
+        sink_threshold: float = 0.3,
+    ) -> None:
+        check_average(average)
+        self._rows, self._average, self._threshold = rows, average, sink_threshold
+        self._classes = TokenClasses(tokens, tokenizer)
+
+    def settings(self) -> str:
+        """The classes, the average and the threshold."""
+        return f"{self._classes.settings()} {self._average} {self._threshold}"
+
+    def sizes(self) -> dict[str, int]:
+        """How many token classes there are."""
+        return {"class": len(self._classes.names)}
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Read the attention maps, block by block."""
         real = RealQueries(self.anatomy, batch)
+        sums: dict[Site, dict[str, Tensor]] = {}
         keys: dict[Site, int] = {}
+        device = self.queries.device
+        masks: dict[tuple[str, int], Tensor | None] = {}
 
         def read(site: Site, x: Tensor, rows: slice) -> None:
             mask = real.among(site, rows, x)
-            self.queries[site.row] += mask.sum().to(self.queries.device)
-            x = x.detach()
+            x, keys[site] = x.detach(), x.shape[3]
             found = {"confidence": x.amax(-1)}
             if "cross" not in site.stack:
-                found |= _places(x, rows.start, real.first(site, x))
-            keys[site] = x.shape[3]
-            for name, each in found.items():
-                sums = getattr(self, name)
-                each = each.masked_fill(~mask[:, None], 0).to(sums.device)
-                sums[site.row, list(site.kept)] += each.sum((0, 2), dtype=torch.float64)
+                found |= places(x, rows.start, real.first(site, x))
+            each = {name: one.masked_fill(~mask[:, None], 0).to(device) for name, one in found.items()}
+            parts = {name: one.sum(2, dtype=torch.float64) for name, one in each.items()}
+            parts["count"] = mask.sum(1).to(device)
+            if self._classes.names:
+                about = (site.stack, x.shape[3])
+                if about not in masks:
+                    masks[about] = self._classes.masks(self.anatomy, batch, *about)
+                if masks[about] is not None:
+                    parts |= by_class(x, masks[about], mask, rows, device)  # type: ignore[arg-type]
+            before = sums.setdefault(site, {})
+            sums[site] = {name: part + before.get(name, 0) for name, part in parts.items()}
 
         with tap(self.anatomy, "attention", read=read, rows=self._rows):
             yield
             real.check()
-            for site, many in keys.items():
-                self.unplaced[site.row] += "cross" in site.stack or many != real.positions[site]
+            for site, found in sums.items():
+                self._add(site, found)
+                self.unplaced[site.row] += "cross" in site.stack or keys[site] != real.positions[site]
+
+    def _add(self, site: Site, found: dict[str, Tensor]) -> None:
+        """Add what a batch brought in one layer: sums over the queries of each example."""
+        row, heads, count = site.row, list(site.kept), found["count"]
+        self.queries[row] += count.sum()
+        self.examples[row] += (count > 0).sum()
+        self.over[row] += folded(count, count, self._average)[1]
+        for name in found.keys() & {*_KINDS, "to"}:
+            getattr(self, name)[row, heads] += folded(found[name], count, self._average)[0]
+        if "first" in found:
+            sunk = found["first"] > self._threshold * count[:, None]
+            self.sink[row, heads] += sunk[count > 0].sum(0)
+        if "to" not in found:
+            self.unclassed[row] += 1
+            return
+        inside, outside = found["members"], count[:, None] - found["members"]
+        for name, members, divisor in (
+            ("within", inside, self.over_within),
+            ("from_rest", outside, self.over_rest),
+        ):
+            # [batch, class, head]: each class has queries of its own.
+            sums = found[name].movedim(1, -1)
+            total, over = folded(sums, members, self._average)
+            getattr(self, name)[row, heads] += total.movedim(-1, 0)
+            divisor[row] += over
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """The sums were made while the model ran."""
 
     def compute(self) -> AttentionPatterns:
         """Divide by the number of real queries."""
-        count = self.queries.cpu()[:, None]
-        there = self.anatomy.present & (count > 0)
+        over = self.over.cpu()[:, None]
+        there = self.anatomy.present & (over > 0)
         placed = there & (self.unplaced.cpu() == 0)[:, None]
         means = {
             name: finite(
-                cpu64(getattr(self, name)) / count, there if name == "confidence" else placed, f"patterns ({name})"
+                cpu64(getattr(self, name)) / over, there if name == "confidence" else placed, f"patterns ({name})"
             )
             for name in _KINDS
         }
-        return AttentionPatterns(**means, queries=self.queries.cpu(), labels=self.anatomy.labels)
-
-
-def _places(x: Tensor, start: int, first: Tensor) -> dict[str, Tensor]:
-    """{pattern: [batch, head, query]} of the attention weights `x` of the query rows from `start` on."""
-    queries = torch.arange(start, start + x.shape[2], device=x.device)
-    keys = torch.arange(x.shape[3], device=x.device)
-    distances = (queries[:, None] - keys).abs().to(x.dtype)
-    # A product of each query's row with its own distances: no third tensor of the map's size.
-    distance = torch.einsum("bhqk,qk->bhq", x, distances)
-    here = {name: _beside(x, queries + step) for name, step in (("previous", -1), ("next", 1), ("self", 0))}
-    to_first = x.gather(3, first[:, None, None, None].expand(*x.shape[:3], 1)).squeeze(3)
-    return {**here, "first": to_first, "distance": distance}
-
-
-def _beside(x: Tensor, keys: Tensor) -> Tensor:
-    """[batch, head, query]: each query's weight of its own key; 0 for keys beyond the text."""
-    inside = (keys >= 0) & (keys < x.shape[3])
-    places = keys.clamp(0, x.shape[3] - 1)[None, None, :, None].expand(*x.shape[:3], 1)
-    return x.gather(3, places).squeeze(3) * inside
+        classed = (placed & (self.unclassed.cpu() == 0)[:, None])[..., None]
+        divisors = (over.expand(-1, len(self._classes.names)), self.over_within.cpu(), self.over_rest.cpu())
+        classes = {
+            name: (cpu64(getattr(self, name)) / divisor[:, None]).masked_fill(
+                ~(classed & (divisor > 0)[:, None]), float("nan")
+            )
+            for name, divisor in zip(_CLASSES, divisors, strict=True)
+        }
+        sink = finite(cpu64(self.sink) / self.examples.cpu()[:, None], placed, "patterns (sink)")
+        return AttentionPatterns(
+            **means, **classes, sink=sink, queries=self.queries.cpu(), classes=self._classes.names,
+            labels=self.anatomy.labels,
+        )  # fmt: skip
 
 
 def attention_patterns(
-    model: nn.Module, batches: Batches, *, rows: int | None = None, progress: str | None = None
+    model: nn.Module,
+    batches: Batches,
+    *,
+    tokens: Mapping[str, TokenClass] | None = None,
+    tokenizer: Any = None,
+    average: Average = "query",
+    sink_threshold: float = 0.3,
+    rows: int | None = None,
+    progress: str | None = None,
 ) -> AttentionPatterns:
     """Measure what each head's attention looks like: to the previous, next, same and first token, how far, how surely.
 
-    Averages over all real query tokens of all examples (Clark et al. 2019, §3, average over the queries of an example
-    first; an edge token, which has no neighbour on one side, counts as 0 there and here). Padding is no query.
+    Averages over all real query tokens of all examples (Clark et al. 2019, §3; an edge token, which has no neighbour on
+    one side, counts as 0 there). Padding is no query.
 
     Args:
         model: any model with attention heads, under any attention implementation; left as it was found.
         batches: one mapping of model arguments, or an iterable of them.
+        tokens: classes of tokens whose share of the attention is measured too, by name: token ids, strings, or a
+            function of the batch that gives [batch, token], bool. All other tokens are the class `other`.
+        tokenizer: knows the ids of strings.
+        average: whether every "query" counts alike, or every "example", as in the paper.
+        sink_threshold: the share of the attention from which on the first token is called a sink.
         rows: how many query rows are looked at at a time; by default as many as fit into 64 MiB. The result does not
             depend on it.
         progress: the title of a progress bar; no bar without it.
 
-    Raises `DataError` for batches that cannot be used.
+    Raises `DataError` for batches or token classes that cannot be used.
 
         >>> import torch
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
-        >>> attention_patterns(model, {"input_ids": torch.tensor([[5, 6, 7]])}).previous.shape
-        torch.Size([2, 4])
+        >>> found = attention_patterns(model, {"input_ids": torch.tensor([[5, 6, 7]])}, tokens={"separator": [7]})
+        >>> found.previous.shape, found.attention_to("separator", queries="rest").shape
+        (torch.Size([2, 4]), torch.Size([2, 4]))
     """
-    return accumulate(model, batches, PatternsAccumulator(rows), progress=progress)[0]
+    accumulator = PatternsAccumulator(
+        rows, tokens=tokens, tokenizer=tokenizer, average=average, sink_threshold=sink_threshold
+    )
+    return accumulate(model, batches, accumulator, progress=progress)[0]

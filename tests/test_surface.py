@@ -57,8 +57,8 @@ def test_the_first_line_of_a_file_asks_its_question(module):
 FLOORS = [
     ["errors", "names"],
     ["result", "head", "whole", "forwards"],
-    ["site", "batches", "demo"],
-    ["attentions"],
+    ["site", "batches", "demo", "averaging", "places"],
+    ["attentions", "token_classes"],
     ["stacks"],
     ["anatomy", "metrics"],
     ["losses", "queries"],
@@ -73,6 +73,7 @@ FLOORS = [
         "proof",
         "entropy",
         "patterns",
+        "similarity",
         "importance",
         "scoring",
         "pruning",

@@ -22,12 +22,29 @@ ALL = "all"
 class Counts(Protocol):
     """What a table is made of: `DependencyHeads`."""
 
-    right: Tensor
-    right_with_offset: Tensor
-    offset_right: Tensor
-    arcs: Tensor
-    relations: tuple[str, ...]
-    labels: tuple[str, ...]
+    @property
+    def right(self) -> Tensor:
+        """As in `DependencyHeads`."""
+
+    @property
+    def right_with_offset(self) -> Tensor:
+        """As in `DependencyHeads`."""
+
+    @property
+    def offset_right(self) -> Tensor:
+        """As in `DependencyHeads`."""
+
+    @property
+    def arcs(self) -> Tensor:
+        """As in `DependencyHeads`."""
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """As in `DependencyHeads`."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """As in `DependencyHeads`."""
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def _word_of(
         elif touched:
             word_of.append(touched[0])
         else:  # a bare blank (SentencePiece): part of the word that follows
-            word_of.append(word_at[min(end, len(word_at) - 1)])
+            word_of.append(word_at[min(start, len(word_at) - 1)])
     if set(range(len(words))) - set(word_of):
         return (), "a word has no token"
     inside = [word for word in word_of if word != SPECIAL]

@@ -1,0 +1,167 @@
+"""How much would the loss change with each head's attention to a class of tokens?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Batch, Batches
+from .errors import DataError, UnknownAnatomy
+from .losses import ExampleLoss, example_losses, find_loss, loss_name
+from .queries import RealQueries
+from .result import Result, cpu64
+from .site import Anatomy, Site
+from .streaming import Accumulator, accumulate, stat
+from .tap import tap
+from .token_classes import OTHER, TokenClass, TokenClasses
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionGradients(Result):
+    """The gradient of the loss with respect to attention, by the class of the attended-to token."""
+
+    _by_layer: ClassVar = ("values", "pairs")
+
+    values: Tensor
+    """[layer, head, class], loss per weight: the mean of |∂L/∂α| over pairs of a query and a key of the class."""
+    pairs: Tensor
+    """[layer, class], int64: how many pairs of real tokens were averaged over."""
+    classes: tuple[str, ...]
+    """[class]: the names of the token classes; the last is `other`, all tokens in none of them."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
+
+    def gradient_to(self, name: str) -> Tensor:
+        """[layer, head]: the mean gradient of the attention to one class; figure 3 shows its mean over heads."""
+        if name not in self.classes:
+            raise DataError(f"no token class {name!r}: there are {', '.join(self.classes)}")
+        return self.values[..., self.classes.index(name)]
+
+
+class GradientsAccumulator(Accumulator):
+    """Sums |∂L/∂α| by token class, for `accumulate`; its options are `attention_gradients`'."""
+
+    needs_gradient = True
+
+    total: Tensor = stat("layer head class")
+    pairs: Tensor = stat("layer class", torch.int64)
+    unclassed: Tensor = stat("layer", torch.int64)
+
+    def __init__(
+        self, tokens: Mapping[str, TokenClass], *, tokenizer: Any = None, loss: ExampleLoss | None = None
+    ) -> None:
+        if not tokens:
+            raise DataError(f"wanted at least one token class; all tokens in none of them are {OTHER!r}")
+        self._classes, self._own = TokenClasses(tokens, tokenizer), loss
+        self.needs_labels = loss is not None
+
+    def settings(self) -> str:
+        """The classes and the loss."""
+        return f"{self._classes.settings()} {loss_name(self._own)}"
+
+    def sizes(self) -> dict[str, int]:
+        """How many token classes there are."""
+        return {"class": len(self._classes.names)}
+
+    def zero(self, anatomy: Anatomy) -> GradientsAccumulator:
+        """Forget everything; find the loss before any work is done."""
+        self._loss = self._own or find_loss(anatomy.model)
+        return super().zero(anatomy)
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Keep the maps of the pass, whole, for the gradient."""
+        self._maps: dict[Site, Tensor] = {}
+        self._masks: dict[Site, Tensor] = {}
+        real = RealQueries(self.anatomy, batch)
+
+        def read(site: Site, x: Tensor, rows: slice) -> None:
+            self._masks[site] = real.among(site, rows, x)
+            if not x.requires_grad:  # what is before the maps may be frozen
+                raise UnknownAnatomy(
+                    f"no gradient reaches the attention of {site.label}: let what is before it require one, "
+                    "as by model.get_input_embeddings().requires_grad_()"
+                )
+            self._maps[site] = x
+
+        with tap(self.anatomy, "attention", read=read, whole=True):
+            yield
+            real.check()
+        del self._maps, self._masks
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """One backward pass as far as the maps: each example's loss reaches no map but its own."""
+        loss = example_losses(self._loss, outputs, batch).sum()
+        if not loss.requires_grad:
+            raise UnknownAnatomy("the loss does not depend on any attention: it was cut from the graph")
+        found = torch.autograd.grad(
+            loss, list(self._maps.values()), retain_graph=self.keeps_graph, materialize_grads=True, allow_unused=True
+        )
+        for site, gradient in zip(self._maps, found, strict=True):
+            self._add(site, gradient.abs(), batch)
+
+    def _add(self, site: Site, gradient: Tensor, batch: Batch) -> None:
+        masks = self._classes.masks(self.anatomy, batch, site.stack, gradient.shape[3])
+        if masks is None:
+            self.unclassed[site.row] += 1
+            return
+        real = self._masks[site]
+        keys = (masks & real[None]).permute(1, 2, 0)  # [batch, key, class]
+        by_class = gradient.masked_fill(~real[:, None, :, None], 0).sum(2) @ keys.to(gradient.dtype)
+        self.total[site.row, list(site.kept)] += by_class.to(self.total.device).sum(0, dtype=torch.float64)
+        self.pairs[site.row] += (keys.sum(1) * real.sum(1)[:, None]).sum(0).to(self.pairs.device)
+
+    def compute(self) -> AttentionGradients:
+        """Divide by the number of pairs."""
+        pairs = self.pairs.cpu()
+        known = (self.anatomy.present & (self.unclassed.cpu() == 0)[:, None])[..., None] & (pairs > 0)[:, None]
+        values = cpu64(self.total) / pairs[:, None]
+        if not values[known].isfinite().all():
+            raise DataError("a gradient is not finite: look for NaN or overflow in the model's weights and outputs")
+        return AttentionGradients(
+            values.masked_fill(~known, float("nan")), pairs, self._classes.names, self.anatomy.labels
+        )
+
+
+def attention_gradients(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    tokens: Mapping[str, TokenClass],
+    tokenizer: Any = None,
+    loss: ExampleLoss | None = None,
+    progress: str | None = None,
+) -> AttentionGradients:
+    """Measure how much the loss would change with each head's attention, by token class (Clark et al. 2019, figure 3).
+
+    The mean of |∂L/∂α_ij| over real queries i and keys j of a class, L being each example's own loss. Where it is near
+    zero, attending more or less to these tokens hardly changes what the model does. Holds the maps of one batch.
+
+    Args:
+        model: a model with a task head, under any attention implementation; left as it was found.
+        batches: one mapping of model arguments with labels, or an iterable of them.
+        tokens: classes of tokens by name: token ids, strings, or a function of the batch that gives [batch, token],
+            bool; all other tokens are the class `other`.
+        tokenizer: knows the ids of strings.
+        loss: one loss per example, `f(outputs, batch) -> [batch]`; by default that of the task head.
+        progress: the title of a progress bar; no bar without it.
+
+    Raises `DataError` for batches or token classes that cannot be used, `LossError` when no loss is known,
+    `UnknownAnatomy` where no gradient reaches the attention.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> model = BertForMaskedLM(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> ids = torch.tensor([[2, 6, 7, 3]])
+        >>> found = attention_gradients(model, {"input_ids": ids, "labels": ids}, tokens={"separator": [3]})
+        >>> found.gradient_to("separator").shape
+        torch.Size([2, 4])
+    """
+    return accumulate(model, batches, GradientsAccumulator(tokens, tokenizer=tokenizer, loss=loss), progress=progress)[
+        0
+    ]

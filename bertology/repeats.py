@@ -1,0 +1,177 @@
+"""What does a head do when a token occurs again?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Batch, Batches
+from .errors import DataError
+from .queries import RealQueries
+from .result import Result, cpu64, finite
+from .site import Site
+from .streaming import Accumulator, accumulate, stat
+from .tap import tap
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RepeatScores(Result):
+    """Where heads look from a token that occurred before, which tells induction and duplicate-token heads.
+
+    An induction head looks at the token behind the earlier occurrence, and so repeats what came then (Elhage et al.
+    2021, Olsson et al. 2022); a duplicate-token head looks at the earlier occurrence itself (Wang et al. 2023).
+    """
+
+    _by_layer: ClassVar = ("induction", "duplicate", "previous", "followers", "repeats", "queries")
+
+    induction: Tensor
+    """[layer, head], 0 to 1: the attention to what stands behind earlier occurrences of the same token; NaN if none."""
+    duplicate: Tensor
+    """[layer, head], 0 to 1: the attention to earlier occurrences of the same token; NaN if no token has any."""
+    previous: Tensor
+    """[layer, head], 0 to 1: the attention to the token before, from all tokens that have one; NaN if none has."""
+    followers: Tensor
+    """[layer], int64: the tokens behind whose earlier occurrences another token stands before them."""
+    repeats: Tensor
+    """[layer], int64: the tokens that occurred before in their text."""
+    queries: Tensor
+    """[layer], int64: the tokens with one before them."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
+
+
+class RepeatsAccumulator(Accumulator):
+    """Sums the attention to earlier occurrences, to what is behind them and to the token before, for `accumulate`."""
+
+    induction: Tensor = stat("layer head")
+    duplicate: Tensor = stat("layer head")
+    previous: Tensor = stat("layer head")
+    followers: Tensor = stat("layer", torch.int64)
+    repeats: Tensor = stat("layer", torch.int64)
+    queries: Tensor = stat("layer", torch.int64)
+
+    def __init__(self, rows: int | None = None) -> None:
+        self._rows = rows
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Read the attention maps, block by block."""
+        real = RealQueries(self.anatomy, batch)
+        patterns: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+        def read(site: Site, x: Tensor, rows: slice) -> None:
+            ids = _ids(self.anatomy.model, batch, site)
+            mask = real.among(site, rows, x)
+            if ids is None or ids.shape[1] != x.shape[3]:
+                return
+            about = (rows.start, rows.stop)
+            if about not in patterns:
+                keys = real.among(site, slice(0, ids.shape[1]), x.new_empty(len(x), 1, ids.shape[1], 0))
+                patterns[about] = _patterns(ids.to(x.device), keys, mask, rows)
+            for name, counted in (("induction", "followers"), ("duplicate", "repeats"), ("previous", "queries")):
+                pattern = patterns[about][name]
+                # Where a padded query has NaN, its pattern is empty, but 0 times NaN would not be 0.
+                each = torch.einsum(
+                    "bhqk,bqk->bhq", x.detach().masked_fill(~mask[:, None, :, None], 0), pattern.to(x.dtype)
+                )
+                sums, counts = getattr(self, name), getattr(self, counted)
+                sums[site.row, list(site.kept)] += each.to(sums.device).sum((0, 2), dtype=torch.float64)
+                counts[site.row] += pattern.any(-1).sum().to(counts.device)
+
+        with tap(self.anatomy, "attention", read=read, rows=self._rows):
+            yield
+            real.check()
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """The sums were made while the model ran."""
+
+    def compute(self) -> RepeatScores:
+        """Divide by the number of queries with such tokens before them."""
+        counts = {"induction": self.followers, "duplicate": self.repeats, "previous": self.queries}
+        means = {}
+        for name, many in counts.items():
+            there = self.anatomy.present & (many.cpu() > 0)[:, None]
+            means[name] = finite(cpu64(getattr(self, name)) / many.cpu()[:, None], there, f"repeat scores ({name})")
+        return RepeatScores(
+            **means, followers=self.followers.cpu(), repeats=self.repeats.cpu(), queries=self.queries.cpu(),
+            labels=self.anatomy.labels,
+        )  # fmt: skip
+
+
+def _ids(model: nn.Module, batch: Batch, site: Site) -> Tensor | None:
+    """[row, token]: the ids of the tokens that a site attends from and to, or None where they are not known."""
+    if site.stack == "cross":
+        return None
+    own = site.stack.startswith("encoder") or "decoder_input_ids" not in batch
+    ids = batch.get("input_ids" if own else "decoder_input_ids")
+    if ids is None:
+        raise DataError("which tokens occur again is told by their ids: the batch has no input_ids")
+    return ids.reshape(-1, ids.shape[-1])
+
+
+def _patterns(ids: Tensor, real: Tensor, mask: Tensor, rows: slice) -> dict[str, Tensor]:
+    """{score: [batch, query, key]}, bool: the keys that count for a score, of the query rows."""
+    places = torch.arange(ids.shape[1], device=ids.device)
+    before = (places < places[rows, None]) & real[:, None] & mask[..., None]
+    same = (ids[:, rows, None] == ids[:, None]) & before
+    behind = torch.zeros_like(same)
+    behind[:, :, 1:] = same[:, :, :-1]
+    return {"duplicate": same, "induction": behind & before, "previous": (places == places[rows, None] - 1) & before}
+
+
+def repeat_scores(
+    model: nn.Module, batches: Batches, *, rows: int | None = None, progress: str | None = None
+) -> RepeatScores:
+    """Measure how much each head attends to earlier occurrences of a token, to what stood behind them, and just before.
+
+    Usual in decoders, and most telling on `repeated_tokens`, where nothing but a repetition can be attended to. Each
+    score averages over the real tokens that have such a token before them; padding is neither query nor key.
+
+    Args:
+        model: any model that attends from the text's tokens to themselves, given `input_ids`; left as it was found.
+        batches: one mapping of model arguments, or an iterable of them.
+        rows: how many query rows are looked at at a time; by default as many as fit into 64 MiB.
+        progress: the title of a progress bar; no bar without it.
+
+    Raises `DataError` for batches without token ids.
+
+        >>> from transformers import GPT2Config, GPT2Model
+        >>> model = GPT2Model(GPT2Config(n_layer=2, n_head=4, n_embd=32, vocab_size=100))
+        >>> repeat_scores(model, repeated_tokens(range(100), length=8)).induction.shape
+        torch.Size([2, 4])
+    """
+    return accumulate(model, batches, RepeatsAccumulator(rows), progress=progress)[0]
+
+
+def repeated_tokens(
+    vocabulary: range | list[int], *, length: int, examples: int = 16, times: int = 2, seed: int = 0
+) -> dict[str, Tensor]:
+    """A batch of random token sequences, each said several times in a row: nothing but the repetition can be known.
+
+    Args:
+        vocabulary: the ids to draw from, special tokens best left out.
+        length: how many tokens are repeated; no token occurs twice among them.
+        examples: how many sequences.
+        times: how often each is said.
+        seed: of the draw; the global random state is left alone.
+
+    Raises `DataError` for a vocabulary smaller than `length`, and for fewer than two times.
+
+        >>> repeated_tokens(range(10), length=4, examples=1)["input_ids"].shape
+        torch.Size([1, 8])
+    """
+    ids = torch.tensor(sorted(set(vocabulary)))
+    if not 0 < length <= len(ids) or times < 2 or examples < 1:
+        raise DataError(
+            f"wanted a length from 1 to the {len(ids)} ids, said at least twice, in one example or more; got "
+            f"length {length}, times {times}, examples {examples}"
+        )
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.stack([ids[torch.randperm(len(ids), generator=draw)[:length]] for _ in range(examples)])
+    said = rows.repeat(1, times)
+    return {"input_ids": said, "attention_mask": torch.ones_like(said)}

@@ -1,0 +1,97 @@
+"""Which tokens are separators, punctuation, or of any other class?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .batches import Batch, is_encoder_decoder
+from .errors import DataError
+from .names import PADDED_STACKS
+from .site import Anatomy
+
+TokenClass = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Batch], Tensor]
+"""Token ids, strings, or a function of the batch that gives [batch, token], bool."""
+OTHER = "other"
+
+
+class TokenClasses:
+    """Classes of tokens by name, and `other`: all tokens in none of them.
+
+    A string stands for every token of the vocabulary that reads so, blanks around it apart. Raises `DataError` for
+    strings without a tokenizer, strings that are no token, and classes without any.
+    """
+
+    def __init__(self, tokens: Mapping[str, TokenClass] | None, tokenizer: Any = None) -> None:
+        given = dict(tokens or {})
+        if OTHER in given:
+            raise DataError(f"the class {OTHER!r} is made of all tokens in none of the classes: name yours otherwise")
+        self.names: tuple[str, ...] = (*given, OTHER) if given else ()
+        self._functions = {name: one for name, one in given.items() if callable(one)}
+        self._ids = {name: _ids(name, one, tokenizer) for name, one in given.items() if not callable(one)}
+
+    def settings(self) -> str:
+        """The classes, with their ids."""
+        return f"{self.names} { {name: ids.tolist() for name, ids in self._ids.items()} }"
+
+    def masks(self, anatomy: Anatomy, batch: Batch, stack: str, positions: int) -> Tensor | None:
+        """[class, batch, token], bool, of the tokens that a stack attends from and to, or None if they are not known.
+
+        That is so in cross attention, for a decoder whose `decoder_input_ids` the batch does not hold, and where a
+        stack has other positions than the text has tokens.
+        """
+        runner = anatomy.runner(stack)
+        decoding = not stack.startswith("encoder") and is_encoder_decoder(anatomy.model)
+        ids = batch.get("decoder_input_ids" if decoding else "input_ids")
+        if stack == "cross" or (decoding and (ids is None or self._functions)):
+            return None
+        found = [self._mask(name, batch, ids) for name in self.names[:-1]]
+        if any(mask.shape != found[0].shape for mask in found):
+            raise DataError(f"classes of several shapes: {[list(mask.shape) for mask in found]}, wanted [batch, token]")
+        masks = torch.stack([*found, ~torch.stack(found).any(0)])
+        extra = positions - masks.shape[-1]
+        if extra > 0 and type(runner).__name__ in PADDED_STACKS:
+            return F.pad(masks, (0, extra), value=False)
+        return None if extra else masks
+
+    def _mask(self, name: str, batch: Batch, ids: Any) -> Tensor:
+        if name in self._functions:
+            mask = self._functions[name](batch)
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() != 2:
+                what = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+                raise DataError(f"the function of class {name!r} must give a bool tensor [batch, token], got {what}")
+            if isinstance(ids, Tensor) and mask.shape != (ids.numel() // ids.shape[-1], ids.shape[-1]):
+                raise DataError(
+                    f"the function of class {name!r} gave {list(mask.shape)} for input_ids {list(ids.shape)}: wanted "
+                    "one truth value a token"
+                )
+            return mask.to(ids.device) if isinstance(ids, Tensor) else mask
+        if not isinstance(ids, Tensor):
+            raise DataError(
+                f"class {name!r} is told by token ids, and the batch has no input_ids: give a function of it"
+            )
+        return torch.isin(ids.reshape(-1, ids.shape[-1]), self._ids[name].to(ids.device))
+
+
+def _ids(name: str, given: Any, tokenizer: Any) -> Tensor:
+    many = given.tolist() if isinstance(given, Tensor) else [given] if isinstance(given, (int, str)) else list(given)
+    if not many or not (all(type(one) is int for one in many) or all(isinstance(one, str) for one in many)):
+        raise DataError(f"class {name!r} must be token ids, strings or a function of the batch, got {given!r}")
+    if isinstance(many[0], int):
+        return torch.tensor(many)
+    if tokenizer is None:
+        raise DataError(f"class {name!r} is told by strings: pass tokenizer= as well, which knows their ids")
+    reading: dict[str, list[int]] = {}
+    for token, number in tokenizer.get_vocab().items():
+        reading.setdefault(token, []).append(number)
+        read = tokenizer.convert_tokens_to_string([token]).strip()
+        if read != token:
+            reading.setdefault(read, []).append(number)
+    missing = [one for one in many if one not in reading]
+    if missing:
+        raise DataError(f"class {name!r}: {', '.join(map(repr, missing))} is no token of this tokenizer")
+    return torch.tensor(sorted({number for one in map(str, many) for number in reading[one]}))

@@ -114,7 +114,7 @@ def test_broken_sentences_raise_or_are_listed(write):
         read_conllu(path)
     found = read_conllu(path, skip_broken=True)
     assert len(found) == 1
-    assert [skip.name for skip in found.skipped] == ["a-1"]
+    assert [skip.name for skip in found.skipped] == ["broken.conllu 1"]
     assert "run in a circle" in found.skipped[0].reason
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -99,14 +99,12 @@ def read_conllu(path: str | Path, *, subtypes: bool = True, skip_broken: bool = 
     """
     conllu = need("conllu", extra="syntax")
 
-    def parse() -> Iterator[tuple[str, Callable[[], Sentence]]]:
-        with open(path, encoding="utf-8") as file:
-            for number, tokens in enumerate(conllu.parse_incr(file), 1):
-                name = tokens.metadata.get("sent_id") or f"{Path(path).name} {number}"
-                yield name, lambda tokens=tokens, name=name: _sentence_of(tokens, name, subtypes)  # type: ignore[misc]
+    def make(tokens: Any, name: str) -> Sentence:
+        return _sentence_of(tokens, tokens.metadata.get("sent_id") or name, subtypes)
 
     try:
-        return _collect(path, parse(), skip_broken)
+        with open(path, encoding="utf-8") as file:
+            return _collect(path, conllu.parse_incr(file), make, skip_broken)
     except conllu.exceptions.ParseException as error:
         raise DataError(f"{path} is not CoNLL-U: {error}") from error
 
@@ -124,15 +122,9 @@ def read_depparse(path: str | Path, *, skip_broken: bool = False) -> Treebank:
         ...     read_depparse(file.name)[0].relations
         ('nsubj', 'root')
     """
-
-    def parse() -> Iterator[tuple[str, Callable[[], Sentence]]]:
-        blocks = Path(path).read_text(encoding="utf-8").replace("\r\n", "\n").split("\n\n")
-        filled = [lines for lines in (block.strip("\n").split("\n") for block in blocks) if lines != [""]]
-        for number, lines in enumerate(filled, 1):
-            name = f"{Path(path).name} {number}"
-            yield name, lambda lines=lines, name=name: _sentence_in(lines, name)  # type: ignore[misc]
-
-    return _collect(path, parse(), skip_broken)
+    blocks = Path(path).read_text(encoding="utf-8").replace("\r\n", "\n").split("\n\n")
+    filled = [lines for lines in (block.strip("\n").split("\n") for block in blocks) if lines != [""]]
+    return _collect(path, filled, _sentence_in, skip_broken)
 
 
 def read_json(path: str | Path, *, skip_broken: bool = False) -> Treebank:
@@ -153,20 +145,17 @@ def read_json(path: str | Path, *, skip_broken: bool = False) -> Treebank:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(records, list):
         raise DataError(f"{path} must hold a list of sentences, got {type(records).__name__}")
-
-    def parse() -> Iterator[tuple[str, Callable[[], Sentence]]]:
-        for number, record in enumerate(records, 1):
-            name = f"{Path(path).name} {number}"
-            yield name, lambda record=record, name=name: _sentence_from(record, name)  # type: ignore[misc]
-
-    return _collect(path, parse(), skip_broken)
+    return _collect(path, records, _sentence_from, skip_broken)
 
 
-def _collect(path: str | Path, parts: Iterable[tuple[str, Callable[[], Sentence]]], skip_broken: bool) -> Treebank:
+def _collect(
+    path: str | Path, records: Iterable[Any], make: Callable[[Any, str], Sentence], skip_broken: bool
+) -> Treebank:
     sentences, skipped = [], []
-    for name, make in parts:
+    for number, record in enumerate(records, 1):
+        name = f"{Path(path).name} {number}"
         try:
-            sentences.append(make())
+            sentences.append(make(record, name))
         except DataError as error:
             if not skip_broken:
                 raise DataError(f"{error} (in {path}; skip_broken=True leaves such sentences out)") from error
@@ -178,10 +167,10 @@ def _collect(path: str | Path, parts: Iterable[tuple[str, Callable[[], Sentence]
 
 def _sentence_of(tokens: Any, name: str, subtypes: bool) -> Sentence:
     words = [token for token in tokens if isinstance(token["id"], int)]  # others are ranges and empty nodes
-    relations = [token["deprel"] or "_" for token in words]
+    relations = [token.get("deprel") or "_" for token in words]
     return Sentence(
         tuple(token["form"] for token in words),
-        tuple(token["head"] for token in words),
+        tuple(token.get("head") for token in words),
         tuple(relations if subtypes else [relation.partition(":")[0] for relation in relations]),
         name,
     )

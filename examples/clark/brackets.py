@@ -1,7 +1,7 @@
 """What are the dependencies in a constituency treebank, in the names of Universal Dependencies?
 
 Head rules turn brackets of the Penn Treebank's kind, with their function tags, into trees over words. Only the
-relations in `SURE` are told by the brackets well enough to score heads on them; every other arc is called `dep`. No gold
+relations in `SURE` are told by the brackets well enough to score heads on; every other arc is called `dep`. No gold
 annotation stands behind these arcs: they are as good as the brackets and the rules.
 """
 

@@ -237,40 +237,45 @@ def test_the_best_of_many_heads_on_its_own_data_flatters():
 
 
 def test_intervals():
-    """Wilson's against scipy's; the gain's against its definition from paired differences."""
+    """Wilson's against scipy's; the gain's against the mean and spread of paired differences."""
     for right, total in ((0, 7), (3, 7), (7, 7), (412, 1000)):
         found = binomtest(right, total).proportion_ci(method="wilson")
         assert of_share(right, total) == pytest.approx((found.low, found.high))
-    pairs = torch.tensor([1.0] * 30 + [-1.0] * 10 + [0.0] * 60)
-    half = 1.959964 * pairs.std(correction=0).item() / math.sqrt(100)
-    assert of_gain(30, 10, 100) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-6)
+    # Half an item more in each of the four cells: one more on which both agree, half of one for each of the two.
+    pairs = torch.tensor([1.0] * 61 + [-1.0] * 21 + [0.0] * 122)  # halves
+    half = 1.959964 * pairs.std(correction=0).item() / math.sqrt(102)
+    middle = pairs.mean().item()
+    assert of_gain(30, 10, 100) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    assert of_gain(2, 0, 2)[0] < 0  # two of two prove nothing
+    assert of_gain(0, 0, 3)[0] < 0 < of_gain(0, 0, 3)[1]
+    assert of_gain(40, 0, 40)[1] == 1
     assert all(math.isnan(end) for end in (*of_share(0, 0), *of_gain(0, 0, 0)))
     assert of_share(5, 10, 0.5)[0] > of_share(5, 10, 0.99)[0]
 
 
-def test_encoder_decoders_show_their_encoder():
+@pytest.mark.parametrize("name", ["T5", "Bart"])
+def test_encoder_decoders_show_their_encoder(name):
+    """BART's decoder, given nothing, reads the text shifted by one token: its heads see other words than are asked."""
     import transformers
 
-    config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4)
-    model = transformers.T5ForConditionalGeneration(config)
+    small = {"vocab_size": 40, "d_model": 16, "pad_token_id": 0}
+    config = (
+        transformers.T5Config(**small, d_kv=4, d_ff=24, num_layers=2, num_heads=4)
+        if name == "T5"
+        else transformers.BartConfig(**small, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+                                     decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24)
+    )  # fmt: skip
     made = align(wordpiece_tokenizer(), CATS)
-    batches = [{**one, "decoder_input_ids": torch.tensor([[5, 6]] * len(one["annotations"]))} for one in made]
-    for one in batches:
-        one.pop("token_type_ids", None)
-    found = dependency_heads(model, SimpleNamespaceBatches(batches))
+    given = [{n: x for n, x in one.items() if n != "token_type_ids"} for one in made]
+    if name == "T5":
+        given = [{**one, "decoder_input_ids": one["input_ids"]} for one in given]
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    found = dependency_heads(model, type(made)(tuple(given), ()))
     assert (found.right[:, :, :2] >= 0).all()
     assert (found.right[:, :, 2:] == -1).all()
     assert found.stack("encoder").right.shape[2] == 2
     with pytest.raises(DataError, match="no stack 'tower' in this result"):
         found.stack("tower")
-
-
-class SimpleNamespaceBatches(SimpleNamespace):
-    def __init__(self, batches):
-        super().__init__(batches=batches, skipped=())
-
-    def __iter__(self):
-        return iter(self.batches)
 
 
 def test_errors():

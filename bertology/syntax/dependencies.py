@@ -46,7 +46,7 @@ class DependencyHeads(Result):
     @property
     def accuracy(self) -> Tensor:
         """[relation, direction, layer, head], 0 to 1: the share of words whose head was picked; NaN for no head."""
-        share = self.right / self.arcs[:, None, None, None]
+        share = self.right.double() / self.arcs[:, None, None, None]
         return share.masked_fill(self.right < 0, float("nan"))
 
     def stack(self, name: str) -> DependencyHeads:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..batches import ANNOTATIONS, Batch
+from ..batches import ANNOTATIONS, Batch, is_encoder_decoder
 from ..errors import DataError
 from ..site import Anatomy, Site
 from ..tap import tap
@@ -35,13 +35,15 @@ def word_maps(
 ) -> Iterator[list[Aligned]]:
     """Give `read` each layer's attention between words: [head, word, word] for each example, special tokens left out.
 
-    Layers that do not attend from the text's tokens to themselves (cross attention) are passed over.
+    Layers that do not attend from the text's tokens to themselves (decoders behind an encoder) are passed over.
     """
     aligned = aligned_in(batch)
     tokens = len(aligned[0].word_of)
 
     def look(site: Site, x: Tensor, _: slice) -> None:
-        if "cross" in site.stack or x.shape[2:] != (tokens, tokens):
+        # An encoder-decoder's decoder reads another text, or, without one given, this one shifted (BART).
+        elsewhere = is_encoder_decoder(anatomy.model) and not site.stack.startswith("encoder")
+        if elsewhere or x.shape[2:] != (tokens, tokens):
             return
         maps = word_attention(x.detach(), aligned, rows=rows)
         places = [torch.tensor(one.word_groups, device=x.device) for one in aligned]

@@ -1,0 +1,176 @@
+"""Which word is the head of a phrase, and is the phrase a pronoun, a name or another noun phrase?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import DataError
+from .documents import Kind
+from .pronouns import ALONE, TRAITS
+
+PRONOUN_TAGS = ("PRP", "PRP$", "WP", "WP$")
+NAME_TAGS = ("NNP", "NNPS")
+POSSESSIVES = ("'s", "’s", "'", "’")
+_BEHIND_HEADS = """
+, ; : ( [ about above across after against along among around as at before behind below between beyond by despite during
+for from in into like near of off on onto over since than through to toward towards under until up upon with within
+without who whom whose which that where when
+"""
+BEHIND_HEADS = frozenset(_BEHIND_HEADS.split())
+"""Where what follows a head begins: commas, brackets, prepositions, relative pronouns."""
+BRACKETS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}
+_BRACKET = re.compile("|".join(BRACKETS))
+
+# Collins (1999, Head-Driven Statistical Models for Natural Language Parsing, appendix A): where to look for the head
+# of a noun phrase, in this order, from its end or from its start. Possessive endings are passed over: who is asked in
+# "the queen's" is the queen.
+_Rules = Sequence[tuple[tuple[str, ...], str]]
+_NOUN_PHRASE: _Rules = (
+    (("NN", "NNP", "NNPS", "NNS", "NX", "NML", "JJR"), "end"),
+    (("NP",), "start"),
+    (("$", "ADJP", "PRP", "PRN"), "end"),
+    (("CD",), "end"),
+    (("JJ", "JJS", "RB", "QP"), "end"),
+)
+_CLAUSE: _Rules = (
+    (("S", "SBAR", "SQ", "SINV", "VP"), "start"),
+    (("VBD", "VBN", "MD", "VBZ", "VB", "VBG", "VBP"), "start"),
+)
+_CLAUSES = ("S", "SBAR", "SBARQ", "SQ", "SINV", "VP")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A constituent: its label, its words, and what it consists of; a word has none, and its tag is the label."""
+
+    label: str
+    start: int
+    end: int
+    children: tuple[Phrase, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parse:
+    """A sentence's words, its tags and its constituents."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    tree: Phrase
+
+
+def parses(text: str, name: str) -> list[Parse]:
+    """Read trees in the brackets of the Penn Treebank. Traces are left out, and what stands behind a label's hyphen.
+
+    Raises `DataError` for brackets that do not match.
+
+        >>> parses("(S (NP (DT The) (NN queen)) (VP (VBZ sings)))", "example")[0].tags
+        ('DT', 'NN', 'VBZ')
+    """
+    found: list[Parse] = []
+    words: list[str] = []
+    tags: list[str] = []
+    # An open phrase: its label, its first word, what is in it so far.
+    opened: list[tuple[str, int, list[Phrase]]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        for bracket, label, word, close in _TREE.findall(line):
+            if bracket:
+                opened.append((_plain(label), len(words), []))
+            elif not opened:
+                raise DataError(f"{name}, line {number}: {word or close!r} stands outside every tree")
+            elif word:
+                if opened[-1][0] != "-NONE-":
+                    words.append(unescaped(word))
+                    tags.append(opened[-1][0])
+            elif close:
+                label, start, children = opened.pop()
+                phrase = Phrase(label, start, len(words), tuple(children))
+                if opened and phrase.end > start:
+                    opened[-1][2].append(phrase)
+                elif not opened and words:
+                    found.append(Parse(tuple(words), tuple(tags), phrase))
+                    words, tags = [], []
+    if opened:
+        raise DataError(f"{name} ends within a tree: {len(opened)} brackets are open")
+    return found
+
+
+_TREE = re.compile(r"(\()\s*([^\s()]*)|([^\s()]+)|(\))")
+
+
+def _plain(label: str) -> str:
+    return label if label.startswith("-") else re.split("[-=|]", label)[0]
+
+
+def unescaped(word: str) -> str:
+    """A word with brackets for the treebank's `-LRB-`, and without its slash before marks."""
+    word = _BRACKET.sub(lambda found: BRACKETS[found[0]], word)
+    return word[1:] if word in ("/.", "/?", "/-") else word
+
+
+def head_in_tree(tree: Phrase, start: int, end: int) -> int:
+    """The head of the words from `start` to `end`: of the smallest constituent that covers them, cut to them.
+
+    What is no clause is taken for a noun phrase, since mentions are such.
+
+        >>> tree = parses("(NP (NP (DT the) (NN queen)) (PP (IN of) (NP (NNS hearts))))", "example")[0].tree
+        >>> head_in_tree(tree, 0, 4)
+        1
+    """
+    inside = [child for child in tree.children if child.start < end and child.end > start]
+    if not inside:
+        return max(tree.start, start)
+    if len(inside) == 1:
+        return head_in_tree(inside[0], start, end)
+    whole = (tree.start, tree.end) == (start, end)
+    rules = _CLAUSE if whole and tree.label in _CLAUSES else _NOUN_PHRASE
+    head = _first_of(inside, rules, last=whole)
+    return head_in_tree(head, max(start, head.start), min(end, head.end))
+
+
+def _first_of(children: Sequence[Phrase], rules: _Rules, last: bool) -> Phrase:
+    """The child that the first rule finds; if none does, the last one, or the first of what is no whole phrase."""
+    for labels, side in rules:
+        for child in children if side == "start" else reversed(children):
+            if child.label in labels:
+                return child
+    wordy = [child for child in children if child.children or (child.label[:1].isalpha() and child.label != "POS")]
+    return (wordy or list(children))[-1 if last else 0]
+
+
+def head_in_words(words: Sequence[str], start: int, end: int) -> int:
+    """The head of the words from `start` to `end`, without a tree: the last before a comma, preposition or "who".
+
+    A possessive 's and marks at the end are passed over. In "A and B" that is B, where the tree's rule finds A.
+
+        >>> head_in_words(("the", "queen", "of", "hearts"), 0, 4)
+        1
+    """
+    behind = (place for place in range(start + 1, end) if words[place].lower() in BEHIND_HEADS)
+    last = next(behind, end)
+    for place in reversed(range(start, last)):
+        if words[place] not in POSSESSIVES and any(letter.isalnum() for letter in words[place]):
+            return place
+    return last - 1
+
+
+def kind_of(words: Sequence[str], tags: Sequence[str] | None, start: int, end: int, head: int) -> Kind:
+    """Whether a mention is a pronoun, a proper name or another noun phrase, by its head.
+
+    By its tag, or, without tags, by a list of pronouns and by a capital letter where no sentence begins.
+
+        >>> kind_of(("Then", "Alice", "slept"), None, 1, 2, 1)
+        'proper'
+    """
+    word = words[head]
+    small = word.lower()
+    if (end - start == 1 and small in ALONE) or (tags and tags[head] in PRONOUN_TAGS):
+        return "pronoun"
+    if tags:
+        return "proper" if tags[head] in NAME_TAGS else "nominal"
+    shouted = word.isupper() and len(word) > 1  # US is no pronoun
+    if small in TRAITS and small not in ALONE and not shouted and (end - start == 1 or small != "one"):
+        return "pronoun"
+    begins = head == 0 or words[head - 1] in (".", "!", "?")
+    return "proper" if word[:1].isupper() and not begins else "nominal"

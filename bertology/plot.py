@@ -4,31 +4,96 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .alike import HeadDistances
 from .curve import PruningCurve
 from .entropy import AttentionEntropy
 from .errors import DataError, need
+from .patterns import AttentionPatterns
+from .pictures import head_map, layer_points, over_layers, width_of, written
 from .result import Result
+from .syntax import DependencyHeads
+from .syntax.predicting import DIRECTIONS
+from .syntax.views import HeadView
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["curve", "curves", "draw", "head_map", "heatmap", "over_layers"]
 
-def draw(result: Result, *, path: str | Path | None = None) -> Figure:
-    """Draw a result in the picture that fits it, and write it to `path` if one is given (extra `plot`)."""
+
+def draw(
+    result: Result, *, field: str | None = None, relation: str | None = None, path: str | Path | None = None
+) -> Figure:
+    """Draw a result in the picture that fits it, and write it to `path` if one is given (extra `plot`).
+
+    Patterns are points over the layers, distances between heads a map (extra `syntax`), a pruning curve a curve,
+    dependencies two heat maps of accuracies, a view of one head is lines between words, and all else is a heat map of
+    its first `[layer, head]` field.
+
+    Args:
+        result: what a measure gave.
+        field: draw the heat map of this `[layer, head]` field.
+        relation: of `DependencyHeads`, the accuracies of this relation alone.
+        path: where to write the picture, too.
+
+    Raises `DataError` for a field or a relation that the result does not have.
+    """
+    if relation is not None and not isinstance(result, DependencyHeads):
+        raise DataError(f"relation={relation!r} is for DependencyHeads, got {type(result).__name__}")
+    if isinstance(result, HeadView) and field is None:
+        return result.plot(path=path)
+    if isinstance(result, HeadDistances) and field is None:
+        return head_map(result.embed(2), result.heads, title="Heads whose attention is alike", path=path)
     figure = need("matplotlib.figure", extra="plot").Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    if isinstance(result, PruningCurve):
-        curve(result, axes)
+    if field is not None:
+        heatmap(result, figure.subplots(), field=field)
+    elif isinstance(result, PruningCurve):
+        curve(result, figure.subplots())
+    elif isinstance(result, DependencyHeads):
+        _dependencies(result, figure, relation)
+    elif isinstance(result, AttentionPatterns):
+        _patterns(result, figure)
     else:
-        heatmap(result, axes)
-    if path is not None:
-        figure.savefig(path, dpi=150)
-    return figure
+        heatmap(result, figure.subplots())
+    return written(figure, path)
+
+
+def _patterns(result: AttentionPatterns, figure: Figure) -> None:
+    """Where heads look: to which place, and to which class of tokens where there are some."""
+    places = {name: getattr(result, name) for name in ("previous", "next", "self", "first")}
+    classes = {name: result.attention_to(name) for name in result.classes[:-1]}  # the last is all others
+    panels = {"to a place": places}
+    if not all(values.isnan().all() for values in classes.values()):
+        panels["to a class of tokens"] = classes
+    figure.set_size_inches(width_of(result.labels), 3.6 * len(panels))
+    for axes, (title, series) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        layer_points(axes, series, result.labels, unit="share of the attention", title=f"Attention {title}")
+
+
+def _dependencies(result: DependencyHeads, figure: Figure, relation: str | None) -> None:
+    """How often each head picks a word's head, by what it pays and by what it gets, on one scale."""
+    if relation is not None and relation not in result.relations:
+        raise DataError(f"no relation {relation!r}: there are {', '.join(result.relations)}")
+    right, arcs = result.right, result.arcs
+    if relation is None:
+        right, arcs = right.sum(0).masked_fill(right[0] < 0, -1), arcs.sum()
+    else:
+        right, arcs = (x[result.relations.index(relation)] for x in (right, arcs))
+    shares = (right.double() / arcs).masked_fill(right < 0, float("nan"))
+    figure.set_size_inches(0.62 * shares.shape[2] + 2.4, max(3.2, 0.32 * shares.shape[1] + 1.2))
+    both = figure.subplots(1, 2, sharey=True)
+    top = shares.nan_to_num(0).max().item()
+    for axes, direction, values in zip(both, DIRECTIONS, shares, strict=True):
+        image = _cells(axes, values, result.labels, top)
+        axes.set_title(direction, fontsize="medium")
+    both[1].set_ylabel("")
+    figure.colorbar(image, ax=list(both), label="share of heads picked")
+    figure.suptitle(f"Dependency heads: {relation or 'all relations'}, {int(arcs)} arcs")
 
 
 def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str | None = None) -> None:
@@ -40,11 +105,7 @@ def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str 
         )
     name = field or maps[0]
     values: Tensor = getattr(result, name)
-    image = axes.imshow(values.numpy(), origin="lower", aspect="auto", cmap="viridis")
-    axes.set_xlabel("head")
-    axes.set_ylabel("layer")
-    axes.set_xticks(range(values.shape[1]))
-    axes.set_yticks(range(values.shape[0]), labels=result.labels)
+    image = _cells(axes, values, result.labels)
     axes.set_title(title or f"{_words(type(result).__name__)}: {name}")
     axes.figure.colorbar(image, ax=axes, label=_unit(result, name))
 
@@ -90,9 +151,19 @@ def curves(
     axes.set_title(title or "Pruning curves")
     axes.grid(alpha=0.3)
     axes.legend()
-    if path is not None:
-        figure.savefig(path, dpi=150)
-    return figure
+    return written(figure, path)
+
+
+def _cells(axes: Axes, values: Tensor, labels: Sequence[str], top: float | None = None) -> Any:
+    """A cell for each head of `values [layer, head]`, layer 0 at the bottom."""
+    image = axes.imshow(
+        values.numpy(), origin="lower", aspect="auto", cmap="viridis", vmin=None if top is None else 0, vmax=top
+    )
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    axes.set_xticks(range(values.shape[1]))
+    axes.set_yticks(range(values.shape[0]), labels=labels)
+    return image
 
 
 def _ranked_by(result: PruningCurve) -> str:

@@ -1,0 +1,176 @@
+"""How much syntax is there in all heads' attention together?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..batches import device_of
+from ..errors import DataError
+from ..result import cpu64
+from .evidence import MapReader, See, sight, trees_in
+from .probe_models import AttentionProbe, DistanceProbe
+from .probe_scores import ProbeResult, baselines, check_ignored, count_right, counting
+from .probe_training import check_training, fit, parse
+from .trees import Decode, check_decode
+from .vectors import WordVectors, embedding_vectors
+from .words import AlignedBatches, Rows
+
+PUNCT = ("punct",)
+
+
+def attention_probe(
+    model: nn.Module, train: AlignedBatches, test: AlignedBatches, *,
+    vectors: WordVectors | Literal["embeddings"] | None = None, ignore: Sequence[str] = PUNCT,
+    decode: Decode = "greedy", rows: Rows = "mean", epochs: int = 1, lr: float = 0.002, seed: int = 0,
+    progress: str | None = None,
+) -> ProbeResult:  # fmt: skip
+    """Train a probe to find each word's syntactic head from all heads' attention, and score it (Clark et al. 2019, §5).
+
+    The probability that i is the head of j is p(i|j) ∝ exp(Σ_k w_k α^k_ij + u_k α^k_ji) over ROOT and all words i but
+    j, where α^k_ij is the attention of head k from word i to word j. For ROOT stands r_s times the attention with the
+    special token before the text plus r_e times that with the one behind it, r_s and r_e shared by all heads and both
+    directions; where a model has no special tokens, ROOT scores 0. The probe learns w, u and r alone: the model is run
+    without gradients, batch by batch, and no maps are kept. Its loss is the cross-entropy summed over a sentence.
+
+    With word vectors v, w_k = W_k · (v_i ⊕ v_j) + b_k, and u_k likewise; ROOT's vector is 0. (The paper's code departs
+    from this formula: it pairs each candidate word with the next one's vector and ROOT with the first one's, and leaves
+    it to the probe to learn that no word is its own head.)
+
+    Args:
+        model: any model with self attention over the text, under any attention implementation; left as it was found.
+            For the control, pass `randomized(model)` too: what a probe finds there, it does not find in the model.
+        train: what `align` makes of a treebank. Batches come in random order, and so do a batch's sentences.
+        test: the same of another treebank.
+        vectors: "embeddings" for the model's own input embeddings, or `StaticVectors` such as `read_vectors` reads;
+            they are not trained.
+        ignore: relations that do not count in the score. The probe learns from all.
+        decode: "greedy" gives each word the most probable head, as in the paper; "tree" takes the most probable tree,
+            "one-root tree" the most probable one in which a single word hangs from ROOT (both with extra `syntax`).
+        rows: how the attention from a word's tokens becomes one, as in `dependency_heads`.
+        epochs: how often the training sentences are gone through; the model is run each time.
+        lr: Adam's learning rate, for one step a sentence.
+        seed: of the order of training. The random state of torch stays as it is.
+        progress: the title of a progress bar over training batches; no bar without it.
+
+    Raises `DataError` for batches without trees, for an empty treebank and for words none of which has a vector.
+
+        >>> from transformers import AutoTokenizer, BertConfig, BertModel
+        >>> from bertology.demo import minilm_path
+        >>> from bertology.syntax import Sentence, align
+        >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> batches = align(tokenizer, [Sentence(("Birds", "sing"), (2, 0), ("nsubj", "root"))])
+        >>> attention_probe(model, batches, batches).from_head.shape
+        torch.Size([2, 4])
+    """
+    run = _Run(train, test, ignore, decode, epochs, lr, seed, progress)
+    with torch.inference_mode(False), torch.enable_grad():
+        found = embedding_vectors(model) if vectors == "embeddings" else vectors
+        if isinstance(found, str):
+            raise DataError(f"vectors takes 'embeddings', StaticVectors or None, got {vectors!r}")
+        reader = MapReader(model, train.batches[0], rows)
+        probe = AttentionProbe(len(reader.places), 0 if found is None else found.dim).to(device_of(model))
+        name = "attention" if found is None else "attention and vectors"
+        scores = run.scores(probe, sight(reader, found, device_of(model)), name)
+    return ProbeResult(**scores, **_weights(probe, reader), labels=reader.anatomy.labels)
+
+
+def distance_probe(
+    train: AlignedBatches, test: AlignedBatches, *, vectors: WordVectors, ignore: Sequence[str] = PUNCT,
+    decode: Decode = "greedy", epochs: int = 1, lr: float = 0.002, seed: int = 0, progress: str | None = None,
+) -> ProbeResult:  # fmt: skip
+    """Train a probe that sees no attention: how far words get by themselves and by how far apart they are.
+
+    The baseline "distances + GloVe" of Clark et al. (2019, §5): a multilayer perceptron of one hidden layer, 256 wide
+    and with tanh, over the two words' vectors and 8 features of their distance. It is trained as `attention_probe` is.
+
+    Args:
+        train: what `align` makes of a treebank.
+        test: the same of another treebank.
+        vectors: `embedding_vectors(model)`, or `StaticVectors` such as `read_vectors` reads.
+        ignore: as in `attention_probe`, and so are `decode`, `epochs`, `lr` and `progress`.
+        seed: of the weights that the probe begins with, too.
+
+    Raises `DataError` as `attention_probe` does.
+
+        >>> import torch
+        >>> from transformers import AutoTokenizer
+        >>> from bertology.demo import minilm_path
+        >>> from bertology.syntax import Sentence, align
+        >>> from bertology.syntax.vectors import StaticVectors
+        >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+        >>> batches = align(tokenizer, [Sentence(("Birds", "sing"), (2, 0), ("nsubj", "root"))])
+        >>> distance_probe(batches, batches, vectors=StaticVectors(["birds"], torch.ones(1, 3)), epochs=20).uas
+        1.0
+    """
+    run = _Run(train, test, ignore, decode, epochs, lr, seed, progress)
+    with torch.inference_mode(False), torch.enable_grad():
+        probe = DistanceProbe(vectors.dim, run.generator)
+        scores = run.scores(probe, sight(None, vectors, torch.device("cpu")), "distances and vectors")
+    nothing = torch.zeros(0, 0, dtype=torch.float64)
+    return ProbeResult(
+        **scores, from_dependent=nothing, from_head=nothing, vector_weights=nothing[:, :, None, None],
+        root_start=float("nan"), root_end=float("nan"), labels=(),
+    )  # fmt: skip
+
+
+class _Run:
+    """One training and one test, whatever the probe."""
+
+    def __init__(
+        self, train: AlignedBatches, test: AlignedBatches, ignore: Sequence[str], decode: Decode, epochs: int,
+        lr: float, seed: int, progress: str | None,
+    ) -> None:  # fmt: skip
+        check_ignored(ignore)
+        check_decode(decode)
+        check_training(epochs, lr)
+        self._train, self._test, self._ignore, self._decode = train, test, tuple(ignore), decode
+        self._trained, self._tested = trees_in(train, "train"), trees_in(test, "test")
+        self._epochs, self._lr, self._progress = epochs, lr, progress
+        self.generator = torch.Generator().manual_seed(seed)
+        if not any(any(counting(sentence, self._ignore)) for sentence in self._tested):
+            raise DataError(
+                f"every word of the test sentences depends on its head by one of {self._ignore}: none counts"
+            )
+
+    def scores(self, probe: nn.Module, see: See, name: str) -> dict[str, Any]:
+        """The fields of a result that every probe has."""
+        losses = fit(
+            probe, self._train, see, epochs=self._epochs, lr=self._lr, generator=self.generator, progress=self._progress
+        )
+        right, everywhere, unknown = [], [], 0
+        for seen, heads in parse(probe, self._test, see, self._decode):
+            right.append(count_right(seen.sentence, heads, self._ignore))
+            everywhere.append(count_right(seen.sentence, heads))
+            unknown += 0 if seen.vectors is None else int((seen.vectors == 0).all(1).sum())
+        words = [len(sentence.words) for sentence in self._tested]
+        if unknown == sum(words):
+            raise DataError(f"none of the {unknown} words of the test sentences has a vector: are these for this text?")
+        names, by_baseline = baselines(self._trained, self._tested, self._ignore)
+        return {
+            "right": torch.tensor(right), "right_with_punct": torch.tensor(everywhere),
+            "words": torch.tensor([sum(counting(sentence, self._ignore)) for sentence in self._tested]),
+            "words_with_punct": torch.tensor(words), "baseline_right": by_baseline, "baselines_named": tuple(names),
+            "losses": torch.tensor(losses, dtype=torch.float64), "probe": name, "decode": self._decode,
+            "ignored": self._ignore, "unknown_words": unknown,
+            "skipped": len(self._train.skipped) + len(self._test.skipped),
+        }  # fmt: skip
+
+
+def _weights(probe: AttentionProbe, reader: MapReader) -> dict[str, Any]:
+    """The trained weights, each at its layer and head."""
+    rows, heads = torch.tensor(reader.places).T
+    blank = torch.full((reader.anatomy.layers, reader.anatomy.heads), float("nan"), dtype=torch.float64)
+    pairs = torch.cat([probe.of_candidate, probe.of_dependent], dim=1).reshape(2, len(rows), -1)
+    vector_weights = blank[:, :, None, None].repeat(1, 1, 2, pairs.shape[2])
+    vector_weights[rows, heads] = cpu64(pairs.transpose(0, 1))
+    found: dict[str, Any] = {"vector_weights": vector_weights}
+    for name, weights in zip(("from_dependent", "from_head"), cpu64(probe.weights).chunk(2), strict=True):
+        found[name] = blank.clone()
+        found[name][rows, heads] = weights
+    found["root_start"], found["root_end"] = probe.ends.tolist()
+    return found

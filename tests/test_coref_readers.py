@@ -5,10 +5,10 @@ import pytest
 from trees import wordpiece_tokenizer
 
 from bertology.errors import DataError
-from bertology.syntax.coref_readers import read_conll_coref
-from bertology.syntax.documents import Document, Documents, Mention, pieces
-from bertology.syntax.phrases import head_in_tree, head_in_words, kind_of, parses
-from bertology.syntax.pronoun_readers import by_gender, read_gap, read_winobias
+from bertology.syntax.coreference.conll_reader import read_conll_coref
+from bertology.syntax.coreference.documents import Document, Documents, Mention, pieces
+from bertology.syntax.coreference.phrases import head_in_tree, head_in_words, kind_of, parses
+from bertology.syntax.coreference.pronoun_readers import by_gender, read_gap, read_winobias
 from bertology.syntax.words import align
 
 
@@ -259,7 +259,7 @@ def test_gap(tmp_path):
     assert spans(two) == [("His", 0), ("Bob", 1), ("Al", 0)]
     assert {m.cluster for m in three.mentions} == {0, 1, 2}
     assert [m.kind for m in two.mentions] == ["pronoun", "proper", "proper"]
-    from bertology.syntax.antecedents import antecedent_baselines, questions
+    from bertology.syntax.coreference.antecedents import antecedent_baselines, questions
 
     assert [len(questions(document)) for document in found] == [1, 1, 0]
     assert [sorted(q.places) for q in (*questions(one), *questions(two))] == [[1, 3], [5, 8]]

@@ -8,17 +8,17 @@ from zoo import BY_NAME
 
 from bertology import EntropyAccumulator, Head, accumulate, attention_maps, dissect, prune_heads
 from bertology.errors import DataError
-from bertology.syntax.antecedents import BASELINES, antecedent_baselines, picks_of, questions
-from bertology.syntax.coref_readers import read_conll_coref
-from bertology.syntax.coreference import (
+from bertology.syntax.coreference.antecedents import BASELINES, antecedent_baselines, picks_of, questions
+from bertology.syntax.coreference.conll_reader import read_conll_coref
+from bertology.syntax.coreference.counting import (
     DIRECTIONS,
     CoreferenceAccumulator,
     CoreferenceHeads,
     _Asked,
     coreference_heads,
 )
-from bertology.syntax.documents import KINDS, Document, Mention, pieces
-from bertology.syntax.pronoun_readers import by_gender, read_gap, read_winobias
+from bertology.syntax.coreference.documents import KINDS, Document, Mention, pieces
+from bertology.syntax.coreference.pronoun_readers import by_gender, read_gap, read_winobias
 from bertology.syntax.words import AlignedBatches, align
 
 CAT = Document(

@@ -16,15 +16,15 @@ from bertology import attention_maps, prune_heads
 from bertology.errors import DataError, ShapeError
 from bertology.result import Result
 from bertology.syntax import AlignedBatches, align, read_conllu, word_attention
-from bertology.syntax.control import randomized
-from bertology.syntax.evidence import MapReader, Seen
 from bertology.syntax.predicting import picks
-from bertology.syntax.probe_models import AttentionProbe, DistanceProbe, distances, with_root
-from bertology.syntax.probe_scores import at_offset, count_right, left_branching, right_branching
-from bertology.syntax.probe_training import fit, parse, sentence_loss
-from bertology.syntax.probes import ProbeResult, attention_probe, distance_probe
-from bertology.syntax.trees import best_tree, heads_of
-from bertology.syntax.vectors import StaticVectors, embedding_vectors, read_vectors
+from bertology.syntax.probing.control import randomized
+from bertology.syntax.probing.evidence import MapReader, Seen
+from bertology.syntax.probing.models import AttentionProbe, DistanceProbe, distances, with_root
+from bertology.syntax.probing.probes import ProbeResult, attention_probe, distance_probe
+from bertology.syntax.probing.scores import at_offset, count_right, left_branching, right_branching
+from bertology.syntax.probing.training import fit, parse, sentence_loss
+from bertology.syntax.probing.trees import best_tree, heads_of
+from bertology.syntax.probing.vectors import StaticVectors, embedding_vectors, read_vectors
 
 
 def close(found, expected, tolerance=1e-5):

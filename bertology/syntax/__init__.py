@@ -1,31 +1,73 @@
-"""What do heads know of syntax? Clark et al. (2019), §4 and §5.
+"""What do heads know of syntax?
+
+The measures of Clark et al. (2019), §4 and §5.
 
     treebank = read_conllu("en_ewt-ud-dev.conllu")
     print(dependency_heads(model, align(tokenizer, treebank)).table())
 
 `treebank` reads trees, `words` says which word each token is part of and how words attend to one another,
-`dependencies` counts how often heads pick a word's syntactic head, and `table` says which are best.
+`dependencies` counts how often heads pick a word's syntactic head, the folder `coreference` an antecedent, and their
+tables say which heads are best; the folder `probing` learns from all heads at once, and `views` shows one head in one
+sentence.
 """
 
+from .coreference.antecedents import AntecedentBaselines, antecedent_baselines
+from .coreference.conll_reader import read_conll_coref
+from .coreference.counting import CoreferenceAccumulator, CoreferenceHeads, coreference_heads
+from .coreference.documents import Document, Documents, Mention, pieces
+from .coreference.pronoun_readers import by_gender, read_gap, read_winobias
+from .coreference.table import CoreferenceTable, KindScore
 from .dependencies import DependencyAccumulator, DependencyHeads, dependency_heads
+from .probing.control import randomized
+from .probing.probes import attention_probe, distance_probe
+from .probing.scores import ProbeResult
+from .probing.trees import best_tree
+from .probing.vectors import EmbeddingVectors, StaticVectors, embedding_vectors, read_vectors
 from .table import RelationScore, RelationTable
 from .treebank import Sentence, Skip, Treebank, read_conllu, read_depparse, read_json
+from .views import HeadView, show_head
 from .words import Aligned, AlignedBatches, align, word_attention
 
 __all__ = [
     "Aligned",
     "AlignedBatches",
+    "AntecedentBaselines",
+    "CoreferenceAccumulator",
+    "CoreferenceHeads",
+    "CoreferenceTable",
     "DependencyAccumulator",
     "DependencyHeads",
+    "Document",
+    "Documents",
+    "EmbeddingVectors",
+    "HeadView",
+    "KindScore",
+    "Mention",
+    "ProbeResult",
     "RelationScore",
     "RelationTable",
     "Sentence",
     "Skip",
+    "StaticVectors",
     "Treebank",
     "align",
+    "antecedent_baselines",
+    "attention_probe",
+    "best_tree",
+    "by_gender",
+    "coreference_heads",
     "dependency_heads",
+    "distance_probe",
+    "embedding_vectors",
+    "pieces",
+    "randomized",
+    "read_conll_coref",
     "read_conllu",
     "read_depparse",
+    "read_gap",
     "read_json",
+    "read_vectors",
+    "read_winobias",
+    "show_head",
     "word_attention",
 ]

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import DataError
+from ...errors import DataError
+from ..treebank import Skip
 from .documents import Document, Documents, Mention
 from .phrases import head_in_words
 from .pronouns import gender_of
-from .treebank import Skip
 
 _COLUMNS = ("ID", "Text", "Pronoun", "Pronoun-offset", "A", "A-offset", "A-coref", "B", "B-offset", "B-coref")
 _SHORT = r"[’'](?:s|ll|d|re|ve|m)\b"

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ...errors import DataError
+from ..words import AlignedBatches
 from .evidence import See, Seen
 from .trees import Decode, heads_of, others_than_itself
-from .words import AlignedBatches
 
 
 def check_training(epochs: int, lr: float) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import DataError
+from ...errors import DataError
 from .documents import Kind
 from .pronouns import ALONE, TRAITS
 

@@ -8,16 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..batches import device_of
-from ..errors import DataError
-from ..result import cpu64
+from ...batches import device_of
+from ...errors import DataError
+from ...result import cpu64
+from ..words import AlignedBatches, Rows
 from .evidence import MapReader, See, sight, trees_in
-from .probe_models import AttentionProbe, DistanceProbe
-from .probe_scores import ProbeResult, baselines, check_ignored, count_right, counting
-from .probe_training import check_training, fit, parse
+from .models import AttentionProbe, DistanceProbe
+from .scores import ProbeResult, baselines, check_ignored, count_right, counting
+from .training import check_training, fit, parse
 from .trees import Decode, check_decode
 from .vectors import WordVectors, embedding_vectors
-from .words import AlignedBatches, Rows
 
 PUNCT = ("punct",)
 
@@ -100,7 +100,7 @@ def distance_probe(
         >>> import torch
         >>> from transformers import AutoTokenizer
         >>> from bertology.demo import minilm_path
-        >>> from bertology.syntax import Sentence, align
+        >>> from bertology.syntax import Sentence, StaticVectors, align, distance_probe
         >>> from bertology.syntax.vectors import StaticVectors
         >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
         >>> batches = align(tokenizer, [Sentence(("Birds", "sing"), (2, 0), ("nsubj", "root"))])

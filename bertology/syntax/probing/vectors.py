@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..batches import Batch
-from ..errors import DataError, ShapeError
-from .predicting import aligned_in
+from ...batches import Batch
+from ...errors import DataError, ShapeError
+from ..predicting import aligned_in
 
 
 class WordVectors(Protocol):

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, need
+from ...errors import DataError, ShapeError, need
 
 Decode = Literal["greedy", "tree", "one-root tree"]
 DECODES = ("greedy", "tree", "one-root tree")

@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import DataError
-from ..head import Head, head_at
+from ...errors import DataError
+from ...head import Head, head_at
+from ..intervals import Interval, of_gain, of_share
 from .antecedents import ALL, BASELINES
 from .documents import KINDS
-from .intervals import Interval, of_gain, of_share
 
 DIRECTIONS = ("from mention", "to mention")
 """Whether a mention picks its antecedent by the attention that it pays, or by the attention that it gets."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DataError
+from ...errors import DataError
 from .documents import Document, Documents, Mention
 from .phrases import Parse, head_in_tree, head_in_words, kind_of, parses, unescaped
 

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import Batch
-from ..errors import DataError
-from ..result import Result
-from ..site import Site
-from ..streaming import Accumulator, accumulate, stat
+from ...batches import Batch
+from ...errors import DataError
+from ...result import Result
+from ...site import Site
+from ...streaming import Accumulator, accumulate, stat
+from ..predicting import aligned_in, word_maps
+from ..words import AlignedBatches, Rows
 from .antecedents import BASELINES, Candidates, Question, document_of, picks_of, questions
-from .coreference_table import DIRECTIONS, CoreferenceTable, KindScore, coreference_table
 from .documents import KINDS, Document
-from .predicting import aligned_in, word_maps
-from .words import AlignedBatches, Rows
+from .table import DIRECTIONS, CoreferenceTable, KindScore, coreference_table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -213,7 +213,7 @@ def coreference_heads(
 
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.demo import minilm_path
-        >>> from bertology.syntax.documents import Document, Mention
+        >>> from bertology.syntax.coreference.documents import Document, Mention
         >>> from bertology.syntax.words import align
         >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
         >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))

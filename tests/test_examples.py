@@ -316,3 +316,89 @@ def test_batches_are_of_like_length_and_cuts_are_counted(minilm):
     assert [b["labels"].tolist() for b in batches] == [[0, 0], [1, 1], [1]]
     assert cut == 2
     assert all(b["labels"].dtype == torch.long for b in batches)
+
+
+def test_brackets_become_dependencies(tmp_path):
+    from clark.brackets import SURE, read_brackets
+
+    (tmp_path / "trees.ptb").write_text(
+        "(ROOT (S (NP-SBJ (PRP$ My) (JJ old) (NN cat)) (VP (MD will) (VP (VB chase) (NP (NP (DT the) (NNS birds)) "
+        "(PP (IN of) (NP (NP (NNP Ann) (POS 's)) (NN garden)))))) (. .)))\n"
+        "(ROOT (S (NP-SBJ-1 (DT The) (NN cat)) (VP (VBD was) (VP (VBN fed) (NP (-NONE- *-1)) (PP (IN by) (NP (NNP Ann)))))))\n"
+    )
+    first, second = read_brackets(tmp_path / "trees.ptb")
+    told = [
+        (w, first.words[h - 1], r)
+        for w, h, r in zip(first.words, first.heads, first.relations, strict=True)
+        if r in SURE
+    ]
+    assert told == [
+        ("My", "cat", "nmod:poss"), ("old", "cat", "amod"), ("cat", "chase", "nsubj"), ("will", "chase", "aux"),
+        ("the", "birds", "det"), ("birds", "chase", "obj"), ("of", "garden", "case"), ("Ann", "garden", "nmod:poss"),
+        ("'s", "Ann", "case"),
+    ]  # fmt: skip
+    assert second.words == ("The", "cat", "was", "fed", "by", "Ann")
+    assert second.relations == ("det", "dep", "dep", "root", "case", "dep")  # a passive's subject is none of ours
+    (tmp_path / "open.ptb").write_text("(ROOT (S (NN cat))")
+    with pytest.raises(DataError, match="ends within a tree"):
+        read_brackets(tmp_path / "open.ptb")
+
+
+def test_texts_of_two_paragraphs(minilm):
+    from clark.segments import paragraph_pairs
+
+    from bertology.syntax import Sentence
+
+    def made(words, name):
+        return Sentence(tuple(words.split()), (0,) * len(words.split()), ("dep",) * len(words.split()), name)
+
+    sentences = [made("one two three", "a-1"), made("four five", "a-2"), made("six seven", "a-3"),
+                 made("eight nine ten", "b-1"), made("x " * 30, "b-2"), made("eleven", "b-3")]  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    batches, left_out = paragraph_pairs(tokenizer, sentences, max_length=13, batch_size=2)
+    assert left_out == 1
+    texts = [
+        tokenizer.decode(row[mask == 1])
+        for batch in batches
+        for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert texts == ["[CLS] one two three four five [SEP] six seven [SEP]"]  # b has one paragraph only
+    assert batches[0]["token_type_ids"].tolist() == [[0] * 7 + [1] * 3]  # slip C4.4: segment ids tell the two apart
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_the_study_of_clark(tmp_path, minilm, shared):
+    data = shared / "ud" / "en_ewt-ud-dev.conllu"
+    gum = shared / "constituency" / "gum_open-train.ptb"
+    (tmp_path / "small.ptb").write_text("".join(f"{tree}\n\n" for tree in gum.read_text().split("\n\n")[:20]))
+    (tmp_path / "small.tsv").write_text(
+        "".join((shared / "coref" / "gap-validation.tsv").read_text().splitlines(True)[:9])
+    )
+    arguments = [
+        "--model_name_or_path", minilm, "--treebank", data, "--data_subset", 60, "--other", tmp_path / "small.ptb",
+        "--train", data, "--train_subset", 40, "--gap", tmp_path / "small.tsv", "--least", 20, "--output_dir", tmp_path / "out",
+    ]  # fmt: skip
+    said = run("clark/study.py", *arguments, cwd=tmp_path)
+    assert "60 examples in 4 batches" in said
+    report = (tmp_path / "out" / "report.md").read_text()
+    for heading in ("Where heads look", "Which heads follow syntax", "coreference", "What all heads know", "are alike"):
+        assert heading in report
+    assert "previous token: 1 (L0H2)" in report
+    assert "| det |" in report
+    assert "chosen elsewhere" in report
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
+    assert len(pictures) >= 6
+    assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in pictures)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
+    (tmp_path / "out" / "probe-attention.safetensors").unlink()
+    run("clark/study.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "out" / "report.md").read_text() == report
+    kept = {path: path.stat().st_mtime_ns for path in files if path.name != "probe-attention.safetensors"}
+    assert kept == {path: files[path] for path in kept}
+    told = run("clark/study.py", *arguments, "--epochs", 2, cwd=tmp_path, ok=False)
+    assert "is of other settings" in told
+    told = run(
+        "clark/study.py", "--model_name_or_path", minilm, "--treebank", tmp_path / "trees.xml", cwd=tmp_path, ok=False
+    )
+    assert "a treebank is .conllu, .txt, .json, .ptb, by its name" in told

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from glue import find_task, make_batches, read_examples
+from keeping import Kept
 from report import write_report
 
 from bertology import (
@@ -30,7 +29,6 @@ from bertology import (
     HeadImportance,
     ImportanceSeries,
     PruningCurve,
-    Result,
     Significance,
     SoleHeadAblation,
     compare_efficiency,
@@ -43,7 +41,6 @@ from bertology import (
 )
 from bertology.errors import BertologyError, DataError, need
 
-R = TypeVar("R", bound=Result)
 Batches = list[dict[str, torch.Tensor]]
 
 
@@ -77,19 +74,15 @@ class Study:
     """A model, its data, and a folder in which results are kept."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.out = args, Path(args.output_dir)
         need("matplotlib", extra="plot")
-        self.out.mkdir(parents=True, exist_ok=True)
-        settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "no_cuda")}
-        written = self.out / "settings.json"
-        if written.exists() and json.loads(written.read_text()) != settings:
-            raise DataError(f"{written} is of other settings: name another --output_dir, or empty this one")
+        self.args, self.kept = args, Kept(args)
+        self.out = self.kept.out
         self.tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
         self.model = self.load(args.model_name_or_path)
         self.metric = find_task(args.task_name).metric
         self.dev = self.batches(args.task_name, args.data_dir, args.data_subset)
         self.train = self.batches(args.task_name, args.data_dir, args.train_subset, train=True)
-        written.write_text(json.dumps(settings, indent=1))
+        self.kept.begin()
 
     def load(self, name: str | Path) -> Any:
         """A classifier, on the GPU if there is one."""
@@ -105,17 +98,6 @@ class Study:
         if cut:
             print(f"{cut} of {len(examples.texts)} texts of {task} are cut to {self.args.max_seq_length} tokens")
         return batches
-
-    def kept(self, name: str, kind: type[R], make: Callable[[], R]) -> R:
-        """A result from the folder, or made and put there."""
-        path = self.out / f"{name}.safetensors"
-        if not path.exists():
-            print(f"{name} ...", flush=True)
-            made = make()
-            part = path.with_suffix(".part")
-            made.save(part)
-            part.rename(path)
-        return kind.load(path)
 
     def ablate(self, name: str, batches: Batches) -> HeadAblation:
         """Each head gone in turn, on some data; goes on where it was cut off."""

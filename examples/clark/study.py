@@ -1,0 +1,249 @@
+"""What does BERT look at? The measures of Clark et al. (2019), for any model and any treebank.
+
+    python examples/clark/study.py --model_name_or_path bert-base-uncased --treebank en_ewt-ud-dev.conllu \
+        --other en_gum-ud-test.conllu --train en_ewt-ud-train.conllu --coref gold.conll
+
+Writes report.md, its figures and every result to the output folder. A result is kept as soon as it is there: when the
+study is run again it goes on from where it was. Heads are chosen on the treebank and scored on the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from clark.brackets import read_brackets
+from clark.report import write_report
+from clark.segments import paragraph_pairs
+from keeping import Kept
+
+from bertology import (
+    AttentionEntropy,
+    AttentionGradients,
+    AttentionPatterns,
+    DistancesAccumulator,
+    EntropyAccumulator,
+    HeadDistances,
+    PatternsAccumulator,
+    Result,
+    accumulate,
+    attention_gradients,
+)
+from bertology.errors import BertologyError, DataError, need
+from bertology.syntax import (
+    AlignedBatches,
+    CoreferenceHeads,
+    DependencyHeads,
+    ProbeResult,
+    Treebank,
+    align,
+    attention_probe,
+    coreference_heads,
+    dependency_heads,
+    distance_probe,
+    embedding_vectors,
+    pieces,
+    randomized,
+    read_conll_coref,
+    read_conllu,
+    read_depparse,
+    read_gap,
+    read_json,
+    read_winobias,
+)
+
+READERS = {".conllu": read_conllu, ".txt": read_depparse, ".json": read_json, ".ptb": read_brackets}
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model_name_or_path", required=True, help="a model with self attention over the text, and a fast tokenizer")
+    add("--treebank", required=True, help="on which heads are chosen: .conllu, the paper's .txt or .json, or .ptb")
+    add("--other", nargs="*", default=[], help="treebanks on which the chosen heads are scored")
+    add("--train", help="a treebank to train attention probes on; they are tested on --treebank")
+    add("--coref", help="documents in the columns of CoNLL-2012 or OntoGUM")
+    add("--coref_trees", help="their bracketed trees, where they have none of their own")
+    add("--gap", help="GAP's TSV")
+    add("--winobias", nargs="*", default=[], help="files of WinoBias")
+    add("--output_dir", default="clark-output")
+    add("--max_length", type=int, default=128, help="the longest text in tokens, for patterns and coreference")
+    add("--data_subset", type=int, default=-1, help="the first so many sentences of each treebank")
+    add("--train_subset", type=int, default=-1, help="train probes on the first so many sentences")
+    add("--epochs", type=int, default=1, help="of the probes")
+    add("--least", type=int, default=100, help="tell of relations with so many arcs")
+    add("--batch_size", type=int, default=16)
+    add("--seed", type=int, default=0)
+    add("--no_cuda", action="store_true")
+    return parser.parse_args()
+
+
+def read_treebank(path: str, subset: int = -1) -> Treebank:
+    """A treebank in one of the formats, told by the name; its first sentences if asked."""
+    kind = Path(path).suffix
+    if kind not in READERS:
+        raise DataError(f"{path}: a treebank is {', '.join(READERS)}, by its name")
+    found = READERS[kind](path)
+    return found if subset < 0 else found[:subset]
+
+
+class Study:
+    """A model, its data, and a folder in which results are kept."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        for module, extra in (("matplotlib", "plot"), ("sklearn", "syntax")):
+            need(module, extra=extra)
+        self.args, self.kept = args, Kept(args)
+        self.device = "cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu"
+        self.tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model: Any = AutoModel.from_pretrained(args.model_name_or_path).to(self.device).eval()
+        self.treebank = read_treebank(args.treebank, args.data_subset)
+        self.chosen_on = self.align(self.treebank, args.treebank)
+        self.classes: dict[str, Any] = {"punctuation": [".", ","]}
+        if self.tokenizer.sep_token_id is not None:
+            self.classes = {"separator": self.tokenizer.sep_token_id, **self.classes}
+        self.kept.begin()
+
+    def align(self, sources: Any, name: str) -> AlignedBatches:
+        """Batches that know their words; says how many texts could not be used."""
+        made = align(self.tokenizer, sources, batch_size=self.args.batch_size)
+        print(f"{Path(name).name}: {made}", flush=True)
+        return made
+
+    def texts(self) -> list[dict[str, Any]]:
+        """Texts of two paragraphs each."""
+        batches, left_out = paragraph_pairs(
+            self.tokenizer, self.treebank, max_length=self.args.max_length, batch_size=self.args.batch_size
+        )
+        many = sum(len(batch["input_ids"]) for batch in batches)
+        if not many:
+            raise DataError(f"{self.args.treebank} has no two paragraphs that make a text")
+        print(f"{many} texts of two paragraphs; {left_out} sentences are longer than half a text and left out")
+        return batches
+
+
+def surface(study: Study) -> dict[str, Any]:
+    """Patterns, entropy and distances of all heads in one pass (§3 and §6), and gradients (figure 3) if there are."""
+    kinds: dict[str, type[Result]] = {
+        "patterns": AttentionPatterns, "entropy": AttentionEntropy, "distances": HeadDistances,
+    }  # fmt: skip
+    texts = study.texts()
+    made: dict[str, Result] = {}
+    if not all((study.kept.out / f"{name}.safetensors").exists() for name in kinds):
+        measures = (
+            PatternsAccumulator(tokens=study.classes, tokenizer=study.tokenizer, average="example"),
+            EntropyAccumulator(average="example"),
+            DistancesAccumulator(),
+        )
+        made = dict(zip(kinds, accumulate(study.model, texts, *measures, progress="surface"), strict=True))
+    found: dict[str, Any] = {
+        name: study.kept(name, kind, partial(made.__getitem__, name)) for name, kind in kinds.items()
+    }
+    uniform = [mask.sum().log().item() for batch in texts for mask in batch["attention_mask"]]
+    return {**found, "uniform": sum(uniform) / len(uniform), "gradients": gradients(study, texts)}
+
+
+def gradients(study: Study, texts: list[dict[str, Any]]) -> AttentionGradients | None:
+    """The gradient of the masked language model's loss, for a model that is one."""
+    name = study.args.model_name_or_path
+    if not any("MaskedLM" in kind for kind in AutoConfig.from_pretrained(name).architectures or ()):
+        return None
+    model = AutoModelForMaskedLM.from_pretrained(name).to(study.device).eval()
+    # No token is masked, as in the paper: the loss is that of telling all tokens from themselves.
+    batches = [
+        {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)} for batch in texts
+    ]
+    return study.kept(
+        "gradients",
+        AttentionGradients,
+        lambda: attention_gradients(
+            model, batches, tokens=study.classes, tokenizer=study.tokenizer, progress="gradients"
+        ),
+    )
+
+
+def dependencies(study: Study) -> dict[str, DependencyHeads]:
+    """How well heads find syntactic heads (§4.2), in each treebank; the first is that on which heads are chosen."""
+    found = {}
+    for number, path in enumerate([study.args.treebank, *study.args.other]):
+
+        def measure(path: str = path, number: int = number) -> DependencyHeads:
+            others = study.align(read_treebank(path, study.args.data_subset), path) if number else study.chosen_on
+            return dependency_heads(study.model, others, progress=Path(path).name)
+
+        found[path] = study.kept(f"dependencies-{number}", DependencyHeads, measure)
+    return found
+
+
+def coreference(study: Study) -> dict[str, CoreferenceHeads]:
+    """How well heads find antecedents (§4.3)."""
+    args, documents = study.args, {}
+    if args.coref:
+        documents[args.coref] = read_conll_coref(args.coref, trees=args.coref_trees)
+    if args.gap:
+        documents[args.gap] = read_gap(args.gap)
+    documents |= {path: read_winobias(path) for path in args.winobias}
+    found = {}
+    for number, (path, some) in enumerate(documents.items()):
+
+        def measure(path: str = path, some: Any = some) -> CoreferenceHeads:
+            if path == args.coref:
+                some = pieces(study.tokenizer, some, max_length=args.max_length)
+                print(f"{Path(path).name}: {some}")
+            return coreference_heads(study.model, study.align(some, path), progress=Path(path).name)
+
+        found[path] = study.kept(f"coreference-{number}", CoreferenceHeads, measure)
+    return found
+
+
+def probes(study: Study) -> dict[str, ProbeResult]:
+    """What can be learnt from all heads at once (§5), and from a model with random weights."""
+    args = study.args
+    if not args.train:
+        return {}
+    train, test = study.align(read_treebank(args.train, args.train_subset), args.train), study.chosen_on
+    control = randomized(study.model, seed=args.seed).eval()
+    vectors = embedding_vectors(study.model)
+    options = {"epochs": args.epochs, "seed": args.seed}
+
+    def probe(model: Any, **more: Any) -> Any:
+        return lambda: attention_probe(model, train, test, **options, **more, progress="probe")
+
+    runs = {
+        "attention": probe(study.model),
+        "attention and vectors": probe(study.model, vectors="embeddings"),
+        "distances and vectors": lambda: distance_probe(train, test, vectors=vectors, **options, progress="probe"),
+        "random weights": probe(control),
+        "random weights and vectors": probe(control, vectors="embeddings"),
+    }
+    return {name: study.kept(f"probe-{name.replace(' ', '-')}", ProbeResult, make) for name, make in runs.items()}
+
+
+def main() -> None:
+    """Run, or go on, and write the report."""
+    try:
+        study = Study(parse())
+        found = {
+            **surface(study),
+            "dependencies": dependencies(study),
+            "coreference": coreference(study),
+            "probes": probes(study),
+        }
+        write_report(study, found)
+    except (BertologyError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(f"written: {study.kept.out / 'report.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""How does a study go on where it was cut off?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from bertology import Result
+from bertology.errors import DataError
+
+R = TypeVar("R", bound=Result)
+
+
+class Kept:
+    """A folder of results: each is written as soon as it is there, and read when the study is run again.
+
+    Raises `DataError` for a folder that a run with other arguments wrote.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.out = Path(args.output_dir)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "no_cuda")}
+        self._written = self.out / "settings.json"
+        if self._written.exists() and json.loads(self._written.read_text()) != self._settings:
+            raise DataError(f"{self._written} is of other settings: name another --output_dir, or empty this one")
+
+    def begin(self) -> None:
+        """All arguments were found good: from now on the folder is theirs."""
+        self._written.write_text(json.dumps(self._settings, indent=1))
+
+    def __call__(self, name: str, kind: type[R], make: Callable[[], R]) -> R:
+        """A result from the folder, or made and put there."""
+        path = self.out / f"{name}.safetensors"
+        if not path.exists():
+            print(f"{name} ...", flush=True)
+            made = make()
+            part = path.with_suffix(".part")
+            made.save(part)
+            part.rename(path)
+        return kind.load(path)

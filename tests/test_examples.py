@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import HeadAblation, PruningCurve, dissect, load_pruned
 from bertology.errors import DataError
@@ -377,14 +377,19 @@ def test_the_study_of_clark(tmp_path, minilm, shared):
     )
     arguments = [
         "--model_name_or_path", minilm, "--treebank", data, "--data_subset", 60, "--other", tmp_path / "small.ptb",
+        "--classifier", tmp_path / "classifier", "--task_name", "cola", "--data_dir", tmp_path / "CoLA",
         "--train", data, "--train_subset", 40, "--gap", tmp_path / "small.tsv", "--least", 20, "--output_dir", tmp_path / "out",
     ]  # fmt: skip
+    head(shared / "glue" / "CoLA" / "dev.tsv", tmp_path / "CoLA" / "dev.tsv", 20)
+    AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2).save_pretrained(tmp_path / "classifier")
+    AutoTokenizer.from_pretrained(minilm).save_pretrained(tmp_path / "classifier")
     said = run("clark/study.py", *arguments, cwd=tmp_path)
     assert "60 examples in 4 batches" in said
     report = (tmp_path / "out" / "report.md").read_text()
     for heading in ("Where heads look", "Which heads follow syntax", "coreference", "What all heads know", "are alike"):
         assert heading in report
     assert "previous token: 1 (L0H2)" in report
+    assert "| mean gradient to | 0 | 1 |" in report
     assert "| det |" in report
     assert "chosen elsewhere" in report
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)

@@ -95,10 +95,13 @@ def _by_layer(series: Mapping[str, Tensor], labels: tuple[str, ...], percent: bo
 
 def _gradients(gradients: AttentionGradients | None, out: Path) -> str:
     if gradients is None:
-        return "The model is no masked language model: figure 3, of its loss, is left out.\n"
+        return "No --classifier, and no masked language model: figure 3, the gradient of the loss, is left out.\n"
     series = {name: gradients.gradient_to(name) for name in gradients.classes}
     over_layers(series, gradients.labels, unit="|∂L/∂α|", path=out / "gradients.png")
-    return "![gradients](gradients.png)\n"
+    lines = [f"| mean gradient to | {' | '.join(gradients.labels)} |", f"|{'---|' * (1 + len(gradients.labels))}"]
+    for name, values in series.items():
+        lines.append(f"| {name} | {' | '.join(f'{x:.1e}' for x in values.nanmean(1).tolist())} |")
+    return "\n".join([*lines, "", "![gradients](gradients.png)", ""])
 
 
 def _dependencies(found: Mapping[str, DependencyHeads], first: str, least: int) -> str:

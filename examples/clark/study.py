@@ -16,12 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from clark.brackets import read_brackets
 from clark.report import write_report
 from clark.segments import paragraph_pairs
+from glue import find_task, make_batches, read_examples
 from keeping import Kept
 
 from bertology import (
@@ -70,6 +77,9 @@ def parse() -> argparse.Namespace:
     add("--treebank", required=True, help="on which heads are chosen: .conllu, the paper's .txt or .json, or .ptb")
     add("--other", nargs="*", default=[], help="treebanks on which the chosen heads are scored")
     add("--train", help="a treebank to train attention probes on; they are tested on --treebank")
+    add("--classifier", help="a sequence classifier, of whose loss the gradients are taken (figure 3)")
+    add("--task_name", help="its GLUE task")
+    add("--data_dir", help="a folder of that task's TSV files, or a datasets name")
     add("--coref", help="documents in the columns of CoNLL-2012 or OntoGUM")
     add("--coref_trees", help="their bracketed trees, where they have none of their own")
     add("--gap", help="GAP's TSV")
@@ -83,7 +93,10 @@ def parse() -> argparse.Namespace:
     add("--batch_size", type=int, default=16)
     add("--seed", type=int, default=0)
     add("--no_cuda", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if len({bool(args.classifier), bool(args.task_name), bool(args.data_dir)}) > 1:
+        parser.error("--classifier, --task_name and --data_dir go together")
+    return args
 
 
 def read_treebank(path: str, subset: int = -1) -> Treebank:
@@ -154,22 +167,32 @@ def surface(study: Study) -> dict[str, Any]:
 
 
 def gradients(study: Study, texts: list[dict[str, Any]]) -> AttentionGradients | None:
-    """The gradient of the masked language model's loss, for a model that is one."""
-    name = study.args.model_name_or_path
-    if not any("MaskedLM" in kind for kind in AutoConfig.from_pretrained(name).architectures or ()):
+    """The gradient of a classifier's loss, or of the masked language model's, for a model that is one."""
+    args = study.args
+    kinds = AutoConfig.from_pretrained(args.model_name_or_path).architectures or ()
+    if args.classifier:
+        tokenizer = AutoTokenizer.from_pretrained(args.classifier)
+        model = AutoModelForSequenceClassification.from_pretrained(args.classifier)
+        examples = read_examples(find_task(args.task_name), args.data_dir, train=False)
+        batches, cut = make_batches(tokenizer, examples, max_seq_length=args.max_length, batch_size=args.batch_size)
+        print(f"{len(examples.texts)} texts of {args.task_name}, {cut} of them cut to {args.max_length} tokens")
+    elif any("MaskedLM" in kind for kind in kinds):
+        tokenizer, model = study.tokenizer, AutoModelForMaskedLM.from_pretrained(args.model_name_or_path)
+        # No token is masked, as in the paper: the loss is that of telling all tokens from themselves.
+        batches = [
+            {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)} for batch in texts
+        ]
+    else:
         return None
-    model = AutoModelForMaskedLM.from_pretrained(name).to(study.device).eval()
-    # No token is masked, as in the paper: the loss is that of telling all tokens from themselves.
-    batches = [
-        {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)} for batch in texts
-    ]
+    start = {} if tokenizer.cls_token_id is None else {"start": tokenizer.cls_token_id}
     return study.kept(
         "gradients",
         AttentionGradients,
         lambda: attention_gradients(
-            model, batches, tokens=study.classes, tokenizer=study.tokenizer, progress="gradients"
+            model.to(study.device).eval(), batches, tokens={**start, **study.classes}, tokenizer=tokenizer,
+            progress="gradients",
         ),
-    )
+    )  # fmt: skip
 
 
 def dependencies(study: Study) -> dict[str, DependencyHeads]:

@@ -10,6 +10,10 @@
 | the residual stream   | `hidden_states`                            | [layer, batch, token, hidden]           |
 | attention             | `attention_maps`                           | [layer, batch, head, query, key]        |
 | attention, streamed   | `attention_entropy`, `attention_patterns`  | [layer, head]                           |
+| and its gradient      | `attention_gradients`                      | [layer, head, class]                    |
+| tokens that come again| `repeat_scores`                            | [layer, head]                           |
+| heads that are alike  | `head_distances`                           | [head, head]                            |
+| heads and grammar     | `bertology.syntax`                         | [relation, direction, layer, head]      |
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
@@ -18,14 +22,17 @@
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
 | several measures      | `accumulate`                               |                                         |
 
-Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label`. `dim` is a head's
-width, `hidden` the residual stream's, `key` always the attended-to position. Over a data set, `example` counts its
-examples and `row` its labels, of which an example may have several. Layers and heads count from 0.
+Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label class`. `dim` is a head's
+width, `hidden` the residual stream's, `key` always the attended-to position, `class` a class of tokens. Over a data
+set, `example` counts its examples and `row` its labels, of which an example may have several. Layers and heads count
+from 0.
 """
 
 from .ablation import HeadAblation, head_ablation
+from .alike import HeadDistances
 from .anatomy import dissect, register_names
 from .attention import AttentionMaps, attention_maps
+from .behaviours import head_behaviours
 from .curve import PruningCurve, pruning_curve
 from .efficiency import Efficiency, compare_efficiency
 from .entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
@@ -45,6 +52,7 @@ from .result import Result
 from .saving import load_pruned, save_pruned
 from .scoring import Score, ScoreAccumulator, score
 from .significance import Significance
+from .similarity import DistancesAccumulator, head_distances
 from .site import Anatomy
 from .sole import SoleHeadAblation, sole_head_ablation
 from .streaming import Accumulator, accumulate, stat
@@ -59,11 +67,13 @@ __all__ = [
     "AttentionMaps",
     "AttentionPatterns",
     "BertologyError",
+    "DistancesAccumulator",
     "Efficiency",
     "EntropyAccumulator",
     "GradientsAccumulator",
     "Head",
     "HeadAblation",
+    "HeadDistances",
     "HeadImportance",
     "HeadMeans",
     "HeadOutputs",
@@ -92,6 +102,8 @@ __all__ = [
     "dissect",
     "gated",
     "head_ablation",
+    "head_behaviours",
+    "head_distances",
     "head_importance",
     "head_means",
     "head_outputs",

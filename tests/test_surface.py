@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from trees import CATS, wordpiece_tokenizer
 from zoo import BY_NAME, batch
 
 import bertology
+import bertology.syntax
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(bertology.__path__, "bertology."))
 ROOT = Path(bertology.__file__).parent
@@ -28,11 +30,12 @@ def test_the_wheel_is_what_is_tested():
     assert (ROOT / "py.typed").is_file()
 
 
-def test_exports_are_sorted_and_there():
-    assert bertology.__all__ == sorted(bertology.__all__)
-    assert len(set(bertology.__all__)) == len(bertology.__all__)
-    for name in bertology.__all__:
-        assert getattr(bertology, name).__doc__
+@pytest.mark.parametrize("module", [bertology, bertology.syntax])
+def test_exports_are_sorted_and_there(module):
+    assert module.__all__ == sorted(module.__all__)
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name).__doc__
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -43,8 +46,9 @@ def test_doctests(module):
 
 
 def test_public_functions_show_an_example():
-    shown = {n for n in bertology.__all__ if ">>>" in (getattr(bertology, n).__doc__ or "")}
-    functions = {n for n in bertology.__all__ if callable(getattr(bertology, n)) and n[0].islower()}
+    public = {n: getattr(m, n) for m in (bertology, bertology.syntax) for n in m.__all__}
+    shown = {n for n, one in public.items() if ">>>" in (one.__doc__ or "")}
+    functions = {n for n, one in public.items() if callable(one) and n[0].islower()}
     assert functions - shown == {"accumulate", "load_pruned", "save_pruned", "stat", "tap"}
 
 
@@ -121,6 +125,19 @@ GLOSSARY |= {"relation", "direction", "offset", "kind", "baseline"}  # of syntax
 GLOSSARY |= {"model", "size", "round"}  # of a comparison of models: no axes of a model's insides
 
 
+def of_syntax(model):
+    syntax = bertology.syntax
+    batches = syntax.align(wordpiece_tokenizer(), CATS)
+    mentions = (syntax.Mention(0, 2, 1, 1, "nominal"), syntax.Mention(2, 3, 2, 1, "pronoun"))
+    documents = syntax.align(wordpiece_tokenizer(), [syntax.Document(("the", "cat", "and"), mentions)])
+    return [
+        syntax.dependency_heads(model, batches),
+        syntax.coreference_heads(model, documents),
+        syntax.attention_probe(model, batches, batches, vectors="embeddings"),
+        syntax.show_head(model, wordpiece_tokenizer(), CATS[0], (0, 0)),
+    ]
+
+
 def test_every_field_says_its_axes():
     model, inputs = BY_NAME["bert"].build(), batch()
     results = [
@@ -130,6 +147,10 @@ def test_every_field_says_its_axes():
         bertology.head_importance(model, inputs),
         bertology.attention_entropy(model, inputs),
         bertology.attention_patterns(model, inputs),
+        bertology.attention_gradients(model, inputs, tokens={"low": [3]}),
+        bertology.repeat_scores(model, inputs),
+        bertology.head_distances(model, inputs),
+        *of_syntax(model),
         bertology.pruning_curve(model, inputs, metric="accuracy"),
         bertology.importance_through_training([(1, model)], inputs),
         bertology.compare_efficiency(BY_NAME["bert"].build(), model, inputs, batch_sizes=(1,), rounds=1, seconds=0),

@@ -11,6 +11,7 @@ tables say which heads are best; the folder `probing` learns from all heads at o
 sentence.
 """
 
+from .arcs import head_arcs, head_columns
 from .coreference.antecedents import AntecedentBaselines, antecedent_baselines
 from .coreference.conll_reader import read_conll_coref
 from .coreference.counting import CoreferenceAccumulator, CoreferenceHeads, coreference_heads
@@ -59,6 +60,8 @@ __all__ = [
     "dependency_heads",
     "distance_probe",
     "embedding_vectors",
+    "head_arcs",
+    "head_columns",
     "pieces",
     "randomized",
     "read_conll_coref",

@@ -101,7 +101,6 @@ def distance_probe(
         >>> from transformers import AutoTokenizer
         >>> from bertology.demo import minilm_path
         >>> from bertology.syntax import Sentence, StaticVectors, align, distance_probe
-        >>> from bertology.syntax.vectors import StaticVectors
         >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
         >>> batches = align(tokenizer, [Sentence(("Birds", "sing"), (2, 0), ("nsubj", "root"))])
         >>> distance_probe(batches, batches, vectors=StaticVectors(["birds"], torch.ones(1, 3)), epochs=20).uas

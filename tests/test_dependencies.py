@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from trees import CATS, byte_tokenizer, heads, one_hot_maps, sentence, wordpiece_tokenizer
+from trees import CATS, arguments, batches_for, heads, one_hot_maps, sentence, wordpiece_tokenizer
 from zoo import BY_NAME, batch
 
 from bertology import EntropyAccumulator, Head, PatternsAccumulator, accumulate, attention_maps, prune_heads
@@ -25,17 +25,6 @@ from bertology.syntax.intervals import of_gain, of_share
 from bertology.syntax.predicting import picks
 
 RELATIONS = sorted({name for s in CATS for name in s.relations})
-
-
-def arguments(one, family):
-    names = {"input_ids", "attention_mask"} | ({"token_type_ids"} if family.name == "bert" else set())
-    return {name: x for name, x in one.items() if name in names}
-
-
-def batches_for(family, sentences=CATS, **options):
-    made = align(byte_tokenizer() if family.causal else wordpiece_tokenizer(), sentences, **options)
-    kept = tuple({**arguments(one, family), "annotations": one["annotations"]} for one in made)
-    return type(made)(kept, made.skipped)
 
 
 def word_level(family, model, one):

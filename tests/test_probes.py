@@ -8,8 +8,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dependencies import batches_for
-from trees import CATS, heads, sentence, wordpiece_tokenizer
+from trees import CATS, batches_for, heads, sentence, wordpiece_tokenizer
 from zoo import BY_NAME
 
 from bertology import attention_maps, prune_heads

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from bertology.syntax import Sentence
+from bertology.syntax import Sentence, align
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "purred", "under", "stars"]
 
@@ -71,6 +71,19 @@ def byte_tokenizer(**options: Any) -> Any:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=made, **options)
+
+
+def arguments(one: Any, family: Any) -> dict[str, Any]:
+    """What the family's models take of a batch."""
+    names = {"input_ids", "attention_mask"} | ({"token_type_ids"} if family.name == "bert" else set())
+    return {name: x for name, x in one.items() if name in names}
+
+
+def batches_for(family: Any, sentences: Any = CATS, **options: Any) -> Any:
+    """Aligned batches for the family: of bytes for a decoder, else of word pieces between [CLS] and [SEP]."""
+    made = align(byte_tokenizer() if family.causal else wordpiece_tokenizer(), sentences, **options)
+    kept = tuple({**arguments(one, family), "annotations": one["annotations"]} for one in made)
+    return type(made)(kept, made.skipped)
 
 
 def one_hot_maps(sentences: list[Sentence], tokens: int, groups: list[list[int]]) -> torch.Tensor:

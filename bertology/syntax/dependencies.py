@@ -15,10 +15,10 @@ from ..errors import DataError
 from ..result import Result
 from ..site import Site
 from ..streaming import Accumulator, accumulate, stat
-from .predicting import DIRECTIONS, aligned_in, padded, picks, word_maps
+from .predicting import DIRECTIONS, padded, picks, sentences_in, word_maps
 from .table import OFFSETS, RelationTable, relation_table
 from .treebank import Sentence
-from .words import Aligned, AlignedBatches, Rows
+from .words import AlignedBatches, Rows
 
 NOBODY = -2
 """The head of the root and of padding: what no attention head picks."""
@@ -104,7 +104,7 @@ class DependencyAccumulator(Accumulator):
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Read the attention between words, layer by layer."""
-        arcs = _Arcs([_parsed(one) for one in aligned_in(batch)], self._relations, self._possessives)
+        arcs = _Arcs(sentences_in(batch), self._relations, self._possessives)
         device = self.right.device
         number, guesses = arcs.number.to(device), arcs.by_offset().to(device)
         self.arcs += torch.bincount(number, minlength=len(self._relations))
@@ -178,12 +178,6 @@ def _number(relation: str, relations: dict[str, int]) -> int:
     return relations[relation]
 
 
-def _parsed(one: Aligned) -> Sentence:
-    if not isinstance(one.source, Sentence):
-        raise DataError(f"wanted sentences with trees, got {type(one.source).__name__}: read a treebank")
-    return one.source
-
-
 def dependency_heads(
     model: nn.Module, batches: AlignedBatches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
     progress: str | None = None,
@@ -213,8 +207,7 @@ def dependency_heads(
         >>> dependency_heads(model, batches).accuracy.shape
         torch.Size([2, 2, 2, 4])
     """
-    sentences = [_parsed(one) for batch in batches for one in aligned_in(batch)]
-    relations = {relation for sentence in sentences for relation in sentence.relations}
+    relations = {name for batch in batches for sentence in sentences_in(batch) for name in sentence.relations}
     counter = DependencyAccumulator(sorted(relations), rows=rows, possessives=possessives)
     found = accumulate(model, batches, counter, progress=progress)[0]
     return replace(found, skipped=len(batches.skipped))

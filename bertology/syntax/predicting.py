@@ -13,6 +13,7 @@ from ..batches import ANNOTATIONS, Batch, is_encoder_decoder
 from ..errors import DataError
 from ..site import Anatomy, Site
 from ..tap import tap
+from .treebank import Sentence
 from .words import Aligned, Rows, word_attention
 
 DIRECTIONS = ("from dependent", "from head")
@@ -27,6 +28,15 @@ def aligned_in(batch: Batch) -> list[Aligned]:
             "these batches do not say which word each token is part of: make them with bertology.syntax.align"
         )
     return list(found)
+
+
+def sentences_in(batch: Batch) -> list[Sentence]:
+    """The batch's sentences with their trees, or a `DataError` where they are none."""
+    found = [one.source for one in aligned_in(batch)]
+    for source in found:
+        if not isinstance(source, Sentence):
+            raise DataError(f"wanted sentences with trees, got {type(source).__name__}: read a treebank")
+    return found
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ...batches import Batch, device_of, on_device, some_examples, without_label
 from ...errors import DataError, ShapeError
 from ...site import Anatomy, Site
 from ...tap import tap, undisturbed
-from ..predicting import aligned_in
+from ..predicting import aligned_in, sentences_in
 from ..treebank import Sentence
 from ..words import Aligned, AlignedBatches, Rows, word_attention
 from .vectors import WordVectors
@@ -38,7 +38,7 @@ def trees_in(batches: AlignedBatches, what: str) -> list[Sentence]:
     """All sentences of some batches, or a `DataError` where there is none, or one that is not parsed."""
     if not isinstance(batches, AlignedBatches):
         raise DataError(f"{what} must be what bertology.syntax.align makes of a treebank, got {type(batches).__name__}")
-    found = [sentence for batch in batches for sentence in _sentences(batch)]
+    found = [sentence for batch in batches for sentence in sentences_in(batch)]
     if not found:
         raise DataError(f"{what} has no sentences")
     return found
@@ -90,7 +90,7 @@ def sight(read: Callable[[Batch], list[Tensor]] | None, vectors: WordVectors | N
     """What makes of a batch all that a probe sees."""
 
     def see(batch: Batch) -> list[Seen]:
-        sentences = _sentences(batch)
+        sentences = sentences_in(batch)
         nothing: list[Any] = [None] * len(sentences)
         maps = nothing if read is None else read(batch)
         found = nothing if vectors is None else _checked(vectors, batch, sentences, device)
@@ -112,14 +112,6 @@ def _with_ends(groups: Tensor, one: Aligned) -> Tensor:
     places = [one.ends[0], *one.word_groups, one.ends[1]]
     order = torch.tensor([nothing if place is None else place for place in places], device=groups.device)
     return F.pad(groups, (0, 1, 0, 1))[:, order][:, :, order]
-
-
-def _sentences(batch: Batch) -> list[Sentence]:
-    found = [one.source for one in aligned_in(batch)]
-    for source in found:
-        if not isinstance(source, Sentence):
-            raise DataError(f"wanted sentences with trees, got {type(source).__name__}: read a treebank")
-    return found
 
 
 def _checked(vectors: WordVectors, batch: Batch, sentences: list[Sentence], device: torch.device) -> list[Tensor]:

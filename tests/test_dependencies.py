@@ -280,6 +280,12 @@ def test_errors():
         dependency_heads(model, align(wordpiece_tokenizer(), [words_only]))
 
 
+def test_sentences_longer_than_the_model():
+    long = align(wordpiece_tokenizer(), [sentence(" ".join(["cat"] * 40), [0] * 40)], max_length=50)
+    with pytest.raises(DataError, match="a text has 42 tokens, the model takes 32: pass max_length=32 to align"):
+        dependency_heads(BY_NAME["bert"].build(), long)
+
+
 def test_skipped_sentences_are_told():
     long = sentence(" ".join(["cat"] * 40), [0] * 40, name="long")
     found = dependency_heads(BY_NAME["bert"].build(), align(wordpiece_tokenizer(), [*CATS, long]))

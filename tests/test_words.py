@@ -82,6 +82,18 @@ def test_a_token_over_two_words_is_no_alignment():
         align(tokenizer, [sentence("new york", [2, 0])])
 
 
+def test_any_language(minilm):
+    """The tokenizer strips accents and splits ideographs; a word keeps its tokens all the same."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    words = ("Überraschung", "日本語", "naïve", "Ελλάδα", "नमस्ते", "\N{GRINNING FACE}", "e\u0301te\u0301")
+    batch = next(iter(align(tokenizer, [Sentence(words, (0,) + (1,) * 6, ("dep",) * 7)])))
+    tokens = tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
+    told = [[t for t, w in zip(tokens, batch["annotations"][0].word_of, strict=True) if w == word] for word in range(7)]
+    assert told == [tokenizer.tokenize(word) for word in words]
+
+
 def test_slow_tokenizers_are_refused():
     with pytest.raises(DataError, match="object is a slow tokenizer, which does not tell the characters of its tokens"):
         align(object(), CATS)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..batches import ANNOTATIONS, Batch, is_encoder_decoder
+from ..batches import ANNOTATIONS, Batch, config_of, is_encoder_decoder
 from ..errors import DataError
 from ..site import Anatomy, Site
 from ..tap import tap
@@ -28,6 +28,16 @@ def aligned_in(batch: Batch) -> list[Aligned]:
             "these batches do not say which word each token is part of: make them with bertology.syntax.align"
         )
     return list(found)
+
+
+def check_fits(model: nn.Module, tokens: int) -> None:
+    """Raise `DataError` for texts of more tokens than the model has positions for."""
+    longest = getattr(config_of(model), "max_position_embeddings", None)
+    if isinstance(longest, int) and 0 < longest < tokens:
+        raise DataError(
+            f"a text has {tokens} tokens, the model takes {longest}: pass max_length={longest} to align, which leaves "
+            "out and lists what is longer"
+        )
 
 
 def sentences_in(batch: Batch) -> list[Sentence]:
@@ -49,6 +59,7 @@ def word_maps(
     """
     aligned = aligned_in(batch)
     tokens = len(aligned[0].word_of)
+    check_fits(anatomy.model, tokens)
 
     def look(site: Site, x: Tensor, _: slice) -> None:
         # An encoder-decoder's decoder reads another text, or, without one given, this one shifted (BART).

@@ -15,7 +15,7 @@ from ..head import Head, head_at
 from ..result import Result, cpu64
 from ..site import Site
 from ..tap import tap
-from .predicting import DIRECTIONS, picks
+from .predicting import DIRECTIONS, check_fits, picks
 from .treebank import Sentence
 from .words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
 
@@ -186,6 +186,7 @@ def show_head(
     """
     inputs = next(iter(align(tokenizer, [sentence])))
     aligned: Aligned = inputs["annotations"][0]
+    check_fits(model, len(aligned.word_of))
     found: list[Tensor] = []
     with one_batch(model, inputs) as (anatomy, batch):
         row, number = anatomy.resolve([head])[0]

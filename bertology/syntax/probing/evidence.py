@@ -14,7 +14,7 @@ from ...batches import Batch, device_of, on_device, some_examples, without_label
 from ...errors import DataError, ShapeError
 from ...site import Anatomy, Site
 from ...tap import tap, undisturbed
-from ..predicting import aligned_in, sentences_in
+from ..predicting import aligned_in, check_fits, sentences_in
 from ..treebank import Sentence
 from ..words import Aligned, AlignedBatches, Rows, word_attention
 from .vectors import WordVectors
@@ -74,6 +74,7 @@ class MapReader:
         batch = on_device(batch, device_of(model))
         aligned = aligned_in(batch)
         tokens = len(aligned[0].word_of)
+        check_fits(model, tokens)
         found: dict[Site, list[Tensor]] = {}
 
         def look(site: Site, x: Tensor, _: slice) -> None:

@@ -3,11 +3,14 @@
 import pytest
 import torch
 from laws import Broken, check_leaves_model_alone, raising_at, snapshot
+from trees import CATS, wordpiece_tokenizer
 from zoo import BY_NAME, batch
 
 import bertology as b
+from bertology import syntax
 
 OTHER = BY_NAME["bert"].build()
+PARSED = syntax.align(wordpiece_tokenizer(), CATS)
 MEASURES = {
     "hidden_states": lambda m: b.hidden_states(m, batch()),
     "attention_maps": lambda m: b.attention_maps(m, batch()),
@@ -20,6 +23,12 @@ MEASURES = {
     "head_importance by token": lambda m: b.head_importance(m, batch(), granularity="token"),
     "importance_through_training": lambda m: b.importance_through_training([(1, m)], batch()),
     "attention_entropy": lambda m: b.attention_entropy(m, batch()),
+    "attention_patterns": lambda m: b.attention_patterns(m, batch(), tokens={"low": [3, 4]}),
+    "attention_gradients": lambda m: b.attention_gradients(m, batch(), tokens={"low": [3, 4]}),
+    "repeat_scores": lambda m: b.repeat_scores(m, batch()),
+    "head_distances": lambda m: b.head_distances(m, batch()),
+    "dependency_heads": lambda m: syntax.dependency_heads(m, PARSED),
+    "attention_probe": lambda m: syntax.attention_probe(m, PARSED, PARSED, vectors="embeddings"),
     "accumulate": lambda m: b.accumulate(m, batch(), b.ImportanceAccumulator(), b.EntropyAccumulator()),
     "score": lambda m: b.score(m, batch(), metric="accuracy"),
     "pruning_curve": lambda m: b.pruning_curve(m, batch(), metric="accuracy", amount=3, reestimate=True),

@@ -9,8 +9,12 @@ from zoo import BY_NAME, batch, each_alone
 
 from bertology import (
     Accumulator,
+    DistancesAccumulator,
     EntropyAccumulator,
+    GradientsAccumulator,
     ImportanceAccumulator,
+    PatternsAccumulator,
+    RepeatsAccumulator,
     Result,
     ScoreAccumulator,
     accumulate,
@@ -28,6 +32,11 @@ KINDS = [
     lambda: ImportanceAccumulator(granularity="token"),
     EntropyAccumulator,
     lambda: ScoreAccumulator("accuracy"),
+    lambda: EntropyAccumulator(average="example"),
+    lambda: PatternsAccumulator(tokens={"low": list(range(12))}, average="example"),
+    lambda: GradientsAccumulator({"low": list(range(12))}),
+    RepeatsAccumulator,
+    lambda: DistancesAccumulator(0.01),
 ]
 
 

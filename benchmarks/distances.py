@@ -1,0 +1,186 @@
+"""How fast are the distances between heads, against the numpy loop over pairs of the paper's notebook?
+
+    python benchmarks/distances.py                    # 50 sentences, 8 texts of about 128 tokens, 1,000 sentences
+    python benchmarks/distances.py --sentences 20 --texts 4 --whole 0 --rounds 1
+
+The small BERT (72 heads), on the sentences of the English Web Treebank where its files lie beside the checkout, else on
+those of examples/data; texts are several sentences one after the other. Two ways over the same maps, in turn, several
+rounds; ratios are taken round by round.
+- loop: text by text, each head against all, as Clark et al. (2019) do it: two logarithms for each weight of each of two
+  heads, and both halves of the matrix. In float64 and in the float32 that the model computes in. (Their own maps are
+  float16, which numpy works out some ten times more slowly, and not to a millionth.)
+- ours: the maps of batches, as they come from the model.
+Then the same with the model's pass: text by text with eager attention, against `head_distances` on batches. At last
+several measures in one pass, with its time and the most memory that the process held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from bertology import EntropyAccumulator, PatternsAccumulator, accumulate, attention_maps
+from bertology.demo import minilm_path
+from bertology.divergence import distances, weights_in_pieces
+from bertology.similarity import DistancesAccumulator, head_distances
+from bertology.syntax import DependencyAccumulator, align, read_conllu
+
+ROOT = Path(__file__).parents[1]
+TREEBANK = ROOT.parent / "shared" / "data" / "ud" / "en_ewt-ud-dev.conllu"
+SENTIMENT = ROOT / "examples" / "data" / "sentiment" / "train.tsv"
+SMOOTHING = 0.001
+Batches = list[dict[str, Tensor]]
+
+
+def loop(texts: Sequence[np.ndarray], kind: type) -> np.ndarray:
+    """[head, head]: the sum over the texts' maps [head, query, key]."""
+    total = np.zeros((len(texts[0]), len(texts[0])))
+    for maps in texts:
+        maps = maps.astype(kind, copy=False)
+        for head in range(len(maps)):
+            one = SMOOTHING / maps.shape[2] + (1 - SMOOTHING) * maps[head : head + 1]
+            others = SMOOTHING / maps.shape[2] + (1 - SMOOTHING) * maps
+            middle = (one + others) / 2
+            found = -one * np.log(middle / one)
+            found += -others * np.log(middle / others)
+            total[head] += (found / 2).sum(-1).sum(-1)
+    return total
+
+
+def ours(batches: Sequence[tuple[list[Tensor], Tensor]]) -> np.ndarray:
+    """The same, of batches: the maps of each layer [batch, head, query, key], and which tokens are real."""
+    heads = sum(x.shape[1] for x in batches[0][0])
+    total = torch.zeros(heads, heads, dtype=torch.float64)
+    for maps, real in batches:
+        distances(weights_in_pieces(maps, real, real, smoothing=SMOOTHING), total)
+    return total.numpy()
+
+
+def loop_with_model(model: Any, singles: Batches) -> np.ndarray:
+    texts = []
+    for inputs in singles:
+        with torch.no_grad():
+            found = model(**inputs, output_attentions=True).attentions
+        texts.append(torch.cat([x[0] for x in found]).numpy())
+    return loop(texts, np.float64)
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def compare(name: str, texts: list[str], rounds: int, batch_size: int) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+    model, eager = (
+        AutoModel.from_pretrained(minilm_path(), attn_implementation=kind).eval() for kind in ("sdpa", "eager")
+    )
+    encoded = sorted((tokenizer(text, truncation=True, max_length=128)["input_ids"] for text in texts), key=len)
+    batches: Batches = [
+        dict(tokenizer.pad({"input_ids": encoded[i : i + batch_size]}, return_tensors="pt"))
+        for i in range(0, len(encoded), batch_size)
+    ]
+    singles: Batches = [{"input_ids": torch.tensor([ids])} for ids in encoded]
+    whole = [(list(attention_maps(model, batch).values), batch["attention_mask"].bool()) for batch in batches]
+    cropped = [
+        torch.cat([x[row, :, :length, :length] for x in maps]).numpy()
+        for maps, real in whole
+        for row, length in enumerate(real.sum(1).tolist())
+    ]
+    tokens = sum(map(len, encoded))
+    print(f"{len(texts)} {name}, {tokens / len(texts):.0f} tokens each on average, {rounds} rounds", flush=True)
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "loop, float64": lambda: loop(cropped, np.float64),
+        "loop, float32": lambda: loop(cropped, np.float32),
+        "ours": lambda: ours(whole),
+        "model and loop": lambda: loop_with_model(eager, singles),
+        "model and ours": lambda: head_distances(model, batches, smoothing=SMOOTHING, reduce="sum").js.numpy(),
+    }
+    ours(whole[:1]), head_distances(model, batches[:1])
+    found: dict[str, np.ndarray] = {}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, run in ways.items():
+            took, found[way] = timed(run)
+            seconds[way].append(took)
+    for way in ways:
+        worst = np.abs(found[way] - found["loop, float64"]).max() / tokens
+        print(f"  {way:14} {statistics.median(seconds[way]):8.3f} s   off by {worst:.1e} nats at most")
+        assert worst < 1e-6, way
+    for slow, fast in (("loop, float64", "ours"), ("loop, float32", "ours"), ("model and loop", "model and ours")):
+        ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
+        print(f"  {slow} / {fast}: {statistics.median(ratios):.1f} x")
+
+
+def one_pass(sentences: list[str], batch_size: int) -> None:
+    """Several measures in one pass over so many sentences; with their syntax trees where those are at hand."""
+    model = AutoModel.from_pretrained(minilm_path()).eval()
+    tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+    measures: list[Any] = [PatternsAccumulator(), EntropyAccumulator(), DistancesAccumulator()]
+    batches: list[Any]
+    if TREEBANK.is_file():
+        trees = read_conllu(TREEBANK, skip_broken=True)[: len(sentences)]
+        batches = list(align(tokenizer, trees, batch_size=batch_size))
+        measures.append(DependencyAccumulator(trees.relations))
+    else:
+        ordered = sorted(sentences, key=len)
+        parts = (ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size))
+        batches = [dict(tokenizer(part, padding=True, return_tensors="pt")) for part in parts]
+    accumulate(model, batches[:1], *measures)
+    before = held()
+    seconds, results = timed(lambda: accumulate(model, batches, *measures))
+    bare, _ = timed(lambda: [plain(model, batch) for batch in batches])
+    print(f"{len(sentences)} sentences in one pass: {', '.join(type(result).__name__ for result in results)}")
+    print(f"  {seconds:.1f} s (the model alone: {bare:.1f} s), at most {held():.2f} GiB; {before:.2f} GiB before")
+
+
+@torch.no_grad()
+def plain(model: Any, batch: dict[str, Any]) -> None:
+    model(**{name: x for name, x in batch.items() if isinstance(x, Tensor)})
+
+
+def held() -> float:
+    """The most memory that this process has held so far, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def read_sentences() -> list[str]:
+    if TREEBANK.is_file():
+        lines = TREEBANK.read_text(encoding="utf-8").splitlines()
+        return [line.partition("= ")[2] for line in lines if line.startswith("# text = ")]
+    return [line.rpartition("\t")[0] for line in SENTIMENT.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sentences", type=int, default=50)
+    parser.add_argument("--texts", type=int, default=8)
+    parser.add_argument("--whole", type=int, default=1000)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, numpy {np.__version__}")
+    sentences = read_sentences()
+    # First, for its peak of memory.
+    if args.whole:
+        one_pass(sentences[: args.whole], args.batch_size)
+    if args.sentences:
+        compare("sentences", sentences[: args.sentences], args.rounds, args.batch_size)
+    if args.texts:
+        joined = [" ".join(sentences[12 * i : 12 * i + 12]) for i in range(args.texts)]
+        compare("texts", joined, args.rounds, args.batch_size)
+
+
+if __name__ == "__main__":
+    main()

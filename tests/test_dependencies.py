@@ -280,6 +280,15 @@ def test_errors():
         dependency_heads(model, align(wordpiece_tokenizer(), [words_only]))
 
 
+def test_some_of_the_batches_and_one_alone():
+    model, batches = BY_NAME["bert"].build(), align(wordpiece_tokenizer(), CATS, batch_size=2)
+    whole, some = dependency_heads(model, batches), dependency_heads(model, list(batches)[:1])
+    assert some.arcs.sum() < whole.arcs.sum()
+    assert torch.equal(dependency_heads(model, batches.batches[0]).right, some.right)
+    with pytest.raises(DataError, match="goes over the batches several times: pass a list or a DataLoader"):
+        dependency_heads(model, iter(batches))
+
+
 def test_sentences_longer_than_the_model():
     long = align(wordpiece_tokenizer(), [sentence(" ".join(["cat"] * 40), [0] * 40)], max_length=50)
     with pytest.raises(DataError, match="a text has 42 tokens, the model takes 32: pass max_length=32 to align"):

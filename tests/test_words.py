@@ -8,7 +8,7 @@ from zoo import BY_NAME
 
 from bertology import attention_entropy, attention_maps, score
 from bertology.errors import DataError
-from bertology.syntax import Aligned, Sentence, align, word_attention
+from bertology.syntax import Aligned, Sentence, Skip, Treebank, align, dependency_heads, word_attention
 
 
 def test_words_of_wordpieces():
@@ -135,7 +135,25 @@ def test_half_precision_is_summed_in_single():
     assert word_attention(x, [Aligned(None, (0,) * 32 + (1,) * 32)])[0].dtype == torch.float32
 
 
+def test_what_the_rows_of_padding_hold_does_not_matter():
+    x = torch.rand(1, 1, 4, 4)
+    x[:, :, 3] = float("nan")
+    aligned = [Aligned(None, (-1, 0, 1, -2))]
+    torch.testing.assert_close(word_attention(x, aligned)[0], x[0, :, :3, :3])
+    x[:, :, 2] = float("nan")
+    with pytest.raises(DataError, match="attention weights are not finite"):
+        word_attention(x, aligned)
+
+
+def test_what_was_left_out_in_reading_stays_listed():
+    broken = Treebank(tuple(CATS), (Skip("five", "no tree"),))
+    assert align(wordpiece_tokenizer(), broken, max_length=7).skipped[0] == Skip("five", "no tree")
+    assert dependency_heads(BY_NAME["bert"].build(), align(wordpiece_tokenizer(), broken)).skipped == 1
+
+
 def test_errors_of_maps():
+    with pytest.raises(DataError, match="batch_size must be 1 or more, got 0"):
+        align(wordpiece_tokenizer(), CATS, batch_size=0)
     with pytest.raises(DataError, match="maps of 2 examples, 3 queries and 3 keys, words of 1 examples of 2 tokens"):
         word_attention(torch.rand(2, 1, 3, 3), [Aligned(None, (0, 1))])
     with pytest.raises(DataError, match="rows must be 'mean', 'first' or 'max', got 'last'"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import Batch
+from ..batches import Batch, Batches, check_repeatable
 from ..errors import DataError
 from ..result import Result
 from ..site import Site
@@ -18,7 +18,7 @@ from ..streaming import Accumulator, accumulate, stat
 from .predicting import DIRECTIONS, padded, picks, sentences_in, word_maps
 from .table import OFFSETS, RelationTable, relation_table
 from .treebank import Sentence
-from .words import AlignedBatches, Rows
+from .words import Rows
 
 NOBODY = -2
 """The head of the root and of padding: what no attention head picks."""
@@ -179,7 +179,7 @@ def _number(relation: str, relations: dict[str, int]) -> int:
 
 
 def dependency_heads(
-    model: nn.Module, batches: AlignedBatches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
+    model: nn.Module, batches: Batches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
     progress: str | None = None,
 ) -> DependencyHeads:  # fmt: skip
     """Measure how often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2).
@@ -189,7 +189,7 @@ def dependency_heads(
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.
-        batches: what `align` makes of a treebank.
+        batches: what `align` makes of a treebank, or some of these batches.
         rows: how the attention from a word's tokens becomes one: their "mean" (the paper's text), the "first" (its
             code) or the "max".
         possessives: a word of these relations that "'s" follows picks what that picks, as in the paper.
@@ -207,7 +207,9 @@ def dependency_heads(
         >>> dependency_heads(model, batches).accuracy.shape
         torch.Size([2, 2, 2, 4])
     """
-    relations = {name for batch in batches for sentence in sentences_in(batch) for name in sentence.relations}
+    check_repeatable(batches, why="dependency_heads, which first looks which relations there are,")
+    every = [batches] if isinstance(batches, Mapping) else batches
+    relations = {name for batch in every for sentence in sentences_in(batch) for name in sentence.relations}
     counter = DependencyAccumulator(sorted(relations), rows=rows, possessives=possessives)
     found = accumulate(model, batches, counter, progress=progress)[0]
-    return replace(found, skipped=len(batches.skipped))
+    return replace(found, skipped=len(getattr(batches, "skipped", ())))

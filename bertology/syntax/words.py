@@ -86,7 +86,8 @@ def align(
     """Tokenize sentences or documents that come as words, and note which word each token is part of.
 
     The words are joined by blanks, and a token belongs to the word that its characters are in. A source that does not
-    fit the model, or whose words and tokens do not align, is left out and listed, never cut.
+    fit the model, or whose words and tokens do not align, is left out and listed, never cut; and so are those that were
+    left out when the sources were read.
 
     Args:
         tokenizer: a fast tokenizer: only such a one tells the characters of a token.
@@ -109,9 +110,11 @@ def align(
             f"{type(tokenizer).__name__} is a slow tokenizer, which does not tell the characters of its tokens: "
             "load a fast one (AutoTokenizer.from_pretrained(..., use_fast=True))"
         )
-    longest = max_length or tokenizer.model_max_length
+    longest = tokenizer.model_max_length if max_length is None else max_length
+    if batch_size < 1:
+        raise DataError(f"batch_size must be 1 or more, got {batch_size}")
     kept: list[tuple[dict[str, list[int]], Any, tuple[int, ...]]] = []
-    skipped: list[Skip] = []
+    skipped: list[Skip] = list(getattr(sources, "skipped", ()))
     for number, source in enumerate(sources):
         arguments, offsets, special = _tokens(tokenizer, " ".join(source.words))
         word_of, reason = _word_of(source.words, offsets, special)
@@ -142,7 +145,7 @@ def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean"
         aligned: the batch's `annotations`. `Aligned.word_groups` are the words' places in what is returned.
         rows: how the rows of a word's tokens become one.
 
-    Raises `DataError` for maps that are not of these tokens.
+    Raises `DataError` for maps that are not of these tokens, and for NaN in them; the rows of padding may hold any.
 
         >>> import torch
         >>> uniform = torch.full((1, 2, 3, 3), 1 / 3)
@@ -157,7 +160,9 @@ def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean"
             f"examples of {groups.shape[1]} tokens: wanted the maps of self attention over these tokens"
         )
     groups = groups.to(x.device)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill((groups == PADDING)[:, None, :, None], 0)
+    if not x.isfinite().all():
+        raise DataError("attention weights are not finite: look for NaN or overflow in the model's weights")
     # [batch, 1, token, group]: 1 where a token is part of a group.
     part = (groups[..., None] == torch.arange(int(groups.max()) + 1, device=x.device)).to(x.dtype)[:, None]
     to = x @ part

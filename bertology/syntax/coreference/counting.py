@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...batches import Batch
+from ...batches import Batch, Batches
 from ...errors import DataError
 from ...result import Result
 from ...site import Site
 from ...streaming import Accumulator, accumulate, stat
 from ..predicting import aligned_in, word_maps
-from ..words import AlignedBatches, Rows
+from ..words import Rows
 from .antecedents import BASELINES, Candidates, Question, document_of, picks_of, questions
 from .documents import KINDS, Document
 from .table import DIRECTIONS, CoreferenceTable, KindScore, coreference_table
@@ -189,7 +189,7 @@ def _by_kind(hits: Tensor, kind: Tensor) -> Tensor:
 
 
 def coreference_heads(
-    model: nn.Module, batches: AlignedBatches, *, candidates: Candidates = "mentions", rows: Rows = "mean",
+    model: nn.Module, batches: Batches, *, candidates: Candidates = "mentions", rows: Rows = "mean",
     progress: str | None = None,
 ) -> CoreferenceHeads:  # fmt: skip
     """Measure how often each head picks an antecedent of a mention (Clark et al. 2019, §4.3).
@@ -224,4 +224,4 @@ def coreference_heads(
     """
     counter = CoreferenceAccumulator(candidates=candidates, rows=rows)
     found = accumulate(model, batches, counter, progress=progress)[0]
-    return replace(found, skipped=len(batches.skipped))
+    return replace(found, skipped=len(getattr(batches, "skipped", ())))

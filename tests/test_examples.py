@@ -353,17 +353,22 @@ def test_texts_of_two_paragraphs(minilm):
         return Sentence(tuple(words.split()), (0,) * len(words.split()), ("dep",) * len(words.split()), name)
 
     sentences = [made("one two three", "a-1"), made("four five", "a-2"), made("six seven", "a-3"),
-                 made("eight nine ten", "b-1"), made("x " * 30, "b-2"), made("eleven", "b-3")]  # fmt: skip
+                 made("eight nine ten", "b-1"), made("x " * 30, "b-2"),
+                 made("eleven twelve", "b-3"), made("one more", "b-4"), made("five long words this time", "b-5")]  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(minilm)
-    batches, left_out = paragraph_pairs(tokenizer, sentences, max_length=13, batch_size=2)
-    assert left_out == 1
+    batches, left_out, single = paragraph_pairs(tokenizer, sentences, max_length=13, batch_size=2)
+    assert (left_out, single) == (1, 1)
     texts = [
         tokenizer.decode(row[mask == 1])
         for batch in batches
         for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
-    assert texts == ["[CLS] one two three four five [SEP] six seven [SEP]"]  # b has one paragraph only
-    assert batches[0]["token_type_ids"].tolist() == [[0] * 7 + [1] * 3]  # slip C4.4: segment ids tell the two apart
+    # Slip C4.8: what is too long does not end its document. The third paragraph of b has no partner.
+    assert texts == [
+        "[CLS] one two three four five [SEP] six seven [SEP]",
+        "[CLS] eight nine ten eleven twelve [SEP] one more [SEP]",
+    ]
+    assert batches[0]["token_type_ids"].tolist() == [[0] * 7 + [1] * 3] * 2  # slip C4.4: all were of the first kind
 
 
 @pytest.mark.slow

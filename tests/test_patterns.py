@@ -162,3 +162,15 @@ def test_a_whole_map_carries_gradients():
     assert [list(x.shape) for x in maps] == [[3, 4, 7, 7]] * 2
     gradients = torch.autograd.grad(loss, maps)
     assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize(("step", "kind"), [(-1, "previous"), (1, "next"), (0, "self")])
+def test_previous_is_before_and_next_behind(step, kind):
+    """Slip C4.3: the legend of the paper's figure 2 has previous and next the other way round."""
+    from bertology.places import places
+
+    n = 6
+    weights = torch.diag_embed(torch.ones(n - abs(step)), offset=step)[None, None]  # query i attends to key i + step
+    found = places(weights, 0, torch.tensor([0]))
+    assert found[kind].sum() == n - abs(step)
+    assert all(found[other].sum() == 0 for other in {"previous", "next", "self"} - {kind})

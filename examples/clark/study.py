@@ -135,13 +135,16 @@ class Study:
 
     def texts(self) -> list[dict[str, Any]]:
         """Texts of two paragraphs each."""
-        batches, left_out = paragraph_pairs(
+        batches, left_out, single = paragraph_pairs(
             self.tokenizer, self.treebank, max_length=self.args.max_length, batch_size=self.args.batch_size
         )
         many = sum(len(batch["input_ids"]) for batch in batches)
         if not many:
             raise DataError(f"{self.args.treebank} has no two paragraphs that make a text")
-        print(f"{many} texts of two paragraphs; {left_out} sentences are longer than half a text and left out")
+        print(
+            f"{many} texts of two paragraphs; left out are {left_out} sentences longer than half a text, and {single} "
+            "paragraphs without a partner in their document"
+        )
         return batches
 
 

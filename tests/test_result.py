@@ -64,16 +64,18 @@ def test_another_kind_is_refused(tmp_path):
 
 
 def test_printing():
-    entropy = AttentionEntropy(torch.tensor([[0.5, float("nan")], [1.25, 2.0]]), torch.tensor([3, 3]), ("0", "1"))
+    values = torch.tensor([[0.5, float("nan")], [1.25, 2.0]])
+    entropy = AttentionEntropy(values, values, torch.tensor([3, 3]), ("0", "1"))
+    table = "      0  1\n0   0.5   \n1  1.25  2"
     assert str(entropy) == (
-        "AttentionEntropy\nmean [layer, head]:\n      0  1\n0   0.5   \n1  1.25  2\nqueries: [2] int64"
+        f"AttentionEntropy\nmean [layer, head]:\n{table}\nfirst [layer, head]:\n{table}\nqueries: [2] int64"
     )
-    assert repr(entropy) == "AttentionEntropy(mean=[2, 2], queries=[2])"
+    assert repr(entropy) == "AttentionEntropy(mean=[2, 2], first=[2, 2], queries=[2])"
 
 
 def test_one_stack():
     ones = torch.arange(6.0).reshape(3, 2)
-    entropy = AttentionEntropy(ones, torch.tensor([1, 2, 3]), ("encoder.0", "decoder.0", "cross.0"))
+    entropy = AttentionEntropy(ones, ones, torch.tensor([1, 2, 3]), ("encoder.0", "decoder.0", "cross.0"))
     cut = entropy.stack("decoder")
     assert (cut.labels, cut.mean.tolist(), cut.queries.tolist()) == (("decoder.0",), [[2, 3]], [2])
     with pytest.raises(DataError, match="no stack 'middle' in this result: it has cross, decoder, encoder"):

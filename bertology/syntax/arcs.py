@@ -31,6 +31,8 @@ def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path 
         threshold: attention below it is not drawn, unless it is right.
         path: where to write the picture, too.
 
+    Raises `MissingExtra` without matplotlib.
+
         >>> import torch
         >>> view = HeadView(torch.tensor([[0.2, 0.8], [0.6, 0.4]]), ("Birds", "sing"), (2, 0), ("nsubj", "root"))
         >>> [patch.get_gid() for patch in head_arcs(view).axes[0].patches]

@@ -56,6 +56,7 @@ def wordpiece_tokenizer() -> Any:
         cls_token="[CLS]",
         sep_token="[SEP]",
         model_max_length=32,
+        model_input_names=["input_ids", "attention_mask"],  # transformers 4 adds segments, which DistilBERT has not
     )
 
 

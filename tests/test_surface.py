@@ -18,6 +18,7 @@ from trees import CATS, wordpiece_tokenizer
 from zoo import BY_NAME, batch
 
 import bertology
+import bertology.edge_probing
 import bertology.syntax
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(bertology.__path__, "bertology."))
@@ -30,7 +31,7 @@ def test_the_wheel_is_what_is_tested():
     assert (ROOT / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("module", [bertology, bertology.syntax])
+@pytest.mark.parametrize("module", [bertology, bertology.syntax, bertology.edge_probing])
 def test_exports_are_sorted_and_there(module):
     assert module.__all__ == sorted(module.__all__)
     assert len(set(module.__all__)) == len(module.__all__)
@@ -46,7 +47,7 @@ def test_doctests(module):
 
 
 def test_public_functions_show_an_example():
-    public = {n: getattr(m, n) for m in (bertology, bertology.syntax) for n in m.__all__}
+    public = {n: getattr(m, n) for m in (bertology, bertology.syntax, bertology.edge_probing) for n in m.__all__}
     shown = {n for n, one in public.items() if ">>>" in (one.__doc__ or "")}
     functions = {n for n, one in public.items() if callable(one) and n[0].islower()}
     assert functions - shown == {"accumulate", "load_pruned", "save_pruned", "stat", "tap"}
@@ -90,13 +91,14 @@ FLOORS = [
     ["ranking", "saving", "training", "branching", "behaviours"],
     ["curve", "variants"],
     ["ablation", "sole", "syntax"],
+    ["edge_probing"],
     ["plot"],
 ]
 
 
 def test_imports_point_down():
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
-    folders = {"tap", "syntax"}
+    folders = {"tap", "syntax", "edge_probing"}
     assert {p.stem for p in ROOT.glob("*.py")} - {"__init__"} | folders == set(floor)
     for path in ROOT.rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -121,6 +123,7 @@ def axes_said(cls):
 GLOSSARY = {"layer", "head", "query", "key", "token", "batch", "dim", "hidden", "span", "label", "step"}
 GLOSSARY |= {"example", "row"}  # of one figure an example, or a row of the logits
 GLOSSARY |= {"class"}  # of tokens
+GLOSSARY |= {"seed", "target", "probe", "validation"}  # of edge probing
 GLOSSARY |= {"relation", "direction", "offset", "kind", "baseline"}  # of syntax and coreference
 GLOSSARY |= {"model", "size", "round"}  # of a comparison of models: no axes of a model's insides
 
@@ -172,7 +175,7 @@ def test_every_field_says_its_axes():
 
 def test_importing_loads_no_extra():
     code = (
-        "import sys, bertology; "
+        "import sys, bertology.edge_probing; "
         "print([m for m in ('matplotlib', 'sklearn', 'datasets', 'tree_sitter', 'conllu') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,182 @@
+"""What does a model make of the words in a task's spans, layer by layer?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..batches import Batch, config_of, some_examples
+from ..errors import DataError
+from ..syntax.words import AlignedBatches, align
+from .folder import Appending, Folder, row_bytes
+from .identity import differences, identity
+from .layout import Layout, Numbers
+from .lexical import lexical_vectors
+from .projecting import Plan, plan, texts_of
+from .records import EdgeTask
+from .store import Store
+from .tower import longest_text, text_states, text_tower
+
+Lexical = Literal["word", "embeddings"]
+DTYPES = (torch.float16, torch.float32)
+
+
+def encode(
+    model: nn.Module, tokenizer: Any, task: EdgeTask, path: str | Path, *, lexical: Lexical = "word",
+    dtype: torch.dtype = torch.float16, batch_size: int = 32, max_length: int | None = None,
+    progress: str | None = None,
+) -> Store:  # fmt: skip
+    """Run a model over a task once, and keep the hidden states of the tokens in spans in a folder on disk.
+
+    A span of words becomes all tokens of its words, never the special ones around the text (Tenney et al. 2019). Their
+    hidden states are kept at every layer: those that `hidden_states` gives, but for layer 0. A second call with the same model, tokenizer, data and settings opens the folder and runs nothing; a call that was cut off goes
+    on where it was. One process may write a folder at a time.
+
+    Args:
+        model: any model that `hidden_states` reads, with or without a task head, measured in eval mode and left as it
+            was found. Of an encoder-decoder the encoder is run. (The reference program of the paper leaves the model's
+            own dropout on while it trains its probes; here it is off.)
+        tokenizer: its fast tokenizer.
+        task: what `read_edges` reads. Targets that cannot be projected are left out and counted in `Store.lost`: those
+            of texts that are too long, or whose words and tokens do not align.
+        path: the folder; made if it is not there.
+        lexical: what layer 0 is. "word" is the paper's, the token's own embedding without position and segment, behind
+            the embeddings' norm and projection where the model has them; "embeddings" is what the first block gets.
+        dtype: of the numbers on disk: `torch.float16`, which rounds them to 11 bits, or `torch.float32`.
+        batch_size: how many texts the model reads at a time.
+        max_length: the longest text in tokens, special ones included; by default what the tokenizer and model allow.
+        progress: the title of a progress bar over batches; no bar without it.
+
+    Raises `DataError` for arguments that cannot be used, for a folder that holds the vectors of another model,
+    tokenizer, task or setting, or is damaged, and for hidden states that are not finite in `dtype`; `UnknownAnatomy`
+    for a model that has no such layer 0, or several stacks of which none is known to read the text.
+
+        >>> from tempfile import TemporaryDirectory
+        >>> from transformers import AutoTokenizer, BertConfig, BertModel
+        >>> from bertology.demo import minilm_path
+        >>> from bertology.edge_probing.records import EdgeTask, Record, Target
+        >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> task = EdgeTask.of("pos", [Record(("Birds", "warble"), (Target((1, 2), ("VERB",)),))])
+        >>> with TemporaryDirectory() as folder:
+        ...     encode(model, tokenizer, task, f"{folder}/pos")
+        pos: 1 records, 1 targets of 1 labels, 2 tokens at 3 layers of 32 (0.0 MB)
+    """
+    if lexical not in ("word", "embeddings"):
+        raise DataError(f"lexical is 'word' or 'embeddings', got {lexical!r}")
+    if dtype not in DTYPES:
+        raise DataError(f"dtype is torch.float16 or torch.float32, which files can hold, got {dtype}")
+    folder = Folder(path)
+    tower = text_tower(model)
+    longest = longest_text(tower, tokenizer, max_length)
+    settings = {"lexical": lexical, "dtype": str(dtype).removeprefix("torch."), "max_length": longest}
+    made_of = identity(tower, tokenizer, task, settings)
+    if _is_done(folder, made_of):
+        return Store.open(path)
+    batches = align(tokenizer, texts_of(task), batch_size=batch_size, max_length=longest)
+    _check_vocabulary(tower, batches)
+    planned = plan(task, batches)
+    if not planned.rank:
+        raise DataError(f"no target of task {task.name!r} can be projected to tokens: {', '.join(planned.lost)}")
+    sight = _Sight(tower, lexical, dtype, planned)
+    if not folder.is_begun():
+        about = {"name": task.name, "dtype": settings["dtype"], "made_of": made_of, "lost": planned.lost}
+        folder.begin({**about, **sight.sizes(batches.batches[0])}, planned.layout)
+    _run(folder, sight, batches, planned, progress)
+    return Store.open(path)
+
+
+def _is_done(folder: Folder, made_of: dict[str, Any]) -> bool:
+    """Whether the folder holds all vectors; `DataError` where it holds others than asked for."""
+    if not folder.is_begun():
+        return False
+    about = folder.about()
+    differ = differences(about["made_of"], made_of)
+    if differ:
+        raise DataError(
+            f"{folder.path} holds other vectors than asked for. What differs: {', '.join(differ)}. Name another "
+            "folder, or remove this one"
+        )
+    layout = folder.layout(about)
+    return folder.done(about, layout) == len(layout.place)
+
+
+def _run(folder: Folder, sight: _Sight, batches: AlignedBatches, planned: Plan, progress: str | None) -> None:
+    """Run the model on all batches that have records without vectors."""
+    about, layout = folder.about(), planned.layout
+    if folder.layout(about).to_bytes() != layout.to_bytes():
+        raise folder.damaged("its targets are not those of this task")
+    done = folder.done(about, layout)
+    with Appending(folder, done, int(layout.row_at[done]) * row_bytes(about)) as file:
+        for batch in tqdm(batches, desc=progress, disable=progress is None):
+            ranks = [planned.rank.get(one.source.number, -1) for one in batch["annotations"]]
+            left = [example for example, rank in enumerate(ranks) if rank >= done]
+            if left:
+                some = some_examples(batch, torch.tensor(left))
+                places = _places(layout, planned.places, [ranks[example] for example in left])
+                file.add(sight.vectors(some, places), [len(one) for one in places])
+
+
+def _places(layout: Layout, places: Numbers, ranks: Sequence[int]) -> list[Tensor]:
+    """For each record, by its place in the file, [token]: the places of its tokens in the text."""
+    return [torch.from_numpy(places[layout.row_at[rank] : layout.row_at[rank + 1]]).long() for rank in ranks]
+
+
+class _Sight:
+    """Runs the model on a batch, and takes the hidden states of some tokens."""
+
+    def __init__(self, model: nn.Module, lexical: Lexical, dtype: torch.dtype, planned: Plan) -> None:
+        self._model, self._dtype = model, dtype
+        self._ids = torch.from_numpy(planned.ids)
+        self._table: Tensor | None = None
+        if lexical == "word":
+            self._table = lexical_vectors(model, self._ids)
+
+    def sizes(self, batch: Batch) -> dict[str, int]:
+        """How many layers there are, and how wide they are."""
+        layers, _, _, hidden = text_states(self._model, some_examples(batch, slice(0, 1))).shape
+        return {"layers": layers, "hidden": hidden}
+
+    def vectors(self, batch: Batch, places: Sequence[Tensor]) -> Numbers:
+        """[token, layer, hidden]: the hidden states at these places, example by example."""
+        states = text_states(self._model, batch)
+        example = torch.cat([torch.full_like(one, row) for row, one in enumerate(places)])
+        token = torch.cat(list(places))
+        found = states[:, example.to(states.device), token.to(states.device)]
+        if self._table is not None:
+            rows = torch.searchsorted(self._ids, batch["input_ids"][example, token])
+            found[0] = self._table[rows.to(self._table.device)].to(found)
+        kept = found.to(self._dtype)
+        if not kept.isfinite().all():
+            _complain(found, kept)
+        return rearrange(kept, "layer token hidden -> token layer hidden").contiguous().cpu().numpy()
+
+
+def _check_vocabulary(model: nn.Module, batches: AlignedBatches) -> None:
+    known = getattr(config_of(model), "vocab_size", None)
+    largest = max(int(batch["input_ids"].max()) for batch in batches)
+    if isinstance(known, int) and largest >= known:
+        raise DataError(
+            f"the tokenizer gives token {largest}, {type(model).__name__} has {known} of them: pass the model's own "
+            "tokenizer"
+        )
+
+
+def _complain(found: Tensor, kept: Tensor) -> None:
+    """Raise the `DataError` of numbers that are not finite on disk."""
+    layer = int((~kept.isfinite()).flatten(1).any(1).nonzero()[0])
+    if not found[layer].isfinite().all():
+        raise DataError(
+            f"layer {layer} has no finite hidden state for every token: look for NaN or overflow in the model's "
+            "weights, or for layers that pool tokens"
+        )
+    raise DataError(
+        f"layer {layer} has hidden states up to {float(found[layer].abs().max()):.4g}, float16 holds numbers up to "
+        "65504: pass dtype=torch.float32, and a new folder"
+    )

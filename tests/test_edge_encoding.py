@@ -1,0 +1,676 @@
+import copy
+import dataclasses
+import itertools
+import re
+import shutil
+
+import oracles_encoding
+import pytest
+import torch
+import transformers as t
+from edges import NAMES, NOUNS, PAIRS, record, tokenizer_for
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import Broken, check_leaves_model_alone, raising_at
+from trees import byte_tokenizer, wordpiece_tokenizer
+from zoo import BY_NAME, LLAMA, PAD, V4, VOCAB
+
+import bertology as b
+from bertology.edge_probing import folder as folders
+from bertology.edge_probing.encoding import encode
+from bertology.edge_probing.lexical import lexical_vectors
+from bertology.edge_probing.projecting import token_span
+from bertology.edge_probing.records import EdgeTask
+from bertology.edge_probing.targets import Record, Target
+from bertology.edge_probing.tower import accepted, longest_text, text_tower
+from bertology.errors import DataError, UnknownAnatomy
+from bertology.syntax import align
+
+EXACT = {"dtype": torch.float32}
+FILES = ("meta.json", "targets.npz", "vectors.bin", "checks.bin")
+
+
+def bert(**settings):
+    return BY_NAME["bert"].build(**settings)
+
+
+def bytes_of(folder):
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def never(*_, **__):
+    raise AssertionError("the model was run")
+
+
+def spans_of(target):
+    return [target.span1] if target.span2 is None else [target.span1, target.span2]
+
+
+def loops(model, tokenizer, task, **options):
+    """[(record, target, [side][token] of [layer, hidden])]: one text at a time, one token at a time."""
+    found = []
+    for one in task.records:
+        batch = next(iter(align(tokenizer, [one])))
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        states = b.hidden_states(model, given).values[:, 0]
+        word_of = batch["annotations"][0].word_of
+        for target in one.targets:
+            parts = oracles_encoding.vectors(states, word_of, spans_of(target))
+            found.append((one, target, [parts[span] for span in spans_of(target)]))
+    return found
+
+
+def check_equal(store, expected, tolerance=1e-6, layers=slice(None)):
+    """Each target's vectors, token by token, and its labels."""
+    batch = store.batch(range(store.records)).check()
+    assert batch.count == store.targets == len(expected)
+    for number, (_, target, sides) in enumerate(expected):
+        for side, tokens in enumerate(sides):
+            rows = batch.tokens[side][batch.targets[side] == number]
+            assert len(rows) == len(tokens)
+            close = {"atol": tolerance, "rtol": tolerance}
+            torch.testing.assert_close(batch.vectors[rows][:, layers], torch.stack(tokens)[:, layers].float(), **close)
+        assert {store.labels[i] for i in batch.gold[number].nonzero()} == set(target.labels)
+
+
+@pytest.mark.parametrize("task", [NOUNS, PAIRS], ids=["one span", "two spans"])
+@pytest.mark.parametrize("kind", ["classifier", "lm"])
+def test_equals_hidden_states_of_each_token(family, kind, task, tmp_path):
+    model, tokenizer = family.build(kind), tokenizer_for(family)
+    store = encode(model, tokenizer, task, tmp_path / "store", lexical="embeddings", batch_size=2, **EXACT)
+    assert (store.layers, store.hidden, store.sides, store.records) == (3, 16, task.sides, len(task))
+    assert (store.labels, store.counted, store.name, store.lost) == (task.labels, task.counted, task.name, {})
+    expected = loops(model, tokenizer, task)
+    check_equal(store, expected)
+    expected[0][2][0][0][1, 3] += 1e-3
+    with pytest.raises(AssertionError):
+        check_equal(store, expected)
+
+
+def test_layer_0_is_the_word_by_itself(family, tmp_path):
+    """METHODS A4.1: LayerNorm(word_embedding(id)); the layers above are as ever."""
+    model, tokenizer = family.build(), tokenizer_for(family)
+    store = encode(model, tokenizer, NOUNS, tmp_path / "store", **EXACT)
+    assert store.lexical == "word"
+    expected = loops(model, tokenizer, NOUNS)
+    check_equal(store, expected, layers=slice(1, None))
+    for one, target, sides in expected:
+        ids = tokenizer(" ".join(one.words))["input_ids"]
+        word_of = next(iter(align(tokenizer, [one])))["annotations"][0].word_of
+        tokens = [ids[place] for place in range(*oracles_encoding.project(word_of, *target.span1))]
+        for vectors, token in zip(sides[0], tokens, strict=True):
+            vectors[0] = oracles_encoding.lexical(family.name, model.base_model, token)
+    check_equal(store, expected)
+    expected[0][2][0][0][0, 3] += 1e-3
+    with pytest.raises(AssertionError):
+        check_equal(store, expected)
+
+
+def test_lexical_vectors_equal_the_formula_of_each_family(family):
+    model = family.build().base_model
+    ids = torch.arange(3, VOCAB)
+    expected = torch.stack([oracles_encoding.lexical(family.name, model, int(i)) for i in ids]).detach()
+    for width in (2, 5, 30):
+        torch.testing.assert_close(lexical_vectors(model, ids, width=width), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(lexical_vectors(model, ids[:1]), expected[:1], rtol=1e-9, atol=1e-9)
+
+
+def test_lexical_vectors_take_what_is_done_to_the_row():
+    """Gemma and BART multiply the word's row before anything else sees it."""
+    ids = torch.tensor([5, 9])
+    small = {**LLAMA, "head_dim": 4}
+    gemma = t.GemmaModel(t.GemmaConfig(**small)).double().eval()
+    torch.testing.assert_close(lexical_vectors(gemma, ids), gemma.get_input_embeddings().weight[ids] * 4)
+    encoder = tiny_bart(scale_embedding=True).get_encoder()
+    row = encoder.embed_tokens.weight[ids] if hasattr(encoder.embed_tokens, "embed_scale") else None
+    expected = encoder.layernorm_embedding(encoder.embed_tokens(ids) if row is None else row * 4)
+    torch.testing.assert_close(lexical_vectors(encoder, ids), expected)
+
+
+def test_layer_0_that_hangs_on_more_than_the_word_is_refused(tmp_path):
+    bands = t.XGLMConfig(vocab_size=VOCAB, d_model=16, ffn_dim=24, num_layers=2, attention_heads=4)
+    model, tokenizer = t.XGLMModel(bands).eval(), wordpiece_tokenizer()
+    with pytest.raises(UnknownAnatomy, match="layer 0 of XGLMModel gives one token other vectors at other places"):
+        encode(model, tokenizer, NOUNS, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    assert encode(model, tokenizer, NOUNS, tmp_path / "store", lexical="embeddings").layers == 3
+
+
+def test_models_without_a_table_of_words_are_refused(monkeypatch, tmp_path):
+    model = bert()
+    monkeypatch.setattr(type(model.base_model), "get_input_embeddings", lambda self: None)
+    with pytest.raises(UnknownAnatomy, match="BertModel has no table of token embeddings.*lexical='embeddings'"):
+        encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "store")
+
+
+def test_a_wrong_table_of_words_is_found_out(monkeypatch, tmp_path):
+    model = bert()
+    monkeypatch.setattr(
+        type(model.base_model), "get_input_embeddings", lambda self: self.embeddings.token_type_embeddings
+    )
+    with pytest.raises(UnknownAnatomy, match="layer 0 of BertModel does not hang on the tokens of the text"):
+        encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "store")
+
+
+@pytest.mark.parametrize("lexical", ["word", "embeddings"])
+def test_batches_and_padding_do_not_matter(family, lexical, tmp_path):
+    model, tokenizer = family.build(), tokenizer_for(family)
+    stores = [
+        encode(model, tokenizer, NOUNS, tmp_path / str(size), lexical=lexical, batch_size=size, **EXACT)
+        for size in (1, 2, 5)
+    ]
+    first, *others = [store.batch(range(5)) for store in stores]
+    for other in others:
+        torch.testing.assert_close(first.vectors, other.vectors, atol=1e-6, rtol=0)
+        assert all(torch.equal(x, y) for x, y in zip(first.tokens, other.tokens, strict=True))
+
+
+def test_records_and_targets_keep_their_order(tmp_path):
+    store = encode(bert(), wordpiece_tokenizer(), NOUNS, tmp_path / "store", batch_size=2)
+    assert store.target_record.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 4, 4, 4]
+    records, targets = store.source
+    assert records.tolist() == store.target_record.tolist()
+    assert targets.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 0, 0, 1, 2]
+    labels = [[store.labels[i] for i in row.nonzero()] for row in store.gold(range(12))]
+    assert labels == [list(target.labels) for one in NOUNS for target in one.targets]
+    # cat, purr ##ed, the; star ##s purr ##ed; the und ##er mat star ##s; cat; the mat sat: each token once.
+    assert store.tokens == 4 + 4 + 6 + 1 + 3
+
+
+def test_float16_rounds_and_float32_does_not(tmp_path):
+    model, tokenizer = bert().float(), wordpiece_tokenizer()
+    half = encode(model, tokenizer, NOUNS, tmp_path / "half")
+    full = encode(model, tokenizer, NOUNS, tmp_path / "full", **EXACT)
+    x, y = (store.batch(range(5)).vectors for store in (half, full))
+    assert torch.equal(x, y.half().float())
+    assert not torch.equal(x, y)
+    assert ((x - y).abs() <= 0.0005 * y.abs() + 1e-7).all()
+    assert half.batch(range(5), dtype=torch.float64).vectors.dtype == torch.float64
+
+
+# Spans
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=8), st.data())
+def test_spans_are_the_papers(pieces, data):
+    word_of = (-1, *(word for word, many in enumerate(pieces) for _ in range(many)), -1, -2, -2)
+    start = data.draw(st.integers(0, len(pieces) - 1))
+    end = data.draw(st.integers(start + 1, len(pieces)))
+    assert token_span(word_of, (start, end)) == (oracles_encoding.project(word_of, start, end), "")
+
+
+def test_strawberry():
+    """METHODS A5: "strawberry" is three pieces, so words [2, 3) are tokens [2, 5), and one more behind [CLS]."""
+    assert token_span((0, 1, 2, 2, 2, 3), (2, 3)) == ((2, 5), "")
+    assert token_span((-1, 0, 1, 2, 2, 2, 3, -1), (2, 3)) == ((3, 6), "")
+
+
+def test_spans_that_are_not_in_one_piece_are_lost():
+    assert token_span((-1, 0, -1, 1, -1), (0, 2)) == (None, "a span's tokens are not consecutive")
+    assert token_span((0, 1, 0), (0, 1)) == (None, "a span's tokens are not consecutive")
+    assert token_span((-1, 0, 2, -1), (0, 3)) == (None, "a word has no token")
+
+
+def test_lost_targets_are_counted(tmp_path, monkeypatch):
+    odd = Record(("cat", "\u200b"), (Target((0, 1), ("NN",)), Target((1, 2), ("XX",))), "odd")
+    long = record(" ".join(["cat"] * 40), ("NN", 0, 1), ("NN", 1, 2), ("NP", 0, 40), name="long")
+    bare = Record(("mat",), (), "bare")
+    mixed = dataclasses.replace(NOUNS, records=(long, NOUNS.records[0], bare, odd, NOUNS.records[3]))
+    model, tokenizer = bert(), wordpiece_tokenizer()
+    store = encode(model, tokenizer, mixed, tmp_path / "store", **EXACT)
+    assert store.lost == {"longer than 32 tokens": 3, "a word has no token": 2}
+    assert (store.records, store.targets) == (2, 4)
+    assert store.source[0].tolist() == [1, 1, 1, 4]
+    assert str(store) == (
+        "nouns: 2 records, 4 targets of 4 labels, 5 tokens at 3 layers of 16 (0.0 MB); "
+        "3 targets lost: longer than 32 tokens; 2 targets lost: a word has no token"
+    )
+    kept = dataclasses.replace(NOUNS, records=(NOUNS.records[0], NOUNS.records[3]))
+    check_equal(store, loops_with_words(model, tokenizer, kept))
+    short = encode(model, tokenizer, NOUNS, tmp_path / "short", max_length=5)
+    assert short.lost == {"longer than 5 tokens": 8}
+    with pytest.raises(DataError, match="no.*texts can be used: longer than 2 tokens"):
+        encode(model, tokenizer, NOUNS, tmp_path / "none", max_length=2)
+
+
+def loops_with_words(model, tokenizer, task):
+    expected = loops(model, tokenizer, task)
+    for one, target, sides in expected:
+        batch = next(iter(align(tokenizer, [one])))
+        for side, span in enumerate(spans_of(target)):
+            first, _ = oracles_encoding.project(batch["annotations"][0].word_of, *span)
+            for place, vectors in enumerate(sides[side], first):
+                token = int(batch["input_ids"][0, place])
+                vectors[0] = oracles_encoding.lexical("bert", model.base_model, token)
+    return expected
+
+
+def test_a_record_may_lose_some_of_its_targets(tmp_path, monkeypatch):
+    """Special tokens inside a text, as some tokenizers set them: what spans them is lost, the rest is not."""
+    from bertology.edge_probing import encoding
+
+    def aligned(*given, **options):
+        found = align(*given, **options)
+        for batch in found:
+            batch["annotations"] = [
+                dataclasses.replace(one, word_of=(-1, 0, -1, 1, *one.word_of[4:])) if one.source.number == 0 else one
+                for one in batch["annotations"]
+            ]
+        return found
+
+    monkeypatch.setattr(encoding, "align", aligned)
+    task = EdgeTask.of(
+        "some",
+        [
+            record("cat sat mat", ("A", 0, 1), ("B", 0, 2), ("C", 1, 2), name="first"),
+            record("cat mat", ("B", 0, 2), name="second"),
+        ],
+    )
+    broken = dataclasses.replace(task, records=(dataclasses.replace(task.records[0]), task.records[1]))
+    store = encode(bert(), wordpiece_tokenizer(), broken, tmp_path / "store")
+    assert store.lost == {"a span's tokens are not consecutive": 1}
+    assert [[store.labels[i] for i in row.nonzero()] for row in store.gold(range(3))] == [["A"], ["C"], ["B"]]
+    assert store.source[1].tolist() == [0, 2, 0]
+    assert [len(x) for x in store.batch([0]).tokens] == [2]
+
+
+def test_no_target_at_all(tmp_path, monkeypatch):
+    from bertology.edge_probing import projecting
+
+    monkeypatch.setattr(projecting, "_in_edges", lambda *_: (None, "a word has no token"))
+    with pytest.raises(DataError, match="no target of task 'nouns' can be projected to tokens: a word has no token"):
+        encode(bert(), wordpiece_tokenizer(), NOUNS, tmp_path / "store")
+
+
+def test_how_long_a_text_may_be():
+    """RoBERTa counts positions from behind the number that stands for padding."""
+    free = byte_tokenizer()
+    assert longest_text(bert(), wordpiece_tokenizer(), None) == 32
+    assert longest_text(bert(), free, None) == 32
+    assert longest_text(BY_NAME["roberta"].build(), free, None) == 32 - PAD - 1
+    assert longest_text(bert(max_position_embeddings=20), wordpiece_tokenizer(), None) == 20
+    assert longest_text(tiny_t5(), wordpiece_tokenizer(), 100) == 100
+    assert longest_text(bert(), wordpiece_tokenizer(), 7) == 7
+    with pytest.raises(DataError, match="max_length is 33, the model takes 32 tokens: pass 32 or less, or None"):
+        longest_text(bert(), wordpiece_tokenizer(), 33)
+    for wrong in (0, True, 3.0):
+        with pytest.raises(DataError, match="max_length is a number of tokens, 1 or more, got"):
+            longest_text(bert(), wordpiece_tokenizer(), wrong)
+
+
+def test_a_text_as_long_as_roberta_takes(tmp_path):
+    task = EdgeTask.of("long", [record(" ".join(["cat"] * many), ("NN", 0, many)) for many in (28, 29, 30)])
+    store = encode(BY_NAME["roberta"].build(), wordpiece_tokenizer(), task, tmp_path / "store")
+    assert (store.records, store.lost) == (2, {"longer than 31 tokens": 1})
+
+
+# Which part of a model is run, and on what
+
+
+def tiny_t5():
+    return t.T5ForConditionalGeneration(
+        t.T5Config(vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    ).eval()
+
+
+def tiny_bart(**settings):
+    config = t.BartConfig(
+        vocab_size=VOCAB, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=32, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2, **settings,
+    )  # fmt: skip
+    return t.BartForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("model", [tiny_t5, tiny_bart])
+def test_of_an_encoder_decoder_the_encoder_is_run(model, tmp_path):
+    model, tokenizer = model(), wordpiece_tokenizer()
+    store = encode(model, tokenizer, NOUNS, tmp_path / "store", lexical="embeddings", **EXACT)
+    expected = []
+    for one in NOUNS:
+        batch = next(iter(align(tokenizer, [one])))
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        states = (
+            b.hidden_states(model, {**given, "decoder_input_ids": batch["input_ids"]}).stack("encoder").values[:, 0]
+        )
+        for target in one.targets:
+            parts = oracles_encoding.vectors(states, batch["annotations"][0].word_of, [target.span1])
+            expected.append((one, target, [parts[target.span1]]))
+    check_equal(store, expected)
+    assert encode(model, tokenizer, NOUNS, tmp_path / "words").layers == 3
+
+
+def test_t5_without_decoder(tmp_path):
+    whole = tiny_t5()
+    alone = t.T5EncoderModel(copy.deepcopy(whole.config)).eval()
+    alone.load_state_dict(whole.state_dict(), strict=False)
+    stores = [encode(m, wordpiece_tokenizer(), NOUNS, tmp_path / m.__class__.__name__) for m in (whole, alone)]
+    x, y = (store.batch(range(5)).vectors for store in stores)
+    assert torch.equal(x, y)
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # inside transformers 4
+def test_a_text_in_several_stacks_is_refused(tmp_path):
+    config = t.FunnelConfig(
+        vocab_size=VOCAB, d_model=16, d_head=4, n_head=4, d_inner=24, block_sizes=[1, 1], num_decoder_layers=1
+    )
+    with pytest.raises(
+        UnknownAnatomy, match="the text runs through the stacks 'encoder', 'decoder' of FunnelModel: wanted one"
+    ):
+        encode(t.FunnelModel(config).eval(), wordpiece_tokenizer(), NOUNS, tmp_path / "store", lexical="embeddings")
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # inside transformers 4
+def test_layers_that_pool_tokens_are_refused(tmp_path):
+    config = t.FunnelConfig(vocab_size=VOCAB, d_model=16, d_head=4, n_head=4, d_inner=24, block_sizes=[1, 1])
+    model = t.FunnelBaseModel(config).eval()
+    with pytest.raises(
+        DataError, match="layer 2 has no finite hidden state for every token: .*layers that pool tokens"
+    ):
+        encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "store", lexical="embeddings", batch_size=1)
+
+
+def test_task_heads_are_not_run(monkeypatch, tmp_path):
+    model = BY_NAME["bert"].build("lm")
+    assert text_tower(model) is model.bert
+    monkeypatch.setattr(model, "forward", never)
+    encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "store")
+
+
+def test_arguments_that_a_model_does_not_take():
+    given = {"input_ids": torch.tensor([[5]]), "attention_mask": torch.tensor([[1]]), "annotations": [None]}
+    zeros, ones = ({**given, "token_type_ids": torch.full((1, 1), which)} for which in (0, 1))
+    assert list(accepted(bert().bert, ones)) == ["input_ids", "attention_mask", "token_type_ids"]
+    assert list(accepted(BY_NAME["gpt2"].build().transformer, zeros)) == ["input_ids", "attention_mask"]
+
+    class Plain(torch.nn.Module):
+        def forward(self, input_ids):
+            return input_ids
+
+    assert list(accepted(Plain(), ones)) == ["input_ids"]
+
+
+def test_segments_change_nothing_in_gpt2(tmp_path):
+    """A tokenizer may name a segment, 0, which GPT-2 would look up among its words."""
+    model = BY_NAME["gpt2"].build()
+    with_segments = byte_tokenizer(model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    assert "token_type_ids" in with_segments("cat")
+    store = encode(model, with_segments, NOUNS, tmp_path / "store", lexical="embeddings", **EXACT)
+    check_equal(store, loops(model, byte_tokenizer(), NOUNS))
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lexical": "words"}, "lexical is 'word' or 'embeddings', got 'words'"),
+        (
+            {"dtype": torch.bfloat16},
+            "dtype is torch.float16 or torch.float32, which files can hold, got torch.bfloat16",
+        ),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+    ],
+)
+def test_arguments_that_cannot_be_used(options, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        encode(bert(), wordpiece_tokenizer(), NOUNS, tmp_path / "store", **options)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_slow_tokenizer_is_refused(tmp_path):
+    with pytest.raises(DataError, match="is a slow tokenizer"):
+        encode(bert(), object(), NOUNS, tmp_path / "store")
+
+
+def test_the_tokenizer_of_another_model_is_refused(tmp_path):
+    with pytest.raises(
+        DataError, match="the tokenizer gives token 1[0-9], BertModel has 10 of them: pass the model's own"
+    ):
+        encode(bert(vocab_size=10), wordpiece_tokenizer(), NOUNS, tmp_path / "store")
+
+
+def test_numbers_that_float16_cannot_hold(tmp_path):
+    model = bert()
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.LayerNorm.weight.fill_(1e5)
+    with pytest.raises(
+        DataError, match=r"layer 1 has hidden states up to \d.*, float16 holds numbers up to 65504: pass dtype"
+    ):
+        encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "half")
+    store = encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "full", **EXACT)
+    assert store.batch(range(5)).vectors.abs().max() > 65504
+
+
+def test_nan_is_no_hidden_state(tmp_path):
+    model = bert()
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.LayerNorm.weight.fill_(torch.nan)
+    with pytest.raises(DataError, match="layer 2 has no finite hidden state for every token: look for NaN or overflow"):
+        encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "store")
+
+
+# The folder
+
+
+def test_a_second_call_runs_nothing(family, monkeypatch, tmp_path):
+    model, tokenizer = family.build(), tokenizer_for(family)
+    first = encode(model, tokenizer, NOUNS, tmp_path / "store")
+    before = bytes_of(tmp_path / "store")
+    for module in model.modules():
+        monkeypatch.setattr(module, "forward", never)
+    again = encode(model, tokenizer, NOUNS, tmp_path / "store", batch_size=3)
+    assert torch.equal(first.batch(range(5)).vectors, again.batch(range(5)).vectors)
+    assert bytes_of(tmp_path / "store") == before
+    assert str(again) == str(first)
+
+
+@pytest.mark.parametrize("lexical", ["word", "embeddings"])
+def test_a_pass_that_was_cut_off_goes_on(family, lexical, tmp_path):
+    model, tokenizer = family.build(), tokenizer_for(family)
+    given = (model, tokenizer, NOUNS)
+    options = {"batch_size": 2, "lexical": lexical}
+    encode(*given, tmp_path / "whole", **options)
+    block = b.dissect(model).stacks[0].blocks[-1]
+    # ALBERT runs one module in all layers. The sizes take a pass of their own.
+    per_pass = 2 if family.name == "albert" else 1
+    for done in (0, 1, 2):
+        folder = tmp_path / str(done)
+        with raising_at(block, (1 + done) * per_pass), pytest.raises(Broken):
+            encode(*given, folder, **options)
+        assert len((folder / "checks.bin").read_bytes()) == 4 * 2 * done
+        with pytest.raises(DataError, match=f"was cut off, with {2 * done} of 5 records done: call encode.. as before"):
+            b_open(folder)
+        runs = Counting(block)
+        with runs:
+            encode(*given, folder, **options)
+        assert runs.count == (3 - done) * per_pass
+        assert bytes_of(folder) == bytes_of(tmp_path / "whole")
+
+
+def b_open(folder):
+    from bertology.edge_probing.store import Store
+
+    return Store.open(folder)
+
+
+class Counting:
+    """Counts a module's calls."""
+
+    def __init__(self, module):
+        self.module, self.count = module, 0
+
+    def __enter__(self):
+        self.hook = self.module.register_forward_hook(self._seen)
+
+    def _seen(self, *_):
+        self.count += 1
+
+    def __exit__(self, *_):
+        self.hook.remove()
+
+
+def test_going_on_with_other_batches_and_half_written_vectors(tmp_path):
+    model, tokenizer = bert(), wordpiece_tokenizer()
+    whole = encode(model, tokenizer, NOUNS, tmp_path / "whole", **EXACT)
+    folder = tmp_path / "cut"
+    with raising_at(model.bert.encoder.layer[1], 2), pytest.raises(Broken):
+        encode(model, tokenizer, NOUNS, folder, batch_size=3, **EXACT)
+    with open(folder / "vectors.bin", "ab") as file:  # as if it was cut off between vectors and checksums
+        file.write(b"\1" * 7777)
+    store = encode(model, tokenizer, NOUNS, folder, batch_size=2, **EXACT)
+    torch.testing.assert_close(store.batch(range(5)).vectors, whole.batch(range(5)).vectors, atol=1e-6, rtol=0)
+
+
+def test_a_process_that_was_killed_leaves_what_it_had_done(tmp_path, monkeypatch):
+    """Nothing is closed then, and what was not handed to the system is gone."""
+    model, tokenizer, opened = bert(), wordpiece_tokenizer(), []
+    close = folders.Appending.__exit__
+    monkeypatch.setattr(folders.Appending, "__exit__", lambda self, *_: opened.append(self))
+    with raising_at(model.bert.encoder.layer[1], 3), pytest.raises(Broken):
+        encode(model, tokenizer, NOUNS, tmp_path / "store", batch_size=2)
+    assert len((tmp_path / "store" / "checks.bin").read_bytes()) == 4 * 4
+    assert len((tmp_path / "store" / "vectors.bin").read_bytes()) == (1 + 4 + 3 + 4) * 3 * 16 * 2
+    close(opened[0])
+
+
+def test_a_folder_that_was_only_begun(tmp_path):
+    model, tokenizer = bert(), wordpiece_tokenizer()
+    encode(model, tokenizer, NOUNS, tmp_path / "store")
+    before = bytes_of(tmp_path / "store")
+    (tmp_path / "store" / "meta.json").unlink()
+    encode(model, tokenizer, NOUNS, tmp_path / "store")
+    assert bytes_of(tmp_path / "store") == before
+
+
+def other_words(task):
+    first = dataclasses.replace(task.records[0], words=("a", *task.records[0].words[1:]))
+    return dataclasses.replace(task, records=(first, *task.records[1:]))
+
+
+def other_span(task):
+    target = dataclasses.replace(task.records[0].targets[0], span1=(0, 1))
+    first = dataclasses.replace(task.records[0], targets=(target, *task.records[0].targets[1:]))
+    return dataclasses.replace(task, records=(first, *task.records[1:]))
+
+
+OTHERS = {
+    "the model's weights. Name another folder, or remove this one": lambda g: g | {"model": bert(seed=1)},
+    "the model's weights.": lambda g: g | {"model": bert().float()},
+    "model ('BertModel' there, 'DistilBertModel' here), the model's weights.": lambda g: g | {"model": BY_NAME["distilbert"].build()},
+    "the model's hidden_act ('gelu' there, 'relu' here).": lambda g: g | {"model": bert(hidden_act="relu")},
+    "the tokenizer.": lambda g: g | {"tokenizer": lowered()},
+    "the data. ": lambda g: g | {"task": other_words(NOUNS)},
+    "the data.": lambda g: g | {"task": other_span(NOUNS)},
+    "the data. Name": lambda g: g | {"task": NOUNS[:4]},
+    "the labels, the labels that count.": lambda g: g | {"task": dataclasses.replace(NOUNS, labels=NOUNS.labels[::-1])},
+    "the labels that count.": lambda g: g | {"task": dataclasses.replace(NOUNS, counted=("NN",))},
+    "lexical ('word' there, 'embeddings' here).": lambda g: g | {"lexical": "embeddings"},
+    "dtype ('float16' there, 'float32' here).": lambda g: g | {"dtype": torch.float32},
+    "max_length (32 there, 12 here).": lambda g: g | {"max_length": 12},
+}  # fmt: skip
+
+
+def lowered():
+    from tokenizers import normalizers
+
+    tokenizer = wordpiece_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_vectors_of_something_else_are_refused(message, tmp_path):
+    given = {"model": bert(), "tokenizer": wordpiece_tokenizer(), "task": NOUNS, "path": tmp_path / "store"}
+    encode(**given)
+    before = bytes_of(tmp_path / "store")
+    with pytest.raises(
+        DataError, match=re.escape("store holds other vectors than asked for. What differs: " + message)
+    ):
+        encode(**OTHERS[message](given))
+    assert bytes_of(tmp_path / "store") == before
+
+
+def test_settings_inside_settings_are_compared(tmp_path):
+    """The same weights with other positions: no weight tells."""
+    models = [BY_NAME["llama"].build() for _ in range(2)]
+    given = {"tokenizer": byte_tokenizer(**NAMES), "task": NOUNS, "path": tmp_path / "store"}
+    encode(models[0].model, **given)
+    name = "rope_theta"
+    if not V4:
+        name = "rope_parameters.rope_theta"
+        models[1].config.rope_parameters["rope_theta"] = 99.0
+    else:
+        models[1].config.rope_theta = 99.0
+    with pytest.raises(DataError, match=rf"the model's {name} .10000.0 there, 99.0 here."):
+        encode(models[1].model, **given)
+
+
+def test_what_changes_no_vector_is_not_compared(tmp_path):
+    """Dropout, names, another task head around the same model."""
+    tokenizer = wordpiece_tokenizer()
+    encode(bert(), tokenizer, NOUNS, tmp_path / "store")
+    renamed = dataclasses.replace(NOUNS, name="others")
+    same = bert(hidden_dropout_prob=0.5).train()
+    assert encode(same, tokenizer, renamed, tmp_path / "store").name == "nouns"
+    assert encode(same.bert, tokenizer, NOUNS, tmp_path / "store").records == 5
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    model, tokenizer = bert(), wordpiece_tokenizer()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    with pytest.raises(DataError, match="full holds other files .thesis.tex.: name an empty folder, or a new one"):
+        encode(model, tokenizer, NOUNS, tmp_path / "full")
+    for path in (tmp_path / "file", tmp_path / "nowhere" / "store"):
+        with pytest.raises(DataError, match="wanted a folder, or the name of a new one in a folder that exists; got"):
+            encode(model, tokenizer, NOUNS, path)
+    assert (tmp_path / "full" / "thesis.tex").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    assert encode(model, tokenizer, NOUNS, str(tmp_path / "empty")).path == tmp_path / "empty"
+
+
+def test_a_full_disk_is_told_beforehand(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(DataError, match=r"the vectors take 0.0 GB, .*store has room for 0.0 GB"):
+        encode(bert(), wordpiece_tokenizer(), NOUNS, tmp_path / "store")
+
+
+@pytest.mark.parametrize("lexical", ["word", "embeddings"])
+def test_leaves_the_model_alone(family, lexical, tmp_path):
+    names = itertools.count()
+    run = {"tokenizer": tokenizer_for(family), "task": NOUNS, "lexical": lexical, "batch_size": 2}
+    check_leaves_model_alone(family.build(), lambda m: encode(m, path=tmp_path / str(next(names)), **run))
+    model = family.build()
+    for broken in (b.dissect(model).stacks[0].blocks[-1], b.dissect(model).sites[-1].projection):
+        check_leaves_model_alone(model, lambda m: encode(m, path=tmp_path / str(next(names)), **run), broken)
+
+
+def test_progress_is_shown_when_asked_for(tmp_path, capsys):
+    model, tokenizer = bert(), wordpiece_tokenizer()
+    encode(model, tokenizer, NOUNS, tmp_path / "quiet")
+    assert capsys.readouterr().err == ""
+    encode(model, tokenizer, NOUNS, tmp_path / "loud", batch_size=2, progress="nouns")
+    assert "nouns" in capsys.readouterr().err
+
+
+@pytest.mark.shared
+def test_real_relations(minilm, shared, tmp_path):
+    """Targets as whole pieces of real text: the words that the vectors stand for are those of the spans."""
+    from bertology.edge_probing.jsonl import read_edges
+
+    task = read_edges(shared / "edges" / "semeval-train.jsonl", counted="relations")[:40]
+    model, tokenizer = t.AutoModel.from_pretrained(minilm), t.AutoTokenizer.from_pretrained(minilm)
+    store = encode(model, tokenizer, task, tmp_path / "store", **EXACT)
+    assert (store.layers, store.hidden, store.targets, store.lost) == (7, 384, 40, {})
+    batch = store.batch(range(40))
+    table = model.embeddings
+    words = table.LayerNorm(table.word_embeddings.weight).detach()
+    for number, one in enumerate(task):
+        for side, span in enumerate(spans_of(one.targets[0])):
+            rows = batch.vectors[batch.tokens[side][batch.targets[side] == number], 0]
+            ids = tokenizer(" ".join(one.words[slice(*span)]), add_special_tokens=False)["input_ids"]
+            torch.testing.assert_close(rows, words[ids])
+    check_equal(store, loops(model.eval(), tokenizer, task), tolerance=1e-4, layers=slice(1, None))

@@ -656,6 +656,17 @@ def test_progress_is_shown_when_asked_for(tmp_path, capsys):
     assert "nouns" in capsys.readouterr().err
 
 
+def test_probes_learn_from_stores(tmp_path):
+    """Which word it is tells the label, and layer 0 is the word: every probe learns it by heart."""
+    from bertology.edge_probing import Training, probe_layers
+
+    stores = [encode(bert(), wordpiece_tokenizer(), NOUNS, tmp_path / name) for name in ("train", "dev")]
+    settings = Training(lr=0.01, validate_every=40, max_validations=3, batch_size=2)
+    scores = probe_layers(*stores, settings=settings)
+    assert scores.f1.shape == (1, 3)
+    assert (scores.f1 > 0.9).all()
+
+
 @pytest.mark.shared
 def test_real_relations(minilm, shared, tmp_path):
     """Targets as whole pieces of real text: the words that the vectors stand for are those of the spans."""

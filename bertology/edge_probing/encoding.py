@@ -35,8 +35,9 @@ def encode(
     """Run a model over a task once, and keep the hidden states of the tokens in spans in a folder on disk.
 
     A span of words becomes all tokens of its words, never the special ones around the text (Tenney et al. 2019). Their
-    hidden states are kept at every layer: those that `hidden_states` gives, but for layer 0. A second call with the same model, tokenizer, data and settings opens the folder and runs nothing; a call that was cut off goes
-    on where it was. One process may write a folder at a time.
+    hidden states are kept at every layer: those that `hidden_states` gives, but for layer 0. A second call with the
+    same model, tokenizer, data and settings opens the folder and runs nothing; a call that was cut off goes on where it
+    was. One process may write a folder at a time.
 
     Args:
         model: any model that `hidden_states` reads, with or without a task head, measured in eval mode and left as it

@@ -14,9 +14,9 @@ def jensen_shannon(p: Sequence[float], q: Sequence[float]) -> float:
     """JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2, in nats, 0 ln 0 = 0."""
     total = 0.0
     for a, b in zip(p, q, strict=True):
-        m = (a + b) / 2
-        total += a / 2 * math.log(a / m) if a > 0 else 0.0
-        total += b / 2 * math.log(b / m) if b > 0 else 0.0
+        # a / m, for any a, however small: half of the smallest number there is would be 0.
+        total += a / 2 * math.log(2 * a / (a + b)) if a > 0 else 0.0
+        total += b / 2 * math.log(2 * b / (a + b)) if b > 0 else 0.0
     return total
 
 

@@ -106,7 +106,7 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
     Without an attention mask every token is real. The choices of multiple choice are rows of their own.
     Raises `DataError` for attention masks that are not `[batch, token]`.
     """
-    decoding = not stack.startswith("encoder") and is_encoder_decoder(model)
+    decoding = not reads_text(model, stack)
     labels = batch.get("labels")
     if decoding and "decoder_attention_mask" not in batch and isinstance(labels, Tensor) and labels.dim() == 2:
         return labels != IGNORED  # the decoder reads its labels, shifted
@@ -121,6 +121,21 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
             "only from such a mask can padding be told from text"
         )
     return flat != 0
+
+
+def reads_text(model: nn.Module, stack: str) -> bool:
+    """Whether a stack reads the text itself: a decoder behind an encoder reads another, or this one shifted (BART)."""
+    return stack.startswith("encoder") or not is_encoder_decoder(model)
+
+
+def token_ids(model: nn.Module, batch: Batch, stack: str) -> Tensor | None:
+    """[row, token]: the ids of the tokens that a stack attends from and to, or None.
+
+    None in cross attention, and where the batch does not hold them. The choices of multiple choice are rows of their
+    own.
+    """
+    ids = batch.get("input_ids" if reads_text(model, stack) else "decoder_input_ids")
+    return ids.reshape(-1, ids.shape[-1]) if isinstance(ids, Tensor) and "cross" not in stack else None
 
 
 def fit_mask(mask: Tensor, positions: int, runner: nn.Module) -> Tensor:
@@ -196,6 +211,19 @@ def _shifted(labels: Tensor, config: Any) -> Tensor:
 def is_encoder_decoder(model: nn.Module) -> bool:
     """Whether the model, whatever is wrapped around it, reads one text and writes another."""
     return bool(getattr(config_of(model), "is_encoder_decoder", False))
+
+
+def room_of(model: nn.Module) -> int | None:
+    """How many tokens a model takes at once, or None where it does not say, or has no end of them."""
+    most = getattr(config_of(model), "max_position_embeddings", None)
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        return None
+    words = getattr(model, "get_input_embeddings", lambda: None)()
+    for module in model.modules():
+        # RoBERTa counts positions from behind the number that stands for padding.
+        if isinstance(module, nn.Embedding) and module.num_embeddings == most and module is not words:
+            return most - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return most
 
 
 def config_of(model: nn.Module) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Batches
+from .batches import Batch, Batches, token_ids
 from .errors import DataError
 from .queries import RealQueries
 from .result import Result, cpu64, finite
@@ -61,15 +61,17 @@ class RepeatsAccumulator(Accumulator):
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Read the attention maps, block by block."""
+        if not isinstance(batch.get("input_ids"), Tensor):
+            raise DataError("which tokens occur again is told by their ids: the batch has no input_ids")
         real = RealQueries(self.anatomy, batch)
-        patterns: dict[tuple[int, int], dict[str, Tensor]] = {}
+        patterns: dict[tuple[str, int, int], dict[str, Tensor]] = {}
 
         def read(site: Site, x: Tensor, rows: slice) -> None:
-            ids = _ids(self.anatomy.model, batch, site)
+            ids = token_ids(self.anatomy.model, batch, site.stack)
             mask = real.among(site, rows, x)
             if ids is None or ids.shape[1] != x.shape[3]:
                 return
-            about = (rows.start, rows.stop)
+            about = (site.stack, rows.start, rows.stop)
             if about not in patterns:
                 keys = real.among(site, slice(0, ids.shape[1]), x.new_empty(len(x), 1, ids.shape[1], 0))
                 patterns[about] = _patterns(ids.to(x.device), keys, mask, rows)
@@ -101,17 +103,6 @@ class RepeatsAccumulator(Accumulator):
             **means, followers=self.followers.cpu(), repeats=self.repeats.cpu(), queries=self.queries.cpu(),
             labels=self.anatomy.labels,
         )  # fmt: skip
-
-
-def _ids(model: nn.Module, batch: Batch, site: Site) -> Tensor | None:
-    """[row, token]: the ids of the tokens that a site attends from and to, or None where they are not known."""
-    if site.stack == "cross":
-        return None
-    own = site.stack.startswith("encoder") or "decoder_input_ids" not in batch
-    ids = batch.get("input_ids" if own else "decoder_input_ids")
-    if ids is None:
-        raise DataError("which tokens occur again is told by their ids: the batch has no input_ids")
-    return ids.reshape(-1, ids.shape[-1])
 
 
 def _patterns(ids: Tensor, real: Tensor, mask: Tensor, rows: slice) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batches import Batch, is_encoder_decoder
+from .batches import Batch, reads_text, token_ids
 from .errors import DataError
 from .names import PADDED_STACKS
 from .site import Anatomy
@@ -45,9 +45,9 @@ class TokenClasses:
         stack has other positions than the text has tokens.
         """
         runner = anatomy.runner(stack)
-        decoding = not stack.startswith("encoder") and is_encoder_decoder(anatomy.model)
-        ids = batch.get("decoder_input_ids" if decoding else "input_ids")
-        if stack == "cross" or (decoding and (ids is None or self._functions)):
+        ids = token_ids(anatomy.model, batch, stack)
+        decoding = not reads_text(anatomy.model, stack)
+        if "cross" in stack or (decoding and (ids is None or self._functions)):
             return None
         found = [self._mask(name, batch, ids) for name in self.names[:-1]]
         if any(mask.shape != found[0].shape for mask in found):
@@ -64,7 +64,7 @@ class TokenClasses:
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() != 2:
                 what = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
                 raise DataError(f"the function of class {name!r} must give a bool tensor [batch, token], got {what}")
-            if isinstance(ids, Tensor) and mask.shape != (ids.numel() // ids.shape[-1], ids.shape[-1]):
+            if isinstance(ids, Tensor) and mask.shape != ids.shape:
                 raise DataError(
                     f"the function of class {name!r} gave {list(mask.shape)} for input_ids {list(ids.shape)}: wanted "
                     "one truth value a token"
@@ -74,7 +74,7 @@ class TokenClasses:
             raise DataError(
                 f"class {name!r} is told by token ids, and the batch has no input_ids: give a function of it"
             )
-        return torch.isin(ids.reshape(-1, ids.shape[-1]), self._ids[name].to(ids.device))
+        return torch.isin(ids, self._ids[name].to(ids.device))
 
 
 def _ids(name: str, given: Any, tokenizer: Any) -> Tensor:

@@ -54,6 +54,24 @@ def test_no_repetition_has_no_score():
     assert found.queries.tolist() == [2, 2]
 
 
+def test_a_decoder_behind_an_encoder_repeats_its_own_tokens():
+    """As long as the encoder's text, but another; and when none is given, BART shifts the text into its decoder."""
+    import transformers
+
+    config = transformers.BartConfig(
+        vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.BartModel(config).double().eval()
+    text, other = torch.tensor([[5, 6, 5, 7, 8]]), torch.tensor([[9, 4, 9, 9, 4]])
+    maps = attention_maps(model, {"input_ids": text, "decoder_input_ids": other}).stack("decoder")
+    expected = oracles_clark.repeats(maps.values, maps.mask, other)
+    check(repeat_scores(model, {"input_ids": text, "decoder_input_ids": other}).stack("decoder"), expected)
+    alone = repeat_scores(model, {"input_ids": text, "decoder_attention_mask": torch.ones_like(text)})
+    assert alone.stack("decoder").previous.isnan().all()
+    assert not alone.stack("encoder").previous.isnan().any()
+
+
 def test_repeated_tokens_repeat():
     state = torch.get_rng_state()
     ids = repeated_tokens(range(5, 40), length=6, examples=3, times=3, seed=1)["input_ids"]

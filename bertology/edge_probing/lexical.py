@@ -7,11 +7,11 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from ..batches import device_of
+from ..batches import device_of, room_of
 from ..capture import one_batch, run
 from ..errors import UnknownAnatomy
 from ..tap import tap
-from .tower import input_table, room_of, text_states
+from .tower import input_table, text_states
 
 AT_ONCE = 32
 """Rows of tokens in a pass."""

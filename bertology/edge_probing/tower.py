@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..anatomy import dissect
-from ..batches import Batch, config_of, is_encoder_decoder, model_arguments
+from ..batches import Batch, is_encoder_decoder, model_arguments, room_of
 from ..errors import DataError, UnknownAnatomy
 from ..hidden import hidden_states
 
@@ -69,19 +69,6 @@ def longest_text(model: nn.Module, tokenizer: Any, max_length: int | None) -> in
     if room is not None and max_length > room:
         raise DataError(f"max_length is {max_length}, the model takes {room} tokens: pass {room} or less, or None")
     return max_length
-
-
-def room_of(model: nn.Module) -> int | None:
-    """How many tokens a model takes at once, or None where it does not say, or has no end of them."""
-    most = getattr(config_of(model), "max_position_embeddings", None)
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        return None
-    words = getattr(model, "get_input_embeddings", lambda: None)()
-    for module in model.modules():
-        # RoBERTa counts positions from behind the number that stands for padding.
-        if isinstance(module, nn.Embedding) and module.num_embeddings == most and module is not words:
-            return most - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return most
 
 
 def accepted(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..batches import ANNOTATIONS, Batch, config_of, is_encoder_decoder
+from ..batches import ANNOTATIONS, Batch, reads_text, room_of
 from ..errors import DataError
 from ..site import Anatomy, Site
 from ..tap import tap
@@ -32,8 +32,8 @@ def aligned_in(batch: Batch) -> list[Aligned]:
 
 def check_fits(model: nn.Module, tokens: int) -> None:
     """Raise `DataError` for texts of more tokens than the model has positions for."""
-    longest = getattr(config_of(model), "max_position_embeddings", None)
-    if isinstance(longest, int) and 0 < longest < tokens:
+    longest = room_of(model)
+    if longest is not None and tokens > longest:
         raise DataError(
             f"a text has {tokens} tokens, the model takes {longest}: pass max_length={longest} to align, which leaves "
             "out and lists what is longer"
@@ -62,9 +62,7 @@ def word_maps(
     check_fits(anatomy.model, tokens)
 
     def look(site: Site, x: Tensor, _: slice) -> None:
-        # An encoder-decoder's decoder reads another text, or, without one given, this one shifted (BART).
-        elsewhere = is_encoder_decoder(anatomy.model) and not site.stack.startswith("encoder")
-        if elsewhere or x.shape[2:] != (tokens, tokens):
+        if not reads_text(anatomy.model, site.stack) or x.shape[2:] != (tokens, tokens):
             return
         maps = word_attention(x.detach(), aligned, rows=rows)
         places = [torch.tensor(one.word_groups, device=x.device) for one in aligned]

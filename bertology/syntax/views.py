@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from ..batches import is_encoder_decoder
+from ..batches import reads_text
 from ..capture import one_batch, run
 from ..errors import DataError, ShapeError
 from ..head import Head, head_at
@@ -190,11 +190,9 @@ def show_head(
     found: list[Tensor] = []
     with one_batch(model, inputs) as (anatomy, batch):
         row, number = anatomy.resolve([head])[0]
-        # The decoder of an encoder-decoder reads another text, or this one shifted by a token.
-        elsewhere = is_encoder_decoder(model) and not anatomy.sites[row].stack.startswith("encoder")
 
         def read(site: Site, x: Tensor, _: slice) -> None:
-            if site.row == row and not elsewhere and x.shape[2:] == (len(aligned.word_of),) * 2:
+            if site.row == row and reads_text(model, site.stack) and x.shape[2:] == (len(aligned.word_of),) * 2:
                 found.append(word_attention(x, [aligned], rows=rows)[0][site.kept.index(number)])
 
         with tap(anatomy, "attention", read=read, whole=True):

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertology.edge_probing import layers as of_layers
-from bertology.edge_probing.layers import (
+from bertology.edge_probing.layers import statistics as of_layers
+from bertology.edge_probing.layers.orders import layer_table, order_agreement, order_of
+from bertology.edge_probing.layers.statistics import (
     LayerStatistics,
     centre_of_gravity,
     differential,
@@ -18,7 +19,6 @@ from bertology.edge_probing.layers import (
     layer_statistics,
     t_interval,
 )
-from bertology.edge_probing.orders import layer_table, order_agreement, order_of
 from bertology.errors import DataError, ShapeError
 from bertology.result import Result
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import sentence
 
-from bertology.edge_probing.column_makers import entity_edges, srl_edges
-from bertology.edge_probing.coref_makers import coreference_edges, gap_edges
-from bertology.edge_probing.jsonl import read_edges
-from bertology.edge_probing.makers import bracket_pos_edges, constituent_edges, dependency_edges, pos_edges
-from bertology.edge_probing.relation_makers import ProtoRole, proto_role_edges, semeval_edges, spr1_edges
+from bertology.edge_probing.tasks.column_makers import entity_edges, srl_edges
+from bertology.edge_probing.tasks.coref_makers import coreference_edges, gap_edges
+from bertology.edge_probing.tasks.jsonl import read_edges
+from bertology.edge_probing.tasks.makers import bracket_pos_edges, constituent_edges, dependency_edges, pos_edges
+from bertology.edge_probing.tasks.relation_makers import ProtoRole, proto_role_edges, semeval_edges, spr1_edges
 from bertology.errors import DataError
 from bertology.syntax import Document, Documents, Mention, Treebank, read_conll_coref, read_conllu
 from bertology.syntax.treebank import Skip

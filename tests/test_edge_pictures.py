@@ -6,10 +6,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
-from bertology.edge_probing.layers import layer_statistics
-from bertology.edge_probing.pictures import layer_panels, layers_of_tasks, sentence_strips
-from bertology.edge_probing.records import EdgeTask, Record, Target
-from bertology.edge_probing.trajectories import label_trajectories
+from bertology.edge_probing.layers.pictures import layer_panels, layers_of_tasks, sentence_strips
+from bertology.edge_probing.layers.statistics import layer_statistics
+from bertology.edge_probing.layers.trajectories import label_trajectories
+from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
 from bertology.errors import DataError, MissingExtra
 from bertology.pictures import COLOURS
 

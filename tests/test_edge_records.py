@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import wordpiece_tokenizer
 
-from bertology.edge_probing.counted import counted_labels
-from bertology.edge_probing.jsonl import read_edges, write_edges
-from bertology.edge_probing.records import EdgeTask, Record, Target
+from bertology.edge_probing.tasks.counted import counted_labels
+from bertology.edge_probing.tasks.jsonl import read_edges, write_edges
+from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
 from bertology.errors import DataError
 from bertology.syntax.treebank import Skip
 from bertology.syntax.words import align

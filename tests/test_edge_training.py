@@ -9,15 +9,15 @@ from edge_sources import at_one_layer, random_labels, random_source
 from sklearn.metrics import f1_score
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bertology.edge_probing import resuming
-from bertology.edge_probing.counting import count, micro_f1
-from bertology.edge_probing.drawing import Order
-from bertology.edge_probing.equations import centre_of_gravity, unchecked_expected_layer
-from bertology.edge_probing.optimizing import AMSGrad, Patience, Training
-from bertology.edge_probing.probes import Probes, cumulative
+from bertology.edge_probing.layers.equations import centre_of_gravity, unchecked_expected_layer
 from bertology.edge_probing.probing import cumulative_probes, probabilities, probe_layers, score_layers
 from bertology.edge_probing.spans import EdgeBatch
-from bertology.edge_probing.training import train_probes
+from bertology.edge_probing.training import resuming
+from bertology.edge_probing.training.counting import count, micro_f1
+from bertology.edge_probing.training.drawing import Order
+from bertology.edge_probing.training.optimizing import AMSGrad, Patience, Training
+from bertology.edge_probing.training.probes import Probes, cumulative
+from bertology.edge_probing.training.together import train_probes
 from bertology.errors import DataError, ShapeError
 from bertology.result import Result
 
@@ -471,7 +471,7 @@ def test_the_bootstrap_draws_records(monkeypatch):
             sum(x[1, 2, record].item() for record in drawn[draw].tolist()) for x in (found.tp, found.fp, found.fn)
         )
         assert draws[draw, 1, 2].item() == pytest.approx(2 * tp / (2 * tp + fp + fn))
-    monkeypatch.setattr("bertology.edge_probing.scores.CELLS", 12 * 37)
+    monkeypatch.setattr("bertology.edge_probing.training.scores.CELLS", 12 * 37)
     assert torch.equal(found.bootstrap(200, seed=3), draws)
     low, high = found.interval(0.9, resamples=200, seed=3)
     close(low, draws.quantile(0.05, 0))
@@ -540,7 +540,7 @@ def test_parts_of_speech_are_in_a_real_model(minilm, shared, tmp_path):
     from transformers import AutoModel, AutoTokenizer
 
     from bertology.edge_probing.encoding import encode
-    from bertology.edge_probing.makers import pos_edges
+    from bertology.edge_probing.tasks.makers import pos_edges
 
     model, tokenizer = AutoModel.from_pretrained(minilm), AutoTokenizer.from_pretrained(minilm)
     task = pos_edges(shared / "ud" / "en_ewt-ud-dev.conllu")

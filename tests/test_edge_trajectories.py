@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertology.edge_probing.code_length import PORTIONS, CodeLength, bits_of, online_code
-from bertology.edge_probing.records import EdgeTask, Record, Target
-from bertology.edge_probing.trajectories import LabelTrajectories, label_trajectories
+from bertology.edge_probing.layers.code_length import PORTIONS, CodeLength, bits_of, online_code
+from bertology.edge_probing.layers.trajectories import LabelTrajectories, label_trajectories
+from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
 from bertology.errors import DataError, ShapeError
 from bertology.result import Result
 

@@ -11,26 +11,26 @@ runs a model over it once and keeps what its layers make of the spans in a folde
 probes of all layers from there at once, and `layers` and `trajectories` say what they tell.
 """
 
-from .code_length import CodeLength, bits_of, online_code
-from .column_makers import entity_edges, srl_edges
-from .controls import control_tasks, shared_types, shuffled_labels
-from .coref_makers import coreference_edges, gap_edges
-from .counted import counted_labels
 from .encoding import encode
-from .jsonl import read_edges, write_edges
-from .layers import LayerStatistics, layer_statistics
-from .makers import bracket_pos_edges, constituent_edges, dependency_edges, pos_edges
-from .optimizing import Training
-from .orders import OrderAgreement, layer_table, order_agreement, order_of
-from .probes import Probes
+from .layers.code_length import CodeLength, bits_of, online_code
+from .layers.orders import OrderAgreement, layer_table, order_agreement, order_of
+from .layers.statistics import LayerStatistics, layer_statistics
+from .layers.trajectories import LabelTrajectories, label_trajectories
 from .probing import cumulative_probes, probabilities, probe_layers, score_layers
-from .records import EdgeTask, Record, Target
-from .relation_makers import ProtoRole, proto_role_edges, semeval_edges, spr1_edges
-from .scores import LayerScores
 from .spans import BatchSource, EdgeBatch
-from .store import Store
-from .training import Trained, train_probes
-from .trajectories import LabelTrajectories, label_trajectories
+from .storing.store import Store
+from .tasks.column_makers import entity_edges, srl_edges
+from .tasks.controls import control_tasks, shared_types, shuffled_labels
+from .tasks.coref_makers import coreference_edges, gap_edges
+from .tasks.counted import counted_labels
+from .tasks.jsonl import read_edges, write_edges
+from .tasks.makers import bracket_pos_edges, constituent_edges, dependency_edges, pos_edges
+from .tasks.records import EdgeTask, Record, Target
+from .tasks.relation_makers import ProtoRole, proto_role_edges, semeval_edges, spr1_edges
+from .training.optimizing import Training
+from .training.probes import Probes
+from .training.scores import LayerScores
+from .training.together import Trained, train_probes
 
 __all__ = [
     "BatchSource",

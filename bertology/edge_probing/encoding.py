@@ -14,14 +14,14 @@ from tqdm.auto import tqdm
 from ..batches import Batch, config_of, some_examples
 from ..errors import DataError
 from ..syntax.words import AlignedBatches, align
-from .folder import Appending, Folder, row_bytes
-from .identity import differences, identity
-from .layout import Layout, Numbers
-from .lexical import lexical_vectors
-from .projecting import Plan, plan, texts_of
-from .records import EdgeTask
-from .store import Store
-from .tower import longest_text, text_states, text_tower
+from .storing.folder import Appending, Folder, row_bytes
+from .storing.identity import differences, identity
+from .storing.layout import Layout, Numbers
+from .storing.lexical import lexical_vectors
+from .storing.projecting import Plan, plan, texts_of
+from .storing.store import Store
+from .storing.tower import longest_text, text_states, text_tower
+from .tasks.records import EdgeTask
 
 Lexical = Literal["word", "embeddings"]
 DTYPES = (torch.float16, torch.float32)
@@ -61,7 +61,7 @@ def encode(
         >>> from tempfile import TemporaryDirectory
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.demo import minilm_path
-        >>> from bertology.edge_probing.records import EdgeTask, Record, Target
+        >>> from bertology.edge_probing import EdgeTask, Record, Target
         >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
         >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
         >>> task = EdgeTask.of("pos", [Record(("Birds", "warble"), (Target((1, 2), ("VERB",)),))])

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..result import cpu64
-from .counting import count, logits_of, micro_f1
-from .optimizing import PAPER, Training
-from .probes import Probes, cumulative
-from .scores import LayerScores
 from .spans import BatchSource
-from .training import Trained, check_sources, train_resumably
+from .training.counting import count, logits_of, micro_f1
+from .training.optimizing import PAPER, Training
+from .training.probes import Probes, cumulative
+from .training.scores import LayerScores
+from .training.together import Trained, check_sources, train_resumably
 
 
 def probe_layers(
@@ -47,7 +47,7 @@ def probe_layers(
 
     Raises `DataError` as `train_probes` does.
 
-        >>> from bertology.edge_probing.spans import EdgeBatch
+        >>> from bertology.edge_probing import EdgeBatch
         >>> class Toy:  # whether a vector's first number is above 0, which only layer 1 tells
         ...     layers, hidden, sides, labels, counted, records = 2, 4, 1, ("no", "yes"), ("yes",), 64
         ...     target_record = torch.arange(64)
@@ -95,8 +95,7 @@ def score_layers(trained: Trained, source: BatchSource) -> LayerScores:
 
     Raises `DataError` for other probes, and for records none of whose labels count.
 
-        >>> from bertology.edge_probing.spans import EdgeBatch
-        >>> from bertology.edge_probing.training import train_probes
+        >>> from bertology.edge_probing import EdgeBatch, train_probes
         >>> class Toy:  # texts of one token, of which each has the label
         ...     layers, hidden, sides, labels, counted, records = 2, 4, 1, ("yes",), ("yes",), 8
         ...     target_record = torch.arange(8)
@@ -148,7 +147,7 @@ def probabilities(
 
     Raises `DataError` where a logit is not finite.
 
-        >>> from bertology.edge_probing.spans import EdgeBatch
+        >>> from bertology.edge_probing import EdgeBatch
         >>> class Toy:  # texts of one token
         ...     layers, hidden, sides, labels, records = 2, 4, 1, ("no", "yes"), 8
         ...     def batch(self, records):

@@ -14,6 +14,7 @@
 | tokens that come again| `repeat_scores`                            | [layer, head]                           |
 | heads that are alike  | `head_distances`                           | [head, head]                            |
 | heads and grammar     | `bertology.syntax`                         | [relation, direction, layer, head]      |
+| layers and tasks      | `bertology.edge_probing`                   | [seed, layer]                           |
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .alike import HeadDistances
 from .curve import PruningCurve
+from .edge_probing import LabelTrajectories, LayerScores, LayerStatistics
 from .entropy import AttentionEntropy
 from .errors import DataError, need
 from .patterns import AttentionPatterns
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+OWN = (HeadView, LabelTrajectories, LayerScores, LayerStatistics)
+"""Results that draw themselves."""
+
 __all__ = ["curve", "curves", "draw", "head_map", "heatmap", "over_layers"]
 
 
@@ -32,8 +36,9 @@ def draw(
     """Draw a result in the picture that fits it, and write it to `path` if one is given (extra `plot`).
 
     Patterns are points over the layers, distances between heads a map (extra `syntax`), a pruning curve a curve,
-    dependencies two heat maps of accuracies, a view of one head is lines between words, and all else is a heat map of
-    its first `[layer, head]` field.
+    dependencies two heat maps of accuracies, a view of one head is lines between words, scores of edge probes and their
+    statistics are bars over the layers, trajectories of one record a strip for each label, and all else is a heat map
+    of its first `[layer, head]` field.
 
     Args:
         result: what a measure gave.
@@ -45,7 +50,7 @@ def draw(
     """
     if relation is not None and not isinstance(result, DependencyHeads):
         raise DataError(f"relation={relation!r} is for DependencyHeads, got {type(result).__name__}")
-    if isinstance(result, HeadView) and field is None:
+    if isinstance(result, OWN) and field is None:
         return result.plot(path=path)
     if isinstance(result, HeadDistances) and field is None:
         return head_map(result.embed(2), result.heads, title="Heads whose attention is alike", path=path)

@@ -6,10 +6,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
+from bertology import plot
 from bertology.edge_probing.layers.pictures import layer_panels, layers_of_tasks, sentence_strips
 from bertology.edge_probing.layers.statistics import layer_statistics
 from bertology.edge_probing.layers.trajectories import label_trajectories
 from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
+from bertology.edge_probing.training.scores import LayerScores
 from bertology.errors import DataError, MissingExtra
 from bertology.pictures import COLOURS
 
@@ -199,6 +201,38 @@ def test_statistics_draw_themselves(tmp_path):
     figure = tasks()["Coref"].plot(name="Coref", path=tmp_path / "a.png")
     assert figure.axes[0].get_title(loc="left").startswith("Coref   K(s)")
     assert (tmp_path / "a.png").is_file()
+
+
+def scores():
+    """Of a model of 2 layers and one seed."""
+    cells, many = torch.ones(1, 3, 1), torch.ones(1, 3)
+    f1, mix = torch.tensor([[0.5, 0.7, 0.9]]).double(), torch.tensor([[0.2, 0.2, 0.6]]).double()
+    return LayerScores(
+        f1, mix, torch.ones(1), *(cells,) * 6, many, many, cells, cells, (("patience",) * 3,), (0,), ("a",), ("a",), 1,
+        "", ("0", "1", "2"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("result", "titles"),
+    [
+        (tasks()["Coref"], [tasks()["Coref"].plot().axes[0].get_title(loc="left")]),
+        (scores(), [scores().statistics().plot().axes[0].get_title(loc="left")]),
+        (sentence().sentence(0), ["Paris", "Ann"]),
+    ],
+)
+def test_plot_draws_them(tmp_path, result, titles):
+    for figure in (plot.draw(result, path=tmp_path / "a.png"), result.plot(path=tmp_path / "b.png")):
+        assert [axes.get_title(loc="left") for axes in figure.axes] == titles
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with pytest.raises(DataError, match=r"has no \[layer, head\] field f1: it has none"):
+        plot.draw(result, field="f1")
+
+
+def test_scores_draw_their_statistics():
+    axes = scores().plot(name="POS").axes[0]
+    assert axes.get_title(loc="left").startswith("POS   K(s) =")
+    assert [float(bar.get_height()) for bar in axes.patches] == pytest.approx([0.2, 0.2, 0.6, 0.5, 0.5])
 
 
 def test_pictures_need_matplotlib(monkeypatch):

@@ -9,9 +9,11 @@ from edge_sources import at_one_layer, random_labels, random_source
 from sklearn.metrics import f1_score
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from bertology.edge_probing.layers.code_length import bits_of
 from bertology.edge_probing.layers.equations import centre_of_gravity, unchecked_expected_layer
-from bertology.edge_probing.probing import cumulative_probes, probabilities, probe_layers, score_layers
+from bertology.edge_probing.probing import cumulative_probes, follow_targets, probabilities, probe_layers, score_layers
 from bertology.edge_probing.spans import EdgeBatch
+from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
 from bertology.edge_probing.training import resuming
 from bertology.edge_probing.training.counting import count, micro_f1
 from bertology.edge_probing.training.drawing import Order
@@ -129,6 +131,7 @@ def test_when_a_probe_stops():
         ({"dev_records": 0}, "dev_records must be 1 or more, got 0"),
         ({"lr": 0.0}, "lr must be a number above 0, got 0.0"),
         ({"clip": math.nan}, "clip must be a number above 0, got nan"),
+        ({"choose_by": "accuracy"}, "choose_by is 'f1' or 'loss', got 'accuracy'"),
         ({"threshold": -1.0}, "threshold must be a number, 0 or more, got -1.0"),
     ],
 )
@@ -215,6 +218,46 @@ def test_the_best_weights_are_what_is_kept():
     assert torch.equal(trained.validation_f1[rows], best)
 
 
+def best_so_far(values):
+    """[validation]: how many validations ago the lowest value was seen for the first time."""
+    return [at - values.index(min(values[: at + 1])) for at in range(len(values))]
+
+
+def test_probes_can_be_judged_by_their_loss():
+    """A rate too high, so that probes get surer than they should: F1 and loss are not best at once."""
+    train, dev = random_source(12), random_source(20, seed=1)
+    settings = dataclasses.replace(QUICK, lr=0.1, max_validations=12, patience_stop=3, choose_by="loss")
+    probes = some_probes(train)
+    trained = train_probes(train, dev, probes, settings)
+    by_f1 = train_probes(train, dev, probes, dataclasses.replace(settings, choose_by="f1"))
+    assert not torch.equal(trained.best_steps, by_f1.best_steps)
+    logits, gold = trained.probes(dev.batch(range(20))), dev.batch(range(20)).gold
+    close(bits_of(logits, gold) / len(gold), trained.validation_bits.nan_to_num(math.inf).amin(1))
+    found = count(trained.probes, dev)
+    rows = torch.arange(3), trained.best_steps // 5 - 1
+    close(micro_f1(found.tp.sum(1), found.fp.sum(1), found.fn.sum(1)), trained.validation_f1[rows])
+    for place in range(3):
+        seen = [x for x in trained.validation_bits[place].tolist() if x == x]
+        assert int(trained.best_steps[place]) == 5 * (seen.index(min(seen)) + 1)
+        assert int(trained.steps[place]) == 5 * len(seen)
+        waits = best_so_far(seen)
+        assert all(wait < 3 for wait in waits[:-1])
+        assert (waits[-1] == 3) == (trained.stopped[place] == "patience")
+    assert "patience" in trained.stopped
+
+
+def test_the_loss_of_a_validation_is_that_of_the_targets():
+    """All labels, also those that do not count; the mean over targets, not over batches of them."""
+    train, dev = random_source(12), dataclasses.replace(random_source(7, seed=1), counted=("label2",))
+    train = dataclasses.replace(train, counted=("label2",))
+    still = dataclasses.replace(QUICK, lr=1e-12, min_lr=0.0, batch_size=3, dev_records=5)
+    probes = some_probes(train)
+    found = train_probes(train, dev, probes, still).validation_bits
+    batch = dev.batch(range(5))
+    expected = torch.stack([oracles.loss(list(each.detach()), batch.gold) for each in probes.eval()(batch)])
+    close(found, (expected * len(dev.labels) / math.log(2))[:, None].expand(-1, 6))
+
+
 def test_losses_are_means_of_the_steps():
     train = random_source(8)
     settings = dataclasses.replace(QUICK, lr=1e-12, min_lr=0.0, dropout=0.0, input_dropout=0.0, validate_every=2)
@@ -256,21 +299,26 @@ class Failing:
         return self._source.batch(records)
 
 
+# The loss falls until a rate is too high.
+BY_LOSS = dataclasses.replace(STOPPING, choose_by="loss", lr=0.2, patience_stop=3)
+
+
+@pytest.mark.parametrize("settings", [STOPPING, BY_LOSS], ids=["f1", "loss"])
 @pytest.mark.parametrize("after", [3, 12, 30])
-def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, monkeypatch, after):
+def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, monkeypatch, after, settings):
     monkeypatch.setattr(resuming, "EVERY_SECONDS", 0.0)
     (train, dev), file = learnable(), tmp_path / "training"
-    probes = cumulative_probes(train, (0, 5), STOPPING)
-    whole = train_probes(train, dev, probes, STOPPING)
+    probes = cumulative_probes(train, (0, 5), settings)
+    whole = train_probes(train, dev, probes, settings)
     assert whole.steps.min() < 30 < whole.steps.max()
     with pytest.raises(CutOff):
-        train_probes(Failing(train, after + 2), dev, probes, STOPPING, checkpoint=file)
+        train_probes(Failing(train, after + 2), dev, probes, settings, checkpoint=file)
     assert file.is_file()
     left = Failing(train, int(whole.steps.max()) - after + 2)  # no more batches than are missing
-    resumed = train_probes(left, dev, probes, STOPPING, checkpoint=file)
+    resumed = train_probes(left, dev, probes, settings, checkpoint=file)
     assert not list(tmp_path.iterdir())
     assert torch.equal(resumed.probes.weights, whole.probes.weights)
-    for name in ("steps", "best_steps", "validation_f1", "losses"):
+    for name in ("steps", "best_steps", "validation_f1", "validation_bits", "losses"):
         torch.testing.assert_close(getattr(resumed, name), getattr(whole, name), rtol=0, atol=0, equal_nan=True)
     assert resumed.stopped == whole.stopped
 
@@ -297,6 +345,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
     others = (
         (train, dev, changed, QUICK),
         (train, dev, probes, dataclasses.replace(QUICK, lr=1e-2)),
+        (train, dev, probes, dataclasses.replace(QUICK, choose_by="loss")),
         (train, dev, some_probes(train, seeds=(1,)), QUICK),
         (random_source(12, seed=3), dev, probes, QUICK),
         (train, random_labels(dev), probes, QUICK),
@@ -532,6 +581,59 @@ def test_labels_of_others_give_chance():
         random_labels(train), random_labels(dev), settings=dataclasses.replace(SYNTHETIC, max_validations=8)
     )
     assert (found.f1 - 0.5).abs().max() < 0.1
+
+
+def test_the_expected_layers_interval_is_that_of_each_draw():
+    """Both a task with an answer at layer 2, of which each draw has a layer, and one whose F1 is the same at all."""
+    train, dev = at_one_layer(2), at_one_layer(2, records=100, seed=1)
+    scores = probe_layers(train, dev, seeds=(0, 1), settings=dataclasses.replace(SYNTHETIC, max_validations=10))
+    layers = []
+    for draw in scores.bootstrap(200, seed=5):
+        gain = draw[:, -1] - draw[:, 0]
+        assert (gain > 0.1).all()
+        moments = [sum(layer * (f1[layer] - f1[layer - 1]) for layer in range(1, 5)) for f1 in draw]
+        layers.append((torch.stack(moments) / gain).mean())
+    drawn = torch.stack(layers)
+    low, high = scores.layer_interval(0.9, resamples=200, seed=5)
+    assert (low, high) == pytest.approx((drawn.quantile(0.05).item(), drawn.quantile(0.95).item()))
+    assert low < scores.statistics().expected_layer < high
+    flat = {x: getattr(scores, x)[:, :1].expand_as(getattr(scores, x)).clone() for x in ("f1", "tp", "fp", "fn")}
+    assert all(map(math.isnan, dataclasses.replace(scores, **flat).layer_interval()))
+    with pytest.raises(DataError, match="between 0 and 1, got 95"):
+        scores.layer_interval(95)
+
+
+def test_targets_are_followed_with_one_seeds_probes():
+    train, dev = random_source(30), random_source(12, seed=1)
+    trained = train_probes(train, dev, some_probes(train, (0, 4)), QUICK)
+    records = [
+        Record(
+            tuple("abcdefgh"),
+            tuple(
+                Target(spans[0], tuple(name for name, one in zip(dev.labels, gold, strict=True) if one), spans[1])
+                for spans, gold in zip(some, truth, strict=True)
+            ),
+        )
+        for some, truth in zip(dev.spans, dev.truths, strict=True)
+    ]
+    task = EdgeTask.of("random", records, labels=dev.labels)
+    every = probabilities(trained.probes, dev).double()
+    for seed, rows in ((None, slice(0, 3)), (0, slice(0, 3)), (4, slice(3, 6))):
+        found = follow_targets(trained, dev, task, seed=seed)
+        assert torch.equal(found.probabilities, every[rows])
+        assert torch.equal(found.gold.float(), torch.cat(dev.truths))
+    with pytest.raises(DataError, match="seed must be one of the probes', 0, 4; got 1"):
+        follow_targets(trained, dev, task, seed=1)
+    other = dataclasses.replace(trained, probes=trained.probes.select([0, 2]))
+    with pytest.raises(DataError, match="wanted cumulative probes"):
+        follow_targets(other, dev, task)
+
+
+def test_the_settings_that_are_told_are_those_of_the_probes():
+    train, dev = random_source(12), random_source(6, seed=1)
+    probes = Probes(cumulative(3), 8, 4, 2, width=5, dropout=0.5, input_dropout=0.0)
+    told = train_probes(train, dev, probes, QUICK).settings
+    assert told == dataclasses.replace(QUICK, width=5, dropout=0.5, input_dropout=0.0)
 
 
 @pytest.mark.shared

@@ -1,16 +1,26 @@
 """Every public function leaves the model as it found it, on success and when the forward pass raises in the middle."""
 
+from tempfile import TemporaryDirectory
+
 import pytest
 import torch
+from edges import NOUNS
 from laws import Broken, check_leaves_model_alone, raising_at, snapshot
 from trees import CATS, wordpiece_tokenizer
 from zoo import BY_NAME, batch
 
 import bertology as b
-from bertology import syntax
+from bertology import edge_probing, syntax
 
 OTHER = BY_NAME["bert"].build()
 PARSED = syntax.align(wordpiece_tokenizer(), CATS)
+
+
+def encode(model):
+    with TemporaryDirectory() as folder:
+        edge_probing.encode(model, wordpiece_tokenizer(), NOUNS, f"{folder}/nouns", dtype=torch.float32)
+
+
 MEASURES = {
     "hidden_states": lambda m: b.hidden_states(m, batch()),
     "attention_maps": lambda m: b.attention_maps(m, batch()),
@@ -29,6 +39,7 @@ MEASURES = {
     "head_distances": lambda m: b.head_distances(m, batch()),
     "dependency_heads": lambda m: syntax.dependency_heads(m, PARSED),
     "attention_probe": lambda m: syntax.attention_probe(m, PARSED, PARSED, vectors="embeddings"),
+    "encode": encode,
     "accumulate": lambda m: b.accumulate(m, batch(), b.ImportanceAccumulator(), b.EntropyAccumulator()),
     "score": lambda m: b.score(m, batch(), metric="accuracy"),
     "pruning_curve": lambda m: b.pruning_curve(m, batch(), metric="accuracy", amount=3, reestimate=True),

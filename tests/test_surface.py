@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from edge_sources import random_source
+from edges import NOUNS
 from trees import CATS, wordpiece_tokenizer
 from zoo import BY_NAME, batch
 
@@ -141,6 +143,20 @@ def of_syntax(model):
     ]
 
 
+def of_edge_probing():
+    probing = bertology.edge_probing
+    train, dev = random_source(), random_source(seed=1)
+    settings = probing.Training(validate_every=1, max_validations=1, width=4)
+    scores = probing.probe_layers(train, dev, settings=settings)
+    targets = sum(len(record.targets) for record in NOUNS.records)
+    return [
+        scores,
+        scores.statistics(),
+        probing.label_trajectories(torch.rand(3, targets, len(NOUNS.labels)), NOUNS),
+        probing.code_lengths(train, dev, settings=settings),
+    ]
+
+
 def test_every_field_says_its_axes():
     model, inputs = BY_NAME["bert"].build(), batch()
     results = [
@@ -154,6 +170,7 @@ def test_every_field_says_its_axes():
         bertology.repeat_scores(model, inputs),
         bertology.head_distances(model, inputs),
         *of_syntax(model),
+        *of_edge_probing(),
         bertology.pruning_curve(model, inputs, metric="accuracy"),
         bertology.importance_through_training([(1, model)], inputs),
         bertology.compare_efficiency(BY_NAME["bert"].build(), model, inputs, batch_sizes=(1,), rounds=1, seconds=0),

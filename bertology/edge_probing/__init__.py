@@ -8,15 +8,19 @@ The probes of Tenney et al. (2019).
 
 A task is records of words with spans and labels (`records`, and the files named after readers and makers); `encode`
 runs a model over it once and keeps what its layers make of the spans in a folder (`store`); `probe_layers` trains the
-probes of all layers from there at once, and `layers` and `trajectories` say what they tell.
+probes of all layers from there at once, and the files of the folder `layers` say what they tell, also in pictures.
+`code_lengths` measures what a probe knows by the bits that the labels take with its help, where `probe_layers` measures
+it by F1.
 """
 
+from .coding import code_lengths
 from .encoding import encode
 from .layers.code_length import CodeLength, bits_of, online_code
 from .layers.orders import OrderAgreement, layer_table, order_agreement, order_of
+from .layers.pictures import layer_panels, layers_of_tasks, sentence_strips
 from .layers.statistics import LayerStatistics, layer_statistics
 from .layers.trajectories import LabelTrajectories, label_trajectories
-from .probing import cumulative_probes, probabilities, probe_layers, score_layers
+from .probing import cumulative_probes, follow_targets, probabilities, probe_layers, score_layers
 from .spans import BatchSource, EdgeBatch
 from .storing.store import Store
 from .tasks.column_makers import entity_edges, srl_edges
@@ -50,6 +54,7 @@ __all__ = [
     "Training",
     "bits_of",
     "bracket_pos_edges",
+    "code_lengths",
     "constituent_edges",
     "control_tasks",
     "coreference_edges",
@@ -58,10 +63,13 @@ __all__ = [
     "dependency_edges",
     "encode",
     "entity_edges",
+    "follow_targets",
     "gap_edges",
     "label_trajectories",
+    "layer_panels",
     "layer_statistics",
     "layer_table",
+    "layers_of_tasks",
     "online_code",
     "order_agreement",
     "order_of",
@@ -72,6 +80,7 @@ __all__ = [
     "read_edges",
     "score_layers",
     "semeval_edges",
+    "sentence_strips",
     "shared_types",
     "shuffled_labels",
     "spr1_edges",

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..result import cpu64
-from .spans import BatchSource
+from .layers.trajectories import LabelTrajectories, label_trajectories
+from .spans import BatchSource, check_sources
+from .tasks.records import EdgeTask
 from .training.counting import count, logits_of, micro_f1
 from .training.optimizing import PAPER, Training
 from .training.probes import Probes, cumulative
 from .training.scores import LayerScores
-from .training.together import Trained, check_sources, train_resumably
+from .training.together import Trained, train_resumably
 
 
 def probe_layers(
@@ -108,11 +110,8 @@ def score_layers(trained: Trained, source: BatchSource) -> LayerScores:
         seed 0: 100.0 100.0
         2 of 2 probes used up all validations: more may help them
     """
-    probes = trained.probes
-    layers = probes.layers.shape[1]
-    seeds = probes.seeds[::layers]
-    if not torch.equal(probes.layers.cpu(), cumulative(layers).repeat(len(seeds), 1)):
-        raise DataError(f"wanted cumulative probes, {layers} for each seed, got {len(probes.layers)} other ones")
+    probes, layers = trained.probes, trained.probes.layers.shape[1]
+    seeds = _seeds(probes)
     found = count(probes, source, batch_size=trained.settings.batch_size)
 
     def by_seed(x: Tensor) -> Tensor:
@@ -159,3 +158,49 @@ def probabilities(
     which = range(source.records) if records is None else records
     found = [logits.sigmoid().float().cpu() for _, _, logits in logits_of(probes, source, which, batch_size)]
     return torch.cat(found, 1) if found else torch.zeros(len(probes.seeds), 0, len(source.labels))
+
+
+def follow_targets(
+    trained: Trained, source: BatchSource, task: EdgeTask, *, seed: int | None = None
+) -> LabelTrajectories:
+    """Follow what trained `cumulative_probes` make of each target from layer to layer (Tenney et al. 2019, §4.1).
+
+    Args:
+        trained: probes of one seed or several.
+        source: the records to follow: what `encode` made of `task`. Targets that it lost are not among the result's.
+        task: the same records, with their words.
+        seed: which seed's probes; by default the first.
+
+    Raises `DataError` for other probes, for a seed that is not among them, and as `label_trajectories` does.
+
+        >>> from bertology.edge_probing import EdgeBatch, Record, Target, train_probes
+        >>> class Toy:  # texts of one token, of which each has the label
+        ...     layers, hidden, sides, labels, counted, records = 2, 4, 1, ("yes",), ("yes",), 8
+        ...     target_record = torch.arange(8)
+        ...     def batch(self, records):
+        ...         rows = torch.arange(len(records))
+        ...         return EdgeBatch(torch.ones(len(rows), 2, 4), (rows,), (rows,), torch.ones(len(rows), 1))
+        >>> settings = Training(lr=0.1, validate_every=20, max_validations=2, width=4)
+        >>> trained = train_probes(Toy(), Toy(), cumulative_probes(Toy(), (0,), settings), settings)
+        >>> task = EdgeTask.of("toy", [Record(("yes",), (Target((0, 1), ("yes",)),))] * 8)
+        >>> print(follow_targets(trained, Toy(), task).sentence(0))
+        yes
+          layer   0    1
+        yes  [0, 1): yes
+          + yes 100* 100*
+    """
+    seeds, layers = _seeds(trained.probes), trained.probes.layers.shape[1]
+    if seed is not None and seed not in seeds:
+        raise DataError(f"seed must be one of the probes', {', '.join(map(str, seeds))}; got {seed}")
+    first = 0 if seed is None else seeds.index(seed) * layers
+    probes = trained.probes.select(range(first, first + layers))
+    return label_trajectories(probabilities(probes, source), task, source=getattr(source, "source", None))
+
+
+def _seeds(probes: Probes) -> tuple[int, ...]:
+    """Their seeds, each of which has a probe for the layers up to each one."""
+    layers = probes.layers.shape[1]
+    seeds = probes.seeds[::layers]
+    if not torch.equal(probes.layers.cpu(), cumulative(layers).repeat(len(seeds), 1)):
+        raise DataError(f"wanted cumulative probes, {layers} for each seed, got {len(probes.layers)} other ones")
+    return seeds

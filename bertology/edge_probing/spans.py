@@ -92,3 +92,15 @@ class BatchSource(Protocol):
 
     def batch(self, records: Tensor | range) -> EdgeBatch:
         """All targets of these records, record by record in the order given."""
+
+
+def check_sources(train: BatchSource, other: BatchSource, what: str = "dev") -> None:
+    """Raise `DataError` where two data sets are not of one task and model, or are amiss."""
+    for name in ("layers", "hidden", "sides", "labels", "counted"):
+        one, two = getattr(train, name), getattr(other, name)
+        if one != two:
+            raise DataError(f"train and {what} must be of one task and one model, but {name} differ: {one} and {two}")
+    for name, source in (("train", train), (what, other)):
+        if source.records < 1:
+            raise DataError(f"{name} has no records")
+        source.batch(range(1)).check()

@@ -143,6 +143,13 @@ def sentence_strips(
         path: where to write the picture, too.
 
     Raises `DataError` for several records, and for no targets.
+
+        >>> from bertology.edge_probing import EdgeTask, Record, Target, label_trajectories
+        >>> record = Record(("Birds", "sing"), (Target((0, 1), ("NOUN",)),))
+        >>> task = EdgeTask.of("pos", [record], labels=["NOUN", "VERB"])
+        >>> axes = sentence_strips(label_trajectories(torch.tensor([[[0.4, 0.6]], [[0.9, 0.1]]]), task)).axes[0]
+        >>> [text.get_text() for text in axes.get_yticklabels()], [text.get_text() for text in axes.texts]
+        (['+ NOUN', 'VERB'], ['40', '90', '60', '10'])
     """
     if len(trajectories.words) != 1 or not trajectories.targets:
         raise DataError(

@@ -108,7 +108,8 @@ class LayerStatistics(Result):
     def interval(self, field: str, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """The lower and the upper ends of the mean of a field over seeds: [layer], or one number each (extra `stats`).
 
-        Student's t-interval: how the mean would move with other seeds, not with other data. NaN with one seed.
+        Student's t-interval: how the mean would move with other seeds, not with other data. NaN with one seed, and of
+        two so wide that it may reach beyond what is possible.
         Raises `DataError` for something else than a tensor field.
         """
         names = [name for name, value in vars(self).items() if isinstance(value, Tensor)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError, ShapeError
+from ..layers.code_length import bits_of
 from ..spans import BatchSource, EdgeBatch
 from .probes import Probes
 
@@ -70,13 +71,22 @@ def count(probes: Probes, source: BatchSource, *, records: int | None = None, ba
 
     Raises `DataError` where none of the labels that count is true of any target, for no score means anything there.
     """
+    return judge(probes, source, records=records, batch_size=batch_size)[0]
+
+
+def judge(
+    probes: Probes, source: BatchSource, *, records: int | None = None, batch_size: int = 32
+) -> tuple[Counts, Tensor]:
+    """As `count`, and the loss [probe] float64: the mean over targets of the bits of all labels, counted or not."""
     columns = [source.labels.index(label) for label in source.counted]
     of = source.target_record
     by_record: list[Tensor] = []
     by_label = torch.zeros(3, len(probes.seeds), len(source.labels), dtype=torch.int64)
+    bits, targets = torch.zeros(len(probes.seeds), dtype=torch.float64), 0
     many = source.records if records is None else min(records, source.records)
     for some, batch, logits in logits_of(probes, source, range(many), batch_size):
         assert isinstance(some, range)
+        bits, targets = bits + bits_of(logits, batch.gold).cpu(), targets + batch.count
         said, true = logits >= 0, (batch.gold > 0.5)[None]
         cells = torch.stack([said & true, said & ~true, ~said & true])
         by_label += cells.sum(2).cpu()
@@ -91,7 +101,7 @@ def count(probes: Probes, source: BatchSource, *, records: int | None = None, ba
             f"none of the labels that count is true of a target of the {tp.shape[1]} records to score on "
             f"({', '.join(source.counted[:3])}{', ...' if len(columns) > 3 else ''}): F1 means nothing there"
         )
-    return Counts(tp, fp, fn, *by_label)
+    return Counts(tp, fp, fn, *by_label), bits / targets
 
 
 def _places(of: Tensor, some: range, batch: EdgeBatch) -> Tensor:

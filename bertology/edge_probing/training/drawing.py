@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...errors import DataError
 
-BEGINNING, DROPOUT, ORDER = range(3)
-"""What random numbers are for: initial weights, dropout, the order of records."""
+BEGINNING, DROPOUT, ORDER, CODE = range(4)
+"""What random numbers are for: initial weights, dropout, the order of records in training and in a code."""
 
 
 def generator(seed: int, purpose: int, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:

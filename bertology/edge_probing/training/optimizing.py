@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ class Training:
     patience_stop: int = 20
     """After how many validations in a row that are not better than the best a probe stops."""
     threshold: float = 1e-4
-    """By how much F1, from 0 to 1, has to grow to count as an improvement that keeps the learning rate."""
+    """By how much F1, from 0 to 1, has to grow to count as an improvement that keeps the learning rate; or by how many
+    bits a target the loss has to fall."""
     min_lr: float = 1e-6
     """A probe stops when its learning rate is below this."""
     clip: float = 5.0
@@ -50,6 +52,9 @@ class Training:
     """Of the mixed vectors."""
     order: int = 0
     """The seed of the order of records, which is the same for all probes that train together."""
+    choose_by: Literal["f1", "loss"] = "f1"
+    """What validations judge a probe by, and with it its learning rate, its end and its best weights: F1 as in the
+    paper, or the loss on `dev`, which suits what is made of probabilities, such as code lengths."""
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "validate_every", "max_validations", "patience_halve", "patience_stop", "width")
@@ -62,6 +67,8 @@ class Training:
         for name in ("threshold", "min_lr"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise DataError(f"{name} must be a number, 0 or more, got {getattr(self, name)}")
+        if self.choose_by not in ("f1", "loss"):
+            raise DataError(f"choose_by is 'f1' or 'loss', got {self.choose_by!r}")
 
     @classmethod
     def large(cls) -> Training:
@@ -123,7 +130,7 @@ class Patience:
 
     lr: float
     scores: list[float] = field(default_factory=list)
-    """The F1 of each validation."""
+    """What each validation judges it by, the higher the better: F1, or the loss with a minus."""
     losses: list[float] = field(default_factory=list)
     """The mean training loss of the steps before each validation."""
     lasting: float = -math.inf

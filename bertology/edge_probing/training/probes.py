@@ -60,7 +60,8 @@ class Probes(nn.Module):
         if len(self.seeds) != len(layers):
             raise ShapeError(f"seeds must be one for each of {len(layers)} probes, got {len(self.seeds)}")
         self._sizes = (hidden, labels, sides, width)
-        self.dropout, self.input_dropout, self.sides, self.labels = dropout, input_dropout, sides, labels
+        self.width, self.dropout, self.input_dropout = width, dropout, input_dropout
+        self.sides, self.labels = sides, labels
         self._shapes = _shapes(layers.shape[1], *self._sizes)
         self.register_buffer("layers", layers.clone())
         drawn = {seed: _begin(self._shapes, seed) for seed in self.seeds}

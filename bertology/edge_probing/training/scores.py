@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,13 +15,19 @@ from ...result import Result
 from ..layers.statistics import LayerStatistics, layer_statistics
 from .counting import micro_f1
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 CELLS = 10_000_000
 """How many numbers the bootstrap draws at a time, at most."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerScores(Result):
-    """F1 of cumulative probes: the one at layer l reads layers 0 to l. Layer 0 is the lexical one."""
+    """F1 of cumulative probes: the one at layer l reads layers 0 to l.
+
+    Layer 0 is the lexical one, layer l what comes out of the model's l-th block: that of heads in layer l - 1.
+    """
 
     _by_layer: ClassVar = ()
 
@@ -51,7 +59,7 @@ class LayerScores(Result):
     losses: Tensor
     """[seed, layer, validation]: the mean training loss before each validation; NaN after a probe stopped."""
     stopped: tuple[tuple[str, ...], ...]
-    """[seed][layer]: why each probe stopped: its "patience" or its "learning rate" ran out, or all "validations" were
+    """[seed, layer]: why each probe stopped: its "patience" or its "learning rate" ran out, or all "validations" were
     made: then it may not have been done."""
     seeds: tuple[int, ...]
     """[seed]: of initial weights and dropout."""
@@ -80,6 +88,10 @@ class LayerScores(Result):
     def statistics(self) -> LayerStatistics:
         """At which layers the task is solved: differential scores, expected layer, centre of gravity."""
         return layer_statistics(self.f1, self.mix)
+
+    def plot(self, *, name: str = "", path: str | Path | None = None) -> Figure:  # type: ignore[override]
+        """Draw the mixing weights and the differential scores over the layers: those of `statistics`."""
+        return self.statistics().plot(name=name, path=path)
 
     def label_f1(self) -> Tensor:
         """[seed, layer, label]: F1 of each label alone; NaN for one that is neither true nor predicted anywhere."""
@@ -111,7 +123,24 @@ class LayerScores(Result):
 
         It says how F1 would move with other records to score on, the trained probes being what they are.
         """
-        if not 0 < level < 1:
-            raise DataError(f"level is the share of intervals that hold the truth, between 0 and 1, got {level}")
+        return _ends(self.bootstrap(resamples, seed=seed), level)
+
+    def layer_interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """The lower and the upper ends of the expected layer, the mean over seeds: the interval of `bootstrap`.
+
+        Both are NaN where more than one draw in twenty has no expected layer: what is left would look too sure.
+        """
         draws = self.bootstrap(resamples, seed=seed)
-        return draws.quantile((1 - level) / 2, 0), draws.quantile((1 + level) / 2, 0)
+        layers = layer_statistics(draws.flatten(0, 1)).expected_layers.view(draws.shape[:2]).mean(1)
+        known = layers[~layers.isnan()]
+        if len(known) < 0.95 * len(layers):
+            return math.nan, math.nan
+        low, high = _ends(known, level)
+        return low.item(), high.item()
+
+
+def _ends(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """The ends of the percentile interval, over the first axis."""
+    if not 0 < level < 1:
+        raise DataError(f"level is the share of intervals that hold the truth, between 0 and 1, got {level}")
+    return draws.quantile((1 - level) / 2, 0), draws.quantile((1 + level) / 2, 0)

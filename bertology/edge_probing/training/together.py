@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ...errors import DataError
-from ..spans import BatchSource
-from .counting import count, micro_f1
+from ..spans import BatchSource, check_sources
+from .counting import judge, micro_f1
 from .drawing import Order
 from .optimizing import PAPER, AMSGrad, Patience, Training
 from .probes import Probes
@@ -29,13 +29,15 @@ class Trained:
     probes: Probes
     """Each with the weights of its best validation, in eval mode."""
     settings: Training
-    """The settings of training."""
+    """The settings of training; width and dropout are the probes' own."""
     steps: Tensor
     """[probe] int64: how many steps each was trained for."""
     best_steps: Tensor
     """[probe] int64: after how many steps it was at its best."""
     validation_f1: Tensor
     """[probe, validation] float64: F1 at each validation; NaN after a probe stopped."""
+    validation_bits: Tensor
+    """[probe, validation] float64: the loss then, in bits of all labels a target; NaN after a probe stopped."""
     losses: Tensor
     """[probe, validation] float64: the mean loss of the steps before each validation; NaN after a probe stopped."""
     stopped: tuple[str, ...]
@@ -52,7 +54,8 @@ def train_probes(
     A batch is some records with all their targets; the loss is the mean of the binary cross-entropy over targets and
     labels. Each probe's gradient is clipped, and followed by Adam (AMSGrad) at the probe's own learning rate. The
     probes are scored on `dev` every so often, by micro-F1 over the labels that count; from that follow, for each alone,
-    its learning rate, when it stops, and its best weights. A probe that has stopped costs nothing more.
+    its learning rate, when it stops, and its best weights (from the loss with `Training(choose_by="loss")`). A probe
+    that has stopped costs nothing more.
 
     The vectors come from `train` and `dev` as they are: the encoder is frozen, and its own dropout is off. (The
     released program leaves it on while probes train, but for layer 0.)
@@ -61,7 +64,7 @@ def train_probes(
         train: the records to learn from.
         dev: the records by which learning rates, the end and the best weights are chosen.
         probes: the probes as they begin; they stay as they are. Training takes place where their weights are.
-        settings: by default the paper's for tasks of middling size.
+        settings: by default the paper's for tasks of middling size. Width and dropout are what the probes have.
         checkpoint: a file to which the training is written every minute, and from which one that was cut off goes on,
             on a CPU to the same bits. It is removed when the training is complete.
         progress: the title of a progress bar over steps; no bar without it.
@@ -96,6 +99,9 @@ def train_resumably(
     check_sources(train, dev)
     if len(train.labels) != probes.labels:
         raise DataError(f"the probes are for {probes.labels} labels, train has {len(train.labels)}")
+    settings = dataclasses.replace(
+        settings, width=probes.width, dropout=probes.dropout, input_dropout=probes.input_dropout
+    )
     file = None if checkpoint is None else TrainingFile(checkpoint, digest_of(train, dev, probes, settings))
     with torch.inference_mode(False), torch.enable_grad():
         run = _Run(train, dev, probes, settings)
@@ -113,18 +119,6 @@ def train_resumably(
     return run.trained(), file
 
 
-def check_sources(train: BatchSource, other: BatchSource, what: str = "dev") -> None:
-    """Raise `DataError` where two data sets are not of one task and model, or are amiss."""
-    for name in ("layers", "hidden", "sides", "labels", "counted"):
-        one, two = getattr(train, name), getattr(other, name)
-        if one != two:
-            raise DataError(f"train and {what} must be of one task and one model, but {name} differ: {one} and {two}")
-    for name, source in (("train", train), (what, other)):
-        if source.records < 1:
-            raise DataError(f"{name} has no records")
-        source.batch(range(1)).check()
-
-
 class _Run:
     """A training on its way."""
 
@@ -134,6 +128,7 @@ class _Run:
         self._all = probes
         self.alive = list(range(len(probes.seeds)))
         self._patience = [Patience(settings.lr) for _ in self.alive]
+        self._seen: list[list[list[float]]] = [[] for _ in self.alive]  # of each validation, F1 and bits
         self._best = probes.weights.detach().clone()
         self._keep(self.alive, probes.select(self.alive))
         self._optimizer = AMSGrad(self._probes.weights.detach())
@@ -161,7 +156,8 @@ class _Run:
             self._validate()
 
     def _validate(self) -> None:
-        losses = (self._losses / self._settings.validate_every).tolist()
+        settings = self._settings
+        losses = (self._losses / settings.validate_every).tolist()
         self._losses.zero_()
         for probe, loss in zip(self.alive, losses, strict=True):
             if not math.isfinite(loss):
@@ -169,12 +165,14 @@ class _Run:
                     f"the loss of probe {probe} is {loss} in the steps before step {self.step}: "
                     "lower the learning rate, and look for NaN or overflow in the vectors"
                 )
-        found = count(self._probes, self._dev, records=self._settings.dev_records, batch_size=self._settings.batch_size)
-        scores = micro_f1(*(x.sum(1) for x in found[:3])).tolist()
+        found, bits = judge(self._probes, self._dev, records=settings.dev_records, batch_size=settings.batch_size)
+        f1 = micro_f1(*(x.sum(1) for x in found[:3]))
+        scores = (f1 if settings.choose_by == "f1" else -bits).tolist()
         for place, probe in enumerate(self.alive):
-            if self._patience[probe].see(scores[place], losses[place], self._settings):
+            self._seen[probe].append([f1[place].item(), bits[place].item()])
+            if self._patience[probe].see(scores[place], losses[place], settings):
                 self._best[probe] = self._probes.weights.detach()[place]
-        going = [place for place, probe in enumerate(self.alive) if not self._patience[probe].stops(self._settings)]
+        going = [place for place, probe in enumerate(self.alive) if not self._patience[probe].stops(settings)]
         if len(going) < len(self.alive):
             self._optimizer.select(going)
             alive = [self.alive[place] for place in going]
@@ -193,7 +191,8 @@ class _Run:
             settings=settings,
             steps=torch.tensor([len(one.scores) * every for one in self._patience]),
             best_steps=torch.tensor([(one.best + 1) * every for one in self._patience]),
-            validation_f1=_side_by_side([one.scores for one in self._patience]),
+            validation_f1=_side_by_side([[f1 for f1, _ in seen] for seen in self._seen]),
+            validation_bits=_side_by_side([[bits for _, bits in seen] for seen in self._seen]),
             losses=_side_by_side([one.losses for one in self._patience]),
             stopped=tuple(one.stops(settings) for one in self._patience),
         )
@@ -208,14 +207,14 @@ class _Run:
     def numbers(self) -> dict[str, Any]:
         """The rest, fit for JSON."""
         patience = [dataclasses.asdict(one) for one in self._patience]
-        return {"step": self.step, "alive": self.alive, "patience": patience}
+        return {"step": self.step, "alive": self.alive, "patience": patience, "seen": self._seen}
 
     def resume(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Go on from there."""
         device = self._best.device
         tensors = {name: x.to(device) for name, x in tensors.items()}
         self.step, alive = numbers["step"], numbers["alive"]
-        self._patience = [Patience(**one) for one in numbers["patience"]]
+        self._patience, self._seen = [Patience(**one) for one in numbers["patience"]], numbers["seen"]
         self._best = tensors["best"]
         if alive:
             self._keep(alive, self._all.select(alive))

@@ -19,12 +19,14 @@ def test_snippets_run(page, minilm):
 
 def test_every_export_is_in_the_api_page():
     import bertology
+    import bertology.edge_probing
     import bertology.syntax
 
     page = (ROOT / "docs" / "api.md").read_text()
     missing = [name for name in bertology.__all__ if f"::: bertology.{name}\n" not in page]
     assert {name for name in missing if not name.endswith("Accumulator")} == {"BertologyError"}
-    assert [name for name in bertology.syntax.__all__ if f"::: bertology.syntax.{name}\n" not in page] == []
+    for folder in (bertology.syntax, bertology.edge_probing):
+        assert [name for name in folder.__all__ if f"::: {folder.__name__}.{name}\n" not in page] == []
 
 
 def test_changelog_names_the_version():

@@ -1,0 +1,70 @@
+"""How much memory does a task of a million targets take?
+
+    python benchmarks/store.py                     # a million targets, some 7 GB on disk for a while
+    python benchmarks/store.py --targets 50000
+
+Sentences of twenty words, drawn from those of the English Web Treebank's dev set beside the checkout; each word is a
+target, its part of speech the label. The small BERT reads them into a folder, from which the probes of all 7 layers are
+trained for a hundred steps and scored on 5,000 sentences. Peak memory is what the system says that the process held at
+most, which includes the pages of files that it looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers import AutoModel, AutoTokenizer
+
+from bertology.demo import minilm_path
+from bertology.edge_probing import EdgeTask, Record, Target, Training, encode, pos_edges, probe_layers
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data" / "ud" / "en_ewt-ud-dev.conllu"
+LONG = 20
+
+
+def drawn(words: list[tuple[str, str]], sentences: int, labels: tuple[str, ...]) -> EdgeTask:
+    """Sentences of words that stand beside each other by chance."""
+    draw = random.Random(0)
+    records = []
+    for _ in range(sentences):
+        some = draw.choices(words, k=LONG)
+        targets = tuple(Target((at, at + 1), (label,)) for at, (_, label) in enumerate(some))
+        records.append(Record(tuple(word for word, _ in some), targets))
+    return EdgeTask.of("drawn", records, labels=labels)
+
+
+def held() -> str:
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB held at most"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", type=int, default=1_000_000)
+    parser.add_argument("--folder", help="where the vectors lie for a while; by default where temporary files do")
+    args = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"
+    model = AutoModel.from_pretrained(minilm_path()).eval()
+    tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+    real = pos_edges(DATA)
+    words = [(record.words[t.span1[0]], t.labels[0]) for record in real for t in record.targets]
+    print(f"model and treebank: {held()}", flush=True)
+    train = drawn(words, -(-args.targets // LONG), real.labels)
+    print(f"{train.targets} targets made: {held()}", flush=True)
+    with TemporaryDirectory(dir=args.folder) as folder:
+        start = time.perf_counter()
+        store = encode(model, tokenizer, train, Path(folder) / "train", batch_size=128)
+        print(f"{store}\nread by the model in {time.perf_counter() - start:.0f} s: {held()}", flush=True)
+        start = time.perf_counter()
+        dev = encode(model, tokenizer, train[:5000], Path(folder) / "dev", batch_size=128)
+        found = probe_layers(store, dev, settings=Training(lr=1e-3, validate_every=100, max_validations=1))
+        print(f"probes trained and scored in {time.perf_counter() - start:.0f} s: {held()}\n{found}")
+
+
+if __name__ == "__main__":
+    main()

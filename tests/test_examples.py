@@ -412,3 +412,107 @@ def test_the_study_of_clark(tmp_path, minilm, shared):
         "clark/study.py", "--model_name_or_path", minilm, "--treebank", tmp_path / "trees.xml", cwd=tmp_path, ok=False
     )
     assert "a treebank is .conllu, .txt, .json, .ptb, by its name" in told
+
+
+CLAUSES = [
+    ("The", "Det", 2, "det"),
+    ("cat", "NOUN", 3, "nsubj"),
+    ("saw", "VERB", 0, "root"),
+    ("Ann", "PROPN", 3, "obj"),
+]
+VARIED = {"cat": ("dog", "bird", "girl"), "saw": ("met", "heard", "liked"), "Ann": ("Eve", "London", "Bob")}
+
+
+def clauses(many):
+    """So many sentences of four words: [(word, tag, head, relation)]."""
+    for number in range(many):
+        words = [VARIED[word][number // 3**at % 3] if word in VARIED else word for at, (word, *_) in enumerate(CLAUSES)]
+        yield [(word, *rest) for word, (_, *rest) in zip(words, CLAUSES, strict=True)]
+
+
+def small_tasks(folder, many=30):
+    """A file for each task of the study of Tenney et al., each in another of the formats."""
+    files = {name: folder / name for name in (
+        "a.conllu", "a.ptb", "entities.conll", "srl.jsonl", "roles.json", "relations.txt", "coref.jsonl"
+    )}  # fmt: skip
+    text = {name: [] for name in files}
+    for words in clauses(many):
+        forms = [word for word, *_ in words]
+        rows = [
+            f"{n}\t{word}\t_\t{tag}\t_\t_\t{head}\t{relation}\t_\t_\n"
+            for n, (word, tag, head, relation) in enumerate(words, 1)
+        ]
+        text["a.conllu"].append("".join(rows) + "\n")
+        text["a.ptb"].append("(ROOT (S (NP (DT {}) (NN {})) (VP (VBD {}) (NP (NNP {})))))\n".format(*forms))
+        text["entities.conll"].append(
+            "".join(
+                f"{word}\t{'O' if n < 3 else 'B-LOC' if word == 'London' else 'B-PER'}\n"
+                for n, word in enumerate(forms)
+            )
+            + "\n"
+        )
+        roles = [{"span1": [2, 3], "span2": [at, at + 1], "label": f"ARG{n}"} for n, at in enumerate((1, 3))]
+        text["srl.jsonl"].append(json.dumps({"text": " ".join(forms), "targets": roles}) + "\n")
+        responses = [
+            {"spr_property": "volition", "response": 5.0},
+            {"spr_property": "location", "response": 1.0 + 4 * (forms[3] == "London")},
+        ]
+        role = {"pred_idx": 2, "arg_idx": 3, "responses": responses}
+        text["roles.json"].append(json.dumps({"tokens": forms, "sent_id": "1", "spr1": [role]}) + "\n")
+        relation = (
+            "Product-Producer(e1,e2)" if forms[1] == "cat" else "Other" if forms[1] == "dog" else "Cause-Effect(e1,e2)"
+        )
+        sentence = f'{len(text["relations.txt"])}\t"The <e1>{forms[1]}</e1> {forms[2]} <e2>{forms[3]}</e2>"'
+        text["relations.txt"].append(f"{sentence}\n{relation}\nComment:\n\n")
+        pairs = [{"span1": [0, 2], "span2": [3, 4], "label": "0"}, {"span1": [1, 2], "span2": [0, 2], "label": "1"}]
+        text["coref.jsonl"].append(json.dumps({"text": " ".join(forms), "targets": pairs}) + "\n")
+    for name, path in files.items():
+        path.write_text("".join(text[name]))
+    return files
+
+
+@pytest.mark.slow
+def test_the_study_of_tenney(tmp_path, minilm):
+    pytest.importorskip("conllu")
+    files = small_tasks(tmp_path)
+    arguments = [
+        "--model_name_or_path", minilm, "--pos", files["a.conllu"], files["a.conllu"], "--dependencies", files["a.conllu"],
+        "--constituents", files["a.ptb"], "--entities", files["entities.conll"], "--srl", files["srl.jsonl"],
+        "--proto_roles", files["roles.json"], "--relations", files["relations.txt"], "--coreference", files["coref.jsonl"],
+        "--controls", "pos", "--sentences", "pos", "--seeds", 0, 1, "--lr", 0.003, "--validate_every", 8, "--max_validations", 2,
+        "--output_dir", tmp_path / "out",
+    ]  # fmt: skip
+    said = run("tenney/study.py", *arguments, cwd=tmp_path)
+    assert "seed 1: " in said
+    report = (tmp_path / "out" / "report.md").read_text()
+    for heading in (
+        "At which layers",
+        "How well",
+        "In which order",
+        "knows by itself",
+        "decisions change",
+        "trained on",
+    ):
+        assert heading in report
+    table = report.split("| task | 0 | 1 | 2 | 3 | 4 | 5 | 6 |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| (\w+) ", table, re.M) == [
+        "pos", "constituents", "dependencies", "entities", "srl", "proto_roles", "relations", "coreference"
+    ]  # fmt: skip
+    assert "validate_every=8, max_validations=2" in report
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
+    assert len(pictures) == 3
+    assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in pictures)
+    files_then = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
+    assert len(files_then) == 8 + 3 + 1
+    (tmp_path / "out" / "scores-srl.safetensors").unlink()
+    run("tenney/study.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "out" / "report.md").read_text() == report
+    files_then.pop(tmp_path / "out" / "scores-srl.safetensors")
+    assert {path: path.stat().st_mtime_ns for path in files_then} == files_then
+    told = run("tenney/study.py", *arguments, "--lr", 1, cwd=tmp_path, ok=False)
+    assert "is of other settings" in told
+    arguments = ["--model_name_or_path", minilm, "--output_dir", tmp_path / "other"]
+    told = run("tenney/study.py", *arguments, "--pos", tmp_path / "a.xml", cwd=tmp_path, ok=False)
+    assert "a file of parts of speech is .jsonl, .conllu, .ptb, by its name" in told
+    told = run("tenney/study.py", *arguments, "--srl", files["srl.jsonl"], "--controls", "pos", cwd=tmp_path, ok=False)
+    assert "pos is none of the tasks: srl" in told

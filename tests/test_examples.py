@@ -479,7 +479,7 @@ def test_the_study_of_tenney(tmp_path, minilm):
         "--model_name_or_path", minilm, "--pos", files["a.conllu"], files["a.conllu"], "--dependencies", files["a.conllu"],
         "--constituents", files["a.ptb"], "--entities", files["entities.conll"], "--srl", files["srl.jsonl"],
         "--proto_roles", files["roles.json"], "--relations", files["relations.txt"], "--coreference", files["coref.jsonl"],
-        "--controls", "pos", "--sentences", "pos", "--seeds", 0, 1, "--lr", 0.003, "--validate_every", 8, "--max_validations", 2,
+        "--controls", "pos", "--sentences", "pos", "--code_lengths", "srl", "--seeds", 0, 1, "--lr", 0.003, "--validate_every", 8, "--max_validations", 2,
         "--output_dir", tmp_path / "out",
     ]  # fmt: skip
     said = run("tenney/study.py", *arguments, cwd=tmp_path)
@@ -503,7 +503,7 @@ def test_the_study_of_tenney(tmp_path, minilm):
     assert len(pictures) == 3
     assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in pictures)
     files_then = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
-    assert len(files_then) == 8 + 3 + 1
+    assert len(files_then) == 8 + 3 + 1 + 1
     (tmp_path / "out" / "scores-srl.safetensors").unlink()
     run("tenney/study.py", *arguments, cwd=tmp_path)
     assert (tmp_path / "out" / "report.md").read_text() == report

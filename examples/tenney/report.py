@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bertology.edge_probing import (
+    CodeLength,
     LabelTrajectories,
     LayerScores,
     LayerStatistics,
@@ -41,6 +42,7 @@ class Found:
     scores: dict[str, LayerScores] = field(default_factory=dict)
     sentences: dict[str, LabelTrajectories] = field(default_factory=dict)
     controls: dict[str, dict[str, LayerScores]] = field(default_factory=dict)
+    codes: dict[str, CodeLength] = field(default_factory=dict)
 
 
 def write_report(study: Study, found: Found) -> None:
@@ -56,6 +58,7 @@ def write_report(study: Study, found: Found) -> None:
         "## In which order\n",
         _order(found.scores, statistics),
         _controls(study, found),
+        _codes(found.codes),
         _sentences(found.sentences, out),
         "## What it was trained on\n",
         _data(study, found.scores),
@@ -154,6 +157,22 @@ def _constant(scores: LayerScores) -> float:
     yes = counts & (2 * true > scores.targets)
     tp, fn = true[yes].sum(), true[counts & ~yes].sum()
     return micro_f1(tp, scores.targets * yes.sum() - tp, fn).item()
+
+
+def _codes(found: Mapping[str, CodeLength]) -> str:
+    if not found:
+        return ""
+    layers = next(iter(found.values())).labels
+    lines = [
+        "## How easily it is learnt\n",
+        f"| task, kbit | uniform | {' | '.join(layers)} |",
+        f"|{'---|' * (2 + len(layers))}",
+    ]
+    for name, one in found.items():
+        cells = [one.uniform.sum().item(), *one.online.tolist()]
+        lines.append(f"| {name} | {' | '.join(f'{bits / 1000:.1f}' for bits in cells)} |")
+    told = "Online code (Voita and Titov 2020) of the training set's labels, with the probes of layers 0 to each one."
+    return "\n".join([*lines, "", told, ""])
 
 
 def _sentences(found: Mapping[str, LabelTrajectories], out: Path) -> str:

@@ -25,12 +25,14 @@ from tenney.report import Found, write_report
 from tenney.tasks import KINDS, splits
 
 from bertology.edge_probing import (
+    CodeLength,
     EdgeTask,
     LabelTrajectories,
     LayerScores,
     Store,
     Trained,
     Training,
+    code_lengths,
     control_tasks,
     cumulative_probes,
     encode,
@@ -59,6 +61,7 @@ def parse() -> argparse.Namespace:
     add("--controls", nargs="*", default=[], metavar="TASK", help="train also with labels that mean nothing, and on "
         "the model with random weights")  # fmt: skip
     add("--sentences", nargs="*", default=[], metavar="TASK", help="follow this task's sentences through the layers")
+    add("--code_lengths", nargs="*", default=[], metavar="TASK", help="count the bits of this task's labels, too")
     add("--output_dir", default="tenney-output")
     add("--seeds", type=int, nargs="+", default=[0], help="of the probes; all train at once")
     add("--lexical", choices=("word", "embeddings"), default="word", help="what layer 0 is")
@@ -75,7 +78,7 @@ def parse() -> argparse.Namespace:
     for name in given:
         if len(getattr(args, name)) > 2:
             parser.error(f"--{name} takes one file or two")
-    for option in ("controls", "sentences"):
+    for option in ("controls", "sentences", "code_lengths"):
         others = [name for name in getattr(args, option) if name not in given]
         if others:
             parser.error(f"--{option}: {others[0]} is none of the tasks: {', '.join(given)}")
@@ -163,6 +166,18 @@ class Study:
 
         return self.kept(f"{kind}-{name}", LayerScores, make)
 
+    def code(self, name: str) -> CodeLength:
+        """The online code of the training set's labels, with the probes of all layers of the first seed."""
+
+        def make() -> CodeLength:
+            return code_lengths(
+                *self.stored(name, self.tasks[name], self.model), seed=self.args.seeds[0],
+                settings=replace(self.settings(name), choose_by="loss"), device=self.device,
+                progress=f"{name}: code lengths",
+            )  # fmt: skip
+
+        return self.kept(f"code-{name}", CodeLength, make)
+
 
 def _first(task: EdgeTask, many: int) -> EdgeTask:
     return task if many < 0 else task.first(min(many, len(task)))
@@ -180,6 +195,9 @@ def main() -> None:
             write_report(study, found)
         for name in study.args.controls:
             found.controls[name] = {kind: study.control(name, kind) for kind in CONTROLS}
+            write_report(study, found)
+        for name in study.args.code_lengths:
+            found.codes[name] = study.code(name)
             write_report(study, found)
     except (BertologyError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -1,7 +1,7 @@
 """How fast do the probes of all layers train from one encoding pass, against one by one with the encoder in the loop?
 
-    python benchmarks/probing.py                 # parts of speech, 600 steps
-    python benchmarks/probing.py --steps 100 --sentences 300 --task dependencies
+    python benchmarks/probing.py                 # parts of speech, 200 steps
+    python benchmarks/probing.py --steps 60 --sentences 300 --task dependencies
 
 The small BERT (7 layers, the lexical one included) on the English Web Treebank's files beside the checkout. Two ways to
 the same L + 1 cumulative probes, with the same settings and the same order of batches:
@@ -85,9 +85,9 @@ def shown(scores: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="pos", choices=list(MAKERS))
-    parser.add_argument("--sentences", type=int, default=2000)
-    parser.add_argument("--dev_sentences", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--sentences", type=int, default=1000)
+    parser.add_argument("--dev_sentences", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
     model = AutoModel.from_pretrained(minilm_path()).eval()

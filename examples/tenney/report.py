@@ -102,10 +102,10 @@ def _order(scores: Mapping[str, LayerScores], statistics: Mapping[str, LayerStat
         one = statistics[name]
         if one.expected_layer == one.expected_layer:
             low, high = scores[name].layer_interval()
+            texts = f"{low:.2f} to {high:.2f}" if low == low else "undefined in some"
             seeds = f"{one.expected_layers.min():.2f} to {one.expected_layers.max():.2f}"
-            lines.append(
-                f"| {name} | {one.expected_layer:.2f} | {low:.2f} to {high:.2f} | {seeds} | {PAPER[name]:.2f} |"
-            )
+            cells = [f"{one.expected_layer:.2f}", texts, seeds, f"{PAPER[name]:.2f}"]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         else:
             lines.append(f"| {name} | undefined |  |  | {PAPER[name]:.2f} |")
     defined = [name for name, one in statistics.items() if one.expected_layer == one.expected_layer]

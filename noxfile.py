@@ -91,6 +91,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/importance.py", *session.posargs, env=OFFLINE)
     session.run("python", "benchmarks/ablation.py", "--naive", *session.posargs, env=OFFLINE)
     session.run("python", "benchmarks/distances.py", env=OFFLINE)
+    session.run("python", "benchmarks/store.py", "--targets", "100000", env=OFFLINE)
     session.run("python", "benchmarks/memory.py", env=OFFLINE)
     session.run("python", "benchmarks/probing.py", env=OFFLINE)
 

@@ -20,6 +20,7 @@ from trees import CATS, wordpiece_tokenizer
 from zoo import BY_NAME, batch
 
 import bertology
+import bertology.code_structure
 import bertology.edge_probing
 import bertology.syntax
 
@@ -33,7 +34,7 @@ def test_the_wheel_is_what_is_tested():
     assert (ROOT / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("module", [bertology, bertology.syntax, bertology.edge_probing])
+@pytest.mark.parametrize("module", [bertology, bertology.syntax, bertology.edge_probing, bertology.code_structure])
 def test_exports_are_sorted_and_there(module):
     assert module.__all__ == sorted(module.__all__)
     assert len(set(module.__all__)) == len(module.__all__)
@@ -49,7 +50,8 @@ def test_doctests(module):
 
 
 def test_public_functions_show_an_example():
-    public = {n: getattr(m, n) for m in (bertology, bertology.syntax, bertology.edge_probing) for n in m.__all__}
+    modules = (bertology, bertology.syntax, bertology.edge_probing, bertology.code_structure)
+    public = {n: getattr(m, n) for m in modules for n in m.__all__}
     shown = {n for n, one in public.items() if ">>>" in (one.__doc__ or "")}
     functions = {n for n, one in public.items() if callable(one) and n[0].islower()}
     assert functions - shown == {"accumulate", "load_pruned", "save_pruned", "stat", "tap"}
@@ -93,14 +95,14 @@ FLOORS = [
     ["ranking", "saving", "training", "branching", "behaviours"],
     ["curve", "variants"],
     ["ablation", "sole", "syntax"],
-    ["edge_probing"],
+    ["edge_probing", "code_structure"],
     ["plot"],
 ]
 
 
 def test_imports_point_down():
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
-    folders = {"tap", "syntax", "edge_probing"}
+    folders = {"tap", "syntax", "edge_probing", "code_structure"}
     assert {p.stem for p in ROOT.glob("*.py")} - {"__init__"} | folders == set(floor)
     for path in ROOT.rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -192,7 +194,7 @@ def test_every_field_says_its_axes():
 
 def test_importing_loads_no_extra():
     code = (
-        "import sys, bertology.edge_probing; "
+        "import sys, bertology.edge_probing, bertology.code_structure; "
         "print([m for m in ('matplotlib', 'sklearn', 'datasets', 'tree_sitter', 'conllu') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,80 @@
+"""How much do the leaves of a snippet attend to one another, when tokens are what attends?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError, ShapeError
+from .masks import as_floats, check_finite
+
+
+class LeafMaps(NamedTuple):
+    """How much leaves attend to one another."""
+
+    values: Tensor
+    """[..., leaf, leaf]: from the leaf of the row to that of the column; only the leaves in `kept`."""
+    kept: Tensor
+    """[leaf] int64: the leaves that have tokens, by number in their tree, ascending."""
+
+
+def token_map(attention: Tensor, leaf_of: Sequence[int], leaves: int, *, causal: bool = False) -> LeafMaps:
+    """How much leaves attend to one another: the mean over all pairs of a token of one and a token of the other.
+
+    Both sides are averaged and nothing is divided by its sum (Chen et al. 2022, as their code does it), so that rows
+    do not sum to 1. A leaf without tokens is left out: `kept` names the others.
+
+    Args:
+        attention: [..., token, token]: maps of one snippet. Rows and columns of other tokens may hold anything.
+        leaf_of: [token]: the leaf that each token is part of; any negative number for one that is in none.
+        leaves: how many leaves the tree has.
+        causal: average over the pairs that a decoder can see, those of a token with itself or an earlier one. It
+            matters within a leaf of several tokens, half of whose pairs are 0 by the model's making.
+
+    Raises `ShapeError` for maps that are not of these tokens, `DataError` for a leaf that is not there, for leaves out
+    of order under `causal`, and for attention that is not finite.
+
+        >>> import torch
+        >>> uniform = torch.full((2, 4, 4), 0.25)
+        >>> maps = token_map(uniform, [-1, 0, 0, 2], leaves=3)
+        >>> maps.values.shape, maps.kept
+        (torch.Size([2, 2, 2]), tensor([0, 2]))
+    """
+    part = torch.as_tensor(leaf_of, dtype=torch.int64)
+    if attention.dim() < 2 or attention.shape[-2:] != (len(part), len(part)):
+        raise ShapeError(
+            f"attention must be [..., token, token] over the {len(part)} tokens of leaf_of, got {list(attention.shape)}"
+        )
+    if len(part) and int(part.max()) >= leaves:
+        raise DataError(f"leaf_of names leaf {int(part.max())}, but there are {leaves}, counted from 0")
+    if causal and bool((part[part >= 0].diff() < 0).any()):
+        raise DataError("the tokens of a causal model must come in the order of their leaves, causal=False takes any")
+    kept, place = (torch.from_numpy(x) for x in np.unique(part.clamp_min(-1).numpy(), return_inverse=True))
+    if not len(kept) or kept[0] >= 0:
+        kept, place = torch.cat([torch.tensor([-1]), kept]), place + 1
+    values = as_floats(attention.detach())
+    # Row 0 takes the tokens of no leaf, and is dropped. To sum over rows twice, turned, is faster than over columns.
+    for _ in range(2):
+        rows = values.new_zeros(*values.shape[:-2], len(kept), values.shape[-1])
+        values = rows.index_add_(-2, place.to(values.device), values)[..., 1:, :].mT.contiguous()
+    check_finite(values)
+    many = place.bincount(minlength=len(kept))[1:].to(values)
+    pairs = many[:, None] * many
+    if causal:
+        pairs.diagonal().copy_(many * (many + 1) / 2)
+    values, kept = values / pairs, kept[1:]
+    return LeafMaps(values, kept)
+
+
+def visible(leaves: int, device: torch.device | str | None = None) -> Tensor:
+    """[leaf, leaf] bool: the pairs that a decoder can see, of a leaf with itself or an earlier one: `valid` for it.
+
+    >>> visible(2)
+    tensor([[ True, False],
+            [ True,  True]])
+    """
+    return torch.ones(leaves, leaves, dtype=torch.bool, device=device).tril()

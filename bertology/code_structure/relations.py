@@ -1,0 +1,196 @@
+"""Do heads attend to what belongs together in code: blocks, arguments, brackets, the variables' definitions?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, ShapeError
+from .nulls import slanted
+from .relation_tables import ANGLED, BRACKETS, GRAMMARS, Grammar
+from .trees import CodeTree
+from .variables import definition_of
+
+Relation = Literal["same block", "same call", "definition to use", "matching brackets"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+
+
+@dataclass(frozen=True)
+class RelationSums:
+    """Attention to related leaves, and to others that stand as far off in the text: sums over pairs, which add up."""
+
+    related: Tensor
+    """[...] float64: the attention to related leaves, summed up."""
+    control: Tensor
+    """[...] float64: the same sum, had each pair the mean attention of its snippet's unrelated pairs at its offset."""
+    pairs: int
+    """The related pairs that were compared."""
+    unmatched: int
+    """Those that were not: no unrelated pair of the snippet stands at their offset."""
+
+    @property
+    def mean(self) -> Tensor:
+        """[...]: the mean attention to a related leaf; NaN of none."""
+        return self.related / self.pairs if self.pairs else torch.full_like(self.related, torch.nan)
+
+    @property
+    def expected(self) -> Tensor:
+        """[...]: what unrelated leaves at the same offsets get; NaN of none."""
+        return self.control / self.pairs if self.pairs else torch.full_like(self.control, torch.nan)
+
+    @property
+    def gain(self) -> Tensor:
+        """[...]: how much more attention related leaves get than position explains: `mean` less `expected`."""
+        return self.mean - self.expected
+
+    def merge(self, other: RelationSums) -> RelationSums:
+        """The sums over the snippets of both. Raises `ShapeError` for other maps."""
+        if self.related.shape != other.related.shape:
+            raise ShapeError(f"wanted sums of {list(self.related.shape)} maps, got {list(other.related.shape)}")
+        return RelationSums(
+            self.related + other.related,
+            self.control + other.control,
+            self.pairs + other.pairs,
+            self.unmatched + other.unmatched,
+        )
+
+
+def related(tree: CodeTree, relation: Relation) -> Tensor:
+    """[leaf, leaf] bool: which leaves (columns) a leaf (row) is related to. No leaf is related to itself.
+
+    - "same block": the same block is the innermost around both. Its braces are part of it.
+    - "same call": both are in the arguments of the same call, the innermost around them; its own brackets and commas
+      are not, nor is what is in a block there.
+    - "matching brackets": a bracket and the one that closes it, both ways.
+    - "definition to use": from a variable's use to where it got its value, not back: the latest definition, assignment,
+      parameter or loop variable of its name that is known there, as the text runs.
+
+    The last is read from the tree alone, not from a run: of the branches of an `if` the later counts, values do not
+    come back around a loop, and imports, type parameters, patterns of `match` and `instanceof`, attributes (`self.x`)
+    and elements (`x[0]`) are not followed.
+
+    Raises `DataError` for another relation, and for a tree of a language other than Python, Java, JavaScript and Go.
+
+        >>> from bertology.code_structure import parse_code
+        >>> tree = parse_code("def f(x):\\n    return x", "python")
+        >>> tree.texts
+        ('def', 'f', '(', 'x', ')', ':', 'return', 'x')
+        >>> related(tree, "definition to use").nonzero()
+        tensor([[7, 3]])
+    """
+    if relation not in RELATIONS:
+        raise DataError(f"relation must be one of {', '.join(map(repr, RELATIONS))}, got {relation!r}")
+    grammar = GRAMMARS.get(tree.language)
+    if grammar is None:
+        raise DataError(
+            f"relations are known in {', '.join(GRAMMARS)}, not in {tree.language or 'a grammar without a name'}"
+        )
+    if relation == "same block":
+        return _alike(_blocks(tree, grammar))
+    if relation == "same call":
+        return _alike(_calls(tree, grammar))
+    if relation == "definition to use":
+        return _linked(len(tree), definition_of(tree, grammar))
+    pairs = _brackets(tree)
+    return _linked(len(tree), pairs + [(j, i) for i, j in pairs])
+
+
+def relation_scores(attention: Tensor, related: Tensor, *, valid: Tensor | None = None) -> RelationSums:
+    """Sum up the attention to related leaves, and beside it that to unrelated ones at the same signed offset.
+
+    So a head that looks at near leaves, which are more often related, gains nothing by that: each related pair is held
+    against the mean of the unrelated pairs of its snippet at offset j - i.
+
+    Args:
+        attention: [..., leaf, leaf]: maps of one snippet.
+        related: [leaf, leaf] bool, rows attend: `related(tree, relation)`.
+        valid: [leaf, leaf] bool: the pairs that count: `visible` for a decoder. All, without it.
+
+    Raises `ShapeError` for other shapes, and `DataError` for attention that is not finite where it counts.
+
+        >>> import torch
+        >>> sums = relation_scores(torch.eye(3).roll(1, 1), torch.tensor([[0, 1, 0], [0, 0, 0], [0, 0, 0]]).bool())
+        >>> sums.mean.item(), sums.expected.item()
+        (1.0, 1.0)
+    """
+    shape = attention.shape[-2:]
+    for name, one in (("related", related), ("valid", related if valid is None else valid)):
+        if attention.dim() < 2 or one.shape != shape or one.dtype != torch.bool:
+            raise ShapeError(
+                f"{name} must be [leaf, leaf] bool over the leaves of attention, {list(attention.shape)}, got "
+                f"{list(one.shape)} {one.dtype}"
+            )
+    counts = torch.ones_like(related) if valid is None else valid.to(related.device)
+    values = attention.detach() if valid is None else attention.detach().masked_fill(~valid.to(attention.device), 0)
+    weights, wanted = slanted(values), slanted(related & counts)
+    sums, many = (weights * wanted.to(weights.device)).sum(-2).cpu(), wanted.sum(-2).cpu()
+    others, others_many = weights.sum(-2).cpu() - sums, slanted(counts).sum(-2).cpu() - many
+    if not (sums.isfinite().all() and others.isfinite().all()):
+        raise DataError("attention weights are not finite: look for NaN or overflow in the model's weights")
+    compared = others_many > 0
+    control = (many * others / others_many.clamp_min(1))[..., compared].sum(-1)
+    pairs = int(many[compared].sum())
+    return RelationSums(sums[..., compared].sum(-1), control, pairs, int(many.sum()) - pairs)
+
+
+def _nearest(tree: CodeTree, wanted: Sequence[bool]) -> list[int]:
+    """[node]: the innermost node wanted that it is or is in; -1 for none."""
+    nearest: list[int] = []
+    for node, parent in enumerate(tree.parents.tolist()):
+        nearest.append(node if wanted[node] else nearest[parent] if parent >= 0 else -1)
+    return nearest
+
+
+def _blocks(tree: CodeTree, grammar: Grammar) -> list[int]:
+    """[leaf]: its block."""
+    nearest = _nearest(tree, [kind in grammar.blocks for kind in tree.node_types])
+    return [nearest[node] for node in tree.leaf_nodes.tolist()]
+
+
+def _calls(tree: CodeTree, grammar: Grammar) -> list[int]:
+    """[leaf]: the list of arguments that it is in."""
+    kinds, parents = tree.node_types, tree.parents.tolist()
+    lists = [
+        kind == grammar.arguments and kinds[parent] in grammar.calls
+        for kind, parent in zip(kinds, parents, strict=True)
+    ]
+    nearest = _nearest(tree, [lists[node] or kind in grammar.blocks for node, kind in enumerate(kinds)])
+    found = []
+    for node in tree.leaf_nodes.tolist():
+        around = nearest[node]
+        own = around == parents[node] and kinds[node] in ("(", ",", ")")
+        found.append(around if around >= 0 and lists[around] and not own else -1)
+    return found
+
+
+def _brackets(tree: CodeTree) -> list[tuple[int, int]]:
+    """Each opening bracket and the one that closes it: children of the same node."""
+    pairs: list[tuple[int, int]] = []
+    opened: dict[int, list[int]] = {}
+    parents = tree.parents[tree.leaf_nodes].tolist()
+    for leaf, (kind, parent) in enumerate(zip(tree.types, parents, strict=True)):
+        if kind in ("<", ">") and tree.node_types[parent] not in ANGLED:
+            continue
+        waiting = opened.setdefault(parent, [])
+        if kind in BRACKETS:
+            waiting.append(leaf)
+        elif waiting and kind == BRACKETS[tree.types[waiting[-1]]]:
+            pairs.append((waiting.pop(), leaf))
+    return pairs
+
+
+def _alike(groups: Sequence[int]) -> Tensor:
+    """[leaf, leaf] bool: the pairs of one group, which is not -1."""
+    of = torch.tensor(groups, dtype=torch.int64)
+    return ((of[:, None] == of) & (of >= 0)).fill_diagonal_(False)
+
+
+def _linked(leaves: int, links: Sequence[tuple[int, int]]) -> Tensor:
+    found = torch.zeros(leaves, leaves, dtype=torch.bool)
+    for row, column in links:
+        found[row, column] = True
+    return found

@@ -1,0 +1,142 @@
+"""Which pieces of code does a file hold, and which of them cannot be used?"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from tqdm.auto import tqdm
+
+from ..errors import DataError
+from ..syntax.treebank import Skip
+from .trees import CodeTree, tree_of
+
+FIELDS = ("code", "original_string")
+"""Where CodeSearchNet and CodeXGLUE keep the code."""
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""What JSON can say and UTF-8 cannot."""
+
+
+@dataclass(frozen=True, repr=False)
+class Snippets(Sequence[CodeTree]):
+    """Pieces of code with their trees, in the order of the file, and those that were left out."""
+
+    trees: tuple[CodeTree, ...]
+    skipped: tuple[Skip, ...] = ()
+
+    @property
+    def broken(self) -> tuple[CodeTree, ...]:
+        """Those that do not parse, and were kept."""
+        return tuple(tree for tree in self.trees if tree.errors)
+
+    def __len__(self) -> int:
+        return len(self.trees)
+
+    @overload
+    def __getitem__(self, index: int) -> CodeTree: ...
+    @overload
+    def __getitem__(self, index: slice) -> Snippets: ...
+    def __getitem__(self, index: int | slice) -> CodeTree | Snippets:
+        if isinstance(index, slice):
+            return Snippets(self.trees[index], self.skipped)
+        return self.trees[index]
+
+    def __str__(self) -> str:
+        languages = Counter(tree.language or "code" for tree in self.trees)
+        told = ", ".join(f"{n} in {language}" for language, n in sorted(languages.items())) or "no code"
+        broken = f"; {len(self.broken)} of them do not parse" if self.broken else ""
+        reasons = Counter(skip.reason for skip in self.skipped)
+        return told + broken + "".join(f"; {n} skipped: {reason}" for reason, n in reasons.items())
+
+    __repr__ = __str__
+
+
+def read_code(
+    path: str | Path,
+    language: Any = None,
+    *,
+    field: str | None = None,
+    broken: Literal["error", "skip", "keep"] = "error",
+    progress: str | None = None,
+) -> Snippets:
+    """Read and parse the functions of CodeSearchNet or CodeXGLUE: JSON Lines, gzipped where the name ends in `.gz`.
+
+    Empty code, such that holds only comments, and such that is no valid text is left out and listed in `skipped`.
+
+    Args:
+        path: a file with an object a line that holds the code and its `language`.
+        language: as `parse_code` takes it, in the place of the records' own.
+        field: which field is the code; by default `code`, or `original_string` where there is no such field.
+        broken: "error" raises for code that does not parse, "skip" leaves it out and lists it with its place, "keep"
+            keeps what tree-sitter makes of it.
+        progress: the title of a progress bar over lines; no bar without it.
+
+    Raises `DataError` for a line that is no JSON or has no code or language, with its number; for a file that is
+    damaged, or of which nothing is left; and as `parse_code` does.
+
+        >>> from tempfile import NamedTemporaryFile
+        >>> from bertology.code_structure import read_code
+        >>> with NamedTemporaryFile("w", suffix=".jsonl") as file:
+        ...     _ = file.write('{"code": "x = 1", "language": "python"}\\n{"code": "", "language": "python"}\\n')
+        ...     file.flush()
+        ...     read_code(file.name)
+        1 in python; 1 skipped: no code
+    """
+    if broken not in ("error", "skip", "keep"):
+        raise DataError(f"broken is 'error', 'skip' or 'keep', got {broken!r}")
+    trees: list[CodeTree] = []
+    skipped: list[Skip] = []
+    for number, line in enumerate(tqdm(_lines(Path(path)), desc=progress, disable=progress is None), 1):
+        if not line.strip():
+            continue
+        where = f"{Path(path).name} {number}"
+        code, spoken, name = _fields(line, where, language, field)
+        tree = None if HALF_PAIR.search(code) else tree_of(code, spoken, name)
+        if tree is None:
+            skipped.append(Skip(name, "no valid text (half of a surrogate pair)"))
+        elif not len(tree):
+            skipped.append(Skip(name, "no code"))
+        elif tree.errors and broken != "keep":
+            place = "{}, line {}, column {}".format(name, *tree.errors[0])
+            if broken == "error":
+                raise DataError(f"{place}: does not parse (broken='skip' leaves such code out, 'keep' keeps it)")
+            skipped.append(Skip(place, "does not parse"))
+        else:
+            trees.append(tree)
+    if not trees:
+        reasons = ", ".join(sorted({skip.reason for skip in skipped}))
+        raise DataError(f"{path} holds no code{f' that can be used: {reasons}' if skipped else ''}")
+    return Snippets(tuple(trees), tuple(skipped))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            yield from file
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged: wanted JSON Lines in UTF-8, got {error}") from error
+
+
+def _fields(line: str, where: str, language: Any, field: str | None) -> tuple[str, Any, str]:
+    """The code, its language, and what messages call it."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"line {where} is not JSON: {error}") from error
+    record = record if isinstance(record, dict) else {}
+    place = field or next((name for name in FIELDS if name in record), FIELDS[0])
+    if not isinstance(record.get(place), str):
+        raise DataError(f"line {where} has no text in a field {place!r}, only: {', '.join(record) or 'no fields'}")
+    spoken = record.get("language") if language is None else language
+    if spoken is None:
+        raise DataError(f"line {where} does not say its language: pass language=")
+    function = record.get("func_name")
+    return record[place], spoken, f"{where} ({function})" if function else where

@@ -1,0 +1,281 @@
+import gzip
+import json
+import pickle
+import sys
+
+import numpy as np
+import oracles_code
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertology.code_structure import Snippets, grammars, parse_code, read_code
+from bertology.errors import DataError, MissingExtra
+from bertology.syntax import Skip
+
+LANGUAGES = ["go", "java", "javascript", "python"]
+GOOD, BAD = "def f(x):\n    return x\n", "def f(x):\n    retürn (x\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(records, name="some.jsonl"):
+        lines = [one if isinstance(one, str) else json.dumps(one) for one in records]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def no_memory_of_grammars():
+    grammars._known.cache_clear()
+    yield
+    grammars._known.cache_clear()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_leaves_of_real_functions(shared, language):
+    """Types belong to their leaves (METHODS D4.2), and every place is in characters (D4.4)."""
+    snippets = read_code(shared / "code" / f"{language}.jsonl")
+    assert str(snippets) == f"300 in {language}"
+    for tree in snippets[::15]:
+        raw = oracles_code.raw_leaves_and_graph(tree.code, language)[0]
+        assert tree.types == tuple(leaf.type for leaf in raw)
+        assert tree.texts == tuple(leaf.text.decode() for leaf in raw)
+        assert list(tree.identifiers) == [leaf.type == "identifier" for leaf in raw]
+        check_tree(tree)
+
+
+def check_tree(tree):
+    """What holds of every tree: parents come first, children are inside them, and leaves follow one another."""
+    assert len(tree) == len(tree.types) == len(tree.spans) == len(tree.leaf_nodes)
+    assert len(tree.parents) == len(tree.node_types) == len(tree.node_spans)
+    assert tree.parents[0] == -1
+    children = np.arange(1, len(tree.parents))
+    assert ((tree.parents[1:] >= 0) & (tree.parents[1:] < children)).all()
+    assert not set(tree.leaf_nodes.tolist()) & set(tree.parents.tolist())
+    inside, around = tree.node_spans[1:], tree.node_spans[tree.parents[1:]]
+    assert ((around[:, 0] <= inside[:, 0]) & (inside[:, 1] <= around[:, 1])).all()
+    assert [tuple(span) for span in tree.node_spans[tree.leaf_nodes].tolist()] == list(tree.spans)
+    assert tuple(tree.node_types[node] for node in tree.leaf_nodes) == tree.types
+    flat = [place for span in tree.spans for place in span]
+    assert flat == sorted(flat)
+    assert flat[0] >= 0
+    assert flat[-1] <= len(tree.code)
+    assert all(start < end for start, end in tree.spans)
+
+
+@given(st.lists(st.text("aé数😀\u0301 ", min_size=1, max_size=4), min_size=1, max_size=5))
+def test_places_are_characters_whatever_the_text(parts):
+    code = "\n".join(f'é{n} = "{part}"  # {part}' for n, part in enumerate(parts))
+    tree = parse_code(code, "python")
+    assert tree.texts == tuple(text for n, part in enumerate(parts) for text in (f"é{n}", "=", '"', part, '"'))
+    assert "comment" not in tree.node_types
+    check_tree(tree)
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "texts"),
+    [
+        ("python", "# a\nx = 1  # b\n# c", ["x", "=", "1"]),
+        ("java", "int f() { /* a */ return 1; } // b", ["int", "f", "(", ")", "{", "return", "1", ";", "}"]),
+        ("javascript", "/** a */ f(1) // b", ["f", "(", "1", ")"]),
+        ("go", "// a\nfunc f() {\n\tg() /* b */\n\th()\n}\n", ["func", "f", *"(){", "g", *"()", "h", *"()}"]),
+    ],
+)
+def test_comments_are_left_out(language, code, texts):
+    tree = parse_code(code, language)
+    assert list(tree.texts) == texts
+    assert not any("comment" in kind for kind in tree.node_types)
+    check_tree(tree)
+
+
+def test_what_quotes_hold_is_a_leaf_even_if_blank():
+    assert parse_code('f(" ")', "javascript").texts == ("f", "(", '"', " ", '"', ")")
+
+
+def test_python_strings_with_escapes():
+    """The grammar has a node for the escape alone, so that the letters around it are in no leaf."""
+    assert parse_code(r'"a\nb"', "python").texts == ('"', r"\n", '"')
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "root"),
+    [
+        ("java", "\n  public Näme(int x) { this.x = x; }\n", "constructor_declaration"),
+        ("java", "// a\nint x;\nNäme() { x = 1; }  // b", "class_body"),
+        ("javascript", "async get(ä) { return ä }", "method_definition"),
+        ("javascript", "constructor(ä) { super(ä) } // b", "class_body"),
+    ],
+)
+def test_members_of_a_class_are_parsed_inside_one(language, code, root):
+    tree = parse_code(code, language)
+    assert tree.node_types[0] == root
+    assert tree.errors == ()
+    assert "_" not in tree.texts
+    kept = code.replace("// a", "").replace("// b", "").split()
+    assert "".join(tree.texts) == "".join(kept)
+    check_tree(tree)
+
+
+def test_the_shell_does_not_hide_what_is_broken():
+    with pytest.raises(DataError, match="does not parse at line 1, column 1 "):
+        parse_code("} class B {", "java")
+    assert parse_code("int f( { return 1; }", "java", broken="keep").errors
+
+
+def test_deep_code():
+    """METHODS D4.7: no recursion."""
+    deep = 10 * sys.getrecursionlimit()
+    tree = parse_code("(" * deep + "x" + ")" * deep, "javascript")
+    assert len(tree) == 2 * deep + 1
+    assert tree.texts[deep] == "x"
+
+
+def test_trees_are_fixed_short_to_print_and_can_be_sent():
+    tree = parse_code(GOOD, "Python", name="f")
+    assert repr(tree) == "<CodeTree f: python, 8 leaves of 13 nodes>"
+    assert repr(parse_code(BAD, "python", broken="keep")).endswith("1 places that do not parse>")
+    with pytest.raises(ValueError, match="read-only"):
+        tree.parents[0] = 3
+    sent = pickle.loads(pickle.dumps(tree))
+    assert sent.spans == tree.spans
+    np.testing.assert_array_equal(sent.node_spans, tree.node_spans)
+
+
+def test_code_that_does_not_parse():
+    with pytest.raises(DataError, match=r"code 'mine' does not parse at line 2, column 5 \(broken='keep' keeps it\)"):
+        parse_code(BAD, "python", name="mine")
+    tree = parse_code(BAD, "python", broken="keep")
+    assert tree.errors[0] == (2, 5)
+    assert "retürn" in tree.texts
+    check_tree(tree)
+    missing = parse_code("int f() { return 1 }", "java", broken="keep")  # a node of no width for the semicolon
+    assert missing.errors == ((1, 19),)
+    assert missing.texts == ("int", "f", *"(){", "return", "1", "}")
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "message"),
+    [
+        ("", {}, "the code has no leaves: it is empty"),
+        (" \n", {}, "the code has no leaves: it is empty"),
+        ("# a", {"name": "mine"}, "code 'mine' has no leaves: only comments"),
+        ("x = '\ud83d'", {"name": "mine"}, "code 'mine' is no valid text: half of a surrogate pair at character 5"),
+        (b"x", {}, "code must be a str, got bytes"),
+        ("x", {"broken": "skip"}, "broken is 'error' or 'keep', got 'skip'"),
+    ],
+)
+def test_code_that_cannot_be_used(code, options, message):
+    with pytest.raises(DataError, match=message):
+        parse_code(code, "python", **options)
+
+
+def test_languages():
+    import tree_sitter
+    import tree_sitter_go
+
+    code, capsule = "func f() { }", tree_sitter_go.language()
+    named = parse_code(code, "go")
+    for language in (capsule, tree_sitter.Language(capsule), "GO"):
+        other = parse_code(code, language)
+        assert (other.spans, other.language) == (named.spans, "go")
+    with pytest.raises(DataError, match="no grammar is known for 'cobol', only for go, java, javascript, python: pass"):
+        parse_code(code, "cobol")
+    with pytest.raises(DataError, match="a language is a name .* or a tree_sitter.Language, got 3"):
+        parse_code(code, 3)
+    with pytest.raises(DataError, match="is no grammar that the installed tree-sitter can read"):
+        parse_code(code, __import__("datetime").datetime_CAPI)
+
+
+@pytest.mark.parametrize("package", ["tree_sitter", "tree_sitter_go"])
+def test_without_the_extra(package, monkeypatch, no_memory_of_grammars):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"needs the package '{package}', .*pip install 'bertology\[code\]'"):
+        parse_code("func f() { }", "go")
+
+
+def test_reading(write, tmp_path):
+    records = [
+        {"code": GOOD, "original_string": "no", "language": "python", "func_name": "f"},
+        "",
+        {"original_string": "int f() { return 1; }", "language": "java"},
+        {"code": "# a", "language": "python"},
+        {"code": "", "language": "python", "func_name": "g"},
+        {"code": "'\ud83d'", "language": "python"},
+    ]
+    path = write(records)
+    found = read_code(path)
+    assert [tree.name for tree in found] == ["some.jsonl 1 (f)", "some.jsonl 3"]
+    assert [tree.language for tree in found] == ["python", "java"]
+    assert found.skipped == (
+        Skip("some.jsonl 4", "no code"),
+        Skip("some.jsonl 5 (g)", "no code"),
+        Skip("some.jsonl 6", "no valid text (half of a surrogate pair)"),
+    )
+    told = "1 in java, 1 in python; 2 skipped: no code; 1 skipped: no valid text (half of a surrogate pair)"
+    assert str(found) == told
+    with gzip.open(tmp_path / "some.jsonl.gz", "wb") as file:
+        file.write(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert str(read_code(tmp_path / "some.jsonl.gz", progress="Reading")) == told
+
+
+def test_snippets_are_a_sequence(write):
+    found = read_code(write([{"code": f"x = {n}"} for n in range(3)]), "python")
+    assert isinstance(found[1:], Snippets)
+    assert [tree.code for tree in found[1:]] == ["x = 1", "x = 2"]
+    assert len(found) == 3
+
+
+def test_reading_another_field_and_language(write):
+    import tree_sitter
+    import tree_sitter_go
+
+    path = write([{"code": 3, "source": "func f() { }", "language": "cobol"}])
+    for language in ("go", tree_sitter.Language(tree_sitter_go.language())):
+        assert read_code(path, language, field="source")[0].types[0] == "func"
+
+
+def test_reading_code_that_does_not_parse(write):
+    path = write([{"code": code, "language": "python"} for code in (GOOD, BAD, GOOD)])
+    with pytest.raises(DataError, match=r"some.jsonl 2, line 2, column 5: does not parse \(broken='skip' leaves"):
+        read_code(path)
+    found = read_code(path, broken="skip")
+    assert str(found) == "2 in python; 1 skipped: does not parse"
+    assert found.skipped == (Skip("some.jsonl 2, line 2, column 5", "does not parse"),)
+    kept = read_code(path, broken="keep")
+    assert str(kept) == "3 in python; 1 of them do not parse"
+    assert kept.broken == (kept[1],)
+
+
+@pytest.mark.parametrize(
+    ("records", "options", "message"),
+    [
+        ([], {}, "some.jsonl holds no code$"),
+        (["", " "], {}, "some.jsonl holds no code$"),
+        ([{"code": "", "language": "go"}], {}, "some.jsonl holds no code that can be used: no code$"),
+        ([{"code": "a", "language": "python"}, '{"code": "x'], {}, "line some.jsonl 2 is not JSON: Unterminated"),
+        (["[1]"], {}, "line some.jsonl 1 has no text in a field 'code', only: no fields"),
+        ([{"docstring": "a", "code": 3}], {}, "line some.jsonl 1 has no text in a field 'code', only: docstring, code"),
+        ([{"code": "a"}], {"field": "text"}, "has no text in a field 'text', only: code"),
+        ([{"code": "a"}], {}, "line some.jsonl 1 does not say its language: pass language="),
+        ([{"code": "a", "language": "cobol"}], {}, "no grammar is known for 'cobol'"),
+        ([{"code": "a"}], {"broken": "drop"}, "broken is 'error', 'skip' or 'keep', got 'drop'"),
+    ],
+)
+def test_files_that_cannot_be_used(write, records, options, message):
+    with pytest.raises(DataError, match=message):
+        read_code(write(records), **options)
+
+
+def test_damaged_files(write, tmp_path):
+    whole = gzip.compress(write([{"code": "x", "language": "python"}] * 50).read_bytes())
+    for content in (whole[:-12], b"no gzip", whole[:20] + b"\0\0\0" + whole[23:]):
+        (tmp_path / "cut.gz").write_bytes(content)
+        with pytest.raises(DataError, match="cut.gz is damaged: wanted JSON Lines in UTF-8, got"):
+            read_code(tmp_path / "cut.gz")
+    (tmp_path / "latin.jsonl").write_bytes('{"code": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="latin.jsonl is damaged"):
+        read_code(tmp_path / "latin.jsonl")

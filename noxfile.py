@@ -87,13 +87,14 @@ def coverage_4_57(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Ratios against what people use today."""
     session.install(TORCH)
-    session.install("-e", ".[demo,syntax]")
+    session.install("-e", ".[demo,syntax,code]")
     session.run("python", "benchmarks/importance.py", *session.posargs, env=OFFLINE)
     session.run("python", "benchmarks/ablation.py", "--naive", *session.posargs, env=OFFLINE)
     session.run("python", "benchmarks/distances.py", env=OFFLINE)
     session.run("python", "benchmarks/store.py", "--targets", "100000", env=OFFLINE)
     session.run("python", "benchmarks/memory.py", env=OFFLINE)
     session.run("python", "benchmarks/probing.py", env=OFFLINE)
+    session.run("python", "benchmarks/code.py", env=OFFLINE)
 
 
 @nox.session

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .alike import HeadDistances
+from .code_structure import CatComparison, RelationHeads
 from .curve import PruningCurve
 from .edge_probing import LabelTrajectories, LayerScores, LayerStatistics
 from .entropy import AttentionEntropy
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OWN = (HeadView, LabelTrajectories, LayerScores, LayerStatistics)
+OWN = (CatComparison, HeadView, LabelTrajectories, LayerScores, LayerStatistics, RelationHeads)
 """Results that draw themselves."""
 
 __all__ = ["curve", "curves", "draw", "head_map", "heatmap", "over_layers"]
@@ -37,8 +38,8 @@ def draw(
 
     Patterns are points over the layers, distances between heads a map (extra `syntax`), a pruning curve a curve,
     dependencies two heat maps of accuracies, a view of one head is lines between words, scores of edge probes and their
-    statistics are bars over the layers, trajectories of one record a strip for each label, and all else is a heat map
-    of its first `[layer, head]` field.
+    statistics are bars over the layers, trajectories of one record a strip for each label, CAT-scores lines over the
+    layers, heads of code's relations a map for each, and all else is a heat map of its first `[layer, head]` field.
 
     Args:
         result: what a measure gave.

@@ -190,3 +190,9 @@ def test_arguments(uncased):
         align_code(uncased, [tree], batch_size=0)
     with pytest.raises(DataError, match="none of 0 pieces of code can be used$"):
         align_code(uncased, [])
+
+
+@pytest.mark.parametrize("given", [parse_code("x = 1", "python"), ["x = 1"]])
+def test_what_is_no_list_of_trees_is_refused(given):
+    with pytest.raises(DataError, match="trees must be a list of what parse_code makes, or what read_code reads"):
+        align_code(None, given)

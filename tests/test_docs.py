@@ -19,13 +19,14 @@ def test_snippets_run(page, minilm):
 
 def test_every_export_is_in_the_api_page():
     import bertology
+    import bertology.code_structure
     import bertology.edge_probing
     import bertology.syntax
 
     page = (ROOT / "docs" / "api.md").read_text()
     missing = [name for name in bertology.__all__ if f"::: bertology.{name}\n" not in page]
     assert {name for name in missing if not name.endswith("Accumulator")} == {"BertologyError"}
-    for folder in (bertology.syntax, bertology.edge_probing):
+    for folder in (bertology.syntax, bertology.edge_probing, bertology.code_structure):
         assert [name for name in folder.__all__ if f"::: {folder.__name__}.{name}\n" not in page] == []
 
 

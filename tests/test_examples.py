@@ -516,3 +516,67 @@ def test_the_study_of_tenney(tmp_path, minilm):
     assert "a file of parts of speech is .jsonl, .conllu, .ptb, by its name" in told
     told = run("tenney/study.py", *arguments, "--srl", files["srl.jsonl"], "--controls", "pos", cwd=tmp_path, ok=False)
     assert "pos is none of the tasks: srl" in told
+
+
+def small_code(folder, many=12):
+    """Functions in two languages, as CodeSearchNet has them."""
+    forms = {
+        "python": "def f{0}(words, low={0}):\n    # of some words\n    found = [word for word in words if len(word) > low]\n    return max(found, key=len)\n",
+        "go": "func F{0}(words []string) int {{\n\ttotal := {0}\n\tfor _, word := range words {{\n\t\ttotal += len(word)\n\t}}\n\treturn total\n}}\n",
+    }  # fmt: skip
+    for language, form in forms.items():
+        lines = [
+            json.dumps({"code": form.format(n), "language": language, "func_name": f"f{n}", "docstring": "x"})
+            for n in range(many)
+        ]
+        (folder / f"{language}.jsonl").write_text("\n".join(lines))
+    return [folder / f"{language}.jsonl" for language in forms]
+
+
+@pytest.mark.slow
+def test_the_study_of_code(tmp_path):
+    pytest.importorskip("tree_sitter_go")
+    files = small_code(tmp_path)
+    for kind in ("bert", "gpt2"):
+        said = run(
+            "cat_probing/train.py", "--kind", kind, "--code", *files, "--skip", 6, "--steps", 6, "--hidden", 32,
+            "--layers", 2, "--vocabulary", 300, "--output_dir", tmp_path / f"small-{kind}", cwd=tmp_path,
+        )  # fmt: skip
+        assert re.search(r"12 functions, 300 tokens .*\nloss \d\.\d\d at first", said)
+    told = run(
+        "cat_probing/train.py", "--kind", "bert", "--code", *files, "--skip", 12, "--output_dir", "x", cwd=tmp_path,
+        ok=False,
+    )  # fmt: skip
+    assert "no code is left" in told
+    arguments = [
+        "--models", tmp_path / "small-bert", tmp_path / "small-gpt2", "--code", *files, "--subset", 6, "--output_dir",
+        tmp_path / "out",
+    ]  # fmt: skip
+    said = run("cat_probing/study.py", *arguments, cwd=tmp_path)
+    assert "small-gpt2, go: 6 examples" in said
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert re.findall(r"^##+ (.*)", report, re.M) == [
+        heading
+        for model in ("small-bert", "small-gpt2")
+        for heading in (
+            model, "python", "go", "Leaves that belong together, python", "Leaves that belong together, go"
+        )
+    ]  # fmt: skip
+    assert "| layer | CAT-score, 95 % | pooled | shuffled | positional | random weights | heads |" in report
+    assert "beyond positional, by layer 0: " in report
+    assert re.search(r"\| definition to use \| L\dH\d \| 1[0-9] \|", report)
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
+    assert len(pictures) == 2 * (1 + 4)
+    assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in pictures)
+    files_then = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
+    assert len(files_then) == 8
+    run("cat_probing/study.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "out" / "report.md").read_text() == report
+    assert {path: path.stat().st_mtime_ns for path in files_then} == files_then
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join(file.read_text() for file in files))
+    told = run(
+        "cat_probing/study.py", "--models", tmp_path / "small-bert", "--code", mixed, "--output_dir", tmp_path / "other",
+        cwd=tmp_path, ok=False,
+    )  # fmt: skip
+    assert "has code in go, python: wanted one language a file" in told

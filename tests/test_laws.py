@@ -4,16 +4,18 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from code_snippets import snippets
 from edges import NOUNS
 from laws import Broken, check_leaves_model_alone, raising_at, snapshot
 from trees import CATS, wordpiece_tokenizer
 from zoo import BY_NAME, batch
 
 import bertology as b
-from bertology import edge_probing, syntax
+from bertology import code_structure, edge_probing, syntax
 
 OTHER = BY_NAME["bert"].build()
 PARSED = syntax.align(wordpiece_tokenizer(), CATS)
+CODE = code_structure.align_code(wordpiece_tokenizer(), snippets()[:2])
 
 
 def encode(model):
@@ -39,6 +41,8 @@ MEASURES = {
     "head_distances": lambda m: b.head_distances(m, batch()),
     "dependency_heads": lambda m: syntax.dependency_heads(m, PARSED),
     "attention_probe": lambda m: syntax.attention_probe(m, PARSED, PARSED, vectors="embeddings"),
+    "cat_scores": lambda m: code_structure.cat_scores(m, CODE, random_weights=True),
+    "leaf_types": lambda m: code_structure.leaf_types(m, CODE),
     "encode": encode,
     "accumulate": lambda m: b.accumulate(m, batch(), b.ImportanceAccumulator(), b.EntropyAccumulator()),
     "score": lambda m: b.score(m, batch(), metric="accuracy"),

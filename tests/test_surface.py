@@ -128,7 +128,7 @@ GLOSSARY = {"layer", "head", "query", "key", "token", "batch", "dim", "hidden", 
 GLOSSARY |= {"example", "row"}  # of one figure an example, or a row of the logits
 GLOSSARY |= {"class"}  # of tokens
 GLOSSARY |= {"seed", "target", "probe", "validation"}  # of edge probing
-GLOSSARY |= {"relation", "direction", "offset", "kind", "baseline"}  # of syntax and coreference
+GLOSSARY |= {"relation", "direction", "offset", "kind", "baseline"}  # of syntax, coreference and code
 GLOSSARY |= {"model", "size", "round"}  # of a comparison of models: no axes of a model's insides
 
 
@@ -159,6 +159,19 @@ def of_edge_probing():
     ]
 
 
+def of_code(model):
+    code = bertology.code_structure
+    batches = code.align_code(wordpiece_tokenizer(), [code.parse_code("cat = the(cat, dog)", "python")])
+    found = code.cat_scores(model, batches, types="all")
+    return [
+        found,
+        found.scores,
+        found.beyond("positional"),
+        code.leaf_types(model, batches),
+        code.relation_heads(model, batches),
+    ]
+
+
 def test_every_field_says_its_axes():
     model, inputs = BY_NAME["bert"].build(), batch()
     results = [
@@ -173,6 +186,7 @@ def test_every_field_says_its_axes():
         bertology.head_distances(model, inputs),
         *of_syntax(model),
         *of_edge_probing(),
+        *of_code(model),
         bertology.pruning_curve(model, inputs, metric="accuracy"),
         bertology.importance_through_training([(1, model)], inputs),
         bertology.compare_efficiency(BY_NAME["bert"].build(), model, inputs, batch_sizes=(1,), rounds=1, seconds=0),

@@ -10,17 +10,24 @@ CAT-probing (Chen et al. 2022), and past it.
 a tree are, and `aligning` which leaf each token is part of. `leaf_maps` makes attention of tokens that of leaves,
 `masks` counts where it is high and the leaves are near, `filtering` keeps the leaves of some types, `scores` says what
 the counts of all snippets come to, and `nulls` what attention scores that knows nothing of structure. `relations` looks
-at what belongs together: blocks, arguments, brackets, variables and their definitions.
+at what belongs together: blocks, arguments, brackets, variables and their definitions; `relating` finds the heads
+that attend to it. `one_snippet` looks at a single piece of code, which `drawing` draws, and `pictures` draws what was
+found over the layers.
 """
 
 from .aligning import AlignedCode, CodeBatches, align_code
 from .comparing import CatComparison
 from .distances import graph_edges, leaf_distances
+from .drawing import attention_and_distance, code_arcs
 from .filtering import TypeCounts, leaves_of, published_types, rank_sum, restricted
 from .leaf_maps import LeafMaps, token_map, visible
 from .masks import CatCounts, HighAttention, attention_mask, cat_counts, distance_mask, overlap
 from .nulls import OffsetMeans, positional, shuffled
+from .one_snippet import LeafAttention, leaf_attention
+from .pictures import cat_over_layers, relation_maps
 from .probing import cat_scores, leaf_types
+from .related_heads import RelatedHead, RelationHeads
+from .relating import relation_heads
 from .relations import RelationSums, related, relation_scores
 from .resampling import cat_mean
 from .scores import CatGain, CatScores, scores_of
@@ -37,19 +44,26 @@ __all__ = [
     "CodeBatches",
     "CodeTree",
     "HighAttention",
+    "LeafAttention",
     "LeafMaps",
     "LeafTypes",
     "OffsetMeans",
+    "RelatedHead",
+    "RelationHeads",
     "RelationSums",
     "Snippets",
     "TypeCounts",
     "align_code",
+    "attention_and_distance",
     "attention_mask",
     "cat_counts",
     "cat_mean",
+    "cat_over_layers",
     "cat_scores",
+    "code_arcs",
     "distance_mask",
     "graph_edges",
+    "leaf_attention",
     "leaf_distances",
     "leaf_types",
     "leaves_of",
@@ -60,6 +74,8 @@ __all__ = [
     "rank_sum",
     "read_code",
     "related",
+    "relation_heads",
+    "relation_maps",
     "relation_scores",
     "restricted",
     "scores_of",

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import DataError
 from ..syntax.treebank import Skip
+from ..syntax.words import padded
 from .trees import CodeTree
 
 SPECIAL, PADDING, OUTSIDE = -1, -2, -3
@@ -111,6 +110,8 @@ def align_code(
         >>> next(iter(batches))["annotations"][0].leaf_of
         (-1, 0, 1, 2, 2, -3, -3, -1)
     """
+    if isinstance(trees, CodeTree) or not all(isinstance(tree, CodeTree) for tree in trees):
+        raise DataError("trees must be a list of what parse_code makes, or what read_code reads")
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
             f"{type(tokenizer).__name__} is a slow tokenizer, which does not tell the characters of its tokens: "
@@ -164,19 +165,8 @@ def _leaf_at(tree: CodeTree) -> NDArray[np.int64]:
 
 
 def _batch(tokenizer: Any, some: Sequence[tuple[dict[str, list[int]], AlignedCode]]) -> dict[str, Any]:
-    """Padded on the right: the attention mask tells padding, so a tokenizer without a padding token will do."""
-    fill = {"input_ids": tokenizer.pad_token_id or 0}
-    batch: dict[str, Any] = {
-        name: pad_sequence(
-            [torch.tensor(arguments[name]) for arguments, _ in some],
-            batch_first=True,
-            padding_value=fill.get(name, 0),
-        )
-        for name in some[0][0]
-    }
+    batch = padded(tokenizer, [arguments for arguments, _ in some])
     tokens = batch["input_ids"].shape[1]
-    lengths = torch.tensor([len(one.leaf_of) for _, one in some])
-    batch["attention_mask"] = (torch.arange(tokens) < lengths[:, None]).long()
     batch["annotations"] = [
         replace(one, leaf_of=one.leaf_of + (PADDING,) * (tokens - len(one.leaf_of))) for _, one in some
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from ..errors import DataError
 from ..result import Result
 from .resampling import Average
 from .scores import CatGain, CatScores, scores_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,6 +64,17 @@ class CatComparison(Result):
         settings = f"{kind}, quantile {self.quantile}, {'U-AST' if self.upgraded else 'AST'}"
         return scores_of(*counts, names=self.names, labels=self.labels, settings=settings)
 
+    def stack(self, name: str) -> CatComparison:
+        """Only the layers of one stack, of a model with several."""
+        rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
+        if not rows:
+            return super().stack(name)  # which says what stacks there are
+        return replace(
+            self, matched=self.matched[:, rows], either=self.either[:, rows],
+            head_matched=self.head_matched[:, rows], head_either=self.head_either[:, rows],
+            types=tuple(self.types[row] for row in rows), labels=tuple(self.labels[row] for row in rows),
+        )  # fmt: skip
+
     def beyond(self, null: str, *, average: Average = "macro", level: float = 0.95) -> CatGain:
         """How far the model's scores lie above a null model's, on the same snippets: `CatScores.beyond`."""
         return self.scores.beyond(self.of(null), average=average, level=level)
@@ -87,6 +102,14 @@ class CatComparison(Result):
             kinds=(*self.kinds, kind),
         )
 
+    def plot(  # type: ignore[override]
+        self, *, average: Average = "macro", title: str | None = None, path: str | Path | None = None
+    ) -> Figure:
+        """Draw the scores over the layers, and those of the null models (`cat_over_layers`, extra `plot`)."""
+        from .pictures import cat_over_layers
+
+        return cat_over_layers({self.kinds[0]: self}, average=average, title=title, path=path)
+
     def __str__(self) -> str:
         scores = [self.of(kind) for kind in self.kinds]
         lines = [f"| layer | {' | '.join(self.kinds)} |", f"|{'---|' * (1 + len(self.kinds))}"]
@@ -94,4 +117,4 @@ class CatComparison(Result):
             if scores[0].used[row]:
                 lines.append(f"| {label} | {' | '.join(f'{one.macro[row]:.3f}' for one in scores)} |")
         left = f", {self.skipped} skipped" if self.skipped else ""
-        return "\n".join([*lines, f"CAT-scores of {len(self.names)} snippets{left}; chance is at most 1/7 = 0.143"])
+        return "\n".join([*lines, f"CAT-scores of {len(self.names)} snippets{left}; chance is about 1/7 = 0.143"])

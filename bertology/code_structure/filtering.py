@@ -168,7 +168,8 @@ def published_types(language: str) -> tuple[str, ...]:
 
     They are what `rank_sum` gives for CodeBERT, RoBERTa, UniXcoder and GraphCodeBERT, all at their last layer (Chen et
     al. 2022: the notebook `model_free_frequent_type` of their code), and types of the grammars of 2022: the strings of
-    Java, `string_literal` then, have leaves of their own since, a `"` at either end and `string_fragment`.
+    Java, `string_literal` then, have leaves of their own since, a `"` at either end and `string_fragment`. The list of
+    JavaScript counts one model twice there: its first ranking has the shares of the second and is not sorted by them.
 
     Raises `DataError` for a language other than Python, Java, JavaScript and Go.
 

@@ -66,8 +66,7 @@ def token_map(attention: Tensor, leaf_of: Sequence[int], leaves: int, *, causal:
     pairs = many[:, None] * many
     if causal:
         pairs.diagonal().copy_(many * (many + 1) / 2)
-    values, kept = values / pairs, kept[1:]
-    return LeafMaps(values, kept)
+    return LeafMaps(values.div_(pairs), kept[1:])
 
 
 def visible(leaves: int, device: torch.device | str | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from .filtering import leaves_of, restricted
 from .leaf_maps import LeafMaps, visible
 from .masks import QUARTER, attention_mask, distance_mask, overlap
 from .nulls import positional, shuffled
-from .reading import code_in, is_causal, leaf_maps
+from .reading import code_in, leaf_maps
 
 KINDS = ("attention", "shuffled", "positional")
 """What is scored: the model's attention, that with its pairs shuffled, and each map's own mean at every offset."""
@@ -72,18 +72,20 @@ class CatAccumulator(Accumulator):
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Read the attention between leaves, layer by layer."""
-        snippets = [_Snippet(one, self._quantile, self._upgraded, self._seed) for one in code_in(batch)]
+        aligned = code_in(batch)
+        if strange := [one for one in aligned if one.number not in self._place]:
+            raise DataError(f"snippet number {strange[0].number} is not among the {len(self._place)} announced")
+        snippets = [_Snippet(one, self._quantile, self._upgraded, self._seed) for one in aligned]
 
-        def read(site: Site, example: int, maps: LeafMaps) -> None:
+        def read(site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
             one = snippets[example]
-            self._count(site, one, maps, self._place[one.number])
+            self._count(site, one, maps, causal, self._place[one.number])
 
         with leaf_maps(self.anatomy, batch, read):
             yield
 
-    def _count(self, site: Site, one: _Snippet, maps: LeafMaps, place: int) -> None:
-        causal, heads = is_causal(site), list(site.kept)
-        valid = visible(len(maps.kept)) if causal else None
+    def _count(self, site: Site, one: _Snippet, maps: LeafMaps, causal: bool, place: int) -> None:
+        heads, valid = list(site.kept), visible(len(maps.kept)) if causal else None
         values = torch.cat([maps.values.mean(0, keepdim=True), maps.values])
         some = one.leaves(maps.kept, None if self._types is None else self._types[site.row])
         near = one.near(maps.kept[some], causal)

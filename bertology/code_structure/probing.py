@@ -50,8 +50,8 @@ def cat_scores(
         seed: of shuffled pairs and random weights.
         progress: the title of a progress bar; no bar without it.
 
-    Raises `DataError` for batches of something else, for an iterator of batches, for code of several languages unless
-    "all" leaves count, and where no layer reads the code.
+    Raises `DataError` for batches of something else, for an iterator of batches, for "frequent" or "published" types
+    of code in several languages, for types that no leaf has, and where no layer reads the code.
 
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.code_structure import align_code, cat_scores, parse_code
@@ -85,7 +85,7 @@ def leaf_types(
         quantile: the share of pairs that is high in attention.
         progress: the title of a progress bar; no bar without it.
 
-    Raises `DataError` for batches of something else, and for an iterator of them.
+    Raises `DataError` for batches of something else, for an iterator of them, and where no layer reads the code.
 
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.code_structure import align_code, leaf_types, parse_code
@@ -121,4 +121,8 @@ def _chosen(
     if isinstance(types, str) and types != "published":
         raise DataError(f"types are 'frequent', 'published', 'all' or a list of types, got {types!r}")
     given = published_types(languages[0]) if types == "published" else tuple(types)
+    there = {kind for one in snippets for kind in one.tree.types}
+    if not there.intersection(given):
+        some = ", ".join(sorted(there)[:10])
+        raise DataError(f"no leaf of the code is of the types {list(given)}: its own are such as {some}")
     return [given] * len(dissect(model).labels)

@@ -12,8 +12,12 @@ from ..errors import DataError
 from ..site import Anatomy, Site
 from ..syntax.predicting import check_fits
 from ..tap import tap
-from .aligning import AlignedCode
+from .aligning import PADDING, AlignedCode
 from .leaf_maps import LeafMaps, token_map
+
+Read = Callable[[Site, int, LeafMaps, bool], None]
+"""What gets a layer's maps, [head, leaf, leaf]: the layer, the example's place in the batch, the maps, and whether
+they are causal."""
 
 
 def code_in(batch: Batch) -> list[AlignedCode]:
@@ -40,27 +44,37 @@ def snippets_in(batches: Batches) -> list[AlignedCode]:
     return found
 
 
-def is_causal(site: Site) -> bool:
-    """Whether a layer's tokens see themselves and earlier ones alone."""
-    return site.stack.startswith("decoder")
+def is_causal(x: Tensor) -> bool:
+    """Whether tokens see themselves and earlier ones alone, in [head, token, token] without padding.
+
+    A model need not say so: BERT can be made a decoder, and is still called an encoder.
+    """
+    return not x[:, :1, 1:].any() and not x.triu(1).any()
 
 
 @contextmanager
-def leaf_maps(anatomy: Anatomy, batch: Batch, read: Callable[[Site, int, LeafMaps], None]) -> Iterator[None]:
-    """Give `read` each layer's attention between the leaves of each snippet: the site, the example and [head, ...].
+def leaf_maps(anatomy: Anatomy, batch: Batch, read: Read) -> Iterator[None]:
+    """Give `read` each layer's attention between the leaves of each snippet.
 
-    Layers that do not attend from the text's tokens to themselves (decoders behind an encoder) are passed over.
+    Layers that do not attend from the text's tokens to themselves (decoders behind an encoder) are passed over, and
+    so are those whose heads are all pruned. Raises `DataError` where no layer is left.
     """
     aligned = code_in(batch)
-    tokens = len(aligned[0].leaf_of)
+    tokens, seen = len(aligned[0].leaf_of), False
     check_fits(anatomy.model, tokens)
 
     def look(site: Site, x: Tensor, _: slice) -> None:
+        nonlocal seen
         if not reads_text(anatomy.model, site.stack) or x.shape[2:] != (tokens, tokens):
             return
+        seen = True
         for example, one in enumerate(aligned):
-            maps = token_map(x[example], one.leaf_of, len(one.tree), causal=is_causal(site))
-            read(site, example, maps)
+            many = len(one.leaf_of) - one.leaf_of.count(PADDING)
+            real = x[example, :, :many, :many]
+            causal = is_causal(real)
+            read(site, example, token_map(real, one.leaf_of[:many], len(one.tree), causal=causal), causal)
 
     with tap(anatomy, "attention", read=look, whole=True):
         yield
+    if not seen:
+        raise DataError("no layer attends from the text's tokens to themselves: there is nothing to measure")

@@ -157,6 +157,18 @@ class CatGain(Result):
     labels: tuple[str, ...]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
+    def __str__(self) -> str:
+        lines = []
+        for row, label in enumerate(self.labels):
+            if self.used[row]:
+                heads = int((self.head_low[row] > 0).sum())
+                there = int((~self.head_gain[row].isnan()).sum())
+                lines.append(
+                    f"layer {label}: {self.gain[row]:+.4f} ({100 * self.level:g} % from {self.low[row]:+.4f} to "
+                    f"{self.high[row]:+.4f}) of {int(self.used[row])} snippets; {heads} of {there} heads above 0"
+                )
+        return "\n".join(lines)
+
 
 def scores_of(
     matched: Tensor,

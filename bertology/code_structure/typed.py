@@ -17,7 +17,7 @@ from ..streaming import Accumulator, stat
 from .filtering import TOP, TypeCounts
 from .leaf_maps import LeafMaps, visible
 from .masks import QUARTER, attention_mask
-from .reading import code_in, is_causal, leaf_maps
+from .reading import code_in, leaf_maps
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,8 +90,8 @@ class TypesAccumulator(Accumulator):
         """Read the attention between leaves, layer by layer."""
         trees = [one.tree for one in code_in(batch)]
 
-        def read(site: Site, example: int, maps: LeafMaps) -> None:
-            valid = visible(len(maps.kept)) if is_causal(site) else None
+        def read(site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
+            valid = visible(len(maps.kept)) if causal else None
             kinds = [trees[example].types[leaf] for leaf in maps.kept.tolist()]
             found = TypeCounts()
             found.add(attention_mask(maps.values.mean(0), quantile=self._quantile, valid=valid), kinds, valid=valid)

@@ -35,8 +35,8 @@ def check_fits(model: nn.Module, tokens: int) -> None:
     longest = room_of(model)
     if longest is not None and tokens > longest:
         raise DataError(
-            f"a text has {tokens} tokens, the model takes {longest}: pass max_length={longest} to align, which leaves "
-            "out and lists what is longer"
+            f"a text has {tokens} tokens, the model takes {longest}: pass max_length={longest} to align or "
+            "align_code, which leave out and list what is longer"
         )
 
 

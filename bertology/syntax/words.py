@@ -218,17 +218,26 @@ def _word_of(
     return tuple(word_of), ""
 
 
-def _batch(tokenizer: Any, some: Sequence[tuple[dict[str, list[int]], Any, tuple[int, ...]]]) -> dict[str, Any]:
-    """Padded on the right: the attention mask tells padding, so a tokenizer without a padding token will do."""
+def padded(tokenizer: Any, texts: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    """What a tokenizer makes of several texts, as one batch.
+
+    Padded on the right: the attention mask tells padding, so a tokenizer without a padding token will do.
+    """
     fill = {"input_ids": tokenizer.pad_token_id or 0}
     batch: dict[str, Any] = {
         name: pad_sequence(
-            [torch.tensor(a[name]) for a, _, _ in some], batch_first=True, padding_value=fill.get(name, 0)
+            [torch.tensor(one[name]) for one in texts], batch_first=True, padding_value=fill.get(name, 0)
         )
-        for name in some[0][0]
+        for name in texts[0]
     }
+    lengths = torch.tensor([len(one["input_ids"]) for one in texts])
+    batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+    return batch
+
+
+def _batch(tokenizer: Any, some: Sequence[tuple[dict[str, list[int]], Any, tuple[int, ...]]]) -> dict[str, Any]:
+    batch = padded(tokenizer, [arguments for arguments, _, _ in some])
     tokens = batch["input_ids"].shape[1]
-    batch["attention_mask"] = torch.tensor([[1] * len(w) + [0] * (tokens - len(w)) for _, _, w in some])
     batch["annotations"] = [
         Aligned(source, word_of + (PADDING,) * (tokens - len(word_of))) for _, source, word_of in some
     ]

@@ -15,6 +15,7 @@
 | heads that are alike  | `head_distances`                           | [head, head]                            |
 | heads and grammar     | `bertology.syntax`                         | [relation, direction, layer, head]      |
 | layers and tasks      | `bertology.edge_probing`                   | [seed, layer]                           |
+| heads and code        | `bertology.code_structure`                 | [layer, head]                           |
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |

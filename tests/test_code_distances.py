@@ -40,6 +40,16 @@ def test_equal_to_networkx_on_real_functions(shared, language, upgraded):
         assert not np.array_equal(found, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_equal_to_networkx_on_200_functions(shared, language):
+    for line in (shared / "code" / f"{language}.jsonl").read_text().splitlines()[:200]:
+        code = json.loads(line)["code"]
+        expected = oracles_code.distances(code, language)
+        np.testing.assert_array_equal(leaf_distances(parse_code(code, language)), expected)
+
+
 @given(programs())
 @settings(deadline=None, max_examples=30)
 def test_laws(code):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..syntax.treebank import Skip
-from ..syntax.words import padded
+from ..syntax.words import AlignedBatches, check_tokenizer, padded
 from .trees import CodeTree
 
 SPECIAL, PADDING, OUTSIDE = -1, -2, -3
@@ -37,17 +37,8 @@ class AlignedCode:
 
 
 @dataclass(frozen=True, repr=False)
-class CodeBatches:
+class CodeBatches(AlignedBatches):
     """Batches of model arguments whose examples carry their trees; what could not be used is listed in `skipped`."""
-
-    batches: tuple[dict[str, Any], ...]
-    skipped: tuple[Skip, ...]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
     @property
     def examples(self) -> tuple[AlignedCode, ...]:
@@ -112,13 +103,7 @@ def align_code(
     """
     if isinstance(trees, CodeTree) or not all(isinstance(tree, CodeTree) for tree in trees):
         raise DataError("trees must be a list of what parse_code makes, or what read_code reads")
-    if not getattr(tokenizer, "is_fast", False):
-        raise DataError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which does not tell the characters of its tokens: "
-            "load a fast one (AutoTokenizer.from_pretrained(..., use_fast=True))"
-        )
-    if batch_size < 1:
-        raise DataError(f"batch_size must be 1 or more, got {batch_size}")
+    check_tokenizer(tokenizer, batch_size)
     longest = tokenizer.model_max_length if max_length is None else max_length
     kept: list[tuple[dict[str, list[int]], AlignedCode]] = []
     skipped: list[Skip] = list(getattr(trees, "skipped", ()))

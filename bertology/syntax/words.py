@@ -105,14 +105,8 @@ def align(
         >>> next(iter(batches))["annotations"][0].word_of
         (-1, 0, 1, 1, -1)
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise DataError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which does not tell the characters of its tokens: "
-            "load a fast one (AutoTokenizer.from_pretrained(..., use_fast=True))"
-        )
+    check_tokenizer(tokenizer, batch_size)
     longest = tokenizer.model_max_length if max_length is None else max_length
-    if batch_size < 1:
-        raise DataError(f"batch_size must be 1 or more, got {batch_size}")
     kept: list[tuple[dict[str, list[int]], Any, tuple[int, ...]]] = []
     skipped: list[Skip] = list(getattr(sources, "skipped", ()))
     for number, source in enumerate(sources):
@@ -132,6 +126,17 @@ def align(
     kept.sort(key=lambda one: len(one[2]))
     batches = (kept[i : i + batch_size] for i in range(0, len(kept), batch_size))
     return AlignedBatches(tuple(_batch(tokenizer, some) for some in batches), tuple(skipped))
+
+
+def check_tokenizer(tokenizer: Any, batch_size: int) -> None:
+    """Raise `DataError` for a slow tokenizer, and for batches of no examples."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"{type(tokenizer).__name__} is a slow tokenizer, which does not tell the characters of its tokens: "
+            "load a fast one (AutoTokenizer.from_pretrained(..., use_fast=True))"
+        )
+    if batch_size < 1:
+        raise DataError(f"batch_size must be 1 or more, got {batch_size}")
 
 
 def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean") -> list[Tensor]:

@@ -24,6 +24,8 @@ def graph_edges(tree: CodeTree, *, upgraded: bool = True) -> NDArray[np.int64]:
         tree: what `parse_code` makes.
         upgraded: whether to join leaves; without it the edges are those of the tree alone.
 
+    Nodes have the numbers that they have in the tree; neither end of an edge comes first.
+
         >>> from bertology.code_structure import parse_code
         >>> tree = parse_code("x = x", "python")
         >>> tree.node_types

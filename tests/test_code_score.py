@@ -383,3 +383,13 @@ def test_scores_check_their_counts():
         scores.interval(95)
     with pytest.raises(DataError, match="draws 1 or more times"):
         scores.interval(resamples=0)
+
+
+def test_gains_are_told_by_layer():
+    matched, either = torch.tensor([[6, 5, 6, 7]]), torch.full((1, 4), 10)
+    names = tuple("abcd")
+    mine, none = (
+        scores_of(m, either, m[:, None], either[:, None], names=names, labels=("0",)) for m in (matched, matched - 4)
+    )
+    told = str(mine.beyond(none))
+    assert told == "layer 0: +0.4000 (95 % from +0.4000 to +0.4000) of 4 snippets; 1 of 1 heads above 0"

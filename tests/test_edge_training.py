@@ -520,7 +520,7 @@ def test_the_bootstrap_draws_records(monkeypatch):
             sum(x[1, 2, record].item() for record in drawn[draw].tolist()) for x in (found.tp, found.fp, found.fn)
         )
         assert draws[draw, 1, 2].item() == pytest.approx(2 * tp / (2 * tp + fp + fn))
-    monkeypatch.setattr("bertology.edge_probing.training.scores.CELLS", 12 * 37)
+    monkeypatch.setattr("bertology.redrawing.CELLS", 12 * 37)
     assert torch.equal(found.bootstrap(200, seed=3), draws)
     low, high = found.interval(0.9, resamples=200, seed=3)
     close(low, draws.quantile(0.05, 0))

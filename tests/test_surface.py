@@ -65,7 +65,7 @@ def test_the_first_line_of_a_file_asks_its_question(module):
 
 FLOORS = [
     ["errors", "names"],
-    ["result", "head", "whole", "forwards"],
+    ["result", "head", "whole", "forwards", "redrawing"],
     ["site", "batches", "demo", "averaging", "places", "pictures", "alike", "divergence"],
     ["attentions", "token_classes"],
     ["stacks"],

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..head import Head, head_at
+from ..redrawing import ends
 from ..result import Result
-from .resampling import bootstrap, ends
+from .resampling import bootstrap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

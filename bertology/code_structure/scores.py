@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError
+from ..redrawing import ends
 from ..result import Result
-from .resampling import Average, bootstrap, cat_mean, ends
+from .resampling import Average, bootstrap, cat_mean
 
 CHANCE = 1 / 7
 """What masks that know nothing of each other score: each holds a quarter of the pairs, so that both hold 1/16 of them

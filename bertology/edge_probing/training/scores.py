@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError
+from ...redrawing import ends, redrawn
 from ...result import Result
 from ..layers.statistics import LayerStatistics, layer_statistics
 from .counting import micro_f1
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-CELLS = 10_000_000
-"""How many numbers the bootstrap draws at a time, at most."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,15 +104,8 @@ class LayerScores(Result):
         """
         if resamples < 1:
             raise DataError(f"resamples is how often the bootstrap draws, 1 or more, got {resamples}")
-        generator = torch.Generator().manual_seed(seed)
         cells = torch.stack([self.tp, self.fp, self.fn]).flatten(0, 2).double()
-        examples, size = cells.shape[1], max(1, CELLS // cells.shape[1])
-        pooled = []
-        for start in range(0, resamples, size):
-            drawn = torch.randint(examples, (min(size, resamples - start), examples), generator=generator)
-            times = torch.zeros(drawn.shape, dtype=torch.float64)
-            times.scatter_add_(1, drawn, torch.ones((), dtype=torch.float64).expand(drawn.shape))
-            pooled.append(times @ cells.T)
+        pooled = [times @ cells.T for times in redrawn(cells.shape[1], resamples, seed)]
         tp, fp, fn = torch.cat(pooled).view(resamples, 3, *self.f1.shape).unbind(1)
         return micro_f1(tp, fp, fn)
 
@@ -123,7 +114,7 @@ class LayerScores(Result):
 
         It says how F1 would move with other records to score on, the trained probes being what they are.
         """
-        return _ends(self.bootstrap(resamples, seed=seed), level)
+        return ends(self.bootstrap(resamples, seed=seed), level)
 
     def layer_interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """The lower and the upper ends of the expected layer, the mean over seeds: the interval of `bootstrap`.
@@ -135,12 +126,5 @@ class LayerScores(Result):
         known = layers[~layers.isnan()]
         if len(known) < 0.95 * len(layers):
             return math.nan, math.nan
-        low, high = _ends(known, level)
+        low, high = ends(known, level)
         return low.item(), high.item()
-
-
-def _ends(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
-    """The ends of the percentile interval, over the first axis."""
-    if not 0 < level < 1:
-        raise DataError(f"level is the share of intervals that hold the truth, between 0 and 1, got {level}")
-    return draws.quantile((1 - level) / 2, 0), draws.quantile((1 + level) / 2, 0)

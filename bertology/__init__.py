@@ -30,6 +30,7 @@ set, `example` counts its examples and `row` its labels, of which an example may
 from 0.
 """
 
+from . import plot as plot  # registers the pictures of results
 from .ablation import HeadAblation, head_ablation
 from .alike import HeadDistances
 from .anatomy import dissect, register_names
@@ -48,6 +49,7 @@ from .means import HeadMeans, MeansAccumulator, head_means
 from .names import Names
 from .outputs import HeadOutputs, head_outputs
 from .patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
+from .proof import check_anatomy
 from .pruning import Pruned, prune_heads
 from .repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .result import Result
@@ -100,6 +102,7 @@ __all__ = [
     "attention_gradients",
     "attention_maps",
     "attention_patterns",
+    "check_anatomy",
     "compare_efficiency",
     "dissect",
     "gated",

@@ -84,7 +84,7 @@ def dissect(model: nn.Module) -> Anatomy:
 def register_names(names: Names) -> None:
     """Name the parts of an attention module that `dissect` does not know, for all models from now on.
 
-    Prove them on the model at hand: `dissect(model).check(inputs)`.
+    Prove them on the model at hand: `check_anatomy(model, inputs)`.
 
         >>> register_names(Names("to_q", "to_k", "to_v", "to_out"))
     """

@@ -226,6 +226,16 @@ def room_of(model: nn.Module) -> int | None:
     return most
 
 
+def check_fits(model: nn.Module, tokens: int) -> None:
+    """Raise `DataError` for texts of more tokens than the model has positions for."""
+    longest = room_of(model)
+    if longest is not None and tokens > longest:
+        raise DataError(
+            f"a text has {tokens} tokens, the model takes {longest}: pass max_length={longest} to align or "
+            "align_code, which leave out and list what is longer"
+        )
+
+
 def config_of(model: nn.Module) -> Any:
     """The outermost config in the model, or None."""
     return next((module.config for module in model.modules() if hasattr(module, "config")), None)

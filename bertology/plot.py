@@ -9,28 +9,21 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .alike import HeadDistances
-from .code_structure import CatComparison, RelationHeads
 from .curve import PruningCurve
-from .edge_probing import LabelTrajectories, LayerScores, LayerStatistics
 from .entropy import AttentionEntropy
 from .errors import DataError, need
 from .patterns import AttentionPatterns
 from .pictures import head_map, layer_points, over_layers, width_of, written
-from .result import Result
-from .syntax import DependencyHeads
-from .syntax.predicting import DIRECTIONS
-from .syntax.views import HeadView
+from .result import Result, _pictures, draws
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OWN = (CatComparison, HeadView, LabelTrajectories, LayerScores, LayerStatistics, RelationHeads)
-"""Results that draw themselves."""
-
 __all__ = ["curve", "curves", "draw", "head_map", "heatmap", "over_layers"]
 
 
+@draws(Result)
 def draw(
     result: Result, *, field: str | None = None, relation: str | None = None, path: str | Path | None = None
 ) -> Figure:
@@ -49,10 +42,10 @@ def draw(
 
     Raises `DataError` for a field or a relation that the result does not have.
     """
-    if relation is not None and not isinstance(result, DependencyHeads):
+    if relation is not None:
         raise DataError(f"relation={relation!r} is for DependencyHeads, got {type(result).__name__}")
-    if isinstance(result, OWN) and field is None:
-        return result.plot(path=path)
+    if field is None and type(result) in _pictures:
+        return _pictures[type(result)](result, path=path)
     if isinstance(result, HeadDistances) and field is None:
         return head_map(result.embed(2), result.heads, title="Heads whose attention is alike", path=path)
     figure = need("matplotlib.figure", extra="plot").Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -60,8 +53,6 @@ def draw(
         heatmap(result, figure.subplots(), field=field)
     elif isinstance(result, PruningCurve):
         curve(result, figure.subplots())
-    elif isinstance(result, DependencyHeads):
-        _dependencies(result, figure, relation)
     elif isinstance(result, AttentionPatterns):
         _patterns(result, figure)
     else:
@@ -79,27 +70,6 @@ def _patterns(result: AttentionPatterns, figure: Figure) -> None:
     figure.set_size_inches(width_of(result.labels), 3.6 * len(panels))
     for axes, (title, series) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
         layer_points(axes, series, result.labels, unit="share of the attention", title=f"Attention {title}")
-
-
-def _dependencies(result: DependencyHeads, figure: Figure, relation: str | None) -> None:
-    """How often each head picks a word's head, by what it pays and by what it gets, on one scale."""
-    if relation is not None and relation not in result.relations:
-        raise DataError(f"no relation {relation!r}: there are {', '.join(result.relations)}")
-    right, arcs = result.right, result.arcs
-    if relation is None:
-        right, arcs = right.sum(0).masked_fill(right[0] < 0, -1), arcs.sum()
-    else:
-        right, arcs = (x[result.relations.index(relation)] for x in (right, arcs))
-    shares = (right.double() / arcs).masked_fill(right < 0, float("nan"))
-    figure.set_size_inches(0.62 * shares.shape[2] + 2.4, max(3.2, 0.32 * shares.shape[1] + 1.2))
-    both = figure.subplots(1, 2, sharey=True)
-    top = shares.nan_to_num(0).max().item()
-    for axes, direction, values in zip(both, DIRECTIONS, shares, strict=True):
-        image = _cells(axes, values, result.labels, top)
-        axes.set_title(direction, fontsize="medium")
-    both[1].set_ylabel("")
-    figure.colorbar(image, ax=list(both), label="share of heads picked")
-    figure.suptitle(f"Dependency heads: {relation or 'all relations'}, {int(arcs)} arcs")
 
 
 def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str | None = None) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .anatomy import dissect
 from .batches import Batch
 from .capture import one_batch, run
 from .errors import UnknownAnatomy
@@ -12,8 +13,25 @@ from .site import Anatomy, Site
 from .tap import silenced, tap
 
 
-def check(anatomy: Anatomy, inputs: Batch) -> None:
-    """Prove every site on the model at hand, or raise `UnknownAnatomy`; see `Anatomy.check`."""
+def check_anatomy(model: nn.Module | Anatomy, inputs: Batch) -> None:
+    """Prove on the model at hand that its heads are where `dissect` says, from one batch of inputs.
+
+    One head after another is silenced in all layers by its attention probabilities, independently of the anatomy.
+    What arrives at each site may then differ from before in the elements of that head alone, which are 0.
+    The check takes one forward pass for each head of a layer.
+
+    Args:
+        model: any model with attention heads, or an `Anatomy` of one (with some of its sites only, for example).
+        inputs: one mapping of model arguments that reaches every site.
+
+    Raises `UnknownAnatomy` when a site is not what it should be, cannot be checked, or does not run on these inputs.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> check_anatomy(model, {"input_ids": torch.tensor([[5, 6, 7]])})
+    """
+    anatomy = model if isinstance(model, Anatomy) else dissect(model)
     with one_batch(anatomy.model, inputs) as (_, batch):
         clean: dict[Site, Tensor] = {}
         read = tap(anatomy, "heads", read=lambda site, x: clean.update({site: x.detach().clone()}))

@@ -7,6 +7,7 @@ Every measure returns a frozen dataclass with this mixin: it prints itself, save
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -19,6 +20,20 @@ from torch import Tensor
 from .errors import DataError
 
 Self = TypeVar("Self", bound="Result")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+_pictures: dict[type, Callable[..., Any]] = {}
+
+
+def draws(kind: type) -> Callable[[F], F]:
+    """Register a function as the picture of a class of results."""
+
+    def register(picture: F) -> F:
+        _pictures[kind] = picture
+        return picture
+
+    return register
 
 
 class Result:
@@ -83,10 +98,8 @@ class Result:
         return replace(self, labels=tuple(self.labels[row] for row in rows), **cut)  # type: ignore[type-var]
 
     def plot(self, **options: Any) -> Any:
-        """Draw the result (extra `plot`); the options are those of `bertology.plot.draw`."""
-        from . import plot
-
-        return plot.draw(self, **options)
+        """Draw the result (extra `plot`), by what was registered with `draws` for its class or the nearest above."""
+        return next(_pictures[kind] for kind in type(self).__mro__ if kind in _pictures)(self, **options)
 
     def __str__(self) -> str:
         lines = [type(self).__name__]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,24 +114,6 @@ class Anatomy:
         for site in self.sites:
             there[site.row, list(site.kept)] = True
         return there
-
-    def check(self, inputs: Mapping[str, Any]) -> None:
-        """Prove on the model at hand that its heads are where this anatomy says, from a batch of inputs.
-
-        One head after the other is silenced in all layers by its attention probabilities, which knows nothing of this
-        anatomy; what arrives at each site may then differ from before in that head's own numbers alone, which are 0.
-        It takes one forward pass for each head of a layer.
-
-        Raises `UnknownAnatomy` when a site is not what it should be, cannot be proved or does not run on these inputs.
-
-            >>> import torch
-            >>> from transformers import BertConfig, BertModel
-            >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
-            >>> dissect(model).check({"input_ids": torch.tensor([[5, 6, 7]])})
-        """
-        from .proof import check
-
-        check(self, inputs)
 
     def runner(self, stack: str) -> nn.Module:
         """The module that runs a stack: for cross attention, the decoder."""

@@ -9,13 +9,12 @@ from edge_sources import at_one_layer, random_labels, random_source
 from sklearn.metrics import f1_score
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bertology.edge_probing.layers.code_length import bits_of
 from bertology.edge_probing.layers.equations import centre_of_gravity, unchecked_expected_layer
 from bertology.edge_probing.probing import cumulative_probes, follow_targets, probabilities, probe_layers, score_layers
 from bertology.edge_probing.spans import EdgeBatch
 from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
 from bertology.edge_probing.training import resuming
-from bertology.edge_probing.training.counting import count, micro_f1
+from bertology.edge_probing.training.counting import bits_of, count, micro_f1
 from bertology.edge_probing.training.drawing import Order
 from bertology.edge_probing.training.optimizing import AMSGrad, Patience, Training
 from bertology.edge_probing.training.probes import Probes, cumulative

@@ -1,4 +1,4 @@
-"""`Anatomy.check` proves right anatomies and refuses wrong ones."""
+"""`check_anatomy` proves right anatomies and refuses wrong ones."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import transformers
 from zoo import BY_NAME, batch
 
 import bertology
-from bertology import Names, dissect, register_names
+from bertology import Names, check_anatomy, dissect, register_names
 from bertology.errors import UnknownAnatomy
 
 
@@ -18,25 +18,25 @@ def with_sites(anatomy, **changes):
 
 def test_right_anatomies(family):
     for attention in ("eager", "sdpa"):
-        dissect(family.build(attention=attention)).check(batch())
+        check_anatomy(family.build(attention=attention), batch())
 
 
 def test_pruned_models():
     model = BY_NAME["bert"].build()
     bertology.prune_heads(model, {0: [1, 2], 1: [0, 1, 2, 3]})
-    dissect(model).check(batch())
+    check_anatomy(model, batch())
 
 
 def test_half_precision():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        dissect(BY_NAME["bert"].build().to(dtype)).check(batch())
+        check_anatomy(BY_NAME["bert"].build().to(dtype), batch())
 
 
 def test_heads_of_another_width():
     anatomy = dissect(BY_NAME["bert"].build())
     wrong = with_sites(anatomy, dim=2, width=8, kept=tuple(range(8)))
     with pytest.raises(UnknownAnatomy, match=r"cannot be proved|do not lie at .*attention.output.dense"):
-        wrong.check(batch())
+        check_anatomy(wrong, batch())
 
 
 def test_heads_in_another_order():
@@ -55,7 +55,7 @@ def test_heads_in_another_order():
         anatomy, sites=(anatomy.sites[0], dataclasses.replace(anatomy.sites[1], place=dense.dense[1]))
     )
     with pytest.raises(UnknownAnatomy, match=r"heads do not lie at .* Name the parts by hand"):
-        wrong.check(batch())
+        check_anatomy(wrong, batch())
 
 
 def test_a_norm_that_was_overlooked():
@@ -66,11 +66,10 @@ def test_a_norm_that_was_overlooked():
         intermediate_size=16, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     anatomy = dissect(transformers.BitNetModel(config))
-    anatomy.check(batch(labels=False))
+    check_anatomy(anatomy, batch(labels=False))
+    wrong = tuple(dataclasses.replace(site, place=site.projection) for site in anatomy.sites)
     with pytest.raises(UnknownAnatomy, match="Something stands between the heads and this place"):
-        dataclasses.replace(
-            anatomy, sites=tuple(dataclasses.replace(site, place=site.projection) for site in anatomy.sites)
-        ).check(batch(labels=False))
+        check_anatomy(dataclasses.replace(anatomy, sites=wrong), batch(labels=False))
 
 
 def test_sites_that_do_not_run():
@@ -78,8 +77,8 @@ def test_sites_that_do_not_run():
     config.is_decoder = config.add_cross_attention = True
     model = transformers.BertLMHeadModel(config)
     with pytest.raises(UnknownAnatomy, match=r"cross.0, cross.1 did not run on these inputs"):
-        dissect(model).check(batch(labels=False))
-    dissect(model).check({**batch(labels=False), "encoder_hidden_states": torch.randn(3, 6, 16)})
+        check_anatomy(model, batch(labels=False))
+    check_anatomy(model, {**batch(labels=False), "encoder_hidden_states": torch.randn(3, 6, 16)})
 
 
 class Attend(torch.nn.Module):
@@ -133,7 +132,7 @@ def test_a_model_of_ones_own():
     anatomy = dissect(model)
     assert (anatomy.labels, anatomy.heads) == (("0", "1"), 4)
     inputs = {"input_ids": batch()["input_ids"]}
-    anatomy.check(inputs)
+    check_anatomy(anatomy, inputs)
     maps = bertology.attention_maps(model, inputs).values
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 3, 4, 7))
     importance = bertology.head_importance(model, inputs, loss=lambda out, _: out.square().sum((1, 2)))

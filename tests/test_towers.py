@@ -9,6 +9,7 @@ import transformers as t
 from zoo import BY_NAME, V4, batch
 
 import bertology as b
+from bertology import check_anatomy
 from bertology.errors import DataError, PruningError
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -64,7 +65,7 @@ def test_both_towers_of_blip():
     with torch.no_grad():
         for parameter in vision.parameters():
             parameter.normal_(0, 0.3)
-    anatomy.check({"pixel_values": images(2)})
+    check_anatomy(anatomy, {"pixel_values": images(2)})
 
 
 def test_windows_are_rows():

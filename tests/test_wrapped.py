@@ -48,7 +48,7 @@ def test_adapters_on_the_projections(name):
         for key, parameter in adapted.named_parameters():
             if "lora_B" in key:
                 parameter.normal_(0, 0.5)
-    b.dissect(adapted).check(batch())
+    b.check_anatomy(adapted, batch())
     changed = measured(adapted, batch(labels=False))
     assert (changed["importance"] - before["importance"]).abs().max() > 1e-3
     with b.ablated(adapted, {1: [2]}):
@@ -135,7 +135,7 @@ def test_images():
             parameter.normal_(0, 0.4)
     inputs = {"pixel_values": torch.randn(3, 3, 8, 8, dtype=torch.float64), "labels": torch.tensor([0, 2, 1])}
     pixels = {"pixel_values": inputs["pixel_values"]}
-    b.dissect(model).check(inputs)
+    b.check_anatomy(model, inputs)
     told = model(**pixels, output_hidden_states=True)
     assert torch.equal(b.hidden_states(model, inputs).values, torch.stack(told.hidden_states))
     eager = transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, attn_implementation="eager")).double()
@@ -189,7 +189,7 @@ def test_speech():
     }
     anatomy = b.dissect(model)
     assert anatomy.labels == ("encoder.0", "encoder.1", "decoder.0", "decoder.1", "cross.0", "cross.1")
-    anatomy.check(inputs)
+    b.check_anatomy(anatomy, inputs)
     told = eager(**inputs, output_attentions=True, output_hidden_states=True)
     maps, states = b.attention_maps(model, inputs), b.hidden_states(model, inputs)
     for stack, theirs in (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -15,7 +14,7 @@ from .resampling import Average
 from .scores import CatGain, CatScores, scores_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,14 +100,6 @@ class CatComparison(Result):
             head_either=both(self.head_either, other.head_either),
             kinds=(*self.kinds, kind),
         )
-
-    def plot(  # type: ignore[override]
-        self, *, average: Average = "macro", title: str | None = None, path: str | Path | None = None
-    ) -> Figure:
-        """Draw the scores over the layers, and those of the null models (`cat_over_layers`, extra `plot`)."""
-        from .pictures import cat_over_layers
-
-        return cat_over_layers({self.kinds[0]: self}, average=average, title=title, path=path)
 
     def __str__(self) -> str:
         scores = [self.of(kind) for kind in self.kinds]

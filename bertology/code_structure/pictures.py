@@ -10,15 +10,15 @@ import torch
 
 from ..errors import DataError, need
 from ..pictures import COLOURS, MARKERS, width_of, written
+from ..result import draws
 from .comparing import CatComparison
+from .related_heads import RelationHeads
 from .resampling import Average
 from .scores import CHANCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from .related_heads import RelationHeads
 
 _DASHES = ((0, (1, 1.5)), (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)))
 
@@ -173,3 +173,13 @@ def _gains(axes: Axes, gains: torch.Tensor, labels: Sequence[str]) -> None:
     bar.locator = need("matplotlib.ticker", extra="plot").MaxNLocator(4)
     bar.update_ticks()
     bar.ax.tick_params(labelsize="x-small")
+
+
+draws(RelationHeads)(relation_maps)
+
+
+@draws(CatComparison)
+def _comparison(
+    result: CatComparison, *, average: Average = "macro", title: str | None = None, path: str | Path | None = None
+) -> Figure:
+    return cat_over_layers({result.kinds[0]: result}, average=average, title=title, path=path)

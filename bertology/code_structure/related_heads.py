@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +15,7 @@ from ..result import Result
 from .resampling import bootstrap
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 @dataclass(frozen=True)
@@ -127,12 +126,6 @@ class RelationHeads(Result):
             return super().stack(name)  # which says what stacks there are
         cut = {name: getattr(self, name)[:, rows] for name in ("related", "control", "pairs", "unmatched")}
         return replace(self, labels=tuple(self.labels[row] for row in rows), **cut)
-
-    def plot(self, *, title: str | None = None, path: str | Path | None = None) -> Figure:  # type: ignore[override]
-        """Draw the gains of all heads, a map for each relation (`relation_maps`, extra `plot`)."""
-        from .pictures import relation_maps
-
-        return relation_maps(self, title=title, path=path)
 
     def __str__(self) -> str:
         lines = [

@@ -15,7 +15,7 @@ it by F1.
 
 from .coding import code_lengths
 from .encoding import encode
-from .layers.code_length import CodeLength, bits_of, online_code
+from .layers.code_length import CodeLength, online_code
 from .layers.orders import OrderAgreement, layer_table, order_agreement, order_of
 from .layers.pictures import layer_panels, layers_of_tasks, sentence_strips
 from .layers.statistics import LayerStatistics, layer_statistics
@@ -31,6 +31,7 @@ from .tasks.jsonl import read_edges, write_edges
 from .tasks.makers import bracket_pos_edges, constituent_edges, dependency_edges, pos_edges
 from .tasks.records import EdgeTask, Record, Target
 from .tasks.relation_makers import ProtoRole, proto_role_edges, semeval_edges, spr1_edges
+from .training.counting import bits_of
 from .training.optimizing import Training
 from .training.probes import Probes
 from .training.scores import LayerScores

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .layers.code_length import PORTIONS, CodeLength, Predict, bits_of, online_code
+from .layers.code_length import PORTIONS, CodeLength, Predict, online_code
 from .probing import cumulative_probes
 from .spans import BatchSource, EdgeBatch, check_sources
-from .training.counting import logits_of
+from .training.counting import bits_of, logits_of
 from .training.drawing import CODE, generator
 from .training.optimizing import Training
 from .training.together import train_probes

@@ -19,6 +19,7 @@ from .coreference.documents import Document, Documents, Mention, pieces
 from .coreference.pronoun_readers import by_gender, read_gap, read_winobias
 from .coreference.table import CoreferenceTable, KindScore
 from .dependencies import DependencyAccumulator, DependencyHeads, dependency_heads
+from .figures import _draw as _draw
 from .probing.control import randomized
 from .probing.probes import attention_probe, distance_probe
 from .probing.scores import ProbeResult

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import need
+from ..errors import DataError, need
+from ..result import draws
 from .views import THRESHOLD, Arc, HeadView
 
 if TYPE_CHECKING:
@@ -206,3 +207,13 @@ def _style(weight: float, right: bool) -> dict[str, Any]:
 
 def _gold(arc: Arc) -> dict[str, Any]:
     return {"color": _RED if arc.right else _GREY, "linewidth": 0.8, "linestyle": "-" if arc.right else "--"}
+
+
+@draws(HeadView)
+def _view(
+    view: HeadView, *, layout: str = "columns", threshold: float = THRESHOLD, path: str | Path | None = None
+) -> Figure:
+    layouts = {"columns": head_columns, "arcs": head_arcs}
+    if layout not in layouts:
+        raise DataError(f"layout is {' or '.join(map(repr, layouts))}, got {layout!r}")
+    return layouts[layout](view, threshold=threshold, path=path)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from html import escape
+from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
 
 from .predicting import DIRECTIONS
-from .views import Arc, HeadView, Line
+
+if TYPE_CHECKING:
+    from .views import Arc, HeadView, Line
 
 _ROW, _TOP, _BETWEEN, _PAD, _MARGIN = 22, 48, 220, 6, 36  # pixels
 WIDEST = 6.0  # the line of a weight of 1, in pixels

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..batches import ANNOTATIONS, Batch, reads_text, room_of
+from ..batches import ANNOTATIONS, Batch, check_fits, reads_text
 from ..errors import DataError
 from ..site import Anatomy, Site
 from ..tap import tap
@@ -28,16 +28,6 @@ def aligned_in(batch: Batch) -> list[Aligned]:
             "these batches do not say which word each token is part of: make them with bertology.syntax.align"
         )
     return list(found)
-
-
-def check_fits(model: nn.Module, tokens: int) -> None:
-    """Raise `DataError` for texts of more tokens than the model has positions for."""
-    longest = room_of(model)
-    if longest is not None and tokens > longest:
-        raise DataError(
-            f"a text has {tokens} tokens, the model takes {longest}: pass max_length={longest} to align or "
-            "align_code, which leave out and list what is longer"
-        )
 
 
 def sentences_in(batch: Batch) -> list[Sentence]:

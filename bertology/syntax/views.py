@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from ..batches import reads_text
+from ..batches import check_fits, reads_text
 from ..capture import one_batch, run
 from ..errors import DataError, ShapeError
 from ..head import Head, head_at
 from ..result import Result, cpu64
 from ..site import Site
 from ..tap import tap
-from .predicting import DIRECTIONS, check_fits, picks
+from .hovering import fragment
+from .predicting import DIRECTIONS, picks
 from .treebank import Sentence
 from .words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 Direction = Literal["from dependent", "from head"]
 THRESHOLD = 0.1
@@ -122,28 +122,11 @@ class HeadView(Result):
         told = f"{sum(arc.right for arc in self.arcs)} of {len(self.arcs)} arcs right, {self.direction}"
         return ": ".join(part for part in (self.name, told if self.heads else "") if part)
 
-    def plot(  # type: ignore[override]
-        self,
-        *,
-        layout: Literal["columns", "arcs"] = "columns",
-        threshold: float = THRESHOLD,
-        path: str | Path | None = None,
-    ) -> Figure:
-        """Draw the view as lines between two columns (`head_columns`), or as arcs over one row (`head_arcs`)."""
-        from .arcs import head_arcs, head_columns
-
-        layouts = {"columns": head_columns, "arcs": head_arcs}
-        if layout not in layouts:
-            raise DataError(f"layout is {' or '.join(map(repr, layouts))}, got {layout!r}")
-        return layouts[layout](self, threshold=threshold, path=path)
-
     def html(self, *, threshold: float = THRESHOLD) -> str:
         """Write the view as a fragment of HTML: two columns of words, and the lines of the word under the pointer.
 
         It needs no script and nothing from elsewhere, and holds every weight from `threshold` on as text, too.
         """
-        from .hovering import fragment
-
         return fragment(self, threshold)
 
     def _repr_html_(self) -> str:

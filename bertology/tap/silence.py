@@ -1,6 +1,6 @@
 """What is left of the heads when one head's attention is taken away?
 
-The proof of where heads are (`Anatomy.check`) asks this: it needs a way to silence a head that knows nothing of the
+The proof of where heads are (`check_anatomy`) asks this: it needs a way to silence a head that knows nothing of the
 place where its output is looked for.
 """
 

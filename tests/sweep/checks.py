@@ -396,7 +396,7 @@ def pruning(tiny: Tiny) -> None:
 def proof(tiny: Tiny) -> None:
     """The library's own proof of its sites agrees."""
     anatomy = b.dissect(tiny.model)
-    replace(anatomy, sites=running(tiny, anatomy)).check(tiny.batch)
+    b.check_anatomy(replace(anatomy, sites=running(tiny, anatomy)), tiny.batch)
 
 
 CHECKS: dict[str, Callable[[Tiny], None]] = {

@@ -118,24 +118,6 @@ def online_code(
     return CodeLength(bits, uniform_bits, torch.tensor(ends), called)
 
 
-def bits_of(logits: Tensor, gold: Tensor) -> Tensor:
-    """[...], bits: the code of all labels of some targets, of logits [..., target, label] and gold [target, label].
-
-    Each label is a decision of its own: -log₂ σ(logit) where it is true, -log₂ (1 - σ(logit)) where it is not. Raises
-    `ShapeError` for other shapes.
-
-        >>> bits_of(torch.zeros(3, 2, 5), torch.ones(2, 5)).tolist()
-        [10.0, 10.0, 10.0]
-    """
-    if gold.dim() != 2 or logits.shape[-2:] != gold.shape:
-        raise ShapeError(
-            f"logits must be [..., target, label] of gold [target, label] = {list(gold.shape)}, "
-            f"got {list(logits.shape)}"
-        )
-    scores, sign = logits.detach().double(), 1 - 2 * gold.to(logits.device).double()
-    return torch.nn.functional.softplus(scores * sign).sum((-2, -1)) / math.log(2)
-
-
 def _ends(many: int, portions: Sequence[float]) -> list[int]:
     """Where blocks end: each record in one block."""
     if not portions or list(portions) != sorted(set(portions)) or portions[0] <= 0 or portions[-1] != 1:

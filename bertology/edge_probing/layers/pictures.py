@@ -15,6 +15,8 @@ import torch
 
 from ...errors import DataError, need
 from ...pictures import COLOURS, written
+from ...result import draws
+from ..training.scores import LayerScores
 from .orders import last_layer, order_of
 from .statistics import LayerStatistics
 from .trajectories import LabelTrajectories
@@ -239,3 +241,16 @@ def _strips(axes: Axes, trajectories: LabelTrajectories, target: int, labels: li
     axes.tick_params(length=0, labelsize="small")
     axes.spines[:].set_visible(False)
     axes.set_title(trajectories.asked(target), fontsize="small", loc="left")
+
+
+draws(LabelTrajectories)(sentence_strips)
+
+
+@draws(LayerStatistics)
+def _statistics(result: LayerStatistics, *, name: str = "", path: str | Path | None = None) -> Figure:
+    return layer_panels({name: result}, path=path)
+
+
+@draws(LayerScores)
+def _scores(result: LayerScores, *, name: str = "", path: str | Path | None = None) -> Figure:
+    return _statistics(result.statistics(), name=name, path=path)

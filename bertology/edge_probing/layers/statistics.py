@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +31,7 @@ from .equations import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 __all__ = [
     "LEAST_GAIN",
@@ -116,12 +115,6 @@ class LayerStatistics(Result):
         if field not in names:
             raise DataError(f"an interval is of one of {', '.join(names)}, got {field!r}")
         return t_interval(getattr(self, field), level)
-
-    def plot(self, *, name: str = "", path: str | Path | None = None) -> Figure:  # type: ignore[override]
-        """Draw mixing weights and differential scores over the layers: `layer_panels`, which takes several tasks."""
-        from .pictures import layer_panels
-
-        return layer_panels({name: self}, path=path)
 
     def __str__(self) -> str:
         first, last = (f"{100 * self.f1[:, layer].mean():.1f}" for layer in (0, -1))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -19,7 +18,7 @@ from ...result import Result, cpu64
 from ..tasks.records import EdgeTask, Target
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 UNSURE = 0.7
 """The paper's limit: a target is shown if its top label's mean probability over layers is no more."""
@@ -145,12 +144,6 @@ class LabelTrajectories(Result):
         """The words of a target's spans: `she | saw`. The middle of long ones is left out."""
         words, ends = self.words[int(self.record[target])], self.spans[target].tolist()
         return " | ".join(_short(words[start:end]) for start, end in zip(ends[::2], ends[1::2], strict=True))
-
-    def plot(self, *, title: str | None = None, path: str | Path | None = None) -> Figure:  # type: ignore[override]
-        """Draw the targets of a single record: `sentence_strips`."""
-        from .pictures import sentence_strips
-
-        return sentence_strips(self, title=title, path=path)
 
     def __str__(self) -> str:
         if len(self.words) > 1:

@@ -7,8 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ...errors import DataError
-from ...syntax.coreference.antecedents import document_of
-from ...syntax.coreference.documents import Document
+from ...syntax.coreference.documents import Document, document_of
 from ...syntax.coreference.pronoun_readers import read_gap
 from ...syntax.treebank import Skip
 from .records import EdgeTask

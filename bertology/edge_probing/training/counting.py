@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError, ShapeError
-from ..layers.code_length import bits_of
 from ..spans import BatchSource, EdgeBatch
 from .probes import Probes
 
@@ -113,3 +113,21 @@ def _places(of: Tensor, some: range, batch: EdgeBatch) -> Tensor:
             f"their batch has {batch.count}"
         )
     return (of[first:last] - some.start).to(batch.gold.device)
+
+
+def bits_of(logits: Tensor, gold: Tensor) -> Tensor:
+    """[...], bits: the code of all labels of some targets, of logits [..., target, label] and gold [target, label].
+
+    Each label is a decision of its own: -log₂ σ(logit) where it is true, -log₂ (1 - σ(logit)) where it is not. Raises
+    `ShapeError` for other shapes.
+
+        >>> bits_of(torch.zeros(3, 2, 5), torch.ones(2, 5)).tolist()
+        [10.0, 10.0, 10.0]
+    """
+    if gold.dim() != 2 or logits.shape[-2:] != gold.shape:
+        raise ShapeError(
+            f"logits must be [..., target, label] of gold [target, label] = {list(gold.shape)}, "
+            f"got {list(logits.shape)}"
+        )
+    scores, sign = logits.detach().double(), 1 - 2 * gold.to(logits.device).double()
+    return torch.nn.functional.softplus(scores * sign).sum((-2, -1)) / math.log(2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -17,7 +16,7 @@ from ..layers.statistics import LayerStatistics, layer_statistics
 from .counting import micro_f1
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,10 +85,6 @@ class LayerScores(Result):
     def statistics(self) -> LayerStatistics:
         """At which layers the task is solved: differential scores, expected layer, centre of gravity."""
         return layer_statistics(self.f1, self.mix)
-
-    def plot(self, *, name: str = "", path: str | Path | None = None) -> Figure:  # type: ignore[override]
-        """Draw the mixing weights and the differential scores over the layers: those of `statistics`."""
-        return self.statistics().plot(name=name, path=path)
 
     def label_f1(self) -> Tensor:
         """[seed, layer, label]: F1 of each label alone; NaN for one that is neither true nor predicted anywhere."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...batches import Batch
 from ...errors import DataError
 from ..predicting import aligned_in
-from .documents import KINDS, Document, Mention
+from .documents import KINDS, Document, Mention, document_of
 from .phrases import POSSESSIVES
 from .pronouns import TRAITS, Traits
 
@@ -194,10 +194,3 @@ def _all_of(documents: Iterable[Document | Batch]) -> Iterator[Document]:
             yield from (document_of(aligned.source) for aligned in aligned_in(one))
         else:
             yield document_of(one)
-
-
-def document_of(source: object) -> Document:
-    """What was aligned, or a `DataError` if it has no mentions."""
-    if not isinstance(source, Document):
-        raise DataError(f"wanted documents with mentions, got {type(source).__name__}: read a file with coreference")
-    return source

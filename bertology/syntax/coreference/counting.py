@@ -17,8 +17,8 @@ from ...site import Site
 from ...streaming import Accumulator, accumulate, stat
 from ..predicting import aligned_in, word_maps
 from ..words import Rows
-from .antecedents import BASELINES, Candidates, Question, document_of, picks_of, questions
-from .documents import KINDS, Document
+from .antecedents import BASELINES, Candidates, Question, picks_of, questions
+from .documents import KINDS, Document, document_of
 from .table import DIRECTIONS, CoreferenceTable, KindScore, coreference_table
 
 

@@ -217,3 +217,10 @@ def _part(document: Document, start: int, end: int) -> Document:
 
 def _sentences(document: Document) -> list[tuple[int, int]]:
     return list(zip(document.sentences, (*document.sentences[1:], len(document.words)), strict=False))
+
+
+def document_of(source: object) -> Document:
+    """What was aligned, or a `DataError` if it has no mentions."""
+    if not isinstance(source, Document):
+        raise DataError(f"wanted documents with mentions, got {type(source).__name__}: read a file with coreference")
+    return source

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...anatomy import dissect
-from ...batches import Batch, device_of, on_device, some_examples, without_labels
+from ...batches import Batch, check_fits, device_of, on_device, some_examples, without_labels
 from ...errors import DataError, ShapeError
 from ...site import Anatomy, Site
 from ...tap import tap, undisturbed
-from ..predicting import aligned_in, check_fits, sentences_in
+from ..predicting import aligned_in, sentences_in
 from ..treebank import Sentence
 from ..words import Aligned, AlignedBatches, Rows, word_attention
 from .vectors import WordVectors

@@ -33,7 +33,9 @@ from 0.
 from . import plot as plot  # registers the pictures of results
 from .ablation import HeadAblation, head_ablation
 from .alike import HeadDistances
-from .anatomy import dissect, register_names
+from .anatomy.dissect import dissect, register_names
+from .anatomy.names import Names
+from .anatomy.sites import Anatomy, Head
 from .attention import AttentionMaps, attention_maps
 from .behaviours import head_behaviours
 from .curve import PruningCurve, pruning_curve
@@ -41,12 +43,10 @@ from .efficiency import Efficiency, compare_efficiency
 from .entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
 from .errors import BertologyError
 from .gradients import AttentionGradients, GradientsAccumulator, attention_gradients
-from .head import Head
 from .hidden import HiddenStates, hidden_states
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
 from .masking import ablated, gated
 from .means import HeadMeans, MeansAccumulator, head_means
-from .names import Names
 from .outputs import HeadOutputs, head_outputs
 from .patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .proof import check_anatomy
@@ -57,7 +57,6 @@ from .saving import load_pruned, save_pruned
 from .scoring import Score, ScoreAccumulator, score
 from .significance import Significance
 from .similarity import DistancesAccumulator, head_distances
-from .site import Anatomy
 from .sole import SoleHeadAblation, sole_head_ablation
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from .anatomy.sites import Anatomy
 from .batches import Batches
 from .errors import DataError
 from .losses import ExampleLoss
@@ -16,7 +17,6 @@ from .metrics import Metric
 from .replacing import Kind, replacement_name
 from .result import Result
 from .significance import Correction, Of, Significance, Test, significance
-from .site import Anatomy
 from .variants import score_variants
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from .anatomy.sites import Head, head_at
 from .errors import DataError, HeadError, need
-from .head import Head, head_at
 from .result import Result
 
 Reduce = Literal["mean", "sum"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .anatomy.sites import Site
 from .batches import Batch
 from .capture import Capture, by_stack, masks, one_batch, only, run
-from .site import Site
 from .tap import tap
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .anatomy.names import PADDED_STACKS, PREFIXED_STACKS
 from .errors import DataError
-from .names import PADDED_STACKS, PREFIXED_STACKS
 
 Batch = Mapping[str, Any]
 Batches = Batch | Iterable[Batch]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .anatomy.sites import Head, head_at
 from .entropy import AttentionEntropy
 from .errors import DataError
-from .head import Head, head_at
 from .patterns import AttentionPatterns
 
 

@@ -11,9 +11,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .anatomy.sites import Anatomy, Site
 from .batches import Batch, device_of, examples, rows_per_example, some_examples
 from .replacing import StandIns
-from .site import Anatomy, Site
 from .tap import Recording, copied, first_only, matrix, recorded, tail_noted, tap
 
 # Copies of a batch that go through the model at once have at most so many positions, and so many numbers come out of

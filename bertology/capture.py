@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy import dissect
+from .anatomy.dissect import dissect
+from .anatomy.sites import Anatomy, Site
 from .batches import Batch, device_of, on_device, without_labels
 from .errors import DataError
 from .queries import real_positions
 from .result import Result
-from .site import Anatomy, Site
 from .tap import undisturbed
 
 C = TypeVar("C", bound="Capture")

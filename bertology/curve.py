@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .anatomy import dissect
+from .anatomy.dissect import dissect
+from .anatomy.sites import Head, head_at
 from .batches import Batches, check_repeatable
 from .errors import DataError
-from .head import Head, head_at
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
 from .losses import ExampleLoss
 from .masking import gated

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .errors import PruningError
-from .forwards import asks_config
-from .names import (
+from .anatomy.forward_source import asks_config
+from .anatomy.names import (
     BIAS_TABLE_NAMES,
     COUNT_NAMES,
     EPSILON_NAMES,
@@ -22,6 +21,8 @@ from .names import (
     TOTAL_NAMES,
     UNPRUNED_NAME,
 )
+from .anatomy.sites import Site
+from .errors import PruningError
 from .parts import (
     check_parts,
     count_key_heads,
@@ -36,7 +37,6 @@ from .parts import (
     shares_of,
     whole_norms,
 )
-from .site import Site
 from .tap import narrow_biases, takes_bias
 from .whole import OfAllHeads, own_config
 

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .anatomy.sites import Anatomy, Site
 from .batches import Batch, Batches
 from .errors import DataError, UnknownAnatomy
 from .losses import ExampleLoss, example_losses, find_loss, loss_name
 from .queries import RealQueries
 from .result import Result, cpu64
-from .site import Anatomy, Site
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 from .token_classes import OTHER, TokenClass, TokenClasses

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .anatomy.names import PREFIXED_STACKS
+from .anatomy.sites import Stack
 from .batches import Batch, token_mask
 from .capture import Capture, masks, one_batch, only, pile, run
 from .errors import UnknownAnatomy
-from .names import PREFIXED_STACKS
-from .site import Stack
 from .tap import tap
 
 

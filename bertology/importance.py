@@ -10,14 +10,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from .anatomy.names import INEXACT_GRADIENTS
+from .anatomy.sites import Anatomy, Head, Site, head_at
 from .batches import Batch, Batches, device_of, examples, rows_per_example
 from .errors import DataError, UnknownAnatomy
-from .head import Head, head_at
 from .losses import ExampleLoss, example_losses, find_loss, loss_name
 from .masking import gating, token_gating
-from .names import INEXACT_GRADIENTS
 from .result import Result, cpu64, finite
-from .site import Anatomy, Site
 from .streaming import Accumulator, accumulate, stat
 
 

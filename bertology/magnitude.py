@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from .anatomy.sites import Anatomy, Site
 from .errors import PruningError, UnknownAnatomy
 from .parts import check_parts, count_key_heads, inner_layer, listed, numbers_of, outputs_that_stay
-from .site import Anatomy, Site
 
 
 @torch.no_grad()

@@ -10,11 +10,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .anatomy import dissect
+from .anatomy.dissect import dissect
+from .anatomy.sites import Anatomy, Heads, Site
 from .errors import ShapeError, UnknownAnatomy
-from .head import Heads
 from .replacing import Kind, StandIns, check_replacement
-from .site import Anatomy, Site
 from .tap import tap
 
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .anatomy.sites import Site
 from .batches import Batch, Batches
 from .queries import real_positions
 from .result import Result, cpu64
-from .site import Site
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 

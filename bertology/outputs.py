@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .anatomy.sites import Site
 from .batches import Batch, model_arguments, without_labels
 from .capture import Capture, by_stack, masks, one_batch, only, run
 from .errors import DataError
 from .losses import ExampleLoss, example_losses, find_loss
-from .site import Site
 from .tap import tap
 
 

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .errors import PruningError
-from .forwards import acts_on_record, takes_width_from_input
-from .names import (
+from .anatomy.forward_source import acts_on_record, takes_width_from_input
+from .anatomy.names import (
     BIAS_TABLE_NAMES,
     BIASED,
     BIASED_MASK_NAMES,
@@ -27,7 +26,8 @@ from .names import (
     WHOLE_NORM_NAMES,
     Shares,
 )
-from .site import Site
+from .anatomy.sites import Site
+from .errors import PruningError
 from .tap import takes_bias
 from .whole import OfAllHeads
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from .anatomy.sites import Site
 from .averaging import Average, check_average, folded
 from .batches import Batch, Batches
 from .errors import DataError
 from .places import by_class, places
 from .queries import RealQueries
 from .result import Result, cpu64, finite
-from .site import Site
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 from .token_classes import TokenClass, TokenClasses

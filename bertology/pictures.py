@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .anatomy.sites import Head
 from .errors import DataError, HeadError, ShapeError, need
-from .head import Head
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .anatomy import dissect
+from .anatomy.dissect import dissect
+from .anatomy.sites import Anatomy, Site
 from .batches import Batch
 from .capture import one_batch, run
 from .errors import UnknownAnatomy
-from .site import Anatomy, Site
 from .tap import silenced, tap
 
 

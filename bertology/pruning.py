@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from .anatomy import dissect
+from .anatomy.dissect import dissect
+from .anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
+from .anatomy.sites import Anatomy, Head, Heads, head_at
 from .batches import config_of
 from .cutting import Cut, Tied, cut_heads, plan_cut
 from .errors import PruningError
-from .head import Head, Heads, head_at
-from .names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from .result import Result
-from .site import Anatomy
 
 
 @dataclass(frozen=True, eq=False, repr=False)

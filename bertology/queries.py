@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .anatomy.names import IMAGE_CONFIG_NAMES
+from .anatomy.sites import Anatomy, Site
 from .batches import Batch, fit_mask, token_mask
 from .errors import DataError
-from .names import IMAGE_CONFIG_NAMES
-from .site import Anatomy, Site
 
 
 def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:

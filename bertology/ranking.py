@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from .anatomy.sites import Anatomy
 from .errors import DataError
 from .importance import HeadImportance, normalized
 from .magnitude import head_magnitudes
 from .result import cpu64
-from .site import Anatomy
 
 ESTIMATED = ("importance", "fisher")
 RANKINGS = (*ESTIMATED, "magnitude", "random")

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .anatomy.sites import Site
 from .batches import Batch, Batches, token_ids
 from .errors import DataError
 from .queries import RealQueries
 from .result import Result, cpu64, finite
-from .site import Site
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 

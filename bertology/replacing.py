@@ -7,10 +7,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .anatomy.sites import Anatomy, Site
 from .batches import Batch, token_mask
 from .errors import HeadError, ShapeError
 from .queries import real_positions
-from .site import Anatomy, Site
 
 Kind = Literal["zero", "mean", "resample"]
 

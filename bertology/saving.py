@@ -11,9 +11,9 @@ import torch
 import transformers
 from torch import nn
 
-from .anatomy import dissect
+from .anatomy.dissect import dissect
+from .anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME
 from .errors import DataError
-from .names import PRUNED_BY_LABEL_NAME, PRUNED_NAME
 from .pruning import prune_heads, written_down
 
 

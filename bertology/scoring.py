@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .anatomy.sites import Anatomy
 from .batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
 from .errors import DataError
 from .losses import ExampleLoss, example_losses, find_loss, is_causal, loss_name
 from .metrics import Metric, find_metric, metric_name
 from .result import Result
-from .site import Anatomy
 from .streaming import Accumulator, accumulate, stat
 
 INVERSE_LOSS = "inverse_loss"

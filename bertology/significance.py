@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .anatomy.sites import Head, head_at
 from .errors import DataError, need
-from .head import Head, head_at
 from .metrics import METRICS, Metric
 from .result import Result
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .alike import HeadDistances, Reduce
+from .anatomy.sites import Site
 from .batches import Batch, Batches
 from .divergence import distances, weights_in_pieces
 from .errors import DataError
 from .queries import RealQueries
 from .result import cpu64, finite
-from .site import Site
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 

@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from .anatomy.sites import Anatomy
 from .batches import Batches
 from .losses import ExampleLoss
 from .metrics import Metric
 from .replacing import Kind, replacement_name
 from .result import Result
 from .significance import Correction, Of, Significance, Test, significance
-from .site import Anatomy
 from .variants import NAN, VariantScores, score_variants
 
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .anatomy import dissect
+from .anatomy.dissect import dissect
+from .anatomy.sites import Anatomy
 from .batches import Batch, Batches, device_of, each_batch, model_arguments, without_labels
 from .checkpoint import Checkpoint
 from .result import Result
-from .site import Anatomy
 from .tap import undisturbed
 
 A = TypeVar("A", bound="Accumulator")

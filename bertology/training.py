@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .anatomy import dissect
+from .anatomy.dissect import dissect
+from .anatomy.sites import Anatomy
 from .batches import Batches, check_repeatable
 from .errors import DataError
 from .importance import HeadImportance, head_importance
 from .losses import ExampleLoss
 from .metrics import spearman
 from .result import Result
-from .site import Anatomy
 
 
 @dataclass(frozen=True, eq=False, repr=False)

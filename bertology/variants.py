@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .anatomy import dissect
+from .anatomy.dissect import dissect
+from .anatomy.sites import Anatomy
 from .batches import Batch, Batches, check_repeatable, model_arguments, without_labels
 from .branching import Branches, Seen
 from .errors import DataError
@@ -22,7 +23,6 @@ from .metrics import Metric, find_metric, metric_name
 from .replacing import StandIns, check_replacement, replacement_name
 from .result import Result
 from .scoring import INVERSE_LOSS, predictions
-from .site import Anatomy
 from .streaming import Accumulator, accumulate
 from .tap import uncached
 

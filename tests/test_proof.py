@@ -116,7 +116,7 @@ OWN = Names("to_q", "to_k", "to_v", "to_out")
 @pytest.fixture
 def unknown():
     """Names that no one registered, before and after."""
-    names = bertology.names.NAMES
+    names = bertology.anatomy.names.NAMES
     kept = [line for line in names if line != OWN]
     names[:] = kept
     yield

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.sites import Head
 from ..errors import need
-from ..head import Head
 from ..pictures import COLOURS, written
 from .one_snippet import LeafAttention, leaf_attention
 from .trees import CodeTree

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..anatomy.sites import Anatomy, Site
 from ..batches import Batch
 from ..errors import DataError
-from ..site import Anatomy, Site
 from ..streaming import Accumulator, stat
 from .aligning import AlignedCode
 from .comparing import CatComparison

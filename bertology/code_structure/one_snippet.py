@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..capture import one_batch, run
 from ..errors import DataError, HeadError
-from ..head import Head, head_at
 from ..result import cpu64
-from ..site import Anatomy, Site
 from .aligning import align_code
 from .distances import leaf_distances
 from .filtering import restricted

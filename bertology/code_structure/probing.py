@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from ..anatomy import dissect
+from ..anatomy.dissect import dissect
 from ..batches import Batches
 from ..errors import DataError
 from ..streaming import accumulate

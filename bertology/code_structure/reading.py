@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from ..anatomy.sites import Anatomy, Site
 from ..batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable, reads_text
 from ..errors import DataError
-from ..site import Anatomy, Site
 from ..tap import tap
 from .aligning import PADDING, AlignedCode
 from .leaf_maps import LeafMaps, token_map

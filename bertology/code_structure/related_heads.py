@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..anatomy.sites import Head, head_at
 from ..errors import DataError
-from ..head import Head, head_at
 from ..redrawing import ends
 from ..result import Result
 from .resampling import bootstrap

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.sites import Site
 from ..batches import Batch, Batches
 from ..errors import DataError
-from ..site import Site
 from ..streaming import Accumulator, accumulate, stat
 from .aligning import AlignedCode
 from .filtering import restricted

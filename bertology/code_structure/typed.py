@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..anatomy.sites import Site
 from ..batches import Batch
 from ..result import Result
-from ..site import Site
 from ..streaming import Accumulator, stat
 from .filtering import TOP, TypeCounts
 from .leaf_maps import LeafMaps, visible

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..anatomy.sites import Anatomy, Site
 from ..batches import ANNOTATIONS, Batch, check_fits, reads_text
 from ..errors import DataError
-from ..site import Anatomy, Site
 from ..tap import tap
 from .treebank import Sentence
 from .words import Aligned, Rows, word_attention

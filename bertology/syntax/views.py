@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from ..anatomy.sites import Head, Site, head_at
 from ..batches import check_fits, reads_text
 from ..capture import one_batch, run
 from ..errors import DataError, ShapeError
-from ..head import Head, head_at
 from ..result import Result, cpu64
-from ..site import Site
 from ..tap import tap
 from .hovering import fragment
 from .predicting import DIRECTIONS, picks

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..names import BANDED
+from ..anatomy.names import BANDED
 
 
 def is_banded(attention: nn.Module) -> bool:

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..names import BIAS_NAMES, MASK_IN_BIAS
+from ..anatomy.names import BIAS_NAMES, MASK_IN_BIAS
 
 
 def takes_bias(attention: nn.Module) -> bool:

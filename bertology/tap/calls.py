@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
+from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
-from ..site import Anatomy
 
 Place = TypeVar("Place")
 

@@ -11,8 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy
-from ..site import Anatomy, Site
 from .calls import Calls
 from .maps import tap_maps
 from .products import watch_products

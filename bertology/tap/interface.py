@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
-from ..site import Anatomy
+from ..anatomy.sites import Anatomy
 from .plain import CACHE_BYTES, attend_plainly, is_plain, repeated
 from .reading import Reading
 from .switches import turn

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from ..anatomy.names import DIFFERENCE_NAME
+from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
-from ..names import DIFFERENCE_NAME
-from ..site import Anatomy
 from .calls import Calls
 from .interface import eager_function, switch
 from .reading import Reader, Reading

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.sites import Site
 from ..errors import UnknownAnatomy
-from ..site import Site
 from .watching import Pass, Watching
 
 

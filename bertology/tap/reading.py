@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..site import Site
+from ..anatomy.sites import Site
 from .calls import Calls
 
 Reader = Callable[[Site, Tensor, slice], Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..site import Anatomy
+from ..anatomy.sites import Anatomy
 from .calls import Calls
 from .replay import AttentionCall, BlockCall, Recording
 from .still import uncompiled

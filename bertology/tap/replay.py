@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..site import Anatomy, Site, Stack
+from ..anatomy.sites import Anatomy, Site, Stack
 from .still import uncompiled
 
 

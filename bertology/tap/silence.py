@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..site import Anatomy, Site
+from ..anatomy.sites import Anatomy, Site
 from .calls import Calls
 from .interface import eager_function, set_implementation
 from .softmax import SOFTMAX, attend, four_axes

@@ -16,9 +16,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..anatomy.names import MAP_NUMBERS
+from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
-from ..names import MAP_NUMBERS
-from ..site import Anatomy
 from .bands import is_banded, lay_bands
 from .reading import Reading
 from .watching import Pass, Watching

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..names import OTHER_UNCACHED
+from ..anatomy.names import OTHER_UNCACHED
 from .switches import turn
 
 _lock = threading.Lock()

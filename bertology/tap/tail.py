@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..site import Anatomy
+from ..anatomy.sites import Anatomy
 from .replay import is_matrix, replace_forward
 
 

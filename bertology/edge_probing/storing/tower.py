@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...anatomy import dissect
+from ...anatomy.dissect import dissect
 from ...batches import Batch, is_encoder_decoder, model_arguments, room_of
 from ...errors import DataError, UnknownAnatomy
 from ...hidden import hidden_states

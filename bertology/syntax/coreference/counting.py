@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...anatomy.sites import Site
 from ...batches import Batch, Batches
 from ...errors import DataError
 from ...result import Result
-from ...site import Site
 from ...streaming import Accumulator, accumulate, stat
 from ..predicting import aligned_in, word_maps
 from ..words import Rows

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...anatomy.sites import Head, head_at
 from ...errors import DataError
-from ...head import Head, head_at
 from ..intervals import Interval, of_gain, of_share
 from .antecedents import ALL, BASELINES
 from .documents import KINDS

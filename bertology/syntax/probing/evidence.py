@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...anatomy import dissect
+from ...anatomy.dissect import dissect
+from ...anatomy.sites import Anatomy, Site
 from ...batches import Batch, check_fits, device_of, on_device, some_examples, without_labels
 from ...errors import DataError, ShapeError
-from ...site import Anatomy, Site
 from ...tap import tap, undisturbed
 from ..predicting import aligned_in, sentences_in
 from ..treebank import Sentence

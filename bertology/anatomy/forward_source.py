@@ -1,7 +1,4 @@
-"""What does the forward pass of an attention module rely on that a pruned one must look after?
-
-It is read from the code, which says more than a list of classes could.
-"""
+"""What the forward method of an attention module reads, told from its compiled code."""
 
 from __future__ import annotations
 

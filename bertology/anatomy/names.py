@@ -1,4 +1,4 @@
-"""What do the architectures call their parts?
+"""The names that other libraries give to their modules, attributes and arguments.
 
 This file alone holds names of other people's code. A new architecture is one line here.
 """

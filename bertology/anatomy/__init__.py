@@ -1,0 +1,1 @@
+"""Where are the heads? The only room that knows the names of every architecture."""

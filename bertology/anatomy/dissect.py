@@ -1,0 +1,367 @@
+"""Where are the heads?
+
+`dissect(model)` finds, by the names of the modules, every place where heads are concatenated: the input of an
+attention's output projection.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import UnknownAnatomy
+from .forward_source import acts_on_record
+from .names import (
+    BLOCK_LAYOUTS,
+    COUNT_NAMES,
+    CROSS_NAMES,
+    DIFFERENCE_NAME,
+    FUSED,
+    MORE_THAN_HEADS,
+    NAMES,
+    NORMS_ELSEWHERE,
+    PRUNED_NAME,
+    RECURRENT_NAMES,
+    REPEATS,
+    TOTAL_NAMES,
+    UNCALLED_BLOCKS,
+    UNPRUNED_NAME,
+    UNTIED_4,
+    WIDTH_NAMES,
+    Names,
+)
+from .sites import Anatomy, Site, Stack
+
+_BLOCK = re.compile(r"(.*\.\d+|\d+)(?:\.|$)")
+# T5's blocks hold their parts in a list of their own.
+_SUBLAYER = re.compile(r"((?:^|\.)block\.\d+)\.layer\.\d+$")
+
+
+class Found(NamedTuple):
+    """An attention module on the way to a site."""
+
+    path: str
+    block: str
+    names: Names
+    cross: bool
+
+
+def find_attentions(modules: dict[str, nn.Module]) -> list[Found]:
+    """Every attention module with all the parts that some line of the table asks for, once for each block around it."""
+    found = []
+    seen = set()
+    for path, module in modules.items():
+        names = next((names for names in NAMES if _fits(modules, path, module, names)), None)
+        if names is None or any(hasattr(module, name) for name in RECURRENT_NAMES):
+            continue
+        block = _SUBLAYER.sub(r"\1", _block(path))
+        # A module known by two names (an alias) is one; a module that several blocks share is one in each.
+        if (module, modules.get(block)) in seen:
+            continue
+        seen.add((module, modules.get(block)))
+        near = path.split(".")[-2:]
+        found.append(Found(path, block, names, any(name in CROSS_NAMES for name in near)))
+    return found
+
+
+def _fits(modules: dict[str, nn.Module], path: str, module: nn.Module, names: Names) -> bool:
+    if names.bare:
+        held = module._parameters
+        return all(held.get(part) is not None for part in (names.query, names.key, names.value, names.projection))
+    if names.query.partition(".")[0] not in module._modules or (names.mark and not hasattr(module, names.mark)):
+        return False
+    parts = [names.query, names.key, names.value, names.projection, *([names.norm] if names.norm else [])]
+    return all(path_of(path, part) in modules for part in parts)
+
+
+def path_of(attention: str, part: str) -> str:
+    """The path of a part of an attention module, where each leading `../` goes up to what holds it."""
+    while part.startswith("../"):
+        attention, part = attention.rpartition(".")[0], part.removeprefix("../")
+    return f"{attention}.{part}" if attention else part
+
+
+def _block(path: str) -> str:
+    """The innermost numbered module around an attention, or the next one where the attention itself is numbered."""
+    found = _BLOCK.match(path)
+    if not found:
+        return path
+    if found[1] == path:
+        outer = _BLOCK.match(path.rpartition(".")[0])
+        # Of `layers.0.self_attn.1` it is `layers.0`; `attentions.0` (XLM) has no block.
+        return outer[1] if outer else path
+    return found[1]
+
+
+def name_by_hand(modules: dict[str, nn.Module]) -> str:
+    """What an error says to whoever must name the parts of an attention: what was seen, and what to call."""
+    inside = {
+        tuple(name for name, child in module.named_children() if _is_linear(child))
+        for path, module in modules.items()
+        if "att" in path.rpartition(".")[2].lower()
+    }
+    told = "; ".join(", ".join(names) for names in sorted(inside) if names)
+    return (
+        (f"Modules that look like attention hold {told}. " if told else "")
+        + "To name the parts by hand: register_names(Names(query, key, value, projection)), each a path below the "
+        "attention module"
+    )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
+
+
+def configs_around(modules: dict[str, nn.Module], path: str) -> Iterable[Any]:
+    """The configs of the modules around a path, the nearest first."""
+    while path:
+        path = path.rpartition(".")[0]
+        if hasattr(modules[path], "config"):
+            yield modules[path].config
+
+
+def make_stack(modules: dict[str, nn.Module], name: str, blocks: list[str], one: Found) -> Stack:
+    """The stack of these blocks, given in the order in which they run, with one of its attentions."""
+    kind = type(modules[blocks[0]]).__name__
+    layout = (
+        "token batch hidden" if one.names.layout.startswith("token") else BLOCK_LAYOUTS.get(kind, "batch token hidden")
+    )
+    known = one.block != one.path and kind not in UNCALLED_BLOCKS
+    there = tuple(modules[block] for block in blocks) if known else ()
+    last = _returned(modules, blocks[0])
+    return Stack(name, _called(modules, blocks[0]), last, _ties_last(last), layout, there)
+
+
+def _ties_last(module: nn.Module) -> bool:
+    """Whether transformers puts a model's last hidden state, behind a final norm, in the place of its last block's."""
+    method: Any = type(module).forward
+    while method is not None:
+        kept = (
+            dict(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
+            if hasattr(method, "__code__")
+            else {}
+        )
+        if "tie_last_hidden_states" in kept:
+            return bool(kept["tie_last_hidden_states"].cell_contents)
+        method = getattr(method, "__wrapped__", None)
+    return not (transformers.__version__.startswith("4.") and type(module).__name__ in UNTIED_4)
+
+
+def _called(modules: dict[str, nn.Module], block: str) -> nn.Module:
+    """The module whose forward pass runs the blocks: a list has none, its owner has."""
+    owner = block.rpartition(".")[0]
+    while owner and (isinstance(modules[owner], (nn.ModuleList, nn.ModuleDict)) or owner.rpartition(".")[2].isdigit()):
+        owner = owner.rpartition(".")[0]
+    return modules[owner]
+
+
+def _returned(modules: dict[str, nn.Module], block: str) -> nn.Module:
+    """The module that returns the stack's last hidden state, whatever norm is behind the blocks."""
+    path = block
+    while path:
+        path = path.rpartition(".")[0]
+        if isinstance(modules[path], PreTrainedModel):
+            return modules[path]
+    return _called(modules, block)
+
+
+def name_stacks(modules: dict[str, nn.Module], towers: dict[str, list[Found]]) -> dict[str, str]:
+    """{tower: what its stack is called}: "encoder" and "decoder", or parts of paths where several are of a kind."""
+    kinds = {tower: _kind(modules, tower, found) for tower, found in towers.items()}
+    if len(set(kinds.values())) == len(kinds):
+        return kinds
+    # Several of a kind (CANINE, CLIP): what their paths do not share tells them apart.
+    paths = [tower.split(".") for tower in towers]
+    while all(len(path) > 1 for path in paths) and len({path[0] for path in paths}) == 1:
+        paths = [path[1:] for path in paths]
+    for parts in range(1, max(map(len, paths)) + 1):
+        short = [".".join(path[:parts]) for path in paths]
+        if len(set(short)) == len(short):
+            break
+    return dict(zip(towers, short, strict=True))
+
+
+def _kind(modules: dict[str, nn.Module], tower: str, found: list[Found]) -> str:
+    if any(one.cross for one in found):
+        return "decoder"
+    said = [word for part in tower.split(".") for word in ("encoder", "decoder") if word in part]
+    if said:
+        return said[-1]
+    causal = getattr(modules[found[0].path], "is_causal", found[0].block.split(".")[-2:-1] == ["h"])
+    return "decoder" if causal else "encoder"
+
+
+def running_order(modules: dict[str, nn.Module], tower: str, found: list[Found]) -> list[str]:
+    """The paths of a tower's blocks in the order in which they run, those without attention among them."""
+    blocks: list[str] = []
+    for one in found:
+        folder, _, number = one.block.rpartition(".")
+        whole = modules.get(folder)
+        listed = number.isdigit() and isinstance(whole, nn.ModuleList) and one.block != one.path
+        paths = [f"{folder}.{i}" if folder else str(i) for i in range(len(whole))] if listed else [one.block]  # type: ignore[arg-type]
+        blocks += [path for path in paths if path not in blocks]
+    for folder, counts in REPEATS.items():
+        if re.search(rf"(^|\.){re.escape(folder)}\.\d+$", blocks[0]):
+            config = next(iter(configs_around(modules, blocks[0])))
+            return blocks * math.prod(int(getattr(config, count)) for count in counts)
+    if not any(".albert_layer_groups." in f".{block}" for block in blocks):
+        return blocks
+    # ALBERT runs each group of blocks in several layers in a row.
+    groups: dict[str, list[str]] = {}
+    for block in blocks:
+        groups.setdefault(block.rpartition(".albert_layers.")[0], []).append(block)
+    config = next(iter(configs_around(modules, blocks[0])))
+    each, layers = list(groups.values()), int(config.num_hidden_layers)
+    return [block for layer in range(layers) for block in each[layer * len(each) // layers]]
+
+
+_NUMBERS = re.compile(r"\.\d+(?=\.|$)|^\d+(?:\.|$)")
+
+
+def dissect(model: nn.Module) -> Anatomy:
+    """Find the attention heads of a model, whatever task head or wrapper is around it.
+
+    Raises `UnknownAnatomy` when no attention output projection is found, or when what is found does not fit together.
+
+        >>> from transformers import BertConfig, BertModel
+        >>> dissect(BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))).labels
+        ('0', '1')
+    """
+    if not isinstance(model, nn.Module):
+        raise UnknownAnatomy(f"wanted a model, such as AutoModel.from_pretrained returns, got {type(model).__name__}")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = find_attentions(modules)
+    if not found:
+        raise UnknownAnatomy(
+            f"no attention heads found in {type(model).__name__}. A model without attention (Mamba, RWKV, FNet) has no "
+            f"heads. {name_by_hand(modules)}"
+        )
+    towers: dict[str, list[Found]] = {}
+    for one in found:
+        towers.setdefault(_NUMBERS.sub("", one.block), []).append(one)
+    names = name_stacks(modules, towers)
+    sites: list[Site] = []
+    stacks: list[Stack] = []
+    for tower, attentions in towers.items():
+        blocks = running_order(modules, tower, attentions)
+        stacks.append(make_stack(modules, names[tower], blocks, attentions[0]))
+        # Where a block holds several attentions of one kind, layers are counted by attentions.
+        sorts = [(one.block, one.cross) for one in attentions]
+        by_block = len(set(sorts)) == len(sorts)
+        for cross in (False, True):
+            running = [
+                (i, one) for i, b in enumerate(blocks) for one in attentions if (one.block, one.cross) == (b, cross)
+            ]
+            done: list[nn.Module] = []
+            for count, (place, one) in enumerate(running):
+                layer = place if by_block else count
+                stack = "cross" if cross else names[tower]
+                sites.append(_site(modules, one, len(sites), stack, layer, done.count(modules[one.path])))
+                done.append(modules[one.path])
+    if len({site.label for site in sites}) < len(sites):
+        raise UnknownAnatomy(
+            f"{type(model).__name__} has several stacks of one kind, at {', '.join(map(repr, towers))}: "
+            "pass the part of the model that you mean"
+        )
+    return Anatomy(model, tuple(sites), tuple(stacks))
+
+
+def register_names(names: Names) -> None:
+    """Name the parts of an attention module that `dissect` does not know, for all models from now on.
+
+    Prove them on the model at hand: `check_anatomy(model, inputs)`.
+
+        >>> register_names(Names("to_q", "to_k", "to_v", "to_out"))
+    """
+    if names not in NAMES:
+        NAMES.insert(0, names)
+
+
+def _site(modules: dict[str, nn.Module], one: Found, row: int, stack: str, layer: int, call: int) -> Site:
+    names, attention = one.names, modules[one.path]
+    path = path_of(one.path, names.norm or names.projection)
+    query, key, value, projection = (
+        attention if names.bare else modules[path_of(one.path, part)]
+        for part in (names.query, names.key, names.value, names.projection)
+    )
+    unplaced = [n for n, m in attention.named_children() if _is_norm(m) and n not in (*NORMS_ELSEWHERE, names.norm)]
+    if unplaced:
+        raise UnknownAnatomy(
+            f"{one.path} has {unplaced[0]}, a norm that may stand between the heads and {names.projection}: "
+            "gates there would not be heads' gates. If it does, say so with "
+            f"register_names(Names(..., norm={unplaced[0]!r}))"
+        )
+    record = _record(attention, modules[one.path.rpartition(".")[0]])
+    weight = names.projection if names.bare else ""
+    inputs = getattr(attention, weight)[0].numel() if weight else _inputs(attention, projection)
+    pruned = {int(head) for head in getattr(record, PRUNED_NAME, ())}
+    dim = _head_width(modules, one.path, inputs) * (2 if hasattr(attention, DIFFERENCE_NAME) else 1)
+    here = inputs // dim
+    width = int(getattr(record, UNPRUNED_NAME, here + len(pruned)))
+    kept = tuple(head for head in range(width) if head not in pruned)
+    # A layer that lost all its heads keeps one of zeros, which is no head.
+    if len(kept) != here and not (not kept and here == 1):
+        raise UnknownAnatomy(f"{path} has {here} heads, but of {width} heads {sorted(pruned)} are said to be pruned")
+    # BigCode's projection is fused head by head where it is not multi-query.
+    fused = FUSED.get(type(attention).__name__, names.fused)
+    fused = "heads" if getattr(attention, "multi_query", True) is False else fused
+    return Site(
+        row, stack, layer, call, dim, width, kept, path, names.layout, fused,
+        attention, query, key, value, attention if weight else modules[path], projection, record, weight, names.runs,
+    )  # fmt: skip
+
+
+def _record(attention: nn.Module, parent: nn.Module) -> nn.Module:
+    """The module that says which heads were pruned."""
+    if isinstance(getattr(parent, PRUNED_NAME, None), set):
+        return parent
+    return parent if acts_on_record(attention) and not getattr(attention, PRUNED_NAME) else attention
+
+
+def _inputs(attention: nn.Module, projection: nn.Module) -> int:
+    """How many numbers a token are heads' outputs."""
+    if any(hasattr(attention, name) for name in MORE_THAN_HEADS):
+        return int(next(getattr(attention, name) for name in TOTAL_NAMES if hasattr(attention, name)))
+    # A projection in groups (DeepSeek V4) has an input for each.
+    return input_width(projection) * int(getattr(projection, "n_groups", 1))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _head_width(modules: dict[str, nn.Module], path: str, inputs: int) -> int:
+    """How wide a head is, of `inputs` numbers a token: what the attention says of itself, then what its config says."""
+    attention = modules[path]
+    owners = [attention, modules[path.rpartition(".")[0]], *configs_around(modules, path)]
+    for owner in owners:
+        widths = [int(getattr(owner, name)) for name in WIDTH_NAMES if isinstance(getattr(owner, name, None), int)]
+        counts = [int(getattr(owner, name)) for name in COUNT_NAMES if isinstance(getattr(owner, name, None), int)]
+        agreed = [width for width in widths if any(width * count == inputs for count in counts)]
+        # The count of a config is that of unpruned layers, what an attention says of itself must fit.
+        loose = owner is not attention or not counts
+        fit = agreed or [width for width in widths if width and inputs % width == 0 and loose]
+        fit = fit or [inputs // count for count in counts if count and inputs % count == 0 and not widths]
+        if fit:
+            return fit[0]
+        if widths or counts:
+            told = " and ".join([*(f"heads of width {w}" for w in widths[:1]), *(f"{c} heads" for c in counts[:1])])
+            raise UnknownAnatomy(f"{path} puts out {inputs} numbers a token, which do not fit the {told} that it names")
+    raise UnknownAnatomy(f"{path} names neither a head width nor a head count")
+
+
+def input_width(projection: nn.Module) -> int:
+    """How many numbers a token the projection takes (a Linear, a convolution over tokens, or transformers' Conv1D)."""
+    for name in ("in_features", "in_channels"):
+        if hasattr(projection, name):
+            return int(getattr(projection, name))
+    weight: Any = getattr(projection, "weight", None)
+    if weight is None:  # a Linear inside a wrapper (Moshi)
+        return input_width(next(projection.children()))
+    return int(weight.shape[0])

@@ -52,7 +52,7 @@ from .patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .proof import check_anatomy
 from .pruning import Pruned, prune_heads
 from .repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
-from .result import Result
+from .results.result import Result
 from .saving import load_pruned, save_pruned
 from .scoring import Score, ScoreAccumulator, score
 from .significance import Significance

@@ -15,7 +15,7 @@ from .errors import DataError
 from .losses import ExampleLoss
 from .metrics import Metric
 from .replacing import Kind, replacement_name
-from .result import Result
+from .results.result import Result
 from .significance import Correction, Of, Significance, Test, significance
 from .variants import score_variants
 

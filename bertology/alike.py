@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .anatomy.sites import Head, head_at
 from .errors import DataError, HeadError, need
-from .result import Result
+from .results.result import Result
 
 Reduce = Literal["mean", "sum"]
 Linkage = Literal["average", "complete", "single"]

@@ -15,7 +15,7 @@ from .anatomy.sites import Anatomy, Site
 from .batches import Batch, device_of, on_device, without_labels
 from .errors import DataError
 from .queries import real_positions
-from .result import Result
+from .results.result import Result
 from .tap import undisturbed
 
 C = TypeVar("C", bound="Capture")

@@ -28,7 +28,7 @@ from .ranking import (
     silence,
     step_sizes,
 )
-from .result import Result
+from .results.result import Result
 from .scoring import scorer
 from .streaming import accumulate
 

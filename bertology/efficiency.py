@@ -18,7 +18,7 @@ from .anatomy.dissect import dissect
 from .batches import Batch, device_of, examples, on_device, some_examples, token_mask, without_labels
 from .errors import DataError
 from .memory import activation_bytes, weight_bytes
-from .result import Result
+from .results.result import Result
 from .tap import undisturbed
 
 

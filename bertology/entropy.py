@@ -14,7 +14,7 @@ from .anatomy.sites import Site
 from .averaging import Average, check_average, folded
 from .batches import Batch, Batches
 from .queries import RealQueries
-from .result import Result, cpu64, finite
+from .results.result import Result, cpu64, finite
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 

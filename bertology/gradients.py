@@ -15,7 +15,7 @@ from .batches import Batch, Batches
 from .errors import DataError, UnknownAnatomy
 from .losses import ExampleLoss, example_losses, find_loss, loss_name
 from .queries import RealQueries
-from .result import Result, cpu64
+from .results.result import Result, cpu64
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 from .token_classes import OTHER, TokenClass, TokenClasses

@@ -16,7 +16,7 @@ from .batches import Batch, Batches, device_of, examples, rows_per_example
 from .errors import DataError, UnknownAnatomy
 from .losses import ExampleLoss, example_losses, find_loss, loss_name
 from .masking import gating, token_gating
-from .result import Result, cpu64, finite
+from .results.result import Result, cpu64, finite
 from .streaming import Accumulator, accumulate, stat
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .anatomy.sites import Site
 from .batches import Batch, Batches
 from .queries import real_positions
-from .result import Result, cpu64
+from .results.result import Result, cpu64
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 

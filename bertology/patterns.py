@@ -16,7 +16,7 @@ from .batches import Batch, Batches
 from .errors import DataError
 from .places import by_class, places
 from .queries import RealQueries
-from .result import Result, cpu64, finite
+from .results.result import Result, cpu64, finite
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 from .token_classes import TokenClass, TokenClasses

@@ -13,8 +13,8 @@ from .curve import PruningCurve
 from .entropy import AttentionEntropy
 from .errors import DataError, need
 from .patterns import AttentionPatterns
-from .pictures import head_map, layer_points, over_layers, width_of, written
-from .result import Result, _pictures, draws
+from .results.figures import head_map, layer_points, over_layers, width_of, written
+from .results.result import Result, _pictures, draws
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

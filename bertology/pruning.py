@@ -13,7 +13,7 @@ from .anatomy.sites import Anatomy, Head, Heads, head_at
 from .batches import config_of
 from .cutting import Cut, Tied, cut_heads, plan_cut
 from .errors import PruningError
-from .result import Result
+from .results.result import Result
 
 
 @dataclass(frozen=True, eq=False, repr=False)

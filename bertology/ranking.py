@@ -11,7 +11,7 @@ from .anatomy.sites import Anatomy
 from .errors import DataError
 from .importance import HeadImportance, normalized
 from .magnitude import head_magnitudes
-from .result import cpu64
+from .results.result import cpu64
 
 ESTIMATED = ("importance", "fisher")
 RANKINGS = (*ESTIMATED, "magnitude", "random")

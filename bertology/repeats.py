@@ -14,7 +14,7 @@ from .anatomy.sites import Site
 from .batches import Batch, Batches, token_ids
 from .errors import DataError
 from .queries import RealQueries
-from .result import Result, cpu64, finite
+from .results.result import Result, cpu64, finite
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 

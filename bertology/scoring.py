@@ -14,7 +14,7 @@ from .batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, toke
 from .errors import DataError
 from .losses import ExampleLoss, example_losses, find_loss, is_causal, loss_name
 from .metrics import Metric, find_metric, metric_name
-from .result import Result
+from .results.result import Result
 from .streaming import Accumulator, accumulate, stat
 
 INVERSE_LOSS = "inverse_loss"

@@ -16,7 +16,7 @@ from torch import Tensor
 from .anatomy.sites import Head, head_at
 from .errors import DataError, need
 from .metrics import METRICS, Metric
-from .result import Result
+from .results.result import Result
 
 Test = Literal["t", "mcnemar", "bootstrap"]
 Of = Literal["metric", "loss"]

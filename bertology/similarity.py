@@ -15,7 +15,7 @@ from .batches import Batch, Batches
 from .divergence import distances, weights_in_pieces
 from .errors import DataError
 from .queries import RealQueries
-from .result import cpu64, finite
+from .results.result import cpu64, finite
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
 

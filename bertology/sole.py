@@ -14,7 +14,7 @@ from .batches import Batches
 from .losses import ExampleLoss
 from .metrics import Metric
 from .replacing import Kind, replacement_name
-from .result import Result
+from .results.result import Result
 from .significance import Correction, Of, Significance, Test, significance
 from .variants import NAN, VariantScores, score_variants
 

@@ -21,7 +21,7 @@ from .anatomy.dissect import dissect
 from .anatomy.sites import Anatomy
 from .batches import Batch, Batches, device_of, each_batch, model_arguments, without_labels
 from .checkpoint import Checkpoint
-from .result import Result
+from .results.result import Result
 from .tap import undisturbed
 
 A = TypeVar("A", bound="Accumulator")

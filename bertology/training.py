@@ -18,7 +18,7 @@ from .errors import DataError
 from .importance import HeadImportance, head_importance
 from .losses import ExampleLoss
 from .metrics import spearman
-from .result import Result
+from .results.result import Result
 
 
 @dataclass(frozen=True, eq=False, repr=False)

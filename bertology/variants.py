@@ -21,7 +21,7 @@ from .losses import ExampleLoss, example_losses, find_loss, loss_name
 from .means import head_means
 from .metrics import Metric, find_metric, metric_name
 from .replacing import StandIns, check_replacement, replacement_name
-from .result import Result
+from .results.result import Result
 from .scoring import INVERSE_LOSS, predictions
 from .streaming import Accumulator, accumulate
 from .tap import uncached

@@ -23,7 +23,7 @@ from bertology.code_structure import (
 from bertology.code_structure.measuring import KINDS, CatAccumulator
 from bertology.code_structure.typed import TypesAccumulator
 from bertology.errors import DataError
-from bertology.result import Result
+from bertology.results.result import Result
 
 COUNTS = ("matched", "either", "head_matched", "head_either")
 CAUSAL_BERT = dataclasses.replace(BY_NAME["bert"], lm=transformers.BertLMHeadModel)

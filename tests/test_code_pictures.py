@@ -26,7 +26,7 @@ from bertology.code_structure import (
 )
 from bertology.code_structure.drawing import FEW
 from bertology.errors import DataError, HeadError, MissingExtra
-from bertology.pictures import COLOURS
+from bertology.results.figures import COLOURS
 
 CODE = "def f(x):\n\t# of $x$\n\ty = [x] * 3\n\treturn g(y, x)"
 EDGE = 1.0

@@ -12,6 +12,7 @@ from zoo import BY_NAME, batch
 
 from bertology import EntropyAccumulator, Head, PatternsAccumulator, accumulate, attention_maps, prune_heads
 from bertology.errors import DataError
+from bertology.results.statistics import of_gain, of_share
 from bertology.syntax import (
     DependencyAccumulator,
     DependencyHeads,
@@ -21,7 +22,6 @@ from bertology.syntax import (
     read_conllu,
     word_attention,
 )
-from bertology.syntax.intervals import of_gain, of_share
 from bertology.syntax.predicting import picks
 
 RELATIONS = sorted({name for s in CATS for name in s.relations})

@@ -20,7 +20,7 @@ from bertology.edge_probing.layers.statistics import (
     t_interval,
 )
 from bertology.errors import DataError, ShapeError
-from bertology.result import Result
+from bertology.results.result import Result
 
 # METHODS A3, figure 1 of the paper, BERT-large: expected layer, K(Δ), centre of gravity, K(s); and the names in
 # figures.json of the F1 grid and of the mixing weights.

@@ -13,7 +13,7 @@ from bertology.edge_probing.layers.trajectories import label_trajectories
 from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
 from bertology.edge_probing.training.scores import LayerScores
 from bertology.errors import DataError, MissingExtra
-from bertology.pictures import COLOURS
+from bertology.results.figures import COLOURS
 
 
 def tasks(seeds=1):

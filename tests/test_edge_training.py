@@ -20,7 +20,7 @@ from bertology.edge_probing.training.optimizing import AMSGrad, Patience, Traini
 from bertology.edge_probing.training.probes import Probes, cumulative
 from bertology.edge_probing.training.together import train_probes
 from bertology.errors import DataError, ShapeError
-from bertology.result import Result
+from bertology.results.result import Result
 
 QUICK = Training(lr=3e-3, batch_size=8, validate_every=5, max_validations=6, width=6)
 # Of six probes on `learnable`, each stops at another time.
@@ -519,7 +519,7 @@ def test_the_bootstrap_draws_records(monkeypatch):
             sum(x[1, 2, record].item() for record in drawn[draw].tolist()) for x in (found.tp, found.fp, found.fn)
         )
         assert draws[draw, 1, 2].item() == pytest.approx(2 * tp / (2 * tp + fp + fn))
-    monkeypatch.setattr("bertology.redrawing.CELLS", 12 * 37)
+    monkeypatch.setattr("bertology.results.statistics.CELLS", 12 * 37)
     assert torch.equal(found.bootstrap(200, seed=3), draws)
     low, high = found.interval(0.9, resamples=200, seed=3)
     close(low, draws.quantile(0.05, 0))

@@ -11,7 +11,7 @@ from bertology.edge_probing.layers.trajectories import LabelTrajectories, label_
 from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
 from bertology.edge_probing.training.counting import bits_of
 from bertology.errors import DataError, ShapeError
-from bertology.result import Result
+from bertology.results.result import Result
 
 LABELS = ("GPE", "ORG", "PERSON")
 

@@ -13,7 +13,7 @@ from zoo import BY_NAME
 
 from bertology import attention_maps, prune_heads
 from bertology.errors import DataError, ShapeError
-from bertology.result import Result
+from bertology.results.result import Result
 from bertology.syntax import AlignedBatches, align, read_conllu, word_attention
 from bertology.syntax.predicting import picks
 from bertology.syntax.probing.control import randomized

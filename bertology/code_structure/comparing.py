@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..result import Result
+from ..results.result import Result
 from .resampling import Average
 from .scores import CatGain, CatScores, scores_of
 

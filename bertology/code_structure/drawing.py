@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Head
 from ..errors import need
-from ..pictures import COLOURS, written
+from ..results.figures import COLOURS, written
 from .one_snippet import LeafAttention, leaf_attention
 from .trees import CodeTree
 

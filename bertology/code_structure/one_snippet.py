@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..capture import one_batch, run
 from ..errors import DataError, HeadError
-from ..result import cpu64
+from ..results.result import cpu64
 from .aligning import align_code
 from .distances import leaf_distances
 from .filtering import restricted

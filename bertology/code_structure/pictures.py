@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import DataError, need
-from ..pictures import COLOURS, MARKERS, width_of, written
-from ..result import draws
+from ..results.figures import COLOURS, MARKERS, width_of, written
+from ..results.result import draws
 from .comparing import CatComparison
 from .related_heads import RelationHeads
 from .resampling import Average

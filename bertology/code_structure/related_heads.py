@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..anatomy.sites import Head, head_at
 from ..errors import DataError
-from ..redrawing import ends
-from ..result import Result
+from ..results.result import Result
+from ..results.statistics import ends
 from .resampling import bootstrap
 
 if TYPE_CHECKING:

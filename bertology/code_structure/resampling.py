@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..redrawing import redrawn
+from ..results.statistics import redrawn
 
 Average = Literal["macro", "micro"]
 

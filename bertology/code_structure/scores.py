@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError
-from ..redrawing import ends
-from ..result import Result
+from ..results.result import Result
+from ..results.statistics import ends
 from .resampling import Average, bootstrap, cat_mean
 
 CHANCE = 1 / 7

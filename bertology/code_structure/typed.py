@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Site
 from ..batches import Batch
-from ..result import Result
+from ..results.result import Result
 from ..streaming import Accumulator, stat
 from .filtering import TOP, TypeCounts
 from .leaf_maps import LeafMaps, visible

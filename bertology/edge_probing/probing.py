@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..result import cpu64
+from ..results.result import cpu64
 from .layers.trajectories import LabelTrajectories, label_trajectories
 from .spans import BatchSource, check_sources
 from .tasks.records import EdgeTask

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, need
-from ..result import draws
+from ..results.result import draws
 from .views import THRESHOLD, Arc, HeadView
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import Site
 from ..batches import Batch, Batches, check_repeatable
 from ..errors import DataError
-from ..result import Result
+from ..results.result import Result
 from ..streaming import Accumulator, accumulate, stat
 from .predicting import DIRECTIONS, padded, picks, sentences_in, word_maps
 from .table import OFFSETS, RelationTable, relation_table

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError, need
-from ..pictures import written
 from ..plot import _cells, heatmap
-from ..result import draws
+from ..results.figures import written
+from ..results.result import draws
 from .dependencies import DependencyHeads
 from .predicting import DIRECTIONS
 

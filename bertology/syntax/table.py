@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Head, head_at
 from ..errors import DataError
-from .intervals import Interval, of_gain, of_share
+from ..results.statistics import Interval, of_gain, of_share
 from .predicting import DIRECTIONS
 
 OFFSETS = (-3, -2, -1, 0, 1, 2)

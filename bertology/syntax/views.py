@@ -11,7 +11,7 @@ from ..anatomy.sites import Head, Site, head_at
 from ..batches import check_fits, reads_text
 from ..capture import one_batch, run
 from ..errors import DataError, ShapeError
-from ..result import Result, cpu64
+from ..results.result import Result, cpu64
 from ..tap import tap
 from .hovering import fragment
 from .predicting import DIRECTIONS, picks

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bertology import AttentionEntropy, AttentionGradients, AttentionPatterns, Head, HeadDistances
 from bertology.behaviours import head_behaviours
-from bertology.pictures import head_map, over_layers
+from bertology.results.figures import head_map, over_layers
 from bertology.syntax import CoreferenceHeads, DependencyHeads, ProbeResult, RelationScore, show_head
 
 if TYPE_CHECKING:

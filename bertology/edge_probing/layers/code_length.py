@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...errors import DataError, ShapeError
-from ...result import Result, cpu64
+from ...results.result import Result, cpu64
 
 PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 """The shares of the records after which the paper trains again."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError, ShapeError, need
-from ...result import cpu64
+from ...results.result import cpu64
 
 LEAST_GAIN = 0.01
 """The gain of F1 from layer 0 to the last below which no expected layer is given: one point in a hundred."""

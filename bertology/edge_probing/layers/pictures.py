@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import DataError, need
-from ...pictures import COLOURS, written
-from ...result import draws
+from ...results.figures import COLOURS, written
+from ...results.result import draws
 from ..training.scores import LayerScores
 from .orders import last_layer, order_of
 from .statistics import LayerStatistics

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError, ShapeError
-from ...result import Result
+from ...results.result import Result
 from .equations import (
     LEAST_GAIN,
     centre_of_gravity,

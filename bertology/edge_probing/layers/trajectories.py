@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError, ShapeError
-from ...result import Result, cpu64
+from ...results.result import Result, cpu64
 from ..tasks.records import EdgeTask, Target
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError
-from ...redrawing import ends, redrawn
-from ...result import Result
+from ...results.result import Result
+from ...results.statistics import ends, redrawn
 from ..layers.statistics import LayerStatistics, layer_statistics
 from .counting import micro_f1
 

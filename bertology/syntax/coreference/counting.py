@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...anatomy.sites import Site
 from ...batches import Batch, Batches
 from ...errors import DataError
-from ...result import Result
+from ...results.result import Result
 from ...streaming import Accumulator, accumulate, stat
 from ..predicting import aligned_in, word_maps
 from ..words import Rows

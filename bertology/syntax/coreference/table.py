@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...anatomy.sites import Head, head_at
 from ...errors import DataError
-from ..intervals import Interval, of_gain, of_share
+from ...results.statistics import Interval, of_gain, of_share
 from .antecedents import ALL, BASELINES
 from .documents import KINDS
 

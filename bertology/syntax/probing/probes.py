@@ -10,7 +10,7 @@ from torch import nn
 
 from ...batches import device_of
 from ...errors import DataError
-from ...result import cpu64
+from ...results.result import cpu64
 from ..words import AlignedBatches, Rows
 from .evidence import MapReader, See, sight, trees_in
 from .models import AttentionProbe, DistanceProbe

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError
-from ...result import Result
-from ..intervals import Interval, of_share
+from ...results.result import Result
+from ...results.statistics import Interval, of_share
 from ..table import OFFSETS
 from ..treebank import Sentence
 

@@ -1,4 +1,4 @@
-"""What came out, and how is it kept?
+"""The base class of all results: saving, loading, printing, and the registry of pictures.
 
 Every measure returns a frozen dataclass with this mixin: it prints itself, saves itself to one safetensors file
 (tensors as tensors, the rest as JSON in the header; no pickle), and knows the labels of its layers.
@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import DataError
+from ..errors import DataError
 
 Self = TypeVar("Self", bound="Result")
 F = TypeVar("F", bound=Callable[..., Any])

@@ -1,4 +1,4 @@
-"""What do heads look like over the layers, and on a map?"""
+"""Pictures of heads over the layers and on a map, and the style that all pictures share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .anatomy.sites import Head
-from .errors import DataError, HeadError, ShapeError, need
+from ..anatomy.sites import Head
+from ..errors import DataError, HeadError, ShapeError, need
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

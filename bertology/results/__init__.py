@@ -1,0 +1,1 @@
+"""What came out? Results, their statistics and their pictures."""

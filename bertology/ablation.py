@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy.sites import Anatomy
-from .batches import Batches
+from .data.batches import Batches
+from .data.losses import ExampleLoss
+from .data.metrics import Metric
 from .errors import DataError
-from .losses import ExampleLoss
-from .metrics import Metric
 from .replacing import Kind, replacement_name
 from .results.result import Result
 from .significance import Correction, Of, Significance, Test, significance

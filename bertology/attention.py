@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy.sites import Site
-from .batches import Batch
 from .capture import Capture, by_stack, masks, one_batch, only, run
+from .data.batches import Batch
 from .tap import tap
 
 

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .anatomy.sites import Anatomy, Site
-from .batches import Batch, device_of, examples, rows_per_example, some_examples
+from .data.batches import Batch, device_of, examples, rows_per_example, some_examples
 from .replacing import StandIns
 from .tap import Recording, copied, first_only, matrix, recorded, tail_noted, tap
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .anatomy.dissect import dissect
 from .anatomy.sites import Anatomy, Site
-from .batches import Batch, device_of, on_device, without_labels
+from .data.batches import Batch, device_of, on_device, without_labels
+from .data.padding import real_positions
 from .errors import DataError
-from .queries import real_positions
 from .results.result import Result
 from .tap import undisturbed
 

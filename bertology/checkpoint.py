@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .batches import ANNOTATIONS, Batch
+from .data.batches import ANNOTATIONS, Batch
 from .errors import DataError
 
 EVERY_SECONDS = 60.0

@@ -12,12 +12,12 @@ from tqdm.auto import tqdm
 
 from .anatomy.dissect import dissect
 from .anatomy.sites import Head, head_at
-from .batches import Batches, check_repeatable
+from .data.batches import Batches, check_repeatable
+from .data.losses import ExampleLoss
+from .data.metrics import metric_name
 from .errors import DataError
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
-from .losses import ExampleLoss
 from .masking import gated
-from .metrics import metric_name
 from .ranking import (
     by_name,
     check_ranking,

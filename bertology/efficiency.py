@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from .anatomy.dissect import dissect
-from .batches import Batch, device_of, examples, on_device, some_examples, token_mask, without_labels
+from .data.batches import Batch, device_of, examples, on_device, some_examples, token_mask, without_labels
 from .errors import DataError
 from .memory import activation_bytes, weight_bytes
 from .results.result import Result

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .anatomy.sites import Site
 from .averaging import Average, check_average, folded
-from .batches import Batch, Batches
-from .queries import RealQueries
+from .data.batches import Batch, Batches
+from .data.padding import RealQueries
 from .results.result import Result, cpu64, finite
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap

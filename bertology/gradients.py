@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy.sites import Anatomy, Site
-from .batches import Batch, Batches
+from .data.batches import Batch, Batches
+from .data.losses import ExampleLoss, example_losses, find_loss, loss_name
+from .data.padding import RealQueries
+from .data.token_classes import OTHER, TokenClass, TokenClasses
 from .errors import DataError, UnknownAnatomy
-from .losses import ExampleLoss, example_losses, find_loss, loss_name
-from .queries import RealQueries
 from .results.result import Result, cpu64
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
-from .token_classes import OTHER, TokenClass, TokenClasses
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .anatomy.names import PREFIXED_STACKS
 from .anatomy.sites import Stack
-from .batches import Batch, token_mask
 from .capture import Capture, masks, one_batch, only, pile, run
+from .data.batches import Batch, token_mask
 from .errors import UnknownAnatomy
 from .tap import tap
 

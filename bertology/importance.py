@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .anatomy.names import INEXACT_GRADIENTS
 from .anatomy.sites import Anatomy, Head, Site, head_at
-from .batches import Batch, Batches, device_of, examples, rows_per_example
+from .data.batches import Batch, Batches, device_of, examples, rows_per_example
+from .data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from .errors import DataError, UnknownAnatomy
-from .losses import ExampleLoss, example_losses, find_loss, loss_name
 from .masking import gating, token_gating
 from .results.result import Result, cpu64, finite
 from .streaming import Accumulator, accumulate, stat

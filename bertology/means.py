@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy.sites import Site
-from .batches import Batch, Batches
-from .queries import real_positions
+from .data.batches import Batch, Batches
+from .data.padding import real_positions
 from .results.result import Result, cpu64
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .batches import device_of
+from .data.batches import device_of
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy.sites import Site
-from .batches import Batch, model_arguments, without_labels
 from .capture import Capture, by_stack, masks, one_batch, only, run
+from .data.batches import Batch, model_arguments, without_labels
+from .data.losses import ExampleLoss, example_losses, find_loss
 from .errors import DataError
-from .losses import ExampleLoss, example_losses, find_loss
 from .tap import tap
 
 

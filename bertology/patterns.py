@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from .anatomy.sites import Site
 from .averaging import Average, check_average, folded
-from .batches import Batch, Batches
+from .data.batches import Batch, Batches
+from .data.padding import RealQueries
+from .data.token_classes import TokenClass, TokenClasses
 from .errors import DataError
 from .places import by_class, places
-from .queries import RealQueries
 from .results.result import Result, cpu64, finite
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
-from .token_classes import TokenClass, TokenClasses
 
 _PLACES = ("previous", "next", "self", "first", "distance")
 _KINDS = (*_PLACES, "confidence")

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from .anatomy.dissect import dissect
 from .anatomy.sites import Anatomy, Site
-from .batches import Batch
 from .capture import one_batch, run
+from .data.batches import Batch
 from .errors import UnknownAnatomy
 from .tap import silenced, tap
 

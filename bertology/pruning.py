@@ -10,8 +10,8 @@ from torch import nn
 from .anatomy.dissect import dissect
 from .anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from .anatomy.sites import Anatomy, Head, Heads, head_at
-from .batches import config_of
 from .cutting import Cut, Tied, cut_heads, plan_cut
+from .data.batches import config_of
 from .errors import PruningError
 from .results.result import Result
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy.sites import Site
-from .batches import Batch, Batches, token_ids
+from .data.batches import Batch, Batches, token_ids
+from .data.padding import RealQueries
 from .errors import DataError
-from .queries import RealQueries
 from .results.result import Result, cpu64, finite
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .anatomy.sites import Anatomy, Site
-from .batches import Batch, token_mask
+from .data.batches import Batch, token_mask
+from .data.padding import real_positions
 from .errors import HeadError, ShapeError
-from .queries import real_positions
 
 Kind = Literal["zero", "mean", "resample"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy.sites import Anatomy
-from .batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
+from .data.batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
+from .data.losses import ExampleLoss, example_losses, find_loss, is_causal, loss_name
+from .data.metrics import Metric, find_metric, metric_name
 from .errors import DataError
-from .losses import ExampleLoss, example_losses, find_loss, is_causal, loss_name
-from .metrics import Metric, find_metric, metric_name
 from .results.result import Result
 from .streaming import Accumulator, accumulate, stat
 

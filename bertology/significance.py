@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .anatomy.sites import Head, head_at
+from .data.metrics import METRICS, Metric
 from .errors import DataError, need
-from .metrics import METRICS, Metric
 from .results.result import Result
 
 Test = Literal["t", "mcnemar", "bootstrap"]

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .alike import HeadDistances, Reduce
 from .anatomy.sites import Site
-from .batches import Batch, Batches
+from .data.batches import Batch, Batches
+from .data.padding import RealQueries
 from .divergence import distances, weights_in_pieces
 from .errors import DataError
-from .queries import RealQueries
 from .results.result import cpu64, finite
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap

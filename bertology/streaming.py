@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from .anatomy.dissect import dissect
 from .anatomy.sites import Anatomy
-from .batches import Batch, Batches, device_of, each_batch, model_arguments, without_labels
 from .checkpoint import Checkpoint
+from .data.batches import Batch, Batches, device_of, each_batch, model_arguments, without_labels
 from .results.result import Result
 from .tap import undisturbed
 

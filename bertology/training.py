@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 
 from .anatomy.dissect import dissect
 from .anatomy.sites import Anatomy
-from .batches import Batches, check_repeatable
+from .data.batches import Batches, check_repeatable
+from .data.losses import ExampleLoss
+from .data.metrics import spearman
 from .errors import DataError
 from .importance import HeadImportance, head_importance
-from .losses import ExampleLoss
-from .metrics import spearman
 from .results.result import Result
 
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from .anatomy.dissect import dissect
 from .anatomy.sites import Anatomy
-from .batches import Batch, Batches, check_repeatable, model_arguments, without_labels
 from .branching import Branches, Seen
+from .data.batches import Batch, Batches, check_repeatable, model_arguments, without_labels
+from .data.losses import ExampleLoss, example_losses, find_loss, loss_name
+from .data.metrics import Metric, find_metric, metric_name
 from .errors import DataError
-from .losses import ExampleLoss, example_losses, find_loss, loss_name
 from .means import head_means
-from .metrics import Metric, find_metric, metric_name
 from .replacing import StandIns, check_replacement, replacement_name
 from .results.result import Result
 from .scoring import INVERSE_LOSS, predictions

@@ -22,9 +22,9 @@ from bertology import (
     score,
 )
 from bertology.ablation import one_off
-from bertology.batches import without_labels
+from bertology.data.batches import without_labels
+from bertology.data.losses import example_losses, find_loss
 from bertology.errors import DataError, HeadError, LossError, ShapeError
-from bertology.losses import example_losses, find_loss
 from bertology.variants import VariantAccumulator
 
 EQUAL = {"rtol": 1e-12, "atol": 1e-12}

@@ -4,7 +4,7 @@ from transformers import BatchEncoding
 from zoo import BY_NAME, batch
 
 from bertology import attention_entropy, head_importance, hidden_states
-from bertology.batches import token_mask
+from bertology.data.batches import token_mask
 from bertology.errors import DataError
 
 

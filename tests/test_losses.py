@@ -6,9 +6,9 @@ import transformers as t
 from zoo import BY_NAME, PAD, V4, VOCAB, batch, each_alone
 
 from bertology import head_ablation, score
-from bertology.batches import without_labels
+from bertology.data.batches import without_labels
+from bertology.data.losses import example_losses, find_loss, is_causal
 from bertology.errors import LossError
-from bertology.losses import example_losses, find_loss, is_causal
 
 
 def losses(model, inputs):

@@ -13,8 +13,8 @@ from test_ablation import bert
 from zoo import BY_NAME, batch
 
 from bertology import Head, head_ablation
+from bertology.data.metrics import f1
 from bertology.errors import DataError, MissingExtra
-from bertology.metrics import f1
 from bertology.significance import bootstrap, corrected, mcnemar, t_test
 
 

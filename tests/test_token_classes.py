@@ -4,8 +4,8 @@ import torch
 from zoo import BY_NAME, PAD, V4, batch, each_alone
 
 from bertology import PatternsAccumulator, accumulate, attention_entropy, attention_maps, attention_patterns, dissect
+from bertology.data.token_classes import TokenClasses
 from bertology.errors import DataError
-from bertology.token_classes import TokenClasses
 
 CLASSES = {"low": list(range(3, 12)), "even": lambda batch: batch["input_ids"] % 2 == 0}
 

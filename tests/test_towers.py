@@ -125,7 +125,7 @@ def test_speech_with_labels():
 
 
 def run(model, inputs):
-    from bertology.batches import without_labels
+    from bertology.data.batches import without_labels
 
     with torch.no_grad():
         return model(**without_labels(model, inputs))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Anatomy, Site
-from ..batches import Batch
+from ..data.batches import Batch
 from ..errors import DataError
 from ..streaming import Accumulator, stat
 from .aligning import AlignedCode

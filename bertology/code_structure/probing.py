@@ -10,7 +10,7 @@ from typing import Literal
 from torch import nn
 
 from ..anatomy.dissect import dissect
-from ..batches import Batches
+from ..data.batches import Batches
 from ..errors import DataError
 from ..streaming import accumulate
 from ..syntax import randomized

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from ..anatomy.sites import Anatomy, Site
-from ..batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable, reads_text
+from ..data.batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable, reads_text
 from ..errors import DataError
 from ..tap import tap
 from .aligning import PADDING, AlignedCode

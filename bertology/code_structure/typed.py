@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Site
-from ..batches import Batch
+from ..data.batches import Batch
 from ..results.result import Result
 from ..streaming import Accumulator, stat
 from .filtering import TOP, TypeCounts

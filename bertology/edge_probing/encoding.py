@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..batches import Batch, config_of, some_examples
+from ..data.batches import Batch, config_of, some_examples
 from ..errors import DataError
 from ..syntax.words import AlignedBatches, align
 from .storing.folder import Appending, Folder, row_bytes

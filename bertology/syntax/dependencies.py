@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Site
-from ..batches import Batch, Batches, check_repeatable
+from ..data.batches import Batch, Batches, check_repeatable
 from ..errors import DataError
 from ..results.result import Result
 from ..streaming import Accumulator, accumulate, stat

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..anatomy.sites import Anatomy, Site
-from ..batches import ANNOTATIONS, Batch, check_fits, reads_text
+from ..data.batches import ANNOTATIONS, Batch, check_fits, reads_text
 from ..errors import DataError
 from ..tap import tap
 from .treebank import Sentence

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from ..anatomy.sites import Head, Site, head_at
-from ..batches import check_fits, reads_text
 from ..capture import one_batch, run
+from ..data.batches import check_fits, reads_text
 from ..errors import DataError, ShapeError
 from ..results.result import Result, cpu64
 from ..tap import tap

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import BartConfig, BartForConditionalGeneration
 
 from bertology import pruning_curve, score
-from bertology.batches import IGNORED
+from bertology.data.batches import IGNORED
 from bertology.plot import curves as draw_curves
 
 PAD, START, END, FIRST, WORDS = 0, 1, 2, 3, 26

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ...data.metrics import spearman
 from ...errors import DataError, need
-from ...metrics import spearman
 from .statistics import LayerStatistics
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from ...batches import config_of
+from ...data.batches import config_of
 from ..tasks.records import EdgeTask
 
 # Text in which tokenizers differ: case, accents, digits, signs, scripts, blanks.

@@ -7,8 +7,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from ...batches import device_of, room_of
 from ...capture import one_batch, run
+from ...data.batches import device_of, room_of
 from ...errors import UnknownAnatomy
 from ...tap import tap
 from .tower import input_table, text_states

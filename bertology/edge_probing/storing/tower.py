@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...anatomy.dissect import dissect
-from ...batches import Batch, is_encoder_decoder, model_arguments, room_of
+from ...data.batches import Batch, is_encoder_decoder, model_arguments, room_of
 from ...errors import DataError, UnknownAnatomy
 from ...hidden import hidden_states
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...batches import Batch
+from ...data.batches import Batch
 from ...errors import DataError
 from ..predicting import aligned_in
 from .documents import KINDS, Document, Mention, document_of

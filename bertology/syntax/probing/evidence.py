@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...anatomy.dissect import dissect
 from ...anatomy.sites import Anatomy, Site
-from ...batches import Batch, check_fits, device_of, on_device, some_examples, without_labels
+from ...data.batches import Batch, check_fits, device_of, on_device, some_examples, without_labels
 from ...errors import DataError, ShapeError
 from ...tap import tap, undisturbed
 from ..predicting import aligned_in, sentences_in

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...batches import device_of
+from ...data.batches import device_of
 from ...errors import DataError
 from ...results.result import cpu64
 from ..words import AlignedBatches, Rows

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ...batches import Batch
+from ...data.batches import Batch
 from ...errors import DataError, ShapeError
 from ..predicting import aligned_in
 

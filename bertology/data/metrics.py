@@ -1,7 +1,4 @@
-"""How good are the predictions?
-
-The metrics of the GLUE tasks, from logits and labels: `metric(logits, labels) -> float`, higher is better.
-"""
+"""The metrics of the GLUE tasks, from logits and labels: `metric(logits, labels) -> float`, higher is better."""
 
 from __future__ import annotations
 
@@ -10,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from .batches import IGNORED
-from .errors import DataError
 
 Metric = Callable[[Tensor, Tensor], float]
 

@@ -1,4 +1,4 @@
-"""Which tokens are separators, punctuation, or of any other class?"""
+"""Classes of tokens: separators, punctuation, or any other set."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .anatomy.names import PADDED_STACKS
-from .anatomy.sites import Anatomy
+from ..anatomy.names import PADDED_STACKS
+from ..anatomy.sites import Anatomy
+from ..errors import DataError
 from .batches import Batch, reads_text, token_ids
-from .errors import DataError
 
 TokenClass = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Batch], Tensor]
 """Token ids, strings, or a function of the batch that gives [batch, token], bool."""

@@ -1,14 +1,14 @@
-"""Which positions of a stack are real?"""
+"""Which positions of a stack are real tokens and which are padding."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from .anatomy.names import IMAGE_CONFIG_NAMES
-from .anatomy.sites import Anatomy, Site
+from ..anatomy.names import IMAGE_CONFIG_NAMES
+from ..anatomy.sites import Anatomy, Site
+from ..errors import DataError
 from .batches import Batch, fit_mask, token_mask
-from .errors import DataError
 
 
 def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""What is a batch, and which of its tokens are real?
+"""Batches of model arguments, and which of their tokens are real.
 
-`batches` is one mapping of model arguments, or an iterable of such mappings (a DataLoader, a list). Under the name
-`annotations` a batch may carry a list of what is known of each example, such as its words and its syntax tree: measures
-see it, the model does not.
+`batches` is one mapping of model arguments, or an iterable of such mappings (a DataLoader, a list). Under the key
+`annotations` a batch may carry a list with what is known of each example, such as its words and its syntax tree:
+measures see it, the model does not.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .anatomy.names import PADDED_STACKS, PREFIXED_STACKS
-from .errors import DataError
+from ..anatomy.names import PADDED_STACKS, PREFIXED_STACKS
+from ..errors import DataError
 
 Batch = Mapping[str, Any]
 Batches = Batch | Iterable[Batch]

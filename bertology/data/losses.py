@@ -1,4 +1,4 @@
-"""What does each example lose?
+"""One loss per example, for every task head of transformers.
 
 `model(**batch).loss` is a mean over the batch, or over all its tokens. Here every example has a loss of its own,
 equal to what the model itself returns for a batch of that example alone.
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..errors import LossError
 from .batches import IGNORED, Batch, examples, is_encoder_decoder, rows_per_example, token_mask
-from .errors import LossError
 
 ExampleLoss = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [batch]`: from a model's outputs and its batch, one loss per example."""

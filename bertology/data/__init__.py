@@ -1,0 +1,1 @@
+"""What goes in? Batches, padding, losses, metrics and classes of tokens."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from trees import WORDS
 
-from bertology.syntax.coreference.documents import KINDS, Document, Mention
+from bertology.corpora.documents import KINDS, Document, Mention
 
 PRONOUNS = {
     "i": ("one", "?", 1), "we": ("many", "?", 1), "you": ("?", "?", 2), "he": ("one", "m", 3), "she": ("one", "f", 3),

@@ -4,12 +4,12 @@ import oracles_coreference as oracles
 import pytest
 from trees import wordpiece_tokenizer
 
+from bertology.corpora.conll_coreference import read_conll_coref
+from bertology.corpora.documents import Document, Documents, Mention, pieces
+from bertology.corpora.gap_winobias import by_gender, read_gap, read_winobias
+from bertology.corpora.phrases import head_in_tree, head_in_words, kind_of, parses
+from bertology.corpora.words import align
 from bertology.errors import DataError
-from bertology.syntax.coreference.conll_reader import read_conll_coref
-from bertology.syntax.coreference.documents import Document, Documents, Mention, pieces
-from bertology.syntax.coreference.phrases import head_in_tree, head_in_words, kind_of, parses
-from bertology.syntax.coreference.pronoun_readers import by_gender, read_gap, read_winobias
-from bertology.syntax.words import align
 
 
 def lines_of(path, text):

@@ -7,9 +7,12 @@ from trees import byte_tokenizer, wordpiece_tokenizer
 from zoo import BY_NAME
 
 from bertology import EntropyAccumulator, Head, accumulate, attention_maps, dissect, prune_heads
+from bertology.corpora.conll_coreference import read_conll_coref
+from bertology.corpora.documents import KINDS, Document, Mention, pieces
+from bertology.corpora.gap_winobias import by_gender, read_gap, read_winobias
+from bertology.corpora.words import AlignedBatches, align
 from bertology.errors import DataError
 from bertology.syntax.coreference.antecedents import BASELINES, antecedent_baselines, picks_of, questions
-from bertology.syntax.coreference.conll_reader import read_conll_coref
 from bertology.syntax.coreference.counting import (
     DIRECTIONS,
     CoreferenceAccumulator,
@@ -17,9 +20,6 @@ from bertology.syntax.coreference.counting import (
     _Asked,
     coreference_heads,
 )
-from bertology.syntax.coreference.documents import KINDS, Document, Mention, pieces
-from bertology.syntax.coreference.pronoun_readers import by_gender, read_gap, read_winobias
-from bertology.syntax.words import AlignedBatches, align
 
 CAT = Document(
     ("the", "cat", "sat", "on", "a", "mat", "and", "the", "cat", "purred", "under", "the", "stars"),

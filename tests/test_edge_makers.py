@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import sentence
 
+from bertology.corpora.treebank import Skip
 from bertology.edge_probing.tasks.column_makers import entity_edges, srl_edges
 from bertology.edge_probing.tasks.coref_makers import coreference_edges, gap_edges
 from bertology.edge_probing.tasks.jsonl import read_edges
@@ -14,7 +15,6 @@ from bertology.edge_probing.tasks.makers import bracket_pos_edges, constituent_e
 from bertology.edge_probing.tasks.relation_makers import ProtoRole, proto_role_edges, semeval_edges, spr1_edges
 from bertology.errors import DataError
 from bertology.syntax import Document, Documents, Mention, Treebank, read_conll_coref, read_conllu
-from bertology.syntax.treebank import Skip
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import wordpiece_tokenizer
 
+from bertology.corpora.treebank import Skip
+from bertology.corpora.words import align
 from bertology.edge_probing.tasks.counted import counted_labels
 from bertology.edge_probing.tasks.jsonl import read_edges, write_edges
 from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
 from bertology.errors import DataError
-from bertology.syntax.treebank import Skip
-from bertology.syntax.words import align
 
 WORD = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=4)
 LABELS = ("NP", "VP", "a b", "é")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..corpora.treebank import Skip
+from ..corpora.words import AlignedBatches, check_tokenizer, padded
 from ..errors import DataError
-from ..syntax.treebank import Skip
-from ..syntax.words import AlignedBatches, check_tokenizer, padded
 from .trees import CodeTree
 
 SPECIAL, PADDING, OUTSIDE = -1, -2, -3

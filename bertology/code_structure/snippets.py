@@ -14,8 +14,8 @@ from typing import Any, Literal, overload
 
 from tqdm.auto import tqdm
 
+from ..corpora.treebank import Skip
 from ..errors import DataError
-from ..syntax.treebank import Skip
 from .trees import CodeTree, tree_of
 
 FIELDS = ("code", "original_string")

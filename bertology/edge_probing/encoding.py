@@ -11,9 +11,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..corpora.words import AlignedBatches, align
 from ..data.batches import Batch, config_of, some_examples
 from ..errors import DataError
-from ..syntax.words import AlignedBatches, align
 from .storing.folder import Appending, Folder, row_bytes
 from .storing.identity import differences, identity
 from .storing.layout import Layout, Numbers

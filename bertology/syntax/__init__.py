@@ -11,12 +11,14 @@ tables say which heads are best; the folder `probing` learns from all heads at o
 sentence.
 """
 
+from ..corpora.conll_coreference import read_conll_coref
+from ..corpora.documents import Document, Documents, Mention, pieces
+from ..corpora.gap_winobias import by_gender, read_gap, read_winobias
+from ..corpora.treebank import Sentence, Skip, Treebank, read_conllu, read_depparse, read_json
+from ..corpora.words import Aligned, AlignedBatches, align, word_attention
 from .arcs import head_arcs, head_columns
 from .coreference.antecedents import AntecedentBaselines, antecedent_baselines
-from .coreference.conll_reader import read_conll_coref
 from .coreference.counting import CoreferenceAccumulator, CoreferenceHeads, coreference_heads
-from .coreference.documents import Document, Documents, Mention, pieces
-from .coreference.pronoun_readers import by_gender, read_gap, read_winobias
 from .coreference.table import CoreferenceTable, KindScore
 from .dependencies import DependencyAccumulator, DependencyHeads, dependency_heads
 from .figures import _draw as _draw
@@ -26,9 +28,7 @@ from .probing.scores import ProbeResult
 from .probing.trees import best_tree
 from .probing.vectors import EmbeddingVectors, StaticVectors, embedding_vectors, read_vectors
 from .table import RelationScore, RelationTable
-from .treebank import Sentence, Skip, Treebank, read_conllu, read_depparse, read_json
 from .views import HeadView, show_head
-from .words import Aligned, AlignedBatches, align, word_attention
 
 __all__ = [
     "Aligned",

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Site
+from ..corpora.treebank import Sentence
+from ..corpora.words import Rows
 from ..data.batches import Batch, Batches, check_repeatable
 from ..errors import DataError
 from ..results.result import Result
 from ..streaming import Accumulator, accumulate, stat
 from .predicting import DIRECTIONS, padded, picks, sentences_in, word_maps
 from .table import OFFSETS, RelationTable, relation_table
-from .treebank import Sentence
-from .words import Rows
 
 NOBODY = -2
 """The head of the root and of padding: what no attention head picks."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..anatomy.sites import Anatomy, Site
+from ..corpora.treebank import Sentence
+from ..corpora.words import Aligned, Rows, word_attention
 from ..data.batches import ANNOTATIONS, Batch, check_fits, reads_text
 from ..errors import DataError
 from ..tap import tap
-from .treebank import Sentence
-from .words import Aligned, Rows, word_attention
 
 DIRECTIONS = ("from dependent", "from head")
 """Whether a word picks its head by the attention that it pays, or by the attention that it gets."""

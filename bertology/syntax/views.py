@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Head, Site, head_at
 from ..capture import one_batch, run
+from ..corpora.treebank import Sentence
+from ..corpora.words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
 from ..data.batches import check_fits, reads_text
 from ..errors import DataError, ShapeError
 from ..results.result import Result, cpu64
 from ..tap import tap
 from .hovering import fragment
 from .predicting import DIRECTIONS, picks
-from .treebank import Sentence
-from .words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
 
 if TYPE_CHECKING:
     pass

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...syntax.words import AlignedBatches
+from ...corpora.words import AlignedBatches
 from ..tasks.records import EdgeTask
 from ..tasks.targets import Span, Target
 from .layout import Layout, Numbers

@@ -8,9 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from ...corpora.phrases import unescaped
+from ...corpora.treebank import Skip
 from ...errors import DataError
-from ...syntax.coreference.phrases import unescaped
-from ...syntax.treebank import Skip
 from .records import EdgeTask
 from .targets import Record, Target
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
+from ...corpora.documents import Document, document_of
+from ...corpora.gap_winobias import read_gap
+from ...corpora.treebank import Skip
 from ...errors import DataError
-from ...syntax.coreference.documents import Document, document_of
-from ...syntax.coreference.pronoun_readers import read_gap
-from ...syntax.treebank import Skip
 from .records import EdgeTask
 from .targets import Record, Span, Target
 

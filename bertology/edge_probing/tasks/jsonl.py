@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ...corpora.treebank import Skip
 from ...errors import DataError
-from ...syntax.treebank import Skip
 from .counted import Counted
 from .records import EdgeTask
 from .targets import Record, Target, check_inside

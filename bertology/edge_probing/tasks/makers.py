@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ...corpora.phrases import Phrase, parses
+from ...corpora.treebank import Sentence
 from ...errors import DataError, need
-from ...syntax.coreference.phrases import Phrase, parses
-from ...syntax.treebank import Sentence
 from .records import EdgeTask
 from .targets import Record, Target
 

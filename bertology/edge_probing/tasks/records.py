@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
+from ...corpora.treebank import Skip
 from ...errors import DataError
-from ...syntax.treebank import Skip
 from .counted import Counted, counted_labels, listed
 from .splitting import parts_of
 from .targets import Record, Span, Target

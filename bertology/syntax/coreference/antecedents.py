@@ -9,12 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...corpora.documents import KINDS, Document, Mention, document_of
+from ...corpora.phrases import POSSESSIVES, TRAITS, Traits
 from ...data.batches import Batch
 from ...errors import DataError
 from ..predicting import aligned_in
-from .documents import KINDS, Document, Mention, document_of
-from .phrases import POSSESSIVES
-from .pronouns import TRAITS, Traits
 
 Candidates = Literal["mentions", "words"]
 BASELINES = ("nearest", "head match", "rules")
@@ -165,7 +164,7 @@ def antecedent_baselines(
 
     Raises `DataError` where nothing can be asked.
 
-        >>> from bertology.syntax.coreference.documents import Document, Mention
+        >>> from bertology.corpora.documents import Document, Mention
         >>> words = ("Ann", "saw", "Eve", "as", "she", "left")
         >>> mentions = (Mention(0, 1, 0, 1, "proper"), Mention(2, 3, 2, 2, "proper"), Mention(4, 5, 4, 2, "pronoun"))
         >>> print(antecedent_baselines([Document(words, mentions)]))

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ...anatomy.sites import Site
+from ...corpora.documents import KINDS, Document, document_of
+from ...corpora.words import Rows
 from ...data.batches import Batch, Batches
 from ...errors import DataError
 from ...results.result import Result
 from ...streaming import Accumulator, accumulate, stat
 from ..predicting import aligned_in, word_maps
-from ..words import Rows
 from .antecedents import BASELINES, Candidates, Question, picks_of, questions
-from .documents import KINDS, Document, document_of
 from .table import DIRECTIONS, CoreferenceTable, KindScore, coreference_table
 
 
@@ -213,8 +213,8 @@ def coreference_heads(
 
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.demo import minilm_path
-        >>> from bertology.syntax.coreference.documents import Document, Mention
-        >>> from bertology.syntax.words import align
+        >>> from bertology.corpora.documents import Document, Mention
+        >>> from bertology.corpora.words import align
         >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
         >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
         >>> words = ("Ann", "saw", "Eve", "as", "she", "left")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ...anatomy.sites import Head, head_at
+from ...corpora.documents import KINDS
 from ...errors import DataError
 from ...results.statistics import Interval, of_gain, of_share
 from .antecedents import ALL, BASELINES
-from .documents import KINDS
 
 DIRECTIONS = ("from mention", "to mention")
 """Whether a mention picks its antecedent by the attention that it pays, or by the attention that it gets."""

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from ...anatomy.dissect import dissect
 from ...anatomy.sites import Anatomy, Site
+from ...corpora.treebank import Sentence
+from ...corpora.words import Aligned, AlignedBatches, Rows, word_attention
 from ...data.batches import Batch, check_fits, device_of, on_device, some_examples, without_labels
 from ...errors import DataError, ShapeError
 from ...tap import tap, undisturbed
 from ..predicting import aligned_in, sentences_in
-from ..treebank import Sentence
-from ..words import Aligned, AlignedBatches, Rows, word_attention
 from .vectors import WordVectors
 
 

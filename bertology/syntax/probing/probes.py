@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ...corpora.words import AlignedBatches, Rows
 from ...data.batches import device_of
 from ...errors import DataError
 from ...results.result import cpu64
-from ..words import AlignedBatches, Rows
 from .evidence import MapReader, See, sight, trees_in
 from .models import AttentionProbe, DistanceProbe
 from .scores import ProbeResult, baselines, check_ignored, count_right, counting

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...corpora.treebank import Sentence
 from ...errors import DataError
 from ...results.result import Result
 from ...results.statistics import Interval, of_share
 from ..table import OFFSETS
-from ..treebank import Sentence
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ...corpora.words import AlignedBatches
 from ...errors import DataError
-from ..words import AlignedBatches
 from .evidence import See, Seen
 from .trees import Decode, heads_of, others_than_itself
 

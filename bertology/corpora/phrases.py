@@ -1,4 +1,4 @@
-"""Which word is the head of a phrase, and is the phrase a pronoun, a name or another noun phrase?"""
+"""Heads and kinds of phrases: pronouns, names and other noun phrases."""
 
 from __future__ import annotations
 
@@ -6,9 +6,41 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...errors import DataError
+from ..errors import DataError
 from .documents import Kind
-from .pronouns import ALONE, TRAITS
+
+Traits = tuple[str | None, str | None, int | None]
+"""Number, gender and person; None where it is not known."""
+
+TRAITS: dict[str, Traits] = {
+    word: traits
+    for words, traits in (
+        ("i me my mine myself", ("singular", None, 1)),
+        ("we us our ours ourselves", ("plural", None, 1)),
+        ("you your yours", (None, None, 2)),
+        ("yourself", ("singular", None, 2)),
+        ("yourselves", ("plural", None, 2)),
+        ("he him his himself", ("singular", "masculine", 3)),
+        ("she her hers herself", ("singular", "feminine", 3)),
+        ("it its itself", ("singular", "neuter", 3)),
+        ("they them their theirs themselves these those", ("plural", None, 3)),
+        ("this that one oneself themself", ("singular", None, 3)),
+        ("who whom whose which what", (None, None, 3)),
+    )
+    for word in words.split()
+}
+ALONE = frozenset(("this", "that", "these", "those", "who", "whom", "whose", "which", "what"))
+"""Pronouns where they stand alone; before a noun they are not."""
+
+
+def gender_of(word: str) -> str | None:
+    """The gender of a pronoun, "feminine", "masculine" or "neuter"; None for other words.
+
+    >>> gender_of("Her")
+    'feminine'
+    """
+    return TRAITS.get(word.lower(), (None, None, None))[1]
+
 
 PRONOUN_TAGS = ("PRP", "PRP$", "WP", "WP$")
 NAME_TAGS = ("NNP", "NNPS")

@@ -1,4 +1,4 @@
-"""What is a sentence's gold syntax tree, and how is it read from a file?"""
+"""Sentences with dependency trees, and readers of CoNLL-U and the formats of Clark et al. (2019)."""
 
 from __future__ import annotations
 

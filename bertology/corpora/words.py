@@ -1,4 +1,4 @@
-"""Which word is each token part of, and how much does one word attend to another?"""
+"""Words and their tokens: alignment, and attention from word to word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is a document's coreference, and how is a long document cut into pieces that a model can read?"""
+"""Documents with coreference, and how a long one is split into pieces that a model can read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
-from ...errors import DataError
-from ..treebank import Skip
+from ..errors import DataError
+from .treebank import Skip
 
 KINDS = ("pronoun", "proper", "nominal")
 Kind = Literal["pronoun", "proper", "nominal"]
@@ -138,7 +138,7 @@ def pieces(
 
         >>> from transformers import AutoTokenizer
         >>> from bertology.demo import minilm_path
-        >>> from bertology.syntax.coreference.documents import Document, Mention, pieces
+        >>> from bertology.corpora.documents import Document, Mention, pieces
         >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
         >>> queen = Mention(0, 2, 1, 1, "nominal"), Mention(3, 4, 3, 1, "pronoun")
         >>> document = Document(("The", "queen", "said", "she", "sings", "."), queen, "queen")

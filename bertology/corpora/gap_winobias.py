@@ -1,4 +1,4 @@
-"""How are GAP and WinoBias read: texts in which one pronoun is asked whom it stands for?"""
+"""Readers of GAP and WinoBias, texts in which the antecedent of one pronoun is asked for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...errors import DataError
-from ..treebank import Skip
+from ..errors import DataError
 from .documents import Document, Documents, Mention
-from .phrases import head_in_words
-from .pronouns import gender_of
+from .phrases import gender_of, head_in_words
+from .treebank import Skip
 
 _COLUMNS = ("ID", "Text", "Pronoun", "Pronoun-offset", "A", "A-offset", "A-coref", "B", "B-offset", "B-coref")
 _SHORT = r"[’'](?:s|ll|d|re|ve|m)\b"

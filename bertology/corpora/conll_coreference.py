@@ -1,4 +1,4 @@
-"""How is coreference read from files in the forms of CoNLL-2012?"""
+"""Reader of coreference in the formats of CoNLL-2012."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...errors import DataError
+from ..errors import DataError
 from .documents import Document, Documents, Mention
 from .phrases import Parse, head_in_tree, head_in_words, kind_of, parses, unescaped
 

@@ -45,7 +45,6 @@ from .errors import BertologyError
 from .gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .hidden import HiddenStates, hidden_states
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
-from .masking import ablated, gated
 from .means import HeadMeans, MeansAccumulator, head_means
 from .outputs import HeadOutputs, head_outputs
 from .patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
@@ -60,6 +59,7 @@ from .similarity import DistancesAccumulator, head_distances
 from .sole import SoleHeadAblation, sole_head_ablation
 from .streaming import Accumulator, accumulate, stat
 from .tap import tap
+from .tap.gates import ablated, gated
 from .training import ImportanceSeries, importance_through_training
 
 __all__ = [

@@ -14,9 +14,9 @@ from .data.batches import Batches
 from .data.losses import ExampleLoss
 from .data.metrics import Metric
 from .errors import DataError
-from .replacing import Kind, replacement_name
 from .results.result import Result
 from .significance import Correction, Of, Significance, Test, significance
+from .tap.gates import Kind, replacement_name
 from .variants import score_variants
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .anatomy.sites import Anatomy, Site
 from .data.batches import Batch, device_of, examples, rows_per_example, some_examples
-from .replacing import StandIns
 from .tap import Recording, copied, first_only, matrix, recorded, tail_noted, tap
+from .tap.gates import StandIns
 
 # Copies of a batch that go through the model at once have at most so many positions, and so many numbers come out of
 # it. More are not faster on a processor: they leave its caches.

@@ -17,7 +17,6 @@ from .data.losses import ExampleLoss
 from .data.metrics import metric_name
 from .errors import DataError
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
-from .masking import gated
 from .ranking import (
     by_name,
     check_ranking,
@@ -31,6 +30,7 @@ from .ranking import (
 from .results.result import Result
 from .scoring import scorer
 from .streaming import accumulate
+from .tap.gates import gated
 
 
 @dataclass(frozen=True, eq=False, repr=False)

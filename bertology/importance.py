@@ -15,9 +15,9 @@ from .anatomy.sites import Anatomy, Head, Site, head_at
 from .data.batches import Batch, Batches, device_of, examples, rows_per_example
 from .data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from .errors import DataError, UnknownAnatomy
-from .masking import gating, token_gating
 from .results.result import Result, cpu64, finite
 from .streaming import Accumulator, accumulate, stat
+from .tap.gates import gating, token_gating
 
 
 @dataclass(frozen=True, eq=False, repr=False)

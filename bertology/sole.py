@@ -13,9 +13,9 @@ from .anatomy.sites import Anatomy
 from .data.batches import Batches
 from .data.losses import ExampleLoss
 from .data.metrics import Metric
-from .replacing import Kind, replacement_name
 from .results.result import Result
 from .significance import Correction, Of, Significance, Test, significance
+from .tap.gates import Kind, replacement_name
 from .variants import NAN, VariantScores, score_variants
 
 

@@ -20,11 +20,11 @@ from .data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from .data.metrics import Metric, find_metric, metric_name
 from .errors import DataError
 from .means import head_means
-from .replacing import StandIns, check_replacement, replacement_name
 from .results.result import Result
 from .scoring import INVERSE_LOSS, predictions
 from .streaming import Accumulator, accumulate
 from .tap import uncached
+from .tap.gates import StandIns, check_replacement, replacement_name
 
 NAN = float("nan")
 

@@ -16,7 +16,7 @@ from zoo import BY_NAME, FAMILIES, PAD, VOCAB, Family, batch
 
 import bertology as b
 from bertology import dissect, tap
-from bertology.tap import interface
+from bertology.tap import interface_route as interface
 
 SPECIAL = {"pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 TWO_STACKS = [

@@ -37,7 +37,7 @@ from zoo import BY_NAME, batch
 
 import bertology as b
 from bertology import dissect, tap
-from bertology.tap.reading import Reading
+from bertology.tap.map_reader import Reading
 
 
 class Countdown:

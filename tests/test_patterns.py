@@ -7,7 +7,7 @@ from zoo import BY_NAME, V4, batch, each_alone
 
 from bertology import PatternsAccumulator, accumulate, attention_entropy, attention_maps, attention_patterns, dissect
 from bertology.tap import tap
-from bertology.tap.plain import attend_plainly
+from bertology.tap.plain_attention import attend_plainly
 
 KINDS = ("previous", "next", "self", "first", "distance", "confidence")
 
@@ -80,7 +80,7 @@ def test_with_entropy_in_one_pass(family):
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
 def test_long_texts_take_the_fast_path_and_nothing_changes(name, monkeypatch):
-    from bertology.tap import interface
+    from bertology.tap import interface_route as interface
 
     model = BY_NAME[name].build()
     inputs = batch((17, 20, 9))
@@ -106,7 +106,7 @@ def test_long_texts_take_the_fast_path_and_nothing_changes(name, monkeypatch):
 def test_soft_capped_attention_is_not_plain(monkeypatch):
     import transformers
 
-    from bertology.tap import interface
+    from bertology.tap import interface_route as interface
 
     config = transformers.Gemma2Config(
         vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
@@ -125,7 +125,7 @@ def test_a_soft_cap_shows_though_the_first_rows_do_not_show_it(monkeypatch, padd
     """The first query of a decoder sees one key, and padded ones none: their weights are those of plain attention."""
     import transformers
 
-    from bertology.tap import interface
+    from bertology.tap import interface_route as interface
 
     torch.manual_seed(0)
     config = transformers.Gemma2Config(

@@ -211,7 +211,7 @@ def test_left_padding():
 
 
 def test_blocks_of_rows_are_put_together(monkeypatch):
-    from bertology.tap import interface
+    from bertology.tap import interface_route as interface
 
     model, inputs = BY_NAME["bert"].build(), batch((17, 20, 9))
     whole = head_distances(model, inputs)

@@ -10,14 +10,12 @@ for all others, where `bands` lays out the maps of attention over windows. `reco
 `replay` to take the pass up half-way; `tail` leaves out what nobody reads of the last block.
 """
 
-from .biases import narrow_biases, takes_bias
 from .hooks import tap
-from .reading import attention_entropies
-from .recording import recorded
-from .replay import Recording, copied, matrix
+from .map_reader import attention_entropies
+from .position_bias import narrow_biases, takes_bias
+from .restore import uncached, undisturbed
+from .resume import Recording, copied, first_only, matrix, recorded, tail_noted
 from .silence import silenced
-from .still import uncached, undisturbed
-from .tail import first_only, tail_noted
 
 __all__ = [
     "Recording",

@@ -1,7 +1,7 @@
-"""Which layer is running?
+"""Which layer is running.
 
 A module that several layers share (ALBERT) runs several times in one forward pass: its calls are counted.
-Counting also proves that every layer ran as often as it should, for a tap on a module that the model goes around
+Counting also proves that every layer ran as often as it should: a hook on a module that the model bypasses
 would see nothing, and one on a module that runs again would count it twice.
 """
 

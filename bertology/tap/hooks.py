@@ -1,4 +1,4 @@
-"""How are blocks and heads read or edited while the model runs?"""
+"""Hooks that read or edit blocks and heads while the model runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy
+from .attention_maps import tap_maps
 from .calls import Calls
-from .maps import tap_maps
-from .products import watch_products
-from .still import uncompiled
-from .watching import of_reader
+from .function_mode import of_reader, watch_products
+from .restore import uncompiled
 
 PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 

@@ -1,7 +1,6 @@
-"""What is left of the heads when one head's attention is taken away?
+"""Silencing one head by its attention probabilities.
 
-The proof of where heads are (`check_anatomy`) asks this: it needs a way to silence a head that knows nothing of the
-place where its output is looked for.
+`check_anatomy` needs a way to silence a head that is independent of the place where its output is expected.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from torch.nn import functional as F
 
 from ..anatomy.sites import Anatomy, Site
 from .calls import Calls
-from .interface import eager_function, set_implementation
-from .softmax import SOFTMAX, attend, four_axes
-from .watching import Watching
+from .function_mode import Watching
+from .interface_route import eager_function, set_implementation
+from .softmax_route import SOFTMAX, attend, four_axes
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Is an attention plain scaled dot product attention, and what are its blocks then?
+"""Plain scaled dot product attention: how it is recognized, and its maps in blocks.
 
-Of long texts the maps of plain attention are worked out here, in blocks that stay in the processor's cache, and their
+On long texts the maps of plain attention are computed here, in blocks that stay in the processor's cache, and their
 entropy from the scores: H = ln z - Σ e·s / z with e = exp(s), z = Σ e needs no logarithm of every weight. Whether an
-attention is plain is proved on a few query rows, against the model's own function, with the queries at hand and with
-others: soft-capping, sinks and all else that a model may add shows there.
+attention is plain is checked on a few query rows, against the model's own function, with the queries at hand and with
+others: soft-capping, sinks and anything else that a model adds shows there.
 """
 
 from __future__ import annotations

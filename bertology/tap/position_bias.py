@@ -1,7 +1,7 @@
-"""How does a pruned layer use a position bias that was made for all heads of all layers?
+"""The position bias of a pruned layer that was made for all heads of all layers.
 
-T5, MPNet, BLOOM and MPT make it once, with a share for each head of an unpruned layer, and hand it from layer to
-layer. A layer with fewer heads takes its own shares of it, and hands on the whole.
+T5, MPNet, BLOOM and MPT make it once, with a share for each head of an unpruned layer, and pass it from layer to
+layer. A layer with fewer heads takes its own shares of it, and passes on the whole.
 """
 
 from __future__ import annotations

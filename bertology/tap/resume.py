@@ -1,22 +1,26 @@
-"""How does a model run on from one layer, when all before it would give what they gave?
+"""Resuming a recorded forward pass from one layer on.
 
 An ablation of a head changes nothing below it. A first pass is recorded: what every block returned, and what every
-attention had made of its input when it reached the output projection. Later passes, on several copies of the batch,
-are then handed that in the place of computing it again, up to the layer that is changed.
+attention had computed of its input when it reached the output projection. Later passes, on several copies of the batch,
+receive that instead of computing it again, up to the layer that is changed. Many classifiers read only the first
+position of their last block: the matrix products after its attention are then computed for that position alone.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Site, Stack
-from .still import uncompiled
+from .calls import Calls
+from .restore import uncompiled
 
 
 @dataclass
@@ -225,3 +229,80 @@ def _first(output: Any) -> Any:
 def _same(one: Any, other: Any) -> bool:
     both = isinstance(one, Tensor) and isinstance(other, Tensor)
     return one is other or (both and one.shape == other.shape and torch.equal(one, other))
+
+
+@contextmanager
+def recorded(anatomy: Anatomy, rows: int) -> Iterator[Recording]:
+    """Record the pass of the model in this `with`, on a batch of so many rows."""
+    recording = Recording(anatomy, rows)
+    stacks = {block: stack for stack in anatomy.stacks for block in stack.blocks}
+    running: list[int] = []
+    at_work: list[AttentionCall] = []
+    sites = Calls([(site.attention, site) for site in anatomy.sites], may_rest=[s.attention for s in anatomy.sites])
+
+    def start_block(module: nn.Module, args: Any) -> None:
+        recording.blocks.append(BlockCall(module, stacks[module], running[-1] if running else None))
+        running.append(len(recording.blocks) - 1)
+
+    def end_block(module: nn.Module, args: Any, output: Any) -> None:
+        call = recording.blocks[running.pop()]
+        call.output, call.ended = output, len(recording.blocks)
+
+    def start_attention(module: nn.Module, args: Any) -> None:
+        at_work.append(AttentionCall(running[-1] if running else None))
+        recording.attentions[sites.next(module).row] = at_work[-1]
+
+    def end_attention(module: nn.Module, args: Any, output: Any) -> None:
+        at_work[-1].output = output
+
+    def end_projection(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if at_work and len(args) == 1 and not kwargs:
+            at_work[-1].heads, at_work[-1].projected = args[0], output
+
+    with ExitStack() as undo:
+        undo.enter_context(uncompiled())
+        sites.watch(anatomy, undo)
+        for block in stacks:
+            undo.callback(block.register_forward_pre_hook(start_block).remove)
+            undo.callback(block.register_forward_hook(end_block).remove)
+        for attention in sites.modules:
+            undo.callback(attention.register_forward_pre_hook(start_attention).remove)
+            undo.callback(attention.register_forward_hook(end_attention).remove)
+        for projection in {site.projection for site in anatomy.sites if not site.weight}:
+            undo.callback(projection.register_forward_hook(end_projection, with_kwargs=True).remove)
+        yield recording
+
+
+@contextmanager
+def tail_noted(anatomy: Anatomy) -> Iterator[list[nn.Module]]:
+    """Yields a list: once the pass in this `with` is over, of the products behind the attention of the last block."""
+    tail: list[nn.Module] = []
+    counts: Counter[nn.Module] = Counter()
+    projections = {site.projection for site in anatomy.sites}
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        counts[module] += 1
+        if module in projections:
+            tail.clear()
+        tail.append(module)
+
+    with ExitStack() as undo:
+        for block in (stack.blocks[-1] for stack in anatomy.stacks if stack.blocks):
+            undo.callback(block.register_forward_pre_hook(lambda *_: tail.clear()).remove)
+            for module in filter(is_matrix, block.modules()):
+                undo.callback(module.register_forward_hook(note).remove)
+        yield tail
+    tail[:] = [module for module in tail if counts[module] == 1]
+
+
+@contextmanager
+def first_only(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Take these products for the first position of each row alone; all others get what that one gets."""
+    with ExitStack() as undo:
+        for module in modules:
+            replace_forward(module, partial(_of_first, module.forward), undo)
+        yield
+
+
+def _of_first(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return forward(x[:, :1]).expand(-1, x.shape[1], -1) if x.dim() == 3 else forward(x)

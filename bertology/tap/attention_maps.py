@@ -14,9 +14,9 @@ from ..anatomy.names import DIFFERENCE_NAME
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .calls import Calls
-from .interface import eager_function, switch
-from .reading import Reader, Reading
-from .softmax import watch_softmax
+from .interface_route import eager_function, switch
+from .map_reader import Reader, Reading
+from .softmax_route import watch_softmax
 
 
 @contextmanager

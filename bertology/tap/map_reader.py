@@ -1,4 +1,4 @@
-"""What does a reader of attention maps want?"""
+"""A reader of attention maps: what it reads, and how many query rows at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""How are the torch functions seen that an attention module calls while it runs?"""
+"""Torch functions that an attention module calls, seen through torch's function modes.
+
+XLNet multiplies its heads with a bare parameter, in `torch.einsum`: while such an attention module runs, that one
+product is watched.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from ..anatomy.sites import Site
+from ..errors import UnknownAnatomy
 
 
 class _Readers(threading.local):
@@ -84,3 +90,39 @@ class Watching(TorchFunctionMode):
         """The pass that calls the torch function at hand: None between passes, and while a reader runs."""
         last = self._running[-1] if self._running else None
         return last if last and last.readers == _readers.running else None
+
+
+def watch_products(
+    attentions: list[nn.Module],
+    next_site: Callable[[nn.Module], Site],
+    apply: Callable[[Site, Tensor], Tensor | None],
+    undo: ExitStack,
+) -> None:
+    """Call `apply(site, x)` for the heads [token, batch, width], and go on with what it returns, if anything."""
+    _WatchingProducts(next_site, apply).watch(attentions, undo)
+
+
+class _WatchingProducts(Watching):
+    """Sees every product of heads with their projection."""
+
+    def __init__(self, next_site: Callable[[nn.Module], Site], apply: Callable[[Site, Tensor], Tensor | None]) -> None:
+        super().__init__(next_site)
+        self.apply = apply
+
+    def end(self, ended: Pass, args: Any, kwargs: Any) -> None:
+        if len(ended.seen) != 1:
+            raise UnknownAnatomy(
+                f"{ended.site.path} was multiplied with heads {len(ended.seen)} times in one pass of its attention, "
+                "wanted 1: attention with two streams (XLNet's target_mapping) cannot be read or edited"
+            )
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        now = self.now
+        if now is None or func is not torch.einsum or args[-1] is not getattr(now.site.place, now.site.weight):
+            return func(*args, **(kwargs or {}))
+        equation, x, weight = args
+        now.seen.append(x)
+        new = self.apply(now.site, x.flatten(-2))
+        return func(equation, x if new is None else new.reshape(x.shape), weight)

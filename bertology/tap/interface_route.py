@@ -1,4 +1,4 @@
-"""How are the maps of a model on transformers' attention interface read?
+"""The route to attention maps through transformers' attention interface.
 
 The model is switched to a function of ours, which calls the model's own eager attention on blocks of query rows:
 soft-capping, sinks and position biases stay the model's own, and no map is ever whole in memory.
@@ -18,9 +18,9 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 from ..anatomy.sites import Anatomy
-from .plain import CACHE_BYTES, attend_plainly, is_plain, repeated
-from .reading import Reading
-from .switches import turn
+from .map_reader import Reading
+from .plain_attention import CACHE_BYTES, attend_plainly, is_plain, repeated
+from .restore import turn
 
 NAME = "bertology"
 BLOCK_BYTES = 64 * 2**20

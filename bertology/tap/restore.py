@@ -1,4 +1,8 @@
-"""How is a model left as it was found?"""
+"""Leaving a model as it was found: modes, configs, random state, compilation and caches.
+
+Taps may be opened and closed by generators and in threads, and one config may belong to several models: a setting that
+several of them change returns to its first value in whatever order they end.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,29 @@ import torch
 from torch import nn
 
 from ..anatomy.names import OTHER_UNCACHED
-from .switches import turn
+
+_switching = threading.Lock()
+# {(id of the owner, attribute): (owner, value at first, {who turned it: to what})}
+_turned: dict[tuple[int, str], tuple[Any, Any, dict[object, Any]]] = {}
+
+
+def turn(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
+    """Set an attribute while `undo` is open. Of several, the last that is open holds; after all, what was there."""
+    key, who = (id(owner), name), object()
+    with _switching:
+        _turned.setdefault(key, (owner, getattr(owner, name), {}))[2][who] = value
+        setattr(owner, name, value)
+    undo.callback(_turn_back, key, who)
+
+
+def _turn_back(key: tuple[int, str], who: object) -> None:
+    with _switching:
+        owner, before, values = _turned[key]
+        del values[who]
+        if not values:
+            del _turned[key]
+        setattr(owner, key[1], next(reversed(values.values()), before))
+
 
 _lock = threading.Lock()
 _uncompiled: list[Any] = []

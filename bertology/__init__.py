@@ -57,7 +57,7 @@ from .scoring import Score, ScoreAccumulator, score
 from .significance import Significance
 from .similarity import DistancesAccumulator, head_distances
 from .sole import SoleHeadAblation, sole_head_ablation
-from .streaming import Accumulator, accumulate, stat
+from .streaming.accumulate import Accumulator, accumulate, stat
 from .tap import tap
 from .tap.gates import ablated, gated
 from .training import ImportanceSeries, importance_through_training

@@ -29,7 +29,7 @@ from .ranking import (
 )
 from .results.result import Result
 from .scoring import scorer
-from .streaming import accumulate
+from .streaming.accumulate import accumulate
 from .tap.gates import gated
 
 

@@ -15,7 +15,7 @@ from .averaging import Average, check_average, folded
 from .data.batches import Batch, Batches
 from .data.padding import RealQueries
 from .results.result import Result, cpu64, finite
-from .streaming import Accumulator, accumulate, stat
+from .streaming.accumulate import Accumulator, accumulate, stat
 from .tap import tap
 
 

@@ -17,7 +17,7 @@ from .data.padding import RealQueries
 from .data.token_classes import OTHER, TokenClass, TokenClasses
 from .errors import DataError, UnknownAnatomy
 from .results.result import Result, cpu64
-from .streaming import Accumulator, accumulate, stat
+from .streaming.accumulate import Accumulator, accumulate, stat
 from .tap import tap
 
 

@@ -16,7 +16,7 @@ from .data.batches import Batch, Batches, device_of, examples, rows_per_example
 from .data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from .errors import DataError, UnknownAnatomy
 from .results.result import Result, cpu64, finite
-from .streaming import Accumulator, accumulate, stat
+from .streaming.accumulate import Accumulator, accumulate, stat
 from .tap.gates import gating, token_gating
 
 

@@ -18,7 +18,7 @@ from .data.token_classes import TokenClass, TokenClasses
 from .errors import DataError
 from .places import by_class, places
 from .results.result import Result, cpu64, finite
-from .streaming import Accumulator, accumulate, stat
+from .streaming.accumulate import Accumulator, accumulate, stat
 from .tap import tap
 
 _PLACES = ("previous", "next", "self", "first", "distance")

@@ -15,7 +15,7 @@ from .data.batches import Batch, Batches, token_ids
 from .data.padding import RealQueries
 from .errors import DataError
 from .results.result import Result, cpu64, finite
-from .streaming import Accumulator, accumulate, stat
+from .streaming.accumulate import Accumulator, accumulate, stat
 from .tap import tap
 
 

@@ -15,7 +15,7 @@ from .data.losses import ExampleLoss, example_losses, find_loss, is_causal, loss
 from .data.metrics import Metric, find_metric, metric_name
 from .errors import DataError
 from .results.result import Result
-from .streaming import Accumulator, accumulate, stat
+from .streaming.accumulate import Accumulator, accumulate, stat
 
 INVERSE_LOSS = "inverse_loss"
 

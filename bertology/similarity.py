@@ -16,7 +16,7 @@ from .data.padding import RealQueries
 from .divergence import distances, weights_in_pieces
 from .errors import DataError
 from .results.result import cpu64, finite
-from .streaming import Accumulator, accumulate, stat
+from .streaming.accumulate import Accumulator, accumulate, stat
 from .tap import tap
 
 

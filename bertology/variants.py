@@ -22,7 +22,7 @@ from .errors import DataError
 from .means import head_means
 from .results.result import Result
 from .scoring import INVERSE_LOSS, predictions
-from .streaming import Accumulator, accumulate
+from .streaming.accumulate import Accumulator, accumulate
 from .tap import uncached
 from .tap.gates import StandIns, check_replacement, replacement_name
 

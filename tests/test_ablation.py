@@ -279,7 +279,7 @@ def test_leaves_the_model_alone_when_it_raises(place, call):
 
 
 def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("bertology.checkpoint.EVERY_SECONDS", 0)
+    monkeypatch.setattr("bertology.streaming.accumulate.checkpoint.EVERY_SECONDS", 0)
     model, batches, file = BY_NAME["bert"].build(), several(), tmp_path / "sums"
 
     def cut_off():

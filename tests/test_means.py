@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bertology.streaming.accumulate.accumulate import accumulate
 from laws import check_leaves_model_alone
 from test_ablation import several
 from zoo import BY_NAME, batch, each_alone
@@ -9,7 +10,6 @@ from zoo import BY_NAME, batch, each_alone
 from bertology import ablated, dissect, head_means, head_outputs, prune_heads
 from bertology.errors import DataError
 from bertology.means import MeansAccumulator
-from bertology.streaming import accumulate
 
 
 def slow(model, batches):

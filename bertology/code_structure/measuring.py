@@ -12,7 +12,7 @@ from torch import Tensor
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch
 from ..errors import DataError
-from ..streaming import Accumulator, stat
+from ..streaming.accumulate import Accumulator, stat
 from .aligning import AlignedCode
 from .comparing import CatComparison
 from .distances import leaf_distances

@@ -12,7 +12,7 @@ from torch import nn
 from ..anatomy.dissect import dissect
 from ..data.batches import Batches
 from ..errors import DataError
-from ..streaming import accumulate
+from ..streaming.accumulate import accumulate
 from ..syntax import randomized
 from .aligning import AlignedCode
 from .comparing import CatComparison

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
 from ..errors import DataError
-from ..streaming import Accumulator, accumulate, stat
+from ..streaming.accumulate import Accumulator, accumulate, stat
 from .aligning import AlignedCode
 from .filtering import restricted
 from .leaf_maps import LeafMaps, visible

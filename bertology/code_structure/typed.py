@@ -13,7 +13,7 @@ from torch import Tensor
 from ..anatomy.sites import Site
 from ..data.batches import Batch
 from ..results.result import Result
-from ..streaming import Accumulator, stat
+from ..streaming.accumulate import Accumulator, stat
 from .filtering import TOP, TypeCounts
 from .leaf_maps import LeafMaps, visible
 from .masks import QUARTER, attention_mask

@@ -16,7 +16,7 @@ from ..corpora.words import Rows
 from ..data.batches import Batch, Batches, check_repeatable
 from ..errors import DataError
 from ..results.result import Result
-from ..streaming import Accumulator, accumulate, stat
+from ..streaming.accumulate import Accumulator, accumulate, stat
 from .predicting import DIRECTIONS, padded, picks, sentences_in, word_maps
 from .table import OFFSETS, RelationTable, relation_table
 

@@ -16,7 +16,7 @@ from ...corpora.words import Rows
 from ...data.batches import Batch, Batches
 from ...errors import DataError
 from ...results.result import Result
-from ...streaming import Accumulator, accumulate, stat
+from ...streaming.accumulate import Accumulator, accumulate, stat
 from ..predicting import aligned_in, word_maps
 from .antecedents import BASELINES, Candidates, Question, picks_of, questions
 from .table import DIRECTIONS, CoreferenceTable, KindScore, coreference_table

@@ -1,4 +1,4 @@
-"""How does a pass over the data that was cut off go on?"""
+"""Checkpoints of a pass over the data, from which an interrupted pass resumes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .data.batches import ANNOTATIONS, Batch
-from .errors import DataError
+from ..data.batches import ANNOTATIONS, Batch
+from ..errors import DataError
 
 EVERY_SECONDS = 60.0
 

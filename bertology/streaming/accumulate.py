@@ -1,4 +1,4 @@
-"""What is it over a data set?
+"""Accumulators, and the loop over a data set that updates them.
 
 An `Accumulator` is zeroed once, updated batch by batch, merged with others of its kind, and at last computed.
 It holds sums (float64) and counts (int64) only: merging adds and never divides, so that any split of the data over
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .anatomy.dissect import dissect
-from .anatomy.sites import Anatomy
+from ..anatomy.dissect import dissect
+from ..anatomy.sites import Anatomy
+from ..data.batches import Batch, Batches, device_of, each_batch, model_arguments, without_labels
+from ..results.result import Result
+from ..tap import undisturbed
 from .checkpoint import Checkpoint
-from .data.batches import Batch, Batches, device_of, each_batch, model_arguments, without_labels
-from .results.result import Result
-from .tap import undisturbed
 
 A = TypeVar("A", bound="Accumulator")
 

@@ -1,0 +1,1 @@
+"""What is it over a data set? Accumulators, the loop over batches, and checkpoints."""

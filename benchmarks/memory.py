@@ -48,7 +48,7 @@ def measure(way: str, tokens: int, layers: int) -> dict[str, float]:
             model(**batch)
         elif way == "ours":
             from bertology import EntropyAccumulator, accumulate
-            from bertology.patterns import PatternsAccumulator
+            from bertology.measures.patterns import PatternsAccumulator
 
             entropy = accumulate(model, batch, EntropyAccumulator(), PatternsAccumulator())[0].mean.mean().item()
         else:

@@ -32,30 +32,27 @@ from 0.
 
 from . import plot as plot  # registers the pictures of results
 from .ablation import HeadAblation, head_ablation
-from .alike import HeadDistances
 from .anatomy.dissect import dissect, register_names
 from .anatomy.names import Names
 from .anatomy.sites import Anatomy, Head
-from .attention import AttentionMaps, attention_maps
-from .behaviours import head_behaviours
 from .curve import PruningCurve, pruning_curve
 from .efficiency import Efficiency, compare_efficiency
-from .entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
 from .errors import BertologyError
-from .gradients import AttentionGradients, GradientsAccumulator, attention_gradients
-from .hidden import HiddenStates, hidden_states
 from .importance import HeadImportance, ImportanceAccumulator, head_importance
-from .means import HeadMeans, MeansAccumulator, head_means
-from .outputs import HeadOutputs, head_outputs
-from .patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
-from .proof import check_anatomy
+from .measures.behaviours import head_behaviours
+from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
+from .measures.check_anatomy import check_anatomy
+from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
+from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
+from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
+from .measures.head_means import HeadMeans, MeansAccumulator, head_means
+from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
+from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .pruning import Pruned, prune_heads
-from .repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .results.result import Result
 from .saving import load_pruned, save_pruned
 from .scoring import Score, ScoreAccumulator, score
 from .significance import Significance
-from .similarity import DistancesAccumulator, head_distances
 from .sole import SoleHeadAblation, sole_head_ablation
 from .streaming.accumulate import Accumulator, accumulate, stat
 from .tap import tap

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .alike import HeadDistances
 from .curve import PruningCurve
-from .entropy import AttentionEntropy
 from .errors import DataError, need
-from .patterns import AttentionPatterns
+from .measures.entropy import AttentionEntropy
+from .measures.head_distances import HeadDistances
+from .measures.patterns import AttentionPatterns
 from .results.figures import head_map, layer_points, over_layers, width_of, written
 from .results.result import Result, _pictures, draws
 

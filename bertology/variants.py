@@ -19,7 +19,7 @@ from .data.batches import Batch, Batches, check_repeatable, model_arguments, wit
 from .data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from .data.metrics import Metric, find_metric, metric_name
 from .errors import DataError
-from .means import head_means
+from .measures.head_means import head_means
 from .results.result import Result
 from .scoring import INVERSE_LOSS, predictions
 from .streaming.accumulate import Accumulator, accumulate

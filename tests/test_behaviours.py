@@ -6,8 +6,8 @@ import torch
 from zoo import BY_NAME, batch
 
 from bertology import Head, attention_entropy, attention_patterns, dissect, prune_heads
-from bertology.behaviours import head_behaviours
 from bertology.errors import DataError
+from bertology.measures.behaviours import head_behaviours
 
 
 def measured(name="bert", **config):

@@ -9,7 +9,7 @@ from zoo import BY_NAME, batch, each_alone
 
 from bertology import ablated, dissect, head_means, head_outputs, prune_heads
 from bertology.errors import DataError
-from bertology.means import MeansAccumulator
+from bertology.measures.head_means import MeansAccumulator
 
 
 def slow(model, batches):

@@ -167,7 +167,7 @@ def test_a_whole_map_carries_gradients():
 @pytest.mark.parametrize(("step", "kind"), [(-1, "previous"), (1, "next"), (0, "self")])
 def test_previous_is_before_and_next_behind(step, kind):
     """Slip C4.3: the legend of the paper's figure 2 has previous and next the other way round."""
-    from bertology.places import places
+    from bertology.measures.patterns import places
 
     n = 6
     weights = torch.diag_embed(torch.ones(n - abs(step)), offset=step)[None, None]  # query i attends to key i + step

@@ -19,9 +19,9 @@ from bertology import (
     score,
 )
 from bertology.errors import DataError, HeadError, MissingExtra, ShapeError, need
+from bertology.measures.head_distances import head_distances
 from bertology.plot import curves, draw, head_map, heatmap, over_layers
 from bertology.results.figures import COLOURS
-from bertology.similarity import head_distances
 from bertology.syntax import DependencyHeads
 
 

@@ -13,10 +13,10 @@ from zoo import BY_NAME
 
 from bertology import attention_maps, prune_heads
 from bertology.errors import DataError, ShapeError
+from bertology.measures.random_weights import randomized
 from bertology.results.result import Result
 from bertology.syntax import AlignedBatches, align, read_conllu, word_attention
 from bertology.syntax.predicting import picks
-from bertology.syntax.probing.control import randomized
 from bertology.syntax.probing.evidence import MapReader, Seen
 from bertology.syntax.probing.models import AttentionProbe, DistanceProbe, distances, with_root
 from bertology.syntax.probing.probes import ProbeResult, attention_probe, distance_probe

@@ -22,11 +22,15 @@ from bertology import (
     dissect,
     prune_heads,
 )
-from bertology import divergence as kernel
-from bertology.alike import HeadDistances
-from bertology.divergence import distances, weights_in_pieces
 from bertology.errors import DataError, HeadError, MissingExtra
-from bertology.similarity import DistancesAccumulator, head_distances
+from bertology.measures import head_distances as kernel
+from bertology.measures.head_distances import (
+    DistancesAccumulator,
+    HeadDistances,
+    distances,
+    head_distances,
+    weights_in_pieces,
+)
 
 EXACT = {"atol": 1e-9, "rtol": 0.0}
 FLOAT32 = {"atol": 1e-6, "rtol": 0.0}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Head, Site, head_at
-from ..capture import one_batch, run
 from ..errors import DataError, HeadError
+from ..measures.captures import one_batch, run
 from ..results.result import cpu64
 from .aligning import align_code
 from .distances import leaf_distances

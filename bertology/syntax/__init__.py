@@ -16,13 +16,13 @@ from ..corpora.documents import Document, Documents, Mention, pieces
 from ..corpora.gap_winobias import by_gender, read_gap, read_winobias
 from ..corpora.treebank import Sentence, Skip, Treebank, read_conllu, read_depparse, read_json
 from ..corpora.words import Aligned, AlignedBatches, align, word_attention
+from ..measures.random_weights import randomized
 from .arcs import head_arcs, head_columns
 from .coreference.antecedents import AntecedentBaselines, antecedent_baselines
 from .coreference.counting import CoreferenceAccumulator, CoreferenceHeads, coreference_heads
 from .coreference.table import CoreferenceTable, KindScore
 from .dependencies import DependencyAccumulator, DependencyHeads, dependency_heads
 from .figures import _draw as _draw
-from .probing.control import randomized
 from .probing.probes import attention_probe, distance_probe
 from .probing.scores import ProbeResult
 from .probing.trees import best_tree

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from ..anatomy.sites import Head, Site, head_at
-from ..capture import one_batch, run
 from ..corpora.treebank import Sentence
 from ..corpora.words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
 from ..data.batches import check_fits, reads_text
 from ..errors import DataError, ShapeError
+from ..measures.captures import one_batch, run
 from ..results.result import Result, cpu64
 from ..tap import tap
 from .hovering import fragment

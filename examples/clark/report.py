@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from bertology import AttentionEntropy, AttentionGradients, AttentionPatterns, Head, HeadDistances
-from bertology.behaviours import head_behaviours
+from bertology.measures.behaviours import head_behaviours
 from bertology.results.figures import head_map, over_layers
 from bertology.syntax import CoreferenceHeads, DependencyHeads, ProbeResult, RelationScore, show_head
 

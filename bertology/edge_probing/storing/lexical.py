@@ -7,9 +7,9 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from ...capture import one_batch, run
 from ...data.batches import device_of, room_of
 from ...errors import UnknownAnatomy
+from ...measures.captures import one_batch, run
 from ...tap import tap
 from .tower import input_table, text_states
 

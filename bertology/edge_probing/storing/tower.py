@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ...anatomy.dissect import dissect
 from ...data.batches import Batch, is_encoder_decoder, model_arguments, room_of
 from ...errors import DataError, UnknownAnatomy
-from ...hidden import hidden_states
+from ...measures.captures import hidden_states
 
 SEGMENTS = "token_type_ids"
 

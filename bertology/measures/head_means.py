@@ -1,4 +1,4 @@
-"""What does each head put out on average?"""
+"""What is the mean output of each head?"""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy.sites import Site
-from .data.batches import Batch, Batches
-from .data.padding import real_positions
-from .results.result import Result, cpu64
-from .streaming.accumulate import Accumulator, accumulate, stat
-from .tap import tap
+from ..anatomy.sites import Site
+from ..data.batches import Batch, Batches
+from ..data.padding import real_positions
+from ..results.result import Result, cpu64
+from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..tap import tap
 
 
 @dataclass(frozen=True, eq=False, repr=False)

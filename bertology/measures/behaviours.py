@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .anatomy.sites import Head, head_at
+from ..anatomy.sites import Head, head_at
+from ..errors import DataError
 from .entropy import AttentionEntropy
-from .errors import DataError
 from .patterns import AttentionPatterns
 
 

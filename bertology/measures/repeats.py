@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy.sites import Site
-from .data.batches import Batch, Batches, token_ids
-from .data.padding import RealQueries
-from .errors import DataError
-from .results.result import Result, cpu64, finite
-from .streaming.accumulate import Accumulator, accumulate, stat
-from .tap import tap
+from ..anatomy.sites import Site
+from ..data.batches import Batch, Batches, token_ids
+from ..data.padding import RealQueries
+from ..errors import DataError
+from ..results.result import Result, cpu64, finite
+from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..tap import tap
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,4 +1,4 @@
-"""What is left of a model whose weights are random?"""
+"""The control model: the same architecture with random weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ...errors import DataError
+from ..errors import DataError
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .anatomy.dissect import dissect
-from .anatomy.sites import Anatomy, Site
-from .capture import one_batch, run
-from .data.batches import Batch
-from .errors import UnknownAnatomy
-from .tap import silenced, tap
+from ..anatomy.dissect import dissect
+from ..anatomy.sites import Anatomy, Site
+from ..data.batches import Batch
+from ..errors import UnknownAnatomy
+from ..tap import silenced, tap
+from .captures import one_batch, run
 
 
 def check_anatomy(model: nn.Module | Anatomy, inputs: Batch) -> None:

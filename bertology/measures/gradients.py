@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy.sites import Anatomy, Site
-from .data.batches import Batch, Batches
-from .data.losses import ExampleLoss, example_losses, find_loss, loss_name
-from .data.padding import RealQueries
-from .data.token_classes import OTHER, TokenClass, TokenClasses
-from .errors import DataError, UnknownAnatomy
-from .results.result import Result, cpu64
-from .streaming.accumulate import Accumulator, accumulate, stat
-from .tap import tap
+from ..anatomy.sites import Anatomy, Site
+from ..data.batches import Batch, Batches
+from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
+from ..data.padding import RealQueries
+from ..data.token_classes import OTHER, TokenClass, TokenClasses
+from ..errors import DataError, UnknownAnatomy
+from ..results.result import Result, cpu64
+from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..tap import tap
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,0 +1,1 @@
+"""What do heads and layers do? One question a file."""

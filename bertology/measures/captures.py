@@ -1,0 +1,320 @@
+"""What are the hidden states, the attention maps and the head outputs of one batch?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy.dissect import dissect
+from ..anatomy.names import PREFIXED_STACKS
+from ..anatomy.sites import Anatomy, Site, Stack
+from ..data.batches import Batch, device_of, model_arguments, on_device, token_mask, without_labels
+from ..data.losses import ExampleLoss, example_losses, find_loss
+from ..data.padding import real_positions
+from ..errors import DataError, UnknownAnatomy
+from ..results.result import Result
+from ..tap import tap, undisturbed
+
+C = TypeVar("C", bound="Capture")
+
+
+class Capture(Result):
+    """Mixin of the captures of one batch: dataclasses whose tensors are kept by stack, `{stack: tensor}`."""
+
+    labels = ()
+    stacks: dict[str, Tensor]
+    masks: dict[str, Tensor]
+
+    @property
+    def mask(self) -> Tensor:
+        """[batch, token], bool: which tokens of the model's only stack are real."""
+        return only(self.masks)
+
+    def stack(self: C, name: str) -> C:
+        """Only one stack: "encoder", "decoder" or "cross"; its `values` can then be taken."""
+        if name not in self.stacks:
+            raise DataError(f"no stack {name!r} in this capture: it has {', '.join(self.stacks)}")
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        cut = {key: {name: part[name]} if isinstance(part, dict) else part for key, part in parts.items()}
+        return replace(self, **cut)  # type: ignore[type-var]
+
+
+def only(stacks: dict[str, Tensor]) -> Tensor:
+    """The only stack's tensor, or a `DataError` that names the stacks."""
+    if len(stacks) != 1:
+        raise DataError(f"this model has several stacks: take .stack(name) first, of {', '.join(map(repr, stacks))}")
+    return next(iter(stacks.values()))
+
+
+@contextmanager
+def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
+    """Check one batch and hold the model still while it is captured."""
+    anatomy = dissect(model)
+    batch = on_device(inputs, device_of(model))
+    with undisturbed(model):
+        yield anatomy, batch
+
+
+@torch.no_grad()
+def run(model: nn.Module, batch: Batch) -> Any:
+    """Run the model on a batch, without labels and without gradients."""
+    return model(**without_labels(model, batch))
+
+
+def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dict[str, Tensor]:
+    """Stack the sites' tensors to one tensor a stack, `[layer, ...]`, NaN at the heads that are not there."""
+    if not found:
+        raise DataError("there is nothing to capture: every head of this model was pruned")
+    stacks: dict[str, list[tuple[Site, Tensor]]] = {}
+    for site in anatomy.sites:
+        if site in found or not site.kept:
+            stacks.setdefault(site.stack, []).append((site, found.get(site)))  # type: ignore[arg-type]
+    return {name: _pile(anatomy, pairs, head_axis) for name, pairs in stacks.items()}
+
+
+def _pile(anatomy: Anatomy, pairs: list[tuple[Site, Tensor]], head_axis: int) -> Tensor:
+    some = next(x for _, x in pairs if x is not None)
+    layers = []
+    for site, x in pairs:
+        # A layer without any head left has nothing to show.
+        x = some.narrow(head_axis, 0, 0) if x is None else x
+        layers.append(site.spread(x, anatomy.heads, head_axis))
+    return pile(layers)
+
+
+def pile(layers: list[Tensor]) -> Tensor:
+    """[layer, ...]: one layer on the other; what a layer has fewer of (pooled tokens, narrower heads) is NaN there."""
+    if len({x.shape for x in layers}) == 1:
+        return torch.stack(layers)
+    widest = [max(sizes) for sizes in zip(*(x.shape for x in layers), strict=True)]
+    out = layers[0].new_full((len(layers), *widest), float("nan"))
+    for layer, x in enumerate(layers):
+        corner = out[layer]
+        for axis, size in enumerate(x.shape):
+            corner = corner.narrow(axis, 0, size)
+        corner.copy_(x)
+    return out
+
+
+def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) -> dict[str, Tensor]:
+    """[batch, token], bool, for each stack: which of the positions along `axis` are real."""
+    device = device_of(anatomy.model)
+    return {
+        name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device) for name, x in stacks.items()
+    }
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HiddenStates(Capture):
+    """The hidden states of one batch."""
+
+    stacks: dict[str, Tensor]
+    """{stack: [layer, batch, token, hidden]}: layer 0 is the embeddings, layer l what block l returns.
+
+    NaN where a layer has fewer tokens than others (Funnel pools them). Several residual streams (Gemma 3n, DeepSeek V4)
+    lie one behind the other."""
+    masks: dict[str, Tensor]
+    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
+
+    @property
+    def values(self) -> Tensor:
+        """[layer, batch, token, hidden]: the hidden states of the model's only stack."""
+        return only(self.stacks)
+
+
+def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bool | None = None) -> HiddenStates:
+    """Capture every hidden state of a batch: the embeddings, and what each block returns.
+
+    Args:
+        model: any model with attention heads, with or without a task head.
+        inputs: one mapping of model arguments; labels are not looked at.
+        tie_last_hidden_states: with True the last layer is the model's `last_hidden_state`: in GPT-2, Llama and other
+            pre-norm models what comes out of the final norm. With False it is what the last block returned, before
+            any final norm: the residual stream itself, comparable with the layers below. By default it is what
+            transformers' `output_hidden_states` gives: the first for text models, the second for CLIP and ViT.
+            Models without a final norm (BERT, GPT) give the same either way.
+
+    Returns the states as the model computed them, in its type and on its device, cut from the graph.
+
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2Model
+        >>> model = GPT2Model(GPT2Config(n_layer=2, n_head=4, n_embd=32))
+        >>> hidden_states(model, {"input_ids": torch.tensor([[5, 6, 7]])}).values.shape
+        torch.Size([3, 1, 3, 32])
+    """
+    layers: dict[str, list[Tensor]] = {}
+    last: dict[str, Tensor] = {}
+    asked: dict[str, Any] = {}
+
+    def read(stack: str, layer: int, x: Tensor) -> None:
+        layers.setdefault(stack, []).append(x.detach())
+
+    def read_last(stack: str, x: Tensor) -> None:
+        last[stack] = x.detach()
+
+    with one_batch(model, inputs) as (anatomy, batch):
+        known = [stack.name for stack in anatomy.stacks if stack.blocks]
+        if len(known) < len(anatomy.stacks):
+            asked["output_hidden_states"] = True
+        with tap(anatomy, "block", read=read), tap(anatomy, "last", read=read_last):
+            outputs = run(model, {**batch, **asked})
+        for stack in anatomy.stacks:
+            if not stack.blocks:
+                layers[stack.name] = _handed_up(outputs, stack.name)
+        for stack in anatomy.stacks:
+            if stack.name in layers:
+                states, final = layers[stack.name], last.get(stack.name)
+                layers[stack.name] = _as_text(stack, states, final, token_mask(model, batch, stack.name).shape[1])
+                # Several residual streams end in a state of another width: the last block's own is kept.
+                tied = stack.ties_last if tie_last_hidden_states is None else tie_last_hidden_states
+                if tied and final is not None and final.shape == layers[stack.name][-1].shape:
+                    layers[stack.name][-1] = final
+        stacks = {name: pile(some) for name, some in layers.items()}
+        return HiddenStates(stacks, masks(anatomy, batch, stacks, axis=2))
+
+
+def _handed_up(outputs: Any, stack: str) -> list[Tensor]:
+    """The hidden states that transformers itself returns."""
+    for name in ("hidden_states", f"{stack}_hidden_states"):
+        states = getattr(outputs, name, None)
+        if states:
+            return [x.detach() for x in states]
+    raise UnknownAnatomy(f"no module is a block of the {stack}, and transformers returns no hidden states of it")
+
+
+def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: int) -> list[Tensor]:
+    """The states of the text's own tokens, where a stack works on more: padding (Longformer), a prompt (CPM-Ant)."""
+    if final is None or final.shape[1] != tokens:
+        return states
+    prefixed = type(stack.module).__name__ in PREFIXED_STACKS
+    return [x[:, x.shape[1] - tokens :] if prefixed else x[:, :tokens] for x in states]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionMaps(Capture):
+    """The attention weights of one batch."""
+
+    stacks: dict[str, Tensor]
+    """{stack: [layer, batch, head, query, key]}: each row of keys sums to 1; NaN for pruned heads."""
+    masks: dict[str, Tensor]
+    """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing."""
+
+    @property
+    def values(self) -> Tensor:
+        """[layer, batch, head, query, key]: the weights of the model's only stack."""
+        return only(self.stacks)
+
+
+def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
+    """Capture every head's attention weights, whatever attention implementation the model was loaded with.
+
+    Args:
+        model: any model with attention heads, with or without a task head.
+        inputs: one mapping of model arguments; labels are not looked at.
+
+    Returns the weights that the model's own eager attention computes. They take
+    layers x batch x heads x queries x keys numbers: for a measure over long texts or many, use `accumulate`,
+    which never holds a whole map.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> attention_maps(model, {"input_ids": torch.tensor([[5, 6, 7]])}).values.shape
+        torch.Size([2, 1, 4, 3, 3])
+    """
+    blocks: dict[Site, list[Tensor]] = {}
+
+    def read(site: Site, x: Tensor, rows: slice) -> None:
+        blocks.setdefault(site, []).append(x.detach())
+
+    with one_batch(model, inputs) as (anatomy, batch):
+        with tap(anatomy, "attention", read=read):
+            run(model, batch)
+        whole = {site: torch.cat(some, dim=2) for site, some in blocks.items()}
+        stacks = by_stack(anatomy, whole, head_axis=1)
+        return AttentionMaps(stacks, masks(anatomy, batch, stacks, axis=3))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadOutputs(Capture):
+    """The outputs of all heads for one batch, before the output projection."""
+
+    stacks: dict[str, Tensor]
+    """{stack: [layer, batch, token, head, dim]}: what each head adds, before the output projection mixes them."""
+    gradient_stacks: dict[str, Tensor] | None
+    """{stack: [layer, batch, token, head, dim]}: the gradient of each example's own loss; None without a loss."""
+    masks: dict[str, Tensor]
+    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
+
+    @property
+    def values(self) -> Tensor:
+        """[layer, batch, token, head, dim]: the outputs in the model's only stack."""
+        return only(self.stacks)
+
+    @property
+    def gradients(self) -> Tensor:
+        """[layer, batch, token, head, dim]: the gradients in the model's only stack."""
+        if self.gradient_stacks is None:
+            raise DataError("no gradients were captured: call head_outputs(..., loss='auto')")
+        return only(self.gradient_stacks)
+
+    def mean(self) -> Tensor:
+        """[layer, head, dim]: each head's mean output over the real tokens, as `ablated(replace=...)` takes it."""
+        return self.values[:, self.mask].mean(1)
+
+
+def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | None = None) -> HeadOutputs:
+    """Capture every head's output for a batch and, given a loss, its gradient.
+
+    Args:
+        model: any model with attention heads.
+        inputs: one mapping of model arguments, with labels if the loss needs them.
+        loss: None for no gradients; "auto" for the loss of the model's task head (see `losses.find_loss`); or
+            `f(outputs, batch) -> [batch]`, one loss per example.
+
+    The sum over tokens and dim of output x gradient is the gradient of the head's gate (Michel et al. 2019, eq. 2),
+    whose mean absolute value over examples is `head_importance`.
+
+    Raises `LossError` when labels are missing, no loss is known, or a loss is not one finite value per example.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)
+        >>> model = BertForSequenceClassification(config)
+        >>> batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([1])}
+        >>> head_outputs(model, batch, loss="auto").gradients.shape
+        torch.Size([2, 1, 3, 4, 8])
+    """
+    found: dict[Site, Tensor] = {}
+    chosen = find_loss(model) if loss == "auto" else loss
+    if isinstance(chosen, str):
+        raise DataError(f"loss must be None, 'auto' or a function of (outputs, batch), got {chosen!r}")
+
+    def read(site: Site, x: Tensor) -> None:
+        found[site] = x.detach()
+
+    def edit(site: Site, x: Tensor) -> Tensor:
+        # In a frozen model no graph comes from below: it then starts here.
+        found[site] = x.requires_grad_()
+        return found[site]
+
+    with one_batch(model, inputs) as (anatomy, batch), ExitStack() as taps:
+        if chosen is None:
+            taps.enter_context(tap(anatomy, "heads", read=read))
+            run(model, batch)
+            gradients = None
+        else:
+            anatomy.check_readable()
+            taps.enter_context(tap(anatomy, "heads", edit=edit))
+            with torch.inference_mode(False), torch.enable_grad():
+                outputs = model(**(without_labels(model, batch) if loss == "auto" else model_arguments(batch)))
+                total = example_losses(chosen, outputs, batch).sum()
+                each = torch.autograd.grad(total, list(found.values()), materialize_grads=True)
+            gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
+        stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
+        return HeadOutputs(stacks, gradients, masks(anatomy, batch, stacks, axis=2))

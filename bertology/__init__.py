@@ -31,14 +31,23 @@ from 0.
 """
 
 from . import plot as plot  # registers the pictures of results
-from .ablation import HeadAblation, head_ablation
 from .anatomy.dissect import dissect, register_names
 from .anatomy.names import Names
 from .anatomy.sites import Anatomy, Head
 from .curve import PruningCurve, pruning_curve
 from .efficiency import Efficiency, compare_efficiency
 from .errors import BertologyError
-from .importance import HeadImportance, ImportanceAccumulator, head_importance
+from .importance.ablation import HeadAblation, head_ablation
+from .importance.head_importance import (
+    HeadImportance,
+    ImportanceAccumulator,
+    ImportanceSeries,
+    head_importance,
+    importance_through_training,
+)
+from .importance.score import Score, ScoreAccumulator, score
+from .importance.significance import Significance
+from .importance.sole_head import SoleHeadAblation, sole_head_ablation
 from .measures.behaviours import head_behaviours
 from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
 from .measures.check_anatomy import check_anatomy
@@ -51,13 +60,9 @@ from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, r
 from .pruning import Pruned, prune_heads
 from .results.result import Result
 from .saving import load_pruned, save_pruned
-from .scoring import Score, ScoreAccumulator, score
-from .significance import Significance
-from .sole import SoleHeadAblation, sole_head_ablation
 from .streaming.accumulate import Accumulator, accumulate, stat
 from .tap import tap
 from .tap.gates import ablated, gated
-from .training import ImportanceSeries, importance_through_training
 
 __all__ = [
     "Accumulator",

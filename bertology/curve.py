@@ -16,7 +16,8 @@ from .data.batches import Batches, check_repeatable
 from .data.losses import ExampleLoss
 from .data.metrics import metric_name
 from .errors import DataError
-from .importance import HeadImportance, ImportanceAccumulator, head_importance
+from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
+from .importance.score import scorer
 from .ranking import (
     by_name,
     check_ranking,
@@ -28,7 +29,6 @@ from .ranking import (
     step_sizes,
 )
 from .results.result import Result
-from .scoring import scorer
 from .streaming.accumulate import accumulate
 from .tap.gates import gated
 

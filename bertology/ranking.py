@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .anatomy.sites import Anatomy
 from .errors import DataError
-from .importance import HeadImportance, normalized
+from .importance.head_importance import HeadImportance, normalized
 from .magnitude import head_magnitudes
 from .results.result import cpu64
 

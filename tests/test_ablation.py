@@ -3,6 +3,8 @@
 import pytest
 import torch
 import transformers as t
+from bertology.importance.head_importance.ablation import one_off
+from bertology.importance.head_importance.many_gates import VariantAccumulator
 from laws import Broken, check_leaves_model_alone, raising_at, snapshot
 from oracles import projections, scaled
 from test_pruning import seq2seq
@@ -21,11 +23,9 @@ from bertology import (
     prune_heads,
     score,
 )
-from bertology.ablation import one_off
 from bertology.data.batches import without_labels
 from bertology.data.losses import example_losses, find_loss
 from bertology.errors import DataError, HeadError, LossError, ShapeError
-from bertology.variants import VariantAccumulator
 
 EQUAL = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -152,7 +152,7 @@ def test_pruned_models(family):
 
 @pytest.mark.parametrize("positions", [1, 30, 10**6])
 def test_how_many_go_at_once_changes_nothing(monkeypatch, positions):
-    monkeypatch.setattr("bertology.branching.POSITIONS_ON_CPU", positions)
+    monkeypatch.setattr("bertology.importance.many_gates.POSITIONS_ON_CPU", positions)
     check(BY_NAME["bert"].build(), several(), metric="accuracy")
 
 
@@ -357,6 +357,6 @@ def test_errors():
 
 
 def test_the_oracle_can_fail(monkeypatch):
-    monkeypatch.setattr("bertology.ablation.one_off", lambda anatomy: one_off(anatomy).flip(-1))
+    monkeypatch.setattr("bertology.importance.ablation.one_off", lambda anatomy: one_off(anatomy).flip(-1))
     with pytest.raises(AssertionError):
         check(BY_NAME["bert"].build(), several())

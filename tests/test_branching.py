@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bertology.importance.head_importance.ablation import one_off
+from bertology.importance.head_importance.many_gates import VariantAccumulator
 from oracles import projections, scaled
 from sweep.shrink import Tiny
 from test_ablation import check, several
@@ -11,9 +13,7 @@ from test_pruning import seq2seq
 from zoo import BY_NAME, V4, batch
 
 from bertology import accumulate, dissect, gated
-from bertology.ablation import one_off
 from bertology.tap import recorded, uncached
-from bertology.variants import VariantAccumulator
 
 
 def ways(model, batches, metric="inverse_loss"):

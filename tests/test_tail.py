@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
+from bertology.importance.head_importance.ablation import one_off
+from bertology.importance.head_importance.many_gates import VariantAccumulator
 from taps import EVERY, texts
 from test_ablation import check, several
 from zoo import BY_NAME, batch
 
 from bertology import accumulate, dissect, sole_head_ablation
-from bertology.ablation import one_off
 from bertology.tap import first_only, tail_noted
-from bertology.variants import VariantAccumulator
 
 
 def used(model, batches, loss=None):
@@ -99,7 +99,7 @@ def test_pooling_over_positions():
 def test_the_results_are_those_of_all_positions(replace, monkeypatch):
     model, batches = BY_NAME["roberta"].build(), several()
     found = sole_head_ablation(model, batches, metric="accuracy", replace=replace)
-    monkeypatch.setattr("bertology.branching.Branches._reads_first", lambda *_: False)
+    monkeypatch.setattr("bertology.importance.many_gates.Branches._reads_first", lambda *_: False)
     whole = sole_head_ablation(model, batches, metric="accuracy", replace=replace)
     torch.testing.assert_close(found.losses, whole.losses)
     torch.testing.assert_close(found.logits, whole.logits)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bertology.importance.head_importance.significance import Test
 
 from bertology import HeadAblation, ImportanceSeries, PruningCurve, Significance, SoleHeadAblation
 from bertology.errors import need
 from bertology.plot import curves as draw_curves
-from bertology.significance import Test
 
 # Michel et al. 2019, figures 3 and 6: the share of BERT-base's heads that goes without a loss that the authors noticed.
 PRUNABLE = {"mnli": 40, "mnli-mm": 40, "sst-2": 60, "cola": 50, "mrpc": 50}

@@ -1,4 +1,4 @@
-"""How far does one head of a layer get alone?"""
+"""How well does a layer do with one of its heads alone?"""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy.sites import Anatomy
-from .data.batches import Batches
-from .data.losses import ExampleLoss
-from .data.metrics import Metric
-from .results.result import Result
+from ..anatomy.sites import Anatomy
+from ..data.batches import Batches
+from ..data.losses import ExampleLoss
+from ..data.metrics import Metric
+from ..results.result import Result
+from ..tap.gates import Kind, replacement_name
+from .many_gates import NAN, VariantScores, score_variants
 from .significance import Correction, Of, Significance, Test, significance
-from .tap.gates import Kind, replacement_name
-from .variants import NAN, VariantScores, score_variants
 
 
 @dataclass(frozen=True, eq=False, repr=False)

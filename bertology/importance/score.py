@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .anatomy.sites import Anatomy
-from .data.batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
-from .data.losses import ExampleLoss, example_losses, find_loss, is_causal, loss_name
-from .data.metrics import Metric, find_metric, metric_name
-from .errors import DataError
-from .results.result import Result
-from .streaming.accumulate import Accumulator, accumulate, stat
+from ..anatomy.sites import Anatomy
+from ..data.batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
+from ..data.losses import ExampleLoss, example_losses, find_loss, is_causal, loss_name
+from ..data.metrics import Metric, find_metric, metric_name
+from ..errors import DataError
+from ..results.result import Result
+from ..streaming.accumulate import Accumulator, accumulate, stat
 
 INVERSE_LOSS = "inverse_loss"
 

@@ -1,6 +1,6 @@
-"""Is a change of a metric more than chance?
+"""Is the change of a metric more than chance?
 
-Two models are compared on the same examples, so all tests are paired. The t-test and McNemar's need scipy (extra
+Two models are compared on the same examples, so all tests are paired. The t-test and McNemar's test need scipy (extra
 `stats`).
 """
 
@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .anatomy.sites import Head, head_at
-from .data.metrics import METRICS, Metric
-from .errors import DataError, need
-from .results.result import Result
+from ..anatomy.sites import Head, head_at
+from ..data.metrics import METRICS, Metric
+from ..errors import DataError, need
+from ..results.result import Result
 
 Test = Literal["t", "mcnemar", "bootstrap"]
 Of = Literal["metric", "loss"]

@@ -1,4 +1,4 @@
-"""What does the model lose when a head goes?"""
+"""What does the model lose when one head is removed?"""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy.sites import Anatomy
-from .data.batches import Batches
-from .data.losses import ExampleLoss
-from .data.metrics import Metric
-from .errors import DataError
-from .results.result import Result
+from ..anatomy.sites import Anatomy
+from ..data.batches import Batches
+from ..data.losses import ExampleLoss
+from ..data.metrics import Metric
+from ..errors import DataError
+from ..results.result import Result
+from ..tap.gates import Kind, replacement_name
+from .many_gates import score_variants
 from .significance import Correction, Of, Significance, Test, significance
-from .tap.gates import Kind, replacement_name
-from .variants import score_variants
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -34,8 +34,6 @@ from . import plot as plot  # registers the pictures of results
 from .anatomy.dissect import dissect, register_names
 from .anatomy.names import Names
 from .anatomy.sites import Anatomy, Head
-from .curve import PruningCurve, pruning_curve
-from .efficiency import Efficiency, compare_efficiency
 from .errors import BertologyError
 from .importance.ablation import HeadAblation, head_ablation
 from .importance.head_importance import (
@@ -57,9 +55,10 @@ from .measures.head_distances import DistancesAccumulator, HeadDistances, head_d
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
-from .pruning import Pruned, prune_heads
+from .pruning.curve import PruningCurve, pruning_curve
+from .pruning.efficiency import Efficiency, compare_efficiency
+from .pruning.prune import Pruned, load_pruned, prune_heads, save_pruned
 from .results.result import Result
-from .saving import load_pruned, save_pruned
 from .streaming.accumulate import Accumulator, accumulate, stat
 from .tap import tap
 from .tap.gates import ablated, gated

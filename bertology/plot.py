@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .curve import PruningCurve
 from .errors import DataError, need
 from .measures.entropy import AttentionEntropy
 from .measures.head_distances import HeadDistances
 from .measures.patterns import AttentionPatterns
+from .pruning.curve import PruningCurve
 from .results.figures import head_map, layer_points, over_layers, width_of, written
 from .results.result import Result, _pictures, draws
 

@@ -1,4 +1,4 @@
-"""How are the weights of heads cut out of an attention module?"""
+"""Cutting the weights of heads out of an attention module."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .anatomy.forward_source import asks_config
-from .anatomy.names import (
+from ..anatomy.forward_source import asks_config
+from ..anatomy.names import (
     BIAS_TABLE_NAMES,
     COUNT_NAMES,
     EPSILON_NAMES,
@@ -21,9 +21,11 @@ from .anatomy.names import (
     TOTAL_NAMES,
     UNPRUNED_NAME,
 )
-from .anatomy.sites import Site
-from .errors import PruningError
-from .parts import (
+from ..anatomy.sites import Site
+from ..errors import PruningError
+from ..tap import narrow_biases, takes_bias
+from .parts_of_heads import (
+    OfAllHeads,
     check_parts,
     count_key_heads,
     even_groups,
@@ -33,12 +35,11 @@ from .parts import (
     numbers_of,
     outputs_of,
     outputs_that_stay,
+    own_config,
     shared_out,
     shares_of,
     whole_norms,
 )
-from .tap import narrow_biases, takes_bias
-from .whole import OfAllHeads, own_config
 
 Tied = dict[tuple[int, tuple[int, ...]], tuple[nn.Parameter, nn.Parameter]]
 """What became of each parameter: layers that share one (Zamba) share the cut one."""

@@ -1,0 +1,1 @@
+"""How many heads can be removed, and what is the smaller model?"""

@@ -58,6 +58,19 @@ class Shares(NamedTuple):
     """Attributes that must be equal, for otherwise heads are mixed with each other."""
 
 
+class Loop(NamedTuple):
+    """The settings of a stack that runs the blocks in the middle several times over, by their names."""
+
+    before: str
+    """How many blocks run once before them."""
+    passes: str
+    """How often they run."""
+    end: str = ""
+    """Which block is the first behind them."""
+    behind: str = ""
+    """Or how many blocks stand behind them."""
+
+
 QKV = ("q_proj", "k_proj", "v_proj")
 # Lines that ask for more stand above lines that ask for less: the first that fits counts.
 NAMES = [
@@ -277,6 +290,12 @@ REPEATS = {
     "L_module.layers": ("H_cycles", "L_cycles"),
     "H_module.layers": ("H_cycles",),
     "self_attends": ("num_blocks",),
+}
+# Stacks that run the blocks in the middle several times over: the settings that say how many blocks stand before these,
+# which block is the first behind them (or how many blocks stand behind them), and how often they run.
+LOOPS = {
+    "Inkling2LoopTextModel": Loop("loop_layer_index_start", "loop_num_passes", end="loop_layer_index_end"),
+    "DoryModel": Loop("n_input_layers", "n_recurrent_loops", behind="n_output_layers"),
 }
 # Blocks that are run by their `forward`, past all hooks.
 UNCALLED_BLOCKS = ("SqueezeBertModule",)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..anatomy.sites import Head, head_at
 from ..errors import DataError
 from ..results.statistics import Interval, of_gain, of_share
-from .predicting import DIRECTIONS
+from .picks import DIRECTIONS
 
 OFFSETS = (-3, -2, -1, 0, 1, 2)
 """The offsets of the paper's baseline: 0 is among them, 3 is not."""

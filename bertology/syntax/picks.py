@@ -1,4 +1,4 @@
-"""Which word does each head pick?"""
+"""The word that each head picks for a word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which heads attend from a mention to what it stands for?"""
+"""Which heads attend from a mention to its antecedent?"""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...anatomy.sites import Site
-from ...corpora.documents import KINDS, Document, document_of
-from ...corpora.words import Rows
-from ...data.batches import Batch, Batches
-from ...errors import DataError
-from ...results.result import Result
-from ...streaming.accumulate import Accumulator, accumulate, stat
-from ..predicting import aligned_in, word_maps
+from ..anatomy.sites import Site
+from ..corpora.documents import KINDS, Document, document_of
+from ..corpora.words import Rows
+from ..data.batches import Batch, Batches
+from ..errors import DataError
+from ..results.result import Result
+from ..streaming.accumulate import Accumulator, accumulate, stat
 from .antecedents import BASELINES, Candidates, Question, picks_of, questions
-from .table import DIRECTIONS, CoreferenceTable, KindScore, coreference_table
+from .coreference_table import DIRECTIONS, CoreferenceTable, KindScore, coreference_table
+from .picks import aligned_in, word_maps
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...anatomy.sites import Head, head_at
-from ...corpora.documents import KINDS
-from ...errors import DataError
-from ...results.statistics import Interval, of_gain, of_share
+from ..anatomy.sites import Head, head_at
+from ..corpora.documents import KINDS
+from ..errors import DataError
+from ..results.statistics import Interval, of_gain, of_share
 from .antecedents import ALL, BASELINES
 
 DIRECTIONS = ("from mention", "to mention")

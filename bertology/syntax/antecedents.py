@@ -1,4 +1,4 @@
-"""Which earlier mentions does a mention choose among, and how well do simple rules choose?"""
+"""The antecedents that a mention chooses among, and how well simple rules choose."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...corpora.documents import KINDS, Document, Mention, document_of
-from ...corpora.phrases import POSSESSIVES, TRAITS, Traits
-from ...data.batches import Batch
-from ...errors import DataError
-from ..predicting import aligned_in
+from ..corpora.documents import KINDS, Document, Mention, document_of
+from ..corpora.phrases import POSSESSIVES, TRAITS, Traits
+from ..data.batches import Batch
+from ..errors import DataError
+from .picks import aligned_in
 
 Candidates = Literal["mentions", "words"]
 BASELINES = ("nearest", "head match", "rules")

@@ -20,8 +20,8 @@ from bertology.code_structure import (
     published_types,
     read_code,
 )
-from bertology.code_structure.measuring import KINDS, CatAccumulator
-from bertology.code_structure.typed import TypesAccumulator
+from bertology.code_structure.cat_scores import KINDS, CatAccumulator
+from bertology.code_structure.leaf_types import TypesAccumulator
 from bertology.errors import DataError
 from bertology.results.result import Result
 

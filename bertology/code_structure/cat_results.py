@@ -1,17 +1,53 @@
-"""How much do attention and the structure of code agree, in each layer and each head, and how sure is that?"""
+"""CAT-scores of layers and heads with intervals, beside those of null models."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError
 from ..results.result import Result
-from ..results.statistics import ends
-from .resampling import Average, bootstrap, cat_mean
+from ..results.statistics import ends, redrawn
+
+Average = Literal["macro", "micro"]
+
+
+def cat_mean(matched: Tensor, either: Tensor, *, average: Average = "macro") -> Tensor:
+    """[...]: the score of counts [..., example]: the mean of matched / either, or the two summed up, over snippets.
+
+    A snippet of which `either` is 0 is left out. NaN of none. Raises `DataError` for another average.
+
+        >>> import torch
+        >>> counts = torch.tensor([1, 0, 3]), torch.tensor([2, 0, 4])
+        >>> cat_mean(*counts).item(), cat_mean(*counts, average="micro").item()
+        (0.625, 0.6666666666666666)
+    """
+    above, below = _parts(matched, either, average)
+    return above.sum(-1) / below.sum(-1)
+
+
+def _parts(matched: Tensor, either: Tensor, average: Average) -> tuple[Tensor, Tensor]:
+    """[..., example] twice: what the sums over snippets are divided of which a score is made."""
+    matched, either = matched.to(torch.float64), either.to(torch.float64)
+    if average == "micro":
+        return matched, either
+    if average != "macro":
+        raise DataError(f"average must be 'macro' or 'micro', got {average!r}")
+    return matched / either.clamp_min(1), (either > 0).to(torch.float64)
+
+
+def bootstrap(matched: Tensor, either: Tensor, average: Average, resamples: int, seed: int) -> Tensor:
+    """[draw, ...]: the score over as many snippets drawn anew; counts of as many share the draws."""
+    examples = matched.shape[-1]
+    if resamples < 1 or examples < 1:
+        raise DataError(f"the bootstrap draws 1 or more times of 1 or more snippets, got {resamples} and {examples}")
+    above, below = (x.reshape(-1, examples).T for x in _parts(matched, either, average))
+    draws = [(times @ above) / (times @ below) for times in redrawn(examples, resamples, seed)]
+    return torch.cat(draws).view(resamples, *matched.shape[:-1])
+
 
 CHANCE = 1 / 7
 """What masks that know nothing of each other score: each holds a quarter of the pairs, so that both hold 1/16 of them
@@ -243,3 +279,97 @@ def _gain(
     draws = bootstrap(*first, average, resamples, seed) - bootstrap(*second, average, resamples, seed)
     low, high = ends(draws, level)
     return gain, low, high, both.sum(-1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CatComparison(Result):
+    """Counts of which the CAT-scores (Chen et al. 2022) of a model's attention are made, and those of null models.
+
+    `scores` are the model's, `null` are those of a null model, and `beyond` says how far apart they are.
+    """
+
+    _by_layer: ClassVar = ()
+
+    matched: Tensor
+    """[kind, layer, example] int32: pairs of leaves of high attention that are near in the tree, heads averaged."""
+    either: Tensor
+    """[kind, layer, example] int32: pairs that are of high attention, near, or both; 0 for snippets without a score."""
+    head_matched: Tensor
+    """[kind, layer, head, example] int32: as `matched`, of each head's own attention."""
+    head_either: Tensor
+    """[kind, layer, head, example] int32: as `either`."""
+    kinds: tuple[str, ...]
+    """[kind]: `attention`, and the null models' names."""
+    types: tuple[tuple[str, ...] | None, ...]
+    """[layer]: the types of leaves that count; None where all do."""
+    names: tuple[str, ...]
+    """[example]: the snippets' names."""
+    quantile: float
+    """The share of pairs that are high in attention, and near in the tree."""
+    upgraded: bool
+    """Whether distances are those of the upgraded tree (U-AST)."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
+    skipped: int = 0
+    """How many snippets were left out of the batches, such as those that the model has no room for."""
+
+    @property
+    def scores(self) -> CatScores:
+        """Those of the model's attention."""
+        return self.of(self.kinds[0])
+
+    def of(self, kind: str) -> CatScores:
+        """The scores of one kind of attention: the model's, or a null model's. Raises `DataError` for others."""
+        if kind not in self.kinds:
+            raise DataError(f"scores are of {', '.join(self.kinds)}, got {kind!r}")
+        place = self.kinds.index(kind)
+        counts = (x[place] for x in (self.matched, self.either, self.head_matched, self.head_either))
+        settings = f"{kind}, quantile {self.quantile}, {'U-AST' if self.upgraded else 'AST'}"
+        return scores_of(*counts, names=self.names, labels=self.labels, settings=settings)
+
+    def stack(self, name: str) -> CatComparison:
+        """Only the layers of one stack, of a model with several."""
+        rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
+        if not rows:
+            return super().stack(name)  # which says what stacks there are
+        return replace(
+            self, matched=self.matched[:, rows], either=self.either[:, rows],
+            head_matched=self.head_matched[:, rows], head_either=self.head_either[:, rows],
+            types=tuple(self.types[row] for row in rows), labels=tuple(self.labels[row] for row in rows),
+        )  # fmt: skip
+
+    def beyond(self, null: str, *, average: Average = "macro", level: float = 0.95) -> CatGain:
+        """How far the model's scores lie above a null model's, on the same snippets: `CatScores.beyond`."""
+        return self.scores.beyond(self.of(null), average=average, level=level)
+
+    def joined(self, other: CatComparison, kind: str) -> CatComparison:
+        """With the model's scores in another comparison as a null model, named `kind`, such as random weights.
+
+        Raises `DataError` for scores of other snippets or settings, and for a name that is taken.
+        """
+        for name in ("names", "types", "quantile", "upgraded", "labels"):
+            if getattr(self, name) != getattr(other, name):
+                raise DataError(f"to be compared, both must be of the same {name}")
+        if kind in self.kinds:
+            raise DataError(f"there are scores of {kind!r} already")
+
+        def both(mine: Tensor, others: Tensor) -> Tensor:
+            return torch.cat([mine, others[:1]])
+
+        return replace(
+            self,
+            matched=both(self.matched, other.matched),
+            either=both(self.either, other.either),
+            head_matched=both(self.head_matched, other.head_matched),
+            head_either=both(self.head_either, other.head_either),
+            kinds=(*self.kinds, kind),
+        )
+
+    def __str__(self) -> str:
+        scores = [self.of(kind) for kind in self.kinds]
+        lines = [f"| layer | {' | '.join(self.kinds)} |", f"|{'---|' * (1 + len(self.kinds))}"]
+        for row, label in enumerate(self.labels):
+            if scores[0].used[row]:
+                lines.append(f"| {label} | {' | '.join(f'{one.macro[row]:.3f}' for one in scores)} |")
+        left = f", {self.skipped} skipped" if self.skipped else ""
+        return "\n".join([*lines, f"CAT-scores of {len(self.names)} snippets{left}; chance is about 1/7 = 0.143"])

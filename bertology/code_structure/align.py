@@ -1,4 +1,4 @@
-"""Which leaf of its tree is each token of a piece of code part of?"""
+"""Alignment of the tokens of code with the leaves of its syntax tree."""
 
 from __future__ import annotations
 

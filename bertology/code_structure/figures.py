@@ -1,10 +1,10 @@
-"""What does attention look like over the text of a snippet, and beside its tree?"""
+"""Pictures of CAT-scores, of related heads, and of one snippet."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,182 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Head
-from ..errors import need
-from ..results.figures import COLOURS, written
+from ..errors import DataError, need
+from ..results.figures import COLOURS, MARKERS, width_of, written
+from ..results.result import draws
+from .cat_results import CHANCE, Average, CatComparison
 from .one_snippet import LeafAttention, leaf_attention
+from .relation_heads import RelationHeads
 from .trees import CodeTree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_DASHES = ((0, (1, 1.5)), (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)))
+
+
+def cat_over_layers(
+    comparisons: Mapping[str, CatComparison],
+    *,
+    nulls: Sequence[str] | None = None,
+    average: Average = "macro",
+    level: float = 0.95,
+    title: str | None = None,
+    path: str | Path | None = None,
+) -> Figure:
+    """Draw the CAT-scores of several languages or models over the layers, and those of null models (extra `plot`).
+
+    Bold lines are the attention's scores, with their intervals over snippets; thin ones the null models', in the same
+    colour; the grey one is chance, 1/7. Layers that do not read the code are left out.
+
+    Args:
+        comparisons: `{name: what cat_scores found}`, of models whose layers have the same labels, as far as they go.
+        nulls: which null models are drawn; by default all that there are.
+        average: "macro", every snippet counts alike, or "micro", every pair of leaves.
+        level: of the intervals.
+        title: above the picture.
+        path: where to write the picture, too.
+
+    Raises `DataError` for no comparisons, for a null model that none has, and for models of other layers.
+
+        >>> import torch
+        >>> counts = torch.tensor([[[2, 3], [4, 2]], [[1, 1], [1, 1]]]), torch.full((2, 2, 2), 7)
+        >>> found = CatComparison(*counts, *(x[:, :, None] for x in counts), ("attention", "shuffled"), (None, None),
+        ...     ("f", "g"), 0.25, True, ("0", "1"))
+        >>> [text.get_text() for text in cat_over_layers({"python": found}).legends[0].get_texts()]
+        ['python', 'shuffled', 'chance, 1/7']
+    """
+    labels, rows = _layers(comparisons)
+    there = list(dict.fromkeys(kind for one in comparisons.values() for kind in one.kinds[1:]))
+    kinds = there if nulls is None else list(nulls)
+    if strange := [kind for kind in kinds if kind not in there]:
+        raise DataError(f"there are no scores of {strange[0]!r}: the null models are {', '.join(there) or 'none'}")
+    figure = need("matplotlib.figure", extra="plot").Figure(figsize=(width_of(labels), 4.2), layout="constrained")
+    axes, line = figure.subplots(), need("matplotlib.lines", extra="plot").Line2D
+    handles: list[Any] = []
+    for number, (name, one) in enumerate(comparisons.items()):
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        _scores(axes, one, rows, average, level, 0.09 * (number - (len(comparisons) - 1) / 2), style)
+        handles.append(line([], [], markersize=4.5, label=name, **style))
+        for kind in [kind for kind in kinds if kind in one.kinds]:
+            values = getattr(one.of(kind), average)[[row for row in rows if row < len(one.labels)]]
+            dashes = _DASHES[kinds.index(kind) % len(_DASHES)]
+            axes.plot(values.numpy(), color=style["color"], linewidth=1, linestyle=dashes, alpha=0.8, zorder=1)
+    axes.axhline(CHANCE, color="#999999", linewidth=1, zorder=0)
+    for place, kind in enumerate(kinds):
+        dashes = _DASHES[place % len(_DASHES)]
+        handles.append(line([], [], color="#333333", label=kind, linestyle=dashes, linewidth=1))
+    handles.append(line([], [], color="#999999", linewidth=1, label="chance, 1/7"))
+    axes.set_xticks(range(len(rows)), labels=labels, rotation=90 if max(map(len, labels)) > 3 else 0)
+    axes.set_xlim(-0.5, len(rows) - 0.5)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("layer")
+    axes.set_ylabel(f"CAT-score, {100 * level:g} % interval over snippets")
+    axes.set_title(title or "")
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    return written(figure, path)
+
+
+def relation_maps(found: RelationHeads, *, title: str | None = None, path: str | Path | None = None) -> Figure:
+    """Draw how much more attention each head pays to related leaves than position explains (extra `plot`).
+
+    A map for each relation, layer 0 at the bottom and pruned heads grey: blue is more than to unrelated leaves as far
+    off, red is less, each map on a scale of its own. A frame marks the head with the highest gain.
+
+    Args:
+        found: what `relation_heads` found.
+        title: above the picture.
+        path: where to write the picture, too.
+
+    Raises `DataError` where no pair of any relation was compared.
+
+        >>> import torch
+        >>> from bertology.code_structure import RelationHeads
+        >>> sums, pairs = torch.tensor([[[[0.6], [0.2]]]]), torch.ones(1, 1, 1, dtype=torch.int64)
+        >>> found = RelationHeads(sums, 0 * sums, pairs, 0 * pairs, ("same block",), ("f",), ("0",))
+        >>> relation_maps(found).axes[0].get_title()
+        'same block: L0H0 +0.600'
+    """
+    rows = [row for row, many in enumerate(found.pairs.sum((0, 2)).tolist()) if many]
+    drawn = [place for place in range(len(found.relations)) if found.pairs[place].any()]
+    if not drawn:
+        raise DataError(f"nothing to draw: no pair of leaves of {', '.join(found.relations)} was compared")
+    gains = found.gain[:, rows]
+    columns = min(2, len(drawn))
+    deep = -(-len(drawn) // columns)
+    size = (columns * max(3.4, 0.24 * gains.shape[2] + 1.5), deep * max(2.5, 0.24 * len(rows) + 1.2) + 0.3)
+    figure = need("matplotlib.figure", extra="plot").Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(deep, columns, squeeze=False).flatten()
+    for axes, place in zip(panels, drawn, strict=False):
+        _gains(axes, gains[place], [found.labels[row] for row in rows])
+        best = found.best(found.relations[place])
+        axes.set_title(f"{found.relations[place]}: {best.head} {best.gain:+.3f}", fontsize="medium")
+    for axes in panels[len(drawn) :]:
+        axes.set_visible(False)
+    figure.suptitle(title or "Attention to related leaves, beyond position")
+    return written(figure, path)
+
+
+def _layers(comparisons: Mapping[str, CatComparison]) -> tuple[list[str], list[int]]:
+    """The labels and the rows of the layers that read the code, in any of the models."""
+    if not comparisons:
+        raise DataError("nothing to draw: wanted what cat_scores found, got no comparison")
+    longest = max((one.labels for one in comparisons.values()), key=len)
+    for name, one in comparisons.items():
+        if one.labels != longest[: len(one.labels)]:
+            raise DataError(
+                f"layers of {name!r} are {', '.join(one.labels)}, those of others {', '.join(longest)}: draw models of "
+                "different build apart"
+            )
+    used = {row for one in comparisons.values() for row in one.either[0].any(-1).nonzero()[:, 0].tolist()}
+    if not used:
+        raise DataError("nothing to draw: no layer has a score")
+    return [longest[row] for row in sorted(used)], sorted(used)
+
+
+def _scores(
+    axes: Axes, one: CatComparison, rows: list[int], average: Average, level: float, aside: float, style: dict[str, Any]
+) -> None:
+    """The attention's scores over the layers, a bar for each interval."""
+    scores, some = one.scores, [row for row in rows if row < len(one.labels)]
+    values = getattr(scores, average)[some]
+    low, high = (end[some] for end in scores.interval(level, average=average))
+    ends = torch.stack([values - low, high - values]).clamp_min(0).nan_to_num(0)  # few snippets have no interval
+    x = torch.arange(len(some)) + aside
+    axes.errorbar(x.numpy(), values.numpy(), ends.numpy(), markersize=4.5, linewidth=1.8, elinewidth=1.1, **style)
+
+
+def _gains(axes: Axes, gains: torch.Tensor, labels: Sequence[str]) -> None:
+    """A cell for each head, the best one framed."""
+    edge = gains.nan_to_num(0).abs().max().item() or 1.0
+    axes.set_facecolor("#bbbbbb")
+    image = axes.imshow(gains.numpy(), origin="lower", aspect="auto", cmap="RdBu", vmin=-edge, vmax=edge)
+    row, head = divmod(int(gains.nan_to_num(-torch.inf).argmax()), gains.shape[1])
+    frame = need("matplotlib.patches", extra="plot").Rectangle
+    axes.add_patch(frame((head - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.4))
+    axes.set_xticks(range(0, gains.shape[1], 1 if gains.shape[1] <= 16 else 4))
+    axes.set_yticks(range(len(labels)), labels=labels)
+    axes.tick_params(labelsize="small")
+    axes.set_xlabel("head", fontsize="small")
+    axes.set_ylabel("layer", fontsize="small")
+    bar = axes.figure.colorbar(image, ax=axes)
+    bar.locator = need("matplotlib.ticker", extra="plot").MaxNLocator(4)
+    bar.update_ticks()
+    bar.ax.tick_params(labelsize="x-small")
+
+
+draws(RelationHeads)(relation_maps)
+
+
+@draws(CatComparison)
+def _comparison(
+    result: CatComparison, *, average: Average = "macro", title: str | None = None, path: str | Path | None = None
+) -> Figure:
+    return cat_over_layers({result.kinds[0]: result}, average=average, title=title, path=path)
+
 
 _SIZE = 10.0
 """Of the code's letters, in points."""

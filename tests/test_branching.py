@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bertology.importance.head_importance.ablation import one_off
-from bertology.importance.head_importance.many_gates import VariantAccumulator
+from bertology.importance.ablation import one_off
+from bertology.importance.many_gates import VariantAccumulator
 from oracles import projections, scaled
 from sweep.shrink import Tiny
 from test_ablation import check, several

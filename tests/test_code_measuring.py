@@ -205,7 +205,7 @@ def test_one_pass_with_other_measures_and_merging():
 
 
 def test_checkpoints(tmp_path, monkeypatch):
-    monkeypatch.setattr("bertology.streaming.accumulate.checkpoint.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0.0)
     model, batches, file = built("bert"), aligned(), tmp_path / "sums"
     every = sorted(batches.examples, key=lambda one: one.number)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bertology.pruning.prune.curve import silence, step_sizes
+from bertology.pruning.curve import silence, step_sizes
 from zoo import BY_NAME, batch
 
 from bertology import Head, Result, gated, head_importance, prune_heads, pruning_curve, score

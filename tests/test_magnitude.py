@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import transformers
-from bertology.pruning.prune.curve import head_magnitudes
+from bertology.pruning.curve import head_magnitudes
 from test_pruning import heads_for
 from zoo import BY_NAME, batch
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bertology.streaming.accumulate.accumulate import accumulate
+from bertology.streaming.accumulate import accumulate
 from laws import check_leaves_model_alone
 from test_ablation import several
 from zoo import BY_NAME, batch, each_alone

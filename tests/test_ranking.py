@@ -1,6 +1,6 @@
 import pytest
 import torch
-from bertology.pruning.prune.curve import head_magnitudes
+from bertology.pruning.curve import head_magnitudes
 from test_granularity import small_t5
 from zoo import BY_NAME, batch
 

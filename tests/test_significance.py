@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bertology.importance.head_importance.significance import bootstrap, corrected, mcnemar, t_test
+from bertology.importance.significance import bootstrap, corrected, mcnemar, t_test
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import benjamini_hochberg, holm

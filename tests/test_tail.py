@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from bertology.importance.head_importance.ablation import one_off
-from bertology.importance.head_importance.many_gates import VariantAccumulator
+from bertology.importance.ablation import one_off
+from bertology.importance.many_gates import VariantAccumulator
 from taps import EVERY, texts
 from test_ablation import check, several
 from zoo import BY_NAME, batch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bertology.importance.head_importance.significance import Test
+from bertology.importance.significance import Test
 
 from bertology import HeadAblation, ImportanceSeries, PruningCurve, Significance, SoleHeadAblation
 from bertology.errors import need

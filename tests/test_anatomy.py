@@ -1,9 +1,11 @@
 import pytest
 import torch
 import transformers
+from sweep.shrink import build, class_of, tiny_config
 from zoo import BY_NAME, V4, batch
 
-from bertology import Head, attention_entropy, dissect, head_importance
+from bertology import Head, Names, attention_entropy, check_anatomy, dissect, head_importance, register_names
+from bertology.anatomy.names import NAMES
 from bertology.errors import HeadError, UnknownAnatomy
 
 
@@ -30,6 +32,61 @@ def test_head_widths_that_are_not_hidden_over_heads():
     config.head_dim = 6
     anatomy = dissect(transformers.LlamaForCausalLM(config))
     assert {(site.dim, site.width) for site in anatomy.sites} == {(6, 4)}
+
+
+class GatedProjection(torch.nn.Module):
+    """An output projection that holds a gate before the layer that takes the heads."""
+
+    def __init__(self, hidden, width):
+        super().__init__()
+        self.gate_proj = torch.nn.Linear(hidden, width)
+        self.linear = torch.nn.Linear(width, hidden)
+
+
+@pytest.fixture
+def own_names():
+    """Names that are registered in the test are gone behind it."""
+    kept = list(NAMES)
+    yield
+    NAMES[:] = kept
+
+
+@pytest.mark.usefixtures("own_names")
+def test_the_width_of_a_gated_projection_is_never_that_of_its_gate():
+    config = BY_NAME["llama"].config()
+    config.head_dim = 6
+    model = transformers.LlamaModel(config)
+    for layer in model.layers:
+        layer.self_attn.o_proj = GatedProjection(16, 24)
+    with pytest.raises(UnknownAnatomy, match="GatedProjection holds gate_proj, linear, and which .* register_names"):
+        dissect(model)
+    register_names(Names("q_proj", "k_proj", "v_proj", "o_proj.linear"))
+    sites = dissect(model).sites
+    assert {(site.dim, site.width) for site in sites} == {(6, 4)}
+    assert [site.projection for site in sites] == [layer.self_attn.o_proj.linear for layer in model.layers]
+
+
+def test_a_wrapper_around_one_layer_or_a_sequence_has_the_width_of_its_input():
+    config = BY_NAME["llama"].config()
+    config.head_dim = 6
+    model = transformers.LlamaModel(config)
+    first, second = (layer.self_attn for layer in model.layers)
+    first.o_proj = torch.nn.ModuleDict({"drop": torch.nn.Dropout(), "inner": first.o_proj})
+    second.o_proj = torch.nn.Sequential(torch.nn.Dropout(), second.o_proj, torch.nn.Linear(16, 16))
+    assert {(site.dim, site.width) for site in dissect(model).sites} == {(6, 4)}
+    first.o_proj = torch.nn.Dropout()
+    with pytest.raises(UnknownAnatomy, match="Dropout holds no layer at all"):
+        dissect(model)
+
+
+@pytest.mark.skipif(not hasattr(transformers, "Inkling2ForCausalLM"), reason="no Inkling2 in this transformers")
+@pytest.mark.parametrize("layers", [["hybrid", "hybrid"], ["hybrid_sliding", "hybrid"]])
+def test_inkling2_with_heads_that_are_not_as_wide_as_its_states(layers):
+    sizes = {"head_dim": 6, "swa_head_dim": 10, "layer_types": layers, "hidden_size": 32}
+    model = build(class_of("inkling2_text"), tiny_config("inkling2_text", **sizes), None)
+    sites = dissect(model).sites
+    assert [(site.dim, site.width) for site in sites] == [(6 if kind == "hybrid" else 10, 4) for kind in layers]
+    check_anatomy(model, {"input_ids": torch.tensor([[5, 6, 7, 8]])})
 
 
 def test_albert_groups_in_the_order_in_which_they_run():

@@ -1,6 +1,7 @@
 """Stacks whose positions are not the text's tokens: images, sound, pooled tokens, caches of earlier keys."""
 
 import copy
+import inspect
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from zoo import BY_NAME, V4, batch
 
 import bertology as b
 from bertology import check_anatomy
+from bertology.anatomy.names import CACHE_ARGUMENTS
 from bertology.errors import DataError, PruningError
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -82,9 +84,10 @@ def test_places_among_other_keys_mean_nothing():
     model, inputs = BY_NAME["gpt2"].build("lm"), batch((6, 6), labels=False)
     whole = b.attention_patterns(model, inputs)
     assert not whole.self.isnan().any()
+    name = next(name for name in CACHE_ARGUMENTS if name in inspect.signature(model.forward).parameters)
     with torch.no_grad():
-        cache = model(input_ids=inputs["input_ids"][:, :3], use_cache=True).past_key_values
-    rest = {"input_ids": inputs["input_ids"][:, 3:], "past_key_values": cache}
+        cache = getattr(model(input_ids=inputs["input_ids"][:, :3], use_cache=True), name)
+    rest = {"input_ids": inputs["input_ids"][:, 3:], name: cache}
     cached = b.attention_patterns(model, rest)
     assert all(getattr(cached, name).isnan().all() for name in PLACED)
     assert not cached.confidence.isnan().any()

@@ -362,6 +362,16 @@ def input_width(projection: nn.Module) -> int:
         if hasattr(projection, name):
             return int(getattr(projection, name))
     weight: Any = getattr(projection, "weight", None)
-    if weight is None:  # a Linear inside a wrapper (Moshi)
-        return input_width(next(projection.children()))
-    return int(weight.shape[0])
+    return int(weight.shape[0]) if weight is not None else input_width(_wrapped_layer(projection))
+
+
+def _wrapped_layer(wrapper: nn.Module) -> nn.Module:
+    """The layer that takes the input of a wrapper without a weight of its own (Moshi)."""
+    inside = {name: child for name, child in wrapper.named_children() if any(True for _ in child.parameters())}
+    if not inside or (len(inside) > 1 and not isinstance(wrapper, nn.Sequential)):
+        held = f"{', '.join(inside)}, and which of them takes the heads is not known" if inside else "no layer at all"
+        raise UnknownAnatomy(
+            f"an output projection must be a layer or wrap one, but {type(wrapper).__name__} holds {held}. Name the "
+            "layer: register_names(Names(query, key, value, 'o_proj.linear')), each a path below the attention module"
+        )
+    return next(iter(inside.values()))

@@ -52,6 +52,8 @@ class Shares(NamedTuple):
     """Parts with a share for each key head, which stay as they are: all key heads must stay with them."""
     all_keys: bool = False
     """Whether all key heads must stay for some other reason."""
+    counts: tuple[str, ...] = ()
+    """Modules inside the attention that keep the number of its query heads, too."""
     equal: tuple[str, ...] = ()
     """Attributes that must be equal, for otherwise heads are mixed with each other."""
 
@@ -62,6 +64,8 @@ NAMES = [
     # BitNet; Kosmos-2
     Names(*QKV, "o_proj", norm="attn_sub_norm"),
     Names(*QKV, "out_proj", norm="inner_attn_ln"),
+    # Inkling2, whose output projection holds a gate beside it
+    Names("q_proj.linear", "k_proj.linear", "v_proj.linear", "o_proj.linear", mark="relative_position_bias"),
     # Llama and its many kin; NeoMME; with a fused projection Phi-3; ZAYA
     Names(*QKV, "o_proj"),
     Names(*QKV, "output_projection.o_proj"),
@@ -150,7 +154,17 @@ SHARED_OUT_NAMES = (
 )  # fmt: skip
 _RELATIVE = {"r_w_bias": 0, "r_r_bias": 0, "r_s_bias": 0, "seg_embed": 1}
 _INKLING = Shares({"r_proj.weight": 0}, ("rel_logits_proj",), ("k_sconv", "v_sconv"))
-_INKLING2 = _INKLING._replace(axes={**_INKLING.axes, "q_l2_clip.scale": 0, "rel_l2_clip.scale": 0})
+# Its parts have the first names up to transformers 5.23, and then the second.
+_INKLING2 = Shares(
+    {
+        **_INKLING.axes, "q_l2_clip.scale": 0, "rel_l2_clip.scale": 0,
+        "q_proj.norm.scale": 0, "o_proj.gate_proj.weight": 0,
+        "relative_position_bias.linear.weight": 0, "relative_position_bias.norm.scale": 0,
+    },
+    (*_INKLING.common, "relative_position_bias"),
+    (*_INKLING.keys, "k_proj", "v_proj"),
+    counts=("relative_position_bias",),
+)  # fmt: skip
 # Attention of one kind alone, with parts that no rule above covers.
 SHARES = {
     "FunnelRelMultiheadAttention": Shares(_RELATIVE | {"r_kernel": 1}),
@@ -159,6 +173,8 @@ SHARES = {
     "InklingAttention": _INKLING,
     "Inkling2SlidingAttention": _INKLING2,
     "Inkling2FullAttention": _INKLING2,
+    "Inkling2LoopSlidingAttention": _INKLING2,
+    "Inkling2LoopFullAttention": _INKLING2,
     # Its dynamic mask is made of the values of all key heads.
     "DogeAttention": Shares(keys=("A", "dt_proj")),
     # Its embeddings of values have a share for each key head.
@@ -179,14 +195,46 @@ WHOLE_NORM_NAMES = {"q_norm": "query", "k_norm": "key"}
 BIAS_TABLE_NAMES = ("relative_attention_bias",)
 # Where a root mean square norm keeps what it adds to the mean.
 EPSILON_NAMES = ("variance_epsilon", "eps")
-# Attention whose heads cannot be cut out, and why.
-UNCUT = {
+_WIDTH_OF_INPUT = "it takes their width together from the hidden states"
+# Attention that lays its heads side by side in as many numbers as its input has, so that it cannot have fewer of them.
+_SIZED_BY_INPUT = (
+    "Blip2Attention", "BlipAttention", "CvtSelfAttention", "EfficientLoFTRAttention", "GLPNEfficientSelfAttention",
+    "GroupViTAttention", "InstructBlipAttention", "InstructBlipVideoAttention", "LEDDecoderAttention",
+    "LEDEncoderSelfAttention", "LongformerSelfAttention", "Mask2FormerAttention", "OneFormerAttention",
+    "OneFormerTextMapperAttention", "PegasusXGlobalLocalAttention", "ProphetNetAttention",
+    "ProphetNetNgramSelfAttention", "PvtEfficientSelfAttention", "PvtV2SelfAttention", "TableTransformerAttention",
+    "TrOCRAttention", "VJEPA2PoolerCrossAttention",
+)  # fmt: skip
+# The same, where only transformers 4 does it.
+_SIZED_BY_INPUT_4 = (
+    "Aimv2Attention", "AltCLIPAttention", "CLIPAttention", "CLIPSegAttention", "DFineMultiheadAttention",
+    "DeformableDetrMultiheadAttention", "DetrAttention", "EomtAttention", "Emu3VQVAEAttentionBlock",
+    "GitVisionAttention", "Idefics2VisionAttention", "Idefics3VisionAttention", "JanusAttention",
+    "Kosmos2VisionAttention", "MetaClip2Attention", "Ovis2Attention", "Ovis2VisionAttention", "OwlViTAttention",
+    "Owlv2Attention", "RTDetrMultiheadAttention", "RTDetrV2MultiheadAttention", "SegformerEfficientSelfAttention",
+    "Siglip2Attention", "SiglipAttention", "SmolVLMVisionAttention", "VJEPA2PoolerSelfAttention", "XCLIPAttention",
+    "XCLIPCrossAttention", "XLMProphetNetAttention", "XLMProphetNetNgramSelfAttention",
+)  # fmt: skip
+# Attention whose heads cannot be cut out, and why; and what else cannot be in transformers 4.
+UNCUT = dict.fromkeys(_SIZED_BY_INPUT, _WIDTH_OF_INPUT) | {
     "BigBirdBlockSparseAttention": "it is made anew for short texts (call set_attention_type('original_full') first)",
     "BigBirdPegasusBlockSparseAttention": "it is made anew for short texts "
     "(call set_attention_type('original_full') first)",
-    "PegasusXGlobalLocalAttention": "it takes their width together from the hidden states",
     "LiltSelfAttention": "its layout stream uses their maps",
 }
+UNCUT_4 = dict.fromkeys(_SIZED_BY_INPUT_4, _WIDTH_OF_INPUT)
+# Arguments of models: what they keep of earlier tokens (the second up to transformers 5.23), whether they keep it.
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+USE_CACHE_ARGUMENT = "use_cache"
+# Arguments by which a model or an eager attention function hands out more, and the first of what they hand out.
+OUTPUT_STATES_ARGUMENT, OUTPUT_MAPS_ARGUMENT = "output_hidden_states", "output_attentions"
+STATES_NAME = "hidden_states"
+# Arguments of blocks and attention modules: their input, T5's bias and the mask that it is added to.
+STATES_ARGUMENT, BIAS_ARGUMENT, BIASED_MASK_ARGUMENT = "hidden_states", "position_bias", "mask"
+# Arguments of Longformer's attention: the global tokens, the masked ones, whether there are global ones at all.
+GLOBAL_ARGUMENT, MASKED_ARGUMENT, ANY_GLOBAL_ARGUMENT = "is_index_global_attn", "is_index_masked", "is_global_attn"
+# Arguments of the functions that are on transformers' attention interface.
+DROPOUT_ARGUMENT, SCALE_ARGUMENT = "dropout", "scaling"
 # Arguments that hold a share for each query head, made for all layers at once, and the attention that was seen to work
 # with shares of them.
 BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos", "relative_position_bias")

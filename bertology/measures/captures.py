@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..anatomy.names import PREFIXED_STACKS
+from ..anatomy.names import OUTPUT_STATES_ARGUMENT, PREFIXED_STACKS, STATES_NAME
 from ..anatomy.sites import Anatomy, Site, Stack
 from ..data.batches import Batch, device_of, model_arguments, on_device, token_mask, without_labels
 from ..data.losses import ExampleLoss, example_losses, find_loss
@@ -160,7 +160,7 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
     with one_batch(model, inputs) as (anatomy, batch):
         known = [stack.name for stack in anatomy.stacks if stack.blocks]
         if len(known) < len(anatomy.stacks):
-            asked["output_hidden_states"] = True
+            asked[OUTPUT_STATES_ARGUMENT] = True
         with tap(anatomy, "block", read=read), tap(anatomy, "last", read=read_last):
             outputs = run(model, {**batch, **asked})
         for stack in anatomy.stacks:
@@ -180,7 +180,7 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
 
 def _handed_up(outputs: Any, stack: str) -> list[Tensor]:
     """The hidden states that transformers itself returns."""
-    for name in ("hidden_states", f"{stack}_hidden_states"):
+    for name in (STATES_NAME, f"{stack}_{STATES_NAME}"):
         states = getattr(outputs, name, None)
         if states:
             return [x.detach() for x in states]

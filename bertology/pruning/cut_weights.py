@@ -232,9 +232,11 @@ def _bookkeeping(cut: Cut, total: int) -> None:
     """Tell the attention module how many heads it has now, and write down which ones went."""
     site, attention, halves = cut.site, cut.site.attention, halves_of(cut.site)
     heads, keys = len(cut.queries) * halves, len(cut.keys) * halves
-    for name in COUNT_NAMES:
-        if hasattr(attention, name):
-            setattr(attention, name, heads)
+    inside = dict(attention.named_modules())
+    for owner in (attention, *(inside[path] for path in shares_of(site).counts if path in inside)):
+        for name in COUNT_NAMES:
+            if hasattr(owner, name):
+                setattr(owner, name, heads)
     for name in TOTAL_NAMES:
         if getattr(attention, name, None) == total:
             setattr(attention, name, len(cut.queries) * site.dim)

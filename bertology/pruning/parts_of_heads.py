@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..anatomy.forward_source import acts_on_record, takes_width_from_input
+from ..anatomy.forward_source import acts_on_record
 from ..anatomy.names import (
     BIAS_TABLE_NAMES,
     BIASED,
@@ -28,6 +29,7 @@ from ..anatomy.names import (
     SHARED_OUT_NAMES,
     SHARES,
     UNCUT,
+    UNCUT_4,
     WHOLE_NORM_NAMES,
     Shares,
 )
@@ -88,11 +90,10 @@ def check_parts(site: Site) -> None:
     own_layout = type(site.attention).__name__ in SHARES
     if site.layout != "batch token width" and not own_layout:
         raise PruningError(f"{refused}its projection takes them as [{site.layout.replace(' ', ', ')}]{hint}")
+    uncut = UNCUT | UNCUT_4 if transformers.__version__.startswith("4.") else UNCUT
     for kind in type(site.attention).__mro__:
-        if kind.__name__ in UNCUT:
-            raise PruningError(f"{refused}{UNCUT[kind.__name__]}{hint}")
-    if takes_width_from_input(site.attention):
-        raise PruningError(f"{refused}it takes their width together from the hidden states{hint}")
+        if kind.__name__ in uncut:
+            raise PruningError(f"{refused}{uncut[kind.__name__]}{hint}")
     if site.place is not site.projection and not _is_root_mean_square(site.place):
         raise PruningError(f"{refused}{site.path} is a norm over all of them, which would change{hint}")
     shares = shares_of(site)

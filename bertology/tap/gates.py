@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.names import CACHE_ARGUMENTS
 from ..anatomy.sites import Anatomy, Heads, Site
 from ..data.batches import Batch, token_mask
 from ..data.padding import real_positions
@@ -60,7 +61,7 @@ class StandIns:
 
     def _real(self, site: Site, batch: Batch, rows: int, positions: int) -> Tensor:
         """[batch, token], bool: which of the positions are real tokens."""
-        if batch.get("past_key_values") is not None:
+        if any(batch.get(name) is not None for name in CACHE_ARGUMENTS):
             # The mask is of earlier tokens too, whose keys are kept: the newest are at its end.
             return token_mask(self._anatomy.model, batch, site.stack)[:, -positions:]
         return real_positions(self._anatomy, batch, site.stack, rows, positions)

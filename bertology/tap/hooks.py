@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy
 from .attention_maps import tap_maps
@@ -168,12 +169,12 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
         if layer > 1:
             return None
         named = not args
-        if named and "hidden_states" not in kwargs:
-            raise UnknownAnatomy(f"the first block of the {stack} gets no hidden_states, but {', '.join(kwargs)}")
-        new = apply(stack, 0, kwargs["hidden_states"] if named else args[0])
+        if named and STATES_ARGUMENT not in kwargs:
+            raise UnknownAnatomy(f"the first block of the {stack} gets no {STATES_ARGUMENT}, but {', '.join(kwargs)}")
+        new = apply(stack, 0, kwargs[STATES_ARGUMENT] if named else args[0])
         if new is None:
             return None
-        return (args, kwargs | {"hidden_states": new}) if named else ((new, *args[1:]), kwargs)
+        return (args, kwargs | {STATES_ARGUMENT: new}) if named else ((new, *args[1:]), kwargs)
 
     def after(block: nn.Module, args: Any, output: Any) -> Any:
         x = output if isinstance(output, Tensor) else output[0]

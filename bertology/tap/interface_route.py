@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
+from ..anatomy.names import OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, attend_plainly, is_plain, repeated
@@ -78,8 +79,8 @@ def _attend(
     eager = eager_function(module)
     assert eager is not None
     readings = [(reading, reading.calls.next(module)) for reading in _readings.get(module, [])]
-    if "output_attentions" in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
-        kwargs["output_attentions"] = True
+    if OUTPUT_MAPS_ARGUMENT in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
+        kwargs[OUTPUT_MAPS_ARGUMENT] = True
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
     # Head by head pays where there is a cache to stay in, and no cost for each call of a kernel.
     plain = size < query.shape[2] and not torch.is_grad_enabled() and query.device.type == "cpu"

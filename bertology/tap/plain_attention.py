@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.names import DROPOUT_ARGUMENT, SCALE_ARGUMENT
+
 # What one head's block may take.
 CACHE_BYTES = 4 * 2**20
 _LARGE_SCORE = 40.0
@@ -47,7 +49,7 @@ def is_plain(
 
     With the mask, and where every query sees all keys, or four: scores of 0 show a sink, large ones a soft cap.
     """
-    if query.dtype not in (torch.float32, torch.float64) or (kwargs.get("dropout") and module.training):
+    if query.dtype not in (torch.float32, torch.float64) or (kwargs.get(DROPOUT_ARGUMENT) and module.training):
         return False
     query, key, value = query[:1, :, -_ROWS:], key[:1], value[:1]
     last = None if mask is None else mask[:1, :, -_ROWS:] if mask.shape[-2] > 1 else mask[:1]
@@ -82,7 +84,7 @@ def _large(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Tensor:
 
 
 def _scale(query: Tensor, kwargs: dict[str, Any]) -> float:
-    scale = kwargs.get("scaling")
+    scale = kwargs.get(SCALE_ARGUMENT)
     return float(query.shape[-1] ** -0.5 if scale is None else scale)
 
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..anatomy.names import BIAS_NAMES, MASK_IN_BIAS
+from ..anatomy.names import BIAS_ARGUMENT, BIAS_NAMES, BIASED_MASK_ARGUMENT, MASK_IN_BIAS
 
 
 def takes_bias(attention: nn.Module) -> bool:
@@ -67,8 +67,8 @@ def _hand_on(whole: list[Tensor], attention: nn.Module, args: Any, kwargs: Any, 
     """Hand on the whole bias, which T5's attention returns second, but not one of zeros, made for lack of any."""
     bias = whole.pop() if whole else None
     given = inspect.signature(type(attention).forward).bind(attention, *args, **kwargs).arguments
-    if bias is not None and given.get("position_bias") is None and given.get("mask") is not None:
-        bias = _with_mask(attention, bias, given["mask"])
+    if bias is not None and given.get(BIAS_ARGUMENT) is None and given.get(BIASED_MASK_ARGUMENT) is not None:
+        bias = _with_mask(attention, bias, given[BIASED_MASK_ARGUMENT])
     return (output[0], bias, *output[2:])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anatomy.names import OTHER_UNCACHED
+from ..anatomy.names import OTHER_UNCACHED, USE_CACHE_ARGUMENT
 
 _switching = threading.Lock()
 # {(id of the owner, attribute): (owner, value at first, {who turned it: to what})}
@@ -95,6 +95,6 @@ def uncached(model: nn.Module) -> Iterator[None]:
         configs = {}
     with ExitStack() as undo:
         for config in configs.values():
-            if getattr(config, "use_cache", False):
-                turn(config, "use_cache", False, undo)
+            if getattr(config, USE_CACHE_ARGUMENT, False):
+                turn(config, USE_CACHE_ARGUMENT, False, undo)
         yield

@@ -19,7 +19,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy.names import BANDED, MAP_NUMBERS
+from ..anatomy.names import (
+    ANY_GLOBAL_ARGUMENT,
+    BANDED,
+    GLOBAL_ARGUMENT,
+    MAP_NUMBERS,
+    MASKED_ARGUMENT,
+    STATES_ARGUMENT,
+)
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .function_mode import Pass, Watching
@@ -35,7 +42,7 @@ def lay_bands(attention: nn.Module, softmaxes: list[Tensor], args: Any, kwargs: 
     """[batch, head, query, key]: the map out of all softmaxes of one pass, or None where they are not as expected."""
     given = inspect.signature(type(attention).forward).bind(attention, *args, **kwargs).arguments
     if BANDED[type(attention).__name__] == "blocks":
-        return _of_blocks(softmaxes, given["hidden_states"].shape[1])
+        return _of_blocks(softmaxes, given[STATES_ARGUMENT].shape[1])
     return _of_windows(attention, softmaxes, given)
 
 
@@ -54,8 +61,8 @@ def _of_windows(attention: Any, softmaxes: list[Tensor], given: dict[str, Any]) 
     """Of a softmax [batch, query, head, key of the window], and where some tokens are global, of [batch, query, head,
     global key, then key of the window] and one over all keys for global queries, [batch * head, query, key]."""
     side = attention.one_sided_attn_window_size
-    is_global, masked = given["is_index_global_attn"], given["is_index_masked"]
-    most = int(is_global.sum(1).max()) if given["is_global_attn"] else 0
+    is_global, masked = given[GLOBAL_ARGUMENT], given[MASKED_ARGUMENT]
+    most = int(is_global.sum(1).max()) if given[ANY_GLOBAL_ARGUMENT] else 0
     shapes = [(*masked.shape, attention.num_heads, most + 2 * side + 1)]
     if most:
         shapes.append((masked.shape[0] * attention.num_heads, most, masked.shape[1]))

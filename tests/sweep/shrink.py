@@ -19,10 +19,13 @@ VOCAB = 60
 # The first pattern that matches the whole name counts.
 SIZES: list[tuple[str, Any]] = [
     (r"vocab_size|.*_vocab_size|n_vocab|vocab_size_.*", VOCAB),
+    # Not hidden size over heads, wherever a config lets one choose it: a width read at the wrong place must show.
     (
-        r"head_dim|d_kv|kv_channels|qk_head_dim|v_head_dim|attention_head_dim|attn_head_dim|global_head_dim|swa_head_dim|swa_v_head_dim|linear_.*_head_dim|kda_head_dim",
-        8,
+        r"head_dim|d_kv|kv_channels|attention_head_dim|attn_head_dim|global_head_dim|swa_head_dim|attention_head_size|d_head",
+        16,
     ),
+    (r"v_head_dim|swa_v_head_dim", 12),
+    (r"qk_head_dim|linear_.*_head_dim|kda_head_dim", 8),
     (r"qk_nope_head_dim|qk_rope_head_dim", 8),
     (r"index_head_dim", 16),
     (r"q_lora_rank|kv_lora_rank|o_lora_rank", 12),
@@ -93,6 +96,8 @@ def _shrunk(kind: Any, special: dict[str, Any]) -> Any:
                     continue
                 sub = type(given)
             settings[name] = _shrunk(sub, own or {}).to_dict()
+    if "qk_rope_head_dim" in settings and "head_dim" in settings:
+        settings["head_dim"] = settings["qk_rope_head_dim"]  # such configs call by this name what is rotated
     settings.update({k: v for k, v in special.items() if k not in subs})
     if "kv_lora_rank" in defaults:
         settings["num_key_value_heads"] = 4
@@ -159,14 +164,23 @@ SPECIAL: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
         }
     },
+    # its loop runs the two layers in the middle twice
+    "dory": {
+        "num_hidden_layers": 4,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "n_input_layers": 1,
+        "n_output_layers": 1,
+        "n_recurrent_layers": 2,
+    },
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "esm": {"vocab_size": VOCAB, "pad_token_id": 0, "mask_token_id": 5},
-    "esmc": MLA,
+    "esmc": {**MLA, "head_dim": 8},
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {**HYBRID, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1},
-    "hunyuan_v1_dense": {"head_dim": 8},
-    "hunyuan_v1_moe": {"head_dim": 8},
+    "helium": {"head_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "kimi_linear": {**HYBRID, **MLA, "mlp_layer_types": ["dense", "sparse"] * 2, "linear_num_heads": 4},
     "layoutlmv3": {"coordinate_size": 5, "shape_size": 6, "visual_embed": False},
@@ -174,7 +188,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
     "lfm3": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "sliding_attention"]},
     "lilt": {"hidden_size": 48},
-    "ministral": {"head_dim": 8},
+    "minimax": {"head_dim": 16},
+    "ministral": {"head_dim": 16},
+    "mistral": {"head_dim": 16},
+    "mixtral": {"head_dim": 16},
     "squeezebert": {"num_attention_heads": 8},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h": {
@@ -208,7 +225,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "axial_pos_shape": [8, 8],
         "axial_pos_embds_dim": [16, 16],
         "attn_layers": ["local", "lsh"],
-        "attention_head_size": 8,
+        "attention_head_size": 16,
         "num_buckets": 4,
     },
     "gemma3n_text": {
@@ -251,6 +268,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "v_channels": 32,
         "num_blocks": 2,
     },
+    "xlnet": {"d_head": 8},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "longcat_flash": {**MLA, "qk_head_dim": 16, "head_dim": 8, "zero_expert_num": 2},
 }

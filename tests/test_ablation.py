@@ -3,8 +3,6 @@
 import pytest
 import torch
 import transformers as t
-from bertology.importance.ablation import one_off
-from bertology.importance.many_gates import VariantAccumulator
 from laws import Broken, check_leaves_model_alone, raising_at, snapshot
 from oracles import projections, scaled
 from test_pruning import seq2seq
@@ -26,6 +24,8 @@ from bertology import (
 from bertology.data.batches import without_labels
 from bertology.data.losses import example_losses, find_loss
 from bertology.errors import DataError, HeadError, LossError, ShapeError
+from bertology.importance.ablation import one_off
+from bertology.importance.many_gates import VariantAccumulator
 
 EQUAL = {"rtol": 1e-12, "atol": 1e-12}
 

@@ -2,11 +2,11 @@ import copy
 
 import pytest
 import torch
-from bertology.pruning.efficiency import activation_bytes, count_flops, weight_bytes
 from zoo import BY_NAME, batch
 
 from bertology import Result, compare_efficiency, prune_heads
 from bertology.errors import DataError
+from bertology.pruning.efficiency import activation_bytes, count_flops, weight_bytes
 
 # Nothing here is timed: a clock of the test's own stands where time is looked at.
 

@@ -6,7 +6,6 @@ import math
 import oracles
 import pytest
 import torch
-from bertology.pruning.curve import silence
 from taps import EVERY, texts
 from zoo import BY_NAME, batch, each_alone
 
@@ -20,6 +19,7 @@ from bertology import (
     pruning_curve,
     score,
 )
+from bertology.pruning.curve import silence
 
 
 def test_slip_1_the_absolute_value_of_tokens_is_not_taken_for_that_of_examples(family):

@@ -3,7 +3,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from bertology.streaming.checkpoint import Checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import BY_NAME, batch, each_alone
@@ -26,6 +25,7 @@ from bertology import (
     stat,
 )
 from bertology.errors import DataError
+from bertology.streaming.checkpoint import Checkpoint
 
 KINDS = [
     ImportanceAccumulator,

@@ -6,6 +6,7 @@ environment of their own (another version of transformers, the built wheel) make
 
 import hashlib
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def base_4_57(session: nox.Session) -> None:
 
 @shared
 def quick(session: nox.Session) -> None:
-    """The tests of the rooms that are named, the laws on two families and the order of rooms: `nox -s quick -- tap`."""
+    """`nox -s quick -- tap`: the tests of the rooms you name and the laws, on two families; the order of rooms."""
     rooms = [f"tests/{name}" for name in session.posargs]
     unknown = [room for room in rooms if not Path(room).is_dir()]
     if unknown:
@@ -167,6 +168,7 @@ def wheel(session: nox.Session) -> None:
     folder = Path(session.create_tmp())
     for old in folder.glob("*.whl"):
         old.unlink()
+    shutil.rmtree("build", ignore_errors=True)  # setuptools packs what an earlier build left there
     session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder), ".")
     (made,) = folder.glob("*.whl")
     session.install(TORCH)

@@ -11,8 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 import transformers
+from selection import is_wanted, slow_first
 from shared_models import SharedModels
-from taps import EVERY
 from zoo import FAMILIES, V4, Family
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -62,16 +62,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--families", metavar="A,B", help="of the tests that name a family of models, run those of these")
 
 
-def is_wanted(item: pytest.Item, config: pytest.Config) -> bool:
-    """Is a test to run, by the version of transformers and by the families that are asked for?"""
-    if V4 and not config.getoption("--all") and item.get_closest_marker("any_transformers"):
-        return False
-    if not config.getoption("--families") or not hasattr(item, "callspec"):
-        return True
-    named = EVERY.keys() & set(item.callspec.id.split("-"))
-    return named <= set(config.getoption("--families").split(","))
-
-
 def refuse(self: object, *_: object, **__: object) -> None:
     raise AssertionError(f"this test is marked any_transformers, and makes a {type(self).__name__}")
 
@@ -87,18 +77,13 @@ def _needs_no_transformers(request: pytest.FixtureRequest, monkeypatch: pytest.M
 # Where and in which order they run.
 
 
-def slow_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """Start each worker's share, a stretch of the list, with its part of the slow tests."""
-    ordered = sorted(items, key=lambda item: item.get_closest_marker("slow") is None)
-    return [item for worker in range(workers) for item in ordered[worker::workers]]
-
-
 @pytest.hookimpl(trylast=True)  # after pytest-randomly's shuffle
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    unwanted = [item for item in items if not is_wanted(item, config)]
-    config.hook.pytest_deselected(items=unwanted)
-    left = set(items) - set(unwanted)
-    items[:] = slow_first([item for item in items if item in left], int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+    families = config.getoption("--families")
+    everything = config.getoption("--all") or not V4
+    wanted = [item for item in items if is_wanted(item, everything, families and families.split(","))]
+    config.hook.pytest_deselected(items=list(set(items) - set(wanted)))
+    items[:] = slow_first(wanted, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
 
 
 @pytest.hookimpl(optionalhook=True)

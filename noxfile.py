@@ -45,7 +45,8 @@ def install(session: nox.Session, *wanted: str) -> None:
 def python(session: nox.Session, *arguments: str, of: str = "base") -> None:
     """Run the Python of the environment of another session."""
     program = Path((session.cache_dir / of).read_text()).resolve() / "python"
-    session.run(str(program), *arguments, env=OFFLINE, external=True)
+    threads = {"OMP_NUM_THREADS": "1"} if session.parallel else {}
+    session.run(str(program), *arguments, env={**OFFLINE, **threads}, external=True)
 
 
 @nox.session(default=False)
@@ -117,8 +118,7 @@ def newest(session: nox.Session) -> None:
 
 @shared_one_core
 def docs(session: nox.Session) -> None:
-    """Build the site, strictly, and run its snippets."""
-    python(session, "-m", "pytest", *[str(path) for path in Path("tests").rglob("test_docs.py")])
+    """Build the site, strictly. Its snippets run in the tests: `nox -s tests -- tests/project/test_docs.py`."""
     python(session, "-m", "mkdocs", "build", "--strict", "--clean")
 
 

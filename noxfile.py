@@ -1,111 +1,179 @@
-"""What is checked, and how? `nox -l` lists it."""
+"""What is checked, and how? `nox -l` lists it.
 
+Most sessions share one environment, which the session `base` makes: torch is installed once. Sessions that need an
+environment of their own (another version of transformers, the built wheel) make it themselves.
+"""
+
+import hashlib
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
 import nox
 
+nox.needs_version = ">=2026.10"
 nox.options.sessions = ["lint", "types", "tests", "docs"]
 nox.options.reuse_existing_virtualenvs = True
 
 # A CPU build where one is to be had; an unpinned torch may bring gigabytes of CUDA.
 TORCH = "torch==2.13.0"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
+PARALLEL = ("-n", "auto", "--dist", "worksteal")
+RUN_NOTEBOOKS = """
+import sys, nbclient, nbformat
+for path in sys.argv[1:]:
+    nbclient.NotebookClient(nbformat.read(path, 4), resources={"metadata": {"path": "."}}).execute()
+    print(path, "ran")
+"""
+shared = nox.session(venv_backend="none", requires=["base"])
+# Those that use one core, which `nox --parallel 2` runs side by side.
+shared_one_core = nox.session(venv_backend="none", requires=["base"], allow_parallel=True)
 
 
-@nox.session
+def install(session: nox.Session, *wanted: str) -> None:
+    """Install torch and what is wanted, unless this environment has it since pyproject.toml last changed."""
+    said = hashlib.sha256("\n".join([TORCH, *wanted, Path("pyproject.toml").read_text()]).encode()).hexdigest()
+    stamp = Path(session.virtualenv.location) / "installed"
+    if not stamp.is_file() or stamp.read_text() != said:
+        session.install(TORCH)
+        session.install(*wanted)
+        stamp.write_text(said)
+    (session.cache_dir / session.name).write_text(session.bin)
+
+
+def python(session: nox.Session, *arguments: str, of: str = "base") -> None:
+    """Run the Python of the environment of another session."""
+    program = Path((session.cache_dir / of).read_text()).resolve() / "python"
+    threads = {"OMP_NUM_THREADS": "1"} if session.parallel else {}
+    session.run(str(program), *arguments, env={**OFFLINE, **threads}, external=True)
+
+
+@nox.session(default=False)
+def base(session: nox.Session) -> None:
+    """The environment that the other sessions share, with the newest transformers that it was made with."""
+    install(session, "-e", ".[dev,docs]")
+
+
+@nox.session(name="base-4.57", default=False, allow_parallel=True)
+def base_4_57(session: nox.Session) -> None:
+    """The environment with transformers 4.57."""
+    install(session, "transformers==4.57.6", "-e", ".[test]")
+
+
+@shared
+def quick(session: nox.Session) -> None:
+    """`nox -s quick -- tap`: the tests of the rooms you name and the laws, on two families; the order of rooms."""
+    rooms = [f"tests/{name}" for name in session.posargs]
+    unknown = [room for room in rooms if not Path(room).is_dir()]
+    if unknown:
+        session.error(f"no such room of tests: {', '.join(unknown)}")
+    always = [name for name in ("tests/laws", "tests/project/test_rooms.py") if Path(name).exists()]
+    python(session, "-m", "pytest", *PARALLEL, "-m", "not slow", "--families", "bert,gpt2", *rooms, *always)
+
+
+@shared_one_core
 def lint(session: nox.Session) -> None:
     """Style and formatting."""
-    session.install("ruff")
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
+    python(session, "-m", "ruff", "check", ".")
+    python(session, "-m", "ruff", "format", "--check", ".")
 
 
-@nox.session
+@shared_one_core
 def types(session: nox.Session) -> None:
     """Strict types, of the library, the scripts and README's example."""
-    session.install(TORCH)
-    session.install("-e", ".[plot]", "mypy")
-    session.run("mypy")
+    python(session, "-m", "mypy")
     with tempfile.TemporaryDirectory() as folder:
         example = Path(folder) / "readme_example.py"
         example.write_text("\n".join(re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)))
-        session.run("mypy", str(example))
+        python(session, "-m", "mypy", str(example))
 
 
-@nox.session
+@shared
 def tests(session: nox.Session) -> None:
-    """The tests against the newest transformers."""
-    session.install(TORCH)
-    session.install("-e", ".[test]")
-    session.run("python", "-m", "pytest", *session.posargs, env=OFFLINE)
+    """The tests, on the transformers of the shared environment."""
+    python(session, "-m", "pytest", *PARALLEL, *session.posargs)
 
 
-@nox.session(name="tests-4.57")
+@nox.session(name="tests-4.57", venv_backend="none", requires=["base-4.57"])
 def tests_4_57(session: nox.Session) -> None:
-    """The tests against transformers 4.57, among them those that compare with its own head_mask and prune_heads."""
-    session.install(TORCH)
-    session.install("transformers==4.57.6", "-e", ".[test]")
-    session.run("python", "-m", "pytest", *session.posargs, env=OFFLINE)
+    """The tests that touch a model, on transformers 4.57: its own head_mask and prune_heads are among the oracles."""
+    python(session, "-m", "pytest", *PARALLEL, *session.posargs, of="base-4.57")
 
 
 @nox.session
+def newest(session: nox.Session) -> None:
+    """Does the newest transformers of today break anything? All tests that touch a model, and the surface."""
+    install(session, "-e", ".[test]")
+    session.install("--upgrade", "transformers")
+    ask = "import transformers; print(transformers.__version__)"
+    version = session.run("python", "-c", ask, silent=True, env=OFFLINE).strip()
+    suites = (*PARALLEL, "-m", "not any_transformers", *session.posargs)
+    try:
+        session.run("python", "-m", "pytest", *suites, env=OFFLINE)
+    except nox.command.CommandFailed:
+        session.error(f"transformers {version} breaks what is named above")
+    session.log(f"transformers {version} breaks nothing")
+
+
+@shared_one_core
 def docs(session: nox.Session) -> None:
-    """Build the site, strictly, and run its snippets."""
-    session.install(TORCH)
-    session.install("-e", ".[docs,test]")
-    session.run("python", "-m", "pytest", "tests/test_docs.py", env=OFFLINE)
-    session.run("mkdocs", "build", "--strict", "--clean")
+    """Build the site, strictly. Its snippets run in the tests: `nox -s tests -- tests/project/test_docs.py`."""
+    python(session, "-m", "mkdocs", "build", "--strict", "--clean")
 
 
-@nox.session
+@shared_one_core
 def examples(session: nox.Session) -> None:
     """The main job, as README runs it."""
-    session.install(TORCH)
-    session.install("-e", ".[demo,plot]")
-    session.run("python", "examples/run_bertology.py", "--output_dir", session.create_tmp(), env=OFFLINE)
+    with tempfile.TemporaryDirectory() as folder:
+        python(session, "examples/run_bertology.py", "--output_dir", folder)
 
 
-@nox.session
+@shared_one_core
+def notebooks(session: nox.Session) -> None:
+    """Run every notebook of the docs and examples, from top to bottom."""
+    found = sorted(str(path) for folder in ("docs", "examples") for path in Path(folder).rglob("*.ipynb"))
+    if found:
+        python(session, "-c", RUN_NOTEBOOKS, *found)
+    session.log(f"{len(found)} notebooks run" if found else "there are no notebooks to run")
+
+
+@shared
 def coverage(session: nox.Session) -> None:
-    """Write the table of docs/models.md that says which models work, against the newest transformers."""
-    session.install(TORCH)
-    session.install("-e", ".[test]")
-    session.run("python", "tests/sweep/coverage.py", env=OFFLINE)
+    """Write the table of docs/models.md that says which models work, on the transformers of the shared environment."""
+    python(session, "tests/sweep/coverage.py")
 
 
-@nox.session(name="coverage-4.57")
+@nox.session(name="coverage-4.57", venv_backend="none", requires=["base-4.57"])
 def coverage_4_57(session: nox.Session) -> None:
     """Write the same table for transformers 4.57."""
-    session.install(TORCH)
-    session.install("transformers==4.57.6", "-e", ".[test]")
-    session.run("python", "tests/sweep/coverage.py", env=OFFLINE)
+    python(session, "tests/sweep/coverage.py", of="base-4.57")
 
 
-@nox.session
+@shared
 def bench(session: nox.Session) -> None:
     """Ratios against what people use today."""
-    session.install(TORCH)
-    session.install("-e", ".[demo,syntax,code]")
-    session.run("python", "benchmarks/importance.py", *session.posargs, env=OFFLINE)
-    session.run("python", "benchmarks/ablation.py", "--naive", *session.posargs, env=OFFLINE)
-    session.run("python", "benchmarks/distances.py", env=OFFLINE)
-    session.run("python", "benchmarks/store.py", "--targets", "100000", env=OFFLINE)
-    session.run("python", "benchmarks/memory.py", env=OFFLINE)
-    session.run("python", "benchmarks/probing.py", env=OFFLINE)
-    session.run("python", "benchmarks/code.py", env=OFFLINE)
+    python(session, "benchmarks/importance.py", *session.posargs)
+    python(session, "benchmarks/ablation.py", "--naive", *session.posargs)
+    python(session, "benchmarks/distances.py")
+    python(session, "benchmarks/store.py", "--targets", "100000")
+    python(session, "benchmarks/memory.py")
+    python(session, "benchmarks/probing.py")
+    python(session, "benchmarks/code.py")
 
 
-@nox.session
+@nox.session(allow_parallel=True)
 def wheel(session: nox.Session) -> None:
-    """The tests against the built wheel."""
-    session.install("build")
-    folder = session.create_tmp()
-    session.run("python", "-m", "build", "--wheel", "--outdir", folder)
-    newest = max(Path(folder).glob("*.whl"), key=lambda file: file.stat().st_mtime)
+    """The built wheel is the checkout, byte for byte; its surface and doctests hold where only it is installed."""
+    folder = Path(session.create_tmp())
+    for old in folder.glob("*.whl"):
+        old.unlink()
+    shutil.rmtree("build", ignore_errors=True)  # setuptools packs what an earlier build left there
+    session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder), ".")
+    (made,) = folder.glob("*.whl")
     session.install(TORCH)
-    session.install("--force-reinstall", "--no-deps", str(newest))
-    session.install(f"bertology[test] @ file://{newest.resolve()}")
-    # Not `python -m pytest`, which would put the source folder first on the path.
-    session.run("pytest", *session.posargs, env={**OFFLINE, "BERTOLOGY_WHEEL": "1"})
+    session.install("--force-reinstall", "--no-deps", str(made))
+    session.install(f"bertology[test] @ {made.resolve().as_uri()}")
+    suites = [str(path) for name in ("test_wheel.py", "test_surface.py") for path in Path("tests").rglob(name)]
+    # Not `python -m pytest`, which would put the checkout first on the path.
+    session.run("pytest", *suites, *session.posargs, env={**OFFLINE, "BERTOLOGY_WHEEL": str(made.resolve())})

@@ -25,16 +25,15 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from bertology.demo import minilm_path
-from bertology.edge_probing.encoding import encode
-from bertology.edge_probing.probing import probe_layers
-from bertology.edge_probing.spans import EdgeBatch
-from bertology.edge_probing.storing.projecting import plan, texts_of
-from bertology.edge_probing.storing.store import Store
-from bertology.edge_probing.storing.tower import text_states
-from bertology.edge_probing.tasks.makers import dependency_edges, pos_edges
-from bertology.edge_probing.tasks.records import EdgeTask
-from bertology.edge_probing.training.optimizing import Training
-from bertology.edge_probing.training.probes import Probes, cumulative
+from bertology.edge_probing.encoding import encode, text_states
+from bertology.edge_probing.formats.treebanks import dependency_edges, pos_edges
+from bertology.edge_probing.optimizer import Training
+from bertology.edge_probing.probe_layers import probe_layers
+from bertology.edge_probing.probes import Probes, cumulative
+from bertology.edge_probing.span_batches import EdgeBatch
+from bertology.edge_probing.store import Store
+from bertology.edge_probing.tasks import EdgeTask
+from bertology.edge_probing.token_spans import plan, texts_of
 from bertology.syntax import align, read_conllu
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "ud"
@@ -69,7 +68,7 @@ class InTheLoop:
 
 def one_by_one(train: Any, dev: Any, training: Training) -> list[float]:
     """F1 of the probe of each layer, each trained by itself."""
-    from bertology.edge_probing.training.together import train_probes
+    from bertology.edge_probing.train import train_probes
 
     scores = []
     for layers in cumulative(train.layers):

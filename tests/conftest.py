@@ -1,15 +1,19 @@
-"""What tests share: the families of the zoo, the small real BERT and the real data, where they are."""
+"""What tests share: the families of the zoo, the small real BERT, the real data; which tests run, and in which order."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from zoo import FAMILIES, Family
+import transformers
+from selection import is_wanted, slow_first
+from shared_models import SharedModels
+from zoo import FAMILIES, V4, Family
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -40,3 +44,55 @@ def minilm() -> Path:
         return minilm_path()
     except MissingExtra as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def shared_model() -> Iterator[SharedModels]:
+    """`shared_model(load, ...)` is `load(...).eval()`, once a session; the session fails where a test has changed it."""
+    share = SharedModels()
+    yield share
+    share.check()
+
+
+# Which tests run.
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the tests marked any_transformers on transformers 4 too")
+    parser.addoption("--families", metavar="A,B", help="of the tests that name a family of models, run those of these")
+
+
+def refuse(self: object, *_: object, **__: object) -> None:
+    raise AssertionError(f"this test is marked any_transformers, and makes a {type(self).__name__}")
+
+
+@pytest.fixture(autouse=True)
+def _needs_no_transformers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold a test that is marked any_transformers to it."""
+    if request.node.get_closest_marker("any_transformers"):
+        for kind in (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase):
+            monkeypatch.setattr(kind, "__init__", refuse)
+
+
+# Where and in which order they run.
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-randomly's shuffle
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    families = config.getoption("--families")
+    everything = config.getoption("--all") or not V4
+    wanted = [item for item in items if is_wanted(item, everything, families and families.split(","))]
+    config.hook.pytest_deselected(items=list(set(items) - set(wanted)))
+    items[:] = slow_first(wanted, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a worker a core, eight at most, as each takes about a gigabyte."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers, which start after this

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bertology.edge_probing.spans import EdgeBatch
+from bertology.edge_probing.span_batches import EdgeBatch
 
 Span = tuple[int, int]
 

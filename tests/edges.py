@@ -6,8 +6,7 @@ from typing import Any
 
 from trees import byte_tokenizer, wordpiece_tokenizer
 
-from bertology.edge_probing.tasks.records import EdgeTask
-from bertology.edge_probing.tasks.targets import Record, Target
+from bertology.edge_probing.tasks import EdgeTask, Record, Target
 
 NAMES = {"model_input_names": ["input_ids", "attention_mask"]}
 

@@ -3,8 +3,6 @@
 import pytest
 import torch
 import transformers as t
-from bertology.importance.head_importance.ablation import one_off
-from bertology.importance.head_importance.many_gates import VariantAccumulator
 from laws import Broken, check_leaves_model_alone, raising_at, snapshot
 from oracles import projections, scaled
 from test_pruning import seq2seq
@@ -26,6 +24,8 @@ from bertology import (
 from bertology.data.batches import without_labels
 from bertology.data.losses import example_losses, find_loss
 from bertology.errors import DataError, HeadError, LossError, ShapeError
+from bertology.importance.ablation import one_off
+from bertology.importance.many_gates import VariantAccumulator
 
 EQUAL = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -279,7 +279,7 @@ def test_leaves_the_model_alone_when_it_raises(place, call):
 
 
 def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("bertology.streaming.accumulate.checkpoint.EVERY_SECONDS", 0)
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0)
     model, batches, file = BY_NAME["bert"].build(), several(), tmp_path / "sums"
 
     def cut_off():

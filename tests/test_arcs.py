@@ -15,9 +15,9 @@ from bertology import Head, Result, attention_maps, prune_heads
 from bertology.errors import DataError, HeadError, MissingExtra, ShapeError
 from bertology.plot import draw
 from bertology.syntax import Sentence, align
-from bertology.syntax.arcs import WIDEST, head_arcs, head_columns
-from bertology.syntax.hovering import WIDEST as WIDEST_ON_SCREEN
-from bertology.syntax.views import Arc, HeadView, show_head
+from bertology.syntax.figures import WIDEST, head_arcs, head_columns
+from bertology.syntax.head_view import WIDEST as WIDEST_ON_SCREEN
+from bertology.syntax.head_view import Arc, HeadView, show_head
 
 WORDS = ("The", "archaeologist", "dug", "up", "<b>bones</b>", "&", "$5", ".")
 HEADS = (2, 3, 0, 3, 3, 7, 5, 3)

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bertology.importance.head_importance.ablation import one_off
-from bertology.importance.head_importance.many_gates import VariantAccumulator
 from oracles import projections, scaled
 from sweep.shrink import Tiny
 from test_ablation import check, several
@@ -13,6 +11,8 @@ from test_pruning import seq2seq
 from zoo import BY_NAME, V4, batch
 
 from bertology import accumulate, dissect, gated
+from bertology.importance.ablation import one_off
+from bertology.importance.many_gates import VariantAccumulator
 from bertology.tap import recorded, uncached
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertology.code_structure import distances, graph_edges, leaf_distances, parse_code
+from bertology.code_structure import graph_edges, leaf_distances, parse_code
+from bertology.code_structure import trees as distances
 from bertology.errors import MissingExtra
 
 LANGUAGES = ["go", "java", "javascript", "python"]

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertology.code_structure.filtering import (
+from bertology.code_structure.leaf_maps import visible
+from bertology.code_structure.leaf_types import (
     PUBLISHED_TYPES,
     TypeCounts,
     leaves_of,
@@ -14,7 +15,6 @@ from bertology.code_structure.filtering import (
     rank_sum,
     restricted,
 )
-from bertology.code_structure.leaf_maps import visible
 from bertology.code_structure.masks import HighAttention, attention_mask
 from bertology.errors import DataError, ShapeError
 

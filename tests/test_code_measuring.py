@@ -20,8 +20,8 @@ from bertology.code_structure import (
     published_types,
     read_code,
 )
-from bertology.code_structure.measuring import KINDS, CatAccumulator
-from bertology.code_structure.typed import TypesAccumulator
+from bertology.code_structure.cat_scores import KINDS, CatAccumulator
+from bertology.code_structure.leaf_types import TypesAccumulator
 from bertology.errors import DataError
 from bertology.results.result import Result
 
@@ -205,7 +205,7 @@ def test_one_pass_with_other_measures_and_merging():
 
 
 def test_checkpoints(tmp_path, monkeypatch):
-    monkeypatch.setattr("bertology.streaming.accumulate.checkpoint.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0.0)
     model, batches, file = built("bert"), aligned(), tmp_path / "sums"
     every = sorted(batches.examples, key=lambda one: one.number)
 

@@ -7,8 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertology.code_structure.leaf_maps import visible
-from bertology.code_structure.masks import HighAttention, attention_mask, cat_counts, distance_mask, overlap
-from bertology.code_structure.nulls import OffsetMeans, positional, shuffled, slanted
+from bertology.code_structure.masks import (
+    HighAttention,
+    OffsetMeans,
+    attention_mask,
+    cat_counts,
+    distance_mask,
+    overlap,
+    positional,
+    shuffled,
+    slanted,
+)
 from bertology.errors import DataError, ShapeError
 
 few = settings(deadline=None, max_examples=50)

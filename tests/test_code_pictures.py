@@ -24,7 +24,7 @@ from bertology.code_structure import (
     relation_maps,
     token_map,
 )
-from bertology.code_structure.drawing import FEW
+from bertology.code_structure.figures import FEW
 from bertology.errors import DataError, HeadError, MissingExtra
 from bertology.results.figures import COLOURS
 

@@ -18,7 +18,7 @@ from bertology.code_structure import (
     relation_heads,
     visible,
 )
-from bertology.code_structure.relating import RelationAccumulator
+from bertology.code_structure.relation_heads import RelationAccumulator
 from bertology.code_structure.relations import RELATIONS
 from bertology.errors import DataError
 

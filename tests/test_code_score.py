@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertology import Result
+from bertology.code_structure.cat_results import CHANCE, CatGain, CatScores, cat_mean, scores_of
 from bertology.code_structure.leaf_maps import token_map, visible
 from bertology.code_structure.masks import (
     _selected,
@@ -17,8 +18,6 @@ from bertology.code_structure.masks import (
     linear_quantile,
     overlap,
 )
-from bertology.code_structure.resampling import cat_mean
-from bertology.code_structure.scores import CHANCE, CatGain, CatScores, scores_of
 from bertology.errors import DataError, ShapeError
 
 few = settings(deadline=None, max_examples=60)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertology.code_structure import Snippets, grammars, parse_code, read_code
+from bertology.code_structure import Snippets, parse_code, read_code
+from bertology.code_structure import trees as grammars
 from bertology.errors import DataError, MissingExtra
 from bertology.syntax import Skip
 

@@ -259,7 +259,7 @@ def test_gap(tmp_path):
     assert spans(two) == [("His", 0), ("Bob", 1), ("Al", 0)]
     assert {m.cluster for m in three.mentions} == {0, 1, 2}
     assert [m.kind for m in two.mentions] == ["pronoun", "proper", "proper"]
-    from bertology.syntax.coreference.antecedents import antecedent_baselines, questions
+    from bertology.syntax.antecedents import antecedent_baselines, questions
 
     assert [len(questions(document)) for document in found] == [1, 1, 0]
     assert [sorted(q.places) for q in (*questions(one), *questions(two))] == [[1, 3], [5, 8]]

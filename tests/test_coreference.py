@@ -12,14 +12,8 @@ from bertology.corpora.documents import KINDS, Document, Mention, pieces
 from bertology.corpora.gap_winobias import by_gender, read_gap, read_winobias
 from bertology.corpora.words import AlignedBatches, align
 from bertology.errors import DataError
-from bertology.syntax.coreference.antecedents import BASELINES, antecedent_baselines, picks_of, questions
-from bertology.syntax.coreference.counting import (
-    DIRECTIONS,
-    CoreferenceAccumulator,
-    CoreferenceHeads,
-    _Asked,
-    coreference_heads,
-)
+from bertology.syntax.antecedents import BASELINES, antecedent_baselines, picks_of, questions
+from bertology.syntax.coreference import DIRECTIONS, CoreferenceAccumulator, CoreferenceHeads, _Asked, coreference_heads
 
 CAT = Document(
     ("the", "cat", "sat", "on", "a", "mat", "and", "the", "cat", "purred", "under", "the", "stars"),

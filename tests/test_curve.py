@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from bertology.pruning.prune.curve import silence, step_sizes
 from zoo import BY_NAME, batch
 
 from bertology import Head, Result, gated, head_importance, prune_heads, pruning_curve, score
 from bertology.errors import DataError
+from bertology.pruning.curve import silence, step_sizes
 
 
 def many(seed=1):

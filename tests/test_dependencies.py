@@ -22,7 +22,7 @@ from bertology.syntax import (
     read_conllu,
     word_attention,
 )
-from bertology.syntax.predicting import picks
+from bertology.syntax.picks import picks
 
 RELATIONS = sorted({name for s in CATS for name in s.relations})
 

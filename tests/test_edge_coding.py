@@ -11,13 +11,13 @@ from edges import NOUNS
 from trees import wordpiece_tokenizer
 from zoo import BY_NAME
 
-from bertology.edge_probing import coding
-from bertology.edge_probing.coding import CODING, code_lengths
+from bertology.edge_probing import code_length as coding
+from bertology.edge_probing.code_length import CODING, code_lengths
 from bertology.edge_probing.encoding import encode
-from bertology.edge_probing.probing import cumulative_probes
-from bertology.edge_probing.training.drawing import CODE, generator
-from bertology.edge_probing.training.optimizing import Training
-from bertology.edge_probing.training.together import train_probes
+from bertology.edge_probing.optimizer import Training
+from bertology.edge_probing.probe_layers import cumulative_probes
+from bertology.edge_probing.random_draws import CODE, generator
+from bertology.edge_probing.train import train_probes
 from bertology.errors import DataError
 
 QUICK = Training(lr=3e-3, batch_size=8, validate_every=5, max_validations=4, width=6, choose_by="loss")
@@ -249,7 +249,7 @@ def test_data_that_make_no_code():
 def test_parts_of_speech_of_a_real_model(minilm, shared, tmp_path):
     from transformers import AutoModel, AutoTokenizer
 
-    from bertology.edge_probing.tasks.makers import pos_edges
+    from bertology.edge_probing.formats.treebanks import pos_edges
 
     model, tokenizer = AutoModel.from_pretrained(minilm), AutoTokenizer.from_pretrained(minilm)
     task = pos_edges(shared / "ud" / "en_ewt-ud-dev.conllu")

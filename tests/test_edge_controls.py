@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertology.edge_probing.tasks.controls import control_tasks, shared_types, shuffled_labels
-from bertology.edge_probing.tasks.makers import pos_edges
-from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
+from bertology.edge_probing.controls import control_tasks, shared_types, shuffled_labels
+from bertology.edge_probing.formats.treebanks import pos_edges
+from bertology.edge_probing.tasks import EdgeTask, Record, Target
 from bertology.errors import DataError
 
 

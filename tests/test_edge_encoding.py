@@ -16,13 +16,10 @@ from trees import byte_tokenizer, wordpiece_tokenizer
 from zoo import BY_NAME, LLAMA, PAD, V4, VOCAB
 
 import bertology as b
-from bertology.edge_probing.encoding import encode
-from bertology.edge_probing.storing import folder as folders
-from bertology.edge_probing.storing.lexical import lexical_vectors
-from bertology.edge_probing.storing.projecting import token_span
-from bertology.edge_probing.storing.tower import accepted, longest_text, text_tower
-from bertology.edge_probing.tasks.records import EdgeTask
-from bertology.edge_probing.tasks.targets import Record, Target
+from bertology.edge_probing import store_folder as folders
+from bertology.edge_probing.encoding import accepted, encode, lexical_vectors, longest_text, text_tower
+from bertology.edge_probing.tasks import EdgeTask, Record, Target
+from bertology.edge_probing.token_spans import token_span
 from bertology.errors import DataError, UnknownAnatomy
 from bertology.syntax import align
 
@@ -275,7 +272,7 @@ def test_a_record_may_lose_some_of_its_targets(tmp_path, monkeypatch):
 
 
 def test_no_target_at_all(tmp_path, monkeypatch):
-    from bertology.edge_probing.storing import projecting
+    from bertology.edge_probing import token_spans as projecting
 
     monkeypatch.setattr(projecting, "_in_edges", lambda *_: (None, "a word has no token"))
     with pytest.raises(DataError, match="no target of task 'nouns' can be projected to tokens: a word has no token"):
@@ -490,7 +487,7 @@ def test_a_pass_that_was_cut_off_goes_on(family, lexical, tmp_path):
 
 
 def b_open(folder):
-    from bertology.edge_probing.storing.store import Store
+    from bertology.edge_probing.store import Store
 
     return Store.open(folder)
 
@@ -670,7 +667,7 @@ def test_probes_learn_from_stores(tmp_path):
 @pytest.mark.shared
 def test_real_relations(minilm, shared, tmp_path):
     """Targets as whole pieces of real text: the words that the vectors stand for are those of the spans."""
-    from bertology.edge_probing.tasks.jsonl import read_edges
+    from bertology.edge_probing.jsonl import read_edges
 
     task = read_edges(shared / "edges" / "semeval-train.jsonl", counted="relations")[:40]
     model, tokenizer = t.AutoModel.from_pretrained(minilm), t.AutoTokenizer.from_pretrained(minilm)

@@ -7,9 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertology.edge_probing.layers import statistics as of_layers
-from bertology.edge_probing.layers.orders import layer_table, order_agreement, order_of
-from bertology.edge_probing.layers.statistics import (
+from bertology.edge_probing import layer_statistics as of_layers
+from bertology.edge_probing.layer_statistics import (
     LayerStatistics,
     centre_of_gravity,
     differential,
@@ -19,6 +18,7 @@ from bertology.edge_probing.layers.statistics import (
     layer_statistics,
     t_interval,
 )
+from bertology.edge_probing.order import layer_table, order_agreement, order_of
 from bertology.errors import DataError, ShapeError
 from bertology.results.result import Result
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from trees import sentence
 
 from bertology.corpora.treebank import Skip
-from bertology.edge_probing.tasks.column_makers import entity_edges, srl_edges
-from bertology.edge_probing.tasks.coref_makers import coreference_edges, gap_edges
-from bertology.edge_probing.tasks.jsonl import read_edges
-from bertology.edge_probing.tasks.makers import bracket_pos_edges, constituent_edges, dependency_edges, pos_edges
-from bertology.edge_probing.tasks.relation_makers import ProtoRole, proto_role_edges, semeval_edges, spr1_edges
+from bertology.edge_probing.formats.columns import entity_edges, srl_edges
+from bertology.edge_probing.formats.coreference import coreference_edges, gap_edges
+from bertology.edge_probing.formats.relations import ProtoRole, proto_role_edges, semeval_edges, spr1_edges
+from bertology.edge_probing.formats.treebanks import bracket_pos_edges, constituent_edges, dependency_edges, pos_edges
+from bertology.edge_probing.jsonl import read_edges
 from bertology.errors import DataError
 from bertology.syntax import Document, Documents, Mention, Treebank, read_conll_coref, read_conllu
 

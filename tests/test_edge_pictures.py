@@ -7,11 +7,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from bertology import plot
-from bertology.edge_probing.layers.pictures import layer_panels, layers_of_tasks, sentence_strips
-from bertology.edge_probing.layers.statistics import layer_statistics
-from bertology.edge_probing.layers.trajectories import label_trajectories
-from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
-from bertology.edge_probing.training.scores import LayerScores
+from bertology.edge_probing.figures import layer_panels, layers_of_tasks, sentence_strips
+from bertology.edge_probing.layer_statistics import layer_statistics
+from bertology.edge_probing.scores import LayerScores
+from bertology.edge_probing.tasks import EdgeTask, Record, Target
+from bertology.edge_probing.trajectories import label_trajectories
 from bertology.errors import DataError, MissingExtra
 from bertology.results.figures import COLOURS
 

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bertology.edge_probing.spans import EdgeBatch
-from bertology.edge_probing.training.drawing import DROPOUT, generator
-from bertology.edge_probing.training.optimizing import AMSGrad
-from bertology.edge_probing.training.pooling import pool
-from bertology.edge_probing.training.probes import Probes, cumulative
-from bertology.edge_probing.training.together import loss_of
+from bertology.edge_probing.optimizer import AMSGrad
+from bertology.edge_probing.probes import Probes, cumulative, pool
+from bertology.edge_probing.random_draws import DROPOUT, generator
+from bertology.edge_probing.span_batches import EdgeBatch
+from bertology.edge_probing.train import loss_of
 from bertology.errors import DataError, ShapeError
 
 

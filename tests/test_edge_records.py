@@ -9,9 +9,8 @@ from trees import wordpiece_tokenizer
 
 from bertology.corpora.treebank import Skip
 from bertology.corpora.words import align
-from bertology.edge_probing.tasks.counted import counted_labels
-from bertology.edge_probing.tasks.jsonl import read_edges, write_edges
-from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
+from bertology.edge_probing.jsonl import read_edges, write_edges
+from bertology.edge_probing.tasks import EdgeTask, Record, Target, counted_labels
 from bertology.errors import DataError
 
 WORD = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=4)

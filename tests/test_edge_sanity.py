@@ -13,7 +13,7 @@ from bertology.edge_probing import (
     shuffled_labels,
     train_probes,
 )
-from bertology.edge_probing.training.probes import cumulative
+from bertology.edge_probing.probes import cumulative
 from bertology.syntax import randomized
 
 SETTINGS = Training(lr=3e-3, validate_every=50, max_validations=4, width=64)

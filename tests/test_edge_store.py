@@ -14,9 +14,9 @@ from trees import wordpiece_tokenizer
 from zoo import BY_NAME
 
 from bertology.edge_probing.encoding import encode
-from bertology.edge_probing.spans import EdgeBatch
-from bertology.edge_probing.storing.layout import Layout, ranges
-from bertology.edge_probing.storing.store import Store
+from bertology.edge_probing.span_batches import EdgeBatch
+from bertology.edge_probing.store import Store
+from bertology.edge_probing.store_folder import Layout, ranges
 from bertology.errors import DataError
 
 
@@ -228,8 +228,8 @@ from edges import record
 from trees import wordpiece_tokenizer
 from zoo import BY_NAME
 from bertology.edge_probing.encoding import encode
-from bertology.edge_probing.tasks.records import EdgeTask
-from bertology.edge_probing.storing.store import Store
+from bertology.edge_probing.tasks import EdgeTask
+from bertology.edge_probing.store import Store
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -247,7 +247,7 @@ print(before, encoded)
 
 READ = """
 import resource, sys, torch
-from bertology.edge_probing.storing.store import Store
+from bertology.edge_probing.store import Store
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -9,16 +9,22 @@ from edge_sources import at_one_layer, random_labels, random_source
 from sklearn.metrics import f1_score
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bertology.edge_probing.layers.equations import centre_of_gravity, unchecked_expected_layer
-from bertology.edge_probing.probing import cumulative_probes, follow_targets, probabilities, probe_layers, score_layers
-from bertology.edge_probing.spans import EdgeBatch
-from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
-from bertology.edge_probing.training import resuming
-from bertology.edge_probing.training.counting import bits_of, count, micro_f1
-from bertology.edge_probing.training.drawing import Order
-from bertology.edge_probing.training.optimizing import AMSGrad, Patience, Training
-from bertology.edge_probing.training.probes import Probes, cumulative
-from bertology.edge_probing.training.together import train_probes
+from bertology.edge_probing import train as resuming
+from bertology.edge_probing.layer_statistics import centre_of_gravity, unchecked_expected_layer
+from bertology.edge_probing.optimizer import AMSGrad, Patience, Training
+from bertology.edge_probing.probe_layers import (
+    cumulative_probes,
+    follow_targets,
+    probabilities,
+    probe_layers,
+    score_layers,
+)
+from bertology.edge_probing.probes import Probes, cumulative
+from bertology.edge_probing.random_draws import Order
+from bertology.edge_probing.scores import bits_of, count, micro_f1
+from bertology.edge_probing.span_batches import EdgeBatch
+from bertology.edge_probing.tasks import EdgeTask, Record, Target
+from bertology.edge_probing.train import train_probes
 from bertology.errors import DataError, ShapeError
 from bertology.results.result import Result
 
@@ -641,7 +647,7 @@ def test_parts_of_speech_are_in_a_real_model(minilm, shared, tmp_path):
     from transformers import AutoModel, AutoTokenizer
 
     from bertology.edge_probing.encoding import encode
-    from bertology.edge_probing.tasks.makers import pos_edges
+    from bertology.edge_probing.formats.treebanks import pos_edges
 
     model, tokenizer = AutoModel.from_pretrained(minilm), AutoTokenizer.from_pretrained(minilm)
     task = pos_edges(shared / "ud" / "en_ewt-ud-dev.conllu")

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertology.edge_probing.layers.code_length import PORTIONS, CodeLength, online_code
-from bertology.edge_probing.layers.trajectories import LabelTrajectories, label_trajectories
-from bertology.edge_probing.tasks.records import EdgeTask, Record, Target
-from bertology.edge_probing.training.counting import bits_of
+from bertology.edge_probing.code_length import PORTIONS, CodeLength, online_code
+from bertology.edge_probing.scores import bits_of
+from bertology.edge_probing.tasks import EdgeTask, Record, Target
+from bertology.edge_probing.trajectories import LabelTrajectories, label_trajectories
 from bertology.errors import DataError, ShapeError
 from bertology.results.result import Result
 

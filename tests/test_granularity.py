@@ -76,7 +76,7 @@ def test_by_token_of_pruned_heads_choices_and_three_stacks():
 
 
 def test_a_checkpoint_of_the_other_granularity_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("bertology.streaming.accumulate.checkpoint.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0.0)
     model, file = BY_NAME["bert"].build(), tmp_path / "sums"
 
     def cut_off():

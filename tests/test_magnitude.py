@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 import transformers
-from bertology.pruning.prune.curve import head_magnitudes
 from test_pruning import heads_for
 from zoo import BY_NAME, batch
 
 from bertology import dissect, prune_heads, pruning_curve
 from bertology.errors import UnknownAnatomy
+from bertology.pruning.curve import head_magnitudes
 
 
 def slow_bert(layer, head):

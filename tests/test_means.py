@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from bertology.streaming.accumulate.accumulate import accumulate
 from laws import check_leaves_model_alone
 from test_ablation import several
 from zoo import BY_NAME, batch, each_alone
@@ -10,6 +9,7 @@ from zoo import BY_NAME, batch, each_alone
 from bertology import ablated, dissect, head_means, head_outputs, prune_heads
 from bertology.errors import DataError
 from bertology.measures.head_means import MeansAccumulator
+from bertology.streaming.accumulate import accumulate
 
 
 def slow(model, batches):

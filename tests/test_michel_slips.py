@@ -6,7 +6,6 @@ import math
 import oracles
 import pytest
 import torch
-from bertology.pruning.prune.curve import silence
 from taps import EVERY, texts
 from zoo import BY_NAME, batch, each_alone
 
@@ -20,6 +19,7 @@ from bertology import (
     pruning_curve,
     score,
 )
+from bertology.pruning.curve import silence
 
 
 def test_slip_1_the_absolute_value_of_tokens_is_not_taken_for_that_of_examples(family):
@@ -143,7 +143,7 @@ def test_slip_8_a_timed_pass_is_one_pass(monkeypatch):
         now[0] += 1
         return now[0]
 
-    monkeypatch.setattr("bertology.pruning.prune.efficiency.time.perf_counter", clock)
+    monkeypatch.setattr("bertology.pruning.efficiency.time.perf_counter", clock)
     compare_efficiency(before, after, batch(), batch_sizes=(1, 2), rounds=4, seconds=0)
     between = [stop - start for start, stop in zip(times[::2], times[1::2], strict=True)]
     assert between == [1] * (2 * (1 + 2 * 4))

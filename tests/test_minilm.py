@@ -1,5 +1,6 @@
 """The same laws on a trained BERT and real sentences."""
 
+import copy
 import hashlib
 import importlib.util
 
@@ -29,14 +30,18 @@ def inputs(minilm):
 
 
 @pytest.fixture
-def model(minilm):
-    return AutoModel.from_pretrained(minilm).eval()
+def model(minilm, shared_model):
+    return shared_model(AutoModel.from_pretrained, minilm)
 
 
 @pytest.fixture
-def classifier(minilm):
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2).eval()
+def shared_classifier(minilm, shared_model):
+    return shared_model(AutoModelForSequenceClassification.from_pretrained, minilm, num_labels=2)
+
+
+@pytest.fixture
+def classifier(shared_classifier):
+    return copy.deepcopy(shared_classifier)
 
 
 def test_captures_equal_transformers(minilm, model, inputs):
@@ -118,11 +123,8 @@ def test_real_sentences_by_the_batch_and_one_by_one(minilm, classifier, shared):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(minilm, inputs, dtype):
-    full = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2).eval()
-    half = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2).eval()
-    half.load_state_dict(full.state_dict())
-    half.to(dtype)
+def test_half_precision(shared_classifier, inputs, dtype):
+    full, half = shared_classifier, copy.deepcopy(shared_classifier).to(dtype)
     batch = {**inputs, "labels": torch.tensor([1, 0, 1])}
     a, b = head_importance(full, batch), head_importance(half, batch)
     assert torch.corrcoef(torch.stack([a.scores.flatten(), b.scores.flatten()]))[0, 1] > 0.98

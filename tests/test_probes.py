@@ -16,14 +16,21 @@ from bertology.errors import DataError, ShapeError
 from bertology.measures.random_weights import randomized
 from bertology.results.result import Result
 from bertology.syntax import AlignedBatches, align, read_conllu, word_attention
-from bertology.syntax.predicting import picks
-from bertology.syntax.probing.evidence import MapReader, Seen
-from bertology.syntax.probing.models import AttentionProbe, DistanceProbe, distances, with_root
-from bertology.syntax.probing.probes import ProbeResult, attention_probe, distance_probe
-from bertology.syntax.probing.scores import at_offset, count_right, left_branching, right_branching
-from bertology.syntax.probing.training import fit, parse, sentence_loss
-from bertology.syntax.probing.trees import best_tree, heads_of
-from bertology.syntax.probing.vectors import StaticVectors, embedding_vectors, read_vectors
+from bertology.syntax.attention_probe import (
+    AttentionProbe,
+    DistanceProbe,
+    ProbeResult,
+    attention_probe,
+    distance_probe,
+    distances,
+    fit,
+    parse,
+    sentence_loss,
+    with_root,
+)
+from bertology.syntax.picks import picks
+from bertology.syntax.probe_inputs import MapReader, Seen, StaticVectors, embedding_vectors, read_vectors
+from bertology.syntax.probe_scores import at_offset, best_tree, count_right, heads_of, left_branching, right_branching
 
 
 def close(found, expected, tolerance=1e-5):

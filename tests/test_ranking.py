@@ -1,11 +1,11 @@
 import pytest
 import torch
-from bertology.pruning.prune.curve import head_magnitudes
 from test_granularity import small_t5
 from zoo import BY_NAME, batch
 
 from bertology import Result, dissect, gated, head_importance, prune_heads, pruning_curve, score
 from bertology.errors import DataError
+from bertology.pruning.curve import head_magnitudes
 
 MANY = batch((7, 4, 5, 2, 6, 3, 7, 5))
 

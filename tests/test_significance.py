@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bertology.importance.head_importance.significance import bootstrap, corrected, mcnemar, t_test
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import benjamini_hochberg, holm
@@ -16,6 +15,7 @@ from zoo import BY_NAME, batch
 from bertology import Head, head_ablation
 from bertology.data.metrics import f1
 from bertology.errors import DataError, MissingExtra
+from bertology.importance.significance import bootstrap, corrected, mcnemar, t_test
 
 
 def texts(count=4):

@@ -347,7 +347,7 @@ def test_merging_two_halves_is_the_whole():
 
 
 def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("bertology.streaming.accumulate.checkpoint.EVERY_SECONDS", 0)
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0)
     model, batches, file = BY_NAME["bert"].build(), each_alone(batch((7, 4, 5, 2))), tmp_path / "sums"
 
     def cut_off():

@@ -111,7 +111,7 @@ def test_leaves_the_model_alone(family):
 
 
 def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("bertology.streaming.accumulate.checkpoint.EVERY_SECONDS", 0)
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0)
     model, file = BY_NAME["bert"].build(), tmp_path / "sums"
 
     def cut_off(data):

@@ -3,7 +3,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from bertology.streaming.accumulate.checkpoint import Checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import BY_NAME, batch, each_alone
@@ -26,6 +25,7 @@ from bertology import (
     stat,
 )
 from bertology.errors import DataError
+from bertology.streaming.checkpoint import Checkpoint
 
 KINDS = [
     ImportanceAccumulator,
@@ -120,7 +120,7 @@ def cut_off(batches, after):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("bertology.streaming.accumulate.checkpoint.EVERY_SECONDS", 0)
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0)
     model, batches, file = BY_NAME["bert"].build(), each_alone(batch((7, 4, 5, 2))), tmp_path / "sums"
     with pytest.raises(KeyboardInterrupt):
         accumulate(model, cut_off(batches, 3), kind(), checkpoint=file)
@@ -134,7 +134,7 @@ def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch, kind):
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("bertology.streaming.accumulate.checkpoint.EVERY_SECONDS", 0)
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0)
     model, batches, file = BY_NAME["bert"].build(), each_alone(batch((7, 4, 5, 2))), tmp_path / "sums"
     with pytest.raises(KeyboardInterrupt):
         accumulate(model, cut_off(batches, 3), EntropyAccumulator(), checkpoint=file)
@@ -159,7 +159,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, monkeypatch):
         def settings(self):
             return f"{super().settings()}{self.scale}"
 
-    monkeypatch.setattr("bertology.streaming.accumulate.checkpoint.EVERY_SECONDS", 0)
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0)
     model, batches, file = BY_NAME["bert"].build(), [batch(), batch((3, 6))], tmp_path / "sums"
     assert EntropyAccumulator().settings() == "query"
     with pytest.raises(KeyboardInterrupt):

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from bertology.importance.head_importance.ablation import one_off
-from bertology.importance.head_importance.many_gates import VariantAccumulator
 from taps import EVERY, texts
 from test_ablation import check, several
 from zoo import BY_NAME, batch
 
 from bertology import accumulate, dissect, sole_head_ablation
+from bertology.importance.ablation import one_off
+from bertology.importance.many_gates import VariantAccumulator
 from bertology.tap import first_only, tail_noted
 
 

@@ -15,25 +15,28 @@ that attend to it. `one_snippet` looks at a single piece of code, which `drawing
 found over the layers.
 """
 
-from .aligning import AlignedCode, CodeBatches, align_code
-from .comparing import CatComparison
-from .distances import graph_edges, leaf_distances
-from .drawing import attention_and_distance, code_arcs
-from .filtering import TypeCounts, leaves_of, published_types, rank_sum, restricted
+from .align import AlignedCode, CodeBatches, align_code
+from .cat_results import CatComparison, CatGain, CatScores, cat_mean, scores_of
+from .cat_scores import cat_scores, leaf_types
+from .figures import attention_and_distance, cat_over_layers, code_arcs, relation_maps
 from .leaf_maps import LeafMaps, token_map, visible
-from .masks import CatCounts, HighAttention, attention_mask, cat_counts, distance_mask, overlap
-from .nulls import OffsetMeans, positional, shuffled
+from .leaf_types import LeafTypes, TypeCounts, leaves_of, published_types, rank_sum, restricted
+from .masks import (
+    CatCounts,
+    HighAttention,
+    OffsetMeans,
+    attention_mask,
+    cat_counts,
+    distance_mask,
+    overlap,
+    positional,
+    shuffled,
+)
 from .one_snippet import LeafAttention, leaf_attention
-from .pictures import cat_over_layers, relation_maps
-from .probing import cat_scores, leaf_types
-from .related_heads import RelatedHead, RelationHeads
-from .relating import relation_heads
+from .relation_heads import RelatedHead, RelationHeads, relation_heads
 from .relations import RelationSums, related, relation_scores
-from .resampling import cat_mean
-from .scores import CatGain, CatScores, scores_of
 from .snippets import Snippets, read_code
-from .trees import CodeTree, parse_code
-from .typed import LeafTypes
+from .trees import CodeTree, graph_edges, leaf_distances, parse_code
 
 __all__ = [
     "AlignedCode",

@@ -1,4 +1,4 @@
-"""How much does one layer, or one head, attend from leaf to leaf in one piece of code?"""
+"""How much does one layer, or one head, attend from leaf to leaf in one snippet?"""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..errors import DataError, HeadError
 from ..measures.captures import one_batch, run
 from ..results.result import cpu64
-from .aligning import align_code
-from .distances import leaf_distances
-from .filtering import restricted
-from .leaf_maps import LeafMaps, visible
+from .align import align_code
+from .leaf_maps import LeafMaps, leaf_maps, visible
+from .leaf_types import restricted
 from .masks import QUARTER, CatCounts, attention_mask, distance_mask, overlap
-from .reading import leaf_maps
-from .trees import CodeTree
+from .trees import CodeTree, leaf_distances
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""What do the grammars of the four languages call blocks, calls, and places where a variable gets its value?"""
+"""The names that the grammars of four languages give to blocks, calls, and assignments of variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pieces of code does a file hold, and which of them cannot be used?"""
+"""Snippets of code: reading them from files, and listing those that cannot be used."""
 
 from __future__ import annotations
 

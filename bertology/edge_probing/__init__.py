@@ -13,29 +13,26 @@ probes of all layers from there at once, and the files of the folder `layers` sa
 it by F1.
 """
 
-from .coding import code_lengths
+from .code_length import CodeLength, code_lengths, online_code
+from .controls import control_tasks, shared_types, shuffled_labels
 from .encoding import encode
-from .layers.code_length import CodeLength, online_code
-from .layers.orders import OrderAgreement, layer_table, order_agreement, order_of
-from .layers.pictures import layer_panels, layers_of_tasks, sentence_strips
-from .layers.statistics import LayerStatistics, layer_statistics
-from .layers.trajectories import LabelTrajectories, label_trajectories
-from .probing import cumulative_probes, follow_targets, probabilities, probe_layers, score_layers
-from .spans import BatchSource, EdgeBatch
-from .storing.store import Store
-from .tasks.column_makers import entity_edges, srl_edges
-from .tasks.controls import control_tasks, shared_types, shuffled_labels
-from .tasks.coref_makers import coreference_edges, gap_edges
-from .tasks.counted import counted_labels
-from .tasks.jsonl import read_edges, write_edges
-from .tasks.makers import bracket_pos_edges, constituent_edges, dependency_edges, pos_edges
-from .tasks.records import EdgeTask, Record, Target
-from .tasks.relation_makers import ProtoRole, proto_role_edges, semeval_edges, spr1_edges
-from .training.counting import bits_of
-from .training.optimizing import Training
-from .training.probes import Probes
-from .training.scores import LayerScores
-from .training.together import Trained, train_probes
+from .figures import layer_panels, layers_of_tasks, sentence_strips
+from .formats.columns import entity_edges, srl_edges
+from .formats.coreference import coreference_edges, gap_edges
+from .formats.relations import ProtoRole, proto_role_edges, semeval_edges, spr1_edges
+from .formats.treebanks import bracket_pos_edges, constituent_edges, dependency_edges, pos_edges
+from .jsonl import read_edges, write_edges
+from .layer_statistics import LayerStatistics, layer_statistics
+from .optimizer import Training
+from .order import OrderAgreement, layer_table, order_agreement, order_of
+from .probe_layers import cumulative_probes, follow_targets, probabilities, probe_layers, score_layers
+from .probes import Probes
+from .scores import LayerScores, bits_of
+from .span_batches import BatchSource, EdgeBatch
+from .store import Store
+from .tasks import EdgeTask, Record, Target, counted_labels
+from .train import Trained, train_probes
+from .trajectories import LabelTrajectories, label_trajectories
 
 __all__ = [
     "BatchSource",

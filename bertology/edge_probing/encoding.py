@@ -1,8 +1,10 @@
-"""What does a model make of the words in a task's spans, layer by layer?"""
+"""What are the hidden states of the words in a task's spans, layer by layer?"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,18 +12,182 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
+from ..anatomy.dissect import dissect
 from ..corpora.words import AlignedBatches, align
-from ..data.batches import Batch, config_of, some_examples
-from ..errors import DataError
-from .storing.folder import Appending, Folder, row_bytes
-from .storing.identity import differences, identity
-from .storing.layout import Layout, Numbers
-from .storing.lexical import lexical_vectors
-from .storing.projecting import Plan, plan, texts_of
-from .storing.store import Store
-from .storing.tower import longest_text, text_states, text_tower
-from .tasks.records import EdgeTask
+from ..data.batches import Batch, config_of, device_of, is_encoder_decoder, model_arguments, room_of, some_examples
+from ..errors import DataError, UnknownAnatomy
+from ..measures.captures import hidden_states, one_batch, run
+from ..tap import tap
+from .store import Store
+from .store_folder import Appending, Folder, Layout, Numbers, differences, identity, row_bytes
+from .tasks import EdgeTask
+from .token_spans import Plan, plan, texts_of
+
+SEGMENTS = "token_type_ids"
+
+
+def text_tower(model: nn.Module) -> nn.Module:
+    """The part of a model that reads a text: without a task head, and without a decoder behind an encoder."""
+    if is_encoder_decoder(model) and len(dissect(model).stacks) > 1 and hasattr(model, "get_encoder"):
+        find: Any = model.get_encoder
+        return find()
+    # Heads that predict words cost a third of the pass, and nobody looks at what they say.
+    return model.base_model if isinstance(model, PreTrainedModel) else model
+
+
+def text_states(model: nn.Module, batch: Batch) -> Tensor:
+    """[layer, batch, token, hidden]: the hidden states of a batch of texts.
+
+    Raises `UnknownAnatomy` where several stacks read it.
+    """
+    stacks = hidden_states(model, accepted(model, batch)).stacks
+    if len(stacks) != 1:
+        raise UnknownAnatomy(
+            f"the text runs through the stacks {', '.join(map(repr, stacks))} of {type(model).__name__}: wanted one; "
+            "pass that part of the model"
+        )
+    return next(iter(stacks.values()))
+
+
+def input_table(model: nn.Module) -> nn.Module:
+    """The model's table of token embeddings. Raises `UnknownAnatomy` where it names none."""
+    find: Any = getattr(model, "get_input_embeddings", None)
+    table: Any = None
+    with suppress(AttributeError, NotImplementedError):
+        table = find() if find is not None else None
+    if not isinstance(table, nn.Module) or not isinstance(getattr(table, "weight", None), Tensor):
+        raise UnknownAnatomy(
+            f"{type(model).__name__} has no table of token embeddings, so its tokens have no vectors of their own: "
+            "pass lexical='embeddings', which takes the first hidden state for layer 0"
+        )
+    return table
+
+
+def longest_text(model: nn.Module, tokenizer: Any, max_length: int | None) -> int:
+    """How many tokens a text may have: `max_length`, or what the tokenizer and the model's table of positions allow.
+
+    Raises `DataError` for a `max_length` that is no such number, or for which the model has no positions.
+    """
+    room = room_of(model)
+    if max_length is None:
+        said = getattr(tokenizer, "model_max_length", None)
+        limits = [limit for limit in (room, said) if limit is not None]
+        return int(min(limits)) if limits else 2**31
+    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1:
+        raise DataError(f"max_length is a number of tokens, 1 or more, got {max_length!r}")
+    if room is not None and max_length > room:
+        raise DataError(f"max_length is {max_length}, the model takes {room} tokens: pass {room} or less, or None")
+    return max_length
+
+
+def accepted(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """The batch without what the model's forward pass does not take, and without segments where there is but one.
+
+    GPT-2 takes segments, too, and adds the embedding of the word 0 to every token that is in segment 0.
+    """
+    names = inspect.signature(model.forward).parameters
+    everything = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in names.values())
+    taken = {name: x for name, x in model_arguments(batch).items() if everything or name in names}
+    if SEGMENTS in taken and not taken[SEGMENTS].any():
+        del taken[SEGMENTS]
+    return taken
+
+
+AT_ONCE = 32
+"""Rows of tokens in a pass."""
+
+
+def lexical_vectors(model: nn.Module, ids: Tensor, *, width: int = 64) -> Tensor:
+    """[id, hidden]: the vectors of some token ids without position and segment: layer 0 of Tenney et al. (2019).
+
+    It is what the model's own embeddings make of a token when all tables but that of the words are 0: in BERT the
+    embeddings' norm of the word's row, in ELECTRA and ALBERT this brought to the width of the layers, in GPT-2 and
+    Llama the plain row. That nothing else is in it is proved on the model: a token must get the same vector at two
+    places, among other neighbours.
+
+    Args:
+        model: the part of a model that reads the text; left as it was found.
+        ids: [id] int64: token ids, each once.
+        width: how many tokens are looked at as one text; fewer where the model does not take so many.
+
+    Raises `UnknownAnatomy` where a token has no such vector.
+
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)).eval()
+        >>> found = lexical_vectors(model, torch.tensor([5, 7]))
+        >>> table = model.embeddings
+        >>> torch.allclose(found, table.LayerNorm(table.word_embeddings.weight[[5, 7]]))
+        True
+    """
+    # Other modules may hold the words' table, too (T5's).
+    words = set(input_table(model).parameters())
+    tables = {
+        f"model.{name}.weight": torch.zeros_like(table.weight)
+        for name, table in model.named_modules()
+        if isinstance(table, nn.Embedding) and isinstance(table.weight, nn.Parameter) and table.weight not in words
+    }
+    width = min(width, max(2, len(ids)), room_of(model) or width)
+    alone, ids = _FirstState(model), ids.to(device_of(model))
+
+    def look(rows: Tensor) -> Tensor:
+        # The tables are exchanged for the length of the call; the model's own are not written to.
+        found: Tensor = torch.func.functional_call(alone, tables, (rows,), tie_weights=False)
+        return found
+
+    _prove(model, ids, look(_mirrored(ids[: max(width // 2, 1)])))
+    filled = torch.cat([ids, ids[-1:].expand(-len(ids) % width)]).reshape(-1, width)
+    return torch.cat([look(rows).flatten(0, 1) for rows in torch.split(filled, AT_ONCE)])[: len(ids)]
+
+
+class _FirstState(nn.Module):
+    """A model that stops at its first block."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[batch, token, hidden]: what the first block of the model gets."""
+        found: list[Tensor] = []
+
+        def read(stack: str, layer: int, x: Tensor) -> None:
+            found.append(x.detach().clone())
+            raise _Enough
+
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with one_batch(self.model, batch) as (anatomy, given), suppress(_Enough), tap(anatomy, "block", read=read):
+            run(self.model, given)
+        # Where no block is known, or blocks work on more than the text, the whole pass tells.
+        plain = bool(found) and found[0].shape[:2] == ids.shape
+        return found[0] if plain else text_states(self.model, batch)[0]
+
+
+class _Enough(Exception):
+    """The rest of the pass is not needed."""
+
+
+def _mirrored(ids: Tensor) -> Tensor:
+    """[1, token]: the ids, and once more backwards."""
+    return torch.cat([ids, ids.flip(0)])[None]
+
+
+def _prove(model: nn.Module, ids: Tensor, found: Tensor) -> None:
+    """Check, on `found [1, token, hidden]` of mirrored ids, that a vector hangs on the token, and on nothing else."""
+    there, back = found[0].float().tensor_split(2)
+    far = (there - back.flip(0)).abs().max()
+    largest = there.abs().max()
+    hint = "pass lexical='embeddings', which takes the first hidden state for layer 0"
+    eps = torch.finfo(found.dtype).eps
+    if not far <= min(64 * eps, eps**0.5) * largest:
+        raise UnknownAnatomy(
+            f"layer 0 of {type(model).__name__} gives one token other vectors at other places, up to {float(far):.2g} "
+            f"apart, even without its tables of positions: {hint}"
+        )
+    if len(there) > 1 and bool((there == there[0]).all()):
+        raise UnknownAnatomy(f"layer 0 of {type(model).__name__} does not hang on the tokens of the text: {hint}")
+
 
 Lexical = Literal["word", "embeddings"]
 DTYPES = (torch.float16, torch.float32)

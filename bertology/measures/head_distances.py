@@ -1,8 +1,8 @@
 """How different is the attention of every two heads?
 
 The Jensen-Shannon divergence of p and q, with m = (p + q) / 2, is H(m) - H(p)/2 - H(q)/2. Summed over queries, it is a
-sum over the single weights of their maps, whatever query or text each belongs to: each head's weights are written to one
-long row, and pieces of these rows that stay in the processor's cache are compared.
+sum over the single weights of their maps, whatever query or text each belongs to: each head's weights are written to
+one long row, and pieces of these rows that stay in the processor's cache are compared.
 """
 
 from __future__ import annotations

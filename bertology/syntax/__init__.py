@@ -17,18 +17,17 @@ from ..corpora.gap_winobias import by_gender, read_gap, read_winobias
 from ..corpora.treebank import Sentence, Skip, Treebank, read_conllu, read_depparse, read_json
 from ..corpora.words import Aligned, AlignedBatches, align, word_attention
 from ..measures.random_weights import randomized
-from .arcs import head_arcs, head_columns
-from .coreference.antecedents import AntecedentBaselines, antecedent_baselines
-from .coreference.counting import CoreferenceAccumulator, CoreferenceHeads, coreference_heads
-from .coreference.table import CoreferenceTable, KindScore
+from .antecedents import AntecedentBaselines, antecedent_baselines
+from .attention_probe import attention_probe, distance_probe
+from .coreference import CoreferenceAccumulator, CoreferenceHeads, coreference_heads
+from .coreference_table import CoreferenceTable, KindScore
 from .dependencies import DependencyAccumulator, DependencyHeads, dependency_heads
 from .figures import _draw as _draw
-from .probing.probes import attention_probe, distance_probe
-from .probing.scores import ProbeResult
-from .probing.trees import best_tree
-from .probing.vectors import EmbeddingVectors, StaticVectors, embedding_vectors, read_vectors
-from .table import RelationScore, RelationTable
-from .views import HeadView, show_head
+from .figures import head_arcs, head_columns
+from .head_view import HeadView, show_head
+from .probe_inputs import EmbeddingVectors, StaticVectors, embedding_vectors, read_vectors
+from .probe_scores import ProbeResult, best_tree
+from .relation_table import RelationScore, RelationTable
 
 __all__ = [
     "Aligned",

@@ -17,8 +17,8 @@ from ..data.batches import Batch, Batches, check_repeatable
 from ..errors import DataError
 from ..results.result import Result
 from ..streaming.accumulate import Accumulator, accumulate, stat
-from .predicting import DIRECTIONS, padded, picks, sentences_in, word_maps
-from .table import OFFSETS, RelationTable, relation_table
+from .picks import DIRECTIONS, padded, picks, sentences_in, word_maps
+from .relation_table import OFFSETS, RelationTable, relation_table
 
 NOBODY = -2
 """The head of the root and of padding: what no attention head picks."""

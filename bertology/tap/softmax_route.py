@@ -2,7 +2,7 @@
 
 While such a module runs, its one softmax over keys is watched, and scaled dot product attention is split into
 that softmax and its product with the values. Each map is freed as soon as it was read. Longformer and LED keep, for
-each query, the weights of the keys in a window around it, and LongT5 those of its own block and the two beside it: these
+each query, the weights of the keys in a window around it, and LongT5 those of its own block and its neighbours: these
 bands are written to the positions of their keys, with 0 at all keys that a query does not see.
 """
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bertology.importance.head_importance.significance import Test
 
 from bertology import HeadAblation, ImportanceSeries, PruningCurve, Significance, SoleHeadAblation
 from bertology.errors import need
+from bertology.importance.significance import Test
 from bertology.plot import curves as draw_curves
 
 # Michel et al. 2019, figures 3 and 6: the share of BERT-base's heads that goes without a loss that the authors noticed.

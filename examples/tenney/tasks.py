@@ -22,7 +22,7 @@ from bertology.edge_probing import (
     spr1_edges,
     srl_edges,
 )
-from bertology.edge_probing.tasks.counted import Counted, counted_labels
+from bertology.edge_probing.tasks import Counted, counted_labels
 from bertology.errors import DataError
 from bertology.syntax import read_conll_coref, read_conllu
 

@@ -1,0 +1,375 @@
+"""CAT-scores of layers and heads with intervals, beside those of null models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, ShapeError
+from ..results.result import Result
+from ..results.statistics import ends, redrawn
+
+Average = Literal["macro", "micro"]
+
+
+def cat_mean(matched: Tensor, either: Tensor, *, average: Average = "macro") -> Tensor:
+    """[...]: the score of counts [..., example]: the mean of matched / either, or the two summed up, over snippets.
+
+    A snippet of which `either` is 0 is left out. NaN of none. Raises `DataError` for another average.
+
+        >>> import torch
+        >>> counts = torch.tensor([1, 0, 3]), torch.tensor([2, 0, 4])
+        >>> cat_mean(*counts).item(), cat_mean(*counts, average="micro").item()
+        (0.625, 0.6666666666666666)
+    """
+    above, below = _parts(matched, either, average)
+    return above.sum(-1) / below.sum(-1)
+
+
+def _parts(matched: Tensor, either: Tensor, average: Average) -> tuple[Tensor, Tensor]:
+    """[..., example] twice: what the sums over snippets are divided of which a score is made."""
+    matched, either = matched.to(torch.float64), either.to(torch.float64)
+    if average == "micro":
+        return matched, either
+    if average != "macro":
+        raise DataError(f"average must be 'macro' or 'micro', got {average!r}")
+    return matched / either.clamp_min(1), (either > 0).to(torch.float64)
+
+
+def bootstrap(matched: Tensor, either: Tensor, average: Average, resamples: int, seed: int) -> Tensor:
+    """[draw, ...]: the score over as many snippets drawn anew; counts of as many share the draws."""
+    examples = matched.shape[-1]
+    if resamples < 1 or examples < 1:
+        raise DataError(f"the bootstrap draws 1 or more times of 1 or more snippets, got {resamples} and {examples}")
+    above, below = (x.reshape(-1, examples).T for x in _parts(matched, either, average))
+    draws = [(times @ above) / (times @ below) for times in redrawn(examples, resamples, seed)]
+    return torch.cat(draws).view(resamples, *matched.shape[:-1])
+
+
+CHANCE = 1 / 7
+"""What masks that know nothing of each other score: each holds a quarter of the pairs, so that both hold 1/16 of them
+and either one 1/4 + 1/4 - 1/16 = 7/16. Where ties among distances leave fewer pairs near, chance is lower: that of
+shuffled attention is exact."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CatScores(Result):
+    """CAT-scores (Chen et al. 2022) of each layer, its heads averaged, and of each head by itself."""
+
+    _by_layer: ClassVar = (
+        "macro", "micro", "used", "matched", "either",
+        "head_macro", "head_micro", "head_used", "head_matched", "head_either",
+    )  # fmt: skip
+    chance: ClassVar[float] = CHANCE
+    """What masks score that know nothing of each other: 1/7."""
+
+    macro: Tensor
+    """[layer], 0 to 1: the mean over snippets of matched / either, as in the code behind the published scores; NaN
+    where no snippet could be used."""
+    micro: Tensor
+    """[layer], 0 to 1: matched / either of all snippets together, so that long ones count more."""
+    head_macro: Tensor
+    """[layer, head], 0 to 1: as `macro`, of each head's own attention; NaN for pruned heads."""
+    head_micro: Tensor
+    """[layer, head], 0 to 1: as `micro`."""
+    used: Tensor
+    """[layer]: the snippets that the score is made of."""
+    head_used: Tensor
+    """[layer, head]: the same; 0 for pruned heads."""
+    matched: Tensor
+    """[layer, example] int32: pairs of leaves of high attention that are near in the tree, in each snippet."""
+    either: Tensor
+    """[layer, example] int32: pairs that are of high attention, near, or both; 0 for a snippet that was left out, its
+    attention being 0 everywhere or neither kind of pair there."""
+    head_matched: Tensor
+    """[layer, head, example] int32: as `matched`."""
+    head_either: Tensor
+    """[layer, head, example] int32: as `either`."""
+    names: tuple[str, ...]
+    """[example]: the snippets' names."""
+    settings: str
+    """How it was measured."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
+
+    @property
+    def skipped(self) -> Tensor:
+        """[layer]: the snippets that were left out of a layer's score."""
+        return len(self.names) - self.used
+
+    def __str__(self) -> str:
+        lines = [f"CAT-scores of {len(self.names)} snippets, {self.settings or 'no settings'}; chance is {CHANCE:.3f}"]
+        low, high = self.interval()
+        for row, label in enumerate(self.labels):
+            lines.append(
+                f"layer {label}: {self.macro[row]:.4f} (95 % from {low[row]:.4f} to {high[row]:.4f}), "
+                f"pooled {self.micro[row]:.4f}, {int(self.used[row])} snippets used, "
+                f"heads {_range(self.head_macro[row])}"
+            )
+        return "\n".join(lines)
+
+    def interval(
+        self, level: float = 0.95, *, average: Average = "macro", resamples: int = 1000, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The lower and the upper ends of the layers' scores, [layer] each: percentiles of a bootstrap over snippets.
+
+        NaN where one draw in twenty or more has no snippet that can be used. Raises `DataError` for a level that is
+        not between 0 and 1, fewer than 1 resamples, and another average than "macro" and "micro".
+        """
+        return ends(bootstrap(self.matched, self.either, average, resamples, seed), level)
+
+    def head_interval(
+        self, level: float = 0.95, *, average: Average = "macro", resamples: int = 1000, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """As `interval`, [layer, head] each."""
+        return ends(bootstrap(self.head_matched, self.head_either, average, resamples, seed), level)
+
+    def beyond(
+        self,
+        null: CatScores,
+        *,
+        average: Average = "macro",
+        level: float = 0.95,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> CatGain:
+        """How far the scores lie above those of a null model on the same snippets: what it does not explain.
+
+        Over the snippets that both can use, and with an interval of the bootstrap that draws the same snippets for
+        both, as their scores go up and down together.
+
+        Args:
+            null: the null model's scores, of the same snippets in the same order.
+            average: "macro", every snippet counts alike, or "micro", every pair of leaves.
+            level: the share of intervals that hold the truth.
+            resamples: how often the bootstrap draws.
+            seed: of the draws.
+
+        Raises `DataError` for scores of other snippets, `ShapeError` for those of another model.
+        """
+        if self.names != null.names:
+            raise DataError(
+                f"scores of {len(self.names)} snippets and of {len(null.names)} others: to compare them, measure both "
+                "on the same snippets, in the same order"
+            )
+        if self.head_matched.shape != null.head_matched.shape:
+            wanted, got = list(self.head_matched.shape), list(null.head_matched.shape)
+            raise ShapeError(f"wanted the null model's counts [layer, head, example] = {wanted}, got {got}")
+        mine, other = ((x.matched, x.either) for x in (self, null))
+        of_layers = _gain(mine, other, average, level, resamples, seed)
+        mine, other = ((x.head_matched, x.head_either) for x in (self, null))
+        of_heads = _gain(mine, other, average, level, resamples, seed)
+        return CatGain(*of_layers, *of_heads, average, level, self.labels)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CatGain(Result):
+    """How far CAT-scores lie above a null model's."""
+
+    _by_layer: ClassVar = ("gain", "low", "high", "used", "head_gain", "head_low", "head_high", "head_used")
+
+    gain: Tensor
+    """[layer], -1 to 1: the score less the null model's, over the snippets that both can use; NaN without any."""
+    low: Tensor
+    """[layer]: the lower end of its interval."""
+    high: Tensor
+    """[layer]: the upper end."""
+    used: Tensor
+    """[layer]: the snippets that both can use."""
+    head_gain: Tensor
+    """[layer, head]: as `gain`, of each head; NaN for pruned heads."""
+    head_low: Tensor
+    """[layer, head]: the lower end."""
+    head_high: Tensor
+    """[layer, head]: the upper end."""
+    head_used: Tensor
+    """[layer, head]: the snippets that both can use; 0 for pruned heads."""
+    average: str
+    """`macro` or `micro`."""
+    level: float
+    """The share of intervals that hold the truth."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
+
+    def __str__(self) -> str:
+        lines = []
+        for row, label in enumerate(self.labels):
+            if self.used[row]:
+                heads = int((self.head_low[row] > 0).sum())
+                there = int((~self.head_gain[row].isnan()).sum())
+                lines.append(
+                    f"layer {label}: {self.gain[row]:+.4f} ({100 * self.level:g} % from {self.low[row]:+.4f} to "
+                    f"{self.high[row]:+.4f}) of {int(self.used[row])} snippets; {heads} of {there} heads above 0"
+                )
+        return "\n".join(lines)
+
+
+def scores_of(
+    matched: Tensor,
+    either: Tensor,
+    head_matched: Tensor,
+    head_either: Tensor,
+    *,
+    names: tuple[str, ...],
+    labels: tuple[str, ...],
+    settings: str = "",
+) -> CatScores:
+    """Make CAT-scores of the counts of each snippet: `cat_counts` of the mean over heads, and of each head.
+
+    Args:
+        matched: [layer, example].
+        either: [layer, example]: 0 for a snippet that is left out.
+        head_matched: [layer, head, example].
+        head_either: [layer, head, example]: 0 for every snippet of a pruned head.
+        names: [example]: the snippets' names.
+        labels: [layer].
+        settings: how they were counted, in words.
+
+    Raises `ShapeError` for counts that do not fit together, and `DataError` for those that no masks have.
+
+        >>> import torch
+        >>> one = torch.tensor([[1, 0, 3]]), torch.tensor([[2, 0, 4]])
+        >>> scores = scores_of(*one, *(x[:, None] for x in one), names=("a", "b", "c"), labels=("0",))
+        >>> scores.macro, scores.micro, scores.skipped
+        (tensor([0.6250], dtype=torch.float64), tensor([0.6667], dtype=torch.float64), tensor([1]))
+    """
+    layers, examples = len(labels), len(names)
+    counts = [x.detach().cpu() for x in (matched, either, head_matched, head_either)]
+    heads = counts[2].shape[1] if counts[2].dim() == 3 else 0
+    for x, shape in zip(counts, ([layers, examples],) * 2 + ([layers, heads, examples],) * 2, strict=True):
+        if list(x.shape) != shape:
+            raise ShapeError(
+                f"counts must be [layer, example] = {[layers, examples]} twice and [layer, head, example] twice, got "
+                f"{[list(x.shape) for x in counts]}"
+            )
+    if any(bool(((m < 0) | (m > e)).any()) for m, e in (counts[:2], counts[2:])):
+        raise DataError("wanted 0 <= matched <= either in every snippet: these are no counts of two masks")
+    return CatScores(
+        macro=cat_mean(*counts[:2]),
+        micro=cat_mean(*counts[:2], average="micro"),
+        head_macro=cat_mean(*counts[2:]),
+        head_micro=cat_mean(*counts[2:], average="micro"),
+        used=(counts[1] > 0).sum(-1),
+        head_used=(counts[3] > 0).sum(-1),
+        matched=counts[0].to(torch.int32),
+        either=counts[1].to(torch.int32),
+        head_matched=counts[2].to(torch.int32),
+        head_either=counts[3].to(torch.int32),
+        names=names,
+        settings=settings,
+        labels=labels,
+    )
+
+
+def _range(scores: Tensor) -> str:
+    there = scores[~scores.isnan()]
+    return f"from {there.min():.4f} to {there.max():.4f}" if len(there) else "none"
+
+
+def _gain(
+    mine: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], average: Average, level: float, resamples: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The difference of two scores over the snippets that both can use, its interval, and how many these are."""
+    both = (mine[1] > 0) & (other[1] > 0)
+    first, second = ((matched * both, either * both) for matched, either in (mine, other))
+    gain = cat_mean(*first, average=average) - cat_mean(*second, average=average)
+    draws = bootstrap(*first, average, resamples, seed) - bootstrap(*second, average, resamples, seed)
+    low, high = ends(draws, level)
+    return gain, low, high, both.sum(-1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CatComparison(Result):
+    """Counts of which the CAT-scores (Chen et al. 2022) of a model's attention are made, and those of null models.
+
+    `scores` are the model's, `null` are those of a null model, and `beyond` says how far apart they are.
+    """
+
+    _by_layer: ClassVar = ()
+
+    matched: Tensor
+    """[kind, layer, example] int32: pairs of leaves of high attention that are near in the tree, heads averaged."""
+    either: Tensor
+    """[kind, layer, example] int32: pairs that are of high attention, near, or both; 0 for snippets without a score."""
+    head_matched: Tensor
+    """[kind, layer, head, example] int32: as `matched`, of each head's own attention."""
+    head_either: Tensor
+    """[kind, layer, head, example] int32: as `either`."""
+    kinds: tuple[str, ...]
+    """[kind]: `attention`, and the null models' names."""
+    types: tuple[tuple[str, ...] | None, ...]
+    """[layer]: the types of leaves that count; None where all do."""
+    names: tuple[str, ...]
+    """[example]: the snippets' names."""
+    quantile: float
+    """The share of pairs that are high in attention, and near in the tree."""
+    upgraded: bool
+    """Whether distances are those of the upgraded tree (U-AST)."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
+    skipped: int = 0
+    """How many snippets were left out of the batches, such as those that the model has no room for."""
+
+    @property
+    def scores(self) -> CatScores:
+        """Those of the model's attention."""
+        return self.of(self.kinds[0])
+
+    def of(self, kind: str) -> CatScores:
+        """The scores of one kind of attention: the model's, or a null model's. Raises `DataError` for others."""
+        if kind not in self.kinds:
+            raise DataError(f"scores are of {', '.join(self.kinds)}, got {kind!r}")
+        place = self.kinds.index(kind)
+        counts = (x[place] for x in (self.matched, self.either, self.head_matched, self.head_either))
+        settings = f"{kind}, quantile {self.quantile}, {'U-AST' if self.upgraded else 'AST'}"
+        return scores_of(*counts, names=self.names, labels=self.labels, settings=settings)
+
+    def stack(self, name: str) -> CatComparison:
+        """Only the layers of one stack, of a model with several."""
+        rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
+        if not rows:
+            return super().stack(name)  # which says what stacks there are
+        return replace(
+            self, matched=self.matched[:, rows], either=self.either[:, rows],
+            head_matched=self.head_matched[:, rows], head_either=self.head_either[:, rows],
+            types=tuple(self.types[row] for row in rows), labels=tuple(self.labels[row] for row in rows),
+        )  # fmt: skip
+
+    def beyond(self, null: str, *, average: Average = "macro", level: float = 0.95) -> CatGain:
+        """How far the model's scores lie above a null model's, on the same snippets: `CatScores.beyond`."""
+        return self.scores.beyond(self.of(null), average=average, level=level)
+
+    def joined(self, other: CatComparison, kind: str) -> CatComparison:
+        """With the model's scores in another comparison as a null model, named `kind`, such as random weights.
+
+        Raises `DataError` for scores of other snippets or settings, and for a name that is taken.
+        """
+        for name in ("names", "types", "quantile", "upgraded", "labels"):
+            if getattr(self, name) != getattr(other, name):
+                raise DataError(f"to be compared, both must be of the same {name}")
+        if kind in self.kinds:
+            raise DataError(f"there are scores of {kind!r} already")
+
+        def both(mine: Tensor, others: Tensor) -> Tensor:
+            return torch.cat([mine, others[:1]])
+
+        return replace(
+            self,
+            matched=both(self.matched, other.matched),
+            either=both(self.either, other.either),
+            head_matched=both(self.head_matched, other.head_matched),
+            head_either=both(self.head_either, other.head_either),
+            kinds=(*self.kinds, kind),
+        )
+
+    def __str__(self) -> str:
+        scores = [self.of(kind) for kind in self.kinds]
+        lines = [f"| layer | {' | '.join(self.kinds)} |", f"|{'---|' * (1 + len(self.kinds))}"]
+        for row, label in enumerate(self.labels):
+            if scores[0].used[row]:
+                lines.append(f"| {label} | {' | '.join(f'{one.macro[row]:.3f}' for one in scores)} |")
+        left = f", {self.skipped} skipped" if self.skipped else ""
+        return "\n".join([*lines, f"CAT-scores of {len(self.names)} snippets{left}; chance is about 1/7 = 0.143"])

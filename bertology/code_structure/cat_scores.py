@@ -1,0 +1,258 @@
+"""How closely does a model's attention follow the structure of code?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy.dissect import dissect
+from ..anatomy.sites import Anatomy, Site
+from ..data.batches import Batch, Batches
+from ..errors import DataError
+from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..syntax import randomized
+from .align import AlignedCode
+from .cat_results import CatComparison
+from .leaf_maps import LeafMaps, code_in, leaf_maps, snippets_in, visible
+from .leaf_types import TOP, LeafTypes, TypesAccumulator, leaves_of, published_types, restricted
+from .masks import QUARTER, attention_mask, distance_mask, overlap, positional, shuffled
+from .trees import leaf_distances
+
+KINDS = ("attention", "shuffled", "positional")
+"""What is scored: the model's attention, that with its pairs shuffled, and each map's own mean at every offset."""
+Types = Sequence[Sequence[str] | None]
+"""[layer]: the types of leaves that count in each; None for all."""
+
+
+class CatAccumulator(Accumulator):
+    """Counts for CAT-scores of all layers and heads, of batches that `align_code` makes, and of two null models.
+
+    Args:
+        examples: all snippets that can occur, by their numbers.
+        types: [layer]: the types of leaves that count in each layer, and for its heads; None for all leaves.
+        quantile: the share of pairs that is high in attention, and near in the tree.
+        upgraded: whether distances are those of the upgraded tree (U-AST).
+        nulls: whether null models are scored, too: it takes twice as long.
+        seed: of the shuffled pairs.
+    """
+
+    matched: Tensor = stat("kind layer example", torch.int64)
+    either: Tensor = stat("kind layer example", torch.int64)
+    head_matched: Tensor = stat("kind layer head example", torch.int64)
+    head_either: Tensor = stat("kind layer head example", torch.int64)
+
+    def __init__(
+        self, examples: Sequence[AlignedCode], *, types: Types | None = None, quantile: float = QUARTER,
+        upgraded: bool = True, nulls: bool = True, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self._names = [one.tree.name or str(one.number) for one in examples]
+        self._place = {one.number: place for place, one in enumerate(examples)}
+        self._types, self._quantile, self._upgraded, self._seed = types, quantile, upgraded, seed
+        self._kinds = KINDS if nulls else KINDS[:1]
+
+    def settings(self) -> str:
+        """What is counted, and of what."""
+        types = None if self._types is None else [None if some is None else list(some) for some in self._types]
+        return f"{self._names} {types} {self._quantile} {self._upgraded} {self._kinds} {self._seed}"
+
+    def sizes(self) -> dict[str, int]:
+        """How many kinds of attention and how many snippets there are."""
+        return {"kind": len(self._kinds), "example": len(self._names)}
+
+    def zero(self, anatomy: Anatomy) -> CatAccumulator:
+        """Forget everything, and get ready for a model."""
+        if self._types is not None and len(self._types) != len(anatomy.labels):
+            raise DataError(f"types must be one list a layer, {len(anatomy.labels)}, got {len(self._types)}")
+        return super().zero(anatomy)
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Read the attention between leaves, layer by layer."""
+        aligned = code_in(batch)
+        if strange := [one for one in aligned if one.number not in self._place]:
+            raise DataError(f"snippet number {strange[0].number} is not among the {len(self._place)} announced")
+        snippets = [_Snippet(one, self._quantile, self._upgraded, self._seed) for one in aligned]
+
+        def read(site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
+            one = snippets[example]
+            self._count(site, one, maps, causal, self._place[one.number])
+
+        with leaf_maps(self.anatomy, batch, read):
+            yield
+
+    def _count(self, site: Site, one: _Snippet, maps: LeafMaps, causal: bool, place: int) -> None:
+        heads, valid = list(site.kept), visible(len(maps.kept)) if causal else None
+        values = torch.cat([maps.values.mean(0, keepdim=True), maps.values])
+        some = one.leaves(maps.kept, None if self._types is None else self._types[site.row])
+        near = one.near(maps.kept[some], causal)
+        left = None if valid is None else restricted(valid, some)
+        high = attention_mask(restricted(values, some), quantile=self._quantile, valid=left)
+        found = [overlap(high, near)]
+        if len(self._kinds) > 1:
+            by_offset = restricted(positional(values, valid=valid), some)
+            of_offsets = attention_mask(by_offset, quantile=self._quantile, valid=left)
+            found += [overlap(high, one.shuffled(near, left)), overlap(of_offsets, near)]
+        for kind, counts in enumerate(found):
+            matched, either = (x.to(self.matched.device) for x in counts)
+            self.matched[kind, site.row, place], self.either[kind, site.row, place] = matched[0], either[0]
+            self.head_matched[kind, site.row, heads, place] = matched[1:]
+            self.head_either[kind, site.row, heads, place] = either[1:]
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """The counts were made while the model ran."""
+
+    def compute(self) -> CatComparison:
+        """The counts of all kinds of attention, and of what."""
+        return CatComparison(
+            matched=self.matched.cpu().int(),
+            either=self.either.cpu().int(),
+            head_matched=self.head_matched.cpu().int(),
+            head_either=self.head_either.cpu().int(),
+            kinds=self._kinds,
+            types=tuple(None if some is None else tuple(some) for some in self._types or [None] * self.anatomy.layers),
+            names=tuple(self._names),
+            quantile=self._quantile,
+            upgraded=self._upgraded,
+            labels=self.anatomy.labels,
+        )
+
+
+class _Snippet:
+    """What is computed once of a snippet, for all layers."""
+
+    def __init__(self, one: AlignedCode, quantile: float, upgraded: bool, seed: int) -> None:
+        self.number, self._types = one.number, one.tree.types
+        self._distance = torch.from_numpy(leaf_distances(one.tree, upgraded=upgraded))
+        self._quantile, self._seed = quantile, seed
+        self._near: dict[tuple[bool, bytes], Tensor] = {}
+
+    def leaves(self, kept: Tensor, types: Sequence[str] | None) -> Tensor:
+        """[leaf] int64: which leaves count, as places among those with tokens."""
+        if types is None:
+            return torch.arange(len(kept))
+        return leaves_of([self._types[leaf] for leaf in kept.tolist()], types)
+
+    def near(self, leaves: Tensor, causal: bool) -> Tensor:
+        """[leaf, leaf] bool: which of some leaves are near in the tree. Layers mostly ask for the same ones."""
+        key = (causal, leaves.numpy().tobytes())
+        if key not in self._near:
+            valid = visible(len(leaves)) if causal else None
+            distance = restricted(self._distance, leaves)
+            self._near[key] = distance_mask(distance, quantile=self._quantile, valid=valid)
+        return self._near[key]
+
+    def shuffled(self, near: Tensor, valid: Tensor | None) -> Tensor:
+        """[leaf, leaf] bool: as `near`, with the pairs in another order."""
+        return shuffled(near, snippet=self.number, seed=self._seed, valid=valid)
+
+
+RANDOM = "random weights"
+
+
+def cat_scores(
+    model: nn.Module, batches: Batches, *, types: Literal["frequent", "published", "all"] | Sequence[str] = "frequent",
+    top: int = TOP, quantile: float = QUARTER, upgraded: bool = True, random_weights: bool = False, seed: int = 0,
+    progress: str | None = None,
+) -> CatComparison:  # fmt: skip
+    """Measure how far the attention of each layer and head agrees with the structure of code (Chen et al. 2022).
+
+    In each snippet, the quarter of the pairs of leaves with the highest attention is held against the quarter that are
+    nearest in the U-AST: the score is |both| / |either|, its mean over snippets the CAT-score. Local attention scores
+    by itself, since neighbours are near in the tree: so beside the model stand its own attention with its pairs
+    shuffled (at most 1/7), and each map with its mean at every offset, which knows positions alone.
+
+    Args:
+        model: any model with self attention over the text, under any attention implementation; left as it was found.
+            Of a decoder the pairs of a leaf with itself and earlier ones count.
+        batches: what `align_code` makes, or some of these batches. The layers' scores are of the mean over heads.
+        types: which leaves count: those of the `top` types with the most high attention in each layer ("frequent", as
+            in the released code), those behind the published scores ("published"), "all", or the types given.
+        top: how many types are frequent.
+        quantile: the share of pairs that is high in attention, and near in the tree.
+        upgraded: whether distances are those of the U-AST, or of the tree alone.
+        random_weights: whether to measure the model with weights drawn anew, too, on the same types of leaves.
+        seed: of shuffled pairs and random weights.
+        progress: the title of a progress bar; no bar without it.
+
+    Raises `DataError` for batches of something else, for an iterator of batches, for "frequent" or "published" types
+    of code in several languages, for types that no leaf has, and where no layer reads the code.
+
+        >>> from transformers import AutoTokenizer, BertConfig, BertModel
+        >>> from bertology.code_structure import align_code, cat_scores, parse_code
+        >>> from bertology.demo import minilm_path
+        >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> batches = align_code(tokenizer, [parse_code("def f(x):\\n    return g(x) + 1", "python")])
+        >>> found = cat_scores(model, batches, types="all")
+        >>> found.scores.head_macro.shape, found.kinds
+        (torch.Size([2, 4]), ('attention', 'shuffled', 'positional'))
+    """
+    snippets = snippets_in(batches)
+    chosen = _chosen(model, batches, snippets, types, top, quantile, progress)
+    counter = partial(CatAccumulator, snippets, types=chosen, quantile=quantile, upgraded=upgraded, seed=seed)
+    found: CatComparison = accumulate(model, batches, counter(), progress=progress)[0]
+    if random_weights:
+        title = None if progress is None else f"{progress}, {RANDOM}"
+        other = accumulate(randomized(model, seed=seed), batches, counter(nulls=False), progress=title)[0]
+        found = found.joined(other, RANDOM)
+    return replace(found, skipped=len(getattr(batches, "skipped", ())))
+
+
+def leaf_types(
+    model: nn.Module, batches: Batches, *, quantile: float = QUARTER, progress: str | None = None
+) -> LeafTypes:
+    """Count how often each layer's attention is high at leaves of each type (Chen et al. 2022).
+
+    Args:
+        model: as in `cat_scores`.
+        batches: what `align_code` makes.
+        quantile: the share of pairs that is high in attention.
+        progress: the title of a progress bar; no bar without it.
+
+    Raises `DataError` for batches of something else, for an iterator of them, and where no layer reads the code.
+
+        >>> from transformers import AutoTokenizer, BertConfig, BertModel
+        >>> from bertology.code_structure import align_code, leaf_types, parse_code
+        >>> from bertology.demo import minilm_path
+        >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> leaf_types(model, align_code(tokenizer, [parse_code("x = x + 1", "python")])).types
+        ('+', '=', 'identifier', 'integer')
+    """
+    every = {kind for one in snippets_in(batches) for kind in one.tree.types}
+    counter = TypesAccumulator(sorted(every), quantile=quantile)
+    found: LeafTypes = accumulate(model, batches, counter, progress=progress)[0]
+    return found
+
+
+def _chosen(
+    model: nn.Module, batches: Batches, snippets: Sequence[AlignedCode], types: str | Sequence[str], top: int,
+    quantile: float, progress: str | None,
+) -> Types | None:  # fmt: skip
+    """[layer]: the types of leaves that count in each layer; None for all."""
+    if types == "all":
+        return None
+    languages = sorted({one.tree.language for one in snippets})
+    if types in ("frequent", "published") and len(languages) > 1:
+        raise DataError(
+            f"types of leaves are those of one language, got code in {', '.join(languages)}: measure each by itself, "
+            "or pass types='all'"
+        )
+    if types == "frequent":
+        title = None if progress is None else f"{progress}, types of leaves"
+        found = leaf_types(model, batches, quantile=quantile, progress=title)
+        return [found.frequent(row, top=top) if found.snippets[row] else None for row in range(len(found.labels))]
+    if isinstance(types, str) and types != "published":
+        raise DataError(f"types are 'frequent', 'published', 'all' or a list of types, got {types!r}")
+    given = published_types(languages[0]) if types == "published" else tuple(types)
+    there = {kind for one in snippets for kind in one.tree.types}
+    if not there.intersection(given):
+        some = ", ".join(sorted(there)[:10])
+        raise DataError(f"no leaf of the code is of the types {list(given)}: its own are such as {some}")
+    return [given] * len(dissect(model).labels)

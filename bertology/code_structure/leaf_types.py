@@ -1,0 +1,307 @@
+"""Which types of leaves does each layer attend to most?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..anatomy.sites import Site
+from ..data.batches import Batch
+from ..errors import DataError, ShapeError
+from ..results.result import Result
+from ..streaming.accumulate import Accumulator, stat
+from .leaf_maps import LeafMaps, code_in, leaf_maps, visible
+from .masks import QUARTER, HighAttention, attention_mask
+
+TOP = 8
+"""How many types the released code of Chen et al. (2022) keeps."""
+BELOW = 40
+"""The rank sum over four models from which on their published lists leave a type out."""
+PUBLISHED_TYPES: dict[str, tuple[str, ...]] = {
+    "python": ("]", "def", ")", "for", "identifier", ":", "if", "return", "(", "=", ","),
+    "java": ("public", "string_literal", "{", ";", "return", "=", "}", ",", ")"),
+    "javascript": ("function", ")", "(", "{", "string_fragment", ";", "identifier", ","),
+    "go": ("package_identifier", "if", "=", "return", "type_identifier", ":", '"', "field_identifier"),
+}
+"""The lists that `published_types` gives, by language."""
+
+
+class TypeCounts:
+    """How often the attention from and to each type of leaf is high, over snippets: counts that add up.
+
+    For every pair of leaves that counts, the type of either one is counted, and counted as high where the pair's
+    attention is above the map's quantile (Chen et al. 2022):
+    P(t) = (#{(i,j): A_ij > θ, t = type(i)} + #{.. t = type(j)}) / (#{(i,j): t = type(i)} + #{.. t = type(j)}).
+
+        >>> import torch
+        >>> from bertology.code_structure import attention_mask
+        >>> counts = TypeCounts()
+        >>> counts.add(attention_mask(torch.tensor([[0.9, 0.1], [0.2, 0.3]])), ("identifier", "="))
+        >>> counts.types, counts.share
+        (('identifier', '='), tensor([0.5000, 0.0000], dtype=torch.float64))
+    """
+
+    types: tuple[str, ...]
+    """[class]: the types met so far, in that order."""
+    high: Tensor
+    """[..., class] int64: times that a leaf of the type is in a pair of high attention, the pair's two sides apart."""
+    total: Tensor
+    """[..., class] int64: times that it is in a pair."""
+    once: Tensor
+    """[...]: what `total` must exceed for a type to be common: pairs that count a leaf, n for a snippet of n leaves."""
+    snippets: int
+    """How many were added."""
+
+    def __init__(self) -> None:
+        self.types, self.snippets = (), 0
+        self.high = self.total = torch.zeros(0, dtype=torch.int64)
+        self.once = torch.zeros((), dtype=torch.float64)
+
+    def add(self, high: HighAttention, types: Sequence[str], *, valid: Tensor | None = None) -> None:
+        """Count one snippet's maps, [..., leaf, leaf]; as many at each call. Maps that are 0 everywhere count nothing.
+
+        Args:
+            high: where the attention is high: `attention_mask`.
+            types: [leaf]: the leaves' types.
+            valid: [leaf, leaf] bool: the pairs that count, as they were given to `attention_mask`.
+
+        Raises `ShapeError` where there are not as many types as leaves, or other maps than before.
+        """
+        mask, leaves = high.mask, len(types)
+        if mask.shape[-2:] != (leaves, leaves):
+            raise ShapeError(f"wanted one type a leaf: there are {leaves} types, and maps of {list(mask.shape[-2:])}")
+        if self.snippets and high.blank.shape != self.once.shape:
+            raise ShapeError(f"wanted maps of {list(self.once.shape)} as before, got {list(high.blank.shape)}")
+        found = tuple(dict.fromkeys(types))
+        number = {kind: place for place, kind in enumerate(found)}
+        of = torch.tensor([number[kind] for kind in types], dtype=torch.int64, device=mask.device)
+        if valid is None:
+            pairs, many = torch.full((leaves,), 2 * leaves, device=mask.device), leaves * leaves
+        else:
+            pairs, many = valid.sum(0) + valid.sum(1), int(valid.sum())
+        counted = (~high.blank).to(torch.int64).cpu()
+        total = torch.zeros(len(found), dtype=torch.int64, device=mask.device).index_add_(0, of, pairs.to(mask.device))
+        sides = mask.sum(-1) + mask.sum(-2)
+        new = TypeCounts()
+        new.types, new.snippets = found, 1
+        new.high = torch.zeros(*sides.shape[:-1], len(found), dtype=torch.int64, device=mask.device)
+        new.high = new.high.index_add_(-1, of, sides).cpu()
+        new.total = counted[..., None] * total.cpu()
+        new.once = counted * (many / max(1, leaves))
+        self.merge(new)
+
+    def merge(self, other: TypeCounts) -> None:
+        """Add the counts of other snippets, of as many maps."""
+        if other.snippets == 0:
+            return
+        if self.snippets and self.once.shape != other.once.shape:
+            raise ShapeError(f"wanted counts of {list(self.once.shape)} maps, got {list(other.once.shape)}")
+        types = tuple(dict.fromkeys(self.types + other.types))
+        place = {kind: number for number, kind in enumerate(types)}
+        high, total = (torch.zeros(*other.once.shape, len(types), dtype=torch.int64) for _ in range(2))
+        for one in (self, other):
+            if one.snippets:
+                at = torch.tensor([place[kind] for kind in one.types], dtype=torch.int64)
+                high.index_add_(-1, at, one.high)
+                total.index_add_(-1, at, one.total)
+        self.types, self.high, self.total = types, high, total
+        self.once = self.once + other.once
+        self.snippets += other.snippets
+
+    @property
+    def share(self) -> Tensor:
+        """[..., class], 0 to 1: P, how much of a type's attention is high; NaN for one that was in no map counted."""
+        return self.high / self.total.to(torch.float64)
+
+    def ranking(self, *at: int) -> tuple[str, ...]:
+        """The types that are common, by P, the highest first, of one map; those of equal P by name.
+
+        Common are those with more pairs than all snippets have leaves together, and at least one of high attention, as
+        in the code of Chen et al. (2022), whose comment says: more than one a snippet. Of a causal map half as many
+        are enough.
+
+        Args:
+            at: which of several maps, as their index: none for counts of single maps, a head for [head, class].
+
+        Raises `DataError` for an index of another form.
+        """
+        if len(at) != self.once.dim() or any(not 0 <= i < n for i, n in zip(at, self.once.shape, strict=True)):
+            raise DataError(f"counts are of {list(self.once.shape)} maps: wanted one index a number, got {list(at)}")
+        high, total, share = (x[at].tolist() for x in (self.high, self.total, self.share))
+        common = [i for i in range(len(self.types)) if total[i] > self.once[at] and high[i] > 0]
+        return tuple(self.types[i] for i in sorted(common, key=lambda i: (-share[i], self.types[i])))
+
+    def frequent(self, *at: int, top: int = TOP) -> tuple[str, ...]:
+        """The types that the released code keeps: the first `top` of `ranking`. The default of this library.
+
+        Raises `DataError` as `ranking` does, and for a `top` below 1.
+        """
+        if top < 1:
+            raise DataError(f"top is how many types to keep, 1 or more, got {top}")
+        return self.ranking(*at)[:top]
+
+
+def rank_sum(rankings: Iterable[Sequence[str]], *, below: int = BELOW) -> tuple[str, ...]:
+    """The types that several models' rankings share and that rank high in them: the sum of ranks, from 0, is `below`.
+
+    So were the lists made behind the published scores, of four models; the lowest sum comes first.
+
+    Args:
+        rankings: one a model: `TypeCounts.ranking`.
+        below: the sum from which on a type is left out.
+
+    Raises `DataError` for no rankings, and for one that names a type twice.
+
+        >>> rank_sum([("def", "(", ")"), (")", "def", "if")], below=3)
+        ('def', ')')
+    """
+    every = [tuple(ranking) for ranking in rankings]
+    if not every or any(len(set(one)) < len(one) for one in every):
+        raise DataError(f"wanted one ranking a model, each naming a type once, got {every}")
+    sums: Counter[str] = Counter()
+    for ranking in every:
+        sums.update({kind: rank for rank, kind in enumerate(ranking)})
+    shared = [kind for kind in every[0] if all(kind in one for one in every)]
+    return tuple(kind for kind in sorted(shared, key=lambda kind: (sums[kind], kind)) if sums[kind] < below)
+
+
+def published_types(language: str) -> tuple[str, ...]:
+    """The types of leaves that the published CAT-scores were made with, those of the highest rank first.
+
+    They are what `rank_sum` gives for CodeBERT, RoBERTa, UniXcoder and GraphCodeBERT, all at their last layer (Chen et
+    al. 2022: the notebook `model_free_frequent_type` of their code), and types of the grammars of 2022: the strings of
+    Java, `string_literal` then, have leaves of their own since, a `"` at either end and `string_fragment`. The list of
+    JavaScript counts one model twice there: its first ranking has the shares of the second and is not sorted by them.
+
+    Raises `DataError` for a language other than Python, Java, JavaScript and Go.
+
+        >>> published_types("go")
+        ('package_identifier', 'if', '=', 'return', 'type_identifier', ':', '"', 'field_identifier')
+    """
+    if language not in PUBLISHED_TYPES:
+        raise DataError(f"types were published for {', '.join(PUBLISHED_TYPES)}, not for {language!r}")
+    return PUBLISHED_TYPES[language]
+
+
+def leaves_of(types: Sequence[str], kept: Iterable[str]) -> Tensor:
+    """[leaf] int64: the numbers of the leaves that are of the types kept, ascending.
+
+    Restrict maps and distances to them, and only then make masks: their quantiles are those of what is left.
+
+        >>> leaves_of(("def", "identifier", "(", ")"), {"(", ")"})
+        tensor([2, 3])
+    """
+    wanted = set(kept)
+    return torch.tensor([i for i, kind in enumerate(types) if kind in wanted], dtype=torch.int64)
+
+
+def restricted(x: Tensor, leaves: Tensor) -> Tensor:
+    """[..., leaf, leaf]: rows and columns of some leaves alone; see `leaves_of`.
+
+    >>> import torch
+    >>> restricted(torch.arange(16).view(4, 4), torch.tensor([2, 3]))
+    tensor([[10, 11],
+            [14, 15]])
+    """
+    at = leaves.to(x.device)
+    pairs = (at[:, None] * x.shape[-1] + at).flatten()
+    return x.flatten(-2).index_select(-1, pairs).view(*x.shape[:-2], len(at), len(at))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LeafTypes(Result):
+    """How often each layer's attention, its heads averaged, is high from or to leaves of each type."""
+
+    _by_layer: ClassVar = ("high", "total", "once", "snippets")
+
+    high: Tensor
+    """[layer, class] int64: times that a leaf of the type is in a pair of high attention, the pair's sides apart."""
+    total: Tensor
+    """[layer, class] int64: times that it is in a pair."""
+    once: Tensor
+    """[layer]: what `total` must exceed for a type to be common: once a snippet with all its leaves."""
+    snippets: Tensor
+    """[layer] int64: how many were counted; 0 for layers that do not read the code."""
+    types: tuple[str, ...]
+    """[class]: the types of leaves."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
+
+    @property
+    def share(self) -> Tensor:
+        """[layer, class], 0 to 1: how much of a type's attention is high (P); NaN for one that never was in a pair."""
+        return self.high / self.total.double()
+
+    def counts(self, row: int) -> TypeCounts:
+        """Those of one layer, by its row, to merge with others or to rank."""
+        found = TypeCounts()
+        found.types, found.snippets = self.types, int(self.snippets[row])
+        found.high, found.total, found.once = self.high[row], self.total[row], self.once[row]
+        return found
+
+    def frequent(self, row: int, *, top: int = TOP) -> tuple[str, ...]:
+        """The types of one layer, by its row, that the released code of Chen et al. (2022) keeps."""
+        return self.counts(row).frequent(top=top)
+
+    def __str__(self) -> str:
+        lines = [f"types of leaves with the highest share of high attention, of {len(self.types)}"]
+        for row, label in enumerate(self.labels):
+            if self.snippets[row]:
+                shares = dict(zip(self.types, self.share[row].tolist(), strict=True))
+                told = ", ".join(f"{kind} {100 * shares[kind]:.0f} %" for kind in self.frequent(row))
+                lines.append(f"layer {label}: {told}")
+        return "\n".join(lines)
+
+
+class TypesAccumulator(Accumulator):
+    """Counts for `LeafTypes`, of batches that `align_code` makes. `types` are all those that can occur."""
+
+    high: Tensor = stat("layer class", torch.int64)
+    total: Tensor = stat("layer class", torch.int64)
+    once: Tensor = stat("layer")
+    seen: Tensor = stat("layer", torch.int64)
+
+    def __init__(self, types: Sequence[str], *, quantile: float = QUARTER) -> None:
+        self._number = {kind: place for place, kind in enumerate(sorted(set(types)))}
+        self._quantile = quantile
+
+    def settings(self) -> str:
+        """The types, and what is high."""
+        return f"{list(self._number)} {self._quantile}"
+
+    def sizes(self) -> dict[str, int]:
+        """How many types there are."""
+        return {"class": len(self._number)}
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Read the attention between leaves, layer by layer."""
+        trees = [one.tree for one in code_in(batch)]
+
+        def read(site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
+            valid = visible(len(maps.kept)) if causal else None
+            kinds = [trees[example].types[leaf] for leaf in maps.kept.tolist()]
+            found = TypeCounts()
+            found.add(attention_mask(maps.values.mean(0), quantile=self._quantile, valid=valid), kinds, valid=valid)
+            places = torch.tensor([self._number[kind] for kind in found.types], device=self.high.device)
+            self.high[site.row].index_add_(0, places, found.high.to(self.high.device))
+            self.total[site.row].index_add_(0, places, found.total.to(self.total.device))
+            self.once[site.row] += found.once.to(self.once.device)
+            self.seen[site.row] += 1
+
+        with leaf_maps(self.anatomy, batch, read):
+            yield
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """The counts were made while the model ran."""
+
+    def compute(self) -> LeafTypes:
+        """The counts, and of what."""
+        high, total, once, seen = (x.cpu() for x in (self.high, self.total, self.once, self.seen))
+        return LeafTypes(high, total, once, seen, tuple(self._number), self.anatomy.labels)

@@ -1,0 +1,249 @@
+"""Which heads attend to related code more than position explains?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy.sites import Head, Site, head_at
+from ..data.batches import Batch, Batches
+from ..errors import DataError
+from ..results.result import Result
+from ..results.statistics import ends
+from ..streaming.accumulate import Accumulator, accumulate, stat
+from .align import AlignedCode
+from .cat_results import bootstrap
+from .leaf_maps import LeafMaps, code_in, leaf_maps, snippets_in, visible
+from .leaf_types import restricted
+from .relations import RELATIONS, Relation, related, relation_scores
+
+
+@dataclass(frozen=True)
+class RelatedHead:
+    """The head that follows one relation best."""
+
+    relation: str
+    head: Head
+    mean: float
+    """Its mean attention to a related leaf."""
+    expected: float
+    """What it pays to unrelated leaves at the same offsets."""
+    gain: float
+    """The one less the other."""
+    interval: tuple[float, float]
+    """Of the gain, over snippets. It knows nothing of the choice among many heads: choose on other data."""
+    pairs: int
+    """The related pairs that were compared."""
+    elsewhere: bool
+    """Whether the head was chosen on other data."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RelationHeads(Result):
+    """How much attention each head pays to related leaves, and to unrelated ones that stand as far off in the text."""
+
+    related: Tensor
+    """[relation, layer, head, example] float64: the attention to related leaves, summed up; NaN for no head."""
+    control: Tensor
+    """[relation, layer, head, example] float64: the same sum, had each pair the mean attention of its snippet's
+    unrelated pairs at its offset."""
+    pairs: Tensor
+    """[relation, layer, example] int64: the related pairs that were compared; 0 in layers that do not read the code."""
+    unmatched: Tensor
+    """[relation, layer, example] int64: those that were not, as no unrelated pair of the snippet is at their offset."""
+    relations: tuple[str, ...]
+    """[relation]: the names."""
+    names: tuple[str, ...]
+    """[example]: the snippets' names."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
+    skipped: int = 0
+    """How many snippets were left out of the batches, such as those that the model has no room for."""
+
+    @property
+    def mean(self) -> Tensor:
+        """[relation, layer, head], 0 to 1: the mean attention to a related leaf, of all pairs of all snippets; NaN
+        for heads that are not there, and where no pair was compared."""
+        return self.related.sum(-1) / self.pairs.sum(-1)[:, :, None]
+
+    @property
+    def expected(self) -> Tensor:
+        """[relation, layer, head], 0 to 1: what unrelated leaves at the same offsets get."""
+        return self.control.sum(-1) / self.pairs.sum(-1)[:, :, None]
+
+    @property
+    def gain(self) -> Tensor:
+        """[relation, layer, head], -1 to 1: how much more related leaves get than position explains."""
+        return self.mean - self.expected
+
+    @property
+    def ratio(self) -> Tensor:
+        """[relation, layer, head]: how many times as much related leaves get."""
+        return self.mean / self.expected
+
+    def interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """The ends of the gains, [relation, layer, head] each: percentiles of a bootstrap over snippets.
+
+        NaN where one draw in twenty or more has no pair. Raises `DataError` for a level that is not between 0 and 1,
+        and for fewer than 1 resamples.
+        """
+        more = self.related - self.control
+        return ends(bootstrap(more, self.pairs[:, :, None].expand(more.shape), "micro", resamples, seed), level)
+
+    def best(self, relation: str, choose_on: RelationHeads | None = None, *, level: float = 0.95) -> RelatedHead:
+        """The head with the highest gain.
+
+        Args:
+            relation: one of `relations`.
+            choose_on: the same model's result on other snippets, on which the head is chosen. The best of many heads
+                on the snippets that are scored is too good a figure.
+            level: of the interval.
+
+        Raises `DataError` for another relation, for the result of another model, and where no pair was compared.
+        """
+        chosen = self if choose_on is None else choose_on
+        if chosen.labels != self.labels or chosen.related.shape[2] != self.related.shape[2]:
+            raise DataError(
+                f"choose_on is of a model of {len(chosen.labels)} layers of {chosen.related.shape[2]} heads, this "
+                f"result of {len(self.labels)} of {self.related.shape[2]}: wanted the same model on other snippets"
+            )
+        here, there = self._only(relation), chosen._only(relation)
+        row, head = divmod(int(there.gain.nan_to_num(-torch.inf).argmax()), there.related.shape[2])
+        if not here.pairs[0, row].any() or not there.pairs[0, row].any():
+            raise DataError(f"no pair of leaves of {relation!r} was compared: there is no head to choose, or to score")
+        one = replace(here, related=here.related[:, [row]][:, :, [head]], control=here.control[:, [row]][:, :, [head]],
+                      pairs=here.pairs[:, [row]], labels=(self.labels[row],))  # fmt: skip
+        low, high = one.interval(level)
+        return RelatedHead(
+            relation, head_at(self.labels, row, head), one.mean.item(), one.expected.item(), one.gain.item(),
+            (low.item(), high.item()), int(one.pairs.sum()), choose_on is not None,
+        )  # fmt: skip
+
+    def stack(self, name: str) -> RelationHeads:
+        """Only the layers of one stack, of a model with several."""
+        rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
+        if not rows:
+            return super().stack(name)  # which says what stacks there are
+        cut = {name: getattr(self, name)[:, rows] for name in ("related", "control", "pairs", "unmatched")}
+        return replace(self, labels=tuple(self.labels[row] for row in rows), **cut)
+
+    def __str__(self) -> str:
+        lines = [
+            "| relation | pairs | head, chosen here | attention | at the same offset | gain, 95 % |",
+            f"|{'---|' * 6}",
+        ]
+        for place, relation in enumerate(self.relations):
+            if self.pairs[place].any():
+                one = self.best(relation)
+                low, high = one.interval
+                lines.append(
+                    f"| {relation} | {one.pairs} | {one.head} | {one.mean:.4f} | {one.expected:.4f} | "
+                    f"{one.gain:+.4f} ({low:+.4f} to {high:+.4f}) |"
+                )
+            else:
+                lines.append(f"| {relation} | 0 | | | | |")
+        left = f", {self.skipped} skipped" if self.skipped else ""
+        return "\n".join([*lines, f"attention to related leaves in {len(self.names)} snippets{left}"])
+
+    def _only(self, relation: str) -> RelationHeads:
+        """One relation of them."""
+        if relation not in self.relations:
+            raise DataError(f"no relation {relation!r}: there are {', '.join(self.relations)}")
+        some = slice((place := self.relations.index(relation)), place + 1)
+        cut = {name: getattr(self, name)[some] for name in ("related", "control", "pairs", "unmatched")}
+        return replace(self, relations=(relation,), **cut)
+
+
+class RelationAccumulator(Accumulator):
+    """Sums for `RelationHeads`, of batches that `align_code` makes. `examples` are all snippets that can occur."""
+
+    related: Tensor = stat("relation layer head example")
+    control: Tensor = stat("relation layer head example")
+    pairs: Tensor = stat("relation layer example", torch.int64)
+    unmatched: Tensor = stat("relation layer example", torch.int64)
+
+    def __init__(self, examples: Sequence[AlignedCode], *, relations: Sequence[Relation] = RELATIONS) -> None:
+        self._names = tuple(one.tree.name or str(one.number) for one in examples)
+        self._place = {one.number: place for place, one in enumerate(examples)}
+        self._relations = tuple(relations)
+
+    def settings(self) -> str:
+        """What is counted, and of what."""
+        return f"{self._names} {self._relations}"
+
+    def sizes(self) -> dict[str, int]:
+        """How many relations and snippets there are."""
+        return {"relation": len(self._relations), "example": len(self._names)}
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Read the attention between leaves, layer by layer."""
+        snippets = code_in(batch)
+        if strange := [one for one in snippets if one.number not in self._place]:
+            raise DataError(f"snippet number {strange[0].number} is not among the {len(self._place)} announced")
+        marked = [[related(one.tree, relation) for relation in self._relations] for one in snippets]
+
+        def read(site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
+            valid = visible(len(maps.kept)) if causal else None
+            place, heads = self._place[snippets[example].number], list(site.kept)
+            for number, pairs in enumerate(marked[example]):
+                found = relation_scores(maps.values, restricted(pairs, maps.kept), valid=valid)
+                self.related[number, site.row, heads, place] = found.related.to(self.related)
+                self.control[number, site.row, heads, place] = found.control.to(self.control)
+                self.pairs[number, site.row, place] = found.pairs
+                self.unmatched[number, site.row, place] = found.unmatched
+
+        with leaf_maps(self.anatomy, batch, read):
+            yield
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """The sums were made while the model ran."""
+
+    def compute(self) -> RelationHeads:
+        """Mark the heads that are not there."""
+        pairs, unmatched = self.pairs.cpu(), self.unmatched.cpu()
+        gone = ~self.anatomy.present[:, :, None]
+        return RelationHeads(
+            self.related.cpu().masked_fill(gone, torch.nan), self.control.cpu().masked_fill(gone, torch.nan),
+            pairs, unmatched, self._relations, self._names, self.anatomy.labels,
+        )  # fmt: skip
+
+
+def relation_heads(
+    model: nn.Module, batches: Batches, *, relations: Sequence[Relation] = RELATIONS, progress: str | None = None
+) -> RelationHeads:
+    """Measure how much attention each head pays to related leaves of code, beyond what their position explains.
+
+    Each related pair is held against the mean attention between the unrelated pairs of its snippet that stand at the
+    same offset, before or behind: a head that looks at near leaves, which are more often related, gains nothing by it.
+
+    Args:
+        model: any model with self attention over the text, under any attention implementation; left as it was found.
+            Of a decoder the pairs of a leaf with itself and earlier ones count.
+        batches: what `align_code` makes of Python, Java, JavaScript or Go, or some of these batches.
+        relations: "same block", "same call", "definition to use" and "matching brackets", or some of them: `related`.
+        progress: the title of a progress bar; no bar without it.
+
+    Raises `DataError` for batches of something else, for an iterator of batches, for another relation or language.
+
+        >>> from transformers import AutoTokenizer, BertConfig, BertModel
+        >>> from bertology.code_structure import align_code, parse_code, relation_heads
+        >>> from bertology.demo import minilm_path
+        >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> found = relation_heads(model, align_code(tokenizer, [parse_code("f(g(x), h(y))", "python")]))
+        >>> found.gain.shape, found.pairs[:, 0, 0]
+        (torch.Size([4, 2, 4]), tensor([0, 2, 0, 6]))
+    """
+    snippets = snippets_in(batches)
+    for one in {one.tree.language: one for one in snippets}.values():
+        for relation in relations:  # before the model runs: what is not known is refused
+            related(one.tree, relation)
+    counter = RelationAccumulator(snippets, relations=relations)
+    found: RelationHeads = accumulate(model, batches, counter, progress=progress)[0]
+    return replace(found, skipped=len(getattr(batches, "skipped", ())))

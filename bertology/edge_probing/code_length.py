@@ -1,0 +1,245 @@
+"""How many bits does it take to send the labels, if a probe learns them on the way?
+
+The online (prequential) code of Voita and Titov (2020): a task that a layer makes easy has a short code. It measures
+how quickly a probe learns, too, where a score measures only what it knows in the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..errors import DataError, ShapeError
+from ..results.result import Result, cpu64
+from .optimizer import Training
+from .probe_layers import cumulative_probes
+from .random_draws import CODE, generator
+from .scores import bits_of, logits_of
+from .span_batches import BatchSource, EdgeBatch, check_sources
+from .train import train_probes
+
+PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
+"""The shares of the records after which the paper trains again."""
+
+Predict = Callable[[range], "Tensor | float"]
+"""From the numbers of records, the bits of their labels together: [probe], or one number for one probe."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CodeLength(Result):
+    """How long the labels of a task are, in bits, sent block by block with probes trained on the blocks before."""
+
+    _by_layer: ClassVar = ()
+
+    bits: Tensor
+    """[step, probe], bits: of each block of records; of the first block, which nothing was trained for, `uniform`."""
+    uniform: Tensor
+    """[step], bits: the uniform code of each block."""
+    ends: Tensor
+    """[step], int64: how many records there are up to the end of each block; the next block's probes are trained on
+    these."""
+    labels: tuple[str, ...]
+    """[probe]: what they are called."""
+
+    @property
+    def online(self) -> Tensor:
+        """[probe], bits: the code of all records."""
+        return self.bits.sum(0)
+
+    @property
+    def compression(self) -> Tensor:
+        """[probe]: how many times longer the uniform code is."""
+        return self.uniform.sum() / self.online
+
+    def __str__(self) -> str:
+        lines = ["| probe | bits | compression |", "|---|---|---|"]
+        for name, bits, times in zip(self.labels, self.online.tolist(), self.compression.tolist(), strict=True):
+            lines.append(f"| {name} | {bits:.0f} | {times:.2f} |")
+        told = f"{int(self.ends[-1])} records in {len(self.ends)} blocks, {self.uniform.sum():.0f} bits in uniform code"
+        return "\n".join([*lines, told])
+
+
+def online_code(
+    fit: Callable[[range], Predict],
+    *,
+    uniform: Tensor,
+    portions: Sequence[float] = PORTIONS,
+    names: Sequence[str] | None = None,
+    progress: str | None = None,
+) -> CodeLength:
+    """Measure how long the labels are in online code (Voita and Titov 2020).
+
+    L = U(1..t₁) - Σᵢ log₂ p_θᵢ(y of tᵢ+1 to tᵢ₊₁), where θᵢ is trained on records 1 to tᵢ and U is the uniform code.
+    The paper codes one of K labels, where that is log₂ K bits a target. Where each label of a target is a decision of
+    its own, as in edge probing, it is one bit a label, and a probe that only knows that most labels are false
+    compresses a lot: compare with the code of layer 0, or of a model with random weights, not with 1.
+
+    The order of the records counts: shuffle them first, whole documents together if there are such.
+
+    Args:
+        fit: trains probes anew on the records of the range that it is given, and returns a function that gives the bits
+            of the labels of another range: [probe] for several probes at once, such as those of all layers. `bits_of`
+            makes bits of logits.
+        uniform: [example]: the uniform code of each record's labels, in bits: targets × labels where each label is a
+            decision of its own.
+        portions: shares of the records, ascending to 1: where blocks end. Blocks that would be empty are left out.
+        names: [probe]: what to call the probes; by default they are numbered.
+        progress: the title of a progress bar over blocks; no bar without it.
+
+    Raises `DataError` for portions that do not ascend to 1, for bits that are negative or not finite, and where all
+    records are in one block; `ShapeError` for other shapes.
+
+        >>> import torch
+        >>> def fit(train):  # how often is the label true?
+        ...     p = (sum(record % 4 == 0 for record in train) + 1) / (len(train) + 2)
+        ...     return lambda block: sum(-math.log2(p if record % 4 == 0 else 1 - p) for record in block)
+        >>> found = online_code(fit, uniform=torch.ones(1000))
+        >>> print(found)
+        | probe | bits | compression |
+        |---|---|---|
+        | 0 | 813 | 1.23 |
+        1000 records in 11 blocks, 1000 bits in uniform code
+    """
+    if uniform.dim() != 1:
+        raise ShapeError(f"uniform must be [example], the bits of each record, got {list(uniform.shape)}")
+    cost = cpu64(uniform)
+    if not ((cost >= 0) & cost.isfinite()).all() or not cost.sum() > 0:
+        raise DataError(f"uniform must be finite bits, 0 or more and not all 0, got a sum of {cost.sum():.4g}")
+    ends = _ends(len(cost), portions)
+    blocks = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    found: list[Tensor] = []
+    for block in tqdm(blocks[1:], desc=progress, disable=progress is None):
+        found.append(_bits(fit(range(block.start))(block), block, found))
+    uniform_bits = torch.stack([cost[block.start : block.stop].sum() for block in blocks])
+    bits = torch.stack([uniform_bits[0].expand_as(found[0]), *found])
+    called = tuple(map(str, range(bits.shape[1]))) if names is None else tuple(names)
+    if len(called) != bits.shape[1]:
+        raise ShapeError(f"names must be [probe] = [{bits.shape[1]}], got {len(called)}")
+    return CodeLength(bits, uniform_bits, torch.tensor(ends), called)
+
+
+def _ends(many: int, portions: Sequence[float]) -> list[int]:
+    """Where blocks end: each record in one block."""
+    if not portions or list(portions) != sorted(set(portions)) or portions[0] <= 0 or portions[-1] != 1:
+        raise DataError(f"portions are shares of the records that ascend to 1, got {', '.join(map(str, portions))}")
+    # A share that is meant to be whole, such as 0.7 of 10 records, may come out a little less.
+    ends = sorted({math.floor(many * share + 1e-9) for share in portions} - {0})
+    if len(ends) < 2:
+        raise DataError(
+            f"{many} records make {len(ends)} blocks at portions {', '.join(map(str, portions))}: wanted two or more, "
+            "one to begin with and one to predict"
+        )
+    return ends
+
+
+def _bits(bits: Tensor | float, block: range, before: list[Tensor]) -> Tensor:
+    """[probe]: the bits of a block, checked."""
+    found = cpu64(torch.as_tensor(bits))
+    if found.dim() > 1 or (before and found.numel() != before[0].numel()):
+        wanted = f"[{before[0].numel()}] as of the block before" if before else "one number a probe"
+        raise ShapeError(f"the bits of a block are [probe], {wanted}, got {list(found.shape)}")
+    if not ((found >= 0) & found.isfinite()).all():
+        raise DataError(
+            f"the bits of records {block.start} to {block.stop - 1} are {found.tolist()}: wanted finite numbers of 0 "
+            "or more; a probability of 0 for what is true takes infinitely many, so that probes must not be that sure"
+        )
+    return found.flatten()
+
+
+CODING = Training(choose_by="loss")
+"""The paper's settings for tasks of middling size, but what a probe is judged by is what it is for: probabilities."""
+
+
+def code_lengths(
+    train: BatchSource, dev: BatchSource, *, seed: int = 0, settings: Training = CODING,
+    portions: Sequence[float] = PORTIONS, device: torch.device | str = "cpu", progress: str | None = None,
+) -> CodeLength:  # fmt: skip
+    """Measure how long a task's labels are in online code with the probes of all layers (Voita and Titov 2020).
+
+    The records of `train` are shuffled and cut into blocks. The first is sent in uniform code, each other one in the
+    code of probes that were trained anew on all blocks before it; what is sent is all labels of each target, also
+    those that do not count in F1. There is a probe for each layer l, which reads layers 0 to l, as in `probe_layers`:
+    a layer that makes the task easier than those below shortens the code. `online_code` says what the numbers mean.
+
+    Args:
+        train: the records whose labels are sent: what `encode` makes of a task and a model.
+        dev: other records, whose labels the receiver has: they are no part of the code, and decide learning rates, the
+            end of training and the best weights of all probes. So nothing ever sees the block that is sent next.
+        seed: of initial weights and dropout, 0 or more.
+        settings: by default `Training(choose_by="loss")`: the code is made of probabilities, so that the loss on `dev`
+            is what decides. With "f1" a probe that says no yes is the best until another does, which is a valid code,
+            if a long one. Weights are only chosen at validations: `validate_every` should be small where the first
+            blocks are, for a probe soon knows a few records by heart. `order` is also the seed of the shuffle.
+        portions: shares of the records, ascending to 1: where blocks end. Blocks that would be empty are left out.
+        device: where to train.
+        progress: the title of a progress bar over blocks; no bar without it.
+
+    There is one training a block, of which the last is on half of the records: with the portions of the paper all of
+    them take at most ten times what `probe_layers` takes, less where patience ends them.
+
+    Returns the code of each probe; `labels` are the layers, `0`, `1` ... Where documents are long, records of one lie
+    in several blocks: the shuffle takes records, not documents.
+
+    Raises `DataError` as `online_code` and `train_probes` do, and where `dev` is `train`.
+
+        >>> from bertology.edge_probing import EdgeBatch
+        >>> class Toy:  # whether a vector's first number is above 0, which only layer 1 tells
+        ...     layers, hidden, sides, labels, counted, records = 2, 4, 1, ("no", "yes"), ("yes",), 64
+        ...     target_record = torch.arange(64)
+        ...     def __init__(self, seed):
+        ...         self.vectors = torch.randn(64, 2, 4, generator=torch.Generator().manual_seed(seed))
+        ...     def batch(self, records):
+        ...         vectors = self.vectors[torch.as_tensor(records)]
+        ...         yes, rows = vectors[:, 1, 0] > 0, torch.arange(len(vectors))
+        ...         return EdgeBatch(vectors, (rows,), (rows,), torch.stack([~yes, yes], 1).float())
+        >>> settings = Training(lr=0.01, validate_every=10, max_validations=5, width=16, choose_by="loss")
+        >>> found = code_lengths(Toy(0), Toy(1), settings=settings, portions=(0.1, 0.5, 1))
+        >>> found.uniform.tolist(), bool(found.compression[1] > found.compression[0])
+        ([12.0, 52.0, 64.0], True)
+    """
+    if train is dev:
+        raise DataError("dev must be other records than train, whose labels the probes must not know beforehand")
+    shuffled = _Some(train, torch.randperm(train.records, generator=generator(settings.order, CODE)))
+    check_sources(shuffled, dev)
+    targets = torch.bincount(shuffled.target_record, minlength=shuffled.records)
+    with torch.inference_mode(False):
+        probes = cumulative_probes(train, (seed,), settings).to(device)
+
+        def fit(records: range) -> Predict:
+            trained = train_probes(shuffled.first(len(records)), dev, probes, settings).probes
+
+            def bits(block: range) -> Tensor:
+                found = logits_of(trained, shuffled, block, settings.batch_size)
+                return torch.stack([bits_of(logits, batch.gold) for _, batch, logits in found]).sum(0)
+
+            return bits
+
+        return online_code(
+            fit, uniform=targets * len(train.labels), portions=portions, names=[str(n) for n in range(train.layers)],
+            progress=progress,
+        )  # fmt: skip
+
+
+class _Some:
+    """Some records of a source, in an order of their own: a `BatchSource`."""
+
+    def __init__(self, source: BatchSource, which: Tensor) -> None:
+        self._source, self._which = source, which
+        self.layers, self.hidden, self.sides = source.layers, source.hidden, source.sides
+        self.labels, self.counted, self.records = source.labels, source.counted, len(which)
+        targets = torch.bincount(source.target_record.cpu(), minlength=source.records)
+        self.target_record = torch.arange(len(which)).repeat_interleave(targets[which])
+
+    def first(self, many: int) -> _Some:
+        """The first of them."""
+        return _Some(self._source, self._which[:many])
+
+    def batch(self, records: Tensor | range) -> EdgeBatch:
+        """All targets of these records, by their new numbers, in the order given."""
+        return self._source.batch(self._which[torch.as_tensor(records, dtype=torch.int64)])

@@ -1,0 +1,1 @@
+"""Edge-probing tasks from files of many formats."""

@@ -1,0 +1,211 @@
+"""Reader and writer of edge-probing tasks in JSON lines."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..corpora.treebank import Skip
+from ..errors import DataError
+from .tasks import Counted, EdgeTask, Record, Target, check_inside
+
+T = TypeVar("T")
+_OF_TARGET, _OF_RECORD = ("span1", "span2", "label"), ("text", "tokens", "targets", "name")
+_HALF = re.compile("[\ud800-\udfff]")
+"""What JSON writes `\\ud83d` without its other half: no tokenizer takes it."""
+
+
+def read_edges(
+    path: str | Path, *, name: str | None = None, labels: str | Path | Sequence[str] | None = None,
+    counted: Counted = None, skip_broken: bool = False,
+) -> EdgeTask:  # fmt: skip
+    """Read a task in the JSONL of Tenney et al. (2019), one text a line.
+
+    A line is an object with `text`, whose words are parted by blanks, and `targets`: each with `span1`, `span2` in
+    tasks over pairs, both as the first word and the word behind the last, and `label`, a string or a list. Words may
+    stand in `tokens`, too, which makes words with blanks possible: joined by blanks they are the text. What else a
+    text or target holds is kept in its `info`. Texts without targets are left out and listed in `skipped`, as in the
+    paper's program, and blank lines are passed over.
+
+    Args:
+        path: the file.
+        name: what messages call the task; by default the file's name.
+        labels: all labels in their order, or the file that has one a line (`labels.txt`); by default those that occur,
+            sorted. A dev set needs those of its training set: see `EdgeTask.with_labels`.
+        counted: which labels count for the score: "coref", "srl", "relations", the labels themselves, or all.
+        skip_broken: leave out lines and targets that cannot be used, and list them in `skipped`, in place of an error.
+
+    Raises `DataError`, naming the file, the line and the target, for what is not of this form, such as a line that was
+    cut off, a span beyond the words or an empty label.
+
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile("w") as file:
+        ...     _ = file.write('{"text": "Ann ate", "targets": [{"span1": [1, 2], "span2": [0, 1], "label": "ARG0"}]}')
+        ...     file.flush()
+        ...     read_edges(file.name, name="srl", counted="srl")[0].targets[0]
+        Target(span1=(1, 2), labels=('ARG0',), span2=(0, 1), info='')
+    """
+    path = Path(path)
+    reader = _Reader(path, skip_broken)
+    with open(path, "rb") as file:
+        records = [record for number, line in enumerate(file, 1) if (record := reader.record(line, number))]
+    names = _labels_in(Path(labels)) if isinstance(labels, (str, Path)) else labels
+    task = path.stem if name is None else name
+    try:
+        return EdgeTask.of(task, records, labels=names, counted=counted, skipped=reader.skipped)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def write_edges(task: EdgeTask, path: str | Path, *, labels: str | Path | None = None) -> None:
+    """Write a task in the same form; `labels` names a file for its labels, one a line.
+
+    Both words and text are written, so that other programs can read it. What `read_edges` makes of the two files is
+    the same task. Raises `DataError` for labels that hold a line's end.
+
+        >>> from tempfile import TemporaryDirectory
+        >>> from bertology.edge_probing import Record, Target
+        >>> task = EdgeTask.of("pos", [Record(("Birds", "sing"), (Target((1, 2), ("VERB",)),), "birds")])
+        >>> with TemporaryDirectory() as folder:
+        ...     write_edges(task, f"{folder}/pos.jsonl")
+        ...     read_edges(f"{folder}/pos.jsonl") == task
+        True
+    """
+    ends = [label for label in task.labels if len(label.splitlines()) > 1]
+    if labels is not None and ends:
+        raise DataError(f"labels of one line are wanted, got {ends[0]!r}")
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for record in task:
+            file.write(json.dumps(_written(record), ensure_ascii=False) + "\n")
+    if labels is not None:
+        Path(labels).write_text("".join(f"{label}\n" for label in task.labels), encoding="utf-8", newline="\n")
+
+
+@dataclass
+class _Reader:
+    """Makes records of lines, and lists what could not be used."""
+
+    path: Path
+    skip_broken: bool
+    skipped: list[Skip] = field(default_factory=list)
+    # Few sets of labels occur, each many times: one object for each.
+    sets: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
+
+    def record(self, line: bytes, number: int) -> Record | None:
+        """The record of a line; None for a blank line, and for one that is left out."""
+        place = f"line {number}"
+        found = self._tried(place, _object, line) if line.strip() else None
+        if found is None:
+            return None
+        words: tuple[str, ...] = found["words"]
+        tried = (
+            self._tried(f"{place}, target {k}", self._target, one, len(words)) for k, one in enumerate(found["targets"])
+        )
+        targets = tuple(target for target in tried if target is not None)
+        if found["targets"] and not targets:
+            return None
+        name = found["name"] if found["name"] is not None else f"{self.path.name} {number}"
+        return self._tried(place, Record, words, targets, name, found["info"])
+
+    def _target(self, found: Any, many: int) -> Target:
+        if not isinstance(found, dict) or "span1" not in found or "label" not in found:
+            raise DataError(f"wanted an object with span1, label and, over pairs, span2, got {_short(found)}")
+        label = found["label"]
+        if not isinstance(label, (str, list)) or not all(isinstance(one, str) for one in label):
+            raise DataError(f"label must be a string or a list of strings, got {_short(label)}")
+        labels = (label,) if isinstance(label, str) else tuple(dict.fromkeys(label))
+        spans = [_span(found.get(which)) for which in ("span1", "span2")]
+        info = _info({key: value for key, value in found.items() if key not in _OF_TARGET})
+        target = Target(spans[0], self.sets.setdefault(labels, labels), spans[1], info)
+        check_inside(target, many)
+        return target
+
+    def _tried(self, place: str, make: Callable[..., T], *given: Any) -> T | None:
+        try:
+            return make(*given)
+        except DataError as error:
+            if not self.skip_broken:
+                raise DataError(f"{self.path}, {place}: {error} (skip_broken=True leaves it out)") from error
+            self.skipped.append(Skip(f"{self.path.name}, {place}", str(error)))
+            return None
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """The words, targets, name and info of a line."""
+    try:
+        found = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:  # of JSON and of UTF-8
+        raise DataError(f"not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"wanted an object with text and targets, got {_short(found)}")
+    targets, name = found.get("targets"), found.get("name")
+    if not isinstance(targets, list):
+        raise DataError(f"wanted a list of targets, got {_short(targets)}")
+    if not isinstance(name, str | None):
+        raise DataError(f"name must be a string, got {_short(name)}")
+    info = _info({key: value for key, value in found.items() if key not in _OF_RECORD})
+    return {"words": _words(found), "targets": targets, "name": name, "info": info}
+
+
+def _words(found: Mapping[str, Any]) -> tuple[str, ...]:
+    text, tokens = found.get("text"), found.get("tokens")
+    if tokens is None:
+        if not isinstance(text, str) or not text.split():
+            raise DataError(f"wanted text with words, got {_short(text)}")
+        words = text.split()
+    elif not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) and token for token in tokens):
+        raise DataError(f"tokens must be a list of strings that are not empty, got {_short(tokens)}")
+    elif text is not None and " ".join(tokens) != text:
+        raise DataError(f"text is not its tokens, joined by blanks: {_short(text)} and {_short(tokens)}")
+    else:
+        words = tokens
+    if _HALF.search(" ".join(words)):
+        raise DataError(f"wanted whole characters, got half of one in {_short(words)}")
+    return tuple(words)
+
+
+def _span(found: Any) -> Any:
+    return tuple(found) if isinstance(found, list) else found
+
+
+def _short(found: Any) -> str:
+    shown = repr(found)
+    return shown if len(shown) <= 80 else f"{shown[:80]}..."
+
+
+def _info(rest: dict[str, Any]) -> str:
+    """What else a line holds, as JSON, or as it is where that is a string."""
+    if rest.get("info") in ({}, "", None):
+        rest.pop("info", None)
+    if set(rest) == {"info"} and isinstance(rest["info"], str):
+        return str(rest["info"])
+    return json.dumps(rest, ensure_ascii=False) if rest else ""
+
+
+def _rest(info: str) -> dict[str, Any]:
+    """The keys that `info` was made of."""
+    try:
+        rest = json.loads(info)
+    except ValueError:
+        rest = info
+    return rest if isinstance(rest, dict) else {"info": info} if info else {}
+
+
+def _written(record: Record) -> dict[str, Any]:
+    line = {"text": " ".join(record.words), "tokens": record.words, "name": record.name}
+    return {**_rest(record.info), **line, "targets": [_written_target(target) for target in record.targets]}
+
+
+def _written_target(target: Target) -> dict[str, Any]:
+    spans = {"span1": target.span1} | ({"span2": target.span2} if target.span2 else {})
+    labels = target.labels[0] if len(target.labels) == 1 else target.labels
+    return {**_rest(target.info), **spans, "label": labels}
+
+
+def _labels_in(path: Path) -> tuple[str, ...]:
+    names = path.read_text(encoding="utf-8-sig").split("\n")
+    return tuple(name.rstrip("\r") for name in (names[:-1] if names[-1] == "" else names))

@@ -1,0 +1,243 @@
+"""How well can a task be solved from the layers up to each one?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, ShapeError
+from ..results.result import Result
+from ..results.statistics import ends, redrawn
+from .layer_statistics import LayerStatistics, layer_statistics
+from .probes import Probes
+from .span_batches import BatchSource, EdgeBatch
+
+
+class Counts(NamedTuple):
+    """Decisions of probes about the targets of records: a label is predicted where its probability is 1/2 or more."""
+
+    tp: Tensor
+    """[probe, example] int32: labels that were predicted and are true, of those that count in the score."""
+    fp: Tensor
+    """[probe, example] int32: predicted, but not true."""
+    fn: Tensor
+    """[probe, example] int32: true, but not predicted."""
+    label_tp: Tensor
+    """[probe, label] int64: as `tp`, for each label, also those that do not count."""
+    label_fp: Tensor
+    """[probe, label] int64"""
+    label_fn: Tensor
+    """[probe, label] int64"""
+
+
+def micro_f1(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
+    """F1 from pooled counts, 2 tp / (2 tp + fp + fn), float64. It is 0 where nothing is predicted and nothing true.
+
+    >>> micro_f1(torch.tensor([3, 0]), torch.tensor([1, 0]), torch.tensor([2, 0])).tolist()
+    [0.6666666666666666, 0.0]
+    """
+    doubled = 2 * tp.to(torch.float64)
+    return doubled / (doubled + fp + fn).clamp_min(1)
+
+
+def logits_of(
+    probes: Probes, source: BatchSource, records: Tensor | range, batch_size: int
+) -> Iterator[tuple[Tensor | range, EdgeBatch, Tensor]]:
+    """The logits [probe, target, label] of some records at a time, in their order, without dropout and gradients.
+
+    Raises `DataError` where they are not finite.
+    """
+    training = probes.training
+    probes.eval()
+    try:
+        for start in range(0, len(records), batch_size):
+            some = records[start : start + batch_size]
+            batch = source.batch(some).to(probes.weights.device)
+            with torch.no_grad():
+                logits = probes(batch)
+            if not logits.isfinite().all():
+                raise DataError(
+                    f"probe {int((~logits.isfinite()).flatten(1).any(1).int().argmax())} gives logits that are not "
+                    f"finite for records {int(some[0])} to {int(some[-1])}: look for NaN or overflow in their vectors"
+                )
+            yield some, batch, logits
+    finally:
+        probes.train(training)
+
+
+def count(probes: Probes, source: BatchSource, *, records: int | None = None, batch_size: int = 32) -> Counts:
+    """Count right and wrong decisions of all probes about all records, or about the first of them.
+
+    Raises `DataError` where none of the labels that count is true of any target, for no score means anything there.
+    """
+    return judge(probes, source, records=records, batch_size=batch_size)[0]
+
+
+def judge(
+    probes: Probes, source: BatchSource, *, records: int | None = None, batch_size: int = 32
+) -> tuple[Counts, Tensor]:
+    """As `count`, and the loss [probe] float64: the mean over targets of the bits of all labels, counted or not."""
+    columns = [source.labels.index(label) for label in source.counted]
+    of = source.target_record
+    by_record: list[Tensor] = []
+    by_label = torch.zeros(3, len(probes.seeds), len(source.labels), dtype=torch.int64)
+    bits, targets = torch.zeros(len(probes.seeds), dtype=torch.float64), 0
+    many = source.records if records is None else min(records, source.records)
+    for some, batch, logits in logits_of(probes, source, range(many), batch_size):
+        assert isinstance(some, range)
+        bits, targets = bits + bits_of(logits, batch.gold).cpu(), targets + batch.count
+        said, true = logits >= 0, (batch.gold > 0.5)[None]
+        cells = torch.stack([said & true, said & ~true, ~said & true])
+        by_label += cells.sum(2).cpu()
+        counted = cells[..., columns].sum(3, dtype=torch.int32)
+        per_record = counted.new_zeros(*counted.shape[:2], len(some))
+        by_record.append(per_record.index_add(2, _places(of, some, batch), counted).cpu())
+    if not by_record:
+        raise DataError("there are no records to score probes on")
+    tp, fp, fn = torch.cat(by_record, 2)
+    if not (tp + fn)[0].any():
+        raise DataError(
+            f"none of the labels that count is true of a target of the {tp.shape[1]} records to score on "
+            f"({', '.join(source.counted[:3])}{', ...' if len(columns) > 3 else ''}): F1 means nothing there"
+        )
+    return Counts(tp, fp, fn, *by_label), bits / targets
+
+
+def _places(of: Tensor, some: range, batch: EdgeBatch) -> Tensor:
+    """[target] int64: which of these records each target of their batch is of."""
+    first, last = torch.searchsorted(of, torch.tensor([some.start, some.stop], device=of.device)).tolist()
+    if last - first != batch.count:
+        raise ShapeError(
+            f"target_record gives records {some.start} to {some.stop - 1} {last - first} targets, "
+            f"their batch has {batch.count}"
+        )
+    return (of[first:last] - some.start).to(batch.gold.device)
+
+
+def bits_of(logits: Tensor, gold: Tensor) -> Tensor:
+    """[...], bits: the code of all labels of some targets, of logits [..., target, label] and gold [target, label].
+
+    Each label is a decision of its own: -log₂ σ(logit) where it is true, -log₂ (1 - σ(logit)) where it is not. Raises
+    `ShapeError` for other shapes.
+
+        >>> bits_of(torch.zeros(3, 2, 5), torch.ones(2, 5)).tolist()
+        [10.0, 10.0, 10.0]
+    """
+    if gold.dim() != 2 or logits.shape[-2:] != gold.shape:
+        raise ShapeError(
+            f"logits must be [..., target, label] of gold [target, label] = {list(gold.shape)}, "
+            f"got {list(logits.shape)}"
+        )
+    scores, sign = logits.detach().double(), 1 - 2 * gold.to(logits.device).double()
+    return torch.nn.functional.softplus(scores * sign).sum((-2, -1)) / math.log(2)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerScores(Result):
+    """F1 of cumulative probes: the one at layer l reads layers 0 to l.
+
+    Layer 0 is the lexical one, layer l what comes out of the model's l-th block: that of heads in layer l - 1.
+    """
+
+    _by_layer: ClassVar = ()
+
+    f1: Tensor
+    """[seed, layer], 0 to 1: micro-F1 over all decisions about the labels that count, p >= 1/2 being a yes. 0 where no
+    yes is right, also where there is none at all."""
+    mix: Tensor
+    """[seed, layer]: the mixing weights s of the probe that reads all layers, 1 together."""
+    gamma: Tensor
+    """[seed]: its factor γ."""
+    tp: Tensor
+    """[seed, layer, example] int32: labels that count and were predicted rightly, in each record that was scored."""
+    fp: Tensor
+    """[seed, layer, example] int32: those that were predicted and are not true."""
+    fn: Tensor
+    """[seed, layer, example] int32: those that are true and were not predicted."""
+    label_tp: Tensor
+    """[seed, layer, label]: as `tp`, for each label over all records, also for labels that do not count."""
+    label_fp: Tensor
+    """[seed, layer, label]: as `fp`."""
+    label_fn: Tensor
+    """[seed, layer, label]: as `fn`."""
+    steps: Tensor
+    """[seed, layer]: how many steps each probe was trained for."""
+    best_steps: Tensor
+    """[seed, layer]: after how many of them it was at its best."""
+    validation_f1: Tensor
+    """[seed, layer, validation]: F1 at each validation during training; NaN after a probe stopped."""
+    losses: Tensor
+    """[seed, layer, validation]: the mean training loss before each validation; NaN after a probe stopped."""
+    stopped: tuple[tuple[str, ...], ...]
+    """[seed, layer]: why each probe stopped: its "patience" or its "learning rate" ran out, or all "validations" were
+    made: then it may not have been done."""
+    seeds: tuple[int, ...]
+    """[seed]: of initial weights and dropout."""
+    label_names: tuple[str, ...]
+    """[label]"""
+    counted: tuple[str, ...]
+    """The labels that count in F1."""
+    targets: int
+    """How many targets were scored."""
+    settings: str
+    """The settings of training."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..."""
+
+    def __str__(self) -> str:
+        lines = [f"F1 of {self.targets} targets at layers 0 to {self.labels[-1]}"]
+        for seed, row in zip(self.seeds, self.f1.tolist(), strict=True):
+            lines.append(f"seed {seed}: " + " ".join(f"{100 * f1:.1f}" for f1 in row))
+        why = [one for seed in self.stopped for one in seed]
+        if "validations" in why:
+            lines.append(f"{why.count('validations')} of {len(why)} probes used up all validations: more may help them")
+        if (self.f1 == 0).any():
+            lines.append("where F1 is 0 no yes was right: a probe may have stopped before it said any, validate later")
+        return "\n".join(lines)
+
+    def statistics(self) -> LayerStatistics:
+        """At which layers the task is solved: differential scores, expected layer, centre of gravity."""
+        return layer_statistics(self.f1, self.mix)
+
+    def label_f1(self) -> Tensor:
+        """[seed, layer, label]: F1 of each label alone; NaN for one that is neither true nor predicted anywhere."""
+        cells = self.label_tp, self.label_fp, self.label_fn
+        return micro_f1(*cells).masked_fill(torch.stack(cells).sum(0) == 0, torch.nan)
+
+    def bootstrap(self, resamples: int = 1000, *, seed: int = 0) -> Tensor:
+        """[draw, seed, layer]: F1 over as many records drawn anew; a draw takes the same records for all probes.
+
+        So any number that is computed of F1, such as the expected layer, can be computed of each draw. Records are
+        drawn, not targets, since the targets of one text are alike.
+        """
+        if resamples < 1:
+            raise DataError(f"resamples is how often the bootstrap draws, 1 or more, got {resamples}")
+        cells = torch.stack([self.tp, self.fp, self.fn]).flatten(0, 2).double()
+        pooled = [times @ cells.T for times in redrawn(cells.shape[1], resamples, seed)]
+        tp, fp, fn = torch.cat(pooled).view(resamples, 3, *self.f1.shape).unbind(1)
+        return micro_f1(tp, fp, fn)
+
+    def interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """The lower and the upper ends of F1, [seed, layer] each: the percentile interval of `bootstrap`.
+
+        It says how F1 would move with other records to score on, the trained probes being what they are.
+        """
+        return ends(self.bootstrap(resamples, seed=seed), level)
+
+    def layer_interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """The lower and the upper ends of the expected layer, the mean over seeds: the interval of `bootstrap`.
+
+        Both are NaN where more than one draw in twenty has no expected layer: what is left would look too sure.
+        """
+        draws = self.bootstrap(resamples, seed=seed)
+        layers = layer_statistics(draws.flatten(0, 1)).expected_layers.view(draws.shape[:2]).mean(1)
+        known = layers[~layers.isnan()]
+        if len(known) < 0.95 * len(layers):
+            return math.nan, math.nan
+        low, high = ends(known, level)
+        return low.item(), high.item()

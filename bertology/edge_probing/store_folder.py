@@ -1,0 +1,358 @@
+"""The folder of a store: its files, their layout, and the identity of model, data and settings.
+
+meta.json      model, data, settings and sizes; written once all is known but the vectors
+targets.npz    which rows belong to which target, and the labels
+vectors.bin    [token, layer, hidden], row by row as the pass makes them
+checks.bin     a checksum for each record's rows, written together with them: it says how far the pass has come
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from ..data.batches import config_of
+from ..errors import DataError
+from .tasks import EdgeTask
+
+# Text in which tokenizers differ: case, accents, digits, signs, scripts, blanks.
+_SAMPLE = "Él ate 1,234.5 naïve cafés, isn't HE?  日本語 x_y@z.com — №7"
+# Settings that change no hidden state of a model in eval mode.
+_IDLE = ("drop", "cache", "initializer", "token_id", "gradient_checkpointing")
+
+
+def identity(model: nn.Module, tokenizer: Any, task: EdgeTask, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one encoding from another, as JSON takes it."""
+    return {
+        "model": type(model).__name__,
+        "weights": weights_digest(model),
+        "config": _config(model),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "data": data_digest(task),
+        "labels": list(task.labels),
+        "counted": list(task.counted),
+        **settings,
+    }
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What of an encoding is other than asked for, in words; empty if nothing is."""
+    found = []
+    for name, wanted in here.items():
+        got = there.get(name)
+        if name == "config":
+            # Versions of transformers write down more settings or fewer: those in both are compared.
+            found += [
+                f"the model's {key} ({got[key]!r} there, {value!r} here)"
+                for key, value in wanted.items()
+                if isinstance(got, Mapping) and key in got and got[key] != value
+            ]
+        elif name in ("weights", "data", "tokenizer", "labels", "counted"):
+            said = {"counted": "labels that count", "weights": "model's weights"}.get(name, name)
+            found += [f"the {said}"] if got != wanted else []
+        elif got != wanted:
+            found.append(f"{name} ({got!r} there, {wanted!r} here)")
+    return found
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A digest of all weights: names, shapes, types and every byte, wherever they are. Modes and hooks don't count."""
+    kept = set(model.state_dict())
+    digest = hashlib.sha256()
+    for name, x in [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]:
+        digest.update(f"{name} {list(x.shape)} {x.dtype}\n".encode())
+        if not x.is_meta:  # weights that are not loaded yet have no bytes
+            digest.update(_bytes(x))
+    return digest.hexdigest()
+
+
+def data_digest(task: EdgeTask) -> str:
+    """A digest of all words, spans and labels of a task, in their order. Names and further information don't count."""
+    digest = hashlib.sha256()
+    for record in task.records:
+        targets = [(target.span1, target.span2, target.labels) for target in record.targets]
+        digest.update(repr((record.words, targets)).encode())
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """A digest of a tokenizer's vocabulary, and of what it makes of a text in which tokenizers differ."""
+    made: list[Any] = []
+    with suppress(Exception):  # of what is no tokenizer, or has no token for such text, only `align` complains
+        made.append(sorted(tokenizer.get_vocab().items()))
+        made.append(sorted((name, list(x)) for name, x in dict(tokenizer(_SAMPLE, verbose=False)).items()))
+    return hashlib.sha256(repr(made).encode()).hexdigest()
+
+
+def _bytes(x: Tensor) -> Any:
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    """The settings that an architecture has of its own, such as its activation or its number of heads."""
+    config = config_of(model)
+    if not isinstance(config, PretrainedConfig):
+        return {}
+    return dict(_own(config.to_dict(), set(PretrainedConfig().to_dict()) | {"model_type"}))
+
+
+def _own(settings: Mapping[str, Any], common: Collection[str], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by name, those inside others by both names: `rope_parameters.rope_theta`."""
+    for name, value in settings.items():
+        if name in common or any(part in str(name) for part in _IDLE):
+            continue
+        if isinstance(value, Mapping):
+            yield from _own(value, common, f"{above}{name}.")
+        elif isinstance(value, (list, tuple)):
+            yield f"{above}{name}", [str(one) for one in value]
+        elif isinstance(value, (bool, int, float, str)):
+            yield f"{above}{name}", value
+
+
+Numbers = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The targets of a store, record by record in the task's order; the vectors may lie in another order.
+
+    About 40 bytes a target, whatever the model's size.
+    """
+
+    source: Numbers
+    """[record]: its number in the task, which may have others without targets that are kept."""
+    place: Numbers
+    """[record]: its place among the records in the file of vectors."""
+    tokens: Numbers
+    """[record]: how many rows of vectors it has."""
+    first_target: Numbers
+    """[record + 1]: where its targets begin, and end."""
+    spans: Numbers
+    """[target, span, 2]: the first row of each span and the row behind its last one, from the record's first row on."""
+    number: Numbers
+    """[target]: its number among the targets of its record in the task."""
+    first_label: Numbers
+    """[target + 1]: where its labels begin, and end."""
+    labels: Numbers
+    """The labels of all targets, by number, one target's behind the other's."""
+
+    @cached_property
+    def first_row(self) -> Numbers:
+        """[record]: its first row in the file of vectors."""
+        return self.row_at[self.place]
+
+    @cached_property
+    def row_at(self) -> Numbers:
+        """[record + 1]: at which row the records begin, in the order of the file; the last is where the file ends."""
+        counts = np.zeros(len(self.place), dtype=np.int64)
+        counts[self.place] = self.tokens
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    @property
+    def rows(self) -> int:
+        """How many rows of vectors there are."""
+        return int(self.row_at[-1])
+
+    @property
+    def target_record(self) -> Numbers:
+        """[target]: which record it is of."""
+        return np.repeat(np.arange(len(self.source)), np.diff(self.first_target))
+
+    def to_bytes(self) -> bytes:
+        """All of it, as NumPy writes it."""
+        file = io.BytesIO()
+        np.savez(file, **{f.name: getattr(self, f.name) for f in fields(self)})
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Layout:
+        """What `to_bytes` wrote. Raises `DataError` for anything else."""
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                return cls(**{f.name: arrays[f.name] for f in fields(cls)})
+        except Exception as error:  # whatever zipfile and NumPy raise
+            raise DataError(f"it holds no arrays of targets ({error})") from error
+
+
+def ranges(starts: Numbers, ends: Numbers) -> Numbers:
+    """All numbers from each start to its end, one range behind the other.
+
+    >>> ranges(np.array([5, 1]), np.array([7, 4])).tolist()
+    [5, 6, 1, 2, 3]
+    """
+    lengths = ends - starts
+    before = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - before, lengths)
+
+
+FORMAT = 1
+META, TARGETS, VECTORS, CHECKS = "meta.json", "targets.npz", "vectors.bin", "checks.bin"
+_NAMES = {META, TARGETS, VECTORS, CHECKS, f"{META}.part", f"{TARGETS}.part"}
+
+
+class Folder:
+    """The files of a store. Nothing is ever deleted: what cannot be used is named in a `DataError`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def is_begun(self) -> bool:
+        """Whether a pass was begun here. Raises `DataError` where none can be."""
+        if (self.path / META).exists():
+            return True
+        if self.path.is_dir():
+            others = sorted({file.name for file in self.path.iterdir()} - _NAMES)
+            if others:
+                raise DataError(f"{self.path} holds other files ({others[0]}): name an empty folder, or a new one")
+        elif self.path.exists() or not self.path.absolute().parent.is_dir():
+            raise DataError(f"wanted a folder, or the name of a new one in a folder that exists; got {self.path}")
+        return False
+
+    def begin(self, about: dict[str, Any], layout: Layout) -> None:
+        """Write all but the vectors. Raises `DataError` where the disk has no room for those."""
+        self.path.mkdir(exist_ok=True)
+        self._check_room(layout.rows * row_bytes(about))
+        targets = layout.to_bytes()
+        self._write(TARGETS, targets)
+        (self.path / VECTORS).write_bytes(b"")
+        (self.path / CHECKS).write_bytes(b"")
+        about = {"format": FORMAT, **about, "targets_check": zlib.crc32(targets)}
+        self._write(META, json.dumps({"about": about, "check": _check(about)}, ensure_ascii=False).encode())
+
+    def about(self) -> dict[str, Any]:
+        """What the folder says of itself. Raises `DataError` where it is damaged or of another version."""
+        try:
+            found = json.loads((self.path / META).read_bytes())
+            about, check = found["about"], found["check"]
+        except FileNotFoundError as error:
+            raise DataError(f"{self.path} holds no encoded task: wanted a folder that encode() made") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.damaged(f"{META} cannot be read ({error})") from error
+        if check != _check(about):
+            raise self.damaged(f"{META} was changed")
+        if about.get("format") != FORMAT:
+            raise DataError(
+                f"{self.path} is of format {about.get('format')}, this version reads {FORMAT}: encode the task anew, "
+                "in another folder"
+            )
+        return dict(about)
+
+    def layout(self, about: dict[str, Any]) -> Layout:
+        """Where the targets' vectors are. Raises `DataError` where the file is missing or damaged."""
+        content = self._read(TARGETS)
+        if zlib.crc32(content) != about["targets_check"]:
+            raise self.damaged(f"{TARGETS} was changed or cut off")
+        return Layout.from_bytes(content)
+
+    def done(self, about: dict[str, Any], layout: Layout) -> int:
+        """How many records have their vectors. Raises `DataError` where there are fewer vectors, or more, than that."""
+        done = len(self._read(CHECKS)) // 4
+        if done > len(layout.place):
+            raise self.damaged(f"{CHECKS} has {done} records, the task {len(layout.place)}")
+        have, want = self._size(VECTORS), int(layout.row_at[done]) * row_bytes(about)
+        if have < want or (done == len(layout.place) and have > want):
+            raise self.damaged(f"{VECTORS} has {have} bytes, wanted {want}")
+        return done
+
+    def checks(self) -> Numbers:
+        """[record]: the checksums, in the order of the vectors."""
+        return np.frombuffer(self._read(CHECKS), dtype="<u4")
+
+    def vectors(self, about: dict[str, Any], rows: int) -> Numbers:
+        """[token, layer, hidden]: the vectors, mapped into memory and read only.
+
+        Mapped anew by each reader: pages that were read count as the process's memory as long as a map lives.
+        """
+        shape = (rows, about["layers"], about["hidden"])
+        try:
+            return np.memmap(self.path / VECTORS, dtype=dtype_of(about), mode="r", shape=shape)
+        except (OSError, ValueError) as error:
+            raise self.damaged(f"{VECTORS} cannot be read ({error})") from error
+
+    def damaged(self, what: str) -> DataError:
+        """An error that says what is wrong, and what to do."""
+        return DataError(f"{self.path} is damaged: {what}. Remove the folder and encode the task again")
+
+    def _check_room(self, wanted: int) -> None:
+        free = shutil.disk_usage(self.path).free
+        if wanted > free:
+            raise DataError(f"the vectors take {wanted / 1e9:.1f} GB, {self.path} has room for {free / 1e9:.1f} GB")
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Write a file, all or nothing."""
+        part = self.path / f"{name}.part"
+        part.write_bytes(content)
+        os.replace(part, self.path / name)
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise self.damaged(f"{name} cannot be read ({error})") from error
+
+    def _size(self, name: str) -> int:
+        with suppress(OSError):
+            return (self.path / name).stat().st_size
+        raise self.damaged(f"{name} is not there")
+
+
+class Appending:
+    """The vectors and checksums of a folder, open at their ends, behind `done` records and their rows."""
+
+    def __init__(self, folder: Folder, done: int, size: int) -> None:
+        self._files = [open(folder.path / name, "r+b") for name in (VECTORS, CHECKS)]  # noqa: SIM115
+        # A pass that was cut off may have left vectors without their checksums.
+        for file, end in zip(self._files, (size, 4 * done), strict=True):
+            file.truncate(end)
+            file.seek(end)
+
+    def __enter__(self) -> Appending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def add(self, vectors: Numbers, tokens: Sequence[int]) -> None:
+        """Add the vectors of some records, `[token, layer, hidden]`, of which each has so many tokens."""
+        parts = np.split(vectors, np.cumsum(tokens)[:-1])
+        content, checks = (vectors.tobytes(), np.array([check_of(part) for part in parts], dtype="<u4").tobytes())
+        # In this order: a record whose checksum is there has its vectors.
+        for file, data in zip(self._files, (content, checks), strict=True):
+            file.write(data)
+            file.flush()
+
+
+def check_of(vectors: Numbers) -> int:
+    """The checksum of a record's vectors."""
+    return zlib.crc32(np.ascontiguousarray(vectors).data)
+
+
+def dtype_of(about: dict[str, Any]) -> np.dtype[Any]:
+    """The type of the numbers in the file of vectors."""
+    return np.dtype({"float16": "<f2", "float32": "<f4"}[about["dtype"]])
+
+
+def row_bytes(about: dict[str, Any]) -> int:
+    """How many bytes a token's vectors take."""
+    return int(about["layers"]) * int(about["hidden"]) * dtype_of(about).itemsize
+
+
+def _check(about: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())

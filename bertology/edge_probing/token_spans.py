@@ -1,0 +1,163 @@
+"""The tokens of a span of words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..corpora.words import AlignedBatches
+from .store_folder import Layout, Numbers
+from .tasks import EdgeTask, Span, Target
+
+NO_TOKEN = "a word has no token"
+NOT_TOGETHER = "a span's tokens are not consecutive"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A record's words as `align` takes them, and its number in the task."""
+
+    number: int
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its number: names of records need not differ."""
+        return str(self.number)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the vectors of a task's targets will lie, and what could not be projected."""
+
+    layout: Layout
+    places: Numbers
+    """[token]: for each row of vectors, the place of its token in the record's tokens."""
+    ids: Numbers
+    """The token ids that occur in them, each once, rising."""
+    rank: dict[int, int]
+    """{the record's number in the task: its place in the file of vectors}, of the records that have targets left."""
+    lost: dict[str, int]
+    """{reason: how many targets were lost for it}."""
+
+
+def texts_of(task: EdgeTask) -> list[Text]:
+    """The texts of a task that have targets."""
+    return [Text(number, record.words) for number, record in enumerate(task.records) if record.targets]
+
+
+def token_span(word_of: Sequence[int], words: Span) -> tuple[Span | None, str]:
+    """The tokens of a span of words, the first and the one behind the last; or none, and why not.
+
+    All tokens of all its words are meant, and they must follow one another with no special token among them. (The
+    program of Tenney et al. (2019) takes the tokens from those of the first word to those of the last, too.)
+
+        >>> token_span((-1, 0, 1, 1, 2, -1), (1, 3))
+        ((2, 5), '')
+    """
+    return _in_edges(_edges(word_of), word_of, words)
+
+
+def plan(task: EdgeTask, batches: AlignedBatches) -> Plan:
+    """Project all targets of a task to tokens; what cannot be projected is counted by reason.
+
+    `batches` are those that `align` made of `texts_of(task)`. The vectors lie in their order: record by record as the
+    model is run on them, and of each record only the tokens in spans.
+    """
+    many = [len(record.targets) for record in task.records]
+    first = np.concatenate([[0], np.cumsum(many, dtype=np.int64)])
+    spans = np.full((int(first[-1]), task.sides, 2), -1, dtype=np.int32)
+    lost: Counter[str] = Counter()
+    for skip in batches.skipped:
+        lost[skip.reason] += many[int(skip.name)]
+    order: list[int] = []
+    places: list[Numbers] = []
+    ids: set[int] = set()
+    for batch in batches:
+        for one, tokens in zip(batch["annotations"], batch["input_ids"].numpy(), strict=True):
+            number = one.source.number
+            here = spans[first[number] : first[number + 1]]
+            found = _project(one.word_of, task.records[number].targets, here, lost)
+            if len(found):
+                order.append(number)
+                places.append(found)
+                ids.update(tokens[found].tolist())
+    counts = np.zeros(len(task.records), dtype=np.int64)
+    counts[order] = [len(found) for found in places]
+    layout = _layout(task, spans, first, np.array(order, dtype=np.int64), counts)
+    joined = np.concatenate(places) if places else np.zeros(0, dtype=np.int32)
+    rank = {number: place for place, number in enumerate(order)}
+    return Plan(layout, joined, np.array(sorted(ids), dtype=np.int64), rank, dict(lost))
+
+
+def _project(word_of: Sequence[int], targets: Sequence[Target], spans: Numbers, lost: Counter[str]) -> Numbers:
+    """Write the spans of one record's targets, counted in those of its tokens that are kept; return which those are."""
+    edges = _edges(word_of)
+    for row, target in zip(spans, targets, strict=True):
+        sides = [target.span1] if target.span2 is None else [target.span1, target.span2]
+        found = [_in_edges(edges, word_of, words) for words in sides]
+        reason = next((reason for _, reason in found if reason), "")
+        if reason:
+            lost[reason] += 1
+        else:
+            row[:] = [tokens for tokens, _ in found]
+    kept = spans[spans[:, 0, 0] >= 0]
+    needed = np.zeros(len(word_of), dtype=bool)
+    for start, end in kept.reshape(-1, 2):
+        needed[start:end] = True
+    # All tokens between a span's ends are kept, so its length stays what it was.
+    before = np.concatenate([[0], np.cumsum(needed)])
+    spans[spans[:, 0, 0] >= 0] = before[kept]
+    return np.flatnonzero(needed).astype(np.int32)
+
+
+def _edges(word_of: Sequence[int]) -> dict[int, Span]:
+    """{word: its first token, and the one behind its last}."""
+    edges: dict[int, Span] = {}
+    for token, word in enumerate(word_of):
+        edges[word] = (edges.get(word, (token, 0))[0], token + 1)
+    return edges
+
+
+def _in_edges(edges: dict[int, Span], word_of: Sequence[int], words: Span) -> tuple[Span | None, str]:
+    if not all(word in edges for word in range(*words)):
+        return None, NO_TOKEN
+    start = min(edges[word][0] for word in range(*words))
+    end = max(edges[word][1] for word in range(*words))
+    if not all(words[0] <= word < words[1] for word in word_of[start:end]):
+        return None, NOT_TOGETHER
+    return (start, end), ""
+
+
+def _layout(task: EdgeTask, spans: Numbers, first: Numbers, order: Numbers, counts: Numbers) -> Layout:
+    """The layout of the targets that are kept, in the task's order."""
+    kept = spans[:, 0, 0] >= 0
+    record_of = np.repeat(np.arange(len(task.records)), np.diff(first))
+    records = np.flatnonzero(counts)
+    place = np.zeros(len(task.records), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    has = np.bincount(record_of[kept], minlength=len(task.records))[records]
+    number = np.arange(len(kept)) - first[record_of]
+    ids, many = _labels(task)
+    return Layout(
+        source=records,
+        place=place[records],
+        tokens=counts[records].astype(np.int32),
+        first_target=np.concatenate([[0], np.cumsum(has)]),
+        spans=spans[kept],
+        number=number[kept].astype(np.int32),
+        first_label=np.concatenate([[0], np.cumsum(many[kept])]),
+        labels=ids[np.repeat(kept, many)],
+    )
+
+
+def _labels(task: EdgeTask) -> tuple[Numbers, Numbers]:
+    """The numbers of all targets' labels one behind the other, and how many each target has."""
+    number = {label: place for place, label in enumerate(task.labels)}
+    targets = [target for record in task.records for target in record.targets]
+    ids: Any = (number[label] for target in targets for label in target.labels)
+    return np.fromiter(ids, dtype=np.int32), np.array([len(target.labels) for target in targets], dtype=np.int64)

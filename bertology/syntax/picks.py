@@ -1,0 +1,81 @@
+"""The word that each head picks for a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..anatomy.sites import Anatomy, Site
+from ..corpora.treebank import Sentence
+from ..corpora.words import Aligned, Rows, word_attention
+from ..data.batches import ANNOTATIONS, Batch, check_fits, reads_text
+from ..errors import DataError
+from ..tap import tap
+
+DIRECTIONS = ("from dependent", "from head")
+"""Whether a word picks its head by the attention that it pays, or by the attention that it gets."""
+
+
+def aligned_in(batch: Batch) -> list[Aligned]:
+    """The batch's annotations, or a `DataError` that says where to get them."""
+    found = batch.get(ANNOTATIONS)
+    if not found or not all(isinstance(one, Aligned) for one in found):
+        raise DataError(
+            "these batches do not say which word each token is part of: make them with bertology.syntax.align"
+        )
+    return list(found)
+
+
+def sentences_in(batch: Batch) -> list[Sentence]:
+    """The batch's sentences with their trees, or a `DataError` where they are none."""
+    found = [one.source for one in aligned_in(batch)]
+    for source in found:
+        if not isinstance(source, Sentence):
+            raise DataError(f"wanted sentences with trees, got {type(source).__name__}: read a treebank")
+    return found
+
+
+@contextmanager
+def word_maps(
+    anatomy: Anatomy, batch: Batch, read: Callable[[Site, list[Tensor]], None], *, rows: Rows = "mean"
+) -> Iterator[list[Aligned]]:
+    """Give `read` each layer's attention between words: [head, word, word] for each example, special tokens left out.
+
+    Layers that do not attend from the text's tokens to themselves (decoders behind an encoder) are passed over.
+    """
+    aligned = aligned_in(batch)
+    tokens = len(aligned[0].word_of)
+    check_fits(anatomy.model, tokens)
+
+    def look(site: Site, x: Tensor, _: slice) -> None:
+        if not reads_text(anatomy.model, site.stack) or x.shape[2:] != (tokens, tokens):
+            return
+        maps = word_attention(x.detach(), aligned, rows=rows)
+        places = [torch.tensor(one.word_groups, device=x.device) for one in aligned]
+        read(site, [m[:, p][:, :, p] for m, p in zip(maps, places, strict=True)])
+
+    with tap(anatomy, "attention", read=look, whole=True):
+        yield aligned
+
+
+def picks(maps: Sequence[Tensor]) -> Tensor:
+    """[direction, batch, head, word]: the word that each word picks in maps `[head, word, word]`; -1 for none.
+
+    Nobody picks itself, or a word without any attention (behind the word itself in a decoder).
+    """
+    most = max(m.shape[-1] for m in maps)
+    whole = maps[0].new_zeros(len(maps), maps[0].shape[0], most, most)
+    for example, m in enumerate(maps):
+        whole[example, :, : m.shape[1], : m.shape[2]] = m
+    whole.diagonal(dim1=2, dim2=3).zero_()
+    found = [whole.max(3), whole.max(2)]
+    return torch.stack([best.indices.masked_fill(best.values <= 0, -1) for best in found])
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """[batch, word]: rows of numbers, filled up with `value`."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)

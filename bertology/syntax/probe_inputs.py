@@ -1,0 +1,309 @@
+"""The inputs of the syntax probes: attention maps between words, and word vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..anatomy.dissect import dissect
+from ..anatomy.sites import Anatomy, Site
+from ..corpora.treebank import Sentence
+from ..corpora.words import Aligned, AlignedBatches, Rows, word_attention
+from ..data.batches import Batch, check_fits, device_of, on_device, some_examples, without_labels
+from ..errors import DataError, ShapeError
+from ..tap import tap, undisturbed
+from .picks import aligned_in, sentences_in
+
+
+class WordVectors(Protocol):
+    """Whatever gives words vectors: `StaticVectors`, `EmbeddingVectors`."""
+
+    @property
+    def dim(self) -> int:
+        """How long a vector is."""
+
+    def of(self, batch: Batch) -> list[Tensor]:
+        """[word, dim] for each example of a batch that `align` made; 0 for words without a vector."""
+
+
+class StaticVectors:
+    """One vector a word, wherever it stands: GloVe, word2vec. Words that are not known have the vector 0.
+
+    Args:
+        words: the words that have vectors; of one that comes twice, the first counts.
+        table: [word, dim]: their vectors.
+        lower: whether words are looked up, and kept, in lower case (Clark et al. 2019, §5, do).
+
+    Raises `ShapeError` for a table that is no such table of numbers.
+
+        >>> import torch
+        >>> vectors = StaticVectors(["birds", "sing"], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        >>> vectors.look_up(["Birds", "warble"])
+        tensor([[1., 2.],
+                [0., 0.]])
+    """
+
+    def __init__(self, words: Sequence[str], table: Tensor, *, lower: bool = True) -> None:
+        if table.dim() != 2 or len(table) != len(words) or table.shape[1] == 0:
+            raise ShapeError(
+                f"the vectors of {len(words)} words must be [word, dim] = [{len(words)}, any], got {list(table.shape)}"
+            )
+        if not table.isfinite().all():
+            raise ShapeError("word vectors must be finite, got NaN or infinity")
+        self._lower = lower
+        self._rows: dict[str, int] = {}
+        for row, word in enumerate(words, 1):
+            self._rows.setdefault(self._key(word), row)
+        # Row 0 is that of unknown words, as in the paper's code.
+        self._table = torch.cat([table.new_zeros(1, table.shape[1]), table.detach()]).float()
+
+    @property
+    def dim(self) -> int:
+        """How long a vector is."""
+        return self._table.shape[1]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, word: str) -> bool:
+        return self._key(word) in self._rows
+
+    def look_up(self, words: Sequence[str]) -> Tensor:
+        """[word, dim]: the vectors of some words."""
+        return self._table[[self._rows.get(self._key(word), 0) for word in words]]
+
+    def of(self, batch: Batch) -> list[Tensor]:
+        """[word, dim] for each example of a batch that `align` made."""
+        return [self.look_up(one.source.words) for one in aligned_in(batch)]
+
+    def _key(self, word: str) -> str:
+        return word.lower() if self._lower else word
+
+
+class EmbeddingVectors:
+    """A model's own input embeddings as word vectors: the mean over a word's tokens. `embedding_vectors` makes them."""
+
+    def __init__(self, table: Tensor) -> None:
+        self._table = table
+
+    @property
+    def dim(self) -> int:
+        """How long a vector is."""
+        return self._table.shape[1]
+
+    def of(self, batch: Batch) -> list[Tensor]:
+        """[word, dim] for each example of a batch that `align` made."""
+        return [
+            self._mean(ids, torch.tensor(one.word_of, device=ids.device))
+            for ids, one in zip(batch["input_ids"].to(self._table.device), aligned_in(batch), strict=True)
+        ]
+
+    def _mean(self, ids: Tensor, word_of: Tensor) -> Tensor:
+        inside = word_of >= 0
+        words, tokens = word_of[inside], self._table[ids[inside]]
+        sums = tokens.new_zeros(int(words.max()) + 1, self.dim).index_add_(0, words, tokens)
+        return sums / words.bincount()[:, None]
+
+
+def embedding_vectors(model: nn.Module) -> EmbeddingVectors:
+    """Take a model's input embeddings as word vectors: where no others are at hand, and the control is to be fair.
+
+    Raises `DataError` for a model that has no table of token embeddings.
+
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> embedding_vectors(model).dim
+        32
+    """
+    table = None
+    with suppress(AttributeError, NotImplementedError):
+        table = model.get_input_embeddings().weight  # type: ignore[operator]
+    if not isinstance(table, Tensor) or table.dim() != 2:
+        raise DataError(
+            f"{type(model).__name__} has no table of token embeddings: pass StaticVectors, such as read_vectors reads"
+        )
+    return EmbeddingVectors(table.detach().float())
+
+
+def read_vectors(path: str | Path, *, words: Collection[str] | None = None, lower: bool = True) -> StaticVectors:
+    """Read word vectors in the text format of GloVe and word2vec: a word and its numbers a line.
+
+    Args:
+        path: a file in UTF-8, with word2vec's first line (how many words, how many numbers each) or without.
+        words: keep only these, to save memory; by default all.
+        lower: whether words are kept and looked up in lower case.
+
+    Raises `DataError` for a line that has another number of numbers than the first, and for a file that ends before
+    it has as many words as its first line says.
+
+        >>> from tempfile import NamedTemporaryFile
+        >>> with NamedTemporaryFile("w") as file:
+        ...     _ = file.write("birds 1.0 2.0\\nsing 3.0 4.0\\n")
+        ...     file.flush()
+        ...     read_vectors(file.name).dim
+        2
+    """
+    wanted = None if words is None else {word.lower() if lower else word for word in words}
+    kept: list[str] = []
+    rows: list[Tensor] = []
+    for where, word, numbers in _lines(path):
+        if wanted is None or (word.lower() if lower else word) in wanted:
+            kept.append(word)
+            rows.append(_numbers(numbers, where))
+    if not rows:
+        raise DataError(f"{path} has vectors for none of {'its' if wanted is None else len(wanted)} words")
+    return StaticVectors(kept, torch.stack(rows), lower=lower)
+
+
+def _lines(path: str | Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Of each line what messages call it, its word and its numbers."""
+    said, dim, seen = None, 0, 0
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            where = f"line {number} of {path}"
+            # Blanks alone part fields: words may hold any other kind of space.
+            fields = line.rstrip("\r\n ").split(" ")
+            if number == 1 and len(fields) == 2 and all(field.isdecimal() for field in fields):
+                said, dim = int(fields[0]), int(fields[1])
+            elif fields != [""]:
+                dim = dim or len(fields) - 1
+                yield where, _word(fields, dim, where), fields[-dim:]
+                seen += 1
+    if said is not None and seen != said:
+        raise DataError(f"{path} says that it has {said} words, and has {seen}: it is cut off, or no such file")
+
+
+def _word(fields: list[str], dim: int, where: str) -> str:
+    """What stands before the numbers: a word, which may hold blanks itself."""
+    word = fields[: len(fields) - dim]
+    if not dim or not word or (len(word) > 1 and _is_number(word[-1])):
+        raise DataError(
+            f"{where} must be a word and {dim or 'some'} numbers, got {len(fields)} fields: {fields[0]!r} ..."
+        )
+    return " ".join(word)
+
+
+def _numbers(fields: list[str], where: str) -> Tensor:
+    try:
+        return torch.tensor([float(field) for field in fields])
+    except ValueError as error:
+        raise DataError(f"{where} must be a word and {len(fields)} numbers: {error}") from error
+
+
+def _is_number(text: str) -> bool:
+    with suppress(ValueError):
+        float(text)
+        return True
+    return False
+
+
+class Seen(NamedTuple):
+    """What there is of one sentence."""
+
+    sentence: Sentence
+    maps: Tensor | None
+    """[map, word and ends, word and ends], float32: attention, query before key, between the words and, as first and
+    last, the special tokens before and behind the text; 0 where the text has none."""
+    vectors: Tensor | None
+    """[word, dim], float32."""
+
+
+See = Callable[[Batch], list[Seen]]
+
+
+def trees_in(batches: AlignedBatches, what: str) -> list[Sentence]:
+    """All sentences of some batches, or a `DataError` where there is none, or one that is not parsed."""
+    if not isinstance(batches, AlignedBatches):
+        raise DataError(f"{what} must be what bertology.syntax.align makes of a treebank, got {type(batches).__name__}")
+    found = [sentence for batch in batches for sentence in sentences_in(batch)]
+    if not found:
+        raise DataError(f"{what} has no sentences")
+    return found
+
+
+class MapReader:
+    """Runs a model on batches, and reads the attention between words and the ends of the text.
+
+    `places` says which `(row, head)` each map is of. Only layers that attend from the text's own tokens to themselves
+    count: not cross attention, and where there is an encoder beside a decoder, the encoder alone.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, rows: Rows) -> None:
+        self._anatomy, self._rows = dissect(model), rows
+        self._sites = _text_sites(self._anatomy)
+        self._sites = list(self._read(some_examples(batch, slice(0, 1))))
+        self.places = [(site.row, head) for site in self._sites for head in site.kept]
+        if not self.places:
+            raise DataError("no layer attends from the text's tokens to themselves: there is nothing to probe")
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Where the heads are."""
+        return self._anatomy
+
+    def __call__(self, batch: Batch) -> list[Tensor]:
+        """[map, word and ends, word and ends] for each example. The model is run without gradients, as it was found."""
+        found = self._read(batch)
+        return [torch.cat(maps) for maps in zip(*(found[site] for site in self._sites), strict=True)]
+
+    def _read(self, batch: Batch) -> dict[Site, list[Tensor]]:
+        model = self._anatomy.model
+        batch = on_device(batch, device_of(model))
+        aligned = aligned_in(batch)
+        tokens = len(aligned[0].word_of)
+        check_fits(model, tokens)
+        found: dict[Site, list[Tensor]] = {}
+
+        def look(site: Site, x: Tensor, _: slice) -> None:
+            if site in self._sites and x.shape[2:] == (tokens, tokens):
+                maps = word_attention(x.detach(), aligned, rows=self._rows)
+                found[site] = [_with_ends(m.float(), one) for m, one in zip(maps, aligned, strict=True)]
+
+        with undisturbed(model), torch.no_grad(), tap(self._anatomy, "attention", read=look, whole=True):
+            model(**without_labels(model, batch))
+        return {site: found[site] for site in self._sites if site in found}
+
+
+def sight(read: Callable[[Batch], list[Tensor]] | None, vectors: WordVectors | None, device: torch.device) -> See:
+    """What makes of a batch all that a probe sees."""
+
+    def see(batch: Batch) -> list[Seen]:
+        sentences = sentences_in(batch)
+        nothing: list[Any] = [None] * len(sentences)
+        maps = nothing if read is None else read(batch)
+        found = nothing if vectors is None else _checked(vectors, batch, sentences, device)
+        return [Seen(*one) for one in zip(sentences, maps, found, strict=True)]
+
+    return see
+
+
+def _text_sites(anatomy: Anatomy) -> list[Site]:
+    """The layers of self attention; of an encoder-decoder, those of the encoder."""
+    own = [site for site in anatomy.sites if "cross" not in site.stack]
+    stacks = {site.stack for site in own}
+    return [site for site in own if len(stacks) == 1 or "encoder" not in stacks or site.stack == "encoder"]
+
+
+def _with_ends(groups: Tensor, one: Aligned) -> Tensor:
+    """[head, word and ends, word and ends] of a map between all groups; 0 for an end that is not there."""
+    nothing = groups.shape[-1]
+    places = [one.ends[0], *one.word_groups, one.ends[1]]
+    order = torch.tensor([nothing if place is None else place for place in places], device=groups.device)
+    return F.pad(groups, (0, 1, 0, 1))[:, order][:, :, order]
+
+
+def _checked(vectors: WordVectors, batch: Batch, sentences: list[Sentence], device: torch.device) -> list[Tensor]:
+    found = [x.detach().to(device, torch.float32).clone() for x in vectors.of(batch)]
+    for x, sentence in zip(found, sentences, strict=True):
+        wanted = [len(sentence.words), vectors.dim]
+        if list(x.shape) != wanted:
+            raise ShapeError(
+                f"the vectors of sentence {sentence.name!r} must be [word, dim] = {wanted}, got {list(x.shape)}"
+            )
+    return found

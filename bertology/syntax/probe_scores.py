@@ -1,0 +1,218 @@
+"""Scores of the syntax probes, and trees from scores of heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..corpora.treebank import Sentence
+from ..errors import DataError, ShapeError, need
+from ..results.result import Result
+from ..results.statistics import Interval, of_share
+from .relation_table import OFFSETS
+
+Decode = Literal["greedy", "tree", "one-root tree"]
+DECODES = ("greedy", "tree", "one-root tree")
+
+
+def best_tree(scores: Tensor, *, one_root: bool = True) -> list[int]:
+    """The head of each word in the tree with the highest sum of scores (Chu, Liu and Edmonds; extra `syntax`).
+
+    Args:
+        scores: [query, key]: of each word as the dependent, by its possible heads: ROOT, then the words. What stands
+            for a word as its own head is not looked at. Logits and log-probabilities make the same tree.
+        one_root: whether just one word hangs from ROOT, as in Universal Dependencies, or any number.
+
+    Returns heads as in `Sentence.heads`: counted from 1, 0 is ROOT.
+
+    Raises `ShapeError` for scores of another shape, or that are not finite.
+
+        >>> import torch
+        >>> best_tree(torch.tensor([[1.0, 0.0, 3.0], [0.0, 4.0, 0.0]]))  # each word likes the other best: a circle
+        [0, 1]
+    """
+    networkx = need("networkx", extra="syntax")
+    many = len(scores)
+    others = check_scores(scores)
+    sums = scores.detach().cpu().double()
+    if one_root:
+        # One ROOT arc more costs more than all other arcs together can bring.
+        sums[:, 0] -= many * (sums[others].max() - sums[others].min()) + 1
+    arcs = networkx.DiGraph()
+    arcs.add_weighted_edges_from((head, word + 1, sums[word, head].item()) for word, head in others.nonzero().tolist())
+    tree = networkx.maximum_spanning_arborescence(arcs)
+    heads = {word: head for head, word in tree.edges}
+    return [heads[word + 1] for word in range(many)]
+
+
+def heads_of(scores: Tensor, decode: Decode) -> list[int]:
+    """[word]: the heads that the scores [word, ROOT and words] give: the best of each word, or the best tree's."""
+    if decode == "greedy":
+        others = check_scores(scores)
+        return scores.masked_fill(~others.to(scores.device), float("-inf")).argmax(1).tolist()
+    return best_tree(scores, one_root=decode == "one-root tree")
+
+
+def check_decode(decode: str) -> None:
+    """Raise `DataError` unless there is such a way to make heads of scores."""
+    if decode not in DECODES:
+        raise DataError(f"decode must be one of {', '.join(map(repr, DECODES))}, got {decode!r}")
+
+
+def others_than_itself(many: int) -> Tensor:
+    """[word, ROOT and words], bool: whether that may be the word's head, of `many` words; no word is its own."""
+    return torch.arange(many)[:, None] + 1 != torch.arange(many + 1)
+
+
+def check_scores(scores: Tensor) -> Tensor:
+    """[word, ROOT and words], bool: which scores count; `ShapeError` for others than such scores."""
+    many = len(scores) if scores.dim() else 0
+    if scores.dim() != 2 or many == 0 or scores.shape[1] != many + 1:
+        raise ShapeError(
+            "scores must be [words, words + 1], the first column ROOT's, for one word or more; "
+            f"got {list(scores.shape)}"
+        )
+    others = others_than_itself(many)
+    if not scores.detach().cpu()[others].isfinite().all():
+        raise ShapeError("scores must be finite, got NaN or infinity: a head that is ruled out wants a low score")
+    return others
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeResult(Result):
+    """How many syntactic heads a trained probe finds in a test treebank, and how it weights attention heads for that.
+
+    Of a probe that sees no attention, `from_dependent`, `from_head` and `vector_weights` are empty.
+    """
+
+    _by_layer: ClassVar = ("from_dependent", "from_head", "vector_weights")
+
+    right: Tensor
+    """[example], int64: how many words' heads are right, of each test sentence; ignored relations left out."""
+    words: Tensor
+    """[example], int64: how many words count; ignored relations left out."""
+    right_with_punct: Tensor
+    """[example], int64: how many words' heads are right, whatever the relation."""
+    words_with_punct: Tensor
+    """[example], int64: how many words there are."""
+    baseline_right: Tensor
+    """[baseline, example], int64: how many of `words` each baseline gives the right head."""
+    from_dependent: Tensor
+    """[layer, head]: u, the weight of the attention from the dependent to the candidate; with word vectors, that of
+    words whose vectors are 0. NaN for heads that are not there, and in layers that do not read the text."""
+    from_head: Tensor
+    """[layer, head]: w, the weight of the attention from the candidate to the dependent; else as `from_dependent`."""
+    vector_weights: Tensor
+    """[layer, head, direction, dim]: what the vectors of the candidate and, behind it along dim, of the dependent add
+    to the weight from the dependent and to that from the candidate; dim is 0 without vectors."""
+    losses: Tensor
+    """[step], nats: the loss of each training sentence in its turn, summed over its words."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
+    baselines_named: tuple[str, ...]
+    """[baseline]: what they are called."""
+    probe: str
+    """What the probe sees: "attention", "attention and vectors" or "distances and vectors"."""
+    decode: str
+    """How its scores became heads: "greedy", "tree" or "one-root tree"."""
+    ignored: tuple[str, ...]
+    """The relations that do not count."""
+    root_start: float
+    """r_s: how much attention to and from the special token before the text speaks for ROOT; NaN without attention."""
+    root_end: float
+    """r_e: as `root_start`, of the special token behind the text."""
+    unknown_words: int
+    """How many words of the test sentences have no vector, and so the vector 0."""
+    skipped: int
+    """How many sentences, of both treebanks, were left out when they were aligned."""
+
+    @property
+    def uas(self) -> float:
+        """Unlabelled attachment score, 0 to 1: the share of words whose heads are right; ignored relations left out."""
+        return int(self.right.sum()) / int(self.words.sum())
+
+    @property
+    def uas_with_punct(self) -> float:
+        """The share of all words whose heads are right, ignored relations among them."""
+        return int(self.right_with_punct.sum()) / int(self.words_with_punct.sum())
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """{baseline: share of the same words whose heads are right}."""
+        total = int(self.words.sum())
+        return {name: int(n) / total for name, n in zip(self.baselines_named, self.baseline_right.sum(1), strict=True)}
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Wilson's interval of `uas`, as if words were drawn one by one."""
+        return of_share(int(self.right.sum()), int(self.words.sum()), level)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        rows = [(self.probe, f"{100 * self.uas:.1f} ({100 * low:.1f} to {100 * high:.1f})")]
+        rows += [(name, f"{100 * uas:.1f}") for name, uas in self.baselines.items()]
+        table = [f"| heads by | UAS, % |\n|{'---|' * 2}", *(f"| {name} | {uas} |" for name, uas in rows)]
+        left_out = f" without {', '.join(self.ignored)}, {100 * self.uas_with_punct:.1f} with" if self.ignored else ""
+        unknown = f", {self.unknown_words} of them without a vector" if self.unknown_words else ""
+        return "\n".join(
+            [
+                *table,
+                f"{self.decode} heads of {int(self.words.sum())} words{left_out}",
+                f"trained in {len(self.losses)} steps, tested on {len(self.words)} sentences of "
+                f"{int(self.words_with_punct.sum())} words{unknown}; {self.skipped} sentences skipped",
+            ]
+        )
+
+
+def check_ignored(ignore: Sequence[str]) -> None:
+    """Raise `DataError` for one relation in the place of several."""
+    if isinstance(ignore, str):
+        raise DataError(f"ignore takes several relations: ({ignore!r},), got {ignore!r}")
+
+
+def counting(sentence: Sentence, ignore: Sequence[str]) -> list[bool]:
+    """[word]: whether it counts, by its relation."""
+    return [relation not in ignore for relation in sentence.relations]
+
+
+def count_right(sentence: Sentence, heads: Sequence[int], ignore: Sequence[str] = ()) -> int:
+    """How many words' heads are right, of those that count."""
+    counted = counting(sentence, ignore)
+    return sum(c and head == gold for c, head, gold in zip(counted, heads, sentence.heads, strict=True))
+
+
+def at_offset(many: int, offset: int) -> list[int]:
+    """[word]: the head of each of `many` words at a fixed distance; ROOT before the text, the last word behind it."""
+    return [min(max(word + offset, 0), many) for word in range(1, many + 1)]
+
+
+def right_branching(many: int) -> list[int]:
+    """[word]: the next word is each one's head, and ROOT that of the last."""
+    return [*range(2, many + 1), 0]
+
+
+def left_branching(many: int) -> list[int]:
+    """[word]: the word before is each one's head, and ROOT that of the first."""
+    return list(range(many))
+
+
+def baselines(train: Iterable[Sentence], test: Sequence[Sentence], ignore: Sequence[str]) -> tuple[list[str], Tensor]:
+    """What the baselines are called, and [baseline, example] how many words' heads each gets right.
+
+    The best offset, of -3 to 2, is that of the training sentences: chosen on those that are scored it would flatter.
+    """
+    hits = dict.fromkeys(OFFSETS, 0)
+    for sentence in train:
+        for offset in OFFSETS:
+            hits[offset] += count_right(sentence, at_offset(len(sentence.words), offset), ignore)
+    best = max(OFFSETS, key=lambda offset: hits[offset])
+    found = [
+        ("right-branching", [right_branching(len(s.words)) for s in test]),
+        ("left-branching", [left_branching(len(s.words)) for s in test]),
+        (f"offset {best:+d}", [at_offset(len(s.words), best) for s in test]),
+    ]
+    right = [[count_right(s, heads, ignore) for s, heads in zip(test, each, strict=True)] for _, each in found]
+    return [name for name, _ in found], torch.tensor(right)

@@ -1,0 +1,66 @@
+"""The built wheel holds the library of the checkout, byte for byte, and is what is installed."""
+
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import bertology
+
+CHECKOUT = Path(__file__).parents[2]
+WHEEL = os.environ.get("BERTOLOGY_WHEEL")
+built = pytest.mark.skipif(WHEEL is None, reason="BERTOLOGY_WHEEL names no built wheel")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """{path: content} of the library below a folder, without what Python compiles."""
+    found = {p.relative_to(folder).as_posix(): p for p in (folder / "bertology").rglob("*") if p.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if "__pycache__" not in name}
+
+
+def files_in(wheel: str | Path) -> dict[str, bytes]:
+    """{path: content} of a wheel, without its metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def differences(wanted: dict[str, bytes], got: dict[str, bytes]) -> list[str]:
+    """What is missing, what is too much, and what has another content."""
+    return sorted(
+        [f"{name} is missing" for name in wanted.keys() - got.keys()]
+        + [f"{name} is too much" for name in got.keys() - wanted.keys()]
+        + [f"{name} differs" for name in wanted.keys() & got.keys() if wanted[name] != got[name]]
+    )
+
+
+@built
+def test_the_wheel_holds_the_checkout():
+    checkout = files_of(CHECKOUT)
+    assert {"bertology/__init__.py", "bertology/py.typed"} <= checkout.keys()
+    assert differences(checkout, files_in(WHEEL)) == []
+
+
+@built
+def test_what_is_installed_is_the_wheel():
+    installed = Path(bertology.__file__).parents[1]
+    assert "site-packages" in str(installed)
+    assert differences(files_in(WHEEL), files_of(installed)) == []
+
+
+@built
+def test_the_checkout_is_not_on_the_path():
+    assert CHECKOUT.resolve() not in [Path(entry).resolve() for entry in sys.path]
+
+
+def test_a_wheel_that_differs_is_found(tmp_path):
+    checkout = files_of(CHECKOUT)
+    names = sorted(checkout)
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+        for name in names[1:]:
+            archive.writestr(name, checkout[name] + b"#" if name == names[1] else checkout[name])
+        archive.writestr("bertology/new.py", "")
+        archive.writestr("bertology-0.1.0.dist-info/METADATA", "")
+    found = differences(checkout, files_in(tmp_path / "x.whl"))
+    assert found == sorted([f"{names[0]} is missing", f"{names[1]} differs", "bertology/new.py is too much"])

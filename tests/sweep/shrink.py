@@ -277,6 +277,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "v_channels": 32,
         "num_blocks": 2,
     },
+    # transformers' own two attention functions differ more with wider heads
+    "vaultgemma": {"head_dim": 12},
     "xlnet": {"d_head": 8},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "longcat_flash": {**MLA, "qk_head_dim": 16, "head_dim": 8, "zero_expert_num": 2},

@@ -51,6 +51,9 @@ def outcomes(model_type: str) -> dict[str, str]:
 def reason(message: str) -> str:
     """What an error says, without which layer it is about and what to do instead."""
     message = re.sub(r"^the heads of \S+ cannot be cut out: ", "", message)
+    message = re.sub(
+        r"^\S+ is a norm over all of them.*", "a norm over all heads stands before their projection", message
+    )
     message = re.split(r"; silence them|\. (?=[A-Z])", message)[0]
     message = re.sub(r"^heads do not lie.*", "no single softmax over the keys stands for a head", message)
     return re.sub(r"\b[\w.]*(encoder|decoder|cross|module|layers)\.\d+\S*", "a layer", message).replace("|", "/")

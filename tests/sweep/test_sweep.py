@@ -1,10 +1,10 @@
 """Every text architecture that the installed transformers can build, against the oracles of `checks`."""
 
 import pytest
-from zoo import V4
 
 import bertology
 from bertology.errors import BertologyError, UnknownAnatomy
+from helpers.zoo import V4
 from sweep.checks import CHECKS
 from sweep.shrink import NO_HEADS, NOT_BUILT, Tiny, build, class_of, covered_types, text_types, tiny_config
 

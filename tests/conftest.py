@@ -11,9 +11,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 import transformers
-from selection import is_wanted, slow_first
-from shared_models import SharedModels
-from zoo import FAMILIES, V4, Family
+
+pytest.register_assert_rewrite("helpers", "laws")
+
+from helpers.selection import is_wanted, slow_first  # noqa: E402
+from helpers.shared_models import SharedModels  # noqa: E402
+from helpers.zoo import FAMILIES, V4, Family  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -15,8 +15,8 @@ from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
 from ..errors import DataError
+from ..measures.random_weights import randomized
 from ..streaming.accumulate import Accumulator, accumulate, stat
-from ..syntax import randomized
 from .align import AlignedCode
 from .cat_results import CatComparison
 from .leaf_maps import LeafMaps, code_in, leaf_maps, snippets_in, visible

@@ -1,8 +1,9 @@
 """Which tests run, and in which order: by marks and by parameters, not by a list."""
 
 import pytest
-from selection import is_wanted, slow_first
-from zoo import BY_NAME
+
+from helpers.selection import is_wanted, slow_first
+from helpers.zoo import BY_NAME
 
 
 class Item:

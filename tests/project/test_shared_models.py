@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from shared_models import SharedModels
 from torch import nn
+
+from helpers.shared_models import SharedModels
 
 
 def small() -> nn.Module:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from zoo import V4
 
 import bertology as b
 from bertology.data.padding import real_positions
+from helpers.zoo import V4
 from sweep.bands import BANDED, dense_map
 from sweep.shrink import Tiny, plain_experts
 

@@ -2,10 +2,10 @@
 
 import pytest
 import transformers
-from zoo import V4
 
 import bertology
 from bertology.errors import BertologyError, UnknownAnatomy
+from helpers.zoo import V4
 from sweep import shrink
 from sweep.checks import CHECKS
 from sweep.coverage import outcomes, types_that_ran

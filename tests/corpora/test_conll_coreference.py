@@ -1,0 +1,213 @@
+from collections import Counter
+
+import pytest
+
+from bertology.corpora.conll_coreference import read_conll_coref
+from bertology.errors import DataError
+from helpers.coreference_files import lines_of, spans
+from oracles import coreference as oracles
+
+
+def ontogum(cells, words=None):
+    words = words or [f"w{n}" for n in range(len(cells))]
+    body = "\n".join(f"{n}\t{word}\t{cell}" for n, (word, cell) in enumerate(zip(words, cells, strict=True)))
+    return f"# begin document \n{body}\n# end document\n"
+
+
+CONLL = """#begin document (bc/cctv/00); part 000
+bc/cctv/00 0 0 The DT (TOP(S(NP(NP* - - - Speaker#1 * (ARG0* (1|(2
+bc/cctv/00 0 1 queen NN *) - - - Speaker#1 * * 2)
+bc/cctv/00 0 2 of IN (PP* - - - Speaker#1 * * -
+bc/cctv/00 0 3 hearts NNS (NP*))) - - - Speaker#1 * *) (3)|1)
+bc/cctv/00 0 4 -LRB- -LRB- * - - - Speaker#1 * * -
+bc/cctv/00 0 5 slept VBD (VP*) - - - Speaker#1 * (V*) -
+bc/cctv/00 0 6 /. . *)) - - - Speaker#1 * * -
+
+bc/cctv/00 0 0 She PRP (TOP(S(NP*) - - - Speaker#1 * (ARG0*) (1)
+bc/cctv/00 0 1 saw VBD (VP* - - - Speaker#1 * (V*) -
+bc/cctv/00 0 2 Alice NNP (NP*)))) - - - Speaker#1 * (ARG1*) (4)
+
+#end document
+#begin document (bc/cctv/00); part 001
+bc/cctv/00 1 0 Hm UH (TOP(INTJ*)) - - - Speaker#1 * -
+
+#end document
+"""
+
+
+def test_conll_2012(tmp_path):
+    one, two = read_conll_coref(lines_of(tmp_path / "gold_conll", CONLL))
+    assert (one.name, two.name) == ("bc/cctv/00 part 000", "bc/cctv/00 part 001")
+    assert one.words == ("The", "queen", "of", "hearts", "(", "slept", ".", "She", "saw", "Alice")
+    assert one.tags == ("DT", "NN", "IN", "NNS", "-LRB-", "VBD", ".", "PRP", "VBD", "NNP")
+    assert one.sentences == (0, 7)
+    assert spans(one) == [("The queen of hearts", 1), ("The queen", 2), ("hearts", 3), ("She", 1), ("Alice", 4)]
+    assert [m.head for m in one.mentions] == [1, 1, 3, 7, 9]
+    assert [m.kind for m in one.mentions] == ["nominal", "nominal", "nominal", "pronoun", "proper"]
+    assert two.mentions == ()
+    assert two.words == ("Hm",)
+
+
+def test_conll_2012_without_trees(tmp_path):
+    text = (
+        CONLL.replace("(TOP(S(NP(NP*", "*").replace("*)))) -", "* -").replace("*))) -", "* -").replace("*)) -", "* -")
+    )
+    for bit in ("(PP*", "(NP*", "(VP*)", "(VP*", "(TOP(S(NP*)", "(TOP(INTJ*", "*)"):
+        text = text.replace(f" {bit} -", " * -")
+    one = read_conll_coref(lines_of(tmp_path / "gold_conll", text))[0]
+    assert one.tags is not None
+    assert one.sentences == (0, 7)
+    assert [m.head for m in one.mentions] == [1, 1, 3, 7, 9]  # by the plain rule
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["(3(4)", "_", "3)"], [(0, 3, 3), (0, 1, 4)]),
+        (["(2", "_", "2)3)"], None),
+        (["(3", "(2", "2)3)"], [(0, 3, 3), (1, 3, 2)]),
+        (["(1", "1)|(2", "2)"], [(0, 2, 1), (1, 3, 2)]),
+        (["(1", "1)(2", "2)"], [(0, 2, 1), (1, 3, 2)]),
+        (["(1(1", "1)", "1)"], [(0, 3, 1), (0, 2, 1)]),
+        (["(1", "(1", "1)", "1)"], [(0, 4, 1), (1, 3, 1)]),
+        (["(1", "(1)", "1)"], [(0, 3, 1), (1, 2, 1)]),
+        (["(2", "(2|2)", "2)"], [(0, 2, 2), (1, 3, 2)]),
+        (["(10", "(1)", "(11)10)"], [(0, 3, 10), (1, 2, 1), (2, 3, 11)]),
+        (["-", "*", "_"], []),
+    ],
+)
+def test_brackets(tmp_path, cells, expected):
+    path = lines_of(tmp_path / "some.conll", ontogum(cells))
+    if expected is None:
+        with pytest.raises(
+            DataError, match=r"line 4: document 'some 1': a mention of cluster 3 is closed that was nev"
+        ):
+            read_conll_coref(path)
+    else:
+        found = read_conll_coref(path)[0].mentions
+        assert [(m.start, m.end, m.cluster) for m in found] == expected
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_random_mentions_are_read_back(tmp_path, count):
+    """Nested and crossing mentions, several at once; crossing ones of one cluster cannot be told from nested ones."""
+    for document in oracles.random_documents(30, count):
+        crossing = any(
+            a.cluster == b.cluster and a.start < b.start < a.end < b.end
+            for a in document.mentions
+            for b in document.mentions
+        )
+        if not crossing:
+            text = ontogum(oracles.cells(document), list(document.words))
+            found = read_conll_coref(lines_of(tmp_path / "random.conll", text))[0]
+            assert {(m.start, m.end, m.cluster) for m in found.mentions} == {
+                (m.start, m.end, m.cluster) for m in document.mentions
+            }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ontogum(["(1", "_"]), r"some.conll, line 4: document 'some 1' ends, and a mention of cluster 1 is still open"),
+        (ontogum(["_", "1)"]), r"some.conll, line 3: document 'some 1': a mention of cluster 1 is closed that was nev"),
+        (ontogum(["(1x)"]), r"some.conll, line 2: wanted mentions such as \(3\(4\), 2\)\|\(5 or _, got '\(1x\)'"),
+        (
+            "# begin document\na b\n",
+            r"line 2: wanted 3 columns \(number, word, mentions\) or those of CoNLL-2012, got 2",
+        ),
+        ("0\tword\t_\n", r"line 1: a word stands outside a document: wanted `# begin document` before"),
+        ("# begin document\n0\tw\t_\n# begin document\n", r"line 3: a document begins within 'some 1'"),
+        ("# begin document\n# end document\n", r"line 2: document 'some 1' has no words"),
+        ("\n", "holds no documents: wanted lines `# begin document` before the words"),
+        (ontogum(["(1(1", "1)1)"]), r"document 'some 1' has the mention of the words \(0, 2\) twice: wanted it once"),
+    ],
+)
+def test_broken_coreference_files(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        read_conll_coref(lines_of(tmp_path / "some.conll", text))
+
+
+WORDS = ["A", "queen", "(", "she", ")", "sang", "of", "John", "'s", "cats"]
+TREES = """
+(ROOT (S (NP-SBJ (NP (DT A) (NN queen)) (PRN (-LRB- -LRB-) (NP (PRP she)) (-RRB- -RRB-)))
+  (VP (VBD sang) (NP (-NONE- *T*-1)))))
+(ROOT (PP (IN of) (NP (NP (NNP John) (POS 's)) (NNS cats))))
+"""
+
+
+def test_trees_beside(tmp_path):
+    path = lines_of(
+        tmp_path / "some.conll", ontogum(["(1", "_", "_", "(1)", "1)", "_", "_", "(3(2", "2)", "3)"], WORDS)
+    )
+    trees = lines_of(tmp_path / "some.ptb", TREES)
+    plain, one = read_conll_coref(path)[0], read_conll_coref(path, trees=trees)[0]
+    assert plain.tags is None
+    assert plain.sentences == ()
+    assert one.tags == ("DT", "NN", "-LRB-", "PRP", "-RRB-", "VBD", "IN", "NNP", "POS", "NNS")
+    assert one.sentences == (0, 6)
+    assert [m.head for m in one.mentions] == [1, 3, 9, 7]
+    assert [m.kind for m in one.mentions] == ["nominal", "pronoun", "nominal", "proper"]
+    assert [m.head for m in plain.mentions] == [1, 3, 9, 7]
+
+
+@pytest.mark.parametrize(
+    ("trees", "message"),
+    [
+        (
+            TREES.replace("cats", "dogs"),
+            r"other words than .*some.conll: word 9 of document 'some 1' is 'cats', in the t",
+        ),
+        (
+            TREES.replace("(NNS cats)", "(NNS cats) (NN x)"),
+            "word 10 of document 'some 1' is the end of the document, in",
+        ),
+        (TREES.partition("(ROOT (PP")[0], "some.ptb ends before word 6 of document 'some 1' of .*some.conll"),
+        (TREES + "(ROOT (NN more))", "some.ptb has 1 trees more than .*some.conll has words for"),
+        (TREES + "(ROOT", "some.ptb ends within a tree: 1 brackets are open"),
+        (TREES + ")", r"some.ptb, line 5: '\)' stands outside every tree"),
+    ],
+)
+def test_trees_of_other_words(tmp_path, trees, message):
+    path = lines_of(tmp_path / "some.conll", ontogum(["_"] * len(WORDS), WORDS))
+    with pytest.raises(DataError, match=message):
+        read_conll_coref(path, trees=lines_of(tmp_path / "some.ptb", trees))
+
+
+@pytest.fixture(scope="module")
+def gum(shared):
+    return shared / "coref" / "ontogum_open-train.conll", shared / "constituency" / "gum_open-train.ptb"
+
+
+@pytest.mark.shared
+def test_ontogum_is_read_back(gum):
+    """The brackets, written once more from what was read, are the file's; sorted, since their order within is free."""
+    documents = read_conll_coref(gum[0])
+    lines = [
+        line.rstrip("\n").split("\t") for line in gum[0].read_text(encoding="utf-8").split("\n") if line[:1].isdigit()
+    ]
+    column = [cell for document in documents for cell in oracles.cells(document)]
+    assert len(column) == len(lines) == 39_486
+
+    def parts(cell):
+        return sorted(cell.replace("(", " (").replace(")", ") ").split())
+
+    assert [parts(cell) for cell in column] == [parts(line[2]) for line in lines]
+    assert [word for document in documents for word in document.words] == [line[1] for line in lines]
+    assert len(documents) == 45
+    assert documents.mentions == sum(line[2].count("(") for line in lines) == 4444
+    assert sum(len({m.cluster for m in document.mentions}) for document in documents) == 1128
+
+
+@pytest.mark.shared
+def test_ontogum_with_trees(gum):
+    plain, parsed = read_conll_coref(gum[0]), read_conll_coref(gum[0], trees=gum[1])
+    assert [document.words for document in plain] == [document.words for document in parsed]
+    pairs = [
+        (a, b) for one, two in zip(plain, parsed, strict=True) for a, b in zip(one.mentions, two.mentions, strict=True)
+    ]
+    assert all((a.start, a.end, a.cluster) == (b.start, b.end, b.cluster) for a, b in pairs)
+    assert sum(a.head == b.head for a, b in pairs) / len(pairs) > 0.96  # two rules, one tree-less
+    assert sum(a.kind == b.kind for a, b in pairs) / len(pairs) > 0.9
+    tags = Counter(document.tags[m.head] for document in parsed for m in document.mentions)
+    assert sum(tags[tag] for tag in ("NN", "NNS", "NNP", "NNPS", "PRP", "PRP$")) / len(pairs) > 0.94
+    assert sum(len(document.sentences) for document in parsed) == gum[1].read_text().count("(ROOT")

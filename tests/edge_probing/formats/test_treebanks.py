@@ -1,0 +1,117 @@
+import re
+
+import pytest
+
+from bertology.corpora.treebank import Skip
+from bertology.edge_probing.formats.treebanks import bracket_pos_edges, constituent_edges, dependency_edges, pos_edges
+from bertology.errors import DataError
+from bertology.syntax import Treebank, read_conllu
+from helpers.edge_formats import bracketed, edges
+from helpers.trees import sentence
+
+CONLLU = """# sent_id = a-1
+1-2\tDon't\t_\t_\t_\t_\t_\t_\t_\t_
+1\tDo\tdo\tAUX\tVB\t_\t3\taux\t_\t_
+2\tn't\tnot\tPART\tRB\t_\t3\tadvmod:emph\t_\t_
+2.1\tyou\tyou\tPRON\tPRP\t_\t_\t_\t_\t_
+3\tgo\tgo\tVERB\tVB\t_\t0\troot\t_\t_
+
+1\tYes\tyes\tINTJ\tUH\t_\t0\troot\t_\t_
+"""
+
+
+def test_parts_of_speech(write):
+    found = pos_edges(write(CONLLU))
+    assert edges(found) == [[(0, 1, "AUX"), (1, 2, "PART"), (2, 3, "VERB")], [(0, 1, "INTJ")]]
+    assert [(record.words, record.name) for record in found] == [(("Do", "n't", "go"), "a-1"), (("Yes",), "some 2")]
+    assert (found.name, found.labels, found.sides) == ("pos", ("AUX", "INTJ", "PART", "VERB"), 1)
+    assert pos_edges(write(CONLLU), field="xpos").labels == ("RB", "UH", "VB")
+    with pytest.raises(DataError, match="some, sentence 'a-1': the word \"n't\" has no xpos"):
+        pos_edges(write(CONLLU.replace("\tRB", "\t_")), field="xpos")
+    with pytest.raises(DataError, match="field must be 'upos' or 'xpos', got 'deprel'"):
+        pos_edges(write(CONLLU), field="deprel")
+    with pytest.raises(DataError, match="is not CoNLL-U"):
+        pos_edges(write("x\ta\t_\t_\t_\t_\t0\troot\t_\t_\n\n"))
+    with pytest.raises(DataError, match="task 'pos' has no targets"):
+        pos_edges(write(""))
+
+
+def test_dependencies(write):
+    found = dependency_edges(read_conllu(write(CONLLU)))
+    assert edges(found) == [
+        [(0, 1, 2, 3, "aux"), (1, 2, 2, 3, "advmod:emph"), (2, 3, 2, 3, "root")],
+        [(0, 1, 0, 1, "root")],
+    ]
+    assert dependency_edges([sentence("a b", [2, 0], "x y")]).labels == ("x", "y")
+    bank = Treebank((sentence("a b", [2, 0]),), (Skip("bad", "no tree"),))
+    assert dependency_edges(bank).skipped == bank.skipped
+    with pytest.raises(DataError, match="wanted sentences, got 'a.conllu': read them with read_conllu"):
+        dependency_edges("a.conllu")
+    with pytest.raises(DataError, match="task 'dependencies' has no targets"):
+        dependency_edges([])
+
+
+TREES = """( (S (NP-SBJ-1 (NNP Ann)) (VP (VBD tried) (S (NP (-NONE- *-1)) (VP (TO to) (VP (VB sing))))) (. .)))
+(ROOT (S (VP=2 (VB Go) (PRT|ADVP (RP on)) (-LRB- -LRB-))))
+(NN word)
+"""
+
+
+def test_constituents(write):
+    found = constituent_edges(write(TREES))
+    assert edges(found) == [
+        [(0, 5, "S"), (0, 1, "NP"), (1, 4, "VP"), (2, 4, "S"), (2, 4, "VP"), (3, 4, "VP")],
+        [(0, 3, "ROOT"), (0, 3, "S"), (0, 3, "VP"), (1, 2, "PRT")],
+    ]
+    assert found[1].words == ("Go", "on", "(")
+    assert found.skipped == (Skip("some 3", "no targets"),)
+    assert found.repeated == 3
+    assert edges(found.merged())[1] == [(0, 3, "ROOT", "S", "VP"), (1, 2, "PRT")]
+    assert edges(constituent_edges(write(TREES), top=False)) == [edges(found)[0], edges(found)[1][1:]]
+    assert edges(bracket_pos_edges(write(TREES))) == [
+        [(0, 1, "NNP"), (1, 2, "VBD"), (2, 3, "TO"), (3, 4, "VB"), (4, 5, ".")],
+        [(0, 1, "VB"), (1, 2, "RP"), (2, 3, "-LRB-")],
+        [(0, 1, "NN")],
+    ]
+    with pytest.raises(DataError, match="ends within a tree"):
+        constituent_edges(write("(S (NP (NN a))"))
+
+
+@pytest.mark.shared
+def test_ewt(shared):
+    path = shared / "ud" / "en_ewt-ud-dev.conllu"
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n") if re.match(r"\d+\t", line)]
+    for field, column in (("upos", 3), ("xpos", 4)):
+        found = pos_edges(path, field=field)
+        assert (len(found), found.targets) == (2001, len(rows))
+        assert [t.labels[0] for r in found for t in r.targets] == [row[column] for row in rows]
+        assert [word for r in found for word in r.words] == [row[1] for row in rows]
+        assert len(found.labels) == len({row[column] for row in rows})
+    found = dependency_edges(read_conllu(path))
+    assert (len(found), found.targets) == (2001, len(rows))
+    assert [t.labels[0] for r in found for t in r.targets] == [row[7] for row in rows]
+    offsets = [0 if row[6] == "0" else int(row[6]) - int(row[0]) for row in rows]
+    assert [t.span2[0] - t.span1[0] for r in found for t in r.targets] == offsets
+    roots = [t for r in found for t in r.targets if t.labels == ("root",)]
+    assert len(roots) == 2001
+    assert all(t.span1 == t.span2 for t in roots)
+
+
+@pytest.mark.shared
+def test_gum_trees(shared):
+    path = shared / "constituency" / "gum_open-train.ptb"
+    text = path.read_text(encoding="utf-8")
+    trees = bracketed(text)
+    phrases, tags = constituent_edges(path), bracket_pos_edges(path)
+    assert (len(phrases), phrases.targets, len(phrases.labels)) == (1829, 32_638, 25)
+    assert [sorted(one) for one in edges(phrases)] == [sorted(one) for one, _ in trees]
+    assert [sorted(one) for one in edges(tags)] == [sorted(one) for _, one in trees]
+    assert phrases.targets == len(re.findall(r"\([^\s()]+\s+(?=\()", text))
+    assert tags.targets == 39_486
+    inner = constituent_edges(path, top=False)
+    assert inner.targets == phrases.targets - 1829
+    assert "ROOT" not in inner.labels
+    merged = phrases.merged()
+    assert merged.targets == sum(len({edge[:2] for edge in one}) for one, _ in trees)
+    spoiled = bracketed(text.replace("(NP ", "(XP ", 1))
+    assert [sorted(one) for one in edges(phrases)] != [sorted(one) for one, _ in spoiled]

@@ -1,0 +1,7 @@
+"""How many random examples the tests of masks, leaf maps and scores draw."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+
+few = settings(deadline=None, max_examples=60)
+seeds = st.integers(0, 2**31)

@@ -1,0 +1,130 @@
+"""Taps in threads and in generators, which end in any order: the model stays as it was."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from threading import Barrier
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from helpers.zoo import BY_NAME, batch
+from laws.laws import Broken
+from laws.taps import (
+    CONTEXTS,
+    EVERY,
+    KINDS,
+    MEASURES,
+    Measure,
+    check_close,
+    check_same,
+    each_family,
+    everything,
+    half_training,
+    inside,
+    logits,
+    texts,
+)
+
+
+@pytest.fixture
+def busy_threads() -> Iterator[None]:
+    """Threads that take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def in_two_threads(models: list[Any], given: dict[str, Any], measures: dict[str, Measure], times: int) -> None:
+    """Measure both models at once, again and again; each time they must come out as alone."""
+    alone = [{kind: run(model, given) for kind, run in measures.items()} for model in models]
+    before = [everything(model) for model in models]
+    start = Barrier(len(models))
+
+    def work(model: Any, expected: dict[str, Any]) -> None:
+        start.wait(timeout=10)
+        for _ in range(times):
+            for kind, run in measures.items():
+                check_close(run(model, given), expected[kind])
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        for done in [pool.submit(work, *pair) for pair in zip(models, alone, strict=True)]:
+            done.result()
+    for was, model in zip(before, models, strict=True):
+        check_same(was, everything(model))
+
+
+@each_family
+@pytest.mark.usefixtures("busy_threads")
+def test_two_threads_with_two_models(name):
+    models = [EVERY[name].build(seed=seed) for seed in (0, 1)]
+    for model in models:
+        half_training(model)
+    in_two_threads(models, texts(name), MEASURES, 2)
+
+
+@each_family
+@pytest.mark.usefixtures("busy_threads")
+def test_two_threads_read_two_models_of_one_class(name):
+    models = [EVERY[name].build(seed=seed) for seed in (0, 1)]
+    in_two_threads(models, texts(name), {kind: KINDS[kind] for kind in ("attention_entropy", "heads", "gated")}, 4)
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_two_threads_with_models_of_one_config():
+    # `type(model)(config)` keeps the config that it is given, so one tap may end while another still needs the switch.
+    first = BY_NAME["llama"].build()
+    second = type(first)(first.config).double().eval()
+    in_two_threads([first, second], batch(), {"attention_entropy": MEASURES["attention_entropy"]}, 30)
+
+
+# Generators.
+
+
+def passes(model: Any, given: dict[str, Any], kind: str) -> Iterator[Tensor]:
+    """Passes of a model, with a tap held open between them."""
+    with CONTEXTS[kind](model):
+        while True:
+            yield logits(model, given)
+
+
+@each_family
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_a_generator_that_is_abandoned_leaves_nothing(name, kind):
+    model, given = EVERY[name].build(), texts(name)
+    before = everything(model)
+    for end in ("close", "throw", "forget"):
+        abandoned = passes(model, given, kind)
+        next(abandoned)
+        next(abandoned)
+        if end == "close":
+            abandoned.close()
+        elif end == "throw":
+            with pytest.raises(Broken):
+                abandoned.throw(Broken)
+        del abandoned
+        gc.collect(0)
+        check_same(before, everything(model))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt"])
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_generators_end_in_any_order(name, kind):
+    # Llama's maps are read through a switch of its config, GPT's through a function mode: both pile up.
+    model, given = BY_NAME[name].build(), texts(name)
+    before = everything(model)
+    with CONTEXTS[kind](model), CONTEXTS[kind](model):
+        expected = logits(model, given)
+    alone = inside(CONTEXTS[kind])(model, given)
+    with closing(passes(model, given, kind)) as first, closing(passes(model, given, kind)) as second:
+        next(first)
+        check_close(next(second), expected)
+        first.close()
+        check_close(next(second), alone)
+    check_same(before, everything(model))

@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertology import attention_entropy, attention_maps, prune_heads
+from bertology.tap import attention_entropies
+from helpers.zoo import BY_NAME, batch, each_alone
+from oracles import heads as oracles
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_equals_the_slow_twin(family, implementation):
+    inputs = batch()
+    maps = attention_maps(family.build(attention="eager"), inputs)
+    expected = oracles.entropy(maps.values, maps.mask)
+    found = attention_entropy(family.build(attention=implementation), inputs)
+    tolerance = 1e-6 if family.name == "llama" else 1e-12
+    torch.testing.assert_close(found.mean, expected, rtol=tolerance, atol=tolerance)
+    assert found.queries.tolist() == [16, 16]
+
+
+def test_the_comparison_can_fail():
+    inputs = batch()
+    maps = attention_maps(BY_NAME["bert"].build(), inputs)
+    spoiled = oracles.entropy(maps.values, torch.ones_like(maps.mask))  # padding counted
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(attention_entropy(BY_NAME["bert"].build(), inputs).mean, spoiled)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_and_batching_change_nothing(family, side):
+    if side == "left" and family.name in ("distilbert", "gpt", "electra", "albert", "bert", "gpt2", "roberta"):
+        pytest.skip("absolute positions: left padding moves the text itself")
+    model = family.build()
+    inputs = batch(side=side)
+    if side == "left":
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+    many = attention_entropy(model, inputs)
+    alone = attention_entropy(model, each_alone(batch()))
+    torch.testing.assert_close(many.mean, alone.mean, rtol=1e-6, atol=1e-6)
+    assert torch.equal(many.queries, alone.queries)
+
+
+def test_holes_are_padding():
+    model, inputs = BY_NAME["bert"].build(), batch((6,))
+    holed = {name: torch.cat([x[:, :3], x[:, 2:3], x[:, 3:]], 1) if x.dim() > 1 else x for name, x in inputs.items()}
+    holed["attention_mask"][0, 3] = 0
+    holed["position_ids"] = torch.tensor([[0, 1, 2, 9, 3, 4, 5]])
+    torch.testing.assert_close(attention_entropy(model, holed).mean, attention_entropy(model, inputs).mean)
+
+
+@given(st.integers(1, 50))
+def test_uniform_attention_has_entropy_ln_n(n):
+    assert attention_entropies(torch.full((1, n), 1 / n, dtype=torch.float64)).item() == pytest.approx(
+        math.log(n), abs=1e-12
+    )
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(-30, 30), min_size=1, max_size=12))
+def test_entropy_lies_between_0_and_ln_n(scores):
+    h = attention_entropies(torch.tensor(scores, dtype=torch.float64).softmax(-1)).item()
+    assert -1e-12 <= h <= math.log(len(scores)) + 1e-12
+
+
+def test_heads_that_do_not_look_are_uniform():
+    model = BY_NAME["bert"].build()
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.query.weight.data.zero_()
+        layer.attention.self.query.bias.data.zero_()
+    entropy = attention_entropy(model, batch((6, 6)))
+    torch.testing.assert_close(entropy.mean, torch.full((2, 4), math.log(6), dtype=torch.float64))
+
+
+def test_one_hot_attention_has_entropy_0():
+    assert attention_entropies(torch.eye(3)).tolist() == [0, 0, 0]
+    assert attention_entropies(torch.eye(3, dtype=torch.float16)).dtype == torch.float32
+
+
+def test_pruned_heads_have_no_entropy():
+    model, inputs = BY_NAME["gpt"].build(), batch()
+    whole = attention_entropy(model, inputs).mean
+    prune_heads(model, {0: [1], 1: [0, 1, 2, 3]})
+    left = attention_entropy(model, inputs).mean
+    assert left.isnan().tolist() == [[False, True, False, False], [True] * 4]
+    torch.testing.assert_close(left[0, [0, 2, 3]], whole[0, [0, 2, 3]])

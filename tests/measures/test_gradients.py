@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from bertology import EntropyAccumulator, GradientsAccumulator, ImportanceAccumulator, accumulate, attention_gradients
+from bertology.errors import DataError, UnknownAnatomy
+from helpers.zoo import BY_NAME, batch, each_alone
+
+CLASSES = {"low": list(range(3, 12)), "even": lambda batch: batch["input_ids"] % 2 == 0}
+
+
+def by_transformers(family, inputs, kind="classifier"):
+    """[layer, head, class] by a backward pass through the maps that eager attention hands out, each example alone."""
+    model = family.build(kind, attention="eager")
+    totals, pairs = 0, 0
+    for one in each_alone(inputs):
+        ids = one["input_ids"][0]
+        outputs = model(**one, output_attentions=True)
+        gradients = torch.autograd.grad(outputs.loss, outputs.attentions)
+        member = torch.stack([(ids >= 3) & (ids < 12), ids % 2 == 0])
+        member = torch.cat([member, ~member.any(0, keepdim=True)])
+        for layer_pairs in [torch.stack([g[0].abs().sum(1) @ member.T.double() for g in gradients])]:
+            totals = totals + layer_pairs
+        pairs = pairs + member.sum(1) * len(ids)
+    return totals / pairs
+
+
+def check(found, expected):
+    torch.testing.assert_close(found.values, expected, atol=1e-9, rtol=1e-6)
+
+
+def test_equals_the_gradients_of_eager_maps(family):
+    model, inputs = family.build(), batch((9, 4, 6))
+    found = attention_gradients(model, inputs, tokens=CLASSES)
+    expected = by_transformers(family, inputs)
+    check(found, expected)
+    check(attention_gradients(model, each_alone(inputs), tokens=CLASSES), expected)
+    assert found.classes == ("low", "even", "other")
+    expected[1, 2, 0] += 1e-3
+    with pytest.raises(AssertionError):
+        check(found, expected)
+
+
+def test_is_what_a_small_change_of_a_weight_does_to_the_loss(monkeypatch):
+    """Central differences: one attention weight of the model's own eager attention is nudged."""
+    from transformers.models.bert import modeling_bert as module
+
+    if not hasattr(module, "eager_attention_forward"):
+        pytest.skip("BERT of transformers 4 has its attention in a module of its own")
+    model, inputs = BY_NAME["bert"].build(attention="eager"), batch((4,))
+    eager, nudge = module.eager_attention_forward, {}
+
+    def nudged(attention, query, key, value, mask, **kwargs):
+        output, weights = eager(attention, query, key, value, mask, **kwargs)
+        if nudge.get("layer") is attention:
+            i, j, head = nudge["place"]
+            output = output.clone()
+            output[0, i, head] += nudge["by"] * value[0, head, j]
+        return output, weights
+
+    monkeypatch.setattr(module, "eager_attention_forward", nudged)
+    step, layers = 1e-5, [layer.attention.self for layer in model.bert.encoder.layer]
+    expected = torch.zeros(2, 4, dtype=torch.float64)
+    odd = [9, 17, 31]
+    member = torch.isin(inputs["input_ids"][0], torch.tensor(odd))
+    assert member.sum() == 3
+    for row, attention in enumerate(layers):
+        for head in range(4):
+            for i in range(4):
+                for j in member.nonzero().flatten().tolist():
+                    losses = []
+                    for by in (step, -step):
+                        nudge.update(layer=attention, place=(i, j, head), by=by)
+                        losses.append(model(**inputs).loss.item())
+                    expected[row, head] += abs(losses[0] - losses[1]) / (2 * step)
+    nudge.clear()
+    found = attention_gradients(model, inputs, tokens={"odd": odd}).gradient_to("odd")
+    torch.testing.assert_close(found, expected / (4 * member.sum()), atol=1e-8, rtol=1e-4)
+
+
+def test_of_a_language_model(family):
+    model, inputs = family.build("lm"), batch((9, 4, 6))
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    found = attention_gradients(model, inputs, tokens=CLASSES)
+    assert found.values.min() >= 0
+    assert found.pairs[0].sum() >= 9 * 9 + 4 * 4 + 6 * 6
+    check(found, by_transformers(family, inputs, "lm"))
+
+
+def test_with_other_measures_in_one_pass(family):
+    model, inputs = family.build(), batch()
+    found, importance, entropy = accumulate(
+        model, inputs, GradientsAccumulator(CLASSES), ImportanceAccumulator(), EntropyAccumulator()
+    )
+    check(found, attention_gradients(model, inputs, tokens=CLASSES).values)
+    assert importance.scores.isfinite().all()
+    assert entropy.mean.isfinite().all()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_errors():
+    model = BY_NAME["bert"].build()
+    with pytest.raises(DataError, match="wanted at least one token class"):
+        attention_gradients(model, batch(), tokens={})
+    with pytest.raises(DataError, match="no token class 'b': there are a, other"):
+        attention_gradients(model, batch(), tokens={"a": [3]}).gradient_to("b")
+    model.requires_grad_(False)
+    with pytest.raises(UnknownAnatomy, match="no gradient reaches the attention of encoder.0: let what is before"):
+        attention_gradients(model, batch(), tokens={"a": [3]})
+    model.get_input_embeddings().requires_grad_()
+    assert attention_gradients(model, batch(), tokens=CLASSES).values.isfinite().all()

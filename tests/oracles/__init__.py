@@ -1,0 +1,1 @@
+"""Slow twins: every measure once more, in loops written from the equation."""

@@ -1,0 +1,582 @@
+"""The scripts, run as a user runs them, on small real and made-up data."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bertology import HeadAblation, PruningCurve, dissect, load_pruned
+from bertology.errors import DataError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import glue  # noqa: E402
+
+
+def run(script, *arguments, cwd, ok=True):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) == ok, done.stderr[-3000:]
+    return done.stdout if ok else done.stderr
+
+
+def head(source, target, count):
+    lines = source.read_text().splitlines(keepends=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("".join(lines[: count + 1]))
+
+
+@pytest.mark.slow
+def test_the_main_job_without_arguments(minilm, tmp_path):
+    printed = run("run_bertology.py", cwd=tmp_path)
+    out = tmp_path / "bertology-output"
+    entropy, importance = np.load(out / "attn_entropy.npy"), np.load(out / "head_importance.npy")
+    ranks, mask = np.load(out / "head_ranks.npy"), np.load(out / "head_mask.npy")
+    assert entropy.shape == importance.shape == ranks.shape == mask.shape == (6, 12)
+    assert (importance.min(), importance.max()) == (0, 1)
+    assert sorted(ranks.flat) == list(range(72))
+    assert ranks.flat[importance.argmax()] == 0
+    for picture in ("attn_entropy.png", "head_importance.png", "pruning_curve.png"):
+        assert (out / picture).read_bytes()[:4] == b"\x89PNG"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["score"] > 0.7
+    assert summary["score_masked"] >= 0.9 * summary["score"]
+    assert abs(summary["score_pruned"] - summary["score_masked"]) < 0.01
+    assert summary["parameters_after"] < summary["parameters_before"] == 22_713_986
+    assert 72 - mask.sum() == summary["heads_masked"] > 0
+    pruned = load_pruned(out / "pruned_model")
+    assert dissect(pruned).present.sum() == mask.sum()
+    assert AutoTokenizer.from_pretrained(out / "pruned_model")
+    for line in ("heads       72 before", "parameters  22,713,986 before", "speed", "accuracy"):
+        assert line in printed
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_a_real_task_with_the_old_flags(minilm, shared, tmp_path):
+    head(shared / "glue" / "CoLA" / "dev.tsv", tmp_path / "CoLA" / "dev.tsv", 60)
+    arguments = [
+        "--model_name_or_path", minilm, "--task_name", "cola", "--data_dir", tmp_path / "CoLA", "--output_dir", tmp_path / "out",
+        "--max_seq_length", 8, "--batch_size", 16, "--data_subset", 40, "--try_masking", "--masking_threshold", 0.5,
+        "--masking_amount", 0.5, "--metric_name", "acc", "--dont_normalize_importance_by_layer",
+        "--dont_normalize_global_importance", "--seed", 3,
+    ]  # fmt: skip
+    printed = run("run_bertology.py", *arguments, cwd=tmp_path)
+    assert "WARNING: these weights are not in" in printed
+    assert "classifier.weight" in printed
+    assert "of 40 texts are longer than --max_seq_length and were cut" in printed
+    assert "Summary over 40 examples of cola" in printed
+    assert np.load(tmp_path / "out" / "head_importance.npy").min() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
+def test_decoders_that_classify(minilm, tmp_path, kind):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+    keys = {"num_key_value_heads": 2} if kind == "Llama" else {}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=30522, bos_token_id=1, eos_token_id=2, **sizes, **keys)
+    getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(tmp_path / "model")
+    head(EXAMPLES / "data" / "sentiment" / "dev.tsv", tmp_path / "data" / "dev.tsv", 30)
+    arguments = [
+        "--model_name_or_path",
+        "model",
+        "--tokenizer_name",
+        minilm,
+        "--data_dir",
+        "data",
+        "--output_dir",
+        "out",
+    ]
+    printed = run("run_bertology.py", *arguments, "--try_masking", "--masking_threshold", "0.01", cwd=tmp_path)
+    mask = np.load(tmp_path / "out" / "head_mask.npy")
+    assert mask.shape == (2, 4)
+    assert f"heads       8 before, {int(mask.sum())} after" in printed
+    assert ("masked but not pruned" in printed) != (tmp_path / "out" / "pruned_model").is_dir()
+
+
+@pytest.mark.slow
+def test_fine_tuning_then_looking_inside(minilm, tmp_path):
+    for name in ("train.tsv", "dev.tsv"):
+        head(EXAMPLES / "data" / "sentiment" / name, tmp_path / "data" / name, 16)
+    run("finetune.py", "--data_dir", "data", "--output_dir", "tuned", "--epochs", "1", cwd=tmp_path)
+    printed = run(
+        "run_bertology.py", "--model_name_or_path", "tuned", "--data_dir", "data", "--output_dir", "out", cwd=tmp_path
+    )  # fmt: skip
+    assert "WARNING" not in printed
+    assert not (tmp_path / "out" / "head_mask.npy").exists()
+
+
+@pytest.mark.slow
+def test_the_study_of_michel(minilm, tmp_path):
+    for name in ("train.tsv", "dev.tsv"):
+        head(EXAMPLES / "data" / "sentiment" / name, tmp_path / "data" / name, 24)
+    arguments = ["--data_dir", "data", "--epochs", "1", "--save_epochs"]
+    run("finetune.py", *arguments, "--output_dir", "tuned", cwd=tmp_path)
+    arguments = [
+        "--model_name_or_path", "tuned", "--task_name", "sst-2", "--data_dir", "data", "--checkpoints", "tuned",
+        "--transfer_task_name", "sst-2", "--transfer_data_dir", EXAMPLES / "data" / "sentiment", "--data_subset", 24,
+        "--train_subset", 8, "--seeds", 1, "--amount", 0.5, "--output_dir", "out",
+    ]  # fmt: skip
+    run("michel/study.py", *arguments, cwd=tmp_path)
+    report, out = (tmp_path / "out" / "report.md").read_text(), tmp_path / "out"
+    ablation = HeadAblation.load(out / "ablation.safetensors")
+    assert ablation.examples == 24
+    assert f"accuracy {ablation.base:.4f}" in report
+    # All heads, half of them, none of them, by each ranking.
+    assert re.findall(r"^\| (72|36|0) \|((?: 0\.\d{4} \|)+)$", report, re.MULTILINE)[0][1].count("|") == 6
+    # The likeness of the last checkpoint to itself is 1.
+    assert "| 1 | 1.00 | " in report
+    for section in (
+        "One head less",
+        "One head alone",
+        "Many heads less",
+        "Another data set",
+        "Through training",
+        "half",
+    ):
+        assert re.search(f"^## .*{section}", report, re.MULTILINE)
+    for picture in ("curves.png", "effects.png"):
+        assert (out / picture).read_bytes()[:4] == b"\x89PNG"
+    made = {file: file.stat().st_mtime_ns for file in out.glob("*.safetensors")}
+    (out / "curve-fisher.safetensors").unlink()
+    printed = run("michel/study.py", *arguments, cwd=tmp_path)
+    assert [line for line in printed.splitlines() if line.endswith("...")] == ["curve-fisher ..."]
+    assert [f.name for f, at in made.items() if f.stat().st_mtime_ns != at] == ["curve-fisher.safetensors"]
+    assert (out / "report.md").read_text() == report
+    printed = run("michel/study.py", *arguments, "--seeds", 2, cwd=tmp_path, ok=False)
+    assert printed.splitlines()[-1].endswith("is of other settings: name another --output_dir, or empty this one")
+
+
+@pytest.mark.shared
+def test_the_shares_that_bert_base_can_lose(shared, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "michel")
+    import report
+
+    figures = json.loads((shared / "figures.json").read_text())
+    mnli, sst = figures["michel_repro_mnli_curve_importance"], figures["michel_repro_sst2_curve"]
+    whole = {"mnli": figures["michel_repro_mnli_base_acc"], "sst-2": 0.928}
+    for task, steps in (("mnli", mnli), ("sst-2", sst)):
+        gone, scores = torch.tensor([[0, whole[task]], *steps], dtype=torch.float64).T
+        curve = PruningCurve(144 - gone, scores, torch.empty(0), "accuracy", None, ())
+        shares = tuple(round(100 * report.share_within(curve, points / 100)) for points in (1, 5))
+        assert shares == report.REPRODUCED[task]
+        assert report.share_within(curve, 1.0) == 1
+
+
+@pytest.mark.slow
+def test_the_reversal_experiment(tmp_path):
+    printed = run("michel/reversal.py", "--steps", 3, "--layers", 1, "--heads", 2, cwd=tmp_path)
+    curves = [
+        PruningCurve.load(tmp_path / "reversal-output" / f"{s}.safetensors") for s in ("encoder", "decoder", "cross")
+    ]
+    assert [curve.heads_left.tolist() for curve in curves] == [[2, 1, 0]] * 3
+    assert len({float(curve.scores[0]) for curve in curves}) == 1
+    assert re.findall(r"^ +([012])   ", printed, re.MULTILINE) == ["2", "1", "0"]
+    assert (tmp_path / "reversal-output" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+BAD = [
+    (["--output_dir", "file"], "--output_dir must be a folder, but file is a file"),
+    (["--model_name_or_path", "m", "--data_dir", "data", "--task_name", "sst-3"], "no GLUE task is called 'sst-3': wanted one of cola"),
+    (["--model_name_or_path", "m", "--data_dir", "data"], "dev.tsv has no column 'sentence': its columns are text, label"),
+    (["--model_name_or_path", "m"], "--data_dir is needed with --model_name_or_path"),
+    (["--data_dir", "data"], "--model_name_or_path is needed with --data_dir"),
+    (["--masking_threshold", "1.5"], "--masking_threshold must lie between 0 and 1, got 1.5"),
+    (["--masking_amount", "0"], "--masking_amount must be above 0 and at most 1, got 0.0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=range(len(BAD)))
+def test_bad_arguments(tmp_path, monkeypatch, capsys, arguments, message):
+    import run_bertology
+
+    (tmp_path / "file").write_text("")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dev.tsv").write_text("text\tlabel\nFine.\t1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run_bertology.py", *arguments])
+    with pytest.raises((DataError, SystemExit)) as error:
+        run_bertology.main()
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_errors_close_the_script_with_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    printed = run("run_bertology.py", "--output_dir", "file", cwd=tmp_path, ok=False)
+    assert printed.splitlines()[-1] == "run_bertology: --output_dir must be a folder, but file is a file"
+
+
+def test_sentiment_data():
+    task = glue.find_task("SST2")
+    train, dev = (glue.read_examples(task, EXAMPLES / "data" / "sentiment", train=t) for t in (True, False))
+    assert (len(train.texts), len(dev.texts)) == (500, 140)
+    assert (sum(train.labels), sum(dev.labels)) == (250, 70)
+    assert len({text[0].lower() for text in train.texts + dev.texts}) == 640
+
+
+@pytest.mark.shared
+def test_real_glue_folders(shared):
+    sst, cola = (
+        glue.read_examples(glue.find_task(n), shared / "glue" / f) for n, f in (("sst-2", "SST-2"), ("cola", "CoLA"))
+    )
+    assert (len(sst.texts), len(cola.texts)) == (872, 1043)
+    assert (sst.texts[0], sst.labels[0]) == (("it 's a charming and often affecting journey .",), 1)
+    assert (cola.texts[0], cola.labels[0]) == (("The sailors rode the breeze clear of the rocks.",), 1)
+
+
+TSV = {
+    "mrpc": ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tA \"quote.\tB.\n", ('A "quote.', "B."), 1),
+    "sts-b": ("index\tgenre\tsentence1\tsentence2\tscore\n0\tx\tA.\tB.\t3.8\n", ("A.", "B."), 3.8),
+    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tA?\tB?\t0\n", ("A?", "B?"), 0),
+    "qnli": ("index\tquestion\tsentence\tlabel\n0\tA?\tB.\tnot_entailment\n", ("A?", "B."), 1),
+    "rte": ("index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\tentailment\n", ("A.", "B."), 0),
+    "wnli": ("index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\t1\n", ("A.", "B."), 1),
+    "mnli": ("index\tsentence1\tsentence2\tlabel1\tgold_label\n0\tA.\tB.\tneutral\tcontradiction\n", ("A.", "B."), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TSV)
+def test_every_task(tmp_path, name):
+    text, expected, label = TSV[name]
+    task = glue.find_task(name)
+    (tmp_path / task.dev).write_text(text)
+    examples = glue.read_examples(task, tmp_path)
+    assert (examples.texts, examples.labels) == ([expected], [label])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sentence\tlabel\n", "dev.tsv holds no examples"),
+        ("", "dev.tsv holds no examples"),
+        ("sentence\tlabel\nFine.\n", "dev.tsv, line 2: wanted 2 columns or more, got 1"),
+        ("sentence\tlabel\nFine.\t1\nBad.\t-1\n", "dev.tsv, line 3: '-1' is no label of this task, wanted one of 0, 1"),
+    ],
+)
+def test_bad_tsv(tmp_path, text, message):
+    (tmp_path / "dev.tsv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        glue.read_examples(glue.find_task("sst-2"), tmp_path)
+
+
+def test_odd_characters_and_blank_lines(tmp_path):
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nOne\u2028line\x85still.\t1\n\nFine.\t0\n")
+    examples = glue.read_examples(glue.find_task("sst-2"), tmp_path)
+    assert (examples.texts, examples.labels) == ([("One\u2028line\x85still.",), ("Fine.",)], [1, 0])
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nFine.\t1\n\nBad.\t7\n")
+    with pytest.raises(DataError, match=r"dev.tsv, line 4: '7' is no label"):
+        glue.read_examples(glue.find_task("sst-2"), tmp_path)
+
+
+def test_missing_files(tmp_path):
+    (tmp_path / "test.tsv").write_text("sentence\n")
+    with pytest.raises(DataError, match=r"no dev.tsv in .*: it has test.tsv"):
+        glue.read_examples(glue.find_task("sst-2"), tmp_path)
+
+
+def test_data_sets_of_the_datasets_library(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs the glue extra")
+    datasets.disable_progress_bars()
+    for split, label in (("train", 0), ("validation", 1)):
+        (tmp_path / "my" / "data").mkdir(parents=True, exist_ok=True)
+        rows = [{"sentence": "Fine.", "label": label}, {"sentence": "Well, no.", "label": 0}]
+        (tmp_path / "my" / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    examples = glue.read_examples(glue.find_task("sst-2"), tmp_path / "my" / "data")
+    assert (examples.texts, examples.labels) == ([("Fine.",), ("Well, no.",)], [1, 0])
+    with pytest.raises(DataError, match="has no column 'question'"):
+        glue.read_examples(glue.find_task("qnli"), tmp_path / "my" / "data")
+    with pytest.raises(
+        DataError, match="no GLUE data at .*nowhere.*: it is neither a folder with dev.tsv nor a data set"
+    ):
+        glue.read_examples(glue.find_task("sst-2"), tmp_path / "nowhere")
+
+
+def test_batches_are_of_like_length_and_cuts_are_counted(minilm):
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    examples = glue.Examples([("a " * n,) for n in (9, 1, 5, 2, 8)], [1, 0, 1, 0, 1])
+    batches, cut = glue.make_batches(tokenizer, examples, max_seq_length=8, batch_size=2)
+    assert [b["input_ids"].shape[1] for b in batches] == [4, 8, 8]
+    assert [b["labels"].tolist() for b in batches] == [[0, 0], [1, 1], [1]]
+    assert cut == 2
+    assert all(b["labels"].dtype == torch.long for b in batches)
+
+
+def test_brackets_become_dependencies(tmp_path):
+    from clark.brackets import SURE, read_brackets
+
+    (tmp_path / "trees.ptb").write_text(
+        "(ROOT (S (NP-SBJ (PRP$ My) (JJ old) (NN cat)) (VP (MD will) (VP (VB chase) (NP (NP (DT the) (NNS birds)) "
+        "(PP (IN of) (NP (NP (NNP Ann) (POS 's)) (NN garden)))))) (. .)))\n"
+        "(ROOT (S (NP-SBJ-1 (DT The) (NN cat)) (VP (VBD was) (VP (VBN fed) (NP (-NONE- *-1)) (PP (IN by) (NP (NNP Ann)))))))\n"
+    )
+    first, second = read_brackets(tmp_path / "trees.ptb")
+    told = [
+        (w, first.words[h - 1], r)
+        for w, h, r in zip(first.words, first.heads, first.relations, strict=True)
+        if r in SURE
+    ]
+    assert told == [
+        ("My", "cat", "nmod:poss"), ("old", "cat", "amod"), ("cat", "chase", "nsubj"), ("will", "chase", "aux"),
+        ("the", "birds", "det"), ("birds", "chase", "obj"), ("of", "garden", "case"), ("Ann", "garden", "nmod:poss"),
+        ("'s", "Ann", "case"),
+    ]  # fmt: skip
+    assert second.words == ("The", "cat", "was", "fed", "by", "Ann")
+    assert second.relations == ("det", "dep", "dep", "root", "case", "dep")  # a passive's subject is none of ours
+    (tmp_path / "open.ptb").write_text("(ROOT (S (NN cat))")
+    with pytest.raises(DataError, match="ends within a tree"):
+        read_brackets(tmp_path / "open.ptb")
+
+
+def test_texts_of_two_paragraphs(minilm):
+    from clark.segments import paragraph_pairs
+
+    from bertology.syntax import Sentence
+
+    def made(words, name):
+        return Sentence(tuple(words.split()), (0,) * len(words.split()), ("dep",) * len(words.split()), name)
+
+    sentences = [made("one two three", "a-1"), made("four five", "a-2"), made("six seven", "a-3"),
+                 made("eight nine ten", "b-1"), made("x " * 30, "b-2"),
+                 made("eleven twelve", "b-3"), made("one more", "b-4"), made("five long words this time", "b-5")]  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    batches, left_out, single = paragraph_pairs(tokenizer, sentences, max_length=13, batch_size=2)
+    assert (left_out, single) == (1, 1)
+    texts = [
+        tokenizer.decode(row[mask == 1])
+        for batch in batches
+        for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    # Slip C4.8: what is too long does not end its document. The third paragraph of b has no partner.
+    assert texts == [
+        "[CLS] one two three four five [SEP] six seven [SEP]",
+        "[CLS] eight nine ten eleven twelve [SEP] one more [SEP]",
+    ]
+    assert batches[0]["token_type_ids"].tolist() == [[0] * 7 + [1] * 3] * 2  # slip C4.4: all were of the first kind
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_the_study_of_clark(tmp_path, minilm, shared):
+    data = shared / "ud" / "en_ewt-ud-dev.conllu"
+    gum = shared / "constituency" / "gum_open-train.ptb"
+    (tmp_path / "small.ptb").write_text("".join(f"{tree}\n\n" for tree in gum.read_text().split("\n\n")[:20]))
+    (tmp_path / "small.tsv").write_text(
+        "".join((shared / "coref" / "gap-validation.tsv").read_text().splitlines(True)[:9])
+    )
+    arguments = [
+        "--model_name_or_path", minilm, "--treebank", data, "--data_subset", 60, "--other", tmp_path / "small.ptb",
+        "--classifier", tmp_path / "classifier", "--task_name", "cola", "--data_dir", tmp_path / "CoLA",
+        "--train", data, "--train_subset", 40, "--gap", tmp_path / "small.tsv", "--least", 20, "--output_dir", tmp_path / "out",
+    ]  # fmt: skip
+    head(shared / "glue" / "CoLA" / "dev.tsv", tmp_path / "CoLA" / "dev.tsv", 20)
+    AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2).save_pretrained(tmp_path / "classifier")
+    AutoTokenizer.from_pretrained(minilm).save_pretrained(tmp_path / "classifier")
+    said = run("clark/study.py", *arguments, cwd=tmp_path)
+    assert "60 examples in 4 batches" in said
+    report = (tmp_path / "out" / "report.md").read_text()
+    for heading in ("Where heads look", "Which heads follow syntax", "coreference", "What all heads know", "are alike"):
+        assert heading in report
+    assert "previous token: 1 (L0H2)" in report
+    assert "| mean gradient to | 0 | 1 |" in report
+    assert "| det |" in report
+    assert "chosen elsewhere" in report
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
+    assert len(pictures) >= 6
+    assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in pictures)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
+    (tmp_path / "out" / "probe-attention.safetensors").unlink()
+    run("clark/study.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "out" / "report.md").read_text() == report
+    kept = {path: path.stat().st_mtime_ns for path in files if path.name != "probe-attention.safetensors"}
+    assert kept == {path: files[path] for path in kept}
+    told = run("clark/study.py", *arguments, "--epochs", 2, cwd=tmp_path, ok=False)
+    assert "is of other settings" in told
+    told = run(
+        "clark/study.py", "--model_name_or_path", minilm, "--treebank", tmp_path / "trees.xml", cwd=tmp_path, ok=False
+    )
+    assert "a treebank is .conllu, .txt, .json, .ptb, by its name" in told
+
+
+CLAUSES = [
+    ("The", "Det", 2, "det"),
+    ("cat", "NOUN", 3, "nsubj"),
+    ("saw", "VERB", 0, "root"),
+    ("Ann", "PROPN", 3, "obj"),
+]
+VARIED = {"cat": ("dog", "bird", "girl"), "saw": ("met", "heard", "liked"), "Ann": ("Eve", "London", "Bob")}
+
+
+def clauses(many):
+    """So many sentences of four words: [(word, tag, head, relation)]."""
+    for number in range(many):
+        words = [VARIED[word][number // 3**at % 3] if word in VARIED else word for at, (word, *_) in enumerate(CLAUSES)]
+        yield [(word, *rest) for word, (_, *rest) in zip(words, CLAUSES, strict=True)]
+
+
+def small_tasks(folder, many=30):
+    """A file for each task of the study of Tenney et al., each in another of the formats."""
+    files = {name: folder / name for name in (
+        "a.conllu", "a.ptb", "entities.conll", "srl.jsonl", "roles.json", "relations.txt", "coref.jsonl"
+    )}  # fmt: skip
+    text = {name: [] for name in files}
+    for words in clauses(many):
+        forms = [word for word, *_ in words]
+        rows = [
+            f"{n}\t{word}\t_\t{tag}\t_\t_\t{head}\t{relation}\t_\t_\n"
+            for n, (word, tag, head, relation) in enumerate(words, 1)
+        ]
+        text["a.conllu"].append("".join(rows) + "\n")
+        text["a.ptb"].append("(ROOT (S (NP (DT {}) (NN {})) (VP (VBD {}) (NP (NNP {})))))\n".format(*forms))
+        text["entities.conll"].append(
+            "".join(
+                f"{word}\t{'O' if n < 3 else 'B-LOC' if word == 'London' else 'B-PER'}\n"
+                for n, word in enumerate(forms)
+            )
+            + "\n"
+        )
+        roles = [{"span1": [2, 3], "span2": [at, at + 1], "label": f"ARG{n}"} for n, at in enumerate((1, 3))]
+        text["srl.jsonl"].append(json.dumps({"text": " ".join(forms), "targets": roles}) + "\n")
+        responses = [
+            {"spr_property": "volition", "response": 5.0},
+            {"spr_property": "location", "response": 1.0 + 4 * (forms[3] == "London")},
+        ]
+        role = {"pred_idx": 2, "arg_idx": 3, "responses": responses}
+        text["roles.json"].append(json.dumps({"tokens": forms, "sent_id": "1", "spr1": [role]}) + "\n")
+        relation = (
+            "Product-Producer(e1,e2)" if forms[1] == "cat" else "Other" if forms[1] == "dog" else "Cause-Effect(e1,e2)"
+        )
+        sentence = f'{len(text["relations.txt"])}\t"The <e1>{forms[1]}</e1> {forms[2]} <e2>{forms[3]}</e2>"'
+        text["relations.txt"].append(f"{sentence}\n{relation}\nComment:\n\n")
+        pairs = [{"span1": [0, 2], "span2": [3, 4], "label": "0"}, {"span1": [1, 2], "span2": [0, 2], "label": "1"}]
+        text["coref.jsonl"].append(json.dumps({"text": " ".join(forms), "targets": pairs}) + "\n")
+    for name, path in files.items():
+        path.write_text("".join(text[name]))
+    return files
+
+
+@pytest.mark.slow
+def test_the_study_of_tenney(tmp_path, minilm):
+    pytest.importorskip("conllu")
+    files = small_tasks(tmp_path)
+    arguments = [
+        "--model_name_or_path", minilm, "--pos", files["a.conllu"], files["a.conllu"], "--dependencies", files["a.conllu"],
+        "--constituents", files["a.ptb"], "--entities", files["entities.conll"], "--srl", files["srl.jsonl"],
+        "--proto_roles", files["roles.json"], "--relations", files["relations.txt"], "--coreference", files["coref.jsonl"],
+        "--controls", "pos", "--sentences", "pos", "--code_lengths", "srl", "--seeds", 0, 1, "--lr", 0.003, "--validate_every", 8, "--max_validations", 2,
+        "--output_dir", tmp_path / "out",
+    ]  # fmt: skip
+    said = run("tenney/study.py", *arguments, cwd=tmp_path)
+    assert "seed 1: " in said
+    report = (tmp_path / "out" / "report.md").read_text()
+    for heading in (
+        "At which layers",
+        "How well",
+        "In which order",
+        "knows by itself",
+        "decisions change",
+        "trained on",
+    ):
+        assert heading in report
+    table = report.split("| task | 0 | 1 | 2 | 3 | 4 | 5 | 6 |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| (\w+) ", table, re.M) == [
+        "pos", "constituents", "dependencies", "entities", "srl", "proto_roles", "relations", "coreference"
+    ]  # fmt: skip
+    assert "validate_every=8, max_validations=2" in report
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
+    assert len(pictures) == 3
+    assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in pictures)
+    files_then = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
+    assert len(files_then) == 8 + 3 + 1 + 1
+    (tmp_path / "out" / "scores-srl.safetensors").unlink()
+    run("tenney/study.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "out" / "report.md").read_text() == report
+    files_then.pop(tmp_path / "out" / "scores-srl.safetensors")
+    assert {path: path.stat().st_mtime_ns for path in files_then} == files_then
+    told = run("tenney/study.py", *arguments, "--lr", 1, cwd=tmp_path, ok=False)
+    assert "is of other settings" in told
+    arguments = ["--model_name_or_path", minilm, "--output_dir", tmp_path / "other"]
+    told = run("tenney/study.py", *arguments, "--pos", tmp_path / "a.xml", cwd=tmp_path, ok=False)
+    assert "a file of parts of speech is .jsonl, .conllu, .ptb, by its name" in told
+    told = run("tenney/study.py", *arguments, "--srl", files["srl.jsonl"], "--controls", "pos", cwd=tmp_path, ok=False)
+    assert "pos is none of the tasks: srl" in told
+
+
+def small_code(folder, many=12):
+    """Functions in two languages, as CodeSearchNet has them."""
+    forms = {
+        "python": "def f{0}(words, low={0}):\n    # of some words\n    found = [word for word in words if len(word) > low]\n    return max(found, key=len)\n",
+        "go": "func F{0}(words []string) int {{\n\ttotal := {0}\n\tfor _, word := range words {{\n\t\ttotal += len(word)\n\t}}\n\treturn total\n}}\n",
+    }  # fmt: skip
+    for language, form in forms.items():
+        lines = [
+            json.dumps({"code": form.format(n), "language": language, "func_name": f"f{n}", "docstring": "x"})
+            for n in range(many)
+        ]
+        (folder / f"{language}.jsonl").write_text("\n".join(lines))
+    return [folder / f"{language}.jsonl" for language in forms]
+
+
+@pytest.mark.slow
+def test_the_study_of_code(tmp_path):
+    pytest.importorskip("tree_sitter_go")
+    files = small_code(tmp_path)
+    for kind in ("bert", "gpt2"):
+        said = run(
+            "cat_probing/train.py", "--kind", kind, "--code", *files, "--skip", 6, "--steps", 6, "--hidden", 32,
+            "--layers", 2, "--vocabulary", 300, "--output_dir", tmp_path / f"small-{kind}", cwd=tmp_path,
+        )  # fmt: skip
+        assert re.search(r"12 functions, 300 tokens .*\nloss \d\.\d\d at first", said)
+    told = run(
+        "cat_probing/train.py", "--kind", "bert", "--code", *files, "--skip", 12, "--output_dir", "x", cwd=tmp_path,
+        ok=False,
+    )  # fmt: skip
+    assert "no code is left" in told
+    arguments = [
+        "--models", tmp_path / "small-bert", tmp_path / "small-gpt2", "--code", *files, "--subset", 6, "--output_dir",
+        tmp_path / "out",
+    ]  # fmt: skip
+    said = run("cat_probing/study.py", *arguments, cwd=tmp_path)
+    assert "small-gpt2, go: 6 examples" in said
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert re.findall(r"^##+ (.*)", report, re.M) == [
+        heading
+        for model in ("small-bert", "small-gpt2")
+        for heading in (
+            model, "python", "go", "Leaves that belong together, python", "Leaves that belong together, go"
+        )
+    ]  # fmt: skip
+    assert "| layer | CAT-score, 95 % | pooled | shuffled | positional | random weights | heads |" in report
+    assert "beyond positional, by layer 0: " in report
+    assert re.search(r"\| definition to use \| L\dH\d \| 1[0-9] \|", report)
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
+    assert len(pictures) == 2 * (1 + 4)
+    assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in pictures)
+    files_then = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
+    assert len(files_then) == 8
+    run("cat_probing/study.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "out" / "report.md").read_text() == report
+    assert {path: path.stat().st_mtime_ns for path in files_then} == files_then
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join(file.read_text() for file in files))
+    told = run(
+        "cat_probing/study.py", "--models", tmp_path / "small-bert", "--code", mixed, "--output_dir", tmp_path / "other",
+        cwd=tmp_path, ok=False,
+    )  # fmt: skip
+    assert "has code in go, python: wanted one language a file" in told

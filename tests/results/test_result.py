@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from bertology import (
+    AttentionEntropy,
+    HeadImportance,
+    Result,
+    attention_entropy,
+    attention_maps,
+    head_importance,
+    head_outputs,
+    hidden_states,
+    prune_heads,
+    pruning_curve,
+    score,
+)
+from bertology.errors import DataError
+from helpers.zoo import BY_NAME, batch
+
+
+def make():
+    model, inputs = BY_NAME["bert"].build(), batch()
+    return [
+        head_importance(model, inputs),
+        attention_entropy(model, inputs),
+        score(model, inputs, metric="accuracy"),
+        pruning_curve(model, inputs, metric="accuracy", amount=4),
+        hidden_states(model, inputs),
+        attention_maps(model, inputs),
+        head_outputs(model, inputs),
+        head_outputs(model, inputs, loss="auto"),
+        prune_heads(model, {0: [1]}),
+    ]
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_comes_back_from_a_file(tmp_path, number):
+    result = make()[number]
+    result.save(tmp_path / "r.safetensors")
+    again = Result.load(tmp_path / "r.safetensors")
+    assert type(again) is type(result)
+    for name, value in vars(result).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(again, name), value)
+        elif isinstance(value, dict):
+            assert getattr(again, name).keys() == value.keys()
+            assert all(torch.equal(getattr(again, name)[key], x) for key, x in value.items())
+        else:
+            assert getattr(again, name) == value
+    assert repr(again) == repr(result)
+    assert str(again) == str(result)
+
+
+def test_another_kind_is_refused(tmp_path):
+    make()[1].save(tmp_path / "r")
+    with pytest.raises(DataError, match="wanted a HeadImportance in .*r, found AttentionEntropy"):
+        HeadImportance.load(tmp_path / "r")
+    assert isinstance(AttentionEntropy.load(tmp_path / "r"), AttentionEntropy)
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(1)}, tmp_path / "s")
+    with pytest.raises(DataError, match="wanted a Result in .*s, found no result of this library"):
+        Result.load(tmp_path / "s")
+
+
+def test_printing():
+    values = torch.tensor([[0.5, float("nan")], [1.25, 2.0]])
+    entropy = AttentionEntropy(values, values, torch.tensor([3, 3]), ("0", "1"))
+    table = "      0  1\n0   0.5   \n1  1.25  2"
+    assert str(entropy) == (
+        f"AttentionEntropy\nmean [layer, head]:\n{table}\nfirst [layer, head]:\n{table}\nqueries: [2] int64"
+    )
+    assert repr(entropy) == "AttentionEntropy(mean=[2, 2], first=[2, 2], queries=[2])"
+
+
+def test_one_stack():
+    ones = torch.arange(6.0).reshape(3, 2)
+    entropy = AttentionEntropy(ones, ones, torch.tensor([1, 2, 3]), ("encoder.0", "decoder.0", "cross.0"))
+    cut = entropy.stack("decoder")
+    assert (cut.labels, cut.mean.tolist(), cut.queries.tolist()) == (("decoder.0",), [[2, 3]], [2])
+    with pytest.raises(DataError, match="no stack 'middle' in this result: it has cross, decoder, encoder"):
+        entropy.stack("middle")

@@ -1,0 +1,202 @@
+import multiprocessing
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertology import (
+    Accumulator,
+    DistancesAccumulator,
+    EntropyAccumulator,
+    GradientsAccumulator,
+    ImportanceAccumulator,
+    PatternsAccumulator,
+    RepeatsAccumulator,
+    Result,
+    ScoreAccumulator,
+    accumulate,
+    attention_entropy,
+    dissect,
+    head_importance,
+    score,
+    stat,
+)
+from bertology.errors import DataError
+from bertology.streaming.checkpoint import Checkpoint
+from helpers.processes import one_process
+from helpers.zoo import BY_NAME, batch, each_alone
+
+KINDS = [
+    ImportanceAccumulator,
+    lambda: ImportanceAccumulator(granularity="token"),
+    EntropyAccumulator,
+    lambda: ScoreAccumulator("accuracy"),
+    lambda: EntropyAccumulator(average="example"),
+    lambda: PatternsAccumulator(tokens={"low": list(range(12))}, average="example"),
+    lambda: GradientsAccumulator({"low": list(range(12))}),
+    RepeatsAccumulator,
+    lambda: DistancesAccumulator(0.01),
+]
+
+
+def tensors(result):
+    return {name: x for name, x in vars(result).items() if isinstance(x, torch.Tensor | float | int)}
+
+
+def check_same(a, b):
+    for name, x in tensors(a).items():
+        torch.testing.assert_close(x, tensors(b)[name])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 5), st.sampled_from(range(len(KINDS))))
+def test_merging_any_split_is_the_whole(cut, kind):
+    model, examples = BY_NAME["bert"].build(), each_alone(batch((7, 4, 5, 2, 6)))
+    parts = []
+    for some in (examples[:cut], examples[cut:]):
+        part = KINDS[kind]().zero(dissect(model))
+        for one in some:
+            with torch.set_grad_enabled(part.needs_gradient), part.watch(one):
+                part.update(one, model(**one))
+        parts.append(part)
+    (whole,) = accumulate(model, examples, KINDS[kind]())
+    merged = parts[0].merge(parts[1].state())
+    check_same(merged.compute(), whole)
+
+
+def test_several_measures_in_one_pass_are_each_alone():
+    model, batches = BY_NAME["gpt2"].build(), [batch(), batch((3, 6))]
+    together = accumulate(
+        model,
+        batches,
+        ImportanceAccumulator(),
+        ImportanceAccumulator(granularity="token"),
+        EntropyAccumulator(),
+        ScoreAccumulator("accuracy"),
+    )
+    apart = (
+        head_importance(model, batches),
+        head_importance(model, batches, granularity="token"),
+        attention_entropy(model, batches),
+        score(model, batches, metric="accuracy"),
+    )
+    for a, b in zip(together, apart, strict=True):
+        check_same(a, b)
+
+
+def test_an_accumulator_of_ones_own():
+    @dataclass(frozen=True, eq=False, repr=False)
+    class Tokens(Result):
+        count: int
+        labels: tuple[str, ...] = ()
+
+    class CountTokens(Accumulator):
+        total = stat("", torch.int64)
+
+        def update(self, batch, outputs):
+            self.total += batch["attention_mask"].sum()
+
+        def compute(self):
+            return Tokens(int(self.total))
+
+    (tokens,) = accumulate(BY_NAME["bert"].build(), [batch(), batch()], CountTokens())
+    assert tokens.count == 32
+
+
+def test_progress_is_shown(capsys):
+    attention_entropy(BY_NAME["bert"].build(), [batch()], progress="entropy of it all")
+    assert "entropy of it all: 100%" in capsys.readouterr().err
+    attention_entropy(BY_NAME["bert"].build(), [batch()])
+    assert capsys.readouterr().err == ""
+
+
+def cut_off(batches, after):
+    for number, one in enumerate(batches):
+        if number == after:
+            raise KeyboardInterrupt
+        yield one
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0)
+    model, batches, file = BY_NAME["bert"].build(), each_alone(batch((7, 4, 5, 2))), tmp_path / "sums"
+    with pytest.raises(KeyboardInterrupt):
+        accumulate(model, cut_off(batches, 3), kind(), checkpoint=file)
+    assert file.is_file()
+    runs = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    (result,) = accumulate(model, batches, kind(), checkpoint=file)
+    assert len(runs) == 1
+    check_same(result, accumulate(model, batches, kind())[0])
+    assert not file.exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0)
+    model, batches, file = BY_NAME["bert"].build(), each_alone(batch((7, 4, 5, 2))), tmp_path / "sums"
+    with pytest.raises(KeyboardInterrupt):
+        accumulate(model, cut_off(batches, 3), EntropyAccumulator(), checkpoint=file)
+    with pytest.raises(DataError, match="is of other data"):
+        accumulate(model, each_alone(batch((7, 4, 5, 2), seed=9)), EntropyAccumulator(), checkpoint=file)
+    with pytest.raises(DataError, match="is of another model or other measures"):
+        accumulate(BY_NAME["bert"].build(seed=1), batches, EntropyAccumulator(), checkpoint=file)
+    with pytest.raises(DataError, match="is of another model or other measures"):
+        accumulate(model, batches, ImportanceAccumulator(), checkpoint=file)
+    with pytest.raises(DataError, match="holds 3 batches, the data has only 2"):
+        accumulate(model, batches[:2], EntropyAccumulator(), checkpoint=file)
+    with pytest.raises(DataError, match="checkpoint must be a file in a folder that exists"):
+        accumulate(model, batches, EntropyAccumulator(), checkpoint=tmp_path / "no" / "where")
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, monkeypatch):
+    class Scaled(EntropyAccumulator):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def settings(self):
+            return f"{super().settings()}{self.scale}"
+
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0)
+    model, batches, file = BY_NAME["bert"].build(), [batch(), batch((3, 6))], tmp_path / "sums"
+    assert EntropyAccumulator().settings() == "query"
+    with pytest.raises(KeyboardInterrupt):
+        accumulate(model, cut_off(batches, 1), Scaled(1), checkpoint=file)
+    with pytest.raises(DataError, match="is of another model or other measures"):
+        accumulate(model, batches, Scaled(2), checkpoint=file)
+    accumulate(model, batches, Scaled(1), checkpoint=file)
+    assert not file.exists()
+
+
+def test_checkpoints_are_written_now_and_then(tmp_path):
+    model = BY_NAME["bert"].build()
+    saved = Checkpoint(tmp_path / "sums", model, [EntropyAccumulator().zero(dissect(model))])
+    saved.keep()
+    assert not (tmp_path / "sums").exists()
+    saved.write()
+    assert (tmp_path / "sums").exists()
+
+
+@pytest.mark.slow
+def test_processes_share_the_data():
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=one_process, args=(rank, 2, port, queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = [queue.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join(timeout=60)
+    model, examples = BY_NAME["bert"].build(), each_alone(batch((7, 4, 5, 2)))
+    expected = head_importance(model, examples)
+    for _, scores, count, accuracy in found:
+        torch.testing.assert_close(torch.tensor(scores, dtype=torch.float64), expected.scores)
+        assert (count, accuracy) == (4, score(model, examples, metric="accuracy").value)

@@ -1,0 +1,201 @@
+"""Attention read in blocks, on texts of any shape, padded in any way, with any number of heads, in any precision."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bertology import attention_entropy, attention_maps, dissect, tap
+from helpers.random_texts import (
+    EXACT,
+    HOLES,
+    IN_FLOAT32,
+    TOLERANCES,
+    WHOLE,
+    any_rows,
+    dtypes,
+    exactness,
+    few,
+    heads_of,
+    logits,
+    model_of,
+    names,
+    texts,
+)
+from helpers.zoo import BY_NAME
+from oracles import heads as oracles
+
+
+def read(model: Any, inputs: dict[str, Tensor], *places: str, rows: int | None = None) -> list[dict[int, list[Any]]]:
+    """For each place, {layer: [(rows, x), ...]}: the blocks of one pass, in their order."""
+    found: list[dict[int, list[Any]]] = [{} for _ in places]
+    with ExitStack() as taps:
+        for place, blocks in zip(places, found, strict=True):
+            note = lambda site, x, rows, to=blocks: to.setdefault(site.row, []).append((rows, x.detach()))  # noqa: E731
+            taps.enter_context(tap(dissect(model), place, read=note, rows=rows))
+        logits(model, inputs)
+    return found
+
+
+# (a) The measure: any block size, and the slow twin.
+
+
+@few
+@given(names, heads_of, texts(), st.integers(1, 10))
+def test_entropy_does_not_depend_on_the_blocks_and_equals_the_slow_twin(name, heads, inputs, rows):
+    model = model_of(name, heads)
+    maps = attention_maps(model, inputs)
+    expected = oracles.entropy(maps.values, inputs["attention_mask"])
+    for found in (attention_entropy(model, inputs, rows=rows), attention_entropy(model, inputs)):
+        torch.testing.assert_close(found.mean, expected, **exactness(name))
+        assert found.queries.tolist() == [int(inputs["attention_mask"].sum())] * 2
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_the_twin_can_fail(name):
+    model = model_of(name)
+    maps = attention_maps(model, HOLES).values
+    found = attention_entropy(model, HOLES, rows=2).mean
+    torch.testing.assert_close(found, oracles.entropy(maps, HOLES["attention_mask"]), **exactness(name))
+    for spoiled in (
+        oracles.entropy(maps, torch.ones_like(HOLES["attention_mask"])),  # padding is a query
+        oracles.entropy(maps.roll(1, dims=3), HOLES["attention_mask"]),  # the blocks are one row late
+        oracles.entropy(maps.flip(2), HOLES["attention_mask"]),  # the heads are in another order
+    ):
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(found, spoiled, **exactness(name))
+
+
+# (b) Blocks: they tile the queries, and make up the map.
+
+
+def check_tiles(blocks: list[tuple[slice, Tensor]], queries: int, rows: int | None) -> None:
+    """Blocks of `rows` query rows, the last one as long as is left, cover every query once, in order."""
+    size = rows or queries
+    wanted = [(start, min(start + size, queries)) for start in range(0, queries, size)]
+    assert [(where.start, where.stop) for where, _ in blocks] == wanted
+    for where, x in blocks:
+        assert x.shape[2] == where.stop - where.start
+
+
+def check_rows(maps: Tensor, mask: Tensor, tolerance: float) -> None:
+    """Every real query spends 1, and nothing at all on padding. `maps` are [layer, batch, head, query, key]."""
+    by_query = maps.double().permute(0, 2, 1, 3, 4)[:, :, mask]  # [layer, head, real query, key]
+    torch.testing.assert_close(by_query.sum(-1), torch.ones_like(by_query[..., 0]), rtol=0, atol=tolerance)
+    padded = ~mask[:, None, :].expand(-1, mask.shape[1], -1)[mask]
+    assert (by_query[..., padded] == 0).all(), "a real query looks at padding"
+    assert (by_query >= 0).all()
+
+
+@few
+@given(names, heads_of, texts(), any_rows, dtypes)
+def test_blocks_tile_the_queries_and_make_up_the_map(name, heads, inputs, rows, dtype):
+    model, mask = model_of(name, heads, dtype), inputs["attention_mask"].bool()
+    (found,) = read(model, inputs, "attention", rows=rows)
+    for blocks in found.values():
+        check_tiles(blocks, mask.shape[1], None if name in WHOLE else rows)
+    maps = torch.stack([torch.cat([x for _, x in found[row]], dim=2) for row in sorted(found)])
+    assert maps.shape == (2, len(mask), heads, mask.shape[1], mask.shape[1])
+    expected = attention_maps(model, inputs).values
+    close = TOLERANCES[dtype]["sums"] if dtype in TOLERANCES else IN_FLOAT32["atol"] if name == "llama" else 1e-12
+    torch.testing.assert_close(maps, expected, rtol=0, atol=close)
+    check_rows(maps, mask, close)
+
+
+def test_blocks_that_do_not_tile_are_noticed():
+    whole = attention_maps(model_of("bert"), HOLES).values[0]
+    blocks = [(slice(start, start + 2), whole[:, :, start : start + 2]) for start in range(0, 7, 2)]
+    blocks[-1] = (slice(6, 7), blocks[-1][1])
+    check_tiles(blocks, 7, 2)
+    for spoiled in (blocks[:-1], [*blocks, blocks[-1]], blocks[::-1], [blocks[1], *blocks[1:]]):
+        with pytest.raises(AssertionError):
+            check_tiles(spoiled, 7, 2)
+
+
+def test_maps_that_look_at_padding_are_noticed():
+    maps, mask = attention_maps(model_of("bert"), HOLES).values, HOLES["attention_mask"].bool()
+    check_rows(maps, mask, 1e-12)
+    unmasked = attention_maps(model_of("bert"), {"input_ids": HOLES["input_ids"]} | {"attention_mask": mask | True})
+    for spoiled in (unmasked.values, maps * 1.001, maps.roll(1, dims=-1)):
+        with pytest.raises(AssertionError):
+            check_rows(spoiled, mask, 1e-12)
+
+
+# (c) The place "entropy" is the entropy of the place "attention".
+
+
+def plain_entropy(weights: Tensor) -> Tensor:
+    """[..., query]: -Σ p ln p, where p is not 0."""
+    p = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    return -torch.where(p > 0, p * p.clamp_min(torch.finfo(p.dtype).tiny).log(), 0).sum(-1)
+
+
+@few
+@given(names, heads_of, texts(), any_rows, dtypes)
+def test_entropies_are_those_of_the_maps(name, heads, inputs, rows, dtype):
+    maps, entropies = read(model_of(name, heads, dtype), inputs, "attention", "entropy", rows=rows)
+    close = EXACT if dtype == torch.float64 and name != "llama" else IN_FLOAT32
+    assert maps.keys() == entropies.keys() == {0, 1}
+    for row in maps:
+        for (where, weights), (same, found) in zip(maps[row], entropies[row], strict=True):
+            assert where == same
+            torch.testing.assert_close(found, plain_entropy(weights).to(found.dtype), **close)
+            with pytest.raises(AssertionError):
+                torch.testing.assert_close(found, plain_entropy(weights).to(found.dtype) + 1e-4, **close)
+
+
+# (d) Padding is as if it were not there.
+
+
+def positioned(name: str, model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the positions that the tokens have when each text stands alone.
+
+    RoBERTa counts real tokens by itself. DistilBERT of transformers 4 takes no positions: there the text comes first.
+    """
+    mask = inputs["attention_mask"]
+    if name == "roberta":
+        return inputs
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        return inputs | {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+    order = mask.sort(dim=1, descending=True, stable=True)[1]
+    return {key: x.gather(1, order) for key, x in inputs.items()}
+
+
+def each_alone(inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Each text by itself, without padding."""
+    alone = []
+    for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True):
+        alone.append({"input_ids": ids[mask][None], "attention_mask": torch.ones(1, int(mask.sum()), dtype=torch.long)})
+    return alone
+
+
+@few
+@given(names, heads_of, texts(), any_rows)
+def test_padding_changes_nothing(name, heads, inputs, rows):
+    model = model_of(name, heads)
+    padded = attention_entropy(model, positioned(name, model, inputs), rows=rows)
+    alone = attention_entropy(model, each_alone(inputs), rows=rows)
+    torch.testing.assert_close(padded.mean, alone.mean, **exactness(name))
+    assert torch.equal(padded.queries, alone.queries)
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_padding_that_counts_is_noticed(name):
+    model = model_of(name)
+    alone = attention_entropy(model, each_alone(HOLES)).mean
+    right = positioned(name, model, HOLES)
+    torch.testing.assert_close(attention_entropy(model, right).mean, alone, **exactness(name))
+    everywhere = right | {"attention_mask": torch.ones_like(right["attention_mask"])}
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(attention_entropy(model, everywhere).mean, alone, **exactness(name))
+    if "position_ids" in right:
+        # Without positions the text behind a hole stands too far to the right.
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(attention_entropy(model, HOLES).mean, alone, **exactness(name))

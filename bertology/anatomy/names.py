@@ -236,6 +236,16 @@ UNCUT = dict.fromkeys(_SIZED_BY_INPUT, _WIDTH_OF_INPUT) | {
     "LiltSelfAttention": "its layout stream uses their maps",
 }
 UNCUT_4 = dict.fromkeys(_SIZED_BY_INPUT_4, _WIDTH_OF_INPUT)
+# Arguments of models: the text, its embeddings, its padding and its segments, each with a prefix for a decoder's own.
+IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
+    "input_ids", "inputs_embeds", "attention_mask", "token_type_ids",
+)  # fmt: skip
+DECODER_PREFIX = "decoder_"
+DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
+# The labels: of a class, of tokens or of numbers, and of the span that answers a question.
+LABELS_ARGUMENT, SPAN_ARGUMENTS = "labels", ("start_positions", "end_positions")
+# Inputs that are no text: images and sounds.
+NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # Arguments of models: what they keep of earlier tokens (the second up to transformers 5.23), whether they keep it.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 USE_CACHE_ARGUMENT = "use_cache"

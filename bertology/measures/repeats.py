@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches, token_ids
 from ..data.padding import RealQueries
@@ -61,7 +62,7 @@ class RepeatsAccumulator(Accumulator):
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Read the attention maps, block by block."""
-        if not isinstance(batch.get("input_ids"), Tensor):
+        if not isinstance(batch.get(IDS_ARGUMENT), Tensor):
             raise DataError("which tokens occur again is told by their ids: the batch has no input_ids")
         real = RealQueries(self.anatomy, batch)
         patterns: dict[tuple[str, int, int], dict[str, Tensor]] = {}
@@ -165,4 +166,4 @@ def repeated_tokens(
     draw = torch.Generator().manual_seed(seed)
     rows = torch.stack([ids[torch.randperm(len(ids), generator=draw)[:length]] for _ in range(examples)])
     said = rows.repeat(1, times)
-    return {"input_ids": said, "attention_mask": torch.ones_like(said)}
+    return {IDS_ARGUMENT: said, MASK_ARGUMENT: torch.ones_like(said)}

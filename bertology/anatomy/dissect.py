@@ -11,12 +11,11 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UnknownAnatomy
-from .forward_source import acts_on_record
+from .forward_source import acts_on_record, ties_last
 from .names import (
     BLOCK_LAYOUTS,
     COUNT_NAMES,
@@ -32,7 +31,6 @@ from .names import (
     TOTAL_NAMES,
     UNCALLED_BLOCKS,
     UNPRUNED_NAME,
-    UNTIED_4,
     WIDTH_NAMES,
     Names,
 )
@@ -72,12 +70,10 @@ def find_attentions(modules: dict[str, nn.Module]) -> list[Found]:
 
 def _fits(modules: dict[str, nn.Module], path: str, module: nn.Module, names: Names) -> bool:
     if names.bare:
-        held = module._parameters
-        return all(held.get(part) is not None for part in (names.query, names.key, names.value, names.projection))
-    if names.query.partition(".")[0] not in module._modules or (names.mark and not hasattr(module, names.mark)):
-        return False
+        held = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        return all(part in held for part in (names.query, names.key, names.value, names.projection))
     parts = [names.query, names.key, names.value, names.projection, *([names.norm] if names.norm else [])]
-    return all(path_of(path, part) in modules for part in parts)
+    return all(path_of(path, part) in modules for part in parts) and (not names.mark or hasattr(module, names.mark))
 
 
 def path_of(attention: str, part: str) -> str:
@@ -135,22 +131,7 @@ def make_stack(modules: dict[str, nn.Module], name: str, blocks: list[str], one:
     known = one.block != one.path and kind not in UNCALLED_BLOCKS
     there = tuple(modules[block] for block in blocks) if known else ()
     last = _returned(modules, blocks[0])
-    return Stack(name, _called(modules, blocks[0]), last, _ties_last(last), layout, there)
-
-
-def _ties_last(module: nn.Module) -> bool:
-    """Whether transformers puts a model's last hidden state, behind a final norm, in the place of its last block's."""
-    method: Any = type(module).forward
-    while method is not None:
-        kept = (
-            dict(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
-            if hasattr(method, "__code__")
-            else {}
-        )
-        if "tie_last_hidden_states" in kept:
-            return bool(kept["tie_last_hidden_states"].cell_contents)
-        method = getattr(method, "__wrapped__", None)
-    return not (transformers.__version__.startswith("4.") and type(module).__name__ in UNTIED_4)
+    return Stack(name, _called(modules, blocks[0]), last, ties_last(last), layout, there)
 
 
 def _called(modules: dict[str, nn.Module], block: str) -> nn.Module:

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..anatomy.forward_source import acts_on_record
+from ..anatomy.forward_source import acts_on_record, is_transformers_4
 from ..anatomy.names import (
     BIAS_TABLE_NAMES,
     BIASED,
@@ -90,7 +89,7 @@ def check_parts(site: Site) -> None:
     own_layout = type(site.attention).__name__ in SHARES
     if site.layout != "batch token width" and not own_layout:
         raise PruningError(f"{refused}its projection takes them as [{site.layout.replace(' ', ', ')}]{hint}")
-    uncut = UNCUT | UNCUT_4 if transformers.__version__.startswith("4.") else UNCUT
+    uncut = UNCUT | UNCUT_4 if is_transformers_4() else UNCUT
     for kind in type(site.attention).__mro__:
         if kind.__name__ in uncut:
             raise PruningError(f"{refused}{uncut[kind.__name__]}{hint}")
@@ -163,7 +162,7 @@ def _is_root_mean_square(norm: nn.Module) -> bool:
 
 def children(attention: nn.Module) -> Iterator[tuple[str, Any]]:
     """The parts of an attention module that hold parameters."""
-    yield from ((name, parameter) for name, parameter in attention._parameters.items() if parameter is not None)
+    yield from attention.named_parameters(recurse=False, remove_duplicate=False)
     yield from ((name, child) for name, child in attention.named_children() if any(True for _ in child.parameters()))
 
 

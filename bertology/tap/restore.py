@@ -6,7 +6,6 @@ several of them change returns to its first value in whatever order they end.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from ..anatomy.names import OTHER_UNCACHED, USE_CACHE_ARGUMENT
+from .private_api import may_be_compiled
 
 _switching = threading.Lock()
 # {(id of the owner, attribute): (owner, value at first, {who turned it: to what})}
@@ -50,7 +50,7 @@ def uncompiled() -> Iterator[None]:
 
     The switch is torch's own, for the whole process; several taps at once, in threads too, turn it once.
     """
-    if "torch._dynamo" not in sys.modules:
+    if not may_be_compiled():
         yield  # nothing was ever compiled
         return
     with _lock:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Site, Stack
 from .calls import Calls
+from .private_api import replace_forward
 from .restore import uncompiled
 
 
@@ -174,13 +175,6 @@ def _handing_on(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
         return original(*args, **kwargs) if output is waiting else output
 
     return forward
-
-
-def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
-    """Give a module another forward pass, while `undo` is open."""
-    own = vars(module).get("forward")
-    undo.callback(lambda: module.__dict__.pop("forward") if own is None else setattr(module, "forward", own))
-    module.forward = forward
 
 
 def copied(x: Any, rows: int, copies: int, axis: int) -> Any:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..anatomy.forward_source import eager_function
 from ..anatomy.sites import Anatomy, Site
 from .calls import Calls
 from .function_mode import Watching
-from .interface_route import eager_function, set_implementation
+from .interface_route import set_implementation
 from .softmax_route import SOFTMAX, attend, four_axes
 
 

@@ -17,11 +17,9 @@ from transformers import PreTrainedModel
 from ..errors import UnknownAnatomy
 from .forward_source import acts_on_record, ties_last
 from .names import (
-    BLOCK_LAYOUTS,
     COUNT_NAMES,
     CROSS_NAMES,
     DIFFERENCE_NAME,
-    FUSED,
     MORE_THAN_HEADS,
     NAMES,
     NORMS_ELSEWHERE,
@@ -29,10 +27,11 @@ from .names import (
     RECURRENT_NAMES,
     REPEATS,
     TOTAL_NAMES,
-    UNCALLED_BLOCKS,
     UNPRUNED_NAME,
     WIDTH_NAMES,
     Names,
+    block_oddities_of,
+    oddities_of,
 )
 from .sites import Anatomy, Site, Stack
 
@@ -124,11 +123,9 @@ def configs_around(modules: dict[str, nn.Module], path: str) -> Iterable[Any]:
 
 def make_stack(modules: dict[str, nn.Module], name: str, blocks: list[str], one: Found) -> Stack:
     """The stack of these blocks, given in the order in which they run, with one of its attentions."""
-    kind = type(modules[blocks[0]]).__name__
-    layout = (
-        "token batch hidden" if one.names.layout.startswith("token") else BLOCK_LAYOUTS.get(kind, "batch token hidden")
-    )
-    known = one.block != one.path and kind not in UNCALLED_BLOCKS
+    odd = block_oddities_of(modules[blocks[0]])
+    layout = "token batch hidden" if one.names.layout.startswith("token") else odd.layout
+    known = one.block != one.path and odd.called
     there = tuple(modules[block] for block in blocks) if known else ()
     last = _returned(modules, blocks[0])
     return Stack(name, _called(modules, blocks[0]), last, ties_last(last), layout, there)
@@ -290,7 +287,7 @@ def _site(modules: dict[str, nn.Module], one: Found, row: int, stack: str, layer
     if len(kept) != here and not (not kept and here == 1):
         raise UnknownAnatomy(f"{path} has {here} heads, but of {width} heads {sorted(pruned)} are said to be pruned")
     # BigCode's projection is fused head by head where it is not multi-query.
-    fused = FUSED.get(type(attention).__name__, names.fused)
+    fused = oddities_of(attention).fused or names.fused
     fused = "heads" if getattr(attention, "multi_query", True) is False else fused
     return Site(
         row, stack, layer, call, dim, width, kept, path, names.layout, fused,

@@ -15,7 +15,7 @@ from typing import Any
 import transformers
 from torch import nn
 
-from .names import COUNT_NAMES, KEY_COUNT_NAMES, PRUNED_NAME, UNTIED_4
+from .names import COUNT_NAMES, KEY_COUNT_NAMES, PRUNED_NAME, block_oddities_of
 
 _EAGER_NAME, _INTERFACE_NAME = "eager_attention_forward", "ALL_ATTENTION_FUNCTIONS"
 _TIES_NAME = "tie_last_hidden_states"
@@ -23,7 +23,7 @@ _TIES_NAME = "tie_last_hidden_states"
 
 def is_transformers_4() -> bool:
     """Whether the installed transformers is a release 4.x."""
-    # Fragile: rests on the version string. What differs between the releases is in the tables `..._4` of `names`.
+    # Fragile: rests on the version string. What differs between the releases is in the fields `..._4` of `names`.
     return transformers.__version__.startswith("4.")
 
 
@@ -55,14 +55,14 @@ def eager_function(attention: nn.Module) -> Callable[..., Any] | None:
 def ties_last(model: nn.Module) -> bool:
     """Whether the last of a model's hidden states is its output after the final norm, not that of its last block."""
     # Fragile: rests on the decorator around `forward` that collects hidden states: it keeps the choice in a closure
-    # cell of this name. Where there is no such decorator, releases 4.x differ by model (the table `UNTIED_4`).
+    # cell of this name. Where there is no such decorator, releases 4.x differ by model (`unties_last_4`).
     method: Any = type(model).forward
     while method is not None:
         cells = _closure(method)
         if _TIES_NAME in cells:
             return bool(cells[_TIES_NAME].cell_contents)
         method = getattr(method, "__wrapped__", None)
-    return not (is_transformers_4() and type(model).__name__ in UNTIED_4)
+    return not (is_transformers_4() and block_oddities_of(model).unties_last_4)
 
 
 def _closure(method: Any) -> dict[str, Any]:

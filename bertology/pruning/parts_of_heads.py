@@ -16,21 +16,20 @@ from transformers.pytorch_utils import Conv1D
 from ..anatomy.forward_source import acts_on_record, is_transformers_4
 from ..anatomy.names import (
     BIAS_TABLE_NAMES,
-    BIASED,
     BIASED_MASK_NAMES,
     COMMON_NAMES,
     DIFFERENCE_NAME,
     EPSILON_NAMES,
     GROUPS_NAME,
     KEY_COUNT_NAMES,
+    ODDITIES,
     PLAIN_UNLESS,
     PRUNED_NAME,
     SHARED_OUT_NAMES,
-    SHARES,
-    UNCUT,
-    UNCUT_4,
     WHOLE_NORM_NAMES,
+    Oddities,
     Shares,
+    oddities_of,
 )
 from ..anatomy.sites import Site
 from ..errors import PruningError
@@ -107,12 +106,13 @@ def _inputs_of(site: Site) -> set[nn.Module]:
 
 def _check_kind(site: Site) -> None:
     """Whether attention of this kind can have fewer heads at all."""
-    if site.layout != "batch token width" and type(site.attention).__name__ not in SHARES:
+    if site.layout != "batch token width" and oddities_of(site.attention).shares is None:
         raise _refusal(site, f"its projection takes them as [{site.layout.replace(' ', ', ')}]")
-    uncut = UNCUT | UNCUT_4 if is_transformers_4() else UNCUT
     for kind in type(site.attention).__mro__:
-        if kind.__name__ in uncut:
-            raise _refusal(site, uncut[kind.__name__])
+        odd = ODDITIES.get(kind.__name__, Oddities())
+        why = odd.uncut or (odd.uncut_4 if is_transformers_4() else "")
+        if why:
+            raise _refusal(site, why)
     if site.place is not site.projection and not _is_root_mean_square(site.place):
         raise _refusal(site, f"{site.path} is a norm over all of them, which would change")
     equal = shares_of(site).equal
@@ -144,7 +144,7 @@ def _check_position_bias(site: Site) -> None:
     if any(getattr(config, name, False) for name in BIASED_MASK_NAMES):
         raise _refusal(site, "its mask holds a position bias for all of them")
     tables = any(hasattr(attention, name) for name in BIAS_TABLE_NAMES)
-    if (tables or takes_bias(attention)) and type(attention).__name__ not in BIASED:
+    if (tables or takes_bias(attention)) and not oddities_of(attention).takes_bias:
         raise _refusal(site, "it shares a position bias with other layers")
 
 
@@ -203,7 +203,7 @@ def _of_one_head(site: Site, part: Any) -> bool:
 
 def shares_of(site: Site) -> Shares:
     """What is known of the parts of attention of this kind."""
-    return SHARES.get(type(site.attention).__name__, Shares())
+    return oddities_of(site.attention).shares or Shares()
 
 
 def listed(site: Site) -> list[tuple[nn.Module, str, int]]:

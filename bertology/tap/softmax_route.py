@@ -21,11 +21,10 @@ from torch.nn import functional as F
 
 from ..anatomy.names import (
     ANY_GLOBAL_ARGUMENT,
-    BANDED,
     GLOBAL_ARGUMENT,
-    MAP_NUMBERS,
     MASKED_ARGUMENT,
     STATES_ARGUMENT,
+    oddities_of,
 )
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
@@ -35,13 +34,13 @@ from .map_reader import Reading
 
 def is_banded(attention: nn.Module) -> bool:
     """Whether this is attention over windows whose maps can be laid out."""
-    return type(attention).__name__ in BANDED
+    return oddities_of(attention).bands != ""
 
 
 def lay_bands(attention: nn.Module, softmaxes: list[Tensor], args: Any, kwargs: Any) -> Tensor | None:
     """[batch, head, query, key]: the map out of all softmaxes of one pass, or None where they are not as expected."""
     given = inspect.signature(type(attention).forward).bind(attention, *args, **kwargs).arguments
-    if BANDED[type(attention).__name__] == "blocks":
+    if oddities_of(attention).bands == "blocks":
         return _of_blocks(softmaxes, given[STATES_ARGUMENT].shape[1])
     return _of_windows(attention, softmaxes, given)
 
@@ -141,13 +140,13 @@ class _ReadingSoftmax(WatchingSoftmax):
                 raise UnknownAnatomy(f"the softmaxes of {site.label} ({kind}) are not over windows")
             self.reading.give(site, laid, slice(0, laid.shape[2]))
             return
-        wanted = MAP_NUMBERS.get(kind, (1, 0))
-        if len(maps) != wanted[0]:
+        odd = oddities_of(site.attention)
+        if len(maps) != odd.softmaxes:
             raise UnknownAnatomy(
                 f"the attention of {site.label} ({kind}) took {len(maps)} softmaxes over [batch, head, query, key], "
-                f"wanted {wanted[0]}: its maps cannot be read"
+                f"wanted {odd.softmaxes}: its maps cannot be read"
             )
-        weights = maps[wanted[1]]
+        weights = maps[odd.map_number]
         self.reading.give(site, weights, slice(0, weights.shape[2]))
 
 

@@ -22,10 +22,9 @@ from ..anatomy.names import (
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
     NO_TEXT_ARGUMENTS,
-    PADDED_STACKS,
-    PREFIXED_STACKS,
     SPAN_ARGUMENTS,
     USE_CACHE_ARGUMENT,
+    block_oddities_of,
 )
 from ..errors import DataError
 
@@ -158,9 +157,9 @@ def fit_mask(mask: Tensor, positions: int, runner: nn.Module) -> Tensor:
     extra, kind = positions - mask.shape[1], type(runner).__name__
     if extra == 0:
         return mask
-    if extra > 0 and kind in PADDED_STACKS:
+    if extra > 0 and block_oddities_of(runner).pads:
         return F.pad(mask, (0, extra), value=False)
-    if mask.all() or kind in PREFIXED_STACKS:
+    if mask.all() or block_oddities_of(runner).prefixes:
         own = torch.ones(mask.shape[0], positions, dtype=torch.bool, device=mask.device)
         return own if mask.all() else torch.cat([own[:, :extra], mask], dim=1)
     raise DataError(

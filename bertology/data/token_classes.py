@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..anatomy.names import PADDED_STACKS
+from ..anatomy.names import block_oddities_of
 from ..anatomy.sites import Anatomy
 from ..errors import DataError
 from .batches import Batch, reads_text, token_ids
@@ -54,7 +54,7 @@ class TokenClasses:
             raise DataError(f"classes of several shapes: {[list(mask.shape) for mask in found]}, wanted [batch, token]")
         masks = torch.stack([*found, ~torch.stack(found).any(0)])
         extra = positions - masks.shape[-1]
-        if extra > 0 and type(runner).__name__ in PADDED_STACKS:
+        if extra > 0 and block_oddities_of(runner).pads:
             return F.pad(masks, (0, extra), value=False)
         return None if extra else masks
 

@@ -14,14 +14,14 @@ from .hooks import tap
 from .map_reader import attention_entropies
 from .position_bias import narrow_biases, takes_bias
 from .restore import uncached, undisturbed
-from .resume import Recording, copied, first_only, matrix, recorded, tail_noted
+from .resume import Recording, copied, first_position_only, matrix, recorded, tail_noted
 from .silence import silenced
 
 __all__ = [
     "Recording",
     "attention_entropies",
     "copied",
-    "first_only",
+    "first_position_only",
     "matrix",
     "narrow_biases",
     "recorded",

@@ -167,7 +167,38 @@ def test_importing_loads_no_extra():
 
 
 def test_hooks_are_set_in_the_tap_alone():
-    words = re.compile(r"register_\w*hook|_attn_implementation_internal")
+    words = re.compile(r"register_\w*hook")
     for file in ROOT.rglob("*.py"):
         if file.parent.name != "tap":
             assert not words.search(file.read_text()), file
+
+
+MARKED = ("anatomy/forward_source.py", "tap/private_api.py")
+PRIVATE = (
+    r"_attn_implementation_internal",
+    r"_push_mode|_pop_mode|_get_current_function_mode",
+    r"\btorch\._|\btransformers\._",
+    r"from (torch|transformers)\S* import .*\b_\w",
+    r"\b(co_names|co_freevars|co_consts|__code__|__closure__|cell_contents|__wrapped__)\b|inspect\.(unwrap|getsource)",
+    r"\b(torch|transformers)\.__version__",
+    r"sys\.modules",
+    r"\.forward = ",
+    r"\._(modules|parameters|buffers)\b|\._\w+_hooks\b",
+)
+
+
+@pytest.mark.parametrize("pattern", PRIVATE)
+def test_insides_of_other_peoples_code_are_used_in_the_marked_files_alone(pattern):
+    used = {str(file.relative_to(ROOT)) for file in ROOT.rglob("*.py") if re.search(pattern, file.read_text())}
+    assert used <= set(MARKED), (
+        f"move what uses {pattern} to {' or '.join(MARKED)}, with a comment 'Fragile:' and a test"
+    )
+
+
+def test_every_function_of_the_marked_files_says_what_it_rests_on():
+    for name in MARKED:
+        source = (ROOT / name).read_text()
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+                assert any("# Fragile: " in line for line in lines), f"{name}: {node.name}"

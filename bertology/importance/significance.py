@@ -17,6 +17,7 @@ from ..anatomy.sites import Head, head_at
 from ..data.metrics import METRICS, Metric
 from ..errors import DataError, need
 from ..results.result import Result
+from ..results.statistics import bootstrap_draws, check_resamples
 
 Test = Literal["t", "mcnemar", "bootstrap"]
 Of = Literal["metric", "loss"]
@@ -125,8 +126,7 @@ class _Pairs:
         """[variant]: p-values, and what was tested."""
         if test not in ("t", "mcnemar", "bootstrap") or of not in ("metric", "loss"):
             raise DataError(f"wanted test='t', 'mcnemar' or 'bootstrap', of='metric' or 'loss', got {test!r} of {of!r}")
-        if resamples < 1:
-            raise DataError(f"resamples is how often the bootstrap draws, 1 or more, got {resamples}")
+        check_resamples(resamples)
         by_loss = of == "loss" or not self.logits.numel()
         examples = len(self.base_losses)
         if test == "mcnemar":
@@ -208,9 +208,7 @@ def bootstrap(change: Callable[[Tensor], Tensor], examples: int, resamples: int,
     `change` gives the changes [variant] over examples drawn again, [example] of their numbers. p is twice the share of
     draws in which the change is 0 or of the rarer sign, counting one draw more so that p is never 0.
     """
-    generator = torch.Generator().manual_seed(seed)
-    draws = [change(torch.randint(examples, (examples,), generator=generator)) for _ in range(resamples)]
-    changes = torch.stack(draws)
+    changes = torch.stack([change(drawn) for some in bootstrap_draws(examples, resamples, seed) for drawn in some])
     rarer = torch.minimum((changes <= 0).sum(0), (changes >= 0).sum(0))
     return (2 * (rarer + 1) / (resamples + 1)).clamp_max(1).double()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..anatomy.sites import Head, head_at
 from ..corpora.documents import KINDS
 from ..errors import DataError
-from ..results.statistics import Interval, of_gain, of_share
+from ..results.statistics import Interval, gain_interval, wilson_interval
 from .antecedents import ALL, BASELINES
 
 DIRECTIONS = ("from mention", "to mention")
@@ -156,8 +156,8 @@ def _score(name: str, here: _Sums, there: _Sums, labels: tuple[str, ...], level:
     hits, both, baseline = int(right[place]), int(together[(rule, *place)]), int(by_rule[rule])
     return KindScore(
         name, mentions, head_at(labels, row, head), DIRECTIONS[direction], hits / mentions,
-        of_share(hits, mentions, level), chance / mentions,
+        wilson_interval(hits, mentions, level), chance / mentions,
         {rule_name: int(n) / mentions for rule_name, n in zip(BASELINES, by_rule, strict=True)}, BASELINES[rule],
-        (hits - baseline) / mentions, of_gain(hits - both, baseline - both, mentions, level),
+        (hits - baseline) / mentions, gain_interval(hits - both, baseline - both, mentions, level),
         int(right.max()) / mentions,
     )  # fmt: skip

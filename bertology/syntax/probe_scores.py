@@ -12,7 +12,7 @@ from torch import Tensor
 from ..corpora.treebank import Sentence
 from ..errors import DataError, ShapeError, need
 from ..results.result import Result
-from ..results.statistics import Interval, of_share
+from ..results.statistics import Interval, wilson_interval
 from .relation_table import OFFSETS
 
 Decode = Literal["greedy", "tree", "one-root tree"]
@@ -148,7 +148,7 @@ class ProbeResult(Result):
 
     def interval(self, level: float = 0.95) -> Interval:
         """Wilson's interval of `uas`, as if words were drawn one by one."""
-        return of_share(int(self.right.sum()), int(self.words.sum()), level)
+        return wilson_interval(int(self.right.sum()), int(self.words.sum()), level)
 
     def __str__(self) -> str:
         low, high = self.interval()

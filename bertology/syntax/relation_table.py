@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Head, head_at
 from ..errors import DataError
-from ..results.statistics import Interval, of_gain, of_share
+from ..results.statistics import Interval, gain_interval, wilson_interval
 from .picks import DIRECTIONS
 
 OFFSETS = (-3, -2, -1, 0, 1, 2)
@@ -146,7 +146,7 @@ def _score(name: str, here: _Sums, there: _Sums, labels: tuple[str, ...], level:
         int(right[direction, row, head]), int(together[offset, direction, row, head]), int(by_offset[offset]),
     )  # fmt: skip
     return RelationScore(
-        name, arcs, head_at(labels, row, head), DIRECTIONS[direction], hits / arcs, of_share(hits, arcs, level),
+        name, arcs, head_at(labels, row, head), DIRECTIONS[direction], hits / arcs, wilson_interval(hits, arcs, level),
         OFFSETS[offset], baseline / arcs, (hits - baseline) / arcs,
-        of_gain(hits - shared, baseline - shared, arcs, level), int(right.max()) / arcs,
+        gain_interval(hits - shared, baseline - shared, arcs, level), int(right.max()) / arcs,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from ..corpora.treebank import Sentence
 from ..errors import DataError, ShapeError, need
 from ..results.result import Result
 from ..results.statistics import Interval, wilson_interval
-from .relation_table import OFFSETS
+from .best_heads import OFFSETS
 
 Decode = Literal["greedy", "tree", "one-root tree"]
 DECODES = ("greedy", "tree", "one-root tree")

@@ -63,7 +63,7 @@ def check_decode(decode: str) -> None:
         raise DataError(f"decode must be one of {', '.join(map(repr, DECODES))}, got {decode!r}")
 
 
-def others_than_itself(many: int) -> Tensor:
+def possible_heads(many: int) -> Tensor:
     """[word, ROOT and words], bool: whether that may be the word's head, of `many` words; no word is its own."""
     return torch.arange(many)[:, None] + 1 != torch.arange(many + 1)
 
@@ -76,7 +76,7 @@ def check_scores(scores: Tensor) -> Tensor:
             "scores must be [words, words + 1], the first column ROOT's, for one word or more; "
             f"got {list(scores.shape)}"
         )
-    others = others_than_itself(many)
+    others = possible_heads(many)
     if not scores.detach().cpu()[others].isfinite().all():
         raise ShapeError("scores must be finite, got NaN or infinity: a head that is ruled out wants a low score")
     return others

@@ -38,7 +38,7 @@ from .anatomy.dissect import dissect, register_names
 from .anatomy.names import Names
 from .anatomy.sites import Anatomy, Head
 from .errors import BertologyError
-from .importance.ablation import HeadAblation, head_ablation
+from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
 from .importance.head_importance import (
     HeadImportance,
     ImportanceAccumulator,
@@ -48,7 +48,6 @@ from .importance.head_importance import (
 )
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
-from .importance.sole_head import SoleHeadAblation, sole_head_ablation
 from .measures.behaviours import head_behaviours
 from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
 from .measures.check_anatomy import check_anatomy

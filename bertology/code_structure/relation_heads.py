@@ -14,7 +14,7 @@ from ..anatomy.sites import Head, Site, head_at
 from ..data.batches import Batch, Batches
 from ..errors import DataError
 from ..results.result import Result
-from ..results.statistics import ends
+from ..results.statistics import percentile_interval
 from ..streaming.accumulate import Accumulator, accumulate, stat
 from .align import AlignedCode
 from .cat_results import bootstrap
@@ -93,7 +93,9 @@ class RelationHeads(Result):
         and for fewer than 1 resamples.
         """
         more = self.related - self.control
-        return ends(bootstrap(more, self.pairs[:, :, None].expand(more.shape), "micro", resamples, seed), level)
+        return percentile_interval(
+            bootstrap(more, self.pairs[:, :, None].expand(more.shape), "micro", resamples, seed), level
+        )
 
     def best(self, relation: str, choose_on: RelationHeads | None = None, *, level: float = 0.95) -> RelatedHead:
         """The head with the highest gain.

@@ -18,8 +18,11 @@ from ..errors import DataError
 from ..results.result import Result
 from ..streaming.accumulate import Accumulator, accumulate, stat
 from .antecedents import BASELINES, Candidates, Question, picks_of, questions
-from .coreference_table import DIRECTIONS, CoreferenceTable, KindScore, coreference_table
+from .best_heads import CoreferenceTable, Counts, KindScore, coreference_table
 from .picks import aligned_in, word_maps
+
+DIRECTIONS = ("from mention", "to mention")
+"""Whether a mention picks its antecedent by the attention that it pays, or by the attention that it gets."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,7 +83,17 @@ class CoreferenceHeads(Result):
             least: kinds of fewer mentions, here or there, are left out.
             level: of the confidence intervals, which take mentions for independent of one another.
         """
-        return coreference_table(self, self if choose_on is None else choose_on, choose_on is not None, least, level)
+        chosen = self if choose_on is None else choose_on
+        if self.candidates != chosen.candidates:
+            raise DataError(
+                f"choose_on chooses among {chosen.candidates}, this result among {self.candidates}: wanted the same"
+            )
+        counts = self._counts(), chosen._counts()
+        return coreference_table(*counts, self.chance, choose_on is not None, least, level)
+
+    def _counts(self) -> Counts:
+        counts = self.right, self.right_with_baseline, self.baseline_right, self.mentions
+        return Counts(KINDS, DIRECTIONS, self.labels, *counts)
 
     def __str__(self) -> str:
         return f"{self.table()}\n{self.skipped} documents skipped"

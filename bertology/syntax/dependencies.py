@@ -17,8 +17,8 @@ from ..data.batches import Batch, Batches, check_repeatable
 from ..errors import DataError
 from ..results.result import Result
 from ..streaming.accumulate import Accumulator, accumulate, stat
+from .best_heads import OFFSETS, Counts, RelationTable, relation_table
 from .picks import DIRECTIONS, padded, picks, sentences_in, word_maps
-from .relation_table import OFFSETS, RelationTable, relation_table
 
 NOBODY = -2
 """The head of the root and of padding: what no attention head picks."""
@@ -68,7 +68,12 @@ class DependencyHeads(Result):
             least: relations of fewer arcs, here or there, are left out.
             level: of the confidence intervals.
         """
-        return relation_table(self, self if choose_on is None else choose_on, choose_on is not None, least, level)
+        chosen = self if choose_on is None else choose_on
+        return relation_table(self._counts(), chosen._counts(), choose_on is not None, least, level)
+
+    def _counts(self) -> Counts:
+        counts = self.right, self.right_with_offset, self.offset_right, self.arcs
+        return Counts(self.relations, DIRECTIONS, self.labels, *counts)
 
     def __str__(self) -> str:
         return f"{self.table()}\n{self.skipped} sentences skipped"

@@ -64,7 +64,13 @@ def test_the_first_line_of_a_file_asks_its_question(module):
 
 
 def axes_said(cls):
-    """{field: axes} from the brackets that open the fields' docstrings."""
+    """{field: axes} from the brackets that open the fields' docstrings, those of the classes above included."""
+    kinds = [kind for kind in reversed(cls.__mro__) if "__dataclass_fields__" in vars(kind)]
+    return {name: axes for kind in kinds for name, axes in axes_written(kind).items()}
+
+
+def axes_written(cls):
+    """{field: axes} of a class's own fields."""
     source = ast.parse(Path(sys.modules[cls.__module__].__file__).read_text())
     body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__).body
     said = {}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..anatomy.names import IMAGE_CONFIG_NAMES
 from ..anatomy.sites import Anatomy, Site
 from ..errors import DataError
-from .batches import Batch, fit_mask, token_mask
+from .batches import Batch, fit_mask, reads_text, token_mask
 
 
 def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
@@ -27,12 +27,15 @@ class RealQueries:
     """The real queries of a batch, asked for block by block while the model runs.
 
     Most stacks attend from the text's own tokens. How many positions another one has is known at its last block only:
-    `check` then raises `DataError` if padding cannot be told among them.
+    `check` then raises `DataError` if padding cannot be told among them. With `text_only`, only the queries of stacks
+    that read the text itself can be asked for.
     """
 
-    def __init__(self, anatomy: Anatomy, batch: Batch) -> None:
+    def __init__(self, anatomy: Anatomy, batch: Batch, *, text_only: bool = False) -> None:
         self._anatomy = anatomy
-        self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in {site.stack for site in anatomy.sites}}
+        stacks = {site.stack for site in anatomy.sites}
+        wanted = {stack for stack in stacks if reads_text(anatomy.model, stack)} if text_only else stacks
+        self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in wanted}
         self._complete = {stack: mask is None or bool(mask.all()) for stack, mask in self._masks.items()}
         self.positions: dict[Site, int] = {}
 
@@ -54,6 +57,12 @@ class RealQueries:
         if mask is None or self._complete[site.stack]:
             return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         return fit_mask(mask, x.shape[3], self._anatomy.runner(site.stack)).int().argmax(1).to(x.device)
+
+    def are_of_text(self, site: Site, x: Tensor) -> bool:
+        """Whether `x [batch, head, query, key]`, in one piece, is attention from the text's tokens to themselves."""
+        mask = self._masks.get(site.stack)
+        tokens = None if mask is None else mask.shape[1]
+        return reads_text(self._anatomy.model, site.stack) and x.shape[2:] == (tokens, tokens)
 
     def check(self) -> None:
         """Raise `DataError` if a stack attended from another number of positions than the mask has."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence, Sized
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..anatomy.dissect import dissect
-from ..data.batches import Batch, Batches, each_batch, model_arguments, without_labels
+from ..data.batches import ANNOTATIONS, Batch, Batches, each_batch, model_arguments, without_labels
+from ..errors import DataError
 from ..tap import undisturbed
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, add_tensor
 
 
 def accumulate(
@@ -57,7 +59,7 @@ def _accumulate(
     backward = [accumulator for accumulator in accumulators if accumulator.needs_gradient]
     for accumulator in backward:
         accumulator.keeps_graph = accumulator is not backward[-1]
-    saved = Checkpoint(checkpoint, model, accumulators) if checkpoint is not None else None
+    saved = _SavedPass(checkpoint, model, accumulators) if checkpoint is not None else None
     gradient = any(accumulator.needs_gradient for accumulator in accumulators)
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     with undisturbed(model), torch.set_grad_enabled(gradient):
@@ -70,6 +72,64 @@ def _accumulate(
     if saved is not None:
         saved.remove()
     return results
+
+
+class _SavedPass:
+    """A pass over the data that is written to a file: the sums, and a digest of the batches that are in them."""
+
+    def __init__(self, path: str | Path, model: nn.Module, accumulators: Sequence[Accumulator]) -> None:
+        self._path, self._accumulators = path, accumulators
+        self._digest = hashlib.sha256(_describe(model, accumulators).encode())
+        self._done, self._seen, self._wanted = 0, 0, ""
+        self._file = Checkpoint(path, self._digest.hexdigest(), otherwise="another model or other measures")
+        self._file.load(self)
+
+    def has(self, batch: Batch) -> bool:
+        """Whether this batch, the next in turn, is in the sums already."""
+        for name in sorted(batch):
+            if isinstance(batch[name], Tensor):
+                self._digest.update(name.encode())
+                add_tensor(self._digest, batch[name])
+        self._digest.update(repr(batch.get(ANNOTATIONS)).encode())
+        self._seen += 1
+        if self._seen == self._done and self._digest.hexdigest() != self._wanted:
+            raise DataError(
+                f"the checkpoint {self._path} is of other data: remove it, or pass the data that it was made on"
+            )
+        return self._seen <= self._done
+
+    def keep(self) -> None:
+        """Write the sums to the file, unless that was done less than a minute ago."""
+        self._file.keep(self)
+
+    def remove(self) -> None:
+        """Remove the file, since the pass is complete."""
+        if self._seen < self._done:
+            raise DataError(f"the checkpoint {self._path} holds {self._done} batches, the data has only {self._seen}")
+        self._file.remove()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums of all accumulators."""
+        return {f"{i}.{name}": x for i, a in enumerate(self._accumulators) for name, x in a.state().items()}
+
+    def numbers(self) -> dict[str, Any]:
+        """How many batches are in the sums, and their digest."""
+        return {"batches": self._seen, "batches_digest": self._digest.hexdigest()}
+
+    def resume(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Begin with the sums of the interrupted pass."""
+        self._done, self._wanted = numbers["batches"], numbers["batches_digest"]
+        for i, accumulator in enumerate(self._accumulators):
+            accumulator.merge({name: tensors[f"{i}.{name}"] for name in accumulator.state()})
+
+
+def _describe(model: nn.Module, accumulators: Sequence[Accumulator]) -> str:
+    """Tell one model from another: its class, and of each parameter the name, the shape and the sum of a few values."""
+    lines = [type(model).__name__, *(f"{type(a).__name__} {a.settings()}" for a in accumulators)]
+    for name, parameter in model.named_parameters():
+        some = parameter.detach().flatten()[:64].double().sum().item()
+        lines.append(f"{name} {list(parameter.shape)} {some!r}")
+    return "\n".join(lines)
 
 
 def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator]) -> None:

@@ -61,7 +61,8 @@ from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.prune import Pruned, load_pruned, prune_heads, save_pruned
 from .results.result import Result
-from .streaming.accumulate import Accumulator, accumulate, stat
+from .streaming.accumulate import accumulate
+from .streaming.accumulator import Accumulator, MapAccumulator, stat
 from .tap import tap
 from .tap.gates import ablated, gated
 
@@ -86,6 +87,7 @@ __all__ = [
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "MapAccumulator",
     "MeansAccumulator",
     "Names",
     "PatternsAccumulator",

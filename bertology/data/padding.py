@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..anatomy.names import IMAGE_CONFIG_NAMES
 from ..anatomy.sites import Anatomy, Site
 from ..errors import DataError
-from .batches import Batch, fit_mask, token_mask
+from .batches import Batch, fit_mask, reads_text, token_mask
 
 
 def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
@@ -28,11 +28,14 @@ class RealQueries:
 
     Most stacks have one position per token. For any other stack the number of positions is known only after its last
     block: `check` then raises `DataError` if it is not known which of them are padding.
+    With `text_only`, only the queries of stacks that read the text itself can be asked for.
     """
 
-    def __init__(self, anatomy: Anatomy, batch: Batch) -> None:
+    def __init__(self, anatomy: Anatomy, batch: Batch, *, text_only: bool = False) -> None:
         self._anatomy = anatomy
-        self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in {site.stack for site in anatomy.sites}}
+        stacks = {site.stack for site in anatomy.sites}
+        wanted = {stack for stack in stacks if reads_text(anatomy.model, stack)} if text_only else stacks
+        self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in wanted}
         self._complete = {stack: mask is None or bool(mask.all()) for stack, mask in self._masks.items()}
         self.positions: dict[Site, int] = {}
 
@@ -54,6 +57,12 @@ class RealQueries:
         if mask is None or self._complete[site.stack]:
             return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         return fit_mask(mask, x.shape[3], self._anatomy.runner(site.stack)).int().argmax(1).to(x.device)
+
+    def are_of_text(self, site: Site, x: Tensor) -> bool:
+        """Whether `x [batch, head, query, key]`, in one piece, is attention from the text's tokens to themselves."""
+        mask = self._masks.get(site.stack)
+        tokens = None if mask is None else mask.shape[1]
+        return reads_text(self._anatomy.model, site.stack) and x.shape[2:] == (tokens, tokens)
 
     def check(self) -> None:
         """Raise `DataError` if a stack has another number of positions than the mask."""

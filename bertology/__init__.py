@@ -30,6 +30,9 @@ set, `example` counts its examples and `row` its labels, of which an example may
 from 0.
 """
 
+from . import losses as losses  # these three are other names of modules in the rooms
+from . import metrics as metrics
+from . import pictures as pictures
 from . import plot as plot  # registers the pictures of results
 from .anatomy.dissect import dissect, register_names
 from .anatomy.names import Names

@@ -23,6 +23,7 @@ from .names import (
     CROSS_NAMES,
     DIFFERENCE_NAME,
     FUSED,
+    LOOPS,
     MORE_THAN_HEADS,
     NAMES,
     NORMS_ELSEWHERE,
@@ -34,6 +35,7 @@ from .names import (
     UNPRUNED_NAME,
     UNTIED_4,
     WIDTH_NAMES,
+    Loop,
     Names,
 )
 from .sites import Anatomy, Site, Stack
@@ -210,6 +212,9 @@ def running_order(modules: dict[str, nn.Module], tower: str, found: list[Found])
         if re.search(rf"(^|\.){re.escape(folder)}\.\d+$", blocks[0]):
             config = next(iter(configs_around(modules, blocks[0])))
             return blocks * math.prod(int(getattr(config, count)) for count in counts)
+    loop = LOOPS.get(type(modules[blocks[0].rpartition(".")[0].rpartition(".")[0]]).__name__)
+    if loop is not None:
+        return _looped(blocks, loop, next(iter(configs_around(modules, blocks[0]))))
     if not any(".albert_layer_groups." in f".{block}" for block in blocks):
         return blocks
     # ALBERT runs each group of blocks in several layers in a row.
@@ -219,6 +224,14 @@ def running_order(modules: dict[str, nn.Module], tower: str, found: list[Found])
     config = next(iter(configs_around(modules, blocks[0])))
     each, layers = list(groups.values()), int(config.num_hidden_layers)
     return [block for layer in range(layers) for block in each[layer * len(each) // layers]]
+
+
+def _looped(blocks: list[str], loop: Loop, config: Any) -> list[str]:
+    """The blocks in the order in which they run, those in the middle several times over."""
+    start = int(getattr(config, loop.before))
+    end = int(getattr(config, loop.end)) if loop.end else len(blocks) - int(getattr(config, loop.behind))
+    # As a list of blocks is cut, so that a loop may go on behind its end.
+    return blocks[:start] + blocks[start:end] * int(getattr(config, loop.passes)) + blocks[end:]
 
 
 _NUMBERS = re.compile(r"\.\d+(?=\.|$)|^\d+(?:\.|$)")

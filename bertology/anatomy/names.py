@@ -58,6 +58,19 @@ class Shares(NamedTuple):
     """Attributes that must be equal, for otherwise heads are mixed with each other."""
 
 
+class Loop(NamedTuple):
+    """The settings of a stack that runs the blocks in the middle several times over, by their names."""
+
+    before: str
+    """How many blocks run once before them."""
+    passes: str
+    """How often they run."""
+    end: str = ""
+    """Which block is the first behind them."""
+    behind: str = ""
+    """Or how many blocks stand behind them."""
+
+
 QKV = ("q_proj", "k_proj", "v_proj")
 # Lines that ask for more stand above lines that ask for less: the first that fits counts.
 NAMES = [
@@ -223,6 +236,16 @@ UNCUT = dict.fromkeys(_SIZED_BY_INPUT, _WIDTH_OF_INPUT) | {
     "LiltSelfAttention": "its layout stream uses their maps",
 }
 UNCUT_4 = dict.fromkeys(_SIZED_BY_INPUT_4, _WIDTH_OF_INPUT)
+# Arguments of models: the text, its embeddings, its padding and its segments, each with a prefix for a decoder's own.
+IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
+    "input_ids", "inputs_embeds", "attention_mask", "token_type_ids",
+)  # fmt: skip
+DECODER_PREFIX = "decoder_"
+DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
+# The labels: of a class, of tokens or of numbers, and of the span that answers a question.
+LABELS_ARGUMENT, SPAN_ARGUMENTS = "labels", ("start_positions", "end_positions")
+# Inputs that are no text: images and sounds.
+NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # Arguments of models: what they keep of earlier tokens (the second up to transformers 5.23), whether they keep it.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 USE_CACHE_ARGUMENT = "use_cache"
@@ -277,6 +300,12 @@ REPEATS = {
     "L_module.layers": ("H_cycles", "L_cycles"),
     "H_module.layers": ("H_cycles",),
     "self_attends": ("num_blocks",),
+}
+# Stacks that run the blocks in the middle several times over: the settings that say how many blocks stand before these,
+# which block is the first behind them (or how many blocks stand behind them), and how often they run.
+LOOPS = {
+    "Inkling2LoopTextModel": Loop("loop_layer_index_start", "loop_num_passes", end="loop_layer_index_end"),
+    "DoryModel": Loop("n_input_layers", "n_recurrent_loops", behind="n_output_layers"),
 }
 # Blocks that are run by their `forward`, past all hooks.
 UNCALLED_BLOCKS = ("SqueezeBertModule",)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
+from ..anatomy.names import IDS_ARGUMENT
 from ..errors import DataError
 from .treebank import Skip
 
@@ -169,7 +170,7 @@ def _spans(
 ) -> tuple[list[tuple[int, int]], list[int]]:
     """The first word of each piece and the word behind its last, and the words that fit no piece."""
     # A blank before the word: tokenizers that keep blanks read it so inside a text.
-    alone = tokenizer([f" {word}" for word in document.words], add_special_tokens=False, verbose=False)["input_ids"]
+    alone = tokenizer([f" {word}" for word in document.words], add_special_tokens=False, verbose=False)[IDS_ARGUMENT]
     lengths = [len(tokens) for tokens in alone]
     spans: list[tuple[int, int]] = []
     too_long: list[int] = []
@@ -194,7 +195,7 @@ def _spans(
 
 
 def _tokens(tokenizer: Any, words: Sequence[str]) -> int:
-    return len(tokenizer(" ".join(words), verbose=False)["input_ids"])
+    return len(tokenizer(" ".join(words), verbose=False)[IDS_ARGUMENT])
 
 
 def _part(document: Document, start: int, end: int) -> Document:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..errors import DataError
 from .treebank import Skip
 
@@ -228,21 +229,21 @@ def padded(tokenizer: Any, texts: Sequence[dict[str, list[int]]]) -> dict[str, A
 
     Padded on the right: the attention mask tells padding, so a tokenizer without a padding token will do.
     """
-    fill = {"input_ids": tokenizer.pad_token_id or 0}
+    fill = {IDS_ARGUMENT: tokenizer.pad_token_id or 0}
     batch: dict[str, Any] = {
         name: pad_sequence(
             [torch.tensor(one[name]) for one in texts], batch_first=True, padding_value=fill.get(name, 0)
         )
         for name in texts[0]
     }
-    lengths = torch.tensor([len(one["input_ids"]) for one in texts])
-    batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+    lengths = torch.tensor([len(one[IDS_ARGUMENT]) for one in texts])
+    batch[MASK_ARGUMENT] = (torch.arange(batch[IDS_ARGUMENT].shape[1]) < lengths[:, None]).long()
     return batch
 
 
 def _batch(tokenizer: Any, some: Sequence[tuple[dict[str, list[int]], Any, tuple[int, ...]]]) -> dict[str, Any]:
     batch = padded(tokenizer, [arguments for arguments, _, _ in some])
-    tokens = batch["input_ids"].shape[1]
+    tokens = batch[IDS_ARGUMENT].shape[1]
     batch["annotations"] = [
         Aligned(source, word_of + (PADDING,) * (tokens - len(word_of))) for _, source, word_of in some
     ]

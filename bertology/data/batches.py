@@ -14,7 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy.names import PADDED_STACKS, PREFIXED_STACKS
+from ..anatomy.names import (
+    DECODER_IDS_ARGUMENT,
+    DECODER_PREFIX,
+    EMBEDS_ARGUMENT,
+    IDS_ARGUMENT,
+    LABELS_ARGUMENT,
+    MASK_ARGUMENT,
+    NO_TEXT_ARGUMENTS,
+    PADDED_STACKS,
+    PREFIXED_STACKS,
+    SPAN_ARGUMENTS,
+    USE_CACHE_ARGUMENT,
+)
 from ..errors import DataError
 
 Batch = Mapping[str, Any]
@@ -22,11 +34,10 @@ Batches = Batch | Iterable[Batch]
 
 IGNORED = -100
 """A label that does not count, in transformers and torch."""
-LABELS = ("labels", "start_positions", "end_positions")
+LABELS = (LABELS_ARGUMENT, *SPAN_ARGUMENTS)
 ANNOTATIONS = "annotations"
 """What a batch carries for the measures alone: a list with one entry an example."""
-NO_TEXT = ("pixel_values", "input_features", "input_values")
-INPUTS = ("input_ids", "inputs_embeds", *NO_TEXT)
+INPUTS = (IDS_ARGUMENT, EMBEDS_ARGUMENT, *NO_TEXT_ARGUMENTS)
 
 
 def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
@@ -96,7 +107,7 @@ def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
 
 def rows_per_example(batch: Batch) -> int:
     """How many rows of the model's own batch an example makes: the choices of multiple choice, else 1."""
-    ids = batch.get("input_ids")
+    ids = batch.get(IDS_ARGUMENT)
     return int(ids.shape[1]) if isinstance(ids, Tensor) and ids.dim() == 3 else 1
 
 
@@ -107,11 +118,11 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
     Raises `DataError` for attention masks that are not `[batch, token]`.
     """
     decoding = not reads_text(model, stack)
-    labels = batch.get("labels")
-    if decoding and "decoder_attention_mask" not in batch and isinstance(labels, Tensor) and labels.dim() == 2:
+    labels = batch.get(LABELS_ARGUMENT)
+    if decoding and DECODER_PREFIX + MASK_ARGUMENT not in batch and isinstance(labels, Tensor) and labels.dim() == 2:
         return labels != IGNORED  # the decoder reads its labels, shifted
-    prefix = "decoder_" if decoding else ""
-    mask = batch.get(f"{prefix}attention_mask")
+    prefix = DECODER_PREFIX if decoding else ""
+    mask = batch.get(prefix + MASK_ARGUMENT)
     if mask is None:
         return _all_tokens(batch, prefix)
     flat = mask.reshape(-1, mask.shape[-1]) if mask.dim() == 3 and rows_per_example(batch) > 1 else mask
@@ -134,7 +145,7 @@ def token_ids(model: nn.Module, batch: Batch, stack: str) -> Tensor | None:
     None in cross attention, and where the batch does not hold them. The choices of multiple choice are rows of their
     own.
     """
-    ids = batch.get("input_ids" if reads_text(model, stack) else "decoder_input_ids")
+    ids = batch.get(IDS_ARGUMENT if reads_text(model, stack) else DECODER_IDS_ARGUMENT)
     return ids.reshape(-1, ids.shape[-1]) if isinstance(ids, Tensor) and "cross" not in stack else None
 
 
@@ -159,12 +170,12 @@ def fit_mask(mask: Tensor, positions: int, runner: nn.Module) -> Tensor:
 
 
 def _all_tokens(batch: Batch, prefix: str) -> Tensor:
-    for name in ("input_ids", "inputs_embeds"):
+    for name in (IDS_ARGUMENT, EMBEDS_ARGUMENT):
         x = batch.get(prefix + name)
         if isinstance(x, Tensor):
-            shape = x.shape if name == "input_ids" else x.shape[:-1]
+            shape = x.shape if name == IDS_ARGUMENT else x.shape[:-1]
             return torch.ones(shape, dtype=torch.bool, device=x.device).reshape(-1, shape[-1])
-    for name in () if prefix else NO_TEXT:
+    for name in () if prefix else NO_TEXT_ARGUMENTS:
         # Of an image or a sound it is not known here how many positions it makes: one stands for all of them.
         if isinstance(batch.get(name), Tensor):
             return torch.ones(batch[name].shape[0], 1, dtype=torch.bool, device=batch[name].device)
@@ -183,16 +194,16 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     do with labels either: FSMT's decoder looks ahead when it does.
     """
     inputs = {key: value for key, value in model_arguments(batch).items() if key not in LABELS}
-    if "labels" not in batch or not is_encoder_decoder(model):
+    if LABELS_ARGUMENT not in batch or not is_encoder_decoder(model):
         return inputs
-    if hasattr(config_of(model), "use_cache"):
-        inputs.setdefault("use_cache", False)
-    if not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
+    if hasattr(config_of(model), USE_CACHE_ARGUMENT):
+        inputs.setdefault(USE_CACHE_ARGUMENT, False)
+    if not {DECODER_IDS_ARGUMENT, DECODER_PREFIX + EMBEDS_ARGUMENT} & inputs.keys():
         shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         if shift is not None:
-            inputs["decoder_input_ids"] = shift(labels=batch["labels"])
-        elif batch["labels"].dim() == 2 and any(name in batch for name in NO_TEXT):
-            inputs["decoder_input_ids"] = _shifted(batch["labels"], config_of(model))
+            inputs[DECODER_IDS_ARGUMENT] = shift(labels=batch[LABELS_ARGUMENT])
+        elif batch[LABELS_ARGUMENT].dim() == 2 and any(name in batch for name in NO_TEXT_ARGUMENTS):
+            inputs[DECODER_IDS_ARGUMENT] = _shifted(batch[LABELS_ARGUMENT], config_of(model))
     return inputs
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..anatomy.names import LABELS_ARGUMENT, SPAN_ARGUMENTS
 from ..errors import LossError
 from .batches import IGNORED, Batch, examples, is_encoder_decoder, rows_per_example, token_mask
 
@@ -117,7 +118,7 @@ def _token_mean(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
 
 def _sequence_classification(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        (labels,) = _labels(batch, model, "labels")
+        (labels,) = _labels(batch, model, LABELS_ARGUMENT)
         logits: Tensor = outputs.logits
         kind = getattr(model.config, "problem_type", None)
         if kind is None:
@@ -143,7 +144,7 @@ def _one_each(labels: Tensor, batch: Batch) -> Tensor:
 
 def _multiple_choice(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        (labels,) = _labels(batch, model, "labels")
+        (labels,) = _labels(batch, model, LABELS_ARGUMENT)
         return _classes(outputs.logits.reshape(-1, rows_per_example(batch)), _one_each(labels, batch))
 
     return loss
@@ -151,7 +152,7 @@ def _multiple_choice(model: nn.Module) -> ExampleLoss:
 
 def _tokens(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        (labels,) = _labels(batch, model, "labels")
+        (labels,) = _labels(batch, model, LABELS_ARGUMENT)
         return _token_mean(outputs.logits, labels, token_mask(model, batch))
 
     return loss
@@ -159,7 +160,7 @@ def _tokens(model: nn.Module) -> ExampleLoss:
 
 def _next_tokens(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        (labels,) = _labels(batch, model, "labels")
+        (labels,) = _labels(batch, model, LABELS_ARGUMENT)
         return _token_mean(outputs.logits[:, :-1], labels[:, 1:], token_mask(model, batch)[:, 1:])
 
     return loss
@@ -167,7 +168,7 @@ def _next_tokens(model: nn.Module) -> ExampleLoss:
 
 def _sequence_to_sequence(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        (labels,) = _labels(batch, model, "labels")
+        (labels,) = _labels(batch, model, LABELS_ARGUMENT)
         return _token_mean(outputs.logits, labels, labels != IGNORED)
 
     return loss
@@ -175,7 +176,7 @@ def _sequence_to_sequence(model: nn.Module) -> ExampleLoss:
 
 def _question_answering(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        positions = _labels(batch, model, "start_positions", "end_positions")
+        positions = _labels(batch, model, *SPAN_ARGUMENTS)
         padding = ~token_mask(model, batch)
         both = [
             _classes(logits.masked_fill(padding, float("-inf")), _one_each(at, batch))

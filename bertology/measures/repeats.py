@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches, token_ids
 from ..data.padding import RealQueries
@@ -58,7 +59,7 @@ class RepeatsAccumulator(MapAccumulator):
 
     def start_batch(self, batch: Batch) -> None:
         """Get ready to find which tokens occur again."""
-        if not isinstance(batch.get("input_ids"), Tensor):
+        if not isinstance(batch.get(IDS_ARGUMENT), Tensor):
             raise DataError("which tokens occur again is told by their ids: the batch has no input_ids")
         self._batch, self._tokens = batch, RealQueries(self.anatomy, batch)
         self._patterns: dict[tuple[str, int, int], dict[str, Tensor]] = {}
@@ -154,4 +155,4 @@ def repeated_tokens(
     draw = torch.Generator().manual_seed(seed)
     rows = torch.stack([ids[torch.randperm(len(ids), generator=draw)[:length]] for _ in range(examples)])
     said = rows.repeat(1, times)
-    return {"input_ids": said, "attention_mask": torch.ones_like(said)}
+    return {IDS_ARGUMENT: said, MASK_ARGUMENT: torch.ones_like(said)}

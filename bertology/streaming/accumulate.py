@@ -1,4 +1,4 @@
-"""How does one pass over a data set update several measures?"""
+"""The loop over a data set that updates several measures in one pass."""
 
 from __future__ import annotations
 

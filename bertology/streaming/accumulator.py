@@ -1,4 +1,4 @@
-"""What does a measure keep of a data set, and how do several measures read the same attention maps?
+"""Accumulators, and how several of them read the same attention maps.
 
 An `Accumulator` is zeroed once, updated batch by batch, merged with others of its kind, and at last computed.
 It holds sums (float64) and counts (int64) only: merging adds and never divides, so that any split of the data over

@@ -1,4 +1,4 @@
-"""How does interrupted work resume?
+"""Checkpoints, from which interrupted work resumes.
 
 A `Checkpoint` serves a pass over the data and the training of probes alike: tensors in a safetensors file, further
 numbers as JSON beside them, and a digest of what the work is about.
@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -103,6 +101,6 @@ def add_tensor(digest: Any, x: Tensor) -> None:
     digest.update(bytes_of(x))
 
 
-def bytes_of(x: Tensor) -> npt.NDArray[np.uint8]:
-    """[byte]: the bytes of a tensor, wherever it is."""
+def bytes_of(x: Tensor) -> Any:
+    """[byte], a NumPy array: the bytes of a tensor, wherever it is."""
     return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from bertology import (
     Accumulator,
@@ -147,6 +148,12 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):
         accumulate(model, batches, ImportanceAccumulator(), checkpoint=file)
     with pytest.raises(DataError, match="holds 3 batches, the data has only 2"):
         accumulate(model, batches[:2], EntropyAccumulator(), checkpoint=file)
+    save_file({"0.total": torch.ones(2, 4)}, file, metadata={"start": "x", "batches": "3", "digest": "y"})
+    with pytest.raises(DataError, match="is of another model or other measures: remove it or name another"):
+        accumulate(model, batches, EntropyAccumulator(), checkpoint=file)  # as earlier versions wrote them
+    file.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="cannot be read .*: remove it or name another"):
+        accumulate(model, batches, EntropyAccumulator(), checkpoint=file)
     with pytest.raises(DataError, match="checkpoint must be a file in a folder that exists"):
         accumulate(model, batches, EntropyAccumulator(), checkpoint=tmp_path / "no" / "where")
 

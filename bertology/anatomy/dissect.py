@@ -20,6 +20,7 @@ from .names import (
     COUNT_NAMES,
     CROSS_NAMES,
     DIFFERENCE_NAME,
+    LOOPS,
     MORE_THAN_HEADS,
     NAMES,
     NORMS_ELSEWHERE,
@@ -29,6 +30,7 @@ from .names import (
     TOTAL_NAMES,
     UNPRUNED_NAME,
     WIDTH_NAMES,
+    Loop,
     Names,
     block_oddities_of,
     oddities_of,
@@ -188,6 +190,9 @@ def running_order(modules: dict[str, nn.Module], tower: str, found: list[Found])
         if re.search(rf"(^|\.){re.escape(folder)}\.\d+$", blocks[0]):
             config = next(iter(configs_around(modules, blocks[0])))
             return blocks * math.prod(int(getattr(config, count)) for count in counts)
+    loop = LOOPS.get(type(modules[blocks[0].rpartition(".")[0].rpartition(".")[0]]).__name__)
+    if loop is not None:
+        return _looped(blocks, loop, next(iter(configs_around(modules, blocks[0]))))
     if not any(".albert_layer_groups." in f".{block}" for block in blocks):
         return blocks
     # ALBERT runs each group of blocks in several layers in a row.
@@ -197,6 +202,14 @@ def running_order(modules: dict[str, nn.Module], tower: str, found: list[Found])
     config = next(iter(configs_around(modules, blocks[0])))
     each, layers = list(groups.values()), int(config.num_hidden_layers)
     return [block for layer in range(layers) for block in each[layer * len(each) // layers]]
+
+
+def _looped(blocks: list[str], loop: Loop, config: Any) -> list[str]:
+    """The blocks in the order in which they run, those in the middle several times over."""
+    start = int(getattr(config, loop.before))
+    end = int(getattr(config, loop.end)) if loop.end else len(blocks) - int(getattr(config, loop.after))
+    # The slices of a list: a loop may end after the last block.
+    return blocks[:start] + blocks[start:end] * int(getattr(config, loop.passes)) + blocks[end:]
 
 
 _NUMBERS = re.compile(r"\.\d+(?=\.|$)|^\d+(?:\.|$)")

@@ -58,6 +58,19 @@ class Shares(NamedTuple):
     """Attributes that must be equal; otherwise heads are mixed with each other."""
 
 
+class Loop(NamedTuple):
+    """The names of the settings of a stack that runs its middle blocks several times."""
+
+    before: str
+    """How many blocks run once before them."""
+    passes: str
+    """How often they run."""
+    end: str = ""
+    """The number of the first block after them."""
+    after: str = ""
+    """Or how many blocks run once after them."""
+
+
 class Oddities(NamedTuple):
     """What is special about attention of one class, beyond how it names its parts."""
 
@@ -185,6 +198,16 @@ WHOLE_NORM_NAMES = {"q_norm": "query", "k_norm": "key"}
 BIAS_TABLE_NAMES = ("relative_attention_bias",)
 # Where a root mean square norm keeps its epsilon.
 EPSILON_NAMES = ("variance_epsilon", "eps")
+# Arguments of models: the text, its embeddings, its padding and its segments, each with a prefix for a decoder's own.
+IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
+    "input_ids", "inputs_embeds", "attention_mask", "token_type_ids",
+)  # fmt: skip
+DECODER_PREFIX = "decoder_"
+DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
+# The labels: of a class, of tokens or of numbers, and of the span that answers a question.
+LABELS_ARGUMENT, SPAN_ARGUMENTS = "labels", ("start_positions", "end_positions")
+# Inputs other than text: images and sounds.
+NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 USE_CACHE_ARGUMENT = "use_cache"
@@ -222,6 +245,11 @@ REPEATS = {
     "L_module.layers": ("H_cycles", "L_cycles"),
     "H_module.layers": ("H_cycles",),
     "self_attends": ("num_blocks",),
+}
+# Stacks that run their middle blocks several times.
+LOOPS = {
+    "Inkling2LoopTextModel": Loop("loop_layer_index_start", "loop_num_passes", end="loop_layer_index_end"),
+    "DoryModel": Loop("n_input_layers", "n_recurrent_loops", after="n_output_layers"),
 }
 
 # What is special about single classes. A new architecture that is odd is one line here.

@@ -20,7 +20,8 @@ from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from ..data.metrics import spearman
 from ..errors import DataError, UnknownAnatomy
 from ..results.result import Result, cpu64, finite
-from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import Accumulator, stat
 from ..tap.gates import gating, token_gating
 
 

@@ -32,7 +32,8 @@ from ..data.metrics import Metric, find_metric, metric_name
 from ..errors import DataError
 from ..measures.head_means import head_means
 from ..results.result import Result
-from ..streaming.accumulate import Accumulator, accumulate
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import Accumulator
 from ..tap import Recording, copied, first_position_only, matrix, recorded, tail_noted, tap, uncached
 from ..tap.gates import Replacement, check_replacement, replacement_name
 from .score import INVERSE_LOSS, predictions

@@ -10,7 +10,7 @@ for all others. `gates` scales or replaces heads' outputs. `resume` records a pa
 `restore` leaves a model as it was found. `private_api` holds the private names of torch and transformers.
 """
 
-from .hooks import tap
+from .hooks import check_rows, tap
 from .map_reader import attention_entropies
 from .position_bias import narrow_biases, takes_bias
 from .restore import uncached, undisturbed
@@ -20,6 +20,7 @@ from .silence import silenced
 __all__ = [
     "Recording",
     "attention_entropies",
+    "check_rows",
     "copied",
     "first_position_only",
     "matrix",

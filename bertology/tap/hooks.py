@@ -58,8 +58,7 @@ def tap(
         raise BertologyError("a tap either reads or edits: pass one of read= and edit=")
     if edit is not None and place not in ("block", "heads"):
         raise BertologyError(f"{place!r} can be read but not edited; edit 'block' or 'heads'")
-    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
-        raise BertologyError(f"rows= is how many query rows come at a time, a whole number from 1 up; got {rows!r}")
+    check_rows(rows)
     read, edit = (None if call is None else of_reader(call) for call in (read, edit))
     with ExitStack() as undo:
         undo.enter_context(uncompiled())
@@ -69,6 +68,12 @@ def tap(
         else:
             _TAPS[place](anatomy, undo, read, edit)
         yield
+
+
+def check_rows(rows: int | None) -> None:
+    """Raise `BertologyError` for a number of query rows that cannot be read at a time."""
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+        raise BertologyError(f"rows= is how many query rows come at a time, a whole number from 1 up; got {rows!r}")
 
 
 def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:

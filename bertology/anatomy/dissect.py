@@ -43,7 +43,7 @@ _SUBLAYER = re.compile(r"((?:^|\.)block\.\d+)\.layer\.\d+$")
 
 
 class Found(NamedTuple):
-    """An attention module on the way to a site."""
+    """An attention module that was found, not yet a site."""
 
     path: str
     block: str
@@ -97,7 +97,7 @@ def _block(path: str) -> str:
 
 
 def name_by_hand(modules: dict[str, nn.Module]) -> str:
-    """What an error says to whoever must name the parts of an attention: what was seen, and what to call."""
+    """The part of an error that says how to name the parts of an attention: what was found, and what to call."""
     inside = {
         tuple(name for name, child in module.named_children() if _is_linear(child))
         for path, module in modules.items()
@@ -142,7 +142,7 @@ def _called(modules: dict[str, nn.Module], block: str) -> nn.Module:
 
 
 def _returned(modules: dict[str, nn.Module], block: str) -> nn.Module:
-    """The module that returns the stack's last hidden state, whatever norm is behind the blocks."""
+    """The module that returns the stack's last hidden state, after any norm that follows the blocks."""
     path = block
     while path:
         path = path.rpartition(".")[0]
@@ -152,7 +152,7 @@ def _returned(modules: dict[str, nn.Module], block: str) -> nn.Module:
 
 
 def name_stacks(modules: dict[str, nn.Module], towers: dict[str, list[Found]]) -> dict[str, str]:
-    """{tower: what its stack is called}: "encoder" and "decoder", or parts of paths where several are of a kind."""
+    """{tower: name of its stack}: "encoder" and "decoder", or parts of paths where several are of one kind."""
     kinds = {tower: _kind(modules, tower, found) for tower, found in towers.items()}
     if len(set(kinds.values())) == len(kinds):
         return kinds
@@ -316,7 +316,7 @@ def _record(attention: nn.Module, parent: nn.Module) -> nn.Module:
 
 
 def _inputs(attention: nn.Module, projection: nn.Module) -> int:
-    """How many numbers a token are heads' outputs."""
+    """The total width of all heads, for each token."""
     if any(hasattr(attention, name) for name in MORE_THAN_HEADS):
         return int(next(getattr(attention, name) for name in TOTAL_NAMES if hasattr(attention, name)))
     # A projection in groups (DeepSeek V4) has an input for each.
@@ -328,7 +328,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _head_width(modules: dict[str, nn.Module], path: str, inputs: int) -> int:
-    """How wide a head is, of `inputs` numbers a token: what the attention says of itself, then what its config says."""
+    """The width of a head, where all have `inputs`: as the attention says of itself, then as its config says."""
     attention = modules[path]
     owners = [attention, modules[path.rpartition(".")[0]], *configs_around(modules, path)]
     for owner in owners:
@@ -343,12 +343,14 @@ def _head_width(modules: dict[str, nn.Module], path: str, inputs: int) -> int:
             return fit[0]
         if widths or counts:
             told = " and ".join([*(f"heads of width {w}" for w in widths[:1]), *(f"{c} heads" for c in counts[:1])])
-            raise UnknownAnatomy(f"{path} puts out {inputs} numbers a token, which do not fit the {told} that it names")
+            raise UnknownAnatomy(
+                f"{path} returns {inputs} elements for each token, which do not fit the {told} that it names"
+            )
     raise UnknownAnatomy(f"{path} names neither a head width nor a head count")
 
 
 def input_width(projection: nn.Module) -> int:
-    """How many numbers a token the projection takes (a Linear, a convolution over tokens, or transformers' Conv1D)."""
+    """The input size of a projection for each token (a Linear, a convolution over tokens, or transformers' Conv1D)."""
     for name in ("in_features", "in_channels"):
         if hasattr(projection, name):
             return int(getattr(projection, name))

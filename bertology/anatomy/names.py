@@ -28,34 +28,34 @@ class Names(NamedTuple):
     norm: str = ""
     """A norm over all heads together, between them and the projection: its input is then the place of the heads."""
     layout: str = "batch token width"
-    """How the heads come, in the words of einops; `width` is all heads one behind the other."""
+    """How the heads are laid out, in the notation of einops; `width` is all heads concatenated."""
     mark: str = ""
     """An attribute that tells such attention from others that name their parts alike."""
     fused: str = ""
-    """How a fused projection puts out its parts: "parts" (all queries, all keys, all values), "heads" (head by head,
-    or group by group) or "quarters" (of each quarter of the heads the queries, the values, the keys). Without it, its
-    heads cannot be cut out."""
+    """How the output of a fused projection is ordered: "parts" (all queries, all keys, all values), "heads" (head by
+    head, or group by group) or "quarters" (for each quarter of the heads the queries, the values, the keys). Without
+    it, its heads cannot be cut out."""
     runs: int = 1
     """How often the projection runs in one pass of the attention, where it runs on several kinds of tokens."""
     bare: bool = False
-    """Whether the four are parameters of the attention module, used in `torch.einsum`, and no modules."""
+    """Whether the four are not modules but parameters of the attention module, used in `torch.einsum`."""
 
 
 class Shares(NamedTuple):
     """What the parts of an attention, whatever they are, have to do with its heads."""
 
     axes: Mapping[str, int] = MappingProxyType({})
-    """Parameters with a share for each query head, as paths below the attention, and the axis along which they lie."""
+    """{path below the attention: axis}: parameters with a share for each query head, and the axis of the heads."""
     common: tuple[str, ...] = ()
     """Parts that all heads share."""
     keys: tuple[str, ...] = ()
-    """Parts with a share for each key head, which stay as they are: all key heads must stay with them."""
+    """Parts with a share for each key head, which are not cut: all key heads must remain."""
     all_keys: bool = False
-    """Whether all key heads must stay for some other reason."""
+    """Whether all key heads must remain for another reason."""
     counts: tuple[str, ...] = ()
     """Modules inside the attention that keep the number of its query heads, too."""
     equal: tuple[str, ...] = ()
-    """Attributes that must be equal, for otherwise heads are mixed with each other."""
+    """Attributes that must be equal; otherwise heads are mixed with each other."""
 
 
 class Loop(NamedTuple):
@@ -97,7 +97,7 @@ class Oddities(NamedTuple):
 
 
 QKV = ("q_proj", "k_proj", "v_proj")
-# Lines that ask for more stand above lines that ask for less: the first that fits counts.
+# The first line that fits is used: lines with more conditions come before lines with fewer.
 NAMES = [
     # BitNet; Kosmos-2
     Names(*QKV, "o_proj", norm="attn_sub_norm"),
@@ -155,7 +155,7 @@ NAMES = [
     Names("query_proj", "key_proj", "value_proj", "out_proj", layout="batch stream token width", mark="ngram", runs=2),
     Names("query_proj", "key_proj", "value_proj", "out_proj"),
 ]
-# What a module of attention over another stack's states is called, itself or the one around it.
+# Names of modules of cross attention, or of the modules around them.
 CROSS_NAMES = (
     "crossattention",
     "encoder_attn",
@@ -163,9 +163,9 @@ CROSS_NAMES = (
     "cross_attn",
     "cross_attention",
 )
-# What attention modules hold that are recurrent inside (delta nets, lightning attention): they weigh no tokens.
+# Attributes of recurrent modules that look like attention (delta nets, lightning attention): they weigh no tokens.
 RECURRENT_NAMES = ("conv1d", "A_log", "slope_rate")
-# What those hold that put out more than their heads: ConvBERT's convolutions come behind its heads.
+# Attributes of attention that returns more than its heads: ConvBERT's convolutions come after its heads.
 MORE_THAN_HEADS = ("conv_out_layer",)
 # Where an attention module says how wide a head's output is, and how many heads it has.
 WIDTH_NAMES = ("v_head_dim", "attention_head_size", "head_dim", "key_value_proj_dim", "head_size", "d_head", "dim_head",
@@ -180,7 +180,7 @@ TOTAL_NAMES = (
 )  # fmt: skip
 # What the config of a stack that reads images has, and one that reads text too has beside a vocabulary.
 IMAGE_CONFIG_NAMES = ("image_size", "num_channels")
-# Where the numbers of pruned heads are written down: transformers 4's name, ours for the count before pruning, and
+# Where the indices of pruned heads are recorded: transformers 4's name, ours for the count before pruning, and
 # the config's place for models with several stacks, which transformers 4 had no name for.
 PRUNED_NAME, UNPRUNED_NAME, PRUNED_BY_LABEL_NAME = "pruned_heads", "unpruned_heads", "pruned_heads_by_label"
 SWITCHED_NAME = "attention_type"  # BigBird's, which it changes in its modules, but not in its config
@@ -192,11 +192,11 @@ SHARED_OUT_NAMES = (
 )  # fmt: skip
 # Linear layers that compute with their plain weights as long as this attribute of theirs is false.
 PLAIN_UNLESS = {"QuantLinear": "quant_mode"}
-# Norms of all queries or all keys together: those stay whole, and only what attention gets of them is cut.
+# Norms of all queries or all keys together: these are not cut; only their output is.
 WHOLE_NORM_NAMES = {"q_norm": "query", "k_norm": "key"}
-# Parts with a share for each query head that stay whole, since all layers use them: T5's position bias.
+# Parts with a share for each query head that are not cut, since all layers use them: T5's position bias.
 BIAS_TABLE_NAMES = ("relative_attention_bias",)
-# Where a root mean square norm keeps what it adds to the mean.
+# Where a root mean square norm keeps its epsilon.
 EPSILON_NAMES = ("variance_epsilon", "eps")
 # Arguments of models: the text, its embeddings, its padding and its segments, each with a prefix for a decoder's own.
 IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
@@ -208,10 +208,10 @@ DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
 LABELS_ARGUMENT, SPAN_ARGUMENTS = "labels", ("start_positions", "end_positions")
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
-# Arguments of models: what they keep of earlier tokens (the second up to transformers 5.23), whether they keep it.
+# Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 USE_CACHE_ARGUMENT = "use_cache"
-# Arguments by which a model or an eager attention function hands out more, and the first of what they hand out.
+# Arguments that make a model or an eager attention function return more, and the name of the first such output.
 OUTPUT_STATES_ARGUMENT, OUTPUT_MAPS_ARGUMENT = "output_hidden_states", "output_attentions"
 STATES_NAME = "hidden_states"
 # Arguments of blocks and attention modules: their input, T5's bias and the mask that it is added to.
@@ -230,7 +230,7 @@ COMMON_NAMES = (
     "kv_a_layernorm", "kv_norm", "indexer", "rotary_emb", "dense_bias", "LayerNorm", "layer_norm", "layernorm1",
     "layernorm2", "v_norm",
 )  # fmt: skip
-# What tells attention whose heads are differences of two maps each (DiffLlama). Such a head is twice as wide.
+# An attribute of attention whose heads are differences of two maps each (DiffLlama). Such a head is twice as wide.
 DIFFERENCE_NAME = "lambda_q1"
 # Norms whose place is known: they are not between the heads and the projection.
 NORMS_ELSEWHERE = (
@@ -339,7 +339,7 @@ class BlockOddities(NamedTuple):
     """What is special about the blocks, stacks and models of one class."""
 
     layout: str = "batch token hidden"
-    """A block: how the hidden state that it passes on is laid out, in the words of einops."""
+    """A block: how the hidden state that it passes on is laid out, in the notation of einops."""
     called: bool = True
     """A block: whether it is called as a module; else its `forward` is, which skips all hooks."""
     pads: bool = False

@@ -17,7 +17,7 @@ _PREFIX = {"encoder": "E", "decoder": "D", "cross": "X"}
 class Head:
     """One attention head, printed `L5H3`, or `EL0H1`, `DL0H1`, `XL0H1` in models with several stacks.
 
-    `head` is its number in the unpruned layer: a head keeps its number when its neighbours are removed.
+    `head` is its index in the unpruned layer: a head keeps its index when other heads are removed.
 
         >>> str(Head(5, 3)), str(Head(0, 1, "cross"))
         ('L5H3', 'XL0H1')
@@ -59,13 +59,13 @@ class Site:
 
     That is the output projection, or a norm over all heads before it (BitNet); `path` names it.
     `row` is its place on the axis `layer` of results, `layer` its place in its stack.
-    `kept` are the numbers of the heads that are there, out of `width` before pruning, each `dim` wide.
+    `kept` are the indices of the heads that are left, out of `width` before pruning, each `dim` wide.
     A module that runs in several layers (ALBERT) has one site for each `call`.
     A fused projection is `query`, `key` and `value` at once. `record` is the module that writes down which heads
-    were pruned. `layout` says, in einops' words, how the heads lie there,
-    and `fused` how a fused projection puts out its parts. Where the projection is a bare parameter of the attention
-    (XLNet), `weight` is its name, and all these modules are the attention itself. `runs` says how often `place` runs in
-    one pass of the attention, on several kinds of tokens.
+    were pruned. `layout` says, in the notation of einops, how the heads are laid out there,
+    and `fused` how the output of a fused projection is ordered. Where the projection is a bare parameter of the
+    attention (XLNet), `weight` is its name, and all these modules are the attention itself. `runs` says how often
+    `place` runs in one pass of the attention, on several kinds of tokens.
     """
 
     row: int
@@ -97,7 +97,7 @@ class Site:
         return self.label
 
     def spread(self, x: Tensor, heads: int, axis: int) -> Tensor:
-        """Lay the heads that are there, along `axis` of `x`, at their numbers among `heads`; NaN where none is."""
+        """Place the heads that are left, along `axis` of `x`, at their indices among `heads`; NaN for pruned heads."""
         x = x.narrow(axis, 0, len(self.kept))
         if self.kept == tuple(range(heads)):
             return x
@@ -113,8 +113,8 @@ class Stack:
     """A tower of blocks: `module` runs them in turn, and `last` returns the last hidden state.
 
     `ties_last` says whether transformers counts that among the hidden states in the place of what the last block
-    returns, `layout`, in einops' words, how a hidden state lies. `blocks` is empty where no module is a block:
-    transformers is then asked for the hidden states.
+    returns, `layout`, in the notation of einops, how a hidden state is laid out. `blocks` is empty where no module is a
+    block: transformers is then asked for the hidden states.
     """
 
     name: str

@@ -23,12 +23,12 @@ from ..importance.score import scorer
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..tap.gates import gated
-from .parts_of_heads import check_parts, count_key_heads, inner_layer, listed, numbers_of, outputs_that_stay
+from .parts_of_heads import check_parts, count_key_heads, indices_of, inner_layer, kept_outputs, listed_parameters
 
 
 @torch.no_grad()
 def head_magnitudes(anatomy: Anatomy) -> Tensor:
-    """[layer, head]: the l2 norm of a head's query, key and value rows and of its output projection columns, together.
+    """[layer, head]: the l2 norm of a head's query, key and value rows and output projection columns together.
 
     Biases do not count. Keys and values that several heads share (Llama) count for each of them. Heads that are not
     there are NaN. Known is what `prune_heads` knows.
@@ -64,7 +64,7 @@ def _own_weights(site: Site, place: int) -> Iterator[Tensor]:
     """The weights of the head at `place` among those that are there."""
     heads = len(site.kept)
     if site.weight:
-        for owner, name, axis in listed(site):
+        for owner, name, axis in listed_parameters(site):
             if "bias" not in name:
                 weight: Tensor = getattr(owner, name)
                 yield weight.narrow(axis, place * weight.shape[axis] // heads, weight.shape[axis] // heads)
@@ -72,9 +72,9 @@ def _own_weights(site: Site, place: int) -> Iterator[Tensor]:
     group = place // (heads // count_key_heads(site))
     for module in dict.fromkeys((site.query, site.key, site.value)):
         inner = inner_layer(module)
-        rows = outputs_that_stay(site, module, [place], [group])
+        rows = kept_outputs(site, module, [place], [group])
         yield inner.weight[:, rows] if isinstance(inner, Conv1D) else inner.weight[rows]
-    projection, columns = inner_layer(site.projection), numbers_of([place], site.dim)
+    projection, columns = inner_layer(site.projection), indices_of([place], site.dim)
     yield projection.weight[columns] if isinstance(projection, Conv1D) else projection.weight[:, columns]
 
 
@@ -83,7 +83,7 @@ RANKINGS = (*ESTIMATED, "magnitude", "random")
 
 
 def check_ranking(by: str | Tensor, importance: object, reestimate: bool, normalize: str | None) -> None:
-    """Raise `DataError` for options that make no sense, or not together."""
+    """Raise `DataError` for options that make no sense or do not fit together."""
     name = by_name(by)
     if not isinstance(by, Tensor) and by not in RANKINGS:
         told = ", ".join(map(repr, RANKINGS))
@@ -100,12 +100,12 @@ def check_ranking(by: str | Tensor, importance: object, reestimate: bool, normal
 
 
 def by_name(by: str | Tensor) -> str:
-    """What heads are ranked by, in a word: "given" for scores of one's own."""
+    """The name of a ranking: "given" for a tensor of scores."""
     return "given" if isinstance(by, Tensor) else by
 
 
 def fixed_scores(anatomy: Anatomy, by: str | Tensor, importance: object, seed: int) -> Tensor | None:
-    """[layer, head]: what ranks the heads where no data has to be looked at; else None."""
+    """[layer, head]: the scores for a ranking that needs no data; otherwise None."""
     if isinstance(by, Tensor):
         return _checked(anatomy, cpu64(by), "by is of another model: wanted ")
     if by == "magnitude":
@@ -207,7 +207,7 @@ class PruningCurve(Result):
     seed: int | None = None
     """The seed of a random order."""
     only: str | None = None
-    """The stack whose heads alone went, where not all may."""
+    """The stack to which pruning was limited, if any."""
 
     def stack(self, name: str) -> PruningCurve:
         """Refused, with `DataError`: the scores are of a model that lost heads of all stacks."""

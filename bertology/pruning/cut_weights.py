@@ -29,12 +29,12 @@ from .parts_of_heads import (
     check_parts,
     count_key_heads,
     even_groups,
-    halves_of,
+    indices_of,
     inner_layer,
-    listed,
-    numbers_of,
-    outputs_of,
-    outputs_that_stay,
+    kept_outputs,
+    listed_parameters,
+    maps_per_head,
+    output_size,
     own_config,
     shared_out,
     shares_of,
@@ -42,12 +42,12 @@ from .parts_of_heads import (
 )
 
 Tied = dict[tuple[int, tuple[int, ...]], tuple[nn.Parameter, nn.Parameter]]
-"""What became of each parameter: layers that share one (Zamba) share the cut one."""
+"""The new parameter for each old one: layers that share a parameter (Zamba) share the cut one."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What stays of one attention module: places among the heads that are there, and the keys that they need."""
+    """What remains of one attention module: places among the heads that are there, and the keys that they need."""
 
     site: Site
     gone: frozenset[int]
@@ -62,7 +62,7 @@ class Cut:
 
 
 def plan_cut(site: Site, gone: frozenset[int]) -> Cut:
-    """Check that these heads of a site can be cut out, and say what stays; or raise `PruningError`."""
+    """Check that these heads of a site can be cut out, and return what remains, or raise `PruningError`."""
     stay = [place for place, head in enumerate(site.kept) if head not in gone]
     blank = not stay
     stay = stay or [0]
@@ -90,13 +90,13 @@ def plan_cut(site: Site, gone: frozenset[int]) -> Cut:
 
 
 def _check_evenness(site: Site, stay: list[int], gone: frozenset[int]) -> None:
-    """Where heads are shared out evenly among groups of some kind, equally many of each must stay."""
+    """Where heads are divided evenly among groups of some kind, the same number of each group must remain."""
     for groups in even_groups(site):
         size, left_over = divmod(len(site.kept), groups)
         if left_over or len({sum(place // size == group for place in stay) for group in range(groups)}) > 1:
             raise PruningError(
-                f"the {len(site.kept)} heads of {site.label} are shared out evenly among {groups} groups, one behind "
-                f"the other: prune equally many of each, or silence them with gated(); asked for {sorted(gone)}"
+                f"the {len(site.kept)} heads of {site.label} are divided evenly among {groups} groups of "
+                f"consecutive heads: prune equally many of each, or silence them with gated(); asked for {sorted(gone)}"
             )
 
 
@@ -108,8 +108,8 @@ def cut_heads(cut: Cut, tied: Tied) -> None:
     for name, module in whole.items():
         stay = cut.queries if module is site.query else cut.keys
         norm = getattr(site.attention, name)
-        norm = norm if isinstance(norm, OfAllHeads) else OfAllHeads(norm, outputs_of(inner_layer(module)))
-        norm.keep(numbers_of(stay, norm.left // (heads if module is site.query else key_heads)))
+        norm = norm if isinstance(norm, OfAllHeads) else OfAllHeads(norm, output_size(inner_layer(module)))
+        norm.keep(indices_of(stay, norm.left // (heads if module is site.query else key_heads)))
         setattr(site.attention, name, norm)
     _cut_listed(cut, tied)
     if not site.weight:
@@ -117,15 +117,15 @@ def cut_heads(cut: Cut, tied: Tied) -> None:
     for name, part in shared_out(site):
         if isinstance(part, nn.Module):
             inner = inner_layer(part)
-            _keep(inner, numbers_of(cut.queries, outputs_of(inner) // heads), tied, outputs=True)
+            _keep(inner, indices_of(cut.queries, output_size(inner) // heads), tied, outputs=True)
         else:
-            _keep_parameter(site.attention, name, 0, numbers_of(cut.queries, part.shape[0] // heads), tied)
+            _keep_parameter(site.attention, name, 0, indices_of(cut.queries, part.shape[0] // heads), tied)
     for table in (getattr(site.attention, name, None) for name in BIAS_TABLE_NAMES):
         if table is not None and not takes_bias(site.attention):  # UMT5 has one for each layer
             _keep_parameter(table, "weight", 1, cut.queries, tied)
             table.embedding_dim = len(cut.queries)
     if isinstance(site.place, nn.Module) and site.place is not site.projection:
-        _keep_norm(site.place, numbers_of(cut.queries, site.dim), tied)
+        _keep_norm(site.place, indices_of(cut.queries, site.dim), tied)
     narrow_biases(site.attention, heads, cut.queries)
     _bookkeeping(cut, heads * site.dim)
 
@@ -135,14 +135,14 @@ def _cut_projections(cut: Cut, whole: dict[str, nn.Module], tied: Tied) -> None:
     for module in dict.fromkeys((site.query, site.key, site.value)):
         if module not in whole.values():
             inner = inner_layer(module)
-            _keep(inner, outputs_that_stay(site, module, cut.queries, cut.keys), tied, outputs=True)
+            _keep(inner, kept_outputs(site, module, cut.queries, cut.keys), tied, outputs=True)
             if cut.blank:
                 _blank(inner.weight, inner.bias)
     projection = inner_layer(site.projection)
     if "group" in site.layout.split():
         _keep_in_groups(cut, projection, tied)
     else:
-        _keep(projection, numbers_of(cut.queries, site.dim), tied, outputs=False)
+        _keep(projection, indices_of(cut.queries, site.dim), tied, outputs=False)
     if cut.blank:
         _blank(projection.weight)
 
@@ -150,9 +150,9 @@ def _cut_projections(cut: Cut, whole: dict[str, nn.Module], tied: Tied) -> None:
 def _cut_listed(cut: Cut, tied: Tied) -> None:
     """Cut the parameters that have a share for each query head along some axis."""
     heads = len(cut.site.kept)
-    for owner, name, axis in listed(cut.site):
+    for owner, name, axis in listed_parameters(cut.site):
         size = getattr(owner, name).shape[axis]
-        stay = numbers_of(cut.queries, size // heads)
+        stay = indices_of(cut.queries, size // heads)
         _keep_parameter(owner, name, axis, stay, tied)
         if cut.blank and cut.site.weight:
             _blank(getattr(owner, name))
@@ -173,7 +173,7 @@ def _keep_in_groups(cut: Cut, projection: Any, tied: Tied) -> None:
     key = (id(old), tuple(cut.queries))
     if key not in tied:
         parts = [
-            part[:, numbers_of([place % size for place in cut.queries if place // size == group], cut.site.dim)]
+            part[:, indices_of([place % size for place in cut.queries if place // size == group], cut.site.dim)]
             for group, part in enumerate(old.detach().chunk(groups))
         ]
         tied[key] = (old, nn.Parameter(torch.cat(parts), requires_grad=old.requires_grad))
@@ -181,44 +181,44 @@ def _keep_in_groups(cut: Cut, projection: Any, tied: Tied) -> None:
     projection.in_features = projection.weight.shape[1]
 
 
-def _keep(module: Any, numbers: list[int], tied: Tied, *, outputs: bool) -> None:
+def _keep(module: Any, indices: list[int], tied: Tied, *, outputs: bool) -> None:
     """Keep only some outputs, or some inputs, of a Linear or Conv1D."""
     axis = (1 if outputs else 0) if isinstance(module, Conv1D) else (0 if outputs else 1)
     for name in ("weight", "bias") if outputs else ("weight",):
         if getattr(module, name) is not None:
-            _keep_parameter(module, name, axis if name == "weight" else 0, numbers, tied)
+            _keep_parameter(module, name, axis if name == "weight" else 0, indices, tied)
     if type(module).__name__ in PLAIN_UNLESS:
-        _keep_buffers(module, axis, numbers)
+        _keep_buffers(module, axis, indices)
     for name in ("out_features", "out_channels", "nf") if outputs else ("in_features", "in_channels", "nx"):
         if hasattr(module, name):
-            setattr(module, name, len(numbers))
+            setattr(module, name, len(indices))
 
 
-def _keep_buffers(module: nn.Module, axis: int, numbers: list[int]) -> None:
-    """Cut what a layer keeps beside its weight and bias, for when it is quantized."""
+def _keep_buffers(module: nn.Module, axis: int, indices: list[int]) -> None:
+    """Cut the buffers that a layer has beside its weight and bias for quantization."""
     for name, buffer in module.named_buffers(recurse=False):
         if buffer.dim() > axis:
-            setattr(module, name, buffer[numbers] if axis == 0 else buffer[:, numbers])
+            setattr(module, name, buffer[indices] if axis == 0 else buffer[:, indices])
 
 
-def _keep_parameter(module: Any, name: str, axis: int, numbers: list[int], tied: Tied) -> None:
+def _keep_parameter(module: Any, name: str, axis: int, indices: list[int], tied: Tied) -> None:
     old = getattr(module, name)
-    key = (id(old), tuple(numbers))
+    key = (id(old), tuple(indices))
     if key not in tied:
-        new = old.detach().index_select(axis, torch.tensor(numbers, dtype=torch.long, device=old.device)).contiguous()
+        new = old.detach().index_select(axis, torch.tensor(indices, dtype=torch.long, device=old.device)).contiguous()
         # The old one is kept with it, so that no other parameter gets its id.
         tied[key] = (old, nn.Parameter(new, requires_grad=old.requires_grad))
     setattr(module, name, tied[key][1])
 
 
-def _keep_norm(norm: Any, numbers: list[int], tied: Tied) -> None:
-    """Cut a root mean square norm down to inputs that are not 0: the mean over fewer of them is larger."""
+def _keep_norm(norm: Any, indices: list[int], tied: Tied) -> None:
+    """Cut a root mean square norm down to the inputs that are not 0, and rescale it: their mean is larger."""
     before = norm.weight.numel()
-    _keep_parameter(norm, "weight", 0, numbers, tied)
+    _keep_parameter(norm, "weight", 0, indices, tied)
     with torch.no_grad():
-        norm.weight *= (before / len(numbers)) ** 0.5
+        norm.weight *= (before / len(indices)) ** 0.5
     name = next(name for name in EPSILON_NAMES if hasattr(norm, name))
-    setattr(norm, name, getattr(norm, name) * before / len(numbers))
+    setattr(norm, name, getattr(norm, name) * before / len(indices))
 
 
 @torch.no_grad()
@@ -229,8 +229,8 @@ def _blank(*parameters: Any) -> None:
 
 
 def _bookkeeping(cut: Cut, total: int) -> None:
-    """Tell the attention module how many heads it has now, and write down which ones went."""
-    site, attention, halves = cut.site, cut.site.attention, halves_of(cut.site)
+    """Tell the attention module how many heads it has now, and record which ones were removed."""
+    site, attention, halves = cut.site, cut.site.attention, maps_per_head(cut.site)
     heads, keys = len(cut.queries) * halves, len(cut.keys) * halves
     inside = dict(attention.named_modules())
     for owner in (attention, *(inside[path] for path in shares_of(site).counts if path in inside)):

@@ -24,7 +24,7 @@ from ..tap import undisturbed
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """How many bytes the parameters and buffers take; what is shared counts once."""
+    """The bytes of the parameters and buffers; shared ones count once."""
     return sum(_own_storages(model).values())
 
 
@@ -56,7 +56,7 @@ def _own_storages(model: nn.Module) -> dict[int, int]:
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that operations make, for as long as these are alive."""
+    """Counts the bytes of the tensors that operations return, as long as they are alive."""
 
     def __init__(self, known: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -72,7 +72,7 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _count(self, storage: Any) -> None:
-        # A view has the storage of what it shows.
+        # A view shares the storage of its tensor.
         key, size = storage._cdata, storage.nbytes()
         if key in self._known or key in self._alive:
             return
@@ -279,7 +279,7 @@ def _seconds(model: nn.Module, batch: Mapping[str, Any], passes: int, device: to
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done all that it was told."""
+    """Wait until the device has finished."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

@@ -1,7 +1,7 @@
 """What each part of an attention module holds of its heads, and whether heads can be cut out of it.
 
-A norm that runs over all queries or keys needs all of them, and a config that all layers share knows one number of
-heads only. Both are wrapped for the layer that has fewer.
+A norm over all queries or keys needs all of them, and a config that all layers share holds a single number of heads.
+Both are wrapped in a layer that has fewer heads.
 """
 
 from __future__ import annotations
@@ -37,37 +37,37 @@ from ..tap import takes_bias
 
 
 class OfAllHeads(nn.Module):
-    """A norm over all heads of an unpruned layer, of which only those that stay go on."""
+    """A norm over all heads of an unpruned layer, which returns the elements of the remaining heads only."""
 
     def __init__(self, norm: nn.Module, width: int) -> None:
         super().__init__()
         self.norm = norm
-        # No tensor: transformers loads models without values for the buffers that are not in their files.
-        self._numbers = list(range(width))
+        # A list, not a buffer: transformers leaves buffers that are not in a model's files without values.
+        self._kept = list(range(width))
 
     @property
     def left(self) -> int:
-        """How many numbers go on."""
-        return len(self._numbers)
+        """How many elements are returned for each token."""
+        return len(self._kept)
 
     def keep(self, places: list[int]) -> None:
-        """Let only these go on, of those that did."""
-        self._numbers = [self._numbers[place] for place in places]
+        """Return only the elements at these places among those that were returned so far."""
+        self._kept = [self._kept[place] for place in places]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., the numbers that stay], of the norm of [..., all numbers]."""
+        """Normalize [..., all elements] and return [..., the elements of the remaining heads]."""
         out: Tensor = self.norm(x)
-        return out.index_select(-1, torch.tensor(self._numbers, device=out.device))
+        return out.index_select(-1, torch.tensor(self._kept, device=out.device))
 
 
 def own_config(config: Any, own: dict[str, int]) -> Any:
-    """The config, but for a layer's own numbers; of those, only what the config has."""
+    """The config with a layer's own settings in the place of its own; settings that it does not have are left out."""
     whole = config.whole if isinstance(config, OfOneLayer) else config
     return OfOneLayer(whole, {name: number for name, number in own.items() if hasattr(whole, name)})
 
 
 class OfOneLayer:
-    """A model's config, but for a layer's own numbers of heads."""
+    """A model's config, with the numbers of heads of one layer."""
 
     def __init__(self, whole: Any, own: dict[str, int]) -> None:
         vars(self).update(own, whole=whole)
@@ -89,9 +89,9 @@ def check_parts(site: Site) -> None:
     _check_listed(site)
     _check_every_parameter(site)
     for _, part in shared_out(site):
-        share_of(site, part.shape[0] if isinstance(part, Tensor) else outputs_of(inner_layer(part)), len(site.kept))
+        share_of(site, part.shape[0] if isinstance(part, Tensor) else output_size(inner_layer(part)), len(site.kept))
     for module in _inputs_of(site) - set(whole_norms(site).values()):
-        outputs_that_stay(site, module, [0], [0])
+        kept_outputs(site, module, [0], [0])
 
 
 def _refusal(site: Site, why: str, then: str = "silence them with gated()") -> PruningError:
@@ -121,7 +121,7 @@ def _check_kind(site: Site) -> None:
 
 
 def _check_projections(site: Site) -> None:
-    """Whether the projections, and the parts shared out among heads, are plain layers whose weights can be cut."""
+    """Whether the projections, and the parts with a share for each head, are plain layers whose weights can be cut."""
     inputs = _inputs_of(site)
     if inputs and len(inputs) < 3 and not site.fused:
         raise _refusal(site, "it is not known in which order its fused projection returns queries, keys and values")
@@ -152,7 +152,7 @@ def _check_every_parameter(site: Site) -> None:
     """Whether it is known, of every parameter of the attention, what it has to do with heads."""
     known = () if site.weight else (*_inputs_of(site), site.projection)
     accounted = {id(parameter) for module in known for parameter in module.parameters()}
-    accounted |= {id(getattr(owner, name)) for owner, name, _ in listed(site)}
+    accounted |= {id(getattr(owner, name)) for owner, name, _ in listed_parameters(site)}
     shares = shares_of(site)
     own_names = (*shares.common, *shares.keys, *whole_norms(site))
     known_names = (*COMMON_NAMES, *SHARED_OUT_NAMES, *BIAS_TABLE_NAMES, *own_names)
@@ -166,7 +166,7 @@ def _check_every_parameter(site: Site) -> None:
 
 def _check_listed(site: Site) -> None:
     """Whether the parameters that are listed with an axis can be cut along it."""
-    for owner, name, axis in listed(site):
+    for owner, name, axis in listed_parameters(site):
         share_of(site, getattr(owner, name).shape[axis], len(site.kept))
         depthwise = getattr(owner, "groups", 1) == getattr(owner, "in_channels", 1) == getattr(owner, "out_channels", 1)
         if not depthwise:
@@ -193,10 +193,10 @@ def children(attention: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _of_one_head(site: Site, part: Any) -> bool:
-    """Whether a norm has one weight for each number of a head, the same for all heads."""
+    """Whether a norm has one weight for each dimension of a head, the same for all heads."""
     if site.weight:
         return False
-    width = outputs_of(inner_layer(site.query)) // len(site.kept)
+    width = output_size(inner_layer(site.query)) // len(site.kept)
     sizes = {parameter.numel() for parameter in ([part] if isinstance(part, Tensor) else part.parameters())}
     return all(size in (1, site.dim, width, width // 2) and size < len(site.kept) * site.dim for size in sizes)
 
@@ -206,7 +206,7 @@ def shares_of(site: Site) -> Shares:
     return oddities_of(site.attention).shares or Shares()
 
 
-def listed(site: Site) -> list[tuple[nn.Module, str, int]]:
+def listed_parameters(site: Site) -> list[tuple[nn.Module, str, int]]:
     """(owner, name, axis): the parameters with a share for each query head that are known by their paths."""
     modules, found = dict(site.attention.named_modules()), []
     for path, axis in shares_of(site).axes.items():
@@ -216,14 +216,13 @@ def listed(site: Site) -> list[tuple[nn.Module, str, int]]:
     return found
 
 
-def halves_of(site: Site) -> int:
-    """How many heads of the attention make one: DiffLlama's are differences, of one in the first half and one in the
-    second."""
+def maps_per_head(site: Site) -> int:
+    """How many attention maps make up a head: two in DiffLlama, one in the first half and one in the second."""
     return 2 if hasattr(site.attention, DIFFERENCE_NAME) else 1
 
 
 def even_groups(site: Site) -> set[int]:
-    """Among how many groups, each of them heads one behind the other, the heads are shared out evenly."""
+    """The numbers of groups of consecutive heads that must keep the same size."""
     convolutions = [inner_layer(m) for m in (site.query, site.key, site.value) if isinstance(inner_layer(m), nn.Conv1d)]
     groups = {convolution.groups for convolution in convolutions}
     groups |= {int(getattr(site.projection, "n_groups", 1)), 4 if site.fused == "quarters" else 1}
@@ -231,7 +230,7 @@ def even_groups(site: Site) -> set[int]:
 
 
 def shared_out(site: Site) -> list[tuple[str, Any]]:
-    """The parts with a share for each query head that are known by their names."""
+    """(name, part): the parts with a share for each query head that are known by their names."""
     return [(name, part) for name, part in children(site.attention) if name in SHARED_OUT_NAMES]
 
 
@@ -240,7 +239,7 @@ def count_key_heads(site: Site) -> int:
     heads = len(site.kept) or 1
     for name in KEY_COUNT_NAMES:
         if isinstance(getattr(site.attention, name, None), int):
-            return int(getattr(site.attention, name)) // halves_of(site)
+            return int(getattr(site.attention, name)) // maps_per_head(site)
     return heads // int(getattr(site.attention, GROUPS_NAME, 1))
 
 
@@ -252,20 +251,20 @@ def whole_norms(site: Site) -> dict[str, nn.Module]:
         sizes = {p.numel() for p in norm.parameters()} if isinstance(norm, nn.Module) else set()
         one_head = not isinstance(norm, OfAllHeads) and site.dim in sizes
         inner = inner_layer(module)
-        if sizes and not one_head and isinstance(inner, nn.Linear) and sizes == {outputs_of(inner)}:
+        if sizes and not one_head and isinstance(inner, nn.Linear) and sizes == {output_size(inner)}:
             found[name] = module
     return found
 
 
-def outputs_that_stay(site: Site, module: nn.Module, queries: list[int], keys: list[int]) -> list[int]:
-    """Which outputs of the query, key or value projection, or of a fused one, stay."""
-    heads, key_heads, width = len(site.kept), count_key_heads(site), outputs_of(inner_layer(module))
+def kept_outputs(site: Site, module: nn.Module, queries: list[int], keys: list[int]) -> list[int]:
+    """The indices of the outputs of the query, key or value projection, or of a fused one, that are kept."""
+    heads, key_heads, width = len(site.kept), count_key_heads(site), output_size(inner_layer(module))
     roles = [role for role, of in zip("qkv", (site.query, site.key, site.value), strict=True) if of is module]
     units = {"q": (heads, queries), "k": (key_heads, keys), "v": (key_heads, keys)}
     if len(roles) == 1 or (site.fused == "heads" and key_heads == heads):
         count, stay = units[roles[0]]
-        halves = halves_of(site)
-        return numbers_of(
+        halves = maps_per_head(site)
+        return indices_of(
             [half * count + place for half in range(halves) for place in stay], share_of(site, width, halves * count)
         )
     if site.fused == "quarters":
@@ -277,38 +276,38 @@ def outputs_that_stay(site: Site, module: nn.Module, queries: list[int], keys: l
             for place in queries
             if place // size == quarter
         ]
-        return numbers_of(rows, share_of(site, width, 3 * heads))
+        return indices_of(rows, share_of(site, width, 3 * heads))
     if site.fused == "heads" and key_heads > 1 and roles == ["q", "k", "v"]:
-        # Falcon: in each group its queries, then their key and value.
+        # Falcon: each group holds its queries, then their key and value.
         one, size = share_of(site, width, heads + 2 * key_heads), heads // key_heads
         rows = [
             group * (size + 2) + i
             for group in keys
             for i in [*(place % size for place in queries if place // size == group), size, size + 1]
         ]
-        return numbers_of(rows, one)
+        return indices_of(rows, one)
     if site.fused == "heads" and roles == ["k", "v"]:
-        return numbers_of(keys, share_of(site, width, key_heads))
+        return indices_of(keys, share_of(site, width, key_heads))
     one, start, stays = share_of(site, width, sum(units[role][0] for role in roles)), 0, []
     for role in roles:
         count, stay = units[role]
         stays += [start + place for place in stay]
         start += count
-    return numbers_of(stays, one)
+    return indices_of(stays, one)
 
 
-def numbers_of(places: list[int], share: int) -> list[int]:
-    """The numbers that belong to these places, where each has so many."""
+def indices_of(places: list[int], share: int) -> list[int]:
+    """The indices of the elements at these places, where each place has `share` consecutive elements."""
     return [place * share + i for place in places for i in range(share)]
 
 
 def share_of(site: Site, width: int, count: int) -> int:
-    """How many of so many numbers belong to each of so many heads; or a `PruningError`."""
+    """How many of `width` elements belong to each of `count` heads, or a `PruningError`."""
     share, left_over = divmod(width, count)
     if left_over:
         raise PruningError(
-            f"the heads of {site.label} cannot be cut out: a projection puts out {width} numbers, which cannot be "
-            f"shared out among {count} heads"
+            f"the heads of {site.label} cannot be cut out: a projection returns {width} elements, which cannot be "
+            f"divided among {count} heads"
         )
     return share
 
@@ -319,7 +318,7 @@ def inner_layer(module: nn.Module) -> Any:
     return inside[0] if not hasattr(module, "weight") and len(inside) == 1 else module
 
 
-def outputs_of(module: Any) -> int:
-    """How many numbers a layer puts out."""
+def output_size(module: Any) -> int:
+    """How many elements a layer returns for each token."""
     weight: Tensor = module.weight
     return weight.shape[1 if isinstance(module, Conv1D) else 0]

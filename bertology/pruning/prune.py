@@ -26,7 +26,7 @@ class Pruned(Result):
     """What `prune_heads` removed."""
 
     heads: tuple[Head, ...]
-    """The heads that went, in the order of layers and heads."""
+    """The removed heads, in the order of layers and heads."""
     parameters_before: int
     """How many parameters the model had."""
     parameters_after: int
@@ -57,8 +57,8 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
         model: BERT, RoBERTa, ELECTRA, ALBERT, DistilBERT, GPT, GPT-2, Llama and models built like them.
         heads: `{layer: [heads]}` or `(layer, head)` pairs, by the rows of results, or `Head`s. In ALBERT, whose layers
             share their heads, a head must be named in every layer that runs it. With grouped keys (Llama), whole groups
-            go, or equally many heads of every group. So it is where heads are shared out evenly among groups of another
-            kind (CodeGen).
+            go, or equally many heads of every group. The same holds where heads are divided evenly among groups of
+            another kind (CodeGen).
 
     Raises `HeadError` for heads that are out of range or were pruned before, `PruningError` where heads cannot be cut
     out; the model is then left as it was.
@@ -109,14 +109,14 @@ def _plan(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[Cut]:
 
 
 def _write_down(model: nn.Module, labels: tuple[str, ...], places: list[tuple[int, int]]) -> None:
-    """In the config: by the number of the layer, or by its label where there are several stacks."""
+    """Record in the config what was pruned: by layer, or by its label where there are several stacks."""
     config = config_of(model)
     name = PRUNED_BY_LABEL_NAME if "." in labels[0] else PRUNED_NAME
     pruned = {_key(name, key): set(heads) for key, heads in (getattr(config, name, None) or {}).items()}
     for row, head in places:
         pruned.setdefault(_key(name, labels[row] if "." in labels[row] else row), set()).add(head)
     setattr(config, name, {key: sorted(heads) for key, heads in sorted(pruned.items())})
-    # BigBird's heads were cut out of the attention that it took up for short texts: it must be loaded with that one.
+    # BigBird's heads were cut out of its attention for short texts, so it must be loaded with that attention.
     kinds = {getattr(module, SWITCHED_NAME) for module in model.modules() if hasattr(module, SWITCHED_NAME)}
     if getattr(config, SWITCHED_NAME, None) == "block_sparse" and kinds == {"original_full"}:
         setattr(config, SWITCHED_NAME, "original_full")
@@ -177,13 +177,13 @@ def load_pruned(
             super().__init__(config, *args, **kwargs)
             prune_heads(self, written_down(said, dissect(self).labels))
 
-    # By the name and the place of the class transformers finds how the weights of some models are renamed in files.
+    # transformers looks up by the class's name and module how the weights of some models are renamed in files.
     Loading.__name__, Loading.__module__ = original.__name__, original.__module__
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
     options = {name: option for name, option in options.items() if option is not None}
     model, told = Loading.from_pretrained(str(path), config=config, output_loading_info=True, **options)
     model.__class__ = original
-    # Another class than the saved one may have a head of its own, whose weights are new.
+    # Another class than the saved one may have a task head of its own, whose weights are new.
     if told["missing_keys"] and original.__name__ in (config.architectures or []):
         raise DataError(f"the files in {path} lack weights of {original.__name__}: {sorted(told['missing_keys'])[:3]}")
     return model
@@ -193,7 +193,7 @@ def _config(path: str | Path, model_class: Any) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(str(path))
     except ValueError:
-        # The config of a part of a model (Emu3's text model) is known to its own class alone.
+        # Only its own class knows the config of a part of a model (Emu3's text model).
         names = json.loads((Path(path) / "config.json").read_text()).get("architectures") or [""]
         own = getattr(model_class or getattr(transformers, names[0], None), "config_class", None)
         if own is None:

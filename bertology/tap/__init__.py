@@ -3,11 +3,11 @@
     with tap(anatomy, "heads", read=look):
         model(**batch)
 
-The folder is the sole owner of every hook and of every switch of the attention implementation:
-`calls` counts which layer is running, `hooks` taps blocks and heads (`products` those whose projection is no module),
-`maps` taps attention maps by one of two routes: `interface` for models on transformers' attention interface, `softmax`
-for all others, where `bands` lays out the maps of attention over windows. `recording` keeps what a pass made, for
-`replay` to take the pass up half-way; `tail` leaves out what nobody reads of the last block.
+This folder alone sets hooks and switches attention implementations. `calls` counts which layer is running. `hooks`
+taps blocks and heads; where a projection is not a module, `function_mode` sees its product. `attention_maps` taps
+attention maps by one of two routes: `interface_route` for models on transformers' attention interface, `softmax_route`
+for all others. `gates` scales or replaces heads' outputs. `resume` records a pass and resumes it at a later layer.
+`restore` leaves a model as it was found. `private_api` holds the private names of torch and transformers.
 """
 
 from .hooks import check_rows, tap

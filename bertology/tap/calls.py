@@ -20,7 +20,7 @@ Place = TypeVar("Place")
 
 
 class Calls(Generic[Place]):
-    """For each module the places that its calls stand for, in order; counted anew in every forward pass."""
+    """For each module the layers or sites of its calls, in order, counted anew in every forward pass."""
 
     def __init__(self, places: Sequence[tuple[nn.Module, Place]], *, may_rest: Iterable[nn.Module] = ()) -> None:
         self._places: dict[nn.Module, list[Place]] = {}
@@ -39,7 +39,7 @@ class Calls(Generic[Place]):
         return list(self._places)
 
     def next(self, module: nn.Module) -> Place:
-        """The place that this call of `module` stands for."""
+        """The layer or site of this call of `module`."""
         done, places = self._done[module], self._places[module]
         if len(places) > 1 and done >= len(places):
             raise UnknownAnatomy(
@@ -52,8 +52,8 @@ class Calls(Generic[Place]):
     def watch(self, anatomy: Anatomy, undo: ExitStack) -> None:
         """Count anew in every forward pass of the model, or of a stack that is run by itself, and check at its end.
 
-        A stack that does not run is not asked for (an image tower without an image), and modules that may rest need
-        not run: a decoder without an encoder's states goes around its cross attention.
+        A stack that does not run is not checked (an image tower without an image), and modules that may rest need
+        not run: a decoder without an encoder's states skips its cross attention.
         """
         self._inside = self._by_stack(anatomy)
         for stack in self._inside:
@@ -83,7 +83,7 @@ class Calls(Generic[Place]):
         self._check_all()
 
     def _leave_model(self, model: nn.Module, args: Any, output: Any) -> None:
-        """Also where the model raised."""
+        """Called also where the model raised."""
         self._in_model = False
 
     def _check_all(self) -> None:
@@ -94,7 +94,7 @@ class Calls(Generic[Place]):
         self._ran.clear()
 
     def _by_stack(self, anatomy: Anatomy) -> dict[nn.Module, list[nn.Module]]:
-        """{what runs the stack: places}; of stacks around each other (a text model with an image tower), the inner."""
+        """{module that runs a stack: modules in it}; of nested stacks (a text model, an image tower), the inner one."""
         all_parts = {stack.module: set(stack.module.modules()) for stack in anatomy.stacks}
         inner_first = sorted(all_parts, key=lambda stack: len(all_parts[stack]))
         inside: dict[nn.Module, list[nn.Module]] = {stack: [] for stack in inner_first}
@@ -118,7 +118,7 @@ class Calls(Generic[Place]):
             raise UnknownAnatomy(
                 f"{where}: its module ran {done} times, wanted {len(places)}. "
                 + (
-                    "The model goes around it"
+                    "The model bypasses it"
                     if done < len(places)
                     else "The model runs it in a loop, or a reader ran the model"
                 )

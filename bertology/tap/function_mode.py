@@ -28,7 +28,7 @@ _readers = _Readers()
 
 
 def of_reader(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A reader or editor whose own torch functions, such as those of another model, no `Watching` takes for its own."""
+    """Mark a reader or editor, so that no `Watching` sees the torch functions that it calls itself."""
 
     def called(*args: Any) -> Any:
         _readers.running += 1
@@ -73,11 +73,11 @@ class Watching(TorchFunctionMode):
                 self.end(ended, args, kwargs)
 
     def end(self, ended: Pass, args: Any, kwargs: Any) -> None:
-        """What is to do with what was seen, when an attention module given these arguments is done."""
+        """Use what was seen in a pass, when the attention module, called with these arguments, has returned."""
 
     @property
     def now(self) -> Pass | None:
-        """The pass that calls the torch function at hand: None between passes, and while a reader runs."""
+        """The pass of an attention module that is running: None between passes, and while a reader runs."""
         last = self._running[-1] if self._running else None
         return last if last and last.readers == _readers.running else None
 
@@ -88,7 +88,7 @@ def watch_products(
     apply: Callable[[Site, Tensor], Tensor | None],
     undo: ExitStack,
 ) -> None:
-    """Call `apply(site, x)` for the heads [token, batch, width], and go on with what it returns, if anything."""
+    """Call `apply(site, x)` for the heads [token, batch, width], and use what it returns, if anything, instead."""
     _WatchingProducts(next_site, apply).watch(attentions, undo)
 
 

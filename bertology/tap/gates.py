@@ -62,7 +62,7 @@ class Replacement:
     def _real(self, site: Site, batch: Batch, rows: int, positions: int) -> Tensor:
         """[batch, token], bool: which of the positions are real tokens."""
         if any(batch.get(name) is not None for name in CACHE_ARGUMENTS):
-            # The mask is of earlier tokens too, whose keys are kept: the newest are at its end.
+            # The mask also covers earlier tokens, whose keys are cached: the newest tokens are at its end.
             return token_mask(self._anatomy.model, batch, site.stack)[:, -positions:]
         return real_positions(self._anatomy, batch, site.stack, rows, positions)
 
@@ -70,7 +70,7 @@ class Replacement:
 def check_replacement(
     anatomy: Anatomy, replace: Tensor | str, places: list[tuple[int, int]] | None = None
 ) -> Tensor | str:
-    """The replacement, if it is one for these heads, by default all: a `Kind`, or a tensor `[layer, head, dim]`.
+    """Check a replacement for these heads, by default all, and return it: a `Kind`, or a tensor `[layer, head, dim]`.
 
     Raises `HeadError` for another kind, and for heads that have no tokens of one kind to take a mean over or to draw
     from; `ShapeError` for a tensor of another shape or with NaN.
@@ -91,7 +91,7 @@ def check_replacement(
 
 
 def replacement_name(replace: str | Tensor) -> str:
-    """What to call a replacement in a result."""
+    """The name of a replacement in a result."""
     return "given" if isinstance(replace, Tensor) else replace
 
 
@@ -157,7 +157,7 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
 
 @contextmanager
 def token_gating(anatomy: Anatomy, rows: int) -> Iterator[list[tuple[Site, Tensor]]]:
-    """Gate every head of every token on its own while the `with` lasts, on a model that runs on so many rows.
+    """Gate every head of every token on its own while the `with` lasts, on a batch of `rows` rows.
 
     Yields the list to which each layer, as it runs, adds its site and its gates, `[batch, token, head]`: ones that
     want a gradient.
@@ -203,7 +203,7 @@ def ablated(
     *,
     seed: int = 0,
 ) -> Iterator[None]:
-    """Take some heads away while the `with` lasts.
+    """Ablate heads while the `with` lasts: replace their outputs.
 
     Args:
         model: any model with attention heads.

@@ -115,7 +115,7 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
 
 
 def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
-    """[batch, token, head, dim], and the numbers behind that are no head's (ConvBERT), of what `place` gets."""
+    """[batch, token, head, dim], and the elements after all heads (ConvBERT), of the input of `place`."""
     if x.dim() != len(site.layout.split()):
         raise UnknownAnatomy(f"{site.path} got {list(x.shape)}, wanted [{site.layout.replace(' ', ', ')}]")
     flat = rearrange(x, f"{site.layout} -> {_flat(site)}")
@@ -130,7 +130,7 @@ def _join(site: Site, heads: Tensor, rest: Tensor, like: Tensor) -> Tensor:
     return rearrange(flat, f"{_flat(site)} -> {site.layout}", **sizes)
 
 
-# Axes that are laid down with another: groups of heads, streams of tokens.
+# Axes that are merged with another: groups of heads, streams of tokens.
 _FLAT = {"group": "batch token (group width)", "stream": "batch (stream token) width"}
 
 

@@ -40,7 +40,7 @@ def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
 
 
 def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str, undo: ExitStack) -> None:
-    """Switch the configs of what is around these attention modules to an attention function, while `undo` is open."""
+    """Switch the configs around these attention modules to an attention function, while `undo` is open."""
     inside = set(attentions)
     configs: dict[int, Any] = {
         id(module.config): module.config
@@ -68,7 +68,7 @@ def _attend(
     if OUTPUT_MAPS_ARGUMENT in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
         kwargs[OUTPUT_MAPS_ARGUMENT] = True
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
-    # Head by head pays where there is a cache to stay in, and no cost for each call of a kernel.
+    # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.
     plain = size < query.shape[2] and not torch.is_grad_enabled() and query.device.type == "cpu"
     if plain:
         if module not in _plain:
@@ -97,7 +97,7 @@ def _masked(mask: Tensor | None, query: Tensor, rows: slice) -> Tensor | None:
 
 
 def _rows(module: nn.Module, query: Tensor, key: Tensor, readings: list[Reading], kwargs: dict[str, Any]) -> int:
-    """How many query rows a block has: what was asked for, and as many as fit into the memory for blocks."""
+    """The number of query rows in a block: as asked for, and at most as many as fit into the memory for blocks."""
     # An extra tensor like T5's position bias has a query axis of its own, which only the model's function knows; and
     # GPT-2 of transformers 4 cuts its causal mask, a buffer, by the numbers of queries and keys.
     own_rows = any(isinstance(extra, Tensor) and extra.dim() > 2 for extra in kwargs.values())
@@ -108,7 +108,7 @@ def _rows(module: nn.Module, query: Tensor, key: Tensor, readings: list[Reading]
 
 
 def _fitting(query: Tensor, key: Tensor, memory: int) -> int:
-    """How many query rows of a map fit into so many bytes, at least one."""
+    """How many query rows of a map fit into `memory` bytes, at least one."""
     row = query.shape[0] * query.shape[1] * key.shape[2] * query.element_size()
     return max(1, memory // max(1, row))
 

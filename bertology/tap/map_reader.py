@@ -26,7 +26,7 @@ class Reading:
     whole: bool
 
     def give(self, site: Site, weights: Tensor, rows: slice, entropies: Tensor | None = None) -> None:
-        """Give the reader a block of attention weights, or what it wants of it."""
+        """Give the reader a block of attention weights, or their entropies."""
         if self.what == "attention":
             self.read(site, weights, rows)
         else:

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from ..anatomy.names import DROPOUT_ARGUMENT, SCALE_ARGUMENT
 
-# What one head's block may take.
+# The memory that one head's block may take.
 CACHE_BYTES = 4 * 2**20
 _LARGE_SCORE = 40.0
-# On how many query rows it is proved that attention is plain.
+# The number of query rows on which attention is checked to be plain.
 _ROWS = 8
-# How far apart two ways of computing the same may be, in steps of the type's precision.
+# The allowed difference between two computations, in steps of the type's precision.
 _STEPS = 200
 
 
 class Block(NamedTuple):
-    """What attention makes of a block of query rows."""
+    """The result of attention for a block of query rows."""
 
     output: Tensor
     """[batch, query, head, dim]"""

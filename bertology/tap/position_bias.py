@@ -18,7 +18,7 @@ from ..anatomy.names import BIAS_ARGUMENT, BIAS_NAMES, BIASED_MASK_ARGUMENT, odd
 
 
 def takes_bias(attention: nn.Module) -> bool:
-    """Whether the attention module is handed a bias that is made for all layers."""
+    """Whether the attention module receives a bias that is made for all layers."""
     return bool(_bias_arguments(attention))
 
 
@@ -27,12 +27,12 @@ def _bias_arguments(attention: nn.Module) -> list[str]:
 
 
 def narrow_biases(attention: nn.Module, heads: int, stay: list[int]) -> None:
-    """From now on let the attention module see, of `heads` shares, those that stay. The hooks are part of the model."""
+    """Pass only the shares in `stay`, out of `heads`, to the attention module. The hooks become part of the model."""
     if not takes_bias(attention):
         return
     shares: list[int] | None = getattr(attention, "_bias_shares", None)
     if shares is not None:
-        # Pruned once more: the shares are counted among those that the unpruned layer had.
+        # Pruned again: shares are counted as in the unpruned layer.
         shares[:] = [shares[place] for place in stay]
         return
     shares = list(stay)
@@ -64,7 +64,7 @@ def _compute(attention: Any, heads: int, shares: list[int], whole: list[Tensor],
 
 
 def _hand_on(whole: list[Tensor], attention: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    """Hand on the whole bias, which T5's attention returns second, but not one of zeros, made for lack of any."""
+    """Return the whole bias, the second output of T5's attention, but not zeros that were made for lack of one."""
     bias = whole.pop() if whole else None
     given = inspect.signature(type(attention).forward).bind(attention, *args, **kwargs).arguments
     if bias is not None and given.get(BIAS_ARGUMENT) is None and given.get(BIASED_MASK_ARGUMENT) is not None:
@@ -73,7 +73,7 @@ def _hand_on(whole: list[Tensor], attention: nn.Module, args: Any, kwargs: Any, 
 
 
 def _with_mask(attention: nn.Module, bias: Tensor, mask: Tensor) -> Tensor:
-    """A bias of the attention's own making as it hands it on."""
+    """A bias that the attention computed itself, as it returns it."""
     if oddities_of(attention).mask_in_bias:
         return bias + torch.where(mask > 0, 0.0, -1e10).transpose(1, 2)
     return bias + mask[..., : bias.shape[-1]] if is_transformers_4() else bias

@@ -18,12 +18,12 @@ from ..anatomy.names import USE_CACHE_ARGUMENT, block_oddities_of
 from .private_api import may_be_compiled
 
 _switching = threading.Lock()
-# {(id of the owner, attribute): (owner, value at first, {who turned it: to what})}
+# {(id of the owner, attribute): (owner, first value, {who set it: value})}
 _turned: dict[tuple[int, str], tuple[Any, Any, dict[object, Any]]] = {}
 
 
 def turn(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
-    """Set an attribute while `undo` is open. Of several, the last that is open holds; after all, what was there."""
+    """Set an attribute while `undo` is open. Of several values the last holds; at the end the first is restored."""
     key, who = (id(owner), name), object()
     with _switching:
         _turned.setdefault(key, (owner, getattr(owner, name), {}))[2][who] = value
@@ -46,7 +46,7 @@ _uncompiled: list[Any] = []
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run compiled models uncompiled: a graph that was compiled before a hook was set goes past it without a word.
+    """Run compiled models uncompiled: a graph that was compiled before a hook was set silently skips it.
 
     The switch is torch's own, for the whole process; several taps at once, in threads too, turn it once.
     """
@@ -89,7 +89,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def uncached(model: nn.Module) -> Iterator[None]:
-    """Let the model keep no keys and values for later tokens: a pass that skips blocks would leave holes among them."""
+    """Turn off the cache of keys and values: a pass that skips blocks would leave gaps in it."""
     configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     if any(block_oddities_of(module).needs_cache for module in model.modules()):
         configs = {}

@@ -37,7 +37,7 @@ class BlockCall:
 
 @dataclass
 class AttentionCall:
-    """One call of an attention module: during which call of a block, its heads, and what was made of them."""
+    """One call of an attention module: the call of a block around it, its heads, and what it computed from them."""
 
     block: int | None
     heads: Tensor | None = None
@@ -47,7 +47,7 @@ class AttentionCall:
 
 @dataclass
 class Recording:
-    """A pass of a model on a batch of so many rows."""
+    """A pass of a model on a batch of `rows` rows."""
 
     anatomy: Anatomy
     rows: int
@@ -55,7 +55,7 @@ class Recording:
     attentions: dict[int, AttentionCall] = field(default_factory=dict)
 
     def sites_from(self, row: int) -> tuple[Site, ...]:
-        """The sites that run when the pass is taken up at a site: all but those of blocks that were over by then."""
+        """The sites that run when a pass is resumed at a site: all but those of blocks that had ended by then."""
         over = self._over(row)
         return tuple(site for site in self.anatomy.sites if self._block_of(site.row) not in over)
 
@@ -79,15 +79,15 @@ class Recording:
         return -1 if call is None or call.block is None else call.block
 
     def _over(self, row: int) -> set[int]:
-        """The calls of blocks that were over when the site's own block started."""
+        """The calls of blocks that had ended when the site's own block started."""
         first = self._block_of(row)
         return {number for number, call in enumerate(self.blocks) if call.ended <= first}
 
     @contextmanager
     def resumed(self, row: int, copies: int, projected: Tensor | None = None) -> Iterator[None]:
-        """Let the model go on from a site's block, on `copies` of the batch, laid end to end.
+        """Let the model resume at a site's block, on `copies` of the batch, concatenated.
 
-        Given what the site's projection puts out for them, it goes on from there.
+        Given the output of the site's projection for them, it resumes after that projection.
         """
         over = self._over(row)
         # Blocks inside others that are skipped are not called.
@@ -95,7 +95,7 @@ class Recording:
         last = {call.stack: call for call in done}
         outputs: list[tuple[nn.Module, Any]] = []
         for call in done:
-            # What only another skipped block is given need not be copied.
+            # An output that only another skipped block receives need not be copied.
             axis = call.stack.layout.split().index("batch")
             output = copied(call.output, self.rows, copies, axis) if call is last[call.stack] else call.output
             outputs.append((call.module, output))
@@ -107,13 +107,13 @@ class Recording:
 
     @contextmanager
     def resumed_after_last_block(self) -> Iterator[None]:
-        """Let the model run what is behind its last block, of whose output every position is as the first of its row.
+        """Let the model run what follows its last block, whose output is the first position of each row throughout.
 
-        Raises `LookupError` where no block puts out positions.
+        Raises `LookupError` where no block returns [batch, token, hidden].
         """
         done = [call for call in self.blocks if call.around is None]
         if not done or done[-1].stack.layout != "batch token hidden":
-            raise LookupError("no block puts out positions")
+            raise LookupError("no block returns [batch, token, hidden]")
         outputs = [(call.module, call.output) for call in done]
         outputs[-1] = done[-1].module, _spread(done[-1].output)
         with ExitStack() as undo:
@@ -121,8 +121,8 @@ class Recording:
             yield
 
     def can_resume_at_projection(self, row: int) -> bool:
-        """Whether a pass can be taken up at a site's projection: a product with a matrix, which heads and nothing else
-        go into and which the attention returns or is followed by."""
+        """Whether a pass can be resumed at a site's projection: it multiplies heads alone with a matrix, and the
+        attention returns the heads or the product."""
         site, call = self.anatomy.sites[row], self.attentions[row]
         if (
             matrix(site) is None
@@ -157,7 +157,7 @@ class Recording:
 
 
 def _return_recorded(outputs: Iterable[tuple[nn.Module, Any]], undo: ExitStack) -> None:
-    """Let blocks put out these, in this order, in the place of running."""
+    """Let blocks return these outputs, in this order, without running."""
     each: dict[nn.Module, list[Any]] = {}
     for module, output in outputs:
         each.setdefault(module, []).append(output)
@@ -167,7 +167,7 @@ def _return_recorded(outputs: Iterable[tuple[nn.Module, Any]], undo: ExitStack) 
 
 
 def _returning_recorded(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
-    """What stands for a block's forward pass: its recorded calls come from memory, later ones are computed."""
+    """The replacement of a block's forward pass: it returns recorded outputs first, and computes later calls."""
     waiting, original = iter(outputs), module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -178,7 +178,7 @@ def _returning_recorded(module: nn.Module, outputs: list[Any]) -> Callable[..., 
 
 
 def copied(x: Any, rows: int, copies: int, axis: int) -> Any:
-    """Every tensor that has the batch's rows, so many times end to end."""
+    """Every tensor that has the batch's rows, repeated `copies` times along `axis`."""
     if isinstance(x, Tensor):
         if x.dim() <= axis or x.shape[axis] != rows or copies == 1:
             return x
@@ -194,7 +194,7 @@ def is_matrix(module: nn.Module) -> bool:
 
 
 def matrix(site: Site) -> Tensor | None:
-    """[(head dim), hidden]: what a site's projection multiplies its heads by, if that is all it does but for a bias."""
+    """[(head dim), hidden]: the weight of a site's projection, if it only multiplies heads by it and adds a bias."""
     if (
         not is_matrix(site.projection)
         or site.place is not site.projection
@@ -227,7 +227,7 @@ def _same(one: Any, other: Any) -> bool:
 
 @contextmanager
 def recorded(anatomy: Anatomy, rows: int) -> Iterator[Recording]:
-    """Record the pass of the model in this `with`, on a batch of so many rows."""
+    """Record the pass of the model in this `with`, on a batch of `rows` rows."""
     recording = Recording(anatomy, rows)
     stacks = {block: stack for stack in anatomy.stacks for block in stack.blocks}
     running: list[int] = []
@@ -269,7 +269,7 @@ def recorded(anatomy: Anatomy, rows: int) -> Iterator[Recording]:
 
 @contextmanager
 def tail_noted(anatomy: Anatomy) -> Iterator[list[nn.Module]]:
-    """Yields a list: once the pass in this `with` is over, of the products behind the attention of the last block."""
+    """Yield a list that holds, after the pass in this `with`, the products after the attention of the last block."""
     tail: list[nn.Module] = []
     counts: Counter[nn.Module] = Counter()
     projections = {site.projection for site in anatomy.sites}
@@ -291,7 +291,7 @@ def tail_noted(anatomy: Anatomy) -> Iterator[list[nn.Module]]:
 
 @contextmanager
 def first_position_only(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Take these products for the first position of each row alone; all others get what that one gets."""
+    """Compute these products for the first position of each row alone; all other positions get the same values."""
     with ExitStack() as undo:
         for module in modules:
             replace_forward(module, partial(_of_first, module.forward), undo)

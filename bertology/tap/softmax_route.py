@@ -38,7 +38,7 @@ def is_banded(attention: nn.Module) -> bool:
 
 
 def lay_bands(attention: nn.Module, softmaxes: list[Tensor], args: Any, kwargs: Any) -> Tensor | None:
-    """[batch, head, query, key]: the map out of all softmaxes of one pass, or None where they are not as expected."""
+    """[batch, head, query, key]: the map from all softmaxes of one pass, or None where they are not as expected."""
     given = inspect.signature(type(attention).forward).bind(attention, *args, **kwargs).arguments
     if oddities_of(attention).bands == "blocks":
         return _of_blocks(softmaxes, given[STATES_ARGUMENT].shape[1])
@@ -46,7 +46,7 @@ def lay_bands(attention: nn.Module, softmaxes: list[Tensor], args: Any, kwargs: 
 
 
 def _of_blocks(softmaxes: list[Tensor], tokens: int) -> Tensor | None:
-    """Of one softmax [batch, block, head, query, key of three blocks]."""
+    """The map from one softmax [batch, block, head, query, key of three blocks]."""
     if len(softmaxes) != 1 or softmaxes[0].dim() != 5 or softmaxes[0].shape[-1] != 3 * softmaxes[0].shape[-2]:
         return None
     weights = softmaxes[0]
@@ -57,8 +57,8 @@ def _of_blocks(softmaxes: list[Tensor], tokens: int) -> Tensor | None:
 
 
 def _of_windows(attention: Any, softmaxes: list[Tensor], given: dict[str, Any]) -> Tensor | None:
-    """Of a softmax [batch, query, head, key of the window], and where some tokens are global, of [batch, query, head,
-    global key, then key of the window] and one over all keys for global queries, [batch * head, query, key]."""
+    """The map from a softmax [batch, query, head, key of the window]; where some tokens are global, from [batch, query,
+    head, global key, then key of the window] and one over all keys for global queries, [batch * head, query, key]."""
     side = attention.one_sided_attn_window_size
     is_global, masked = given[GLOBAL_ARGUMENT], given[MASKED_ARGUMENT]
     most = int(is_global.sum(1).max()) if given[ANY_GLOBAL_ARGUMENT] else 0

@@ -45,7 +45,7 @@ class GatedProjection(torch.nn.Module):
 
 @pytest.fixture
 def own_names():
-    """Names that are registered in the test are gone behind it."""
+    """Names that are registered in the test are gone after it."""
     kept = list(NAMES)
     yield
     NAMES[:] = kept
@@ -188,7 +188,9 @@ def test_a_norm_between_heads_and_projection():
 def test_sizes_that_do_not_fit():
     model = BY_NAME["bert"].build()
     model.bert.encoder.layer[0].attention.self.attention_head_size = 5
-    with pytest.raises(UnknownAnatomy, match=r"self puts out 16 numbers a token, .* heads of width 5 and 4 heads"):
+    with pytest.raises(
+        UnknownAnatomy, match=r"self returns 16 elements for each token, .* heads of width 5 and 4 heads"
+    ):
         dissect(model)
     # 8 divides 16, but not into 4 heads.
     model.bert.encoder.layer[0].attention.self.attention_head_size = 8

@@ -116,11 +116,11 @@ def test_a_layer_pruned_twice_keeps_its_numbers(model_type, monkeypatch):
 
 ALL = "all"
 REFUSED = [
-    ("codegen", {}, [0, 1], "the 8 heads of decoder.0 are shared out evenly among 4 groups"),
-    ("codegen", {}, ALL, "the 8 heads of decoder.0 are shared out evenly among 4 groups"),
-    ("squeezebert", {}, [0, 1], "the 8 heads of encoder.0 are shared out evenly among 4 groups"),
+    ("codegen", {}, [0, 1], "the 8 heads of decoder.0 are divided evenly among 4 groups"),
+    ("codegen", {}, ALL, "the 8 heads of decoder.0 are divided evenly among 4 groups"),
+    ("squeezebert", {}, [0, 1], "the 8 heads of encoder.0 are divided evenly among 4 groups"),
     ("squeezebert", {"post_attention_groups": 2}, [0], "only Linear and Conv1D layers with plain weights"),
-    ("deepseek_v4", {}, [0], "the 4 heads of decoder.0 are shared out evenly among 2 groups"),
+    ("deepseek_v4", {}, [0], "the 4 heads of decoder.0 are divided evenly among 2 groups"),
     ("doge", {}, [0, 1], "heads of encoder.0 share keys that must all stay in DogeAttention"),
     ("neomme", {}, [2, 3], "heads of encoder.0 share keys that must all stay in NeoMMEAttention"),
     ("inkling_text", {}, ALL, "heads of decoder.0 share keys that must all stay in InklingAttention"),

@@ -169,7 +169,7 @@ def test_errors_leave_the_model_as_it_was():
         odd,
         {0: [1]},
         PruningError,
-        "heads of encoder.0 cannot be cut out: .* 5 numbers, which cannot be shared out among 4 heads",
+        "heads of encoder.0 cannot be cut out: .* 5 elements, which cannot be divided among 4 heads",
     )
 
 

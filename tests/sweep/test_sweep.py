@@ -44,7 +44,7 @@ REFUSED = {
 
 if V4:
     REFUSED["pruning"] |= {"clip_text_model", "xlm-prophetnet"}
-    REFUSED["proof"] |= {"diffllama", "xlm-prophetnet"}
+    REFUSED["proof"] |= {"xlm-prophetnet"}
 
 
 @pytest.mark.parametrize("model_type", covered_types())

@@ -38,7 +38,7 @@ from .anatomy.dissect import dissect, register_names
 from .anatomy.names import Names
 from .anatomy.sites import Anatomy, Head
 from .errors import BertologyError
-from .importance.ablation import HeadAblation, head_ablation
+from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
 from .importance.head_importance import (
     HeadImportance,
     ImportanceAccumulator,
@@ -48,7 +48,6 @@ from .importance.head_importance import (
 )
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
-from .importance.sole_head import SoleHeadAblation, sole_head_ablation
 from .measures.behaviours import head_behaviours
 from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
 from .measures.check_anatomy import check_anatomy
@@ -62,7 +61,8 @@ from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.prune import Pruned, load_pruned, prune_heads, save_pruned
 from .results.result import Result
-from .streaming.accumulate import Accumulator, accumulate, stat
+from .streaming.accumulate import accumulate
+from .streaming.accumulator import Accumulator, MapAccumulator, stat
 from .tap import tap
 from .tap.gates import ablated, gated
 
@@ -87,6 +87,7 @@ __all__ = [
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "MapAccumulator",
     "MeansAccumulator",
     "Names",
     "PatternsAccumulator",

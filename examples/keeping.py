@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from bertology import Result
 from bertology.errors import DataError
+from bertology.streaming.checkpoint import complete_file
 
 R = TypeVar("R", bound=Result)
 
@@ -38,7 +39,6 @@ class Kept:
         if not path.exists():
             print(f"{name} ...", flush=True)
             made = make()
-            part = path.with_suffix(".part")
-            made.save(part)
-            part.rename(path)
+            with complete_file(path) as part:
+                made.save(part)
         return kind.load(path)

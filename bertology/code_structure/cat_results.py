@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import DataError, ShapeError
 from ..results.result import Result
-from ..results.statistics import ends, redrawn
+from ..results.statistics import bootstrap_sums, percentile_interval
 
 Average = Literal["macro", "micro"]
 
@@ -41,12 +41,8 @@ def _parts(matched: Tensor, either: Tensor, average: Average) -> tuple[Tensor, T
 
 def bootstrap(matched: Tensor, either: Tensor, average: Average, resamples: int, seed: int) -> Tensor:
     """[draw, ...]: the score over as many snippets drawn anew; counts of as many share the draws."""
-    examples = matched.shape[-1]
-    if resamples < 1 or examples < 1:
-        raise DataError(f"the bootstrap draws 1 or more times of 1 or more snippets, got {resamples} and {examples}")
-    above, below = (x.reshape(-1, examples).T for x in _parts(matched, either, average))
-    draws = [(times @ above) / (times @ below) for times in redrawn(examples, resamples, seed)]
-    return torch.cat(draws).view(resamples, *matched.shape[:-1])
+    above, below = bootstrap_sums(*_parts(matched, either, average), resamples=resamples, seed=seed)
+    return above / below
 
 
 CHANCE = 1 / 7
@@ -119,13 +115,13 @@ class CatScores(Result):
         NaN where one draw in twenty or more has no snippet that can be used. Raises `DataError` for a level that is
         not between 0 and 1, fewer than 1 resamples, and another average than "macro" and "micro".
         """
-        return ends(bootstrap(self.matched, self.either, average, resamples, seed), level)
+        return percentile_interval(bootstrap(self.matched, self.either, average, resamples, seed), level)
 
     def head_interval(
         self, level: float = 0.95, *, average: Average = "macro", resamples: int = 1000, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
         """As `interval`, [layer, head] each."""
-        return ends(bootstrap(self.head_matched, self.head_either, average, resamples, seed), level)
+        return percentile_interval(bootstrap(self.head_matched, self.head_either, average, resamples, seed), level)
 
     def beyond(
         self,
@@ -277,7 +273,7 @@ def _gain(
     first, second = ((matched * both, either * both) for matched, either in (mine, other))
     gain = cat_mean(*first, average=average) - cat_mean(*second, average=average)
     draws = bootstrap(*first, average, resamples, seed) - bootstrap(*second, average, resamples, seed)
-    low, high = ends(draws, level)
+    low, high = percentile_interval(draws, level)
     return gain, low, high, both.sum(-1)
 
 

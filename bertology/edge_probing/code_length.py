@@ -111,7 +111,7 @@ def online_code(
     cost = cpu64(uniform)
     if not ((cost >= 0) & cost.isfinite()).all() or not cost.sum() > 0:
         raise DataError(f"uniform must be finite bits, 0 or more and not all 0, got a sum of {cost.sum():.4g}")
-    ends = _ends(len(cost), portions)
+    ends = _block_ends(len(cost), portions)
     blocks = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
     found: list[Tensor] = []
     for block in tqdm(blocks[1:], desc=progress, disable=progress is None):
@@ -124,7 +124,7 @@ def online_code(
     return CodeLength(bits, uniform_bits, torch.tensor(ends), called)
 
 
-def _ends(many: int, portions: Sequence[float]) -> list[int]:
+def _block_ends(many: int, portions: Sequence[float]) -> list[int]:
     """Where blocks end: each record in one block."""
     if not portions or list(portions) != sorted(set(portions)) or portions[0] <= 0 or portions[-1] != 1:
         raise DataError(f"portions are shares of the records that ascend to 1, got {', '.join(map(str, portions))}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import DataError, ShapeError
 from ..results.result import Result
-from ..results.statistics import ends, redrawn
+from ..results.statistics import bootstrap_sums, percentile_interval
 from .layer_statistics import LayerStatistics, layer_statistics
 from .probes import Probes
 from .span_batches import BatchSource, EdgeBatch
@@ -215,19 +215,15 @@ class LayerScores(Result):
         So any number that is computed of F1, such as the expected layer, can be computed of each draw. Records are
         drawn, not targets, since the targets of one text are alike.
         """
-        if resamples < 1:
-            raise DataError(f"resamples is how often the bootstrap draws, 1 or more, got {resamples}")
-        cells = torch.stack([self.tp, self.fp, self.fn]).flatten(0, 2).double()
-        pooled = [times @ cells.T for times in redrawn(cells.shape[1], resamples, seed)]
-        tp, fp, fn = torch.cat(pooled).view(resamples, 3, *self.f1.shape).unbind(1)
-        return micro_f1(tp, fp, fn)
+        cells = torch.stack([self.tp, self.fp, self.fn]).double()
+        return micro_f1(*bootstrap_sums(cells, resamples=resamples, seed=seed)[0].unbind(1))
 
     def interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The lower and the upper ends of F1, [seed, layer] each: the percentile interval of `bootstrap`.
 
         It says how F1 would move with other records to score on, the trained probes being what they are.
         """
-        return ends(self.bootstrap(resamples, seed=seed), level)
+        return percentile_interval(self.bootstrap(resamples, seed=seed), level)
 
     def layer_interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """The lower and the upper ends of the expected layer, the mean over seeds: the interval of `bootstrap`.
@@ -239,5 +235,5 @@ class LayerScores(Result):
         known = layers[~layers.isnan()]
         if len(known) < 0.95 * len(layers):
             return math.nan, math.nan
-        low, high = ends(known, level)
+        low, high = percentile_interval(known, level)
         return low.item(), high.item()

@@ -1,10 +1,11 @@
-"""What does the model lose when one head is removed?"""
+"""What does the model lose when one head is removed, or when a layer keeps only one head?"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,13 @@ from ..data.batches import Batches
 from ..data.losses import ExampleLoss
 from ..data.metrics import Metric
 from ..errors import DataError
-from ..results.result import Result
 from ..tap.gates import Kind, replacement_name
-from .many_gates import score_variants
-from .significance import Correction, Of, Significance, Test, significance
+from .many_gates import NAN, VariantScores, score_variants
+from .significance import Of, PairedResult
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadAblation(Result):
+class HeadAblation(PairedResult):
     """What a model loses when one head goes, for each head."""
 
     _by_layer: ClassVar = ("change", "loss_change", "losses", "logits")
@@ -35,53 +35,9 @@ class HeadAblation(Result):
     """The whole model's metric."""
     base_loss: float
     """The whole model's mean loss."""
-    losses: Tensor
-    """[layer, head, example]: every example's loss without the head."""
-    base_losses: Tensor
-    """[example]: every example's loss in the whole model."""
-    logits: Tensor
-    """[layer, head, row, label]: what the metric saw without the head; empty for a metric of losses."""
-    base_logits: Tensor
-    """[row, label]: what the metric saw of the whole model."""
-    truths: Tensor
-    """[row]: the labels that the metric saw."""
-    example_of: Tensor
-    """[row], int64: which example a row belongs to."""
-    metric: str
-    """What was measured."""
-    replace: str
-    """What stood where the head's output was: "zero", "mean", "resample" or "given"."""
-    examples: int
-    """How many examples were measured."""
-    labels: tuple[str, ...]
-    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
-    def significance(
-        self,
-        test: Test = "bootstrap",
-        *,
-        of: Of = "metric",
-        correction: Correction = "holm",
-        metric: Metric | None = None,
-        resamples: int | None = None,
-        seed: int = 0,
-    ) -> Significance:
-        """Test for each head whether the change is more than chance (extra `stats`, but for the bootstrap).
-
-        Args:
-            test: "bootstrap", of the metric or the loss, over examples drawn again; "t", a paired t-test on the
-                examples' losses, or on whether they are right (the share of right labels in an example of several);
-                "mcnemar", exact, on whether they are right.
-            of: what changed: the "metric" or the "loss".
-            correction: for the number of heads: "holm", "bh" (Benjamini-Hochberg) or None.
-            metric: the metric itself, for the bootstrap to call again, if it is not one of GLUE's.
-            resamples: how often the bootstrap draws; by default 1,000 times, and 400 times for each head that p is
-                corrected for: with fewer, no head could come out below 0.01, however large its effect.
-            seed: of the bootstrap's draws.
-
-        Raises `DataError` for tests that do not fit the metric, `MissingExtra` without scipy.
-        """
-        return significance(self, ~self.change.isnan(), test, of, correction, metric, resamples, seed)
+    def _tested(self) -> Tensor:
+        return ~self.change.isnan()
 
     def correlation(self, other: HeadAblation, *, of: Of = "metric") -> float:
         """Pearson's r between the heads' effects on two data sets (Michel et al. 2019, §3.4)."""
@@ -156,17 +112,120 @@ def head_ablation(
         found.laid_out(losses - losses[0]),
         float(found.scores[0]),
         float(losses[0]),
-        found.laid_out(found.losses),
-        found.losses[0],
-        found.laid_out(found.logits),
-        found.logits[0],
-        found.truths,
-        found.example_of,
-        found.metric,
-        replacement_name(replace),
-        found.losses.shape[1],
-        found.labels,
+        **_paired(found, replace),
     )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SoleHeadAblation(PairedResult):
+    """What a model loses when all heads of a layer go but one, for each head."""
+
+    _by_layer: ClassVar = ("scores", "chosen", "change", "leaking_change", "losses", "logits")
+
+    scores: Tensor
+    """[layer, head]: the metric when of this layer only this head is left; NaN for pruned heads, and where a layer did
+    not run."""
+    base: float
+    """The whole model's metric."""
+    chosen: Tensor
+    """[layer], int64: the best head, the one of the lowest number where several are; -1 where there is none."""
+    change: Tensor
+    """[layer]: the metric with the chosen head alone, less that of the whole model."""
+    leaking: bool
+    """Whether heads were chosen on the data that they are scored on, which flatters them."""
+    leaking_change: Tensor
+    """[layer]: what `change` is when heads are chosen on the data that they are scored on."""
+
+    def _tested(self) -> Tensor:
+        """The chosen heads, one in each layer: the correction is for the number of layers."""
+        there = torch.zeros_like(self.scores, dtype=torch.bool)
+        rows = (self.chosen >= 0).nonzero().flatten()
+        there[rows, self.chosen[rows]] = True
+        return there
+
+
+def sole_head_ablation(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    metric: str | Metric,
+    choose_on: Batches | None = None,
+    replace: Kind | Tensor = "zero",
+    loss: ExampleLoss | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: str | None = None,
+) -> SoleHeadAblation:
+    """Leave one layer a single head, and see what becomes of the metric (Michel et al. 2019, §3.3 and appendix A).
+
+    Each head in turn stays alone in its layer; the other layers keep all of theirs. A layer's best head is chosen on
+    `choose_on`, data of its own: the best of twelve on the data that it is scored on is best there by luck too.
+
+    Args:
+        model: a model with a task head; it is only gated, never changed.
+        batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them.
+        metric: as in `head_ablation`.
+        choose_on: the data that the heads are chosen on; by default `batches`, and the result is marked as `leaking`.
+        replace: what stands where the other heads' output was, as in `head_ablation`.
+        loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
+        seed: of the draws for "resample".
+        checkpoint: as in `accumulate`: a file from which the pass over `batches` goes on. A pass over `choose_on` has a
+            file beside it, whose name ends in `.choose`; once complete, it is made anew.
+        progress: the title of a progress bar over batches; no bar without it.
+
+    Raises the errors of `head_ablation`.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)
+        >>> model = BertForSequenceClassification(config)
+        >>> batch = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 4]]), "labels": torch.tensor([1, 0])}
+        >>> sole = sole_head_ablation(model, batch, metric="accuracy")
+        >>> sole.change.shape, sole.leaking
+        (torch.Size([2]), True)
+    """
+
+    scored = partial(
+        score_variants,
+        model,
+        make_gates=all_but_one,
+        metric=metric,
+        replace=replace,
+        loss=loss,
+        seed=seed,
+        progress=progress,
+    )
+    own_file = None if checkpoint is None else f"{checkpoint}.choose"
+    other = None if choose_on is None else scored(choose_on, checkpoint=own_file)
+    found = scored(batches, checkpoint=checkpoint)
+    scores, base = found.laid_out(found.scores), float(found.scores[0])
+    best = _best(scores)
+    chosen = best if other is None else _best(other.laid_out(other.scores).masked_fill(scores.isnan(), NAN))
+    return SoleHeadAblation(
+        scores,
+        base,
+        chosen,
+        _of(scores, chosen) - base,
+        other is None,
+        _of(scores, best) - base,
+        **_paired(found, replace),
+    )
+
+
+def _paired(found: VariantScores, replace: Kind | Tensor) -> dict[str, Any]:
+    """The fields of a `PairedResult`: the ablated models beside the whole one."""
+    return {
+        "losses": found.laid_out(found.losses),
+        "base_losses": found.losses[0],
+        "logits": found.laid_out(found.logits),
+        "base_logits": found.logits[0],
+        "truths": found.truths,
+        "example_of": found.example_of,
+        "metric": found.metric,
+        "replace": replacement_name(replace),
+        "examples": found.losses.shape[1],
+        "labels": found.labels,
+    }
 
 
 def one_off(anatomy: Anatomy) -> Tensor:
@@ -175,3 +234,25 @@ def one_off(anatomy: Anatomy) -> Tensor:
     gates = torch.ones(len(places), anatomy.layers, anatomy.heads)
     gates[torch.arange(len(places)), places[:, 0], places[:, 1]] = 0
     return gates
+
+
+def all_but_one(anatomy: Anatomy) -> Tensor:
+    """[variant, layer, head]: each head that is there is alone in its layer in one variant."""
+    places = anatomy.present.nonzero()
+    gates = torch.ones(len(places), anatomy.layers, anatomy.heads)
+    for gate, (row, head) in zip(gates, places.tolist(), strict=True):
+        # Pruned heads keep their gates, which change nothing: a head that is alone already stays as it is.
+        gate[row, anatomy.present[row]] = 0
+        gate[row, head] = 1
+    return gates
+
+
+def _best(scores: Tensor) -> Tensor:
+    """[layer], int64: the head of the highest score, the first of several; -1 where all are NaN."""
+    first = scores.nan_to_num(float("-inf"), neginf=float("-inf")).argsort(dim=1, descending=True, stable=True)[:, 0]
+    return first.masked_fill(scores.isnan().all(1), -1)
+
+
+def _of(scores: Tensor, heads: Tensor) -> Tensor:
+    """[layer]: the scores of these heads; NaN for -1."""
+    return scores.gather(1, heads.clamp_min(0)[:, None])[:, 0].masked_fill(heads < 0, NAN)

@@ -16,7 +16,8 @@ from ..data.losses import ExampleLoss, example_losses, find_loss, is_causal, los
 from ..data.metrics import Metric, find_metric, metric_name
 from ..errors import DataError
 from ..results.result import Result
-from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import Accumulator, stat
 
 INVERSE_LOSS = "inverse_loss"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..anatomy.sites import Head, head_at
 from ..data.metrics import METRICS, Metric
 from ..errors import DataError, need
 from ..results.result import Result
+from ..results.statistics import bootstrap_draws, check_resamples
 
 Test = Literal["t", "mcnemar", "bootstrap"]
 Of = Literal["metric", "loss"]
@@ -47,31 +48,85 @@ class Significance(Result):
         return [head_at(self.labels, row, head) for row, head in (self.p < alpha).nonzero().tolist()]
 
 
-@dataclass(frozen=True)
-class Paired:
-    """What several variants of a model, and the model itself, made of the same examples."""
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PairedResult(Result):
+    """The part of a result that compares ablated models with the whole model on the same examples.
+
+    Each head of `[layer, head]` stands for one ablated model.
+    """
 
     losses: Tensor
-    """[variant, example]"""
+    """[layer, head, example]: every example's loss in the ablated model."""
     base_losses: Tensor
-    """[example]"""
+    """[example]: every example's loss in the whole model."""
     logits: Tensor
-    """[variant, row, label]"""
+    """[layer, head, row, label]: what the metric saw of the ablated model; empty for a metric of losses."""
     base_logits: Tensor
-    """[row, label]"""
+    """[row, label]: what the metric saw of the whole model."""
     truths: Tensor
-    """[row]"""
+    """[row]: the labels that the metric saw."""
     example_of: Tensor
     """[row], int64: which example a row belongs to."""
     metric: str
-    """What the rows were scored by."""
+    """What was measured."""
+    replace: str
+    """What replaced the output of the ablated heads: "zero", "mean", "resample" or "given"."""
+    examples: int
+    """How many examples were measured."""
+    labels: tuple[str, ...]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
+
+    def _tested(self) -> Tensor:
+        """[layer, head], bool: the heads whose change is tested."""
+        raise NotImplementedError
+
+    def significance(
+        self,
+        test: Test = "bootstrap",
+        *,
+        of: Of = "metric",
+        correction: Correction = "holm",
+        metric: Metric | None = None,
+        resamples: int | None = None,
+        seed: int = 0,
+    ) -> Significance:
+        """Test for each head whether the change is more than chance (extra `stats`, but for the bootstrap).
+
+        Args:
+            test: "bootstrap", of the metric or the loss, over examples drawn again; "t", a paired t-test on the
+                examples' losses, or on whether they are right (the share of right labels in an example of several);
+                "mcnemar", exact, on whether they are right.
+            of: what changed: the "metric" or the "loss".
+            correction: for the number of heads: "holm", "bh" (Benjamini-Hochberg) or None.
+            metric: the metric itself, for the bootstrap to call again, if it is not one of GLUE's.
+            resamples: how often the bootstrap draws; by default 1,000 times, and 400 times for each head that p is
+                corrected for: with fewer, no head could come out below 0.01, however large its effect.
+            seed: of the bootstrap's draws.
+
+        Raises `DataError` for tests that do not fit the metric, `MissingExtra` without scipy.
+        """
+        there = self._tested()
+        if resamples is None:
+            # The least p of so many draws is 2 / (draws + 1), which the correction multiplies by the number of heads.
+            resamples = max(1000, 400 * int(there.sum()) if correction else 0)
+        p = torch.full(there.shape, float("nan"), dtype=torch.float64)
+        p[there], tested = _Pairs(self, there).p_values(test, of, metric, resamples, seed)
+        return Significance(corrected(p, correction), p, test, tested, correction, self.labels)
+
+
+class _Pairs:
+    """Some of a result's ablated models, one after the other, each paired with the whole model."""
+
+    def __init__(self, result: PairedResult, there: Tensor) -> None:
+        self.losses, self.base_losses = result.losses[there], result.base_losses  # [variant, example] and [example]
+        self.logits, self.base_logits = result.logits[there], result.base_logits  # [variant, row, label], [row, label]
+        self.truths, self.example_of, self.metric = result.truths, result.example_of, result.metric
 
     def p_values(self, test: Test, of: Of, metric: Metric | None, resamples: int, seed: int) -> tuple[Tensor, str]:
         """[variant]: p-values, and what was tested."""
         if test not in ("t", "mcnemar", "bootstrap") or of not in ("metric", "loss"):
             raise DataError(f"wanted test='t', 'mcnemar' or 'bootstrap', of='metric' or 'loss', got {test!r} of {of!r}")
-        if resamples < 1:
-            raise DataError(f"resamples is how often the bootstrap draws, 1 or more, got {resamples}")
+        check_resamples(resamples)
         by_loss = of == "loss" or not self.logits.numel()
         examples = len(self.base_losses)
         if test == "mcnemar":
@@ -153,39 +208,9 @@ def bootstrap(change: Callable[[Tensor], Tensor], examples: int, resamples: int,
     `change` gives the changes [variant] over examples drawn again, [example] of their numbers. p is twice the share of
     draws in which the change is 0 or of the rarer sign, counting one draw more so that p is never 0.
     """
-    generator = torch.Generator().manual_seed(seed)
-    draws = [change(torch.randint(examples, (examples,), generator=generator)) for _ in range(resamples)]
-    changes = torch.stack(draws)
+    changes = torch.stack([change(drawn) for some in bootstrap_draws(examples, resamples, seed) for drawn in some])
     rarer = torch.minimum((changes <= 0).sum(0), (changes >= 0).sum(0))
     return (2 * (rarer + 1) / (resamples + 1)).clamp_max(1).double()
-
-
-def significance(
-    result: Any,
-    there: Tensor,
-    test: Test,
-    of: Of,
-    correction: Correction,
-    metric: Metric | None,
-    resamples: int | None,
-    seed: int,
-) -> Significance:
-    """Test some heads `[layer, head]` of a result that holds losses and logits without them and with them."""
-    if resamples is None:
-        # The least p of so many draws is 2 / (draws + 1), which the correction multiplies by the number of heads.
-        resamples = max(1000, 400 * int(there.sum()) if correction else 0)
-    pairs = Paired(
-        result.losses[there],
-        result.base_losses,
-        result.logits[there],
-        result.base_logits,
-        result.truths,
-        result.example_of,
-        result.metric,
-    )
-    p = torch.full(there.shape, float("nan"), dtype=torch.float64)
-    p[there], tested = pairs.p_values(test, of, metric, resamples, seed)
-    return Significance(corrected(p, correction), p, test, tested, correction, result.labels)
 
 
 def corrected(p: Tensor, how: Correction) -> Tensor:

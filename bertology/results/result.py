@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -122,7 +122,7 @@ class Result:
 
     def __str__(self) -> str:
         lines = [type(self).__name__]
-        for f in fields(self):  # type: ignore[arg-type]
+        for f in _shown(self):
             value = getattr(self, f.name)
             if f.name in self._by_layer and value.dim() == 2:
                 lines += [f"{f.name} [layer, head]:", _table(value, self.labels)]
@@ -136,7 +136,7 @@ class Result:
 
     def __repr__(self) -> str:
         shown = []
-        for f in fields(self):  # type: ignore[arg-type]
+        for f in _shown(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
                 shown.append(f"{f.name}={list(value.shape)}")
@@ -145,6 +145,11 @@ class Result:
             elif f.name != "labels" and value is not None:
                 shown.append(f"{f.name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _shown(result: Result) -> list[Field[Any]]:
+    """The fields in the order of the text: those that a class shares with others are keyword-only, and come last."""
+    return sorted(fields(result), key=lambda f: f.kw_only)  # type: ignore[arg-type, return-value]
 
 
 def _shapes(tensors: dict[str, Tensor]) -> str:

@@ -15,17 +15,45 @@ CELLS = 10_000_000
 """How many numbers are drawn, or looked through, at a time, at most."""
 
 
-def redrawn(examples: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """[draw, example] float64, some draws at a time: how often each example is taken. Sums are `times @ values`."""
+def check_resamples(resamples: int) -> None:
+    """Raise `DataError` unless the bootstrap draws at least once."""
+    if resamples < 1:
+        raise DataError(f"resamples is how often the bootstrap draws, 1 or more, got {resamples}")
+
+
+def bootstrap_draws(examples: int, resamples: int, seed: int) -> Iterator[Tensor]:
+    """[draw, example] int64, some draws at a time: the examples of each draw, by their numbers, with replacement.
+
+    Raises `DataError` for fewer than 1 resamples, and where there are no examples.
+    """
+    check_resamples(resamples)
+    if examples < 1:
+        raise DataError("the bootstrap draws from 1 example or more, got none")
     generator, size = torch.Generator().manual_seed(seed), max(1, CELLS // examples)
     for start in range(0, resamples, size):
-        drawn = torch.randint(examples, (min(size, resamples - start), examples), generator=generator)
+        yield torch.randint(examples, (min(size, resamples - start), examples), generator=generator)
+
+
+def bootstrap_sums(*values: Tensor, resamples: int, seed: int) -> list[Tensor]:
+    """[draw, ...] float64 for each of the values [..., example] float64: their sums over the examples of each draw.
+
+    All values share the draws, which are those of `bootstrap_draws`.
+    """
+    examples = values[0].shape[-1]
+    columns = [x.reshape(math.prod(x.shape[:-1]), examples).T for x in values]
+    parts = []
+    for drawn in bootstrap_draws(examples, resamples, seed):
         times = torch.zeros(drawn.shape, dtype=torch.float64)
-        yield times.scatter_add_(1, drawn, torch.ones((), dtype=torch.float64).expand(drawn.shape))
+        times.scatter_add_(1, drawn, torch.ones((), dtype=torch.float64).expand(drawn.shape))
+        parts.append([times @ x for x in columns])
+    joined = (torch.cat(part) for part in zip(*parts, strict=True))
+    return [sums.view(resamples, *x.shape[:-1]) for sums, x in zip(joined, values, strict=True)]
 
 
-def ends(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
-    """The ends of the percentile interval, over the first axis, of the draws that are no NaN if they are nearly all.
+def percentile_interval(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """The lower and the upper end of the percentile interval over the first axis. NaN draws do not count.
+
+    Both ends are NaN where 1 draw in 20 or more is NaN.
 
     Raises `DataError` for a level that is not between 0 and 1.
     """
@@ -45,10 +73,10 @@ def ends(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
 Interval = tuple[float, float]
 
 
-def of_share(right: int, total: int, level: float = 0.95) -> Interval:
+def wilson_interval(right: int, total: int, level: float = 0.95) -> Interval:
     """Wilson's score interval of a share: of `right` in `total`. NaN of nothing.
 
-    >>> [round(end, 3) for end in of_share(8, 10)]
+    >>> [round(end, 3) for end in wilson_interval(8, 10)]
     [0.49, 0.943]
     """
     if total == 0:
@@ -60,14 +88,14 @@ def of_share(right: int, total: int, level: float = 0.95) -> Interval:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def of_gain(only_one: int, only_other: int, total: int, level: float = 0.95) -> Interval:
+def gain_interval(only_one: int, only_other: int, total: int, level: float = 0.95) -> Interval:
     """How much more often one is right than the other, on the same items: the interval of Agresti and Min (2005).
 
     `only_one` and `only_other` count the items on which one of the two is right and the other is not. Wald's interval,
     with half an item added to each cell of the table of both: of few items, that all agree proves little. NaN of
     nothing.
 
-    >>> [round(end, 3) for end in of_gain(30, 10, 100)]
+    >>> [round(end, 3) for end in gain_interval(30, 10, 100)]
     [0.079, 0.313]
     """
     if total == 0:

@@ -19,14 +19,13 @@ from ..corpora.words import Aligned, AlignedBatches, align, word_attention
 from ..measures.random_weights import randomized
 from .antecedents import AntecedentBaselines, antecedent_baselines
 from .attention_probe import attention_probe, distance_probe
+from .best_heads import CoreferenceTable, KindScore, RelationScore, RelationTable
 from .coreference import CoreferenceAccumulator, CoreferenceHeads, coreference_heads
-from .coreference_table import CoreferenceTable, KindScore
 from .dependencies import DependencyAccumulator, DependencyHeads, dependency_heads
 from .figures import head_arcs, head_columns
 from .head_view import HeadView, show_head
 from .probe_inputs import EmbeddingVectors, StaticVectors, embedding_vectors, read_vectors
 from .probe_scores import ProbeResult, best_tree
-from .relation_table import RelationScore, RelationTable
 
 __all__ = [
     "Aligned",

@@ -25,7 +25,7 @@ from .probe_scores import (
     count_right,
     counting,
     heads_of,
-    others_than_itself,
+    possible_heads,
 )
 
 HIDDEN = 256
@@ -156,7 +156,7 @@ def fit(
 
 def sentence_loss(scores: Tensor, heads: tuple[int, ...]) -> Tensor:
     """Σ_j -ln p(head of j | j), nats, of scores [word, ROOT and words]; p runs over ROOT and all other words."""
-    mask = ~others_than_itself(len(heads)).to(scores.device)
+    mask = ~possible_heads(len(heads)).to(scores.device)
     target = torch.tensor(heads, device=scores.device)
     return F.cross_entropy(scores.masked_fill(mask, float("-inf")), target, reduction="sum")
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..corpora.treebank import Sentence
 from ..errors import DataError, ShapeError, need
 from ..results.result import Result
-from ..results.statistics import Interval, of_share
-from .relation_table import OFFSETS
+from ..results.statistics import Interval, wilson_interval
+from .best_heads import OFFSETS
 
 Decode = Literal["greedy", "tree", "one-root tree"]
 DECODES = ("greedy", "tree", "one-root tree")
@@ -63,7 +63,7 @@ def check_decode(decode: str) -> None:
         raise DataError(f"decode must be one of {', '.join(map(repr, DECODES))}, got {decode!r}")
 
 
-def others_than_itself(many: int) -> Tensor:
+def possible_heads(many: int) -> Tensor:
     """[word, ROOT and words], bool: whether that may be the word's head, of `many` words; no word is its own."""
     return torch.arange(many)[:, None] + 1 != torch.arange(many + 1)
 
@@ -76,7 +76,7 @@ def check_scores(scores: Tensor) -> Tensor:
             "scores must be [words, words + 1], the first column ROOT's, for one word or more; "
             f"got {list(scores.shape)}"
         )
-    others = others_than_itself(many)
+    others = possible_heads(many)
     if not scores.detach().cpu()[others].isfinite().all():
         raise ShapeError("scores must be finite, got NaN or infinity: a head that is ruled out wants a low score")
     return others
@@ -148,7 +148,7 @@ class ProbeResult(Result):
 
     def interval(self, level: float = 0.95) -> Interval:
         """Wilson's interval of `uas`, as if words were drawn one by one."""
-        return of_share(int(self.right.sum()), int(self.words.sum()), level)
+        return wilson_interval(int(self.right.sum()), int(self.words.sum()), level)
 
     def __str__(self) -> str:
         low, high = self.interval()

@@ -5,19 +5,59 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
+from bertology import accumulate, attention_maps, prune_heads
 from helpers.public import SUITES
+from helpers.zoo import BY_NAME, batch
 from sweep.shrink import covered_types
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(p for p in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")] if "```python" in p.read_text())
 
 
+def names_of(page):
+    """What the snippets of a page define."""
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
+    names = {"__name__": "__main__"}
+    exec(compile(code, str(page), "exec"), names)
+    return names
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_snippets_run(page, minilm):
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
-    exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
+    names_of(page)
+
+
+def encoder_decoder():
+    torch.manual_seed(0)
+    size = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    return transformers.BartModel(transformers.BartConfig(vocab_size=40, d_model=16, **size)).double().eval()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("build", [BY_NAME["bert"].build, BY_NAME["gpt2"].build, encoder_decoder])
+def test_the_measure_of_the_guide_is_right(build, side, minilm):
+    """On padding, on a model without some heads, and on several stacks, as its slow twin."""
+    kind = names_of(ROOT / "docs" / "measures.md")["TopKeysAccumulator"]
+    model, inputs = build(), batch(labels=False, side=side)
+    if build is encoder_decoder:
+        inputs |= {f"decoder_{name}": x for name, x in batch((5, 2, 6), labels=False, side=side, seed=2).items()}
+    prune_heads(model, {0: [1], 1: [0, 2]})
+    (found,) = accumulate(model, inputs, kind())
+    assert found.share.isnan().sum() == 3
+    maps = attention_maps(model, inputs)
+    stacks = maps.stacks or {"encoder": maps.values}
+    expected = []
+    for stack, values in stacks.items():
+        mask = inputs.get(
+            "attention_mask" if stack == "encoder" else "decoder_attention_mask", inputs["attention_mask"]
+        ).bool()
+        for layer in values:
+            shares = [layer[b, :, q].sort().values[:, -3:].sum(-1) for b, q in mask.nonzero().tolist()]
+            expected.append(torch.stack(shares).mean(0))
+    torch.testing.assert_close(found.share, torch.stack(expected), equal_nan=True)
 
 
 API = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)

@@ -21,7 +21,7 @@ SIZES: list[tuple[str, Any]] = [
     (r"vocab_size|.*_vocab_size|n_vocab|vocab_size_.*", VOCAB),
     # Not hidden size over heads, wherever a config lets one choose it: a width read at the wrong place must show.
     (
-        r"head_dim|d_kv|kv_channels|attention_head_dim|attn_head_dim|global_head_dim|swa_head_dim|attention_head_size|d_head",
+        r"head_dim|d_kv|kv_channels|attention_head_dim|attn_head_dim|global_head_dim|swa_head_dim|attention_head_size",
         16,
     ),
     (r"v_head_dim|swa_v_head_dim", 12),
@@ -279,7 +279,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     # transformers' own two attention functions differ more with wider heads
     "vaultgemma": {"head_dim": 12},
-    "xlnet": {"d_head": 8},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "longcat_flash": {**MLA, "qk_head_dim": 16, "head_dim": 8, "zero_expert_num": 2},
 }

@@ -1,15 +1,12 @@
-import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from bertology import EntropyAccumulator, Head, PatternsAccumulator, accumulate, attention_maps, prune_heads
 from bertology.errors import DataError
-from bertology.results.statistics import of_gain, of_share
 from bertology.syntax import (
     DependencyAccumulator,
     DependencyHeads,
@@ -223,23 +220,6 @@ def test_the_best_of_many_heads_on_its_own_data_flatters():
     fair, flattering = score.table(choose_on=choose)["all"], score.table()["all"]
     assert flattering.accuracy == flattering.best_here > fair.accuracy
     assert fair.gain_interval[0] < 0
-
-
-def test_intervals():
-    """Wilson's against scipy's; the gain's against the mean and spread of paired differences."""
-    for right, total in ((0, 7), (3, 7), (7, 7), (412, 1000)):
-        found = binomtest(right, total).proportion_ci(method="wilson")
-        assert of_share(right, total) == pytest.approx((found.low, found.high))
-    # Half an item more in each of the four cells: one more on which both agree, half of one for each of the two.
-    pairs = torch.tensor([1.0] * 61 + [-1.0] * 21 + [0.0] * 122)  # halves
-    half = 1.959964 * pairs.std(correction=0).item() / math.sqrt(102)
-    middle = pairs.mean().item()
-    assert of_gain(30, 10, 100) == pytest.approx((middle - half, middle + half), abs=1e-6)
-    assert of_gain(2, 0, 2)[0] < 0  # two of two prove nothing
-    assert of_gain(0, 0, 3)[0] < 0 < of_gain(0, 0, 3)[1]
-    assert of_gain(40, 0, 40)[1] == 1
-    assert all(math.isnan(end) for end in (*of_share(0, 0), *of_gain(0, 0, 0)))
-    assert of_share(5, 10, 0.5)[0] > of_share(5, 10, 0.99)[0]
 
 
 @pytest.mark.parametrize("name", ["T5", "Bart"])

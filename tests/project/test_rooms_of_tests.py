@@ -2,11 +2,14 @@
 
 import importlib
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
+from bertology import edge_probing
+from bertology.edge_probing import formats
 from helpers.public import PACKAGE, ROOMS, SUITES
 
 pytestmark = pytest.mark.any_transformers
@@ -64,3 +67,21 @@ def test_what_is_no_oracle(text):
 @pytest.mark.parametrize("text", ["x\nfrom oracles import y\n", "\n# oracle: scipy\n", "from oracles.x import y\n"])
 def test_what_is_an_oracle(text):
     assert has_oracle(text)
+
+
+def readers():
+    """The functions that make a task from a file of some format."""
+    modules = [
+        importlib.import_module(f"{formats.__name__}.{one.name}") for one in pkgutil.iter_modules(formats.__path__)
+    ]
+    functions = [(one, name, f) for one in modules for name, f in inspect.getmembers(one, inspect.isfunction)]
+    return [name for one, name, f in functions if name.endswith("_edges") and f.__module__ == one.__name__]
+
+
+@pytest.mark.parametrize("name", readers())
+def test_every_task_format_is_exported_tested_and_in_the_guide(name):
+    assert name in edge_probing.__all__, f"export {name} in bertology/edge_probing/__init__.py"
+    files = [one.read_text() for one in (TESTS / "edge_probing" / "formats").glob("test_*.py")]
+    assert any(f"{name}(" in one for one in files), f"add a test of {name} to tests/edge_probing/formats/"
+    guide = (TESTS.parent / "docs" / "probing.md").read_text()
+    assert re.search(rf"^\|.*`{name}`", guide, re.MULTILINE), f"add {name} to the table of docs/probing.md"

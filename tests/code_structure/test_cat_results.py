@@ -140,7 +140,7 @@ def test_scores_check_their_counts():
         scores.interval(average="mean")
     with pytest.raises(DataError, match="between 0 and 1, got 95"):
         scores.interval(95)
-    with pytest.raises(DataError, match="draws 1 or more times"):
+    with pytest.raises(DataError, match="wanted 1 or more resamples of 1 or more snippets"):
         scores.interval(resamples=0)
 
 

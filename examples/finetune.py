@@ -1,4 +1,4 @@
-"""Fine-tune a classifier on a GLUE task, plainly, so that there is a model to look into.
+"""Fine-tune a classifier on a GLUE task, to have a model to analyse.
 
 python examples/finetune.py --data_dir SST-2 --output_dir sst2-minilm --train_subset 8000 --epochs 2
 """
@@ -25,7 +25,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train all weights but the embeddings with AdamW and a linear schedule, warmed up over the first tenth.
 
-    After each epoch, `each_epoch` is told how many steps were taken.
+    `each_epoch` is called with the number of steps after each epoch.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

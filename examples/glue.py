@@ -1,4 +1,4 @@
-"""How is a GLUE task read: from a folder of TSV files, or from a data set of the `datasets` library?"""
+"""Reader of GLUE tasks, from a folder of TSV files or from a data set of the `datasets` library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bertology.errors import DataError, need
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task keeps its texts and labels, and how it is scored."""
+    """The files and columns of a task's texts and labels, and its metric."""
 
     texts: tuple[str, ...]
     label: str
@@ -57,13 +57,13 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts, one or two an example, and their labels."""
+    """Texts, one or two per example, and their labels."""
 
     texts: list[tuple[str, ...]]
     labels: list[float] | list[int]
 
     def first(self, count: int) -> Examples:
-        """The first so many examples; all of them with a count of 0 or less."""
+        """The first `count` examples; all of them if `count` is 0 or less."""
         return Examples(self.texts[:count], self.labels[:count]) if count > 0 else self
 
 
@@ -93,7 +93,7 @@ def read_examples(task: Task, data: str | Path, *, train: bool = False) -> Examp
 
 
 def _read_tsv(task: Task, file: Path) -> Examples:
-    # Not splitlines(), which also ends a line at characters that texts may hold.
+    # Not splitlines(), which also ends a line at characters that texts may contain.
     lines = enumerate(file.read_text(encoding="utf-8").split("\n"), start=1)
     rows = [(number, line.split("\t")) for number, line in lines if line.strip()]
     header = list(task.header) if task.header else (rows.pop(0)[1] if rows else [])
@@ -117,7 +117,7 @@ def _read_tsv(task: Task, file: Path) -> Examples:
 def _label(task: Task, text: str, where: str) -> float | int:
     if task.labels:
         if text not in task.labels:
-            raise DataError(f"{where}: {text!r} is no label of this task, wanted one of {', '.join(task.labels)}")
+            raise DataError(f"{where}: {text!r} is not a label of this task: wanted one of {', '.join(task.labels)}")
         return task.labels.index(text)
     try:
         return float(text)
@@ -145,7 +145,7 @@ def _read_dataset(task: Task, name: str, train: bool) -> Examples:
         )
     texts = list(zip(*(list(rows[column]) for column in columns), strict=True))
     names = getattr(rows.features["label"], "names", None)
-    # Hub data sets number their labels in an order of their own (MNLI: entailment first).
+    # Hub data sets number their labels in another order (MNLI: entailment first).
     labels = [task.labels.index(names[i]) if names and set(names) == set(task.labels) else i for i in rows["label"]]
     if not labels:
         raise DataError(f"the data set {name!r} holds no examples")
@@ -155,7 +155,7 @@ def _read_dataset(task: Task, name: str, train: bool) -> Examples:
 def make_batches(
     tokenizer: Any, examples: Examples, *, max_seq_length: int, batch_size: int, shuffle: torch.Generator | None = None
 ) -> tuple[list[dict[str, torch.Tensor]], int]:
-    """Tokenize, and batch texts of like length; shuffled, whole batches are. Also returns how many texts were cut."""
+    """Tokenize, and batch texts of similar length; optionally shuffle whole batches. Also count cut texts."""
     both = [list(texts) for texts in zip(*examples.texts, strict=True)]
     limit = min(max_seq_length, tokenizer.model_max_length)
     full = tokenizer(*both)

@@ -1,4 +1,4 @@
-"""How does a study go on where it was cut off?"""
+"""A folder of results, from which an interrupted study resumes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ R = TypeVar("R", bound=Result)
 
 
 class Kept:
-    """A folder of results: each is written as soon as it is there, and read when the study is run again.
+    """A folder of results: each result is written as soon as it is computed, and read when the study is run again.
 
-    Raises `DataError` for a folder that a run with other arguments wrote.
+    Raises `DataError` for a folder of a run with other arguments.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -27,14 +27,16 @@ class Kept:
         self._settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "no_cuda")}
         self._written = self.out / "settings.json"
         if self._written.exists() and json.loads(self._written.read_text()) != self._settings:
-            raise DataError(f"{self._written} is of other settings: name another --output_dir, or empty this one")
+            raise DataError(
+                f"{self._written} was written with other settings: name another --output_dir, or empty this one"
+            )
 
     def begin(self) -> None:
-        """All arguments were found good: from now on the folder is theirs."""
+        """Write the arguments to the folder, once they were all checked."""
         self._written.write_text(json.dumps(self._settings, indent=1))
 
     def __call__(self, name: str, kind: type[R], make: Callable[[], R]) -> R:
-        """A result from the folder, or made and put there."""
+        """Read a result from the folder, or compute and write it."""
         path = self.out / f"{name}.safetensors"
         if not path.exists():
             print(f"{name} ...", flush=True)

@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
     add("--data_dir", help="a folder of GLUE TSV files, or a datasets name such as nyu-mll/glue")
     add("--output_dir", default="bertology-output")
     add("--max_seq_length", type=int, default=128, help="longer texts are cut, and counted")
-    add("--batch_size", type=int, default=32, help="changes the speed, not the figures")
+    add("--batch_size", type=int, default=32, help="changes only the speed")
     add("--data_subset", type=int, default=-1, help="use the first so many examples")
     add("--try_masking", action="store_true", help="mask and prune heads (always done in the demo)")
     add("--masking_threshold", type=float, default=0.9, help="stop below this share of the score")
@@ -78,16 +78,16 @@ def parse() -> argparse.Namespace:
     if args.model_name_or_path and not args.data_dir:
         parser.error("--data_dir is needed with --model_name_or_path")
     if args.data_dir and not args.model_name_or_path:
-        parser.error("--model_name_or_path is needed with --data_dir: the demo runs on data of its own")
+        parser.error("--model_name_or_path is needed with --data_dir: the demo has its own data")
     if not 0 < args.masking_threshold < 1:
-        parser.error(f"--masking_threshold must lie between 0 and 1, got {args.masking_threshold}")
+        parser.error(f"--masking_threshold must be between 0 and 1, got {args.masking_threshold}")
     if not 0 < args.masking_amount <= 1:
         parser.error(f"--masking_amount must be above 0 and at most 1, got {args.masking_amount}")
     return args
 
 
 def check_output(path: Path) -> None:
-    """Find out now, not after the work, whether results can be written."""
+    """Check before the work whether results can be written."""
     if path.is_file():
         raise DataError(f"--output_dir must be a folder, but {path} is a file")
     path.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def load(args: argparse.Namespace, labels: int) -> tuple[Any, Any]:
 
 
 def normalized(importance: HeadImportance, args: argparse.Namespace) -> np.ndarray:
-    """The scores as the flags want them."""
+    """The scores, normalized according to the flags."""
     by_layer, over_all = not args.dont_normalize_importance_by_layer, not args.dont_normalize_global_importance
     if by_layer:
         return importance.normalized("all" if over_all else "layer").scores.numpy()
@@ -152,7 +152,7 @@ def measure(args: argparse.Namespace, model: Any, batches: Batches, out: Path) -
 
 
 def mask(args: argparse.Namespace, model: Any, batches: Batches, metric: str, out: Path) -> PruningCurve:
-    """Silence heads, least important first and re-estimated at every step, while the score holds."""
+    """Mask the least important heads, re-estimated at every step, while the score is above the threshold."""
     total = int(dissect(model).present.sum())
     curve = pruning_curve(
         model,
@@ -173,7 +173,7 @@ def mask(args: argparse.Namespace, model: Any, batches: Batches, metric: str, ou
 
 
 def seconds(run: Any) -> float:
-    """How long one call takes."""
+    """The time of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -200,7 +200,7 @@ def prune(model: Any, tokenizer: Any, batches: Batches, curve: PruningCurve, out
     tokenizer.save_pretrained(out / "pruned_model")
     again = load_pruned(out / "pruned_model").to(next(model.parameters()).device)
     after = score(again, batches, metric=curve.metric)
-    # In turn, so that a change in the machine's speed hits both.
+    # In turn, so that a change in the machine's speed affects both.
     times = [[seconds(lambda m=m: score(m, batches, metric=curve.metric)) for m in (model, again)] for _ in range(3)]
     return summary | {
         "parameters_before": pruned.parameters_before,
@@ -231,7 +231,7 @@ def report(summary: dict[str, Any], out: Path) -> None:
 
 
 def read_data(args: argparse.Namespace, tokenizer: Any, examples: Examples) -> tuple[Batches, int]:
-    """Batches of the dev set; cut texts are announced."""
+    """Batches of the dev set. Prints how many texts were cut."""
     batches, cut = make_batches(
         tokenizer, examples, max_seq_length=args.max_seq_length, batch_size=args.batch_size
     )  # fmt: skip

@@ -1,18 +1,17 @@
 """How far does attention follow the structure of code?
 
-CAT-probing (Chen et al. 2022), and past it.
+CAT-probing (Chen et al. 2022), and more.
 
     snippets = read_code("python.jsonl")
     batches = align_code(tokenizer, snippets)
     leaf_distances(snippets[0])
 
-`snippets` reads code, `trees` parses it by the `grammars` of tree-sitter, `distances` says how far apart the leaves of
-a tree are, and `aligning` which leaf each token is part of. `leaf_maps` makes attention of tokens that of leaves,
-`masks` counts where it is high and the leaves are near, `filtering` keeps the leaves of some types, `scores` says what
-the counts of all snippets come to, and `nulls` what attention scores that knows nothing of structure. `relations` looks
-at what belongs together: blocks, arguments, brackets, variables and their definitions; `relating` finds the heads
-that attend to it. `one_snippet` looks at a single piece of code, which `drawing` draws, and `pictures` draws what was
-found over the layers.
+`snippets` reads code, `trees` parses it with tree-sitter and measures distances between leaves, and `align` finds the
+leaf of each token. `leaf_maps` turns attention between tokens into attention between leaves. `masks` counts the pairs
+of leaves with high attention that are near in the tree, also for null models; `leaf_types` keeps leaves of some types;
+`cat_scores` and `cat_results` compute the scores of all snippets. `relations` finds related leaves: blocks, arguments,
+brackets, variables and their definitions; `relation_heads` finds the heads that attend to them. `one_snippet` is about
+a single piece of code, and `figures` draws the results.
 """
 
 from .align import AlignedCode, CodeBatches, align_code

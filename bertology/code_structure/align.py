@@ -27,9 +27,9 @@ class AlignedCode:
     leaf_of: tuple[int, ...]
     """[token]: the leaf, counted from 0; -1 for special tokens, -2 for padding, -3 for tokens in no leaf."""
     across: int = 0
-    """How many tokens have characters of several leaves, and were counted to the first of them."""
+    """The number of tokens with characters of several leaves; they belong to the first of these leaves."""
     number: int = 0
-    """Its place in the list that `align_code` was given."""
+    """Its index in the list that was passed to `align_code`."""
 
     @property
     def covered(self) -> tuple[int, ...]:
@@ -39,7 +39,7 @@ class AlignedCode:
 
 @dataclass(frozen=True, repr=False)
 class CodeBatches(AlignedBatches):
-    """Batches of model arguments whose examples carry their trees; what could not be used is listed in `skipped`."""
+    """Batches of model arguments, annotated with trees. Code that could not be used is listed in `skipped`."""
 
     @property
     def examples(self) -> tuple[AlignedCode, ...]:
@@ -48,8 +48,8 @@ class CodeBatches(AlignedBatches):
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many `tokens` there are without padding, and of these `special` ones, those `outside` all leaves, and
-        those `across` several; how many `leaves`, and of these `bare` ones without a token.
+        """The number of `tokens` without padding, and among them of `special` tokens, of tokens `outside` all leaves
+        and of tokens `across` several leaves; the number of `leaves`, and among them of `bare` leaves without a token.
         """  # fmt: skip
         kinds = Counter(min(leaf, 0) for one in self.examples for leaf in one.leaf_of)
         leaves = sum(len(one.tree) for one in self.examples)
@@ -80,17 +80,18 @@ def align_code(
 ) -> CodeBatches:
     """Tokenize code, and note which leaf of its tree each token is part of, by the characters of the token.
 
-    The code is tokenized as it is, comments and all: their tokens are in no leaf, and nor are those of blanks alone. A
-    token with characters of several leaves counts to the first; blanks in it do not count. Code that is longer than the
-    model reads is left out and listed, never cut; and so is what was left out when the code was read.
+    The code is tokenized as it is, with comments. Tokens of comments and tokens of blanks are in no leaf. A token with
+    characters of several leaves belongs to the first of them; its blanks do not count. Code that is too long for the
+    model is left out and listed in `skipped`; it is never truncated. `skipped` also lists the code that was left out
+    when it was read.
 
     Args:
-        tokenizer: a fast tokenizer: only such a one tells the characters of a token.
-        trees: `Snippets`, or a list of what `parse_code` makes.
-        batch_size: how many examples a batch has; those of like length come together.
-        max_length: the longest code in tokens, special ones included; by default what the tokenizer says.
+        tokenizer: a fast tokenizer; slow ones do not return the characters of a token.
+        trees: `Snippets`, or a list of trees from `parse_code`.
+        batch_size: the number of examples in a batch; examples of similar length are batched together.
+        max_length: the longest code in tokens, special tokens included; by default the tokenizer's limit.
 
-    Raises `DataError` for a slow tokenizer, and when nothing is left.
+    Raises `DataError` for a slow tokenizer, and when no code is left.
 
         >>> from transformers import AutoTokenizer
         >>> from bertology.code_structure import align_code, parse_code
@@ -103,7 +104,7 @@ def align_code(
         (-1, 0, 1, 2, 2, -3, -3, -1)
     """
     if isinstance(trees, CodeTree) or not all(isinstance(tree, CodeTree) for tree in trees):
-        raise DataError("trees must be a list of what parse_code makes, or what read_code reads")
+        raise DataError("trees must be a list of trees from parse_code, or snippets from read_code")
     check_tokenizer(tokenizer, batch_size)
     longest = tokenizer.model_max_length if max_length is None else max_length
     kept: list[tuple[dict[str, list[int]], AlignedCode]] = []
@@ -138,10 +139,10 @@ def _aligned(tokenizer: Any, tree: CodeTree, number: int) -> tuple[dict[str, lis
 
 
 def _leaf_at(tree: CodeTree) -> NDArray[np.int64]:
-    """[character]: the leaf that it is part of, or -3.
+    """[character]: the leaf of each character, or -3.
 
-    No blank is part of a leaf, not even inside a string: some tokenizers count the blank before a token to it, some do
-    not tell its place, and others drop it.
+    Blanks are not part of any leaf, not even inside a string, because tokenizers differ: some include the blank before
+    a token, some do not return its position, and others drop it.
     """
     found = np.full(len(tree.code), OUTSIDE)
     for leaf, (start, end) in enumerate(tree.spans):

@@ -1,4 +1,4 @@
-"""CAT-scores of layers and heads with intervals, beside those of null models."""
+"""CAT-scores of layers and heads with confidence intervals, and comparisons with null models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Average = Literal["macro", "micro"]
 
 
 def cat_mean(matched: Tensor, either: Tensor, *, average: Average = "macro") -> Tensor:
-    """[...]: the score of counts [..., example]: the mean of matched / either, or the two summed up, over snippets.
+    """[...]: the score of counts [..., example]: the mean of matched / either over snippets, or the ratio of the sums.
 
-    A snippet of which `either` is 0 is left out. NaN of none. Raises `DataError` for another average.
+    A snippet with `either` 0 is left out. NaN if no snippet is left. Raises `DataError` for another average.
 
         >>> import torch
         >>> counts = torch.tensor([1, 0, 3]), torch.tensor([2, 0, 4])
@@ -30,7 +30,7 @@ def cat_mean(matched: Tensor, either: Tensor, *, average: Average = "macro") -> 
 
 
 def _parts(matched: Tensor, either: Tensor, average: Average) -> tuple[Tensor, Tensor]:
-    """[..., example] twice: what the sums over snippets are divided of which a score is made."""
+    """[..., example] twice: a score is the sum of the first over snippets, divided by the sum of the second."""
     matched, either = matched.to(torch.float64), either.to(torch.float64)
     if average == "micro":
         return matched, either
@@ -40,46 +40,46 @@ def _parts(matched: Tensor, either: Tensor, average: Average) -> tuple[Tensor, T
 
 
 def bootstrap(matched: Tensor, either: Tensor, average: Average, resamples: int, seed: int) -> Tensor:
-    """[draw, ...]: the score over as many snippets drawn anew; counts of as many share the draws."""
+    """[draw, ...]: the score over resampled snippets; counts of the same number of snippets share the resamples."""
     above, below = bootstrap_sums(*_parts(matched, either, average), resamples=resamples, seed=seed)
     return above / below
 
 
 CHANCE = 1 / 7
-"""What masks that know nothing of each other score: each holds a quarter of the pairs, so that both hold 1/16 of them
-and either one 1/4 + 1/4 - 1/16 = 7/16. Where ties among distances leave fewer pairs near, chance is lower: that of
-shuffled attention is exact."""
+"""The score of two independent masks, each with a quarter of the pairs: 1/16 of the pairs are in both masks, and
+1/4 + 1/4 - 1/16 = 7/16 in at least one. If ties among distances leave fewer pairs near, chance is lower; shuffled
+attention gives the exact value."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CatScores(Result):
-    """CAT-scores (Chen et al. 2022) of each layer, its heads averaged, and of each head by itself."""
+    """CAT-scores (Chen et al. 2022) of each layer, averaged over heads, and of each single head."""
 
     _by_layer: ClassVar = (
         "macro", "micro", "used", "matched", "either",
         "head_macro", "head_micro", "head_used", "head_matched", "head_either",
     )  # fmt: skip
     chance: ClassVar[float] = CHANCE
-    """What masks score that know nothing of each other: 1/7."""
+    """The score of two independent masks: 1/7."""
 
     macro: Tensor
-    """[layer], 0 to 1: the mean over snippets of matched / either, as in the code behind the published scores; NaN
-    where no snippet could be used."""
+    """[layer], 0 to 1: the mean over snippets of matched / either, as in the code of the published scores; NaN if no
+    snippet could be used."""
     micro: Tensor
-    """[layer], 0 to 1: matched / either of all snippets together, so that long ones count more."""
+    """[layer], 0 to 1: the sum of matched over the sum of either, so that long snippets have more weight."""
     head_macro: Tensor
-    """[layer, head], 0 to 1: as `macro`, of each head's own attention; NaN for pruned heads."""
+    """[layer, head], 0 to 1: `macro` for each head's own attention; NaN for pruned heads."""
     head_micro: Tensor
-    """[layer, head], 0 to 1: as `micro`."""
+    """[layer, head], 0 to 1: `micro` for each head's own attention; NaN for pruned heads."""
     used: Tensor
-    """[layer]: the snippets that the score is made of."""
+    """[layer]: the number of snippets in the score."""
     head_used: Tensor
-    """[layer, head]: the same; 0 for pruned heads."""
+    """[layer, head]: the number of snippets in each head's score; 0 for pruned heads."""
     matched: Tensor
     """[layer, example] int32: pairs of leaves of high attention that are near in the tree, in each snippet."""
     either: Tensor
-    """[layer, example] int32: pairs that are of high attention, near, or both; 0 for a snippet that was left out, its
-    attention being 0 everywhere or neither kind of pair there."""
+    """[layer, example] int32: pairs that are of high attention, near, or both. It is 0 for a snippet that was left out
+    because its attention is 0 everywhere, or because it has neither kind of pair."""
     head_matched: Tensor
     """[layer, head, example] int32: as `matched`."""
     head_either: Tensor
@@ -93,7 +93,7 @@ class CatScores(Result):
 
     @property
     def skipped(self) -> Tensor:
-        """[layer]: the snippets that were left out of a layer's score."""
+        """[layer]: the number of snippets that were left out of a layer's score."""
         return len(self.names) - self.used
 
     def __str__(self) -> str:
@@ -110,10 +110,10 @@ class CatScores(Result):
     def interval(
         self, level: float = 0.95, *, average: Average = "macro", resamples: int = 1000, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """The lower and the upper ends of the layers' scores, [layer] each: percentiles of a bootstrap over snippets.
+        """The lower and upper ends of the layers' scores, [layer] each: percentiles of a bootstrap over snippets.
 
-        NaN where one draw in twenty or more has no snippet that can be used. Raises `DataError` for a level that is
-        not between 0 and 1, fewer than 1 resamples, and another average than "macro" and "micro".
+        NaN when one resample in twenty or more has no snippet that can be used. Raises `DataError` for a level that is
+        not between 0 and 1, for fewer than 1 resamples, and for an average other than "macro" and "micro".
         """
         return percentile_interval(bootstrap(self.matched, self.either, average, resamples, seed), level)
 
@@ -132,17 +132,17 @@ class CatScores(Result):
         resamples: int = 1000,
         seed: int = 0,
     ) -> CatGain:
-        """How far the scores lie above those of a null model on the same snippets: what it does not explain.
+        """The difference between the scores and those of a null model on the same snippets.
 
-        Over the snippets that both can use, and with an interval of the bootstrap that draws the same snippets for
-        both, as their scores go up and down together.
+        It is computed over the snippets that both can use. The bootstrap resamples the same snippets for both, because
+        the two scores of a snippet are correlated.
 
         Args:
             null: the null model's scores, of the same snippets in the same order.
-            average: "macro", every snippet counts alike, or "micro", every pair of leaves.
-            level: the share of intervals that hold the truth.
-            resamples: how often the bootstrap draws.
-            seed: of the draws.
+            average: "macro", every snippet has the same weight, or "micro", every pair of leaves has.
+            level: the confidence level of the interval.
+            resamples: the number of bootstrap resamples.
+            seed: of the resamples.
 
         Raises `DataError` for scores of other snippets, `ShapeError` for those of another model.
         """
@@ -163,30 +163,30 @@ class CatScores(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CatGain(Result):
-    """How far CAT-scores lie above a null model's."""
+    """The difference between CAT-scores and those of a null model."""
 
     _by_layer: ClassVar = ("gain", "low", "high", "used", "head_gain", "head_low", "head_high", "head_used")
 
     gain: Tensor
-    """[layer], -1 to 1: the score less the null model's, over the snippets that both can use; NaN without any."""
+    """[layer], -1 to 1: the score minus the null model's, over the snippets that both can use; NaN if there is none."""
     low: Tensor
     """[layer]: the lower end of its interval."""
     high: Tensor
     """[layer]: the upper end."""
     used: Tensor
-    """[layer]: the snippets that both can use."""
+    """[layer]: the number of snippets that both can use."""
     head_gain: Tensor
-    """[layer, head]: as `gain`, of each head; NaN for pruned heads."""
+    """[layer, head]: the gain of each head; NaN for pruned heads."""
     head_low: Tensor
     """[layer, head]: the lower end."""
     head_high: Tensor
     """[layer, head]: the upper end."""
     head_used: Tensor
-    """[layer, head]: the snippets that both can use; 0 for pruned heads."""
+    """[layer, head]: the number of snippets that both can use; 0 for pruned heads."""
     average: str
     """`macro` or `micro`."""
     level: float
-    """The share of intervals that hold the truth."""
+    """The confidence level of the intervals."""
     labels: tuple[str, ...]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
@@ -213,7 +213,7 @@ def scores_of(
     labels: tuple[str, ...],
     settings: str = "",
 ) -> CatScores:
-    """Make CAT-scores of the counts of each snippet: `cat_counts` of the mean over heads, and of each head.
+    """Compute CAT-scores from the counts of each snippet: `cat_counts` of the mean over heads, and of each head.
 
     Args:
         matched: [layer, example].
@@ -224,7 +224,7 @@ def scores_of(
         labels: [layer].
         settings: how they were counted, in words.
 
-    Raises `ShapeError` for counts that do not fit together, and `DataError` for those that no masks have.
+    Raises `ShapeError` for counts whose shapes do not agree, and `DataError` for counts that are not possible.
 
         >>> import torch
         >>> one = torch.tensor([[1, 0, 3]]), torch.tensor([[2, 0, 4]])
@@ -242,7 +242,7 @@ def scores_of(
                 f"{[list(x.shape) for x in counts]}"
             )
     if any(bool(((m < 0) | (m > e)).any()) for m, e in (counts[:2], counts[2:])):
-        raise DataError("wanted 0 <= matched <= either in every snippet: these are no counts of two masks")
+        raise DataError("wanted 0 <= matched <= either in every snippet: pass the counts of cat_counts")
     return CatScores(
         macro=cat_mean(*counts[:2]),
         micro=cat_mean(*counts[:2], average="micro"),
@@ -268,7 +268,7 @@ def _range(scores: Tensor) -> str:
 def _gain(
     mine: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], average: Average, level: float, resamples: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The difference of two scores over the snippets that both can use, its interval, and how many these are."""
+    """The difference of two scores over the snippets that both can use, its interval, and the number of snippets."""
     both = (mine[1] > 0) & (other[1] > 0)
     first, second = ((matched * both, either * both) for matched, either in (mine, other))
     gain = cat_mean(*first, average=average) - cat_mean(*second, average=average)
@@ -279,9 +279,9 @@ def _gain(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CatComparison(Result):
-    """Counts of which the CAT-scores (Chen et al. 2022) of a model's attention are made, and those of null models.
+    """The counts behind the CAT-scores (Chen et al. 2022) of a model's attention and of null models.
 
-    `scores` are the model's, `null` are those of a null model, and `beyond` says how far apart they are.
+    `scores` are the model's scores, `of` returns those of a null model, and `beyond` the difference.
     """
 
     _by_layer: ClassVar = ()
@@ -291,13 +291,13 @@ class CatComparison(Result):
     either: Tensor
     """[kind, layer, example] int32: pairs that are of high attention, near, or both; 0 for snippets without a score."""
     head_matched: Tensor
-    """[kind, layer, head, example] int32: as `matched`, of each head's own attention."""
+    """[kind, layer, head, example] int32: `matched` for each head's own attention."""
     head_either: Tensor
-    """[kind, layer, head, example] int32: as `either`."""
+    """[kind, layer, head, example] int32: `either` for each head's own attention."""
     kinds: tuple[str, ...]
     """[kind]: `attention`, and the null models' names."""
     types: tuple[tuple[str, ...] | None, ...]
-    """[layer]: the types of leaves that count; None where all do."""
+    """[layer]: the types of leaves that count; None if all types do."""
     names: tuple[str, ...]
     """[example]: the snippets' names."""
     quantile: float
@@ -307,17 +307,17 @@ class CatComparison(Result):
     labels: tuple[str, ...]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
     skipped: int = 0
-    """How many snippets were left out of the batches, such as those that the model has no room for."""
+    """The number of snippets that were left out of the batches, such as those that are too long for the model."""
 
     @property
     def scores(self) -> CatScores:
-        """Those of the model's attention."""
+        """The scores of the model's attention."""
         return self.of(self.kinds[0])
 
     def of(self, kind: str) -> CatScores:
         """The scores of one kind of attention: the model's, or a null model's. Raises `DataError` for others."""
         if kind not in self.kinds:
-            raise DataError(f"scores are of {', '.join(self.kinds)}, got {kind!r}")
+            raise DataError(f"kind must be one of {', '.join(self.kinds)}, got {kind!r}")
         place = self.kinds.index(kind)
         counts = (x[place] for x in (self.matched, self.either, self.head_matched, self.head_either))
         settings = f"{kind}, quantile {self.quantile}, {'U-AST' if self.upgraded else 'AST'}"
@@ -327,7 +327,7 @@ class CatComparison(Result):
         """Only the layers of one stack, of a model with several."""
         rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
         if not rows:
-            return super().stack(name)  # which says what stacks there are
+            return super().stack(name)  # raises, and lists the stacks
         return replace(
             self, matched=self.matched[:, rows], either=self.either[:, rows],
             head_matched=self.head_matched[:, rows], head_either=self.head_either[:, rows],
@@ -335,11 +335,11 @@ class CatComparison(Result):
         )  # fmt: skip
 
     def beyond(self, null: str, *, average: Average = "macro", level: float = 0.95) -> CatGain:
-        """How far the model's scores lie above a null model's, on the same snippets: `CatScores.beyond`."""
+        """The difference between the model's scores and a null model's on the same snippets: `CatScores.beyond`."""
         return self.scores.beyond(self.of(null), average=average, level=level)
 
     def joined(self, other: CatComparison, kind: str) -> CatComparison:
-        """With the model's scores in another comparison as a null model, named `kind`, such as random weights.
+        """Add the model's scores of another comparison as a null model named `kind`, such as random weights.
 
         Raises `DataError` for scores of other snippets or settings, and for a name that is taken.
         """

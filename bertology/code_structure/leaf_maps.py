@@ -19,29 +19,29 @@ from .masks import as_floats, check_finite
 
 
 class LeafMaps(NamedTuple):
-    """How much leaves attend to one another."""
+    """The attention between leaves."""
 
     values: Tensor
     """[..., leaf, leaf]: from the leaf of the row to that of the column; only the leaves in `kept`."""
     kept: Tensor
-    """[leaf] int64: the leaves that have tokens, by number in their tree, ascending."""
+    """[leaf] int64: the numbers of the leaves that have tokens, ascending."""
 
 
 def token_map(attention: Tensor, leaf_of: Sequence[int], leaves: int, *, causal: bool = False) -> LeafMaps:
-    """How much leaves attend to one another: the mean over all pairs of a token of one and a token of the other.
+    """The attention between two leaves: the mean over all pairs of a token of the first and a token of the second.
 
-    Both sides are averaged and nothing is divided by its sum (Chen et al. 2022, as their code does it), so that rows
-    do not sum to 1. A leaf without tokens is left out: `kept` names the others.
+    Both sides are averaged without normalization (as in the code of Chen et al. 2022), so rows do not sum to 1. A leaf
+    without tokens is left out; `kept` has the others.
 
     Args:
         attention: [..., token, token]: maps of one snippet. Rows and columns of other tokens may hold anything.
-        leaf_of: [token]: the leaf that each token is part of; any negative number for one that is in none.
-        leaves: how many leaves the tree has.
-        causal: average over the pairs that a decoder can see, those of a token with itself or an earlier one. It
-            matters within a leaf of several tokens, half of whose pairs are 0 by the model's making.
+        leaf_of: [token]: the leaf that each token is part of; any negative number for a token in no leaf.
+        leaves: the number of leaves in the tree.
+        causal: average only over the pairs that a decoder can see, of a token with itself or an earlier one. This
+            matters for a leaf of several tokens, because about half of its pairs are masked.
 
-    Raises `ShapeError` for maps that are not of these tokens, `DataError` for a leaf that is not there, for leaves out
-    of order under `causal`, and for attention that is not finite.
+    Raises `ShapeError` for maps of other tokens, `DataError` for a leaf that does not exist, for leaves out of order
+    with `causal`, and for attention that is not finite.
 
         >>> import torch
         >>> uniform = torch.full((2, 4, 4), 0.25)
@@ -57,12 +57,12 @@ def token_map(attention: Tensor, leaf_of: Sequence[int], leaves: int, *, causal:
     if len(part) and int(part.max()) >= leaves:
         raise DataError(f"leaf_of names leaf {int(part.max())}, but there are {leaves}, counted from 0")
     if causal and bool((part[part >= 0].diff() < 0).any()):
-        raise DataError("the tokens of a causal model must come in the order of their leaves, causal=False takes any")
+        raise DataError("with causal=True the tokens must be in the order of their leaves; else pass causal=False")
     kept, place = (torch.from_numpy(x) for x in np.unique(part.clamp_min(-1).numpy(), return_inverse=True))
     if not len(kept) or kept[0] >= 0:
         kept, place = torch.cat([torch.tensor([-1]), kept]), place + 1
     values = as_floats(attention.detach())
-    # Row 0 takes the tokens of no leaf, and is dropped. To sum over rows twice, turned, is faster than over columns.
+    # Row 0 gets the tokens of no leaf, and is dropped. Summing rows twice, transposed, is faster than summing columns.
     for _ in range(2):
         rows = values.new_zeros(*values.shape[:-2], len(kept), values.shape[-1])
         values = rows.index_add_(-2, place.to(values.device), values)[..., 1:, :].mT.contiguous()
@@ -75,7 +75,7 @@ def token_map(attention: Tensor, leaf_of: Sequence[int], leaves: int, *, causal:
 
 
 def visible(leaves: int, device: torch.device | str | None = None) -> Tensor:
-    """[leaf, leaf] bool: the pairs that a decoder can see, of a leaf with itself or an earlier one: `valid` for it.
+    """[leaf, leaf] bool: the pairs that a decoder can see, of a leaf with itself or an earlier one; pass it as `valid`.
 
     >>> visible(2)
     tensor([[ True, False],
@@ -85,11 +85,11 @@ def visible(leaves: int, device: torch.device | str | None = None) -> Tensor:
 
 
 def code_in(batch: Batch) -> list[AlignedCode]:
-    """The batch's snippets, or a `DataError` that says where to get them."""
+    """The batch's snippets. Raises `DataError` if the batch has none."""
     found = batch.get(ANNOTATIONS)
     if not found or not all(isinstance(one, AlignedCode) for one in found):
         raise DataError(
-            "these batches do not say which leaf of which tree each token is part of: make them with "
+            "these batches are not annotated with the leaf of each token: make them with "
             "bertology.code_structure.align_code"
         )
     return list(found)
@@ -102,8 +102,8 @@ def check_announced(snippets: Sequence[AlignedCode], numbers: Collection[int]) -
 
 
 def snippets_in(batches: Batches) -> list[AlignedCode]:
-    """All snippets of some batches, by their numbers. Raises `DataError` where one is there twice, or none is."""
-    check_repeatable(batches, why="a measure of code, which first looks which types of leaves there are,")
+    """All snippets of the batches, by number. Raises `DataError` if a snippet occurs twice, or if there is none."""
+    check_repeatable(batches, why="a measure of code, which first lists the types of leaves,")
     every = [batches] if isinstance(batches, Mapping) else batches
     found = sorted((one for batch in every for one in code_in(batch)), key=lambda one: one.number)
     numbers = [one.number for one in found]
@@ -115,9 +115,9 @@ def snippets_in(batches: Batches) -> list[AlignedCode]:
 
 
 def is_causal(x: Tensor) -> bool:
-    """Whether tokens see themselves and earlier ones alone, in [head, token, token] without padding.
+    """Whether tokens attend only to themselves and earlier ones, in [head, token, token] without padding.
 
-    A model need not say so: BERT can be made a decoder, and is still called an encoder.
+    The name of the stack does not show this: BERT can be used as a decoder, and is still named an encoder.
     """
     return not x[:, :1, 1:].any() and not x.triu(1).any()
 

@@ -18,9 +18,9 @@ from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
 from .masks import QUARTER, HighAttention, attention_mask
 
 TOP = 8
-"""How many types the released code of Chen et al. (2022) keeps."""
+"""The number of types that the released code of Chen et al. (2022) keeps."""
 BELOW = 40
-"""The rank sum over four models from which on their published lists leave a type out."""
+"""The published lists have only types whose rank sum over four models is below this."""
 PUBLISHED_TYPES: dict[str, tuple[str, ...]] = {
     "python": ("]", "def", ")", "for", "identifier", ":", "if", "return", "(", "=", ","),
     "java": ("public", "string_literal", "{", ";", "return", "=", "}", ",", ")"),
@@ -31,9 +31,9 @@ PUBLISHED_TYPES: dict[str, tuple[str, ...]] = {
 
 
 class TypeCounts:
-    """How often the attention from and to each type of leaf is high, over snippets: counts that add up.
+    """How often the attention from and to each type of leaf is high: counts that are summed over snippets.
 
-    For every pair of leaves that counts, the type of either one is counted, and counted as high where the pair's
+    For every pair of leaves that counts, the types of both leaves are counted, and counted as high if the pair's
     attention is above the map's quantile (Chen et al. 2022):
     P(t) = (#{(i,j): A_ij > θ, t = type(i)} + #{.. t = type(j)}) / (#{(i,j): t = type(i)} + #{.. t = type(j)}).
 
@@ -46,15 +46,15 @@ class TypeCounts:
     """
 
     types: tuple[str, ...]
-    """[class]: the types met so far, in that order."""
+    """[class]: the types so far, in the order of their first occurrence."""
     high: Tensor
-    """[..., class] int64: times that a leaf of the type is in a pair of high attention, the pair's two sides apart."""
+    """[..., class] int64: how often a leaf of the type is in a pair of high attention; both sides of a pair count."""
     total: Tensor
-    """[..., class] int64: times that it is in a pair."""
+    """[..., class] int64: how often a leaf of the type is in a pair."""
     once: Tensor
     """[...]: what `total` must exceed for a type to be common: pairs that count a leaf, n for a snippet of n leaves."""
     snippets: int
-    """How many were added."""
+    """The number of snippets that were added."""
 
     def __init__(self) -> None:
         self.types, self.snippets = (), 0
@@ -69,11 +69,11 @@ class TypeCounts:
             types: [leaf]: the leaves' types.
             valid: [leaf, leaf] bool: the pairs that count, as they were given to `attention_mask`.
 
-        Raises `ShapeError` where there are not as many types as leaves, or other maps than before.
+        Raises `ShapeError` if there are not as many types as leaves, or if the shape of the maps changes.
         """
         mask, leaves = high.mask, len(types)
         if mask.shape[-2:] != (leaves, leaves):
-            raise ShapeError(f"wanted one type a leaf: there are {leaves} types, and maps of {list(mask.shape[-2:])}")
+            raise ShapeError(f"wanted one type per leaf, got {leaves} types and maps of {list(mask.shape[-2:])}")
         if self.snippets and high.blank.shape != self.once.shape:
             raise ShapeError(f"wanted maps of {list(self.once.shape)} as before, got {list(high.blank.shape)}")
         found = tuple(dict.fromkeys(types))
@@ -95,7 +95,7 @@ class TypeCounts:
         self.merge(new)
 
     def merge(self, other: TypeCounts) -> None:
-        """Add the counts of other snippets, of as many maps."""
+        """Add the counts of other snippets, for the same number of maps."""
         if other.snippets == 0:
             return
         if self.snippets and self.once.shape != other.once.shape:
@@ -114,23 +114,23 @@ class TypeCounts:
 
     @property
     def share(self) -> Tensor:
-        """[..., class], 0 to 1: P, how much of a type's attention is high; NaN for one that was in no map counted."""
+        """[..., class], 0 to 1: P, the share of a type's pairs with high attention; NaN for a type without pairs."""
         return self.high / self.total.to(torch.float64)
 
     def ranking(self, *at: int) -> tuple[str, ...]:
-        """The types that are common, by P, the highest first, of one map; those of equal P by name.
+        """The common types of one map by P, the highest first; types with equal P by name.
 
-        Common are those with more pairs than all snippets have leaves together, and at least one of high attention, as
-        in the code of Chen et al. (2022), whose comment says: more than one a snippet. Of a causal map half as many
-        are enough.
+        A type is common if it has more pairs than all snippets together have leaves, and at least one pair of high
+        attention, as in the code of Chen et al. (2022), whose comment says: more than one per snippet. In a causal map
+        half as many pairs are enough.
 
         Args:
-            at: which of several maps, as their index: none for counts of single maps, a head for [head, class].
+            at: the index of the map: none for counts of a single map, a head for [head, class].
 
-        Raises `DataError` for an index of another form.
+        Raises `DataError` for an index of another length.
         """
         if len(at) != self.once.dim() or any(not 0 <= i < n for i, n in zip(at, self.once.shape, strict=True)):
-            raise DataError(f"counts are of {list(self.once.shape)} maps: wanted one index a number, got {list(at)}")
+            raise DataError(f"counts are of {list(self.once.shape)} maps: wanted one index per axis, got {list(at)}")
         high, total, share = (x[at].tolist() for x in (self.high, self.total, self.share))
         common = [i for i in range(len(self.types)) if total[i] > self.once[at] and high[i] > 0]
         return tuple(self.types[i] for i in sorted(common, key=lambda i: (-share[i], self.types[i])))
@@ -141,27 +141,27 @@ class TypeCounts:
         Raises `DataError` as `ranking` does, and for a `top` below 1.
         """
         if top < 1:
-            raise DataError(f"top is how many types to keep, 1 or more, got {top}")
+            raise DataError(f"top must be the number of types to keep, 1 or more, got {top}")
         return self.ranking(*at)[:top]
 
 
 def rank_sum(rankings: Iterable[Sequence[str]], *, below: int = BELOW) -> tuple[str, ...]:
     """The types that several models' rankings share and that rank high in them: the sum of ranks, from 0, is `below`.
 
-    So were the lists made behind the published scores, of four models; the lowest sum comes first.
+    The lists for the published scores were made in this way from four models. The lowest sum comes first.
 
     Args:
-        rankings: one a model: `TypeCounts.ranking`.
-        below: the sum from which on a type is left out.
+        rankings: one per model: `TypeCounts.ranking`.
+        below: a type is kept if its sum is less than this.
 
-    Raises `DataError` for no rankings, and for one that names a type twice.
+    Raises `DataError` for no rankings, and for a ranking that names a type twice.
 
         >>> rank_sum([("def", "(", ")"), (")", "def", "if")], below=3)
         ('def', ')')
     """
     every = [tuple(ranking) for ranking in rankings]
     if not every or any(len(set(one)) < len(one) for one in every):
-        raise DataError(f"wanted one ranking a model, each naming a type once, got {every}")
+        raise DataError(f"wanted one ranking per model, with each type once, got {every}")
     sums: Counter[str] = Counter()
     for ranking in every:
         sums.update({kind: rank for rank, kind in enumerate(ranking)})
@@ -170,12 +170,13 @@ def rank_sum(rankings: Iterable[Sequence[str]], *, below: int = BELOW) -> tuple[
 
 
 def published_types(language: str) -> tuple[str, ...]:
-    """The types of leaves that the published CAT-scores were made with, those of the highest rank first.
+    """The types of leaves of the published CAT-scores, the highest rank first.
 
-    They are what `rank_sum` gives for CodeBERT, RoBERTa, UniXcoder and GraphCodeBERT, all at their last layer (Chen et
-    al. 2022: the notebook `model_free_frequent_type` of their code), and types of the grammars of 2022: the strings of
-    Java, `string_literal` then, have leaves of their own since, a `"` at either end and `string_fragment`. The list of
-    JavaScript counts one model twice there: its first ranking has the shares of the second and is not sorted by them.
+    They are the result of `rank_sum` for CodeBERT, RoBERTa, UniXcoder and GraphCodeBERT, each at its last layer (Chen
+    et al. 2022: the notebook `model_free_frequent_type` of their code). The types are those of the grammars of 2022. A
+    string of Java was one leaf then, `string_literal`; today it has several, a `"` at either end and `string_fragment`.
+    The published list of JavaScript counts one model twice: its first ranking has the shares of the second and is not
+    sorted by them.
 
     Raises `DataError` for a language other than Python, Java, JavaScript and Go.
 
@@ -188,9 +189,9 @@ def published_types(language: str) -> tuple[str, ...]:
 
 
 def leaves_of(types: Sequence[str], kept: Iterable[str]) -> Tensor:
-    """[leaf] int64: the numbers of the leaves that are of the types kept, ascending.
+    """[leaf] int64: the numbers of the leaves of the kept types, ascending.
 
-    Restrict maps and distances to them, and only then make masks: their quantiles are those of what is left.
+    Restrict maps and distances to them before making masks, because quantiles are over the remaining pairs.
 
         >>> leaves_of(("def", "identifier", "(", ")"), {"(", ")"})
         tensor([2, 3])
@@ -200,7 +201,7 @@ def leaves_of(types: Sequence[str], kept: Iterable[str]) -> Tensor:
 
 
 def restricted(x: Tensor, leaves: Tensor) -> Tensor:
-    """[..., leaf, leaf]: rows and columns of some leaves alone; see `leaves_of`.
+    """[..., leaf, leaf]: only the rows and columns of some leaves; see `leaves_of`.
 
     >>> import torch
     >>> restricted(torch.arange(16).view(4, 4), torch.tensor([2, 3]))
@@ -214,18 +215,18 @@ def restricted(x: Tensor, leaves: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LeafTypes(Result):
-    """How often each layer's attention, its heads averaged, is high from or to leaves of each type."""
+    """How often each layer's attention, averaged over heads, is high from or to leaves of each type."""
 
     _by_layer: ClassVar = ("high", "total", "once", "snippets")
 
     high: Tensor
-    """[layer, class] int64: times that a leaf of the type is in a pair of high attention, the pair's sides apart."""
+    """[layer, class] int64: how often a leaf of the type is in a pair of high attention; both sides of a pair count."""
     total: Tensor
-    """[layer, class] int64: times that it is in a pair."""
+    """[layer, class] int64: how often a leaf of the type is in a pair."""
     once: Tensor
     """[layer]: what `total` must exceed for a type to be common: once a snippet with all its leaves."""
     snippets: Tensor
-    """[layer] int64: how many were counted; 0 for layers that do not read the code."""
+    """[layer] int64: the number of snippets that were counted; 0 for layers that do not read the code."""
     types: tuple[str, ...]
     """[class]: the types of leaves."""
     labels: tuple[str, ...]
@@ -233,11 +234,11 @@ class LeafTypes(Result):
 
     @property
     def share(self) -> Tensor:
-        """[layer, class], 0 to 1: how much of a type's attention is high (P); NaN for one that never was in a pair."""
+        """[layer, class], 0 to 1: P, the share of a type's pairs with high attention; NaN for a type without pairs."""
         return self.high / self.total.double()
 
     def counts(self, row: int) -> TypeCounts:
-        """Those of one layer, by its row, to merge with others or to rank."""
+        """The counts of one layer, by its row, to merge with others or to rank."""
         found = TypeCounts()
         found.types, found.snippets = self.types, int(self.snippets[row])
         found.high, found.total, found.once = self.high[row], self.total[row], self.once[row]
@@ -258,7 +259,7 @@ class LeafTypes(Result):
 
 
 class TypesAccumulator(LeafMapAccumulator):
-    """Counts for `LeafTypes`, of batches that `align_code` makes. `types` are all those that can occur."""
+    """Counts for `LeafTypes`, from batches of `align_code`. `types` are all types that can occur."""
 
     high: Tensor = stat("layer class", torch.int64)
     total: Tensor = stat("layer class", torch.int64)
@@ -270,11 +271,11 @@ class TypesAccumulator(LeafMapAccumulator):
         self._quantile = quantile
 
     def settings(self) -> str:
-        """The types, and what is high."""
+        """The types, and the quantile of high attention."""
         return f"{list(self._number)} {self._quantile}"
 
     def sizes(self) -> dict[str, int]:
-        """How many types there are."""
+        """The number of types."""
         return {"class": len(self._number)}
 
     def read_leaves(self, site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
@@ -291,6 +292,6 @@ class TypesAccumulator(LeafMapAccumulator):
         self.seen[site.row] += 1
 
     def compute(self) -> LeafTypes:
-        """The counts, and of what."""
+        """The counts as a result."""
         high, total, once, seen = (x.cpu() for x in (self.high, self.total, self.once, self.seen))
         return LeafTypes(high, total, once, seen, tuple(self._number), self.anatomy.labels)

@@ -1,6 +1,6 @@
 """Masks of high attention and of near leaves, how well they agree, and null models of attention.
 
-The third null model, random weights, is a model of its own: `bertology.syntax.randomized`.
+The third null model is the same architecture with random weights: `bertology.syntax.randomized`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class HighAttention(NamedTuple):
     mask: Tensor
     """[..., leaf, leaf] bool."""
     blank: Tensor
-    """[...] bool: the maps that are 0 everywhere, which no score is made of."""
+    """[...] bool: the maps that are 0 everywhere, which have no score."""
 
 
 class CatCounts(NamedTuple):
-    """How many pairs of leaves a CAT-score is made of: `matched / either`, where `either` is not 0."""
+    """The numbers of pairs of leaves behind a CAT-score, which is `matched / either` if `either` is not 0."""
 
     matched: Tensor
     """[...] int64: pairs of high attention that are near in the tree."""
@@ -59,7 +59,7 @@ def linear_quantile(values: Tensor, quantile: float) -> Tensor:
 
 
 def attention_mask(attention: Tensor, *, quantile: float = QUARTER, valid: Tensor | None = None) -> HighAttention:
-    """Where attention is above its quantile 1 - `quantile`, in each map by itself: M_A = [A > Q(A)].
+    """Where attention is above its quantile 1 - `quantile`, separately in each map: M_A = [A > Q(A)].
 
     Args:
         attention: [..., leaf, leaf]: maps of one snippet.
@@ -86,8 +86,8 @@ def attention_mask(attention: Tensor, *, quantile: float = QUARTER, valid: Tenso
 def distance_mask(distance: Tensor, *, quantile: float = QUARTER, valid: Tensor | None = None) -> Tensor:
     """[leaf, leaf] bool: where leaves are nearer than the quantile of their distances: M_D = [D < Q(D)].
 
-    Distances are whole numbers with many ties, so that pairs below their quantile can be far fewer than `quantile`
-    says, and none at all. Raises `ShapeError` for other shapes than [leaf, leaf].
+    Distances are integers with many ties, so the pairs below the quantile can be far fewer than the share `quantile`,
+    even none. Raises `ShapeError` for other shapes than [leaf, leaf].
 
         >>> import torch
         >>> distance = (torch.arange(4)[:, None] - torch.arange(4)).abs()
@@ -104,7 +104,7 @@ def distance_mask(distance: Tensor, *, quantile: float = QUARTER, valid: Tensor 
 
 
 def overlap(high: HighAttention, near: Tensor) -> CatCounts:
-    """Count the pairs that are of high attention and near, and those that are one of the two, in each map.
+    """Count the pairs that are of high attention and near, and the pairs that are at least one of the two, in each map.
 
     `near` is [leaf, leaf] bool, of `distance_mask`. So several maps, and null models, share the masks of a snippet.
 
@@ -233,7 +233,7 @@ def shuffled(x: Tensor, *, snippet: int, seed: int = 0, valid: Tensor | None = N
 
 
 class OffsetMeans:
-    """Attention that knows of two leaves only how far apart they stand in the text: its mean at each signed offset.
+    """Attention that depends only on the distance of two leaves in the text: its mean at each signed offset.
 
     Fed with one snippet it is that snippet's own; fed with all of them in a first pass, that of a model that looks at
     positions alone. Sums over pairs of leaves: any split of the snippets gives the same. Where leaves are to be left
@@ -271,7 +271,7 @@ class OffsetMeans:
         self.merge(new)
 
     def merge(self, other: OffsetMeans) -> None:
-        """Add the sums over other snippets, of as many maps. Raises `ShapeError` for others."""
+        """Add the sums over other snippets, for the same number of maps. Raises `ShapeError` for another number."""
         if not len(other.pairs):
             return
         if not len(self.pairs):

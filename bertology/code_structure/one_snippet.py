@@ -33,7 +33,7 @@ class LeafAttention:
     name: str
     """The head, `L5H3`, or the layer."""
     causal: bool
-    """Whether leaves see themselves and earlier ones alone."""
+    """Whether leaves see only themselves and earlier leaves."""
     tree: CodeTree
 
     @cached_property
@@ -57,7 +57,7 @@ class LeafAttention:
         return overlap(attention_mask(self.weights, quantile=QUARTER, valid=self.valid), self.near)
 
     def strongest(self, pairs: int, *, apart: int = 1) -> list[tuple[int, int]]:
-        """The pairs of highest attention, strongest first, whose leaves stand `apart` or more places in the text.
+        """The pairs of highest attention, strongest first, with leaves `apart` or more positions apart in the text.
 
         Raises `DataError` for fewer than 1 pair or place.
         """
@@ -72,12 +72,12 @@ class LeafAttention:
 def leaf_attention(
     model: nn.Module, tokenizer: Any, tree: CodeTree, where: int | Head | tuple[int, int]
 ) -> LeafAttention:
-    """Look at the attention from leaf to leaf in one snippet.
+    """Read the attention from leaf to leaf in one snippet.
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.
         tokenizer: the model's, a fast one.
-        tree: what `parse_code` makes.
+        tree: a tree from `parse_code`.
         where: a layer, by its row in results, for the mean over its heads; or a head, as a `Head` or a pair of its
             layer and number.
 
@@ -116,7 +116,7 @@ def leaf_attention(
 
 
 def _place(anatomy: Anatomy, where: int | Head | tuple[int, int]) -> tuple[int, int | None, str]:
-    """The row of the layer, the number of the head if one is asked for, and what it is called."""
+    """The row of the layer, the number of the head if there is one, and its name."""
     if not isinstance(where, int):
         row, head = anatomy.resolve([where])[0]
         return row, head, str(head_at(anatomy.labels, row, head))

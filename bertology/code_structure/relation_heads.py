@@ -31,11 +31,11 @@ class RelatedHead:
     mean: float
     """Its mean attention to a related leaf."""
     expected: float
-    """What it pays to unrelated leaves at the same offsets."""
+    """Its mean attention to unrelated leaves at the same offsets."""
     gain: float
-    """The one less the other."""
+    """`mean` minus `expected`."""
     interval: tuple[float, float]
-    """Of the gain, over snippets. It knows nothing of the choice among many heads: choose on other data."""
+    """The interval of the gain over snippets. It ignores the choice among many heads: choose on other data."""
     pairs: int
     """The related pairs that were compared."""
     elsewhere: bool
@@ -44,7 +44,7 @@ class RelatedHead:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RelationHeads(Result):
-    """How much attention each head pays to related leaves, and to unrelated ones that stand as far off in the text."""
+    """How much attention each head pays to related leaves, and to unrelated leaves at the same offsets."""
 
     related: Tensor
     """[relation, layer, head, example] float64: the attention to related leaves, summed up; NaN for no head."""
@@ -62,7 +62,7 @@ class RelationHeads(Result):
     labels: tuple[str, ...]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
     skipped: int = 0
-    """How many snippets were left out of the batches, such as those that the model has no room for."""
+    """The number of snippets that were left out of the batches, such as those that are too long for the model."""
 
     @property
     def mean(self) -> Tensor:
@@ -213,7 +213,7 @@ def relation_heads(
 ) -> RelationHeads:
     """Measure how much attention each head pays to related leaves of code, beyond what their position explains.
 
-    Each related pair is held against the mean attention between the unrelated pairs of its snippet that stand at the
+    Each related pair is compared with the mean attention between the unrelated pairs of its snippet that stand at the
     same offset, before or behind: a head that looks at near leaves, which are more often related, gains nothing by it.
 
     Args:

@@ -71,7 +71,7 @@ class _Node(NamedTuple):
     end: int
     has_children: bool
     wrong: bool
-    """Whether it stands for what does not parse, or for what is missing."""
+    """Whether it marks code that does not parse, or code that is missing."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,7 +156,7 @@ def parse_code(code: str, language: Any, *, name: str = "", broken: Broken = "er
 
 
 def tree_of(code: str, language: Any, name: str) -> CodeTree:
-    """As `parse_code`, but whatever comes out: a tree without leaves, or of code that does not parse."""
+    """`parse_code` without its checks: the tree may have no leaves, or be of code that does not parse."""
     if not isinstance(code, str):
         raise DataError(f"code must be a str, got {type(code).__name__}")
     grammar, called = language_of(language), name_of(language)
@@ -170,7 +170,7 @@ def tree_of(code: str, language: Any, name: str) -> CodeTree:
 
 
 def _root(text: bytes, grammar: Any, language: str) -> tuple[Any, int]:
-    """The node of the whole text, and how many bytes stand before the text."""
+    """The node of the whole text, and the number of bytes before the text."""
     parser = need("tree_sitter", extra="code").Parser(grammar)
     root = parser.parse(text).root_node
     if root.has_error and language in SHELLED:
@@ -216,7 +216,7 @@ def _numbered(code: str, nodes: list[_Node], characters: NDArray[np.int64]) -> d
 
 def _characters(text: bytes) -> NDArray[np.int64]:
     """[byte]: the character that begins there, for each byte where one does, and behind the last."""
-    begins = (np.frombuffer(text, dtype=np.uint8) & 0xC0) != 0x80  # bytes 10xxxxxx go on with a character
+    begins = (np.frombuffer(text, dtype=np.uint8) & 0xC0) != 0x80  # bytes 10xxxxxx continue a character
     return np.concatenate([[0], np.cumsum(begins)])
 
 
@@ -307,7 +307,7 @@ def _recurring(tree: CodeTree) -> NDArray[np.int64]:
 def _spread(
     edges: NDArray[np.int64], leaves: NDArray[np.int32], sources: slice, out: NDArray[np.int16 | np.int32]
 ) -> bool:
-    """Count into `out [leaf, source]` the steps after which each leaf is reached; or give up, and tell so.
+    """Count into `out [leaf, source]` the steps after which each leaf is reached; or give up, and return that.
 
     Breadth first from all sources at once: a node has a bit for each source, and at every step takes over the bits of
     its neighbours. (Measured on real functions, six times as fast as SciPy's search from one leaf after another.)

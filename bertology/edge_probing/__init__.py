@@ -1,4 +1,4 @@
-"""At which layers does a model come to know a task?
+"""At which layers does a model solve a task?
 
 The probes of Tenney et al. (2019).
 
@@ -6,11 +6,10 @@ The probes of Tenney et al. (2019).
     stores = [encode(model, tokenizer, task, folder) for task, folder in ((train, "train"), (dev, "dev"))]
     print(probe_layers(*stores).statistics())
 
-A task is records of words with spans and labels (`records`, and the files named after readers and makers); `encode`
-runs a model over it once and keeps what its layers make of the spans in a folder (`store`); `probe_layers` trains the
-probes of all layers from there at once, and the files of the folder `layers` say what they tell, also in pictures.
-`code_lengths` measures what a probe knows by the bits that the labels take with its help, where `probe_layers` measures
-it by F1.
+A task is a list of records: words with spans and labels (`tasks`; the readers are in `formats`). `encode` runs a model
+over it once and keeps the hidden states of the spans in a folder (`store`). `probe_layers` trains the probes of all
+layers at once on this folder and scores them by F1; `layer_statistics`, `order` and `figures` summarize the scores.
+`code_lengths` measures instead how many bits the labels take with the help of a probe.
 """
 
 from .code_length import CodeLength, code_lengths, online_code

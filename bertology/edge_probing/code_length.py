@@ -1,7 +1,7 @@
-"""How many bits does it take to send the labels, if a probe learns them on the way?
+"""How many bits does it take to send the labels when a probe learns them block by block?
 
-The online (prequential) code of Voita and Titov (2020): a task that a layer makes easy has a short code. It measures
-how quickly a probe learns, too, where a score measures only what it knows in the end.
+The online (prequential) code of Voita and Titov (2020): if a layer makes a task easy, the code is short. Code length
+also measures how quickly a probe learns; a score measures only what it knows at the end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 
 """The shares of the records after which the paper trains again."""
 
 Predict = Callable[[range], "Tensor | float"]
-"""From the numbers of records, the bits of their labels together: [probe], or one number for one probe."""
+"""From a range of records, the total bits of their labels: [probe], or one float for one probe."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,14 +38,14 @@ class CodeLength(Result):
     _by_layer: ClassVar = ()
 
     bits: Tensor
-    """[step, probe], bits: of each block of records; of the first block, which nothing was trained for, `uniform`."""
+    """[step, probe], bits: the code of each block of records; that of the first block is `uniform`."""
     uniform: Tensor
     """[step], bits: the uniform code of each block."""
     ends: Tensor
-    """[step], int64: how many records there are up to the end of each block; the next block's probes are trained on
+    """[step], int64: the number of records up to the end of each block; the probes of the next block are trained on
     these."""
     labels: tuple[str, ...]
-    """[probe]: what they are called."""
+    """[probe]: the names of the probes."""
 
     @property
     def online(self) -> Tensor:
@@ -54,7 +54,7 @@ class CodeLength(Result):
 
     @property
     def compression(self) -> Tensor:
-        """[probe]: how many times longer the uniform code is."""
+        """[probe]: the length of the uniform code divided by that of the online code."""
         return self.uniform.sum() / self.online
 
     def __str__(self) -> str:
@@ -76,23 +76,24 @@ def online_code(
     """Measure how long the labels are in online code (Voita and Titov 2020).
 
     L = U(1..t₁) - Σᵢ log₂ p_θᵢ(y of tᵢ+1 to tᵢ₊₁), where θᵢ is trained on records 1 to tᵢ and U is the uniform code.
-    The paper codes one of K labels, where that is log₂ K bits a target. Where each label of a target is a decision of
-    its own, as in edge probing, it is one bit a label, and a probe that only knows that most labels are false
-    compresses a lot: compare with the code of layer 0, or of a model with random weights, not with 1.
+    The paper codes one of K labels per target, so its uniform code takes log₂ K bits per target. In edge probing each
+    label of a target is a separate decision, and the uniform code takes one bit per label. There a probe that only
+    knows that most labels are false already compresses a lot: compare its code with that of layer 0, or of a model
+    with random weights, not with 1.
 
-    The order of the records counts: shuffle them first, whole documents together if there are such.
+    The code depends on the order of the records: shuffle them first, and keep the records of a document together.
 
     Args:
-        fit: trains probes anew on the records of the range that it is given, and returns a function that gives the bits
-            of the labels of another range: [probe] for several probes at once, such as those of all layers. `bits_of`
-            makes bits of logits.
-        uniform: [example]: the uniform code of each record's labels, in bits: targets × labels where each label is a
-            decision of its own.
-        portions: shares of the records, ascending to 1: where blocks end. Blocks that would be empty are left out.
-        names: [probe]: what to call the probes; by default they are numbered.
+        fit: trains new probes on a range of records, and returns a function from another range to the bits of its
+            labels: [probe] for several probes at once, such as those of all layers. `bits_of` computes bits from
+            logits.
+        uniform: [example]: the uniform code of each record's labels, in bits: targets × labels if each label is a
+            separate decision.
+        portions: shares of the records, ascending to 1: where blocks end. Empty blocks are left out.
+        names: [probe]: the names of the probes; by default they are numbered.
         progress: the title of a progress bar over blocks; no bar without it.
 
-    Raises `DataError` for portions that do not ascend to 1, for bits that are negative or not finite, and where all
+    Raises `DataError` for portions that do not ascend to 1, for bits that are negative or not finite, and when all
     records are in one block; `ShapeError` for other shapes.
 
         >>> import torch
@@ -125,15 +126,15 @@ def online_code(
 
 
 def _block_ends(many: int, portions: Sequence[float]) -> list[int]:
-    """Where blocks end: each record in one block."""
+    """The ends of the blocks; each record is in one block."""
     if not portions or list(portions) != sorted(set(portions)) or portions[0] <= 0 or portions[-1] != 1:
-        raise DataError(f"portions are shares of the records that ascend to 1, got {', '.join(map(str, portions))}")
-    # A share that is meant to be whole, such as 0.7 of 10 records, may come out a little less.
+        raise DataError(f"portions must be shares that ascend to 1, got {', '.join(map(str, portions))}")
+    # A share that should be an integer, such as 0.7 of 10 records, may be a little less by rounding.
     ends = sorted({math.floor(many * share + 1e-9) for share in portions} - {0})
     if len(ends) < 2:
         raise DataError(
             f"{many} records make {len(ends)} blocks at portions {', '.join(map(str, portions))}: wanted two or more, "
-            "one to begin with and one to predict"
+            "one to train on and one to predict"
         )
     return ends
 
@@ -147,13 +148,13 @@ def _bits(bits: Tensor | float, block: range, before: list[Tensor]) -> Tensor:
     if not ((found >= 0) & found.isfinite()).all():
         raise DataError(
             f"the bits of records {block.start} to {block.stop - 1} are {found.tolist()}: wanted finite numbers of 0 "
-            "or more; a probability of 0 for what is true takes infinitely many, so that probes must not be that sure"
+            "or more. A probability of 0 for a true label takes infinitely many bits, so probabilities must be above 0"
         )
     return found.flatten()
 
 
 CODING = Training(choose_by="loss")
-"""The paper's settings for tasks of middling size, but what a probe is judged by is what it is for: probabilities."""
+"""The paper's settings for tasks of medium size, but with the loss as criterion: the code is made of probabilities."""
 
 
 def code_lengths(
@@ -162,31 +163,31 @@ def code_lengths(
 ) -> CodeLength:  # fmt: skip
     """Measure how long a task's labels are in online code with the probes of all layers (Voita and Titov 2020).
 
-    The records of `train` are shuffled and cut into blocks. The first is sent in uniform code, each other one in the
-    code of probes that were trained anew on all blocks before it; what is sent is all labels of each target, also
-    those that do not count in F1. There is a probe for each layer l, which reads layers 0 to l, as in `probe_layers`:
-    a layer that makes the task easier than those below shortens the code. `online_code` says what the numbers mean.
+    The records of `train` are shuffled and split into blocks. The first block is sent in uniform code, each later one
+    in the code of new probes that were trained on all blocks before it. All labels of each target are sent, also those
+    that do not count in F1. The probe of layer l reads layers 0 to l, as in `probe_layers`: the code gets shorter at a
+    layer that makes the task easier than the layers below. `online_code` explains the code.
 
     Args:
-        train: the records whose labels are sent: what `encode` makes of a task and a model.
-        dev: other records, whose labels the receiver has: they are no part of the code, and decide learning rates, the
-            end of training and the best weights of all probes. So nothing ever sees the block that is sent next.
+        train: the records whose labels are sent: the output of `encode` for a task and a model.
+        dev: other records, whose labels the receiver has. They are not part of the code. They decide learning rates,
+            the end of training and the best weights of all probes, so the next block is never used for that.
         seed: of initial weights and dropout, 0 or more.
-        settings: by default `Training(choose_by="loss")`: the code is made of probabilities, so that the loss on `dev`
-            is what decides. With "f1" a probe that says no yes is the best until another does, which is a valid code,
-            if a long one. Weights are only chosen at validations: `validate_every` should be small where the first
-            blocks are, for a probe soon knows a few records by heart. `order` is also the seed of the shuffle.
-        portions: shares of the records, ascending to 1: where blocks end. Blocks that would be empty are left out.
+        settings: by default `Training(choose_by="loss")`: the code is made of probabilities, so the loss on `dev`
+            decides. With "f1", a probe that predicts no label is the best until another predicts one; this is a valid
+            code, but a long one. Weights are only chosen at validations: make `validate_every` small, because a probe
+            soon overfits the few records of the first blocks. `order` is also the seed of the shuffle.
+        portions: shares of the records, ascending to 1: where blocks end. Empty blocks are left out.
         device: where to train.
         progress: the title of a progress bar over blocks; no bar without it.
 
-    There is one training a block, of which the last is on half of the records: with the portions of the paper all of
-    them take at most ten times what `probe_layers` takes, less where patience ends them.
+    Probes are trained once per block, the last time on half of the records. With the portions of the paper all this
+    takes at most ten times as long as `probe_layers`, and less if patience ends training.
 
-    Returns the code of each probe; `labels` are the layers, `0`, `1` ... Where documents are long, records of one lie
-    in several blocks: the shuffle takes records, not documents.
+    Returns the code of each probe; `labels` are the layers, `0`, `1` ... The shuffle is over records, so the records of
+    one document may be in several blocks.
 
-    Raises `DataError` as `online_code` and `train_probes` do, and where `dev` is `train`.
+    Raises `DataError` as `online_code` and `train_probes` do, and when `dev` is `train`.
 
         >>> from bertology.edge_probing import EdgeBatch
         >>> class Toy:  # whether a vector's first number is above 0, which only layer 1 tells
@@ -204,7 +205,7 @@ def code_lengths(
         ([12.0, 52.0, 64.0], True)
     """
     if train is dev:
-        raise DataError("dev must be other records than train, whose labels the probes must not know beforehand")
+        raise DataError("dev must be other records than train: the probes must not see the labels that are sent")
     shuffled = _Some(train, torch.randperm(train.records, generator=generator(settings.order, CODE)))
     check_sources(shuffled, dev)
     targets = torch.bincount(shuffled.target_record, minlength=shuffled.records)
@@ -227,7 +228,7 @@ def code_lengths(
 
 
 class _Some:
-    """Some records of a source, in an order of their own: a `BatchSource`."""
+    """Some records of a source, in a given order: a `BatchSource`."""
 
     def __init__(self, source: BatchSource, which: Tensor) -> None:
         self._source, self._which = source, which
@@ -237,9 +238,9 @@ class _Some:
         self.target_record = torch.arange(len(which)).repeat_interleave(targets[which])
 
     def first(self, many: int) -> _Some:
-        """The first of them."""
+        """The first of these records."""
         return _Some(self._source, self._which[:many])
 
     def batch(self, records: Tensor | range) -> EdgeBatch:
-        """All targets of these records, by their new numbers, in the order given."""
+        """All targets of these records, in the order given; records have their new numbers."""
         return self._source.batch(self._which[torch.as_tensor(records, dtype=torch.int64)])

@@ -17,19 +17,19 @@ _Words = tuple[str, ...]
 
 
 def control_tasks(train: EdgeTask, *others: EdgeTask, seed: int = 0) -> tuple[EdgeTask, ...]:
-    """Give each word a label at random, the same wherever it stands (Hewitt and Liang 2019, §2).
+    """Give each word type one random label, the same at every occurrence (Hewitt and Liang 2019, §2).
 
-    Labels are drawn for types, the words of a span, or of both in tasks over pairs, from the shares that labels (sets
-    of labels, where there are several) have among the targets of `train`. A probe can only learn them by heart, so the
-    score on the true task less that on the control task is its selectivity. That says something only of types that
+    A type is the words of a span, or of both spans in tasks over pairs. Its label (or set of labels) is sampled with
+    the frequencies of labels among the targets of `train`. A probe can only memorize these labels. Its score on the
+    true task minus its score on the control task is its selectivity. Selectivity is meaningful only for types that
     occur in both splits: see `shared_types`, which is near 0 for long spans and for pairs.
 
     Args:
         train: the task that the probe is trained on.
-        others: what it is scored on: the dev set. Types have the same label there.
-        seed: of the random choice, which depends on nothing else but `train`.
+        others: the tasks that it is scored on, such as the dev set. Types have the same label there.
+        seed: of the random choice, which depends only on `train` and the seed.
 
-    Raises `DataError` where the tasks do not have as many spans.
+    Raises `DataError` when the tasks have different numbers of spans per target.
 
         >>> from bertology.edge_probing import EdgeTask, Record, Target
         >>> targets = Target((0, 1), ("DET",)), Target((1, 2), ("NOUN",)), Target((2, 3), ("DET",))
@@ -50,7 +50,7 @@ def control_tasks(train: EdgeTask, *others: EdgeTask, seed: int = 0) -> tuple[Ed
     for task in (train, *others):
         if task.sides != train.sides:
             raise DataError(
-                f"task {task.name!r} has {task.sides} spans a target, {train.name!r} has {train.sides}: wanted the "
+                f"task {task.name!r} has {task.sides} spans per target, {train.name!r} has {train.sides}: wanted the "
                 "splits of one task"
             )
         records = tuple(
@@ -63,9 +63,9 @@ def control_tasks(train: EdgeTask, *others: EdgeTask, seed: int = 0) -> tuple[Ed
 
 
 def shuffled_labels(task: EdgeTask, *, seed: int = 0) -> EdgeTask:
-    """Deal the labels out to the targets at random: what a probe scores that knows how frequent labels are, no more.
+    """Permute the labels among the targets: a probe can then only learn how frequent labels are.
 
-    All labels (sets of labels, where there are several) occur as often as before.
+    Each label (or set of labels) occurs as often as before.
 
         >>> from bertology.edge_probing import EdgeTask, Record, Target
         >>> targets = Target((0, 1), ("DET",)), Target((1, 2), ("NOUN",)), Target((2, 3), ("VERB",))

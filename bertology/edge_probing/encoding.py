@@ -28,38 +28,38 @@ from .token_spans import Plan, plan, texts_of
 
 
 def text_tower(model: nn.Module) -> nn.Module:
-    """The part of a model that reads a text: without a task head, and without a decoder behind an encoder."""
+    """The part of a model that reads the text: without a task head, and without the decoder of an encoder-decoder."""
     if is_encoder_decoder(model) and len(dissect(model).stacks) > 1 and hasattr(model, "get_encoder"):
         find: Any = model.get_encoder
         return find()
-    # Heads that predict words cost a third of the pass, and nobody looks at what they say.
+    # Heads that predict words take a third of the pass, and their outputs are not used.
     return model.base_model if isinstance(model, PreTrainedModel) else model
 
 
 def text_states(model: nn.Module, batch: Batch) -> Tensor:
     """[layer, batch, token, hidden]: the hidden states of a batch of texts.
 
-    Raises `UnknownAnatomy` where several stacks read it.
+    Raises `UnknownAnatomy` when several stacks read it.
     """
     stacks = hidden_states(model, accepted(model, batch)).stacks
     if len(stacks) != 1:
         raise UnknownAnatomy(
-            f"the text runs through the stacks {', '.join(map(repr, stacks))} of {type(model).__name__}: wanted one; "
-            "pass that part of the model"
+            f"the text runs through the stacks {', '.join(map(repr, stacks))} of {type(model).__name__}: wanted one "
+            "stack; pass the part of the model with that stack"
         )
     return next(iter(stacks.values()))
 
 
 def input_table(model: nn.Module) -> nn.Module:
-    """The model's table of token embeddings. Raises `UnknownAnatomy` where it names none."""
+    """The model's table of token embeddings. Raises `UnknownAnatomy` if it names none."""
     find: Any = getattr(model, "get_input_embeddings", None)
     table: Any = None
     with suppress(AttributeError, NotImplementedError):
         table = find() if find is not None else None
     if not isinstance(table, nn.Module) or not isinstance(getattr(table, "weight", None), Tensor):
         raise UnknownAnatomy(
-            f"{type(model).__name__} has no table of token embeddings, so its tokens have no vectors of their own: "
-            "pass lexical='embeddings', which takes the first hidden state for layer 0"
+            f"{type(model).__name__} has no table of token embeddings: "
+            "pass lexical='embeddings', which uses the first hidden state as layer 0"
         )
     return table
 
@@ -67,7 +67,7 @@ def input_table(model: nn.Module) -> nn.Module:
 def longest_text(model: nn.Module, tokenizer: Any, max_length: int | None) -> int:
     """How many tokens a text may have: `max_length`, or what the tokenizer and the model's table of positions allow.
 
-    Raises `DataError` for a `max_length` that is no such number, or for which the model has no positions.
+    Raises `DataError` for a `max_length` that is not a positive integer, or is more than the model takes.
     """
     room = room_of(model)
     if max_length is None:
@@ -75,16 +75,16 @@ def longest_text(model: nn.Module, tokenizer: Any, max_length: int | None) -> in
         limits = [limit for limit in (room, said) if limit is not None]
         return int(min(limits)) if limits else 2**31
     if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1:
-        raise DataError(f"max_length is a number of tokens, 1 or more, got {max_length!r}")
+        raise DataError(f"max_length must be a number of tokens, 1 or more, got {max_length!r}")
     if room is not None and max_length > room:
-        raise DataError(f"max_length is {max_length}, the model takes {room} tokens: pass {room} or less, or None")
+        raise DataError(f"max_length is {max_length}, but the model takes {room} tokens: pass {room} or less, or None")
     return max_length
 
 
 def accepted(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """The batch without what the model's forward pass does not take, and without segments where there is but one.
+    """The arguments that the model's forward pass takes, without token_type_ids if all of them are the same.
 
-    GPT-2 takes segments, too, and adds the embedding of the word 0 to every token that is in segment 0.
+    GPT-2 takes token_type_ids too, and would add the embedding of word 0 to every token of segment 0.
     """
     names = inspect.signature(model.forward).parameters
     everything = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in names.values())
@@ -95,23 +95,23 @@ def accepted(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 AT_ONCE = 32
-"""Rows of tokens in a pass."""
+"""The number of rows of tokens in one pass."""
 
 
 def lexical_vectors(model: nn.Module, ids: Tensor, *, width: int = 64) -> Tensor:
     """[id, hidden]: the vectors of some token ids without position and segment: layer 0 of Tenney et al. (2019).
 
-    It is what the model's own embeddings make of a token when all tables but that of the words are 0: in BERT the
-    embeddings' norm of the word's row, in ELECTRA and ALBERT this brought to the width of the layers, in GPT-2 and
-    Llama the plain row. That nothing else is in it is proved on the model: a token must get the same vector at two
-    places, among other neighbours.
+    The vector is the output of the model's embeddings for a token when all tables except the table of words are 0: in
+    BERT the word's row after the embeddings' norm, in ELECTRA and ALBERT also after the projection to the width of the
+    layers, in GPT-2 and Llama the row itself. This is checked on the model: a token must get the same vector at two
+    positions, with different neighbours.
 
     Args:
         model: the part of a model that reads the text; left as it was found.
         ids: [id] int64: token ids, each once.
-        width: how many tokens are looked at as one text; fewer where the model does not take so many.
+        width: the number of tokens that are passed as one text; fewer if the model does not take so many.
 
-    Raises `UnknownAnatomy` where a token has no such vector.
+    Raises `UnknownAnatomy` when a token has no such vector.
 
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)).eval()
@@ -120,7 +120,7 @@ def lexical_vectors(model: nn.Module, ids: Tensor, *, width: int = 64) -> Tensor
         >>> torch.allclose(found, table.LayerNorm(table.word_embeddings.weight[[5, 7]]))
         True
     """
-    # Other modules may hold the words' table, too (T5's).
+    # Other modules may share the table of words (T5).
     words = set(input_table(model).parameters())
     tables = {
         f"model.{name}.weight": torch.zeros_like(table.weight)
@@ -131,7 +131,7 @@ def lexical_vectors(model: nn.Module, ids: Tensor, *, width: int = 64) -> Tensor
     alone, ids = _FirstState(model), ids.to(device_of(model))
 
     def look(rows: Tensor) -> Tensor:
-        # The tables are exchanged for the length of the call; the model's own are not written to.
+        # The tables are replaced during the call; the model's own tensors are not written to.
         found: Tensor = torch.func.functional_call(alone, tables, (rows,), tie_weights=False)
         return found
 
@@ -148,7 +148,7 @@ class _FirstState(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor) -> Tensor:
-        """[batch, token, hidden]: what the first block of the model gets."""
+        """[batch, token, hidden]: the input of the model's first block."""
         found: list[Tensor] = []
 
         def read(stack: str, layer: int, x: Tensor) -> None:
@@ -158,34 +158,34 @@ class _FirstState(nn.Module):
         batch = {IDS_ARGUMENT: ids, MASK_ARGUMENT: torch.ones_like(ids)}
         with one_batch(self.model, batch) as (anatomy, given), suppress(_Enough), tap(anatomy, "block", read=read):
             run(self.model, given)
-        # Where no block is known, or blocks work on more than the text, the whole pass tells.
+        # The whole pass is needed if no block is known, or if blocks have more positions than the text.
         plain = bool(found) and found[0].shape[:2] == ids.shape
         return found[0] if plain else text_states(self.model, batch)[0]
 
 
 class _Enough(Exception):
-    """The rest of the pass is not needed."""
+    """Raised to end a pass whose rest is not needed."""
 
 
 def _mirrored(ids: Tensor) -> Tensor:
-    """[1, token]: the ids, and once more backwards."""
+    """[1, token]: the ids, followed by the same ids in reverse order."""
     return torch.cat([ids, ids.flip(0)])[None]
 
 
 def _prove(model: nn.Module, ids: Tensor, found: Tensor) -> None:
-    """Check, on `found [1, token, hidden]` of mirrored ids, that a vector hangs on the token, and on nothing else."""
+    """Check, on `found [1, token, hidden]` of mirrored ids, that a vector depends only on its token."""
     there, back = found[0].float().tensor_split(2)
     far = (there - back.flip(0)).abs().max()
     largest = there.abs().max()
-    hint = "pass lexical='embeddings', which takes the first hidden state for layer 0"
+    hint = "pass lexical='embeddings', which uses the first hidden state as layer 0"
     eps = torch.finfo(found.dtype).eps
     if not far <= min(64 * eps, eps**0.5) * largest:
         raise UnknownAnatomy(
-            f"layer 0 of {type(model).__name__} gives one token other vectors at other places, up to {float(far):.2g} "
-            f"apart, even without its tables of positions: {hint}"
+            f"layer 0 of {type(model).__name__} gives one token different vectors at different positions, up to "
+            f"{float(far):.2g} apart, even without its position embeddings: {hint}"
         )
     if len(there) > 1 and bool((there == there[0]).all()):
-        raise UnknownAnatomy(f"layer 0 of {type(model).__name__} does not hang on the tokens of the text: {hint}")
+        raise UnknownAnatomy(f"layer 0 of {type(model).__name__} does not depend on the tokens of the text: {hint}")
 
 
 Lexical = Literal["word", "embeddings"]
@@ -199,29 +199,29 @@ def encode(
 ) -> Store:  # fmt: skip
     """Run a model over a task once, and keep the hidden states of the tokens in spans in a folder on disk.
 
-    A span of words becomes all tokens of its words, never the special ones around the text (Tenney et al. 2019). Their
-    hidden states are kept at every layer: those that `hidden_states` gives, but for layer 0. A second call with the
-    same model, tokenizer, data and settings opens the folder and runs nothing; a call that was cut off goes on where it
-    was. One process may write a folder at a time.
+    A span of words is mapped to all tokens of its words, never to special tokens around the text (Tenney et al. 2019).
+    Their hidden states are kept at every layer; all except layer 0 are those of `hidden_states`. A second call with the
+    same model, tokenizer, data and settings opens the folder without running the model. If a call was interrupted, the
+    same call resumes it. Only one process at a time may write to a folder.
 
     Args:
-        model: any model that `hidden_states` reads, with or without a task head, measured in eval mode and left as it
-            was found. Of an encoder-decoder the encoder is run. (The reference program of the paper leaves the model's
-            own dropout on while it trains its probes; here it is off.)
+        model: any model that `hidden_states` reads, with or without a task head. It is run in eval mode and left as it
+            was found. Of an encoder-decoder only the encoder is run. (The reference program of the paper leaves the
+            model's own dropout on while it trains its probes; here it is off.)
         tokenizer: its fast tokenizer.
-        task: what `read_edges` reads. Targets that cannot be projected are left out and counted in `Store.lost`: those
-            of texts that are too long, or whose words and tokens do not align.
-        path: the folder; made if it is not there.
-        lexical: what layer 0 is. "word" is the paper's, the token's own embedding without position and segment, behind
-            the embeddings' norm and projection where the model has them; "embeddings" is what the first block gets.
-        dtype: of the numbers on disk: `torch.float16`, which rounds them to 11 bits, or `torch.float32`.
-        batch_size: how many texts the model reads at a time.
+        task: a task such as `read_edges` returns. Targets that cannot be mapped to tokens are left out and counted in
+            `Store.lost`: their text is too long, or its words and tokens do not align.
+        path: the folder; it is made if it does not exist.
+        lexical: what layer 0 is. "word" is the paper's: the token's embedding without position and segment, after the
+            embeddings' norm and projection if the model has them. "embeddings" is the input of the first block.
+        dtype: the type of the vectors on disk: `torch.float16`, which rounds to 11 bits, or `torch.float32`.
+        batch_size: the number of texts in one pass.
         max_length: the longest text in tokens, special ones included; by default what the tokenizer and model allow.
         progress: the title of a progress bar over batches; no bar without it.
 
-    Raises `DataError` for arguments that cannot be used, for a folder that holds the vectors of another model,
-    tokenizer, task or setting, or is damaged, and for hidden states that are not finite in `dtype`; `UnknownAnatomy`
-    for a model that has no such layer 0, or several stacks of which none is known to read the text.
+    Raises `DataError` for arguments that cannot be used, for a folder with the vectors of another model, tokenizer,
+    task or setting, for a damaged folder, and for hidden states that are not finite in `dtype`; `UnknownAnatomy` for a
+    model that has no such layer 0, or that has several stacks of which none is known to read the text.
 
         >>> from tempfile import TemporaryDirectory
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
@@ -235,9 +235,9 @@ def encode(
         pos: 1 records, 1 targets of 1 labels, 2 tokens at 3 layers of 32 (0.0 MB)
     """
     if lexical not in ("word", "embeddings"):
-        raise DataError(f"lexical is 'word' or 'embeddings', got {lexical!r}")
+        raise DataError(f"lexical must be 'word' or 'embeddings', got {lexical!r}")
     if dtype not in DTYPES:
-        raise DataError(f"dtype is torch.float16 or torch.float32, which files can hold, got {dtype}")
+        raise DataError(f"dtype must be torch.float16 or torch.float32, got {dtype}")
     folder = Folder(path)
     tower = text_tower(model)
     longest = longest_text(tower, tokenizer, max_length)
@@ -249,7 +249,7 @@ def encode(
     _check_vocabulary(tower, batches)
     planned = plan(task, batches)
     if not planned.rank:
-        raise DataError(f"no target of task {task.name!r} can be projected to tokens: {', '.join(planned.lost)}")
+        raise DataError(f"no target of task {task.name!r} can be mapped to tokens: {', '.join(planned.lost)}")
     sight = _Sight(tower, lexical, dtype, planned)
     if not folder.is_begun():
         about = {"name": task.name, "dtype": settings["dtype"], "made_of": made_of, "lost": planned.lost}
@@ -259,15 +259,15 @@ def encode(
 
 
 def _is_done(folder: Folder, made_of: dict[str, Any]) -> bool:
-    """Whether the folder holds all vectors; `DataError` where it holds others than asked for."""
+    """Whether the folder holds all vectors. Raises `DataError` if they are of another model, task or setting."""
     if not folder.is_begun():
         return False
     about = folder.about()
     differ = differences(about["made_of"], made_of)
     if differ:
         raise DataError(
-            f"{folder.path} holds other vectors than asked for. What differs: {', '.join(differ)}. Name another "
-            "folder, or remove this one"
+            f"{folder.path} holds vectors of another model, task or setting. What differs: {', '.join(differ)}. Name "
+            "another folder, or remove this one"
         )
     layout = folder.layout(about)
     return folder.done(about, layout) == len(layout.place)
@@ -290,12 +290,12 @@ def _run(folder: Folder, sight: _Sight, batches: AlignedBatches, planned: Plan, 
 
 
 def _places(layout: Layout, places: Numbers, ranks: Sequence[int]) -> list[Tensor]:
-    """For each record, by its place in the file, [token]: the places of its tokens in the text."""
+    """For each record, by its position in the file, [token]: the positions of its tokens in the text."""
     return [torch.from_numpy(places[layout.row_at[rank] : layout.row_at[rank + 1]]).long() for rank in ranks]
 
 
 class _Sight:
-    """Runs the model on a batch, and takes the hidden states of some tokens."""
+    """Runs the model on a batch, and returns the hidden states of some tokens."""
 
     def __init__(self, model: nn.Module, lexical: Lexical, dtype: torch.dtype, planned: Plan) -> None:
         self._model, self._dtype = model, dtype
@@ -305,12 +305,12 @@ class _Sight:
             self._table = lexical_vectors(model, self._ids)
 
     def sizes(self, batch: Batch) -> dict[str, int]:
-        """How many layers there are, and how wide they are."""
+        """The number of layers, and their width."""
         layers, _, _, hidden = text_states(self._model, some_examples(batch, slice(0, 1))).shape
         return {"layers": layers, "hidden": hidden}
 
     def vectors(self, batch: Batch, places: Sequence[Tensor]) -> Numbers:
-        """[token, layer, hidden]: the hidden states at these places, example by example."""
+        """[token, layer, hidden]: the hidden states at these positions, example by example."""
         states = text_states(self._model, batch)
         example = torch.cat([torch.full_like(one, row) for row, one in enumerate(places)])
         token = torch.cat(list(places))
@@ -329,20 +329,20 @@ def _check_vocabulary(model: nn.Module, batches: AlignedBatches) -> None:
     largest = max(int(batch[IDS_ARGUMENT].max()) for batch in batches)
     if isinstance(known, int) and largest >= known:
         raise DataError(
-            f"the tokenizer gives token {largest}, {type(model).__name__} has {known} of them: pass the model's own "
-            "tokenizer"
+            f"the tokenizer returns token id {largest}, but {type(model).__name__} has {known} tokens: pass the "
+            "model's own tokenizer"
         )
 
 
 def _complain(found: Tensor, kept: Tensor) -> None:
-    """Raise the `DataError` of numbers that are not finite on disk."""
+    """Raise the `DataError` for values that are not finite on disk."""
     layer = int((~kept.isfinite()).flatten(1).any(1).nonzero()[0])
     if not found[layer].isfinite().all():
         raise DataError(
-            f"layer {layer} has no finite hidden state for every token: look for NaN or overflow in the model's "
-            "weights, or for layers that pool tokens"
+            f"layer {layer} does not have a finite hidden state for every token: look for NaN or overflow in the "
+            "model's weights, or for layers that pool tokens"
         )
     raise DataError(
-        f"layer {layer} has hidden states up to {float(found[layer].abs().max()):.4g}, float16 holds numbers up to "
+        f"layer {layer} has hidden states up to {float(found[layer].abs().max()):.4g}, but the limit of float16 is "
         "65504: pass dtype=torch.float32, and a new folder"
     )

@@ -16,7 +16,7 @@ from .tasks import Counted, EdgeTask, Record, Target, check_inside
 T = TypeVar("T")
 _OF_TARGET, _OF_RECORD = ("span1", "span2", "label"), ("text", "tokens", "targets", "name")
 _HALF = re.compile("[\ud800-\udfff]")
-"""What JSON writes `\\ud83d` without its other half: no tokenizer takes it."""
+"""Half of a surrogate pair, such as `\\ud83d` in JSON without the other half: tokenizers do not accept it."""
 
 
 def read_edges(
@@ -25,22 +25,22 @@ def read_edges(
 ) -> EdgeTask:  # fmt: skip
     """Read a task in the JSONL of Tenney et al. (2019), one text a line.
 
-    A line is an object with `text`, whose words are parted by blanks, and `targets`: each with `span1`, `span2` in
-    tasks over pairs, both as the first word and the word behind the last, and `label`, a string or a list. Words may
-    stand in `tokens`, too, which makes words with blanks possible: joined by blanks they are the text. What else a
-    text or target holds is kept in its `info`. Texts without targets are left out and listed in `skipped`, as in the
-    paper's program, and blank lines are passed over.
+    A line is an object with `text`, whose words are separated by blanks, and `targets`. Each target has `span1`, in
+    tasks over pairs also `span2`, both as the first word and the word after the last, and `label`, a string or a list.
+    A line may also have `tokens`, a list of words, which may contain blanks; joined by blanks they must be the text.
+    All other keys of a text or target are kept in its `info`. Texts without targets are left out and listed in
+    `skipped`, as in the paper's program. Blank lines are ignored.
 
     Args:
         path: the file.
-        name: what messages call the task; by default the file's name.
-        labels: all labels in their order, or the file that has one a line (`labels.txt`); by default those that occur,
-            sorted. A dev set needs those of its training set: see `EdgeTask.with_labels`.
+        name: the name of the task in messages; by default the file's name.
+        labels: all labels in their order, or a file with one label per line (`labels.txt`); by default those that
+            occur, sorted. A dev set needs those of its training set: see `EdgeTask.with_labels`.
         counted: which labels count for the score: "coref", "srl", "relations", the labels themselves, or all.
-        skip_broken: leave out lines and targets that cannot be used, and list them in `skipped`, in place of an error.
+        skip_broken: leave out lines and targets that cannot be used, and list them in `skipped`, instead of raising.
 
-    Raises `DataError`, naming the file, the line and the target, for what is not of this form, such as a line that was
-    cut off, a span beyond the words or an empty label.
+    Raises `DataError`, which names the file, the line and the target, for lines of another format, such as an
+    incomplete line, a span outside the text or an empty label.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -62,10 +62,10 @@ def read_edges(
 
 
 def write_edges(task: EdgeTask, path: str | Path, *, labels: str | Path | None = None) -> None:
-    """Write a task in the same form; `labels` names a file for its labels, one a line.
+    """Write a task in the format of `read_edges`; `labels` names a file for its labels, one per line.
 
-    Both words and text are written, so that other programs can read it. What `read_edges` makes of the two files is
-    the same task. Raises `DataError` for labels that hold a line's end.
+    Both words and text are written, so that other programs can read the file. `read_edges` reads the same task from
+    the two files. Raises `DataError` for labels that contain a line break.
 
         >>> from tempfile import TemporaryDirectory
         >>> from bertology.edge_probing import Record, Target
@@ -77,7 +77,7 @@ def write_edges(task: EdgeTask, path: str | Path, *, labels: str | Path | None =
     """
     ends = [label for label in task.labels if len(label.splitlines()) > 1]
     if labels is not None and ends:
-        raise DataError(f"labels of one line are wanted, got {ends[0]!r}")
+        raise DataError(f"labels must not contain line breaks, got {ends[0]!r}")
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for record in task:
             file.write(json.dumps(_written(record), ensure_ascii=False) + "\n")
@@ -87,12 +87,12 @@ def write_edges(task: EdgeTask, path: str | Path, *, labels: str | Path | None =
 
 @dataclass
 class _Reader:
-    """Makes records of lines, and lists what could not be used."""
+    """Makes records from lines, and lists the lines and targets that could not be used."""
 
     path: Path
     skip_broken: bool
     skipped: list[Skip] = field(default_factory=list)
-    # Few sets of labels occur, each many times: one object for each.
+    # Few different sets of labels occur, each many times: they share one object.
     sets: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
 
     def record(self, line: bytes, number: int) -> Record | None:
@@ -164,7 +164,7 @@ def _words(found: Mapping[str, Any]) -> tuple[str, ...]:
     else:
         words = tokens
     if _HALF.search(" ".join(words)):
-        raise DataError(f"wanted whole characters, got half of one in {_short(words)}")
+        raise DataError(f"words must not contain half of a surrogate pair, got {_short(words)}")
     return tuple(words)
 
 
@@ -178,7 +178,7 @@ def _short(found: Any) -> str:
 
 
 def _info(rest: dict[str, Any]) -> str:
-    """What else a line holds, as JSON, or as it is where that is a string."""
+    """The other keys of a line as JSON, or as they are if they are a string."""
     if rest.get("info") in ({}, "", None):
         rest.pop("info", None)
     if set(rest) == {"info"} and isinstance(rest["info"], str):
@@ -187,7 +187,7 @@ def _info(rest: dict[str, Any]) -> str:
 
 
 def _rest(info: str) -> dict[str, Any]:
-    """The keys that `info` was made of."""
+    """The keys that `info` was made from."""
     try:
         rest = json.loads(info)
     except ValueError:

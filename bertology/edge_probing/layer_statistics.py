@@ -28,12 +28,12 @@ __all__ = [
 ]
 
 LEAST_GAIN = 0.01
-"""The gain of F1 from layer 0 to the last below which no expected layer is given: one point in a hundred."""
+"""The least gain of F1 from layer 0 to the last layer for which the expected layer is defined: one percentage point."""
 _ROUNDING = 1e-9
 
 
 def differential(f1: Tensor) -> Tensor:
-    """[..., layer]: how much each layer adds, Δ_ℓ = F_ℓ - F_ℓ₋₁ (Eq 3), also below 0; NaN at layer 0, which has none.
+    """[..., layer]: how much each layer adds to F1, Δ_ℓ = F_ℓ - F_ℓ₋₁ (Eq 3); may be negative, and is NaN at layer 0.
 
     >>> differential(torch.tensor([0.5, 0.75, 0.625])).tolist()
     [nan, 0.25, -0.125]
@@ -45,8 +45,7 @@ def differential(f1: Tensor) -> Tensor:
 def expected_layer(f1: Tensor, *, least_gain: float = LEAST_GAIN) -> Tensor:
     """[...]: the expected layer Σ ℓ Δ_ℓ / Σ Δ_ℓ over ℓ from 1 to L, Δ unclipped (Eq 4), of F1 [..., layer].
 
-    NaN where it means nothing: where F1 gains less than `least_gain`, and where it would be outside of 1 to L.
-    `layer_statistics` says why.
+    NaN when F1 gains less than `least_gain`, and when the value would be outside of 1 to L: see `layer_statistics`.
 
     >>> expected_layer(torch.tensor([0.5, 0.75, 1.0])).item()
     1.5
@@ -78,9 +77,9 @@ def kl_from_uniform_bits(weights: Tensor) -> Tensor:
 
 
 def kl_of_differential(f1: Tensor) -> Tensor:
-    """[...], bits: `kl_from_uniform_bits` over layers 1 to L of max(Δ, 0), made to sum to 1, of F1 [..., layer].
+    """[...], bits: `kl_from_uniform_bits` of max(Δ, 0) over layers 1 to L, normalized to sum to 1, of F1 [..., layer].
 
-    NaN where no layer adds anything.
+    NaN when no layer adds anything.
 
     >>> kl_of_differential(torch.tensor([0.5, 0.75, 1.0])).item()
     0.0
@@ -99,7 +98,7 @@ def t_interval(values: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
     [2.516, 7.484]
     """
     if not 0 < level < 1:
-        raise DataError(f"level is the share of intervals that hold the truth, between 0 and 1, got {level}")
+        raise DataError(f"level must be the confidence level of the interval, between 0 and 1, got {level}")
     values, many = cpu64(values), len(values)
     if many < 2:
         return (torch.full_like(values.mean(0), torch.nan),) * 2
@@ -109,18 +108,18 @@ def t_interval(values: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
 
 
 def unchecked_expected_layer(f1: Tensor) -> Tensor:
-    """[...]: `expected_layer`, whatever it may mean."""
+    """[...]: `expected_layer` without its checks."""
     added = f1.diff(dim=-1)
     return (added * torch.arange(1, f1.shape[-1])).sum(-1) / gain_of(f1)
 
 
 def gain_of(f1: Tensor) -> Tensor:
-    """[...]: how much F1 all layers add to that of layer 0."""
+    """[...]: how much all layers add to the F1 of layer 0."""
     return f1[..., -1] - f1[..., 0]
 
 
 def is_layer(expected: Tensor, last: int) -> Tensor:
-    """Whether it is a layer from 1 to the last; NaN is not."""
+    """Whether the value is from 1 to the last layer; false for NaN."""
     return (expected >= 1 - _ROUNDING) & (expected <= last + _ROUNDING)
 
 
@@ -129,7 +128,7 @@ def checked_f1(f1: Tensor) -> Tensor:
     scores = _layers(f1, "f1", least=2)
     if not ((scores >= 0) & (scores <= 1)).all():
         raise DataError(
-            f"f1 is a share from 0 to 1, got values from {scores.min():.4g} to {scores.max():.4g}: "
+            f"f1 must be from 0 to 1, got values from {scores.min():.4g} to {scores.max():.4g}: "
             "divide percentages by 100, and look for probes that diverged"
         )
     return scores
@@ -141,8 +140,9 @@ def checked_mix(mix: Tensor) -> Tensor:
     sums = weights.sum(-1)
     if not ((weights >= 0).all() and ((sums - 1).abs() < 1e-4).all()):
         raise DataError(
-            "mixing weights are 0 or more and sum to 1: pass them after the softmax, without the factor γ; "
-            f"got sums from {sums.min():.4g} to {sums.max():.4g} and a least weight of {weights.min():.4g}"
+            "mixing weights must be 0 or more and sum to 1, "
+            f"got sums from {sums.min():.4g} to {sums.max():.4g} and a least weight of {weights.min():.4g}: "
+            "pass them after the softmax, without the factor γ"
         )
     return weights
 
@@ -150,7 +150,7 @@ def checked_mix(mix: Tensor) -> Tensor:
 def checked_gain(least_gain: float) -> float:
     """A gain of F1, checked."""
     if not 0 < least_gain < 1:
-        raise DataError(f"least_gain is a gain of F1, a share between 0 and 1, got {least_gain}")
+        raise DataError(f"least_gain must be a gain of F1 between 0 and 1, got {least_gain}")
     return least_gain
 
 
@@ -162,29 +162,29 @@ def _layers(values: Tensor, name: str, least: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerStatistics(Result):
-    """Where in a model one task is solved: of each training seed, and on average (the properties).
+    """At which layers of a model one task is solved: for each training seed, and the mean over seeds (the properties).
 
-    Layer 0 is the lexical one, below the model's L layers. An expected layer that means nothing is NaN, and `why` says
-    what is wrong; an average over seeds is NaN if it is so for one of them.
+    Layer 0 is the lexical layer, below the model's L layers. An expected layer that is not defined is NaN, and `why`
+    has the reason. A mean over seeds is NaN if the value of one seed is NaN.
     """
 
     f1: Tensor
-    """[seed, layer], 0 to 1: of the cumulative probes, which see layers 0 to this one."""
+    """[seed, layer], 0 to 1: F1 of the cumulative probes, which read layers 0 to this one."""
     mix: Tensor
-    """[seed, layer]: the mixing weights of the probe that sees all layers, 1 together; NaN if they were not given."""
+    """[seed, layer]: the mixing weights of the probe that reads all layers; they sum to 1. NaN if not given."""
     differential: Tensor
-    """[seed, layer]: how much each layer adds to the F1 of the one below (Eq 3), as it is, also below 0; NaN at 0."""
+    """[seed, layer]: how much each layer adds to the F1 of the layer below (Eq 3); may be negative. NaN at layer 0."""
     expected_layers: Tensor
-    """[seed], layers from 1 to L: the mean layer, weighted by the differential scores (Eq 4); NaN where `why` says."""
+    """[seed], layers from 1 to L: the mean layer, weighted by the differential scores (Eq 4); NaN if not defined."""
     centres: Tensor
     """[seed], layers from 0 to L: the mean layer, weighted by the mixing weights (Eq 2)."""
     mix_bits: Tensor
     """[seed], bits: how far the mixing weights are from uniform over L + 1 layers, K(s)."""
     differential_bits: Tensor
-    """[seed], bits: how far the differential scores, clipped at 0 and made to sum to 1, are from uniform over the L
-    layers above 0, K(Δ); NaN where no layer adds anything."""
+    """[seed], bits: how far the differential scores, clipped at 0 and normalized to sum to 1, are from uniform over the
+    L layers above 0, K(Δ); NaN when no layer adds anything."""
     why: tuple[str, ...]
-    """[seed]: why there is no expected layer; empty where there is one."""
+    """[seed]: why the expected layer is not defined; empty if it is defined."""
     labels: tuple[str, ...]
     """[layer]: `0`, `1` ..."""
 
@@ -210,24 +210,24 @@ class LayerStatistics(Result):
 
     @property
     def gain(self) -> float:
-        """How much F1 all layers add to that of layer 0, on average over seeds: what the expected layer divides by."""
+        """How much all layers add to the F1 of layer 0, mean over seeds. The expected layer divides by it."""
         return (self.f1[:, -1] - self.f1[:, 0]).mean().item()
 
     @property
     def headroom(self) -> float:
-        """What is missing from the F1 of all layers to 1, on average over seeds: no layer gives that."""
+        """1 minus the F1 of all layers, mean over seeds: what no layer adds."""
         return (1 - self.f1[:, -1]).mean().item()
 
     def interval(self, field: str, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """The lower and the upper ends of the mean of a field over seeds: [layer], or one number each (extra `stats`).
+        """The lower and upper ends of the interval for a field's mean over seeds: [layer] or scalars (extra `stats`).
 
-        Student's t-interval: how the mean would move with other seeds, not with other data. NaN with one seed, and of
-        two so wide that it may reach beyond what is possible.
-        Raises `DataError` for something else than a tensor field.
+        This is Student's t-interval. It covers the variation between seeds, not between data sets. It is NaN with one
+        seed, and with two seeds it is so wide that its ends may be impossible values.
+        Raises `DataError` for a name that is not a tensor field.
         """
         names = [name for name, value in vars(self).items() if isinstance(value, Tensor)]
         if field not in names:
-            raise DataError(f"an interval is of one of {', '.join(names)}, got {field!r}")
+            raise DataError(f"field must be one of {', '.join(names)}, got {field!r}")
         return t_interval(getattr(self, field), level)
 
     def __str__(self) -> str:
@@ -248,17 +248,17 @@ class LayerStatistics(Result):
 def layer_statistics(f1: Tensor, mix: Tensor | None = None, *, least_gain: float = LEAST_GAIN) -> LayerStatistics:
     """Summarize at which layers one task is solved (Tenney et al. 2019, §3, Eq 2 to 4).
 
-    The expected layer divides by the gain F_L - F_0, and means nothing where that is small: it is NaN, with a reason,
-    for a seed whose gain is less than `least_gain` or whose expected layer is outside of 1 to L, and for all seeds if
-    their mean gain is less than twice its standard error over seeds.
+    The expected layer divides by the gain F_L - F_0, so it is not meaningful when the gain is small. It is NaN, with a
+    reason, for a seed whose gain is less than `least_gain` or whose expected layer is outside of 1 to L, and for all
+    seeds if their mean gain is less than twice its standard error over seeds.
 
     Args:
-        f1: [layer] or [seed, layer], 0 to 1: F1 of the probes that see layers 0 to each one, layer 0 first.
-        mix: [layer] or [seed, layer]: the mixing weights of the probe that sees all layers, after the softmax; its
-            factor γ plays no role.
-        least_gain: as a share, more than 0.
+        f1: [layer] or [seed, layer], 0 to 1: F1 of the probes that read layers 0 to each layer, layer 0 first.
+        mix: [layer] or [seed, layer]: the mixing weights of the probe that reads all layers, after the softmax and
+            without the factor γ.
+        least_gain: between 0 and 1.
 
-    Raises `ShapeError` for other shapes, `DataError` for values that are no F1, no weights or no gain.
+    Raises `ShapeError` for other shapes, `DataError` for values that cannot be F1, weights or a gain.
 
         >>> import torch
         >>> found = layer_statistics(torch.tensor([0.5, 0.5, 0.8, 0.9]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
@@ -290,7 +290,7 @@ def layer_statistics(f1: Tensor, mix: Tensor | None = None, *, least_gain: float
 
 
 def _why(f1: Tensor, least_gain: float) -> tuple[str, ...]:
-    """[seed]: why a seed has no expected layer; empty where it has one."""
+    """[seed]: why a seed has no expected layer; empty if it has one."""
     seeds, last = len(f1), f1.shape[1] - 1
     gains, expected = gain_of(f1), unchecked_expected_layer(f1)
     if seeds > 1 and gains.mean() < 2 * (error := gains.std().item() / math.sqrt(seeds)):
@@ -315,5 +315,5 @@ def _rows(values: Tensor, name: str) -> Tensor:
 
 
 def _spread(values: Tensor) -> str:
-    """The mean over seeds, and the standard deviation of several."""
+    """The mean over seeds, and the standard deviation if there are several."""
     return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")

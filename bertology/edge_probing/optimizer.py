@@ -16,45 +16,44 @@ from ..errors import DataError
 
 @dataclass(frozen=True)
 class Training:
-    """How probes are trained: by default as in Tenney et al. (2019), with their settings for tasks of middling size.
+    """How probes are trained: by default as in Tenney et al. (2019), with their settings for tasks of medium size.
 
-    Raises `DataError` for values that make no training.
+    Raises `DataError` for values that are out of range.
     """
 
     lr: float = 1e-4
-    """Adam's learning rate, to begin with; the variant is AMSGrad."""
+    """The initial learning rate of Adam (AMSGrad)."""
     batch_size: int = 32
-    """How many records (not targets) make a batch."""
+    """The number of records (not targets) in a batch."""
     validate_every: int = 500
-    """After how many steps the probes are scored: in the paper 1000 for large tasks, 500, or 100 for small ones. Before
-    a probe says its first yes, its F1 is 0, and patience runs out."""
+    """The number of steps between validations: in the paper 1000 for large tasks, else 500, and 100 for small tasks.
+    F1 is 0 until a probe predicts its first label, and patience may run out before that."""
     max_validations: int = 100
-    """How often at most; in the paper 250 for large tasks."""
+    """The most validations; in the paper 250 for large tasks."""
     patience_halve: int = 5
-    """After how many validations in a row without improvement a probe's learning rate is halved. (The released program
-    counts one more, and for `patience_stop` too.)"""
+    """A probe's learning rate is halved after this many validations in a row without improvement. (The released program
+    waits for one more, also for `patience_stop`.)"""
     patience_stop: int = 20
-    """After how many validations in a row that are not better than the best a probe stops."""
+    """A probe stops after this many validations in a row that are not better than its best."""
     threshold: float = 1e-4
-    """By how much F1, from 0 to 1, has to grow to count as an improvement that keeps the learning rate; or by how many
-    bits a target the loss has to fall."""
+    """The least improvement that keeps the learning rate: of F1, from 0 to 1, or of the loss in bits per target."""
     min_lr: float = 1e-6
     """A probe stops when its learning rate is below this."""
     clip: float = 5.0
-    """How long a probe's gradient may be: a longer one is shortened."""
+    """The largest norm of a probe's gradient; a larger gradient is scaled down to it."""
     dev_records: int | None = 5000
-    """How many records, the first, the probes are scored on while they train; None for all."""
+    """Validations use only this many records, the first ones; None for all."""
     width: int = 256
-    """How wide a probe's projections and its hidden layer are."""
+    """The width of a probe's projections and of its hidden layer."""
     dropout: float = 0.3
-    """Of the hidden layer."""
+    """Dropout of the hidden layer."""
     input_dropout: float = 0.2
-    """Of the mixed vectors."""
+    """Dropout of the mixed vectors."""
     order: int = 0
     """The seed of the order of records, which is the same for all probes that train together."""
     choose_by: Literal["f1", "loss"] = "f1"
-    """What validations judge a probe by, and with it its learning rate, its end and its best weights: F1 as in the
-    paper, or the loss on `dev`, which suits what is made of probabilities, such as code lengths."""
+    """The criterion of validations, which decides the learning rate, the end of training and the best weights: F1 as in
+    the paper, or the loss on `dev`, which suits results that use probabilities, such as code lengths."""
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "validate_every", "max_validations", "patience_halve", "patience_stop", "width")
@@ -82,19 +81,19 @@ class Training:
 
     @property
     def max_steps(self) -> int:
-        """How many steps there are at most."""
+        """The most steps of training."""
         return self.validate_every * self.max_validations
 
 
 PAPER = Training()
-"""The paper's settings for tasks of middling size."""
+"""The paper's settings for tasks of medium size."""
 
 
 class AMSGrad:
-    """Adam with AMSGrad for several probes at once, whose learning rates differ; gradients are clipped first.
+    """AMSGrad for several probes at once, each with its own learning rate; gradients are clipped first.
 
-    The steps are `torch.optim.adam.adam`'s, fused, on the rows of one tensor: one pass over the memory, and the moments
-    of a probe are a row too, so that probes are dropped and kept by their places.
+    The steps are those of `torch.optim.adam.adam`, fused, on the rows of one tensor. Each probe's moments are a row
+    too, so probes are selected by their indices.
     """
 
     def __init__(self, weights: Tensor) -> None:
@@ -102,15 +101,15 @@ class AMSGrad:
         self.moments = weights.new_zeros(3, *weights.shape)
         """[moment, probe, weight]: the means of g and of g², and the highest mean of g² so far."""
         self.steps = torch.zeros(len(weights), dtype=torch.float32, device=weights.device)
-        """[probe]: how many steps were made."""
+        """[probe]: the number of steps so far."""
 
     def select(self, places: Sequence[int]) -> None:
-        """Keep some of the probes only."""
+        """Keep only some of the probes."""
         self.moments, self.steps = self.moments[:, list(places)], self.steps[list(places)]
 
     @torch.no_grad()
     def step(self, weights: Tensor, gradients: Tensor, lrs: Sequence[float], clip: float) -> None:
-        """Change weights [probe, weight] in place. Gradients are clipped by each probe's own norm, in place."""
+        """Update weights [probe, weight] in place. Gradients are clipped by each probe's own norm, in place."""
         norms = gradients.norm(dim=1, keepdim=True)
         gradients.mul_((clip / (norms + 1e-6)).clamp_max(1))
         for lr in set(lrs):
@@ -126,17 +125,17 @@ class AMSGrad:
 
 @dataclass
 class Patience:
-    """What the validations of one probe make of its training: its learning rate, and whether it goes on."""
+    """The learning rate and early stopping of one probe, decided by its validations."""
 
     lr: float
     scores: list[float] = field(default_factory=list)
-    """What each validation judges it by, the higher the better: F1, or the loss with a minus."""
+    """The criterion at each validation, the higher the better: F1, or minus the loss."""
     losses: list[float] = field(default_factory=list)
     """The mean training loss of the steps before each validation."""
     lasting: float = -math.inf
-    """The score that has to be beaten by the threshold to keep the learning rate."""
+    """To keep the learning rate, a score must be better than this by the threshold."""
     waited: int = 0
-    """Validations since that was beaten, or since the learning rate was halved."""
+    """Validations since such a score, or since the learning rate was halved."""
 
     def see(self, score: float, loss: float, settings: Training) -> bool:
         """Take the score of a validation, and the training loss before it. Whether it is the best so far."""

@@ -15,24 +15,24 @@ from .layer_statistics import LayerStatistics
 
 @dataclass(frozen=True)
 class OrderAgreement:
-    """How alike two orders of the same tasks are."""
+    """How well two orders of the same tasks agree."""
 
     spearman: float
-    """Spearman's rank correlation, -1 to 1, ties at their mean rank."""
+    """Spearman's rank correlation, -1 to 1; ties get their mean rank."""
     kendall: float
-    """Kendall's τ_b, -1 to 1: of the pairs of tasks, how many more are in the same order than not."""
+    """Kendall's τ_b, -1 to 1: the pairs of tasks in the same order less those in the opposite order, normalized."""
     p: float
-    """Two-sided p-value of τ, that of an order by chance; exact for tasks without ties."""
+    """Two-sided p-value of τ under a random order; exact for tasks without ties."""
     tasks: tuple[str, ...]
-    """The tasks that have a layer in both, in the first one's order."""
+    """The tasks that have an expected layer in both, in the order of the first."""
     left_out: tuple[str, ...]
-    """The other tasks: in one of the two only, or without an expected layer."""
+    """The other tasks: they are only in one of the two, or have no expected layer."""
 
 
 def order_of(tasks: Mapping[str, LayerStatistics | float]) -> list[str]:
-    """The names of tasks by their expected layer, the lowest first; those without one last, as they came.
+    """The names of tasks by their expected layer, the lowest first; tasks without one are last, in the given order.
 
-    Takes statistics, or expected layers themselves, such as a paper's.
+    The values are statistics, or expected layers as floats, such as those of a paper.
 
         >>> order_of({"coreference": 9.5, "winograd": float("nan"), "parts of speech": 3.4})
         ['parts of speech', 'coreference', 'winograd']
@@ -46,8 +46,8 @@ def order_agreement(
 ) -> OrderAgreement:
     """Compare the orders of tasks by their expected layers in two models, or in a model and a paper (extra `stats`).
 
-    Tasks that are in one of the two only, or have no expected layer there, are left out. Raises `DataError` if fewer
-    than two are left, or if all have the same layer.
+    Tasks that are only in one of the two, or have no expected layer there, are left out. Raises `DataError` if fewer
+    than two tasks are left, or if all of them have the same expected layer.
 
         >>> mine = {"POS": 1.8, "entities": 2.5, "SRL": 2.4, "coreference": 3.6}
         >>> paper = {"POS": 3.4, "entities": 4.6, "SRL": 6.5, "coreference": 9.5}
@@ -60,7 +60,7 @@ def order_agreement(
     first, second = (torch.tensor([each[name] for name in known], dtype=torch.float64) for each in layers)
     if len(known) < 2 or any(bool((x == x[0]).all()) for x in (first, second)):
         raise DataError(
-            "an order is of two tasks or more whose expected layers differ, got in both: "
+            "wanted two or more tasks with different expected layers, got in both: "
             f"{', '.join(known) or 'none'}; left out: {', '.join(left_out) or 'none'}"
         )
     tau = need("scipy.stats", extra="stats").kendalltau(first.numpy(), second.numpy())
@@ -70,7 +70,8 @@ def order_agreement(
 def layer_table(tasks: Mapping[str, LayerStatistics]) -> str:
     """Statistics of several tasks as a table in Markdown, in the order of `order_of`.
 
-    KL in bits; of several seeds the means. Raises `DataError` for no tasks, and for tasks of models of different depth.
+    KL is in bits. With several seeds the table has means over seeds. Raises `DataError` for no tasks, and for tasks of
+    models of different depth.
 
         >>> from bertology.edge_probing import layer_statistics
         >>> print(layer_table({"POS": layer_statistics(torch.tensor([0.5, 0.8, 0.9]))}))
@@ -91,16 +92,16 @@ def layer_table(tasks: Mapping[str, LayerStatistics]) -> str:
 
 
 def last_layer(tasks: Mapping[str, LayerStatistics]) -> int:
-    """L, which all tasks must share. Raises `DataError` where they don't, and for no tasks."""
+    """The last layer L of all tasks. Raises `DataError` when it differs between tasks, and for no tasks."""
     depths = {name: one.f1.shape[1] - 1 for name, one in tasks.items()}
     if len(set(depths.values())) != 1:
         told = ", ".join(f"{name} of {depth}" for name, depth in depths.items())
-        raise DataError(f"wanted tasks of models with as many layers, got {told or 'no tasks'}")
+        raise DataError(f"wanted tasks of models with the same number of layers, got {told or 'no tasks'}")
     return next(iter(depths.values()))
 
 
 def layer_of(one: LayerStatistics | float) -> float:
-    """The expected layer of statistics, or the number itself; NaN where there is none."""
+    """The expected layer of statistics, or the float itself; NaN if there is none."""
     return one.expected_layer if isinstance(one, LayerStatistics) else float(one)
 
 

@@ -26,25 +26,25 @@ def probe_layers(
 ) -> LayerScores:  # fmt: skip
     """Train a probe on the layers up to each one, and score all of them (Tenney et al. 2019, §3, Eq 3).
 
-    For each of the L + 1 layers a probe learns the task from a mix of that layer and all below it; layer 0 is the
-    lexical one. All probes, of all seeds, train at once, and each as if it were alone: `train_probes` says how.
-    `LayerScores.statistics` tells at which layers the task is solved.
+    For each of the L + 1 layers a probe learns the task from a mix of that layer and all layers below it. Layer 0 is
+    the lexical layer. All probes of all seeds train at once, with the same result as if each were trained alone: see
+    `train_probes`. `LayerScores.statistics` computes at which layers the task is solved.
 
     Args:
-        train: the records to learn from: what `encode` makes of a task and a model.
-        dev: the records by which learning rates, the end of training and the best weights are chosen.
-        test: the records that are scored; by default all of `dev`, as in the paper. Since the best weights are chosen
-            on it, F1 on `dev` is a little high.
-        seeds: of initial weights and dropout, 0 or more; each seed trains L + 1 probes. Within a seed, all probes begin
-            and drop alike. The order of records is the same for all: `Training(order=...)`.
-        settings: by default the paper's for tasks of middling size; `Training.large()` and `Training.small()` are its
-            others.
+        train: the records to train on: the output of `encode` for a task and a model.
+        dev: the records that decide learning rates, the end of training and the best weights.
+        test: the records that are scored; by default all of `dev`, as in the paper. The best weights are chosen on
+            `dev`, so F1 on `dev` is slightly optimistic.
+        seeds: of initial weights and dropout, 0 or more; each seed trains L + 1 probes. Probes of the same seed have
+            the same initial weights and dropout. The order of records is the same for all: `Training(order=...)`.
+        settings: by default the paper's settings for tasks of medium size; see also `Training.large()` and
+            `Training.small()`.
         device: where to train.
-        checkpoint: a file to which the training is written every minute, and from which one that was cut off goes on.
+        checkpoint: a file to which the training is written every minute, and from which an interrupted call resumes.
             It is removed at the end.
         progress: the title of a progress bar over steps; no bar without it.
 
-    Memory: some 30 bytes for each weight of a probe, of which there are about 540,000 at 768 hidden with two spans.
+    Memory: about 30 bytes per weight of a probe; a probe has about 540,000 weights at hidden size 768 with two spans.
 
     Raises `DataError` as `train_probes` does.
 
@@ -73,9 +73,9 @@ def probe_layers(
 
 
 def cumulative_probes(source: BatchSource, seeds: Sequence[int] = (0,), settings: Training = PAPER) -> Probes:
-    """New probes for a data set: for each seed, one on each layer and all below it.
+    """New probes for a data set: for each seed, one probe for each layer and all layers below it.
 
-    Raises `DataError` for no seeds, and where one is named twice.
+    Raises `DataError` for no seeds, and for a seed that is given twice.
 
         >>> class Sizes:
         ...     layers, hidden, sides, labels = 3, 8, 1, ("no", "yes")
@@ -83,7 +83,7 @@ def cumulative_probes(source: BatchSource, seeds: Sequence[int] = (0,), settings
         [1, 2, 3, 1, 2, 3]
     """
     if not seeds or len(set(seeds)) < len(seeds):
-        raise DataError(f"seeds must be one or more, each once, got {tuple(seeds)}")
+        raise DataError(f"seeds must be one or more different integers, got {tuple(seeds)}")
     return Probes(
         cumulative(source.layers).repeat(len(seeds), 1), source.hidden, len(source.labels), source.sides,
         seeds=[seed for seed in seeds for _ in range(source.layers)], width=settings.width, dropout=settings.dropout,
@@ -92,9 +92,9 @@ def cumulative_probes(source: BatchSource, seeds: Sequence[int] = (0,), settings
 
 
 def score_layers(trained: Trained, source: BatchSource) -> LayerScores:
-    """Score trained `cumulative_probes` on records: what `probe_layers` ends with.
+    """Score trained `cumulative_probes` on records: the last step of `probe_layers`.
 
-    Raises `DataError` for other probes, and for records none of whose labels count.
+    Raises `DataError` for other probes, and for records without a label that counts.
 
         >>> from bertology.edge_probing import EdgeBatch, train_probes
         >>> class Toy:  # texts of one token, of which each has the label
@@ -133,17 +133,17 @@ def score_layers(trained: Trained, source: BatchSource) -> LayerScores:
 def probabilities(
     probes: Probes, source: BatchSource, *, records: Tensor | range | None = None, batch_size: int = 32
 ) -> Tensor:
-    """[probe, target, label] float32: how probable each label is of each target to trained probes.
+    """[probe, target, label] float32: the probability of each label of each target, by trained probes.
 
     For `cumulative_probes` of one seed the first axis is `layer`.
 
     Args:
         probes: trained probes.
-        source: records.
-        records: which of them; by default all. Targets come record by record, in this order.
-        batch_size: how many records are taken at a time.
+        source: the records.
+        records: the indices of some records; by default all. Targets come record by record, in this order.
+        batch_size: the number of records in a batch.
 
-    Raises `DataError` where a logit is not finite.
+    Raises `DataError` when a logit is not finite.
 
         >>> from bertology.edge_probing import EdgeBatch
         >>> class Toy:  # texts of one token
@@ -162,15 +162,15 @@ def probabilities(
 def follow_targets(
     trained: Trained, source: BatchSource, task: EdgeTask, *, seed: int | None = None
 ) -> LabelTrajectories:
-    """Follow what trained `cumulative_probes` make of each target from layer to layer (Tenney et al. 2019, §4.1).
+    """Follow what trained `cumulative_probes` predict for each target from layer to layer (Tenney et al. 2019, §4.1).
 
     Args:
         trained: probes of one seed or several.
-        source: the records to follow: what `encode` made of `task`. Targets that it lost are not among the result's.
+        source: the records to follow: the output of `encode` for `task`. Targets that it lost are not in the result.
         task: the same records, with their words.
-        seed: which seed's probes; by default the first.
+        seed: the seed of the probes to follow; by default the first.
 
-    Raises `DataError` for other probes, for a seed that is not among them, and as `label_trajectories` does.
+    Raises `DataError` for other probes, for a seed that no probe has, and as `label_trajectories` does.
 
         >>> from bertology.edge_probing import EdgeBatch, Record, Target, train_probes
         >>> class Toy:  # texts of one token, of which each has the label
@@ -197,7 +197,7 @@ def follow_targets(
 
 
 def _seeds(probes: Probes) -> tuple[int, ...]:
-    """Their seeds, each of which has a probe for the layers up to each one."""
+    """The seeds of cumulative probes. Raises `DataError` for other probes."""
     layers = probes.layers.shape[1]
     seeds = probes.seeds[::layers]
     if not torch.equal(probes.layers.cpu(), cumulative(layers).repeat(len(seeds), 1)):

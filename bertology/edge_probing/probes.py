@@ -1,6 +1,6 @@
 """The probes: span pooling, mixing of layers, and a classifier.
 
-Many probes are one program: every weight has a leading axis `probe`, and one matrix product serves all of them.
+Many probes are computed at once: every weight has a leading axis `probe`, and one matrix product serves all probes.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from .span_batches import EdgeBatch
 
 
 def pool(vectors: Tensor, scores: Tensor, tokens: Tensor, targets: Tensor, count: int) -> Tensor:
-    """[probe, target, dim]: of each span, the mean of its tokens' vectors weighted by the softmax of their scores.
+    """[probe, target, dim]: for each span, the mean of its tokens' vectors weighted by the softmax of their scores.
 
-    For each of several probes, r = Σ_t α_t e_t over the span's tokens t, with α their softmax of z_t (Tenney et al.
-    2019, ICLR, §3.2). Work and memory grow with the tokens in the spans, whatever the longest span.
+    For each of several probes, r = Σ_t α_t e_t over the span's tokens t, where α is the softmax of z over these tokens
+    (Tenney et al. 2019, ICLR, §3.2). Time and memory grow with the number of tokens in all spans, without padding to
+    the longest span.
 
     Args:
         vectors: [probe, token, dim], e.
         scores: [probe, token], z.
         tokens: [pair] int64: the tokens of the spans, span by span.
-        targets: [pair] int64, ascending: which target's span that is; each of them has a token or more.
-        count: how many targets there are.
+        targets: [pair] int64, ascending: the target of each span; each target has one token or more.
+        count: the number of targets.
     """
     probes, many, dim = vectors.shape
     each = torch.arange(probes, device=vectors.device)[:, None]
     rows, spans = (each * many + tokens).flatten(), (each * count + targets).flatten()
     starts = torch.searchsorted(spans, torch.arange(probes * count, device=spans.device))
-    # A bag of embeddings is such a weighted sum, and makes no copy of the vectors for spans that overlap.
+    # An embedding bag computes this weighted sum without a copy of the vectors for spans that overlap.
     shares = _softmax(scores.flatten().index_select(0, rows), spans, probes * count)
     pooled = F.embedding_bag(rows, vectors.reshape(-1, dim), starts, mode="sum", per_sample_weights=shares)
     return pooled.view(probes, count, dim)
@@ -53,26 +54,26 @@ Shapes = dict[str, tuple[int, ...]]
 class Probes(nn.Module):
     """Several independent edge probes, each of which reads some of the layers (Tenney et al. 2019, ICLR, §3.2).
 
-    Each mixes the layers of a token, h = γ Σ_l s_l h_l with s = softmax(a) over its own layers (Tenney et al. 2019,
-    Eq 1), projects h to `width`, pools the tokens of a span by an attention of its own, joins the spans of both sides,
-    and scores the labels: Linear, tanh, LayerNorm, dropout, Linear. Both sides have weights of their own.
-    As in the released code, there is dropout on mixed vectors too; a token has the same one on both sides.
+    Each probe mixes the layers of a token, h = γ Σ_l s_l h_l with s = softmax(a) over its own layers (Tenney et al.
+    2019, Eq 1), projects h to `width`, pools the tokens of a span by self-attentive pooling, concatenates the spans of
+    both sides, and scores the labels: Linear, tanh, LayerNorm, dropout, Linear. The two sides have separate weights.
+    As in the released code, the mixed vectors have dropout too; a token has the same dropout on both sides.
 
-    Weights begin as those of `torch.nn.Linear`, the mix with a = 0 and γ = 1. They and the dropout follow from the
-    probe's seed alone: probes of one seed begin and drop alike, whichever layers they read, alone or in company. So
-    what they differ in is due to their layers.
+    Weights are initialized as those of `torch.nn.Linear`, the mix with a = 0 and γ = 1. Initial weights and dropout
+    depend only on the probe's seed, not on its layers nor on the other probes. So probes of one seed differ only by
+    the layers they read.
 
     Args:
         layers: [probe, layer] bool: which layers each probe mixes, the lexical layer 0 first.
-        hidden: how wide the vectors are.
-        labels: how many labels there are.
-        sides: how many spans a target has, 1 or 2.
-        seeds: one seed for all probes, or one for each, 0 or more. Torch's own random state stays as it is.
-        width: how wide projections and the hidden layer are.
+        hidden: the hidden size of the vectors.
+        labels: the number of labels.
+        sides: the number of spans per target, 1 or 2.
+        seeds: one seed for all probes, or one for each, 0 or more. Torch's global random state is not used.
+        width: the width of projections and of the hidden layer.
         dropout: of the hidden layer.
         input_dropout: of the mixed vectors.
 
-    Raises `ShapeError` and `DataError` for sizes and settings that make no probe, such as one without layers.
+    Raises `ShapeError` and `DataError` for sizes and settings that are not possible, such as a probe without layers.
 
         >>> Probes(torch.ones(3, 13, dtype=torch.bool).tril(), 768, 2, 2).mix.shape
         torch.Size([3, 13])
@@ -96,9 +97,9 @@ class Probes(nn.Module):
         self.register_buffer("layers", layers.clone())
         drawn = {seed: _begin(self._shapes, seed) for seed in self.seeds}
         self.weights = nn.Parameter(torch.stack([drawn[seed] for seed in self.seeds]))
-        """[probe, weight]: all weights of a probe one after the other; `parts` takes them apart."""
+        """[probe, weight]: all weights of a probe, concatenated; `parts` splits them."""
         self.step = 0
-        """How many batches were trained on: dropout follows from it and the seed."""
+        """The number of training steps so far; it decides dropout together with the seed."""
 
     def parts(self) -> dict[str, Tensor]:
         """Views of all weights by name, each with a leading axis `probe`."""
@@ -107,7 +108,7 @@ class Probes(nn.Module):
 
     @property
     def mix(self) -> Tensor:
-        """[probe, layer]: the mixing weights s, 1 together; 0 for layers that a probe does not read."""
+        """[probe, layer]: the mixing weights s, which sum to 1; 0 for layers that a probe does not read."""
         return self._mix(self.parts()["mix"]).detach()
 
     @property
@@ -116,7 +117,7 @@ class Probes(nn.Module):
         return self.parts()["gamma"][:, 0].detach()
 
     def select(self, which: Iterable[int]) -> Probes:
-        """A copy of some of the probes, by their places."""
+        """A copy of some of the probes, by their indices."""
         places = list(which)
         hidden, labels, sides, width = self._sizes
         chosen = Probes(
@@ -148,7 +149,7 @@ class Probes(nn.Module):
     def _span(
         self, parts: dict[str, Tensor], shares: Tensor, dropped: Tensor | None, batch: EdgeBatch, side: int
     ) -> Tensor:
-        """[probe, target, width]: the pooled spans of one side. Only tokens in them are mixed, and each once."""
+        """[probe, target, width]: the pooled spans of one side. Only their tokens are mixed, each once."""
         weight, bias, attend, attend_bias = (
             parts[f"{name}{side + 1}"] for name in ("project", "project_bias", "attend", "attend_bias")
         )
@@ -165,7 +166,7 @@ class Probes(nn.Module):
         return a.masked_fill(~self.layers, -torch.inf).softmax(1)
 
     def _dropped(self, shapes: tuple[tuple[int, int], tuple[int, int]]) -> list[Tensor | None]:
-        """What the inputs and the hidden layer are multiplied with: [probe, *shape], or [1, *shape] for all probes."""
+        """The dropout masks of inputs and hidden layer: [probe, *shape], or [1, *shape] for all probes."""
         if not self.training:
             return [None, None]
         seeds = sorted(set(self.seeds))
@@ -180,7 +181,7 @@ class Probes(nn.Module):
 
 
 def cumulative(layers: int) -> Tensor:
-    """[probe, layer] bool: which layers cumulative probes mix: the first only the lexical layer 0, the last all.
+    """[probe, layer] bool: which layers cumulative probes mix: the first probe only layer 0, the last all layers.
 
     >>> cumulative(3).int().tolist()
     [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
@@ -189,7 +190,7 @@ def cumulative(layers: int) -> Tensor:
 
 
 def _shapes(layers: int, hidden: int, labels: int, sides: int, width: int) -> Shapes:
-    """The shapes of a probe's weights, input before output; a bias comes right behind its weights."""
+    """The shapes of a probe's weights, input before output; each bias directly follows its weights."""
     shapes: Shapes = {"mix": (layers,), "gamma": (1,)}
     for side in range(1, sides + 1):
         shapes |= {f"project{side}": (hidden, width), f"project_bias{side}": (width,)}
@@ -199,7 +200,7 @@ def _shapes(layers: int, hidden: int, labels: int, sides: int, width: int) -> Sh
 
 
 def _begin(shapes: Shapes, seed: int) -> Tensor:
-    """[weight]: the weights of a new probe. `torch.nn.Linear` draws weights and bias from ±1/√inputs."""
+    """[weight]: the weights of a new probe, uniform within ±1/√inputs as in `torch.nn.Linear`."""
     draw, bound = generator(seed, BEGINNING), 0.0
     pieces = []
     for name, shape in shapes.items():
@@ -217,10 +218,10 @@ def _check(
     if layers.dim() != 2 or layers.dtype != torch.bool or not len(layers):
         raise ShapeError(f"layers must be [probe, layer] bool, got {list(layers.shape)} {layers.dtype}")
     if not layers.any(1).all():
-        raise DataError(f"probe {int(layers.any(1).int().argmin())} reads no layer: give each one or more")
+        raise DataError(f"probe {int(layers.any(1).int().argmin())} reads no layer: give each probe one or more")
     if min(hidden, labels, width) < 1 or sides not in (1, 2):
         raise DataError(
             f"hidden, labels and width must be 1 or more and sides 1 or 2, got {hidden}, {labels}, {width} and {sides}"
         )
     if not all(0 <= share < 1 for share in dropouts):
-        raise DataError(f"dropout is a share from 0 to less than 1, got {dropouts[0]} and {dropouts[1]}")
+        raise DataError(f"dropout must be from 0 to less than 1, got {dropouts[0]} and {dropouts[1]}")

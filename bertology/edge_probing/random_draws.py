@@ -1,7 +1,7 @@
 """The random numbers of each seed and each step of training.
 
-Each is drawn from its seed, its purpose and its step. No random state has to be saved, a probe gets the same numbers
-alone as together with others, and torch's own random state stays as it is.
+They depend only on the seed, the purpose and the step. So no random state has to be saved, a probe gets the same
+random numbers alone or with other probes, and torch's global random state is not used.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch import Tensor
 from ..errors import DataError
 
 BEGINNING, DROPOUT, ORDER, CODE = range(4)
-"""What random numbers are for: initial weights, dropout, the order of records in training and in a code."""
+"""The purposes of random numbers: initial weights, dropout, the order of records in training and in a code."""
 
 
 def generator(seed: int, purpose: int, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """Random numbers of one seed, for one purpose, at one step."""
+    """The random generator for one seed, one purpose and one step."""
     if seed < 0:
-        raise DataError(f"a seed is 0 or more, got {seed}")
+        raise DataError(f"a seed must be 0 or more, got {seed}")
     state = np.random.SeedSequence((seed, purpose, step)).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]))
 
 
 class Order:
-    """In which order training goes through the records: shuffled anew for each epoch."""
+    """The order of records in training: a new shuffle for each epoch."""
 
     def __init__(self, records: int, batch_size: int, seed: int) -> None:
         self._records, self._size, self._seed = records, batch_size, seed

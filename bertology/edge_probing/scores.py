@@ -19,7 +19,7 @@ from .span_batches import BatchSource, EdgeBatch
 
 
 class Counts(NamedTuple):
-    """Decisions of probes about the targets of records: a label is predicted where its probability is 1/2 or more."""
+    """Counts of right and wrong predictions. A label is predicted when its probability is 1/2 or more."""
 
     tp: Tensor
     """[probe, example] int32: labels that were predicted and are true, of those that count in the score."""
@@ -36,7 +36,7 @@ class Counts(NamedTuple):
 
 
 def micro_f1(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
-    """F1 from pooled counts, 2 tp / (2 tp + fp + fn), float64. It is 0 where nothing is predicted and nothing true.
+    """F1 from pooled counts, 2 tp / (2 tp + fp + fn), float64. It is 0 when nothing is predicted and nothing is true.
 
     >>> micro_f1(torch.tensor([3, 0]), torch.tensor([1, 0]), torch.tensor([2, 0])).tolist()
     [0.6666666666666666, 0.0]
@@ -48,9 +48,9 @@ def micro_f1(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
 def logits_of(
     probes: Probes, source: BatchSource, records: Tensor | range, batch_size: int
 ) -> Iterator[tuple[Tensor | range, EdgeBatch, Tensor]]:
-    """The logits [probe, target, label] of some records at a time, in their order, without dropout and gradients.
+    """The logits [probe, target, label] of the records, batch by batch in their order, without dropout and gradients.
 
-    Raises `DataError` where they are not finite.
+    Raises `DataError` when they are not finite.
     """
     training = probes.training
     probes.eval()
@@ -62,7 +62,7 @@ def logits_of(
                 logits = probes(batch)
             if not logits.isfinite().all():
                 raise DataError(
-                    f"probe {int((~logits.isfinite()).flatten(1).any(1).int().argmax())} gives logits that are not "
+                    f"probe {int((~logits.isfinite()).flatten(1).any(1).int().argmax())} returns logits that are not "
                     f"finite for records {int(some[0])} to {int(some[-1])}: look for NaN or overflow in their vectors"
                 )
             yield some, batch, logits
@@ -71,9 +71,9 @@ def logits_of(
 
 
 def count(probes: Probes, source: BatchSource, *, records: int | None = None, batch_size: int = 32) -> Counts:
-    """Count right and wrong decisions of all probes about all records, or about the first of them.
+    """Count right and wrong predictions of all probes for all records, or for the first `records`.
 
-    Raises `DataError` where none of the labels that count is true of any target, for no score means anything there.
+    Raises `DataError` when no target has a label that counts, because F1 is then not meaningful.
     """
     return judge(probes, source, records=records, batch_size=batch_size)[0]
 
@@ -81,7 +81,7 @@ def count(probes: Probes, source: BatchSource, *, records: int | None = None, ba
 def judge(
     probes: Probes, source: BatchSource, *, records: int | None = None, batch_size: int = 32
 ) -> tuple[Counts, Tensor]:
-    """As `count`, and the loss [probe] float64: the mean over targets of the bits of all labels, counted or not."""
+    """`count`, and the loss [probe] float64: the mean over targets of the bits of all labels, counted or not."""
     columns = [source.labels.index(label) for label in source.counted]
     of = source.target_record
     by_record: list[Tensor] = []
@@ -103,18 +103,19 @@ def judge(
     if not (tp + fn)[0].any():
         raise DataError(
             f"none of the labels that count is true of a target of the {tp.shape[1]} records to score on "
-            f"({', '.join(source.counted[:3])}{', ...' if len(columns) > 3 else ''}): F1 means nothing there"
+            f"({', '.join(source.counted[:3])}{', ...' if len(columns) > 3 else ''}), so F1 is not defined: "
+            "score on records with such labels"
         )
     return Counts(tp, fp, fn, *by_label), bits / targets
 
 
 def _places(of: Tensor, some: range, batch: EdgeBatch) -> Tensor:
-    """[target] int64: which of these records each target of their batch is of."""
+    """[target] int64: the record of each target in a batch, counted from the first record of the batch."""
     first, last = torch.searchsorted(of, torch.tensor([some.start, some.stop], device=of.device)).tolist()
     if last - first != batch.count:
         raise ShapeError(
-            f"target_record gives records {some.start} to {some.stop - 1} {last - first} targets, "
-            f"their batch has {batch.count}"
+            f"records {some.start} to {some.stop - 1} have {last - first} targets in target_record, "
+            f"but their batch has {batch.count}"
         )
     return (of[first:last] - some.start).to(batch.gold.device)
 
@@ -122,7 +123,7 @@ def _places(of: Tensor, some: range, batch: EdgeBatch) -> Tensor:
 def bits_of(logits: Tensor, gold: Tensor) -> Tensor:
     """[...], bits: the code of all labels of some targets, of logits [..., target, label] and gold [target, label].
 
-    Each label is a decision of its own: -log₂ σ(logit) where it is true, -log₂ (1 - σ(logit)) where it is not. Raises
+    Each label is a separate decision: -log₂ σ(logit) if it is true, -log₂ (1 - σ(logit)) if it is not. Raises
     `ShapeError` for other shapes.
 
         >>> bits_of(torch.zeros(3, 2, 5), torch.ones(2, 5)).tolist()
@@ -141,24 +142,24 @@ def bits_of(logits: Tensor, gold: Tensor) -> Tensor:
 class LayerScores(Result):
     """F1 of cumulative probes: the one at layer l reads layers 0 to l.
 
-    Layer 0 is the lexical one, layer l what comes out of the model's l-th block: that of heads in layer l - 1.
+    Layer 0 is the lexical layer. Layer l is the output of the model's l-th block, whose heads are in layer l - 1.
     """
 
     _by_layer: ClassVar = ()
 
     f1: Tensor
-    """[seed, layer], 0 to 1: micro-F1 over all decisions about the labels that count, p >= 1/2 being a yes. 0 where no
-    yes is right, also where there is none at all."""
+    """[seed, layer], 0 to 1: micro-F1 over all labels that count; a label is predicted when p >= 1/2. It is 0 when no
+    predicted label is true, and when no label is predicted."""
     mix: Tensor
-    """[seed, layer]: the mixing weights s of the probe that reads all layers, 1 together."""
+    """[seed, layer]: the mixing weights s of the probe that reads all layers; they sum to 1."""
     gamma: Tensor
-    """[seed]: its factor γ."""
+    """[seed]: the factor γ of the probe that reads all layers."""
     tp: Tensor
-    """[seed, layer, example] int32: labels that count and were predicted rightly, in each record that was scored."""
+    """[seed, layer, example] int32: labels that count, are predicted and are true, in each record that was scored."""
     fp: Tensor
-    """[seed, layer, example] int32: those that were predicted and are not true."""
+    """[seed, layer, example] int32: labels that count, are predicted and are not true."""
     fn: Tensor
-    """[seed, layer, example] int32: those that are true and were not predicted."""
+    """[seed, layer, example] int32: labels that count, are true and are not predicted."""
     label_tp: Tensor
     """[seed, layer, label]: as `tp`, for each label over all records, also for labels that do not count."""
     label_fp: Tensor
@@ -166,24 +167,24 @@ class LayerScores(Result):
     label_fn: Tensor
     """[seed, layer, label]: as `fn`."""
     steps: Tensor
-    """[seed, layer]: how many steps each probe was trained for."""
+    """[seed, layer]: the number of training steps of each probe."""
     best_steps: Tensor
-    """[seed, layer]: after how many of them it was at its best."""
+    """[seed, layer]: the step whose weights were kept as the best."""
     validation_f1: Tensor
     """[seed, layer, validation]: F1 at each validation during training; NaN after a probe stopped."""
     losses: Tensor
     """[seed, layer, validation]: the mean training loss before each validation; NaN after a probe stopped."""
     stopped: tuple[tuple[str, ...], ...]
-    """[seed, layer]: why each probe stopped: its "patience" or its "learning rate" ran out, or all "validations" were
-    made: then it may not have been done."""
+    """[seed, layer]: why each probe stopped: "patience", "learning rate", or "validations" if all of them were used. In
+    this last case more training may help."""
     seeds: tuple[int, ...]
-    """[seed]: of initial weights and dropout."""
+    """[seed]: the seeds of initial weights and dropout."""
     label_names: tuple[str, ...]
     """[label]"""
     counted: tuple[str, ...]
     """The labels that count in F1."""
     targets: int
-    """How many targets were scored."""
+    """The number of targets that were scored."""
     settings: str
     """The settings of training."""
     labels: tuple[str, ...]
@@ -197,7 +198,7 @@ class LayerScores(Result):
         if "validations" in why:
             lines.append(f"{why.count('validations')} of {len(why)} probes used up all validations: more may help them")
         if (self.f1 == 0).any():
-            lines.append("where F1 is 0 no yes was right: a probe may have stopped before it said any, validate later")
+            lines.append("F1 is 0 where no predicted label is true: a probe may have stopped too early, validate later")
         return "\n".join(lines)
 
     def statistics(self) -> LayerStatistics:
@@ -210,25 +211,26 @@ class LayerScores(Result):
         return micro_f1(*cells).masked_fill(torch.stack(cells).sum(0) == 0, torch.nan)
 
     def bootstrap(self, resamples: int = 1000, *, seed: int = 0) -> Tensor:
-        """[draw, seed, layer]: F1 over as many records drawn anew; a draw takes the same records for all probes.
+        """[draw, seed, layer]: F1 over resampled records, the same for all probes in one draw.
 
-        So any number that is computed of F1, such as the expected layer, can be computed of each draw. Records are
-        drawn, not targets, since the targets of one text are alike.
+        So any statistic of F1, such as the expected layer, can be computed for each draw. Records are resampled, not
+        targets, because the targets of one text are not independent.
         """
         cells = torch.stack([self.tp, self.fp, self.fn]).double()
         return micro_f1(*bootstrap_sums(cells, resamples=resamples, seed=seed)[0].unbind(1))
 
     def interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """The lower and the upper ends of F1, [seed, layer] each: the percentile interval of `bootstrap`.
+        """The lower and upper ends of the percentile interval of F1 over `bootstrap`, [seed, layer] each.
 
-        It says how F1 would move with other records to score on, the trained probes being what they are.
+        It covers the choice of records to score on, for fixed trained probes.
         """
         return percentile_interval(self.bootstrap(resamples, seed=seed), level)
 
     def layer_interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """The lower and the upper ends of the expected layer, the mean over seeds: the interval of `bootstrap`.
+        """The lower and upper ends of the `bootstrap` interval of the expected layer, the mean over seeds.
 
-        Both are NaN where more than one draw in twenty has no expected layer: what is left would look too sure.
+        Both are NaN when more than one draw in twenty has no expected layer, because the other draws would give an
+        interval that is too narrow.
         """
         draws = self.bootstrap(resamples, seed=seed)
         layers = layer_statistics(draws.flatten(0, 1)).expected_layers.view(draws.shape[:2]).mean(1)

@@ -1,7 +1,7 @@
 """Batches of spans: which vectors belong to which span of which target.
 
 A target is one or two spans of tokens and their labels. A batch holds the vectors of its tokens once, at every
-layer, and says by pairs (token, target) which of them lie in the spans, so that nothing is padded.
+layer. Pairs (token, target) list the tokens of each span, so no padding is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class EdgeBatch:
     vectors: Tensor
     """[token, layer, hidden]: each token's hidden state at every layer; layer 0 is the lexical one."""
     tokens: tuple[Tensor, ...]
-    """For each side, [pair] int64: the rows of `vectors` that lie in the targets' spans, span by span."""
+    """For each side, [pair] int64: the rows of `vectors` in the targets' spans, span by span."""
     targets: tuple[Tensor, ...]
     """For each side, [pair] int64, ascending: the target whose span this is. Every target has a token on every side."""
     gold: Tensor
@@ -30,25 +30,27 @@ class EdgeBatch:
 
     @property
     def count(self) -> int:
-        """How many targets there are."""
+        """The number of targets."""
         return len(self.gold)
 
     def to(self, device: torch.device | str) -> EdgeBatch:
-        """The same on another device."""
+        """The same batch on another device."""
         vectors, gold = self.vectors.to(device), self.gold.to(device)
         tokens, targets = (tuple(x.to(device) for x in many) for many in (self.tokens, self.targets))
         return EdgeBatch(vectors, tokens, targets, gold)
 
     def check(self) -> EdgeBatch:
-        """Itself, if it makes sense: `ShapeError` where shapes disagree, `DataError` where a span is empty or amiss."""
+        """The batch itself. Raises `ShapeError` if shapes disagree, and `DataError` if a span is empty or wrong."""
         if self.vectors.dim() != 3 or self.gold.dim() != 2 or len(self.tokens) != len(self.targets):
             raise ShapeError(
-                "vectors must be [token, layer, hidden], gold [target, label], tokens and targets one [pair] a side; "
+                "vectors must be [token, layer, hidden], gold [target, label], tokens and targets one [pair] per side; "
                 f"got {list(self.vectors.shape)}, {list(self.gold.shape)}, {len(self.tokens)} and {len(self.targets)}"
             )
         for side, (tokens, targets) in enumerate(zip(self.tokens, self.targets, strict=True)):
             if tokens.shape != targets.shape or tokens.dim() != 1:
-                raise ShapeError(f"tokens and targets of side {side} must be as many, [pair], got {list(tokens.shape)}")
+                raise ShapeError(
+                    f"tokens and targets of side {side} must have the same shape [pair], got {list(tokens.shape)}"
+                )
             if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(self.vectors):
                 raise DataError(f"side {side} names a token that is not among the {len(self.vectors)} vectors")
             if not torch.equal(torch.unique_consecutive(targets).cpu(), torch.arange(self.count)):
@@ -60,19 +62,19 @@ class EdgeBatch:
 
 
 class BatchSource(Protocol):
-    """Where batches come from: a data set whose vectors are known. `Store` is one."""
+    """A data set whose vectors are known, from which batches are read. `Store` is one."""
 
     @property
     def layers(self) -> int:
-        """How many layers there are, the lexical one included: L + 1."""
+        """The number of layers, including the lexical one: L + 1."""
 
     @property
     def hidden(self) -> int:
-        """How wide the vectors are."""
+        """The hidden size of the vectors."""
 
     @property
     def sides(self) -> int:
-        """How many spans a target has, 1 or 2."""
+        """The number of spans per target, 1 or 2."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -84,18 +86,18 @@ class BatchSource(Protocol):
 
     @property
     def records(self) -> int:
-        """How many records there are, each with a target or more."""
+        """The number of records, each with one target or more."""
 
     @property
     def target_record(self) -> Tensor:
-        """[target] int64, ascending: which record each target is of, counted from 0."""
+        """[target] int64, ascending: the record of each target, counted from 0."""
 
     def batch(self, records: Tensor | range) -> EdgeBatch:
         """All targets of these records, record by record in the order given."""
 
 
 def check_sources(train: BatchSource, other: BatchSource, what: str = "dev") -> None:
-    """Raise `DataError` where two data sets are not of one task and model, or are amiss."""
+    """Raise `DataError` if two data sets are not of the same task and model, or are empty."""
     for name in ("layers", "hidden", "sides", "labels", "counted"):
         one, two = getattr(train, name), getattr(other, name)
         if one != two:

@@ -19,8 +19,8 @@ class Store:
     """The hidden states of all tokens in a task's spans, at every layer, in a folder on disk.
 
     `encode` makes it, `Store.open` opens it without the model. Vectors are read from the disk batch by batch, so that
-    a store may be far larger than memory; all else is a few dozen bytes a target. Records are those of the task that
-    have targets, in its order, counted from 0.
+    a store may be far larger than memory; the rest takes a few dozen bytes per target. Its records are the
+    records of the task that have targets, in the same order, counted from 0.
     """
 
     def __init__(self, folder: Folder, about: dict[str, Any], layout: Layout) -> None:
@@ -33,7 +33,7 @@ class Store:
     def open(cls, path: str | Path) -> Store:
         """Open a folder that `encode` made.
 
-        Raises `DataError` where there is none, where the pass that makes it was cut off, and where files are damaged.
+        Raises `DataError` if there is none, if the pass that makes it was interrupted, and if files are damaged.
         A record's vectors are checked when they are first read; `check()` reads them all.
 
             >>> Store.open("nowhere")
@@ -46,8 +46,8 @@ class Store:
         done = folder.done(about, layout)
         if done < len(layout.place):
             raise DataError(
-                f"the pass that makes {folder.path} was cut off, with {done} of {len(layout.place)} records done: call "
-                "encode() as before, and it goes on"
+                f"the pass that makes {folder.path} was interrupted, with {done} of {len(layout.place)} records done: "
+                "call encode() as before, and it resumes"
             )
         return cls(folder, about, layout)
 
@@ -58,22 +58,22 @@ class Store:
 
     @property
     def name(self) -> str:
-        """What the task is called."""
+        """The name of the task."""
         return str(self._about["name"])
 
     @property
     def layers(self) -> int:
-        """How many layers there are, the lexical one included: L + 1."""
+        """The number of layers, including the lexical one: L + 1."""
         return int(self._about["layers"])
 
     @property
     def hidden(self) -> int:
-        """How wide the vectors are."""
+        """The hidden size of the vectors."""
         return int(self._about["hidden"])
 
     @property
     def sides(self) -> int:
-        """How many spans a target has, 1 or 2."""
+        """The number of spans per target, 1 or 2."""
         return int(self._layout.spans.shape[1])
 
     @property
@@ -93,17 +93,17 @@ class Store:
 
     @property
     def records(self) -> int:
-        """How many records there are, each with a target or more."""
+        """The number of records, each with one target or more."""
         return len(self._layout.source)
 
     @property
     def targets(self) -> int:
-        """How many targets there are."""
+        """The number of targets."""
         return len(self._layout.number)
 
     @property
     def tokens(self) -> int:
-        """How many tokens have vectors."""
+        """The number of tokens that have vectors."""
         return self._layout.rows
 
     @property
@@ -113,12 +113,12 @@ class Store:
 
     @property
     def target_record(self) -> Tensor:
-        """[target] int64, ascending: which record each target is of."""
+        """[target] int64, ascending: the record of each target."""
         return torch.from_numpy(self._layout.target_record)
 
     @property
     def source(self) -> tuple[Tensor, Tensor]:
-        """[target] int64, twice: which of the task's records it was, and which of that one's targets."""
+        """[target] int64, twice: the number of the target's record in the task, and of the target in that record."""
         records = self._layout.source[self._layout.target_record]
         return torch.from_numpy(records), torch.from_numpy(self._layout.number.astype(np.int64))
 
@@ -136,18 +136,18 @@ class Store:
 
         Args:
             records: numbers from 0 to `records - 1`, in any order.
-            device: where the batch is to be; the CPU by default.
+            device: the device of the batch; the CPU by default.
             dtype: of its vectors.
 
-        Raises `DataError` for records that are not there, and for vectors that are damaged.
+        Raises `DataError` for records that do not exist, and for damaged vectors.
         """
         layout, numbers = self._layout, _numbers(records, self.records, "record")
         tokens = layout.tokens[numbers].astype(np.int64)
         vectors = torch.from_numpy(self._read(numbers)).to(device).to(dtype)
-        first, behind = layout.first_target[numbers], layout.first_target[numbers + 1]
-        targets = ranges(first, behind)
-        # Spans are counted from their record's first token on.
-        spans = layout.spans[targets] + np.repeat(np.cumsum(tokens) - tokens, behind - first)[:, None, None]
+        first, after = layout.first_target[numbers], layout.first_target[numbers + 1]
+        targets = ranges(first, after)
+        # Spans are counted from the first token of their record.
+        spans = layout.spans[targets] + np.repeat(np.cumsum(tokens) - tokens, after - first)[:, None, None]
         pairs, owners = [], []
         for side in range(self.sides):
             start, end = spans[:, side, 0], spans[:, side, 1]
@@ -157,7 +157,7 @@ class Store:
         return EdgeBatch(vectors, tuple(pairs), tuple(owners), gold)
 
     def check(self) -> None:
-        """Read all vectors, and raise `DataError` where they are not what was written."""
+        """Read all vectors, and raise `DataError` if they are damaged."""
         for record in range(self.records):
             self._read(np.array([record]))
 
@@ -182,8 +182,8 @@ class Store:
 
     def _gold(self, targets: Numbers) -> Any:
         gold = np.zeros((len(targets), len(self.labels)), dtype=bool)
-        first, behind = self._layout.first_label[targets], self._layout.first_label[targets + 1]
-        gold[np.repeat(np.arange(len(targets)), behind - first), self._layout.labels[ranges(first, behind)]] = True
+        first, after = self._layout.first_label[targets], self._layout.first_label[targets + 1]
+        gold[np.repeat(np.arange(len(targets)), after - first), self._layout.labels[ranges(first, after)]] = True
         return gold
 
     def __repr__(self) -> str:
@@ -199,7 +199,7 @@ def _numbers(given: Tensor | range | Sequence[int], many: int, what: str) -> Num
     """[record] or [target] int64, checked."""
     numbers = np.asarray(given.cpu() if isinstance(given, Tensor) else list(given))
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-        raise DataError(f"wanted the numbers of {what}s, [{what}], got {list(numbers.shape)} of {numbers.dtype}")
+        raise DataError(f"wanted the indices of {what}s, [{what}], got {list(numbers.shape)} of {numbers.dtype}")
     if numbers.size and not 0 <= numbers.min() <= numbers.max() < many:
         raise DataError(f"{what}s are numbered from 0 to {many - 1}, got {numbers.min()} to {numbers.max()}")
     return numbers.astype(np.int64)

@@ -32,12 +32,12 @@ from .tasks import EdgeTask
 
 # Text in which tokenizers differ: case, accents, digits, signs, scripts, blanks.
 _SAMPLE = "Él ate 1,234.5 naïve cafés, isn't HE?  日本語 x_y@z.com — №7"
-# Settings that change no hidden state of a model in eval mode.
+# Settings that do not change the hidden states of a model in eval mode.
 _IDLE = ("drop", "cache", "initializer", "token_id", "gradient_checkpointing")
 
 
 def identity(model: nn.Module, tokenizer: Any, task: EdgeTask, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells one encoding from another, as JSON takes it."""
+    """The identity of an encoding, as values for JSON."""
     return {
         "model": type(model).__name__,
         "weights": weights_digest(model),
@@ -51,7 +51,7 @@ def identity(model: nn.Module, tokenizer: Any, task: EdgeTask, settings: Mapping
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What of an encoding is other than asked for, in words; empty if nothing is."""
+    """The differences between two identities, in words; empty if there is none."""
     found = []
     for name, wanted in here.items():
         got = there.get(name)
@@ -93,14 +93,14 @@ def data_digest(task: EdgeTask) -> str:
 def tokenizer_digest(tokenizer: Any) -> str:
     """A digest of a tokenizer's vocabulary, and of what it makes of a text in which tokenizers differ."""
     made: list[Any] = []
-    with suppress(Exception):  # of what is no tokenizer, or has no token for such text, only `align` complains
+    with suppress(Exception):  # `align` raises if this is no tokenizer, or has no token for such text
         made.append(sorted(tokenizer.get_vocab().items()))
         made.append(sorted((name, list(x)) for name, x in dict(tokenizer(_SAMPLE, verbose=False)).items()))
     return hashlib.sha256(repr(made).encode()).hexdigest()
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
-    """The settings that an architecture has of its own, such as its activation or its number of heads."""
+    """The settings of the architecture, such as its activation or its number of heads."""
     config = config_of(model)
     if not isinstance(config, PretrainedConfig):
         return {}
@@ -127,7 +127,7 @@ Numbers = npt.NDArray[Any]
 class Layout:
     """The targets of a store, record by record in the task's order; the vectors may lie in another order.
 
-    About 40 bytes a target, whatever the model's size.
+    About 40 bytes per target, for any size of the model.
     """
 
     source: Numbers
@@ -139,13 +139,13 @@ class Layout:
     first_target: Numbers
     """[record + 1]: where its targets begin, and end."""
     spans: Numbers
-    """[target, span, 2]: the first row of each span and the row behind its last one, from the record's first row on."""
+    """[target, span, 2]: the first row of each span and the row after its last one, from the record's first row."""
     number: Numbers
     """[target]: its number among the targets of its record in the task."""
     first_label: Numbers
     """[target + 1]: where its labels begin, and end."""
     labels: Numbers
-    """The labels of all targets, by number, one target's behind the other's."""
+    """The labels of all targets, by number, target after target."""
 
     @cached_property
     def first_row(self) -> Numbers:
@@ -181,12 +181,12 @@ class Layout:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 return cls(**{f.name: arrays[f.name] for f in fields(cls)})
-        except Exception as error:  # whatever zipfile and NumPy raise
+        except Exception as error:  # any error of zipfile and NumPy
             raise DataError(f"it holds no arrays of targets ({error})") from error
 
 
 def ranges(starts: Numbers, ends: Numbers) -> Numbers:
-    """All numbers from each start to its end, one range behind the other.
+    """All integers from each start to its end, range after range.
 
     >>> ranges(np.array([5, 1]), np.array([7, 4])).tolist()
     [5, 6, 1, 2, 3]
@@ -202,13 +202,13 @@ _NAMES = {META, TARGETS, VECTORS, CHECKS, f"{META}.part", f"{TARGETS}.part"}
 
 
 class Folder:
-    """The files of a store. Nothing is ever deleted: what cannot be used is named in a `DataError`."""
+    """The files of a store. Nothing is deleted: files that cannot be used raise a `DataError`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     def is_begun(self) -> bool:
-        """Whether a pass was begun here. Raises `DataError` where none can be."""
+        """Whether a pass was begun here. Raises `DataError` if none can begin."""
         if (self.path / META).exists():
             return True
         if self.path.is_dir():
@@ -220,7 +220,7 @@ class Folder:
         return False
 
     def begin(self, about: dict[str, Any], layout: Layout) -> None:
-        """Write all but the vectors. Raises `DataError` where the disk has no room for those."""
+        """Write all files but the vectors. Raises `DataError` if the disk has no room for the vectors."""
         self.path.mkdir(exist_ok=True)
         self._check_room(layout.rows * row_bytes(about))
         targets = layout.to_bytes()
@@ -231,7 +231,7 @@ class Folder:
         self._write(META, json.dumps({"about": about, "check": _check(about)}, ensure_ascii=False).encode())
 
     def about(self) -> dict[str, Any]:
-        """What the folder says of itself. Raises `DataError` where it is damaged or of another version."""
+        """The content of meta.json. Raises `DataError` if it is damaged or of another version."""
         try:
             found = json.loads((self.path / META).read_bytes())
             about, check = found["about"], found["check"]
@@ -243,20 +243,20 @@ class Folder:
             raise self.damaged(f"{META} was changed")
         if about.get("format") != FORMAT:
             raise DataError(
-                f"{self.path} is of format {about.get('format')}, this version reads {FORMAT}: encode the task anew, "
+                f"{self.path} is of format {about.get('format')}, this version reads {FORMAT}: encode the task again, "
                 "in another folder"
             )
         return dict(about)
 
     def layout(self, about: dict[str, Any]) -> Layout:
-        """Where the targets' vectors are. Raises `DataError` where the file is missing or damaged."""
+        """The layout of the targets. Raises `DataError` if the file is missing or damaged."""
         content = self._read(TARGETS)
         if zlib.crc32(content) != about["targets_check"]:
-            raise self.damaged(f"{TARGETS} was changed or cut off")
+            raise self.damaged(f"{TARGETS} was changed or is incomplete")
         return Layout.from_bytes(content)
 
     def done(self, about: dict[str, Any], layout: Layout) -> int:
-        """How many records have their vectors. Raises `DataError` where there are fewer vectors, or more, than that."""
+        """The number of records that have vectors. Raises `DataError` if the number of vectors does not agree."""
         done = len(self._read(CHECKS)) // 4
         if done > len(layout.place):
             raise self.damaged(f"{CHECKS} has {done} records, the task {len(layout.place)}")
@@ -272,7 +272,7 @@ class Folder:
     def vectors(self, about: dict[str, Any], rows: int) -> Numbers:
         """[token, layer, hidden]: the vectors, mapped into memory and read only.
 
-        Mapped anew by each reader: pages that were read count as the process's memory as long as a map lives.
+        Each reader maps them again, because pages that were read count as memory of the process while a map exists.
         """
         shape = (rows, about["layers"], about["hidden"])
         try:
@@ -307,11 +307,11 @@ class Folder:
 
 
 class Appending:
-    """The vectors and checksums of a folder, open at their ends, behind `done` records and their rows."""
+    """The vectors and checksums of a folder, open for appending after the first `done` records."""
 
     def __init__(self, folder: Folder, done: int, size: int) -> None:
         self._files = [open(folder.path / name, "r+b") for name in (VECTORS, CHECKS)]  # noqa: SIM115
-        # A pass that was cut off may have left vectors without their checksums.
+        # An interrupted pass may have left vectors without checksums.
         for file, end in zip(self._files, (size, 4 * done), strict=True):
             file.truncate(end)
             file.seek(end)
@@ -324,10 +324,10 @@ class Appending:
             file.close()
 
     def add(self, vectors: Numbers, tokens: Sequence[int]) -> None:
-        """Add the vectors of some records, `[token, layer, hidden]`, of which each has so many tokens."""
+        """Add the vectors of some records, `[token, layer, hidden]`, with the number of tokens of each record."""
         parts = np.split(vectors, np.cumsum(tokens)[:-1])
         content, checks = (vectors.tobytes(), np.array([check_of(part) for part in parts], dtype="<u4").tobytes())
-        # In this order: a record whose checksum is there has its vectors.
+        # In this order: a record with a checksum has its vectors.
         for file, data in zip(self._files, (content, checks), strict=True):
             file.write(data)
             file.flush()

@@ -28,14 +28,14 @@ def counted_labels(labels: Sequence[str], rule: Counted = None) -> tuple[str, ..
     """Which of a task's labels count for its F1, in their order (the analysis program of Tenney et al. 2019).
 
     - None: all, as for parts of speech, constituents, dependencies, entities and proto-roles.
-    - "coref": "1" alone, that two mentions are of one thing.
+    - "coref": only "1", which means that two mentions refer to the same entity.
     - "srl": core roles and adjuncts, `ARG0` to `ARG5`, `ARGA`, `ARGM-...`, or `A0`, `AM-...` in older files; no
       references `R-...`, continuations `C-...` or verbs.
     - "relations": all but `Other`, `no_relation` and what begins with `_`.
     - labels: these.
 
-    Raises `DataError` for labels that are no filled strings or occur twice, for a rule that is not known, for labels
-    to count that are none, and where none counts.
+    Raises `DataError` for labels that are empty or occur twice, for an unknown rule, for counted labels that are not
+    among the labels, and when no label counts.
 
         >>> counted_labels(["ARG0", "ARGM-TMP", "C-ARG0", "R-ARG1"], "srl")
         ('ARG0', 'ARGM-TMP')
@@ -103,24 +103,24 @@ def _many(size: float, records: int) -> int:
 
 
 Span = tuple[int, int]
-"""The first word, counted from 0, and the word behind the last one."""
+"""The first word, counted from 0, and the word after the last one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A span of words, or a pair of spans, and the labels that are true of it (Tenney et al. 2019, ICLR, §2).
 
-    Raises `DataError` for a span without words, and for labels that are not filled strings, each once.
+    Raises `DataError` for a span without words, and for labels that are empty or occur twice.
     """
 
     span1: Span
-    """The first word, counted from 0, and the word behind the last one."""
+    """The first word, counted from 0, and the word after the last one."""
     labels: tuple[str, ...]
     """All labels that are true of it: one in most tasks; several, or none, in proto-roles."""
     span2: Span | None = None
     """The second span of a task over pairs."""
     info: str = ""
-    """What else the file says of it, as JSON; nothing is computed from it."""
+    """Other keys of the file, as JSON; they are not used."""
 
     def __post_init__(self) -> None:
         _check_span("span1", self.span1)
@@ -134,17 +134,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The words of a text and the targets in it. Targets may overlap, and one span may be asked several times.
+    """The words of a text and the targets in it. Targets may overlap, and several may have the same span.
 
-    Raises `DataError` for a text without words, for spans that end behind it, and where only some targets are pairs.
+    Raises `DataError` for a text without words, for spans that end after it, and when only some targets are pairs.
     """
 
     words: tuple[str, ...]
     targets: tuple[Target, ...]
     name: str = ""
-    """What messages call it."""
+    """Its name in messages."""
     info: str = ""
-    """What else the file says of it, as JSON; nothing is computed from it."""
+    """Other keys of the file, as JSON; they are not used."""
 
     def __post_init__(self) -> None:
         many = len(self.words)
@@ -160,7 +160,7 @@ class Record:
 
 
 def check_inside(target: Target, many: int, place: str = "") -> None:
-    """Raise `DataError` where a span ends behind the last of so many words."""
+    """Raise `DataError` for a span that ends after the last of `many` words."""
     for which, span in (("span1", target.span1), ("span2", target.span2)):
         if span is not None and span[1] > many:
             raise DataError(f"{place}{which} is {list(span)}, wanted an end within the {many} words of the text")
@@ -168,7 +168,7 @@ def check_inside(target: Target, many: int, place: str = "") -> None:
 
 def _check_span(name: str, span: Span) -> None:
     if not isinstance(span, tuple) or len(span) != 2 or not all(type(end) is int for end in span):
-        raise DataError(f"{name} must be (first word, word behind the last), two whole numbers, got {span!r}")
+        raise DataError(f"{name} must be (first word, word after the last), two integers, got {span!r}")
     if not 0 <= span[0] < span[1]:
         raise DataError(f"{name} is {list(span)}, which holds no words: wanted a first word from 0 and a later end")
 
@@ -177,8 +177,8 @@ def _check_span(name: str, span: Span) -> None:
 class EdgeTask(Sequence[Record]):
     """The records of an edge-probing task, and the labels that its probe chooses among.
 
-    `EdgeTask.of` makes one from records alone. Raises `DataError` for labels that are not in the list, and for records
-    of one span among records of two.
+    `EdgeTask.of` makes a task from records. Raises `DataError` for labels that are not in the list, and for records
+    with different numbers of spans.
     """
 
     name: str
@@ -186,7 +186,7 @@ class EdgeTask(Sequence[Record]):
     labels: tuple[str, ...]
     """All labels, in the order in which a probe scores them."""
     sides: int
-    """How many spans a target has: 1 or 2."""
+    """The number of spans per target: 1 or 2."""
     counted: tuple[str, ...]
     """The labels that count for the score, in the order of `labels`."""
     skipped: tuple[Skip, ...] = ()
@@ -215,16 +215,16 @@ class EdgeTask(Sequence[Record]):
         cls, name: str, records: Iterable[Record], *, labels: Sequence[str] | None = None, counted: Counted = None,
         skipped: Iterable[Skip] = (),
     ) -> EdgeTask:  # fmt: skip
-        """Make a task of records. Those without targets are left out and listed, as in the paper's program.
+        """Make a task from records. Records without targets are left out and listed, as in the paper's program.
 
         Args:
-            name: what messages call it.
+            name: the name of the task in messages.
             records: texts with targets.
             labels: all labels, in their order; by default those that occur, sorted.
             counted: which of them count, as in `counted_labels`; by default all.
-            skipped: what was left out before.
+            skipped: records and targets that were left out before.
 
-        Raises `DataError` where no record has a target.
+        Raises `DataError` when no record has a target.
 
             >>> record = Record(("Birds", "sing"), (Target((0, 1), ("NOUN",)), Target((1, 2), ("VERB",))))
             >>> EdgeTask.of("pos", [record])
@@ -243,19 +243,19 @@ class EdgeTask(Sequence[Record]):
 
     @property
     def targets(self) -> int:
-        """How many targets there are."""
+        """The number of targets."""
         return sum(len(record.targets) for record in self.records)
 
     @property
     def repeated(self) -> int:
-        """How many targets have the spans of one before them in their record: see `merged`."""
+        """The number of targets with the same spans as an earlier target of their record: see `merged`."""
         return self.targets - sum(len({(t.span1, t.span2) for t in record.targets}) for record in self.records)
 
     def merged(self) -> EdgeTask:
-        """The task with one target for all that have the same spans, with the labels of all, and the first's `info`.
+        """Merge targets with the same spans into one, with the labels of all and the `info` of the first.
 
-        The files of Tenney et al. (2019) have a target a label: a phrase that is all that is in another, `(S (VP go))`,
-        is asked twice, once with the one label and once with the other, and no probe can be right on both.
+        The files of Tenney et al. (2019) have one target per label. The two phrases of `(S (VP go))` have the same
+        words. So they are two targets with the same span and different labels, and no probe can be right on both.
         """
         return replace(self, records=tuple(replace(r, targets=_merged(r.targets)) for r in self.records))
 
@@ -266,10 +266,10 @@ class EdgeTask(Sequence[Record]):
         return self[:many]
 
     def split(self, *sizes: float, seed: int | None = None) -> tuple[EdgeTask, ...]:
-        """Cut the task into parts, one for each size and one of the rest. The parts keep labels and order.
+        """Split the task into parts, one for each size and one for the rest. The parts keep labels and order.
 
-        Neighbours with the same words stay together: where a sentence makes several records, one for each predicate,
-        no part sees the sentence of another. A part may so get a few records more than was asked.
+        Neighbouring records with the same words stay in one part. So if a sentence has several records, one for each
+        predicate, it is not in two parts. A part may get a few records more than its size.
 
         Args:
             sizes: of each part but the last: a share of the records below 1, such as 0.8, or their number.
@@ -294,10 +294,11 @@ class EdgeTask(Sequence[Record]):
         Args:
             labels: all labels in their order, or the task that has them; this brings what counts, too.
             counted: which of them count, as in `counted_labels`; by default as before.
-            skip_unknown: leave out targets with other labels, and list them in `skipped`, in place of an error. That
-                flatters: a probe cannot be right there. The paper's program takes the labels of all splits.
+            skip_unknown: leave out targets with other labels, and list them in `skipped`, instead of raising. Scores
+                are then optimistic, because a probe cannot be right there. The paper's program uses the labels of all
+                splits.
 
-        Raises `DataError`, naming them, for labels that occur and are not in the list.
+        Raises `DataError`, which names them, for labels that occur and are not in the list.
         """
         names = labels.labels if isinstance(labels, EdgeTask) else tuple(labels)
         counts = self._counting(labels, names) if counted is None else counted_labels(names, counted)
@@ -322,7 +323,7 @@ class EdgeTask(Sequence[Record]):
         return EdgeTask.of(self.name, records, labels=names, counted=counts, skipped=skipped)
 
     def _counting(self, labels: EdgeTask | Sequence[str], names: tuple[str, ...]) -> tuple[str, ...]:
-        """Which of the new labels count, where nobody says: as in the task they come from, or as before."""
+        """Which of the new labels count by default: as in the task they come from, or as before."""
         if isinstance(labels, EdgeTask):
             return labels.counted
         if self.counted == self.labels:

@@ -20,30 +20,30 @@ NOT_TOGETHER = "a span's tokens are not consecutive"
 
 @dataclass(frozen=True)
 class Text:
-    """A record's words as `align` takes them, and its number in the task."""
+    """A record's words for `align`, and the record's number in the task."""
 
     number: int
     words: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """Its number: names of records need not differ."""
+        """The number; names of records are not always different."""
         return str(self.number)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the vectors of a task's targets will lie, and what could not be projected."""
+    """The layout of a task's vectors, and the targets that could not be mapped to tokens."""
 
     layout: Layout
     places: Numbers
-    """[token]: for each row of vectors, the place of its token in the record's tokens."""
+    """[token]: for each row of vectors, the position of its token in the record."""
     ids: Numbers
-    """The token ids that occur in them, each once, rising."""
+    """The token ids of these tokens, each once, ascending."""
     rank: dict[int, int]
-    """{the record's number in the task: its place in the file of vectors}, of the records that have targets left."""
+    """{the record's number in the task: its index in the file of vectors}, for records that have targets left."""
     lost: dict[str, int]
-    """{reason: how many targets were lost for it}."""
+    """{reason: the number of targets that were lost for it}."""
 
 
 def texts_of(task: EdgeTask) -> list[Text]:
@@ -52,10 +52,10 @@ def texts_of(task: EdgeTask) -> list[Text]:
 
 
 def token_span(word_of: Sequence[int], words: Span) -> tuple[Span | None, str]:
-    """The tokens of a span of words, the first and the one behind the last; or none, and why not.
+    """The tokens of a span of words, the first token and the token after the last one; or None and the reason.
 
-    All tokens of all its words are meant, and they must follow one another with no special token among them. (The
-    program of Tenney et al. (2019) takes the tokens from those of the first word to those of the last, too.)
+    The span has all tokens of all its words. They must be consecutive, without a special token between them. (The
+    program of Tenney et al. (2019) also takes all tokens from the first word to the last.)
 
         >>> token_span((-1, 0, 1, 1, 2, -1), (1, 3))
         ((2, 5), '')
@@ -64,10 +64,10 @@ def token_span(word_of: Sequence[int], words: Span) -> tuple[Span | None, str]:
 
 
 def plan(task: EdgeTask, batches: AlignedBatches) -> Plan:
-    """Project all targets of a task to tokens; what cannot be projected is counted by reason.
+    """Map all targets of a task to tokens; targets that cannot be mapped are counted by reason.
 
-    `batches` are those that `align` made of `texts_of(task)`. The vectors lie in their order: record by record as the
-    model is run on them, and of each record only the tokens in spans.
+    `batches` are those that `align` made of `texts_of(task)`. The vectors are in this order: record by record as the
+    model is run on them, with only the tokens that are in spans.
     """
     many = [len(record.targets) for record in task.records]
     first = np.concatenate([[0], np.cumsum(many, dtype=np.int64)])
@@ -110,14 +110,14 @@ def _project(word_of: Sequence[int], targets: Sequence[Target], spans: Numbers, 
     needed = np.zeros(len(word_of), dtype=bool)
     for start, end in kept.reshape(-1, 2):
         needed[start:end] = True
-    # All tokens between a span's ends are kept, so its length stays what it was.
+    # All tokens between a span's ends are kept, so its length does not change.
     before = np.concatenate([[0], np.cumsum(needed)])
     spans[spans[:, 0, 0] >= 0] = before[kept]
     return np.flatnonzero(needed).astype(np.int32)
 
 
 def _edges(word_of: Sequence[int]) -> dict[int, Span]:
-    """{word: its first token, and the one behind its last}."""
+    """{word: its first token, and the token after its last one}."""
     edges: dict[int, Span] = {}
     for token, word in enumerate(word_of):
         edges[word] = (edges.get(word, (token, 0))[0], token + 1)
@@ -157,7 +157,7 @@ def _layout(task: EdgeTask, spans: Numbers, first: Numbers, order: Numbers, coun
 
 
 def _labels(task: EdgeTask) -> tuple[Numbers, Numbers]:
-    """The numbers of all targets' labels one behind the other, and how many each target has."""
+    """The numbers of the labels, target after target, and how many labels each target has."""
     number = {label: place for place, label in enumerate(task.labels)}
     targets = [target for record in task.records for target in record.targets]
     ids: Any = (number[label] for target in targets for label in target.labels)

@@ -1,6 +1,6 @@
 """How do a model's decisions about one sentence change from layer to layer?
 
-Tenney et al. (2019), §4.1: the probabilities of the probes that see layers 0 to each one, target by target.
+Tenney et al. (2019), §4.1: the probabilities of the probes that read layers 0 to each layer, target by target.
 """
 
 from __future__ import annotations
@@ -24,63 +24,63 @@ _LONG = 40
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelTrajectories(Result):
-    """What the probes up to each layer make of the targets of some records.
+    """The predictions of cumulative probes for the targets of some records, layer by layer.
 
-    Of a single record, `print` shows a table: each label's probability at every layer, in percent.
+    For a single record, `print` shows a table: each label's probability at every layer, in percent.
     """
 
     probabilities: Tensor
-    """[layer, target, label], 0 to 1: by the probe that sees layers 0 to this one."""
+    """[layer, target, label], 0 to 1: the probability by the probe that reads layers 0 to this one."""
     gold: Tensor
     """[target, label], bool: which labels are true."""
     record: Tensor
-    """[target], int64: which record a target is of, counted from 0 as in `words`."""
+    """[target], int64: the record of each target, counted from 0 as in `words`."""
     spans: Tensor
-    """[target, span], int64: the first word and the word behind the last one, of the first span, then of the second."""
+    """[target, span], int64: the first word and the word after the last one, of the first span, then of the second."""
     words: tuple[tuple[str, ...], ...]
     """The words of each record."""
     label_names: tuple[str, ...]
-    """[label]: what they are called."""
+    """[label]: the names of the labels."""
     labels: tuple[str, ...]
     """[layer]: `0`, `1` ..."""
 
     @property
     def top(self) -> Tensor:
-        """[layer, target], int64: the label that is most probable, right or wrong; of equals the first."""
+        """[layer, target], int64: the most probable label, right or wrong; the first one if several are equal."""
         return self.probabilities.argmax(-1)
 
     @property
     def mean_top(self) -> Tensor:
-        """[target]: the mean over layers of the probability of one label, that where it is highest."""
+        """[target]: the mean over layers of the probability of one label: the label with the highest mean."""
         return self.probabilities.mean(0).amax(-1)
 
     @property
     def flips(self) -> Tensor:
-        """[target], int64: how many layers have another top label than the layer below."""
+        """[target], int64: the number of layers with another top label than the layer below."""
         return (self.top.diff(dim=0) != 0).sum(0)
 
     @property
     def movement(self) -> Tensor:
-        """[target]: how far probabilities move over all layers, Σ_ℓ ½ Σ_k |p_ℓ(k) - p_ℓ₋₁(k)|.
+        """[target]: how much probabilities change over all layers, Σ_ℓ ½ Σ_k |p_ℓ(k) - p_ℓ₋₁(k)|.
 
-        Where one label wholly takes the place of another, 1 is added.
+        If one label fully replaces another, this adds 1.
         """
         return self.probabilities.diff(dim=0).abs().sum((0, 2)) / 2
 
     @property
     def settled(self) -> Tensor:
-        """[target], int64: the layer from which on the top label is that of the last layer."""
+        """[target], int64: the first layer from which the top label no longer changes."""
         top = self.top
         return len(top) - (top == top[-1]).flip(0).long().cumprod(0).sum(0)
 
     def of_label(self, label: str) -> Tensor:
-        """[layer, target]: the probability of one label. Raises `DataError` for a label that is none of the task's."""
+        """[layer, target]: the probability of one label. Raises `DataError` for a label that the task does not have."""
         if label not in self.label_names:
             raise DataError(f"no label is called {label!r}: there are {', '.join(self.label_names)}")
         return self.probabilities[..., self.label_names.index(label)]
 
     def of_gold(self) -> Tensor:
-        """[layer, target]: the mean probability of the labels that are true; NaN for targets without any."""
+        """[layer, target]: the mean probability of the labels that are true; NaN for targets without true labels."""
         many = self.gold.sum(-1)
         right = self.probabilities.masked_fill(~self.gold, 0).sum(-1) / many
         return right.masked_fill(many == 0, torch.nan)
@@ -92,15 +92,15 @@ class LabelTrajectories(Result):
         return self.mean_top <= limit
 
     def sentences(self, limit: float = UNSURE, *, least: int = 2) -> list[int]:
-        """The numbers of the records that the paper shows: those with two unsure targets, or with `least` (§4.1)."""
+        """The numbers of the records that the paper shows: those with at least `least` unsure targets (§4.1)."""
         many = self.record[self.unsure(limit)].bincount(minlength=len(self.words))
         return [number for number, count in enumerate(many.tolist()) if count >= max(1, least)]
 
     def most_changing(self, many: int = 10, *, by: Literal["flips", "movement"] = "flips", least: int = 2) -> list[int]:
         """The numbers of the records whose decisions change most over the layers, the most changing one first.
 
-        A record's change is the mean over its targets of `flips`, where that is equal of `movement`; or the other way
-        round. Records with fewer than `least` targets are left out.
+        A record's change is the mean of `flips` over its targets, and for equal means that of `movement`; or the other
+        way round. Records with fewer than `least` targets are left out.
         """
         if by not in ("flips", "movement"):
             raise DataError(f"by is 'flips' or 'movement', got {by!r}")
@@ -111,7 +111,7 @@ class LabelTrajectories(Result):
         return sorted(there, key=lambda number: pairs[number].tolist(), reverse=True)[:many]
 
     def sentence(self, record: int) -> LabelTrajectories:
-        """One record alone. Raises `DataError` for one that is not there, or has no targets."""
+        """Only one record. Raises `DataError` for a record that does not exist, or has no targets."""
         found = self.subset(self.record == record)
         if not found.targets:
             raise DataError(f"no targets in record {record}: there are {len(self.words)} records, counted from 0")
@@ -127,18 +127,18 @@ class LabelTrajectories(Result):
 
     @property
     def targets(self) -> int:
-        """How many targets there are."""
+        """The number of targets."""
         return len(self.record)
 
     def shown(self, target: int) -> list[int]:
-        """The labels of a target that are true, or on top at some layer: the most probable on average first."""
+        """The labels of a target that are true or at some layer the most probable, by mean probability."""
         which = self.gold[target].clone()
         which[self.top[:, target]] = True
         means = self.probabilities[:, target].mean(0).tolist()
         return sorted(which.nonzero().flatten().tolist(), key=lambda label: -means[label])
 
     def asked(self, target: int) -> str:
-        """The words of a target's spans: `she | saw`. The middle of long ones is left out."""
+        """The words of a target's spans: `she | saw`. The middle of long spans is left out."""
         words, ends = self.words[int(self.record[target])], self.spans[target].tolist()
         return " | ".join(_short(words[start:end]) for start, end in zip(ends[::2], ends[1::2], strict=True))
 
@@ -150,7 +150,7 @@ class LabelTrajectories(Result):
                 f"{len(self.sentences())} records with two or more"
             )
         shown = [(target, label) for target in range(self.targets) for label in self.shown(target)]
-        width = max([3, *(len(self.label_names[label]) for _, label in shown)])  # the least is as wide as `layer`
+        width = max([3, *(len(self.label_names[label]) for _, label in shown)])  # at least as wide as `layer`
         lines = [" ".join(self.words[0]), f"  {'layer':<{width + 2}}{''.join(f'{name:>4} ' for name in self.labels)}"]
         for target in range(self.targets):
             lines += [self._title(target), *(self._row(target, label, width) for label in self.shown(target))]
@@ -171,17 +171,18 @@ class LabelTrajectories(Result):
 def label_trajectories(
     probabilities: Tensor, task: EdgeTask, *, source: tuple[Tensor, Tensor] | None = None
 ) -> LabelTrajectories:
-    """Follow what probes make of targets from layer to layer (Tenney et al. 2019, §4.1).
+    """Follow what probes predict for targets from layer to layer (Tenney et al. 2019, §4.1).
 
-    In the table of one record, `+` is before labels that are true and `*` behind the label on top at a layer.
+    In the table of one record, `+` is before true labels, and `*` is after the most probable label at a layer.
 
     Args:
-        probabilities: [layer, target, label], 0 to 1: after the sigmoid, of the probes that see layers 0 to each one.
+        probabilities: [layer, target, label], 0 to 1: after the sigmoid, of the probes that read layers 0 to each
+            layer.
         task: the records with these targets, in their order, and the names of the labels.
-        source: [target], twice: the record in the task that each target is of, and which of that record's targets it
-            is: the `source` of a store. By default these are all targets of the task, record by record.
+        source: [target], twice: the number of the target's record in the task, and of the target in that record:
+            the `source` of a store. By default these are all targets of the task, record by record.
 
-    Raises `ShapeError` for other shapes, `DataError` for what are no probabilities, or targets that are not there.
+    Raises `ShapeError` for other shapes, `DataError` for values outside of 0 to 1, or targets that do not exist.
 
         >>> import torch
         >>> from bertology.edge_probing import EdgeTask, Record, Target
@@ -233,7 +234,7 @@ def _kept(task: EdgeTask, source: tuple[Tensor, Tensor] | None) -> list[tuple[in
 
 
 def _short(words: Sequence[str]) -> str:
-    """The words, without those in the middle where they are long."""
+    """The words; if they are long, the middle is left out."""
     half = (len(words) + 1) // 2
     while half > 1 and len(" ".join([*words[:half], *words[-half:]])) > _LONG:
         half -= 1

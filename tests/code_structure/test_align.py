@@ -196,5 +196,5 @@ def test_arguments(uncased):
 
 @pytest.mark.parametrize("given", [parse_code("x = 1", "python"), ["x = 1"]])
 def test_what_is_no_list_of_trees_is_refused(given):
-    with pytest.raises(DataError, match="trees must be a list of what parse_code makes, or what read_code reads"):
+    with pytest.raises(DataError, match="trees must be a list of trees from parse_code, or snippets from read_code"):
         align_code(None, given)

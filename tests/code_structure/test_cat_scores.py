@@ -339,7 +339,7 @@ def test_types_are_checked():
             cat_scores(model, batches, types=types)
     with pytest.raises(DataError, match="types must be one list a layer, 2, got 1"):
         accumulate(model, batches, CatAccumulator(batches.examples, types=[["("]]))
-    with pytest.raises(DataError, match="top is how many types to keep"):
+    with pytest.raises(DataError, match="top must be the number of types to keep"):
         cat_scores(model, batches, top=0)
     with pytest.raises(DataError, match="scores are of attention, shuffled, positional, got 'random'"):
         cat_scores(model, batches, types="all").of("random")

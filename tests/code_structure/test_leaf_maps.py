@@ -53,5 +53,5 @@ def test_leaf_maps_check_their_tokens():
         token_map(x, [0, 1], 2)
     with pytest.raises(DataError, match="leaf_of names leaf 2, but there are 2, counted from 0"):
         token_map(x, [0, 1, 2], 2)
-    with pytest.raises(DataError, match="must come in the order of their leaves"):
+    with pytest.raises(DataError, match="must be in the order of their leaves"):
         token_map(x, [1, 0, 2], 3, causal=True)

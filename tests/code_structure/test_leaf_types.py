@@ -119,9 +119,9 @@ def test_the_first_types_are_kept():
     counts = counted(snippets_of(1, 20))
     assert counts.frequent(0) == counts.ranking(0)[:8]
     assert counts.frequent(1, top=2) == counts.ranking(1)[:2]
-    with pytest.raises(DataError, match="top is how many types to keep, 1 or more, got 0"):
+    with pytest.raises(DataError, match="top must be the number of types to keep, 1 or more, got 0"):
         counts.frequent(1, top=0)
-    with pytest.raises(DataError, match=r"counts are of \[2\] maps: wanted one index a number, got \[\]"):
+    with pytest.raises(DataError, match=r"counts are of \[2\] maps: wanted one index per axis, got \[\]"):
         counts.frequent()
     with pytest.raises(DataError, match=r"got \[2\]"):
         counts.frequent(2)
@@ -129,7 +129,7 @@ def test_the_first_types_are_kept():
 
 def test_counts_check_shapes():
     counts = counted(snippets_of(0, 2))
-    with pytest.raises(ShapeError, match=r"there are 2 types, and maps of \[3, 3\]"):
+    with pytest.raises(ShapeError, match=r"wanted one type per leaf, got 2 types and maps of \[3, 3\]"):
         counts.add(attention_mask(torch.rand(2, 3, 3)), ["a", "b"])
     with pytest.raises(ShapeError, match=r"wanted maps of \[2\] as before, got \[3\]"):
         counts.add(attention_mask(torch.rand(3, 1, 1)), ["a"])
@@ -159,11 +159,11 @@ def test_the_published_list_of_python_comes_from_its_rankings():
 
 def test_rank_sums():
     assert rank_sum([("a", "b", "c"), ("c", "b")], below=3) == ("b", "c")  # 1 + 1 and 2 + 0: a is in one alone
-    with pytest.raises(DataError, match="wanted one ranking a model"):
+    with pytest.raises(DataError, match="wanted one ranking per model"):
         rank_sum([])
     with pytest.raises(DataError, match="types were published for python, java, javascript, go, not for 'php'"):
         published_types("php")
-    with pytest.raises(DataError, match="each naming a type once"):
+    with pytest.raises(DataError, match="with each type once"):
         rank_sum([("a", "a")])
 
 

@@ -229,7 +229,7 @@ def test_data_that_make_no_code():
     train, dev = random_source(12), random_source(6, seed=1)
     with pytest.raises(DataError, match="1 records make 1 blocks at portions .*: wanted two or more"):
         code_lengths(train.first(1), dev, settings=QUICK)
-    with pytest.raises(DataError, match="dev must be other records than train, whose labels"):
+    with pytest.raises(DataError, match="dev must be other records than train: the probes must not see the labels"):
         code_lengths(train, train, settings=QUICK)
     for other, said in (
         (random_source(labels=3), "one task and one model, but labels differ"),
@@ -239,9 +239,9 @@ def test_data_that_make_no_code():
             code_lengths(train, other, settings=QUICK)
     with pytest.raises(DataError, match="train has no records"):
         code_lengths(NoRecords(train, "", []), dev, settings=QUICK)
-    with pytest.raises(DataError, match="portions are shares of the records that ascend to 1"):
+    with pytest.raises(DataError, match="portions must be shares that ascend to 1"):
         code_lengths(train, dev, settings=QUICK, portions=(0.5, 0.9))
-    with pytest.raises(DataError, match="a seed is 0 or more, got -1"):
+    with pytest.raises(DataError, match="a seed must be 0 or more, got -1"):
         code_lengths(train, dev, seed=-1, settings=QUICK)
 
 

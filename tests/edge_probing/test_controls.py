@@ -79,7 +79,7 @@ def test_pairs_and_sets_of_labels():
 def test_tasks_of_other_spans():
     pairs = EdgeTask.of("pairs", [Record(("a",), (Target((0, 1), ("x",), (0, 1)),))])
     with pytest.raises(
-        DataError, match="task 'pairs' has 2 spans a target, 'task' has 1: wanted the splits of one task"
+        DataError, match="task 'pairs' has 2 spans per target, 'task' has 1: wanted the splits of one task"
     ):
         control_tasks(task_of("a", "X"), pairs)
 

@@ -107,7 +107,9 @@ def test_lexical_vectors_take_what_is_done_to_the_row():
 def test_layer_0_that_hangs_on_more_than_the_word_is_refused(tmp_path):
     bands = t.XGLMConfig(vocab_size=VOCAB, d_model=16, ffn_dim=24, num_layers=2, attention_heads=4)
     model, tokenizer = t.XGLMModel(bands).eval(), wordpiece_tokenizer()
-    with pytest.raises(UnknownAnatomy, match="layer 0 of XGLMModel gives one token other vectors at other places"):
+    with pytest.raises(
+        UnknownAnatomy, match="layer 0 of XGLMModel gives one token different vectors at different positions"
+    ):
         encode(model, tokenizer, NOUNS, tmp_path / "store")
     assert not (tmp_path / "store").exists()
     assert encode(model, tokenizer, NOUNS, tmp_path / "store", lexical="embeddings").layers == 3
@@ -125,7 +127,7 @@ def test_a_wrong_table_of_words_is_found_out(monkeypatch, tmp_path):
     monkeypatch.setattr(
         type(model.base_model), "get_input_embeddings", lambda self: self.embeddings.token_type_embeddings
     )
-    with pytest.raises(UnknownAnatomy, match="layer 0 of BertModel does not hang on the tokens of the text"):
+    with pytest.raises(UnknownAnatomy, match="layer 0 of BertModel does not depend on the tokens of the text"):
         encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "store")
 
 
@@ -232,7 +234,7 @@ def test_no_target_at_all(tmp_path, monkeypatch):
     from bertology.edge_probing import token_spans as projecting
 
     monkeypatch.setattr(projecting, "_in_edges", lambda *_: (None, "a word has no token"))
-    with pytest.raises(DataError, match="no target of task 'nouns' can be projected to tokens: a word has no token"):
+    with pytest.raises(DataError, match="no target of task 'nouns' can be mapped to tokens: a word has no token"):
         encode(bert(), wordpiece_tokenizer(), NOUNS, tmp_path / "store")
 
 
@@ -245,10 +247,10 @@ def test_how_long_a_text_may_be():
     assert longest_text(bert(max_position_embeddings=20), wordpiece_tokenizer(), None) == 20
     assert longest_text(tiny_t5(), wordpiece_tokenizer(), 100) == 100
     assert longest_text(bert(), wordpiece_tokenizer(), 7) == 7
-    with pytest.raises(DataError, match="max_length is 33, the model takes 32 tokens: pass 32 or less, or None"):
+    with pytest.raises(DataError, match="max_length is 33, but the model takes 32 tokens: pass 32 or less, or None"):
         longest_text(bert(), wordpiece_tokenizer(), 33)
     for wrong in (0, True, 3.0):
-        with pytest.raises(DataError, match="max_length is a number of tokens, 1 or more, got"):
+        with pytest.raises(DataError, match="max_length must be a number of tokens, 1 or more, got"):
             longest_text(bert(), wordpiece_tokenizer(), wrong)
 
 
@@ -319,7 +321,7 @@ def test_layers_that_pool_tokens_are_refused(tmp_path):
     config = t.FunnelConfig(vocab_size=VOCAB, d_model=16, d_head=4, n_head=4, d_inner=24, block_sizes=[1, 1])
     model = t.FunnelBaseModel(config).eval()
     with pytest.raises(
-        DataError, match="layer 2 has no finite hidden state for every token: .*layers that pool tokens"
+        DataError, match="layer 2 does not have a finite hidden state for every token: .*layers that pool tokens"
     ):
         encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "store", lexical="embeddings", batch_size=1)
 
@@ -359,10 +361,10 @@ def test_segments_change_nothing_in_gpt2(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lexical": "words"}, "lexical is 'word' or 'embeddings', got 'words'"),
+        ({"lexical": "words"}, "lexical must be 'word' or 'embeddings', got 'words'"),
         (
             {"dtype": torch.bfloat16},
-            "dtype is torch.float16 or torch.float32, which files can hold, got torch.bfloat16",
+            "dtype must be torch.float16 or torch.float32, got torch.bfloat16",
         ),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
     ],
@@ -380,7 +382,7 @@ def test_a_slow_tokenizer_is_refused(tmp_path):
 
 def test_the_tokenizer_of_another_model_is_refused(tmp_path):
     with pytest.raises(
-        DataError, match="the tokenizer gives token 1[0-9], BertModel has 10 of them: pass the model's own"
+        DataError, match="the tokenizer returns token id 1[0-9], but BertModel has 10 tokens: pass the model's own"
     ):
         encode(bert(vocab_size=10), wordpiece_tokenizer(), NOUNS, tmp_path / "store")
 
@@ -390,7 +392,7 @@ def test_numbers_that_float16_cannot_hold(tmp_path):
     with torch.no_grad():
         model.bert.encoder.layer[0].output.LayerNorm.weight.fill_(1e5)
     with pytest.raises(
-        DataError, match=r"layer 1 has hidden states up to \d.*, float16 holds numbers up to 65504: pass dtype"
+        DataError, match=r"layer 1 has hidden states up to \d.*, but the limit of float16 is 65504: pass dtype"
     ):
         encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "half")
     store = encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "full", **EXACT)
@@ -401,7 +403,9 @@ def test_nan_is_no_hidden_state(tmp_path):
     model = bert()
     with torch.no_grad():
         model.bert.encoder.layer[1].output.LayerNorm.weight.fill_(torch.nan)
-    with pytest.raises(DataError, match="layer 2 has no finite hidden state for every token: look for NaN or overflow"):
+    with pytest.raises(
+        DataError, match="layer 2 does not have a finite hidden state for every token: look for NaN or overflow"
+    ):
         encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "store")
 
 

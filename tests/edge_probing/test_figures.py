@@ -129,9 +129,11 @@ def test_panels_in_rows_and_columns(many, columns, shape):
 def test_tasks_that_make_no_picture():
     shallow = layer_statistics(torch.tensor([0.5, 0.9]))
     for draw in (layers_of_tasks, layer_panels):
-        with pytest.raises(DataError, match="wanted tasks of models with as many layers, got no tasks"):
+        with pytest.raises(DataError, match="wanted tasks of models with the same number of layers, got no tasks"):
             draw({})
-        with pytest.raises(DataError, match="wanted tasks of models with as many layers, got POS of 4, other of 1"):
+        with pytest.raises(
+            DataError, match="wanted tasks of models with the same number of layers, got POS of 4, other of 1"
+        ):
             draw({"POS": tasks()["POS"], "other": shallow})
     with pytest.raises(DataError, match="columns is how many panels are side by side, 1 or more, got 0"):
         layer_panels(tasks(), columns=0)

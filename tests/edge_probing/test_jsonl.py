@@ -79,8 +79,8 @@ def with_target(**changes):
             {"tokens": ["a", "b"], "text": "a  b", "targets": []},
             "line 2: text is not its tokens, joined by blanks: 'a  b'",
         ),
-        ('{"text": "half \\ud83d", "targets": []}', "line 2: wanted whole characters, got half of one"),
-        ('{"tokens": ["\\ud83d"], "targets": []}', "line 2: wanted whole characters, got half of one"),
+        ('{"text": "half \\ud83d", "targets": []}', "line 2: words must not contain half of a surrogate pair"),
+        ('{"tokens": ["\\ud83d"], "targets": []}', "line 2: words must not contain half of a surrogate pair"),
         ({**GOOD, "name": 3}, "line 2: name must be a string, got 3"),
         (
             {**GOOD, "targets": [3]},
@@ -127,7 +127,7 @@ def test_files_that_cannot_be_read(write, tmp_path):
     ):
         with pytest.raises(DataError, match=message):
             read_edges(write(*lines), **options)
-    with pytest.raises(DataError, match="labels of one line are wanted, got 'a\\\\nb'"):
+    with pytest.raises(DataError, match="labels must not contain line breaks, got 'a\\\\nb'"):
         write_edges(task_of("a\nb"), tmp_path / "x", labels=tmp_path / "y")
 
 

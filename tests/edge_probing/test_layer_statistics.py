@@ -233,17 +233,20 @@ def test_one_undefined_seed_leaves_the_mean_undefined():
 
 
 def test_values_that_are_no_f1_or_no_weights():
-    with pytest.raises(DataError, match=r"f1 is a share from 0 to 1, got values from 50 to 90: divide percentages by"):
+    with pytest.raises(DataError, match=r"f1 must be from 0 to 1, got values from 50 to 90: divide percentages by"):
         layer_statistics(torch.tensor([50.0, 90.0]))
-    with pytest.raises(DataError, match="f1 is a share from 0 to 1, got values from nan to nan"):
+    with pytest.raises(DataError, match="f1 must be from 0 to 1, got values from nan to nan"):
         layer_statistics(torch.tensor([0.5, math.nan, 0.9]))
     f1 = torch.tensor([0.5, 0.7, 0.9])
     for least in (0.0, 1.0, math.nan):
         for function in (layer_statistics, expected_layer):
-            with pytest.raises(DataError, match="least_gain is a gain of F1, a share between 0 and 1, got"):
+            with pytest.raises(DataError, match="least_gain must be a gain of F1 between 0 and 1, got"):
                 function(f1, least_gain=least)
     for mix in ([0.1, 0.2, 0.3], [1.2, -0.1, -0.1], [math.nan, 0.5, 0.5], [2.0, 2.0, 2.0]):
-        with pytest.raises(DataError, match="mixing weights are 0 or more and sum to 1: pass them after the softmax"):
+        with pytest.raises(
+            DataError,
+            match="mixing weights must be 0 or more and sum to 1, got sums from .*: pass them after the softmax",
+        ):
             layer_statistics(f1, torch.tensor(mix))
     with pytest.raises(ShapeError, match=r"f1 must be \[\.\.\., layer\] with 2 layers or more, got \[1\]"):
         layer_statistics(torch.tensor([0.5]))
@@ -282,9 +285,9 @@ def test_several_seeds_are_averaged_with_an_interval():
     assert "mean of 4 seeds with standard deviation" in str(found)
     assert f"expected layer {mean:.2f} ± " in str(found)
     assert f"centre of gravity {found.centre_of_gravity:.2f} ± " in str(found)
-    with pytest.raises(DataError, match="an interval is of one of f1, mix, differential, .*, got 'why'"):
+    with pytest.raises(DataError, match="field must be one of f1, mix, differential, .*, got 'why'"):
         found.interval("why")
-    with pytest.raises(DataError, match=r"level is the share of intervals that hold the truth, .* got 95"):
+    with pytest.raises(DataError, match=r"level must be the confidence level of the interval, .* got 95"):
         found.interval("f1", 95)
 
 

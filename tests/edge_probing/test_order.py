@@ -38,17 +38,17 @@ def test_orders():
     agreement = order_agreement({"a": steady, "b": late, "c": none}, {"c": 1.0, "b": 3.0, "a": 4.0, "d": 2.0})
     assert (agreement.spearman, agreement.kendall) == (pytest.approx(-1), pytest.approx(-1))
     assert (agreement.tasks, agreement.left_out) == (("a", "b"), ("c", "d"))
-    with pytest.raises(
-        DataError, match="an order is of two tasks or more whose expected layers differ, got in both: a;"
-    ):
+    with pytest.raises(DataError, match="wanted two or more tasks with different expected layers, got in both: a;"):
         order_agreement({"a": steady, "c": none}, {"a": 1.0, "c": 2.0})
-    with pytest.raises(DataError, match="whose expected layers differ, got in both: a, b; left out: none"):
+    with pytest.raises(
+        DataError, match="wanted two or more tasks with different expected layers, got in both: a, b; left out: none"
+    ):
         order_agreement({"a": steady, "b": steady}, {"a": 1.0, "b": 2.0})
     table = layer_table({"none": none, "late": late}).splitlines()
     assert table[2:] == [
         "| late | 50.0 | 90.0 | 2.00 | 1.00 |  |  |", "| none | 50.0 | 50.0 | undefined | undefined |  |  |"
     ]  # fmt: skip
-    with pytest.raises(DataError, match="wanted tasks of models with as many layers, got a of 2, b of 1"):
+    with pytest.raises(DataError, match="wanted tasks of models with the same number of layers, got a of 2, b of 1"):
         layer_table({"a": steady, "b": layer_statistics(torch.tensor([0.5, 0.9]))})
-    with pytest.raises(DataError, match="wanted tasks of models with as many layers, got no tasks"):
+    with pytest.raises(DataError, match="wanted tasks of models with the same number of layers, got no tasks"):
         layer_table({})

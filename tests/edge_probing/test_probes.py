@@ -291,7 +291,7 @@ def test_torchs_own_random_state_stays():
         ({"hidden": 0}, DataError, "must be 1 or more"),
         ({"dropout": 1.0}, DataError, "from 0 to less than 1, got 1.0 and 0.2"),
         ({"seeds": [1, 2]}, ShapeError, "one for each of 3 probes, got 2"),
-        ({"seeds": -1}, DataError, "a seed is 0 or more, got -1"),
+        ({"seeds": -1}, DataError, "a seed must be 0 or more, got -1"),
     ],
 )
 def test_probes_that_cannot_be(change, error, said):
@@ -314,7 +314,7 @@ def test_a_batch_is_checked():
     v, (tokens,), (targets,), gold = good.vectors, good.tokens, good.targets, good.gold
     for batch, error, said in (
         (EdgeBatch(v[0], (tokens,), (targets,), gold), ShapeError, "vectors must be"),
-        (EdgeBatch(v, (tokens,), (targets[1:],), gold), ShapeError, "side 0 must be as many"),
+        (EdgeBatch(v, (tokens,), (targets[1:],), gold), ShapeError, "side 0 must have the same shape"),
         (EdgeBatch(v, (tokens + len(v),), (targets,), gold), DataError, "side 0 names a token that is not among"),
         (EdgeBatch(v, (tokens,), (targets,), torch.cat([gold, gold[:1]])), DataError, "each with a token or more"),
         (EdgeBatch(v, (tokens,), (targets.flip(0),), gold), DataError, "in ascending order"),

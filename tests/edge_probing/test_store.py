@@ -89,9 +89,9 @@ def test_no_records_make_an_empty_batch(pairs):
     [
         ([0, 3], "records are numbered from 0 to 2, got 0 to 3"),
         (torch.tensor([-1]), "records are numbered from 0 to 2, got -1 to -1"),
-        (torch.tensor([[0]]), r"wanted the numbers of records, \[record\], got \[1, 1\] of int64"),
-        (torch.tensor([0.0]), r"wanted the numbers of records, \[record\], got \[1\] of float32"),
-        (torch.tensor([True]), r"wanted the numbers of records, \[record\], got \[1\] of bool"),
+        (torch.tensor([[0]]), r"wanted the indices of records, \[record\], got \[1, 1\] of int64"),
+        (torch.tensor([0.0]), r"wanted the indices of records, \[record\], got \[1\] of float32"),
+        (torch.tensor([True]), r"wanted the indices of records, \[record\], got \[1\] of bool"),
     ],
 )
 def test_records_that_are_not_there(pairs, records, message):
@@ -139,7 +139,7 @@ DAMAGED = {
     "meta.json cannot be read .*Remove the folder and encode the task again": cut("meta.json", 40),
     "meta.json cannot be read": lambda folder: (folder / "meta.json").write_text("[]"),
     "meta.json was changed": replaced("meta.json", b'"hidden": 16', b'"hidden": 61'),
-    "targets.npz was changed or cut off": cut("targets.npz", -1),
+    "targets.npz was changed or is incomplete": cut("targets.npz", -1),
     "targets.npz was changed": replaced("targets.npz", b"\x01\x00\x00\x00\x02\x00\x00\x00", b"\x01\x00\x00\x00\x03\x00\x00\x00"),
     "targets.npz cannot be read": gone("targets.npz"),
     "vectors.bin has 1727 bytes, wanted 1728": cut("vectors.bin", -1),
@@ -192,13 +192,13 @@ def test_folders_that_are_no_stores(folder, tmp_path):
             Store.open(path)
     rewritten(folder, lambda about: about.update(format=2))
     with pytest.raises(
-        DataError, match="is of format 2, this version reads 1: encode the task anew, in another folder"
+        DataError, match="is of format 2, this version reads 1: encode the task again, in another folder"
     ):
         Store.open(folder)
 
 
 def test_targets_of_another_task_are_refused_when_going_on(folder):
-    """As if someone had exchanged the arrays of a pass that was cut off."""
+    """As if someone had exchanged the arrays of a pass that was interrupted."""
     cut("checks.bin", 8)(folder)
     content = Layout.from_bytes((folder / "targets.npz").read_bytes())
     content.labels[0] = 3

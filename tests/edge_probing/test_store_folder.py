@@ -51,7 +51,9 @@ def test_a_pass_that_was_cut_off_goes_on(family, lexical, tmp_path):
         with raising_at(block, (1 + done) * per_pass), pytest.raises(Broken):
             encode(*given, folder, **options)
         assert len((folder / "checks.bin").read_bytes()) == 4 * 2 * done
-        with pytest.raises(DataError, match=f"was cut off, with {2 * done} of 5 records done: call encode.. as before"):
+        with pytest.raises(
+            DataError, match=f"was interrupted, with {2 * done} of 5 records done: call encode.. as before"
+        ):
             b_open(folder)
         runs = Counting(block)
         with runs:
@@ -157,7 +159,7 @@ def test_vectors_of_something_else_are_refused(message, tmp_path):
     encode(**given)
     before = bytes_of(tmp_path / "store")
     with pytest.raises(
-        DataError, match=re.escape("store holds other vectors than asked for. What differs: " + message)
+        DataError, match=re.escape("store holds vectors of another model, task or setting. What differs: " + message)
     ):
         encode(**OTHERS[message](given))
     assert bytes_of(tmp_path / "store") == before

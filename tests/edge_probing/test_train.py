@@ -215,7 +215,7 @@ def test_data_that_do_not_fit():
     with pytest.raises(DataError, match="dev has no records"):
         train_probes(train, NoRecords(dev, 0), some_probes(train), QUICK)
     for seeds in ((), (1, 1)):
-        with pytest.raises(DataError, match="one or more, each once"):
+        with pytest.raises(DataError, match="one or more different integers"):
             probe_layers(train, dev, seeds=seeds, settings=QUICK)
     trained = train_probes(train, dev, some_probes(train).select([0, 2]), QUICK)
     with pytest.raises(DataError, match="wanted cumulative probes, 3 for each seed, got 2 other ones"):
@@ -227,7 +227,7 @@ def test_numbers_that_are_not_finite_are_never_scores():
     broken = dataclasses.replace(train, vectors=(*train.vectors[:-1], train.vectors[-1] * math.nan))
     with pytest.raises(DataError, match="the loss of probe 0 is nan in the steps before step 5"):
         train_probes(broken, dev, some_probes(train), QUICK)
-    with pytest.raises(DataError, match="probe 0 gives logits that are not finite for records 8 to 11"):
+    with pytest.raises(DataError, match="probe 0 returns logits that are not finite for records 8 to 11"):
         count(some_probes(train), broken, batch_size=8)
 
 
@@ -248,7 +248,7 @@ def test_a_batch_without_targets_is_an_error():
         def target_record(self):
             return self._source.target_record[1:]
 
-    with pytest.raises(ShapeError, match=r"target_record gives records 0 to 5 \d+ targets, their batch has \d+"):
+    with pytest.raises(ShapeError, match=r"records 0 to 5 have \d+ targets in target_record, but their batch has \d+"):
         count(some_probes(random_source()), Short(random_source(), 9))
 
 

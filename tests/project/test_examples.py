@@ -161,7 +161,9 @@ def test_the_study_of_michel(minilm, tmp_path):
     assert [f.name for f, at in made.items() if f.stat().st_mtime_ns != at] == ["curve-fisher.safetensors"]
     assert (out / "report.md").read_text() == report
     printed = run("michel/study.py", *arguments, "--seeds", 2, cwd=tmp_path, ok=False)
-    assert printed.splitlines()[-1].endswith("is of other settings: name another --output_dir, or empty this one")
+    assert printed.splitlines()[-1].endswith(
+        "was written with other settings: name another --output_dir, or empty this one"
+    )
 
 
 @pytest.mark.shared
@@ -198,7 +200,7 @@ BAD = [
     (["--model_name_or_path", "m", "--data_dir", "data"], "dev.tsv has no column 'sentence': its columns are text, label"),
     (["--model_name_or_path", "m"], "--data_dir is needed with --model_name_or_path"),
     (["--data_dir", "data"], "--model_name_or_path is needed with --data_dir"),
-    (["--masking_threshold", "1.5"], "--masking_threshold must lie between 0 and 1, got 1.5"),
+    (["--masking_threshold", "1.5"], "--masking_threshold must be between 0 and 1, got 1.5"),
     (["--masking_amount", "0"], "--masking_amount must be above 0 and at most 1, got 0.0"),
 ]  # fmt: skip
 
@@ -267,7 +269,10 @@ def test_every_task(tmp_path, name):
         ("sentence\tlabel\n", "dev.tsv holds no examples"),
         ("", "dev.tsv holds no examples"),
         ("sentence\tlabel\nFine.\n", "dev.tsv, line 2: wanted 2 columns or more, got 1"),
-        ("sentence\tlabel\nFine.\t1\nBad.\t-1\n", "dev.tsv, line 3: '-1' is no label of this task, wanted one of 0, 1"),
+        (
+            "sentence\tlabel\nFine.\t1\nBad.\t-1\n",
+            "dev.tsv, line 3: '-1' is not a label of this task: wanted one of 0, 1",
+        ),
     ],
 )
 def test_bad_tsv(tmp_path, text, message):
@@ -281,7 +286,7 @@ def test_odd_characters_and_blank_lines(tmp_path):
     examples = glue.read_examples(glue.find_task("sst-2"), tmp_path)
     assert (examples.texts, examples.labels) == ([("One\u2028line\x85still.",), ("Fine.",)], [1, 0])
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\nFine.\t1\n\nBad.\t7\n")
-    with pytest.raises(DataError, match=r"dev.tsv, line 4: '7' is no label"):
+    with pytest.raises(DataError, match=r"dev.tsv, line 4: '7' is not a label"):
         glue.read_examples(glue.find_task("sst-2"), tmp_path)
 
 

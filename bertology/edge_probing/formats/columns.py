@@ -24,23 +24,23 @@ _LETTERS = {"IOB2": "BI", "IOB1": "BI", "BIOES": "BIMELSU"}
 def entity_edges(
     path: str | Path, *, word: int = 0, tag: int = -1, scheme: Scheme = "IOB2", name: str = "entities"
 ) -> EdgeTask:
-    """Make the task of telling what kind of entity a span is, from a file with a line a word.
+    """Make the task of predicting the kind of entity of a span, from a file with one word per line.
 
-    Lines have columns, parted by tabs or, where there are none, by blanks; a blank line stands behind each sentence.
-    Lines `#begin document`, `#end document` and `-DOCSTART-` are passed over. OntoNotes in the columns of CoNLL-2012,
+    Lines have columns, separated by tabs or, without tabs, by blanks; a blank line follows each sentence.
+    Lines `#begin document`, `#end document` and `-DOCSTART-` are ignored. OntoNotes in the columns of CoNLL-2012,
     the paper's data, is read with `word=3, tag=10, scheme="brackets"`.
 
     Args:
         path: the file.
         word: the column of the words, counted from 0, or from the end with -1.
         tag: the column of the tags.
-        scheme: how tags mark entities: each begins with `B-` ("IOB2"); with `B-` only behind another of its kind
-            ("IOB1"); ends have letters, too, `E-` or `L-`, and single words `S-` or `U-` ("BIOES"); or all stand in
-            brackets, `(PERSON*`, `*)`, `(DATE)` ("brackets"; words then lose escapes such as `-LRB-`).
-        name: what messages call the task.
+        scheme: how tags mark entities: each begins with `B-` ("IOB2"); with `B-` only after another of its kind
+            ("IOB1"); ends are marked too, with `E-` or `L-`, and single words with `S-` or `U-` ("BIOES"); or all are
+            in brackets, `(PERSON*`, `*)`, `(DATE)` ("brackets"; words then lose escapes such as `-LRB-`).
+        name: the name of the task in messages.
 
-    Sentences without entities are left out and listed. Raises `DataError`, naming the line, for tags of another scheme
-    and for lines without these columns.
+    Sentences without entities are left out and listed. Raises `DataError`, which names the line, for tags of another
+    scheme and for lines without these columns.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -67,24 +67,24 @@ def entity_edges(
 def srl_edges(
     path: str | Path, *, word: int = 3, first: int = 11, last: int = -1, skip_broken: bool = False, name: str = "srl"
 ) -> EdgeTask:
-    """Make the task of telling the roles of a verb's arguments, from the columns of CoNLL-2012 or CoNLL-2005.
+    """Make the task of predicting the roles of a verb's arguments, from the columns of CoNLL-2012 or CoNLL-2005.
 
-    A line a word, a blank line behind each sentence. Each predicate of a sentence has a column, in which brackets mark
-    its arguments: `(ARG0*`, `*`, `*)`, and with `(V*)` the predicate itself. As in the paper each predicate makes one
-    record; `span1` is the predicate, `span2` an argument, `C-V` is one, too. Core roles and adjuncts count for the
-    score: see `counted_labels`. Escapes such as `-LRB-` become what they stand for.
+    One word per line, a blank line after each sentence. Each predicate of a sentence has a column, in which brackets
+    mark its arguments: `(ARG0*`, `*`, `*)`, and with `(V*)` the predicate itself. As in the paper each predicate makes
+    one record; `span1` is the predicate, `span2` an argument, `C-V` is one, too. Core roles and adjuncts count for the
+    score: see `counted_labels`. Escapes such as `-LRB-` are read as `(`.
 
     Args:
         path: the file.
         word: the column of the words, counted from 0. The defaults are those of CoNLL-2012.
         first: the first of the predicates' columns.
-        last: the column behind the last of them; -1 where one more follows, as the one of coreference in CoNLL-2012; 0
-            where they are the last, as in CoNLL-2005.
+        last: the column after the last of them; -1 if one more column follows, as coreference in CoNLL-2012; 0 if
+            they are the last columns, as in CoNLL-2005.
         skip_broken: leave out predicates whose brackets do not match or that have not one `V`, and list them in
-            `skipped`, in place of an error.
-        name: what messages call the task.
+            `skipped`, instead of raising.
+        name: the name of the task in messages.
 
-    Predicates without arguments are left out and listed. Raises `DataError`, naming the line.
+    Predicates without arguments are left out and listed. Raises `DataError`, which names the line.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -136,30 +136,30 @@ def _column(rows: Sequence[Sequence[str]], column: int, path: str | Path, line: 
 
 
 def _tagged(tags: Sequence[str], scheme: str, place: str) -> list[_Labelled]:
-    """The entities that letters mark."""
+    """The entities that are marked by letters."""
     found: list[_Labelled] = []
-    goes_on = False  # whether the last entity may have another word
+    continues = False  # whether the last entity may have another word
     for at, tag in enumerate(tags):
         match = _TAG.fullmatch(tag)
         if tag != "O" and (match is None or match[1] not in _LETTERS[scheme]):
             raise DataError(f"{place}, word {at}: wanted O or a tag of {scheme} such as B-person, got {tag!r}")
         if match is None:
-            goes_on = False
+            continues = False
             continue
         letter, label = match.groups()
         inside = letter in "IELM"
-        if inside and goes_on and found[-1][0] == label:
+        if inside and continues and found[-1][0] == label:
             found[-1] = label, found[-1][1], at + 1
         elif inside and scheme != "IOB1":
-            raise DataError(f"{place}, word {at}: {tag!r} goes on with nothing; scheme='IOB1' takes it for a beginning")
+            raise DataError(f"{place}, word {at}: {tag!r} continues no entity; with scheme='IOB1' it begins one")
         else:
             found.append((label, at, at + 1))
-        goes_on = letter in "BIM"
+        continues = letter in "BIM"
     return found
 
 
 def _bracketed(cells: Sequence[str], place: str) -> list[_Labelled]:
-    """What brackets mark, in the order of their beginnings."""
+    """The entities that are marked by brackets, in the order of their beginnings."""
     found: list[_Labelled] = []
     opened: list[tuple[str, int]] = []
     for at, cell in enumerate(cells):

@@ -14,27 +14,27 @@ from ..tasks import EdgeTask, Record, Span, Target
 
 _LABELS = ("0", "1")
 _Clusters = dict[Span, frozenset[int]]
-"""{the words of a mention: the things that it is a mention of, one as a rule}"""
+"""{the span of a mention: the clusters it belongs to, usually one}"""
 
 
 def coreference_edges(
     documents: Sequence[Document], *, window: int | None = None, name: str = "coreference"
 ) -> EdgeTask:
-    """Make the task of telling whether two mentions are of one thing, "1", or not, "0".
+    """Make the task of predicting whether two mentions refer to the same entity, "1", or not, "0".
 
-    All pairs of mentions are targets, the earlier one first; "1" alone counts for the score. Words that are mentions of
-    two things are asked once, and are of one thing with the mentions of either. As in the paper's data a record is a
-    sentence, and pairs lie within it. Where documents do not say where sentences end, or where pairs farther apart are
-    wanted, `window` takes all pairs that lie within so many words, and a record is a document: cut it before with
-    `pieces`, so that the model can read it.
+    All pairs of mentions are targets, the earlier one first; only "1" counts for the score. If a span is a mention of
+    two entities, it is one mention, and the label is "1" with the mentions of either entity. As in the paper's data a
+    record is a sentence, and both mentions of a pair are in it. If the ends of sentences are not known, or for pairs
+    that are farther apart, `window` takes all pairs within so many words, and a record is a document: split documents
+    with `pieces` first, so that they fit the model.
 
     Args:
         documents: documents with mentions, such as `read_conll_coref` reads.
         window: the most words from the beginning of the earlier mention to the end of the other; None for sentences.
-        name: what messages call the task.
+        name: the name of the task in messages.
 
-    Sentences with fewer than two mentions, and mentions that run over a sentence's end, are listed in `skipped`.
-    Raises `DataError` for documents without sentences where no `window` is given.
+    Sentences with fewer than two mentions, and mentions across the end of a sentence, are listed in `skipped`.
+    Raises `DataError` for documents without sentences if no `window` is given.
 
         >>> from bertology.syntax import Document, Mention
         >>> mentions = (Mention(0, 1, 0, 1, "proper"), Mention(2, 3, 2, 2, "proper"), Mention(4, 5, 4, 1, "pronoun"))
@@ -64,9 +64,9 @@ def coreference_edges(
 
 
 def gap_edges(path: str | Path, *, name: str = "gap") -> EdgeTask:
-    """Make the task of telling whether a pronoun of GAP (Webster et al. 2018) stands for a name, "1", or not, "0".
+    """Make the task of predicting whether a pronoun of GAP (Webster et al. 2018) refers to a name, "1", or not, "0".
 
-    Two targets a text: `span1` is the pronoun, `span2` the one name or the other, in the order of the text; "1" alone
+    Each text has two targets: `span1` is the pronoun, `span2` one of the names, in the order of the text. Only "1"
     counts for the score. Raises `DataError` as `read_gap` does.
 
         >>> from tempfile import NamedTemporaryFile

@@ -18,19 +18,19 @@ _MARK = re.compile(r"<(/?)e([12])>")
 
 
 def semeval_edges(path: str | Path, *, whole_words: bool = False, name: str = "relations") -> EdgeTask:
-    """Make the task of telling the relation of two things from the text of SemEval-2010, task 8 (Hendrickx et al.).
+    """Make the task of predicting the relation of two entities from SemEval-2010, task 8 (Hendrickx et al.).
 
-    A blank line stands behind each example. Its first line is a number and a sentence in quotes, in which
-    `<e1>`...`</e1>` and `<e2>`...`</e2>` mark the things, the second the relation, the third a comment, which may be
-    missing. `span1` is e1, `span2` e2. Words are parted by blanks and by the marks, so that a span has nothing but the
-    thing. All relations but `Other` count for the score.
+    A blank line follows each example. Its first line is a number and a sentence in quotes, in which
+    `<e1>`...`</e1>` and `<e2>`...`</e2>` mark the entities, the second the relation, the third a comment, which may be
+    missing. `span1` is e1, `span2` e2. Words are separated by blanks and by the marks, so that a span has nothing but
+    the entity. All relations but `Other` count for the score.
 
     Args:
         path: the file.
-        whole_words: as in the paper's program part words by blanks only: a comma behind a mark is in the span, too.
-        name: what messages call the task.
+        whole_words: separate words only by blanks, as in the paper's program: a comma after a mark is then in the span.
+        name: the name of the task in messages.
 
-    Raises `DataError`, naming the line, for examples of another form.
+    Raises `DataError`, which names the line, for examples of another format.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -55,7 +55,7 @@ def semeval_edges(path: str | Path, *, whole_words: bool = False, name: str = "r
 
 @dataclass(frozen=True)
 class ProtoRole:
-    """A predicate, an argument of it, and how far each property holds of that (Reisinger et al. 2015)."""
+    """A predicate, one of its arguments, and how far each property holds of the argument (Reisinger et al. 2015)."""
 
     words: tuple[str, ...]
     predicate: Span
@@ -63,21 +63,21 @@ class ProtoRole:
     scores: Mapping[str, float | Sequence[float] | None]
     """{property: its score, the scores of several annotators, or None where the question does not apply}"""
     name: str = ""
-    """What messages call the sentence."""
+    """The name of the sentence in messages."""
 
 
 def proto_role_edges(
     rows: Iterable[ProtoRole], *, above: float = 3.0, or_equal: bool = False, name: str = "proto-roles"
 ) -> EdgeTask:
-    """Make the task of telling which properties hold of a predicate's argument, any number of them.
+    """Make the task of predicting which properties hold of a predicate's argument; there may be none or several.
 
-    A property holds where its mean score is above 3 of 1 to 5, as in the paper's data (SPR1). That of SPR2 (White et
-    al. 2016) takes a mean of 4 or more: `above=4, or_equal=True`; that of UDS (White et al. 2020), whose scores lie
-    about 0, `above=0`. What does not apply does not hold, and has no score. `span1` is the predicate, `span2` the
-    argument. Neighbouring rows of the same words make one record. All properties are labels, whether or not they hold
-    anywhere, sorted.
+    A property holds where its mean score is above 3 of 1 to 5, as in the paper's data (SPR1). For SPR2 (White et
+    al. 2016), which takes a mean of 4 or more, pass `above=4, or_equal=True`; for UDS (White et al. 2020), whose scores
+    are around 0, pass `above=0`. A property that does not apply has no score, and does not hold. `span1` is the
+    predicate, `span2` the argument. Neighbouring rows of the same words make one record. All properties are labels,
+    whether or not they hold anywhere, sorted.
 
-    Raises `DataError` for scores that are no numbers.
+    Raises `DataError` for scores that are not numbers.
 
         >>> scores = {"awareness": [5, 4], "volition": 5, "change_of_location": 1, "was_used": None}
         >>> proto_role_edges([ProtoRole(("Birds", "sing"), (1, 2), (0, 1), scores)])[0].targets[0].labels
@@ -93,12 +93,12 @@ def proto_role_edges(
 
 
 def spr1_edges(path: str | Path, *, name: str = "spr1") -> EdgeTask:
-    """Make the task of proto-roles from the JSON of SPR1 that the paper's is made from (Rudinger et al. 2018).
+    """Make the task of proto-roles from the JSON of SPR1, the source of the paper's data (Rudinger et al. 2018).
 
-    A line a sentence: `tokens`, `sent_id`, and in `spr1` a list of arguments, each with `pred_idx` and `arg_idx`, the
-    words, and `responses`: a list of `spr_property` and `response`, 1 to 5. Several responses to one question are
+    Each line is a sentence: `tokens`, `sent_id`, and in `spr1` a list of arguments, each with `pred_idx` and `arg_idx`,
+    the words, and `responses`: a list of `spr_property` and `response`, 1 to 5. Several responses to one question are
     averaged; the paper's program takes the last. The data itself needs a licence of the Penn Treebank. Raises
-    `DataError`, naming the line, for lines of another form.
+    `DataError`, which names the line, for lines of another format.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -159,7 +159,7 @@ def _marked(text: str, whole_words: bool, place: str) -> tuple[tuple[str, ...], 
     plain, marks = pieces[0], dict[tuple[str, str], int]()
     for slash, which, behind in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
         if (slash, which) in marks:
-            raise DataError(f"{place}: <{slash}e{which}> stands twice: {text!r}")
+            raise DataError(f"{place}: <{slash}e{which}> occurs twice: {text!r}")
         marks[slash, which] = len(plain)
         plain += behind if whole_words else f" {behind}"
     words = list(re.finditer(r"\S+", plain))

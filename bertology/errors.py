@@ -1,12 +1,12 @@
-"""What can go wrong, and which error says so?
+"""The errors that this library raises.
 
     BertologyError
-    ├── UnknownAnatomy        no attention heads were found in the model, or not where they should be
-    ├── HeadError             a head or layer that the model does not have, or no longer has
-    ├── ShapeError            a tensor of the wrong shape, or with values that mean nothing (NaN)
-    ├── DataError             a batch, a data set, a label or a file that cannot be used
+    ├── UnknownAnatomy        no attention heads were found in the model, or they ran elsewhere than expected
+    ├── HeadError             the model does not have this head or layer, or it was pruned before
+    ├── ShapeError            a tensor has the wrong shape, or holds NaN
+    ├── DataError             a batch, a data set, a label or a file cannot be used
     ├── LossError             no loss is known for the model, or a loss is not one finite value per example
-    ├── PruningError          a head that cannot be cut out of this model
+    ├── PruningError          the heads cannot be removed from this model
     └── MissingExtra          an optional package is not installed
 
 Every message says what was wanted, what came, and what to do.
@@ -23,7 +23,7 @@ class BertologyError(Exception):
 
 
 class UnknownAnatomy(BertologyError, TypeError):
-    """The model has no attention heads that the library can find, or they did not run where they were expected."""
+    """No attention heads were found in the model, or they ran elsewhere than expected."""
 
 
 class HeadError(BertologyError, IndexError):
@@ -51,7 +51,7 @@ class MissingExtra(BertologyError, ImportError):
 
 
 def need(module: str, *, extra: str) -> ModuleType:
-    """Import an optional module, or raise `MissingExtra` with the name of the extra that brings it."""
+    """Import an optional module. Raises `MissingExtra`, which names the extra to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from bertology import Result
 from bertology.errors import BertologyError, DataError, need
+from bertology.streaming.checkpoint import complete_file
 
 R = TypeVar("R", bound=Result)
 
@@ -43,9 +44,8 @@ class Kept:
         if not path.exists():
             print(f"{name} ...", flush=True)
             made = make()
-            part = path.with_suffix(".part")
-            made.save(part)
-            part.rename(path)
+            with complete_file(path) as part:
+                made.save(part)
         return kind.load(path)
 
 

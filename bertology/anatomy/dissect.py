@@ -11,18 +11,16 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UnknownAnatomy
-from .forward_source import acts_on_record
+from .forward_source import acts_on_record, ties_last
 from .names import (
-    BLOCK_LAYOUTS,
     COUNT_NAMES,
     CROSS_NAMES,
     DIFFERENCE_NAME,
-    FUSED,
+    LOOPS,
     MORE_THAN_HEADS,
     NAMES,
     NORMS_ELSEWHERE,
@@ -30,11 +28,12 @@ from .names import (
     RECURRENT_NAMES,
     REPEATS,
     TOTAL_NAMES,
-    UNCALLED_BLOCKS,
     UNPRUNED_NAME,
-    UNTIED_4,
     WIDTH_NAMES,
+    Loop,
     Names,
+    block_oddities_of,
+    oddities_of,
 )
 from .sites import Anatomy, Site, Stack
 
@@ -72,12 +71,10 @@ def find_attentions(modules: dict[str, nn.Module]) -> list[Found]:
 
 def _fits(modules: dict[str, nn.Module], path: str, module: nn.Module, names: Names) -> bool:
     if names.bare:
-        held = module._parameters
-        return all(held.get(part) is not None for part in (names.query, names.key, names.value, names.projection))
-    if names.query.partition(".")[0] not in module._modules or (names.mark and not hasattr(module, names.mark)):
-        return False
+        held = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        return all(part in held for part in (names.query, names.key, names.value, names.projection))
     parts = [names.query, names.key, names.value, names.projection, *([names.norm] if names.norm else [])]
-    return all(path_of(path, part) in modules for part in parts)
+    return all(path_of(path, part) in modules for part in parts) and (not names.mark or hasattr(module, names.mark))
 
 
 def path_of(attention: str, part: str) -> str:
@@ -128,29 +125,12 @@ def configs_around(modules: dict[str, nn.Module], path: str) -> Iterable[Any]:
 
 def make_stack(modules: dict[str, nn.Module], name: str, blocks: list[str], one: Found) -> Stack:
     """The stack of these blocks, given in the order in which they run, with one of its attentions."""
-    kind = type(modules[blocks[0]]).__name__
-    layout = (
-        "token batch hidden" if one.names.layout.startswith("token") else BLOCK_LAYOUTS.get(kind, "batch token hidden")
-    )
-    known = one.block != one.path and kind not in UNCALLED_BLOCKS
+    odd = block_oddities_of(modules[blocks[0]])
+    layout = "token batch hidden" if one.names.layout.startswith("token") else odd.layout
+    known = one.block != one.path and odd.called
     there = tuple(modules[block] for block in blocks) if known else ()
     last = _returned(modules, blocks[0])
-    return Stack(name, _called(modules, blocks[0]), last, _ties_last(last), layout, there)
-
-
-def _ties_last(module: nn.Module) -> bool:
-    """Whether transformers puts a model's last hidden state, behind a final norm, in the place of its last block's."""
-    method: Any = type(module).forward
-    while method is not None:
-        kept = (
-            dict(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
-            if hasattr(method, "__code__")
-            else {}
-        )
-        if "tie_last_hidden_states" in kept:
-            return bool(kept["tie_last_hidden_states"].cell_contents)
-        method = getattr(method, "__wrapped__", None)
-    return not (transformers.__version__.startswith("4.") and type(module).__name__ in UNTIED_4)
+    return Stack(name, _called(modules, blocks[0]), last, ties_last(last), layout, there)
 
 
 def _called(modules: dict[str, nn.Module], block: str) -> nn.Module:
@@ -210,6 +190,9 @@ def running_order(modules: dict[str, nn.Module], tower: str, found: list[Found])
         if re.search(rf"(^|\.){re.escape(folder)}\.\d+$", blocks[0]):
             config = next(iter(configs_around(modules, blocks[0])))
             return blocks * math.prod(int(getattr(config, count)) for count in counts)
+    loop = LOOPS.get(type(modules[blocks[0].rpartition(".")[0].rpartition(".")[0]]).__name__)
+    if loop is not None:
+        return _looped(blocks, loop, next(iter(configs_around(modules, blocks[0]))))
     if not any(".albert_layer_groups." in f".{block}" for block in blocks):
         return blocks
     # ALBERT runs each group of blocks in several layers in a row.
@@ -219,6 +202,14 @@ def running_order(modules: dict[str, nn.Module], tower: str, found: list[Found])
     config = next(iter(configs_around(modules, blocks[0])))
     each, layers = list(groups.values()), int(config.num_hidden_layers)
     return [block for layer in range(layers) for block in each[layer * len(each) // layers]]
+
+
+def _looped(blocks: list[str], loop: Loop, config: Any) -> list[str]:
+    """The blocks in the order in which they run, those in the middle several times over."""
+    start = int(getattr(config, loop.before))
+    end = int(getattr(config, loop.end)) if loop.end else len(blocks) - int(getattr(config, loop.after))
+    # The slices of a list: a loop may end after the last block.
+    return blocks[:start] + blocks[start:end] * int(getattr(config, loop.passes)) + blocks[end:]
 
 
 _NUMBERS = re.compile(r"\.\d+(?=\.|$)|^\d+(?:\.|$)")
@@ -309,7 +300,7 @@ def _site(modules: dict[str, nn.Module], one: Found, row: int, stack: str, layer
     if len(kept) != here and not (not kept and here == 1):
         raise UnknownAnatomy(f"{path} has {here} heads, but of {width} heads {sorted(pruned)} are said to be pruned")
     # BigCode's projection is fused head by head where it is not multi-query.
-    fused = FUSED.get(type(attention).__name__, names.fused)
+    fused = oddities_of(attention).fused or names.fused
     fused = "heads" if getattr(attention, "multi_query", True) is False else fused
     return Site(
         row, stack, layer, call, dim, width, kept, path, names.layout, fused,

@@ -1,25 +1,79 @@
-"""What the forward method of an attention module reads, told from its compiled code."""
+"""What is read off the classes of other people's code: compiled methods, closures, modules, the version.
+
+All of it rests on how transformers writes its classes, which no release promises to keep. This file and
+`tap/private_api.py` are the only ones that rest on the insides of other people's code, and each of their functions has
+a test that says what breaks when the inside changes.
+"""
 
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Callable
 from typing import Any
 
+import transformers
 from torch import nn
 
-from .names import COUNT_NAMES, KEY_COUNT_NAMES, PRUNED_NAME
+from .names import COUNT_NAMES, KEY_COUNT_NAMES, PRUNED_NAME, block_oddities_of
+
+_EAGER_NAME, _INTERFACE_NAME = "eager_attention_forward", "ALL_ATTENTION_FUNCTIONS"
+_TIES_NAME = "tie_last_hidden_states"
+
+
+def is_transformers_4() -> bool:
+    """Whether the installed transformers is a release 4.x."""
+    # Fragile: rests on the version string. What differs between the releases is in the fields `..._4` of `names`.
+    return transformers.__version__.startswith("4.")
 
 
 def acts_on_record(attention: nn.Module) -> bool:
-    """Whether it reads which of its heads were pruned, as T5's does in transformers 4."""
-    return PRUNED_NAME in _names(attention)
+    """Whether an attention module reads which of its heads were pruned, as T5's does in transformers 4."""
+    # Fragile: rests on `forward` reading the attribute itself, by its name.
+    return PRUNED_NAME in names_in(type(attention).forward)
 
 
 def asks_config(attention: nn.Module) -> bool:
-    """Whether it may take its numbers of heads from the config that all layers share (Phi-3)."""
-    return hasattr(attention, "config") and not {*COUNT_NAMES, *KEY_COUNT_NAMES}.isdisjoint(_names(attention))
+    """Whether an attention module may take its numbers of heads from the config that all layers share (Phi-3)."""
+    # Fragile: rests on `forward` reading the config itself. Names that it reads elsewhere count too: that is harmless.
+    names = names_in(type(attention).forward)
+    return hasattr(attention, "config") and not {*COUNT_NAMES, *KEY_COUNT_NAMES}.isdisjoint(names)
 
 
-def _names(attention: nn.Module) -> tuple[str, ...]:
-    code: Any = getattr(inspect.unwrap(type(attention).forward), "__code__", None)
+def eager_function(attention: nn.Module) -> Callable[..., Any] | None:
+    """The eager function that a module on the attention interface falls back to, or None for any other module."""
+    # Fragile: rests on transformers' habit that the file of an attention class has a function `eager_attention_forward`
+    # and that the class looks up `ALL_ATTENTION_FUNCTIONS` in one of its methods.
+    for kind in type(attention).__mro__:
+        module = sys.modules.get(kind.__module__)
+        if hasattr(module, _EAGER_NAME) and any(_INTERFACE_NAME in names_in(method) for method in vars(kind).values()):
+            found: Callable[..., Any] = getattr(module, _EAGER_NAME)
+            return found
+    return None
+
+
+def ties_last(model: nn.Module) -> bool:
+    """Whether the last of a model's hidden states is its output after the final norm, not that of its last block."""
+    # Fragile: rests on the decorator around `forward` that collects hidden states: it keeps the choice in a closure
+    # cell of this name. Where there is no such decorator, releases 4.x differ by model (`unties_last_4`).
+    method: Any = type(model).forward
+    while method is not None:
+        cells = _closure(method)
+        if _TIES_NAME in cells:
+            return bool(cells[_TIES_NAME].cell_contents)
+        method = getattr(method, "__wrapped__", None)
+    return not (is_transformers_4() and block_oddities_of(model).unties_last_4)
+
+
+def _closure(method: Any) -> dict[str, Any]:
+    """{name: cell} of what a function keeps from around it."""
+    if not hasattr(method, "__code__"):
+        return {}
+    return dict(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
+
+
+def names_in(method: Any) -> tuple[str, ...]:
+    """The global names and attributes that a method reads, wrappers around it undone; none of what is no method."""
+    # Fragile: rests on CPython's `co_names`, and on decorators that set `__wrapped__`.
+    code: Any = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
     return () if code is None else code.co_names

@@ -58,6 +58,44 @@ class Shares(NamedTuple):
     """Attributes that must be equal, for otherwise heads are mixed with each other."""
 
 
+class Loop(NamedTuple):
+    """The names of the settings of a stack that runs its middle blocks several times."""
+
+    before: str
+    """How many blocks run once before them."""
+    passes: str
+    """How often they run."""
+    end: str = ""
+    """The number of the first block after them."""
+    after: str = ""
+    """Or how many blocks run once after them."""
+
+
+class Oddities(NamedTuple):
+    """What is special about attention of one class, beyond how it names its parts."""
+
+    fused: str = ""
+    """How its fused projection is arranged, where that is not what the line of its names says: as in `Names`."""
+    shares: Shares | None = None
+    """What its parts have to do with its heads, where no rule for all classes covers them."""
+    uncut: str = ""
+    """Why its heads cannot be cut out."""
+    uncut_4: str = ""
+    """Why they cannot be cut out in transformers 4."""
+    takes_bias: bool = False
+    """Whether it was seen to work with some heads' shares of a position bias that is made for all layers."""
+    mask_in_bias: bool = False
+    """Whether it passes this bias on with its mask added."""
+    softmaxes: int = 1
+    """How many softmaxes over [batch, head, query, key] it takes."""
+    map_number: int = 0
+    """Which of these softmaxes is its attention map, counted from 0."""
+    bands: str = ""
+    """"windows" around each query, or "blocks", where it computes attention in bands."""
+    inexact_gradient: str = ""
+    """Why its own backward pass is not the derivative of its forward pass."""
+
+
 QKV = ("q_proj", "k_proj", "v_proj")
 # Lines that ask for more stand above lines that ask for less: the first that fits counts.
 NAMES = [
@@ -152,41 +190,6 @@ SHARED_OUT_NAMES = (
     "gate_proj", "gate_bias", "g_proj", "sinks", "sink_proj", "query_global", "key_global", "value_global", "w2e_query",
     "e2w_query", "e2e_query", "q_bias", "v_bias", "pos_proj", "pos_q_proj", "pos_key_proj", "pos_query_proj",
 )  # fmt: skip
-_RELATIVE = {"r_w_bias": 0, "r_r_bias": 0, "r_s_bias": 0, "seg_embed": 1}
-_INKLING = Shares({"r_proj.weight": 0}, ("rel_logits_proj",), ("k_sconv", "v_sconv"))
-# Its parts have the first names up to transformers 5.23, and then the second.
-_INKLING2 = Shares(
-    {
-        **_INKLING.axes, "q_l2_clip.scale": 0, "rel_l2_clip.scale": 0,
-        "q_proj.norm.scale": 0, "o_proj.gate_proj.weight": 0,
-        "relative_position_bias.linear.weight": 0, "relative_position_bias.norm.scale": 0,
-    },
-    (*_INKLING.common, "relative_position_bias"),
-    (*_INKLING.keys, "k_proj", "v_proj"),
-    counts=("relative_position_bias",),
-)  # fmt: skip
-# Attention of one kind alone, with parts that no rule above covers.
-SHARES = {
-    "FunnelRelMultiheadAttention": Shares(_RELATIVE | {"r_kernel": 1}),
-    "XLNetRelativeAttention": Shares(_RELATIVE | dict.fromkeys("qkvor", 1)),
-    "NystromformerSelfAttention": Shares({"conv.weight": 0}, equal=("num_landmarks", "seq_len")),
-    "InklingAttention": _INKLING,
-    "Inkling2SlidingAttention": _INKLING2,
-    "Inkling2FullAttention": _INKLING2,
-    "Inkling2LoopSlidingAttention": _INKLING2,
-    "Inkling2LoopFullAttention": _INKLING2,
-    # Its dynamic mask is made of the values of all key heads.
-    "DogeAttention": Shares(keys=("A", "dt_proj")),
-    # Its embeddings of values have a share for each key head.
-    "NeoMMEAttention": Shares(
-        {"exclusive_self_attention.alpha": 0, "output_projection.gate_proj.weight": 0}, all_keys=True
-    ),
-    "DeepseekV4Attention": Shares(common=("o_b_proj", "compressor")),
-    "DiffLlamaAttention": Shares(common=("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")),
-    "SqueezeBertSelfAttention": Shares(),
-}
-# How a fused projection puts out its parts, in attention that names it as others do.
-FUSED = {"CodeGenAttention": "quarters", "DeepseekV4Attention": "heads"}
 # Linear layers that compute with their plain weights as long as this attribute of theirs is false.
 PLAIN_UNLESS = {"QuantLinear": "quant_mode"}
 # Norms of all queries or all keys together: those stay whole, and only what attention gets of them is cut.
@@ -195,34 +198,16 @@ WHOLE_NORM_NAMES = {"q_norm": "query", "k_norm": "key"}
 BIAS_TABLE_NAMES = ("relative_attention_bias",)
 # Where a root mean square norm keeps what it adds to the mean.
 EPSILON_NAMES = ("variance_epsilon", "eps")
-_WIDTH_OF_INPUT = "it takes their width together from the hidden states"
-# Attention that lays its heads side by side in as many numbers as its input has, so that it cannot have fewer of them.
-_SIZED_BY_INPUT = (
-    "Blip2Attention", "BlipAttention", "CvtSelfAttention", "EfficientLoFTRAttention", "GLPNEfficientSelfAttention",
-    "GroupViTAttention", "InstructBlipAttention", "InstructBlipVideoAttention", "LEDDecoderAttention",
-    "LEDEncoderSelfAttention", "LongformerSelfAttention", "Mask2FormerAttention", "OneFormerAttention",
-    "OneFormerTextMapperAttention", "PegasusXGlobalLocalAttention", "ProphetNetAttention",
-    "ProphetNetNgramSelfAttention", "PvtEfficientSelfAttention", "PvtV2SelfAttention", "TableTransformerAttention",
-    "TrOCRAttention", "VJEPA2PoolerCrossAttention",
+# Arguments of models: the text, its embeddings, its padding and its segments, each with a prefix for a decoder's own.
+IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
+    "input_ids", "inputs_embeds", "attention_mask", "token_type_ids",
 )  # fmt: skip
-# The same, where only transformers 4 does it.
-_SIZED_BY_INPUT_4 = (
-    "Aimv2Attention", "AltCLIPAttention", "CLIPAttention", "CLIPSegAttention", "DFineMultiheadAttention",
-    "DeformableDetrMultiheadAttention", "DetrAttention", "EomtAttention", "Emu3VQVAEAttentionBlock",
-    "GitVisionAttention", "Idefics2VisionAttention", "Idefics3VisionAttention", "JanusAttention",
-    "Kosmos2VisionAttention", "MetaClip2Attention", "Ovis2Attention", "Ovis2VisionAttention", "OwlViTAttention",
-    "Owlv2Attention", "RTDetrMultiheadAttention", "RTDetrV2MultiheadAttention", "SegformerEfficientSelfAttention",
-    "Siglip2Attention", "SiglipAttention", "SmolVLMVisionAttention", "VJEPA2PoolerSelfAttention", "XCLIPAttention",
-    "XCLIPCrossAttention", "XLMProphetNetAttention", "XLMProphetNetNgramSelfAttention",
-)  # fmt: skip
-# Attention whose heads cannot be cut out, and why; and what else cannot be in transformers 4.
-UNCUT = dict.fromkeys(_SIZED_BY_INPUT, _WIDTH_OF_INPUT) | {
-    "BigBirdBlockSparseAttention": "it is made anew for short texts (call set_attention_type('original_full') first)",
-    "BigBirdPegasusBlockSparseAttention": "it is made anew for short texts "
-    "(call set_attention_type('original_full') first)",
-    "LiltSelfAttention": "its layout stream uses their maps",
-}
-UNCUT_4 = dict.fromkeys(_SIZED_BY_INPUT_4, _WIDTH_OF_INPUT)
+DECODER_PREFIX = "decoder_"
+DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
+# The labels: of a class, of tokens or of numbers, and of the span that answers a question.
+LABELS_ARGUMENT, SPAN_ARGUMENTS = "labels", ("start_positions", "end_positions")
+# Inputs other than text: images and sounds.
+NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # Arguments of models: what they keep of earlier tokens (the second up to transformers 5.23), whether they keep it.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 USE_CACHE_ARGUMENT = "use_cache"
@@ -235,16 +220,8 @@ STATES_ARGUMENT, BIAS_ARGUMENT, BIASED_MASK_ARGUMENT = "hidden_states", "positio
 GLOBAL_ARGUMENT, MASKED_ARGUMENT, ANY_GLOBAL_ARGUMENT = "is_index_global_attn", "is_index_masked", "is_global_attn"
 # Arguments of the functions that are on transformers' attention interface.
 DROPOUT_ARGUMENT, SCALE_ARGUMENT = "dropout", "scaling"
-# Arguments that hold a share for each query head, made for all layers at once, and the attention that was seen to work
-# with shares of them.
+# Arguments that hold a share for each query head, made for all layers at once.
 BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos", "relative_position_bias")
-BIASED = (
-    "T5Attention", "MT5Attention", "UMT5Attention", "SwitchTransformersAttention", "MPNetSelfAttention",
-    "BloomAttention", "MptAttention", "FalconAttention", "LayoutLMv3SelfAttention", "CpmAntAttention",
-    "LongT5Attention", "LongT5LocalAttention",
-)  # fmt: skip
-# Of those, attention that hands its bias on with its mask.
-MASK_IN_BIAS = ("LongT5LocalAttention",)
 # Settings under which a block adds a bias for each head to its mask (BEiT).
 BIASED_MASK_NAMES = ("use_relative_position_bias", "use_shared_relative_position_bias")
 # Parts that all heads share: latents, their norms, the choice of tokens before attention.
@@ -263,35 +240,140 @@ NORMS_ELSEWHERE = (
     # DiffLlama's norms each pair of heads by itself
     "groupnorm",
 )  # fmt: skip
-# How many softmaxes over [batch, head, query, key] an attention takes, where it is not one, and which is its map.
-MAP_NUMBERS = {
-    # LiLT attends with its layout first, then with its text.
-    "LiltSelfAttention": (2, 1),
-}
-# Attention over windows around each query, or over blocks.
-BANDED = {"LongformerSelfAttention": "windows", "LEDEncoderSelfAttention": "windows", "LongT5LocalAttention": "blocks"}
-# Attention whose own backward pass is not the derivative of its forward pass, and why.
-INEXACT_GRADIENTS = {"YosoSelfAttention": "estimates its gradient by sampling"}
 # Lists of blocks that run several times over in one forward pass, and the settings whose product says how often.
 REPEATS = {
     "L_module.layers": ("H_cycles", "L_cycles"),
     "H_module.layers": ("H_cycles",),
     "self_attends": ("num_blocks",),
 }
-# Blocks that are run by their `forward`, past all hooks.
-UNCALLED_BLOCKS = ("SqueezeBertModule",)
-# Models of transformers 4 whose hidden states end with what the last block returned, before the final norm.
-UNTIED_4 = (
-    "BioGptModel", "CLIPTextModel", "CLIPVisionModel", "DeiTModel", "ModernBertModel",
-    "RobertaPreLayerNormModel", "ViTModel",
-)  # fmt: skip
-# Blocks that pass on more than one residual stream, and how.
-BLOCK_LAYOUTS = {
-    "DeepseekV4DecoderLayer": "batch token stream hidden",
-    "HYV4DecoderLayer": "batch token stream hidden",
-    "Gemma3nTextDecoderLayer": "stream batch token hidden",
+# Stacks that run their middle blocks several times.
+LOOPS = {
+    "Inkling2LoopTextModel": Loop("loop_layer_index_start", "loop_num_passes", end="loop_layer_index_end"),
+    "DoryModel": Loop("n_input_layers", "n_recurrent_loops", after="n_output_layers"),
 }
-# Stacks that pad texts at the end for windows of their own, and stacks that put tokens of their own in front.
-PADDED_STACKS = ("LongformerEncoder", "LEDEncoder", "PegasusXEncoder")
-PREFIXED_STACKS = ("CpmAntEncoder",)
-OTHER_UNCACHED = ("RecurrentGemmaModel", "FSMTModel")  # without a cache they keep old states, or mask other tokens
+
+# What is special about single classes. A new architecture that is odd is one line here.
+_RELATIVE = {"r_w_bias": 0, "r_r_bias": 0, "r_s_bias": 0, "seg_embed": 1}
+_INKLING = Shares({"r_proj.weight": 0}, ("rel_logits_proj",), ("k_sconv", "v_sconv"))
+# Its parts have the first names up to transformers 5.23, and then the second.
+_INKLING2 = Shares(
+    {
+        **_INKLING.axes, "q_l2_clip.scale": 0, "rel_l2_clip.scale": 0,
+        "q_proj.norm.scale": 0, "o_proj.gate_proj.weight": 0,
+        "relative_position_bias.linear.weight": 0, "relative_position_bias.norm.scale": 0,
+    },
+    (*_INKLING.common, "relative_position_bias"),
+    (*_INKLING.keys, "k_proj", "v_proj"),
+    counts=("relative_position_bias",),
+)  # fmt: skip
+_RESIZED = "it takes their width together from the hidden states"
+_REMADE = "it is made anew for short texts (call set_attention_type('original_full') first)"
+_TAKES_BIAS = Oddities(takes_bias=True)
+# Attention that puts its heads side by side in as many dimensions as its input has, so that it cannot have fewer.
+_SIZED_BY_INPUT = (
+    "Blip2Attention", "BlipAttention", "CvtSelfAttention", "EfficientLoFTRAttention", "GLPNEfficientSelfAttention",
+    "GroupViTAttention", "InstructBlipAttention", "InstructBlipVideoAttention", "LEDDecoderAttention",
+    "Mask2FormerAttention", "OneFormerAttention", "OneFormerTextMapperAttention", "PegasusXGlobalLocalAttention",
+    "ProphetNetAttention", "ProphetNetNgramSelfAttention", "PvtEfficientSelfAttention", "PvtV2SelfAttention",
+    "TableTransformerAttention", "TrOCRAttention", "VJEPA2PoolerCrossAttention",
+)  # fmt: skip
+# The same, where only transformers 4 does it.
+_SIZED_BY_INPUT_4 = (
+    "Aimv2Attention", "AltCLIPAttention", "CLIPAttention", "CLIPSegAttention", "DFineMultiheadAttention",
+    "DeformableDetrMultiheadAttention", "DetrAttention", "EomtAttention", "Emu3VQVAEAttentionBlock",
+    "GitVisionAttention", "Idefics2VisionAttention", "Idefics3VisionAttention", "JanusAttention",
+    "Kosmos2VisionAttention", "MetaClip2Attention", "Ovis2Attention", "Ovis2VisionAttention", "OwlViTAttention",
+    "Owlv2Attention", "RTDetrMultiheadAttention", "RTDetrV2MultiheadAttention", "SegformerEfficientSelfAttention",
+    "Siglip2Attention", "SiglipAttention", "SmolVLMVisionAttention", "VJEPA2PoolerSelfAttention", "XCLIPAttention",
+    "XCLIPCrossAttention", "XLMProphetNetAttention", "XLMProphetNetNgramSelfAttention",
+)  # fmt: skip
+ODDITIES: Mapping[str, Oddities] = {
+    **dict.fromkeys(_SIZED_BY_INPUT, Oddities(uncut=_RESIZED)),
+    **dict.fromkeys(_SIZED_BY_INPUT_4, Oddities(uncut_4=_RESIZED)),
+    "LongformerSelfAttention": Oddities(uncut=_RESIZED, bands="windows"),
+    "LEDEncoderSelfAttention": Oddities(uncut=_RESIZED, bands="windows"),
+    "BigBirdBlockSparseAttention": Oddities(uncut=_REMADE),
+    "BigBirdPegasusBlockSparseAttention": Oddities(uncut=_REMADE),
+    # LiLT attends with its layout first, then with its text.
+    "LiltSelfAttention": Oddities(uncut="its layout stream uses their maps", softmaxes=2, map_number=1),
+    "T5Attention": _TAKES_BIAS,
+    "MT5Attention": _TAKES_BIAS,
+    "UMT5Attention": _TAKES_BIAS,
+    "SwitchTransformersAttention": _TAKES_BIAS,
+    "LongT5Attention": _TAKES_BIAS,
+    "LongT5LocalAttention": Oddities(takes_bias=True, mask_in_bias=True, bands="blocks"),
+    "MPNetSelfAttention": _TAKES_BIAS,
+    "BloomAttention": _TAKES_BIAS,
+    "MptAttention": _TAKES_BIAS,
+    "FalconAttention": _TAKES_BIAS,
+    "LayoutLMv3SelfAttention": _TAKES_BIAS,
+    "CpmAntAttention": _TAKES_BIAS,
+    "YosoSelfAttention": Oddities(inexact_gradient="estimates its gradient by sampling"),
+    "CodeGenAttention": Oddities(fused="quarters"),
+    "DeepseekV4Attention": Oddities(fused="heads", shares=Shares(common=("o_b_proj", "compressor"))),
+    "DiffLlamaAttention": Oddities(shares=Shares(common=("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"))),
+    "FunnelRelMultiheadAttention": Oddities(shares=Shares(_RELATIVE | {"r_kernel": 1})),
+    "XLNetRelativeAttention": Oddities(shares=Shares(_RELATIVE | dict.fromkeys("qkvor", 1))),
+    "NystromformerSelfAttention": Oddities(shares=Shares({"conv.weight": 0}, equal=("num_landmarks", "seq_len"))),
+    "InklingAttention": Oddities(shares=_INKLING),
+    "Inkling2SlidingAttention": Oddities(shares=_INKLING2),
+    "Inkling2FullAttention": Oddities(shares=_INKLING2),
+    "Inkling2LoopSlidingAttention": Oddities(shares=_INKLING2),
+    "Inkling2LoopFullAttention": Oddities(shares=_INKLING2),
+    # Its dynamic mask is made of the values of all key heads.
+    "DogeAttention": Oddities(shares=Shares(keys=("A", "dt_proj"))),
+    # Its embeddings of values have a share for each key head.
+    "NeoMMEAttention": Oddities(
+        shares=Shares({"exclusive_self_attention.alpha": 0, "output_projection.gate_proj.weight": 0}, all_keys=True)
+    ),
+    "SqueezeBertSelfAttention": Oddities(shares=Shares()),
+}
+
+
+def oddities_of(module: object) -> Oddities:
+    """What is special about attention of the class of a module."""
+    return ODDITIES.get(type(module).__name__, Oddities())
+
+
+class BlockOddities(NamedTuple):
+    """What is special about the blocks, stacks and models of one class."""
+
+    layout: str = "batch token hidden"
+    """A block: how the hidden state that it passes on is laid out, in the words of einops."""
+    called: bool = True
+    """A block: whether it is called as a module; else its `forward` is, which skips all hooks."""
+    pads: bool = False
+    """A stack: whether it pads texts at the end, for windows of its own."""
+    prefixes: bool = False
+    """A stack: whether it puts tokens of its own in front of the text."""
+    needs_cache: bool = False
+    """A model: whether it computes something else without a cache (it keeps old states, or masks other tokens)."""
+    unties_last_4: bool = False
+    """A model: whether its hidden states in transformers 4 end before the final norm, with its last block's output."""
+
+
+_UNTIED_4 = BlockOddities(unties_last_4=True)
+BLOCK_ODDITIES: Mapping[str, BlockOddities] = {
+    "DeepseekV4DecoderLayer": BlockOddities(layout="batch token stream hidden"),
+    "HYV4DecoderLayer": BlockOddities(layout="batch token stream hidden"),
+    "Gemma3nTextDecoderLayer": BlockOddities(layout="stream batch token hidden"),
+    "SqueezeBertModule": BlockOddities(called=False),
+    "LongformerEncoder": BlockOddities(pads=True),
+    "LEDEncoder": BlockOddities(pads=True),
+    "PegasusXEncoder": BlockOddities(pads=True),
+    "CpmAntEncoder": BlockOddities(prefixes=True),
+    "RecurrentGemmaModel": BlockOddities(needs_cache=True),
+    "FSMTModel": BlockOddities(needs_cache=True),
+    "BioGptModel": _UNTIED_4,
+    "CLIPTextModel": _UNTIED_4,
+    "CLIPVisionModel": _UNTIED_4,
+    "DeiTModel": _UNTIED_4,
+    "ModernBertModel": _UNTIED_4,
+    "RobertaPreLayerNormModel": _UNTIED_4,
+    "ViTModel": _UNTIED_4,
+}
+
+
+def block_oddities_of(module: object) -> BlockOddities:
+    """What is special about blocks, stacks or models of the class of a module."""
+    return BLOCK_ODDITIES.get(type(module).__name__, BlockOddities())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..anatomy.names import IDS_ARGUMENT
 from ..corpora.treebank import Skip
 from ..corpora.words import AlignedBatches, check_tokenizer, padded
 from ..errors import DataError
@@ -151,7 +152,7 @@ def _leaf_at(tree: CodeTree) -> NDArray[np.int64]:
 
 def _batch(tokenizer: Any, some: Sequence[tuple[dict[str, list[int]], AlignedCode]]) -> dict[str, Any]:
     batch = padded(tokenizer, [arguments for arguments, _ in some])
-    tokens = batch["input_ids"].shape[1]
+    tokens = batch[IDS_ARGUMENT].shape[1]
     batch["annotations"] = [
         replace(one, leaf_of=one.leaf_of + (PADDING,) * (tokens - len(one.leaf_of))) for _, one in some
     ]

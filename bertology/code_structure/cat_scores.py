@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,11 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
 from ..errors import DataError
 from ..measures.random_weights import randomized
-from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import stat
 from .align import AlignedCode
 from .cat_results import CatComparison
-from .leaf_maps import LeafMaps, code_in, leaf_maps, snippets_in, visible
+from .leaf_maps import LeafMapAccumulator, LeafMaps, check_announced, snippets_in, visible
 from .leaf_types import TOP, LeafTypes, TypesAccumulator, leaves_of, published_types, restricted
 from .masks import QUARTER, attention_mask, distance_mask, overlap, positional, shuffled
 from .trees import leaf_distances
@@ -30,7 +30,7 @@ Types = Sequence[Sequence[str] | None]
 """[layer]: the types of leaves that count in each; None for all."""
 
 
-class CatAccumulator(Accumulator):
+class CatAccumulator(LeafMapAccumulator):
     """Counts for CAT-scores of all layers and heads, of batches that `align_code` makes, and of two null models.
 
     Args:
@@ -71,20 +71,16 @@ class CatAccumulator(Accumulator):
             raise DataError(f"types must be one list a layer, {len(anatomy.labels)}, got {len(self._types)}")
         return super().zero(anatomy)
 
-    @contextmanager
-    def watch(self, batch: Batch) -> Iterator[None]:
-        """Read the attention between leaves, layer by layer."""
-        aligned = code_in(batch)
-        if strange := [one for one in aligned if one.number not in self._place]:
-            raise DataError(f"snippet number {strange[0].number} is not among the {len(self._place)} announced")
-        snippets = [_Snippet(one, self._quantile, self._upgraded, self._seed) for one in aligned]
+    def start_batch(self, batch: Batch) -> None:
+        """Compute what is the same for all layers."""
+        super().start_batch(batch)
+        check_announced(self.snippets, self._place)
+        self._each = [_Snippet(one, self._quantile, self._upgraded, self._seed) for one in self.snippets]
 
-        def read(site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
-            one = snippets[example]
-            self._count(site, one, maps, causal, self._place[one.number])
-
-        with leaf_maps(self.anatomy, batch, read):
-            yield
+    def read_leaves(self, site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
+        """Count for a layer and its heads."""
+        one = self._each[example]
+        self._count(site, one, maps, causal, self._place[one.number])
 
     def _count(self, site: Site, one: _Snippet, maps: LeafMaps, causal: bool, place: int) -> None:
         heads, valid = list(site.kept), visible(len(maps.kept)) if causal else None
@@ -103,9 +99,6 @@ class CatAccumulator(Accumulator):
             self.matched[kind, site.row, place], self.either[kind, site.row, place] = matched[0], either[0]
             self.head_matched[kind, site.row, heads, place] = matched[1:]
             self.head_either[kind, site.row, heads, place] = either[1:]
-
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """The counts were made while the model ran."""
 
     def compute(self) -> CatComparison:
         """The counts of all kinds of attention, and of what."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..anatomy.sites import Anatomy, Site
-from ..data.batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable, reads_text
+from ..anatomy.sites import Site
+from ..data.batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable
 from ..errors import DataError, ShapeError
-from ..tap import tap
+from ..streaming.accumulator import MapAccumulator
 from .align import PADDING, AlignedCode
 from .masks import as_floats, check_finite
 
@@ -84,11 +84,6 @@ def visible(leaves: int, device: torch.device | str | None = None) -> Tensor:
     return torch.ones(leaves, leaves, dtype=torch.bool, device=device).tril()
 
 
-Read = Callable[[Site, int, LeafMaps, bool], None]
-"""What gets a layer's maps, [head, leaf, leaf]: the layer, the example's place in the batch, the maps, and whether
-they are causal."""
-
-
 def code_in(batch: Batch) -> list[AlignedCode]:
     """The batch's snippets, or a `DataError` that says where to get them."""
     found = batch.get(ANNOTATIONS)
@@ -98,6 +93,12 @@ def code_in(batch: Batch) -> list[AlignedCode]:
             "bertology.code_structure.align_code"
         )
     return list(found)
+
+
+def check_announced(snippets: Sequence[AlignedCode], numbers: Collection[int]) -> None:
+    """Raise `DataError` for a snippet that is not among those that a measure knows by their numbers."""
+    if strange := [one for one in snippets if one.number not in numbers]:
+        raise DataError(f"snippet number {strange[0].number} is not among the {len(numbers)} announced")
 
 
 def snippets_in(batches: Batches) -> list[AlignedCode]:
@@ -121,29 +122,51 @@ def is_causal(x: Tensor) -> bool:
     return not x[:, :1, 1:].any() and not x.triu(1).any()
 
 
-@contextmanager
-def leaf_maps(anatomy: Anatomy, batch: Batch, read: Read) -> Iterator[None]:
-    """Give `read` each layer's attention between the leaves of each snippet.
+def leaf_maps(weights: Tensor, snippets: Sequence[AlignedCode]) -> Iterator[tuple[LeafMaps, bool]]:
+    """Yield the attention between the leaves of each snippet, and whether it is causal.
 
-    Layers that do not attend from the text's tokens to themselves (decoders behind an encoder) are passed over, and
-    so are those whose heads are all pruned. Raises `DataError` where no layer is left.
+    Args:
+        weights: [snippet, head, token, token]: a layer's maps.
+        snippets: the snippets of the batch, with padding.
     """
-    aligned = code_in(batch)
-    tokens, seen = len(aligned[0].leaf_of), False
-    check_fits(anatomy.model, tokens)
+    for values, one in zip(weights, snippets, strict=True):
+        many = len(one.leaf_of) - one.leaf_of.count(PADDING)
+        real = values[:, :many, :many]
+        causal = is_causal(real)
+        yield token_map(real, one.leaf_of[:many], len(one.tree), causal=causal), causal
 
-    def look(site: Site, x: Tensor, _: slice) -> None:
-        nonlocal seen
-        if not reads_text(anatomy.model, site.stack) or x.shape[2:] != (tokens, tokens):
-            return
-        seen = True
-        for example, one in enumerate(aligned):
-            many = len(one.leaf_of) - one.leaf_of.count(PADDING)
-            real = x[example, :, :many, :many]
-            causal = is_causal(real)
-            read(site, example, token_map(real, one.leaf_of[:many], len(one.tree), causal=causal), causal)
 
-    with tap(anatomy, "attention", read=look, whole=True):
-        yield
-    if not seen:
-        raise DataError("no layer attends from the text's tokens to themselves: there is nothing to measure")
+class LeafMapAccumulator(MapAccumulator):
+    """A measure of the attention between leaves, of batches that `align_code` makes: see `read_leaves`.
+
+    Raises `DataError` for a batch of which no layer attends from the text's tokens to themselves.
+    """
+
+    text_only = True
+
+    def start_batch(self, batch: Batch) -> None:
+        """Check that the snippets fit into the model."""
+        self.snippets, self._seen = code_in(batch), False
+        check_fits(self.anatomy.model, len(self.snippets[0].leaf_of))
+
+    def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
+        """Give a layer's attention between the leaves of each snippet to `read_leaves`."""
+        self._seen = True
+        for example, (maps, causal) in enumerate(leaf_maps(weights, self.snippets)):
+            self.read_leaves(site, example, maps, causal)
+
+    def end_batch(self, batch: Batch) -> None:
+        """Check that a layer was read."""
+        if not self._seen:
+            raise DataError("no layer attends from the text's tokens to themselves: there is nothing to measure")
+
+    @abstractmethod
+    def read_leaves(self, site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
+        """Add a layer's maps, [head, leaf, leaf], to the sums.
+
+        Args:
+            site: the layer.
+            example: the snippet's place in the batch, and in `self.snippets`.
+            maps: the attention between leaves.
+            causal: whether tokens see only themselves and earlier ones.
+        """

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..anatomy.sites import Site
-from ..data.batches import Batch
 from ..errors import DataError, ShapeError
 from ..results.result import Result
-from ..streaming.accumulate import Accumulator, stat
-from .leaf_maps import LeafMaps, code_in, leaf_maps, visible
+from ..streaming.accumulator import stat
+from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
 from .masks import QUARTER, HighAttention, attention_mask
 
 TOP = 8
@@ -259,7 +257,7 @@ class LeafTypes(Result):
         return "\n".join(lines)
 
 
-class TypesAccumulator(Accumulator):
+class TypesAccumulator(LeafMapAccumulator):
     """Counts for `LeafTypes`, of batches that `align_code` makes. `types` are all those that can occur."""
 
     high: Tensor = stat("layer class", torch.int64)
@@ -279,27 +277,18 @@ class TypesAccumulator(Accumulator):
         """How many types there are."""
         return {"class": len(self._number)}
 
-    @contextmanager
-    def watch(self, batch: Batch) -> Iterator[None]:
-        """Read the attention between leaves, layer by layer."""
-        trees = [one.tree for one in code_in(batch)]
-
-        def read(site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
-            valid = visible(len(maps.kept)) if causal else None
-            kinds = [trees[example].types[leaf] for leaf in maps.kept.tolist()]
-            found = TypeCounts()
-            found.add(attention_mask(maps.values.mean(0), quantile=self._quantile, valid=valid), kinds, valid=valid)
-            places = torch.tensor([self._number[kind] for kind in found.types], device=self.high.device)
-            self.high[site.row].index_add_(0, places, found.high.to(self.high.device))
-            self.total[site.row].index_add_(0, places, found.total.to(self.total.device))
-            self.once[site.row] += found.once.to(self.once.device)
-            self.seen[site.row] += 1
-
-        with leaf_maps(self.anatomy, batch, read):
-            yield
-
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """The counts were made while the model ran."""
+    def read_leaves(self, site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
+        """Count the leaves with high attention in a layer."""
+        valid = visible(len(maps.kept)) if causal else None
+        types = self.snippets[example].tree.types
+        kinds = [types[leaf] for leaf in maps.kept.tolist()]
+        found = TypeCounts()
+        found.add(attention_mask(maps.values.mean(0), quantile=self._quantile, valid=valid), kinds, valid=valid)
+        places = torch.tensor([self._number[kind] for kind in found.types], device=self.high.device)
+        self.high[site.row].index_add_(0, places, found.high.to(self.high.device))
+        self.total[site.row].index_add_(0, places, found.total.to(self.total.device))
+        self.once[site.row] += found.once.to(self.once.device)
+        self.seen[site.row] += 1
 
     def compute(self) -> LeafTypes:
         """The counts, and of what."""

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Head, Site, head_at
+from ..data.batches import check_fits, reads_text
 from ..errors import DataError, HeadError
 from ..measures.captures import one_batch, run
 from ..results.result import cpu64
+from ..tap import tap
 from .align import align_code
-from .leaf_maps import LeafMaps, leaf_maps, visible
+from .leaf_maps import LeafMaps, code_in, leaf_maps, visible
 from .leaf_types import restricted
 from .masks import QUARTER, CatCounts, attention_mask, distance_mask, overlap
 from .trees import CodeTree, leaf_distances
@@ -92,16 +94,20 @@ def leaf_attention(
         ('L1H3', torch.Size([5, 5]), [0, 1, 1, 2, 3])
     """
     inputs = next(iter(align_code(tokenizer, [tree])))
+    snippets = code_in(inputs)
+    tokens = len(snippets[0].leaf_of)
     found: list[tuple[Tensor, LeafMaps, bool]] = []
     with one_batch(model, inputs) as (anatomy, batch):
+        check_fits(model, tokens)
         row, number, name = _place(anatomy, where)
 
-        def read(site: Site, _: int, maps: LeafMaps, causal: bool) -> None:
-            if site.row == row:
+        def read(site: Site, x: Tensor, rows: slice) -> None:
+            if site.row == row and reads_text(model, site.stack) and x.shape[2:] == (tokens, tokens):
+                ((maps, causal),) = leaf_maps(x, snippets)
                 wanted = maps.values.mean(0) if number is None else maps.values[site.kept.index(number)]
                 found.append((cpu64(wanted), maps, causal))
 
-        with leaf_maps(anatomy, {**batch, "annotations": inputs["annotations"]}, read):
+        with tap(anatomy, "attention", read=read, whole=True):
             run(model, batch)
     if not found:
         raise DataError(f"{name} does not attend from the text's tokens to themselves: there is nothing to show")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +13,11 @@ from ..data.batches import Batch, Batches
 from ..errors import DataError
 from ..results.result import Result
 from ..results.statistics import percentile_interval
-from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import stat
 from .align import AlignedCode
 from .cat_results import bootstrap
-from .leaf_maps import LeafMaps, code_in, leaf_maps, snippets_in, visible
+from .leaf_maps import LeafMapAccumulator, LeafMaps, check_announced, snippets_in, visible
 from .leaf_types import restricted
 from .relations import RELATIONS, Relation, related, relation_scores
 
@@ -161,7 +160,7 @@ class RelationHeads(Result):
         return replace(self, relations=(relation,), **cut)
 
 
-class RelationAccumulator(Accumulator):
+class RelationAccumulator(LeafMapAccumulator):
     """Sums for `RelationHeads`, of batches that `align_code` makes. `examples` are all snippets that can occur."""
 
     related: Tensor = stat("relation layer head example")
@@ -182,29 +181,22 @@ class RelationAccumulator(Accumulator):
         """How many relations and snippets there are."""
         return {"relation": len(self._relations), "example": len(self._names)}
 
-    @contextmanager
-    def watch(self, batch: Batch) -> Iterator[None]:
-        """Read the attention between leaves, layer by layer."""
-        snippets = code_in(batch)
-        if strange := [one for one in snippets if one.number not in self._place]:
-            raise DataError(f"snippet number {strange[0].number} is not among the {len(self._place)} announced")
-        marked = [[related(one.tree, relation) for relation in self._relations] for one in snippets]
+    def start_batch(self, batch: Batch) -> None:
+        """Find the related leaves."""
+        super().start_batch(batch)
+        check_announced(self.snippets, self._place)
+        self._marked = [[related(one.tree, relation) for relation in self._relations] for one in self.snippets]
 
-        def read(site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
-            valid = visible(len(maps.kept)) if causal else None
-            place, heads = self._place[snippets[example].number], list(site.kept)
-            for number, pairs in enumerate(marked[example]):
-                found = relation_scores(maps.values, restricted(pairs, maps.kept), valid=valid)
-                self.related[number, site.row, heads, place] = found.related.to(self.related)
-                self.control[number, site.row, heads, place] = found.control.to(self.control)
-                self.pairs[number, site.row, place] = found.pairs
-                self.unmatched[number, site.row, place] = found.unmatched
-
-        with leaf_maps(self.anatomy, batch, read):
-            yield
-
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """The sums were made while the model ran."""
+    def read_leaves(self, site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
+        """Add the attention of a layer's heads to related leaves."""
+        valid = visible(len(maps.kept)) if causal else None
+        place, heads = self._place[self.snippets[example].number], list(site.kept)
+        for number, pairs in enumerate(self._marked[example]):
+            found = relation_scores(maps.values, restricted(pairs, maps.kept), valid=valid)
+            self.related[number, site.row, heads, place] = found.related.to(self.related)
+            self.control[number, site.row, heads, place] = found.control.to(self.control)
+            self.pairs[number, site.row, place] = found.pairs
+            self.unmatched[number, site.row, place] = found.unmatched
 
     def compute(self) -> RelationHeads:
         """Mark the heads that are not there."""

@@ -18,44 +18,44 @@ _PART = re.compile(r"(\()?(\d+)(\))?")
 
 @dataclass
 class _Lines:
-    """What the lines of a document say, line by line."""
+    """The content of a document's lines, line by line."""
 
     name: str
     words: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     bits: list[str] = field(default_factory=list)
-    """[word]: the part of the tree that stands at each word, with `*` for the word itself."""
+    """[word]: the part of the tree in each word's line, with `*` for the word itself."""
     sentences: list[int] = field(default_factory=list)
     spans: list[tuple[int, int, int]] = field(default_factory=list)
-    """The first word of each mention, the word behind its last one, its cluster."""
+    """The first word of each mention, the word after its last one, its cluster."""
     opened: dict[int, list[int]] = field(default_factory=dict)
     """{cluster: the first words of its mentions that are still open}"""
     breaks: bool = True
 
     @property
     def parsed(self) -> bool:
-        """Whether the file brings trees."""
+        """Whether the file has trees."""
         return len(self.bits) == len(self.words) and any("(" in bit for bit in self.bits)
 
 
 def read_conll_coref(path: str | Path, *, trees: str | Path | None = None) -> Documents:
-    """Read coreference in the columns of CoNLL-2012 (OntoNotes' `*_gold_conll`), or in the three of OntoGUM.
+    """Read coreference in the columns of CoNLL-2012 (OntoNotes' `*_gold_conll`), or in the three columns of OntoGUM.
 
-    A line a word. CoNLL-2012 has the word in column 3, its tag in 4, its part of the tree in 5 and the mentions that
-    begin or end there in the last, columns counted from 0, and a blank line behind each sentence. OntoGUM has the
-    word's number, the word and the mentions. Mentions are brackets with the number of a cluster: `(3(4)`, `2)|(5`.
-    Brackets that the treebanks write `-LRB-` are read as `(`.
+    Each line is one word. Columns are counted from 0. CoNLL-2012 has the word in column 3, its tag in column 4, its
+    part of the tree in column 5, and in the last column the mentions that begin or end at the word; a blank line
+    follows each sentence. OntoGUM has the word's number, the word and the mentions. Mentions are brackets with the
+    number of a cluster: `(3(4)`, `2)|(5`. The treebanks' `-LRB-` is read as `(`.
 
-    A mention's head is found in the tree (Collins 1999; `phrases.head_in_tree`), or, where there is none, by a plain
-    rule (`phrases.head_in_words`). Its kind is told from the tag of its head, or from a list of pronouns and from
-    capitals. Mentions come in the order of the text.
+    A mention's head is found in the tree (Collins 1999; `phrases.head_in_tree`), or, without a tree, by a simple rule
+    (`phrases.head_in_words`). Its kind is found from the tag of its head, or, without tags, from a list of pronouns
+    and from capital letters. Mentions are in the order of the text.
 
     Args:
         path: the file.
-        trees: a file of the same words in the brackets of the Penn Treebank, for a file that has no trees of its own.
+        trees: a file of the same words in the brackets of the Penn Treebank, for a file without trees.
 
-    Raises `DataError`, naming the file and the line, for lines of another form, for brackets without a partner, and
-    where the trees have other words.
+    Raises `DataError`, which names the file and the line, for lines of another format, for brackets without a partner,
+    and when the words of the trees differ.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -82,7 +82,9 @@ def _documents(path: Path) -> Iterator[_Lines]:
             begin = _BEGIN.match(line)
             if begin:
                 if now is not None:
-                    raise DataError(f"{place}: a document begins within {now.name!r}: wanted `#end document` before")
+                    raise DataError(
+                        f"{place}: a document begins before {now.name!r} ends: wanted a line `#end document` before it"
+                    )
                 count += 1
                 now = _Lines(_name(begin, path, count))
             elif line.startswith("#"):
@@ -92,7 +94,7 @@ def _documents(path: Path) -> Iterator[_Lines]:
             elif now is not None:
                 _read(now, line, place)
             elif line:
-                raise DataError(f"{place}: a word stands outside a document: wanted `# begin document` before")
+                raise DataError(f"{place}: a word is outside a document: wanted a line `# begin document` before it")
     if now is not None:
         yield _closed(now, f"{path}, end of file")
 
@@ -105,14 +107,14 @@ def _name(begin: re.Match[str], path: Path, count: int) -> str:
 def _closed(lines: _Lines, place: str) -> _Lines:
     still = [cluster for cluster, starts in lines.opened.items() if starts]
     if still:
-        raise DataError(f"{place}: document {lines.name!r} ends, and a mention of cluster {still[0]} is still open")
+        raise DataError(f"{place}: document {lines.name!r} ends before its mention of cluster {still[0]} is closed")
     if not lines.words:
         raise DataError(f"{place}: document {lines.name!r} has no words")
     return lines
 
 
 def _read(lines: _Lines, line: str, place: str) -> None:
-    """Add a line to a document."""
+    """Add one line to a document."""
     if not line.strip():
         lines.breaks = True
         return
@@ -141,7 +143,7 @@ def _mark(lines: _Lines, cell: str, place: str) -> None:
         raise DataError(f"{place}: wanted mentions such as (3(4), 2)|(5 or _, got {cell!r}")
     word = len(lines.words) - 1
     parts = [(bool(opens), int(cluster), bool(closes)) for opens, cluster, closes in _PART.findall(cell)]
-    # A mention that was opened before is closed first: `(2|2)` closes one and opens another.
+    # Closing brackets come first: `(2|2)` closes an earlier mention and opens another.
     for opens, cluster, closes in sorted(parts, key=lambda part: part[0]):
         if opens and closes:
             lines.spans.append((word, word + 1, cluster))
@@ -149,14 +151,14 @@ def _mark(lines: _Lines, cell: str, place: str) -> None:
             lines.opened.setdefault(cluster, []).append(word)
         elif not lines.opened.get(cluster):
             raise DataError(
-                f"{place}: document {lines.name!r}: a mention of cluster {cluster} is closed that was never opened"
+                f"{place}: document {lines.name!r}: a mention of cluster {cluster} is closed but was never opened"
             )
         else:
             lines.spans.append((lines.opened[cluster].pop(), word + 1, cluster))
 
 
 def _own_parses(lines: _Lines) -> list[Parse]:
-    """The trees of the file itself, if it has any."""
+    """The trees in the file itself, if it has any."""
     if not lines.parsed:
         return []
     escaped = [re.sub(r"[()]", lambda found: {"(": "-LRB-", ")": "-RRB-"}[found[0]], word) for word in lines.words]
@@ -168,7 +170,7 @@ def _own_parses(lines: _Lines) -> list[Parse]:
 def _matched(lines: _Lines, own: list[Parse]) -> list[Parse]:
     many = sum(len(parse.words) for parse in own)
     if many != len(lines.words):
-        raise DataError(f"document {lines.name!r} has {len(lines.words)} words, its trees have {many}")
+        raise DataError(f"document {lines.name!r} has {len(lines.words)} words, but its trees have {many}")
     return own
 
 
@@ -192,15 +194,17 @@ def _shared_out(
                 if mine != other:
                     wanted = "the end of the document" if mine is None else repr(mine)
                     raise DataError(
-                        f"{trees} has other words than {path}: word {place + offset} of document {lines.name!r} is "
-                        f"{wanted}, in the trees {other!r}"
+                        f"{trees} must have the same words as {path}: word {place + offset} of document "
+                        f"{lines.name!r} is {wanted}, but {other!r} in the trees"
                     )
             own.append(parse)
             place += len(parse.words)
         shared.append(own)
     left = sum(1 for _ in rest)
     if left:
-        raise DataError(f"{trees} has {left} trees more than {path} has words for: wanted the same documents")
+        raise DataError(
+            f"{trees} and {path} must have the same documents: {left} trees are left after the last document"
+        )
     return shared
 
 
@@ -223,4 +227,4 @@ def _head(words: Sequence[str], start: int, end: int, own: Sequence[Parse], star
     for first, parse in zip(starts, own, strict=True):
         if first <= start and end <= first + len(parse.words):
             return first + head_in_tree(parse.tree, start - first, end - first)
-    return head_in_words(words, start, end)  # no tree, or a mention that runs over several sentences
+    return head_in_words(words, start, end)  # no tree, or a mention across several sentences

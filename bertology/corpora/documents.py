@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
+from ..anatomy.names import IDS_ARGUMENT
 from ..errors import DataError
 from .treebank import Skip
 
@@ -16,49 +17,51 @@ Kind = Literal["pronoun", "proper", "nominal"]
 
 @dataclass(frozen=True)
 class Mention:
-    """Words that stand for a thing in the text, such as "the old queen", and which thing that is.
+    """Words that refer to an entity in the text, such as "the old queen", and which entity that is.
 
-    Raises `DataError` for a span without words, and for a head outside it.
+    Raises `DataError` for a span without words, and for a head outside the span.
     """
 
     start: int
     """Its first word, counted from 0."""
     end: int
-    """The word behind its last one."""
+    """The word after its last one."""
     head: int
-    """The word that it hangs on, "queen": whose attention is asked."""
+    """Its head word, "queen"; measures use the attention from and to this word."""
     cluster: int
-    """The thing: mentions of one cluster are of the same thing."""
+    """The entity: mentions of one cluster refer to the same entity."""
     kind: Kind
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
-            raise DataError(f"a mention is from a word to a later one, got from {self.start} to {self.end}")
+            raise DataError(f"a mention must end after its start, got start {self.start} and end {self.end}")
         if not self.start <= self.head < self.end:
-            raise DataError(f"the head of the mention from word {self.start} to {self.end} is {self.head}, outside it")
+            raise DataError(
+                f"the head of a mention must be one of its words, from {self.start} to {self.end - 1}, got {self.head}"
+            )
         if self.kind not in KINDS:
-            raise DataError(f"a mention is of the kind {', '.join(KINDS)}, got {self.kind!r}")
+            raise DataError(f"the kind of a mention must be one of {', '.join(KINDS)}, got {self.kind!r}")
 
 
 @dataclass(frozen=True)
 class Document:
     """The words of a text and the mentions in it.
 
-    Raises `DataError` for mentions, tags, sentences or targets that are not of these words.
+    Raises `DataError` for mentions, tags, sentences or targets that do not fit these words.
     """
 
     words: tuple[str, ...]
     mentions: tuple[Mention, ...]
     name: str = ""
-    """What messages call it."""
+    """Its name in messages."""
     tags: tuple[str, ...] | None = None
-    """[word]: the parts of speech of the Penn Treebank, where they are known."""
+    """[word]: the parts of speech of the Penn Treebank, if they are known."""
     sentences: tuple[int, ...] = ()
-    """The first word of each sentence, where they are known."""
+    """The first word of each sentence, if they are known."""
     targets: tuple[int, ...] | None = None
-    """Which mentions are asked for their antecedent, by number; None for all that have one."""
+    """The mentions whose antecedent is to be found, by index; None for all mentions that have one."""
     both_sides: bool = False
-    """Whether antecedents are looked for behind a mention too, as in GAP, where a name may follow its pronoun."""
+    """Whether an antecedent may also follow the mention, as in GAP, where a name may follow its pronoun."""
 
     def __post_init__(self) -> None:
         many = len(self.words)
@@ -67,19 +70,26 @@ class Document:
         for mention in self.mentions:
             if mention.end > many:
                 raise DataError(
-                    f"document {self.name!r} has {many} words, a mention is from word {mention.start} to {mention.end}"
+                    f"document {self.name!r} has {many} words, but a mention goes from word {mention.start} to "
+                    f"{mention.end}"
                 )
         twice = [(m.start, m.end) for m, times in Counter(self.mentions).items() if times > 1]
         if twice:
-            raise DataError(f"document {self.name!r} has the mention of the words {twice[0]} twice: wanted it once")
+            raise DataError(f"document {self.name!r} has the mention of the words {twice[0]} twice: pass it once")
         if self.tags is not None and len(self.tags) != many:
-            raise DataError(f"document {self.name!r} has {many} words and {len(self.tags)} tags: wanted one a word")
+            raise DataError(f"document {self.name!r} has {many} words and {len(self.tags)} tags: wanted one per word")
         starts = self.sentences
         if starts and (starts[0] != 0 or starts[-1] >= many or list(starts) != sorted(set(starts))):
-            raise DataError(f"document {self.name!r}: its sentences begin at {starts}: wanted rising numbers from 0")
+            raise DataError(
+                f"document {self.name!r}: the starts of sentences must increase from 0 and be less than {many}, "
+                f"got {starts}"
+            )
         for target in self.targets or ():
             if not 0 <= target < len(self.mentions):
-                raise DataError(f"document {self.name!r} has {len(self.mentions)} mentions, none is number {target}")
+                raise DataError(
+                    f"document {self.name!r} has {len(self.mentions)} mentions, counted from 0: there is no "
+                    f"mention {target}"
+                )
 
 
 @dataclass(frozen=True)
@@ -90,13 +100,13 @@ class Documents(Sequence[Document]):
     skipped: tuple[Skip, ...] = ()
     """Documents, examples and words that could not be used."""
     cut_through: int = 0
-    """How many mentions `pieces` dropped because they do not lie within one piece."""
+    """How many mentions `pieces` dropped because a piece ends inside them."""
     beyond: int = 0
-    """How many mentions stand behind the first piece, where only that was kept."""
+    """How many mentions come after the first piece, if only that was kept."""
 
     @property
     def mentions(self) -> int:
-        """How many there are."""
+        """The number of mentions in all documents."""
         return sum(len(document.mentions) for document in self.documents)
 
     def __len__(self) -> int:
@@ -113,7 +123,7 @@ class Documents(Sequence[Document]):
 
     def __str__(self) -> str:
         reasons = Counter(skip.reason for skip in self.skipped)
-        lost = {"cut through": self.cut_through, "behind the first piece": self.beyond}
+        lost = {"cut through": self.cut_through, "after the first piece": self.beyond}
         gone = [f"{many} mentions {why}" for why, many in lost.items() if many]
         gone += [f"{many} skipped: {why}" for why, many in reasons.items()]
         return "; ".join([f"{len(self)} documents, {self.mentions} mentions", *gone])
@@ -123,18 +133,19 @@ def pieces(
     tokenizer: Any, documents: Sequence[Document], *, max_length: int = 128, first_only: bool = False,
     at: Literal["sentence", "word"] = "sentence",
 ) -> Documents:  # fmt: skip
-    """Cut documents into pieces that fit a model. Mentions that do not lie within one piece are dropped, and counted.
+    """Split documents into pieces that fit a model. Mentions that are not inside one piece are dropped and counted.
 
     Args:
         tokenizer: the model's.
-        documents: what to cut; clusters keep their numbers, so that a mention's antecedents are those in its piece.
-        max_length: the longest piece in tokens, special ones included.
-        first_only: keep the first piece of each document only, as Clark et al. (2019), §4.3, cut theirs to 128 tokens.
-        at: where to cut: behind the last "sentence" that fits (a longer one is cut behind a word), or behind the last
-            "word" that does. Documents without sentences are cut behind words.
+        documents: the documents to split. Clusters keep their numbers, and a mention's antecedents are those in its
+            piece.
+        max_length: the longest piece in tokens, special tokens included.
+        first_only: keep only the first piece of each document, as Clark et al. (2019), §4.3, who keep 128 tokens.
+        at: where to split: after the last "sentence" that fits (a longer sentence is split after a word), or after the
+            last "word" that fits. Documents without sentences are split after words.
 
-    Words that alone are longer than `max_length` are left out, and listed in `skipped`. Raises `DataError` for a
-    length that holds no word.
+    A single word longer than `max_length` is left out, and listed in `skipped`. Raises `DataError` if `max_length`
+    leaves no room for words.
 
         >>> from transformers import AutoTokenizer
         >>> from bertology.demo import minilm_path
@@ -148,7 +159,7 @@ def pieces(
     if at not in ("sentence", "word"):
         raise DataError(f"at must be 'sentence' or 'word', got {at!r}")
     if _tokens(tokenizer, ()) >= max_length:
-        raise DataError(f"max_length={max_length} holds special tokens only: wanted room for words")
+        raise DataError(f"max_length={max_length} has room only for special tokens: pass a larger one")
     made: list[Document] = []
     skipped = list(getattr(documents, "skipped", ()))
     cut_through, beyond = (getattr(documents, name, 0) for name in ("cut_through", "beyond"))
@@ -167,9 +178,9 @@ def pieces(
 def _spans(
     tokenizer: Any, document: Document, max_length: int, at: str, first_only: bool
 ) -> tuple[list[tuple[int, int]], list[int]]:
-    """The first word of each piece and the word behind its last, and the words that fit no piece."""
-    # A blank before the word: tokenizers that keep blanks read it so inside a text.
-    alone = tokenizer([f" {word}" for word in document.words], add_special_tokens=False, verbose=False)["input_ids"]
+    """The first word of each piece and the word after its last one, and the words that fit no piece."""
+    # With a blank before it, a word has the same tokens as inside a text, if the tokenizer keeps blanks.
+    alone = tokenizer([f" {word}" for word in document.words], add_special_tokens=False, verbose=False)[IDS_ARGUMENT]
     lengths = [len(tokens) for tokens in alone]
     spans: list[tuple[int, int]] = []
     too_long: list[int] = []
@@ -181,7 +192,7 @@ def _spans(
             end += 1
         end = max(end, start + 1)
         while end > start and _tokens(tokenizer, document.words[start:end]) > max_length:
-            end -= 1  # the lengths of words alone are an estimate
+            end -= 1  # the sum of the words' lengths is an estimate
         inside = [s for s in document.sentences if start < s <= end]
         if at == "sentence" and inside and end < len(document.words):
             end = inside[-1]
@@ -194,11 +205,11 @@ def _spans(
 
 
 def _tokens(tokenizer: Any, words: Sequence[str]) -> int:
-    return len(tokenizer(" ".join(words), verbose=False)["input_ids"])
+    return len(tokenizer(" ".join(words), verbose=False)[IDS_ARGUMENT])
 
 
 def _part(document: Document, start: int, end: int) -> Document:
-    """The document from one word to another, with the mentions that lie within."""
+    """The document from word `start` to word `end`, with the mentions between them."""
     if (start, end) == (0, len(document.words)):
         return document
     kept = [number for number, m in enumerate(document.mentions) if start <= m.start and m.end <= end]
@@ -220,7 +231,7 @@ def _sentences(document: Document) -> list[tuple[int, int]]:
 
 
 def document_of(source: object) -> Document:
-    """What was aligned, or a `DataError` if it has no mentions."""
+    """The aligned document. Raises `DataError` for anything else."""
     if not isinstance(source, Document):
         raise DataError(f"wanted documents with mentions, got {type(source).__name__}: read a file with coreference")
     return source

@@ -1,4 +1,4 @@
-"""Readers of GAP and WinoBias, texts in which the antecedent of one pronoun is asked for."""
+"""Readers of GAP and WinoBias, data sets on the antecedent of one pronoun per text."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .treebank import Skip
 
 _COLUMNS = ("ID", "Text", "Pronoun", "Pronoun-offset", "A", "A-offset", "A-coref", "B", "B-offset", "B-coref")
 _SHORT = r"[’'](?:s|ll|d|re|ve|m)\b"
-# A shortened verb or possessive, letters and digits with single marks among them, or any other mark.
+# A shortened verb or possessive, letters and digits with single marks between them, or any other mark.
 _WORD = re.compile(rf"{_SHORT}|\w+(?:(?:(?!{_SHORT})[-’'&]|(?<=\d)[.,](?=\d))\w+)*|\S")
 PRONOUN, FIRST, SECOND = 0, 1, 2
-"""The clusters of GAP's mentions: a name that the pronoun stands for is in the pronoun's."""
+"""The clusters of GAP's mentions; a name that the pronoun refers to gets the pronoun's cluster."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class _Words:
     """{character: the word that ends before it}"""
 
     def span(self, start: int, end: int) -> tuple[int, int] | None:
-        """The words of these characters, from one to behind another; None if they begin or end within a word."""
+        """The words of the characters from `start` to `end`; None if they begin or end inside a word."""
         if start not in self.starts or end not in self.ends:
             return None
         return self.starts[start], self.ends[end] + 1
@@ -48,15 +48,17 @@ def _words_of(text: str) -> _Words:
 
 
 def read_gap(path: str | Path) -> Documents:
-    """Read GAP (Webster et al. 2018): a pronoun and two names, A and B, one of which it may stand for.
+    """Read GAP (Webster et al. 2018): a pronoun and two names, A and B, one of which it may refer to.
 
-    The three are the mentions of a document, and the pronoun alone is asked, whether the name stands before or behind
-    it. Where it stands for neither, nothing is asked. `coreference_heads` gives the score in the row `pronoun`.
-    Words are letters and digits with single hyphens, apostrophes or & among them, and dots and commas among digits;
-    's, 'll, 'd, 're, 've, 'm and any other mark are words of their own. Examples with a mention that begins or ends
-    within a word are listed in `skipped`.
+    These three are the mentions of a document. Its only target is the pronoun; the name may come before or after it.
+    If the pronoun refers to neither name, the document has no target. `coreference_heads` returns the score in the row
+    `pronoun`.
+    Words are letters and digits with single hyphens, apostrophes or & between them, and dots and commas between
+    digits; 's, 'll, 'd, 're, 've, 'm and any other mark are separate words. Examples with a mention that begins or
+    ends inside a word are listed in `skipped`.
 
-    Raises `DataError`, naming the file and the line, for missing columns, and for offsets where the mention is not.
+    Raises `DataError`, which names the file and the line, for missing columns, and for offsets where the text does not
+    have the mention.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -93,7 +95,7 @@ def _gap(row: Mapping[str, str | None], place: str) -> Document | Skip:
     for column, own in (("Pronoun", PRONOUN), ("A", FIRST), ("B", SECOND)):
         span = _gap_span(cells, column, text, place)
         if span is None:
-            return Skip(cells["ID"], "a mention begins or ends within a word")
+            return Skip(cells["ID"], "a mention begins or ends inside a word")
         coref = cells.get(f"{column}-coref", "FALSE").upper()
         if coref not in ("TRUE", "FALSE"):
             raise DataError(f"{place}: {column}-coref must be TRUE or FALSE, got {cells[f'{column}-coref']!r}")
@@ -111,19 +113,20 @@ def _gap_span(cells: Mapping[str, str], column: str, text: _Words, place: str) -
     start = int(offset)
     there = cells["Text"][start : start + len(wanted)]
     if there != wanted or not wanted:
-        raise DataError(f"{place}: {column} is {wanted!r}, its text has {there!r} at character {start}")
+        raise DataError(f"{place}: {column} is {wanted!r}, but the text has {there!r} at character {start}")
     return text.span(start, start + len(wanted))
 
 
 def read_winobias(path: str | Path) -> Documents:
     """Read WinoBias (Zhao et al. 2018): numbered sentences with two occupations, and a pronoun for one of them.
 
-    Brackets mark the right occupation and its pronouns, and the first pronoun is asked. The other occupation is not
-    marked; it is found here as what stands in brackets in another sentence of the file: so the file must be whole.
-    Sentences in which none is found are listed in `skipped`, since there a choice would be none. With `candidates=
-    "words"` of `coreference_heads`, all words before the pronoun are choices.
+    Brackets mark the right occupation and its pronouns; the first pronoun is the target. The other occupation is not
+    marked. It is found because another sentence of the file has it in brackets, so the file must be complete.
+    Sentences without a second occupation are listed in `skipped`, because there is nothing to choose between. With
+    `candidates="words"` of `coreference_heads`, all words before the pronoun are candidates.
 
-    Raises `DataError`, naming the file and the line, for lines without a number, or without two mentions in brackets.
+    Raises `DataError`, which names the file and the line, for lines without a number or without two mentions in
+    brackets.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -146,7 +149,7 @@ def read_winobias(path: str | Path) -> Documents:
     return Documents(
         tuple(document for document in whole if len({m.cluster for m in document.mentions}) > 1),
         tuple(
-            Skip(document.name, "the other occupation is not to be found")
+            Skip(document.name, "the other occupation was not found")
             for document in whole
             if len({m.cluster for m in document.mentions}) == 1
         ),
@@ -154,7 +157,7 @@ def read_winobias(path: str | Path) -> Documents:
 
 
 def _marked(line: str, place: str, name: str) -> Document:
-    """A sentence with the mentions that stand in brackets."""
+    """A sentence with its mentions in brackets."""
     number, _, marked = line.partition(" ")
     parts = re.split(r"\[\s*([^\[\]]*?)\s*\]", marked)
     if not number.isdecimal() or len(parts) < 5 or re.search(r"[\[\]]", "".join(parts)):
@@ -172,7 +175,7 @@ def _marked(line: str, place: str, name: str) -> Document:
         mentions.append(Mention(*span, head_in_words(words.words, *span), 0, "pronoun" if pronoun else "nominal"))
     asked = next((number for number, m in enumerate(mentions) if m.kind == "pronoun"), None)
     if asked is None or mentions[0].kind == "pronoun":
-        raise DataError(f"{place}: wanted an entity and behind it a pronoun in brackets, got {line!r}")
+        raise DataError(f"{place}: wanted first an entity and then a pronoun in brackets, got {line!r}")
     return Document(words.words, tuple(mentions), name, targets=(asked,))
 
 
@@ -182,7 +185,7 @@ def _occupation(document: Document, mention: Mention) -> tuple[str, ...]:
 
 
 def _with_rivals(document: Document, occupations: set[tuple[str, ...]]) -> Document:
-    """The sentence with the occupations that are not marked in it, each in a cluster of its own."""
+    """The sentence with the occupations that are not marked in it, each in its own cluster."""
     small = [word.lower() for word in document.words]
     taken = {place for m in document.mentions for place in range(m.start, m.end)}
     rivals: list[Mention] = []
@@ -199,7 +202,7 @@ def _with_rivals(document: Document, occupations: set[tuple[str, ...]]) -> Docum
 
 
 def by_gender(documents: Sequence[Document]) -> dict[str, Documents]:
-    """The documents whose pronoun in question is feminine and those where it is masculine, where there are such.
+    """Split documents by the gender of the target pronoun: "feminine", "masculine", or both keys.
 
     >>> sheep = Document(("Ann", "left", "as", "she", "does"),
     ...     (Mention(0, 1, 0, 0, "proper"), Mention(3, 4, 3, 0, "pronoun")), targets=(1,))

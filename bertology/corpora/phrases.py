@@ -10,7 +10,7 @@ from ..errors import DataError
 from .documents import Kind
 
 Traits = tuple[str | None, str | None, int | None]
-"""Number, gender and person; None where it is not known."""
+"""Number, gender and person; None if not known."""
 
 TRAITS: dict[str, Traits] = {
     word: traits
@@ -30,7 +30,7 @@ TRAITS: dict[str, Traits] = {
     for word in words.split()
 }
 ALONE = frozenset(("this", "that", "these", "those", "who", "whom", "whose", "which", "what"))
-"""Pronouns where they stand alone; before a noun they are not."""
+"""Words that are pronouns only without a noun after them."""
 
 
 def gender_of(word: str) -> str | None:
@@ -45,19 +45,19 @@ def gender_of(word: str) -> str | None:
 PRONOUN_TAGS = ("PRP", "PRP$", "WP", "WP$")
 NAME_TAGS = ("NNP", "NNPS")
 POSSESSIVES = ("'s", "’s", "'", "’")
-_BEHIND_HEADS = """
+_AFTER_HEADS = """
 , ; : ( [ about above across after against along among around as at before behind below between beyond by despite during
 for from in into like near of off on onto over since than through to toward towards under until up upon with within
 without who whom whose which that where when
 """
-BEHIND_HEADS = frozenset(_BEHIND_HEADS.split())
-"""Where what follows a head begins: commas, brackets, prepositions, relative pronouns."""
+AFTER_HEADS = frozenset(_AFTER_HEADS.split())
+"""Words that follow the head of a phrase: commas, brackets, prepositions, relative pronouns."""
 BRACKETS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}
 _BRACKET = re.compile("|".join(BRACKETS))
 
 # Collins (1999, Head-Driven Statistical Models for Natural Language Parsing, appendix A): where to look for the head
-# of a noun phrase, in this order, from its end or from its start. Possessive endings are passed over: who is asked in
-# "the queen's" is the queen.
+# of a noun phrase, in this order, from its end or from its start. Possessive endings are ignored: the head of
+# "the queen's" is "queen".
 _Rules = Sequence[tuple[tuple[str, ...], str]]
 _NOUN_PHRASE: _Rules = (
     (("NN", "NNP", "NNPS", "NNS", "NX", "NML", "JJR"), "end"),
@@ -75,7 +75,7 @@ _CLAUSES = ("S", "SBAR", "SBARQ", "SQ", "SINV", "VP")
 
 @dataclass(frozen=True)
 class Phrase:
-    """A constituent: its label, its words, and what it consists of; a word has none, and its tag is the label."""
+    """A constituent: its label, its words, and its children. A word has no children, and its label is its tag."""
 
     label: str
     start: int
@@ -93,7 +93,7 @@ class Parse:
 
 
 def parses(text: str, name: str) -> list[Parse]:
-    """Read trees in the brackets of the Penn Treebank. Traces are left out, and what stands behind a label's hyphen.
+    """Read trees in the brackets of the Penn Treebank. Traces are left out, as is the part of a label after its hyphen.
 
     Raises `DataError` for brackets that do not match.
 
@@ -103,14 +103,14 @@ def parses(text: str, name: str) -> list[Parse]:
     found: list[Parse] = []
     words: list[str] = []
     tags: list[str] = []
-    # An open phrase: its label, its first word, what is in it so far.
+    # An open phrase: its label, its first word, its children so far.
     opened: list[tuple[str, int, list[Phrase]]] = []
     for number, line in enumerate(text.split("\n"), 1):
         for bracket, label, word, close in _TREE.findall(line):
             if bracket:
                 opened.append((_plain(label), len(words), []))
             elif not opened:
-                raise DataError(f"{name}, line {number}: {word or close!r} stands outside every tree")
+                raise DataError(f"{name}, line {number}: {word or close!r} is outside of all trees")
             elif word:
                 if opened[-1][0] != "-NONE-":
                     words.append(unescaped(word))
@@ -124,7 +124,7 @@ def parses(text: str, name: str) -> list[Parse]:
                     found.append(Parse(tuple(words), tuple(tags), phrase))
                     words, tags = [], []
     if opened:
-        raise DataError(f"{name} ends within a tree: {len(opened)} brackets are open")
+        raise DataError(f"{name} ends inside a tree: {len(opened)} brackets are not closed")
     return found
 
 
@@ -136,15 +136,15 @@ def _plain(label: str) -> str:
 
 
 def unescaped(word: str) -> str:
-    """A word with brackets for the treebank's `-LRB-`, and without its slash before marks."""
+    """A word of a treebank with `(` for `-LRB-` and so on, and without backslashes before marks."""
     word = _BRACKET.sub(lambda found: BRACKETS[found[0]], word)
     return word[1:] if word in ("/.", "/?", "/-") else word
 
 
 def head_in_tree(tree: Phrase, start: int, end: int) -> int:
-    """The head of the words from `start` to `end`: of the smallest constituent that covers them, cut to them.
+    """The head of the words from `start` to `end`: that of the smallest constituent around them, within these words.
 
-    What is no clause is taken for a noun phrase, since mentions are such.
+    A constituent that is not a clause is treated as a noun phrase, because mentions are noun phrases.
 
         >>> tree = parses("(NP (NP (DT the) (NN queen)) (PP (IN of) (NP (NNS hearts))))", "example")[0].tree
         >>> head_in_tree(tree, 0, 4)
@@ -162,7 +162,7 @@ def head_in_tree(tree: Phrase, start: int, end: int) -> int:
 
 
 def _first_of(children: Sequence[Phrase], rules: _Rules, last: bool) -> Phrase:
-    """The child that the first rule finds; if none does, the last one, or the first of what is no whole phrase."""
+    """The child found by the first rule that finds one; else the last child, or the first one if `last` is false."""
     for labels, side in rules:
         for child in children if side == "start" else reversed(children):
             if child.label in labels:
@@ -172,15 +172,15 @@ def _first_of(children: Sequence[Phrase], rules: _Rules, last: bool) -> Phrase:
 
 
 def head_in_words(words: Sequence[str], start: int, end: int) -> int:
-    """The head of the words from `start` to `end`, without a tree: the last before a comma, preposition or "who".
+    """The head of the words from `start` to `end`, without a tree: the last word before a comma, preposition or "who".
 
-    A possessive 's and marks at the end are passed over. In "A and B" that is B, where the tree's rule finds A.
+    A possessive 's and marks at the end are ignored. In "A and B" this rule finds B; the rule for trees finds A.
 
         >>> head_in_words(("the", "queen", "of", "hearts"), 0, 4)
         1
     """
-    behind = (place for place in range(start + 1, end) if words[place].lower() in BEHIND_HEADS)
-    last = next(behind, end)
+    after = (place for place in range(start + 1, end) if words[place].lower() in AFTER_HEADS)
+    last = next(after, end)
     for place in reversed(range(start, last)):
         if words[place] not in POSSESSIVES and any(letter.isalnum() for letter in words[place]):
             return place
@@ -188,9 +188,9 @@ def head_in_words(words: Sequence[str], start: int, end: int) -> int:
 
 
 def kind_of(words: Sequence[str], tags: Sequence[str] | None, start: int, end: int, head: int) -> Kind:
-    """Whether a mention is a pronoun, a proper name or another noun phrase, by its head.
+    """Whether a mention is a pronoun, a proper name or another noun phrase, by its head word.
 
-    By its tag, or, without tags, by a list of pronouns and by a capital letter where no sentence begins.
+    The head's tag decides, or, without tags, a list of pronouns and a capital letter inside a sentence.
 
         >>> kind_of(("Then", "Alice", "slept"), None, 1, 2, 1)
         'proper'
@@ -201,7 +201,7 @@ def kind_of(words: Sequence[str], tags: Sequence[str] | None, start: int, end: i
         return "pronoun"
     if tags:
         return "proper" if tags[head] in NAME_TAGS else "nominal"
-    shouted = word.isupper() and len(word) > 1  # US is no pronoun
+    shouted = word.isupper() and len(word) > 1  # "US" is not a pronoun
     if small in TRAITS and small not in ALONE and not shouted and (end - start == 1 or small != "one"):
         return "pronoun"
     begins = head == 0 or words[head - 1] in (".", "!", "?")

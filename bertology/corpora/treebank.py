@@ -23,16 +23,16 @@ class Skip:
 class Sentence:
     """The words of a sentence and its dependency tree.
 
-    Raises `DataError` when that is no tree: a head that is not there, or arcs that run in a circle.
+    Raises `DataError` when it is not a tree: a head does not exist, or the arcs form a cycle.
     """
 
     words: tuple[str, ...]
     heads: tuple[int, ...]
-    """[word]: the number of each word's head, counted from 1; 0 for a word that hangs from the root."""
+    """[word]: the number of each word's head, counted from 1; 0 for a word whose head is the root."""
     relations: tuple[str, ...]
     """[word]: how each word depends on its head."""
     name: str = ""
-    """What messages call it: its `sent_id`, or its number in the file."""
+    """Its name in messages: its `sent_id`, or its number in the file."""
 
     def __post_init__(self) -> None:
         many = len(self.words)
@@ -41,22 +41,22 @@ class Sentence:
         if not many == len(self.heads) == len(self.relations):
             raise DataError(
                 f"sentence {self.name!r} has {many} words, {len(self.heads)} heads and {len(self.relations)} "
-                "relations: wanted one of each a word"
+                "relations: wanted one of each per word"
             )
         for word, head in enumerate(self.heads, 1):
             if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head <= many:
                 raise DataError(
-                    f"sentence {self.name!r}: the head of word {word} is {head!r}, wanted a number from 0, the root, "
-                    f"to {many}"
+                    f"sentence {self.name!r}: the head of word {word} must be a number from 0 (the root) to {many}, "
+                    f"got {head!r}"
                 )
-        circle = _circle(self.heads)
-        if circle:
-            raise DataError(f"sentence {self.name!r} is no tree: words {', '.join(map(str, circle))} run in a circle")
+        cycle = _cycle(self.heads)
+        if cycle:
+            raise DataError(f"sentence {self.name!r} is not a tree: words {', '.join(map(str, cycle))} form a cycle")
 
 
 @dataclass(frozen=True)
 class Treebank(Sequence[Sentence]):
-    """Sentences with their trees, in the order of the file, and those that were left out."""
+    """Sentences with their trees, in the order of the file, and the sentences that were left out."""
 
     sentences: tuple[Sentence, ...]
     skipped: tuple[Skip, ...] = ()
@@ -83,11 +83,11 @@ def read_conllu(path: str | Path, *, subtypes: bool = True, skip_broken: bool = 
     """Read a treebank of Universal Dependencies, or any other in CoNLL-U (extra `syntax`).
 
     Args:
-        path: a CoNLL-U file. Multiword tokens and empty nodes are left out: the tree is over the words.
-        subtypes: whether relations keep what stands behind the colon (`nsubj:pass`), or lose it (`nsubj`).
-        skip_broken: leave out sentences that are no trees, and list them in `skipped`, in place of an error.
+        path: a CoNLL-U file. Multiword tokens and empty nodes are left out, because the tree is over the words.
+        subtypes: whether relations keep the subtype after the colon (`nsubj:pass`) or lose it (`nsubj`).
+        skip_broken: leave out sentences that are not trees, and list them in `skipped`, instead of raising.
 
-    Raises `DataError` for a file without sentences, or with one that is no tree.
+    Raises `DataError` for a file without sentences, or with a sentence that is not a tree.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w", suffix=".conllu") as file:
@@ -110,10 +110,11 @@ def read_conllu(path: str | Path, *, subtypes: bool = True, skip_broken: bool = 
 
 
 def read_depparse(path: str | Path, *, skip_broken: bool = False) -> Treebank:
-    """Read the text format of Clark et al. (2019): a line `word head-relation` a word, a blank line between sentences.
+    """Read the text format of Clark et al. (2019): a line `word head-relation` per word, blank lines between sentences.
 
-    Heads count from 1, and 0 is the root. A relation may hold further hyphens, the last sentence needs no blank line,
-    and several blank lines are as one. Raises `DataError` for lines of another form, and as `read_conllu` does.
+    Heads are counted from 1, and 0 is the root. A relation may contain more hyphens, the last sentence needs no blank
+    line, and several blank lines count as one. Raises `DataError` for lines of another format, and as `read_conllu`
+    does.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -161,7 +162,7 @@ def _collect(
                 raise DataError(f"{error} (in {path}; skip_broken=True leaves such sentences out)") from error
             skipped.append(Skip(name, str(error)))
     if not sentences:
-        raise DataError(f"{path} holds no sentences{' that are trees' if skipped else ''}")
+        raise DataError(f"{path} has no sentences{' that are trees' if skipped else ''}")
     return Treebank(tuple(sentences), tuple(skipped))
 
 
@@ -192,12 +193,12 @@ def _sentence_in(lines: list[str], name: str) -> Sentence:
 def _sentence_from(record: Any, name: str) -> Sentence:
     missing = [key for key in ("words", "heads", "relns") if not isinstance(record, dict) or key not in record]
     if missing:
-        raise DataError(f"sentence {name!r} has no {', '.join(missing)}: only parsed sentences can be read")
+        raise DataError(f"sentence {name!r} has no {', '.join(missing)}: each sentence needs words, heads, relns")
     return Sentence(tuple(record["words"]), tuple(record["heads"]), tuple(record["relns"]), name)
 
 
-def _circle(heads: tuple[int, ...]) -> list[int]:
-    """The words of a circle of arcs, or none."""
+def _cycle(heads: tuple[int, ...]) -> list[int]:
+    """The words of a cycle of arcs, or none."""
     safe: set[int] = {0}
     for start in range(1, len(heads) + 1):
         path: list[int] = []

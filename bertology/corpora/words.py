@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..errors import DataError
 from .treebank import Skip
 
@@ -19,7 +20,7 @@ Rows = Literal["mean", "first", "max"]
 
 
 class HasWords(Protocol):
-    """Whatever has words: a `Sentence`, a `Document`."""
+    """Any text with words, such as a `Sentence` or a `Document`."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -27,7 +28,7 @@ class HasWords(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class Aligned:
     """A sentence or document in a batch, and the word that each of its tokens is part of."""
 
     source: Any
-    """What was given: a `Sentence`, a `Document`."""
+    """The `Sentence`, `Document` or other text that was aligned."""
     word_of: tuple[int, ...]
     """[token]: the word, counted from 0; -1 for special tokens, -2 for padding."""
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """[token]: as `word_of`, with a number for each special token too, in the order of the text; -2 for padding."""
+        """[token]: the number of its word or special token, counted in the order of the text; -2 for padding."""
         found: dict[tuple[int, int], int] = {}
-        # A special token stands for itself, the tokens of a word for one another.
+        # Each special token is its own group; the tokens of a word are one group.
         keys = [(word, place if word == SPECIAL else 0) for place, word in enumerate(self.word_of)]
         return tuple(PADDING if key[0] == PADDING else found.setdefault(key, len(found)) for key in keys)
 
@@ -54,14 +55,14 @@ class Aligned:
 
     @property
     def ends(self) -> tuple[int | None, int | None]:
-        """The groups of the special tokens before and behind the text, [CLS] and [SEP] of BERT; None where none is."""
+        """The groups of the special tokens before and after the text (BERT: [CLS] and [SEP]); None if there is none."""
         first, last = self.word_groups[0], self.word_groups[-1]
         return 0 if first > 0 else None, last + 1 if max(self.groups) > last else None
 
 
 @dataclass(frozen=True)
 class AlignedBatches:
-    """Batches of model arguments whose examples carry their words; what could not be used is listed in `skipped`."""
+    """Batches of model arguments, annotated with words. Examples that could not be used are listed in `skipped`."""
 
     batches: tuple[dict[str, Any], ...]
     skipped: tuple[Skip, ...]
@@ -83,19 +84,19 @@ class AlignedBatches:
 def align(
     tokenizer: Any, sources: Sequence[HasWords], *, batch_size: int = 16, max_length: int | None = None
 ) -> AlignedBatches:
-    """Tokenize sentences or documents that come as words, and note which word each token is part of.
+    """Tokenize sentences or documents that are given as words, and note which word each token is part of.
 
-    The words are joined by blanks, and a token belongs to the word that its characters are in. A source that does not
-    fit the model, or whose words and tokens do not align, is left out and listed, never cut; and so are those that were
-    left out when the sources were read.
+    The words are joined by blanks, and a token belongs to the word that contains its characters. A text that is too
+    long for the model, or whose words and tokens do not align, is left out and listed in `skipped`; it is never
+    truncated. `skipped` also lists the texts that were left out when the sources were read.
 
     Args:
-        tokenizer: a fast tokenizer: only such a one tells the characters of a token.
-        sources: what has `words` and a `name`: a `Treebank`, a list of `Sentence`s or `Document`s.
-        batch_size: how many examples a batch has; those of like length come together.
-        max_length: the longest text in tokens, special ones included; by default what the tokenizer says.
+        tokenizer: a fast tokenizer; slow ones do not return the characters of a token.
+        sources: texts with `words` and a `name`: a `Treebank`, a list of `Sentence`s or `Document`s.
+        batch_size: the number of examples in a batch; texts of similar length are batched together.
+        max_length: the longest text in tokens, special tokens included; by default the tokenizer's limit.
 
-    Raises `DataError` for a slow tokenizer, and when nothing is left.
+    Raises `DataError` for a slow tokenizer, and when no text is left.
 
         >>> from transformers import AutoTokenizer
         >>> from bertology.demo import minilm_path
@@ -129,10 +130,10 @@ def align(
 
 
 def check_tokenizer(tokenizer: Any, batch_size: int) -> None:
-    """Raise `DataError` for a slow tokenizer, and for batches of no examples."""
+    """Raise `DataError` for a slow tokenizer, and for a batch size below 1."""
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which does not tell the characters of its tokens: "
+            f"{type(tokenizer).__name__} is a slow tokenizer, which does not return the characters of its tokens: "
             "load a fast one (AutoTokenizer.from_pretrained(..., use_fast=True))"
         )
     if batch_size < 1:
@@ -142,15 +143,16 @@ def check_tokenizer(tokenizer: Any, batch_size: int) -> None:
 def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean") -> list[Tensor]:
     """[head, group, group] for each example: the attention of words and special tokens to one another.
 
-    Attention to the tokens of a word is summed up, so that rows still sum to 1; attention from them is averaged
-    (Clark et al. 2019, §4.1), or the `"first"` token's, or the largest to each word, divided by its sum (`"max"`).
+    Attention to the tokens of a word is summed, so that rows still sum to 1. Attention from the tokens of a word is
+    averaged (Clark et al. 2019, §4.1); or that of the first token is taken (`"first"`); or the largest value for each
+    word, divided by the sum of these values (`"max"`).
 
     Args:
         x: [batch, head, query, key]: the attention maps of one layer.
-        aligned: the batch's `annotations`. `Aligned.word_groups` are the words' places in what is returned.
-        rows: how the rows of a word's tokens become one.
+        aligned: the batch's `annotations`. `Aligned.word_groups` are the indices of the words in the result.
+        rows: how the rows of a word's tokens are combined into one.
 
-    Raises `DataError` for maps that are not of these tokens, and for NaN in them; the rows of padding may hold any.
+    Raises `DataError` for maps of other tokens, and for values that are not finite; rows of padding may hold anything.
 
         >>> import torch
         >>> uniform = torch.full((1, 2, 3, 3), 1 / 3)
@@ -161,13 +163,13 @@ def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean"
     groups = pad_sequence([torch.tensor(one.groups) for one in aligned], batch_first=True, padding_value=PADDING)
     if x.shape[0] != len(aligned) or x.shape[2:] != (groups.shape[1], groups.shape[1]):
         raise DataError(
-            f"maps of {x.shape[0]} examples, {x.shape[2]} queries and {x.shape[3]} keys, words of {len(aligned)} "
-            f"examples of {groups.shape[1]} tokens: wanted the maps of self attention over these tokens"
+            f"wanted maps of self attention over the {groups.shape[1]} tokens of {len(aligned)} examples, got maps of "
+            f"{x.shape[0]} examples, {x.shape[2]} queries and {x.shape[3]} keys"
         )
     groups = groups.to(x.device)
     x = x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill((groups == PADDING)[:, None, :, None], 0)
     if not x.isfinite().all():
-        raise DataError("attention weights are not finite: look for NaN or overflow in the model's weights")
+        raise DataError("attention weights are not finite: check the model's weights for NaN or overflow")
     # [batch, 1, token, group]: 1 where a token is part of a group.
     part = (groups[..., None] == torch.arange(int(groups.max()) + 1, device=x.device)).to(x.dtype)[:, None]
     to = x @ part
@@ -185,14 +187,14 @@ def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean"
 
 
 def _tokens(tokenizer: Any, text: str) -> tuple[dict[str, list[int]], list[tuple[int, int]], list[int]]:
-    """The model's arguments, and of each token the characters and whether it is special."""
+    """The model's arguments, each token's characters, and whether each token is special."""
     found = dict(tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False))
     offsets, special = found.pop("offset_mapping"), found.pop("special_tokens_mask")
     return found, [_trimmed(text, *span) for span in offsets], special
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """A token's characters without the blanks around it, which some tokenizers count to it."""
+    """A token's characters without blanks around them, which some tokenizers include."""
     inside = text[start:end]
     return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
 
@@ -200,10 +202,10 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 def _word_of(
     words: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]
 ) -> tuple[tuple[int, ...], str]:
-    """[token]: the word of each token, and why the words and tokens do not align, if so."""
+    """[token]: the word of each token; and the reason if words and tokens do not align, else an empty string."""
     word_at: list[int] = []
     for number, word in enumerate(words):
-        word_at += [number] * (len(word) + 1)  # the blank behind a word counts to it
+        word_at += [number] * (len(word) + 1)  # a word includes the blank after it
     word_of: list[int] = []
     for (start, end), is_special in zip(offsets, special, strict=True):
         touched = sorted(set(word_at[start:end]))
@@ -213,7 +215,7 @@ def _word_of(
             return (), "a token spans several words"
         elif touched:
             word_of.append(touched[0])
-        else:  # a bare blank (SentencePiece): part of the word that follows
+        else:  # only a blank (SentencePiece): part of the next word
             word_of.append(word_at[min(start, len(word_at) - 1)])
     if set(range(len(words))) - set(word_of):
         return (), "a word has no token"
@@ -224,25 +226,25 @@ def _word_of(
 
 
 def padded(tokenizer: Any, texts: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-    """What a tokenizer makes of several texts, as one batch.
+    """The tokenizer's outputs for several texts as one batch, padded on the right.
 
-    Padded on the right: the attention mask tells padding, so a tokenizer without a padding token will do.
+    The attention mask marks padding, so the tokenizer needs no padding token.
     """
-    fill = {"input_ids": tokenizer.pad_token_id or 0}
+    fill = {IDS_ARGUMENT: tokenizer.pad_token_id or 0}
     batch: dict[str, Any] = {
         name: pad_sequence(
             [torch.tensor(one[name]) for one in texts], batch_first=True, padding_value=fill.get(name, 0)
         )
         for name in texts[0]
     }
-    lengths = torch.tensor([len(one["input_ids"]) for one in texts])
-    batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+    lengths = torch.tensor([len(one[IDS_ARGUMENT]) for one in texts])
+    batch[MASK_ARGUMENT] = (torch.arange(batch[IDS_ARGUMENT].shape[1]) < lengths[:, None]).long()
     return batch
 
 
 def _batch(tokenizer: Any, some: Sequence[tuple[dict[str, list[int]], Any, tuple[int, ...]]]) -> dict[str, Any]:
     batch = padded(tokenizer, [arguments for arguments, _, _ in some])
-    tokens = batch["input_ids"].shape[1]
+    tokens = batch[IDS_ARGUMENT].shape[1]
     batch["annotations"] = [
         Aligned(source, word_of + (PADDING,) * (tokens - len(word_of))) for _, source, word_of in some
     ]

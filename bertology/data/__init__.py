@@ -1,1 +1,1 @@
-"""What goes in? Batches, padding, losses, metrics and classes of tokens."""
+"""The model's inputs and outputs: batches, padding, losses, metrics and token classes."""

@@ -1,8 +1,8 @@
 """Batches of model arguments, and which of their tokens are real.
 
-`batches` is one mapping of model arguments, or an iterable of such mappings (a DataLoader, a list). Under the key
-`annotations` a batch may carry a list with what is known of each example, such as its words and its syntax tree:
-measures see it, the model does not.
+`batches` is one mapping of model arguments, or an iterable of such mappings (a DataLoader, a list). A batch may have
+the key `annotations`: a list with one entry per example, such as its words and its syntax tree. Measures read it; it is
+not passed to the model.
 """
 
 from __future__ import annotations
@@ -14,25 +14,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy.names import PADDED_STACKS, PREFIXED_STACKS
+from ..anatomy.names import (
+    DECODER_IDS_ARGUMENT,
+    DECODER_PREFIX,
+    EMBEDS_ARGUMENT,
+    IDS_ARGUMENT,
+    LABELS_ARGUMENT,
+    MASK_ARGUMENT,
+    NO_TEXT_ARGUMENTS,
+    SPAN_ARGUMENTS,
+    USE_CACHE_ARGUMENT,
+    block_oddities_of,
+)
 from ..errors import DataError
 
 Batch = Mapping[str, Any]
 Batches = Batch | Iterable[Batch]
 
 IGNORED = -100
-"""A label that does not count, in transformers and torch."""
-LABELS = ("labels", "start_positions", "end_positions")
+"""The label that losses ignore, in transformers and torch."""
+LABELS = (LABELS_ARGUMENT, *SPAN_ARGUMENTS)
 ANNOTATIONS = "annotations"
-"""What a batch carries for the measures alone: a list with one entry an example."""
-NO_TEXT = ("pixel_values", "input_features", "input_values")
-INPUTS = ("input_ids", "inputs_embeds", *NO_TEXT)
+"""The key of a batch's list with one entry per example, which is not passed to the model."""
+INPUTS = (IDS_ARGUMENT, EMBEDS_ARGUMENT, *NO_TEXT_ARGUMENTS)
 
 
 def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
     """Yield each batch, checked and on the model's device.
 
-    Raises `DataError` for a batch without inputs, for lists in the place of tensors, and when there is no batch.
+    Raises `DataError` for a batch without inputs, for lists instead of tensors, and when there is no batch.
     """
     device = device_of(model)
     none_yet = True
@@ -44,7 +54,7 @@ def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model wants its inputs: where accelerate brings its weights to, or where its first weights are."""
+    """The device for a model's inputs: the execution device of accelerate, or else that of the first weights."""
     for module in model.modules():
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:
@@ -68,24 +78,25 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
         raise DataError(f"{name} is empty: its shape is {list(batch[name].shape)}")
     if ANNOTATIONS in batch and len(batch[ANNOTATIONS]) != batch[name].shape[0]:
         raise DataError(
-            f"{ANNOTATIONS} must have one entry an example: got {len(batch[ANNOTATIONS])} for {batch[name].shape[0]}"
+            f"{ANNOTATIONS} must have one entry per example, got {len(batch[ANNOTATIONS])} entries for "
+            f"{batch[name].shape[0]} examples"
         )
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def check_repeatable(batches: Batches, *, why: str) -> None:
-    """Raise `DataError` for an iterator, which gives its batches only once."""
+    """Raise `DataError` for an iterator, which can be read only once."""
     if isinstance(batches, Iterator):
         raise DataError(f"{why} goes over the batches several times: pass a list or a DataLoader, not an iterator")
 
 
 def examples(batch: Batch) -> int:
-    """How many examples the batch holds."""
+    """The number of examples in the batch."""
     return int(batch[_input_name(batch)].shape[0])
 
 
 def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
-    """The batch with some of its examples only; what has no row for each example stays whole."""
+    """Some examples of the batch. Values without one row per example are kept as they are."""
     count = examples(batch)
     rows = {name: isinstance(x, Tensor) and x.dim() > 0 and len(x) == count for name, x in batch.items()}
     some = {name: x[chosen] if rows[name] else x for name, x in batch.items()}
@@ -95,80 +106,83 @@ def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
 
 
 def rows_per_example(batch: Batch) -> int:
-    """How many rows of the model's own batch an example makes: the choices of multiple choice, else 1."""
-    ids = batch.get("input_ids")
+    """The number of rows per example: the number of choices in multiple choice, else 1."""
+    ids = batch.get(IDS_ARGUMENT)
     return int(ids.shape[1]) if isinstance(ids, Tensor) and ids.dim() == 3 else 1
 
 
 def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor:
     """[row, token], bool: which tokens of a stack are real; the others are padding.
 
-    Without an attention mask every token is real. The choices of multiple choice are rows of their own.
+    Without an attention mask every token is real. In multiple choice each choice is one row.
     Raises `DataError` for attention masks that are not `[batch, token]`.
     """
     decoding = not reads_text(model, stack)
-    labels = batch.get("labels")
-    if decoding and "decoder_attention_mask" not in batch and isinstance(labels, Tensor) and labels.dim() == 2:
-        return labels != IGNORED  # the decoder reads its labels, shifted
-    prefix = "decoder_" if decoding else ""
-    mask = batch.get(f"{prefix}attention_mask")
+    labels = batch.get(LABELS_ARGUMENT)
+    if decoding and DECODER_PREFIX + MASK_ARGUMENT not in batch and isinstance(labels, Tensor) and labels.dim() == 2:
+        return labels != IGNORED  # the decoder reads the shifted labels
+    prefix = DECODER_PREFIX if decoding else ""
+    mask = batch.get(prefix + MASK_ARGUMENT)
     if mask is None:
         return _all_tokens(batch, prefix)
     flat = mask.reshape(-1, mask.shape[-1]) if mask.dim() == 3 and rows_per_example(batch) > 1 else mask
     if flat.dim() != 2:
         raise DataError(
             f"{prefix}attention_mask must be [batch, token], got {list(mask.shape)}: "
-            "only from such a mask can padding be told from text"
+            "another shape does not show which tokens are padding"
         )
     return flat != 0
 
 
 def reads_text(model: nn.Module, stack: str) -> bool:
-    """Whether a stack reads the text itself: a decoder behind an encoder reads another, or this one shifted (BART)."""
+    """Whether a stack reads the input text. The decoder of an encoder-decoder reads another text, or shifted labels."""
     return stack.startswith("encoder") or not is_encoder_decoder(model)
 
 
 def token_ids(model: nn.Module, batch: Batch, stack: str) -> Tensor | None:
     """[row, token]: the ids of the tokens that a stack attends from and to, or None.
 
-    None in cross attention, and where the batch does not hold them. The choices of multiple choice are rows of their
-    own.
+    They are None in cross attention, and when the batch does not hold them. In multiple choice each choice is one row.
     """
-    ids = batch.get("input_ids" if reads_text(model, stack) else "decoder_input_ids")
+    ids = batch.get(IDS_ARGUMENT if reads_text(model, stack) else DECODER_IDS_ARGUMENT)
     return ids.reshape(-1, ids.shape[-1]) if isinstance(ids, Tensor) and "cross" not in stack else None
 
 
 def fit_mask(mask: Tensor, positions: int, runner: nn.Module) -> Tensor:
-    """[row, position], bool: `token_mask` for a stack, run by `runner`, that works on another number of positions.
+    """[row, position], bool: `token_mask` for a stack, run by `runner`, with another number of positions than tokens.
 
-    A stack's own padding is not real (Longformer), tokens that it puts in front are (CPM-Ant). Where it pools tokens or
-    has positions of its own (CANINE, Perceiver), they are real if all tokens are; else `DataError` is raised.
+    Padding that the model adds (Longformer) is not real; tokens that it adds at the beginning (CPM-Ant) are. If a model
+    pools tokens or has its own positions (CANINE, Perceiver), all positions are real when all tokens are; otherwise
+    `DataError` is raised.
     """
     extra, kind = positions - mask.shape[1], type(runner).__name__
     if extra == 0:
         return mask
-    if extra > 0 and kind in PADDED_STACKS:
+    if extra > 0 and block_oddities_of(runner).pads:
         return F.pad(mask, (0, extra), value=False)
-    if mask.all() or kind in PREFIXED_STACKS:
+    if mask.all() or block_oddities_of(runner).prefixes:
         own = torch.ones(mask.shape[0], positions, dtype=torch.bool, device=mask.device)
         return own if mask.all() else torch.cat([own[:, :extra], mask], dim=1)
     raise DataError(
-        f"{kind} works on {positions} positions, the batch marks {mask.shape[1]} tokens, some of them padding: padding "
-        "cannot be told there, so pass inputs of equal length without any"
+        f"{kind} has {positions} positions, but the attention mask marks {mask.shape[1]} tokens, some of them padding: "
+        "it is not known which positions are padding. Pass inputs of equal length, without padding"
     )
 
 
 def _all_tokens(batch: Batch, prefix: str) -> Tensor:
-    for name in ("input_ids", "inputs_embeds"):
+    for name in (IDS_ARGUMENT, EMBEDS_ARGUMENT):
         x = batch.get(prefix + name)
         if isinstance(x, Tensor):
-            shape = x.shape if name == "input_ids" else x.shape[:-1]
+            shape = x.shape if name == IDS_ARGUMENT else x.shape[:-1]
             return torch.ones(shape, dtype=torch.bool, device=x.device).reshape(-1, shape[-1])
-    for name in () if prefix else NO_TEXT:
-        # Of an image or a sound it is not known here how many positions it makes: one stands for all of them.
+    for name in () if prefix else NO_TEXT_ARGUMENTS:
+        # The number of positions of an image or a sound is not known here: one value is used for all of them.
         if isinstance(batch.get(name), Tensor):
             return torch.ones(batch[name].shape[0], 1, dtype=torch.bool, device=batch[name].device)
-    raise DataError(f"the batch has neither {prefix}attention_mask nor {prefix}input_ids: its tokens cannot be counted")
+    raise DataError(
+        f"the batch has neither {prefix}attention_mask nor {prefix}input_ids, so its tokens cannot be counted: "
+        "pass one of them"
+    )
 
 
 def model_arguments(batch: Batch) -> dict[str, Any]:
@@ -177,62 +191,62 @@ def model_arguments(batch: Batch) -> dict[str, Any]:
 
 
 def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """The batch as the model is run on: labels are left out, so that it computes no loss of its own.
+    """The model's arguments without labels, so that the model computes no loss itself.
 
-    An encoder-decoder that reads its labels as decoder input gets them as such, and keeps no cache, which it does not
-    do with labels either: FSMT's decoder looks ahead when it does.
+    An encoder-decoder that makes its decoder inputs from labels still gets these decoder inputs. Its cache is turned
+    off, as it is in a pass with labels: with a cache, FSMT's decoder attends to later tokens.
     """
     inputs = {key: value for key, value in model_arguments(batch).items() if key not in LABELS}
-    if "labels" not in batch or not is_encoder_decoder(model):
+    if LABELS_ARGUMENT not in batch or not is_encoder_decoder(model):
         return inputs
-    if hasattr(config_of(model), "use_cache"):
-        inputs.setdefault("use_cache", False)
-    if not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
+    if hasattr(config_of(model), USE_CACHE_ARGUMENT):
+        inputs.setdefault(USE_CACHE_ARGUMENT, False)
+    if not {DECODER_IDS_ARGUMENT, DECODER_PREFIX + EMBEDS_ARGUMENT} & inputs.keys():
         shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         if shift is not None:
-            inputs["decoder_input_ids"] = shift(labels=batch["labels"])
-        elif batch["labels"].dim() == 2 and any(name in batch for name in NO_TEXT):
-            inputs["decoder_input_ids"] = _shifted(batch["labels"], config_of(model))
+            inputs[DECODER_IDS_ARGUMENT] = shift(labels=batch[LABELS_ARGUMENT])
+        elif batch[LABELS_ARGUMENT].dim() == 2 and any(name in batch for name in NO_TEXT_ARGUMENTS):
+            inputs[DECODER_IDS_ARGUMENT] = _shifted(batch[LABELS_ARGUMENT], config_of(model))
     return inputs
 
 
 def _shifted(labels: Tensor, config: Any) -> Tensor:
-    """[batch, token]: what a decoder reads to write these labels, as transformers' speech models shift them."""
+    """[batch, token]: decoder_input_ids for these labels, shifted as in the speech models of transformers."""
     start, padding = (getattr(config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
     if start is None or padding is None:
         raise DataError(
-            "the labels cannot be made decoder_input_ids: the config has no decoder_start_token_id or no pad_token_id. "
-            "Pass decoder_input_ids in every batch"
+            "decoder_input_ids cannot be made from the labels: the config has no decoder_start_token_id or no "
+            "pad_token_id. Pass decoder_input_ids in every batch"
         )
     shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
     return shifted.masked_fill(shifted == IGNORED, padding)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
-    """Whether the model, whatever is wrapped around it, reads one text and writes another."""
+    """Whether the model is an encoder-decoder, also inside a wrapper."""
     return bool(getattr(config_of(model), "is_encoder_decoder", False))
 
 
 def room_of(model: nn.Module) -> int | None:
-    """How many tokens a model takes at once, or None where it does not say, or has no end of them."""
+    """The longest input of a model in tokens, or None when its config names no limit."""
     most = getattr(config_of(model), "max_position_embeddings", None)
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         return None
     words = getattr(model, "get_input_embeddings", lambda: None)()
     for module in model.modules():
-        # RoBERTa counts positions from behind the number that stands for padding.
+        # RoBERTa's positions begin after the padding index.
         if isinstance(module, nn.Embedding) and module.num_embeddings == most and module is not words:
             return most - (0 if module.padding_idx is None else module.padding_idx + 1)
     return most
 
 
 def check_fits(model: nn.Module, tokens: int) -> None:
-    """Raise `DataError` for texts of more tokens than the model has positions for."""
+    """Raise `DataError` for texts that are longer than the model's longest input."""
     longest = room_of(model)
     if longest is not None and tokens > longest:
         raise DataError(
             f"a text has {tokens} tokens, the model takes {longest}: pass max_length={longest} to align or "
-            "align_code, which leave out and list what is longer"
+            "align_code, which leave out longer texts and list them"
         )
 
 

@@ -1,8 +1,8 @@
 """One loss per example, for every task head of transformers.
 
-`model(**batch).loss` is a mean over the batch, or over all its tokens. Here every example has a loss of its own,
-equal to what the model itself returns for a batch of that example alone.
-Padding never counts: token losses leave it out, and question answering gives it no probability.
+`model(**batch).loss` is a mean over the batch, or over all its tokens. Here every example has its own loss. It equals
+the loss that the model returns for a batch with only this example.
+Padding is ignored: token losses leave it out, and question answering gives it no probability.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..anatomy.names import LABELS_ARGUMENT, SPAN_ARGUMENTS
 from ..errors import LossError
 from .batches import IGNORED, Batch, examples, is_encoder_decoder, rows_per_example, token_mask
 
 ExampleLoss = Callable[[Any, Batch], Tensor]
-"""`f(outputs, batch) -> [batch]`: from a model's outputs and its batch, one loss per example."""
+"""`f(outputs, batch) -> [batch]`: one loss per example, from the model's outputs and the batch."""
 
-# XLNet, XLM and Flaubert call their heads so as well, but do not shift their labels.
+# The heads of XLNet, XLM and Flaubert have these names too, but do not shift their labels.
 _CAUSAL = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM"
 _GENERATING = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
+_TASKS = (
+    "sequence, image, audio or token classification, masked LM, causal LM, question answering, multiple choice or "
+    "sequence-to-sequence generation"
+)
 
 
 def find_loss(model: nn.Module) -> ExampleLoss:
@@ -32,16 +37,15 @@ def find_loss(model: nn.Module) -> ExampleLoss:
 
     Known: classification of texts, images and sound (one label, regression, several labels), token classification,
     masked LM, causal LM, question answering, multiple choice and sequence-to-sequence models of transformers.
-    Raises `LossError` for any other model: pass `loss=f`, `f(outputs, batch) -> [batch]`.
+    Raises `LossError` for any other model: for such a model pass `loss=f`, where `f(outputs, batch) -> [batch]`.
     """
     task = _task_model(model)
     for pattern, make in _LOSSES.items():
         if re.search(f"({pattern})$", type(task).__name__):
             return make(task)
-    known = ", ".join(_LOSSES).replace("|", ", ")
     raise LossError(
-        f"no loss is known for {type(model).__name__}: wanted a model whose class name ends in {known}. "
-        "Pass loss=f, where f(outputs, batch) returns one value per example"
+        f"no loss is known for {type(model).__name__}: wanted a model of transformers with a head for {_TASKS}. "
+        "For another model pass loss=f, where f(outputs, batch) returns one value per example"
     )
 
 
@@ -53,16 +57,18 @@ def example_losses(loss: ExampleLoss, outputs: Any, batch: Batch) -> Tensor:
         got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise LossError(
             f"a loss must be one value per example, [batch] = [{wanted}], got {got}: "
-            "a mean over the batch hides its examples"
+            "do not take the mean over the batch"
         )
     broken = (~torch.isfinite(values)).nonzero().flatten().tolist()
     if broken:
-        raise LossError(f"the loss is {values[broken[0]].item()} for example(s) {broken} of a batch of {wanted}")
+        raise LossError(
+            f"losses must be finite, got {values[broken[0]].item()} for example(s) {broken} of a batch of {wanted}"
+        )
     return values
 
 
 def loss_name(loss: ExampleLoss | None) -> str:
-    """What a loss of one's own is called; nothing for the model's."""
+    """The name of a loss function; empty for the model's own loss."""
     return "" if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__)
 
 
@@ -78,23 +84,23 @@ def _labels(batch: Batch, model: nn.Module, *names: str) -> Any:
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Whether the model's labels are its own inputs, to be shifted by one."""
-    # Vision-language decoders (LLaVA) are called ForConditionalGeneration too, and shift their labels.
+    """Whether the model is a causal LM, whose labels are its input ids; the loss shifts them by one."""
+    # The class names of vision-language decoders (LLaVA) end in ForConditionalGeneration too; they shift their labels.
     pattern = _CAUSAL if is_encoder_decoder(model) else f"{_CAUSAL}|{_GENERATING}"
     return re.search(f"({pattern})$", type(_task_model(model)).__name__) is not None
 
 
 def _task_model(model: nn.Module) -> nn.Module:
-    """The outermost model of transformers: what is around it is a wrapper, what is inside it only a part."""
+    """The outermost `PreTrainedModel`, without wrappers around it."""
     return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
 
 
 def _classes(logits: Tensor, labels: Tensor) -> Tensor:
-    """[row, ...]: cross entropy of labels that must lie among the classes; 0 where they are to be ignored."""
+    """[row, ...]: cross entropy; 0 for ignored labels. Raises `LossError` for labels that are no class."""
     count = logits.shape[-1]
     wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= count))]
     if wrong.numel():
-        raise LossError(f"labels must lie in 0 ... {count - 1} (or be {IGNORED}), got {wrong[0].item()}")
+        raise LossError(f"labels must be from 0 to {count - 1}, or {IGNORED} to be ignored, got {wrong[0].item()}")
     flat = F.cross_entropy(_wide(logits).reshape(-1, count), labels.reshape(-1), reduction="none", ignore_index=IGNORED)
     return flat.reshape(labels.shape)
 
@@ -117,7 +123,7 @@ def _token_mean(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
 
 def _sequence_classification(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        (labels,) = _labels(batch, model, "labels")
+        (labels,) = _labels(batch, model, LABELS_ARGUMENT)
         logits: Tensor = outputs.logits
         kind = getattr(model.config, "problem_type", None)
         if kind is None:
@@ -143,7 +149,7 @@ def _one_each(labels: Tensor, batch: Batch) -> Tensor:
 
 def _multiple_choice(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        (labels,) = _labels(batch, model, "labels")
+        (labels,) = _labels(batch, model, LABELS_ARGUMENT)
         return _classes(outputs.logits.reshape(-1, rows_per_example(batch)), _one_each(labels, batch))
 
     return loss
@@ -151,7 +157,7 @@ def _multiple_choice(model: nn.Module) -> ExampleLoss:
 
 def _tokens(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        (labels,) = _labels(batch, model, "labels")
+        (labels,) = _labels(batch, model, LABELS_ARGUMENT)
         return _token_mean(outputs.logits, labels, token_mask(model, batch))
 
     return loss
@@ -159,7 +165,7 @@ def _tokens(model: nn.Module) -> ExampleLoss:
 
 def _next_tokens(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        (labels,) = _labels(batch, model, "labels")
+        (labels,) = _labels(batch, model, LABELS_ARGUMENT)
         return _token_mean(outputs.logits[:, :-1], labels[:, 1:], token_mask(model, batch)[:, 1:])
 
     return loss
@@ -167,7 +173,7 @@ def _next_tokens(model: nn.Module) -> ExampleLoss:
 
 def _sequence_to_sequence(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        (labels,) = _labels(batch, model, "labels")
+        (labels,) = _labels(batch, model, LABELS_ARGUMENT)
         return _token_mean(outputs.logits, labels, labels != IGNORED)
 
     return loss
@@ -175,7 +181,7 @@ def _sequence_to_sequence(model: nn.Module) -> ExampleLoss:
 
 def _question_answering(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        positions = _labels(batch, model, "start_positions", "end_positions")
+        positions = _labels(batch, model, *SPAN_ARGUMENTS)
         padding = ~token_mask(model, batch)
         both = [
             _classes(logits.masked_fill(padding, float("-inf")), _one_each(at, batch))

@@ -14,13 +14,13 @@ Metric = Callable[[Tensor, Tensor], float]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of labels that get the highest logit; labels of -100 are left out."""
+    """The share of examples whose true label has the highest logit; labels of -100 are left out."""
     guess, truth = _classes(logits, labels)
     return (guess == truth).double().mean().item()
 
 
 def f1(logits: Tensor, labels: Tensor) -> float:
-    """F1 of class 1 among two classes; 0 when class 1 is neither predicted nor there."""
+    """F1 of class 1 in a task with two classes; 0 when class 1 is neither predicted nor true of any example."""
     guess, truth = _two_classes(logits, labels)
     hits = (guess & truth).sum().item()
     total = guess.sum().item() + truth.sum().item()
@@ -28,18 +28,18 @@ def f1(logits: Tensor, labels: Tensor) -> float:
 
 
 def matthews(logits: Tensor, labels: Tensor) -> float:
-    """Matthews correlation of two classes; 0 when only one class is predicted or there."""
+    """Matthews correlation of two classes; 0 when all predictions or all labels are of one class."""
     guess, truth = _two_classes(logits, labels)
     return _correlation(guess.double(), truth.double())
 
 
 def pearson(logits: Tensor, labels: Tensor) -> float:
-    """Pearson correlation of one number per example with its label; 0 when either is constant."""
+    """Pearson correlation of one prediction per example with its label; 0 when either is constant."""
     return _correlation(*_numbers(logits, labels))
 
 
 def spearman(logits: Tensor, labels: Tensor) -> float:
-    """Spearman rank correlation, ties at their mean rank; 0 when either is constant."""
+    """Spearman rank correlation, where equal values get their mean rank; 0 when either is constant."""
     guess, truth = _numbers(logits, labels)
     return _correlation(_ranks(guess), _ranks(truth))
 
@@ -60,7 +60,7 @@ METRICS: dict[str, Metric] = {
 
 
 def find_metric(metric: str | Metric) -> Metric:
-    """A metric by its name, or as it is when it is a function. Raises `DataError` for an unknown name."""
+    """The metric with this name, or the function that was passed. Raises `DataError` for an unknown name."""
     if callable(metric):
         return metric
     if metric not in METRICS:
@@ -71,19 +71,19 @@ def find_metric(metric: str | Metric) -> Metric:
 
 
 def metric_name(metric: str | Metric) -> str:
-    """What to call a metric in a result or a picture."""
+    """The name of a metric in a result or a figure."""
     return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
 
 
 def _classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if logits.shape[:-1] != labels.shape or labels.is_floating_point():
         raise DataError(
-            f"this metric wants logits [example, label] and whole-number labels [example], "
+            f"this metric wants logits [example, label] and integer labels [example], "
             f"got {list(logits.shape)} and {labels.dtype} {list(labels.shape)}"
         )
     there = labels != IGNORED
     if not there.any():
-        raise DataError("no labels to score: every one of them is -100")
+        raise DataError("there are no labels to score: all of them are -100")
     return logits[there].argmax(-1), labels[there]
 
 
@@ -96,7 +96,9 @@ def _two_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _numbers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if logits.numel() != labels.numel():
-        raise DataError(f"this metric wants one number per label, got {list(logits.shape)} for {list(labels.shape)}")
+        raise DataError(
+            f"this metric wants one prediction per label, got {list(logits.shape)} for labels {list(labels.shape)}"
+        )
     return logits.reshape(-1).double(), labels.reshape(-1).double()
 
 

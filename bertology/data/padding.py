@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from ..anatomy.names import IMAGE_CONFIG_NAMES
 from ..anatomy.sites import Anatomy, Site
 from ..errors import DataError
-from .batches import Batch, fit_mask, token_mask
+from .batches import Batch, fit_mask, reads_text, token_mask
 
 
 def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
-    """[row, position], bool: which positions of a stack that works on so many are real.
+    """[row, position], bool: which of the `positions` of a stack are real.
 
-    Raises `DataError` where padding cannot be told: a stack with other rows than the text has, or that pools tokens.
+    Raises `DataError` when padding is not known: the stack has another number of rows than the text, or pools tokens.
     """
     mask = _stack_mask(anatomy, batch, stack)
     if mask is None:
@@ -24,15 +24,18 @@ def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positi
 
 
 class RealQueries:
-    """The real queries of a batch, asked for block by block while the model runs.
+    """The queries of a batch that are not padding, block by block while the model runs.
 
-    Most stacks attend from the text's own tokens. How many positions another one has is known at its last block only:
-    `check` then raises `DataError` if padding cannot be told among them.
+    Most stacks have one position per token. For any other stack the number of positions is known only after its last
+    block: `check` then raises `DataError` if it is not known which of them are padding.
+    With `text_only`, only the queries of stacks that read the text itself can be asked for.
     """
 
-    def __init__(self, anatomy: Anatomy, batch: Batch) -> None:
+    def __init__(self, anatomy: Anatomy, batch: Batch, *, text_only: bool = False) -> None:
         self._anatomy = anatomy
-        self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in {site.stack for site in anatomy.sites}}
+        stacks = {site.stack for site in anatomy.sites}
+        wanted = {stack for stack in stacks if reads_text(anatomy.model, stack)} if text_only else stacks
+        self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in wanted}
         self._complete = {stack: mask is None or bool(mask.all()) for stack, mask in self._masks.items()}
         self.positions: dict[Site, int] = {}
 
@@ -49,14 +52,20 @@ class RealQueries:
         return mask[:, rows].to(x.device)
 
     def first(self, site: Site, x: Tensor) -> Tensor:
-        """[batch]: the place of the first real token among the keys of `x [batch, head, query, key]`."""
+        """[batch]: the position of the first real token among the keys of `x [batch, head, query, key]`."""
         mask = self._masks[site.stack]
         if mask is None or self._complete[site.stack]:
             return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         return fit_mask(mask, x.shape[3], self._anatomy.runner(site.stack)).int().argmax(1).to(x.device)
 
+    def are_of_text(self, site: Site, x: Tensor) -> bool:
+        """Whether `x [batch, head, query, key]`, in one piece, is attention from the text's tokens to themselves."""
+        mask = self._masks.get(site.stack)
+        tokens = None if mask is None else mask.shape[1]
+        return reads_text(self._anatomy.model, site.stack) and x.shape[2:] == (tokens, tokens)
+
     def check(self) -> None:
-        """Raise `DataError` if a stack attended from another number of positions than the mask has."""
+        """Raise `DataError` if a stack has another number of positions than the mask."""
         for site, positions in self.positions.items():
             mask = self._masks[site.stack]
             if mask is not None and not self._complete[site.stack]:
@@ -64,7 +73,7 @@ class RealQueries:
 
 
 def _stack_mask(anatomy: Anatomy, batch: Batch, stack: str) -> Tensor | None:
-    """[row, token], bool: the batch's real tokens, or None for a stack that reads images, whose patches all are."""
+    """[row, token], bool: the batch's real tokens, or None for a stack that reads images, which have no padding."""
     return None if _reads_images(anatomy.runner(stack)) else token_mask(anatomy.model, batch, stack)
 
 
@@ -76,6 +85,6 @@ def _reads_images(runner: nn.Module) -> bool:
 def _check_rows(anatomy: Anatomy, stack: str, mask: Tensor, rows: int) -> None:
     if len(mask) != rows:
         raise DataError(
-            f"{type(anatomy.runner(stack)).__name__} works on {rows} rows, the batch marks the tokens of {len(mask)}: "
-            "which of its positions are padding cannot be told"
+            f"{type(anatomy.runner(stack)).__name__} has {rows} rows, but the attention mask has {len(mask)}: "
+            "it is not known which positions are padding. Pass inputs of equal length, without an attention mask"
         )

@@ -1,4 +1,4 @@
-"""Classes of tokens: separators, punctuation, or any other set."""
+"""Token classes: separators, punctuation, or any other set of tokens."""
 
 from __future__ import annotations
 
@@ -9,40 +9,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..anatomy.names import PADDED_STACKS
+from ..anatomy.names import block_oddities_of
 from ..anatomy.sites import Anatomy
 from ..errors import DataError
 from .batches import Batch, reads_text, token_ids
 
 TokenClass = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Batch], Tensor]
-"""Token ids, strings, or a function of the batch that gives [batch, token], bool."""
+"""Token ids, strings, or a function of the batch that returns [batch, token], bool."""
 OTHER = "other"
 
 
 class TokenClasses:
-    """Classes of tokens by name, and `other`: all tokens in none of them.
+    """Token classes by name, and the class `other` of all remaining tokens.
 
-    A string stands for every token of the vocabulary that reads so, blanks around it apart. Raises `DataError` for
-    strings without a tokenizer, strings that are no token, and classes without any.
+    A string means every token of the vocabulary with this text, not counting blanks around it. Raises `DataError` for
+    strings without a tokenizer, for strings that are no token, and for empty classes.
     """
 
     def __init__(self, tokens: Mapping[str, TokenClass] | None, tokenizer: Any = None) -> None:
         given = dict(tokens or {})
         if OTHER in given:
-            raise DataError(f"the class {OTHER!r} is made of all tokens in none of the classes: name yours otherwise")
+            raise DataError(
+                f"the name {OTHER!r} is taken: it is the class of all tokens in none of the other classes. "
+                "Give your class another name"
+            )
         self.names: tuple[str, ...] = (*given, OTHER) if given else ()
         self._functions = {name: one for name, one in given.items() if callable(one)}
         self._ids = {name: _ids(name, one, tokenizer) for name, one in given.items() if not callable(one)}
 
     def settings(self) -> str:
-        """The classes, with their ids."""
+        """The names of the classes and their token ids."""
         return f"{self.names} { {name: ids.tolist() for name, ids in self._ids.items()} }"
 
     def masks(self, anatomy: Anatomy, batch: Batch, stack: str, positions: int) -> Tensor | None:
-        """[class, batch, token], bool, of the tokens that a stack attends from and to, or None if they are not known.
+        """[class, batch, token], bool, for the tokens that a stack attends from and to, or None if they are not known.
 
-        That is so in cross attention, for a decoder whose `decoder_input_ids` the batch does not hold, and where a
-        stack has other positions than the text has tokens.
+        They are not known in cross attention, for a decoder without `decoder_input_ids` in the batch, and when a stack
+        has another number of positions than the text has tokens.
         """
         runner = anatomy.runner(stack)
         ids = token_ids(anatomy.model, batch, stack)
@@ -51,10 +54,13 @@ class TokenClasses:
             return None
         found = [self._mask(name, batch, ids) for name in self.names[:-1]]
         if any(mask.shape != found[0].shape for mask in found):
-            raise DataError(f"classes of several shapes: {[list(mask.shape) for mask in found]}, wanted [batch, token]")
+            raise DataError(
+                "all token classes must have the same shape [batch, token], got "
+                f"{', '.join(str(list(mask.shape)) for mask in found)}"
+            )
         masks = torch.stack([*found, ~torch.stack(found).any(0)])
         extra = positions - masks.shape[-1]
-        if extra > 0 and type(runner).__name__ in PADDED_STACKS:
+        if extra > 0 and block_oddities_of(runner).pads:
             return F.pad(masks, (0, extra), value=False)
         return None if extra else masks
 
@@ -63,16 +69,17 @@ class TokenClasses:
             mask = self._functions[name](batch)
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() != 2:
                 what = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-                raise DataError(f"the function of class {name!r} must give a bool tensor [batch, token], got {what}")
+                raise DataError(f"the function of class {name!r} must return a bool tensor [batch, token], got {what}")
             if isinstance(ids, Tensor) and mask.shape != ids.shape:
                 raise DataError(
-                    f"the function of class {name!r} gave {list(mask.shape)} for input_ids {list(ids.shape)}: wanted "
-                    "one truth value a token"
+                    f"the function of class {name!r} must return one value per token, "
+                    f"got {list(mask.shape)} for input_ids {list(ids.shape)}"
                 )
             return mask.to(ids.device) if isinstance(ids, Tensor) else mask
         if not isinstance(ids, Tensor):
             raise DataError(
-                f"class {name!r} is told by token ids, and the batch has no input_ids: give a function of it"
+                f"class {name!r} is given as token ids, but the batch has no input_ids: "
+                "pass a function of the batch instead"
             )
         return torch.isin(ids, self._ids[name].to(ids.device))
 
@@ -84,7 +91,7 @@ def _ids(name: str, given: Any, tokenizer: Any) -> Tensor:
     if isinstance(many[0], int):
         return torch.tensor(many)
     if tokenizer is None:
-        raise DataError(f"class {name!r} is told by strings: pass tokenizer= as well, which knows their ids")
+        raise DataError(f"class {name!r} is given as strings: pass tokenizer= as well, to look up their ids")
     reading: dict[str, list[int]] = {}
     for token, number in tokenizer.get_vocab().items():
         reading.setdefault(token, []).append(number)
@@ -93,5 +100,5 @@ def _ids(name: str, given: Any, tokenizer: Any) -> Tensor:
             reading.setdefault(read, []).append(number)
     missing = [one for one in many if one not in reading]
     if missing:
-        raise DataError(f"class {name!r}: {', '.join(map(repr, missing))} is no token of this tokenizer")
+        raise DataError(f"class {name!r}: {', '.join(map(repr, missing))} is not a token of this tokenizer")
     return torch.tensor(sorted({number for one in map(str, many) for number in reading[one]}))

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..anatomy.dissect import dissect
+from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT
 from ..corpora.words import AlignedBatches, align
 from ..data.batches import Batch, config_of, device_of, is_encoder_decoder, model_arguments, room_of, some_examples
 from ..errors import DataError, UnknownAnatomy
@@ -24,8 +25,6 @@ from .store import Store
 from .store_folder import Appending, Folder, Layout, Numbers, differences, identity, row_bytes
 from .tasks import EdgeTask
 from .token_spans import Plan, plan, texts_of
-
-SEGMENTS = "token_type_ids"
 
 
 def text_tower(model: nn.Module) -> nn.Module:
@@ -90,8 +89,8 @@ def accepted(model: nn.Module, batch: Batch) -> dict[str, Any]:
     names = inspect.signature(model.forward).parameters
     everything = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in names.values())
     taken = {name: x for name, x in model_arguments(batch).items() if everything or name in names}
-    if SEGMENTS in taken and not taken[SEGMENTS].any():
-        del taken[SEGMENTS]
+    if SEGMENTS_ARGUMENT in taken and not taken[SEGMENTS_ARGUMENT].any():
+        del taken[SEGMENTS_ARGUMENT]
     return taken
 
 
@@ -156,7 +155,7 @@ class _FirstState(nn.Module):
             found.append(x.detach().clone())
             raise _Enough
 
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        batch = {IDS_ARGUMENT: ids, MASK_ARGUMENT: torch.ones_like(ids)}
         with one_batch(self.model, batch) as (anatomy, given), suppress(_Enough), tap(anatomy, "block", read=read):
             run(self.model, given)
         # Where no block is known, or blocks work on more than the text, the whole pass tells.
@@ -317,7 +316,7 @@ class _Sight:
         token = torch.cat(list(places))
         found = states[:, example.to(states.device), token.to(states.device)]
         if self._table is not None:
-            rows = torch.searchsorted(self._ids, batch["input_ids"][example, token])
+            rows = torch.searchsorted(self._ids, batch[IDS_ARGUMENT][example, token])
             found[0] = self._table[rows.to(self._table.device)].to(found)
         kept = found.to(self._dtype)
         if not kept.isfinite().all():
@@ -327,7 +326,7 @@ class _Sight:
 
 def _check_vocabulary(model: nn.Module, batches: AlignedBatches) -> None:
     known = getattr(config_of(model), "vocab_size", None)
-    largest = max(int(batch["input_ids"].max()) for batch in batches)
+    largest = max(int(batch[IDS_ARGUMENT].max()) for batch in batches)
     if isinstance(known, int) and largest >= known:
         raise DataError(
             f"the tokenizer gives token {largest}, {type(model).__name__} has {known} of them: pass the model's own "

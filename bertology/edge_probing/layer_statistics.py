@@ -15,6 +15,18 @@ from torch import Tensor
 from ..errors import DataError, ShapeError, need
 from ..results.result import Result, cpu64
 
+__all__ = [
+    "LEAST_GAIN",
+    "LayerStatistics",
+    "centre_of_gravity",
+    "differential",
+    "expected_layer",
+    "kl_from_uniform_bits",
+    "kl_of_differential",
+    "layer_statistics",
+    "t_interval",
+]
+
 LEAST_GAIN = 0.01
 """The gain of F1 from layer 0 to the last below which no expected layer is given: one point in a hundred."""
 _ROUNDING = 1e-9
@@ -146,19 +158,6 @@ def _layers(values: Tensor, name: str, least: int) -> Tensor:
     if values.dim() == 0 or values.shape[-1] < least or values.numel() == 0:
         raise ShapeError(f"{name} must be [..., layer] with {least} layers or more, got {list(values.shape)}")
     return cpu64(values).clone()
-
-
-__all__ = [
-    "LEAST_GAIN",
-    "LayerStatistics",
-    "centre_of_gravity",
-    "differential",
-    "expected_layer",
-    "kl_from_uniform_bits",
-    "kl_of_differential",
-    "layer_statistics",
-    "t_interval",
-]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

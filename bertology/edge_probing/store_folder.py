@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig
 
 from ..data.batches import config_of
 from ..errors import DataError
+from ..streaming.checkpoint import bytes_of, complete_file
 from .tasks import EdgeTask
 
 # Text in which tokenizers differ: case, accents, digits, signs, scripts, blanks.
@@ -78,7 +77,7 @@ def weights_digest(model: nn.Module) -> str:
     for name, x in [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]:
         digest.update(f"{name} {list(x.shape)} {x.dtype}\n".encode())
         if not x.is_meta:  # weights that are not loaded yet have no bytes
-            digest.update(_bytes(x))
+            digest.update(bytes_of(x))
     return digest.hexdigest()
 
 
@@ -98,10 +97,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
         made.append(sorted(tokenizer.get_vocab().items()))
         made.append(sorted((name, list(x)) for name, x in dict(tokenizer(_SAMPLE, verbose=False)).items()))
     return hashlib.sha256(repr(made).encode()).hexdigest()
-
-
-def _bytes(x: Tensor) -> Any:
-    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
@@ -296,9 +291,8 @@ class Folder:
 
     def _write(self, name: str, content: bytes) -> None:
         """Write a file, all or nothing."""
-        part = self.path / f"{name}.part"
-        part.write_bytes(content)
-        os.replace(part, self.path / name)
+        with complete_file(self.path / name) as part:
+            part.write_bytes(content)
 
     def _read(self, name: str) -> bytes:
         try:

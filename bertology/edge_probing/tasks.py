@@ -173,9 +173,6 @@ def _check_span(name: str, span: Span) -> None:
         raise DataError(f"{name} is {list(span)}, which holds no words: wanted a first word from 0 and a later end")
 
 
-__all__ = ["EdgeTask", "Record", "Target"]
-
-
 @dataclass(frozen=True, repr=False)
 class EdgeTask(Sequence[Record]):
     """The records of an edge-probing task, and the labels that its probe chooses among.

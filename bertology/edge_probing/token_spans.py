@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..anatomy.names import IDS_ARGUMENT
 from ..corpora.words import AlignedBatches
 from .store_folder import Layout, Numbers
 from .tasks import EdgeTask, Span, Target
@@ -78,7 +79,7 @@ def plan(task: EdgeTask, batches: AlignedBatches) -> Plan:
     places: list[Numbers] = []
     ids: set[int] = set()
     for batch in batches:
-        for one, tokens in zip(batch["annotations"], batch["input_ids"].numpy(), strict=True):
+        for one, tokens in zip(batch["annotations"], batch[IDS_ARGUMENT].numpy(), strict=True):
             number = one.source.number
             here = spans[first[number] : first[number + 1]]
             found = _project(one.word_of, task.records[number].targets, here, lost)

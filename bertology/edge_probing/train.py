@@ -4,110 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..streaming.checkpoint import Checkpoint, add_tensor
 from .optimizer import PAPER, AMSGrad, Patience, Training
 from .probes import Probes
 from .random_draws import Order
 from .scores import judge, micro_f1
 from .span_batches import BatchSource, check_sources
 
-EVERY_SECONDS = 60.0
-TASTED = 32
+COMPARED_RECORDS = 32
 """How many records of a data set are looked at to tell it from others."""
-
-
-class Resumable(Protocol):
-    """A training that can be kept and go on."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors that it needs to go on."""
-
-    def numbers(self) -> dict[str, Any]:
-        """The rest, fit for JSON."""
-
-    def resume(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Go on from there."""
-
-
-class TrainingFile:
-    """A file that holds a training, and a digest of its settings, its data and the weights that it began with."""
-
-    def __init__(self, path: str | Path, digest: str) -> None:
-        self._path, self._digest = Path(path), digest
-        if self._path.is_dir() or not self._path.parent.is_dir():
-            raise DataError(f"checkpoint must be a file in a folder that exists, got {self._path}")
-        self._last = time.monotonic()
-
-    def load(self, run: Resumable) -> None:
-        """Go on from the file, if there is one. Raises `DataError` if it is of another training, or damaged."""
-        if not self._path.exists():
-            return
-        try:
-            with safe_open(str(self._path), framework="pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except Exception as error:  # safetensors raises errors of its own
-            raise DataError(
-                f"the checkpoint {self._path} cannot be read ({error}): remove it or name another"
-            ) from error
-        if about.get("digest") != self._digest:
-            raise DataError(
-                f"the checkpoint {self._path} is of a training with other settings, other probes or other data: "
-                "remove it or name another"
-            )
-        run.resume(tensors, json.loads(about["numbers"]))
-
-    def keep(self, run: Resumable) -> None:
-        """Write the training to the file, unless that was done a moment ago."""
-        if time.monotonic() - self._last >= EVERY_SECONDS:
-            self.write(run)
-
-    def write(self, run: Resumable) -> None:
-        """Write the training to the file, all or nothing."""
-        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in run.tensors().items()}
-        part = self._path.with_name(self._path.name + ".part")
-        save_file(tensors, str(part), metadata={"digest": self._digest, "numbers": json.dumps(run.numbers())})
-        os.replace(part, self._path)
-        self._last = time.monotonic()
-
-    def remove(self) -> None:
-        """The training is complete: the file has done its work."""
-        self._path.unlink(missing_ok=True)
 
 
 def digest_of(train: BatchSource, dev: BatchSource, probes: Probes, settings: Training) -> str:
     """Tell one training from another: by its settings, its probes as they begin, the shape and start of its data."""
     digest = hashlib.sha256(f"{settings} {probes.seeds} {probes.step}".encode())
     for x in (probes.layers, probes.weights):
-        _add(digest, x)
+        add_tensor(digest, x)
     for source in (train, dev):
         told = (source.records, source.layers, source.hidden, source.sides, source.labels, source.counted)
         digest.update(repr(told).encode())
-        _add(digest, source.target_record)
-        batch = source.batch(range(min(TASTED, source.records)))
+        add_tensor(digest, source.target_record)
+        batch = source.batch(range(min(COMPARED_RECORDS, source.records)))
         for x in (batch.vectors, *batch.tokens, *batch.targets, batch.gold):
-            _add(digest, x)
+            add_tensor(digest, x)
     return digest.hexdigest()
-
-
-def _add(digest: Any, x: Tensor) -> None:
-    digest.update(f"{list(x.shape)} {x.dtype}".encode())
-    digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +113,7 @@ def train_probes(
 def train_resumably(
     train: BatchSource, dev: BatchSource, probes: Probes, settings: Training, checkpoint: str | Path | None,
     progress: str | None,
-) -> tuple[Trained, TrainingFile | None]:  # fmt: skip
+) -> tuple[Trained, Checkpoint | None]:  # fmt: skip
     """As `train_probes`, but the checkpoint stays, with the complete training, until the caller removes it."""
     check_sources(train, dev)
     if len(train.labels) != probes.labels:
@@ -190,7 +121,10 @@ def train_resumably(
     settings = dataclasses.replace(
         settings, width=probes.width, dropout=probes.dropout, input_dropout=probes.input_dropout
     )
-    file = None if checkpoint is None else TrainingFile(checkpoint, digest_of(train, dev, probes, settings))
+    file = None
+    if checkpoint is not None:
+        otherwise = "a training with other settings, other probes or other data"
+        file = Checkpoint(checkpoint, digest_of(train, dev, probes, settings), otherwise=otherwise)
     with torch.inference_mode(False), torch.enable_grad():
         run = _Run(train, dev, probes, settings)
         if file is not None:
@@ -286,19 +220,19 @@ class _Run:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that it needs to go on."""
+        """All tensors that it needs to resume."""
         return {
             "weights": self._probes.weights, "best": self._best, "losses": self._losses,
             "moments": self._optimizer.moments, "steps": self._optimizer.steps,
         }  # fmt: skip
 
     def numbers(self) -> dict[str, Any]:
-        """The rest, fit for JSON."""
+        """All else that it needs, as JSON takes it."""
         patience = [dataclasses.asdict(one) for one in self._patience]
         return {"step": self.step, "alive": self.alive, "patience": patience, "seen": self._seen}
 
     def resume(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Take up the training where it was interrupted."""
         device = self._best.device
         tensors = {name: x.to(device) for name, x in tensors.items()}
         self.step, alive = numbers["step"], numbers["alive"]

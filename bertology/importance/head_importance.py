@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..anatomy.dissect import dissect
-from ..anatomy.names import INEXACT_GRADIENTS
+from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batch, Batches, check_repeatable, device_of, examples, rows_per_example
 from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from ..data.metrics import spearman
 from ..errors import DataError, UnknownAnatomy
 from ..results.result import Result, cpu64, finite
-from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import Accumulator, stat
 from ..tap.gates import gating, token_gating
 
 
@@ -115,7 +116,7 @@ class ImportanceAccumulator(Accumulator):
         if not anatomy.present.any():
             raise DataError("there is nothing to rank: every head of this model was pruned")
         for site in anatomy.sites:
-            if (why := INEXACT_GRADIENTS.get(type(site.attention).__name__)) is not None:
+            if why := oddities_of(site.attention).inexact_gradient:
                 raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
         self._loss = self._own or find_loss(anatomy.model)
         return super().zero(anatomy)

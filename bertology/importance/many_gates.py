@@ -32,9 +32,10 @@ from ..data.metrics import Metric, find_metric, metric_name
 from ..errors import DataError
 from ..measures.head_means import head_means
 from ..results.result import Result
-from ..streaming.accumulate import Accumulator, accumulate
-from ..tap import Recording, copied, first_only, matrix, recorded, tail_noted, tap, uncached
-from ..tap.gates import StandIns, check_replacement, replacement_name
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import Accumulator
+from ..tap import Recording, copied, first_position_only, matrix, recorded, tail_noted, tap, uncached
+from ..tap.gates import Replacement, check_replacement, replacement_name
 from .score import INVERSE_LOSS, predictions
 
 # Copies of a batch that go through the model at once have at most so many positions, and so many numbers come out of
@@ -70,15 +71,15 @@ class Branches:
     def __init__(
         self,
         anatomy: Anatomy,
-        stand_ins: StandIns,
+        replacement: Replacement,
         inputs: Callable[[Batch], Batch],
         look: Callable[[Any, Batch, int], Seen],
     ) -> None:
-        self._anatomy, self._stand_ins, self._inputs, self._look = anatomy, stand_ins, inputs, look
+        self._anatomy, self._replacement, self._inputs, self._look = anatomy, replacement, inputs, look
         self._ways: dict[int, str] = {}
         self._tail: list[nn.Module] = []
         self._short: set[int] = set()  # from which layers on the tail may be taken for first positions only
-        self._first_only = False
+        self._first_position_only = False
 
     def recorded(self, batch: Batch) -> AbstractContextManager[Recording]:
         """Record the pass on a batch in this `with`."""
@@ -98,7 +99,7 @@ class Branches:
         starts = {row: variants for row, variants in starts.items() if variants}
         if starts.keys() - self._ways.keys():
             self._prove(batch, list(starts))
-        self._first_only = bool(self._short) and self._reads_first(record, base, batch)
+        self._first_position_only = bool(self._short) and self._reads_first(record, base, batch)
         positions = POSITIONS_ON_CPU if device_of(self._anatomy.model).type == "cpu" else POSITIONS
         at_once = max(1, min(positions // record.positions, NUMBERS // max(1, numbers))) if record.positions else 1
         for row, variants in starts.items():
@@ -115,11 +116,11 @@ class Branches:
         places = {site.place for site in sites if changing[site.row]}
         sites = tuple(site for site in sites if site.place in places and (way, site.row) != ("projection", row))
         with ExitStack() as taps:
-            if self._first_only and row in self._short and way != "alone":
-                taps.enter_context(first_only(self._tail))
+            if self._first_position_only and row in self._short and way != "alone":
+                taps.enter_context(first_position_only(self._tail))
             if going_on:
                 projected = self._projected(record, row, gates, batch) if way == "projection" else None
-                taps.enter_context(record.taken_up(row, copies, projected))
+                taps.enter_context(record.resumed(row, copies, projected))
             if sites:
                 mix = self._mix(gates, batch)
                 taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix))
@@ -142,8 +143,8 @@ class Branches:
         heads = heads.to(call.heads.device)
         x = rearrange(call.heads, "batch token (head dim) -> batch token head dim", dim=site.dim)
         change = -_of_heads(x, heads)
-        if self._stand_ins.are_something:
-            change += _of_heads(self._stand_ins.instead_of(x, site, batch).expand_as(x), heads)
+        if not self._replacement.is_zero:
+            change += _of_heads(self._replacement.values(x, site, batch).expand_as(x), heads)
         changes = rearrange(change * share, "copy head position dim -> copy position (head dim)")
         weights = rearrange(weight, "(head dim) hidden -> head dim hidden", dim=site.dim)[heads]
         as_it_was = call.projected.flatten(0, 1).expand(len(gates), -1, -1)
@@ -160,8 +161,8 @@ class Branches:
             each = rearrange(x, "(copy batch) token head dim -> copy batch token head dim", copy=len(gates))
             gate = rearrange(some.to(x), "copy head -> copy 1 1 head 1")
             new = each * gate
-            if self._stand_ins.are_something:
-                new = new + self._stand_ins.instead_of(each, site, batch) * (1 - gate)
+            if not self._replacement.is_zero:
+                new = new + self._replacement.values(each, site, batch) * (1 - gate)
             return rearrange(new, "copy batch token head dim -> (copy batch) token head dim")
 
         return edit
@@ -174,7 +175,7 @@ class Branches:
         from whole passes, right after a pass that changed every layer.
         """
         few = some_examples(batch, slice(2))
-        self._first_only = False
+        self._first_position_only = False
         with self.recorded(few) as record, tail_noted(self._anatomy) as tail:
             outputs = self._anatomy.model(**self._inputs(few))
         base = self._look(outputs, few, 1)
@@ -186,7 +187,7 @@ class Branches:
         gates = {row: torch.cat([ones, half[row]]) for row in rows}
         for row in reversed(rows):
             self._ways[row] = next(way for way in WAYS if self._works(way, record, few, row, gates[row], wanted[row]))
-        self._tail, self._first_only, self._short = tail, True, self._short.union(rows)
+        self._tail, self._first_position_only, self._short = tail, True, self._short.union(rows)
         for row in rows:
             if not tail or not self._works(self._ways[row], record, few, row, gates[row], wanted[row]):
                 self._short.discard(row)
@@ -195,7 +196,7 @@ class Branches:
         """Whether of the last block only the first position of each row is read, for all rows of this batch."""
 
         def end() -> Seen:
-            with record.ended():
+            with record.resumed_after_last_block():
                 return self._look(self._anatomy.model(**self._inputs(batch)), batch, 1)
 
         return self._gives(end, base)
@@ -203,7 +204,7 @@ class Branches:
     def _works(self, way: str, record: Recording, batch: Batch, row: int, gates: Tensor, wanted: list[Tensor]) -> bool:
         if way == "alone":
             return True
-        if way == "projection" and not record.can_enter(row):
+        if way == "projection" and not record.can_resume_at_projection(row):
             return False
         return self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
 
@@ -292,8 +293,8 @@ class VariantAccumulator(Accumulator):
             raise DataError("there is nothing to take away: every head of this model was pruned")
         self._loss = self._own or find_loss(anatomy.model)
         self._gates = self._make_gates(anatomy)
-        stand_ins = StandIns(anatomy, check_replacement(anatomy, self._replace), self._seed)
-        self._branches = Branches(anatomy, stand_ins, self._inputs, self._look)
+        replacement = Replacement(anatomy, check_replacement(anatomy, self._replace), self._seed)
+        self._branches = Branches(anatomy, replacement, self._inputs, self._look)
         self._kept: list[Seen] = []
         self._ran = torch.zeros(anatomy.layers, dtype=torch.bool)
         return super().zero(anatomy)

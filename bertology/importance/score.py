@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.names import LABELS_ARGUMENT
 from ..anatomy.sites import Anatomy
 from ..data.batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
 from ..data.losses import ExampleLoss, example_losses, find_loss, is_causal, loss_name
 from ..data.metrics import Metric, find_metric, metric_name
 from ..errors import DataError
 from ..results.result import Result
-from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import Accumulator, stat
 
 INVERSE_LOSS = "inverse_loss"
 
@@ -120,7 +122,7 @@ class Predictions(NamedTuple):
 
 def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
     """Logits and the labels that they are scored against: shifted for causal LMs, without padding for token labels."""
-    logits, labels = getattr(outputs, "logits", None), batch.get("labels")
+    logits, labels = getattr(outputs, "logits", None), batch.get(LABELS_ARGUMENT)
     if logits is None or labels is None:
         missing = "labels in every batch" if labels is None else f"logits from the model, got {type(outputs).__name__}"
         raise DataError(f"a score needs {missing}; for other models use metric='{INVERSE_LOSS}'")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..anatomy.names import OUTPUT_STATES_ARGUMENT, PREFIXED_STACKS, STATES_NAME
+from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
 from ..anatomy.sites import Anatomy, Site, Stack
 from ..data.batches import Batch, device_of, model_arguments, on_device, token_mask, without_labels
 from ..data.losses import ExampleLoss, example_losses, find_loss
@@ -191,7 +191,7 @@ def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: i
     """The states of the text's own tokens, where a stack works on more: padding (Longformer), a prompt (CPM-Ant)."""
     if final is None or final.shape[1] != tokens:
         return states
-    prefixed = type(stack.module).__name__ in PREFIXED_STACKS
+    prefixed = block_oddities_of(stack.module).prefixes
     return [x[:, x.shape[1] - tokens :] if prefixed else x[:, :tokens] for x in states]
 
 

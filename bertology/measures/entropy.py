@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
-from ..data.padding import RealQueries
 from ..errors import DataError
 from ..results.result import Result, cpu64, finite
-from ..streaming.accumulate import Accumulator, accumulate, stat
-from ..tap import tap
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import MapAccumulator, stat
 
 Average = Literal["query", "example"]
 
@@ -57,8 +54,10 @@ class AttentionEntropy(Result):
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
 
-class EntropyAccumulator(Accumulator):
+class EntropyAccumulator(MapAccumulator):
     """Sums the entropy of every real query's attention, for `accumulate`; its options are `attention_entropy`'s."""
+
+    place = "entropy"
 
     total: Tensor = stat("layer head")
     first: Tensor = stat("layer head")
@@ -68,41 +67,36 @@ class EntropyAccumulator(Accumulator):
 
     def __init__(self, rows: int | None = None, *, average: Average = "query") -> None:
         check_average(average)
-        self._rows, self._average = rows, average
+        self.rows, self._average = rows, average
 
     def settings(self) -> str:
         """The average."""
         return self._average
 
-    @contextmanager
-    def watch(self, batch: Batch) -> Iterator[None]:
-        """Read the entropies of attention maps, block by block."""
-        real = RealQueries(self.anatomy, batch)
+    def start_batch(self, batch: Batch) -> None:
+        """Forget the sums of the batch before."""
+        self._sums: dict[Site, tuple[Tensor, Tensor]] = {}
+
+    def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
+        """Add the entropies of a block of queries to the sums of each example."""
         device = self.total.device
-        sums: dict[Site, tuple[Tensor, Tensor]] = {}
+        real = real.to(device)
+        each = weights.to(device).masked_fill(~real[:, None], 0)
+        total, count = self._sums.get(site, (0, torch.zeros(len(real), dtype=torch.int64, device=device)))
+        starts = (count == 0) & real.any(1)
+        where = real.int().argmax(1)[:, None, None].expand(-1, each.shape[1], 1)
+        of_first = each.gather(2, where)[starts, :, 0]
+        self.first[site.row, list(site.kept)] += of_first.sum(0, dtype=torch.float64)
+        self._sums[site] = total + each.sum(2, dtype=torch.float64), count + real.sum(1)
 
-        def read(site: Site, x: Tensor, rows: slice) -> None:
-            mask = real.among(site, rows, x).to(device)
-            each = x.detach().to(device).masked_fill(~mask[:, None], 0)
-            total, count = sums.get(site, (0, torch.zeros(len(mask), dtype=torch.int64, device=device)))
-            starts = (count == 0) & mask.any(1)
-            where = mask.int().argmax(1)[:, None, None].expand(-1, each.shape[1], 1)
-            of_first = each.gather(2, where)[starts, :, 0]
-            self.first[site.row, list(site.kept)] += of_first.sum(0, dtype=torch.float64)
-            sums[site] = total + each.sum(2, dtype=torch.float64), count + mask.sum(1)
-
-        with tap(self.anatomy, "entropy", read=read, rows=self._rows):
-            yield
-            real.check()
-            for site, (each, count) in sums.items():
-                total, over = folded(each, count, self._average)
-                self.total[site.row, list(site.kept)] += total
-                self.over[site.row] += over
-                self.queries[site.row] += count.sum()
-                self.examples[site.row] += (count > 0).sum()
-
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """The sums were made while the model ran."""
+    def end_batch(self, batch: Batch) -> None:
+        """Average over the queries of each example, if that is the average."""
+        for site, (each, count) in self._sums.items():
+            total, over = folded(each, count, self._average)
+            self.total[site.row, list(site.kept)] += total
+            self.over[site.row] += over
+            self.queries[site.row] += count.sum()
+            self.examples[site.row] += (count > 0).sum()
 
     def compute(self) -> AttentionEntropy:
         """Divide by the number of real queries, or of examples."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
 from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
-from ..data.padding import RealQueries
 from ..data.token_classes import OTHER, TokenClass, TokenClasses
 from ..errors import DataError, UnknownAnatomy
 from ..results.result import Result, cpu64
-from ..streaming.accumulate import Accumulator, accumulate, stat
-from ..tap import tap
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import MapAccumulator, stat
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,10 +41,11 @@ class AttentionGradients(Result):
         return self.values[..., self.classes.index(name)]
 
 
-class GradientsAccumulator(Accumulator):
+class GradientsAccumulator(MapAccumulator):
     """Sums |∂L/∂α| by token class, for `accumulate`; its options are `attention_gradients`'."""
 
     needs_gradient = True
+    whole = True
 
     total: Tensor = stat("layer head class")
     pairs: Tensor = stat("layer class", torch.int64)
@@ -73,26 +72,19 @@ class GradientsAccumulator(Accumulator):
         self._loss = self._own or find_loss(anatomy.model)
         return super().zero(anatomy)
 
-    @contextmanager
-    def watch(self, batch: Batch) -> Iterator[None]:
-        """Keep the maps of the pass, whole, for the gradient."""
+    def start_batch(self, batch: Batch) -> None:
+        """Forget the maps of the batch before."""
         self._maps: dict[Site, Tensor] = {}
         self._masks: dict[Site, Tensor] = {}
-        real = RealQueries(self.anatomy, batch)
 
-        def read(site: Site, x: Tensor, rows: slice) -> None:
-            self._masks[site] = real.among(site, rows, x)
-            if not x.requires_grad:  # what is before the maps may be frozen
-                raise UnknownAnatomy(
-                    f"no gradient reaches the attention of {site.label}: let what is before it require one, "
-                    "as by model.get_input_embeddings().requires_grad_()"
-                )
-            self._maps[site] = x
-
-        with tap(self.anatomy, "attention", read=read, whole=True):
-            yield
-            real.check()
-        del self._maps, self._masks
+    def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
+        """Keep a map for the gradient."""
+        if not weights.requires_grad:  # what is before the maps may be frozen
+            raise UnknownAnatomy(
+                f"no gradient reaches the attention of {site.label}: let what is before it require one, "
+                "as by model.get_input_embeddings().requires_grad_()"
+            )
+        self._maps[site], self._masks[site] = weights, real
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """One backward pass as far as the maps: each example's loss reaches no map but its own."""
@@ -115,6 +107,10 @@ class GradientsAccumulator(Accumulator):
         by_class = gradient.masked_fill(~real[:, None, :, None], 0).sum(2) @ keys.to(gradient.dtype)
         self.total[site.row, list(site.kept)] += by_class.to(self.total.device).sum(0, dtype=torch.float64)
         self.pairs[site.row] += (keys.sum(1) * real.sum(1)[:, None]).sum(0).to(self.pairs.device)
+
+    def end_batch(self, batch: Batch) -> None:
+        """Let the maps go."""
+        self._maps, self._masks = {}, {}
 
     def compute(self) -> AttentionGradients:
         """Divide by the number of pairs."""

@@ -8,7 +8,6 @@ one long row, and pieces of these rows that stay in the processor's cache are co
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -17,11 +16,10 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Head, Site, head_at
 from ..data.batches import Batch, Batches
-from ..data.padding import RealQueries
 from ..errors import DataError, HeadError, need
 from ..results.result import Result, cpu64, finite
-from ..streaming.accumulate import Accumulator, accumulate, stat
-from ..tap import tap
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import MapAccumulator, stat
 
 Reduce = Literal["mean", "sum"]
 Linkage = Literal["average", "complete", "single"]
@@ -250,7 +248,7 @@ def _sums_of_pairs(piece: Tensor) -> list[Tensor]:
     return sums
 
 
-class DistancesAccumulator(Accumulator):
+class DistancesAccumulator(MapAccumulator):
     """Sums the distances of every two heads over every real query's attention, for `accumulate`.
 
     The maps of all layers are kept until the forward pass of a batch is done: it takes as much memory as they do.
@@ -271,25 +269,21 @@ class DistancesAccumulator(Accumulator):
         """How the rows are smoothed."""
         return str(self._smoothing)
 
-    @contextmanager
-    def watch(self, batch: Batch) -> Iterator[None]:
-        """Keep the attention maps, and compare them when all are there."""
-        real = RealQueries(self.anatomy, batch)
-        blocks: dict[Site, list[Tensor]] = {}
+    def start_batch(self, batch: Batch) -> None:
+        """Forget the maps of the batch before."""
+        self._maps: dict[Site, list[Tensor]] = {}
+        self._real: dict[Site, list[Tensor]] = {}
 
-        def read(site: Site, x: Tensor, rows: slice) -> None:
-            blocks.setdefault(site, []).append(x.detach())
+    def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
+        """Keep a block of a map until the maps of all layers are there."""
+        self._maps.setdefault(site, []).append(weights)
+        self._real.setdefault(site, []).append(real)
 
-        with tap(self.anatomy, "attention", read=read):
-            yield
-        maps = {site: _whole(blocks.pop(site)) for site in list(blocks)}
-        masks = {site: real.among(site, slice(0, x.shape[2]), x) for site, x in maps.items()}
-        real.check()
+    def end_batch(self, batch: Batch) -> None:
+        """Compare the heads of all layers."""
+        maps = {site: _whole(self._maps.pop(site)) for site in list(self._maps)}
         for sites in _comparable(maps):
-            self._compare(sites, [maps[site] for site in sites], masks[sites[0]])
-
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """The sums are made when the model has run."""
+            self._compare(sites, [maps[site] for site in sites], torch.cat(self._real[sites[0]], dim=1))
 
     def _compare(self, sites: list[Site], maps: list[Tensor], queries: Tensor) -> None:
         """Add the distances between all heads of sites with maps `[batch, head, query, key]` of the same tokens."""

@@ -14,7 +14,8 @@ from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
 from ..data.padding import real_positions
 from ..results.result import Result, cpu64
-from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import Accumulator, stat
 from ..tap import tap
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,8 +15,8 @@ from ..data.padding import RealQueries
 from ..data.token_classes import TokenClass, TokenClasses
 from ..errors import DataError
 from ..results.result import Result, cpu64, finite
-from ..streaming.accumulate import Accumulator, accumulate, stat
-from ..tap import tap
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import MapAccumulator, stat
 from .entropy import Average, check_average, folded
 
 
@@ -106,7 +105,7 @@ class AttentionPatterns(Result):
         return fields[queries][..., self.classes.index(name)]
 
 
-class PatternsAccumulator(Accumulator):
+class PatternsAccumulator(MapAccumulator):
     """Sums what every real query's attention looks like, for `accumulate`; its options are `attention_patterns`'."""
 
     previous: Tensor = stat("layer head")
@@ -137,7 +136,7 @@ class PatternsAccumulator(Accumulator):
         sink_threshold: float = 0.3,
     ) -> None:
         check_average(average)
-        self._rows, self._average, self._threshold = rows, average, sink_threshold
+        self.rows, self._average, self._threshold = rows, average, sink_threshold
         self._classes = TokenClasses(tokens, tokenizer)
 
     def settings(self) -> str:
@@ -148,39 +147,38 @@ class PatternsAccumulator(Accumulator):
         """How many token classes there are."""
         return {"class": len(self._classes.names)}
 
-    @contextmanager
-    def watch(self, batch: Batch) -> Iterator[None]:
-        """Read the attention maps, block by block."""
-        real = RealQueries(self.anatomy, batch)
-        sums: dict[Site, dict[str, Tensor]] = {}
-        keys: dict[Site, int] = {}
-        device = self.queries.device
-        masks: dict[tuple[str, int], Tensor | None] = {}
+    def start_batch(self, batch: Batch) -> None:
+        """Forget the sums of the batch before."""
+        self._batch, self._queries = batch, RealQueries(self.anatomy, batch)
+        self._sums: dict[Site, dict[str, Tensor]] = {}
+        self._positions: dict[Site, tuple[int, int]] = {}
+        self._masks: dict[tuple[str, int], Tensor | None] = {}
 
-        def read(site: Site, x: Tensor, rows: slice) -> None:
-            mask = real.among(site, rows, x)
-            x, keys[site] = x.detach(), x.shape[3]
-            found = {"confidence": x.amax(-1)}
-            if "cross" not in site.stack:
-                found |= places(x, rows.start, real.first(site, x))
-            each = {name: one.masked_fill(~mask[:, None], 0).to(device) for name, one in found.items()}
-            parts = {name: one.sum(2, dtype=torch.float64) for name, one in each.items()}
-            parts["count"] = mask.sum(1).to(device)
-            if self._classes.names:
-                about = (site.stack, x.shape[3])
-                if about not in masks:
-                    masks[about] = self._classes.masks(self.anatomy, batch, *about)
-                if masks[about] is not None:
-                    parts |= by_class(x, masks[about], mask, rows, device)  # type: ignore[arg-type]
-            before = sums.setdefault(site, {})
-            sums[site] = {name: part + before.get(name, 0) for name, part in parts.items()}
+    def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
+        """Add a block of queries to the sums of each example."""
+        device, keys = self.queries.device, weights.shape[3]
+        self._positions[site] = max(rows.stop, self._positions.get(site, (0, 0))[0]), keys
+        found = {"confidence": weights.amax(-1)}
+        if "cross" not in site.stack:
+            found |= places(weights, rows.start, self._queries.first(site, weights))
+        each = {name: one.masked_fill(~real[:, None], 0).to(device) for name, one in found.items()}
+        parts = {name: one.sum(2, dtype=torch.float64) for name, one in each.items()}
+        parts["count"] = real.sum(1).to(device)
+        if self._classes.names:
+            if (site.stack, keys) not in self._masks:
+                self._masks[site.stack, keys] = self._classes.masks(self.anatomy, self._batch, site.stack, keys)
+            masks = self._masks[site.stack, keys]
+            if masks is not None:
+                parts |= by_class(weights, masks, real, rows, device)
+        before = self._sums.setdefault(site, {})
+        self._sums[site] = {name: part + before.get(name, 0) for name, part in parts.items()}
 
-        with tap(self.anatomy, "attention", read=read, rows=self._rows):
-            yield
-            real.check()
-            for site, found in sums.items():
-                self._add(site, found)
-                self.unplaced[site.row] += "cross" in site.stack or keys[site] != real.positions[site]
+    def end_batch(self, batch: Batch) -> None:
+        """Average over the queries of each example, if that is the average."""
+        for site, found in self._sums.items():
+            self._add(site, found)
+            queries, keys = self._positions[site]
+            self.unplaced[site.row] += "cross" in site.stack or queries != keys
 
     def _add(self, site: Site, found: dict[str, Tensor]) -> None:
         """Add what a batch brought in one layer: sums over the queries of each example."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches, token_ids
 from ..data.padding import RealQueries
 from ..errors import DataError
 from ..results.result import Result, cpu64, finite
-from ..streaming.accumulate import Accumulator, accumulate, stat
-from ..tap import tap
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import MapAccumulator, stat
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,7 +44,7 @@ class RepeatScores(Result):
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
 
-class RepeatsAccumulator(Accumulator):
+class RepeatsAccumulator(MapAccumulator):
     """Sums the attention to earlier occurrences, to what is behind them and to the token before, for `accumulate`."""
 
     induction: Tensor = stat("layer head")
@@ -56,41 +55,32 @@ class RepeatsAccumulator(Accumulator):
     queries: Tensor = stat("layer", torch.int64)
 
     def __init__(self, rows: int | None = None) -> None:
-        self._rows = rows
+        self.rows = rows
 
-    @contextmanager
-    def watch(self, batch: Batch) -> Iterator[None]:
-        """Read the attention maps, block by block."""
-        if not isinstance(batch.get("input_ids"), Tensor):
+    def start_batch(self, batch: Batch) -> None:
+        """Get ready to find which tokens occur again."""
+        if not isinstance(batch.get(IDS_ARGUMENT), Tensor):
             raise DataError("which tokens occur again is told by their ids: the batch has no input_ids")
-        real = RealQueries(self.anatomy, batch)
-        patterns: dict[tuple[str, int, int], dict[str, Tensor]] = {}
+        self._batch, self._tokens = batch, RealQueries(self.anatomy, batch)
+        self._patterns: dict[tuple[str, int, int], dict[str, Tensor]] = {}
 
-        def read(site: Site, x: Tensor, rows: slice) -> None:
-            ids = token_ids(self.anatomy.model, batch, site.stack)
-            mask = real.among(site, rows, x)
-            if ids is None or ids.shape[1] != x.shape[3]:
-                return
-            about = (site.stack, rows.start, rows.stop)
-            if about not in patterns:
-                keys = real.among(site, slice(0, ids.shape[1]), x.new_empty(len(x), 1, ids.shape[1], 0))
-                patterns[about] = _patterns(ids.to(x.device), keys, mask, rows)
-            for name, counted in (("induction", "followers"), ("duplicate", "repeats"), ("previous", "queries")):
-                pattern = patterns[about][name]
-                # Where a padded query has NaN, its pattern is empty, but 0 times NaN would not be 0.
-                each = torch.einsum(
-                    "bhqk,bqk->bhq", x.detach().masked_fill(~mask[:, None, :, None], 0), pattern.to(x.dtype)
-                )
-                sums, counts = getattr(self, name), getattr(self, counted)
-                sums[site.row, list(site.kept)] += each.to(sums.device).sum((0, 2), dtype=torch.float64)
-                counts[site.row] += pattern.any(-1).sum().to(counts.device)
-
-        with tap(self.anatomy, "attention", read=read, rows=self._rows):
-            yield
-            real.check()
-
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """The sums were made while the model ran."""
+    def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
+        """Add the attention of a block of queries to the keys that count for each score."""
+        ids = token_ids(self.anatomy.model, self._batch, site.stack)
+        if ids is None or ids.shape[1] != weights.shape[3]:
+            return
+        about = (site.stack, rows.start, rows.stop)
+        if about not in self._patterns:
+            keys = self._tokens.among(site, slice(0, ids.shape[1]), weights.new_empty(len(weights), 1, ids.shape[1], 0))
+            self._patterns[about] = _patterns(ids.to(weights.device), keys, real, rows)
+        # Where a padded query has NaN, its pattern is empty, but 0 times NaN would not be 0.
+        weights = weights.masked_fill(~real[:, None, :, None], 0)
+        for name, counted in (("induction", "followers"), ("duplicate", "repeats"), ("previous", "queries")):
+            pattern = self._patterns[about][name]
+            each = torch.einsum("bhqk,bqk->bhq", weights, pattern.to(weights.dtype))
+            sums, counts = getattr(self, name), getattr(self, counted)
+            sums[site.row, list(site.kept)] += each.to(sums.device).sum((0, 2), dtype=torch.float64)
+            counts[site.row] += pattern.any(-1).sum().to(counts.device)
 
     def compute(self) -> RepeatScores:
         """Divide by the number of queries with such tokens before them."""
@@ -165,4 +155,4 @@ def repeated_tokens(
     draw = torch.Generator().manual_seed(seed)
     rows = torch.stack([ids[torch.randperm(len(ids), generator=draw)[:length]] for _ in range(examples)])
     said = rows.repeat(1, times)
-    return {"input_ids": said, "attention_mask": torch.ones_like(said)}
+    return {IDS_ARGUMENT: said, MASK_ARGUMENT: torch.ones_like(said)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -305,19 +305,9 @@ def pruning_curve(
         check_repeatable(ranked_on, why="pruning_curve with reestimate=True")
     sizes = step_sizes(there, amount, keep)
 
-    def measure(gates: Tensor, *, ranking: bool) -> tuple[float, Tensor | None]:
-        """Score the gated model; rank its heads in the same pass where the data is the same."""
-        together = ranking and ranked_on is batches
-        with gated(model, gates):
-            results = accumulate(
-                model, batches, scorer(metric, loss), *([ImportanceAccumulator(loss)] if together else [])
-            )
-            if ranking and not together:
-                results += (head_importance(model, ranked_on, loss=loss),)
-        return results[0].value, estimated_scores(results[1], by) if ranking else None
-
+    gated_model = _GatedModel(model, batches, ranked_on, metric, by, loss)
     gates = anatomy.present.double()
-    value, estimated = measure(gates, ranking=fixed is None)
+    value, estimated = gated_model.measure(gates, ranking=fixed is None)
     current = fixed if fixed is not None else estimated
     if threshold is not None and value <= 0:
         raise DataError(f"threshold is a share of the whole model's score, which must be above 0, got {value:.4g}")
@@ -327,7 +317,7 @@ def pruning_curve(
             assert current is not None
             ranks = scaled(current.masked_fill(~anatomy.present, float("nan")), by, normalize)
             gates = silence(ranks.masked_fill(~there, float("nan")), gates, size, keep)
-            value, estimated = measure(gates, ranking=reestimate)
+            value, estimated = gated_model.measure(gates, ranking=reestimate)
             current = estimated if reestimate else current
             steps.append(gates)
             scores.append(value)
@@ -345,6 +335,27 @@ def pruning_curve(
         seed=seed if by_name(by) == "random" else None,
         only=only,
     )
+
+
+class _GatedModel(NamedTuple):
+    """What is scored at every step, and how."""
+
+    model: nn.Module
+    batches: Batches
+    ranked_on: Batches
+    metric: str | Callable[[Tensor, Tensor], float]
+    by: str | Tensor
+    loss: ExampleLoss | None
+
+    def measure(self, gates: Tensor, *, ranking: bool) -> tuple[float, Tensor | None]:
+        """Score the gated model; rank its heads in the same pass where the data is the same."""
+        together = ranking and self.ranked_on is self.batches
+        accumulators = [ImportanceAccumulator(self.loss)] if together else []
+        with gated(self.model, gates):
+            results = accumulate(self.model, self.batches, scorer(self.metric, self.loss), *accumulators)
+            if ranking and not together:
+                results += (head_importance(self.model, self.ranked_on, loss=self.loss),)
+        return results[0].value, estimated_scores(results[1], self.by) if ranking else None
 
 
 def _check(threshold: float | None, keep: int) -> None:

@@ -10,28 +10,26 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..anatomy.forward_source import acts_on_record
+from ..anatomy.forward_source import acts_on_record, is_transformers_4
 from ..anatomy.names import (
     BIAS_TABLE_NAMES,
-    BIASED,
     BIASED_MASK_NAMES,
     COMMON_NAMES,
     DIFFERENCE_NAME,
     EPSILON_NAMES,
     GROUPS_NAME,
     KEY_COUNT_NAMES,
+    ODDITIES,
     PLAIN_UNLESS,
     PRUNED_NAME,
     SHARED_OUT_NAMES,
-    SHARES,
-    UNCUT,
-    UNCUT_4,
     WHOLE_NORM_NAMES,
+    Oddities,
     Shares,
+    oddities_of,
 )
 from ..anatomy.sites import Site
 from ..errors import PruningError
@@ -85,44 +83,77 @@ class OfOneLayer:
 
 def check_parts(site: Site) -> None:
     """Check, by all that is known of its parts, that heads of a site can be cut out; or raise `PruningError`."""
-    refused = f"the heads of {site.label} cannot be cut out: "
-    hint = "; silence them with gated()"
-    own_layout = type(site.attention).__name__ in SHARES
-    if site.layout != "batch token width" and not own_layout:
-        raise PruningError(f"{refused}its projection takes them as [{site.layout.replace(' ', ', ')}]{hint}")
-    uncut = UNCUT | UNCUT_4 if transformers.__version__.startswith("4.") else UNCUT
+    _check_kind(site)
+    _check_projections(site)
+    _check_position_bias(site)
+    _check_listed(site)
+    _check_every_parameter(site)
+    for _, part in shared_out(site):
+        share_of(site, part.shape[0] if isinstance(part, Tensor) else outputs_of(inner_layer(part)), len(site.kept))
+    for module in _inputs_of(site) - set(whole_norms(site).values()):
+        outputs_that_stay(site, module, [0], [0])
+
+
+def _refusal(site: Site, why: str, then: str = "silence them with gated()") -> PruningError:
+    """The error that says why heads cannot be cut out, and what to do then."""
+    return PruningError(f"the heads of {site.label} cannot be cut out: {why}; {then}")
+
+
+def _inputs_of(site: Site) -> set[nn.Module]:
+    """The query, key and value projections, as far as they are modules."""
+    return set() if site.weight else {site.query, site.key, site.value}
+
+
+def _check_kind(site: Site) -> None:
+    """Whether attention of this kind can have fewer heads at all."""
+    if site.layout != "batch token width" and oddities_of(site.attention).shares is None:
+        raise _refusal(site, f"its projection takes them as [{site.layout.replace(' ', ', ')}]")
     for kind in type(site.attention).__mro__:
-        if kind.__name__ in uncut:
-            raise PruningError(f"{refused}{uncut[kind.__name__]}{hint}")
+        odd = ODDITIES.get(kind.__name__, Oddities())
+        why = odd.uncut or (odd.uncut_4 if is_transformers_4() else "")
+        if why:
+            raise _refusal(site, why)
     if site.place is not site.projection and not _is_root_mean_square(site.place):
-        raise PruningError(f"{refused}{site.path} is a norm over all of them, which would change{hint}")
-    shares = shares_of(site)
-    if len({getattr(site.attention, name) for name in shares.equal}) > 1:
-        raise PruningError(f"{refused}its {' and '.join(shares.equal)} differ, which mixes heads{hint}")
-    parts = set() if site.weight else {site.query, site.key, site.value}
-    known = () if site.weight else (*parts, site.projection)
-    if parts and len(parts) < 3 and not site.fused:
-        raise PruningError(f"{refused}it is not known how its fused projection puts out its parts{hint}")
+        raise _refusal(site, f"{site.path} is a norm over all of them, which would change")
+    equal = shares_of(site).equal
+    if len({getattr(site.attention, name) for name in equal}) > 1:
+        raise _refusal(site, f"its {' and '.join(equal)} differ, which mixes heads")
+
+
+def _check_projections(site: Site) -> None:
+    """Whether the projections, and the parts shared out among heads, are plain layers whose weights can be cut."""
+    inputs = _inputs_of(site)
+    if inputs and len(inputs) < 3 and not site.fused:
+        raise _refusal(site, "it is not known in which order its fused projection returns queries, keys and values")
+    known = () if site.weight else (*inputs, site.projection)
     for module in (*known, *(part for _, part in shared_out(site) if isinstance(part, nn.Module))):
         inner = inner_layer(module)
         weight = getattr(inner, "weight", None)
         plain = isinstance(weight, Tensor) and weight.is_floating_point()
-        if not plain or not _is_linear(inner, groups_allowed=module in parts):
-            raise PruningError(
-                f"{refused}only Linear and Conv1D layers with plain weights can be cut, "
-                f"got {type(inner).__name__}; merge adapters and undo quantization first"
-            )
-    tables = any(hasattr(site.attention, name) for name in BIAS_TABLE_NAMES)
-    if acts_on_record(site.attention) and getattr(site.attention, PRUNED_NAME):
-        raise PruningError(f"{refused}transformers pruned it before, and shares out its position bias itself{hint}")
-    config = getattr(site.attention, "config", None)
+        if not plain or not _is_linear(inner, groups_allowed=module in inputs):
+            why = f"only Linear and Conv1D layers with plain weights can be cut, got {type(inner).__name__}"
+            raise _refusal(site, why, "merge adapters and undo quantization first")
+
+
+def _check_position_bias(site: Site) -> None:
+    """Whether a position bias for all heads stands in the way."""
+    attention = site.attention
+    if acts_on_record(attention) and getattr(attention, PRUNED_NAME):
+        raise _refusal(site, "transformers pruned it before, and divides its position bias among the heads itself")
+    config = getattr(attention, "config", None)
     if any(getattr(config, name, False) for name in BIASED_MASK_NAMES):
-        raise PruningError(f"{refused}its mask holds a position bias for all of them{hint}")
-    if (tables or takes_bias(site.attention)) and type(site.attention).__name__ not in BIASED:
-        raise PruningError(f"{refused}it shares a position bias with other layers{hint}")
-    _check_listed(site)
+        raise _refusal(site, "its mask holds a position bias for all of them")
+    tables = any(hasattr(attention, name) for name in BIAS_TABLE_NAMES)
+    if (tables or takes_bias(attention)) and not oddities_of(attention).takes_bias:
+        raise _refusal(site, "it shares a position bias with other layers")
+
+
+def _check_every_parameter(site: Site) -> None:
+    """Whether it is known, of every parameter of the attention, what it has to do with heads."""
+    known = () if site.weight else (*_inputs_of(site), site.projection)
     accounted = {id(parameter) for module in known for parameter in module.parameters()}
     accounted |= {id(getattr(owner, name)) for owner, name, _ in listed(site)}
+    shares = shares_of(site)
     own_names = (*shares.common, *shares.keys, *whole_norms(site))
     known_names = (*COMMON_NAMES, *SHARED_OUT_NAMES, *BIAS_TABLE_NAMES, *own_names)
     for name, part in children(site.attention):
@@ -130,13 +161,7 @@ def check_parts(site: Site) -> None:
         if all(id(parameter) in accounted for parameter in parameters):
             continue
         if part is not site.place and name not in known_names and not _of_one_head(site, part):
-            raise PruningError(
-                f"{refused}it is not known what {name!r} ({type(part).__name__}) has to do with heads{hint}"
-            )
-    for _, part in shared_out(site):
-        share_of(site, part.shape[0] if isinstance(part, Tensor) else outputs_of(inner_layer(part)), len(site.kept))
-    for module in parts - set(whole_norms(site).values()):
-        outputs_that_stay(site, module, [0], [0])
+            raise _refusal(site, f"it is not known what {name!r} ({type(part).__name__}) has to do with heads")
 
 
 def _check_listed(site: Site) -> None:
@@ -163,7 +188,7 @@ def _is_root_mean_square(norm: nn.Module) -> bool:
 
 def children(attention: nn.Module) -> Iterator[tuple[str, Any]]:
     """The parts of an attention module that hold parameters."""
-    yield from ((name, parameter) for name, parameter in attention._parameters.items() if parameter is not None)
+    yield from attention.named_parameters(recurse=False, remove_duplicate=False)
     yield from ((name, child) for name, child in attention.named_children() if any(True for _ in child.parameters()))
 
 
@@ -178,7 +203,7 @@ def _of_one_head(site: Site, part: Any) -> bool:
 
 def shares_of(site: Site) -> Shares:
     """What is known of the parts of attention of this kind."""
-    return SHARES.get(type(site.attention).__name__, Shares())
+    return oddities_of(site.attention).shares or Shares()
 
 
 def listed(site: Site) -> list[tuple[nn.Module, str, int]]:

@@ -1,1 +1,3 @@
 """What came out? Results, their statistics and their pictures."""
+
+from . import figures as figures  # registers how results are drawn

@@ -1,4 +1,4 @@
-"""Pictures of heads over the layers and on a map, and the style that all pictures share."""
+"""Heat maps, heads over the layers and on a map, and the style that all pictures share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Head
 from ..errors import DataError, HeadError, ShapeError, need
+from .result import Result, draws
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,45 @@ MARKERS = "os^DvPX*"
 _GREY = "#c4c4c4"
 OTHER = "other"
 _SMALL = 6.5  # of a head's name on a map, in points
+
+
+def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
+    """An empty figure of this size in inches (extra `plot`)."""
+    return need("matplotlib.figure", extra="plot").Figure(figsize=(width, height), layout="constrained")
+
+
+@draws(Result)
+def draw_heatmap(result: Result, *, field: str | None = None, path: str | Path | None = None) -> Figure:
+    """Draw the heat map of a `[layer, head]` field, by default the first: what `plot` draws of most results."""
+    figure = new_figure()
+    heatmap(result, figure.subplots(), field=field)
+    return written(figure, path)
+
+
+def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str | None = None) -> None:
+    """Draw a `[layer, head]` field of a result, by default its first; layer 0 at the bottom, pruned heads white."""
+    maps = [name for name in result._by_layer if getattr(result, name).dim() == 2]
+    if not maps or (field is not None and field not in maps):
+        raise DataError(
+            f"{type(result).__name__} has no [layer, head] field {field or ''}: it has {', '.join(maps) or 'none'}"
+        )
+    name = field or maps[0]
+    values: Tensor = getattr(result, name)
+    image = head_cells(axes, values, result.labels)
+    axes.set_title(title or f"{_words(type(result).__name__)}: {name}")
+    axes.figure.colorbar(image, ax=axes, label=_unit(result, name))
+
+
+def head_cells(axes: Axes, values: Tensor, labels: Sequence[str], top: float | None = None) -> Any:
+    """A cell for each head of `values [layer, head]`, layer 0 at the bottom."""
+    image = axes.imshow(
+        values.numpy(), origin="lower", aspect="auto", cmap="viridis", vmin=None if top is None else 0, vmax=top
+    )
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    axes.set_xticks(range(values.shape[1]))
+    axes.set_yticks(range(values.shape[0]), labels=labels)
+    return image
 
 
 def over_layers(
@@ -52,7 +92,7 @@ def over_layers(
         >>> len(axes.collections[0].get_offsets())
         8
     """
-    figure = need("matplotlib.figure", extra="plot").Figure(figsize=(width_of(labels), 4.0), layout="constrained")
+    figure = new_figure(width_of(labels))
     layer_points(figure.subplots(), series, labels, unit=unit, title=title, level=level)
     return written(figure, path)
 
@@ -240,3 +280,12 @@ def _name_heads(axes: Axes, placed: Mapping[Head, Tensor], shown: Sequence[Head]
                 taken = torch.cat([taken, box[None]])
                 axes.text(cx / scale, cy / scale, str(head), fontsize=_SMALL, ha="center", va="center", color="#333333")
                 break
+
+
+def _unit(result: Result, field: str) -> str:
+    how = getattr(result, "normalization", None)
+    return {"layer": "share of the layer's l2 norm", "all": "0 least, 1 most important"}.get(how or "", field)
+
+
+def _words(name: str) -> str:
+    return "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip().capitalize()

@@ -6,6 +6,7 @@ Every measure returns a frozen dataclass with this mixin: it prints itself, save
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import Field, fields, replace
@@ -34,6 +35,11 @@ def draws(kind: type) -> Callable[[F], F]:
         return picture
 
     return register
+
+
+def _options(picture: Callable[..., Any]) -> set[str]:
+    """The options of a picture; its first argument is the result."""
+    return set(list(inspect.signature(picture).parameters)[1:])
 
 
 class Result:
@@ -97,9 +103,22 @@ class Result:
         cut = {name: getattr(self, name)[rows] for name in self._by_layer}
         return replace(self, labels=tuple(self.labels[row] for row in rows), **cut)  # type: ignore[type-var]
 
-    def plot(self, **options: Any) -> Any:
-        """Draw the result (extra `plot`), by what was registered with `draws` for its class or the nearest above."""
-        return next(_pictures[kind] for kind in type(self).__mro__ if kind in _pictures)(self, **options)
+    def plot(self, *, field: str | None = None, **options: Any) -> Any:
+        """Draw the result (extra `plot`): the picture that its class has registered with `draws`.
+
+        `field` names a `[layer, head]` field, of which a heat map is drawn instead. The other options are those of the
+        registered picture; every one takes `path`, where the picture is written, too.
+        """
+        if field is not None:
+            picture, options = _pictures[Result], {"field": field, **options}
+        else:
+            picture = next(_pictures[kind] for kind in type(self).__mro__ if kind in _pictures)
+        for name in options.keys() - _options(picture):
+            kinds = sorted(kind.__name__ for kind, other in _pictures.items() if name in _options(other))
+            raise DataError(
+                f"{name}={options[name]!r} is for {', '.join(kinds) or 'no result'}, got {type(self).__name__}"
+            )
+        return picture(self, **options)
 
     def __str__(self) -> str:
         lines = [type(self).__name__]

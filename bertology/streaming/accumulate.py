@@ -1,106 +1,23 @@
-"""Accumulators, and the loop over a data set that updates them.
-
-An `Accumulator` is zeroed once, updated batch by batch, merged with others of its kind, and at last computed.
-It holds sums (float64) and counts (int64) only: merging adds and never divides, so that any split of the data over
-batches, processes or days gives the same result.
-"""
+"""How does one pass over a data set update several measures?"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import hashlib
 from collections.abc import Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..anatomy.dissect import dissect
-from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, Batches, device_of, each_batch, model_arguments, without_labels
-from ..results.result import Result
+from ..data.batches import ANNOTATIONS, Batch, Batches, each_batch, model_arguments, without_labels
+from ..errors import DataError
 from ..tap import undisturbed
-from .checkpoint import Checkpoint
-
-A = TypeVar("A", bound="Accumulator")
-
-
-class Stat:
-    """A sum that an accumulator keeps: its axes, by name, and its type."""
-
-    def __init__(self, axes: str, dtype: torch.dtype) -> None:
-        self.axes, self.dtype = axes.split(), dtype
-
-    def zeros(self, anatomy: Anatomy, others: dict[str, int]) -> Tensor:
-        """The sum of nothing, on the model's device, or on the CPU where the device has no float64."""
-        sizes = {"layer": anatomy.layers, "head": anatomy.heads, **others}
-        device = device_of(anatomy.model)
-        if device.type == "mps":
-            device = torch.device("cpu")
-        return torch.zeros([sizes[axis] for axis in self.axes], dtype=self.dtype, device=device)
-
-
-def stat(axes: str, dtype: torch.dtype = torch.float64) -> Any:
-    """Declare a sum of an accumulator: `total: Tensor = stat("layer head")`. An empty string declares one number."""
-    return Stat(axes, dtype)
-
-
-class Accumulator(ABC):
-    """A measure over a data set: declare sums with `stat`, say how a batch updates them and what comes out.
-
-    `watch` may tap the model for the length of a batch's forward pass; `update` then sees the batch and the outputs.
-    An accumulator that needs gradients says so, and one that wants the model to see the labels.
-    """
-
-    needs_gradient: ClassVar[bool] = False
-    needs_labels: bool = False
-    keeps_graph: bool = False
-    """Whether another one takes gradients of the same outputs after this one; `accumulate` says so."""
-    anatomy: Anatomy
-
-    def zero(self: A, anatomy: Anatomy) -> A:
-        """Forget everything, and get ready for a model."""
-        self.anatomy = anatomy
-        for name, kind in self._stats().items():
-            setattr(self, name, kind.zeros(anatomy, self.sizes()))
-        return self
-
-    def sizes(self) -> dict[str, int]:
-        """How long the axes of its sums are other than `layer` and `head`, by name."""
-        return {}
-
-    def settings(self) -> str:
-        """What tells this measure from others of its kind: a checkpoint of another one is refused."""
-        return ""
-
-    def watch(self, batch: Batch) -> AbstractContextManager[Any]:
-        """What is around the forward pass of a batch."""
-        return nullcontext()
-
-    @abstractmethod
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """Add what a batch brought, still inside `watch`."""
-
-    @abstractmethod
-    def compute(self) -> Result:
-        """Divide, and give the result."""
-
-    def state(self) -> dict[str, Tensor]:
-        """The sums, by name."""
-        return {name: getattr(self, name) for name in self._stats()}
-
-    def merge(self: A, other: dict[str, Tensor]) -> A:
-        """Add the sums of another accumulator of this kind, given as its `state`."""
-        for name in self._stats():
-            mine = getattr(self, name)
-            setattr(self, name, mine + other[name].to(mine.device))
-        return self
-
-    @classmethod
-    def _stats(cls) -> dict[str, Stat]:
-        return {name: kind for c in reversed(cls.__mro__) for name, kind in vars(c).items() if isinstance(kind, Stat)}
+from .accumulator import A, Accumulator, MapAccumulator, read_maps
+from .checkpoint import Checkpoint, add_tensor
 
 
 def accumulate(
@@ -142,7 +59,7 @@ def _accumulate(
     backward = [accumulator for accumulator in accumulators if accumulator.needs_gradient]
     for accumulator in backward:
         accumulator.keeps_graph = accumulator is not backward[-1]
-    saved = Checkpoint(checkpoint, model, accumulators) if checkpoint is not None else None
+    saved = _SavedPass(checkpoint, model, accumulators) if checkpoint is not None else None
     gradient = any(accumulator.needs_gradient for accumulator in accumulators)
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     with undisturbed(model), torch.set_grad_enabled(gradient):
@@ -157,14 +74,83 @@ def _accumulate(
     return results
 
 
+class _SavedPass:
+    """A pass over the data that is written to a file: the sums, and a digest of the batches that are in them."""
+
+    def __init__(self, path: str | Path, model: nn.Module, accumulators: Sequence[Accumulator]) -> None:
+        self._path, self._accumulators = path, accumulators
+        self._digest = hashlib.sha256(_describe(model, accumulators).encode())
+        self._done, self._seen, self._wanted = 0, 0, ""
+        self._file = Checkpoint(path, self._digest.hexdigest(), otherwise="another model or other measures")
+        self._file.load(self)
+
+    def has(self, batch: Batch) -> bool:
+        """Whether this batch, the next in turn, is in the sums already."""
+        for name in sorted(batch):
+            if isinstance(batch[name], Tensor):
+                self._digest.update(name.encode())
+                add_tensor(self._digest, batch[name])
+        self._digest.update(repr(batch.get(ANNOTATIONS)).encode())
+        self._seen += 1
+        if self._seen == self._done and self._digest.hexdigest() != self._wanted:
+            raise DataError(
+                f"the checkpoint {self._path} is of other data: remove it, or pass the data that it was made on"
+            )
+        return self._seen <= self._done
+
+    def keep(self) -> None:
+        """Write the sums to the file, unless that was done less than a minute ago."""
+        self._file.keep(self)
+
+    def remove(self) -> None:
+        """Remove the file, since the pass is complete."""
+        if self._seen < self._done:
+            raise DataError(f"the checkpoint {self._path} holds {self._done} batches, the data has only {self._seen}")
+        self._file.remove()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums of all accumulators."""
+        return {f"{i}.{name}": x for i, a in enumerate(self._accumulators) for name, x in a.state().items()}
+
+    def numbers(self) -> dict[str, Any]:
+        """How many batches are in the sums, and their digest."""
+        return {"batches": self._seen, "batches_digest": self._digest.hexdigest()}
+
+    def resume(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Begin with the sums of the interrupted pass."""
+        self._done, self._wanted = numbers["batches"], numbers["batches_digest"]
+        for i, accumulator in enumerate(self._accumulators):
+            accumulator.merge({name: tensors[f"{i}.{name}"] for name in accumulator.state()})
+
+
+def _describe(model: nn.Module, accumulators: Sequence[Accumulator]) -> str:
+    """Tell one model from another: its class, and of each parameter the name, the shape and the sum of a few values."""
+    lines = [type(model).__name__, *(f"{type(a).__name__} {a.settings()}" for a in accumulators)]
+    for name, parameter in model.named_parameters():
+        some = parameter.detach().flatten()[:64].double().sum().item()
+        lines.append(f"{name} {list(parameter.shape)} {some!r}")
+    return "\n".join(lines)
+
+
 def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator]) -> None:
     labelled = any(accumulator.needs_labels for accumulator in accumulators)
     with ExitStack() as watching:
-        for accumulator in accumulators:
-            watching.enter_context(accumulator.watch(batch))
+        _watch(accumulators, batch, watching)
         outputs = model(**(model_arguments(batch) if labelled else without_labels(model, batch)))
         for accumulator in accumulators:
             accumulator.update(batch, outputs)
+
+
+def _watch(accumulators: Sequence[Accumulator], batch: Batch, watching: ExitStack) -> None:
+    """Open what each accumulator needs around the forward pass: one tap for all measures that read the same place."""
+    readers: dict[str, list[MapAccumulator]] = {}
+    for accumulator in accumulators:
+        if isinstance(accumulator, MapAccumulator) and type(accumulator).watch is MapAccumulator.watch:
+            readers.setdefault(accumulator.place, []).append(accumulator)
+        else:
+            watching.enter_context(accumulator.watch(batch))
+    for measures in readers.values():
+        watching.enter_context(read_maps(measures, batch))
 
 
 def all_merge(accumulator: A) -> A:

@@ -1,105 +1,108 @@
-"""Checkpoints of a pass over the data, from which an interrupted pass resumes."""
+"""How does interrupted work resume?
+
+A `Checkpoint` serves a pass over the data and the training of probes alike: tensors in a safetensors file, further
+numbers as JSON beside them, and a digest of what the work is about.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data.batches import ANNOTATIONS, Batch
 from ..errors import DataError
 
 EVERY_SECONDS = 60.0
 
 
-class Sums(Protocol):
-    """What a checkpoint needs of an accumulator."""
+class Resumable(Protocol):
+    """Work that can be interrupted."""
 
-    def settings(self) -> str:
-        """What tells it from others of its kind."""
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that it needs to resume."""
 
-    def state(self) -> dict[str, Tensor]:
-        """The sums, by name."""
+    def numbers(self) -> dict[str, Any]:
+        """All else that it needs, as JSON takes it."""
 
-    def merge(self, other: dict[str, Tensor]) -> Any:
-        """Add other sums."""
+    def resume(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Take up the work where it was interrupted."""
 
 
 class Checkpoint:
-    """A file with the sums of several accumulators, and a digest of the model and of the batches that are in them."""
+    """A file from which interrupted work resumes.
 
-    def __init__(self, path: str | Path, model: nn.Module, accumulators: Sequence[Sums]) -> None:
-        self._path = Path(path)
+    Args:
+        path: the file, in a folder that exists.
+        digest: tells this work from other work.
+        otherwise: what the file is of if its digest is another: the words of the error.
+
+    Raises `DataError` for a path that cannot be a file.
+    """
+
+    def __init__(self, path: str | Path, digest: str, *, otherwise: str) -> None:
+        self._path, self._digest, self._otherwise = Path(path), digest, otherwise
         if self._path.is_dir() or not self._path.parent.is_dir():
             raise DataError(f"checkpoint must be a file in a folder that exists, got {self._path}")
-        self._accumulators = accumulators
-        self._digest = hashlib.sha256(_describe(model, accumulators).encode())
-        self._start, self._done, self._seen = self._digest.hexdigest(), 0, 0
         self._last = time.monotonic()
-        self._wanted = ""
-        if self._path.exists():
-            self._load()
 
-    def has(self, batch: Batch) -> bool:
-        """Whether this batch, the next in turn, is in the sums already."""
-        for name in sorted(batch):
-            if isinstance(batch[name], Tensor):
-                self._digest.update(f"{name}{list(batch[name].shape)}".encode())
-                self._digest.update(batch[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        self._digest.update(repr(batch.get(ANNOTATIONS)).encode())
-        self._seen += 1
-        if self._seen == self._done and self._digest.hexdigest() != self._wanted:
+    def load(self, work: Resumable) -> None:
+        """Resume from the file, if there is one. Raises `DataError` if it is of other work, or damaged."""
+        if not self._path.exists():
+            return
+        try:
+            with safe_open(str(self._path), framework="pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:  # safetensors raises errors of its own
             raise DataError(
-                f"the checkpoint {self._path} is of other data: remove it, or pass the data that it was made on"
-            )
-        return self._seen <= self._done
+                f"the checkpoint {self._path} cannot be read ({error}): remove it or name another"
+            ) from error
+        if about.get("digest") != self._digest:
+            raise DataError(f"the checkpoint {self._path} is of {self._otherwise}: remove it or name another")
+        work.resume(tensors, json.loads(about["numbers"]))
 
-    def keep(self) -> None:
-        """Write the sums to the file, unless that was done a moment ago."""
+    def keep(self, work: Resumable) -> None:
+        """Write the work to the file, unless that was done less than a minute ago."""
         if time.monotonic() - self._last >= EVERY_SECONDS:
-            self.write()
+            self.write(work)
 
-    def write(self) -> None:
-        """Write the sums to the file, all or nothing."""
-        tensors = {
-            f"{i}.{name}": x.cpu().clone() for i, a in enumerate(self._accumulators) for name, x in a.state().items()
-        }
-        about = {"start": self._start, "batches": str(self._seen), "digest": self._digest.hexdigest()}
-        part = self._path.with_name(self._path.name + ".part")
-        save_file(tensors, str(part), metadata=about)
-        os.replace(part, self._path)
+    def write(self, work: Resumable) -> None:
+        """Write the work to the file, all or nothing."""
+        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in work.tensors().items()}
+        with complete_file(self._path) as part:
+            save_file(tensors, str(part), metadata={"digest": self._digest, "numbers": json.dumps(work.numbers())})
         self._last = time.monotonic()
 
     def remove(self) -> None:
-        """The pass is complete: the file has done its work."""
-        if self._seen < self._done:
-            raise DataError(f"the checkpoint {self._path} holds {self._done} batches, the data has only {self._seen}")
+        """Remove the file, since the work is complete."""
         self._path.unlink(missing_ok=True)
 
-    def _load(self) -> None:
-        with safe_open(str(self._path), framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("start") != self._start:
-                raise DataError(
-                    f"the checkpoint {self._path} is of another model or other measures: remove it or name another"
-                )
-            self._done, self._wanted = int(about["batches"]), about["digest"]
-            for i, accumulator in enumerate(self._accumulators):
-                accumulator.merge({name: file.get_tensor(f"{i}.{name}") for name in accumulator.state()})
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Give the path of a file to write, which replaces `path` once it is complete: there is never half a file."""
+    part = path.with_name(f"{path.name}.part")
+    yield part
+    os.replace(part, path)
 
 
-def _describe(model: nn.Module, accumulators: Sequence[Sums]) -> str:
-    """Tell one model from another: its class, and of each parameter the name, the shape and the sum of a few values."""
-    lines = [type(model).__name__, *(f"{type(a).__name__} {a.settings()}" for a in accumulators)]
-    for name, parameter in model.named_parameters():
-        some = parameter.detach().flatten()[:64].double().sum().item()
-        lines.append(f"{name} {list(parameter.shape)} {some!r}")
-    return "\n".join(lines)
+def add_tensor(digest: Any, x: Tensor) -> None:
+    """Add the shape, the type and every byte of a tensor to a digest of hashlib."""
+    digest.update(f"{list(x.shape)} {x.dtype}".encode())
+    digest.update(bytes_of(x))
+
+
+def bytes_of(x: Tensor) -> npt.NDArray[np.uint8]:
+    """[byte]: the bytes of a tensor, wherever it is."""
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

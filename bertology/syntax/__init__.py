@@ -22,7 +22,6 @@ from .attention_probe import attention_probe, distance_probe
 from .best_heads import CoreferenceTable, KindScore, RelationScore, RelationTable
 from .coreference import CoreferenceAccumulator, CoreferenceHeads, coreference_heads
 from .dependencies import DependencyAccumulator, DependencyHeads, dependency_heads
-from .figures import _draw as _draw
 from .figures import head_arcs, head_columns
 from .head_view import HeadView, show_head
 from .probe_inputs import EmbeddingVectors, StaticVectors, embedding_vectors, read_vectors

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +14,11 @@ from ..corpora.words import Rows
 from ..data.batches import Batch, Batches
 from ..errors import DataError
 from ..results.result import Result
-from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import stat
 from .antecedents import BASELINES, Candidates, Question, picks_of, questions
 from .best_heads import CoreferenceTable, Counts, KindScore, coreference_table
-from .picks import aligned_in, word_maps
+from .picks import WordMapAccumulator, aligned_in
 
 DIRECTIONS = ("from mention", "to mention")
 """Whether a mention picks its antecedent by the attention that it pays, or by the attention that it gets."""
@@ -99,7 +98,7 @@ class CoreferenceHeads(Result):
         return f"{self.table()}\n{self.skipped} documents skipped"
 
 
-class CoreferenceAccumulator(Accumulator):
+class CoreferenceAccumulator(WordMapAccumulator):
     """Counts how often every head picks an antecedent, for `accumulate` over batches made by `align`.
 
     `candidates` and `rows` are those of `coreference_heads`.
@@ -113,41 +112,36 @@ class CoreferenceAccumulator(Accumulator):
     seen: Tensor = stat("layer", torch.int64)
 
     def __init__(self, *, candidates: Candidates = "mentions", rows: Rows = "mean") -> None:
-        self._candidates, self._rows = candidates, rows
+        self._candidates, self.word_rows = candidates, rows
 
     def settings(self) -> str:
         """What is chosen among, and how words' rows are made."""
-        return f"{self._candidates} {self._rows}"
+        return f"{self._candidates} {self.word_rows}"
 
     def sizes(self) -> dict[str, int]:
         """How many kinds, baselines and directions there are."""
         return {"kind": len(KINDS), "baseline": len(BASELINES), "direction": len(DIRECTIONS)}
 
-    @contextmanager
-    def watch(self, batch: Batch) -> Iterator[None]:
-        """Read the attention between words, layer by layer."""
-        asked = [_Asked(document_of(one.source), self._candidates) for one in aligned_in(batch)]
+    def start_batch(self, batch: Batch) -> None:
+        """Count the mentions, and how many of them each baseline gets right."""
+        self._asked = [_Asked(document_of(one.source), self._candidates) for one in aligned_in(batch)]
         device = self.right.device
-        kind = torch.cat([one.kind for one in asked]).to(device)
-        baselines = torch.cat([one.baselines for one in asked]).to(device)
-        self.mentions += torch.bincount(kind, minlength=len(KINDS))
-        self.chance.index_add_(0, kind, torch.cat([one.chance for one in asked]).to(device))
-        self.baseline_right.index_add_(0, kind, baselines)
+        self._kind = torch.cat([one.kind for one in self._asked]).to(device)
+        self._baselines = torch.cat([one.baselines for one in self._asked]).to(device)
+        self.mentions += torch.bincount(self._kind, minlength=len(KINDS))
+        self.chance.index_add_(0, self._kind, torch.cat([one.chance for one in self._asked]).to(device))
+        self.baseline_right.index_add_(0, self._kind, self._baselines)
+        super().start_batch(batch)
 
-        def read(site: Site, maps: list[Tensor]) -> None:
-            hits = torch.cat([one.hits(m) for one, m in zip(asked, maps, strict=True)]).to(device)
-            heads = list(site.kept)
-            self.right[:, :, site.row, heads] += _by_kind(hits, kind)
-            for number in range(len(BASELINES)):
-                both = hits * baselines[:, number, None, None]
-                self.right_with_baseline[:, number, :, site.row, heads] += _by_kind(both, kind)
-            self.seen[site.row] += 1
-
-        with word_maps(self.anatomy, batch, read, rows=self._rows):
-            yield
-
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """The counts were made while the model ran."""
+    def read_words(self, site: Site, maps: list[Tensor]) -> None:
+        """Count the mentions that each head gets right."""
+        hits = torch.cat([one.hits(m) for one, m in zip(self._asked, maps, strict=True)]).to(self.right.device)
+        heads = list(site.kept)
+        self.right[:, :, site.row, heads] += _by_kind(hits, self._kind)
+        for number in range(len(BASELINES)):
+            both = hits * self._baselines[:, number, None, None]
+            self.right_with_baseline[:, number, :, site.row, heads] += _by_kind(both, self._kind)
+        self.seen[site.row] += 1
 
     def compute(self) -> CoreferenceHeads:
         """Mark the heads that are not there."""

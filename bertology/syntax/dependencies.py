@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +14,10 @@ from ..corpora.words import Rows
 from ..data.batches import Batch, Batches, check_repeatable
 from ..errors import DataError
 from ..results.result import Result
-from ..streaming.accumulate import Accumulator, accumulate, stat
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import stat
 from .best_heads import OFFSETS, Counts, RelationTable, relation_table
-from .picks import DIRECTIONS, padded, picks, sentences_in, word_maps
+from .picks import DIRECTIONS, WordMapAccumulator, padded, picks, sentences_in
 
 NOBODY = -2
 """The head of the root and of padding: what no attention head picks."""
@@ -79,7 +78,7 @@ class DependencyHeads(Result):
         return f"{self.table()}\n{self.skipped} sentences skipped"
 
 
-class DependencyAccumulator(Accumulator):
+class DependencyAccumulator(WordMapAccumulator):
     """Counts how often every head picks the right word, for `accumulate` over batches made by `align`.
 
     `relations` are all those that can occur; `rows` says how a word's tokens become one row (the paper's text averages,
@@ -96,41 +95,38 @@ class DependencyAccumulator(Accumulator):
         self, relations: Sequence[str], *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",)
     ) -> None:
         self._relations = {name: number for number, name in enumerate(sorted(set(relations)))}
-        self._rows, self._possessives = rows, tuple(possessives)
+        self.word_rows, self._possessives = rows, tuple(possessives)
 
     def settings(self) -> str:
         """The relations, and how words' rows are made."""
-        return f"{list(self._relations)} {self._rows} {self._possessives}"
+        return f"{list(self._relations)} {self.word_rows} {self._possessives}"
 
     def sizes(self) -> dict[str, int]:
         """How many relations, directions and offsets there are."""
         return {"relation": len(self._relations), "direction": len(DIRECTIONS), "offset": len(OFFSETS)}
 
-    @contextmanager
-    def watch(self, batch: Batch) -> Iterator[None]:
-        """Read the attention between words, layer by layer."""
-        arcs = _Arcs(sentences_in(batch), self._relations, self._possessives)
-        device = self.right.device
-        number, guesses = arcs.number.to(device), arcs.by_offset().to(device)
-        self.arcs += torch.bincount(number, minlength=len(self._relations))
-        self.offset_right.index_add_(0, number, guesses)
+    def start_batch(self, batch: Batch) -> None:
+        """Count the arcs, and how many of them each offset gets right."""
+        self._arcs = _Arcs(sentences_in(batch), self._relations, self._possessives)
+        self._number = self._arcs.number.to(self.right.device)
+        self._guesses = self._arcs.by_offset().to(self.right.device)
+        self.arcs += torch.bincount(self._number, minlength=len(self._relations))
+        self.offset_right.index_add_(0, self._number, self._guesses)
+        super().start_batch(batch)
 
-        def read(site: Site, maps: list[Tensor]) -> None:
-            hits = arcs.hits(picks(maps)).to(device)  # [arc, direction, head]
-            heads = list(site.kept)
-            total = hits.new_zeros(len(self._relations), *hits.shape[1:]).index_add_(0, number, hits)
-            self.right[:, :, site.row, heads] += total
-            for offset in range(len(OFFSETS)):
-                both = hits * guesses[:, offset, None, None]
-                total = hits.new_zeros(len(self._relations), *hits.shape[1:]).index_add_(0, number, both)
-                self.right_with_offset[:, offset, :, site.row, heads] += total
-            self.seen[site.row] += 1
+    def read_words(self, site: Site, maps: list[Tensor]) -> None:
+        """Count the arcs that each head gets right."""
+        hits = self._arcs.hits(picks(maps)).to(self.right.device)  # [arc, direction, head]
+        heads = list(site.kept)
+        self.right[:, :, site.row, heads] += self._by_relation(hits)
+        for offset in range(len(OFFSETS)):
+            both = hits * self._guesses[:, offset, None, None]
+            self.right_with_offset[:, offset, :, site.row, heads] += self._by_relation(both)
+        self.seen[site.row] += 1
 
-        with word_maps(self.anatomy, batch, read, rows=self._rows):
-            yield
-
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """The counts were made while the model ran."""
+    def _by_relation(self, hits: Tensor) -> Tensor:
+        """[relation, direction, head]: the sums of `[arc, direction, head]`."""
+        return hits.new_zeros(len(self._relations), *hits.shape[1:]).index_add_(0, self._number, hits)
 
     def compute(self) -> DependencyHeads:
         """Mark the heads that are not there."""

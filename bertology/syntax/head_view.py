@@ -9,6 +9,7 @@ from unicodedata import east_asian_width
 
 from torch import Tensor, nn
 
+from ..anatomy.names import IDS_ARGUMENT
 from ..anatomy.sites import Head, Site, head_at
 from ..corpora.treebank import Sentence
 from ..corpora.words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
@@ -323,7 +324,7 @@ def show_head(
         raise DataError(f"{name} does not attend from the text's tokens to themselves: there is nothing to show")
     groups, words = range(max(aligned.groups) + 1), dict(zip(aligned.word_groups, sentence.words, strict=True))
     if special:
-        tokens = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())
+        tokens = tokenizer.convert_ids_to_tokens(inputs[IDS_ARGUMENT][0].tolist())
         words |= {g: t for g, t, w in zip(aligned.groups, tokens, aligned.word_of, strict=True) if w == SPECIAL}
     shown = [group for group in groups if group in words]
     return HeadView(

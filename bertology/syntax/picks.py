@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..anatomy.sites import Anatomy, Site
+from ..anatomy.sites import Site
 from ..corpora.treebank import Sentence
 from ..corpora.words import Aligned, Rows, word_attention
-from ..data.batches import ANNOTATIONS, Batch, check_fits, reads_text
+from ..data.batches import ANNOTATIONS, Batch, check_fits
 from ..errors import DataError
-from ..tap import tap
+from ..streaming.accumulator import MapAccumulator
 
 DIRECTIONS = ("from dependent", "from head")
 """Whether a word picks its head by the attention that it pays, or by the attention that it gets."""
@@ -39,27 +39,27 @@ def sentences_in(batch: Batch) -> list[Sentence]:
     return found
 
 
-@contextmanager
-def word_maps(
-    anatomy: Anatomy, batch: Batch, read: Callable[[Site, list[Tensor]], None], *, rows: Rows = "mean"
-) -> Iterator[list[Aligned]]:
-    """Give `read` each layer's attention between words: [head, word, word] for each example, special tokens left out.
+class WordMapAccumulator(MapAccumulator):
+    """A measure of the attention between words, of batches that `align` makes: it says in `read_words` what to add."""
 
-    Layers that do not attend from the text's tokens to themselves (decoders behind an encoder) are passed over.
-    """
-    aligned = aligned_in(batch)
-    tokens = len(aligned[0].word_of)
-    check_fits(anatomy.model, tokens)
+    text_only = True
+    word_rows: Rows = "mean"
+    """How the attention from a word's tokens becomes one row."""
 
-    def look(site: Site, x: Tensor, _: slice) -> None:
-        if not reads_text(anatomy.model, site.stack) or x.shape[2:] != (tokens, tokens):
-            return
-        maps = word_attention(x.detach(), aligned, rows=rows)
-        places = [torch.tensor(one.word_groups, device=x.device) for one in aligned]
-        read(site, [m[:, p][:, :, p] for m, p in zip(maps, places, strict=True)])
+    def start_batch(self, batch: Batch) -> None:
+        """Check that the words fit into the model."""
+        self._aligned = aligned_in(batch)
+        check_fits(self.anatomy.model, len(self._aligned[0].word_of))
 
-    with tap(anatomy, "attention", read=look, whole=True):
-        yield aligned
+    def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
+        """Give a layer's attention between words to `read_words`, special tokens left out."""
+        maps = word_attention(weights, self._aligned, rows=self.word_rows)
+        places = [torch.tensor(one.word_groups, device=weights.device) for one in self._aligned]
+        self.read_words(site, [m[:, p][:, :, p] for m, p in zip(maps, places, strict=True)])
+
+    @abstractmethod
+    def read_words(self, site: Site, maps: list[Tensor]) -> None:
+        """Add a layer's attention between words, [head, word, word] for each example, to the sums."""
 
 
 def picks(maps: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anatomy.dissect import dissect
+from ..anatomy.names import IDS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..corpora.treebank import Sentence
 from ..corpora.words import Aligned, AlignedBatches, Rows, word_attention
@@ -101,7 +102,7 @@ class EmbeddingVectors:
         """[word, dim] for each example of a batch that `align` made."""
         return [
             self._mean(ids, torch.tensor(one.word_of, device=ids.device))
-            for ids, one in zip(batch["input_ids"].to(self._table.device), aligned_in(batch), strict=True)
+            for ids, one in zip(batch[IDS_ARGUMENT].to(self._table.device), aligned_in(batch), strict=True)
         ]
 
     def _mean(self, ids: Tensor, word_of: Tensor) -> Tensor:

@@ -10,18 +10,19 @@ for all others, where `bands` lays out the maps of attention over windows. `reco
 `replay` to take the pass up half-way; `tail` leaves out what nobody reads of the last block.
 """
 
-from .hooks import tap
+from .hooks import check_rows, tap
 from .map_reader import attention_entropies
 from .position_bias import narrow_biases, takes_bias
 from .restore import uncached, undisturbed
-from .resume import Recording, copied, first_only, matrix, recorded, tail_noted
+from .resume import Recording, copied, first_position_only, matrix, recorded, tail_noted
 from .silence import silenced
 
 __all__ = [
     "Recording",
     "attention_entropies",
+    "check_rows",
     "copied",
-    "first_only",
+    "first_position_only",
     "matrix",
     "narrow_biases",
     "recorded",

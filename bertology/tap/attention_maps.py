@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from ..anatomy.forward_source import eager_function
 from ..anatomy.names import DIFFERENCE_NAME
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .calls import Calls
-from .interface_route import eager_function, switch
+from .interface_route import switch
 from .map_reader import Reader, Reading
 from .softmax_route import watch_softmax
 

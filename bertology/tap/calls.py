@@ -29,6 +29,9 @@ class Calls(Generic[Place]):
         self._done = dict.fromkeys(self._places, 0)
         self._may_rest = set(may_rest)
         self._in_model = False
+        # {what runs a stack: the modules in it}, and those that ran in the pass at hand.
+        self._inside: dict[nn.Module, list[nn.Module]] = {}
+        self._ran: set[nn.Module] = set()
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -52,40 +55,43 @@ class Calls(Generic[Place]):
         A stack that does not run is not asked for (an image tower without an image), and modules that may rest need
         not run: a decoder without an encoder's states goes around its cross attention.
         """
-        inside = self._by_stack(anatomy)
-        ran: set[nn.Module] = set()
+        self._inside = self._by_stack(anatomy)
+        for stack in self._inside:
+            undo.callback(stack.register_forward_pre_hook(self._start_stack).remove)
+            undo.callback(stack.register_forward_hook(self._end_stack).remove)
+        if anatomy.model not in self._inside:
+            undo.callback(anatomy.model.register_forward_pre_hook(self._start_model).remove)
+            undo.callback(anatomy.model.register_forward_hook(self._end_model).remove)
+            undo.callback(anatomy.model.register_forward_hook(self._leave_model, always_call=True).remove)
 
-        def start(module: nn.Module, args: Any) -> None:
-            if not self._in_model:
-                self._done.update(dict.fromkeys(inside[module], 0))
+    def _start_stack(self, stack: nn.Module, args: Any) -> None:
+        if not self._in_model:
+            self._done.update(dict.fromkeys(self._inside[stack], 0))
 
-        def end(module: nn.Module, args: Any, output: Any) -> None:
-            ran.add(module)
-            if not self._in_model:
-                finish()
+    def _end_stack(self, stack: nn.Module, args: Any, output: Any) -> None:
+        self._ran.add(stack)
+        if not self._in_model:
+            self._check_all()
 
-        def start_model(module: nn.Module, args: Any) -> None:
-            self._done.update(dict.fromkeys(self._places, 0))
-            ran.clear()
-            self._in_model = True
+    def _start_model(self, model: nn.Module, args: Any) -> None:
+        self._done.update(dict.fromkeys(self._places, 0))
+        self._ran.clear()
+        self._in_model = True
 
-        def end_model(module: nn.Module, args: Any, output: Any) -> None:
-            self._in_model = False
-            finish()
+    def _end_model(self, model: nn.Module, args: Any, output: Any) -> None:
+        self._in_model = False
+        self._check_all()
 
-        def finish() -> None:
-            for stack in ran:
-                if not stack.training:  # LayerDrop skips layers in training
-                    self._check(inside[stack])
-            ran.clear()
+    def _leave_model(self, model: nn.Module, args: Any, output: Any) -> None:
+        """Also where the model raised."""
+        self._in_model = False
 
-        for stack in inside:
-            undo.callback(stack.register_forward_pre_hook(start).remove)
-            undo.callback(stack.register_forward_hook(end).remove)
-        if anatomy.model not in inside:
-            undo.callback(anatomy.model.register_forward_pre_hook(start_model).remove)
-            undo.callback(anatomy.model.register_forward_hook(end_model).remove)
-            undo.callback(anatomy.model.register_forward_hook(self._left, always_call=True).remove)
+    def _check_all(self) -> None:
+        """Check the stacks that ran."""
+        for stack in self._ran:
+            if not stack.training:  # LayerDrop skips layers in training
+                self._check(self._inside[stack])
+        self._ran.clear()
 
     def _by_stack(self, anatomy: Anatomy) -> dict[nn.Module, list[nn.Module]]:
         """{what runs the stack: places}; of stacks around each other (a text model with an image tower), the inner."""
@@ -98,9 +104,6 @@ class Calls(Generic[Place]):
                 raise UnknownAnatomy(f"{places[0]} is no longer part of the model: dissect it again")
             inside[stack].append(module)
         return inside
-
-    def _left(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._in_model = False
 
     def _check(self, modules: list[nn.Module]) -> None:
         for module in modules:

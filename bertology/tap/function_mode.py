@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode
 
 from ..anatomy.sites import Site
 from ..errors import UnknownAnatomy
+from .private_api import push_mode
 
 
 class _Readers(threading.local):
@@ -57,21 +58,10 @@ class Watching(TorchFunctionMode):
 
     def watch(self, attentions: list[nn.Module], undo: ExitStack) -> None:
         """Watch while `undo` is open."""
-        _push_mode(self)
-        undo.callback(self._leave)
+        push_mode(self, undo)
         for attention in attentions:
             undo.callback(attention.register_forward_pre_hook(self._start).remove)
             undo.callback(attention.register_forward_hook(self._end, with_kwargs=True, always_call=True).remove)
-
-    def _leave(self) -> None:
-        """Leave the pile of modes, from below others too: generators may close taps in any order."""
-        if self not in _get_current_function_mode_stack():
-            return
-        above = []
-        while (top := _pop_mode()) is not self:
-            above.append(top)
-        for mode in reversed(above):
-            _push_mode(mode)
 
     def _start(self, module: nn.Module, args: Any) -> None:
         self._running.append(Pass(self.next_site(module), [], _readers.running))

@@ -21,11 +21,11 @@ from . import tap
 Kind = Literal["zero", "mean", "resample"]
 
 
-class StandIns:
+class Replacement:
     """What replaces heads' outputs in a model.
 
-    "zero"; "mean", the head's own mean over the real tokens of the batch; "resample", for every position what the head
-    puts out at a real token of the batch, drawn at random, the same one for all heads of a layer; or a tensor
+    "zero"; "mean", the head's own mean over the real tokens of the batch; "resample", for every position the head's
+    output at a real token of the batch, drawn at random, the same one for all heads of a layer; or a tensor
     `[layer, head, dim]`. Draws begin anew from `seed` in every batch and layer.
     """
 
@@ -33,19 +33,19 @@ class StandIns:
         self._anatomy, self._replace, self._seed = anatomy, replace, seed
 
     @property
-    def are_something(self) -> bool:
-        """Whether they are more than zeros."""
-        return not isinstance(self._replace, str) or self._replace != "zero"
+    def is_zero(self) -> bool:
+        """Whether heads' outputs are replaced with zeros."""
+        return isinstance(self._replace, str) and self._replace == "zero"
 
     @property
-    def need_batch(self) -> bool:
-        """Whether they hang on the batch."""
+    def depends_on_batch(self) -> bool:
+        """Whether the replacement is computed from the batch."""
         return isinstance(self._replace, str) and self._replace != "zero"
 
-    def instead_of(self, x: Tensor, site: Site, batch: Batch) -> Tensor:
-        """What stands in for x, [..., batch, token, head, dim], all heads of a site; it broadcasts to its shape.
+    def values(self, x: Tensor, site: Site, batch: Batch) -> Tensor:
+        """The replacement for x, [..., batch, token, head, dim], all heads of a site; it broadcasts to the shape of x.
 
-        An axis in front of it is copies of the batch.
+        A leading axis counts copies of the batch.
         """
         if isinstance(self._replace, Tensor):
             return self._replace[site.row, list(site.kept), : site.dim].to(x)
@@ -225,7 +225,7 @@ def ablated(
     """
     anatomy = dissect(model)
     places = anatomy.resolve(heads)
-    stand_ins = StandIns(anatomy, check_replacement(anatomy, replace, places), seed)
+    replacement = Replacement(anatomy, check_replacement(anatomy, replace, places), seed)
     batch: dict[str, Any] = {}
     silent: dict[int, list[int]] = {}
     for row, head in places:
@@ -234,7 +234,7 @@ def ablated(
     def edit(site: Site, x: Tensor) -> Tensor:
         if site.row not in silent:
             return x
-        new, instead = x.clone(), stand_ins.instead_of(x, site, batch).expand(x.shape)
+        new, instead = x.clone(), replacement.values(x, site, batch).expand(x.shape)
         here = [site.kept.index(head) for head in silent[site.row]]
         new[..., here, :] = instead[..., here, :]
         return new
@@ -244,7 +244,7 @@ def ablated(
         batch.update(arguments)
 
     with ExitStack() as taps:
-        if stand_ins.need_batch:
+        if replacement.depends_on_batch:
             taps.enter_context(tap(anatomy, "inputs", read=look))
         taps.enter_context(tap(anatomy, "heads", edit=edit))
         yield

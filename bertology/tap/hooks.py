@@ -58,8 +58,7 @@ def tap(
         raise BertologyError("a tap either reads or edits: pass one of read= and edit=")
     if edit is not None and place not in ("block", "heads"):
         raise BertologyError(f"{place!r} can be read but not edited; edit 'block' or 'heads'")
-    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
-        raise BertologyError(f"rows= is how many query rows come at a time, a whole number from 1 up; got {rows!r}")
+    check_rows(rows)
     read, edit = (None if call is None else of_reader(call) for call in (read, edit))
     with ExitStack() as undo:
         undo.enter_context(uncompiled())
@@ -69,6 +68,12 @@ def tap(
         else:
             _TAPS[place](anatomy, undo, read, edit)
         yield
+
+
+def check_rows(rows: int | None) -> None:
+    """Raise `BertologyError` for a number of query rows that cannot be read at a time."""
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+        raise BertologyError(f"rows= is how many query rows come at a time, a whole number from 1 up; got {rows!r}")
 
 
 def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
@@ -142,52 +147,61 @@ class _Block(NamedTuple):
 
 
 def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
-    places = [
-        (block, _Block(stack.name, layer))
-        for stack in anatomy.stacks
-        for layer, block in enumerate(stack.blocks, start=1)
-    ]
-    calls = Calls(places)
-    calls.watch(anatomy, undo)
-    running: dict[nn.Module, _Block] = {}
-    layouts = {stack.name: stack.layout for stack in anatomy.stacks}
+    tapped = _TappedBlocks(anatomy, read, edit)
+    tapped.calls.watch(anatomy, undo)
+    for block in tapped.calls.modules:
+        undo.callback(block.register_forward_pre_hook(tapped.before, with_kwargs=True).remove)
+        undo.callback(block.register_forward_hook(tapped.after).remove)
 
-    def apply(stack: str, layer: int, x: Tensor) -> Tensor | None:
-        layout = layouts[stack]
-        # Several residual streams lie one behind the other.
-        streams = "stream" in layout
-        flat = "batch token (stream hidden)" if streams else "batch token hidden"
-        laid = rearrange(x, f"{layout} -> {flat}")
-        if edit is None:
-            read(stack, layer, laid)
-            return None
-        new = _same_shape(edit(stack, layer, laid), laid, str(_Block(stack, layer)))
-        return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
 
-    def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        stack, layer = running[block] = calls.next(block)
+class _TappedBlocks:
+    """The hooks around each block, with the reader or the editor that they call."""
+
+    def __init__(self, anatomy: Anatomy, read: Any, edit: Any) -> None:
+        places = [
+            (block, _Block(stack.name, layer))
+            for stack in anatomy.stacks
+            for layer, block in enumerate(stack.blocks, start=1)
+        ]
+        self.calls = Calls(places)
+        self._layouts = {stack.name: stack.layout for stack in anatomy.stacks}
+        self._running: dict[nn.Module, _Block] = {}
+        self._read, self._edit = read, edit
+
+    def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Read or edit what the first block of a stack is given."""
+        stack, layer = self._running[block] = self.calls.next(block)
         if layer > 1:
             return None
         named = not args
         if named and STATES_ARGUMENT not in kwargs:
             raise UnknownAnatomy(f"the first block of the {stack} gets no {STATES_ARGUMENT}, but {', '.join(kwargs)}")
-        new = apply(stack, 0, kwargs[STATES_ARGUMENT] if named else args[0])
+        new = self._apply(_Block(stack, 0), kwargs[STATES_ARGUMENT] if named else args[0])
         if new is None:
             return None
         return (args, kwargs | {STATES_ARGUMENT: new}) if named else ((new, *args[1:]), kwargs)
 
-    def after(block: nn.Module, args: Any, output: Any) -> Any:
+    def after(self, block: nn.Module, args: Any, output: Any) -> Any:
+        """Read or edit what a block returns."""
         x = output if isinstance(output, Tensor) else output[0]
-        if isinstance(x, tuple) and edit is None:
+        if isinstance(x, tuple) and self._edit is None:
             x = x[0]  # LiLT of transformers 4: its text beside its layout
-        new = apply(*running[block], x)
+        new = self._apply(self._running[block], x)
         if new is None:
             return None
         return new if isinstance(output, Tensor) else type(output)([new, *output[1:]])
 
-    for block in calls.modules:
-        undo.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
-        undo.callback(block.register_forward_hook(after).remove)
+    def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
+        layout = self._layouts[at.stack]
+        # Several residual streams are one after the other.
+        streams = "stream" in layout
+        flat = "batch token (stream hidden)" if streams else "batch token hidden"
+        states = rearrange(x, f"{layout} -> {flat}")
+        if self._edit is None:
+            self._read(*at, states)
+            return None
+        new = _same_shape(self._edit(*at, states), states, str(at))
+        return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
 
 
 def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:

@@ -7,8 +7,6 @@ soft-capping, sinks and position biases stay the model's own, and no map is ever
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,10 +15,12 @@ from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
+from ..anatomy.forward_source import eager_function
 from ..anatomy.names import OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, attend_plainly, is_plain, repeated
+from .private_api import ATTENTION_SETTING
 from .restore import turn
 
 NAME = "bertology"
@@ -29,20 +29,6 @@ BLOCK_BYTES = 64 * 2**20
 _readings: dict[nn.Module, list[Reading]] = {}
 # Whether attention modules that are read were found to be plain.
 _plain: dict[nn.Module, bool] = {}
-
-
-def eager_function(attention: nn.Module) -> Callable[..., Any] | None:
-    """The eager function that a module on the attention interface falls back to, or None for any other module."""
-    for kind in type(attention).__mro__:
-        module = sys.modules.get(kind.__module__)
-        if hasattr(module, "eager_attention_forward") and any(map(_asks_interface, vars(kind).values())):
-            return module.eager_attention_forward  # type: ignore[union-attr]
-    return None
-
-
-def _asks_interface(method: Any) -> bool:
-    code = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
-    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
 def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
@@ -62,7 +48,7 @@ def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str,
         if hasattr(module, "config") and not inside.isdisjoint(module.modules())
     }
     for config in configs.values():
-        turn(config, "_attn_implementation_internal", name, undo)
+        turn(config, ATTENTION_SETTING, name, undo)
 
 
 def _forget(attention: nn.Module, reading: Reading) -> None:

@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
-from ..anatomy.names import BIAS_ARGUMENT, BIAS_NAMES, BIASED_MASK_ARGUMENT, MASK_IN_BIAS
+from ..anatomy.forward_source import is_transformers_4
+from ..anatomy.names import BIAS_ARGUMENT, BIAS_NAMES, BIASED_MASK_ARGUMENT, oddities_of
 
 
 def takes_bias(attention: nn.Module) -> bool:
@@ -74,9 +74,9 @@ def _hand_on(whole: list[Tensor], attention: nn.Module, args: Any, kwargs: Any, 
 
 def _with_mask(attention: nn.Module, bias: Tensor, mask: Tensor) -> Tensor:
     """A bias of the attention's own making as it hands it on."""
-    if type(attention).__name__ in MASK_IN_BIAS:
+    if oddities_of(attention).mask_in_bias:
         return bias + torch.where(mask > 0, 0.0, -1e10).transpose(1, 2)
-    return bias + mask[..., : bias.shape[-1]] if transformers.__version__.startswith("4.") else bias
+    return bias + mask[..., : bias.shape[-1]] if is_transformers_4() else bias
 
 
 def _shares(bias: Tensor, heads: int, shares: list[int]) -> Tensor:

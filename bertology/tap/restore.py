@@ -6,7 +6,6 @@ several of them change returns to its first value in whatever order they end.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anatomy.names import OTHER_UNCACHED, USE_CACHE_ARGUMENT
+from ..anatomy.names import USE_CACHE_ARGUMENT, block_oddities_of
+from .private_api import may_be_compiled
 
 _switching = threading.Lock()
 # {(id of the owner, attribute): (owner, value at first, {who turned it: to what})}
@@ -50,7 +50,7 @@ def uncompiled() -> Iterator[None]:
 
     The switch is torch's own, for the whole process; several taps at once, in threads too, turn it once.
     """
-    if "torch._dynamo" not in sys.modules:
+    if not may_be_compiled():
         yield  # nothing was ever compiled
         return
     with _lock:
@@ -91,7 +91,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def uncached(model: nn.Module) -> Iterator[None]:
     """Let the model keep no keys and values for later tokens: a pass that skips blocks would leave holes among them."""
     configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    if any(type(module).__name__ in OTHER_UNCACHED for module in model.modules()):
+    if any(block_oddities_of(module).needs_cache for module in model.modules()):
         configs = {}
     with ExitStack() as undo:
         for config in configs.values():

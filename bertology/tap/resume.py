@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Site, Stack
 from .calls import Calls
+from .private_api import replace_forward
 from .restore import uncompiled
 
 
@@ -83,7 +84,7 @@ class Recording:
         return {number for number, call in enumerate(self.blocks) if call.ended <= first}
 
     @contextmanager
-    def taken_up(self, row: int, copies: int, projected: Tensor | None = None) -> Iterator[None]:
+    def resumed(self, row: int, copies: int, projected: Tensor | None = None) -> Iterator[None]:
         """Let the model go on from a site's block, on `copies` of the batch, laid end to end.
 
         Given what the site's projection puts out for them, it goes on from there.
@@ -99,13 +100,13 @@ class Recording:
             output = copied(call.output, self.rows, copies, axis) if call is last[call.stack] else call.output
             outputs.append((call.module, output))
         with ExitStack() as undo:
-            _hand_on(outputs, undo)
+            _return_recorded(outputs, undo)
             if projected is not None:
-                self._enter(row, copies, projected, undo)
+                self._resume_at_projection(row, copies, projected, undo)
             yield
 
     @contextmanager
-    def ended(self) -> Iterator[None]:
+    def resumed_after_last_block(self) -> Iterator[None]:
         """Let the model run what is behind its last block, of whose output every position is as the first of its row.
 
         Raises `LookupError` where no block puts out positions.
@@ -116,10 +117,10 @@ class Recording:
         outputs = [(call.module, call.output) for call in done]
         outputs[-1] = done[-1].module, _spread(done[-1].output)
         with ExitStack() as undo:
-            _hand_on(outputs, undo)
+            _return_recorded(outputs, undo)
             yield
 
-    def can_enter(self, row: int) -> bool:
+    def can_resume_at_projection(self, row: int) -> bool:
         """Whether a pass can be taken up at a site's projection: a product with a matrix, which heads and nothing else
         go into and which the attention returns or is followed by."""
         site, call = self.anatomy.sites[row], self.attentions[row]
@@ -132,7 +133,7 @@ class Recording:
         wide = call.heads.dim() == 3 and call.heads.shape[-1] == len(site.kept) * site.dim
         return wide and any(_same(_first(call.output), x) for x in (call.heads, call.projected))
 
-    def _enter(self, row: int, copies: int, projected: Tensor, undo: ExitStack) -> None:
+    def _resume_at_projection(self, row: int, copies: int, projected: Tensor, undo: ExitStack) -> None:
         site, call = self.anatomy.sites[row], self.attentions[row]
         first: Any = _first(call.output)
         if _same(first, call.projected):
@@ -155,17 +156,17 @@ class Recording:
         return sum(site.attention is module and self._block_of(site.row) in over for site in self.anatomy.sites)
 
 
-def _hand_on(outputs: Iterable[tuple[nn.Module, Any]], undo: ExitStack) -> None:
+def _return_recorded(outputs: Iterable[tuple[nn.Module, Any]], undo: ExitStack) -> None:
     """Let blocks put out these, in this order, in the place of running."""
     each: dict[nn.Module, list[Any]] = {}
     for module, output in outputs:
         each.setdefault(module, []).append(output)
     undo.enter_context(uncompiled())
     for module, some in each.items():
-        replace_forward(module, _handing_on(module, some), undo)
+        replace_forward(module, _returning_recorded(module, some), undo)
 
 
-def _handing_on(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
+def _returning_recorded(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
     """What stands for a block's forward pass: its recorded calls come from memory, later ones are computed."""
     waiting, original = iter(outputs), module.forward
 
@@ -174,13 +175,6 @@ def _handing_on(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
         return original(*args, **kwargs) if output is waiting else output
 
     return forward
-
-
-def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
-    """Give a module another forward pass, while `undo` is open."""
-    own = vars(module).get("forward")
-    undo.callback(lambda: module.__dict__.pop("forward") if own is None else setattr(module, "forward", own))
-    module.forward = forward
 
 
 def copied(x: Any, rows: int, copies: int, axis: int) -> Any:
@@ -296,7 +290,7 @@ def tail_noted(anatomy: Anatomy) -> Iterator[list[nn.Module]]:
 
 
 @contextmanager
-def first_only(modules: Iterable[nn.Module]) -> Iterator[None]:
+def first_position_only(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Take these products for the first position of each row alone; all others get what that one gets."""
     with ExitStack() as undo:
         for module in modules:

@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..anatomy.forward_source import eager_function
 from ..anatomy.sites import Anatomy, Site
 from .calls import Calls
-from .function_mode import Watching
-from .interface_route import eager_function, set_implementation
-from .softmax_route import SOFTMAX, attend, four_axes
+from .function_mode import Pass
+from .interface_route import set_implementation
+from .softmax_route import WatchingSoftmax, four_axes
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def silenced(anatomy: Anatomy, head: int | None) -> Iterator[set[Site]]:
         yield mode.done
 
 
-class _Silencing(Watching):
+class _Silencing(WatchingSoftmax):
     """Zeroes one head of every softmax over keys in an attention module that is running."""
 
     def __init__(self, calls: Calls[Site], head: int | None) -> None:
@@ -48,27 +48,12 @@ class _Silencing(Watching):
         self.head = head
         self.done: set[Site] = set()
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        now = self.now
-        if now is None:
-            return func(*args, **kwargs)
+    def weigh(self, now: Pass, weights: Tensor, axis: Any) -> Tensor:
         heads = len(now.site.kept)
-        if func is F.scaled_dot_product_attention:
-            output = attend(*args, **kwargs)[0]
-            fits = output.dim() == 4 and output.shape[1] == heads
-            return self._without(now.site, output) if fits else output
-        output = func(*args, **kwargs)
-        if func in SOFTMAX:
-            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            laid = four_axes(output, axis, heads)
-            if laid is None and output.dim() == 4 and output.shape[1] == 2 * heads:
-                laid = output  # DiffLlama: two maps a head
-            if laid is not None:
-                return self._without(now.site, laid).reshape(output.shape)
-        return output
+        laid = four_axes(weights, axis, heads)
+        if laid is None and weights.dim() == 4 and weights.shape[1] == 2 * heads:
+            laid = weights  # DiffLlama: two maps a head
+        return weights if laid is None else self._without(now.site, laid).reshape(weights.shape)
 
     def _without(self, site: Site, x: Tensor) -> Tensor:
         """`x [batch, head, ...]` with zeros for the head, in each half where a head has two maps."""

@@ -21,11 +21,10 @@ from torch.nn import functional as F
 
 from ..anatomy.names import (
     ANY_GLOBAL_ARGUMENT,
-    BANDED,
     GLOBAL_ARGUMENT,
-    MAP_NUMBERS,
     MASKED_ARGUMENT,
     STATES_ARGUMENT,
+    oddities_of,
 )
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
@@ -35,13 +34,13 @@ from .map_reader import Reading
 
 def is_banded(attention: nn.Module) -> bool:
     """Whether this is attention over windows whose maps can be laid out."""
-    return type(attention).__name__ in BANDED
+    return oddities_of(attention).bands != ""
 
 
 def lay_bands(attention: nn.Module, softmaxes: list[Tensor], args: Any, kwargs: Any) -> Tensor | None:
     """[batch, head, query, key]: the map out of all softmaxes of one pass, or None where they are not as expected."""
     given = inspect.signature(type(attention).forward).bind(attention, *args, **kwargs).arguments
-    if BANDED[type(attention).__name__] == "blocks":
+    if oddities_of(attention).bands == "blocks":
         return _of_blocks(softmaxes, given[STATES_ARGUMENT].shape[1])
     return _of_windows(attention, softmaxes, given)
 
@@ -94,15 +93,43 @@ SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
 def watch_softmax(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these sites to the reader, while `undo` is open."""
-    _WatchingSoftmax(reading).watch(reading.calls.modules, undo)
+    _ReadingSoftmax(reading).watch(reading.calls.modules, undo)
 
 
-class _WatchingSoftmax(Watching):
-    """Sees every softmax of the attention module that is running."""
+class WatchingSoftmax(Watching):
+    """Sees the weights of every softmax of the attention module that is running."""
+
+    def weigh(self, now: Pass, weights: Tensor, axis: Any) -> Tensor:
+        """The weights that the attention uses in the place of these, a softmax over `axis`."""
+        raise NotImplementedError
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        now = self.now
+        if now is None:
+            return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _attend(lambda weights: self.weigh(now, weights, -1), *args, **kwargs)
+        output = func(*args, **kwargs)
+        if func in SOFTMAX:
+            return self.weigh(now, output, kwargs.get("dim", args[1] if len(args) > 1 else None))
+        return output
+
+
+class _ReadingSoftmax(WatchingSoftmax):
+    """Gives the maps of each pass to a reader."""
 
     def __init__(self, reading: Reading) -> None:
         super().__init__(reading.calls.next)
         self.reading = reading
+
+    def weigh(self, now: Pass, weights: Tensor, axis: Any) -> Tensor:
+        laid = weights if is_banded(now.site.attention) else four_axes(weights, axis, len(now.site.kept))
+        if laid is not None:
+            now.seen.append(laid)
+        return weights
 
     def end(self, ended: Pass, args: Any, kwargs: Any) -> None:
         site, maps = ended.site, ended.seen
@@ -113,33 +140,14 @@ class _WatchingSoftmax(Watching):
                 raise UnknownAnatomy(f"the softmaxes of {site.label} ({kind}) are not over windows")
             self.reading.give(site, laid, slice(0, laid.shape[2]))
             return
-        wanted = MAP_NUMBERS.get(kind, (1, 0))
-        if len(maps) != wanted[0]:
+        odd = oddities_of(site.attention)
+        if len(maps) != odd.softmaxes:
             raise UnknownAnatomy(
                 f"the attention of {site.label} ({kind}) took {len(maps)} softmaxes over [batch, head, query, key], "
-                f"wanted {wanted[0]}: its maps cannot be read"
+                f"wanted {odd.softmaxes}: its maps cannot be read"
             )
-        weights = maps[wanted[1]]
+        weights = maps[odd.map_number]
         self.reading.give(site, weights, slice(0, weights.shape[2]))
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        now = self.now
-        if now is None:
-            return func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            output, weights = attend(*args, **kwargs)
-            now.seen.append(weights)
-            return output
-        output = func(*args, **kwargs)
-        if func in SOFTMAX:
-            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            laid = output if is_banded(now.site.attention) else four_axes(output, axis, len(now.site.kept))
-            if laid is not None:
-                now.seen.append(laid)
-        return output
 
 
 def four_axes(weights: Tensor, axis: Any, heads: int) -> Tensor | None:
@@ -153,7 +161,8 @@ def four_axes(weights: Tensor, axis: Any, heads: int) -> Tensor | None:
     return None
 
 
-def attend(
+def _attend(
+    weigh: Callable[[Tensor], Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -162,8 +171,8 @@ def attend(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Scaled dot product attention as torch documents it, with its weights."""
+) -> Tensor:
+    """Scaled dot product attention as torch documents it, with the weights that `weigh` makes of its own."""
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
@@ -176,5 +185,4 @@ def attend(
             else attn_mask
         )
         scores = scores + mask
-    weights = F.softmax(scores, dim=-1)
-    return F.dropout(weights, dropout_p) @ value, weights
+    return F.dropout(weigh(F.softmax(scores, dim=-1)), dropout_p) @ value

@@ -89,6 +89,23 @@ def test_inkling2_with_heads_that_are_not_as_wide_as_its_states(layers):
     check_anatomy(model, {"input_ids": torch.tensor([[5, 6, 7, 8]])})
 
 
+@pytest.mark.parametrize(
+    ("model_type", "order"), [("dory", [0, 1, 2, 1, 2, 3]), ("inkling2_loop_text", [0, 1, 1, 1, 2])]
+)
+def test_layers_that_run_in_a_loop_have_a_row_for_each_pass(model_type, order):
+    if model_type not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"no {model_type} in this transformers")
+    model = build(class_of(model_type), tiny_config(model_type), None)
+    seen = []
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(lambda module, args, output: seen.append(module))
+    model(torch.tensor([[5, 6, 7]]))
+    sites = dissect(model).sites
+    assert [site.attention for site in sites] == seen == [model.model.layers[i].self_attn for i in order]
+    assert [site.layer for site in sites] == list(range(len(order)))
+    assert [site.call for site in sites] == [order[:i].count(layer) for i, layer in enumerate(order)]
+
+
 def test_albert_groups_in_the_order_in_which_they_run():
     config = BY_NAME["albert"].config()
     config.num_hidden_layers, config.num_hidden_groups, config.inner_group_num = 5, 2, 2

@@ -184,7 +184,9 @@ def wordpiece_without_quotes():
 
 def test_arguments(uncased):
     tree = parse_code("x", "python")
-    with pytest.raises(DataError, match="object is a slow tokenizer, which does not tell the characters of its tokens"):
+    with pytest.raises(
+        DataError, match="object is a slow tokenizer, which does not return the characters of its tokens"
+    ):
         align_code(object(), [tree])
     with pytest.raises(DataError, match="batch_size must be 1 or more, got 0"):
         align_code(uncased, [tree], batch_size=0)

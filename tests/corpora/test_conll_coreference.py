@@ -79,9 +79,7 @@ def test_conll_2012_without_trees(tmp_path):
 def test_brackets(tmp_path, cells, expected):
     path = lines_of(tmp_path / "some.conll", ontogum(cells))
     if expected is None:
-        with pytest.raises(
-            DataError, match=r"line 4: document 'some 1': a mention of cluster 3 is closed that was nev"
-        ):
+        with pytest.raises(DataError, match=r"line 4: document 'some 1': a mention of cluster 3 is closed but was nev"):
             read_conll_coref(path)
     else:
         found = read_conll_coref(path)[0].mentions
@@ -108,18 +106,18 @@ def test_random_mentions_are_read_back(tmp_path, count):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (ontogum(["(1", "_"]), r"some.conll, line 4: document 'some 1' ends, and a mention of cluster 1 is still open"),
-        (ontogum(["_", "1)"]), r"some.conll, line 3: document 'some 1': a mention of cluster 1 is closed that was nev"),
+        (ontogum(["(1", "_"]), r"some.conll, line 4: document 'some 1' ends before its mention of cluster 1 is closed"),
+        (ontogum(["_", "1)"]), r"some.conll, line 3: document 'some 1': a mention of cluster 1 is closed but was nev"),
         (ontogum(["(1x)"]), r"some.conll, line 2: wanted mentions such as \(3\(4\), 2\)\|\(5 or _, got '\(1x\)'"),
         (
             "# begin document\na b\n",
             r"line 2: wanted 3 columns \(number, word, mentions\) or those of CoNLL-2012, got 2",
         ),
-        ("0\tword\t_\n", r"line 1: a word stands outside a document: wanted `# begin document` before"),
-        ("# begin document\n0\tw\t_\n# begin document\n", r"line 3: a document begins within 'some 1'"),
+        ("0\tword\t_\n", r"line 1: a word is outside a document: wanted a line `# begin document` before"),
+        ("# begin document\n0\tw\t_\n# begin document\n", r"line 3: a document begins before 'some 1' ends"),
         ("# begin document\n# end document\n", r"line 2: document 'some 1' has no words"),
         ("\n", "holds no documents: wanted lines `# begin document` before the words"),
-        (ontogum(["(1(1", "1)1)"]), r"document 'some 1' has the mention of the words \(0, 2\) twice: wanted it once"),
+        (ontogum(["(1(1", "1)1)"]), r"document 'some 1' has the mention of the words \(0, 2\) twice: pass it once"),
     ],
 )
 def test_broken_coreference_files(tmp_path, text, message):
@@ -155,16 +153,19 @@ def test_trees_beside(tmp_path):
     [
         (
             TREES.replace("cats", "dogs"),
-            r"other words than .*some.conll: word 9 of document 'some 1' is 'cats', in the t",
+            r"must have the same words as .*some.conll: word 9 of document 'some 1' is 'cats', but 'dogs' in the trees",
         ),
         (
             TREES.replace("(NNS cats)", "(NNS cats) (NN x)"),
-            "word 10 of document 'some 1' is the end of the document, in",
+            "word 10 of document 'some 1' is the end of the document, but",
         ),
         (TREES.partition("(ROOT (PP")[0], "some.ptb ends before word 6 of document 'some 1' of .*some.conll"),
-        (TREES + "(ROOT (NN more))", "some.ptb has 1 trees more than .*some.conll has words for"),
-        (TREES + "(ROOT", "some.ptb ends within a tree: 1 brackets are open"),
-        (TREES + ")", r"some.ptb, line 5: '\)' stands outside every tree"),
+        (
+            TREES + "(ROOT (NN more))",
+            "some.ptb and .*some.conll must have the same documents: 1 trees are left after the last document",
+        ),
+        (TREES + "(ROOT", "some.ptb ends inside a tree: 1 brackets are not closed"),
+        (TREES + ")", r"some.ptb, line 5: '\)' is outside of all trees"),
     ],
 )
 def test_trees_of_other_words(tmp_path, trees, message):

@@ -12,22 +12,28 @@ from oracles import coreference as oracles
 
 def test_what_is_no_mention_and_no_document():
     for fields, message in (
-        ((2, 2, 2, 1, "proper"), "a mention is from a word to a later one, got from 2 to 2"),
-        ((1, 3, 3, 1, "proper"), "the head of the mention from word 1 to 3 is 3, outside it"),
-        ((1, 3, 1, 1, "verb"), "a mention is of the kind pronoun, proper, nominal, got 'verb'"),
+        ((2, 2, 2, 1, "proper"), "a mention must end after its start, got start 2 and end 2"),
+        ((1, 3, 3, 1, "proper"), "the head of a mention must be one of its words, from 1 to 2, got 3"),
+        ((1, 3, 1, 1, "verb"), "the kind of a mention must be one of pronoun, proper, nominal, got 'verb'"),
     ):
         with pytest.raises(DataError, match=message):
             Mention(*fields)
     words, mention = ("the", "cat"), Mention(0, 2, 1, 1, "nominal")
     for options, message in (
         ({"words": ()}, "document 'x' has no words"),
-        ({"words": ("cat",)}, "document 'x' has 1 words, a mention is from word 0 to 2"),
+        ({"words": ("cat",)}, "document 'x' has 1 words, but a mention goes from word 0 to 2"),
         ({"mentions": (mention, mention)}, r"document 'x' has the mention of the words \(0, 2\) twice"),
-        ({"tags": ("DT",)}, "document 'x' has 2 words and 1 tags: wanted one a word"),
-        ({"sentences": (1,)}, r"document 'x': its sentences begin at \(1,\): wanted rising numbers from 0"),
-        ({"sentences": (0, 2)}, r"document 'x': its sentences begin at \(0, 2\)"),
-        ({"sentences": (0, 1, 1)}, "wanted rising numbers from 0"),
-        ({"targets": (1,)}, "document 'x' has 1 mentions, none is number 1"),
+        ({"tags": ("DT",)}, "document 'x' has 2 words and 1 tags: wanted one per word"),
+        (
+            {"sentences": (1,)},
+            r"document 'x': the starts of sentences must increase from 0 and be less than 2, got \(1,\)",
+        ),
+        (
+            {"sentences": (0, 2)},
+            r"document 'x': the starts of sentences must increase from 0 and be less than 2, got \(0, 2\)",
+        ),
+        ({"sentences": (0, 1, 1)}, "the starts of sentences must increase from 0"),
+        ({"targets": (1,)}, "document 'x' has 1 mentions, counted from 0: there is no mention 1"),
     ):
         with pytest.raises(DataError, match=message):
             Document(**{"words": words, "mentions": (mention,), "name": "x", **options})
@@ -69,7 +75,7 @@ def test_first_pieces():
     found = pieces(wordpiece_tokenizer(), [CATS, CATS], max_length=9, first_only=True)
     assert texts(found) == ["the cat sat on a mat"] * 2
     assert (found.cut_through, found.beyond, found.mentions) == (2, 4, 4)
-    assert "4 mentions behind the first piece" in str(found)
+    assert "4 mentions after the first piece" in str(found)
 
 
 def test_what_fits_stays_as_it_is():
@@ -101,7 +107,7 @@ def test_words_longer_than_a_piece_are_told():
     ]
     assert len(found) == 10
     assert found.cut_through == 5
-    with pytest.raises(DataError, match="max_length=2 holds special tokens only: wanted room for words"):
+    with pytest.raises(DataError, match="max_length=2 has room only for special tokens: pass a larger one"):
         pieces(wordpiece_tokenizer(), [CATS], max_length=2)
     with pytest.raises(DataError, match="at must be 'sentence' or 'word', got 'line'"):
         pieces(wordpiece_tokenizer(), [CATS], at="line")

@@ -15,7 +15,7 @@ GAP = (
 
 def test_gap(tmp_path):
     found = read_gap(lines_of(tmp_path / "gap.tsv", GAP))
-    assert [(s.name, s.reason) for s in found.skipped] == [("four", "a mention begins or ends within a word")]
+    assert [(s.name, s.reason) for s in found.skipped] == [("four", "a mention begins or ends inside a word")]
     one, two, three = found
     assert one.words == ("Ann", "O'Hara", "met", "Eve", "'s", "aunt", "as", "she", "'d", "left", ".")
     assert two.words[-4:] == ("in", "1,000.5", "words", ".")
@@ -30,13 +30,13 @@ def test_gap(tmp_path):
     assert [sorted(q.places) for q in (*questions(one), *questions(two))] == [[1, 3], [5, 8]]
     assert antecedent_baselines(found).right.tolist()[0] == [0, 0, 0]  # the nearest is the wrong one twice
     assert {gender: len(some) for gender, some in by_gender(found).items()} == {"feminine": 2, "masculine": 1}
-    assert str(found) == "3 documents, 9 mentions; 1 skipped: a mention begins or ends within a word"
+    assert str(found) == "3 documents, 9 mentions; 1 skipped: a mention begins or ends inside a word"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("\tshe\t29", "\tshe\t28", r"gap.tsv, line 2: Pronoun is 'she', its text has ' sh' at character 28"),
+        ("\tshe\t29", "\tshe\t28", r"gap.tsv, line 2: Pronoun is 'she', but the text has ' sh' at character 28"),
         ("\tshe\t29", "\tshe\tx", r"gap.tsv, line 2: Pronoun-offset must be a number, got 'x'"),
         ("0\tTRUE\tEve", "0\tyes\tEve", r"gap.tsv, line 2: A-coref must be TRUE or FALSE, got 'yes'"),
         ("A-coref\t", "", "has no column A-coref: wanted the TSV of GAP, with its header"),
@@ -64,7 +64,7 @@ def test_winobias(tmp_path):
     assert [m.head for m in one.mentions] == [2, 5, 7]
     assert spans(two) == [("The construction worker", 1), ("the guard", 0), ("he", 0), ("his", 0)]
     assert (one.targets, two.targets) == ((2,), (2,))
-    assert [(s.name, s.reason) for s in found.skipped] == [("wino.txt 3", "the other occupation is not to be found")]
+    assert [(s.name, s.reason) for s in found.skipped] == [("wino.txt 3", "the other occupation was not found")]
 
 
 @pytest.mark.parametrize(

@@ -88,18 +88,18 @@ def test_every_circle_is_found(found, data):
     root = found.index(0)
     below = [word for word in range(len(found)) if word != root]
     found[root] = data.draw(st.sampled_from(below)) + 1
-    with pytest.raises(DataError, match="run in a circle"):
+    with pytest.raises(DataError, match="form a cycle"):
         sentence(" ".join("w" * len(found)), found)
 
 
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ([3, 0], "sentence 'one': the head of word 1 is 3, wanted a number from 0, the root, to 2"),
-        ([-1, 0], "the head of word 1 is -1"),
-        ([1, 0], "sentence 'one' is no tree: words 1 run in a circle"),
+        ([3, 0], "sentence 'one': the head of word 1 must be a number from 0 \\(the root\\) to 2, got 3"),
+        ([-1, 0], "the head of word 1 must be a number from 0 \\(the root\\) to 2, got -1"),
+        ([1, 0], "sentence 'one' is not a tree: words 1 form a cycle"),
         ([0], "has 2 words, 1 heads and 2 relations"),
-        ([None, 0], "the head of word 1 is None"),
+        ([None, 0], "the head of word 1 must be .*, got None"),
     ],
 )
 def test_what_is_no_tree(found, message):
@@ -110,21 +110,21 @@ def test_what_is_no_tree(found, message):
 def test_broken_sentences_raise_or_are_listed(write):
     broken = CONLLU.replace("\t0\troot", "\t1\troot", 1)
     path = write(broken, "broken.conllu")
-    with pytest.raises(DataError, match=r"'a-1' is no tree: .* \(in .*broken.conllu; skip_broken=True leaves such"):
+    with pytest.raises(DataError, match=r"'a-1' is not a tree: .* \(in .*broken.conllu; skip_broken=True leaves such"):
         read_conllu(path)
     found = read_conllu(path, skip_broken=True)
     assert len(found) == 1
     assert [skip.name for skip in found.skipped] == ["broken.conllu 1"]
-    assert "run in a circle" in found.skipped[0].reason
+    assert "form a cycle" in found.skipped[0].reason
 
 
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
-        (read_conllu, "", "holds no sentences"),
-        (read_conllu, "1\tone\ttwo\n", "is not CoNLL-U|the head of word 1 is None"),
+        (read_conllu, "", "has no sentences"),
+        (read_conllu, "1\tone\ttwo\n", "is not CoNLL-U|the head of word 1 must be .*, got None"),
         (read_conllu, "x\ta\t_\t_\t_\t_\t0\troot\t_\t_\n\n", "is not CoNLL-U"),
-        (read_depparse, "", "holds no sentences"),
+        (read_depparse, "", "has no sentences"),
         (read_depparse, "Birds 2\nsing 0-root", "wanted a line `word head-relation`, got 'Birds 2'"),
         (read_depparse, "Birds", "wanted a line"),
         (read_json, "{", "is not JSON"),

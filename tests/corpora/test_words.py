@@ -95,7 +95,9 @@ def test_any_language(minilm):
 
 
 def test_slow_tokenizers_are_refused():
-    with pytest.raises(DataError, match="object is a slow tokenizer, which does not tell the characters of its tokens"):
+    with pytest.raises(
+        DataError, match="object is a slow tokenizer, which does not return the characters of its tokens"
+    ):
         align(object(), CATS)
 
 
@@ -154,7 +156,9 @@ def test_what_was_left_out_in_reading_stays_listed():
 def test_errors_of_maps():
     with pytest.raises(DataError, match="batch_size must be 1 or more, got 0"):
         align(wordpiece_tokenizer(), CATS, batch_size=0)
-    with pytest.raises(DataError, match="maps of 2 examples, 3 queries and 3 keys, words of 1 examples of 2 tokens"):
+    with pytest.raises(
+        DataError, match="over the 2 tokens of 1 examples, got maps of 2 examples, 3 queries and 3 keys"
+    ):
         word_attention(torch.rand(2, 1, 3, 3), [Aligned(None, (0, 1))])
     with pytest.raises(DataError, match="rows must be 'mean', 'first' or 'max', got 'last'"):
         word_attention(torch.rand(1, 1, 2, 2), [Aligned(None, (0, 1))], rows="last")
@@ -165,5 +169,5 @@ def test_annotations_do_not_reach_the_model_and_are_checked():
     assert attention_entropy(model, batches).queries.tolist() == [sum(b["attention_mask"].sum() for b in batches)] * 2
     labelled = [{**batch, "labels": torch.zeros(len(batch["annotations"]), dtype=torch.long)} for batch in batches]
     assert score(model, labelled, metric="accuracy").examples == 4
-    with pytest.raises(DataError, match="annotations must have one entry an example: got 1 for 4"):
+    with pytest.raises(DataError, match="annotations must have one entry per example, got 1 entries for 4 examples"):
         attention_entropy(model, {**next(iter(batches)), "annotations": [None]})

@@ -186,15 +186,15 @@ def test_wrappers_do_not_hide_the_task():
     [
         ("SequenceClassification", batch(labels=False), "BertForSequenceClassification needs labels in every batch, got input_ids"),
         ("QuestionAnswering", batch(), "needs start_positions and end_positions in every batch"),
-        ("SequenceClassification", {**batch(), "labels": torch.tensor([0, 1, 5])}, r"labels must lie in 0 ... 1 \(or be -100\), got 5"),
+        ("SequenceClassification", {**batch(), "labels": torch.tensor([0, 1, 5])}, r"labels must be from 0 to 1, or -100 to be ignored, got 5"),
         ("SequenceClassification", {**batch(), "labels": torch.tensor([0, 1])}, r"one class per example, \[batch\] = \[3\]"),
         ("SequenceClassification", {**batch(), "labels": torch.tensor([0, 1, -100])}, r"one class per example.*-100"),
         ("SequenceClassification", {**batch(), "labels": torch.ones(3)}, r"labels must be \[batch, label\] = \[3, 2\], got \[3\]"),
         ("TokenClassification", {**batch(), "labels": torch.full((3, 7), -100)}, r"example\(s\) \[0, 1, 2\] of the batch have no labelled token"),
         ("QuestionAnswering", {**batch(), "start_positions": torch.tensor([0, 5, 0]), "end_positions": torch.tensor([0, 0, 0])},
-         r"the loss is inf for example\(s\) \[1\] of a batch of 3"),
+         r"losses must be finite, got inf for example\(s\) \[1\] of a batch of 3"),
         ("QuestionAnswering", {**batch(), "start_positions": torch.tensor([0, 9, 0]), "end_positions": torch.tensor([0, 0, 0])},
-         r"labels must lie in 0 ... 6"),
+         r"labels must be from 0 to 6"),
     ],
 )  # fmt: skip
 def test_errors(head, inputs, message):

@@ -46,10 +46,10 @@ def test_ignored_labels_are_left_out():
     ("call", "message"),
     [
         (lambda: metrics.find_metric("bleu"), "no metric is called 'bleu': wanted a function of .* or one of accuracy, f1"),
-        (lambda: metrics.accuracy(torch.zeros(3, 2), torch.zeros(3)), r"wants logits \[example, label\] and whole-number labels"),
+        (lambda: metrics.accuracy(torch.zeros(3, 2), torch.zeros(3)), r"wants logits \[example, label\] and integer labels"),
         (lambda: metrics.accuracy(torch.zeros(3, 2), torch.zeros(2).long()), r"got \[3, 2\] and torch.int64 \[2\]"),
         (lambda: metrics.f1(torch.zeros(3, 3), torch.zeros(3).long()), "for two classes, got logits for 3"),
-        (lambda: metrics.pearson(torch.zeros(3, 2), torch.zeros(3)), r"one number per label, got \[3, 2\] for \[3\]"),
+        (lambda: metrics.pearson(torch.zeros(3, 2), torch.zeros(3)), r"one prediction per label, got \[3, 2\] for labels \[3\]"),
         (lambda: metrics.accuracy(torch.zeros(1, 2), torch.tensor([-100])), "no labels to score"),
     ],
 )  # fmt: skip

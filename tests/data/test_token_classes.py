@@ -134,16 +134,19 @@ def test_encoder_decoders_know_their_decoder_s_tokens_when_given():
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ({"a": "x"}, "class 'a' is told by strings: pass tokenizer= as well"),
-        ({"other": [1]}, "the class 'other' is made of all tokens in none of the classes"),
+        ({"a": "x"}, "class 'a' is given as strings: pass tokenizer= as well"),
+        ({"other": [1]}, "the name 'other' is taken: it is the class of all tokens in none of the other classes"),
         ({"a": []}, "class 'a' must be token ids, strings or a function of the batch"),
         ({"a": [1, "x"]}, "class 'a' must be token ids, strings or a function of the batch"),
         ({"a": [True]}, "class 'a' must be token ids"),
         (
             {"a": lambda batch: batch["input_ids"]},
-            r"must give a bool tensor \[batch, token\], got torch.int64 \[3, 7\]",
+            r"must return a bool tensor \[batch, token\], got torch.int64 \[3, 7\]",
         ),
-        ({"a": lambda batch: torch.ones(1, 7, dtype=bool)}, r"gave \[1, 7\] for input_ids \[3, 7\]"),
+        (
+            {"a": lambda batch: torch.ones(1, 7, dtype=bool)},
+            r"must return one value per token, got \[1, 7\] for input_ids \[3, 7\]",
+        ),
     ],
 )
 def test_classes_that_are_none(tokens, message):
@@ -155,7 +158,7 @@ def test_other_errors(minilm):
     from transformers import AutoTokenizer
 
     model = BY_NAME["bert"].build()
-    with pytest.raises(DataError, match="'xyzzyx' is no token of this tokenizer"):
+    with pytest.raises(DataError, match="'xyzzyx' is not a token of this tokenizer"):
         attention_patterns(model, batch(), tokens={"a": "xyzzyx"}, tokenizer=AutoTokenizer.from_pretrained(minilm))
     with pytest.raises(DataError, match="average is over every 'query' alike"):
         attention_patterns(model, batch(), average="mean")
@@ -164,7 +167,7 @@ def test_other_errors(minilm):
     with pytest.raises(DataError, match="queries must be one of 'all', 'same', 'rest'"):
         attention_patterns(model, batch(), tokens={"a": [3]}).attention_to("a", queries="some")
     embeds = {"inputs_embeds": torch.randn(1, 3, 16, dtype=torch.float64)}
-    with pytest.raises(DataError, match="the batch has no input_ids: give a function of it"):
+    with pytest.raises(DataError, match="the batch has no input_ids: pass a function of the batch"):
         attention_patterns(model, embeds, tokens={"a": [3]})
     found = attention_patterns(model, embeds, tokens={"a": lambda batch: torch.tensor([[True, False, False]])})
     torch.testing.assert_close(found.attention_to("a"), found.first)

@@ -4,7 +4,6 @@ import math
 import pytest
 import torch
 
-from bertology.edge_probing import train as resuming
 from bertology.edge_probing.optimizer import Training
 from bertology.edge_probing.probe_layers import (
     cumulative_probes,
@@ -143,7 +142,7 @@ BY_LOSS = dataclasses.replace(STOPPING, choose_by="loss", lr=0.2, patience_stop=
 @pytest.mark.parametrize("settings", [STOPPING, BY_LOSS], ids=["f1", "loss"])
 @pytest.mark.parametrize("after", [3, 12, 30])
 def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, monkeypatch, after, settings):
-    monkeypatch.setattr(resuming, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0.0)
     (train, dev), file = learnable(), tmp_path / "training"
     probes = cumulative_probes(train, (0, 5), settings)
     whole = train_probes(train, dev, probes, settings)
@@ -161,7 +160,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, monkeypa
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(resuming, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0.0)
     train, dev, file = random_source(12), random_source(6, seed=1), tmp_path / "training"
     probes = some_probes(train)
     with pytest.raises(CutOff):

@@ -118,7 +118,7 @@ def test_a_block_in_a_block():
         for projected in (layer.projection(record.attentions[1].heads), None):
             runs = []
             hook = around.register_forward_hook(lambda *_, runs=runs: runs.append(1))
-            with record.taken_up(1, 1, projected):
+            with record.resumed(1, 1, projected):
                 torch.testing.assert_close(model(**inputs).logits, expected)
             hook.remove()
             assert runs == [1]
@@ -139,7 +139,7 @@ def test_blocks_that_are_skipped_do_not_run():
         expected = model(**inputs).logits
     skipped = (model.transformer.h[0].mlp, model.transformer.h[1].attn.c_attn)
     hooks = [module.register_forward_hook(lambda *_: runs.append(1)) for module in skipped]
-    with torch.no_grad(), uncached(model), record.taken_up(1, 2, record.attentions[1].projected.repeat(2, 1, 1)):
+    with torch.no_grad(), uncached(model), record.resumed(1, 2, record.attentions[1].projected.repeat(2, 1, 1)):
         again = model(**{k: torch.cat([v, v]) for k, v in inputs.items()}).logits
     torch.testing.assert_close(again, torch.cat([expected, expected]))
     assert runs == []

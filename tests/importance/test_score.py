@@ -5,6 +5,8 @@ from bertology import score
 from bertology.errors import DataError
 from helpers.zoo import BY_NAME, batch, each_alone
 
+# oracle: the logits of one batch, and metrics written out.
+
 
 def test_accuracy_is_over_all_examples_whatever_the_batches():
     model, inputs = BY_NAME["bert"].build(), batch((7, 4, 5, 2, 6))

@@ -11,6 +11,8 @@ from helpers.pruning import seq2seq
 from helpers.zoo import BY_NAME, batch
 from laws.laws import check_leaves_model_alone
 
+# oracle: one gated model for each head, in a loop.
+
 
 def alone(anatomy, row, head):
     gates = torch.ones(anatomy.layers, anatomy.heads)

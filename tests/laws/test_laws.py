@@ -8,14 +8,33 @@ import torch
 import bertology as b
 from bertology import code_structure, edge_probing, syntax
 from helpers.code_snippets import snippets
+from helpers.coreference_documents import CAT
 from helpers.edges import NOUNS
+from helpers.public import accumulators, public_functions, required, takes_a_model
 from helpers.trees import CATS, wordpiece_tokenizer
 from helpers.zoo import BY_NAME, batch
 from laws.laws import Broken, check_leaves_model_alone, raising_at, snapshot
 
 OTHER = BY_NAME["bert"].build()
 PARSED = syntax.align(wordpiece_tokenizer(), CATS)
+DOCUMENTS = syntax.align(wordpiece_tokenizer(), [CAT])
 CODE = code_structure.align_code(wordpiece_tokenizer(), snippets()[:2])
+CONTEXTS = {
+    "gated": lambda m: b.gated(m, torch.ones(2, 4)),
+    "ablated": lambda m: b.ablated(m, {0: [1]}),
+    "ablated by the mean": lambda m: b.ablated(m, {0: [1]}, replace="mean"),
+    "tap attention": lambda m: b.tap(b.dissect(m), "attention", read=lambda *_: None),
+    "tap block": lambda m: b.tap(b.dissect(m), "block", read=lambda *_: None),
+}
+# These change the model, or write it to a file: tests/pruning.
+CHANGE_THE_MODEL = {"prune_heads", "save_pruned", "load_pruned"}
+# What a measure is given whose arguments, other than the model and its batches, have defaults.
+DATA = {b: batch(), syntax: PARSED, code_structure: CODE}
+OF_BATCHES = ({"model", "batches"}, {"model", "inputs"})
+
+
+def measure_of(function, data):
+    return lambda model: function(model, data)
 
 
 def encode(model):
@@ -23,35 +42,70 @@ def encode(model):
         edge_probing.encode(model, wordpiece_tokenizer(), NOUNS, f"{folder}/nouns", dtype=torch.float32)
 
 
+# Measures that need no more than the model and batches are found, and need no line here.
 MEASURES = {
-    "hidden_states": lambda m: b.hidden_states(m, batch()),
-    "attention_maps": lambda m: b.attention_maps(m, batch()),
-    "head_outputs": lambda m: b.head_outputs(m, batch()),
+    name: measure_of(function, DATA[module])
+    for module, name, function in public_functions(DATA)
+    if required(function) in OF_BATCHES and name not in CHANGE_THE_MODEL | {"coreference_heads"}
+}
+MEASURES |= {
     "head_outputs with gradients": lambda m: b.head_outputs(m, batch(), loss="auto"),
-    "head_importance": lambda m: b.head_importance(m, [batch(), batch()]),
+    "head_importance of two batches": lambda m: b.head_importance(m, [batch(), batch()]),
     "head_importance, own loss": lambda m: b.head_importance(
         m, batch(), loss=lambda o, x: torch.nn.functional.cross_entropy(o.logits, x["labels"], reduction="none")
     ),
     "head_importance by token": lambda m: b.head_importance(m, batch(), granularity="token"),
     "importance_through_training": lambda m: b.importance_through_training([(1, m)], batch()),
-    "attention_entropy": lambda m: b.attention_entropy(m, batch()),
-    "attention_patterns": lambda m: b.attention_patterns(m, batch(), tokens={"low": [3, 4]}),
+    "attention_patterns of classes": lambda m: b.attention_patterns(m, batch(), tokens={"low": [3, 4]}),
     "attention_gradients": lambda m: b.attention_gradients(m, batch(), tokens={"low": [3, 4]}),
-    "repeat_scores": lambda m: b.repeat_scores(m, batch()),
-    "head_distances": lambda m: b.head_distances(m, batch()),
-    "dependency_heads": lambda m: syntax.dependency_heads(m, PARSED),
+    "coreference_heads": lambda m: syntax.coreference_heads(m, DOCUMENTS),
     "attention_probe": lambda m: syntax.attention_probe(m, PARSED, PARSED, vectors="embeddings"),
-    "cat_scores": lambda m: code_structure.cat_scores(m, CODE, random_weights=True),
-    "leaf_types": lambda m: code_structure.leaf_types(m, CODE),
+    "show_head": lambda m: syntax.show_head(m, wordpiece_tokenizer(), CATS[0], (0, 0)),
+    "cat_scores with random weights": lambda m: code_structure.cat_scores(m, CODE, random_weights=True),
+    "leaf_attention": lambda m: code_structure.leaf_attention(m, wordpiece_tokenizer(), snippets()[0], 0),
+    "attention_and_distance": lambda m: code_structure.attention_and_distance(
+        m, wordpiece_tokenizer(), snippets()[0], 0
+    ),
+    "code_arcs": lambda m: code_structure.code_arcs(m, wordpiece_tokenizer(), snippets()[0], 0),
     "encode": encode,
     "accumulate": lambda m: b.accumulate(m, batch(), b.ImportanceAccumulator(), b.EntropyAccumulator()),
     "score": lambda m: b.score(m, batch(), metric="accuracy"),
+    "score by inverse loss": lambda m: b.score(m, batch(), metric="inverse_loss"),
     "pruning_curve": lambda m: b.pruning_curve(m, batch(), metric="accuracy", amount=3, reestimate=True),
     "pruning_curve by magnitude": lambda m: b.pruning_curve(m, batch(), metric="accuracy", amount=4, by="magnitude"),
+    "head_ablation": lambda m: b.head_ablation(m, batch(), metric="accuracy"),
+    "sole_head_ablation": lambda m: b.sole_head_ablation(m, batch(), metric="accuracy"),
     "compare_efficiency": lambda m: b.compare_efficiency(m, OTHER, batch(), batch_sizes=(2,), rounds=1, seconds=0),
-    "dissect": b.dissect,
 }
-RUNS = [name for name in MEASURES if name != "dissect"]
+# These read the model, and do not run it.
+NO_RUN = {"dissect": b.dissect, "randomized": syntax.randomized, "embedding_vectors": syntax.embedding_vectors}
+RUNS = list(MEASURES)
+MEASURES |= NO_RUN
+
+
+def test_every_public_function_of_a_model_is_here():
+    """This test fails where a new function was not added."""
+    there = {name.split(",")[0].split(" ")[0] for name in [*MEASURES, *CHANGE_THE_MODEL, *CONTEXTS]}
+    missing = {name for _, name, function in public_functions() if takes_a_model(function)} - there
+    assert missing == set(), f"add to MEASURES in tests/laws/test_laws.py: {sorted(missing)}"
+
+
+def test_every_accumulator_is_run_here(monkeypatch):
+    """This test fails where a measure was not exported, or was not added."""
+    run = set()
+    zero = b.Accumulator.zero
+
+    def noted(accumulator, anatomy):
+        run.add(type(accumulator))
+        return zero(accumulator, anatomy)
+
+    monkeypatch.setattr(b.Accumulator, "zero", noted)
+    for name in RUNS:
+        MEASURES[name](BY_NAME["bert"].build())
+    missing = sorted(f"{one.__module__}.{one.__name__}" for one in accumulators() - run)
+    assert missing == [], (
+        f"export the function that runs it, or add it to MEASURES in tests/laws/test_laws.py: {missing}"
+    )
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -97,15 +151,9 @@ def test_models_that_return_tuples_are_measured_all_the_same(measure):
     assert model.config.return_dict is False
 
 
-@pytest.mark.parametrize("manager", [
-    lambda m: b.gated(m, torch.ones(2, 4)),
-    lambda m: b.ablated(m, {0: [1]}),
-    lambda m: b.ablated(m, {0: [1]}, replace="mean"),
-    lambda m: b.tap(b.dissect(m), "attention", read=lambda *_: None),
-    lambda m: b.tap(b.dissect(m), "block", read=lambda *_: None),
-])  # fmt: skip
-def test_contexts_leave_no_hooks(family, manager):
-    model = family.build()
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_contexts_leave_no_hooks(family, name):
+    model, manager = family.build(), CONTEXTS[name]
     before = snapshot(model)
     with pytest.raises(Broken), raising_at(b.dissect(model).sites[-1].projection), manager(model), torch.no_grad():
         model(**batch(labels=False))

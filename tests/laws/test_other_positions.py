@@ -11,6 +11,7 @@ import transformers as t
 import bertology as b
 from bertology import check_anatomy
 from bertology.anatomy.names import CACHE_ARGUMENTS
+from bertology.data.losses import example_losses, find_loss
 from bertology.errors import DataError, PruningError
 from helpers.zoo import BY_NAME, V4, batch
 
@@ -117,7 +118,7 @@ def test_speech_with_labels():
     model = whisper()
     labels = torch.tensor([[5, 6, 7, 2], [8, 9, 2, -100]])
     inputs = {"input_features": torch.randn(2, 8, 20, dtype=torch.float64), "labels": labels}
-    losses = b.losses.example_losses(b.losses.find_loss(model), run(model, inputs), inputs)
+    losses = example_losses(find_loss(model), run(model, inputs), inputs)
     alone = [model(**{name: x[i : i + 1] for name, x in inputs.items()}).loss for i in range(2)]
     torch.testing.assert_close(losses, torch.stack(alone))
     assert b.head_importance(model, inputs).scores.shape == (6, 4)

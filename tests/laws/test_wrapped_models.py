@@ -65,6 +65,7 @@ def test_adapters_on_the_projections(name):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gpt", "gpt2"])
 def test_compiled_models(name):
     model = BY_NAME[name].build()
@@ -209,6 +210,7 @@ def test_speech():
     torch.testing.assert_close(model(**inputs).logits, silent)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(V4, reason="flex attention of transformers 4 has no CPU path for these models")
 def test_flex_attention():
     """The maps of a model under flex attention, whose kernel shows none, are those of its eager attention."""

@@ -6,6 +6,8 @@ from bertology import attention_maps, dissect, prune_heads
 from bertology.tap import tap
 from helpers.zoo import BY_NAME, V4, batch, each_alone
 
+# oracle: the maps that eager attention of transformers returns.
+
 IMPLEMENTATIONS = ["sdpa", "eager"]
 
 

@@ -11,6 +11,8 @@ from bertology import Names, check_anatomy, dissect, register_names
 from bertology.errors import UnknownAnatomy
 from helpers.zoo import BY_NAME, batch
 
+# oracle: anatomies that are wrong on purpose.
+
 
 def with_sites(anatomy, **changes):
     return dataclasses.replace(anatomy, sites=tuple(dataclasses.replace(site, **changes) for site in anatomy.sites))

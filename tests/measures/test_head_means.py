@@ -11,6 +11,8 @@ from helpers.ablation import several
 from helpers.zoo import BY_NAME, batch, each_alone
 from laws.laws import check_leaves_model_alone
 
+# oracle: a loop over texts and tokens, `slow`.
+
 
 def slow(model, batches):
     """[layer, head, dim]: sums over every real token, one by one."""

@@ -5,6 +5,8 @@ from bertology import dissect, head_outputs
 from bertology.errors import DataError, LossError
 from helpers.zoo import BY_NAME, batch, each_alone
 
+# oracle: the output projection of each layer, whose result is the sum over heads.
+
 
 def test_the_projection_of_the_heads_is_what_the_projection_returns(family):
     """Σ_h W_o^h head_h + b, summed head by head, is the output of the projection."""

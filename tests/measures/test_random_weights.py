@@ -14,6 +14,8 @@ from bertology.syntax.attention_probe import (
 from helpers.trees import CATS, wordpiece_tokenizer
 from helpers.zoo import BY_NAME
 
+# oracle: the names of the parameters: all but those of embeddings change.
+
 # The control
 
 

@@ -21,7 +21,7 @@ ORDER = [
     {"importance"},
     {"pruning"},
     {"syntax", "edge_probing", "code_structure"},
-    {"plot", "demo"},
+    {"plot", "demo", "losses", "metrics", "pictures"},
     {"__init__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}

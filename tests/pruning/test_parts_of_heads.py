@@ -71,7 +71,7 @@ EIGHT = {
     "neomme": ({"num_attention_heads": 8}, [0, 6], [2, 5]),
     "nystromformer": ({"num_attention_heads": 8}, [1, 6], [2, 7]),
     "squeezebert": ({"num_attention_heads": 8, "q_groups": 2, "k_groups": 4, "v_groups": 1}, [0, 3, 5, 6], []),
-    "xlnet": ({"n_head": 8}, [1, 6], [2, 7]),
+    "xlnet": ({"n_head": 8, "d_head": 4}, [1, 6], [2, 7]),
 }
 
 

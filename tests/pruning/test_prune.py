@@ -217,7 +217,9 @@ def test_what_transformers_pruned_itself_of_t5_stays_as_it_is():
     attention = model.encoder.block[0].layer[0].SelfAttention
     attention.prune_heads([1])
     assert dissect(model).sites[0].kept == (0, 2, 3)
-    with pytest.raises(PruningError, match="transformers pruned it before, and shares out its position bias itself"):
+    with pytest.raises(
+        PruningError, match="transformers pruned it before, and divides its position bias among the heads itself"
+    ):
         prune_heads(model, {0: [2]})
     assert attention.pruned_heads == {1}
 

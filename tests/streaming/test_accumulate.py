@@ -171,12 +171,19 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, monkeypatch):
     assert not file.exists()
 
 
+class Work:
+    def tensors(self):
+        return {"x": torch.ones(2)}
+
+    def numbers(self):
+        return {"step": 3}
+
+
 def test_checkpoints_are_written_now_and_then(tmp_path):
-    model = BY_NAME["bert"].build()
-    saved = Checkpoint(tmp_path / "sums", model, [EntropyAccumulator().zero(dissect(model))])
-    saved.keep()
+    saved = Checkpoint(tmp_path / "sums", "of this work", otherwise="other work")
+    saved.keep(Work())
     assert not (tmp_path / "sums").exists()
-    saved.write()
+    saved.write(Work())
     assert (tmp_path / "sums").exists()
 
 

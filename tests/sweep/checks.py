@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import bertology as b
+from bertology.data.padding import real_positions
 from helpers.zoo import V4
 from sweep.bands import BANDED, dense_map
 from sweep.shrink import Tiny, plain_experts
@@ -326,7 +327,7 @@ def entropy(tiny: Tiny) -> None:
         if not weights.numel():
             assert found.mean[site.row].isnan().all(), f"{site} did not run and yet has an entropy"
             continue
-        real = b.queries.real_positions(anatomy, tiny.batch, site.stack, weights.shape[0], weights.shape[2])
+        real = real_positions(anatomy, tiny.batch, site.stack, weights.shape[0], weights.shape[2])
         each = torch.special.entr(weights.double()).sum(-1) * real[:, None]
         expected = each.sum((0, 2)) / real.sum()
         close(found.mean[site.row, : site.width], expected, tiny.tolerance, f"entropy of {site}")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from bertology.errors import BertologyError
 from sweep.checks import CHECKS
-from sweep.shrink import NO_HEADS, NOT_BUILT, Tiny, covered_types, text_types
+from sweep.shrink import NO_HEADS, NOT_BUILT, CannotRunError, Tiny, covered_types, text_types
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 YES = "yes"
@@ -30,7 +30,10 @@ ON_CPU = {"mra": "transformers computes it on CUDA devices alone; elsewhere it p
 
 def outcomes(model_type: str) -> dict[str, str]:
     """{primitive: "yes" or the reason}."""
-    tiny = Tiny(model_type)
+    try:
+        tiny = Tiny(model_type)
+    except CannotRunError as error:
+        return dict.fromkeys(CHECKS, reason(str(error)))
     found = {}
     for name, check in CHECKS.items():
         try:
@@ -48,6 +51,9 @@ def outcomes(model_type: str) -> dict[str, str]:
 def reason(message: str) -> str:
     """What an error says, without which layer it is about and what to do instead."""
     message = re.sub(r"^the heads of \S+ cannot be cut out: ", "", message)
+    message = re.sub(
+        r"^\S+ is a norm over all of them.*", "a norm over all heads stands before their projection", message
+    )
     message = re.split(r"; silence them|\. (?=[A-Z])", message)[0]
     message = re.sub(r"^heads do not lie.*", "no single softmax over the keys stands for a head", message)
     return re.sub(r"\b[\w.]*(encoder|decoder|cross|module|layers)\.\d+\S*", "a layer", message).replace("|", "/")
@@ -75,6 +81,13 @@ def table() -> str:
         [f"transformers {transformers.__version__}.", "", head, *rows, share, "", "Why not:", "", *notes, "",
          f"No attention heads: {without}. Not tried:", "", *out]
     )  # fmt: skip
+
+
+def types_that_ran() -> set[str]:
+    """The model types of which the page's table for this major version of transformers says that something works."""
+    major = transformers.__version__.partition(".")[0]
+    text = PAGE.read_text().partition(f"<!-- table {major} -->")[2].partition(f"<!-- end {major} -->")[0]
+    return {row.split(" | ")[0].removeprefix("| ") for row in text.splitlines() if f" | {YES} | " in row}
 
 
 def main() -> None:

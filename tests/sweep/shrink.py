@@ -21,7 +21,7 @@ SIZES: list[tuple[str, Any]] = [
     (r"vocab_size|.*_vocab_size|n_vocab|vocab_size_.*", VOCAB),
     # Not hidden size over heads, wherever a config lets one choose it: a width read at the wrong place must show.
     (
-        r"head_dim|d_kv|kv_channels|attention_head_dim|attn_head_dim|global_head_dim|swa_head_dim|attention_head_size|d_head",
+        r"head_dim|d_kv|kv_channels|attention_head_dim|attn_head_dim|global_head_dim|swa_head_dim|attention_head_size",
         16,
     ),
     (r"v_head_dim|swa_v_head_dim", 12),
@@ -181,6 +181,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "helium": {"head_dim": 8},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
+    # its loop runs the second layer three times
+    "inkling2_loop_text": {
+        "num_hidden_layers": 3,
+        "layer_types": ["hybrid", "hybrid_sliding", "hybrid"],
+        "n_layers_per_attn_res_block": 1,
+        "num_experts_per_tok": 4,  # all: a token that changes its expert has no derivative
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 2,
+    },
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "kimi_linear": {**HYBRID, **MLA, "mlp_layer_types": ["dense", "sparse"] * 2, "linear_num_heads": 4},
     "layoutlmv3": {"coordinate_size": 5, "shape_size": 6, "visual_embed": False},
@@ -268,7 +277,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "v_channels": 32,
         "num_blocks": 2,
     },
-    "xlnet": {"d_head": 8},
+    # transformers' own two attention functions differ more with wider heads
+    "vaultgemma": {"head_dim": 12},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "longcat_flash": {**MLA, "qk_head_dim": 16, "head_dim": 8, "zero_expert_num": 2},
 }
@@ -352,10 +362,26 @@ def class_of(model_type: str) -> Any:
     raise KeyError(model_type)
 
 
+class CannotRunError(Exception):
+    """transformers itself cannot build a tiny model of this type, or cannot run it."""
+
+
 class Tiny:
-    """A tiny model with random weights that matter, as it is loaded and once more with eager attention; and a batch."""
+    """A tiny model with random weights that matter, as it is loaded and once more with eager attention; and a batch.
+
+    Raises `CannotRunError`, whatever transformers raises while it builds and first runs the model.
+    """
 
     def __init__(self, model_type: str) -> None:
+        try:
+            self._build_and_run(model_type)
+        except Exception as error:
+            told = str(error).strip().partition("\n")[0]
+            raise CannotRunError(
+                f"transformers itself cannot run its tiny model: {type(error).__name__}: {told}"
+            ) from error
+
+    def _build_and_run(self, model_type: str) -> None:
         kind = class_of(model_type)
         self.model_type = model_type
         self.model = build(kind, tiny_config(model_type), None)
@@ -371,7 +397,9 @@ class Tiny:
                 self.eager.double()(**self.batch)  # BigBird makes its attention anew for short texts
         except RuntimeError:
             self.double = False
-            self.model.float(), self.eager.float()
+            with torch.no_grad():
+                self.model.float()(**self.batch)
+                self.eager.float()(**self.batch)
         # Many models take norms and softmaxes in float32, also where all weights are float64.
         self.tolerance = 3e-5 if self.double else 2e-4
         # Recurrent Gemma bounds a derivative in its own backward pass.

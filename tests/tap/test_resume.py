@@ -8,7 +8,7 @@ import torch
 from bertology import accumulate, dissect, sole_head_ablation
 from bertology.importance.ablation import one_off
 from bertology.importance.many_gates import VariantAccumulator
-from bertology.tap import first_only, tail_noted
+from bertology.tap import first_position_only, tail_noted
 from helpers.ablation import check, several
 from helpers.zoo import BY_NAME, batch
 from laws.taps import EVERY, texts
@@ -21,7 +21,7 @@ def used(model, batches, loss=None):
 
     def noting(inputs, outputs):
         update(inputs, outputs)
-        seen.append(accumulator._branches._first_only)
+        seen.append(accumulator._branches._first_position_only)
 
     accumulator.update = noting
     accumulate(model, batches, accumulator)
@@ -53,7 +53,7 @@ def test_the_tail_is_what_is_behind_the_attention_of_the_last_block():
     hook = last.register_forward_hook(
         lambda m, args, output: seen.append(output if isinstance(output, torch.Tensor) else output[0])
     )
-    with torch.no_grad(), first_only(tail):
+    with torch.no_grad(), first_position_only(tail):
         torch.testing.assert_close(model(**inputs).logits, expected)
     hook.remove()
     with torch.no_grad():

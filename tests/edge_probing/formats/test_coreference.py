@@ -85,7 +85,7 @@ def test_gap(write):
     found = gap_edges(write(GAP + rows))
     assert edges(found) == [[(4, 5, 0, 1, "0"), (4, 5, 2, 3, "1")], [(0, 1, 2, 3, "0"), (0, 1, 4, 5, "0")]]
     assert found.counted == ("1",)
-    assert found.skipped == (Skip("3", "a mention begins or ends within a word"),)
+    assert found.skipped == (Skip("3", "a mention begins or ends inside a word"),)
 
 
 @pytest.mark.shared

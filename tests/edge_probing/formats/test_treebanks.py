@@ -73,7 +73,7 @@ def test_constituents(write):
         [(0, 1, "VB"), (1, 2, "RP"), (2, 3, "-LRB-")],
         [(0, 1, "NN")],
     ]
-    with pytest.raises(DataError, match="ends within a tree"):
+    with pytest.raises(DataError, match="ends inside a tree"):
         constituent_edges(write("(S (NP (NN a))"))
 
 

@@ -1,0 +1,189 @@
+"""What does a measure keep of a data set, and how do several measures read the same attention maps?
+
+An `Accumulator` is zeroed once, updated batch by batch, merged with others of its kind, and at last computed.
+It holds sums (float64) and counts (int64) only: merging adds and never divides, so that any split of the data over
+batches, processes or days gives the same result.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..anatomy.sites import Anatomy, Site
+from ..data.batches import Batch, device_of
+from ..data.padding import RealQueries
+from ..results.result import Result
+from ..tap import check_rows, tap
+
+A = TypeVar("A", bound="Accumulator")
+
+
+class Stat:
+    """A sum that an accumulator keeps: its axes, by name, and its type."""
+
+    def __init__(self, axes: str, dtype: torch.dtype) -> None:
+        self.axes, self.dtype = axes.split(), dtype
+
+    def zeros(self, anatomy: Anatomy, others: dict[str, int]) -> Tensor:
+        """The sum of nothing, on the model's device, or on the CPU where the device has no float64."""
+        sizes = {"layer": anatomy.layers, "head": anatomy.heads, **others}
+        device = device_of(anatomy.model)
+        if device.type == "mps":
+            device = torch.device("cpu")
+        return torch.zeros([sizes[axis] for axis in self.axes], dtype=self.dtype, device=device)
+
+
+def stat(axes: str, dtype: torch.dtype = torch.float64) -> Any:
+    """Declare a sum of an accumulator: `total: Tensor = stat("layer head")`. An empty string declares one number."""
+    return Stat(axes, dtype)
+
+
+class Accumulator(ABC):
+    """A measure over a data set: declare sums with `stat`, say how a batch updates them and what comes out.
+
+    `watch` may tap the model for the length of a batch's forward pass; `update` then sees the batch and the outputs.
+    An accumulator that needs gradients says so, and one that wants the model to see the labels. A measure of attention
+    maps is a `MapAccumulator`.
+    """
+
+    needs_gradient: ClassVar[bool] = False
+    needs_labels: bool = False
+    keeps_graph: bool = False
+    """Whether another one takes gradients of the same outputs after this one; `accumulate` says so."""
+    anatomy: Anatomy
+
+    def zero(self: A, anatomy: Anatomy) -> A:
+        """Forget everything, and get ready for a model."""
+        self.anatomy = anatomy
+        for name, kind in self._stats().items():
+            setattr(self, name, kind.zeros(anatomy, self.sizes()))
+        return self
+
+    def sizes(self) -> dict[str, int]:
+        """How long the axes of its sums are other than `layer` and `head`, by name."""
+        return {}
+
+    def settings(self) -> str:
+        """What tells this measure from others of its kind: a checkpoint of another one is refused."""
+        return ""
+
+    def watch(self, batch: Batch) -> AbstractContextManager[Any]:
+        """What is around the forward pass of a batch."""
+        return nullcontext()
+
+    @abstractmethod
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """Add what a batch brought, still inside `watch`."""
+
+    @abstractmethod
+    def compute(self) -> Result:
+        """Divide, and give the result."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums, by name."""
+        return {name: getattr(self, name) for name in self._stats()}
+
+    def merge(self: A, other: dict[str, Tensor]) -> A:
+        """Add the sums of another accumulator of this kind, given as its `state`."""
+        for name in self._stats():
+            mine = getattr(self, name)
+            setattr(self, name, mine + other[name].to(mine.device))
+        return self
+
+    @classmethod
+    def _stats(cls) -> dict[str, Stat]:
+        return {name: kind for c in reversed(cls.__mro__) for name, kind in vars(c).items() if isinstance(kind, Stat)}
+
+
+class MapAccumulator(Accumulator):
+    """A measure of attention maps over a data set: say in `read` what a block of query rows adds to the sums.
+
+    `accumulate` reads each attention map once and gives it to all such measures of a pass. For each batch it calls
+    `start_batch` before the forward pass, `read` as often as there are blocks, `update` after the forward pass, and
+    `end_batch` at last. Most measures need `read` alone.
+
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> @dataclass(frozen=True, eq=False, repr=False)
+        ... class ToFirst(Result):
+        ...     total: torch.Tensor
+        ...     labels: tuple[str, ...]
+        >>> class ToFirstAccumulator(MapAccumulator):
+        ...     total = stat("layer head")
+        ...     def read(self, site, weights, rows, real):
+        ...         to_first = weights[..., 0].masked_fill(~real[:, None], 0)
+        ...         self.total[site.row, list(site.kept)] += to_first.sum((0, 2))
+        ...     def compute(self):
+        ...         return ToFirst(self.total, self.anatomy.labels)
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> accumulate(model, {"input_ids": torch.tensor([[5, 6, 7]])}, ToFirstAccumulator())[0].total.shape
+        torch.Size([2, 4])
+    """
+
+    place: ClassVar[Literal["attention", "entropy"]] = "attention"
+    """What `read` is given: attention weights, or the entropies of each query's weights, `[batch, head, query]`."""
+    whole: ClassVar[bool] = False
+    """Whether `read` needs each map in one piece, not in blocks of query rows."""
+    text_only: ClassVar[bool] = False
+    """Whether `read` is given only maps from the tokens of the text to the same tokens, each in one piece: no cross
+    attention, no decoder behind an encoder, no layer that pools tokens."""
+    rows: int | None = None
+    """The most query rows that `read` is given at a time; by default as many as fit into 64 MiB."""
+
+    def start_batch(self, batch: Batch) -> None:
+        """Get ready for a batch, before the forward pass."""
+
+    @abstractmethod
+    def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
+        """Add a block of attention weights to the sums.
+
+        Args:
+            site: the layer; its sums are at `[site.row, list(site.kept)]`, since pruned heads have no weights.
+            weights: [batch, head, query, key], of the heads that are left and of the query rows `rows`. They belong to
+                the autograd graph only if `needs_gradient` is set. Do not change them in place.
+            rows: which queries of the map these are.
+            real: [batch, query], bool: which of these queries are real tokens; the others are padding.
+        """
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """Add what the outputs of a batch tell; by default nothing."""
+
+    def end_batch(self, batch: Batch) -> None:
+        """Finish a batch after the forward pass, for sums that need all blocks of it."""
+
+    def watch(self, batch: Batch) -> AbstractContextManager[Any]:
+        """Open a tap for this measure alone; unless this is overridden, `accumulate` opens one for all measures."""
+        return read_maps([self], batch)
+
+
+@contextmanager
+def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None]:
+    """Give the attention maps of a forward pass to several measures of one `place`, through one tap."""
+    for measure in measures:
+        check_rows(measure.rows)
+        measure.start_batch(batch)
+    anatomy = measures[0].anatomy
+    real = RealQueries(anatomy, batch, text_only=all(measure.text_only for measure in measures))
+
+    def read(site: Site, x: Tensor, rows: slice) -> None:
+        of_text = real.are_of_text(site, x)
+        given = [measure for measure in measures if of_text or not measure.text_only]
+        if given:
+            queries, values = real.among(site, rows, x), x.detach()
+            for measure in given:
+                measure.read(site, x if measure.needs_gradient else values, rows, queries)
+
+    fewest = min((measure.rows for measure in measures if measure.rows is not None), default=None)
+    whole = any(measure.whole or measure.text_only for measure in measures)
+    with tap(anatomy, measures[0].place, read=read, rows=fewest, whole=whole):
+        yield
+    real.check()
+    for measure in measures:
+        measure.end_batch(batch)

@@ -1,0 +1,52 @@
+"""The private names of torch and transformers that the tap uses, and changes to modules that their API has no word for.
+
+This file and `anatomy/forward_source.py` are the only ones that rest on the insides of other people's code, and each of
+their functions has a test that says what breaks when the inside changes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from torch import nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+
+# Fragile: the attribute of a config that says which attention function its modules look up when they run. The public
+# setter also checks and changes the configs of parts, which could not be undone.
+ATTENTION_SETTING = "_attn_implementation_internal"
+
+
+def push_mode(mode: TorchFunctionMode, undo: ExitStack) -> None:
+    """Let a mode see every torch function, while `undo` is open; taps may be closed in any order."""
+    # Fragile: rests on torch's private stack of function modes. The public `with mode:` can only leave the newest mode,
+    # but generators close taps in any order.
+    _push_mode(mode)
+    undo.callback(_remove_mode, mode)
+
+
+def _remove_mode(mode: TorchFunctionMode) -> None:
+    """Take a mode out of the stack, also from below others."""
+    if mode not in _get_current_function_mode_stack():
+        return
+    above = []
+    while (top := _pop_mode()) is not mode:
+        above.append(top)
+    for other in reversed(above):
+        _push_mode(other)
+
+
+def may_be_compiled() -> bool:
+    """Whether anything can have been compiled in this process."""
+    # Fragile: rests on torch importing its compiler only when it is first used, in a module of this name.
+    return "torch._dynamo" in sys.modules
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
+    """Give a module another forward pass, while `undo` is open."""
+    # Fragile: rests on `module(...)` calling the attribute `forward` of the instance, which torch does not promise.
+    own = vars(module).get("forward")
+    undo.callback(lambda: module.__dict__.pop("forward") if own is None else setattr(module, "forward", own))
+    module.forward = forward

@@ -1,0 +1,103 @@
+"""What breaks when transformers writes its classes otherwise: one test for each inside that is read."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers.models.llama import modeling_llama
+from transformers.models.phi3.modeling_phi3 import Phi3Attention
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from bertology.anatomy.forward_source import (
+    acts_on_record,
+    asks_config,
+    eager_function,
+    is_transformers_4,
+    names_in,
+    ties_last,
+)
+from helpers.zoo import BY_NAME, LLAMA, V4, batch
+
+
+def attention_of(name: str) -> nn.Module:
+    model = BY_NAME[name].build()
+    return next(module for module in model.modules() if type(module).__name__.endswith("Attention"))
+
+
+def test_the_version_opens_with_its_major_number():
+    major = transformers.__version__.partition(".")[0]
+    assert major.isdigit(), "the tables of names for transformers 4 are chosen by the first part of the version"
+    assert is_transformers_4() == (major == "4") == V4
+
+
+def test_attention_that_reads_its_pruned_heads_is_found():
+    class Reads(nn.Module):
+        def forward(self, x):
+            return x[..., len(self.pruned_heads) :]
+
+    attention = T5Attention(transformers.T5Config(d_model=16, d_kv=4, num_heads=4))
+    assert acts_on_record(Reads())
+    assert acts_on_record(attention) == V4, "prune_heads writes the record where T5 cuts its own position bias by it"
+    assert not acts_on_record(nn.Linear(1, 1))
+
+
+def test_attention_that_reads_the_config_is_found():
+    class OfItself(nn.Module):
+        def forward(self, x):
+            return x.view(self.own_heads)
+
+    config = transformers.Phi3Config(**LLAMA)
+    assert asks_config(Phi3Attention(config, layer_idx=0)), (
+        "prune_heads gives a layer its own count of heads only where the attention is seen to read it from the config"
+    )
+    other = OfItself()
+    other.config = config
+    assert not asks_config(other)
+
+
+def test_the_eager_function_of_attention_on_the_interface_is_found():
+    assert eager_function(attention_of("llama")) is modeling_llama.eager_attention_forward, (
+        "transformers names its eager function or the table of attention functions otherwise: every model would be "
+        "taken for one off the attention interface, whose softmax is watched, which fused kernels do not have"
+    )
+
+
+def test_attention_off_the_interface_has_no_eager_function():
+    assert eager_function(attention_of("gpt")) is None
+    assert eager_function(nn.MultiheadAttention(4, 1)) is None
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_the_choice_of_the_last_hidden_state_is_read_from_the_decorator(ties):
+    torch.manual_seed(0)
+    if ties:
+        model, inputs = BY_NAME["llama"].build("lm").model, batch(labels=False)
+    else:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+        model = transformers.ViTMSNModel(transformers.ViTMSNConfig(**sizes, image_size=16, patch_size=8)).eval()
+        inputs = {"pixel_values": torch.randn(1, 3, 16, 16)}
+        model.layernorm.weight.data.normal_()
+    with torch.no_grad():
+        outputs = model(**inputs, output_hidden_states=True)
+    assert torch.equal(outputs.hidden_states[-1], outputs.last_hidden_state) == ties
+    assert ties_last(model) == ties, (
+        "the decorator that collects hidden states keeps `tie_last_hidden_states` elsewhere: hidden_states() would "
+        "return another last layer than transformers does"
+    )
+
+
+def test_names_are_read_below_decorators():
+    def method(self, x):
+        return self.pruned_heads + len(x)
+
+    @functools.wraps(method)
+    def wrapper(*args):
+        return method(*args)
+
+    for one in (method, wrapper):
+        assert set(names_in(one)) == {"pruned_heads", "len"}, "Python keeps the names that a function reads elsewhere"
+    assert names_in("no method") == names_in(len) == ()

@@ -1,0 +1,90 @@
+"""What breaks when torch or transformers change what is private to them: one test for each name."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from bertology.tap.private_api import ATTENTION_SETTING, may_be_compiled, push_mode, replace_forward
+from helpers.zoo import BY_NAME, batch
+
+
+def test_the_setting_chooses_the_attention_function():
+    model = BY_NAME["llama"].build(attention="eager")
+    assert hasattr(model.config, ATTENTION_SETTING), (
+        f"configs of transformers {transformers.__version__} have no {ATTENTION_SETTING}: attention maps, entropies "
+        "and gradients cannot be read from models on the attention interface"
+    )
+    seen = []
+    transformers.modeling_utils.AttentionInterface.register("asked", lambda *args, **kwargs: seen.append(args))
+    setattr(model.config, ATTENTION_SETTING, "asked")
+    with pytest.raises(TypeError):  # what it returned is no attention
+        model(**batch())
+    assert seen, f"modules no longer look up their attention function by {ATTENTION_SETTING} when they run"
+    setattr(model.config, ATTENTION_SETTING, "eager")
+    model(**batch())
+
+
+class Seeing(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_modes_see_torch_functions_until_they_leave_in_any_order(order):
+    modes, undo = [Seeing() for _ in range(3)], [ExitStack() for _ in range(3)]
+    for mode, stack in zip(modes, undo, strict=True):
+        push_mode(mode, stack)
+    for gone, number in enumerate(order, start=1):
+        torch.softmax(torch.ones(2), -1)
+        assert all(torch.softmax in mode.seen for mode in modes if mode not in [modes[n] for n in order[: gone - 1]]), (
+            "a mode on torch's private stack no longer sees torch's functions: the softmax of models off the attention "
+            "interface and XLNet's products cannot be watched"
+        )
+        undo[number].close()
+        for mode in modes:
+            mode.seen.clear()
+    torch.softmax(torch.ones(2), -1)
+    assert not any(mode.seen for mode in modes), "a mode stayed on torch's stack after its tap was closed"
+
+
+def test_a_mode_that_another_removed_is_left_alone():
+    undo = ExitStack()
+    mode = Seeing()
+    push_mode(mode, undo)
+    torch.overrides._pop_mode()
+    undo.close()
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_compiling_imports_the_compiler():
+    torch.compile(nn.Linear(1, 1), backend="eager")
+    assert may_be_compiled(), (
+        "torch's compiler is imported by another name than torch._dynamo: graphs that were compiled before a tap was "
+        "opened would not be switched off, and would go past its hooks"
+    )
+
+
+def test_a_replaced_forward_runs_and_is_put_back():
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    before = layer(x)
+    with ExitStack() as outer:
+        replace_forward(layer, lambda x: x + 1, outer)
+        with ExitStack() as inner:
+            replace_forward(layer, lambda x: x + 2, inner)
+            assert torch.equal(layer(x), x + 2), (
+                "calling a module no longer calls the `forward` of the instance: ablations could not resume a pass"
+            )
+        assert torch.equal(layer(x), x + 1)
+    assert torch.equal(layer(x), before)
+    assert "forward" not in vars(layer)

@@ -1,15 +1,20 @@
-"""A folder of results, from which an interrupted study resumes."""
+"""How studies start, and a folder of results from which an interrupted study resumes."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
+from transformers import AutoModel, AutoTokenizer
 
 from bertology import Result
-from bertology.errors import DataError
+from bertology.errors import BertologyError, DataError, need
 from bertology.streaming.checkpoint import complete_file
 
 R = TypeVar("R", bound=Result)
@@ -44,3 +49,29 @@ class Kept:
             with complete_file(path) as part:
                 made.save(part)
         return kind.load(path)
+
+
+class BaseStudy:
+    """What every study starts with: its arguments, the folder of its results, and the device of its models.
+
+    `extras` are the packages that the study needs, each with the extra of bertology that installs it.
+    """
+
+    def __init__(self, args: argparse.Namespace, extras: dict[str, str]) -> None:
+        for module, extra in extras.items():
+            need(module, extra=extra)
+        self.args, self.kept = args, Kept(args)
+        self.device = "cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu"
+
+    def load(self, path: str) -> tuple[Any, Any]:
+        """A tokenizer, and its model without a task head."""
+        return AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).to(self.device).eval()
+
+
+@contextmanager
+def errors_in_a_line() -> Iterator[None]:
+    """End the script with the message of an error that the user can do something about, without a traceback."""
+    try:
+        yield
+    except (BertologyError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -12,14 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoModel, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cat_probing.report import Found, write_report
-from keeping import Kept
+from keeping import BaseStudy, errors_in_a_line
 
 from bertology.code_structure import (
     CatComparison,
@@ -33,7 +29,7 @@ from bertology.code_structure import (
     read_code,
     relation_heads,
 )
-from bertology.errors import BertologyError, DataError, need
+from bertology.errors import DataError
 
 
 def parse() -> argparse.Namespace:
@@ -58,14 +54,11 @@ def parse() -> argparse.Namespace:
     return args
 
 
-class Study:
+class Study(BaseStudy):
     """Code in several languages, and a folder in which results are kept."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        for module, extra in (("matplotlib", "plot"), ("tree_sitter", "code")):
-            need(module, extra=extra)
-        self.args, self.kept = args, Kept(args)
-        self.device = "cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu"
+        super().__init__(args, {"matplotlib": "plot", "tree_sitter": "code"})
         self.code = {Path(path).stem: self.read(path) for path in args.code}
         self.kept.begin()
 
@@ -85,8 +78,7 @@ class Probed:
 
     def __init__(self, study: Study, path: str) -> None:
         self.study, self.name = study, Path(path).stem
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model: Any = AutoModel.from_pretrained(path).to(study.device).eval()
+        self.tokenizer, self.model = study.load(path)
 
     def batches(self, language: str) -> CodeBatches:
         """The functions that the model has room for, told."""
@@ -134,7 +126,7 @@ class Probed:
 
 def main() -> None:
     """Run, or go on, and write the report after each model and language."""
-    try:
+    with errors_in_a_line():
         study, found = Study(parse()), Found()
         for path in study.args.models:
             probed = Probed(study, path)
@@ -146,8 +138,6 @@ def main() -> None:
                 found.relations[key] = probed.relations(language, batches)
                 probed.draw(language, found.scores[key], found.relations[key])
                 write_report(study, found)
-    except (BertologyError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     print(f"written: {study.kept.out / 'report.md'}")
 
 

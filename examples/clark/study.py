@@ -15,10 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -29,7 +27,7 @@ from clark.brackets import read_brackets
 from clark.report import write_report
 from clark.segments import paragraph_pairs
 from glue import find_task, make_batches, read_examples
-from keeping import Kept
+from keeping import BaseStudy, errors_in_a_line
 
 from bertology import (
     AttentionEntropy,
@@ -43,7 +41,7 @@ from bertology import (
     accumulate,
     attention_gradients,
 )
-from bertology.errors import BertologyError, DataError, need
+from bertology.errors import DataError
 from bertology.syntax import (
     AlignedBatches,
     CoreferenceHeads,
@@ -108,18 +106,14 @@ def read_treebank(path: str, subset: int = -1) -> Treebank:
     return found if subset < 0 else found[:subset]
 
 
-class Study:
+class Study(BaseStudy):
     """A model, its data, and a folder in which results are kept."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        for module, extra in (("matplotlib", "plot"), ("sklearn", "syntax")):
-            need(module, extra=extra)
-        self.args, self.kept = args, Kept(args)
-        self.device = "cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu"
-        self.tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+        super().__init__(args, {"matplotlib": "plot", "sklearn": "syntax"})
+        self.tokenizer, self.model = self.load(args.model_name_or_path)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model: Any = AutoModel.from_pretrained(args.model_name_or_path).to(self.device).eval()
         self.treebank = read_treebank(args.treebank, args.data_subset)
         self.chosen_on = self.align(self.treebank, args.treebank)
         self.classes: dict[str, Any] = {"punctuation": [".", ","]}
@@ -257,7 +251,7 @@ def probes(study: Study) -> dict[str, ProbeResult]:
 
 def main() -> None:
     """Run, or go on, and write the report."""
-    try:
+    with errors_in_a_line():
         study = Study(parse())
         found = {
             **surface(study),
@@ -266,8 +260,6 @@ def main() -> None:
             "probes": probes(study),
         }
         write_report(study, found)
-    except (BertologyError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     print(f"written: {study.kept.out / 'report.md'}")
 
 

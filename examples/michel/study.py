@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from glue import find_task, make_batches, read_examples
-from keeping import Kept
+from keeping import BaseStudy, errors_in_a_line
 from report import write_report
 
 from bertology import (
@@ -39,7 +39,7 @@ from bertology import (
     pruning_curve,
     sole_head_ablation,
 )
-from bertology.errors import BertologyError, DataError, need
+from bertology.errors import DataError
 
 Batches = list[dict[str, torch.Tensor]]
 
@@ -70,24 +70,22 @@ def parse() -> argparse.Namespace:
     return args
 
 
-class Study:
+class Study(BaseStudy):
     """A model, its data, and a folder in which results are kept."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        need("matplotlib", extra="plot")
-        self.args, self.kept = args, Kept(args)
+        super().__init__(args, {"matplotlib": "plot"})
         self.out = self.kept.out
         self.tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
-        self.model = self.load(args.model_name_or_path)
+        self.model = self.classifier(args.model_name_or_path)
         self.metric = find_task(args.task_name).metric
         self.dev = self.batches(args.task_name, args.data_dir, args.data_subset)
         self.train = self.batches(args.task_name, args.data_dir, args.train_subset, train=True)
         self.kept.begin()
 
-    def load(self, name: str | Path) -> Any:
+    def classifier(self, name: str | Path) -> Any:
         """A classifier, on the GPU if there is one."""
-        device = "cuda" if torch.cuda.is_available() and not self.args.no_cuda else "cpu"
-        return AutoModelForSequenceClassification.from_pretrained(name).to(device).eval()
+        return AutoModelForSequenceClassification.from_pretrained(name).to(self.device).eval()
 
     def batches(self, task: str, data: str, subset: int, *, train: bool = False) -> Batches:
         """Tokenized batches of a task; says how many texts were cut to fit."""
@@ -164,12 +162,12 @@ def through_training(study: Study) -> tuple[ImportanceSeries, dict[int, PruningC
         "training",
         ImportanceSeries,
         lambda: importance_through_training(
-            ((step, study.load(folders[step])) for step in steps), study.train, progress="checkpoints"
+            ((step, study.classifier(folders[step])) for step in steps), study.train, progress="checkpoints"
         ),
     )
     curves = {}
     for step in steps:
-        model = study.load(folders[step])
+        model = study.classifier(folders[step])
         curves[step] = study.curve(f"step {step}", model, importance=series.at(step), amount=0.1)
     return series, curves
 
@@ -186,11 +184,9 @@ def halved(study: Study, curve: PruningCurve) -> Efficiency:
 
 def main() -> None:
     """Run, or go on, and write the report."""
-    try:
+    with errors_in_a_line():
         study = Study(parse())
         found = run(study)
-    except (BertologyError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     write_report(study.out, study.args, found)
     print(f"written: {study.out / 'report.md'}")
 

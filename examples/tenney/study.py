@@ -16,11 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModel, AutoTokenizer
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from keeping import Kept
+from keeping import BaseStudy, errors_in_a_line
 from tenney.report import Found, write_report
 from tenney.tasks import KINDS, splits
 
@@ -41,7 +38,6 @@ from bertology.edge_probing import (
     shuffled_labels,
     train_probes,
 )
-from bertology.errors import BertologyError, need
 from bertology.syntax import randomized
 
 Splits = tuple[EdgeTask, EdgeTask]
@@ -87,16 +83,12 @@ def parse() -> argparse.Namespace:
     return args
 
 
-class Study:
+class Study(BaseStudy):
     """A model, its tasks, and a folder in which results are kept."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        for module, extra in (("matplotlib", "plot"), ("scipy", "stats")):
-            need(module, extra=extra)
-        self.args, self.kept = args, Kept(args)
-        self.device = "cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu"
-        self.tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
-        self.model: Any = AutoModel.from_pretrained(args.model_name_or_path).to(self.device).eval()
+        super().__init__(args, {"matplotlib": "plot", "scipy": "stats"})
+        self.tokenizer, self.model = self.load(args.model_name_or_path)
         self.tasks = {name: self.splits(name) for name in KINDS if getattr(args, name)}
         self.kept.begin()
 
@@ -185,7 +177,7 @@ def _first(task: EdgeTask, many: int) -> EdgeTask:
 
 def main() -> None:
     """Run, or go on, and write the report after each task."""
-    try:
+    with errors_in_a_line():
         study, found = Study(parse()), Found()
         for name in study.tasks:
             found.scores[name] = study.scores(name)
@@ -199,8 +191,6 @@ def main() -> None:
         for name in study.args.code_lengths:
             found.codes[name] = study.code(name)
             write_report(study, found)
-    except (BertologyError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     print(f"written: {study.kept.out / 'report.md'}")
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..anatomy.sites import Site
 from ..data.batches import Batch
 from ..errors import DataError, ShapeError
+from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import Accumulator, stat
 from .leaf_maps import LeafMaps, code_in, leaf_maps, visible
@@ -218,19 +219,17 @@ def restricted(x: Tensor, leaves: Tensor) -> Tensor:
 class LeafTypes(Result):
     """How often each layer's attention, its heads averaged, is high from or to leaves of each type."""
 
-    _by_layer: ClassVar = ("high", "total", "once", "snippets")
-
-    high: Tensor
+    high: Annotated[Tensor, axes("layer class")]
     """[layer, class] int64: times that a leaf of the type is in a pair of high attention, the pair's sides apart."""
-    total: Tensor
+    total: Annotated[Tensor, axes("layer class")]
     """[layer, class] int64: times that it is in a pair."""
-    once: Tensor
+    once: Annotated[Tensor, axes("layer")]
     """[layer]: what `total` must exceed for a type to be common: once a snippet with all its leaves."""
-    snippets: Tensor
+    snippets: Annotated[Tensor, axes("layer")]
     """[layer] int64: how many were counted; 0 for layers that do not read the code."""
-    types: tuple[str, ...]
+    types: Annotated[tuple[str, ...], axes("class")]
     """[class]: the types of leaves."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
     @property

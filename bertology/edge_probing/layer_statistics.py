@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError, need
+from ..results.axes import axes
 from ..results.result import Result, cpu64
 
 LEAST_GAIN = 0.01
@@ -169,24 +171,24 @@ class LayerStatistics(Result):
     what is wrong; an average over seeds is NaN if it is so for one of them.
     """
 
-    f1: Tensor
+    f1: Annotated[Tensor, axes("seed layer")]
     """[seed, layer], 0 to 1: of the cumulative probes, which see layers 0 to this one."""
-    mix: Tensor
+    mix: Annotated[Tensor, axes("seed layer")]
     """[seed, layer]: the mixing weights of the probe that sees all layers, 1 together; NaN if they were not given."""
-    differential: Tensor
+    differential: Annotated[Tensor, axes("seed layer")]
     """[seed, layer]: how much each layer adds to the F1 of the one below (Eq 3), as it is, also below 0; NaN at 0."""
-    expected_layers: Tensor
+    expected_layers: Annotated[Tensor, axes("seed", unit="layers")]
     """[seed], layers from 1 to L: the mean layer, weighted by the differential scores (Eq 4); NaN where `why` says."""
-    centres: Tensor
+    centres: Annotated[Tensor, axes("seed", unit="layers")]
     """[seed], layers from 0 to L: the mean layer, weighted by the mixing weights (Eq 2)."""
-    mix_bits: Tensor
+    mix_bits: Annotated[Tensor, axes("seed", unit="bits")]
     """[seed], bits: how far the mixing weights are from uniform over L + 1 layers, K(s)."""
-    differential_bits: Tensor
+    differential_bits: Annotated[Tensor, axes("seed", unit="bits")]
     """[seed], bits: how far the differential scores, clipped at 0 and made to sum to 1, are from uniform over the L
     layers above 0, K(Δ); NaN where no layer adds anything."""
-    why: tuple[str, ...]
+    why: Annotated[tuple[str, ...], axes("seed")]
     """[seed]: why there is no expected layer; empty where there is one."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..."""
 
     @property

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError
+from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import ends, redrawn
 from .layer_statistics import LayerStatistics, layer_statistics
@@ -144,41 +145,39 @@ class LayerScores(Result):
     Layer 0 is the lexical one, layer l what comes out of the model's l-th block: that of heads in layer l - 1.
     """
 
-    _by_layer: ClassVar = ()
-
-    f1: Tensor
+    f1: Annotated[Tensor, axes("seed layer")]
     """[seed, layer], 0 to 1: micro-F1 over all decisions about the labels that count, p >= 1/2 being a yes. 0 where no
     yes is right, also where there is none at all."""
-    mix: Tensor
+    mix: Annotated[Tensor, axes("seed layer")]
     """[seed, layer]: the mixing weights s of the probe that reads all layers, 1 together."""
-    gamma: Tensor
+    gamma: Annotated[Tensor, axes("seed")]
     """[seed]: its factor γ."""
-    tp: Tensor
+    tp: Annotated[Tensor, axes("seed layer example")]
     """[seed, layer, example] int32: labels that count and were predicted rightly, in each record that was scored."""
-    fp: Tensor
+    fp: Annotated[Tensor, axes("seed layer example")]
     """[seed, layer, example] int32: those that were predicted and are not true."""
-    fn: Tensor
+    fn: Annotated[Tensor, axes("seed layer example")]
     """[seed, layer, example] int32: those that are true and were not predicted."""
-    label_tp: Tensor
+    label_tp: Annotated[Tensor, axes("seed layer label")]
     """[seed, layer, label]: as `tp`, for each label over all records, also for labels that do not count."""
-    label_fp: Tensor
+    label_fp: Annotated[Tensor, axes("seed layer label")]
     """[seed, layer, label]: as `fp`."""
-    label_fn: Tensor
+    label_fn: Annotated[Tensor, axes("seed layer label")]
     """[seed, layer, label]: as `fn`."""
-    steps: Tensor
+    steps: Annotated[Tensor, axes("seed layer")]
     """[seed, layer]: how many steps each probe was trained for."""
-    best_steps: Tensor
+    best_steps: Annotated[Tensor, axes("seed layer")]
     """[seed, layer]: after how many of them it was at its best."""
-    validation_f1: Tensor
+    validation_f1: Annotated[Tensor, axes("seed layer validation")]
     """[seed, layer, validation]: F1 at each validation during training; NaN after a probe stopped."""
-    losses: Tensor
+    losses: Annotated[Tensor, axes("seed layer validation")]
     """[seed, layer, validation]: the mean training loss before each validation; NaN after a probe stopped."""
-    stopped: tuple[tuple[str, ...], ...]
+    stopped: Annotated[tuple[tuple[str, ...], ...], axes("seed layer")]
     """[seed, layer]: why each probe stopped: its "patience" or its "learning rate" ran out, or all "validations" were
     made: then it may not have been done."""
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[int, ...], axes("seed")]
     """[seed]: of initial weights and dropout."""
-    label_names: tuple[str, ...]
+    label_names: Annotated[tuple[str, ...], axes("label")]
     """[label]"""
     counted: tuple[str, ...]
     """The labels that count in F1."""
@@ -186,7 +185,7 @@ class LayerScores(Result):
     """How many targets were scored."""
     settings: str
     """The settings of training."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..."""
 
     def __str__(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..data.batches import Batches
 from ..data.losses import ExampleLoss
 from ..data.metrics import Metric
 from ..errors import DataError
+from ..results.axes import axes
 from ..results.result import Result
 from ..tap.gates import Kind, replacement_name
 from .many_gates import score_variants
@@ -24,28 +25,26 @@ from .significance import Correction, Of, Significance, Test, significance
 class HeadAblation(Result):
     """What a model loses when one head goes, for each head."""
 
-    _by_layer: ClassVar = ("change", "loss_change", "losses", "logits")
-
-    change: Tensor
+    change: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the metric without the head, less that of the whole model; below 0 the head is missed. NaN for
     pruned heads, and where a layer did not run."""
-    loss_change: Tensor
+    loss_change: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the mean loss without the head, less that of the whole model; above 0 the head is missed."""
     base: float
     """The whole model's metric."""
     base_loss: float
     """The whole model's mean loss."""
-    losses: Tensor
+    losses: Annotated[Tensor, axes("layer head example")]
     """[layer, head, example]: every example's loss without the head."""
-    base_losses: Tensor
+    base_losses: Annotated[Tensor, axes("example")]
     """[example]: every example's loss in the whole model."""
-    logits: Tensor
+    logits: Annotated[Tensor, axes("layer head row label")]
     """[layer, head, row, label]: what the metric saw without the head; empty for a metric of losses."""
-    base_logits: Tensor
+    base_logits: Annotated[Tensor, axes("row label")]
     """[row, label]: what the metric saw of the whole model."""
-    truths: Tensor
+    truths: Annotated[Tensor, axes("row")]
     """[row]: the labels that the metric saw."""
-    example_of: Tensor
+    example_of: Annotated[Tensor, axes("row")]
     """[row], int64: which example a row belongs to."""
     metric: str
     """What was measured."""
@@ -53,7 +52,7 @@ class HeadAblation(Result):
     """What stood where the head's output was: "zero", "mean", "resample" or "given"."""
     examples: int
     """How many examples were measured."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
     def significance(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..anatomy.sites import Head, head_at
 from ..data.metrics import METRICS, Metric
 from ..errors import DataError, need
+from ..results.axes import axes
 from ..results.result import Result
 
 Test = Literal["t", "mcnemar", "bootstrap"]
@@ -27,11 +28,9 @@ Correction = Literal["holm", "bh"] | None
 class Significance(Result):
     """How likely a change at least as large is by chance, for each head that was tested."""
 
-    _by_layer: ClassVar = ("p", "uncorrected")
-
-    p: Tensor
+    p: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the p-value, corrected for the number of heads that were tested; NaN for all others."""
-    uncorrected: Tensor
+    uncorrected: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the p-value of each head alone."""
     test: str
     """Which test: "t", "mcnemar" or "bootstrap"."""
@@ -39,7 +38,7 @@ class Significance(Result):
     """What was tested: "loss", "right" (whether examples are) or the metric's name."""
     correction: str | None
     """For how many heads were tested: "holm" (family-wise error), "bh" (false discovery rate) or None."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
     def heads(self, alpha: float = 0.01) -> list[Head]:

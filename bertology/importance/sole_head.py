@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import Batches
 from ..data.losses import ExampleLoss
 from ..data.metrics import Metric
+from ..results.axes import axes
 from ..results.result import Result
 from ..tap.gates import Kind, replacement_name
 from .many_gates import NAN, VariantScores, score_variants
@@ -23,32 +24,30 @@ from .significance import Correction, Of, Significance, Test, significance
 class SoleHeadAblation(Result):
     """What a model loses when all heads of a layer go but one, for each head."""
 
-    _by_layer: ClassVar = ("scores", "chosen", "change", "leaking_change", "losses", "logits")
-
-    scores: Tensor
+    scores: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the metric when of this layer only this head is left; NaN for pruned heads, and where a layer did
     not run."""
     base: float
     """The whole model's metric."""
-    chosen: Tensor
+    chosen: Annotated[Tensor, axes("layer")]
     """[layer], int64: the best head, the one of the lowest number where several are; -1 where there is none."""
-    change: Tensor
+    change: Annotated[Tensor, axes("layer")]
     """[layer]: the metric with the chosen head alone, less that of the whole model."""
     leaking: bool
     """Whether heads were chosen on the data that they are scored on, which flatters them."""
-    leaking_change: Tensor
+    leaking_change: Annotated[Tensor, axes("layer")]
     """[layer]: what `change` is when heads are chosen on the data that they are scored on."""
-    losses: Tensor
+    losses: Annotated[Tensor, axes("layer head example")]
     """[layer, head, example]: every example's loss with this head alone."""
-    base_losses: Tensor
+    base_losses: Annotated[Tensor, axes("example")]
     """[example]: every example's loss in the whole model."""
-    logits: Tensor
+    logits: Annotated[Tensor, axes("layer head row label")]
     """[layer, head, row, label]: what the metric saw with this head alone; empty for a metric of losses."""
-    base_logits: Tensor
+    base_logits: Annotated[Tensor, axes("row label")]
     """[row, label]: what the metric saw of the whole model."""
-    truths: Tensor
+    truths: Annotated[Tensor, axes("row")]
     """[row]: the labels that the metric saw."""
-    example_of: Tensor
+    example_of: Annotated[Tensor, axes("row")]
     """[row], int64: which example a row belongs to."""
     metric: str
     """What was measured."""
@@ -56,7 +55,7 @@ class SoleHeadAblation(Result):
     """What stood where the other heads' output was: "zero", "mean", "resample" or "given"."""
     examples: int
     """How many examples were measured."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
     def significance(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
 from ..data.padding import RealQueries
 from ..errors import DataError
+from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import Accumulator, accumulate, stat
 from ..tap import tap
@@ -45,15 +46,13 @@ def folded(sums: Tensor, counts: Tensor, average: Average) -> tuple[Tensor, Tens
 class AttentionEntropy(Result):
     """How spread out each head's attention is, over a data set."""
 
-    _by_layer: ClassVar = ("mean", "first", "queries")
-
-    mean: Tensor
+    mean: Annotated[Tensor, axes("layer head", unit="nats")]
     """[layer, head], nats: 0 looks at one token, ln n at n tokens alike; NaN for pruned heads."""
-    first: Tensor
+    first: Annotated[Tensor, axes("layer head", unit="nats")]
     """[layer, head], nats: of the text's first token alone ([CLS] in BERT)."""
-    queries: Tensor
+    queries: Annotated[Tensor, axes("layer")]
     """[layer]: the real query tokens that were averaged over."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from ..data.padding import RealQueries
 from ..data.token_classes import OTHER, TokenClass, TokenClasses
 from ..errors import DataError, UnknownAnatomy
+from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import Accumulator, accumulate, stat
 from ..tap import tap
@@ -25,15 +26,13 @@ from ..tap import tap
 class AttentionGradients(Result):
     """The gradient of the loss with respect to attention, by the class of the attended-to token."""
 
-    _by_layer: ClassVar = ("values", "pairs")
-
-    values: Tensor
+    values: Annotated[Tensor, axes("layer head class", unit="loss per weight")]
     """[layer, head, class], loss per weight: the mean of |∂L/∂α| over pairs of a query and a key of the class."""
-    pairs: Tensor
+    pairs: Annotated[Tensor, axes("layer class")]
     """[layer, class], int64: how many pairs of real tokens were averaged over."""
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], axes("class")]
     """[class]: the names of the token classes; the last is `other`, all tokens in none of them."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
     def gradient_to(self, name: str) -> Tensor:

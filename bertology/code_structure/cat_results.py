@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError
+from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
 
@@ -55,40 +56,36 @@ attention gives the exact value."""
 class CatScores(Result):
     """CAT-scores (Chen et al. 2022) of each layer, averaged over heads, and of each single head."""
 
-    _by_layer: ClassVar = (
-        "macro", "micro", "used", "matched", "either",
-        "head_macro", "head_micro", "head_used", "head_matched", "head_either",
-    )  # fmt: skip
     chance: ClassVar[float] = CHANCE
     """The score of two independent masks: 1/7."""
 
-    macro: Tensor
+    macro: Annotated[Tensor, axes("layer")]
     """[layer], 0 to 1: the mean over snippets of matched / either, as in the code of the published scores; NaN if no
     snippet could be used."""
-    micro: Tensor
+    micro: Annotated[Tensor, axes("layer")]
     """[layer], 0 to 1: the sum of matched over the sum of either, so that long snippets have more weight."""
-    head_macro: Tensor
+    head_macro: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: `macro` for each head's own attention; NaN for pruned heads."""
-    head_micro: Tensor
+    head_micro: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: `micro` for each head's own attention; NaN for pruned heads."""
-    used: Tensor
+    used: Annotated[Tensor, axes("layer")]
     """[layer]: the number of snippets in the score."""
-    head_used: Tensor
+    head_used: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the number of snippets in each head's score; 0 for pruned heads."""
-    matched: Tensor
+    matched: Annotated[Tensor, axes("layer example")]
     """[layer, example] int32: pairs of leaves of high attention that are near in the tree, in each snippet."""
-    either: Tensor
+    either: Annotated[Tensor, axes("layer example")]
     """[layer, example] int32: pairs that are of high attention, near, or both. It is 0 for a snippet that was left out
     because its attention is 0 everywhere, or because it has neither kind of pair."""
-    head_matched: Tensor
+    head_matched: Annotated[Tensor, axes("layer head example")]
     """[layer, head, example] int32: as `matched`."""
-    head_either: Tensor
+    head_either: Annotated[Tensor, axes("layer head example")]
     """[layer, head, example] int32: as `either`."""
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], axes("example")]
     """[example]: the snippets' names."""
     settings: str
     """How it was measured."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
     @property
@@ -165,29 +162,27 @@ class CatScores(Result):
 class CatGain(Result):
     """The difference between CAT-scores and those of a null model."""
 
-    _by_layer: ClassVar = ("gain", "low", "high", "used", "head_gain", "head_low", "head_high", "head_used")
-
-    gain: Tensor
+    gain: Annotated[Tensor, axes("layer")]
     """[layer], -1 to 1: the score minus the null model's, over the snippets that both can use; NaN if there is none."""
-    low: Tensor
+    low: Annotated[Tensor, axes("layer")]
     """[layer]: the lower end of its interval."""
-    high: Tensor
+    high: Annotated[Tensor, axes("layer")]
     """[layer]: the upper end."""
-    used: Tensor
+    used: Annotated[Tensor, axes("layer")]
     """[layer]: the number of snippets that both can use."""
-    head_gain: Tensor
+    head_gain: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the gain of each head; NaN for pruned heads."""
-    head_low: Tensor
+    head_low: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the lower end."""
-    head_high: Tensor
+    head_high: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the upper end."""
-    head_used: Tensor
+    head_used: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the number of snippets that both can use; 0 for pruned heads."""
     average: str
     """`macro` or `micro`."""
     level: float
     """The confidence level of the intervals."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
     def __str__(self) -> str:
@@ -284,27 +279,25 @@ class CatComparison(Result):
     `scores` are the model's scores, `of` returns those of a null model, and `beyond` the difference.
     """
 
-    _by_layer: ClassVar = ()
-
-    matched: Tensor
+    matched: Annotated[Tensor, axes("kind layer example")]
     """[kind, layer, example] int32: pairs of leaves of high attention that are near in the tree, heads averaged."""
-    either: Tensor
+    either: Annotated[Tensor, axes("kind layer example")]
     """[kind, layer, example] int32: pairs that are of high attention, near, or both; 0 for snippets without a score."""
-    head_matched: Tensor
+    head_matched: Annotated[Tensor, axes("kind layer head example")]
     """[kind, layer, head, example] int32: `matched` for each head's own attention."""
-    head_either: Tensor
+    head_either: Annotated[Tensor, axes("kind layer head example")]
     """[kind, layer, head, example] int32: `either` for each head's own attention."""
-    kinds: tuple[str, ...]
+    kinds: Annotated[tuple[str, ...], axes("kind")]
     """[kind]: `attention`, and the null models' names."""
-    types: tuple[tuple[str, ...] | None, ...]
+    types: Annotated[tuple[tuple[str, ...] | None, ...], axes("layer")]
     """[layer]: the types of leaves that count; None if all types do."""
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], axes("example")]
     """[example]: the snippets' names."""
     quantile: float
     """The share of pairs that are high in attention, and near in the tree."""
     upgraded: bool
     """Whether distances are those of the upgraded tree (U-AST)."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
     skipped: int = 0
     """The number of snippets that were left out of the batches, such as those that are too long for the model."""
@@ -322,17 +315,6 @@ class CatComparison(Result):
         counts = (x[place] for x in (self.matched, self.either, self.head_matched, self.head_either))
         settings = f"{kind}, quantile {self.quantile}, {'U-AST' if self.upgraded else 'AST'}"
         return scores_of(*counts, names=self.names, labels=self.labels, settings=settings)
-
-    def stack(self, name: str) -> CatComparison:
-        """Only the layers of one stack, of a model with several."""
-        rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
-        if not rows:
-            return super().stack(name)  # raises, and lists the stacks
-        return replace(
-            self, matched=self.matched[:, rows], either=self.either[:, rows],
-            head_matched=self.head_matched[:, rows], head_either=self.head_either[:, rows],
-            types=tuple(self.types[row] for row in rows), labels=tuple(self.labels[row] for row in rows),
-        )  # fmt: skip
 
     def beyond(self, null: str, *, average: Average = "macro", level: float = 0.95) -> CatGain:
         """The difference between the model's scores and a null model's on the same snippets: `CatScores.beyond`."""

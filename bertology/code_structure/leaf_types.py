@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..anatomy.sites import Site
 from ..errors import DataError, ShapeError
+from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulator import stat
 from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
@@ -217,19 +218,17 @@ def restricted(x: Tensor, leaves: Tensor) -> Tensor:
 class LeafTypes(Result):
     """How often each layer's attention, averaged over heads, is high from or to leaves of each type."""
 
-    _by_layer: ClassVar = ("high", "total", "once", "snippets")
-
-    high: Tensor
+    high: Annotated[Tensor, axes("layer class")]
     """[layer, class] int64: how often a leaf of the type is in a pair of high attention; both sides of a pair count."""
-    total: Tensor
+    total: Annotated[Tensor, axes("layer class")]
     """[layer, class] int64: how often a leaf of the type is in a pair."""
-    once: Tensor
+    once: Annotated[Tensor, axes("layer")]
     """[layer]: what `total` must exceed for a type to be common: once a snippet with all its leaves."""
-    snippets: Tensor
+    snippets: Annotated[Tensor, axes("layer")]
     """[layer] int64: the number of snippets that were counted; 0 for layers that do not read the code."""
-    types: tuple[str, ...]
+    types: Annotated[tuple[str, ...], axes("class")]
     """[class]: the types of leaves."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
     @property

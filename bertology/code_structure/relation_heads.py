@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import Head, Site, head_at
 from ..data.batches import Batch, Batches
 from ..errors import DataError
+from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import percentile_interval
 from ..streaming.accumulate import accumulate
@@ -46,20 +48,20 @@ class RelatedHead:
 class RelationHeads(Result):
     """How much attention each head pays to related leaves, and to unrelated leaves at the same offsets."""
 
-    related: Tensor
+    related: Annotated[Tensor, axes("relation layer head example")]
     """[relation, layer, head, example] float64: the attention to related leaves, summed up; NaN for no head."""
-    control: Tensor
+    control: Annotated[Tensor, axes("relation layer head example")]
     """[relation, layer, head, example] float64: the same sum, had each pair the mean attention of its snippet's
     unrelated pairs at its offset."""
-    pairs: Tensor
+    pairs: Annotated[Tensor, axes("relation layer example")]
     """[relation, layer, example] int64: the related pairs that were compared; 0 in layers that do not read the code."""
-    unmatched: Tensor
+    unmatched: Annotated[Tensor, axes("relation layer example")]
     """[relation, layer, example] int64: those that were not, as no unrelated pair of the snippet is at their offset."""
-    relations: tuple[str, ...]
+    relations: Annotated[tuple[str, ...], axes("relation")]
     """[relation]: the names."""
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], axes("example")]
     """[example]: the snippets' names."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
     skipped: int = 0
     """The number of snippets that were left out of the batches, such as those that are too long for the model."""
@@ -124,14 +126,6 @@ class RelationHeads(Result):
             relation, head_at(self.labels, row, head), one.mean.item(), one.expected.item(), one.gain.item(),
             (low.item(), high.item()), int(one.pairs.sum()), choose_on is not None,
         )  # fmt: skip
-
-    def stack(self, name: str) -> RelationHeads:
-        """Only the layers of one stack, of a model with several."""
-        rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
-        if not rows:
-            return super().stack(name)  # which says what stacks there are
-        cut = {name: getattr(self, name)[:, rows] for name in ("related", "control", "pairs", "unmatched")}
-        return replace(self, labels=tuple(self.labels[row] for row in rows), **cut)
 
     def __str__(self) -> str:
         lines = [

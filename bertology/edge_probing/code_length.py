@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import DataError, ShapeError
+from ..results.axes import axes
 from ..results.result import Result, cpu64
 from .optimizer import Training
 from .probe_layers import cumulative_probes
@@ -35,16 +36,14 @@ Predict = Callable[[range], "Tensor | float"]
 class CodeLength(Result):
     """How long the labels of a task are, in bits, sent block by block with probes trained on the blocks before."""
 
-    _by_layer: ClassVar = ()
-
-    bits: Tensor
+    bits: Annotated[Tensor, axes("step probe", unit="bits")]
     """[step, probe], bits: the code of each block of records; that of the first block is `uniform`."""
-    uniform: Tensor
+    uniform: Annotated[Tensor, axes("step", unit="bits")]
     """[step], bits: the uniform code of each block."""
-    ends: Tensor
+    ends: Annotated[Tensor, axes("step")]
     """[step], int64: the number of records up to the end of each block; the probes of the next block are trained on
     these."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("probe")]
     """[probe]: the names of the probes."""
 
     @property

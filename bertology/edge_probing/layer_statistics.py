@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError, need
+from ..results.axes import axes
 from ..results.result import Result, cpu64
 
 __all__ = [
@@ -168,24 +170,24 @@ class LayerStatistics(Result):
     has the reason. A mean over seeds is NaN if the value of one seed is NaN.
     """
 
-    f1: Tensor
+    f1: Annotated[Tensor, axes("seed layer")]
     """[seed, layer], 0 to 1: F1 of the cumulative probes, which read layers 0 to this one."""
-    mix: Tensor
+    mix: Annotated[Tensor, axes("seed layer")]
     """[seed, layer]: the mixing weights of the probe that reads all layers; they sum to 1. NaN if not given."""
-    differential: Tensor
+    differential: Annotated[Tensor, axes("seed layer")]
     """[seed, layer]: how much each layer adds to the F1 of the layer below (Eq 3); may be negative. NaN at layer 0."""
-    expected_layers: Tensor
+    expected_layers: Annotated[Tensor, axes("seed", unit="layers")]
     """[seed], layers from 1 to L: the mean layer, weighted by the differential scores (Eq 4); NaN if not defined."""
-    centres: Tensor
+    centres: Annotated[Tensor, axes("seed", unit="layers")]
     """[seed], layers from 0 to L: the mean layer, weighted by the mixing weights (Eq 2)."""
-    mix_bits: Tensor
+    mix_bits: Annotated[Tensor, axes("seed", unit="bits")]
     """[seed], bits: how far the mixing weights are from uniform over L + 1 layers, K(s)."""
-    differential_bits: Tensor
+    differential_bits: Annotated[Tensor, axes("seed", unit="bits")]
     """[seed], bits: how far the differential scores, clipped at 0 and normalized to sum to 1, are from uniform over the
     L layers above 0, K(Δ); NaN when no layer adds anything."""
-    why: tuple[str, ...]
+    why: Annotated[tuple[str, ...], axes("seed")]
     """[seed]: why the expected layer is not defined; empty if it is defined."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..."""
 
     @property

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError
+from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
 from .layer_statistics import LayerStatistics, layer_statistics
@@ -145,41 +146,39 @@ class LayerScores(Result):
     Layer 0 is the lexical layer. Layer l is the output of the model's l-th block, whose heads are in layer l - 1.
     """
 
-    _by_layer: ClassVar = ()
-
-    f1: Tensor
+    f1: Annotated[Tensor, axes("seed layer")]
     """[seed, layer], 0 to 1: micro-F1 over all labels that count; a label is predicted when p >= 1/2. It is 0 when no
     predicted label is true, and when no label is predicted."""
-    mix: Tensor
+    mix: Annotated[Tensor, axes("seed layer")]
     """[seed, layer]: the mixing weights s of the probe that reads all layers; they sum to 1."""
-    gamma: Tensor
+    gamma: Annotated[Tensor, axes("seed")]
     """[seed]: the factor γ of the probe that reads all layers."""
-    tp: Tensor
+    tp: Annotated[Tensor, axes("seed layer example")]
     """[seed, layer, example] int32: labels that count, are predicted and are true, in each record that was scored."""
-    fp: Tensor
+    fp: Annotated[Tensor, axes("seed layer example")]
     """[seed, layer, example] int32: labels that count, are predicted and are not true."""
-    fn: Tensor
+    fn: Annotated[Tensor, axes("seed layer example")]
     """[seed, layer, example] int32: labels that count, are true and are not predicted."""
-    label_tp: Tensor
+    label_tp: Annotated[Tensor, axes("seed layer label")]
     """[seed, layer, label]: as `tp`, for each label over all records, also for labels that do not count."""
-    label_fp: Tensor
+    label_fp: Annotated[Tensor, axes("seed layer label")]
     """[seed, layer, label]: as `fp`."""
-    label_fn: Tensor
+    label_fn: Annotated[Tensor, axes("seed layer label")]
     """[seed, layer, label]: as `fn`."""
-    steps: Tensor
+    steps: Annotated[Tensor, axes("seed layer")]
     """[seed, layer]: the number of training steps of each probe."""
-    best_steps: Tensor
+    best_steps: Annotated[Tensor, axes("seed layer")]
     """[seed, layer]: the step whose weights were kept as the best."""
-    validation_f1: Tensor
+    validation_f1: Annotated[Tensor, axes("seed layer validation")]
     """[seed, layer, validation]: F1 at each validation during training; NaN after a probe stopped."""
-    losses: Tensor
+    losses: Annotated[Tensor, axes("seed layer validation")]
     """[seed, layer, validation]: the mean training loss before each validation; NaN after a probe stopped."""
-    stopped: tuple[tuple[str, ...], ...]
+    stopped: Annotated[tuple[tuple[str, ...], ...], axes("seed layer")]
     """[seed, layer]: why each probe stopped: "patience", "learning rate", or "validations" if all of them were used. In
     this last case more training may help."""
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[int, ...], axes("seed")]
     """[seed]: the seeds of initial weights and dropout."""
-    label_names: tuple[str, ...]
+    label_names: Annotated[tuple[str, ...], axes("label")]
     """[label]"""
     counted: tuple[str, ...]
     """The labels that count in F1."""
@@ -187,7 +186,7 @@ class LayerScores(Result):
     """The number of targets that were scored."""
     settings: str
     """The settings of training."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..."""
 
     def __str__(self) -> str:

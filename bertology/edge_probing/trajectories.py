@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError
+from ..results.axes import axes
 from ..results.result import Result, cpu64
 from .tasks import EdgeTask, Target
 
@@ -29,19 +30,19 @@ class LabelTrajectories(Result):
     For a single record, `print` shows a table: each label's probability at every layer, in percent.
     """
 
-    probabilities: Tensor
+    probabilities: Annotated[Tensor, axes("layer target label")]
     """[layer, target, label], 0 to 1: the probability by the probe that reads layers 0 to this one."""
-    gold: Tensor
+    gold: Annotated[Tensor, axes("target label")]
     """[target, label], bool: which labels are true."""
-    record: Tensor
+    record: Annotated[Tensor, axes("target")]
     """[target], int64: the record of each target, counted from 0 as in `words`."""
-    spans: Tensor
+    spans: Annotated[Tensor, axes("target span")]
     """[target, span], int64: the first word and the word after the last one, of the first span, then of the second."""
     words: tuple[tuple[str, ...], ...]
     """The words of each record."""
-    label_names: tuple[str, ...]
+    label_names: Annotated[tuple[str, ...], axes("label")]
     """[label]: the names of the labels."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..."""
 
     @property

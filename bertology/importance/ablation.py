@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ..data.batches import Batches
 from ..data.losses import ExampleLoss
 from ..data.metrics import Metric
 from ..errors import DataError
+from ..results.axes import axes
 from ..tap.gates import Kind, replacement_name
 from .many_gates import NAN, VariantScores, score_variants
 from .significance import Of, PairedResult
@@ -24,12 +25,10 @@ from .significance import Of, PairedResult
 class HeadAblation(PairedResult):
     """What a model loses when one head goes, for each head."""
 
-    _by_layer: ClassVar = ("change", "loss_change", "losses", "logits")
-
-    change: Tensor
+    change: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the metric without the head, less that of the whole model; below 0 the head is missed. NaN for
     pruned heads, and where a layer did not run."""
-    loss_change: Tensor
+    loss_change: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the mean loss without the head, less that of the whole model; above 0 the head is missed."""
     base: float
     """The whole model's metric."""
@@ -120,20 +119,18 @@ def head_ablation(
 class SoleHeadAblation(PairedResult):
     """What a model loses when all heads of a layer go but one, for each head."""
 
-    _by_layer: ClassVar = ("scores", "chosen", "change", "leaking_change", "losses", "logits")
-
-    scores: Tensor
+    scores: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the metric when of this layer only this head is left; NaN for pruned heads, and where a layer did
     not run."""
     base: float
     """The whole model's metric."""
-    chosen: Tensor
+    chosen: Annotated[Tensor, axes("layer")]
     """[layer], int64: the best head, the one of the lowest number where several are; -1 where there is none."""
-    change: Tensor
+    change: Annotated[Tensor, axes("layer")]
     """[layer]: the metric with the chosen head alone, less that of the whole model."""
     leaking: bool
     """Whether heads were chosen on the data that they are scored on, which flatters them."""
-    leaking_change: Tensor
+    leaking_change: Annotated[Tensor, axes("layer")]
     """[layer]: what `change` is when heads are chosen on the data that they are scored on."""
 
     def _tested(self) -> Tensor:

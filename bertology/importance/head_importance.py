@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..data.batches import Batch, Batches, check_repeatable, device_of, examples
 from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from ..data.metrics import spearman
 from ..errors import DataError, UnknownAnatomy
+from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
@@ -32,20 +33,18 @@ class HeadImportance(Result):
     With g = ∂L(x)/∂ξ, the gradient of one example's loss with respect to the head's gate ξ, at ξ = 1.
     """
 
-    _by_layer: ClassVar = ("scores", "signed", "fisher", "stderr")
-
-    scores: Tensor
+    scores: Annotated[Tensor, axes("layer head")]
     """[layer, head]: E|g|, the importance of Michel et al. 2019, eq. 2; NaN for pruned heads. By token, E Σ|g| with
     the part of g that comes from each token."""
-    signed: Tensor
+    signed: Annotated[Tensor, axes("layer head")]
     """[layer, head]: E[g]; to first order the loss grows by -E[g] when the head goes."""
-    fisher: Tensor
+    fisher: Annotated[Tensor, axes("layer head")]
     """[layer, head]: E[g²], the diagonal Fisher information of the gate (Kwon et al. 2022)."""
-    stderr: Tensor
+    stderr: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the standard error of `scores` over examples; infinite with one example."""
     examples: int
     """How many examples were averaged over."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
     normalization: str | None = None
     """How the scores were normalized: None, "layer" or "all"."""
@@ -234,22 +233,21 @@ def head_importance(
 class ImportanceSeries(Result):
     """How much the loss hangs on each head, at one step of training after the other."""
 
-    _by_layer: ClassVar = ()
     _fields: ClassVar = ("scores", "signed", "fisher", "stderr")
 
-    steps: Tensor
+    steps: Annotated[Tensor, axes("step")]
     """[step]: the numbers of the training steps, as they were given."""
-    scores: Tensor
+    scores: Annotated[Tensor, axes("step layer head")]
     """[step, layer, head]: E|g|, as in `HeadImportance`; NaN for pruned heads."""
-    signed: Tensor
+    signed: Annotated[Tensor, axes("step layer head")]
     """[step, layer, head]: E[g]."""
-    fisher: Tensor
+    fisher: Annotated[Tensor, axes("step layer head")]
     """[step, layer, head]: E[g²]."""
-    stderr: Tensor
+    stderr: Annotated[Tensor, axes("step layer head")]
     """[step, layer, head]: the standard error of `scores` over examples."""
     examples: int
     """How many examples each checkpoint was measured on."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
     granularity: str = "example"
     """Of what the absolute value was taken: "example" or "token"."""
@@ -273,12 +271,6 @@ class ImportanceSeries(Result):
         ranked = [(one.normalized(normalize) if normalize else one).scores.flatten() for one in each]
         ranked = [scores[~scores.isnan()] for scores in ranked]
         return torch.tensor([[spearman(a[:, None], b) for b in ranked] for a in ranked], dtype=torch.float64)
-
-    def stack(self, name: str) -> ImportanceSeries:
-        """Only the layers of one stack, "encoder", "decoder" or "cross", of a model with several."""
-        cut = [self.at(int(step)).stack(name) for step in self.steps]
-        fields: Any = {field: torch.stack([getattr(one, field) for one in cut]) for field in self._fields}
-        return replace(self, labels=cut[0].labels, **fields)
 
 
 def importance_through_training(

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -31,6 +31,7 @@ from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from ..data.metrics import Metric, find_metric, metric_name
 from ..errors import DataError
 from ..measures.head_means import head_means
+from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator
@@ -243,23 +244,23 @@ NAN = float("nan")
 class VariantScores(Result):
     """How well a model does as it is, in row 0, and under each set of gates, in the rows after it."""
 
-    scores: Tensor
+    scores: Annotated[Tensor, axes("variant")]
     """[variant]: the metric."""
-    losses: Tensor
+    losses: Annotated[Tensor, axes("variant example")]
     """[variant, example]: every example's loss."""
-    logits: Tensor
+    logits: Annotated[Tensor, axes("variant row label")]
     """[variant, row, label]: what the metric saw; empty for a metric of losses."""
-    truths: Tensor
+    truths: Annotated[Tensor, axes("row")]
     """[row]: the labels."""
-    example_of: Tensor
+    example_of: Annotated[Tensor, axes("row")]
     """[row], int64: which example a row belongs to."""
-    present: Tensor
+    present: Annotated[Tensor, axes("layer head")]
     """[layer, head], bool: which heads there are."""
-    ran: Tensor
+    ran: Annotated[Tensor, axes("layer")]
     """[layer], bool: which layers ran at all."""
     metric: str
     """What was measured."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: as in every result."""
 
     def laid_out(self, values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..anatomy.sites import Head, head_at
 from ..data.metrics import METRICS, Metric
 from ..errors import DataError, need
+from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_draws, check_resamples
 
@@ -28,11 +29,9 @@ Correction = Literal["holm", "bh"] | None
 class Significance(Result):
     """How likely a change at least as large is by chance, for each head that was tested."""
 
-    _by_layer: ClassVar = ("p", "uncorrected")
-
-    p: Tensor
+    p: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the p-value, corrected for the number of heads that were tested; NaN for all others."""
-    uncorrected: Tensor
+    uncorrected: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the p-value of each head alone."""
     test: str
     """Which test: "t", "mcnemar" or "bootstrap"."""
@@ -40,7 +39,7 @@ class Significance(Result):
     """What was tested: "loss", "right" (whether examples are) or the metric's name."""
     correction: str | None
     """For how many heads were tested: "holm" (family-wise error), "bh" (false discovery rate) or None."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
     def heads(self, alpha: float = 0.01) -> list[Head]:
@@ -55,17 +54,17 @@ class PairedResult(Result):
     Each head of `[layer, head]` stands for one ablated model.
     """
 
-    losses: Tensor
+    losses: Annotated[Tensor, axes("layer head example")]
     """[layer, head, example]: every example's loss in the ablated model."""
-    base_losses: Tensor
+    base_losses: Annotated[Tensor, axes("example")]
     """[example]: every example's loss in the whole model."""
-    logits: Tensor
+    logits: Annotated[Tensor, axes("layer head row label")]
     """[layer, head, row, label]: what the metric saw of the ablated model; empty for a metric of losses."""
-    base_logits: Tensor
+    base_logits: Annotated[Tensor, axes("row label")]
     """[row, label]: what the metric saw of the whole model."""
-    truths: Tensor
+    truths: Annotated[Tensor, axes("row")]
     """[row]: the labels that the metric saw."""
-    example_of: Tensor
+    example_of: Annotated[Tensor, axes("row")]
     """[row], int64: which example a row belongs to."""
     metric: str
     """What was measured."""
@@ -73,7 +72,7 @@ class PairedResult(Result):
     """What replaced the output of the ablated heads: "zero", "mean", "resample" or "given"."""
     examples: int
     """How many examples were measured."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
     def _tested(self) -> Tensor:

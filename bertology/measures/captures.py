@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ..data.batches import Batch, device_of, model_arguments, on_device, token_m
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.padding import real_positions
 from ..errors import DataError, UnknownAnatomy
+from ..results.axes import axes
 from ..results.result import Result
 from ..tap import tap, undisturbed
 
@@ -113,12 +114,12 @@ def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) 
 class HiddenStates(Capture):
     """The hidden states of one batch."""
 
-    stacks: dict[str, Tensor]
+    stacks: Annotated[dict[str, Tensor], axes("layer batch token hidden")]
     """{stack: [layer, batch, token, hidden]}: layer 0 is the embeddings, layer l what block l returns.
 
     NaN where a layer has fewer tokens than others (Funnel pools them). Several residual streams (Gemma 3n, DeepSeek V4)
     lie one behind the other."""
-    masks: dict[str, Tensor]
+    masks: Annotated[dict[str, Tensor], axes("batch token")]
     """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
 
     @property
@@ -199,9 +200,9 @@ def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: i
 class AttentionMaps(Capture):
     """The attention weights of one batch."""
 
-    stacks: dict[str, Tensor]
+    stacks: Annotated[dict[str, Tensor], axes("layer batch head query key")]
     """{stack: [layer, batch, head, query, key]}: each row of keys sums to 1; NaN for pruned heads."""
-    masks: dict[str, Tensor]
+    masks: Annotated[dict[str, Tensor], axes("batch token")]
     """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing."""
 
     @property
@@ -244,11 +245,11 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
 class HeadOutputs(Capture):
     """The outputs of all heads for one batch, before the output projection."""
 
-    stacks: dict[str, Tensor]
+    stacks: Annotated[dict[str, Tensor], axes("layer batch token head dim")]
     """{stack: [layer, batch, token, head, dim]}: what each head adds, before the output projection mixes them."""
-    gradient_stacks: dict[str, Tensor] | None
+    gradient_stacks: Annotated[dict[str, Tensor] | None, axes("layer batch token head dim")]
     """{stack: [layer, batch, token, head, dim]}: the gradient of each example's own loss; None without a loss."""
-    masks: dict[str, Tensor]
+    masks: Annotated[dict[str, Tensor], axes("batch token")]
     """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
 from ..errors import DataError
+from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
@@ -42,15 +43,13 @@ def folded(sums: Tensor, counts: Tensor, average: Average) -> tuple[Tensor, Tens
 class AttentionEntropy(Result):
     """How spread out each head's attention is, over a data set."""
 
-    _by_layer: ClassVar = ("mean", "first", "queries")
-
-    mean: Tensor
+    mean: Annotated[Tensor, axes("layer head", unit="nats")]
     """[layer, head], nats: 0 looks at one token, ln n at n tokens alike; NaN for pruned heads."""
-    first: Tensor
+    first: Annotated[Tensor, axes("layer head", unit="nats")]
     """[layer, head], nats: of the text's first token alone ([CLS] in BERT)."""
-    queries: Tensor
+    queries: Annotated[Tensor, axes("layer")]
     """[layer]: the real query tokens that were averaged over."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
 

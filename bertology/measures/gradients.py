@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..data.batches import Batch, Batches
 from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from ..data.token_classes import OTHER, TokenClass, TokenClasses
 from ..errors import DataError, UnknownAnatomy
+from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
@@ -23,15 +24,13 @@ from ..streaming.accumulator import MapAccumulator, stat
 class AttentionGradients(Result):
     """The gradient of the loss with respect to attention, by the class of the attended-to token."""
 
-    _by_layer: ClassVar = ("values", "pairs")
-
-    values: Tensor
+    values: Annotated[Tensor, axes("layer head class", unit="loss per weight")]
     """[layer, head, class], loss per weight: the mean of |∂L/∂α| over pairs of a query and a key of the class."""
-    pairs: Tensor
+    pairs: Annotated[Tensor, axes("layer class")]
     """[layer, class], int64: how many pairs of real tokens were averaged over."""
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], axes("class")]
     """[class]: the names of the token classes; the last is `other`, all tokens in none of them."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
     def gradient_to(self, name: str) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import Head, Site, head_at
 from ..data.batches import Batch, Batches
 from ..errors import DataError, HeadError, need
+from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
@@ -32,15 +33,13 @@ class HeadDistances(Result):
     The rows of `js` are all heads of all layers, layer by layer: head h of layer l is row `l * heads_per_layer + h`.
     """
 
-    _by_layer: ClassVar = ("queries",)
-
-    js: Tensor
+    js: Annotated[Tensor, axes("head head", unit="nats")]
     """[head, head], nats: 0 is the same attention, ln 2 no key in common; NaN for pruned heads and across stacks."""
-    queries: Tensor
+    queries: Annotated[Tensor, axes("layer")]
     """[layer]: the real query tokens that were compared."""
     heads_per_layer: int
     """How many rows of `js` each layer has: the heads of the widest, before pruning."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
     smoothing: float = 0.0
     """How much of each row of attention was spread over all keys alike."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
 from ..data.padding import real_positions
+from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
@@ -23,13 +24,11 @@ from ..tap import tap
 class HeadMeans(Result):
     """Each head's mean output over the real tokens of a data set."""
 
-    _by_layer: ClassVar = ("values",)
-
-    values: Tensor
+    values: Annotated[Tensor, axes("layer head dim")]
     """[layer, head, dim]: what `ablated(replace=...)` takes; NaN for pruned heads, and beyond a head's own width."""
-    tokens: Tensor
+    tokens: Annotated[Tensor, axes("layer")]
     """[layer], int64: how many real tokens were averaged over."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..data.batches import Batch, Batches
 from ..data.padding import RealQueries
 from ..data.token_classes import TokenClass, TokenClasses
 from ..errors import DataError
+from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
@@ -65,34 +66,32 @@ class AttentionPatterns(Result):
     earlier keys and where a layer pools tokens, all but `confidence` are NaN.
     """
 
-    _by_layer: ClassVar = (*_KINDS, "sink", *_CLASSES, "queries")
-
-    previous: Tensor
+    previous: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: the attention to the token before; the first token has none."""
-    next: Tensor
+    next: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: the attention to the token behind; the last token has none."""
-    self: Tensor
+    self: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: the attention to the token itself."""
-    first: Tensor
+    first: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: the attention to the text's first token."""
-    distance: Tensor
+    distance: Annotated[Tensor, axes("layer head", unit="tokens")]
     """[layer, head], tokens: how far away the attended tokens are, on average."""
-    confidence: Tensor
+    confidence: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: the largest weight of a query (Voita et al. 2019)."""
-    sink: Tensor
+    sink: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: the share of examples in which the first token gets more than 0.3 of the attention, or
     another threshold (Gu et al. 2024); its mean over heads is the model's sink rate."""
-    to: Tensor
+    to: Annotated[Tensor, axes("layer head class")]
     """[layer, head, class], 0 to 1: the attention from all tokens to each class of tokens, `classes`."""
-    within: Tensor
+    within: Annotated[Tensor, axes("layer head class")]
     """[layer, head, class], 0 to 1: the attention from the tokens of a class to that class; NaN if no query is."""
-    from_rest: Tensor
+    from_rest: Annotated[Tensor, axes("layer head class")]
     """[layer, head, class], 0 to 1: the attention from the tokens that are not of a class to that class."""
-    queries: Tensor
+    queries: Annotated[Tensor, axes("layer")]
     """[layer]: the real query tokens that were averaged over."""
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], axes("class")]
     """[class]: the names of the token classes; the last is `other`, all tokens in none of them."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
     def attention_to(self, name: str, *, queries: Literal["all", "same", "rest"] = "all") -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches, token_ids
 from ..data.padding import RealQueries
 from ..errors import DataError
+from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
@@ -26,21 +27,19 @@ class RepeatScores(Result):
     2021, Olsson et al. 2022); a duplicate-token head looks at the earlier occurrence itself (Wang et al. 2023).
     """
 
-    _by_layer: ClassVar = ("induction", "duplicate", "previous", "followers", "repeats", "queries")
-
-    induction: Tensor
+    induction: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: the attention to what stands behind earlier occurrences of the same token; NaN if none."""
-    duplicate: Tensor
+    duplicate: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: the attention to earlier occurrences of the same token; NaN if no token has any."""
-    previous: Tensor
+    previous: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: the attention to the token before, from all tokens that have one; NaN if none has."""
-    followers: Tensor
+    followers: Annotated[Tensor, axes("layer")]
     """[layer], int64: the tokens behind whose earlier occurrences another token stands before them."""
-    repeats: Tensor
+    repeats: Annotated[Tensor, axes("layer")]
     """[layer], int64: the tokens that occurred before in their text."""
-    queries: Tensor
+    queries: Annotated[Tensor, axes("layer")]
     """[layer], int64: the tokens with one before them."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
 

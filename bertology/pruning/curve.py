@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ..data.metrics import metric_name
 from ..errors import DataError, PruningError, UnknownAnatomy
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance, normalized
 from ..importance.score import scorer
+from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..tap.gates import gated
@@ -188,19 +189,17 @@ def silence(scores: Tensor, gates: Tensor, size: int, keep: int) -> Tensor:
 class PruningCurve(Result):
     """The score of a model as it loses its heads, least important first."""
 
-    _by_layer: ClassVar = ()
-
-    heads_left: Tensor
+    heads_left: Annotated[Tensor, axes("step")]
     """[step]: how many heads are left, of those that may go; the first step is the whole model."""
-    scores: Tensor
+    scores: Annotated[Tensor, axes("step")]
     """[step]: the metric with so many heads, higher is better."""
-    gates: Tensor
+    gates: Annotated[Tensor, axes("step layer head")]
     """[step, layer, head], 0 or 1: which heads are left."""
     metric: str
     """What was measured."""
     threshold: float | None
     """The share of the whole model's score below which the curve was stopped."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
     by: str = "importance"
     """What ranked the heads: "importance", "fisher", "magnitude", "random", or "given" for scores of one's own."""

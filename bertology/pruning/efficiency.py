@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..anatomy.dissect import dissect
 from ..data.batches import Batch, device_of, examples, on_device, some_examples, token_mask, without_labels
 from ..errors import DataError
+from ..results.axes import axes
 from ..results.result import Result
 from ..tap import undisturbed
 
@@ -90,19 +91,19 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class Efficiency(Result):
     """What two models cost, on the axis `model`: the first before, the second after pruning."""
 
-    parameters: Tensor
+    parameters: Annotated[Tensor, axes("model")]
     """[model]: how many parameters there are."""
-    attention_parameters: Tensor
+    attention_parameters: Annotated[Tensor, axes("model")]
     """[model]: how many of them belong to attention: its projections, and what else is in its modules."""
-    weights: Tensor
+    weights: Annotated[Tensor, axes("model", unit="bytes")]
     """[model], bytes: what parameters and buffers take."""
-    activations: Tensor
+    activations: Annotated[Tensor, axes("model size", unit="bytes")]
     """[model, size], bytes: the most that a forward pass holds beside them (`memory.activation_bytes`)."""
-    flops: Tensor
+    flops: Annotated[Tensor, axes("model size")]
     """[model, size]: floating point operations an example, of matrix products, convolutions and attention."""
-    examples_per_second: Tensor
+    examples_per_second: Annotated[Tensor, axes("model size round")]
     """[model, size, round]: how fast a forward pass is."""
-    tokens: Tensor
+    tokens: Annotated[Tensor, axes("size")]
     """[size]: the real tokens of a batch."""
     batch_sizes: tuple[int, ...]
     """The numbers of examples in a batch, along the axis `size`."""

@@ -6,7 +6,7 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import transformers
@@ -17,6 +17,7 @@ from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from ..anatomy.sites import Anatomy, Head, Heads, head_at
 from ..data.batches import config_of
 from ..errors import DataError, PruningError
+from ..results.axes import axes
 from ..results.result import Result
 from .cut_weights import Cut, Tied, cut_heads, plan_cut
 
@@ -31,7 +32,7 @@ class Pruned(Result):
     """How many parameters the model had."""
     parameters_after: int
     """How many it has left."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..."""
 
     def __post_init__(self) -> None:

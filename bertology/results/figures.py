@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Head
 from ..errors import DataError, HeadError, ShapeError, need
+from .axes import axes_of
 from .result import Result, draws
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def draw_heatmap(result: Result, *, field: str | None = None, path: str | Path |
 
 def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str | None = None) -> None:
     """Draw a `[layer, head]` field of a result, by default its first; layer 0 at the bottom, pruned heads white."""
-    maps = [name for name in result._by_layer if getattr(result, name).dim() == 2]
+    maps = [name for name, declared in axes_of(type(result)).items() if declared.names == ("layer", "head")]
     if not maps or (field is not None and field not in maps):
         raise DataError(
             f"{type(result).__name__} has no [layer, head] field {field or ''}: it has {', '.join(maps) or 'none'}"
@@ -284,7 +285,8 @@ def _name_heads(axes: Axes, placed: Mapping[Head, Tensor], shown: Sequence[Head]
 
 def _unit(result: Result, field: str) -> str:
     how = getattr(result, "normalization", None)
-    return {"layer": "share of the layer's l2 norm", "all": "0 least, 1 most important"}.get(how or "", field)
+    unit = axes_of(type(result))[field].unit or field
+    return {"layer": "share of the layer's l2 norm", "all": "0 least, 1 most important"}.get(how or "", unit)
 
 
 def _words(name: str) -> str:

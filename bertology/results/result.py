@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DataError
+from .axes import FieldAxes, axes_of
 
 Self = TypeVar("Self", bound="Result")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -45,11 +46,11 @@ def _options(picture: Callable[..., Any]) -> set[str]:
 class Result:
     """Mixin of all results: `save`, `load`, `stack`, `plot`, printing.
 
-    A result names the fields whose first axis is `layer` in `_by_layer`.
+    A field declares its axes in its annotation, `Annotated[Tensor, axes("layer head")]`; `stack`, printing and pictures
+    read them.
     """
 
     _kinds: ClassVar[dict[str, type[Result]]] = {}
-    _by_layer: ClassVar[tuple[str, ...]] = ()
     labels: tuple[str, ...]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -100,8 +101,11 @@ class Result:
         if not rows:
             stacks = sorted({label.rpartition(".")[0] for label in self.labels} - {""})
             raise DataError(f"no stack {name!r} in this result: it has {', '.join(stacks) or 'only one'}")
-        cut = {name: getattr(self, name)[rows] for name in self._by_layer}
-        return replace(self, labels=tuple(self.labels[row] for row in rows), **cut)  # type: ignore[type-var]
+        cut: dict[str, Any] = {"labels": tuple(self.labels[row] for row in rows)}
+        for field, axes in axes_of(type(self)).items():
+            if "layer" in axes.names:
+                cut[field] = _taken(getattr(self, field), axes.names.index("layer"), rows)
+        return replace(self, **cut)  # type: ignore[type-var]
 
     def plot(self, *, field: str | None = None, **options: Any) -> Any:
         """Draw the result (extra `plot`): the picture that its class has registered with `draws`.
@@ -121,13 +125,14 @@ class Result:
         return picture(self, **options)
 
     def __str__(self) -> str:
-        lines = [type(self).__name__]
+        lines, declared = [type(self).__name__], axes_of(type(self))
         for f in _shown(self):
             value = getattr(self, f.name)
-            if f.name in self._by_layer and value.dim() == 2:
-                lines += [f"{f.name} [layer, head]:", _table(value, self.labels)]
-            elif isinstance(value, dict):
+            axes = declared.get(f.name, FieldAxes(()))
+            if isinstance(value, dict):
                 lines.append(f"{f.name}: {_shapes(value)}")
+            elif axes.names[:1] == ("layer",) and len(axes.names) == 2:
+                lines += [f"{f.name} {axes}:", _table(value, self.labels)]
             elif isinstance(value, Tensor):
                 lines.append(f"{f.name}: {list(value.shape)} {str(value.dtype).removeprefix('torch.')}")
             elif f.name != "labels" and value is not None:
@@ -160,8 +165,16 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
+def _taken(values: Any, axis: int, rows: list[int]) -> Any:
+    """Some rows along an axis of a tensor, or of tuples in tuples."""
+    if isinstance(values, Tensor):
+        return values.index_select(axis, torch.tensor(rows, device=values.device))
+    return tuple(_taken(part, axis - 1, rows) for part in values) if axis else tuple(values[row] for row in rows)
+
+
 def _table(values: Tensor, labels: tuple[str, ...]) -> str:
-    rows = [["", *(str(head) for head in range(values.shape[1]))]]
+    """A row for each layer of `values [layer, ...]`, a column for each position on the other axis."""
+    rows = [["", *(str(column) for column in range(values.shape[1]))]]
     for label, row in zip(labels, values.tolist(), strict=True):
         rows.append([label, *("" if v != v else f"{v:.4g}" for v in row)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ..corpora.documents import KINDS, Document, document_of
 from ..corpora.words import Rows
 from ..data.batches import Batch, Batches
 from ..errors import DataError
+from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
@@ -31,17 +33,17 @@ class CoreferenceHeads(Result):
     Kinds are those of `KINDS`, baselines those of `BASELINES`, directions those of `DIRECTIONS`, in their order.
     """
 
-    right: Tensor
+    right: Annotated[Tensor, axes("kind direction layer head")]
     """[kind, direction, layer, head], int64: of how many mentions an antecedent was picked; -1 for heads not there."""
-    right_with_baseline: Tensor
+    right_with_baseline: Annotated[Tensor, axes("kind baseline direction layer head")]
     """[kind, baseline, direction, layer, head], int64: of how many the head and the baseline both pick one."""
-    baseline_right: Tensor
+    baseline_right: Annotated[Tensor, axes("kind baseline")]
     """[kind, baseline], int64: of how many mentions the baseline picks an antecedent."""
-    chance: Tensor
+    chance: Annotated[Tensor, axes("kind", unit="mentions")]
     """[kind], mentions: of how many a blind choice would pick one, on average."""
-    mentions: Tensor
+    mentions: Annotated[Tensor, axes("kind")]
     """[kind], int64: how many mentions were asked: those with an antecedent."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
     candidates: str = "mentions"
     """What was chosen among."""
@@ -56,16 +58,6 @@ class CoreferenceHeads(Result):
         """
         share = self.right / self.mentions[:, None, None, None]
         return share.masked_fill(self.right < 0, float("nan"))
-
-    def stack(self, name: str) -> CoreferenceHeads:
-        """Only the layers of one stack, of a model with several."""
-        rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
-        if not rows:
-            return super().stack(name)  # which says what stacks there are
-        return replace(
-            self, right=self.right[:, :, rows], right_with_baseline=self.right_with_baseline[:, :, :, rows],
-            labels=tuple(self.labels[row] for row in rows),
-        )  # fmt: skip
 
     def best(self, kind: str = "all") -> KindScore:
         """The head that is best at a kind of mention, "pronoun", "proper", "nominal" or "all", on this very data."""

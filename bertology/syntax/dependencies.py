@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ..corpora.treebank import Sentence
 from ..corpora.words import Rows
 from ..data.batches import Batch, Batches, check_repeatable
 from ..errors import DataError
+from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
@@ -27,17 +29,17 @@ NOBODY = -2
 class DependencyHeads(Result):
     """How often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2)."""
 
-    right: Tensor
+    right: Annotated[Tensor, axes("relation direction layer head")]
     """[relation, direction, layer, head], int64: how many words' heads were picked; -1 for heads that are not there."""
-    right_with_offset: Tensor
+    right_with_offset: Annotated[Tensor, axes("relation offset direction layer head")]
     """[relation, offset, direction, layer, head], int64: at how many of these words the offset is right too."""
-    offset_right: Tensor
+    offset_right: Annotated[Tensor, axes("relation offset")]
     """[relation, offset], int64: how many words' heads stand at a fixed distance, from -3 to 2."""
-    arcs: Tensor
+    arcs: Annotated[Tensor, axes("relation")]
     """[relation], int64: how many words depend on another, or on the root, by it."""
-    relations: tuple[str, ...]
+    relations: Annotated[tuple[str, ...], axes("relation")]
     """[relation]: the names."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
     skipped: int = 0
     """How many sentences were left out, of those that the batches were made of."""
@@ -47,16 +49,6 @@ class DependencyHeads(Result):
         """[relation, direction, layer, head], 0 to 1: the share of words whose head was picked; NaN for no head."""
         share = self.right.double() / self.arcs[:, None, None, None]
         return share.masked_fill(self.right < 0, float("nan"))
-
-    def stack(self, name: str) -> DependencyHeads:
-        """Only the layers of one stack, of a model with several."""
-        rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
-        if not rows:
-            return super().stack(name)  # which says what stacks there are
-        return replace(
-            self, right=self.right[:, :, rows], right_with_offset=self.right_with_offset[:, :, :, rows],
-            labels=tuple(self.labels[row] for row in rows),
-        )  # fmt: skip
 
     def table(self, choose_on: DependencyHeads | None = None, *, least: int = 1, level: float = 0.95) -> RelationTable:
         """The best head and the best offset of each relation, chosen on other data if given, with intervals.

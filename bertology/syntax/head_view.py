@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from unicodedata import east_asian_width
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..corpora.words import SPECIAL, Aligned, HasWords, Rows, align, word_attent
 from ..data.batches import check_fits, reads_text
 from ..errors import DataError, ShapeError
 from ..measures.captures import one_batch, run
+from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..tap import tap
 from .picks import DIRECTIONS, picks
@@ -193,9 +194,9 @@ class HeadView(Result):
     """
 
     labels = ()
-    weights: Tensor
+    weights: Annotated[Tensor, axes("query key")]
     """[query, key], 0 to 1: how much each word attends to each."""
-    words: tuple[str, ...]
+    words: Annotated[tuple[str, ...], axes("query")]
     """[query]: the words, with the special tokens among them where these are shown."""
     heads: tuple[int, ...] = ()
     """The number of each word's gold head, as in `Sentence`: special tokens do not count, 0 is the root."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from ..corpora.treebank import Sentence
 from ..errors import DataError, ShapeError, need
+from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import Interval, wilson_interval
 from .best_heads import OFFSETS
@@ -89,31 +90,29 @@ class ProbeResult(Result):
     Of a probe that sees no attention, `from_dependent`, `from_head` and `vector_weights` are empty.
     """
 
-    _by_layer: ClassVar = ("from_dependent", "from_head", "vector_weights")
-
-    right: Tensor
+    right: Annotated[Tensor, axes("example")]
     """[example], int64: how many words' heads are right, of each test sentence; ignored relations left out."""
-    words: Tensor
+    words: Annotated[Tensor, axes("example")]
     """[example], int64: how many words count; ignored relations left out."""
-    right_with_punct: Tensor
+    right_with_punct: Annotated[Tensor, axes("example")]
     """[example], int64: how many words' heads are right, whatever the relation."""
-    words_with_punct: Tensor
+    words_with_punct: Annotated[Tensor, axes("example")]
     """[example], int64: how many words there are."""
-    baseline_right: Tensor
+    baseline_right: Annotated[Tensor, axes("baseline example")]
     """[baseline, example], int64: how many of `words` each baseline gives the right head."""
-    from_dependent: Tensor
+    from_dependent: Annotated[Tensor, axes("layer head")]
     """[layer, head]: u, the weight of the attention from the dependent to the candidate; with word vectors, that of
     words whose vectors are 0. NaN for heads that are not there, and in layers that do not read the text."""
-    from_head: Tensor
+    from_head: Annotated[Tensor, axes("layer head")]
     """[layer, head]: w, the weight of the attention from the candidate to the dependent; else as `from_dependent`."""
-    vector_weights: Tensor
+    vector_weights: Annotated[Tensor, axes("layer head direction dim")]
     """[layer, head, direction, dim]: what the vectors of the candidate and, behind it along dim, of the dependent add
     to the weight from the dependent and to that from the candidate; dim is 0 without vectors."""
-    losses: Tensor
+    losses: Annotated[Tensor, axes("step", unit="nats")]
     """[step], nats: the loss of each training sentence in its turn, summed over its words."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
-    baselines_named: tuple[str, ...]
+    baselines_named: Annotated[tuple[str, ...], axes("baseline")]
     """[baseline]: what they are called."""
     probe: str
     """What the probe sees: "attention", "attention and vectors" or "distances and vectors"."""

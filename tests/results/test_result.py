@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -80,3 +82,29 @@ def test_one_stack():
     assert (cut.labels, cut.mean.tolist(), cut.queries.tolist()) == (("decoder.0",), [[2, 3]], [2])
     with pytest.raises(DataError, match="no stack 'middle' in this result: it has cross, decoder, encoder"):
         entropy.stack("middle")
+
+
+SAVED = Path(__file__).parent / "saved"  # written before fields declared their axes
+
+
+@pytest.mark.parametrize("file", sorted(SAVED.iterdir()), ids=lambda file: file.stem)
+def test_files_of_before_still_load(tmp_path, file):
+    result = Result.load(file)
+    assert type(result).__name__ == file.stem
+    result.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == file.read_bytes()
+
+
+def test_one_stack_of_saved_results():
+    means = Result.load(SAVED / "HeadMeans.safetensors")
+    assert torch.equal(means.stack("decoder").tokens, means.tokens[1:2])
+    found = Result.load(SAVED / "CatComparison.safetensors")
+    cut = found.stack("cross")
+    assert (cut.labels, cut.types, cut.kinds) == (("cross.0",), found.types[2:], found.kinds)
+    assert torch.equal(cut.head_matched, found.head_matched[:, 2:])
+
+
+def test_tables_name_their_axes():
+    shown = str(Result.load(SAVED / "AttentionGradients.safetensors"))
+    assert "pairs [layer, class]:\n" in shown
+    assert "values: [3, 2, 2] float64" in shown

@@ -1,4 +1,4 @@
-"""What do the axes of results mean, and which axes does each field have?
+"""The axes of results, and which of them each field has.
 
 A field of a result declares its axes, and its unit if it has one:
 

@@ -262,7 +262,7 @@ def test_errors():
     model, inputs = family.build(), batch()
     with pytest.raises(LossError, match=r"a loss must be one value per example, \[batch\] = \[3\], got \[\]"):
         head_importance(model, inputs, loss=lambda outputs, b: by_hand(outputs, b).mean())
-    with pytest.raises(LossError, match=r"the loss is nan for example\(s\) \[1\] of a batch of 3"):
+    with pytest.raises(LossError, match=r"losses must be finite, got nan for example\(s\) \[1\] of a batch of 3"):
         head_importance(model, inputs, loss=lambda outputs, b: by_hand(outputs, b) * torch.tensor([1, float("nan"), 1]))
     with pytest.raises(TypeError, match="the loss does not depend on any head"):
         head_importance(model, inputs, loss=lambda outputs, b: torch.ones(3))

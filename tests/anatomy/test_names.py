@@ -6,6 +6,8 @@ import pytest
 import bertology
 from bertology.anatomy import names
 
+pytestmark = pytest.mark.any_transformers
+
 FOLDER = Path(bertology.__file__).parent
 # Words that mean other things, too.
 AMBIGUOUS = {"cache", "dropout", "hidden_states", "labels", "mask", "scaling"}

@@ -6,6 +6,8 @@ from bertology.code_structure.cat_results import CatGain, CatScores, cat_mean, s
 from bertology.errors import DataError, ShapeError
 from oracles import cat as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 # Scores.
 
 

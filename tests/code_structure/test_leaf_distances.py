@@ -13,6 +13,8 @@ from bertology.code_structure import trees as distances
 from bertology.errors import MissingExtra
 from oracles import code as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 LANGUAGES = ["go", "java", "javascript", "python"]
 NAMES = st.sampled_from(["x", "y", "naïve", "数", "f(x)", "[y, x]", "{1: x}", '"a b"'])
 

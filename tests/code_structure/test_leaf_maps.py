@@ -8,6 +8,8 @@ from bertology.errors import DataError, ShapeError
 from helpers.leaves import few, seeds
 from oracles import cat as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 # Leaf maps.
 
 

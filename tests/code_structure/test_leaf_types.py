@@ -18,6 +18,8 @@ from bertology.code_structure.masks import HighAttention, attention_mask
 from bertology.errors import DataError, ShapeError
 from oracles import cat as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 few = settings(deadline=None, max_examples=50)
 TYPES = ["identifier", "(", ")", "=", "def"]
 

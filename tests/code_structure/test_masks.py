@@ -20,6 +20,8 @@ from bertology.errors import DataError, ShapeError
 from helpers.leaves import few, seeds
 from oracles import cat as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 
 def snippet(seed, leaves, heads=3, levels=0, dtype=torch.float64):
     """Attention [head, leaf, leaf] and distances as of leaves; with `levels`, attention of so many values: ties."""

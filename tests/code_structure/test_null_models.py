@@ -20,6 +20,8 @@ from bertology.code_structure.masks import (
 from bertology.errors import DataError, ShapeError
 from oracles import cat as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 few = settings(deadline=None, max_examples=50)
 seeds = st.integers(0, 2**31)
 

@@ -13,6 +13,8 @@ from oracles import cat as oracles
 pytest.importorskip("tree_sitter")
 from bertology.code_structure import CodeTree, parse_code, read_code
 
+pytestmark = pytest.mark.any_transformers
+
 few = settings(deadline=None, max_examples=50)
 
 

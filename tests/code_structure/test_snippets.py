@@ -8,6 +8,8 @@ from bertology.errors import DataError
 from bertology.syntax import Skip
 from helpers.code_snippets import BAD, GOOD
 
+pytestmark = pytest.mark.any_transformers
+
 
 @pytest.fixture
 def write(tmp_path):

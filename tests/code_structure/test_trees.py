@@ -12,6 +12,8 @@ from bertology.errors import DataError, MissingExtra
 from helpers.code_snippets import BAD, GOOD
 from oracles import code as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 LANGUAGES = ["go", "java", "javascript", "python"]
 
 

@@ -4,6 +4,8 @@ from bertology.corpora.gap_winobias import by_gender, read_gap, read_winobias
 from bertology.errors import DataError
 from helpers.coreference_files import lines_of, spans
 
+pytestmark = pytest.mark.any_transformers
+
 GAP = (
     "ID\tText\tPronoun\tPronoun-offset\tA\tA-offset\tA-coref\tB\tB-offset\tB-coref\tURL\n"
     "one\tAnn O'Hara met Eve's aunt as she'd left.\tshe\t29\tAnn O'Hara\t0\tTRUE\tEve\t15\tFALSE\tx\n"

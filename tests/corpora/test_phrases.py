@@ -2,6 +2,8 @@ import pytest
 
 from bertology.corpora.phrases import head_in_tree, head_in_words, kind_of, parses
 
+pytestmark = pytest.mark.any_transformers
+
 
 @pytest.mark.parametrize(
     ("tree", "span", "head"),

@@ -8,6 +8,8 @@ from bertology.errors import DataError
 from bertology.syntax import Sentence, Treebank, read_conllu, read_depparse, read_json
 from helpers.trees import heads, sentence
 
+pytestmark = pytest.mark.any_transformers
+
 CONLLU = """# sent_id = a-1
 # text = Don't go
 1-2\tDon't\t_\t_\t_\t_\t_\t_\t_\t_

@@ -8,6 +8,8 @@ from sklearn import metrics as sk
 from bertology.data import metrics
 from bertology.errors import DataError
 
+pytestmark = pytest.mark.any_transformers
+
 pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40)
 
 

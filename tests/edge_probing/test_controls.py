@@ -10,6 +10,8 @@ from bertology.edge_probing.formats.treebanks import pos_edges
 from bertology.edge_probing.tasks import EdgeTask, Record, Target
 from bertology.errors import DataError
 
+pytestmark = pytest.mark.any_transformers
+
 
 def task_of(words, labels, name="task", **options):
     """One record: a target a word."""

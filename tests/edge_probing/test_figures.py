@@ -15,6 +15,8 @@ from bertology.edge_probing.trajectories import label_trajectories
 from bertology.errors import DataError, MissingExtra
 from bertology.results.figures import COLOURS
 
+pytestmark = pytest.mark.any_transformers
+
 
 def tasks(seeds=1):
     """Three tasks of a model of 4 layers, of which the last is none."""

@@ -21,6 +21,8 @@ from bertology.results.result import Result
 from helpers.edge_layers import PUBLISHED, published
 from oracles import layer_statistics as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 ENDS = {
     "POS": (88.5, 96.7), "Consts": (73.6, 87.0), "Deps": (85.6, 95.5), "Entities": (90.6, 96.1), "SRL": (81.3, 91.4),
     "Coref": (80.5, 91.9), "SPR": (77.7, 83.7), "Relations": (60.7, 84.2),

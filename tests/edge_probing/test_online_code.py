@@ -8,6 +8,8 @@ from bertology.edge_probing.scores import bits_of
 from bertology.errors import DataError, ShapeError
 from oracles import layer_statistics as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 # Code length
 
 

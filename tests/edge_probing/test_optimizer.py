@@ -9,6 +9,8 @@ from bertology.edge_probing.optimizer import AMSGrad, Patience, Training
 from bertology.errors import DataError
 from helpers.edge_training import close
 
+pytestmark = pytest.mark.any_transformers
+
 # The optimizer
 
 

@@ -10,6 +10,8 @@ from bertology.edge_probing.order import layer_table, order_agreement, order_of
 from bertology.errors import DataError
 from helpers.edge_layers import published
 
+pytestmark = pytest.mark.any_transformers
+
 
 @pytest.mark.shared
 def test_the_order_of_the_paper(figures):

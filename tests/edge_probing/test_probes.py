@@ -15,6 +15,8 @@ from bertology.errors import DataError, ShapeError
 from helpers.edge_sources import InMemory, random_source
 from oracles import edge_probes as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 
 def close(found, expected, tolerance=1e-6):
     torch.testing.assert_close(found.double(), expected.double(), atol=tolerance, rtol=0)

@@ -19,6 +19,8 @@ from helpers.edge_sources import random_source
 from helpers.edge_training import QUICK, close, some_probes, trained_scores
 from oracles import edge_probes as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 # Scores
 
 

@@ -9,6 +9,8 @@ from bertology.edge_probing.tasks import EdgeTask, Record, Target, counted_label
 from bertology.errors import DataError
 from helpers.edge_tasks import task_of, tasks
 
+pytestmark = pytest.mark.any_transformers
+
 
 @pytest.mark.parametrize(
     ("fields", "message"),

@@ -19,6 +19,8 @@ from helpers.edge_sources import at_one_layer, random_labels, random_source
 from helpers.edge_training import QUICK, CutOff, Failing, close, some_probes
 from oracles import edge_probes as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 # Of six probes on `learnable`, each stops at another time.
 STOPPING = Training(
     lr=1e-2, batch_size=8, validate_every=5, max_validations=12, width=6, patience_halve=2, patience_stop=4

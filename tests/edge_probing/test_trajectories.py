@@ -11,6 +11,8 @@ from bertology.errors import DataError, ShapeError
 from bertology.results.result import Result
 from oracles import layer_statistics as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 LABELS = ("GPE", "ORG", "PERSON")
 
 

@@ -15,6 +15,8 @@ from bertology.results.statistics import (
     wilson_interval,
 )
 
+pytestmark = pytest.mark.any_transformers
+
 
 def test_intervals():
     """Wilson's against scipy's; the gain's against the mean and spread of paired differences."""

@@ -14,6 +14,8 @@ from bertology.syntax.head_view import WIDEST as WIDEST_ON_SCREEN
 from bertology.syntax.head_view import HeadView
 from helpers.head_views import WORDS, Tags, view
 
+pytestmark = pytest.mark.any_transformers
+
 
 def by_gid(artists):
     return {tuple(map(int, gid.split()[1:])): a for a in artists if (gid := a.get_gid() or "").startswith("attention")}

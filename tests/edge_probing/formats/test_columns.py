@@ -8,6 +8,8 @@ from bertology.edge_probing.jsonl import read_edges
 from bertology.errors import DataError
 from helpers.edge_formats import edges, tags_in
 
+pytestmark = pytest.mark.any_transformers
+
 
 def columns(tags, sep="\t"):
     words = "\n\n".join("\n".join(f"w{n}{sep}x{sep}{tag}" for n, tag in enumerate(some.split())) for some in tags)

@@ -8,6 +8,8 @@ from bertology.edge_probing.jsonl import read_edges
 from bertology.errors import DataError
 from helpers.edge_formats import edges, tags_in
 
+pytestmark = pytest.mark.any_transformers
+
 SEMEVAL = """8001\t"The most <e1>common</e1>, and "old <e2>black hats</e2>"."
 Message-Topic(e1,e2)
 Comment: Assuming: much.

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
+import bertology.code_structure  # noqa: F401  whose results are loaded
 from bertology import (
     AttentionEntropy,
     HeadImportance,
@@ -92,7 +94,10 @@ def test_files_of_before_still_load(tmp_path, file):
     result = Result.load(file)
     assert type(result).__name__ == file.stem
     result.save(tmp_path / "again")
-    assert (tmp_path / "again").read_bytes() == file.read_bytes()
+    with safe_open(file, "pt") as old, safe_open(tmp_path / "again", "pt") as new:
+        assert new.metadata() == old.metadata()
+        assert sorted(new.keys()) == sorted(old.keys())
+        assert all(torch.equal(new.get_tensor(name), old.get_tensor(name)) for name in old.keys())  # noqa: SIM118
 
 
 def test_one_stack_of_saved_results():

@@ -9,7 +9,6 @@ Printing, `Result.stack` and pictures read what is declared.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Annotated, get_args, get_origin, get_type_hints
 
@@ -69,12 +68,17 @@ def axes(names: str, *, unit: str | None = None) -> FieldAxes:
     return FieldAxes(tuple(names.split()), unit)
 
 
-@functools.cache
+_declared: dict[type, dict[str, FieldAxes]] = {}  # read once for each class
+
+
 def axes_of(kind: type) -> dict[str, FieldAxes]:
     """{field: its axes} of a class of results; fields that declare none are left out."""
-    declared = {}
+    if kind in _declared:
+        return _declared[kind]
+    declared: dict[str, FieldAxes] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         found = [x for x in get_args(hint)[1:] if isinstance(x, FieldAxes)] if get_origin(hint) is Annotated else []
         if found:
             declared[name] = found[0]
+    _declared[kind] = declared
     return declared

@@ -96,8 +96,8 @@ def kl_of_differential(f1: Tensor) -> Tensor:
 def t_interval(values: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
     """The ends of Student's t-interval of the mean over the first axis of [seed, ...] (extra `stats`); NaN of one seed.
 
-    >>> [round(end.item(), 3) for end in t_interval(torch.tensor([4.0, 5.0, 6.0]))]
-    [2.516, 7.484]
+        >>> [round(end.item(), 3) for end in t_interval(torch.tensor([4.0, 5.0, 6.0]))]
+        [2.516, 7.484]
     """
     if not 0 < level < 1:
         raise DataError(f"level must be the confidence level of the interval, between 0 and 1, got {level}")

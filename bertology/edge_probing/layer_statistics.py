@@ -94,7 +94,9 @@ def kl_of_differential(f1: Tensor) -> Tensor:
 
 
 def t_interval(values: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
-    """The ends of Student's t-interval of the mean over the first axis of [seed, ...] (extra `stats`); NaN of one seed.
+    """The lower and upper ends of Student's t-interval of the mean over the first axis of [seed, ...] (extra `stats`).
+
+    Both are NaN for a single seed. Raises `DataError` for a level that is not between 0 and 1.
 
         >>> [round(end.item(), 3) for end in t_interval(torch.tensor([4.0, 5.0, 6.0]))]
         [2.516, 7.484]

@@ -341,7 +341,7 @@ def test_types_are_checked():
         accumulate(model, batches, CatAccumulator(batches.examples, types=[["("]]))
     with pytest.raises(DataError, match="top must be the number of types to keep"):
         cat_scores(model, batches, top=0)
-    with pytest.raises(DataError, match="scores are of attention, shuffled, positional, got 'random'"):
+    with pytest.raises(DataError, match="kind must be one of attention, shuffled, positional, got 'random'"):
         cat_scores(model, batches, types="all").of("random")
 
 

@@ -124,7 +124,7 @@ def test_speech_with_labels():
     assert b.head_importance(model, inputs).scores.shape == (6, 4)
     assert b.attention_entropy(model, inputs).queries.tolist() == [20, 20, 7, 7, 7, 7]
     vars(model.config)["decoder_start_token_id"] = None
-    with pytest.raises(DataError, match="cannot be made decoder_input_ids.*Pass decoder_input_ids"):
+    with pytest.raises(DataError, match="decoder_input_ids cannot be made from the labels.*Pass decoder_input_ids"):
         b.head_importance(model, inputs)
 
 

@@ -345,7 +345,7 @@ def test_brackets_become_dependencies(tmp_path):
     assert second.words == ("The", "cat", "was", "fed", "by", "Ann")
     assert second.relations == ("det", "dep", "dep", "root", "case", "dep")  # a passive's subject is none of ours
     (tmp_path / "open.ptb").write_text("(ROOT (S (NN cat))")
-    with pytest.raises(DataError, match="ends inside a tree"):
+    with pytest.raises(DataError, match="ends within a tree"):
         read_brackets(tmp_path / "open.ptb")
 
 
@@ -412,7 +412,7 @@ def test_the_study_of_clark(tmp_path, minilm, shared):
     kept = {path: path.stat().st_mtime_ns for path in files if path.name != "probe-attention.safetensors"}
     assert kept == {path: files[path] for path in kept}
     told = run("clark/study.py", *arguments, "--epochs", 2, cwd=tmp_path, ok=False)
-    assert "is of other settings" in told
+    assert "was written with other settings" in told
     told = run(
         "clark/study.py", "--model_name_or_path", minilm, "--treebank", tmp_path / "trees.xml", cwd=tmp_path, ok=False
     )
@@ -515,7 +515,7 @@ def test_the_study_of_tenney(tmp_path, minilm):
     files_then.pop(tmp_path / "out" / "scores-srl.safetensors")
     assert {path: path.stat().st_mtime_ns for path in files_then} == files_then
     told = run("tenney/study.py", *arguments, "--lr", 1, cwd=tmp_path, ok=False)
-    assert "is of other settings" in told
+    assert "was written with other settings" in told
     arguments = ["--model_name_or_path", minilm, "--output_dir", tmp_path / "other"]
     told = run("tenney/study.py", *arguments, "--pos", tmp_path / "a.xml", cwd=tmp_path, ok=False)
     assert "a file of parts of speech is .jsonl, .conllu, .ptb, by its name" in told

@@ -108,8 +108,8 @@ def _patterns(ids: Tensor, real: Tensor, mask: Tensor, rows: slice) -> dict[str,
 def repeat_scores(
     model: nn.Module, batches: Batches, *, rows: int | None = None, progress: str | None = None
 ) -> RepeatScores:
-    """Measure how much each head attends to earlier occurrences of a token, to the tokens after them, and to the previous
-    token.
+    """Measure how much each head attends to earlier occurrences of a token, to the tokens after them, and to the
+    previous token.
 
     Usual for decoders, and clearest on `repeated_tokens`, where nothing but the repetition can be predicted. Each score
     is the mean over the real tokens that have such a token before them; padding is neither query nor key.

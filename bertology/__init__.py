@@ -11,7 +11,7 @@
 | attention             | `attention_maps`                           | [layer, batch, head, query, key]        |
 | attention, streamed   | `attention_entropy`, `attention_patterns`  | [layer, head]                           |
 | and its gradient      | `attention_gradients`                      | [layer, head, class]                    |
-| tokens that come again| `repeat_scores`                            | [layer, head]                           |
+| repeated tokens       | `repeat_scores`                            | [layer, head]                           |
 | heads that are alike  | `head_distances`                           | [head, head]                            |
 | heads and grammar     | `bertology.syntax`                         | [relation, direction, layer, head]      |
 | layers and tasks      | `bertology.edge_probing`                   | [seed, layer]                           |
@@ -19,15 +19,15 @@
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
-| what is lost then     | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
+| effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
 | several measures      | `accumulate`                               |                                         |
 
 Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label class`. `dim` is a head's
-width, `hidden` the residual stream's, `key` always the attended-to position, `class` a class of tokens. Over a data
-set, `example` counts its examples and `row` its labels, of which an example may have several. Layers and heads count
-from 0.
+width, `hidden` the width of the residual stream, `key` always the attended-to position, `class` a class of tokens. Over
+a data set, `example` counts its examples and `row` its labels, of which an example may have several. Layers and heads
+are counted from 0.
 """
 
 from . import losses as losses  # these three are other names of modules in the rooms

@@ -20,17 +20,18 @@ def draw(
 ) -> Figure:
     """Draw a result in the picture that fits it, and write it to `path` if one is given (extra `plot`).
 
-    This is `result.plot(...)`: patterns are points over the layers, distances between heads a map (extra `syntax`), a
-    pruning curve a curve, dependencies two heat maps of accuracies, a view of one head lines between words, scores of
-    edge probes and their statistics bars over the layers, trajectories of one record a strip for each label, CAT-scores
-    lines over the layers, heads of code's relations a map for each. Everything else is a heat map of its first
-    `[layer, head]` field.
+    This is the same as `result.plot(...)`. Patterns are drawn as points over the layers, distances between heads as a
+    map (extra `syntax`), and a pruning curve as a curve. Dependencies are drawn as two heat maps of accuracies, and a
+    view of one head as lines between words. Scores of edge probes and their statistics are bars over the layers, and
+    trajectories of one record are a strip for each label. CAT-scores are lines over the layers, and heads of relations
+    in code are one map for each relation. All other results are drawn as a heat map of their first `[layer, head]`
+    field.
 
     Args:
         result: what a measure returned.
         field: draw the heat map of this `[layer, head]` field.
-        relation: of `DependencyHeads`, the accuracies of this relation alone.
-        path: where to write the picture, too.
+        relation: draw only the accuracies of this relation (for `DependencyHeads`).
+        path: the file to which the picture is also written.
 
     Raises `DataError` for a field or a relation that the result does not have.
     """

@@ -23,13 +23,13 @@ from .significance import Of, PairedResult
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadAblation(PairedResult):
-    """What a model loses when one head goes, for each head."""
+    """What a model loses when one head is removed, for each head."""
 
     change: Annotated[Tensor, axes("layer head")]
-    """[layer, head]: the metric without the head, less that of the whole model; below 0 the head is missed. NaN for
+    """[layer, head]: the metric without the head minus that of the whole model; below 0 the head helps. NaN for
     pruned heads, and where a layer did not run."""
     loss_change: Annotated[Tensor, axes("layer head")]
-    """[layer, head]: the mean loss without the head, less that of the whole model; above 0 the head is missed."""
+    """[layer, head]: the mean loss without the head minus that of the whole model; above 0 the head helps."""
     base: float
     """The whole model's metric."""
     base_loss: float
@@ -65,22 +65,22 @@ def head_ablation(
     checkpoint: str | Path | None = None,
     progress: str | None = None,
 ) -> HeadAblation:
-    """Take each head away alone, and see what becomes of the metric and of the loss (Michel et al. 2019, §3.2).
+    """Remove one head at a time, and measure how the metric and the loss change (Michel et al. 2019, §3.2).
 
-    Every example is run without each head in turn, many heads to a batch, and what lies before a head is computed once
-    for all heads of its layer: the cost is about half a forward pass for each head.
+    Every example is run without each head in turn, for many heads in one batch. The layers before a head are computed
+    once for all heads of its layer, so that the cost is about half a forward pass for each head.
 
     Args:
         model: a model with a task head; it is only gated, never changed.
         batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them.
         metric: as in `score`: a GLUE metric by name, "inverse_loss" (for language models), or
             `f(logits, labels) -> float`. Logits of all examples are kept for each head.
-        replace: what stands where the head's output was: "zero"; "mean", its mean over the real tokens of `batches`;
+        replace: what replaces the head's output: "zero"; "mean", its mean over the real tokens of `batches`;
             "resample", at every token its output at a real token of the batch, drawn at random; or a tensor
             `[layer, head, dim]`, such as `head_means(model, other).values`.
         loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
-        seed: of the draws for "resample".
-        checkpoint: as in `accumulate`: a file from which a pass that was cut off goes on.
+        seed: the seed of the draws for "resample".
+        checkpoint: as in `accumulate`: a file from which an interrupted pass resumes.
         progress: the title of a progress bar over batches; no bar without it.
 
     Raises `DataError` for a metric that is NaN or unknown, `LossError` when labels are missing or no loss is known,
@@ -117,19 +117,19 @@ def head_ablation(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SoleHeadAblation(PairedResult):
-    """What a model loses when all heads of a layer go but one, for each head."""
+    """What a model loses when all heads of a layer but one are removed, for each head."""
 
     scores: Annotated[Tensor, axes("layer head")]
-    """[layer, head]: the metric when of this layer only this head is left; NaN for pruned heads, and where a layer did
-    not run."""
+    """[layer, head]: the metric when only this head is left in its layer; NaN for pruned heads, and where a layer
+    did not run."""
     base: float
     """The whole model's metric."""
     chosen: Annotated[Tensor, axes("layer")]
-    """[layer], int64: the best head, the one of the lowest number where several are; -1 where there is none."""
+    """[layer], int64: the best head, the first one if several are equally good; -1 if there is none."""
     change: Annotated[Tensor, axes("layer")]
-    """[layer]: the metric with the chosen head alone, less that of the whole model."""
+    """[layer]: the metric with only the chosen head minus that of the whole model."""
     leaking: bool
-    """Whether heads were chosen on the data that they are scored on, which flatters them."""
+    """Whether heads were chosen on the data that they are scored on, which makes `change` too optimistic."""
     leaking_change: Annotated[Tensor, axes("layer")]
     """[layer]: what `change` is when heads are chosen on the data that they are scored on."""
 
@@ -153,21 +153,21 @@ def sole_head_ablation(
     checkpoint: str | Path | None = None,
     progress: str | None = None,
 ) -> SoleHeadAblation:
-    """Leave one layer a single head, and see what becomes of the metric (Michel et al. 2019, §3.3 and appendix A).
+    """Keep a single head in one layer, and measure how the metric changes (Michel et al. 2019, §3.3 and appendix A).
 
-    Each head in turn stays alone in its layer; the other layers keep all of theirs. A layer's best head is chosen on
-    `choose_on`, data of its own: the best of twelve on the data that it is scored on is best there by luck too.
+    Each head in turn is the only one left in its layer; the other layers keep all their heads. The best head of a layer
+    is chosen on separate data, `choose_on`: a head that is chosen and scored on the same data is partly best by chance.
 
     Args:
         model: a model with a task head; it is only gated, never changed.
         batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them.
         metric: as in `head_ablation`.
         choose_on: the data that the heads are chosen on; by default `batches`, and the result is marked as `leaking`.
-        replace: what stands where the other heads' output was, as in `head_ablation`.
+        replace: what replaces the output of the other heads, as in `head_ablation`.
         loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
-        seed: of the draws for "resample".
-        checkpoint: as in `accumulate`: a file from which the pass over `batches` goes on. A pass over `choose_on` has a
-            file beside it, whose name ends in `.choose`; once complete, it is made anew.
+        seed: the seed of the draws for "resample".
+        checkpoint: as in `accumulate`: a file from which the pass over `batches` resumes. The pass over `choose_on` has
+            a second file, whose name ends in `.choose`; if that pass was complete, it is run again.
         progress: the title of a progress bar over batches; no bar without it.
 
     Raises the errors of `head_ablation`.
@@ -226,7 +226,7 @@ def _paired(found: VariantScores, replace: Kind | Tensor) -> dict[str, Any]:
 
 
 def one_off(anatomy: Anatomy) -> Tensor:
-    """[variant, layer, head]: each head that is there is off in one variant."""
+    """[variant, layer, head]: in each variant one of the heads left is switched off."""
     places = anatomy.present.nonzero()
     gates = torch.ones(len(places), anatomy.layers, anatomy.heads)
     gates[torch.arange(len(places)), places[:, 0], places[:, 1]] = 0
@@ -234,7 +234,7 @@ def one_off(anatomy: Anatomy) -> Tensor:
 
 
 def all_but_one(anatomy: Anatomy) -> Tensor:
-    """[variant, layer, head]: each head that is there is alone in its layer in one variant."""
+    """[variant, layer, head]: in each variant one head is the only one of its layer."""
     places = anatomy.present.nonzero()
     gates = torch.ones(len(places), anatomy.layers, anatomy.heads)
     for gate, (row, head) in zip(gates, places.tolist(), strict=True):

@@ -28,7 +28,7 @@ from ..tap.gates import gating, token_gating
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadImportance(Result):
-    """How much the loss hangs on each head, over a data set.
+    """How much the loss depends on each head, over a data set.
 
     With g = ∂L(x)/∂ξ, the gradient of one example's loss with respect to the head's gate ξ, at ξ = 1.
     """
@@ -37,7 +37,7 @@ class HeadImportance(Result):
     """[layer, head]: E|g|, the importance of Michel et al. 2019, eq. 2; NaN for pruned heads. By token, E Σ|g| with
     the part of g that comes from each token."""
     signed: Annotated[Tensor, axes("layer head")]
-    """[layer, head]: E[g]; to first order the loss grows by -E[g] when the head goes."""
+    """[layer, head]: E[g]; to first order the loss grows by -E[g] when the head is removed."""
     fisher: Annotated[Tensor, axes("layer head")]
     """[layer, head]: E[g²], the diagonal Fisher information of the gate (Kwon et al. 2022)."""
     stderr: Annotated[Tensor, axes("layer head")]
@@ -49,13 +49,13 @@ class HeadImportance(Result):
     normalization: str | None = None
     """How the scores were normalized: None, "layer" or "all"."""
     granularity: str = "example"
-    """Of what the absolute value was taken: "example" or "token"."""
+    """Whether the absolute value was taken for each "example" or for each "token"."""
 
     def normalized(self, how: Literal["layer", "all"]) -> HeadImportance:
         """Scale the scores so that layers, or all heads, can be compared.
 
         "layer" divides each layer's scores by their l2 norm (Michel et al. 2019, §4), plus 1e-20. "all" does that,
-        and then lays all scores on [0, 1] by their minimum and maximum, as run_bertology.py did by default.
+        and then scales all scores to [0, 1] by their minimum and maximum, as run_bertology.py did by default.
         The other fields are scaled with the scores (the Fisher information twice).
         """
         if how not in ("layer", "all"):
@@ -135,17 +135,17 @@ class ImportanceAccumulator(Accumulator):
             yield
 
     def update(self, batch: Batch, outputs: Any) -> None:
-        """One backward pass, through the gates only: each example's loss reaches no gate but its own."""
+        """Run one backward pass, to the gates only; the loss of an example depends only on its own gates."""
         loss = example_losses(self._loss, outputs, batch).sum()
         if not loss.requires_grad:
             raise UnknownAnatomy(
-                "the loss does not depend on any head: it was cut from the graph, or heads are not run"
+                "the loss does not depend on any head: it was detached from the graph, or no head was run"
             )
         gates = [gate for _, gate in self._token_gates] if self._granularity == "token" else [self._gates]
         found = torch.autograd.grad(loss, gates, retain_graph=self.keeps_graph, allow_unused=True) if gates else ()
         if all(gradient is None for gradient in found):
             raise UnknownAnatomy(
-                "the gradient does not reach the heads: the model makes a graph of its own (reversible layers)"
+                "the gradient does not reach the heads: the model builds its own autograd graph (reversible layers)"
             )
         device = self.absolute.device
         if self._granularity == "token":
@@ -177,7 +177,7 @@ class ImportanceAccumulator(Accumulator):
 def _of_tokens(sites: list[Site], found: Sequence[Tensor | None], zeros: Tensor) -> tuple[Tensor, Tensor]:
     """[layer, batch, head], twice: the sums over an example's tokens of the gradients, and of their absolute values.
 
-    Padding is not left out by hand: no loss hangs on it, so that its gradients are 0.
+    Padding needs no mask here: no loss depends on it, so its gradients are 0.
     """
     signed, absolute = zeros, zeros.clone()
     for site, gradient in zip(sites, found, strict=True):
@@ -198,7 +198,7 @@ def head_importance(
     granularity: Literal["example", "token"] = "example",
     progress: str | None = None,
 ) -> HeadImportance:
-    """Estimate how much the loss hangs on each head, from one backward pass a batch.
+    """Estimate how much the loss depends on each head, from one backward pass for each batch.
 
     I_h = E_x |∂L(x)/∂ξ_h| (Michel, Levy and Neubig 2019, eq. 2): the absolute value is taken example by example, so
     that the result does not depend on how the examples are batched. Only the gates get gradients, the weights none.
@@ -231,12 +231,12 @@ def head_importance(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImportanceSeries(Result):
-    """How much the loss hangs on each head, at one step of training after the other."""
+    """How much the loss depends on each head, at several steps of training."""
 
     _fields: ClassVar = ("scores", "signed", "fisher", "stderr")
 
     steps: Annotated[Tensor, axes("step")]
-    """[step]: the numbers of the training steps, as they were given."""
+    """[step]: the training steps, as they were given."""
     scores: Annotated[Tensor, axes("step layer head")]
     """[step, layer, head]: E|g|, as in `HeadImportance`; NaN for pruned heads."""
     signed: Annotated[Tensor, axes("step layer head")]
@@ -250,7 +250,7 @@ class ImportanceSeries(Result):
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
     granularity: str = "example"
-    """Of what the absolute value was taken: "example" or "token"."""
+    """Whether the absolute value was taken for each "example" or for each "token"."""
 
     def at(self, step: int) -> HeadImportance:
         """The importance at one training step, by its number."""
@@ -284,20 +284,20 @@ def importance_through_training(
 ) -> ImportanceSeries:
     """Estimate the importance of all heads at each of several checkpoints of one training (Michel et al. 2019, §6).
 
-    Each checkpoint is measured as it comes, and let go before the next is asked for: a generator may load them one by
-    one, or train a model and yield it now and then; it gets it back as it was.
+    Each checkpoint is measured and released before the next one is requested. So a generator may load them one by one,
+    or train a model and yield it now and then: measuring does not change the model.
 
     Args:
         checkpoints: pairs of a training step's number and a model, or a folder to load it from.
-        batches: one mapping of model arguments with labels, or an iterable of them (not an iterator: it is gone over
+        batches: one mapping of model arguments with labels, or an iterable of them (not an iterator: it is read again
             for each checkpoint).
         load: `f(folder) -> model`; by default `AutoModelForSequenceClassification.from_pretrained`, on the CPU.
         loss: as in `head_importance`.
         granularity: as in `head_importance`.
         progress: the title of a progress bar over checkpoints; no bar without it.
 
-    Raises `DataError` for checkpoints that are no such pairs, come twice or not at all, or whose heads are not those of
-    the first.
+    Raises `DataError` for checkpoints that are not such pairs, for a step that is given twice, for no checkpoints, and
+    for heads that differ from those of the first checkpoint.
 
         >>> import torch
         >>> from transformers import BertConfig, BertForSequenceClassification

@@ -39,12 +39,12 @@ from ..tap import Recording, copied, first_position_only, matrix, recorded, tail
 from ..tap.gates import Replacement, check_replacement, replacement_name
 from .score import INVERSE_LOSS, predictions
 
-# Copies of a batch that go through the model at once have at most so many positions, and so many numbers come out of
-# it. More are not faster on a processor: they leave its caches.
+# The most positions, and the most elements of the output, of the copies of a batch that run at once. More are not
+# faster on a CPU, since they do not fit into its caches.
 POSITIONS, POSITIONS_ON_CPU = 32768, 768
 NUMBERS = 2**25
 
-# How a pass goes on: from the changed layer's output projection, from its block, from the start on copies of the batch,
+# How a pass resumes: from the changed layer's output projection, from its block, from the start on copies of the batch,
 # or from the start on the batch itself, which is right for every model.
 WAYS = ("projection", "block", "copies", "alone")
 
@@ -129,7 +129,7 @@ class Branches:
         return self._look(outputs, _copies(batch, batch, copies), copies)
 
     def _projected(self, record: Recording, row: int, gates: Tensor, batch: Batch) -> Tensor:
-        """[(copy batch), token, hidden]: what a site's projection put out, and what the gates change of it.
+        """[(copy batch), token, hidden]: what the projection of a site returned, and what the gates change of it.
 
         Only heads that change are multiplied by their share of its matrix, most often one in each copy.
         """
@@ -169,7 +169,7 @@ class Branches:
         return edit
 
     def _prove(self, batch: Batch, rows: list[int]) -> None:
-        """Find out how a pass can go on from each layer, on the batch's first two examples.
+        """Find out how a pass can resume at each layer, on the batch's first two examples.
 
         What a model hands from layer to layer by other ways than its blocks' outputs would be missing, or left from
         another pass. So two copies, one as it is and one with the layer's gates half closed, must come out as they do
@@ -230,7 +230,7 @@ def _of_heads(x: Tensor, heads: Tensor) -> Tensor:
 
 
 def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:
-    """Whether two tensors are equal, but for so much of the largest number."""
+    """Whether two tensors are equal, up to a fraction of the largest element."""
     if x.shape != y.shape:
         return False
     largest = x[x.isfinite()].abs().max().item() if x.isfinite().any() else 0.0
@@ -351,7 +351,7 @@ class VariantAccumulator(Accumulator):
         return super().state() | kept | {"ran": self._ran}
 
     def merge(self, other: dict[str, Tensor]) -> VariantAccumulator:
-        """Lay the other's examples behind ours."""
+        """Append the examples of the other accumulator."""
         before = sum(seen.losses.shape[1] for seen in self._kept)
         if other["losses"].numel():
             seen = Seen(*(other[name] for name in Seen._fields))
@@ -388,7 +388,7 @@ def score_variants(
     """Score a model under sets of gates; heads' means, where they are asked for, are taken over the same data."""
     if isinstance(replace, str) and replace == "mean":
         check_repeatable(batches, why="replace='mean'")
-        # Whatever is wrong shows before the means are taken.
+        # Check everything before the means are computed.
         VariantAccumulator(make_gates, metric, loss).zero(dissect(model))
         replace = head_means(model, batches).values
     accumulator = VariantAccumulator(make_gates, metric, loss, replace, seed)
@@ -396,6 +396,6 @@ def score_variants(
 
 
 def _numbers(outputs: Any) -> int:
-    """How many numbers the largest of the outputs has."""
+    """How many elements the largest of the outputs has."""
     values = outputs.values() if hasattr(outputs, "values") else [outputs]
     return max((x.numel() for x in values if isinstance(x, Tensor)), default=1)

@@ -27,7 +27,7 @@ Correction = Literal["holm", "bh"] | None
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Significance(Result):
-    """How likely a change at least as large is by chance, for each head that was tested."""
+    """How likely a change at least this large is by chance, for each head that was tested."""
 
     p: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the p-value, corrected for the number of heads that were tested; NaN for all others."""
@@ -92,15 +92,15 @@ class PairedResult(Result):
         """Test for each head whether the change is more than chance (extra `stats`, but for the bootstrap).
 
         Args:
-            test: "bootstrap", of the metric or the loss, over examples drawn again; "t", a paired t-test on the
+            test: "bootstrap", of the metric or the loss, over resampled examples; "t", a paired t-test on the
                 examples' losses, or on whether they are right (the share of right labels in an example of several);
                 "mcnemar", exact, on whether they are right.
             of: what changed: the "metric" or the "loss".
             correction: for the number of heads: "holm", "bh" (Benjamini-Hochberg) or None.
-            metric: the metric itself, for the bootstrap to call again, if it is not one of GLUE's.
+            metric: the metric itself, for the bootstrap to call, if it is not one of GLUE's.
             resamples: how often the bootstrap draws; by default 1,000 times, and 400 times for each head that p is
-                corrected for: with fewer, no head could come out below 0.01, however large its effect.
-            seed: of the bootstrap's draws.
+                corrected for: with fewer, no p could be below 0.01, however large the effect.
+            seed: the seed of the bootstrap.
 
         Raises `DataError` for tests that do not fit the metric, `MissingExtra` without scipy.
         """
@@ -146,13 +146,15 @@ class _Pairs:
 
     def _known(self) -> Metric:
         if self.metric not in METRICS:
-            raise DataError(f"the bootstrap scores examples anew: pass metric=, the function {self.metric!r} itself")
+            raise DataError(
+                f"the bootstrap computes the metric again: pass metric=, the function {self.metric!r} itself"
+            )
         return METRICS[self.metric]
 
     def _right(self, logits: Tensor) -> Tensor:
         """[..., row], bool."""
         if self.truths.is_floating_point() or self.truths.dim() != 1 or self.base_logits.dim() != 2:
-            raise DataError("this test is about labels being right, which these are not: take of='loss'")
+            raise DataError("this test needs classes that are right or wrong, got other labels: take of='loss'")
         return logits.argmax(-1) == self.truths
 
     def _change_of_right(self) -> Tensor:
@@ -204,7 +206,7 @@ def mcnemar(right: Tensor, base: Tensor) -> Tensor:
 def bootstrap(change: Callable[[Tensor], Tensor], examples: int, resamples: int, seed: int) -> Tensor:
     """[variant]: two-sided p of a paired bootstrap (Koehn 2004).
 
-    `change` gives the changes [variant] over examples drawn again, [example] of their numbers. p is twice the share of
+    `change` returns the changes [variant] over resampled examples, given as indices [example]. p is twice the share of
     draws in which the change is 0 or of the rarer sign, counting one draw more so that p is never 0.
     """
     changes = torch.stack([change(drawn) for some in bootstrap_draws(examples, resamples, seed) for drawn in some])

@@ -18,18 +18,18 @@ def head_behaviours(
     to_class: float = 0.6,
     broad: float = 3.8,
 ) -> dict[str, list[Head]]:
-    """Name the heads that attend mostly to one place, by what they do (Clark et al. 2019, §6, figure 6).
+    """List the heads that attend mostly to one place, under the name of that behaviour (Clark et al. 2019, figure 6).
 
     `next` and `previous` are the heads whose attention to these tokens is above `threshold`, `to separator` those above
     `to_class` to the token class `separator`, and so for each class but `other`, `to first` those above it to the
-    text's first token, and `broad` those of an entropy above `broad`.
+    text's first token, and `broad` those whose entropy is above `broad`.
 
-    The paper gives a head one name; here it stands under every one that it earns, and most stand under none. The most
-    telling come first: `head_map` takes the first.
+    The paper gives each head one name. Here a head is listed under every name that applies, and most heads are listed
+    under none. The most specific names come first; `head_map` uses the first.
 
     Args:
-        patterns: what `attention_patterns` gives, with `tokens` for the classes.
-        entropy: what `attention_entropy` gives of the same model; without it nothing is `broad`.
+        patterns: what `attention_patterns` returns, with `tokens` for the classes.
+        entropy: what `attention_entropy` returns for the same model; without it no head is `broad`.
         threshold: the least share of the attention to the next or the previous token.
         to_class: the least share of the attention to a class, or to the first token.
         broad: the least entropy, in nats. The paper's 3.8 is for texts of up to 128 tokens, where uniform attention has

@@ -54,7 +54,7 @@ def only(stacks: dict[str, Tensor]) -> Tensor:
 
 @contextmanager
 def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
-    """Check one batch and hold the model still while it is captured."""
+    """Check one batch, and keep the model in eval mode and unchanged while it is captured."""
     anatomy = dissect(model)
     batch = on_device(inputs, device_of(model))
     with undisturbed(model):
@@ -68,7 +68,7 @@ def run(model: nn.Module, batch: Batch) -> Any:
 
 
 def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dict[str, Tensor]:
-    """Stack the sites' tensors to one tensor a stack, `[layer, ...]`, NaN at the heads that are not there."""
+    """Stack the tensors of all sites to one tensor for each stack, `[layer, ...]`; NaN at pruned heads."""
     if not found:
         raise DataError("there is nothing to capture: every head of this model was pruned")
     stacks: dict[str, list[tuple[Site, Tensor]]] = {}
@@ -82,14 +82,14 @@ def _pile(anatomy: Anatomy, pairs: list[tuple[Site, Tensor]], head_axis: int) ->
     some = next(x for _, x in pairs if x is not None)
     layers = []
     for site, x in pairs:
-        # A layer without any head left has nothing to show.
+        # All heads of this layer were pruned: an empty tensor takes their place.
         x = some.narrow(head_axis, 0, 0) if x is None else x
         layers.append(site.spread(x, anatomy.heads, head_axis))
     return pile(layers)
 
 
 def pile(layers: list[Tensor]) -> Tensor:
-    """[layer, ...]: one layer on the other; what a layer has fewer of (pooled tokens, narrower heads) is NaN there."""
+    """[layer, ...]: the layers stacked; smaller layers (pooled tokens, narrower heads) are filled up with NaN."""
     if len({x.shape for x in layers}) == 1:
         return torch.stack(layers)
     widest = [max(sizes) for sizes in zip(*(x.shape for x in layers), strict=True)]
@@ -140,7 +140,7 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
             transformers' `output_hidden_states` gives: the first for text models, the second for CLIP and ViT.
             Models without a final norm (BERT, GPT) give the same either way.
 
-    Returns the states as the model computed them, in its type and on its device, cut from the graph.
+    Returns the states as the model computed them, in its type and on its device, detached from the graph.
 
         >>> import torch
         >>> from transformers import GPT2Config, GPT2Model
@@ -300,7 +300,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
         found[site] = x.detach()
 
     def edit(site: Site, x: Tensor) -> Tensor:
-        # In a frozen model no graph comes from below: it then starts here.
+        # In a frozen model no earlier operation requires a gradient: the graph starts here.
         found[site] = x.requires_grad_()
         return found[site]
 

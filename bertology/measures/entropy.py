@@ -22,14 +22,15 @@ Average = Literal["query", "example"]
 def check_average(average: str) -> None:
     """Raise `DataError` for an average that there is not."""
     if average not in ("query", "example"):
-        raise DataError(f"average is over every 'query' alike or every 'example' alike, got {average!r}")
+        raise DataError(f"average must be 'query' or 'example', got {average!r}")
 
 
-def folded(sums: Tensor, counts: Tensor, average: Average) -> tuple[Tensor, Tensor]:
-    """What a batch adds to a sum, and to what it is divided by at last.
+def batch_average(sums: Tensor, counts: Tensor, average: Average) -> tuple[Tensor, Tensor]:
+    """What a batch adds to the sum and to the count of an average.
 
-    Of `sums [batch, ...]` over so many queries of each example, `counts [batch, ...]`: all queries alike, or each
-    example's mean. Examples without any such query are left out.
+    `sums [batch, ...]` are sums over the queries of each example, and `counts [batch, ...]` the numbers of these
+    queries. With "query", every query has the same weight; with "example", every example has. Examples without any
+    such query are left out.
     """
     if average == "query":
         return sums.sum(0), counts.sum(0)
@@ -44,7 +45,7 @@ class AttentionEntropy(Result):
     """How spread out each head's attention is, over a data set."""
 
     mean: Annotated[Tensor, axes("layer head", unit="nats")]
-    """[layer, head], nats: 0 looks at one token, ln n at n tokens alike; NaN for pruned heads."""
+    """[layer, head], nats: 0 for attention to one token, ln n if uniform over n tokens; NaN for pruned heads."""
     first: Annotated[Tensor, axes("layer head", unit="nats")]
     """[layer, head], nats: of the text's first token alone ([CLS] in BERT)."""
     queries: Annotated[Tensor, axes("layer")]
@@ -73,7 +74,7 @@ class EntropyAccumulator(MapAccumulator):
         return self._average
 
     def start_batch(self, batch: Batch) -> None:
-        """Forget the sums of the batch before."""
+        """Forget the sums of the previous batch."""
         self._sums: dict[Site, tuple[Tensor, Tensor]] = {}
 
     def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
@@ -91,7 +92,7 @@ class EntropyAccumulator(MapAccumulator):
     def end_batch(self, batch: Batch) -> None:
         """Average over the queries of each example, if that is the average."""
         for site, (each, count) in self._sums.items():
-            total, over = folded(each, count, self._average)
+            total, over = batch_average(each, count, self._average)
             self.total[site.row, list(site.kept)] += total
             self.over[site.row] += over
             self.queries[site.row] += count.sum()
@@ -116,14 +117,15 @@ def attention_entropy(
     """Measure how spread out each head's attention is: the mean entropy of a query's attention weights, in nats.
 
     H = -Σ_j p_j ln p_j, averaged over all real query tokens of all examples, as the script run_bertology.py did.
-    Padding is no query, and gets no attention. The code of Clark et al. (2019, §3.3) first mixes each row with 1e-4 of
-    uniform attention, which the paper does not say; that moves a head by less than 0.002 nats.
+    Padding is not counted as a query, and gets no attention. The code of Clark et al. (2019, §3.3) first mixes each row
+    with 1e-4 of uniform attention, which the paper does not mention. This changes the entropy of a head by less than
+    0.002 nats.
 
     Args:
         model: any model with attention heads, under any attention implementation; left as it was found.
         batches: one mapping of model arguments, or an iterable of them.
-        average: whether every "query" counts alike, or every "example", as in Clark et al. (2019).
-        rows: how many query rows are looked at at a time; by default as many as fit into 64 MiB. The result does not
+        average: whether every "query" has the same weight, or every "example", as in Clark et al. (2019).
+        rows: how many query rows are read at a time; by default as many as fit into 64 MiB. The result does not
             depend on it.
         progress: the title of a progress bar; no bar without it.
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @draws(HeadDistances)
 def draw_distances(result: HeadDistances, *, path: str | Path | None = None) -> Figure:
-    """Draw a map of the heads, near to each other where their attention is alike (extra `syntax`)."""
+    """Draw a map on which heads with similar attention are close to each other (extra `syntax`)."""
     return head_map(result.embed(2), result.heads, title="Heads whose attention is alike", path=path)
 
 
 @draws(AttentionPatterns)
 def draw_patterns(result: AttentionPatterns, *, path: str | Path | None = None) -> Figure:
-    """Draw how much attention goes to each place, and to each class of tokens where there are some."""
+    """Draw how much attention goes to each place, and to each class of tokens if there are classes."""
     places = {name: getattr(result, name) for name in ("previous", "next", "self", "first")}
     classes = {name: result.attention_to(name) for name in result.classes[:-1]}  # the last is all others
     panels = {"to a place": places}

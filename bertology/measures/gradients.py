@@ -72,24 +72,24 @@ class GradientsAccumulator(MapAccumulator):
         return super().zero(anatomy)
 
     def start_batch(self, batch: Batch) -> None:
-        """Forget the maps of the batch before."""
+        """Forget the maps of the previous batch."""
         self._maps: dict[Site, Tensor] = {}
         self._masks: dict[Site, Tensor] = {}
 
     def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
         """Keep a map for the gradient."""
-        if not weights.requires_grad:  # what is before the maps may be frozen
+        if not weights.requires_grad:  # the layers before the maps may be frozen
             raise UnknownAnatomy(
-                f"no gradient reaches the attention of {site.label}: let what is before it require one, "
-                "as by model.get_input_embeddings().requires_grad_()"
+                f"no gradient reaches the attention of {site.label}: make a parameter before it require a gradient, "
+                "for example with model.get_input_embeddings().requires_grad_()"
             )
         self._maps[site], self._masks[site] = weights, real
 
     def update(self, batch: Batch, outputs: Any) -> None:
-        """One backward pass as far as the maps: each example's loss reaches no map but its own."""
+        """Run one backward pass, up to the maps; the loss of an example depends only on the maps of that example."""
         loss = example_losses(self._loss, outputs, batch).sum()
         if not loss.requires_grad:
-            raise UnknownAnatomy("the loss does not depend on any attention: it was cut from the graph")
+            raise UnknownAnatomy("the loss does not depend on any attention: it was detached from the graph")
         found = torch.autograd.grad(
             loss, list(self._maps.values()), retain_graph=self.keeps_graph, materialize_grads=True, allow_unused=True
         )
@@ -108,7 +108,7 @@ class GradientsAccumulator(MapAccumulator):
         self.pairs[site.row] += (keys.sum(1) * real.sum(1)[:, None]).sum(0).to(self.pairs.device)
 
     def end_batch(self, batch: Batch) -> None:
-        """Let the maps go."""
+        """Release the maps."""
         self._maps, self._masks = {}, {}
 
     def compute(self) -> AttentionGradients:
@@ -135,14 +135,15 @@ def attention_gradients(
     """Measure how much the loss would change with each head's attention, by token class (Clark et al. 2019, figure 3).
 
     The mean of |∂L/∂α_ij| over real queries i and keys j of a class, L being each example's own loss. Where it is near
-    zero, attending more or less to these tokens hardly changes what the model does. Holds the maps of one batch.
+    zero, attending more or less to these tokens hardly changes what the model does. The maps of one batch are kept
+    in memory.
 
     Args:
         model: a model with a task head, under any attention implementation; left as it was found.
         batches: one mapping of model arguments with labels, or an iterable of them.
         tokens: classes of tokens by name: token ids, strings, or a function of the batch that gives [batch, token],
             bool; all other tokens are the class `other`.
-        tokenizer: knows the ids of strings.
+        tokenizer: needed for classes that are given as strings: it looks up their ids.
         loss: one loss per example, `f(outputs, batch) -> [batch]`; by default that of the task head.
         progress: the title of a progress bar; no bar without it.
 

@@ -1,8 +1,8 @@
 """How different is the attention of every two heads?
 
 The Jensen-Shannon divergence of p and q, with m = (p + q) / 2, is H(m) - H(p)/2 - H(q)/2. Summed over queries, it is a
-sum over the single weights of their maps, whatever query or text each belongs to: each head's weights are written to
-one long row, and pieces of these rows that stay in the processor's cache are compared.
+sum over the single weights of their maps, whatever query or text each belongs to. So the weights of each head are
+written to one long row, and the rows are compared in pieces that fit into the processor's cache.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class HeadDistances(Result):
     """
 
     js: Annotated[Tensor, axes("head head", unit="nats")]
-    """[head, head], nats: 0 is the same attention, ln 2 no key in common; NaN for pruned heads and across stacks."""
+    """[head, head], nats: 0 for the same attention, ln 2 for no common key; NaN for pruned heads and across stacks."""
     queries: Annotated[Tensor, axes("layer")]
     """[layer]: the real query tokens that were compared."""
     heads_per_layer: int
@@ -65,10 +65,10 @@ class HeadDistances(Result):
         return replace(cut, js=self.js[rows][:, rows])
 
     def embed(self, dims: int = 2, *, seed: int = 0) -> Tensor:
-        """[head, dim]: a point for each head, such that points are as far apart as heads are, as nearly as can be.
+        """[head, dim]: a point for each head; the distances between points approximate those between heads.
 
         Metric multidimensional scaling of `js` itself, as in the paper's Figure 6: the best of five starts
-        (extra `syntax`). NaN for pruned heads. Only distances mean anything: a picture may be turned and mirrored.
+        (extra `syntax`). NaN for pruned heads. Only distances have a meaning: the points may be rotated and reflected.
 
         Raises `DataError` for fewer heads than `dims` + 1, and where heads have no distance, as across stacks.
         """
@@ -109,7 +109,7 @@ class HeadDistances(Result):
     def __str__(self) -> str:
         within, across = self._by_layers()
         lines = [
-            f"HeadDistances: {int(self._there.sum())} heads, Jensen-Shannon distance in nats, "
+            f"HeadDistances: {int(self._there.sum())} heads, Jensen-Shannon divergence in nats, "
             f"{self.reduce} over query tokens" + (f", smoothing {self.smoothing:g}" if self.smoothing else ""),
             f"{'layer':>10}  {'within':>9}  {'to others':>9}  {'tokens':>9}",
         ]
@@ -165,11 +165,11 @@ def _is(wanted: Head, one: Head) -> bool:
 
 
 CACHE_BYTES = 2**19
-"""How much memory a piece takes for each thread: there are two more of its size on the way."""
+"""How many bytes a piece takes for each thread; two temporary tensors of the same size are needed too."""
 DEVICE_BYTES = 2**28
-"""How much memory a piece takes on other devices, where a call costs more than what it does."""
+"""How many bytes a piece takes on other devices, where starting an operation is what costs most."""
 GROUP = 256
-"""How many numbers are summed up in the maps' own precision: sums of more lose digits that the distances need."""
+"""How many elements are summed in the precision of the maps; longer sums lose digits that the distances need."""
 
 
 def weights_in_pieces(
@@ -232,7 +232,7 @@ def _sums_of_pairs(piece: Tensor) -> list[Tensor]:
     """Of each head, [itself and those after it, group]: the sums of m ln m of a piece `[head, weight]`."""
     heads, width = piece.shape
     groups = -(-width // GROUP)
-    # Half of each weight, so that a sum of two is m; with the smallest number on top, for which x ln x is as good as 0.
+    # Half of each weight, so that a sum of two is m; plus the smallest positive number, for which x ln x is nearly 0.
     halves = piece.new_full((heads, groups * GROUP), torch.finfo(piece.dtype).tiny)
     halves[:, :width].add_(piece, alpha=0.5)
     means, logs = torch.empty_like(halves), torch.empty_like(halves)
@@ -250,7 +250,7 @@ def _sums_of_pairs(piece: Tensor) -> list[Tensor]:
 class DistancesAccumulator(MapAccumulator):
     """Sums the distances of every two heads over every real query's attention, for `accumulate`.
 
-    The maps of all layers are kept until the forward pass of a batch is done: it takes as much memory as they do.
+    The maps of all layers are kept in memory until the forward pass of a batch is done.
     """
 
     total: Tensor = stat("layer head layer head")
@@ -269,7 +269,7 @@ class DistancesAccumulator(MapAccumulator):
         return str(self._smoothing)
 
     def start_batch(self, batch: Batch) -> None:
-        """Forget the maps of the batch before."""
+        """Forget the maps of the previous batch."""
         self._maps: dict[Site, list[Tensor]] = {}
         self._real: dict[Site, list[Tensor]] = {}
 
@@ -332,7 +332,7 @@ def head_distances(
     reduce: Reduce = "mean",
     progress: str | None = None,
 ) -> HeadDistances:
-    """Measure how far apart the attention of every two heads is: their Jensen-Shannon distance, in nats.
+    """Measure how far apart the attention of every two heads is: their Jensen-Shannon divergence, in nats.
 
     JS(p, q) = H(m) - H(p)/2 - H(q)/2 with m = (p + q)/2, of two heads' attention from the same query token, averaged
     over all real query tokens of all examples (Clark et al. 2019, §6). Padding is no query and no key. The heads of

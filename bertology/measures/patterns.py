@@ -18,7 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
-from .entropy import Average, check_average, folded
+from .entropy import Average, batch_average, check_average
 
 
 def places(x: Tensor, start: int, first: Tensor) -> dict[str, Tensor]:
@@ -62,14 +62,14 @@ _CLASSES = ("to", "within", "from_rest")
 class AttentionPatterns(Result):
     """The surface patterns of each head's attention, averaged over the real queries of a data set.
 
-    Where a query stands among the keys is known where both are the same tokens. In cross attention, over a cache of
-    earlier keys and where a layer pools tokens, all but `confidence` are NaN.
+    Most patterns need the position of each query among the keys, which is known only if both are the same tokens. In
+    cross attention, with a cache of earlier keys, and in layers that pool tokens, all fields but `confidence` are NaN.
     """
 
     previous: Annotated[Tensor, axes("layer head")]
-    """[layer, head], 0 to 1: the attention to the token before; the first token has none."""
+    """[layer, head], 0 to 1: the attention to the previous token; the first token has none."""
     next: Annotated[Tensor, axes("layer head")]
-    """[layer, head], 0 to 1: the attention to the token behind; the last token has none."""
+    """[layer, head], 0 to 1: the attention to the next token; the last token has none."""
     self: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: the attention to the token itself."""
     first: Annotated[Tensor, axes("layer head")]
@@ -84,7 +84,7 @@ class AttentionPatterns(Result):
     to: Annotated[Tensor, axes("layer head class")]
     """[layer, head, class], 0 to 1: the attention from all tokens to each class of tokens, `classes`."""
     within: Annotated[Tensor, axes("layer head class")]
-    """[layer, head, class], 0 to 1: the attention from the tokens of a class to that class; NaN if no query is."""
+    """[layer, head, class], 0 to 1: the attention from the tokens of a class to that class; NaN if it has none."""
     from_rest: Annotated[Tensor, axes("layer head class")]
     """[layer, head, class], 0 to 1: the attention from the tokens that are not of a class to that class."""
     queries: Annotated[Tensor, axes("layer")]
@@ -147,7 +147,7 @@ class PatternsAccumulator(MapAccumulator):
         return {"class": len(self._classes.names)}
 
     def start_batch(self, batch: Batch) -> None:
-        """Forget the sums of the batch before."""
+        """Forget the sums of the previous batch."""
         self._batch, self._queries = batch, RealQueries(self.anatomy, batch)
         self._sums: dict[Site, dict[str, Tensor]] = {}
         self._positions: dict[Site, tuple[int, int]] = {}
@@ -184,9 +184,9 @@ class PatternsAccumulator(MapAccumulator):
         row, heads, count = site.row, list(site.kept), found["count"]
         self.queries[row] += count.sum()
         self.examples[row] += (count > 0).sum()
-        self.over[row] += folded(count, count, self._average)[1]
+        self.over[row] += batch_average(count, count, self._average)[1]
         for name in found.keys() & {*_KINDS, "to"}:
-            getattr(self, name)[row, heads] += folded(found[name], count, self._average)[0]
+            getattr(self, name)[row, heads] += batch_average(found[name], count, self._average)[0]
         if "first" in found:
             sunk = found["first"] > self._threshold * count[:, None]
             self.sink[row, heads] += sunk[count > 0].sum(0)
@@ -200,7 +200,7 @@ class PatternsAccumulator(MapAccumulator):
         ):
             # [batch, class, head]: each class has queries of its own.
             sums = found[name].movedim(1, -1)
-            total, over = folded(sums, members, self._average)
+            total, over = batch_average(sums, members, self._average)
             getattr(self, name)[row, heads] += total.movedim(-1, 0)
             divisor[row] += over
 

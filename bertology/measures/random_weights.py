@@ -17,16 +17,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def randomized(model: M, *, seed: int = 0) -> M:
-    """A copy of a model with weights drawn anew, as before training; only its embeddings stay (Clark et al. 2019, §5).
+    """A copy of a model with new random weights, as before training, except for its embeddings (Clark et al. 2019, §5).
 
-    The embeddings of words, positions and token types keep their weights, and so does what is tied to them. All else
-    is set as in a new model. What a probe makes of such a model, it knows itself.
+    The embeddings of words, positions and token types keep their weights, and so do the weights that are tied to
+    them. All others are initialized as in a new model. What a probe predicts from such a model, it has learned itself.
 
     Args:
-        model: a model of transformers; it stays as it is, and so does torch's random state.
-        seed: of the random numbers.
+        model: a model of transformers. It is not changed, and neither is the random state of torch.
+        seed: the seed of the random weights.
 
-    Raises `DataError` for a model that is none of transformers', or with weights that it does not set when it is new.
+    Raises `DataError` for a model that is not one of transformers, or that has weights which it does not initialize.
 
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))

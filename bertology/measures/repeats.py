@@ -21,30 +21,31 @@ from ..streaming.accumulator import MapAccumulator, stat
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RepeatScores(Result):
-    """Where heads look from a token that occurred before, which tells induction and duplicate-token heads.
+    """Where heads attend to from a repeated token: the scores of induction and duplicate-token heads.
 
-    An induction head looks at the token behind the earlier occurrence, and so repeats what came then (Elhage et al.
-    2021, Olsson et al. 2022); a duplicate-token head looks at the earlier occurrence itself (Wang et al. 2023).
+    An induction head attends to the token that came next after the earlier occurrence, and so predicts it again (Elhage
+    et al. 2021, Olsson et al. 2022). A duplicate-token head attends to the earlier occurrence itself (Wang et al.
+    2023).
     """
 
     induction: Annotated[Tensor, axes("layer head")]
-    """[layer, head], 0 to 1: the attention to what stands behind earlier occurrences of the same token; NaN if none."""
+    """[layer, head], 0 to 1: the attention to the next tokens of earlier occurrences of the same token; NaN if none."""
     duplicate: Annotated[Tensor, axes("layer head")]
     """[layer, head], 0 to 1: the attention to earlier occurrences of the same token; NaN if no token has any."""
     previous: Annotated[Tensor, axes("layer head")]
-    """[layer, head], 0 to 1: the attention to the token before, from all tokens that have one; NaN if none has."""
+    """[layer, head], 0 to 1: the attention to the previous token, from all tokens that have one; NaN if none has."""
     followers: Annotated[Tensor, axes("layer")]
-    """[layer], int64: the tokens behind whose earlier occurrences another token stands before them."""
+    """[layer], int64: how many tokens have an earlier occurrence whose next token comes before them."""
     repeats: Annotated[Tensor, axes("layer")]
-    """[layer], int64: the tokens that occurred before in their text."""
+    """[layer], int64: how many tokens occurred before in their text."""
     queries: Annotated[Tensor, axes("layer")]
-    """[layer], int64: the tokens with one before them."""
+    """[layer], int64: how many tokens have a previous token."""
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
 
 class RepeatsAccumulator(MapAccumulator):
-    """Sums the attention to earlier occurrences, to what is behind them and to the token before, for `accumulate`."""
+    """Sums the attention to earlier occurrences, to the tokens after them and to the previous token."""
 
     induction: Tensor = stat("layer head")
     duplicate: Tensor = stat("layer head")
@@ -59,7 +60,7 @@ class RepeatsAccumulator(MapAccumulator):
     def start_batch(self, batch: Batch) -> None:
         """Get ready to find which tokens occur again."""
         if not isinstance(batch.get(IDS_ARGUMENT), Tensor):
-            raise DataError("which tokens occur again is told by their ids: the batch has no input_ids")
+            raise DataError("repeated tokens are found by their ids, but the batch has no input_ids: pass them")
         self._batch, self._tokens = batch, RealQueries(self.anatomy, batch)
         self._patterns: dict[tuple[str, int, int], dict[str, Tensor]] = {}
 
@@ -99,23 +100,24 @@ def _patterns(ids: Tensor, real: Tensor, mask: Tensor, rows: slice) -> dict[str,
     places = torch.arange(ids.shape[1], device=ids.device)
     before = (places < places[rows, None]) & real[:, None] & mask[..., None]
     same = (ids[:, rows, None] == ids[:, None]) & before
-    behind = torch.zeros_like(same)
-    behind[:, :, 1:] = same[:, :, :-1]
-    return {"duplicate": same, "induction": behind & before, "previous": (places == places[rows, None] - 1) & before}
+    after = torch.zeros_like(same)
+    after[:, :, 1:] = same[:, :, :-1]
+    return {"duplicate": same, "induction": after & before, "previous": (places == places[rows, None] - 1) & before}
 
 
 def repeat_scores(
     model: nn.Module, batches: Batches, *, rows: int | None = None, progress: str | None = None
 ) -> RepeatScores:
-    """Measure how much each head attends to earlier occurrences of a token, to what stood behind them, and just before.
+    """Measure how much each head attends to earlier occurrences of a token, to the tokens after them, and to the
+    previous token.
 
-    Usual in decoders, and most telling on `repeated_tokens`, where nothing but a repetition can be attended to. Each
-    score averages over the real tokens that have such a token before them; padding is neither query nor key.
+    Usual for decoders, and clearest on `repeated_tokens`, where nothing but the repetition can be predicted. Each score
+    is the mean over the real tokens that have such a token before them; padding is neither query nor key.
 
     Args:
         model: any model that attends from the text's tokens to themselves, given `input_ids`; left as it was found.
         batches: one mapping of model arguments, or an iterable of them.
-        rows: how many query rows are looked at at a time; by default as many as fit into 64 MiB.
+        rows: how many query rows are read at a time; by default as many as fit into 64 MiB.
         progress: the title of a progress bar; no bar without it.
 
     Raises `DataError` for batches without token ids.
@@ -131,14 +133,14 @@ def repeat_scores(
 def repeated_tokens(
     vocabulary: range | list[int], *, length: int, examples: int = 16, times: int = 2, seed: int = 0
 ) -> dict[str, Tensor]:
-    """A batch of random token sequences, each said several times in a row: nothing but the repetition can be known.
+    """A batch of random token sequences, each repeated several times: only the repetition can be predicted.
 
     Args:
-        vocabulary: the ids to draw from, special tokens best left out.
+        vocabulary: the ids to draw from, best without special tokens.
         length: how many tokens are repeated; no token occurs twice among them.
         examples: how many sequences.
-        times: how often each is said.
-        seed: of the draw; the global random state is left alone.
+        times: how often each sequence occurs in its row.
+        seed: the seed of the random draw; the global random state is not changed.
 
     Raises `DataError` for a vocabulary smaller than `length`, and for fewer than two times.
 
@@ -148,10 +150,10 @@ def repeated_tokens(
     ids = torch.tensor(sorted(set(vocabulary)))
     if not 0 < length <= len(ids) or times < 2 or examples < 1:
         raise DataError(
-            f"wanted a length from 1 to the {len(ids)} ids, said at least twice, in one example or more; got "
+            f"wanted length from 1 to {len(ids)}, the number of ids, times 2 or more, and examples 1 or more; got "
             f"length {length}, times {times}, examples {examples}"
         )
     draw = torch.Generator().manual_seed(seed)
     rows = torch.stack([ids[torch.randperm(len(ids), generator=draw)[:length]] for _ in range(examples)])
-    said = rows.repeat(1, times)
-    return {IDS_ARGUMENT: said, MASK_ARGUMENT: torch.ones_like(said)}
+    ids = rows.repeat(1, times)
+    return {IDS_ARGUMENT: ids, MASK_ARGUMENT: torch.ones_like(ids)}

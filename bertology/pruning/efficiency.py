@@ -33,8 +33,8 @@ def weight_bytes(model: nn.Module) -> int:
 def activation_bytes(model: nn.Module, batch: Mapping[str, Any]) -> int:
     """The most bytes that one forward pass holds at a time, weights and inputs not counted.
 
-    On CUDA this is the peak of torch's allocator. Elsewhere torch keeps no such number, and the tensors that are alive
-    are counted, as each operation makes them: the scratch space inside of an operation is not seen.
+    On CUDA this is the peak of torch's allocator. Elsewhere torch does not record a peak: the tensors that are
+    alive are counted after each operation, without the temporary memory inside an operation.
     """
     device = device_of(model)
     if device.type == "cuda":
@@ -169,22 +169,23 @@ def compare_efficiency(
     """Compare what two models cost: parameters, memory, operations, and the time of a forward pass (Michel et al. 2019,
     §4.3).
 
-    Each model is warmed up at each batch size. Then they run in turn, before, after, before, after, so that a machine
-    that grows slower meets both alike. A pass ends when the device has done its work. One forward pass is one pass:
+    Each model is warmed up at each batch size. Then both run in turn (before, after, before, after), so that a machine
+    that becomes slower affects both equally. A pass ends when the device has finished. Only the forward pass is timed:
     no loss, no gradient, no copy of the outputs.
 
     Args:
         before: a model, in whatever form it will be used (compiled, in half precision); left as it was.
         after: the other, on the same device. `prune_heads` works in place: `before = copy.deepcopy(model)` first.
-        inputs: a batch from which examples are taken, from the start and round again where it has too few; or
+        inputs: a batch from which examples are taken, which are repeated from the start if it has too few; or
             `f(size) -> batch`. Labels are left out.
         batch_sizes: how many examples are in a batch.
         rounds: how often each model is timed at each batch size.
         seconds: how long a round takes at least: short passes are repeated, equally often for both models.
         progress: the title of a progress bar over batch sizes and rounds; no bar without it.
 
-    Operations are counted with attention as plain matrix products, since torch's fused kernels for the CPU tell the
-    counter nothing. Attention in packages of its own (flash_attention_2) goes uncounted: count those under "sdpa".
+    Operations are counted with attention as plain matrix products, since the counter does not see torch's
+    fused kernels for the CPU. Attention from other packages (flash_attention_2) is not counted: load the model with
+    "sdpa" to count it.
 
     Raises `DataError` for one model given twice, for models on several devices and for sizes that make no sense.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, and a shape beside for print without any.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; markers also differ, for print without colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKERS = "os^DvPX*"
 _GREY = "#c4c4c4"
@@ -85,7 +85,7 @@ def over_layers(
         unit: what the values are, beside the axis.
         title: above the picture.
         level: a name, and a number or one a layer [layer], drawn as a dashed line: ("uniform", math.log(128)).
-        path: where to write the picture, too.
+        path: the file to which the picture is also written.
 
     Raises `ShapeError` for values of other shapes, `DataError` where there is nothing to draw.
 
@@ -107,13 +107,13 @@ def layer_points(
     title: str | None = None,
     level: tuple[str, Tensor | float] | None = None,
 ) -> None:
-    """`over_layers`, on axes that are there."""
+    """`over_layers`, on existing axes."""
     for name, values in series.items():
         if values.dim() != 2 or len(values) != len(labels):
             raise ShapeError(
                 f"{name!r} must be [layer, head] with a row for each of {len(labels)} labels, got {list(values.shape)}"
             )
-    # Beyond a cache or in cross attention a pattern is no head's.
+    # With a cache or in cross attention all values of a pattern can be NaN.
     there = {name: x.detach().cpu().double() for name, x in series.items() if not x.isnan().all()}
     if not there:
         raise DataError(f"nothing to draw: {', '.join(series) or 'no series'} without any value")
@@ -151,7 +151,7 @@ def head_map(
 ) -> Figure:
     """Draw heads on a plane, in the colour of their layer or of their group (extra `plot`).
 
-    Picture 6 of Clark et al. (2019): only distances mean something, so that there are no axes. Heads are named where
+    Picture 6 of Clark et al. (2019): only distances have a meaning, so no axes are drawn. Heads are named where
     there is room, with `groups` only those in one. Heads without a place (NaN) are left out.
 
     Args:
@@ -159,7 +159,7 @@ def head_map(
         heads: which head each point is, in the same order.
         groups: `{name: heads}`, as `head_behaviours` gives them. A head in several has the colour of the first.
         title: above the picture.
-        path: where to write the picture, too.
+        path: the file to which the picture is also written.
 
     Raises `ShapeError` for other points than one a head, `HeadError` for a head in a group that has no point,
     `DataError` where there is nothing to draw.
@@ -219,7 +219,7 @@ def width_of(labels: Sequence[str]) -> float:
 
 
 def _marker(number: int) -> str:
-    # From the ninth on, colours come again, with other shapes.
+    # From the ninth on, colours repeat with other markers.
     return MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
 
 

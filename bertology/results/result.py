@@ -111,7 +111,7 @@ class Result:
         """Draw the result (extra `plot`): the picture that its class has registered with `draws`.
 
         `field` names a `[layer, head]` field, of which a heat map is drawn instead. The other options are those of the
-        registered picture; every one takes `path`, where the picture is written, too.
+        registered picture; each of them takes `path`, the file to which the picture is also written.
         """
         if field is not None:
             picture, options = _pictures[Result], {"field": field, **options}

@@ -12,17 +12,17 @@ from torch import Tensor
 from ..errors import DataError
 
 CELLS = 10_000_000
-"""How many numbers are drawn, or looked through, at a time, at most."""
+"""The most elements that are drawn, or searched for quantiles, at a time."""
 
 
 def check_resamples(resamples: int) -> None:
     """Raise `DataError` unless the bootstrap draws at least once."""
     if resamples < 1:
-        raise DataError(f"resamples is how often the bootstrap draws, 1 or more, got {resamples}")
+        raise DataError(f"resamples, the number of bootstrap draws, must be 1 or more, got {resamples}")
 
 
 def bootstrap_draws(examples: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """[draw, example] int64, some draws at a time: the examples of each draw, by their numbers, with replacement.
+    """[draw, example] int64, some draws at a time: the indices of the examples of each draw, with replacement.
 
     Raises `DataError` for fewer than 1 resamples, and where there are no examples.
     """
@@ -60,7 +60,7 @@ def percentile_interval(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
     if not 0 < level < 1:
         raise DataError(f"level is the share of intervals that hold the truth, between 0 and 1, got {level}")
     few = draws.isnan().to(torch.float64).mean(0) >= 0.05
-    # torch finds quantiles of some millions of numbers at a time.
+    # torch can compute quantiles of only some millions of elements at a time.
     columns, size = draws.reshape(len(draws), -1), max(1, CELLS // len(draws))
     parts = [columns[:, start : start + size] for start in range(0, columns.shape[1], size)]
     low, high = (
@@ -74,7 +74,7 @@ Interval = tuple[float, float]
 
 
 def wilson_interval(right: int, total: int, level: float = 0.95) -> Interval:
-    """Wilson's score interval of a share: of `right` in `total`. NaN of nothing.
+    """Wilson's score interval of a share: of `right` in `total`. NaN if `total` is 0.
 
     >>> [round(end, 3) for end in wilson_interval(8, 10)]
     [0.49, 0.943]
@@ -92,8 +92,8 @@ def gain_interval(only_one: int, only_other: int, total: int, level: float = 0.9
     """How much more often one is right than the other, on the same items: the interval of Agresti and Min (2005).
 
     `only_one` and `only_other` count the items on which one of the two is right and the other is not. Wald's interval,
-    with half an item added to each cell of the table of both: of few items, that all agree proves little. NaN of
-    nothing.
+    with half an item added to each cell of the table of both: if there are few items, full agreement proves little.
+    NaN if `total` is 0.
 
     >>> [round(end, 3) for end in gain_interval(30, 10, 100)]
     [0.079, 0.313]

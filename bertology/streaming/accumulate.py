@@ -33,8 +33,8 @@ def accumulate(
         model: any model with attention heads; measured in eval mode, and left as it was found.
         batches: one mapping of model arguments, or an iterable of them.
         accumulators: what to measure, for example `ImportanceAccumulator(), EntropyAccumulator()`.
-        checkpoint: a file to which the sums are written every minute, and from which a pass that was cut off goes on,
-            given the same model and data. It is removed when the pass is complete. Each process needs its own.
+        checkpoint: a file to which the sums are written every minute, and from which an interrupted pass resumes, given
+            the same model and data. It is removed when the pass is complete. Each process needs its own.
         progress: the title of a progress bar; no bar without it.
 
     Returns one result an accumulator, in their order. Under `torch.distributed`, give each process its share of the

@@ -40,7 +40,7 @@ class Stat:
 
 
 def stat(axes: str, dtype: torch.dtype = torch.float64) -> Any:
-    """Declare a sum of an accumulator: `total: Tensor = stat("layer head")`. An empty string declares one number."""
+    """Declare a sum of an accumulator: `total: Tensor = stat("layer head")`. An empty string declares a scalar."""
     return Stat(axes, dtype)
 
 
@@ -55,7 +55,7 @@ class Accumulator(ABC):
     needs_gradient: ClassVar[bool] = False
     needs_labels: bool = False
     keeps_graph: bool = False
-    """Whether another one takes gradients of the same outputs after this one; `accumulate` says so."""
+    """Whether another accumulator takes gradients of the same outputs after this one; `accumulate` sets it."""
     anatomy: Anatomy
 
     def zero(self: A, anatomy: Anatomy) -> A:
@@ -133,7 +133,7 @@ class MapAccumulator(Accumulator):
     """Whether `read` needs each map in one piece, not in blocks of query rows."""
     text_only: ClassVar[bool] = False
     """Whether `read` is given only maps from the tokens of the text to the same tokens, each in one piece: no cross
-    attention, no decoder behind an encoder, no layer that pools tokens."""
+    attention, no decoder after an encoder, no layer that pools tokens."""
     rows: int | None = None
     """The most query rows that `read` is given at a time; by default as many as fit into 64 MiB."""
 
@@ -153,7 +153,7 @@ class MapAccumulator(Accumulator):
         """
 
     def update(self, batch: Batch, outputs: Any) -> None:
-        """Add what the outputs of a batch tell; by default nothing."""
+        """Add to the sums what the outputs of a batch give; by default nothing."""
 
     def end_batch(self, batch: Batch) -> None:
         """Finish a batch after the forward pass, for sums that need all blocks of it."""

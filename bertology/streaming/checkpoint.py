@@ -31,10 +31,10 @@ class Resumable(Protocol):
         """All tensors that it needs to resume."""
 
     def numbers(self) -> dict[str, Any]:
-        """All else that it needs, as JSON takes it."""
+        """All other values that it needs, which JSON can hold."""
 
     def resume(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Take up the work where it was interrupted."""
+        """Resume the work where it was interrupted."""
 
 
 class Checkpoint:
@@ -43,7 +43,7 @@ class Checkpoint:
     Args:
         path: the file, in a folder that exists.
         digest: tells this work from other work.
-        otherwise: what the file is of if its digest is another: the words of the error.
+        otherwise: words for the error: what the file belongs to if its digest differs.
 
     Raises `DataError` for a path that cannot be a file.
     """

@@ -2,8 +2,8 @@
 
 On long texts the maps of plain attention are computed here, in blocks that stay in the processor's cache, and their
 entropy from the scores: H = ln z - Σ e·s / z with e = exp(s), z = Σ e needs no logarithm of every weight. Whether an
-attention is plain is checked on a few query rows, against the model's own function, with the queries at hand and with
-others: soft-capping, sinks and anything else that a model adds shows there.
+attention is plain is checked on a few query rows, against the model's own function, with the real queries and
+with others: these show soft-capping, sinks and anything else that a model adds.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def test_scores_check_their_counts():
         scores.interval(average="mean")
     with pytest.raises(DataError, match="between 0 and 1, got 95"):
         scores.interval(95)
-    with pytest.raises(DataError, match="resamples is how often the bootstrap draws, 1 or more, got 0"):
+    with pytest.raises(DataError, match="resamples, the number of bootstrap draws, must be 1 or more, got 0"):
         scores.interval(resamples=0)
 
 

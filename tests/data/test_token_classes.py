@@ -160,7 +160,7 @@ def test_other_errors(minilm):
     model = BY_NAME["bert"].build()
     with pytest.raises(DataError, match="'xyzzyx' is not a token of this tokenizer"):
         attention_patterns(model, batch(), tokens={"a": "xyzzyx"}, tokenizer=AutoTokenizer.from_pretrained(minilm))
-    with pytest.raises(DataError, match="average is over every 'query' alike"):
+    with pytest.raises(DataError, match="average must be 'query' or 'example'"):
         attention_patterns(model, batch(), average="mean")
     with pytest.raises(DataError, match="no token class 'b': there are a, other"):
         attention_patterns(model, batch(), tokens={"a": [3]}).attention_to("b")

@@ -162,11 +162,13 @@ def test_errors(monkeypatch):
         found.significance()
     with pytest.raises(DataError, match="correction takes 'holm', 'bh' or None, got 'bonferroni'"):
         found.significance("t", correction="bonferroni")
-    with pytest.raises(DataError, match="resamples is how often the bootstrap draws, 1 or more, got 0"):
+    with pytest.raises(DataError, match="resamples, the number of bootstrap draws, must be 1 or more, got 0"):
         found.significance(of="loss", resamples=0)
     numbers = {**batch(), "labels": torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)}
     regression = head_ablation(bert("SequenceClassification", num_labels=1), numbers, metric="pearson")
-    with pytest.raises(DataError, match="this test is about labels being right, which these are not: take of='loss'"):
+    with pytest.raises(
+        DataError, match="this test needs classes that are right or wrong, got other labels: take of='loss'"
+    ):
         regression.significance("t")
     lm = head_ablation(BY_NAME["bert"].build(), texts(1), metric="inverse_loss")
     assert lm.significance("t").of == "loss"

@@ -106,7 +106,7 @@ def test_errors():
     with pytest.raises(DataError, match="no token class 'b': there are a, other"):
         attention_gradients(model, batch(), tokens={"a": [3]}).gradient_to("b")
     model.requires_grad_(False)
-    with pytest.raises(UnknownAnatomy, match="no gradient reaches the attention of encoder.0: let what is before"):
+    with pytest.raises(UnknownAnatomy, match="no gradient reaches the attention of encoder.0: make a parameter before"):
         attention_gradients(model, batch(), tokens={"a": [3]})
     model.get_input_embeddings().requires_grad_()
     assert attention_gradients(model, batch(), tokens=CLASSES).values.isfinite().all()

@@ -415,7 +415,7 @@ def test_saved_and_loaded(tmp_path):
 def test_printed_by_layer():
     js = torch.tensor([[0, 0.1, 0.2, 0.4], [0.1, 0, 0.2, 0.4], [0.2, 0.2, 0, 0.5], [0.4, 0.4, 0.5, 0]])
     lines = str(made(js, 2, ("0", "1"))).splitlines()
-    assert lines[0] == "HeadDistances: 4 heads, Jensen-Shannon distance in nats, mean over query tokens"
+    assert lines[0] == "HeadDistances: 4 heads, Jensen-Shannon divergence in nats, mean over query tokens"
     assert [line.split() for line in lines[2:]] == [["0", "0.1", "0.3", "1"], ["1", "0.5", "0.3", "1"]]
     assert "smoothing 0.001" in str(head_distances(BY_NAME["bert"].build(), batch(), smoothing=0.001))
 

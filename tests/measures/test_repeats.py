@@ -85,7 +85,7 @@ def test_repeated_tokens_repeat():
 
 
 def test_errors():
-    with pytest.raises(DataError, match="wanted a length from 1 to the 3 ids, said at least twice"):
+    with pytest.raises(DataError, match="wanted length from 1 to 3, the number of ids, times 2 or more"):
         repeated_tokens(range(3), length=4)
     with pytest.raises(DataError, match="times 1"):
         repeated_tokens(range(3), length=2, times=1)

@@ -84,7 +84,7 @@ def test_levels_are_shares(level):
 
 
 def test_the_bootstrap_wants_draws_and_examples():
-    with pytest.raises(DataError, match="resamples is how often the bootstrap draws, 1 or more, got 0"):
+    with pytest.raises(DataError, match="resamples, the number of bootstrap draws, must be 1 or more, got 0"):
         bootstrap_sums(torch.rand(3), resamples=0, seed=0)
     with pytest.raises(DataError, match="1 example or more, got none"):
         bootstrap_sums(torch.rand(0), resamples=1, seed=0)

@@ -71,7 +71,7 @@ def head_ablation(
     once for all heads of its layer, so that the cost is about half a forward pass for each head.
 
     Args:
-        model: a model with a task head; it is only gated, never changed.
+        model: a model with a task head; it is gated, and never changed.
         batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them.
         metric: as in `score`: a GLUE metric by name, "inverse_loss" (for language models), or
             `f(logits, labels) -> float`. Logits of all examples are kept for each head.
@@ -131,7 +131,7 @@ class SoleHeadAblation(PairedResult):
     leaking: bool
     """Whether heads were chosen on the data that they are scored on, which makes `change` too optimistic."""
     leaking_change: Annotated[Tensor, axes("layer")]
-    """[layer]: what `change` is when heads are chosen on the data that they are scored on."""
+    """[layer]: `change` if the heads are chosen on the data that they are scored on."""
 
     def _tested(self) -> Tensor:
         """The chosen heads, one in each layer: the correction is for the number of layers."""
@@ -159,7 +159,7 @@ def sole_head_ablation(
     is chosen on separate data, `choose_on`: a head that is chosen and scored on the same data is partly best by chance.
 
     Args:
-        model: a model with a task head; it is only gated, never changed.
+        model: a model with a task head; it is gated, and never changed.
         batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them.
         metric: as in `head_ablation`.
         choose_on: the data that the heads are chosen on; by default `batches`, and the result is marked as `leaking`.

@@ -111,7 +111,7 @@ class ImportanceAccumulator(Accumulator):
         return f"{self._granularity} {loss_name(self._own)}"
 
     def zero(self, anatomy: Anatomy) -> ImportanceAccumulator:
-        """Forget everything; find the loss before any work is done."""
+        """Set the sums to 0, and find the loss before any work is done."""
         if not anatomy.present.any():
             raise DataError("there is nothing to rank: every head of this model was pruned")
         for site in anatomy.sites:
@@ -288,7 +288,7 @@ def importance_through_training(
     or train a model and yield it now and then: measuring does not change the model.
 
     Args:
-        checkpoints: pairs of a training step's number and a model, or a folder to load it from.
+        checkpoints: pairs of a training step and a model, or a folder to load the model from.
         batches: one mapping of model arguments with labels, or an iterable of them (not an iterator: it is read again
             for each checkpoint).
         load: `f(folder) -> model`; by default `AutoModelForSequenceClassification.from_pretrained`, on the CPU.

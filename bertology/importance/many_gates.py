@@ -50,7 +50,7 @@ WAYS = ("projection", "block", "copies", "alone")
 
 
 class Seen(NamedTuple):
-    """What is kept of a pass on copies of a batch."""
+    """The results of a pass on copies of a batch that are kept."""
 
     losses: Tensor
     """[copy, example]"""
@@ -63,10 +63,10 @@ class Seen(NamedTuple):
 
 
 class Branches:
-    """Runs copies of a batch under gates `[copy, layer, head]`, and goes on from a recorded pass where that is proved.
+    """Runs copies of a batch under gates `[copy, layer, head]`, resumed from a recorded pass where that is exact.
 
-    `inputs` makes of a batch what the model is run on, and `look` makes of outputs, the batch and the number of copies
-    what is wanted of them.
+    `inputs` turns a batch into the model's arguments, and `look` takes outputs, the batch and the number of copies, and
+    returns what is kept.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Branches:
     def each(
         self, record: Recording, base: Seen, batch: Batch, gates: Tensor, numbers: int
     ) -> Iterator[tuple[Tensor, Seen]]:
-        """Run a recorded batch under each set of gates [variant, layer, head]; which variants, and what was seen.
+        """Run a recorded batch under each set of gates [variant, layer, head]; yield the variants and their results.
 
-        Variants that change no layer that ran do not come. `base` is what was seen of the recorded pass, `numbers` how
-        many numbers it put out.
+        Variants that change no layer that ran are left out. `base` holds the results of the recorded pass, and
+        `numbers` is the number of elements of its largest output.
         """
         starts: dict[int, list[int]] = {row: [] for row in record.attentions}
         for variant, rows in enumerate((gates != 1).any(-1)):
@@ -153,7 +153,7 @@ class Branches:
         return new.reshape(-1, *call.projected.shape[1:])
 
     def _mix(self, gates: Tensor, batch: Batch) -> Callable[[Site, Tensor], Tensor]:
-        """Mix heads' outputs with what stands in for them: x ξ + s (1 - ξ)."""
+        """Mix the outputs of heads with their replacement: x ξ + s (1 - ξ)."""
 
         def edit(site: Site, x: Tensor) -> Tensor:
             some = gates[:, site.row, list(site.kept)]
@@ -171,9 +171,9 @@ class Branches:
     def _prove(self, batch: Batch, rows: list[int]) -> None:
         """Find out how a pass can resume at each layer, on the batch's first two examples.
 
-        What a model hands from layer to layer by other ways than its blocks' outputs would be missing, or left from
-        another pass. So two copies, one as it is and one with the layer's gates half closed, must come out as they do
-        from whole passes, right after a pass that changed every layer.
+        State that a model passes from layer to layer outside the outputs of its blocks would be missing, or left over
+        from another pass. So two copies, one unchanged and one with the layer's gates at one half, must give the same
+        outputs as whole passes, directly after a pass that changed every layer.
         """
         few = some_examples(batch, slice(2))
         self._first_position_only = False
@@ -194,7 +194,7 @@ class Branches:
                 self._short.discard(row)
 
     def _reads_first(self, record: Recording, base: Seen, batch: Batch) -> bool:
-        """Whether of the last block only the first position of each row is read, for all rows of this batch."""
+        """Whether only the first position of each row of the last block is read, for all rows of this batch."""
 
         def end() -> Seen:
             with record.resumed_after_last_block():
@@ -210,7 +210,7 @@ class Branches:
         return self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
 
     def _gives(self, run: Callable[[], Seen], wanted: Sequence[Tensor]) -> bool:
-        """Whether a pass comes to an end, with these losses and logits but for rounding."""
+        """Whether a pass ends without an error, with these losses and logits up to rounding."""
         try:
             found = run()
         except Exception:  # whatever the model misses
@@ -242,7 +242,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class VariantScores(Result):
-    """How well a model does as it is, in row 0, and under each set of gates, in the rows after it."""
+    """The scores of the whole model, in row 0, and under each set of gates, in the rows after it."""
 
     scores: Annotated[Tensor, axes("variant")]
     """[variant]: the metric."""
@@ -273,7 +273,7 @@ class VariantScores(Result):
 
 
 class VariantAccumulator(Accumulator):
-    """Runs every batch under many sets of gates. It runs the model by itself: no other accumulator can be beside it."""
+    """Runs every batch under many sets of gates. It runs the model itself, so it cannot share a pass with others."""
 
     def __init__(
         self,
@@ -342,7 +342,7 @@ class VariantAccumulator(Accumulator):
         return Seen(losses, logits, found.labels[:rows].cpu(), found.example[:rows].cpu())
 
     def state(self) -> dict[str, Tensor]:
-        """All losses and logits so far."""
+        """All losses and logits up to now."""
         kept = {name: torch.empty(0) for name in Seen._fields}
         if self._kept:
             axes = (1, 1, 0, 0)
@@ -385,7 +385,7 @@ def score_variants(
     checkpoint: str | Path | None,
     progress: str | None,
 ) -> VariantScores:
-    """Score a model under sets of gates; heads' means, where they are asked for, are taken over the same data."""
+    """Score a model under sets of gates; the means of heads, if needed, are computed over the same data."""
     if isinstance(replace, str) and replace == "mean":
         check_repeatable(batches, why="replace='mean'")
         # Check everything before the means are computed.

@@ -24,7 +24,7 @@ INVERSE_LOSS = "inverse_loss"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Score(Result):
-    """How well the model did over a data set."""
+    """The score of a model over a data set."""
 
     value: float
     """The metric, higher is better."""
@@ -36,7 +36,7 @@ class Score(Result):
 
 
 class ScoreAccumulator(Accumulator):
-    """Keeps logits and labels of all examples for a metric, for `accumulate`. Merging lays them end to end."""
+    """Keeps logits and labels of all examples for a metric, for `accumulate`. Merging appends them."""
 
     examples: Tensor = stat("", torch.int64)
 
@@ -58,14 +58,14 @@ class ScoreAccumulator(Accumulator):
         self.examples += examples(batch)
 
     def state(self) -> dict[str, Tensor]:
-        """All logits and labels so far."""
+        """All logits and labels up to now."""
         empty = torch.empty(0)
         logits = torch.cat(self._logits) if self._logits else empty
         labels = torch.cat(self._labels) if self._labels else empty
         return super().state() | {"logits": logits, "labels": labels}
 
     def merge(self, other: dict[str, Tensor]) -> ScoreAccumulator:
-        """Lay the other's logits and labels behind ours."""
+        """Append the other's logits and labels to ours."""
         if other["logits"].numel():
             self._logits.append(other["logits"])
             self._labels.append(other["labels"])
@@ -110,7 +110,7 @@ class InverseLossAccumulator(Accumulator):
 
 
 class Predictions(NamedTuple):
-    """What is scored of a batch."""
+    """The logits and labels of a batch that are scored."""
 
     logits: Tensor
     """[row, label], or [row]."""

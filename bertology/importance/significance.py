@@ -51,7 +51,7 @@ class Significance(Result):
 class PairedResult(Result):
     """The part of a result that compares ablated models with the whole model on the same examples.
 
-    Each head of `[layer, head]` stands for one ablated model.
+    Each position of `[layer, head]` is one ablated model.
     """
 
     losses: Annotated[Tensor, axes("layer head example")]
@@ -98,7 +98,7 @@ class PairedResult(Result):
             of: what changed: the "metric" or the "loss".
             correction: for the number of heads: "holm", "bh" (Benjamini-Hochberg) or None.
             metric: the metric itself, for the bootstrap to call, if it is not one of GLUE's.
-            resamples: how often the bootstrap draws; by default 1,000 times, and 400 times for each head that p is
+            resamples: the number of bootstrap resamples; by default 1,000, and 400 for each head that p is
                 corrected for: with fewer, no p could be below 0.01, however large the effect.
             seed: the seed of the bootstrap.
 
@@ -114,7 +114,7 @@ class PairedResult(Result):
 
 
 class _Pairs:
-    """Some of a result's ablated models, one after the other, each paired with the whole model."""
+    """Some ablated models of a result, each paired with the whole model."""
 
     def __init__(self, result: PairedResult, there: Tensor) -> None:
         self.losses, self.base_losses = result.losses[there], result.base_losses  # [variant, example] and [example]

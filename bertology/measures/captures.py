@@ -118,7 +118,7 @@ class HiddenStates(Capture):
     """{stack: [layer, batch, token, hidden]}: layer 0 is the embeddings, layer l what block l returns.
 
     NaN where a layer has fewer tokens than others (Funnel pools them). Several residual streams (Gemma 3n, DeepSeek V4)
-    lie one behind the other."""
+    are concatenated."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
     """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
 
@@ -219,7 +219,7 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
         inputs: one mapping of model arguments; labels are not looked at.
 
     Returns the weights that the model's own eager attention computes. They take
-    layers x batch x heads x queries x keys numbers: for a measure over long texts or many, use `accumulate`,
+    layers x batch x heads x queries x keys elements: for a measure over long texts or many, use `accumulate`,
     which never holds a whole map.
 
         >>> import torch

@@ -45,7 +45,7 @@ def check_anatomy(model: nn.Module | Anatomy, inputs: Batch) -> None:
 
 
 def _check_head(anatomy: Anatomy, batch: Batch, clean: dict[Site, Tensor], head: int) -> None:
-    """Silence one head by its probabilities in all layers at once: nothing but its own numbers may change, to 0."""
+    """Silence one head by its probabilities in all layers at once: only its own elements may change, to 0."""
 
     def compare(site: Site, x: Tensor) -> Tensor:
         before = clean[site]

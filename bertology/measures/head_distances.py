@@ -341,7 +341,7 @@ def head_distances(
     Args:
         model: any model with attention heads, under any attention implementation; left as it was found.
         batches: one mapping of model arguments, or an iterable of them. The maps of all layers of a batch are kept
-            while it runs, layers x batch x heads x queries x keys numbers: take small batches of long texts.
+            while it runs, layers x batch x heads x queries x keys elements: use small batches of long texts.
         smoothing: s in p <- (1 - s) p + s/n, for the n real keys of a text; the paper's code has 0.001.
         reduce: "mean" over all query tokens, as the paper's caption says, or "sum", as its formula and code have it.
         progress: the title of a progress bar; no bar without it.

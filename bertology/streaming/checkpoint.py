@@ -1,7 +1,7 @@
 """Checkpoints, from which interrupted work resumes.
 
-A `Checkpoint` serves a pass over the data and the training of probes alike: tensors in a safetensors file, further
-numbers as JSON beside them, and a digest of what the work is about.
+A `Checkpoint` serves a pass over the data and the training of probes alike: tensors in a safetensors file,
+other values as JSON with them, and a digest that identifies the work.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, r
 from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.prune import Pruned, load_pruned, prune_heads, save_pruned
+from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate
 from .streaming.accumulator import Accumulator, MapAccumulator, stat
@@ -106,6 +107,7 @@ __all__ = [
     "attention_gradients",
     "attention_maps",
     "attention_patterns",
+    "axes",
     "check_anatomy",
     "compare_efficiency",
     "dissect",

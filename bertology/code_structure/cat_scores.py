@@ -169,7 +169,7 @@ def cat_scores(
         top: how many types are frequent.
         quantile: the share of pairs that is high in attention, and near in the tree.
         upgraded: whether distances are those of the U-AST, or of the tree alone.
-        random_weights: whether to measure the model with weights drawn anew, too, on the same types of leaves.
+        random_weights: whether to also measure the model with random weights, on the same types of leaves.
         seed: of shuffled pairs and random weights.
         progress: the title of a progress bar; no bar without it.
 

@@ -43,7 +43,7 @@ def cat_over_layers(
 
     Args:
         comparisons: `{name: what cat_scores found}`, of models whose layers have the same labels, as far as they go.
-        nulls: which null models are drawn; by default all that there are.
+        nulls: the null models that are drawn; by default all.
         average: "macro", every snippet counts alike, or "micro", every pair of leaves.
         level: of the intervals.
         title: above the picture.
@@ -348,7 +348,7 @@ def _base_lines(lines: int, used: set[int]) -> list[float]:
 
 
 def _code(axes: Axes, tree: CodeTree, places: Sequence[tuple[int, int]], base: Sequence[float]) -> None:
-    """Write each word where it stands, so that no rounding of letters' widths adds up; grey in no leaf."""
+    """Write each word at its own position, so that no rounding of letters' widths adds up; grey in no leaf."""
     halo = need("matplotlib.patheffects", extra="plot").withStroke(linewidth=2, foreground="white")
     for words, colour in ((_words(tree, True), "black"), (_words(tree, False), _GREY)):
         for start, text in words:

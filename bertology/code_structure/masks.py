@@ -124,7 +124,7 @@ def overlap(high: HighAttention, near: Tensor) -> CatCounts:
 def cat_counts(
     attention: Tensor, distance: Tensor, *, quantile: float = QUARTER, valid: Tensor | None = None
 ) -> CatCounts:
-    """Count what the CAT-score of each map is made of (Chen et al. 2022): pairs of high attention, and near pairs.
+    """Count the pairs behind the CAT-score of each map (Chen et al. 2022): pairs of high attention, and near pairs.
 
     M_A = [A > Q_.75(A)], M_D = [D < Q_.25(D)], both strict and over all pairs of leaves, each with itself included;
     the score of a snippet is |M_A ∧ M_D| / |M_A ∨ M_D|. A map that is 0 everywhere, or in which no pair is either,
@@ -202,7 +202,7 @@ def _selected(values: Tensor, below: int) -> tuple[Tensor, Tensor]:
 
 
 def shuffled(x: Tensor, *, snippet: int, seed: int = 0, valid: Tensor | None = None) -> Tensor:
-    """[..., leaf, leaf]: maps whose pairs of leaves have changed places at random, all maps alike.
+    """[..., leaf, leaf]: maps with randomly permuted pairs of leaves, the same permutation for all maps.
 
     A threshold does not see places, so that the mask of a shuffled map is the shuffled mask of the map: shuffle the
     mask, and no quantile need be found twice. To shuffle the mask of the distances in place of those of all heads is
@@ -213,7 +213,7 @@ def shuffled(x: Tensor, *, snippet: int, seed: int = 0, valid: Tensor | None = N
         x: [..., leaf, leaf]: attention, or a mask of it (`attention_mask(...).mask`), or of distances.
         snippet: the number of the snippet: each is shuffled in its own way, on any device and in any order.
         seed: of the random numbers.
-        valid: [leaf, leaf] bool: the pairs that change places: `visible` for a decoder. All, without it.
+        valid: [leaf, leaf] bool: the pairs that are permuted: `visible` for a decoder; by default all.
 
     Raises `ShapeError` for other shapes.
 

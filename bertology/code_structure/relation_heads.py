@@ -208,7 +208,7 @@ def relation_heads(
     """Measure how much attention each head pays to related leaves of code, beyond what their position explains.
 
     Each related pair is compared with the mean attention between the unrelated pairs of its snippet that stand at the
-    same offset, before or behind: a head that looks at near leaves, which are more often related, gains nothing by it.
+    same offset, before or after: a head that attends to near leaves, which are more often related, gains nothing by it.
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.

@@ -13,7 +13,7 @@ Side = Literal["all", "first", "before", "unless after", "after", "next to"]
 class At:
     """Which children of a node are meant: all, the first, or those on a side of a mark, a child of a type given.
 
-    "before" wants the mark to be there, "unless after" does not; "next to" is the child that stands just before it.
+    "before" wants the mark to be there, "unless after" does not; "next to" is the child directly before it.
     """
 
     side: Side = "all"
@@ -27,7 +27,7 @@ class Binder:
     at: At = field(default_factory=At)
     """Which of its children are those names, by themselves or inside of patterns."""
     start: Literal["here", "end", "marked", "parent"] = "here"
-    """Whence a name is known: the start of the node, its end, the end of the child behind the mark, or the start of
+    """From where a name is known: the start of the node, its end, the end of the child after the mark, or the start of
     the node's parent."""
     scope: Literal["block", "outer", "function"] = "block"
     """Up to where: the end of the innermost scope around the name, of that around the node, or of the function."""

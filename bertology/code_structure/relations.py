@@ -91,7 +91,7 @@ class _Nodes:
         else:
             mark = next(i for i, kind in enumerate(self.types_in(node)) if kind in binder.at.marks)
             start = self.spans[self.children[node][mark + 1]][1]
-        # A `var` of JavaScript is the function's, wherever it stands.
+        # A `var` of JavaScript belongs to the function, wherever it is.
         whole = binder.scope == "function" or (parent >= 0 and self.types[parent] == "variable_declaration")
         around = parent if binder.scope == "outer" else node
         end = self._end(around, grammar.functions if whole else grammar.scopes)
@@ -140,7 +140,7 @@ class RelationSums:
     pairs: int
     """The related pairs that were compared."""
     unmatched: int
-    """Those that were not: no unrelated pair of the snippet stands at their offset."""
+    """Those that were not: the snippet has no unrelated pair at their offset."""
 
     @property
     def mean(self) -> Tensor:
@@ -200,9 +200,9 @@ def related(tree: CodeTree, relation: Relation) -> Tensor:
             f"relations are known in {', '.join(GRAMMARS)}, not in {tree.language or 'a grammar without a name'}"
         )
     if relation == "same block":
-        return _alike(_blocks(tree, grammar))
+        return _same_group(_blocks(tree, grammar))
     if relation == "same call":
-        return _alike(_calls(tree, grammar))
+        return _same_group(_calls(tree, grammar))
     if relation == "definition to use":
         return _linked(len(tree), definition_of(tree, grammar))
     pairs = _brackets(tree)
@@ -212,7 +212,7 @@ def related(tree: CodeTree, relation: Relation) -> Tensor:
 def relation_scores(attention: Tensor, related: Tensor, *, valid: Tensor | None = None) -> RelationSums:
     """Sum up the attention to related leaves, and beside it that to unrelated ones at the same signed offset.
 
-    So a head that looks at near leaves, which are more often related, gains nothing by that: each related pair is held
+    So a head that attends to near leaves, which are more often related, gains nothing: each related pair is held
     against the mean of the unrelated pairs of its snippet at offset j - i.
 
     Args:
@@ -293,7 +293,7 @@ def _brackets(tree: CodeTree) -> list[tuple[int, int]]:
     return pairs
 
 
-def _alike(groups: Sequence[int]) -> Tensor:
+def _same_group(groups: Sequence[int]) -> Tensor:
     """[leaf, leaf] bool: the pairs of one group, which is not -1."""
     of = torch.tensor(groups, dtype=torch.int64)
     return ((of[:, None] == of) & (of >= 0)).fill_diagonal_(False)

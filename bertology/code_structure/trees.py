@@ -215,7 +215,7 @@ def _numbered(code: str, nodes: list[_Node], characters: NDArray[np.int64]) -> d
 
 
 def _characters(text: bytes) -> NDArray[np.int64]:
-    """[byte]: the character that begins there, for each byte where one does, and behind the last."""
+    """[byte]: the character that begins there, for each byte where one does, and after the last."""
     begins = (np.frombuffer(text, dtype=np.uint8) & 0xC0) != 0x80  # bytes 10xxxxxx continue a character
     return np.concatenate([[0], np.cumsum(begins)])
 

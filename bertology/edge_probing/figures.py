@@ -89,7 +89,7 @@ def layer_panels(
     Picture 2 of Tenney et al. (2019), tasks in the order of their expected layers, row by row. Both are shares: the
     weights sum to 1, and the differential scores are divided by the whole gain F_L - F_0, so that they do, too, where
     some may be below 0. Broken lines are the expected layer and the centre of gravity. With several seeds the means.
-    Of tasks without an expected layer no differential scores are drawn.
+    Tasks without an expected layer have no differential scores in the picture.
 
     Args:
         tasks: `{name: statistics}`, all of models of the same depth.
@@ -191,7 +191,7 @@ def _cells(axes: Axes, row: float, *cells: str, **style: Any) -> None:
 
 
 def _bar(axes: Axes, row: float, value: float, ends: tuple[Any, Any], colour: str) -> None:
-    """A bar with its value behind it, and a line over the interval if there is one."""
+    """A bar with its value after it, and a line over the interval if there is one."""
     axes.barh(row, value, height=0.36, color=colour)
     low, high = (end.item() for end in ends)
     if not math.isnan(low):

@@ -155,7 +155,7 @@ class Patience:
         return self.scores.index(max(self.scores))
 
     def stops(self, settings: Training) -> str:
-        """Why the probe stops: "patience", "learning rate" or "validations"; empty if it goes on."""
+        """Why the probe stops: "patience", "learning rate" or "validations"; empty if it continues."""
         if len(self.scores) - 1 - self.best >= settings.patience_stop:
             return "patience"
         if self.lr < settings.min_lr:

@@ -23,7 +23,7 @@ from .scores import judge, micro_f1
 from .span_batches import BatchSource, check_sources
 
 COMPARED_RECORDS = 32
-"""How many records of a data set are looked at to tell it from others."""
+"""The number of records of a data set that identify it."""
 
 
 def digest_of(train: BatchSource, dev: BatchSource, probes: Probes, settings: Training) -> str:
@@ -84,7 +84,7 @@ def train_probes(
         dev: the records by which learning rates, the end and the best weights are chosen.
         probes: the probes as they begin; they stay as they are. Training takes place where their weights are.
         settings: by default the paper's for tasks of middling size. Width and dropout are what the probes have.
-        checkpoint: a file to which the training is written every minute, and from which one that was cut off goes on,
+        checkpoint: a file to which the training is written every minute, and from which an interrupted one resumes,
             on a CPU to the same bits. It is removed when the training is complete.
         progress: the title of a progress bar over steps; no bar without it.
 

@@ -265,7 +265,7 @@ def pruning_curve(
             the metric without the head less the metric of the whole model, pass `by=-change`.
         importance: where importance or Fisher information comes from: a `HeadImportance`, or data to estimate it on;
             by default `batches`.
-        reestimate: estimate the importance of the heads that are left anew before every step.
+        reestimate: estimate the importance of the remaining heads again before every step.
         amount: a share of all heads (0.1: after k steps, ⌊0.1 k heads⌋ are gone), or a whole number of heads a step.
         threshold: stop after the first step that scores below this share of the whole model's score.
         keep: so many heads stay in every layer, its most important ones.

@@ -25,6 +25,7 @@ Self = TypeVar("Self", bound="Result")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_SUITES = "bertology.syntax, bertology.edge_probing or bertology.code_structure"
 _pictures: dict[type, Callable[..., Any]] = {}
 
 
@@ -84,7 +85,9 @@ class Result:
             kind = Result._kinds.get(about.get("result", ""))
             if kind is None or not issubclass(kind, cls):
                 found = about.get("result", "no result of this library")
-                raise DataError(f"wanted a {cls.__name__} in {path}, found {found}")
+                unknown = kind is None and "result" in about
+                hint = f": if it is one of {_SUITES}, import that first" if unknown else ""
+                raise DataError(f"wanted a {cls.__name__} in {path}, found {found}{hint}")
             values: dict[str, Any] = {}
             for name in file.keys():  # noqa: SIM118
                 field, _, key = name.partition("/")

@@ -23,7 +23,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Question:
-    """A mention that has an antecedent: whom does it stand for?"""
+    """A mention that has an antecedent, and the mentions and words to choose it from."""
 
     mention: Mention
     candidates: tuple[Mention, ...]

@@ -37,7 +37,7 @@ class AttentionProbe(nn.Module):
     """Scores heads by weighted sums of attention maps, both ways (Clark et al. 2019, §5).
 
     A candidate i scores Σ_k w_k α^k_ij + u_k α^k_ji as the head of a dependent j, where α_ij is the attention from i to
-    j. With vectors of length `dim`, the weights hang on the two words: w_k = W_k · (v_i ⊕ v_j) + b_k, and so does u_k.
+    j. With vectors of length `dim`, the weights depend on both words: w_k = W_k · (v_i ⊕ v_j) + b_k, and so does u_k.
     """
 
     def __init__(self, maps: int, dim: int = 0) -> None:
@@ -46,7 +46,7 @@ class AttentionProbe(nn.Module):
         self.weights = nn.Parameter(torch.zeros(2 * maps, dtype=torch.float32))
         """[direction * map]: u, of the attention from the dependent, then w, of that from the candidate; or the b."""
         self.ends = nn.Parameter(torch.ones(2, dtype=torch.float32))
-        """[2]: r_s and r_e, for the attention to and from the special tokens before and behind the text."""
+        """[2]: r_s and r_e, for the attention to and from the special tokens before and after the text."""
         self.of_candidate = nn.Parameter(torch.zeros(2 * maps, dim, dtype=torch.float32))
         self.of_dependent = nn.Parameter(torch.zeros(2 * maps, dim, dtype=torch.float32))
 
@@ -64,7 +64,7 @@ class AttentionProbe(nn.Module):
         return (weights * features).sum(0)
 
     def features(self, maps: Tensor) -> Tensor:
-        """[direction * map, word, ROOT and words]: what is weighted. ROOT stands for the ends of the text."""
+        """[direction * map, word, ROOT and words]: the weighted inputs. ROOT is the two ends of the text."""
         both = torch.cat([maps, maps.mT])
         start, end = self.ends
         root = start * both[:, 1:-1, 0] + end * both[:, 1:-1, -1]
@@ -85,7 +85,7 @@ class DistanceProbe(nn.Module):
         self.bias = nn.Parameter(torch.zeros(HIDDEN, dtype=torch.float32))
 
     def forward(self, maps: Tensor | None, vectors: Tensor | None) -> Tensor:
-        """[word, ROOT and words]: as that of `AttentionProbe`; no maps are looked at."""
+        """[word, ROOT and words]: as in `AttentionProbe`; no maps are used."""
         assert vectors is not None
         dim = vectors.shape[1]
         dependent = vectors @ self.inner[:, :dim].T
@@ -101,8 +101,8 @@ def with_root(vectors: Tensor) -> Tensor:
 
 
 def distances(many: int) -> Tensor:
-    """[word, ROOT and words, 8]: how far a candidate is behind the word, or before it, as a share of the words; whether
-    it is the word itself, one before or behind it, two before or behind it; whether it is ROOT."""
+    """[word, ROOT and words, 8]: how far a candidate is after the word, or before it, as a share of the words; whether
+    it is the word itself, one before or after it, two before or after it; whether it is ROOT."""
     steps = torch.arange(many)[None, :] - torch.arange(many)[:, None]
     shares = [steps.clamp_min(0) / many, (-steps).clamp_min(0) / many]
     places = [(steps == step).float() for step in (0, -1, 1, -2, 2)]
@@ -132,7 +132,7 @@ def fit(
 ) -> list[float]:
     """Train a probe by one step of Adam a sentence, and return each step's loss.
 
-    The order is drawn anew in each epoch: of the batches, and of the sentences in each, since sentences of like length
+    The order is shuffled in each epoch: of the batches, and of the sentences in each, since sentences of similar length
     come together in a batch.
     """
     optimizer = torch.optim.Adam(probe.parameters(), lr=lr)
@@ -186,8 +186,8 @@ def attention_probe(
     """Train a probe to find each word's syntactic head from all heads' attention, and score it (Clark et al. 2019, §5).
 
     The probability that i is the head of j is p(i|j) ∝ exp(Σ_k w_k α^k_ij + u_k α^k_ji) over ROOT and all words i but
-    j, where α^k_ij is the attention of head k from word i to word j. For ROOT stands r_s times the attention with the
-    special token before the text plus r_e times that with the one behind it, r_s and r_e shared by all heads and both
+    j, where α^k_ij is the attention of head k from word i to word j. For ROOT it is r_s times the attention with the
+    special token before the text plus r_e times that with the one after it, r_s and r_e shared by all heads and both
     directions; where a model has no special tokens, ROOT scores 0. The probe learns w, u and r alone: the model is run
     without gradients, batch by batch, and no maps are kept. Its loss is the cross-entropy summed over a sentence.
 
@@ -204,7 +204,7 @@ def attention_probe(
             they are not trained.
         ignore: relations that do not count in the score. The probe learns from all.
         decode: "greedy" gives each word the most probable head, as in the paper; "tree" takes the most probable tree,
-            "one-root tree" the most probable one in which a single word hangs from ROOT (both with extra `syntax`).
+            "one-root tree" the most probable one in which a single word depends on ROOT (both with extra `syntax`).
         rows: how the attention from a word's tokens becomes one, as in `dependency_heads`.
         epochs: how often the training sentences are gone through; the model is run each time.
         lr: Adam's learning rate, for one step a sentence.

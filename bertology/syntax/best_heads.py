@@ -126,7 +126,7 @@ class RelationScore:
     """How much more often the head is right than the offset."""
     gain_interval: Interval
     best_here: float
-    """The accuracy of the head that is best on these very arcs: the paper's figure, which flatters."""
+    """The accuracy of the head that is best on these same arcs: the paper's figure, which is optimistic."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class KindScore:
     """How much more often the head is right than that baseline."""
     gain_interval: Interval
     best_here: float
-    """The accuracy of the head that is best on these very mentions: the paper's figure, which flatters."""
+    """The accuracy of the head that is best on these same mentions: the paper's figure, which is optimistic."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class CoreferenceHeads(Result):
     candidates: str = "mentions"
     """What was chosen among."""
     skipped: int = 0
-    """How many documents were left out, of those that the batches were made of."""
+    """The number of documents that `align` left out of the batches."""
 
     @property
     def accuracy(self) -> Tensor:
@@ -70,7 +70,7 @@ class CoreferenceHeads(Result):
 
         Args:
             choose_on: the same model's result on other documents, on which head and direction are chosen. The best of
-                many heads on the data that is scored, as in the paper, is too good a figure; it stands beside.
+                many heads on the data that is scored, as in the paper, is too optimistic; the table shows it as well.
             least: kinds of fewer mentions, here or there, are left out.
             level: of the confidence intervals, which take mentions for independent of one another.
         """
@@ -165,7 +165,7 @@ class _Asked:
     def hits(self, maps: Tensor) -> Tensor:
         """[mention, direction, head], int64: 1 where a head picks an antecedent, of maps `[head, word, word]`.
 
-        A word that no candidate attends to, behind it in a decoder, picks nothing.
+        A word that no candidate attends to picks nothing (in a decoder, one with later candidates only).
         """
         word, places, right = (x.to(maps.device) for x in (self._word, self._places, self._right))
         asked = torch.stack([maps[:, word], maps.mT[:, word]])  # [direction, head, mention, word]
@@ -196,7 +196,7 @@ def coreference_heads(
     A mention picks the candidate whose head word its own head word attends to most, or whose head word attends most
     to it: two directions. That is right when it is the head word of an antecedent, an earlier mention of the same
     thing. Asked are all mentions with an antecedent in their document (cut long ones with `pieces`), or those that the
-    document names: the pronoun in `read_gap` (which may choose a name behind it) and `read_winobias`.
+    document names: the pronoun in `read_gap` (which may choose a later name) and `read_winobias`.
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.

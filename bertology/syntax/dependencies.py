@@ -21,7 +21,7 @@ from ..streaming.accumulator import stat
 from .best_heads import OFFSETS, Counts, RelationTable, relation_table
 from .picks import DIRECTIONS, WordMapAccumulator, padded, picks, sentences_in
 
-NOBODY = -2
+NO_HEAD = -2
 """The head of the root and of padding: what no attention head picks."""
 
 
@@ -42,7 +42,7 @@ class DependencyHeads(Result):
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
     skipped: int = 0
-    """How many sentences were left out, of those that the batches were made of."""
+    """The number of sentences that `align` left out of the batches."""
 
     @property
     def accuracy(self) -> Tensor:
@@ -55,7 +55,7 @@ class DependencyHeads(Result):
 
         Args:
             choose_on: the same model's result on another treebank, on which head, direction and offset are chosen. The
-                best of many heads on the data that is scored, as in the paper, is too good a figure; it stands beside.
+                best of many heads on the scored data, as in the paper, is too optimistic; the table shows it as well.
             least: relations of fewer arcs, here or there, are left out.
             level: of the confidence intervals.
         """
@@ -144,7 +144,7 @@ class _Arcs:
         self._asked = padded([_asked(s, possessives) for s in sentences], 0)[self.example, self.word]
 
     def by_offset(self) -> Tensor:
-        """[arc, offset], int64: 1 where the head stands at that distance, or at the root's or the last word's place."""
+        """[arc, offset], int64: 1 if the syntactic head is at that distance, or is the root or the last word there."""
         guess = self.word[:, None] + 1 + torch.tensor(OFFSETS)
         guess = guess.clamp_min(0).minimum(self.length[:, None])
         return (guess == self.head[:, None]).long()
@@ -152,12 +152,12 @@ class _Arcs:
     def hits(self, picked: Tensor) -> Tensor:
         """[arc, direction, head], int64: 1 where the head was picked, of `[direction, batch, head, word]`."""
         example, asked = (x.to(picked.device) for x in (self.example, self._asked))
-        head = torch.where(self.head == 0, NOBODY, self.head - 1).to(picked.device)
+        head = torch.where(self.head == 0, NO_HEAD, self.head - 1).to(picked.device)
         return (picked[:, example, :, asked] == head[:, None, None]).long()
 
 
 def _asked(sentence: Sentence, possessives: Sequence[str]) -> list[int]:
-    """[word]: the word whose pick counts: its own, or that of the 's behind it."""
+    """[word]: the word whose pick counts: the word itself, or the 's after it."""
     after = [*sentence.words[1:], ""]
     return [
         word + (relation in possessives and after[word] in ("'s", "s'"))

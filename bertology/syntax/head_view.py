@@ -53,7 +53,7 @@ def fragment(view: HeadView, threshold: float) -> str:
     """HTML of the view: what a word on the left attends to, on the right, and what a word on the right gets.
 
     Under the pointer, or with the focus of the keyboard, a word has its lines alone, with the weights as numbers, and
-    its gold head in a frame. The same stands in its title, for readers that see no lines.
+    its gold head in a frame. Its title says the same, for readers who cannot see the lines.
     """
     drawing = _Drawing(view, threshold)
     words = "".join(drawing.word(place, side) for side in (0, 1) for place in range(len(view.words)))
@@ -85,12 +85,12 @@ class _Drawing:
         self.height = _TOP + _ROW * len(view.words) + 20
 
     def word(self, place: int, side: int) -> str:
-        """A word with its lines, which those of all others fade behind while the pointer is on it."""
+        """A word with its lines; the lines of all other words fade while the pointer is on it."""
         lines = [line for line in self._lines if _end(line, side) == place]
         gold = [arc for arc in self._arcs if self._view.ends(arc)[side] == place]
         own = self._arc_of.get(place)
         drawn = "".join([*map(self._gold, gold), *map(self._line, lines)])
-        # Each line stands with its word on the left, and once more, hidden, with the one on the right.
+        # Each line is written with its word on the left, and again, hidden, with its word on the right.
         parts = [
             f"<title>{escape(self._told(place, side, lines, own))}</title>",
             self._frame(place, side, "row"),
@@ -164,7 +164,7 @@ def _wide(text: str) -> int:
 
 Direction = Literal["from dependent", "from head"]
 THRESHOLD = 0.1
-"""The weight from which on attention is drawn."""
+"""The smallest weight of attention that is drawn."""
 
 
 class Line(NamedTuple):
@@ -178,7 +178,7 @@ class Line(NamedTuple):
 
 
 class Arc(NamedTuple):
-    """A gold arc: which word hangs on which, how, and whether the head picks it."""
+    """A gold arc: the dependent, its head, their relation, and whether the attention head picks it."""
 
     dependent: int
     head: int
@@ -229,7 +229,7 @@ class HeadView(Result):
 
     @property
     def arcs(self) -> list[Arc]:
-        """The gold arcs between words, counted as in `words`; the root hangs on none.
+        """The gold arcs between words, counted as in `words`; the root has none.
 
         An arc is right if the head picks it: of all words but itself, the dependent attends to its head most, or in the
         direction "from head" gets most attention from it. Each word is asked itself, also before a possessive "'s".

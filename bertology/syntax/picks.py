@@ -65,7 +65,7 @@ class WordMapAccumulator(MapAccumulator):
 def picks(maps: Sequence[Tensor]) -> Tensor:
     """[direction, batch, head, word]: the word that each word picks in maps `[head, word, word]`; -1 for none.
 
-    Nobody picks itself, or a word without any attention (behind the word itself in a decoder).
+    No word picks itself, or a word without any attention (a later word in a decoder).
     """
     most = max(m.shape[-1] for m in maps)
     whole = maps[0].new_zeros(len(maps), maps[0].shape[0], most, most)

@@ -34,7 +34,7 @@ class WordVectors(Protocol):
 
 
 class StaticVectors:
-    """One vector a word, wherever it stands: GloVe, word2vec. Words that are not known have the vector 0.
+    """One vector per word, whatever its context: GloVe, word2vec. Words that are not known have the vector 0.
 
     Args:
         words: the words that have vectors; of one that comes twice, the first counts.
@@ -181,7 +181,7 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _word(fields: list[str], dim: int, where: str) -> str:
-    """What stands before the numbers: a word, which may hold blanks itself."""
+    """The part of a line before the numbers: a word, which may contain blanks."""
     word = fields[: len(fields) - dim]
     if not dim or not word or (len(word) > 1 and _is_number(word[-1])):
         raise DataError(
@@ -210,7 +210,7 @@ class Seen(NamedTuple):
     sentence: Sentence
     maps: Tensor | None
     """[map, word and ends, word and ends], float32: attention, query before key, between the words and, as first and
-    last, the special tokens before and behind the text; 0 where the text has none."""
+    last, the special tokens before and after the text; 0 if the text has none."""
     vectors: Tensor | None
     """[word, dim], float32."""
 

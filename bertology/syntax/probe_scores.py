@@ -24,9 +24,9 @@ def best_tree(scores: Tensor, *, one_root: bool = True) -> list[int]:
     """The head of each word in the tree with the highest sum of scores (Chu, Liu and Edmonds; extra `syntax`).
 
     Args:
-        scores: [query, key]: of each word as the dependent, by its possible heads: ROOT, then the words. What stands
-            for a word as its own head is not looked at. Logits and log-probabilities make the same tree.
-        one_root: whether just one word hangs from ROOT, as in Universal Dependencies, or any number.
+        scores: [query, key]: of each word as the dependent, by its possible heads: ROOT, then the words. The score
+            of a word as its own head is ignored. Logits and log-probabilities make the same tree.
+        one_root: whether just one word depends on ROOT, as in Universal Dependencies, or any number.
 
     Returns heads as in `Sentence.heads`: counted from 1, 0 is ROOT.
 
@@ -106,7 +106,7 @@ class ProbeResult(Result):
     from_head: Annotated[Tensor, axes("layer head")]
     """[layer, head]: w, the weight of the attention from the candidate to the dependent; else as `from_dependent`."""
     vector_weights: Annotated[Tensor, axes("layer head direction dim")]
-    """[layer, head, direction, dim]: what the vectors of the candidate and, behind it along dim, of the dependent add
+    """[layer, head, direction, dim]: what the vectors of the candidate and, after it along dim, of the dependent add
     to the weight from the dependent and to that from the candidate; dim is 0 without vectors."""
     losses: Annotated[Tensor, axes("step", unit="nats")]
     """[step], nats: the loss of each training sentence in its turn, summed over its words."""
@@ -123,7 +123,7 @@ class ProbeResult(Result):
     root_start: float
     """r_s: how much attention to and from the special token before the text speaks for ROOT; NaN without attention."""
     root_end: float
-    """r_e: as `root_start`, of the special token behind the text."""
+    """r_e: as `root_start`, of the special token after the text."""
     unknown_words: int
     """How many words of the test sentences have no vector, and so the vector 0."""
     skipped: int
@@ -146,7 +146,7 @@ class ProbeResult(Result):
         return {name: int(n) / total for name, n in zip(self.baselines_named, self.baseline_right.sum(1), strict=True)}
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Wilson's interval of `uas`, as if words were drawn one by one."""
+        """Wilson's interval of `uas`, as if words were independent."""
         return wilson_interval(int(self.right.sum()), int(self.words.sum()), level)
 
     def __str__(self) -> str:
@@ -184,7 +184,7 @@ def count_right(sentence: Sentence, heads: Sequence[int], ignore: Sequence[str] 
 
 
 def at_offset(many: int, offset: int) -> list[int]:
-    """[word]: the head of each of `many` words at a fixed distance; ROOT before the text, the last word behind it."""
+    """[word]: the head of each of `many` words at a fixed distance; ROOT before the text, the last word after it."""
     return [min(max(word + offset, 0), many) for word in range(1, many + 1)]
 
 
@@ -201,7 +201,7 @@ def left_branching(many: int) -> list[int]:
 def baselines(train: Iterable[Sentence], test: Sequence[Sentence], ignore: Sequence[str]) -> tuple[list[str], Tensor]:
     """What the baselines are called, and [baseline, example] how many words' heads each gets right.
 
-    The best offset, of -3 to 2, is that of the training sentences: chosen on those that are scored it would flatter.
+    The best offset, of -3 to 2, is chosen on the training sentences: chosen on the scored ones it would be optimistic.
     """
     hits = dict.fromkeys(OFFSETS, 0)
     for sentence in train:

@@ -20,7 +20,7 @@ Place = TypeVar("Place")
 
 
 class Calls(Generic[Place]):
-    """For each module the layers or sites of its calls, in order, counted anew in every forward pass."""
+    """For each module the layers or sites of its calls, in order, counted from 0 in every forward pass."""
 
     def __init__(self, places: Sequence[tuple[nn.Module, Place]], *, may_rest: Iterable[nn.Module] = ()) -> None:
         self._places: dict[nn.Module, list[Place]] = {}
@@ -50,7 +50,7 @@ class Calls(Generic[Place]):
         return places[done] if len(places) > 1 else places[0]
 
     def watch(self, anatomy: Anatomy, undo: ExitStack) -> None:
-        """Count anew in every forward pass of the model, or of a stack that is run by itself, and check at its end.
+        """Count from 0 in every forward pass of the model, or of a stack that is run by itself, and check at its end.
 
         A stack that does not run is not checked (an image tower without an image), and modules that may rest need
         not run: a decoder without an encoder's states skips its cross attention.

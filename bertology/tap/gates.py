@@ -26,7 +26,7 @@ class Replacement:
 
     "zero"; "mean", the head's own mean over the real tokens of the batch; "resample", for every position the head's
     output at a real token of the batch, drawn at random, the same one for all heads of a layer; or a tensor
-    `[layer, head, dim]`. Draws begin anew from `seed` in every batch and layer.
+    `[layer, head, dim]`. Random draws start from `seed` in every batch and layer.
     """
 
     def __init__(self, anatomy: Anatomy, replace: Tensor | str, seed: int = 0) -> None:

@@ -1,6 +1,10 @@
 import itertools
 
+import pytest
+
 from bertology.edge_probing.random_draws import Order
+
+pytestmark = pytest.mark.any_transformers
 
 # The order of records
 

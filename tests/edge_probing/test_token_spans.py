@@ -1,8 +1,11 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bertology.edge_probing.token_spans import token_span
 from oracles import encoding as oracles
+
+pytestmark = pytest.mark.any_transformers
 
 # Spans
 

@@ -1,10 +1,8 @@
 """The public surface: what is exported, what it says of itself, and what importing it loads."""
 
 import ast
-import dataclasses
 import doctest
 import importlib
-import itertools
 import os
 import pkgutil
 import re
@@ -13,16 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import bertology
 import bertology.code_structure
 import bertology.edge_probing
 import bertology.syntax
-from helpers.edge_sources import random_source
-from helpers.edges import NOUNS
-from helpers.trees import CATS, wordpiece_tokenizer
-from helpers.zoo import BY_NAME, batch
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(bertology.__path__, "bertology."))
 ROOT = Path(bertology.__file__).parent
@@ -63,106 +56,6 @@ def test_the_first_line_of_a_file_says_what_it_is(module):
     first = (importlib.import_module(module).__doc__ or "").splitlines()[0]
     machinery = module.split(".")[1] in {"errors", "demo", "data", "corpora", "results", "streaming"}
     assert first.endswith("." if machinery else (".", "?")), first
-
-
-def axes_said(cls):
-    """{field: axes} from the brackets that open the fields' docstrings, those of the classes above included."""
-    kinds = [kind for kind in reversed(cls.__mro__) if "__dataclass_fields__" in vars(kind)]
-    return {name: axes for kind in kinds for name, axes in axes_written(kind).items()}
-
-
-def axes_written(cls):
-    """{field: axes} of a class's own fields."""
-    source = ast.parse(Path(sys.modules[cls.__module__].__file__).read_text())
-    body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__).body
-    said = {}
-    for node, after in itertools.pairwise(body):
-        if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            found = re.match(r"(\{stack: )?\[([a-z, ]*)\]", after.value.value)
-            said[node.target.id] = found[2].split(", ") if found else None
-    return said
-
-
-GLOSSARY = {"layer", "head", "query", "key", "token", "batch", "dim", "hidden", "span", "label", "step"}
-GLOSSARY |= {"example", "row"}  # of one figure an example, or a row of the logits
-GLOSSARY |= {"class"}  # of tokens
-GLOSSARY |= {"seed", "target", "probe", "validation"}  # of edge probing
-GLOSSARY |= {"relation", "direction", "offset", "kind", "baseline"}  # of syntax, coreference and code
-GLOSSARY |= {"model", "size", "round"}  # of a comparison of models: no axes of a model's insides
-
-
-def of_syntax(model):
-    syntax = bertology.syntax
-    batches = syntax.align(wordpiece_tokenizer(), CATS)
-    mentions = (syntax.Mention(0, 2, 1, 1, "nominal"), syntax.Mention(2, 3, 2, 1, "pronoun"))
-    documents = syntax.align(wordpiece_tokenizer(), [syntax.Document(("the", "cat", "and"), mentions)])
-    return [
-        syntax.dependency_heads(model, batches),
-        syntax.coreference_heads(model, documents),
-        syntax.attention_probe(model, batches, batches, vectors="embeddings"),
-        syntax.show_head(model, wordpiece_tokenizer(), CATS[0], (0, 0)),
-    ]
-
-
-def of_edge_probing():
-    probing = bertology.edge_probing
-    train, dev = random_source(), random_source(seed=1)
-    settings = probing.Training(validate_every=1, max_validations=1, width=4)
-    scores = probing.probe_layers(train, dev, settings=settings)
-    targets = sum(len(record.targets) for record in NOUNS.records)
-    return [
-        scores,
-        scores.statistics(),
-        probing.label_trajectories(torch.rand(3, targets, len(NOUNS.labels)), NOUNS),
-        probing.code_lengths(train, dev, settings=settings),
-    ]
-
-
-def of_code(model):
-    code = bertology.code_structure
-    batches = code.align_code(wordpiece_tokenizer(), [code.parse_code("cat = the(cat, dog)", "python")])
-    found = code.cat_scores(model, batches, types="all")
-    return [
-        found,
-        found.scores,
-        found.beyond("positional"),
-        code.leaf_types(model, batches),
-        code.relation_heads(model, batches),
-    ]
-
-
-def test_every_field_says_its_axes():
-    model, inputs = BY_NAME["bert"].build(), batch()
-    results = [
-        bertology.hidden_states(model, inputs),
-        bertology.attention_maps(model, inputs),
-        bertology.head_outputs(model, inputs, loss="auto"),
-        bertology.head_importance(model, inputs),
-        bertology.attention_entropy(model, inputs),
-        bertology.attention_patterns(model, inputs),
-        bertology.attention_gradients(model, inputs, tokens={"low": [3]}),
-        bertology.repeat_scores(model, inputs),
-        bertology.head_distances(model, inputs),
-        *of_syntax(model),
-        *of_edge_probing(),
-        *of_code(model),
-        bertology.pruning_curve(model, inputs, metric="accuracy"),
-        bertology.importance_through_training([(1, model)], inputs),
-        bertology.compare_efficiency(BY_NAME["bert"].build(), model, inputs, batch_sizes=(1,), rounds=1, seconds=0),
-        bertology.head_ablation(model, inputs, metric="accuracy"),
-        bertology.head_ablation(model, inputs, metric="accuracy").significance("bootstrap", resamples=2),
-        bertology.sole_head_ablation(model, inputs, metric="accuracy"),
-        bertology.head_means(model, inputs),
-    ]
-    for result in results:
-        said = axes_said(type(result))
-        for field in dataclasses.fields(result):
-            value = getattr(result, field.name)
-            tensor = next(iter(value.values())) if isinstance(value, dict) else value
-            if isinstance(tensor, torch.Tensor):
-                assert said[field.name] is not None, field.name
-                assert len(said[field.name]) == tensor.dim()
-                assert set(said[field.name]) <= GLOSSARY
 
 
 def test_importing_loads_no_extra():

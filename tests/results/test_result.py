@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,10 @@ def test_tables_name_their_axes():
     shown = str(Result.load(SAVED / "AttentionGradients.safetensors"))
     assert "pairs [layer, class]:\n" in shown
     assert "values: [3, 2, 2] float64" in shown
+
+
+def test_a_result_of_a_suite_that_is_not_imported_is_explained():
+    code = f"from bertology import Result; Result.load({str(SAVED / 'CatComparison.safetensors')!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "found CatComparison: if it is one of bertology.syntax, bertology.edge_probing or" in run.stderr
+    assert "import that first" in run.stderr

@@ -155,17 +155,18 @@ def cat_scores(
 ) -> CatComparison:  # fmt: skip
     """Measure how far the attention of each layer and head agrees with the structure of code (Chen et al. 2022).
 
-    In each snippet, the quarter of the pairs of leaves with the highest attention is held against the quarter that are
-    nearest in the U-AST: the score is |both| / |either|, its mean over snippets the CAT-score. Local attention scores
-    by itself, since neighbours are near in the tree: so beside the model stand its own attention with its pairs
-    shuffled (at most 1/7), and each map with its mean at every offset, which knows positions alone.
+    In each snippet, the quarter of the pairs of leaves with the highest attention is compared with the quarter that is
+    nearest in the U-AST. The score is |both| / |either|, and the CAT-score is its mean over snippets. Local attention
+    has a high score by itself, because neighbours are near in the tree. So two null models are scored as well: the
+    model's attention with its pairs shuffled (at most 1/7), and maps with their mean at every offset, which depend on
+    positions alone.
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.
             Of a decoder the pairs of a leaf with itself and earlier ones count.
         batches: what `align_code` makes, or some of these batches. The layers' scores are of the mean over heads.
         types: which leaves count: those of the `top` types with the most high attention in each layer ("frequent", as
-            in the released code), those behind the published scores ("published"), "all", or the types given.
+            in the released code), those of the published scores ("published"), "all", or the types given.
         top: how many types are frequent.
         quantile: the share of pairs that is high in attention, and near in the tree.
         upgraded: whether distances are those of the U-AST, or of the tree alone.

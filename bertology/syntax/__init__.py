@@ -5,10 +5,9 @@ The measures of Clark et al. (2019), §4 and §5.
     treebank = read_conllu("en_ewt-ud-dev.conllu")
     print(dependency_heads(model, align(tokenizer, treebank)).table())
 
-`treebank` reads trees, `words` says which word each token is part of and how words attend to one another,
-`dependencies` counts how often heads pick a word's syntactic head, the folder `coreference` an antecedent, and their
-tables say which heads are best; the folder `probing` learns from all heads at once, and `views` shows one head in one
-sentence.
+Treebanks, documents and the alignment of tokens with words come from `bertology.corpora`. `dependencies` counts how
+often attention heads pick a word's syntactic head, `coreference` how often they pick an antecedent, and `best_heads`
+tabulates the best ones. `attention_probe` learns from all heads at once, and `head_view` shows one head in one sentence.
 """
 
 from ..corpora.conll_coreference import read_conll_coref

@@ -290,7 +290,8 @@ def show_head(
         tokenizer: the model's, a fast one.
         sentence: a `Sentence` with its tree, or whatever else has `words`.
         head: a `Head`, or a pair of its layer and number.
-        direction: whether the head is asked for a word's head by the attention that the word pays or gets.
+        direction: which attention picks a word's syntactic head: the attention that the word pays ("from dependent")
+            or receives ("from head").
         rows: how the attention from a word's tokens becomes one, as in `word_attention`.
         special: show special tokens as well. They get attention either way, and are never picked.
 

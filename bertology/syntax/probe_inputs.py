@@ -140,7 +140,7 @@ def read_vectors(path: str | Path, *, words: Collection[str] | None = None, lowe
         words: keep only these, to save memory; by default all.
         lower: whether words are kept and looked up in lower case.
 
-    Raises `DataError` for a line that has another number of numbers than the first, and for a file that ends before
+    Raises `DataError` for a line whose vector has another length than the first one, and for a file that ends before
     it has as many words as its first line says.
 
         >>> from tempfile import NamedTemporaryFile
@@ -177,7 +177,9 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str, list[str]]]:
                 yield where, _word(fields, dim, where), fields[-dim:]
                 seen += 1
     if said is not None and seen != said:
-        raise DataError(f"{path} says that it has {said} words, and has {seen}: it is cut off, or no such file")
+        raise DataError(
+            f"{path} says that it has {said} words, and has {seen}: it is incomplete, or not a file of word vectors"
+        )
 
 
 def _word(fields: list[str], dim: int, where: str) -> str:

@@ -7,7 +7,8 @@ The measures of Clark et al. (2019), §4 and §5.
 
 Treebanks, documents and the alignment of tokens with words come from `bertology.corpora`. `dependencies` counts how
 often attention heads pick a word's syntactic head, `coreference` how often they pick an antecedent, and `best_heads`
-tabulates the best ones. `attention_probe` learns from all heads at once, and `head_view` shows one head in one sentence.
+tabulates the best heads. `attention_probe` learns from all heads at once, and `head_view` shows one head in one
+sentence.
 """
 
 from ..corpora.conll_coreference import read_conll_coref

@@ -56,11 +56,13 @@ class FieldAxes:
 
 
 def axes(names: str, *, unit: str | None = None) -> FieldAxes:
-    """Declare the axes of a field, in `Annotated`; of a dictionary, those of each of its tensors.
+    """Declare the axes of a result's field, in `Annotated`; for a dictionary, the axes of each of its tensors.
 
     Args:
         names: words of `GLOSSARY`, separated by spaces.
-        unit: of the values, "nats"; None for counts, shares and other plain numbers.
+        unit: the unit of the values, such as "nats"; None for counts, shares and other plain numbers.
+
+    Returns what `Annotated` holds.
 
         >>> axes("layer head", unit="nats")
         FieldAxes(names=('layer', 'head'), unit='nats')

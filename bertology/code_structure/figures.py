@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Head
 from ..errors import DataError, need
-from ..results.figures import COLOURS, MARKERS, width_of, written
+from ..results.figures import COLOURS, MARKERS, new_figure, width_of, written
 from ..results.result import draws
 from .cat_results import CHANCE, Average, CatComparison
 from .one_snippet import LeafAttention, leaf_attention
@@ -63,7 +63,7 @@ def cat_over_layers(
     kinds = there if nulls is None else list(nulls)
     if strange := [kind for kind in kinds if kind not in there]:
         raise DataError(f"there are no scores of {strange[0]!r}: the null models are {', '.join(there) or 'none'}")
-    figure = need("matplotlib.figure", extra="plot").Figure(figsize=(width_of(labels), 4.2), layout="constrained")
+    figure = new_figure(width_of(labels), 4.2)
     axes, line = figure.subplots(), need("matplotlib.lines", extra="plot").Line2D
     handles: list[Any] = []
     for number, (name, one) in enumerate(comparisons.items()):
@@ -119,7 +119,7 @@ def relation_maps(found: RelationHeads, *, title: str | None = None, path: str |
     columns = min(2, len(drawn))
     deep = -(-len(drawn) // columns)
     size = (columns * max(3.4, 0.24 * gains.shape[2] + 1.5), deep * max(2.5, 0.24 * len(rows) + 1.2) + 0.3)
-    figure = need("matplotlib.figure", extra="plot").Figure(figsize=size, layout="constrained")
+    figure = new_figure(*size)
     panels = figure.subplots(deep, columns, squeeze=False).flatten()
     for axes, place in zip(panels, drawn, strict=False):
         _gains(axes, gains[place], [found.labels[row] for row in rows])
@@ -306,7 +306,7 @@ def attention_and_distance(
     found = leaf_attention(model, tokenizer, tree, where)
     leaves = len(found.kept)
     side = max(3.4, 0.17 * leaves + 0.9) if leaves <= FEW else 4.6
-    figure = need("matplotlib.figure", extra="plot").Figure(figsize=(2 * side + 1.6, side + 0.5), layout="constrained")
+    figure = new_figure(2 * side + 1.6, side + 0.5)
     left, right = figure.subplots(1, 2)
     seen = torch.ones(leaves, leaves, dtype=torch.bool) if found.valid is None else found.valid
     weights, distances = (x.double().masked_fill(~seen, torch.nan) for x in (found.weights, found.distances))

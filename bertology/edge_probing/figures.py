@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import DataError, need
-from ..results.figures import COLOURS, written
+from ..results.figures import COLOURS, new_figure, written
 from ..results.result import draws
 from .layer_statistics import LayerStatistics
 from .order import last_layer, order_of
@@ -51,7 +51,7 @@ def layers_of_tasks(
     """
     last = last_layer(tasks)
     size = (7.4, 0.46 * len(tasks) + 1.5)
-    figure = need("matplotlib.figure", extra="plot").Figure(figsize=size, layout="constrained")
+    figure = new_figure(*size)
     axes = figure.subplots()
     _cells(axes, -0.75, "task", "F1 at 0", f"at {last}", color=_GREY, fontsize="small")
     for row, name in enumerate(order_of(tasks)):
@@ -110,7 +110,7 @@ def layer_panels(
     columns = min(columns, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     size = (max(4.6, 4.6 * columns if last > 12 else 3.6 * columns), 1.55 * rows + 0.9)
-    figure = need("matplotlib.figure", extra="plot").Figure(figsize=size, layout="constrained")
+    figure = new_figure(*size)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     for axes in panels[len(tasks) :]:
         axes.set_visible(False)
@@ -162,7 +162,7 @@ def sentence_strips(
     shown = [trajectories.shown(target) for target in range(trajectories.targets)]
     longest = max(len(trajectories.label_names[label]) for labels in shown for label in labels)
     size = (max(4.2, 0.34 * layers + 1.5 + 0.075 * longest), 0.3 * sum(map(len, shown)) + 0.42 * len(shown) + 1.2)
-    figure = need("matplotlib.figure", extra="plot").Figure(figsize=size, layout="constrained")
+    figure = new_figure(*size)
     panels = figure.subplots(len(shown), 1, squeeze=False, sharex=True, height_ratios=[*map(len, shown)])[:, 0]
     for target, (axes, labels) in enumerate(zip(panels, shown, strict=True)):
         _strips(axes, trajectories, target, labels)

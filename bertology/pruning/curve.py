@@ -202,7 +202,7 @@ class PruningCurve(Result):
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
     by: str = "importance"
-    """What ranked the heads: "importance", "fisher", "magnitude", "random", or "given" for scores of one's own."""
+    """What ranked the heads: "importance", "fisher", "magnitude", "random", or "given" for your own scores."""
     seed: int | None = None
     """The seed of a random order."""
     only: str | None = None

@@ -136,7 +136,7 @@ def _check_projections(site: Site) -> None:
 
 
 def _check_position_bias(site: Site) -> None:
-    """Whether a position bias for all heads stands in the way."""
+    """Whether a position bias for all heads prevents it."""
     attention = site.attention
     if acts_on_record(attention) and getattr(attention, PRUNED_NAME):
         raise _refusal(site, "transformers pruned it before, and divides its position bias among the heads itself")

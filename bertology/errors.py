@@ -1,4 +1,4 @@
-"""The errors that this library raises.
+"""The errors that this library raises, and the check of arguments against the types of a signature.
 
     BertologyError
     ├── UnknownAnatomy        no attention heads were found in the model, or they ran elsewhere than expected
@@ -14,8 +14,22 @@ Every message says what was wanted, what came, and what to do.
 
 from __future__ import annotations
 
+import functools
 import importlib
-from types import ModuleType
+import inspect
+import os
+from collections import abc
+from collections.abc import Callable
+from itertools import chain, repeat
+from numbers import Integral, Real
+from pathlib import Path
+from types import ModuleType, SimpleNamespace, UnionType
+from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class BertologyError(Exception):
@@ -58,3 +72,165 @@ def need(module: str, *, extra: str) -> ModuleType:
         raise MissingExtra(
             f"this needs the package {module.split('.')[0]!r}, which is not installed: pip install 'bertology[{extra}]'"
         ) from error
+
+
+def checked(function: F) -> F:
+    """Decorate a public function, method or class: its arguments are checked against its signature before it runs.
+
+    A word among several (`Literal`), the elements of an iterable, and what is annotated `Any` are left to the function
+    itself. Raises `UnknownAnatomy` for what is no model, `DataError` for any other argument of a wrong type.
+    """
+    if isinstance(function, type):
+        setattr(function, "__init__", checked(function.__init__))  # type: ignore[misc]  # noqa: B010
+        return function
+    parameters = inspect.signature(function).parameters.values()
+    names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    further = next((one.name for one in parameters if one.kind is one.VAR_POSITIONAL), "")
+    hints: dict[str, Any] = {}
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not hints:  # at the first call every name of the module is there
+            hints.update(_hints(function))
+        for name, value in chain(zip(chain(names, repeat(further)), args), kwargs.items()):  # noqa: B905
+            if name in hints and not _fits(value, hints[name]):
+                raise _wrong(function, name, value, hints[name])
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def described(value: object) -> str:
+    """What came, in the words of a message."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+        return shown if value is None else f"{shown} ({type(value).__name__})"
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself"
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """{parameter: type}; what a function returns may be of a package that is not installed."""
+    written = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    names = getattr(function, "__globals__", {})
+    return get_type_hints(SimpleNamespace(__annotations__=written), names) or {"": Any}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as far as can be told without reading it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in _PLAIN:
+        return bool(_PLAIN[hint](value))
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return any(type(value) is type(one) for one in inner)
+    if origin is abc.Callable:
+        return callable(value)
+    if origin is abc.Iterable:
+        return hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
+    if origin in (abc.Mapping, dict):
+        pairs = value.items() if isinstance(value, abc.Mapping) else ()
+        return isinstance(value, abc.Mapping) and all(_fits(k, inner[0]) and _fits(x, inner[1]) for k, x in pairs)
+    if origin in (abc.Sequence, abc.Collection, list, tuple):
+        several = hasattr(value, "__len__") and not isinstance(value, (str, bytes, abc.Mapping, type))
+        return several and _misfit(value, origin, inner) is _NONE
+    if isinstance(hint, TypeVar) and hint.__bound__ is not None:
+        return isinstance(value, hint.__bound__)
+    if Protocol in getattr(hint, "__bases__", ()):  # the function uses some of its members
+        return any(hasattr(value, name) for name in vars(hint) if not name.startswith("_"))
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _misfit(value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
+    """The first element of a list or tuple that is of a wrong type, or the whole if it has too few or too many."""
+    if not isinstance(value, (list, tuple)):
+        return value if origin in (list, tuple) else _NONE
+    if origin is tuple and inner[-1] is not Ellipsis:
+        if len(value) != len(inner):
+            return value
+        return next((x for x, one in zip(value, inner, strict=True) if not _fits(x, one)), _NONE)
+    return next((x for x in value if not _fits(x, inner[0])), _NONE)
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+_NONE = object()
+_PLAIN: dict[Any, Callable[[Any], bool]] = {
+    Any: lambda value: True,
+    type(None): lambda value: value is None,
+    bool: lambda value: type(value).__name__ in ("bool", "bool_"),
+    int: _is_whole,
+    float: _is_number,
+    str: lambda value: isinstance(value, str),
+    Path: lambda value: isinstance(value, os.PathLike),
+}
+_CALLED = {
+    nn.Module: ("a model, such as AutoModel.from_pretrained returns", "models"),
+    type(None): ("None", "None"),
+    bool: ("True or False", "True or False"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("a string", "strings"),
+    Path: ("a path", "paths"),
+    Tensor: ("a tensor", "tensors"),
+    Any: ("anything", "anything"),
+}
+_ADVICE = {
+    "batches": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
+    "inputs": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
+}
+
+
+def _words(hint: Any, *, many: bool = False) -> str:
+    """A type in the words of a message."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in _CALLED:
+        return _CALLED[hint][many]
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_words(one, many=many) for one in inner))
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin is abc.Callable:
+        return "functions" if many else "a function"
+    if origin in (abc.Mapping, dict):
+        return "mappings" if many else f"a mapping from {_words(inner[0], many=True)} to {_words(inner[1], many=True)}"
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return f"{'tuples' if many else 'a tuple'} ({', '.join(map(_words, inner))})"
+    if origin is not None and inner:
+        kind = ("iterables", "an iterable") if origin is abc.Iterable else ("sequences", "a sequence")
+        return f"{kind[not many]} of {_words(inner[0], many=True)}"
+    name = getattr(hint, "__name__", str(hint))
+    return f"objects of {name}" if many else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) -> BertologyError:
+    what = function.__qualname__.removesuffix(".__init__")
+    error = UnknownAnatomy if nn.Module in (hint, getattr(hint, "__bound__", None), *get_args(hint)) else DataError
+    inside = [bad for one in (hint, *get_args(hint)) if (bad := _inside(value, one)) is not _NONE]
+    came = f"{described(value)} with {described(inside[0])} in it" if inside else described(value)
+    return error(f"{what}: {name} must be {_words(hint)}, got {came}{_ADVICE.get(name, '')}")
+
+
+def _inside(value: Any, hint: Any) -> Any:
+    """What is of a wrong type inside a value that is of the right one itself."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (abc.Mapping, dict) and isinstance(value, abc.Mapping):
+        keys = next((key for key in value if not _fits(key, inner[0])), _NONE)
+        return next((x for x in value.values() if not _fits(x, inner[1])), _NONE) if keys is _NONE else keys
+    if origin in (abc.Sequence, abc.Collection, list, tuple) and isinstance(value, (list, tuple)):
+        bad = _misfit(value, origin, inner)
+        return _NONE if bad is value else bad
+    return _NONE

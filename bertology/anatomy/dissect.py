@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import UnknownAnatomy
+from ..errors import UnknownAnatomy, checked
 from .forward_source import acts_on_record, ties_last
 from .names import (
     COUNT_NAMES,
@@ -215,6 +215,7 @@ def _looped(blocks: list[str], loop: Loop, config: Any) -> list[str]:
 _NUMBERS = re.compile(r"\.\d+(?=\.|$)|^\d+(?:\.|$)")
 
 
+@checked
 def dissect(model: nn.Module) -> Anatomy:
     """Find the attention heads of a model, whatever task head or wrapper is around it.
 
@@ -263,6 +264,7 @@ def dissect(model: nn.Module) -> Anatomy:
     return Anatomy(model, tuple(sites), tuple(stacks))
 
 
+@checked
 def register_names(names: Names) -> None:
     """Name the parts of an attention module that `dissect` does not know, for all models from now on.
 

@@ -202,6 +202,7 @@ EPSILON_NAMES = ("variance_epsilon", "eps")
 IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
     "input_ids", "inputs_embeds", "attention_mask", "token_type_ids",
 )  # fmt: skip
+POSITIONS_ARGUMENT = "position_ids"
 DECODER_PREFIX = "decoder_"
 DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
 # The labels: of a class, of tokens or of numbers, and of the span that answers a question.
@@ -211,6 +212,8 @@ NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 USE_CACHE_ARGUMENT = "use_cache"
+# Settings: how many positions and how many segments a model has.
+POSITIONS_NAME, SEGMENTS_NAME = "max_position_embeddings", "type_vocab_size"
 # Arguments that make a model or an eager attention function return more, and the name of the first such output.
 OUTPUT_STATES_ARGUMENT, OUTPUT_MAPS_ARGUMENT = "output_hidden_states", "output_attentions"
 STATES_NAME = "hidden_states"

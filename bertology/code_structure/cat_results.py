@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
@@ -16,6 +16,7 @@ from ..results.statistics import bootstrap_sums, percentile_interval
 Average = Literal["macro", "micro"]
 
 
+@checked
 def cat_mean(matched: Tensor, either: Tensor, *, average: Average = "macro") -> Tensor:
     """[...]: the score of counts [..., example]: the mean of matched / either over snippets, or the ratio of the sums.
 
@@ -198,6 +199,7 @@ class CatGain(Result):
         return "\n".join(lines)
 
 
+@checked
 def scores_of(
     matched: Tensor,
     either: Tensor,

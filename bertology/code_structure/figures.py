@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Head
-from ..errors import DataError, need
+from ..errors import DataError, checked, need
 from ..results.figures import COLOURS, MARKERS, new_figure, width_of, written
 from ..results.result import draws
 from .cat_results import CHANCE, Average, CatComparison
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _DASHES = ((0, (1, 1.5)), (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)))
 
 
+@checked
 def cat_over_layers(
     comparisons: Mapping[str, CatComparison],
     *,
@@ -91,6 +92,7 @@ def cat_over_layers(
     return written(figure, path)
 
 
+@checked
 def relation_maps(found: RelationHeads, *, title: str | None = None, path: str | Path | None = None) -> Figure:
     """Draw how much more attention each head pays to related leaves than position explains (extra `plot`).
 
@@ -203,6 +205,7 @@ FEW = 40
 """Of so many leaves, at most, each has its name on a map."""
 
 
+@checked
 def code_arcs(
     model: nn.Module,
     tokenizer: Any,
@@ -269,6 +272,7 @@ def code_arcs(
     return written(figure, path)
 
 
+@checked
 def attention_and_distance(
     model: nn.Module,
     tokenizer: Any,

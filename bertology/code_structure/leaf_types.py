@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Site
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulator import stat
@@ -146,6 +146,7 @@ class TypeCounts:
         return self.ranking(*at)[:top]
 
 
+@checked
 def rank_sum(rankings: Iterable[Sequence[str]], *, below: int = BELOW) -> tuple[str, ...]:
     """The types that several models' rankings share and that rank high in them: the sum of ranks, from 0, is `below`.
 
@@ -170,6 +171,7 @@ def rank_sum(rankings: Iterable[Sequence[str]], *, below: int = BELOW) -> tuple[
     return tuple(kind for kind in sorted(shared, key=lambda kind: (sums[kind], kind)) if sums[kind] < below)
 
 
+@checked
 def published_types(language: str) -> tuple[str, ...]:
     """The types of leaves of the published CAT-scores, the highest rank first.
 
@@ -189,6 +191,7 @@ def published_types(language: str) -> tuple[str, ...]:
     return PUBLISHED_TYPES[language]
 
 
+@checked
 def leaves_of(types: Sequence[str], kept: Iterable[str]) -> Tensor:
     """[leaf] int64: the numbers of the leaves of the kept types, ascending.
 
@@ -201,6 +204,7 @@ def leaves_of(types: Sequence[str], kept: Iterable[str]) -> Tensor:
     return torch.tensor([i for i, kind in enumerate(types) if kind in wanted], dtype=torch.int64)
 
 
+@checked
 def restricted(x: Tensor, leaves: Tensor) -> Tensor:
     """[..., leaf, leaf]: only the rows and columns of some leaves; see `leaves_of`.
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 
 QUARTER = 0.25
 """The share of pairs that counts as high in attention, and as near in the tree (Chen et al. 2022: the third quartile of
@@ -58,6 +58,7 @@ def linear_quantile(values: Tensor, quantile: float) -> Tensor:
     return low + gap * share if share < 0.5 else high - gap * (1 - share)
 
 
+@checked
 def attention_mask(attention: Tensor, *, quantile: float = QUARTER, valid: Tensor | None = None) -> HighAttention:
     """Where attention is above its quantile 1 - `quantile`, separately in each map: M_A = [A > Q(A)].
 
@@ -83,6 +84,7 @@ def attention_mask(attention: Tensor, *, quantile: float = QUARTER, valid: Tenso
     return HighAttention(_put_back(high, mask, attention.shape), blank)
 
 
+@checked
 def distance_mask(distance: Tensor, *, quantile: float = QUARTER, valid: Tensor | None = None) -> Tensor:
     """[leaf, leaf] bool: where leaves are nearer than the quantile of their distances: M_D = [D < Q(D)].
 
@@ -103,6 +105,7 @@ def distance_mask(distance: Tensor, *, quantile: float = QUARTER, valid: Tensor 
     return _put_back(values < linear_quantile(values, quantile)[..., None], mask, distance.shape)
 
 
+@checked
 def overlap(high: HighAttention, near: Tensor) -> CatCounts:
     """Count the pairs that are of high attention and near, and the pairs that are at least one of the two, in each map.
 
@@ -121,6 +124,7 @@ def overlap(high: HighAttention, near: Tensor) -> CatCounts:
     return CatCounts(matched.masked_fill(high.blank, 0), either.masked_fill(high.blank, 0))
 
 
+@checked
 def cat_counts(
     attention: Tensor, distance: Tensor, *, quantile: float = QUARTER, valid: Tensor | None = None
 ) -> CatCounts:
@@ -201,6 +205,7 @@ def _selected(values: Tensor, below: int) -> tuple[Tensor, Tensor]:
     return low, values.kthvalue(min(below + 2, values.shape[-1]), -1).values
 
 
+@checked
 def shuffled(x: Tensor, *, snippet: int, seed: int = 0, valid: Tensor | None = None) -> Tensor:
     """[..., leaf, leaf]: maps with randomly permuted pairs of leaves, the same permutation for all maps.
 
@@ -300,6 +305,7 @@ class OffsetMeans:
         return found.view(*means.shape[:-1], leaves, leaves)
 
 
+@checked
 def positional(attention: Tensor, *, valid: Tensor | None = None) -> Tensor:
     """[..., leaf, leaf]: each map with its mean at every signed offset in place of its values.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Head, Site, head_at
 from ..data.batches import Batch, Batches
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import percentile_interval
@@ -202,6 +202,7 @@ class RelationAccumulator(LeafMapAccumulator):
         )  # fmt: skip
 
 
+@checked
 def relation_heads(
     model: nn.Module, batches: Batches, *, relations: Sequence[Relation] = RELATIONS, progress: str | None = None
 ) -> RelationHeads:

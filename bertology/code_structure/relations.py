@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from .masks import slanted
 from .relation_tables import ANGLED, BRACKETS, GRAMMARS, NAMES, At, Binder, Grammar
 from .trees import CodeTree
@@ -169,6 +169,7 @@ class RelationSums:
         )
 
 
+@checked
 def related(tree: CodeTree, relation: Relation) -> Tensor:
     """[leaf, leaf] bool: which leaves (columns) a leaf (row) is related to. No leaf is related to itself.
 
@@ -209,6 +210,7 @@ def related(tree: CodeTree, relation: Relation) -> Tensor:
     return _linked(len(tree), pairs + [(j, i) for i, j in pairs])
 
 
+@checked
 def relation_scores(attention: Tensor, related: Tensor, *, valid: Tensor | None = None) -> RelationSums:
     """Sum up the attention to related leaves, and beside it that to unrelated ones at the same signed offset.
 

@@ -14,8 +14,9 @@ from typing import Any, Literal, overload
 
 from tqdm.auto import tqdm
 
+from ..corpora.files import readable
 from ..corpora.treebank import Skip
-from ..errors import DataError
+from ..errors import DataError, checked
 from .trees import CodeTree, tree_of
 
 FIELDS = ("code", "original_string")
@@ -58,6 +59,7 @@ class Snippets(Sequence[CodeTree]):
     __repr__ = __str__
 
 
+@checked
 def read_code(
     path: str | Path,
     language: Any = None,
@@ -119,7 +121,7 @@ def read_code(
 def _lines(path: Path) -> Iterator[str]:
     opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
+        with readable(path), opened(path, "rt", encoding="utf-8-sig") as file:
             yield from file
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged: wanted JSON Lines in UTF-8, got {error}") from error

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, need
+from ..errors import DataError, checked, need
 
 PACKAGES = {
     "go": "tree_sitter_go",
@@ -120,6 +120,7 @@ class CodeTree:
         return np.array([kind == "identifier" for kind in self.types], dtype=bool)
 
 
+@checked
 def parse_code(code: str, language: Any, *, name: str = "", broken: Broken = "error") -> CodeTree:
     """Parse a piece of code with tree-sitter (extra `code`).
 
@@ -235,6 +236,7 @@ LEVELS = 64
 """Farther than this the spread of bits, which pays for every step, gives way to a search from each leaf."""
 
 
+@checked
 def graph_edges(tree: CodeTree, *, upgraded: bool = True) -> NDArray[np.int64]:
     """[edge, end]: the pairs of nodes that are joined, each pair once (Chen et al. 2022).
 
@@ -261,6 +263,7 @@ def graph_edges(tree: CodeTree, *, upgraded: bool = True) -> NDArray[np.int64]:
     return np.concatenate(edges).astype(np.int64)
 
 
+@checked
 def leaf_distances(tree: CodeTree, *, upgraded: bool = True) -> NDArray[np.int16 | np.int32]:
     """[leaf, leaf]: how many edges the shortest path between two leaves has, as small integers.
 

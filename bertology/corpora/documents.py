@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 from ..anatomy.names import IDS_ARGUMENT
-from ..errors import DataError
+from ..errors import DataError, checked
 from .treebank import Skip
 
 KINDS = ("pronoun", "proper", "nominal")
@@ -129,6 +129,7 @@ class Documents(Sequence[Document]):
         return "; ".join([f"{len(self)} documents, {self.mentions} mentions", *gone])
 
 
+@checked
 def pieces(
     tokenizer: Any, documents: Sequence[Document], *, max_length: int = 128, first_only: bool = False,
     at: Literal["sentence", "word"] = "sentence",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
-from ..errors import DataError
+from ..errors import DataError, checked
 from .treebank import Skip
 
 SPECIAL, PADDING = -1, -2
@@ -81,6 +81,7 @@ class AlignedBatches:
         )
 
 
+@checked
 def align(
     tokenizer: Any, sources: Sequence[HasWords], *, batch_size: int = 16, max_length: int | None = None
 ) -> AlignedBatches:
@@ -140,6 +141,7 @@ def check_tokenizer(tokenizer: Any, batch_size: int) -> None:
         raise DataError(f"batch_size must be 1 or more, got {batch_size}")
 
 
+@checked
 def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean") -> list[Tensor]:
     """[head, group, group] for each example: the attention of words and special tokens to one another.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anatomy.names import (
+    CACHE_ARGUMENTS,
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
     EMBEDS_ARGUMENT,
@@ -22,6 +23,8 @@ from ..anatomy.names import (
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
     NO_TEXT_ARGUMENTS,
+    POSITIONS_NAME,
+    SEGMENTS_ARGUMENT,
     SPAN_ARGUMENTS,
     USE_CACHE_ARGUMENT,
     block_oddities_of,
@@ -36,6 +39,8 @@ IGNORED = -100
 LABELS = (LABELS_ARGUMENT, *SPAN_ARGUMENTS)
 ANNOTATIONS = "annotations"
 """The key of a batch's list with one entry per example, which is not passed to the model."""
+LEAST_RANK = {IDS_ARGUMENT: 2, EMBEDS_ARGUMENT: 3, "input_values": 2}
+"""How many axes an input has at least; one less is an example without a batch axis."""
 INPUTS = (IDS_ARGUMENT, EMBEDS_ARGUMENT, *NO_TEXT_ARGUMENTS)
 
 
@@ -48,7 +53,9 @@ def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
     none_yet = True
     for batch in [batches] if isinstance(batches, Mapping) else batches:
         none_yet = False
-        yield on_device(batch, device)
+        found = with_batch_axis(batch)
+        check_padding(found)
+        yield on_device(found, device)
     if none_yet:
         raise DataError("no batches: wanted one mapping of model arguments or an iterable of them, got an empty one")
 
@@ -59,11 +66,22 @@ def device_of(model: nn.Module) -> torch.device:
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:
             return torch.device(device)
-    return next(parameter.device for parameter in model.parameters())
+    found = next(parameter.device for parameter in model.parameters())
+    if found.type == "meta":
+        raise DataError(without_weights(model))
+    return found
 
 
-def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """Check one batch and move its tensors to `device`."""
+def without_weights(model: nn.Module) -> str:
+    """The part of an error about a model on the meta device."""
+    return (
+        f"the weights of {type(model).__name__} are on the meta device, where they have no values: load them, for "
+        "example with from_pretrained, without device_map='meta' or torch.device('meta')"
+    )
+
+
+def with_batch_axis(batch: Batch) -> Batch:
+    """The batch itself; a row of a data set, whose tensors have no batch axis, becomes a batch of one example."""
     if not isinstance(batch, Mapping):
         raise DataError(
             f"a batch must be a mapping of model arguments such as a tokenizer returns, got {type(batch).__name__}"
@@ -74,14 +92,76 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
             f"{name} must be a tensor, got {type(batch[name]).__name__}: "
             "call the tokenizer with return_tensors='pt' and padding=True"
         )
+    if batch[name].dim() >= LEAST_RANK.get(name, 1):
+        return batch
+    others = {key: x for key, x in batch.items() if isinstance(x, Tensor) and key in (MASK_ARGUMENT, SEGMENTS_ARGUMENT)}
+    wrong = [f"{key} {list(x.shape)}" for key, x in others.items() if x.dim() != 1]
+    if batch[name].dim() + 1 < LEAST_RANK[name] or wrong:
+        raise DataError(
+            f"{name} must be {'[batch, token, hidden]' if name == EMBEDS_ARGUMENT else '[batch, token]'}, got "
+            f"{', '.join([str(list(batch[name].shape)), *wrong])}: add a batch axis with {name}[None]"
+        )
+    return {key: x[None] if isinstance(x, Tensor) else x for key, x in batch.items()}
+
+
+def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Check one batch and move its tensors to `device`."""
+    batch = with_batch_axis(batch)
+    name = _input_name(batch)
     if batch[name].shape[0] == 0 or batch[name].numel() == 0:
         raise DataError(f"{name} is empty: its shape is {list(batch[name].shape)}")
+    empty = [key for key, x in batch.items() if isinstance(x, Tensor) and x.is_meta and device.type != "meta"]
+    if empty:
+        raise DataError(f"{empty[0]} is on the meta device, where it has no values: make the batch on a real device")
+    _check_masks(batch)
     if ANNOTATIONS in batch and len(batch[ANNOTATIONS]) != batch[name].shape[0]:
         raise DataError(
             f"{ANNOTATIONS} must have one entry per example, got {len(batch[ANNOTATIONS])} entries for "
             f"{batch[name].shape[0]} examples"
         )
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return {key: _moved(value, device) for key, value in batch.items()}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Mapping) and not hasattr(value, "get_seq_length"):  # a mask for each kind of layer
+        return {key: _moved(one, device) for key, one in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _check_masks(batch: Batch) -> None:
+    """Raise `DataError` for masks that are not of the text's shape, or hold NaN; the latter on the CPU alone."""
+    for prefix in ("", DECODER_PREFIX):
+        name, ids = prefix + MASK_ARGUMENT, batch.get(prefix + IDS_ARGUMENT)
+        mask = batch.get(name)
+        if mask is None or isinstance(mask, Mapping):
+            continue
+        if not isinstance(mask, Tensor):
+            raise DataError(f"{name} must be a tensor [batch, token], got {type(mask).__name__}")
+        cached = any(batch.get(one) is not None for one in CACHE_ARGUMENTS)
+        if isinstance(ids, Tensor) and mask.dim() <= 2 and mask.shape != ids.shape and not cached:
+            raise DataError(
+                f"{name} must have the shape of {prefix}{IDS_ARGUMENT}, {list(ids.shape)}, got {list(mask.shape)}"
+            )
+        if mask.is_floating_point() and mask.device.type == "cpu" and mask.isnan().any():
+            raise DataError(f"{name} holds NaN: wanted 1 for real tokens and 0 for padding")
+
+
+def check_padding(batch: Batch) -> None:
+    """Raise `DataError` for masks [batch, token] on the CPU that are no masks, or give an example no real token."""
+    for name in (MASK_ARGUMENT, DECODER_PREFIX + MASK_ARGUMENT):
+        mask = batch.get(name)
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.device.type != "cpu":
+            continue
+        if mask.dtype != torch.bool and (mask < 0).any():
+            raise DataError(f"{name} must be 1 for real tokens and 0 for padding, got {mask.min().item()}")
+        check_real(mask, name)
+
+
+def check_real(mask: Tensor, name: str = MASK_ARGUMENT) -> None:
+    """Raise `DataError` for a mask [row, token] of which a row has no real token."""
+    none = ((mask != 0).sum(1) == 0).nonzero().flatten().tolist()
+    if none:
+        raise DataError(f"{name} marks no real token in example(s) {none} of the batch: leave such examples out")
 
 
 def check_repeatable(batches: Batches, *, why: str) -> None:
@@ -125,13 +205,27 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
     mask = batch.get(prefix + MASK_ARGUMENT)
     if mask is None:
         return _all_tokens(batch, prefix)
-    flat = mask.reshape(-1, mask.shape[-1]) if mask.dim() == 3 and rows_per_example(batch) > 1 else mask
-    if flat.dim() != 2:
+    if not shows_padding(model, batch, stack):
+        came = list(mask.shape) if isinstance(mask, Tensor) else f"a mask for each of {', '.join(mask)}"
         raise DataError(
-            f"{prefix}attention_mask must be [batch, token], got {list(mask.shape)}: "
-            "another shape does not show which tokens are padding"
+            f"{prefix}attention_mask must be [batch, token], got {came}: another shape does not show which tokens are "
+            "padding"
         )
-    return flat != 0
+    return mask.reshape(-1, mask.shape[-1]) != 0
+
+
+def shows_padding(model: nn.Module, batch: Batch, stack: str) -> bool:
+    """Whether a stack's attention mask, if there is one, has one value per token."""
+    mask = batch.get(MASK_ARGUMENT if reads_text(model, stack) else DECODER_PREFIX + MASK_ARGUMENT)
+    several = rows_per_example(batch) > 1
+    return mask is None or (isinstance(mask, Tensor) and (mask.dim() == 2 or (mask.dim() == 3 and several)))
+
+
+def token_count(model: nn.Module, batch: Batch, stack: str) -> int:
+    """How many tokens the texts of a stack have, padding included."""
+    known = shows_padding(model, batch, stack)
+    prefix = "" if reads_text(model, stack) else DECODER_PREFIX
+    return int((token_mask(model, batch, stack) if known else _all_tokens(batch, prefix)).shape[1])
 
 
 def reads_text(model: nn.Module, stack: str) -> bool:
@@ -229,7 +323,7 @@ def is_encoder_decoder(model: nn.Module) -> bool:
 
 def room_of(model: nn.Module) -> int | None:
     """The longest input of a model in tokens, or None when its config names no limit."""
-    most = getattr(config_of(model), "max_position_embeddings", None)
+    most = getattr(config_of(model), POSITIONS_NAME, None)
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         return None
     words = getattr(model, "get_input_embeddings", lambda: None)()

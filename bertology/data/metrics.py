@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, described
 from .batches import IGNORED
 
 Metric = Callable[[Tensor, Tensor], float]
@@ -63,11 +64,32 @@ def find_metric(metric: str | Metric) -> Metric:
     """The metric with this name, or the function that was passed. Raises `DataError` for an unknown name."""
     if callable(metric):
         return metric
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise DataError(
             f"no metric is called {metric!r}: wanted a function of (logits, labels) or one of {', '.join(METRICS)}"
         )
     return METRICS[metric]
+
+
+def measured(metric: Metric, name: str, logits: Tensor, labels: Tensor) -> float:
+    """The value of a metric over all examples.
+
+    Libraries of metrics return a dictionary: its only value is taken. Raises `DataError` for anything else that is not
+    one number.
+    """
+    value: Any = metric(logits, labels)
+    if isinstance(value, Mapping) and len(value) == 1:
+        value = next(iter(value.values()))
+    if isinstance(value, Mapping):
+        told = f"got a dictionary of {', '.join(map(str, value)) or 'nothing'}: take one of its values"
+    elif isinstance(value, (str, bytes, bool)):
+        told = f"got {described(value)}"
+    else:
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            told = f"got {described(value)}: it must take the mean over the examples itself"
+    raise DataError(f"the metric {name} must return one number for all examples, {told}")
 
 
 def metric_name(metric: str | Metric) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..anatomy.names import IMAGE_CONFIG_NAMES
 from ..anatomy.sites import Anatomy, Site
 from ..errors import DataError
-from .batches import Batch, fit_mask, reads_text, token_mask
+from .batches import Batch, check_real, fit_mask, reads_text, token_mask
 
 
 def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
@@ -37,6 +37,9 @@ class RealQueries:
         wanted = {stack for stack in stacks if reads_text(anatomy.model, stack)} if text_only else stacks
         self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in wanted}
         self._complete = {stack: mask is None or bool(mask.all()) for stack, mask in self._masks.items()}
+        for stack, mask in self._masks.items():
+            if mask is not None and not self._complete[stack]:
+                check_real(mask)
         self.positions: dict[Site, int] = {}
 
     def among(self, site: Site, rows: slice, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from .optimizer import Training
@@ -64,6 +64,7 @@ class CodeLength(Result):
         return "\n".join([*lines, told])
 
 
+@checked
 def online_code(
     fit: Callable[[range], Predict],
     *,
@@ -156,6 +157,7 @@ CODING = Training(choose_by="loss")
 """The paper's settings for tasks of medium size, but with the loss as criterion: the code is made of probabilities."""
 
 
+@checked
 def code_lengths(
     train: BatchSource, dev: BatchSource, *, seed: int = 0, settings: Training = CODING,
     portions: Sequence[float] = PORTIONS, device: torch.device | str = "cpu", progress: str | None = None,

@@ -9,13 +9,14 @@ from dataclasses import replace
 from hashlib import blake2b
 from itertools import accumulate
 
-from ..errors import DataError
+from ..errors import DataError, checked
 from .tasks import EdgeTask, Record, Target
 
 _Labels = tuple[str, ...]
 _Words = tuple[str, ...]
 
 
+@checked
 def control_tasks(train: EdgeTask, *others: EdgeTask, seed: int = 0) -> tuple[EdgeTask, ...]:
     """Give each word type one random label, the same at every occurrence (Hewitt and Liang 2019, §2).
 
@@ -62,6 +63,7 @@ def control_tasks(train: EdgeTask, *others: EdgeTask, seed: int = 0) -> tuple[Ed
     return tuple(made)
 
 
+@checked
 def shuffled_labels(task: EdgeTask, *, seed: int = 0) -> EdgeTask:
     """Permute the labels among the targets: a probe can then only learn how frequent labels are.
 
@@ -80,6 +82,7 @@ def shuffled_labels(task: EdgeTask, *, seed: int = 0) -> EdgeTask:
     return replace(task, name=f"{task.name} shuffled", records=records)
 
 
+@checked
 def shared_types(train: EdgeTask, dev: EdgeTask) -> float:
     """The share of the dev set's targets whose words are those of a target in the training set, 0 to 1.
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, need
+from ..errors import DataError, ShapeError, checked, need
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 
@@ -249,6 +249,7 @@ class LayerStatistics(Result):
         return "\n".join(lines)
 
 
+@checked
 def layer_statistics(f1: Tensor, mix: Tensor | None = None, *, least_gain: float = LEAST_GAIN) -> LayerStatistics:
     """Summarize at which layers one task is solved (Tenney et al. 2019, §3, Eq 2 to 4).
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.result import cpu64
 from .optimizer import PAPER, Training
 from .probes import Probes, cumulative
@@ -19,6 +19,7 @@ from .train import Trained, train_resumably
 from .trajectories import LabelTrajectories, label_trajectories
 
 
+@checked
 def probe_layers(
     train: BatchSource, dev: BatchSource, *, test: BatchSource | None = None, seeds: Sequence[int] = (0,),
     settings: Training = PAPER, device: torch.device | str = "cpu", checkpoint: str | Path | None = None,
@@ -72,6 +73,7 @@ def probe_layers(
     return scores
 
 
+@checked
 def cumulative_probes(source: BatchSource, seeds: Sequence[int] = (0,), settings: Training = PAPER) -> Probes:
     """New probes for a data set: for each seed, one probe for each layer and all layers below it.
 
@@ -91,6 +93,7 @@ def cumulative_probes(source: BatchSource, seeds: Sequence[int] = (0,), settings
     )  # fmt: skip
 
 
+@checked
 def score_layers(trained: Trained, source: BatchSource) -> LayerScores:
     """Score trained `cumulative_probes` on records: the last step of `probe_layers`.
 
@@ -130,6 +133,7 @@ def score_layers(trained: Trained, source: BatchSource) -> LayerScores:
     )  # fmt: skip
 
 
+@checked
 def probabilities(
     probes: Probes, source: BatchSource, *, records: Tensor | range | None = None, batch_size: int = 32
 ) -> Tensor:
@@ -159,6 +163,7 @@ def probabilities(
     return torch.cat(found, 1) if found else torch.zeros(len(probes.seeds), 0, len(source.labels))
 
 
+@checked
 def follow_targets(
     trained: Trained, source: BatchSource, task: EdgeTask, *, seed: int | None = None
 ) -> LabelTrajectories:

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
@@ -121,6 +121,7 @@ def _places(of: Tensor, some: range, batch: EdgeBatch) -> Tensor:
     return (of[first:last] - some.start).to(batch.gold.device)
 
 
+@checked
 def bits_of(logits: Tensor, gold: Tensor) -> Tensor:
     """[...], bits: the code of all labels of some targets, of logits [..., target, label] and gold [target, label].
 

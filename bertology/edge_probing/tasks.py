@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Literal, overload
 
 from ..corpora.treebank import Skip
-from ..errors import DataError
+from ..errors import DataError, checked
 
 Counted = Literal["coref", "srl", "relations"] | Sequence[str] | None
 """A rule by its name, the labels themselves, or None for all."""
@@ -24,6 +24,7 @@ _RULES: dict[str, Callable[[str], object]] = {
 }
 
 
+@checked
 def counted_labels(labels: Sequence[str], rule: Counted = None) -> tuple[str, ...]:
     """Which of a task's labels count for its F1, in their order (the analysis program of Tenney et al. 2019).
 

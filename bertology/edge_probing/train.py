@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..streaming.checkpoint import Checkpoint, add_tensor
 from .optimizer import PAPER, AMSGrad, Patience, Training
 from .probes import Probes
@@ -64,6 +64,7 @@ class Trained:
     may not have been done."""
 
 
+@checked
 def train_probes(
     train: BatchSource, dev: BatchSource, probes: Probes, settings: Training = PAPER, *,
     checkpoint: str | Path | None = None, progress: str | None = None,

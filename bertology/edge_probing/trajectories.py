@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from .tasks import EdgeTask, Target
@@ -169,6 +169,7 @@ class LabelTrajectories(Result):
         return f"  {right} {self.label_names[label]:<{width}}{''.join(cells)}"
 
 
+@checked
 def label_trajectories(
     probabilities: Tensor, task: EdgeTask, *, source: tuple[Tensor, Tensor] | None = None
 ) -> LabelTrajectories:

@@ -14,7 +14,7 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import Batches
 from ..data.losses import ExampleLoss
 from ..data.metrics import Metric
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..tap.gates import Kind, replacement_name
 from .many_gates import NAN, VariantScores, score_variants
@@ -54,6 +54,7 @@ class HeadAblation(PairedResult):
         return r
 
 
+@checked
 def head_ablation(
     model: nn.Module,
     batches: Batches,
@@ -141,6 +142,7 @@ class SoleHeadAblation(PairedResult):
         return there
 
 
+@checked
 def sole_head_ablation(
     model: nn.Module,
     batches: Batches,

@@ -18,7 +18,7 @@ from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batch, Batches, check_repeatable, device_of, examples, rows_per_example
 from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from ..data.metrics import spearman
-from ..errors import DataError, UnknownAnatomy
+from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -190,6 +190,7 @@ def _of_tokens(sites: list[Site], found: Sequence[Tensor | None], zeros: Tensor)
     return signed, absolute
 
 
+@checked
 def head_importance(
     model: nn.Module,
     batches: Batches,
@@ -273,6 +274,7 @@ class ImportanceSeries(Result):
         return torch.tensor([[spearman(a[:, None], b) for b in ranked] for a in ranked], dtype=torch.float64)
 
 
+@checked
 def importance_through_training(
     checkpoints: Iterable[tuple[int, Any]],
     batches: Batches,

@@ -28,7 +28,7 @@ from ..data.batches import (
     without_labels,
 )
 from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
-from ..data.metrics import Metric, find_metric, metric_name
+from ..data.metrics import Metric, find_metric, measured, metric_name
 from ..errors import DataError
 from ..measures.head_means import head_means
 from ..results.axes import axes
@@ -366,7 +366,9 @@ class VariantAccumulator(Accumulator):
         if self._metric is None:
             scores = 1 / losses.mean(1)
         else:
-            scores = torch.tensor([float(self._metric(one, truths)) for one in logits], dtype=torch.float64)
+            scores = torch.tensor(
+                [measured(self._metric, self._name, one, truths) for one in logits], dtype=torch.float64
+            )
         if scores.isnan().any():
             raise DataError(f"the metric {self._name} is NaN over {losses.shape[1]} examples")
         there, labels = self.anatomy.present, self.anatomy.labels

@@ -13,8 +13,8 @@ from ..anatomy.names import LABELS_ARGUMENT
 from ..anatomy.sites import Anatomy
 from ..data.batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
 from ..data.losses import ExampleLoss, example_losses, find_loss, is_causal, loss_name
-from ..data.metrics import Metric, find_metric, metric_name
-from ..errors import DataError
+from ..data.metrics import Metric, find_metric, measured, metric_name
+from ..errors import DataError, checked
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
@@ -73,7 +73,7 @@ class ScoreAccumulator(Accumulator):
 
     def compute(self) -> Score:
         """Apply the metric to all examples at once."""
-        value = float(self._metric(torch.cat(self._logits), torch.cat(self._labels)))
+        value = measured(self._metric, self._name, torch.cat(self._logits), torch.cat(self._labels))
         if value != value:
             raise DataError(f"the metric {self._name} is NaN over {int(self.examples)} examples")
         return Score(value, self._name, int(self.examples))
@@ -140,6 +140,7 @@ def scorer(metric: str | Metric, loss: ExampleLoss | None = None) -> Accumulator
     return InverseLossAccumulator(loss) if metric == INVERSE_LOSS else ScoreAccumulator(metric)
 
 
+@checked
 def score(
     model: nn.Module,
     batches: Batches,

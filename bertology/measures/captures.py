@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
 from ..anatomy.sites import Anatomy, Site, Stack
-from ..data.batches import Batch, device_of, model_arguments, on_device, token_mask, without_labels
+from ..data.batch_errors import explained
+from ..data.batches import Batch, device_of, model_arguments, on_device, shows_padding, token_count, without_labels
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.padding import real_positions
-from ..errors import DataError, UnknownAnatomy
+from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..tap import tap, undisturbed
@@ -47,6 +48,11 @@ class Capture(Result):
 
 def only(stacks: dict[str, Tensor]) -> Tensor:
     """The only stack's tensor, or a `DataError` that names the stacks."""
+    if not stacks:
+        raise DataError(
+            "it is not known which tokens are real, since the attention mask is not [batch, token]: pass such a mask, or "
+            "leave padding out yourself"
+        )
     if len(stacks) != 1:
         raise DataError(f"this model has several stacks: take .stack(name) first, of {', '.join(map(repr, stacks))}")
     return next(iter(stacks.values()))
@@ -64,7 +70,8 @@ def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[s
 @torch.no_grad()
 def run(model: nn.Module, batch: Batch) -> Any:
     """Run the model on a batch, without labels and without gradients."""
-    return model(**without_labels(model, batch))
+    with explained(model, batch):
+        return model(**without_labels(model, batch))
 
 
 def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dict[str, Tensor]:
@@ -103,10 +110,15 @@ def pile(layers: list[Tensor]) -> Tensor:
 
 
 def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) -> dict[str, Tensor]:
-    """[batch, token], bool, for each stack: which of the positions along `axis` are real."""
+    """[batch, token], bool, for each stack: which of the positions along `axis` are real.
+
+    A stack whose attention mask does not show its padding, since it is not `[batch, token]`, is left out.
+    """
     device = device_of(anatomy.model)
     return {
-        name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device) for name, x in stacks.items()
+        name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device)
+        for name, x in stacks.items()
+        if shows_padding(anatomy.model, batch, name)
     }
 
 
@@ -120,7 +132,8 @@ class HiddenStates(Capture):
     NaN where a layer has fewer tokens than others (Funnel pools them). Several residual streams (Gemma 3n, DeepSeek V4)
     are concatenated."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
+    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing. A stack whose attention
+    mask is not [batch, token] is left out."""
 
     @property
     def values(self) -> Tensor:
@@ -128,6 +141,7 @@ class HiddenStates(Capture):
         return only(self.stacks)
 
 
+@checked
 def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bool | None = None) -> HiddenStates:
     """Capture every hidden state of a batch: the embeddings, and what each block returns.
 
@@ -170,7 +184,7 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
         for stack in anatomy.stacks:
             if stack.name in layers:
                 states, final = layers[stack.name], last.get(stack.name)
-                layers[stack.name] = _as_text(stack, states, final, token_mask(model, batch, stack.name).shape[1])
+                layers[stack.name] = _as_text(stack, states, final, token_count(model, batch, stack.name))
                 # Several residual streams end in a state of another width: the last block's own is kept.
                 tied = stack.ties_last if tie_last_hidden_states is None else tie_last_hidden_states
                 if tied and final is not None and final.shape == layers[stack.name][-1].shape:
@@ -203,7 +217,8 @@ class AttentionMaps(Capture):
     stacks: Annotated[dict[str, Tensor], axes("layer batch head query key")]
     """{stack: [layer, batch, head, query, key]}: each row of keys sums to 1; NaN for pruned heads."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing."""
+    """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing. A stack whose attention
+    mask is not [batch, token] is left out."""
 
     @property
     def values(self) -> Tensor:
@@ -211,6 +226,7 @@ class AttentionMaps(Capture):
         return only(self.stacks)
 
 
+@checked
 def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
     """Capture every head's attention weights, whatever attention implementation the model was loaded with.
 
@@ -250,7 +266,8 @@ class HeadOutputs(Capture):
     gradient_stacks: Annotated[dict[str, Tensor] | None, axes("layer batch token head dim")]
     """{stack: [layer, batch, token, head, dim]}: the gradient of each example's own loss; None without a loss."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
+    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing. A stack whose attention
+    mask is not [batch, token] is left out."""
 
     @property
     def values(self) -> Tensor:
@@ -269,6 +286,7 @@ class HeadOutputs(Capture):
         return self.values[:, self.mask].mean(1)
 
 
+@checked
 def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | None = None) -> HeadOutputs:
     """Capture every head's output for a batch and, given a loss, its gradient.
 
@@ -313,7 +331,8 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             anatomy.check_readable()
             taps.enter_context(tap(anatomy, "heads", edit=edit))
             with torch.inference_mode(False), torch.enable_grad():
-                outputs = model(**(without_labels(model, batch) if loss == "auto" else model_arguments(batch)))
+                with explained(model, batch):
+                    outputs = model(**(without_labels(model, batch) if loss == "auto" else model_arguments(batch)))
                 total = example_losses(chosen, outputs, batch).sum()
                 each = torch.autograd.grad(total, list(found.values()), materialize_grads=True)
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -106,6 +106,7 @@ class EntropyAccumulator(MapAccumulator):
         return AttentionEntropy(mean, first, self.queries.cpu(), self.anatomy.labels)
 
 
+@checked
 def attention_entropy(
     model: nn.Module,
     batches: Batches,

@@ -13,7 +13,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
 from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from ..data.token_classes import OTHER, TokenClass, TokenClasses
-from ..errors import DataError, UnknownAnatomy
+from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
@@ -123,6 +123,7 @@ class GradientsAccumulator(MapAccumulator):
         )
 
 
+@checked
 def attention_gradients(
     model: nn.Module,
     batches: Batches,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Head, Site, head_at
 from ..data.batches import Batch, Batches
-from ..errors import DataError, HeadError, need
+from ..errors import DataError, HeadError, checked, need
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -324,6 +324,7 @@ def _comparable(maps: dict[Site, Tensor]) -> list[list[Site]]:
     return list(groups.values())
 
 
+@checked
 def head_distances(
     model: nn.Module,
     batches: Batches,

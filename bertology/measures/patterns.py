@@ -13,7 +13,7 @@ from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
 from ..data.padding import RealQueries
 from ..data.token_classes import TokenClass, TokenClasses
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -233,6 +233,7 @@ class PatternsAccumulator(MapAccumulator):
         )  # fmt: skip
 
 
+@checked
 def attention_patterns(
     model: nn.Module,
     batches: Batches,

@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batches, check_repeatable
 from ..data.losses import ExampleLoss
 from ..data.metrics import metric_name
-from ..errors import DataError, PruningError, UnknownAnatomy
+from ..errors import DataError, PruningError, UnknownAnatomy, checked
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance, normalized
 from ..importance.score import scorer
 from ..results.axes import axes
@@ -230,6 +230,7 @@ class PruningCurve(Result):
         return [head_at(self.labels, row, head) for row, head in off.nonzero().tolist()]
 
 
+@checked
 def pruning_curve(
     model: nn.Module,
     batches: Batches,

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..anatomy.dissect import dissect
 from ..data.batches import Batch, device_of, examples, on_device, some_examples, token_mask, without_labels
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..tap import undisturbed
@@ -156,6 +156,7 @@ class Efficiency(Result):
         return "\n".join(lines)
 
 
+@checked
 def compare_efficiency(
     before: nn.Module,
     after: nn.Module,

@@ -16,7 +16,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from ..anatomy.sites import Anatomy, Head, Heads, head_at
 from ..data.batches import config_of
-from ..errors import DataError, PruningError
+from ..errors import DataError, PruningError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from .cut_weights import Cut, Tied, cut_heads, plan_cut
@@ -48,6 +48,7 @@ class Pruned(Result):
         )
 
 
+@checked
 def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
     """Remove heads from the model, in place: their query, key and value rows, their output projection columns.
 
@@ -135,6 +136,7 @@ def written_down(config: Any, labels: tuple[str, ...]) -> dict[int, list[int]]:
     return rows
 
 
+@checked
 def save_pruned(model: nn.Module, path: str | Path) -> None:
     """Write a pruned model: safetensors, and a config whose `pruned_heads` says what is gone.
 
@@ -146,6 +148,7 @@ def save_pruned(model: nn.Module, path: str | Path) -> None:
     model.save_pretrained(str(path))  # type: ignore[operator]
 
 
+@checked
 def load_pruned(
     path: str | Path,
     *,

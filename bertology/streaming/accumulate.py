@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..anatomy.dissect import dissect
+from ..data.batch_errors import explained
 from ..data.batches import ANNOTATIONS, Batch, Batches, each_batch, model_arguments, without_labels
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..tap import undisturbed
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint, add_tensor
 
 
+@checked
 def accumulate(
     model: nn.Module,
     batches: Batches,
@@ -136,7 +138,8 @@ def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accu
     labelled = any(accumulator.needs_labels for accumulator in accumulators)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        outputs = model(**(model_arguments(batch) if labelled else without_labels(model, batch)))
+        with explained(model, batch):
+            outputs = model(**(model_arguments(batch) if labelled else without_labels(model, batch)))
         for accumulator in accumulators:
             accumulator.update(batch, outputs)
 

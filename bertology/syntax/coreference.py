@@ -13,7 +13,7 @@ from ..anatomy.sites import Site
 from ..corpora.documents import KINDS, Document, document_of
 from ..corpora.words import Rows
 from ..data.batches import Batch, Batches
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
@@ -187,6 +187,7 @@ def _by_kind(hits: Tensor, kind: Tensor) -> Tensor:
     return hits.new_zeros(len(KINDS), *hits.shape[1:]).index_add_(0, kind, hits)
 
 
+@checked
 def coreference_heads(
     model: nn.Module, batches: Batches, *, candidates: Candidates = "mentions", rows: Rows = "mean",
     progress: str | None = None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, need
+from ..errors import DataError, checked, need
 from ..results.figures import head_cells, new_figure, written
 from ..results.result import draws
 from .dependencies import DependencyHeads
@@ -24,6 +24,7 @@ _RED, _BLUE, _GREY = "#c62828", "#0072B2", "#8a8a8a"
 _LEVEL, _GAP, _EDGE, _ROW = 0.2, 0.13, 0.25, 0.2
 
 
+@checked
 def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path | None = None) -> Figure:
     """Draw a sentence in one row: the head's attention as arcs above it, the gold tree below (extra `plot`).
 
@@ -75,6 +76,7 @@ def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path 
     return _finished(figure, axes, view, (-_EDGE, width + _EDGE), (-bottom, top), path)
 
 
+@checked
 def head_columns(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path | None = None) -> Figure:
     """Draw a sentence in two columns, with lines from words on the left to those they attend to (extra `plot`).
 

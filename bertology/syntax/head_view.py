@@ -14,7 +14,7 @@ from ..anatomy.sites import Head, Site, head_at
 from ..corpora.treebank import Sentence
 from ..corpora.words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
 from ..data.batches import check_fits, reads_text
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from ..measures.captures import one_batch, run
 from ..results.axes import axes
 from ..results.result import Result, cpu64
@@ -273,6 +273,7 @@ class HeadView(Result):
         return self.html()
 
 
+@checked
 def show_head(
     model: nn.Module,
     tokenizer: Any,

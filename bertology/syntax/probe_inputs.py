@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from ..anatomy.dissect import dissect
 from ..anatomy.names import IDS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
+from ..corpora.files import open_text
 from ..corpora.treebank import Sentence
 from ..corpora.words import Aligned, AlignedBatches, Rows, word_attention
 from ..data.batches import Batch, check_fits, device_of, on_device, some_examples, without_labels
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from ..tap import tap, undisturbed
 from .picks import aligned_in, sentences_in
 
@@ -112,6 +113,7 @@ class EmbeddingVectors:
         return sums / words.bincount()[:, None]
 
 
+@checked
 def embedding_vectors(model: nn.Module) -> EmbeddingVectors:
     """Take a model's input embeddings as word vectors: where no others are at hand, and the control is to be fair.
 
@@ -132,6 +134,7 @@ def embedding_vectors(model: nn.Module) -> EmbeddingVectors:
     return EmbeddingVectors(table.detach().float())
 
 
+@checked
 def read_vectors(path: str | Path, *, words: Collection[str] | None = None, lower: bool = True) -> StaticVectors:
     """Read word vectors in the text format of GloVe and word2vec: a word and its numbers a line.
 
@@ -165,7 +168,7 @@ def read_vectors(path: str | Path, *, words: Collection[str] | None = None, lowe
 def _lines(path: str | Path) -> Iterator[tuple[str, str, list[str]]]:
     """Of each line what messages call it, its word and its numbers."""
     said, dim, seen = None, 0, 0
-    with open(path, encoding="utf-8", newline="\n") as file:
+    with open_text(path, newline="\n") as file:
         for number, line in enumerate(file, 1):
             where = f"line {number} of {path}"
             # Blanks alone part fields: words may hold any other kind of space.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..corpora.treebank import Sentence
-from ..errors import DataError, ShapeError, need
+from ..errors import DataError, ShapeError, checked, need
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import Interval, wilson_interval
@@ -20,6 +20,7 @@ Decode = Literal["greedy", "tree", "one-root tree"]
 DECODES = ("greedy", "tree", "one-root tree")
 
 
+@checked
 def best_tree(scores: Tensor, *, one_root: bool = True) -> list[int]:
     """The head of each word in the tree with the highest sum of scores (Chu, Liu and Edmonds; extra `syntax`).
 

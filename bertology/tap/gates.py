@@ -15,7 +15,7 @@ from ..anatomy.names import CACHE_ARGUMENTS
 from ..anatomy.sites import Anatomy, Heads, Site
 from ..data.batches import Batch, token_mask
 from ..data.padding import real_positions
-from ..errors import HeadError, ShapeError, UnknownAnatomy
+from ..errors import HeadError, ShapeError, UnknownAnatomy, checked
 from . import tap
 
 Kind = Literal["zero", "mean", "resample"]
@@ -105,6 +105,7 @@ def _check_tensor(anatomy: Anatomy, replace: Tensor, places: list[tuple[int, int
 
 
 @contextmanager
+@checked
 def gated(model: nn.Module, gates: Any) -> Iterator[None]:
     """Multiply every head's output by its gate while the `with` lasts.
 
@@ -196,6 +197,7 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
 
 
 @contextmanager
+@checked
 def ablated(
     model: nn.Module,
     heads: Heads,

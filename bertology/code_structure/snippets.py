@@ -120,11 +120,12 @@ def read_code(
 
 def _lines(path: Path) -> Iterator[str]:
     opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with readable(path), opened(path, "rt", encoding="utf-8-sig") as file:
-            yield from file
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: wanted JSON Lines in UTF-8, got {error}") from error
+    with readable(path):
+        try:
+            with opened(path, "rt", encoding="utf-8-sig") as file:
+                yield from file
+        except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is damaged: wanted JSON Lines in UTF-8, got {error}") from error
 
 
 def _fields(line: str, where: str, language: Any, field: str | None) -> tuple[str, Any, str]:

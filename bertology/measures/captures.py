@@ -50,8 +50,8 @@ def only(stacks: dict[str, Tensor]) -> Tensor:
     """The only stack's tensor, or a `DataError` that names the stacks."""
     if not stacks:
         raise DataError(
-            "it is not known which tokens are real, since the attention mask is not [batch, token]: pass such a mask, or "
-            "leave padding out yourself"
+            "it is not known which tokens are real: the attention mask is not [batch, token]. Pass one that is, or"
+            " leave padding out yourself"
         )
     if len(stacks) != 1:
         raise DataError(f"this model has several stacks: take .stack(name) first, of {', '.join(map(repr, stacks))}")
@@ -132,8 +132,9 @@ class HiddenStates(Capture):
     NaN where a layer has fewer tokens than others (Funnel pools them). Several residual streams (Gemma 3n, DeepSeek V4)
     are concatenated."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing. A stack whose attention
-    mask is not [batch, token] is left out."""
+    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing.
+
+    A stack whose attention mask is not [batch, token] is left out."""
 
     @property
     def values(self) -> Tensor:
@@ -217,8 +218,9 @@ class AttentionMaps(Capture):
     stacks: Annotated[dict[str, Tensor], axes("layer batch head query key")]
     """{stack: [layer, batch, head, query, key]}: each row of keys sums to 1; NaN for pruned heads."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing. A stack whose attention
-    mask is not [batch, token] is left out."""
+    """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing.
+
+    A stack whose attention mask is not [batch, token] is left out."""
 
     @property
     def values(self) -> Tensor:
@@ -266,8 +268,9 @@ class HeadOutputs(Capture):
     gradient_stacks: Annotated[dict[str, Tensor] | None, axes("layer batch token head dim")]
     """{stack: [layer, batch, token, head, dim]}: the gradient of each example's own loss; None without a loss."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing. A stack whose attention
-    mask is not [batch, token] is left out."""
+    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing.
+
+    A stack whose attention mask is not [batch, token] is left out."""
 
     @property
     def values(self) -> Tensor:

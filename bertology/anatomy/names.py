@@ -5,6 +5,7 @@ This file alone holds names of other people's code. A new architecture is one li
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -165,6 +166,20 @@ CROSS_NAMES = (
 )
 # Attributes of recurrent modules that look like attention (delta nets, lightning attention): they weigh no tokens.
 RECURRENT_NAMES = ("conv1d", "A_log", "slope_rate")
+# Names of classes that are attention by their name, and of parts of attention that bear its name.
+ATTENTION_CLASSES = re.compile(r"attention|attn|MHA", re.IGNORECASE)
+NOT_ATTENTION_CLASSES = re.compile(r"(MLP|Output|Residual|Bias|Projection|Norm|Embeddings?|Dropout)$", re.IGNORECASE)
+# Names of a fused projection of queries, keys and values.
+FUSED_PARTS = re.compile(r"(?:^|_)(?:w?qkv|query_key_value|queries_keys_values|c_attn|in_proj_weight)(?:$|_)", re.I)
+# {pattern of names of classes: why such attention has no heads}.
+NO_HEADS = {
+    "DeformableAttention": "samples points of an image in the place of comparing queries with keys",
+    "AttnBlock$|VocosAttention$": "attends with one head of convolutions, whose output is no concatenation of heads",
+    "ChannelAttention": "attends from channels to channels, not from tokens to tokens",
+    "AdditiveAttention|GatedAttention": "weighs tokens or features by themselves, not by queries and keys",
+    "^Rwkv": "is recurrent: it weighs no tokens, so that it has no attention heads",
+    "^xLSTM": "is recurrent: it weighs no tokens, so that it has no attention heads",
+}
 # Attributes of attention that returns more than its heads: ConvBERT's convolutions come after its heads.
 MORE_THAN_HEADS = ("conv_out_layer",)
 # Where an attention module says how wide a head's output is, and how many heads it has.

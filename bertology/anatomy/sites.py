@@ -132,6 +132,8 @@ class Anatomy:
     model: nn.Module = field(repr=False)
     sites: tuple[Site, ...]
     stacks: tuple[Stack, ...]
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    """{path of a module that looks like attention and is not among the sites: why}."""
 
     @property
     def layers(self) -> int:

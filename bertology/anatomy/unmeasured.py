@@ -30,8 +30,8 @@ def looks_like_attention(module: nn.Module) -> bool:
 
 def parts_of(module: nn.Module) -> list[str]:
     """The names of the modules and parameters that a module holds itself."""
-    held = [name for name, one in module._parameters.items() if one is not None]
-    return [*module._modules, *held]
+    children = [name for name, _ in module.named_children()]
+    return children + [name for name, _ in module.named_parameters(recurse=False)]
 
 
 def holds_projections(names: Iterable[str]) -> bool:

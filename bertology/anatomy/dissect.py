@@ -22,12 +22,14 @@ from .names import (
     COUNT_NAMES,
     CROSS_NAMES,
     DIFFERENCE_NAME,
+    IMAGE_CONFIG_NAMES,
     LOOPS,
     MORE_THAN_HEADS,
     NAMES,
     NORMS_ELSEWHERE,
     PRUNED_NAME,
     REPEATS,
+    TORCH_NAMES,
     TOTAL_NAMES,
     UNPRUNED_NAME,
     WIDTH_NAMES,
@@ -37,7 +39,7 @@ from .names import (
     oddities_of,
 )
 from .sites import Anatomy, Site, Stack
-from .unmeasured import find_unmeasured, is_recurrent, parts_of, told
+from .unmeasured import find_unmeasured, has_no_heads, is_recurrent, parts_of, told
 
 _BLOCK = re.compile(r"(.*\.\d+|\d+)(?:\.|$)")
 # T5's blocks hold their parts in a list of their own.
@@ -58,8 +60,8 @@ def find_attentions(modules: dict[str, nn.Module]) -> list[Found]:
     found = []
     seen = set()
     for path, module in modules.items():
-        names = next((names for names in NAMES if _fits(modules, path, module, names)), None)
-        if names is None or is_recurrent(module):
+        names = _names_of(modules, path, module)
+        if names is None or has_no_heads(module):
             continue
         block = _SUBLAYER.sub(r"\1", _block(path))
         # A module known by two names (an alias) is one; a module that several blocks share is one in each.
@@ -69,6 +71,13 @@ def find_attentions(modules: dict[str, nn.Module]) -> list[Found]:
         near = path.split(".")[-2:]
         found.append(Found(path, block, names, any(name in CROSS_NAMES for name in near)))
     return found
+
+
+def _names_of(modules: dict[str, nn.Module], path: str, module: nn.Module) -> Names | None:
+    """The line of the table that fits a module."""
+    if isinstance(module, nn.MultiheadAttention):
+        return TORCH_NAMES if type(module).forward is nn.MultiheadAttention.forward else None
+    return next((names for names in NAMES if _fits(modules, path, module, names)), None)
 
 
 def _fits(modules: dict[str, nn.Module], path: str, module: nn.Module, names: Names) -> bool:
@@ -83,6 +92,8 @@ def path_of(attention: str, part: str) -> str:
     """The path of a part of an attention module, where each leading `../` goes up to what holds it."""
     while part.startswith("../"):
         attention, part = attention.rpartition(".")[0], part.removeprefix("../")
+    if not part:
+        return attention
     return f"{attention}.{part}" if attention else part
 
 
@@ -120,11 +131,20 @@ def configs_around(modules: dict[str, nn.Module], path: str) -> Iterable[Any]:
 def make_stack(modules: dict[str, nn.Module], name: str, blocks: list[str], one: Found) -> Stack:
     """The stack of these blocks, given in the order in which they run, with one of its attentions."""
     odd = block_oddities_of(modules[blocks[0]])
-    layout = "token batch hidden" if one.names.layout.startswith("token") else odd.layout
+    token_first = one.names.layout.startswith("token") or getattr(modules[one.path], "batch_first", True) is False
+    layout = "token batch hidden" if token_first else odd.layout
     known = one.block != one.path and odd.called
     there = tuple(modules[block] for block in blocks) if known else ()
     last = _returned(modules, blocks[0])
-    return Stack(name, _called(modules, blocks[0]), last, ties_last(last), layout, there)
+    return Stack(
+        name, _called(modules, blocks[0]), last, ties_last(last), layout, there, _reads_images(modules, blocks[0])
+    )
+
+
+def _reads_images(modules: dict[str, nn.Module], block: str) -> bool:
+    """Whether the config nearest to a block is that of images."""
+    config = next(iter(configs_around(modules, f"{block}.")), None)
+    return any(hasattr(config, name) for name in IMAGE_CONFIG_NAMES) and not hasattr(config, "vocab_size")
 
 
 def _called(modules: dict[str, nn.Module], block: str) -> nn.Module:
@@ -282,6 +302,7 @@ def _warn(model: nn.Module, modules: dict[str, nn.Module], unmeasured: dict[str,
 def _sites_of(modules: dict[str, nn.Module], towers: dict[str, list[Found]]) -> tuple[list[Site], list[Stack]]:
     """The sites and stacks of these towers, in the order in which their blocks run."""
     names = name_stacks(modules, towers)
+    crossing = sum(any(one.cross for one in attentions) for attentions in towers.values())
     sites: list[Site] = []
     stacks: list[Stack] = []
     for tower, attentions in towers.items():
@@ -297,7 +318,7 @@ def _sites_of(modules: dict[str, nn.Module], towers: dict[str, list[Found]]) -> 
             done: list[nn.Module] = []
             for count, (place, one) in enumerate(running):
                 layer = place if by_block else count
-                stack = "cross" if cross else names[tower]
+                stack = ("cross" if crossing == 1 else f"{names[tower]}.cross") if cross else names[tower]
                 sites.append(_site(modules, one, len(sites), stack, layer, done.count(modules[one.path])))
                 done.append(modules[one.path])
     return sites, stacks

@@ -62,6 +62,11 @@ def find_unmeasured(modules: Mapping[str, nn.Module], measured: Iterable[nn.Modu
     return {path: why_unmeasured(one) for path, one in looking.items() if path not in around}
 
 
+def has_no_heads(module: nn.Module) -> bool:
+    """Whether a module is known to have no attention heads, whatever its parts are called."""
+    return is_recurrent(module) or any(re.search(pattern, type(module).__name__) for pattern in NO_HEADS)
+
+
 def why_unmeasured(module: nn.Module) -> str:
     """Why a module that looks like attention has no row, as far as its class and its parts tell."""
     kind = type(module).__name__
@@ -70,6 +75,8 @@ def why_unmeasured(module: nn.Module) -> str:
     for pattern, why in NO_HEADS.items():
         if re.search(pattern, kind):
             return f"{kind} {why}"
+    if isinstance(module, nn.MultiheadAttention):
+        return f"{kind} has a forward pass of its own in the place of torch's"
     parts = ", ".join(parts_of(module)) or "nothing"
     return f"{kind} holds {parts}, and which of these are its projections is not known"
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..anatomy.names import IMAGE_CONFIG_NAMES
 from ..anatomy.sites import Anatomy, Site
 from ..errors import DataError
 from .batches import Batch, fit_mask, reads_text, token_mask
@@ -74,12 +73,7 @@ class RealQueries:
 
 def _stack_mask(anatomy: Anatomy, batch: Batch, stack: str) -> Tensor | None:
     """[row, token], bool: the batch's real tokens, or None for a stack that reads images, which have no padding."""
-    return None if _reads_images(anatomy.runner(stack)) else token_mask(anatomy.model, batch, stack)
-
-
-def _reads_images(runner: nn.Module) -> bool:
-    config = getattr(runner, "config", None)
-    return any(hasattr(config, name) for name in IMAGE_CONFIG_NAMES) and not hasattr(config, "vocab_size")
+    return None if anatomy.reads_images(stack) else token_mask(anatomy.model, batch, stack)
 
 
 def _check_rows(anatomy: Anatomy, stack: str, mask: Tensor, rows: int) -> None:

@@ -18,6 +18,7 @@ from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
 from .restore import uncompiled
+from .torch_attention import open_torch_attention
 
 PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 
@@ -86,7 +87,7 @@ def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
 
 
 def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
-    crossing = [site.place for site in anatomy.sites if site.stack == "cross"]
+    crossing = [site.place for site in anatomy.sites if site.crosses]
     calls = Calls([(site.place, site) for site in anatomy.sites for _ in range(site.runs)], may_rest=crossing)
     calls.watch(anatomy, undo)
     if edit is None:
@@ -109,6 +110,7 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
     bare = {site.place for site in anatomy.sites if site.weight}
     if bare:
         watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
+    open_torch_attention((site.attention for site in anatomy.sites), undo)
     for module in calls.modules:
         if module not in bare:
             undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -116,9 +118,8 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
 
 def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
     """[batch, token, head, dim], and the elements after all heads (ConvBERT), of the input of `place`."""
-    if x.dim() != len(site.layout.split()):
-        raise UnknownAnatomy(f"{site.path} got {list(x.shape)}, wanted [{site.layout.replace(' ', ', ')}]")
-    flat = rearrange(x, f"{site.layout} -> {_flat(site)}")
+    layout = _layout(site, x)
+    flat = rearrange(x, f"{layout} -> {_flat(layout)}")
     heads = len(site.kept) * site.dim
     return rearrange(flat[..., :heads], "... (head dim) -> ... head dim", dim=site.dim), flat[..., heads:]
 
@@ -126,16 +127,36 @@ def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
 def _join(site: Site, heads: Tensor, rest: Tensor, like: Tensor) -> Tensor:
     flat = rearrange(heads, "... head dim -> ... (head dim)")
     flat = torch.cat([flat, rest], dim=-1) if rest.shape[-1] else flat
-    sizes = {name: size for name, size in zip(site.layout.split(), like.shape, strict=True) if name in _FLAT}
-    return rearrange(flat, f"{_flat(site)} -> {site.layout}", **sizes)
+    layout = _layout(site, like)
+    sizes = {name: size for name, size in zip(layout.split(), like.shape, strict=True) if name in _SIZED}
+    return rearrange(flat, f"{_flat(layout)} -> {layout}", **sizes)
 
 
-# Axes that are merged with another: groups of heads, streams of tokens.
-_FLAT = {"group": "batch token (group width)", "stream": "batch (stream token) width"}
+# The layouts, by their number of axes, of heads that most often come as [batch, token, width]: an image tower may have
+# the patches of all images in one row, or keep them in rows and columns.
+_OTHER_LAYOUTS = {2: "token width", 4: "batch row column width"}
+# Axes that are merged with another: groups of heads, streams of tokens, rows of an image.
+_FLAT = {
+    "group": "batch token (group width)",
+    "stream": "batch (stream token) width",
+    "row": "batch (row column) width",
+    "batch": "batch token width",
+    "token": "1 token width",
+}
+_SIZED = ("group", "stream", "row")
 
 
-def _flat(site: Site) -> str:
-    return next((flat for name, flat in _FLAT.items() if name in site.layout.split()), "batch token width")
+def _layout(site: Site, x: Tensor) -> str:
+    """How the heads of a site lie in `x`."""
+    if x.dim() == len(site.layout.split()):
+        return site.layout
+    if site.layout == "batch token width" and x.dim() in _OTHER_LAYOUTS:
+        return _OTHER_LAYOUTS[x.dim()]
+    raise UnknownAnatomy(f"{site.path} got {list(x.shape)}, wanted [{site.layout.replace(' ', ', ')}]")
+
+
+def _flat(layout: str) -> str:
+    return next(flat for name, flat in _FLAT.items() if name in layout.split())
 
 
 class _Block(NamedTuple):

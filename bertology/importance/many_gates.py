@@ -22,6 +22,7 @@ from ..data.batches import (
     check_repeatable,
     device_of,
     examples,
+    has_rows,
     model_arguments,
     rows_per_example,
     some_examples,
@@ -171,11 +172,13 @@ class Branches:
     def _prove(self, batch: Batch, rows: list[int]) -> None:
         """Find out how a pass can resume at each layer, on the batch's first two examples.
 
+        Where several examples share a tensor of images, it is the whole batch.
+
         State that a model passes from layer to layer outside the outputs of its blocks would be missing, or left over
         from another pass. So two copies, one unchanged and one with the layer's gates at one half, must give the same
         outputs as whole passes, directly after a pass that changed every layer.
         """
-        few = some_examples(batch, slice(2))
+        few = some_examples(batch, slice(2)) if has_rows(batch) else batch
         self._first_position_only = False
         with self.recorded(few) as record, tail_noted(self._anatomy) as tail:
             outputs = self._anatomy.model(**self._inputs(few))

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..anatomy.dissect import dissect
-from ..data.batches import ANNOTATIONS, Batch, Batches, each_batch, model_arguments, without_labels
+from ..data.batches import ANNOTATIONS, Batch, Batches, ReadBatch, each_batch, run_with_labels, without_labels
+from ..data.positions import with_positions
 from ..errors import DataError
 from ..tap import undisturbed
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint, add_tensor
+from .first_example import check_padding_before
 
 
 def accumulate(
@@ -62,9 +64,12 @@ def _accumulate(
     saved = _SavedPass(checkpoint, model, accumulators) if checkpoint is not None else None
     gradient = any(accumulator.needs_gradient for accumulator in accumulators)
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
+    padding_checked = False
     with undisturbed(model), torch.set_grad_enabled(gradient):
         for batch in tqdm(each_batch(model, batches), desc=progress, total=total, disable=progress is None):
             if saved is None or not saved.has(batch):
+                batch = with_positions(model, batch)
+                padding_checked = padding_checked or check_padding_before(anatomy, batch)
                 _update(model, batch, accumulators)
                 if saved is not None:
                     saved.keep()
@@ -134,11 +139,16 @@ def _describe(model: nn.Module, accumulators: Sequence[Accumulator]) -> str:
 
 def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator]) -> None:
     labelled = any(accumulator.needs_labels for accumulator in accumulators)
+    for accumulator in accumulators:
+        accumulator.check_batch(batch)
+    noted = ReadBatch(batch)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        outputs = model(**(model_arguments(batch) if labelled else without_labels(model, batch)))
+        outputs = run_with_labels(model, batch) if labelled else model(**without_labels(model, batch))
         for accumulator in accumulators:
-            accumulator.update(batch, outputs)
+            accumulator.update(noted, outputs)
+    if labelled:
+        noted.check(model)
 
 
 def _watch(accumulators: Sequence[Accumulator], batch: Batch, watching: ExitStack) -> None:

@@ -27,7 +27,7 @@ from ..data.batches import (
     some_examples,
     without_labels,
 )
-from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
+from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.metrics import Metric, find_metric, metric_name
 from ..errors import DataError
 from ..measures.head_means import head_means
@@ -35,6 +35,8 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator
+from ..streaming.identity import identity
+from ..streaming.progress import Progress
 from ..tap import Recording, copied, first_position_only, matrix, recorded, tail_noted, tap, uncached
 from ..tap.gates import Replacement, check_replacement, replacement_name
 from .score import INVERSE_LOSS, predictions
@@ -306,7 +308,7 @@ class VariantAccumulator(Accumulator):
         if isinstance(self._replace, Tensor):
             digest.update(self._replace.detach().double().cpu().numpy().tobytes())
         replaced = replacement_name(self._replace)
-        return f"{self._name} {loss_name(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
+        return f"{identity(self._metric)} {identity(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
@@ -383,7 +385,7 @@ def score_variants(
     loss: ExampleLoss | None,
     seed: int,
     checkpoint: str | Path | None,
-    progress: str | None,
+    progress: Progress,
 ) -> VariantScores:
     """Score a model under sets of gates; the means of heads, if needed, are computed over the same data."""
     if isinstance(replace, str) and replace == "mean":

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from ..anatomy.names import LABELS_ARGUMENT
 from ..anatomy.sites import Anatomy
 from ..data.batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
-from ..data.losses import ExampleLoss, example_losses, find_loss, is_causal, loss_name
+from ..data.losses import ExampleLoss, example_losses, find_loss, is_causal
 from ..data.metrics import Metric, find_metric, metric_name
 from ..errors import DataError
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
+from ..streaming.identity import identity
+from ..streaming.progress import Progress
 
 INVERSE_LOSS = "inverse_loss"
 
@@ -91,7 +93,7 @@ class InverseLossAccumulator(Accumulator):
 
     def settings(self) -> str:
         """The loss."""
-        return loss_name(self._own)
+        return identity(self._own)
 
     def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
         """Forget everything; find the loss before any work is done."""
@@ -146,7 +148,7 @@ def score(
     *,
     metric: str | Callable[[Tensor, Tensor], float],
     loss: ExampleLoss | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> Score:
     """Score the model on a data set.
 
@@ -157,7 +159,7 @@ def score(
             "inverse_loss", one over the mean loss of an example, for language models; or `f(logits, labels) -> float`
             over all examples at once, higher is better.
         loss: for "inverse_loss", `f(outputs, batch) -> [batch]`; by default that of the task head.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` when labels or logits are missing, no metric is known by that name, or the metric is NaN.
 

@@ -18,6 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
+from ..streaming.progress import Progress
 from .best_heads import OFFSETS, Counts, RelationTable, relation_table
 from .picks import DIRECTIONS, WordMapAccumulator, padded, picks, sentences_in
 
@@ -173,7 +174,7 @@ def _number(relation: str, relations: dict[str, int]) -> int:
 
 def dependency_heads(
     model: nn.Module, batches: Batches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> DependencyHeads:  # fmt: skip
     """Measure how often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2).
 
@@ -186,7 +187,7 @@ def dependency_heads(
         rows: how the attention from a word's tokens becomes one: their "mean" (the paper's text), the "first" (its
             code) or the "max".
         possessives: a word of these relations that "'s" follows picks what that picks, as in the paper.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches without trees.
 

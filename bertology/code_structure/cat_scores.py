@@ -17,6 +17,7 @@ from ..errors import DataError
 from ..measures.random_weights import randomized
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
+from ..streaming.processes import skipped_in
 from ..streaming.progress import Progress, titled
 from .align import AlignedCode
 from .cat_results import CatComparison
@@ -196,7 +197,7 @@ def cat_scores(
         title = titled(progress, RANDOM)
         other = accumulate(randomized(model, seed=seed), batches, counter(nulls=False), progress=title)[0]
         found = found.joined(other, RANDOM)
-    return replace(found, skipped=len(getattr(batches, "skipped", ())))
+    return replace(found, skipped=skipped_in(batches))
 
 
 def leaf_types(

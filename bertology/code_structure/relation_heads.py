@@ -17,6 +17,7 @@ from ..results.result import Result
 from ..results.statistics import percentile_interval
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
+from ..streaming.processes import skipped_in
 from ..streaming.progress import Progress
 from .align import AlignedCode
 from .cat_results import bootstrap
@@ -235,4 +236,4 @@ def relation_heads(
             related(one.tree, relation)
     counter = RelationAccumulator(snippets, relations=relations)
     found: RelationHeads = accumulate(model, batches, counter, progress=progress)[0]
-    return replace(found, skipped=len(getattr(batches, "skipped", ())))
+    return replace(found, skipped=skipped_in(batches))

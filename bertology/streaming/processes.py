@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
-from typing import Any
+from collections.abc import Callable, Sequence, Sized
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -14,12 +14,19 @@ from ..errors import DataError
 from .accumulator import Accumulator
 from .identity import config_settings, weights_checksum
 
+T = TypeVar("T")
+
 
 def processes() -> int:
     """How many processes share the data: those of `torch.distributed`, or 1."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 1
     return torch.distributed.get_world_size()
+
+
+def process() -> int:
+    """The number of this process, from 0."""
+    return torch.distributed.get_rank() if processes() > 1 else 0
 
 
 def gathered(value: Any) -> list[Any]:
@@ -41,17 +48,22 @@ def raise_together(error: Exception | None) -> None:
         raise DataError(f"process {failed[0]} of {len(told)} failed, so nothing is merged: {told[failed[0]]}")
 
 
-def names_of_all(names: Iterable[str]) -> list[str]:
-    """The names that any process found in its share of the data, sorted: an axis must be the same in all of them."""
-    mine, error = [], None
+def values_of_all(find: Callable[[], T]) -> list[T]:
+    """What each process finds in its share of the data, in their order. An error in one of them is raised in all."""
+    if processes() == 1:
+        return [find()]
+    found, error = None, None
     try:
-        mine = sorted(set(names))
+        found = find()
     except Exception as raised:
-        if processes() == 1:
-            raise
         error = raised
     raise_together(error)
-    return sorted(set().union(*gathered(mine)))
+    return gathered(found)
+
+
+def skipped_in(batches: Batches) -> int:
+    """How many examples the batches of all processes leave out."""
+    return sum(gathered(len(getattr(batches, "skipped", ()))))
 
 
 def check_same_work(model: nn.Module, accumulators: Sequence[Accumulator]) -> None:
@@ -67,7 +79,7 @@ def check_same_work(model: nn.Module, accumulators: Sequence[Accumulator]) -> No
         other = [name for name in theirs if theirs[name] != every[0][name]]
         if other:
             raise DataError(
-                f"process {rank} of {len(every)} has another {other[0]} than process 0: their sums do not belong "
+                f"process {rank} of {len(every)} differs from process 0 in the {other[0]}: their sums do not belong "
                 "together. Pass the same model and measures in every process, and to each its share of the batches"
             )
 

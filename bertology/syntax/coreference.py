@@ -18,6 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
+from ..streaming.processes import skipped_in
 from ..streaming.progress import Progress
 from .antecedents import BASELINES, Candidates, Question, picks_of, questions
 from .best_heads import CoreferenceTable, Counts, KindScore, coreference_table
@@ -224,4 +225,4 @@ def coreference_heads(
     """
     counter = CoreferenceAccumulator(candidates=candidates, rows=rows)
     found = accumulate(model, batches, counter, progress=progress)[0]
-    return replace(found, skipped=len(getattr(batches, "skipped", ())))
+    return replace(found, skipped=skipped_in(batches))

@@ -28,7 +28,7 @@ from ..data.batches import (
     with_labels,
     without_labels,
 )
-from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
+from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.metrics import Metric, find_metric, measured, metric_name
 from ..errors import DataError
 from ..measures.head_means import head_means
@@ -37,6 +37,8 @@ from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator
 from ..streaming.first_example import FirstExample
+from ..streaming.identity import identity
+from ..streaming.progress import Progress
 from ..tap import Recording, copied, first_position_only, matrix, recorded, tail_noted, tap, uncached
 from ..tap.gates import Replacement, check_replacement, replacement_name
 from .score import INVERSE_LOSS, predictions
@@ -311,7 +313,7 @@ class VariantAccumulator(Accumulator):
         if isinstance(self._replace, Tensor):
             digest.update(self._replace.detach().double().cpu().numpy().tobytes())
         replaced = replacement_name(self._replace)
-        return f"{self._name} {loss_name(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
+        return f"{identity(self._metric)} {identity(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
 
     def check_batch(self, batch: Batch) -> None:
         """Check the loss on the first example."""
@@ -394,7 +396,7 @@ def score_variants(
     loss: ExampleLoss | None,
     seed: int,
     checkpoint: str | Path | None,
-    progress: str | None,
+    progress: Progress,
 ) -> VariantScores:
     """Score a model under sets of gates; the means of heads, if needed, are computed over the same data."""
     if isinstance(replace, str) and replace == "mean":

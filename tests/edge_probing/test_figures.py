@@ -120,7 +120,7 @@ def test_tasks_that_make_no_picture():
             DataError, match="wanted tasks of models with the same number of layers, got POS of 4, other of 1"
         ):
             draw({"POS": tasks()["POS"], "other": shallow})
-    with pytest.raises(DataError, match="columns is how many panels are side by side, 1 or more, got 0"):
+    with pytest.raises(DataError, match="columns, the number of panels side by side, must be 1 or more, got 0"):
         layer_panels(tasks(), columns=0)
 
 
@@ -177,10 +177,12 @@ def test_long_sentences_fit(layers):
 
 
 def test_a_picture_is_of_one_sentence():
-    with pytest.raises(DataError, match=r"of the targets of one record, got 3 in 2 records: pick one with \.sentence"):
+    with pytest.raises(
+        DataError, match=r"targets of a single record, got 3 targets in 2 records: choose a record with \.sent"
+    ):
         sentence_strips(sentence())
     one = sentence().sentence(0)
-    with pytest.raises(DataError, match="of the targets of one record, got 0 in 1 records"):
+    with pytest.raises(DataError, match="targets of a single record, got 0 targets in 1 records"):
         sentence_strips(one.subset(torch.zeros(2, dtype=torch.bool)))
 
 

@@ -124,7 +124,8 @@ class Branches:
                 taps.enter_context(record.resumed(row, copies, projected))
             if sites:
                 mix = self._mix(gates, batch)
-                taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix))
+                once = self._replacement.depends_on_batch  # each run of a stack has tokens of its own
+                taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix, once=once))
             outputs = self._anatomy.model(**_copies(self._inputs(batch), batch, copies))
         return self._look(outputs, _copies(batch, batch, copies), copies)
 
@@ -397,5 +398,5 @@ def score_variants(
 
 def _numbers(outputs: Any) -> int:
     """How many elements the largest of the outputs has."""
-    values = outputs.values() if hasattr(outputs, "values") else [outputs]
+    values = [outputs] if isinstance(outputs, Tensor) or not hasattr(outputs, "values") else outputs.values()
     return max((x.numel() for x in values if isinstance(x, Tensor)), default=1)

@@ -311,7 +311,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             gradients = None
         else:
             anatomy.check_readable()
-            taps.enter_context(tap(anatomy, "heads", edit=edit))
+            taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad():
                 outputs = model(**(without_labels(model, batch) if loss == "auto" else model_arguments(batch)))
                 total = example_losses(chosen, outputs, batch).sum()

@@ -21,7 +21,7 @@ from .softmax_route import watch_softmax
 
 
 @contextmanager
-def tap_maps(anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole: bool) -> Iterator[None]:
+def tap_maps(anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole: bool, once: bool) -> Iterator[None]:
     """Give `read(site, x, rows)` the attention maps of a forward pass, or their entropies, in blocks of query rows."""
     there = [site for site in anatomy.sites if site.kept]
     for site in there:
@@ -33,7 +33,7 @@ def tap_maps(anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole:
         for sites, route in ((on_interface, switch), (others, watch_softmax)):
             if sites:
                 crossing = [site.attention for site in sites if site.stack == "cross"]
-                calls = Calls([(site.attention, site) for site in sites], may_rest=crossing)
+                calls = Calls([(site.attention, site) for site in sites], may_rest=crossing, once=once)
                 calls.watch(anatomy, undo)
                 route(anatomy, Reading(calls, read, what, rows, whole), undo)
         yield

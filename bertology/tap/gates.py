@@ -246,5 +246,6 @@ def ablated(
     with ExitStack() as taps:
         if replacement.depends_on_batch:
             taps.enter_context(tap(anatomy, "inputs", read=look))
-        taps.enter_context(tap(anatomy, "heads", edit=edit))
+        # Each run of a stack has tokens of its own, which the batch does not name.
+        taps.enter_context(tap(anatomy, "heads", edit=edit, once=replacement.depends_on_batch))
         yield

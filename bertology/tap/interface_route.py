@@ -17,11 +17,11 @@ from transformers.modeling_utils import AttentionInterface
 
 from ..anatomy.forward_source import eager_function
 from ..anatomy.names import OUTPUT_MAPS_ARGUMENT
-from ..anatomy.sites import Anatomy
+from ..anatomy.sites import Anatomy, Site
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, attend_plainly, is_plain, repeated
 from .private_api import ATTENTION_SETTING
-from .restore import turn
+from .restore import first_value, turn
 
 NAME = "bertology"
 BLOCK_BYTES = 64 * 2**20
@@ -62,11 +62,27 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: the model's own eager one, block by block, with readers."""
+    readings = [(reading, reading.calls.next(module)) for reading in _readings.get(module, [])]
+    if attention_mask is not None and first_value(module.config, ATTENTION_SETTING) != "eager":
+        # A mask that the user has made for other functions, which take what may be seen.
+        attention_mask = added_mask(attention_mask, query.dtype)
+    return attend_in_blocks(module, query, key, value, attention_mask, readings, kwargs), None
+
+
+def attend_in_blocks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    readings: list[tuple[Reading, Site]],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """[batch, query, head, dim]: the output of a module's own eager function, block by block, whose maps are read."""
     eager = eager_function(module)
     assert eager is not None
-    readings = [(reading, reading.calls.next(module)) for reading in _readings.get(module, [])]
     if OUTPUT_MAPS_ARGUMENT in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
-        kwargs[OUTPUT_MAPS_ARGUMENT] = True
+        kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
     # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.
     plain = size < query.shape[2] and not torch.is_grad_enabled() and query.device.type == "cpu"
@@ -88,7 +104,15 @@ def _attend(
         for reading, site in readings:
             reading.give(site, weights, rows, entropies)
         outputs.append(output)
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
+
+
+def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as eager functions take it, which add it to the scores: of True and False, 0 and a lowest value."""
+    if mask.dtype != torch.bool:
+        return mask
+    lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
 
 
 def _masked(mask: Tensor | None, query: Tensor, rows: slice) -> Tensor | None:

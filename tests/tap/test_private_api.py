@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bertology.tap.private_api import ATTENTION_SETTING, may_be_compiled, push_mode, replace_forward
+from bertology.tap.private_api import ATTENTION_SETTING, may_be_compiled, push_mode, replace_entry, replace_forward
 from helpers.zoo import BY_NAME, batch
 
 
@@ -88,3 +88,27 @@ def test_a_replaced_forward_runs_and_is_put_back():
         assert torch.equal(layer(x), x + 1)
     assert torch.equal(layer(x), before)
     assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_function_of_the_interface_is_replaced_and_put_back(local):
+    def first():
+        pass
+
+    def second():
+        pass
+
+    interface = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+    if local:
+        interface["replaced"] = first
+    else:
+        transformers.modeling_utils.AttentionInterface.register("replaced", first)
+    why = "the attention interface is no longer a mapping: maps of an attention function of one's own cannot be read"
+    with ExitStack() as undo:
+        replace_entry(interface, "replaced", second, undo)
+        assert interface["replaced"] is second, why
+    assert interface["replaced"] is first, why
+    if local:
+        del interface["replaced"]
+    else:
+        assert "replaced" not in interface._local_mapping, why

@@ -20,13 +20,14 @@ from ..anatomy.names import (
     IDS_ARGUMENT,
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
+    MOST_POSITIONS_NAME,
     POSITIONS_ARGUMENT,
-    POSITIONS_NAME,
+    SEGMENT_KINDS_NAME,
     SEGMENTS_ARGUMENT,
-    SEGMENTS_NAME,
 )
 from ..errors import BertologyError, DataError
-from .batches import Batch, config_of, is_encoder_decoder, room_of, without_weights
+from .batch_checks import without_weights
+from .batches import Batch, config_of, is_encoder_decoder, room_of
 
 NUMBERED = (IDS_ARGUMENT, DECODER_IDS_ARGUMENT, SEGMENTS_ARGUMENT, POSITIONS_ARGUMENT)
 
@@ -81,7 +82,7 @@ def _unknown_token(model: nn.Module, batch: Batch) -> str:
 
 
 def _unknown_segment(model: nn.Module, batch: Batch) -> str:
-    segments, many = batch.get(SEGMENTS_ARGUMENT), getattr(config_of(model), SEGMENTS_NAME, None)
+    segments, many = batch.get(SEGMENTS_ARGUMENT), getattr(config_of(model), SEGMENT_KINDS_NAME, None)
     if not isinstance(segments, Tensor) or not isinstance(many, int):
         return ""
     wrong = segments[(segments < 0) | (segments >= many)]
@@ -103,7 +104,7 @@ def _too_long(model: nn.Module, batch: Batch) -> str:
 
 
 def _unknown_position(model: nn.Module, batch: Batch) -> str:
-    positions, room = batch.get(POSITIONS_ARGUMENT), getattr(config_of(model), POSITIONS_NAME, None)
+    positions, room = batch.get(POSITIONS_ARGUMENT), getattr(config_of(model), MOST_POSITIONS_NAME, None)
     if not isinstance(positions, Tensor) or not isinstance(room, int):
         return ""
     wrong = positions[(positions < 0) | (positions >= room)]

@@ -7,31 +7,31 @@ not passed to the model.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from ..anatomy.names import (
-    CACHE_ARGUMENTS,
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
     EMBEDS_ARGUMENT,
     IDS_ARGUMENT,
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
+    MOST_POSITIONS_NAME,
     NO_TEXT_ARGUMENTS,
-    POSITIONS_NAME,
-    SEGMENTS_ARGUMENT,
     SPAN_ARGUMENTS,
     USE_CACHE_ARGUMENT,
     block_oddities_of,
 )
 from ..errors import DataError
+from .batch_checks import Batch, check_masks, check_padding, input_name, with_batch_axis, without_weights
 
-Batch = Mapping[str, Any]
 Batches = Batch | Iterable[Batch]
 
 IGNORED = -100
@@ -39,9 +39,6 @@ IGNORED = -100
 LABELS = (LABELS_ARGUMENT, *SPAN_ARGUMENTS)
 ANNOTATIONS = "annotations"
 """The key of a batch's list with one entry per example, which is not passed to the model."""
-LEAST_RANK = {IDS_ARGUMENT: 2, EMBEDS_ARGUMENT: 3, "input_values": 2}
-"""How many axes an input has at least; one less is an example without a batch axis."""
-INPUTS = (IDS_ARGUMENT, EMBEDS_ARGUMENT, *NO_TEXT_ARGUMENTS)
 
 
 def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
@@ -72,96 +69,32 @@ def device_of(model: nn.Module) -> torch.device:
     return found
 
 
-def without_weights(model: nn.Module) -> str:
-    """The part of an error about a model on the meta device."""
-    return (
-        f"the weights of {type(model).__name__} are on the meta device, where they have no values: load them, for "
-        "example with from_pretrained, without device_map='meta' or torch.device('meta')"
-    )
-
-
-def with_batch_axis(batch: Batch) -> Batch:
-    """The batch itself; a row of a data set, whose tensors have no batch axis, becomes a batch of one example."""
-    if not isinstance(batch, Mapping):
-        raise DataError(
-            f"a batch must be a mapping of model arguments such as a tokenizer returns, got {type(batch).__name__}"
-        )
-    name = _input_name(batch)
-    if not isinstance(batch[name], Tensor):
-        raise DataError(
-            f"{name} must be a tensor, got {type(batch[name]).__name__}: "
-            "call the tokenizer with return_tensors='pt' and padding=True"
-        )
-    if batch[name].dim() >= LEAST_RANK.get(name, 1):
-        return batch
-    others = {key: x for key, x in batch.items() if isinstance(x, Tensor) and key in (MASK_ARGUMENT, SEGMENTS_ARGUMENT)}
-    wrong = [f"{key} {list(x.shape)}" for key, x in others.items() if x.dim() != 1]
-    if batch[name].dim() + 1 < LEAST_RANK[name] or wrong:
-        raise DataError(
-            f"{name} must be {'[batch, token, hidden]' if name == EMBEDS_ARGUMENT else '[batch, token]'}, got "
-            f"{', '.join([str(list(batch[name].shape)), *wrong])}: add a batch axis with {name}[None]"
-        )
-    return {key: x[None] if isinstance(x, Tensor) else x for key, x in batch.items()}
-
-
 def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     """Check one batch and move its tensors to `device`."""
     batch = with_batch_axis(batch)
-    name = _input_name(batch)
+    name = input_name(batch)
     if batch[name].shape[0] == 0 or batch[name].numel() == 0:
         raise DataError(f"{name} is empty: its shape is {list(batch[name].shape)}")
     empty = [key for key, x in batch.items() if isinstance(x, Tensor) and x.is_meta and device.type != "meta"]
     if empty:
         raise DataError(f"{empty[0]} is on the meta device, where it has no values: make the batch on a real device")
-    _check_masks(batch)
+    check_masks(batch)
     if ANNOTATIONS in batch and len(batch[ANNOTATIONS]) != batch[name].shape[0]:
         raise DataError(
             f"{ANNOTATIONS} must have one entry per example, got {len(batch[ANNOTATIONS])} entries for "
             f"{batch[name].shape[0]} examples"
         )
-    return {key: _moved(value, device) for key, value in batch.items()}
+    return {key: _moved(key, value, device) for key, value in batch.items()}
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Mapping) and not hasattr(value, "get_seq_length"):  # a mask for each kind of layer
-        return {key: _moved(one, device) for key, one in value.items()}
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _check_masks(batch: Batch) -> None:
-    """Raise `DataError` for masks that are not of the text's shape, or hold NaN; the latter on the CPU alone."""
-    for prefix in ("", DECODER_PREFIX):
-        name, ids = prefix + MASK_ARGUMENT, batch.get(prefix + IDS_ARGUMENT)
-        mask = batch.get(name)
-        if mask is None or isinstance(mask, Mapping):
-            continue
-        if not isinstance(mask, Tensor):
-            raise DataError(f"{name} must be a tensor [batch, token], got {type(mask).__name__}")
-        cached = any(batch.get(one) is not None for one in CACHE_ARGUMENTS)
-        if isinstance(ids, Tensor) and mask.dim() <= 2 and mask.shape != ids.shape and not cached:
-            raise DataError(
-                f"{name} must have the shape of {prefix}{IDS_ARGUMENT}, {list(ids.shape)}, got {list(mask.shape)}"
-            )
-        if mask.is_floating_point() and mask.device.type == "cpu" and mask.isnan().any():
-            raise DataError(f"{name} holds NaN: wanted 1 for real tokens and 0 for padding")
-
-
-def check_padding(batch: Batch) -> None:
-    """Raise `DataError` for masks [batch, token] on the CPU that are no masks, or give an example no real token."""
-    for name in (MASK_ARGUMENT, DECODER_PREFIX + MASK_ARGUMENT):
-        mask = batch.get(name)
-        if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.device.type != "cpu":
-            continue
-        if mask.dtype != torch.bool and (mask < 0).any():
-            raise DataError(f"{name} must be 1 for real tokens and 0 for padding, got {mask.min().item()}")
-        check_real(mask, name)
-
-
-def check_real(mask: Tensor, name: str = MASK_ARGUMENT) -> None:
-    """Raise `DataError` for a mask [row, token] of which a row has no real token."""
-    none = ((mask != 0).sum(1) == 0).nonzero().flatten().tolist()
-    if none:
-        raise DataError(f"{name} marks no real token in example(s) {none} of the batch: leave such examples out")
+def _moved(name: str, x: Any, device: torch.device) -> Any:
+    """A tensor on the device; labels that are whole numbers are made int64, the one type that losses take."""
+    if isinstance(x, dict):  # a mask for each kind of layer
+        return {key: _moved(name, one, device) for key, one in x.items()}
+    if not isinstance(x, Tensor):
+        return x
+    whole = name in LABELS and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+    return x.to(device, torch.int64 if whole else x.dtype)
 
 
 def check_repeatable(batches: Batches, *, why: str) -> None:
@@ -172,7 +105,7 @@ def check_repeatable(batches: Batches, *, why: str) -> None:
 
 def examples(batch: Batch) -> int:
     """The number of examples in the batch."""
-    return int(batch[_input_name(batch)].shape[0])
+    return int(batch[input_name(batch)].shape[0])
 
 
 def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
@@ -183,6 +116,12 @@ def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
     if ANNOTATIONS in batch:
         some[ANNOTATIONS] = [batch[ANNOTATIONS][i] for i in torch.arange(count)[chosen].tolist()]
     return some
+
+
+def has_rows(batch: Batch) -> bool:
+    """Whether every tensor of images or sounds in the batch has one row for each example."""
+    others = [batch[name] for name in NO_TEXT_ARGUMENTS if isinstance(batch.get(name), Tensor)]
+    return all(len(x) == examples(batch) for x in others)
 
 
 def rows_per_example(batch: Batch) -> int:
@@ -287,10 +226,14 @@ def model_arguments(batch: Batch) -> dict[str, Any]:
 def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """The model's arguments without labels, so that the model computes no loss itself.
 
-    An encoder-decoder that makes its decoder inputs from labels still gets these decoder inputs. Its cache is turned
-    off, as it is in a pass with labels: with a cache, FSMT's decoder attends to later tokens.
+    An encoder-decoder that makes its decoder inputs from labels still gets these decoder inputs; where only its forward
+    pass can make them, it gets the labels. Its cache is turned off, as it is in a pass with labels: with a cache,
+    FSMT's decoder attends to later tokens.
+    Raises `DataError` for an argument that the forward pass does not take.
     """
     inputs = {key: value for key, value in model_arguments(batch).items() if key not in LABELS}
+    if unknown := not_taken(model, inputs):
+        raise DataError(_unknown(model, unknown))
     if LABELS_ARGUMENT not in batch or not is_encoder_decoder(model):
         return inputs
     if hasattr(config_of(model), USE_CACHE_ARGUMENT):
@@ -301,7 +244,68 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
             inputs[DECODER_IDS_ARGUMENT] = shift(labels=batch[LABELS_ARGUMENT])
         elif batch[LABELS_ARGUMENT].dim() == 2 and any(name in batch for name in NO_TEXT_ARGUMENTS):
             inputs[DECODER_IDS_ARGUMENT] = _shifted(batch[LABELS_ARGUMENT], config_of(model))
+        elif batch[LABELS_ARGUMENT].dim() == 2:
+            inputs[LABELS_ARGUMENT] = batch[LABELS_ARGUMENT]
     return inputs
+
+
+def with_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """The model's arguments with what it takes of the labels; the rest of the batch is for a loss of one's own."""
+    inputs = model_arguments(batch)
+    unknown = not_taken(model, inputs)
+    return {key: value for key, value in inputs.items() if key not in unknown}
+
+
+def run_with_labels(model: nn.Module, batch: Batch) -> Any:
+    """Run the model on a batch with labels. Labels that a wrapper passes on to a model that takes none are left out."""
+    inputs = with_labels(model, batch)
+    try:
+        return model(**inputs)
+    except TypeError as error:
+        if not any(name in inputs and f"keyword argument '{name}'" in str(error) for name in LABELS):
+            raise
+        return model(**{key: value for key, value in inputs.items() if key not in LABELS})
+
+
+def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Which of these names are no arguments of the forward pass; a forward pass with `**kwargs` takes all of them."""
+    taken = inspect.signature(model.forward).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
+        return []
+    return [name for name in names if name not in taken]
+
+
+class ReadBatch(dict[str, Any]):
+    """A batch that notes which of its keys were read, for keys that only a loss of one's own may need."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the default."""
+        self.read.add(key)
+        return super().get(key, default)
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `DataError` for a key that neither the model took nor a loss read: it may be misspelt."""
+        unread = [key for key in not_taken(model, model_arguments(self)) if key not in self.read and key not in LABELS]
+        if unread:
+            raise DataError(_unknown(model, unread) + ", and the loss does not read it")
+
+
+def _unknown(model: nn.Module, names: list[str]) -> str:
+    takes = ", ".join(inspect.signature(model.forward).parameters)
+    return f"the forward pass of {type(model).__name__} takes no {' and no '.join(names)}: it takes {takes}"
+
+
+def task_model(model: nn.Module) -> nn.Module:
+    """The outermost `PreTrainedModel`, without wrappers around it."""
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
 
 
 def _shifted(labels: Tensor, config: Any) -> Tensor:
@@ -323,15 +327,22 @@ def is_encoder_decoder(model: nn.Module) -> bool:
 
 def room_of(model: nn.Module) -> int | None:
     """The longest input of a model in tokens, or None when its config names no limit."""
-    most = getattr(config_of(model), POSITIONS_NAME, None)
+    most = getattr(config_of(model), MOST_POSITIONS_NAME, None)
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         return None
+    table = position_table(model)
+    # RoBERTa's positions begin after the padding index.
+    return most - (0 if table is None or table.padding_idx is None else table.padding_idx + 1)
+
+
+def position_table(model: nn.Module) -> nn.Embedding | None:
+    """The embeddings of absolute positions, which are as many as the config says, or None."""
+    most = getattr(config_of(model), MOST_POSITIONS_NAME, None)
     words = getattr(model, "get_input_embeddings", lambda: None)()
     for module in model.modules():
-        # RoBERTa's positions begin after the padding index.
         if isinstance(module, nn.Embedding) and module.num_embeddings == most and module is not words:
-            return most - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return most
+            return module
+    return None
 
 
 def check_fits(model: nn.Module, tokens: int) -> None:
@@ -347,10 +358,3 @@ def check_fits(model: nn.Module, tokens: int) -> None:
 def config_of(model: nn.Module) -> Any:
     """The outermost config in the model, or None."""
     return next((module.config for module in model.modules() if hasattr(module, "config")), None)
-
-
-def _input_name(batch: Batch) -> str:
-    for name in INPUTS:
-        if batch.get(name) is not None:
-            return name
-    raise DataError(f"a batch needs input_ids or inputs_embeds, got {', '.join(map(str, batch)) or 'no keys at all'}")

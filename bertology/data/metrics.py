@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, described
+from ..errors import DataError
 from .batches import IGNORED
 
-Metric = Callable[[Tensor, Tensor], float]
+Metric = Callable[[Tensor, Tensor], Any]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -71,25 +71,28 @@ def find_metric(metric: str | Metric) -> Metric:
     return METRICS[metric]
 
 
-def measured(metric: Metric, name: str, logits: Tensor, labels: Tensor) -> float:
-    """The value of a metric over all examples.
+def measured(metric: Metric, logits: Tensor, labels: Tensor) -> float:
+    """The value of a metric over all examples; of a mapping, as libraries of metrics return, its only value.
 
-    Libraries of metrics return a dictionary: its only value is taken. Raises `DataError` for anything else that is not
-    one number.
+    Raises `DataError` for NaN among the logits, and for a metric that is not one number.
     """
-    value: Any = metric(logits, labels)
-    if isinstance(value, Mapping) and len(value) == 1:
-        value = next(iter(value.values()))
+    if logits.isnan().any():
+        raise DataError("the logits hold NaN, so no metric of them means anything: look at the model's weights")
+    value, name = metric(logits, labels), metric_name(metric)
     if isinstance(value, Mapping):
-        told = f"got a dictionary of {', '.join(map(str, value)) or 'nothing'}: take one of its values"
-    elif isinstance(value, (str, bytes, bool)):
-        told = f"got {described(value)}"
-    else:
-        try:
-            return float(value)
-        except (TypeError, ValueError, RuntimeError):
-            told = f"got {described(value)}: it must take the mean over the examples itself"
-    raise DataError(f"the metric {name} must return one number for all examples, {told}")
+        if len(value) != 1:
+            raise DataError(
+                f"the metric {name} must return one number, got {len(value)}: {', '.join(map(str, value))}. "
+                "Choose one of them: metric=lambda logits, labels: f(logits, labels)[name]"
+            )
+        value = next(iter(value.values()))
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"the metric {name} must return one number, got {type(value).__name__}") from error
+    if number != number:
+        raise DataError(f"the metric {name} is NaN over {len(labels)} labels")
+    return number
 
 
 def metric_name(metric: str | Metric) -> str:
@@ -106,7 +109,14 @@ def _classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     there = labels != IGNORED
     if not there.any():
         raise DataError("there are no labels to score: all of them are -100")
-    return logits[there].argmax(-1), labels[there]
+    count, truth = logits.shape[-1], labels[there]
+    wrong = truth[(truth < 0) | (truth >= count)]
+    if wrong.numel():
+        raise DataError(
+            f"labels must be from 0 to {count - 1} for logits of {count} classes, or {IGNORED} to be left out, "
+            f"got {wrong[0].item()}"
+        )
+    return logits[there].argmax(-1), truth
 
 
 def _two_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

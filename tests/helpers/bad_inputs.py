@@ -12,7 +12,7 @@ import bertology as bt
 from bertology import code_structure as cs
 from bertology import edge_probing as ep
 from bertology import syntax as sy
-from bertology.errors import BertologyError, DataError, HeadError, LossError, ShapeError, UnknownAnatomy
+from bertology.errors import BertologyError, DataError, LossError, UnknownAnatomy
 from helpers.good_inputs import GoodInputs
 
 Call = Callable[[GoodInputs], Any]
@@ -235,7 +235,11 @@ each(
     },
 )  # fmt: skip
 ROWS[:] = [row for row in ROWS if "of regression" not in row.name]
-bad("score without labels", lambda x: bt.score(x.model, {"input_ids": x.ids}, metric="accuracy"), "labels in every batch")
+bad(
+    "score without labels",
+    lambda x: bt.score(x.model, {"input_ids": x.ids}, metric="accuracy"),
+    "labels in every batch",
+)
 bad("importance without labels", lambda x: bt.head_importance(x.model, {"input_ids": x.ids}), "needs labels in every batch", error=LossError)  # fmt: skip
 bad("score without logits", lambda x: bt.score(x.bert(), x.batch, metric="accuracy"), "logits from the model", "inverse_loss")  # fmt: skip
 bad("importance without a task", lambda x: bt.head_importance(x.bert(), x.batch), "no loss is known for BertModel", error=LossError)  # fmt: skip

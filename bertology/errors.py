@@ -104,6 +104,8 @@ def checked(function: F) -> F:
         for name, value in chain(zip(chain(names, repeat(further)), args), kwargs.items()):  # noqa: B905
             if name in hints and not _fits(value, hints[name]):
                 raise _wrong(function, name, value, hints[name])
+            if name in hints:
+                _check_value(function, name, value)
         return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
@@ -119,7 +121,23 @@ def described(value: object) -> str:
         return f"the class {value.__name__} itself"
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
-    return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
+    return type(value).__name__
+
+
+def _check_value(function: Callable[..., Any], name: str, value: object) -> None:
+    """Raise `DataError` for what no function takes: NaN as a number, seeds out of range, devices that do not exist."""
+    what = function.__qualname__.removesuffix(".__init__")
+    if isinstance(value, float) and value != value:
+        raise DataError(f"{what}: {name} must be a number, got nan")
+    if name == "seed" and _is_whole(value):
+        seed = int(value)  # type: ignore[call-overload]
+        if not 0 <= seed < 2**63:
+            raise DataError(f"{what}: a seed must be {'0 or more' if seed < 0 else 'below 2**63'}, got {seed}")
+    if name == "device" and isinstance(value, str):
+        try:
+            torch.device(value)
+        except RuntimeError as error:
+            raise DataError(f"{what}: device must be one of torch, such as 'cpu' or 'cuda', got {value!r}") from error
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -135,13 +153,19 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in _PLAIN:
         return bool(_PLAIN[hint](value))
     if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
+        # What may be of many kinds is left to the function, which says better what it wants.
+        return len(inner) > MOST_KINDS or any(_fits(value, one) for one in inner)
     if origin is Literal:
         return any(type(value) is type(one) for one in inner)
     if origin is abc.Callable:
         return callable(value)
     if origin is abc.Iterable:
-        return hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
+        # Mappings and pairs in it are left to the function; an iterator is not read.
+        listed = isinstance(value, (list, tuple)) and (
+            isinstance(inner[0], type) or get_origin(inner[0]) is abc.Sequence
+        )
+        several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
+        return several and (not listed or _misfit(value, origin, inner) is _NONE)
     if origin in (abc.Mapping, dict):
         pairs = value.items() if isinstance(value, abc.Mapping) else ()
         return isinstance(value, abc.Mapping) and all(_fits(k, inner[0]) and _fits(x, inner[1]) for k, x in pairs)
@@ -150,14 +174,17 @@ def _fits(value: Any, hint: Any) -> bool:
         return several and _misfit(value, origin, inner) is _NONE
     if isinstance(hint, TypeVar) and hint.__bound__ is not None:
         return isinstance(value, hint.__bound__)
-    if Protocol in getattr(hint, "__bases__", ()):  # the function uses some of its members
-        return any(hasattr(value, name) for name in vars(hint) if not name.startswith("_"))
+    if Protocol in getattr(hint, "__bases__", ()):  # all methods, or some of the properties
+        public = {name: one for name, one in vars(hint).items() if not name.startswith("_")}
+        methods = [name for name, one in public.items() if inspect.isfunction(one)]
+        there = [hasattr(value, name) for name in methods or public]
+        return all(there) if methods else any(there)
     return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _misfit(value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
     """The first element of a list or tuple that is of a wrong type, or the whole if it has too few or too many."""
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, abc.Sequence) or isinstance(value, range):
         return value if origin in (list, tuple) else _NONE
     if origin is tuple and inner[-1] is not Ellipsis:
         if len(value) != len(inner):
@@ -176,6 +203,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+MOST_KINDS = 4
 _NONE = object()
 _PLAIN: dict[Any, Callable[[Any], bool]] = {
     Any: lambda value: True,
@@ -197,6 +225,7 @@ _CALLED = {
     Tensor: ("a tensor", "tensors"),
     Any: ("anything", "anything"),
 }
+_MADE_BY = {"AlignedBatches": "what bertology.syntax.align makes of a treebank"}
 _ADVICE = {
     "batches": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
     "inputs": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
@@ -208,6 +237,8 @@ def _words(hint: Any, *, many: bool = False) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if hint in _CALLED:
         return _CALLED[hint][many]
+    if getattr(hint, "__name__", "") in _MADE_BY:
+        return _MADE_BY[hint.__name__]
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(_words(one, many=many) for one in inner))
     if origin is Literal:
@@ -239,7 +270,7 @@ def _inside(value: Any, hint: Any) -> Any:
     if origin in (abc.Mapping, dict) and isinstance(value, abc.Mapping):
         keys = next((key for key in value if not _fits(key, inner[0])), _NONE)
         return next((x for x in value.values() if not _fits(x, inner[1])), _NONE) if keys is _NONE else keys
-    if origin in (abc.Sequence, abc.Collection, list, tuple) and isinstance(value, (list, tuple)):
+    if origin in (abc.Sequence, abc.Collection, abc.Iterable, list, tuple) and isinstance(value, abc.Sequence):
         bad = _misfit(value, origin, inner)
         return _NONE if bad is value else bad
     return _NONE

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 from ..anatomy.names import IDS_ARGUMENT
+from ..data.token_classes import check_is_tokenizer
 from ..errors import DataError, checked
 from .treebank import Skip
 
@@ -159,6 +160,7 @@ def pieces(
     """
     if at not in ("sentence", "word"):
         raise DataError(f"at must be 'sentence' or 'word', got {at!r}")
+    check_is_tokenizer(tokenizer)
     if _tokens(tokenizer, ()) >= max_length:
         raise DataError(f"max_length={max_length} has room only for special tokens: pass a larger one")
     made: list[Document] = []

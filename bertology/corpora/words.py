@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
+from ..data.token_classes import check_is_tokenizer
 from ..errors import DataError, checked
 from .treebank import Skip
 
@@ -132,6 +133,7 @@ def align(
 
 def check_tokenizer(tokenizer: Any, batch_size: int) -> None:
     """Raise `DataError` for a slow tokenizer, and for a batch size below 1."""
+    check_is_tokenizer(tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
             f"{type(tokenizer).__name__} is a slow tokenizer, which does not return the characters of its tokens: "
@@ -162,6 +164,10 @@ def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean"
         tensor([[0.3333, 0.6667],
                 [0.3333, 0.6667]])
     """
+    if not aligned or x.dim() != 4:
+        raise DataError(
+            f"wanted maps [batch, head, query, key] of one example or more, got {list(x.shape)} and {len(aligned)} examples"
+        )
     groups = pad_sequence([torch.tensor(one.groups) for one in aligned], batch_first=True, padding_value=PADDING)
     if x.shape[0] != len(aligned) or x.shape[2:] != (groups.shape[1], groups.shape[1]):
         raise DataError(

@@ -30,7 +30,8 @@ from ..anatomy.names import (
     block_oddities_of,
 )
 from ..errors import DataError
-from .batch_checks import Batch, check_masks, check_padding, input_name, with_batch_axis, without_weights
+from .batch_checks import Batch as Batch
+from .batch_checks import check_masks, check_padding, input_name, with_batch_axis, without_weights
 
 Batches = Batch | Iterable[Batch]
 

@@ -13,7 +13,7 @@ from ..anatomy.sites import Site
 from ..corpora.treebank import Sentence
 from ..corpora.words import Rows
 from ..data.batches import Batch, Batches, check_repeatable
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
@@ -185,6 +185,7 @@ def _relations_in(batches: Batches) -> set[str]:
     return {name for batch in every for sentence in sentences_in(batch) for name in sentence.relations}
 
 
+@checked
 def dependency_heads(
     model: nn.Module, batches: Batches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
     progress: Progress = None,

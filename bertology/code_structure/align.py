@@ -19,6 +19,7 @@ from .trees import CodeTree
 SPECIAL, PADDING, OUTSIDE = -1, -2, -3
 
 
+@checked
 @dataclass(frozen=True)
 class AlignedCode:
     """A piece of code in a batch, and the leaf that each of its tokens is part of."""

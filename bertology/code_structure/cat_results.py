@@ -105,6 +105,7 @@ class CatScores(Result):
             )
         return "\n".join(lines)
 
+    @checked
     def interval(
         self, level: float = 0.95, *, average: Average = "macro", resamples: int = 1000, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
@@ -115,12 +116,14 @@ class CatScores(Result):
         """
         return percentile_interval(bootstrap(self.matched, self.either, average, resamples, seed), level)
 
+    @checked
     def head_interval(
         self, level: float = 0.95, *, average: Average = "macro", resamples: int = 1000, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
         """As `interval`, [layer, head] each."""
         return percentile_interval(bootstrap(self.head_matched, self.head_either, average, resamples, seed), level)
 
+    @checked
     def beyond(
         self,
         null: CatScores,
@@ -309,6 +312,7 @@ class CatComparison(Result):
         """The scores of the model's attention."""
         return self.of(self.kinds[0])
 
+    @checked
     def of(self, kind: str) -> CatScores:
         """The scores of one kind of attention: the model's, or a null model's. Raises `DataError` for others."""
         if kind not in self.kinds:
@@ -318,10 +322,12 @@ class CatComparison(Result):
         settings = f"{kind}, quantile {self.quantile}, {'U-AST' if self.upgraded else 'AST'}"
         return scores_of(*counts, names=self.names, labels=self.labels, settings=settings)
 
+    @checked
     def beyond(self, null: str, *, average: Average = "macro", level: float = 0.95) -> CatGain:
         """The difference between the model's scores and a null model's on the same snippets: `CatScores.beyond`."""
         return self.scores.beyond(self.of(null), average=average, level=level)
 
+    @checked
     def joined(self, other: CatComparison, kind: str) -> CatComparison:
         """Add the scores of another model, such as one with random weights, as a null model named `kind`.
 

@@ -63,6 +63,7 @@ class TypeCounts:
         self.high = self.total = torch.zeros(0, dtype=torch.int64)
         self.once = torch.zeros((), dtype=torch.float64)
 
+    @checked
     def add(self, high: HighAttention, types: Sequence[str], *, valid: Tensor | None = None) -> None:
         """Add the maps of one snippet, [..., leaf, leaf]; the number of maps must be the same in each call.
 
@@ -98,6 +99,7 @@ class TypeCounts:
         new.once = counted * (many / max(1, leaves))
         self.merge(new)
 
+    @checked
     def merge(self, other: TypeCounts) -> None:
         """Add the counts of other snippets, for the same number of maps."""
         if other.snippets == 0:
@@ -139,6 +141,7 @@ class TypeCounts:
         common = [i for i in range(len(self.types)) if total[i] > self.once[at] and high[i] > 0]
         return tuple(self.types[i] for i in sorted(common, key=lambda i: (-share[i], self.types[i])))
 
+    @checked
     def frequent(self, *at: int, top: int = TOP) -> tuple[str, ...]:
         """The types that the released code of Chen et al. (2022) keeps: the first `top` types of `ranking`.
 
@@ -244,6 +247,7 @@ class LeafTypes(Result):
         """[layer, class], 0 to 1: P, the share of a type's pairs with high attention; NaN for a type without pairs."""
         return self.high / self.total.double()
 
+    @checked
     def counts(self, row: int) -> TypeCounts:
         """The counts of one layer, by its row, to merge with others or to rank."""
         found = TypeCounts()
@@ -251,6 +255,7 @@ class LeafTypes(Result):
         found.high, found.total, found.once = self.high[row], self.total[row], self.once[row]
         return found
 
+    @checked
     def frequent(self, row: int, *, top: int = TOP) -> tuple[str, ...]:
         """The types of one layer, by its row, that the released code of Chen et al. (2022) keeps."""
         return self.counts(row).frequent(top=top)

@@ -263,6 +263,7 @@ class OffsetMeans:
     def __init__(self) -> None:
         self.total, self.pairs = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
 
+    @checked
     def add(self, attention: Tensor, *, valid: Tensor | None = None) -> None:
         """Add the maps of one snippet, [..., leaf, leaf]; the number of maps must be the same in each call.
 
@@ -278,6 +279,7 @@ class OffsetMeans:
             raise DataError("attention weights are not finite: look for NaN or overflow in the model's weights")
         self.merge(new)
 
+    @checked
     def merge(self, other: OffsetMeans) -> None:
         """Add the sums over other snippets, for the same number of maps. Raises `ShapeError` for another number."""
         if not len(other.pairs):
@@ -291,6 +293,7 @@ class OffsetMeans:
         self.total = _widened(self.total, width) + _widened(other.total, width)
         self.pairs = _widened(self.pairs, width) + _widened(other.pairs, width)
 
+    @checked
     def map(self, leaves: int, *, dtype: torch.dtype = torch.float64, device: Any = None) -> Tensor:
         """[..., leaf, leaf]: the map of a snippet with this number of leaves; 0 at offsets without any pair.
 

@@ -56,6 +56,7 @@ class LeafAttention:
         """The pairs of high attention that are near, and those that are either: of all leaves."""
         return overlap(attention_mask(self.weights, quantile=QUARTER, valid=self.valid), self.near)
 
+    @checked
     def strongest(self, pairs: int, *, apart: int = 1) -> list[tuple[int, int]]:
         """The pairs of highest attention, strongest first, with leaves `apart` or more positions apart in the text.
 

@@ -90,6 +90,7 @@ class RelationHeads(Result):
         """[relation, layer, head]: `mean` divided by `expected`."""
         return self.mean / self.expected
 
+    @checked
     def interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The ends of the intervals of `gain`, [relation, layer, head] each: percentiles of a bootstrap over snippets.
 
@@ -101,6 +102,7 @@ class RelationHeads(Result):
             bootstrap(more, self.pairs[:, :, None].expand(more.shape), "micro", resamples, seed), level
         )
 
+    @checked
     def best(self, relation: str, choose_on: RelationHeads | None = None, *, level: float = 0.95) -> RelatedHead:
         """The head with the highest gain.
 

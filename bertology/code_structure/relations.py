@@ -158,6 +158,7 @@ class RelationSums:
         """[...]: how much more attention related leaves get than position explains: `mean` minus `expected`."""
         return self.mean - self.expected
 
+    @checked
     def merge(self, other: RelationSums) -> RelationSums:
         """The sums over the snippets of both. Raises `ShapeError` for another number of maps."""
         if self.related.shape != other.related.shape:

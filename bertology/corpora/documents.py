@@ -16,6 +16,7 @@ KINDS = ("pronoun", "proper", "nominal")
 Kind = Literal["pronoun", "proper", "nominal"]
 
 
+@checked
 @dataclass(frozen=True)
 class Mention:
     """Words that refer to an entity in the text, such as "the old queen", and which entity that is.
@@ -44,6 +45,7 @@ class Mention:
             raise DataError(f"the kind of a mention must be one of {', '.join(KINDS)}, got {self.kind!r}")
 
 
+@checked
 @dataclass(frozen=True)
 class Document:
     """The words of a text and the mentions in it.
@@ -93,6 +95,7 @@ class Document:
                 )
 
 
+@checked
 @dataclass(frozen=True)
 class Documents(Sequence[Document]):
     """Documents, in the order of the file, and what was left out."""

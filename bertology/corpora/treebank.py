@@ -20,6 +20,7 @@ class Skip:
     reason: str
 
 
+@checked
 @dataclass(frozen=True)
 class Sentence:
     """The words of a sentence and its dependency tree.
@@ -55,6 +56,7 @@ class Sentence:
             raise DataError(f"sentence {self.name!r} is not a tree: words {', '.join(map(str, cycle))} form a cycle")
 
 
+@checked
 @dataclass(frozen=True)
 class Treebank(Sequence[Sentence]):
     """Sentences with their trees, in the order of the file, and the sentences that were left out."""

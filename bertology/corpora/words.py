@@ -32,6 +32,7 @@ class HasWords(Protocol):
         """Its name in messages."""
 
 
+@checked
 @dataclass(frozen=True)
 class Aligned:
     """A sentence or document in a batch, and the word that each of its tokens is part of."""
@@ -166,7 +167,8 @@ def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean"
     """
     if not aligned or x.dim() != 4:
         raise DataError(
-            f"wanted maps [batch, head, query, key] of one example or more, got {list(x.shape)} and {len(aligned)} examples"
+            "wanted maps [batch, head, query, key] of one example or more, "
+            f"got {list(x.shape)} and {len(aligned)} examples"
         )
     groups = pad_sequence([torch.tensor(one.groups) for one in aligned], batch_first=True, padding_value=PADDING)
     if x.shape[0] != len(aligned) or x.shape[2:] != (groups.shape[1], groups.shape[1]):

@@ -28,6 +28,8 @@ class TokenClasses:
 
     def __init__(self, tokens: Mapping[str, TokenClass] | None, tokenizer: Any = None) -> None:
         given = dict(tokens or {})
+        if tokenizer is not None:
+            check_is_tokenizer(tokenizer)
         if OTHER in given:
             raise DataError(
                 f"the name {OTHER!r} is taken: it is the class of all tokens in none of the other classes. "
@@ -97,12 +99,11 @@ def _ids(name: str, given: Any, tokenizer: Any) -> Tensor:
     if not many or not (all(type(one) is int for one in many) or all(isinstance(one, str) for one in many)):
         raise DataError(f"class {name!r} must be token ids, strings or a function of the batch, got {given!r}")
     if isinstance(many[0], int):
-        if min(many) < 0:
-            raise DataError(f"class {name!r}: a token id is 0 or more, got {min(many)}")
+        if torch.tensor(many).min() < 0:
+            raise DataError(f"class {name!r}: a token id is 0 or more, got {many}")
         return torch.tensor(many)
     if tokenizer is None:
         raise DataError(f"class {name!r} is given as strings: pass tokenizer= as well, to look up their ids")
-    check_is_tokenizer(tokenizer)
     reading: dict[str, list[int]] = {}
     for token, number in tokenizer.get_vocab().items():
         reading.setdefault(token, []).append(number)

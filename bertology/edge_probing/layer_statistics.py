@@ -222,6 +222,7 @@ class LayerStatistics(Result):
         """1 minus the F1 of all layers, mean over seeds: what no layer adds."""
         return (1 - self.f1[:, -1]).mean().item()
 
+    @checked
     def interval(self, field: str, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """The lower and upper ends of the interval for a field's mean over seeds: [layer] or scalars (extra `stats`).
 

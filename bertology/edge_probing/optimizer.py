@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from ..errors import DataError
+from ..errors import DataError, checked
 
 
+@checked
 @dataclass(frozen=True)
 class Training:
     """How probes are trained: by default as in Tenney et al. (2019), with their settings for tasks of medium size.

@@ -210,6 +210,7 @@ class LayerScores(Result):
         cells = self.label_tp, self.label_fp, self.label_fn
         return micro_f1(*cells).masked_fill(torch.stack(cells).sum(0) == 0, torch.nan)
 
+    @checked
     def bootstrap(self, resamples: int = 1000, *, seed: int = 0) -> Tensor:
         """[draw, seed, layer]: F1 over resampled records, the same for all probes in one draw.
 
@@ -219,6 +220,7 @@ class LayerScores(Result):
         cells = torch.stack([self.tp, self.fp, self.fn]).double()
         return micro_f1(*bootstrap_sums(cells, resamples=resamples, seed=seed)[0].unbind(1))
 
+    @checked
     def interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The lower and upper ends of the percentile interval of F1 over `bootstrap`, [seed, layer] each.
 
@@ -226,6 +228,7 @@ class LayerScores(Result):
         """
         return percentile_interval(self.bootstrap(resamples, seed=seed), level)
 
+    @checked
     def layer_interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """The lower and upper ends of the `bootstrap` interval of the expected layer, the mean over seeds.
 

@@ -39,6 +39,7 @@ class HeadAblation(PairedResult):
     def _tested(self) -> Tensor:
         return ~self.change.isnan()
 
+    @checked
     def correlation(self, other: HeadAblation, *, of: Of = "metric") -> float:
         """Pearson's r between the heads' effects on two data sets (Michel et al. 2019, §3.4)."""
         pairs = [(r.change if of == "metric" else r.loss_change).flatten() for r in (self, other)]

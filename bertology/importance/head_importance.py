@@ -53,6 +53,7 @@ class HeadImportance(Result):
     granularity: str = "example"
     """Whether the absolute value was taken for each "example" or for each "token"."""
 
+    @checked
     def normalized(self, how: Literal["layer", "all"]) -> HeadImportance:
         """Scale the scores so that layers, or all heads, can be compared.
 
@@ -102,6 +103,7 @@ class ImportanceAccumulator(Accumulator):
     squared: Tensor = stat("layer head")
     examples: Tensor = stat("", torch.int64)
 
+    @checked
     def __init__(self, loss: ExampleLoss | None = None, granularity: Literal["example", "token"] = "example") -> None:
         if granularity not in ("example", "token"):
             raise DataError(f"granularity is 'example' or 'token', got {granularity!r}")
@@ -258,6 +260,7 @@ class ImportanceSeries(Result):
     granularity: str = "example"
     """Whether the absolute value was taken for each "example" or for each "token"."""
 
+    @checked
     def at(self, step: int) -> HeadImportance:
         """The importance at one training step, by its number."""
         places = (self.steps == step).nonzero().flatten().tolist()
@@ -267,6 +270,7 @@ class ImportanceSeries(Result):
         n, labels = self.examples, self.labels
         return HeadImportance(scores, signed, fisher, stderr, n, labels, granularity=self.granularity)
 
+    @checked
     def correlation(self, normalize: Literal["layer", "all"] | None = "layer") -> Tensor:
         """[step, step]: Spearman's rank correlation of all heads' scores between training steps.
 

@@ -51,6 +51,7 @@ class ScoreAccumulator(Accumulator):
 
     examples: Tensor = stat("", torch.int64)
 
+    @checked
     def __init__(self, metric: str | Metric) -> None:
         self._metric = find_metric(metric)
         self._name = metric_name(metric)

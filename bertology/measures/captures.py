@@ -48,6 +48,7 @@ class Capture(Result):
         """[batch, token], bool: which tokens of the model's only stack are real."""
         return only(self.masks)
 
+    @checked
     def stack(self: C, name: str) -> C:
         """Only one stack: "encoder", "decoder" or "cross"; its `values` can then be taken."""
         if name not in self.stacks:

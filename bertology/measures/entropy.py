@@ -66,6 +66,7 @@ class EntropyAccumulator(MapAccumulator):
     examples: Tensor = stat("layer", torch.int64)
     queries: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(self, rows: int | None = None, *, average: Average = "query") -> None:
         check_average(average)
         self.rows, self._average = rows, average

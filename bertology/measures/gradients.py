@@ -36,6 +36,7 @@ class AttentionGradients(Result):
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
+    @checked
     def gradient_to(self, name: str) -> Tensor:
         """[layer, head]: the mean gradient of the attention to one class; figure 3 shows its mean over heads."""
         if name not in self.classes:
@@ -53,6 +54,7 @@ class GradientsAccumulator(MapAccumulator):
     pairs: Tensor = stat("layer class", torch.int64)
     unclassed: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(
         self, tokens: Mapping[str, TokenClass], *, tokenizer: Any = None, loss: ExampleLoss | None = None
     ) -> None:

@@ -95,6 +95,7 @@ class AttentionPatterns(Result):
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
+    @checked
     def attention_to(self, name: str, *, queries: Literal["all", "same", "rest"] = "all") -> Tensor:
         """[layer, head]: the attention to one class, from all tokens, those of the class itself, or the rest."""
         if name not in self.classes:
@@ -126,6 +127,7 @@ class PatternsAccumulator(MapAccumulator):
     unplaced: Tensor = stat("layer", torch.int64)
     unclassed: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(
         self,
         rows: int | None = None,

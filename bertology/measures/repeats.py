@@ -55,6 +55,7 @@ class RepeatsAccumulator(MapAccumulator):
     repeats: Tensor = stat("layer", torch.int64)
     queries: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(self, rows: int | None = None) -> None:
         self.rows = rows
 

@@ -208,10 +208,12 @@ class PruningCurve(Result):
     only: str | None = None
     """The stack to which pruning was limited, if any."""
 
+    @checked
     def stack(self, name: str) -> PruningCurve:
         """Refused, with `DataError`: the scores are of a model that lost heads of all stacks."""
         raise DataError(f"a curve has no part for one stack: call pruning_curve(..., only={name!r})")
 
+    @checked
     def mask(self, threshold: float | None = None) -> Tensor:
         """[layer, head], 0 or 1: the gates of the last step before the score first fell below the threshold.
 
@@ -224,6 +226,7 @@ class PruningCurve(Result):
         below = (self.scores < threshold * self.scores[0]).nonzero().flatten().tolist()
         return self.gates[below[0] - 1 if below and below[0] else -1]
 
+    @checked
     def heads_off(self, threshold: float | None = None) -> list[Head]:
         """The heads that `mask` silences, for `prune_heads`."""
         off = (self.gates[0] > 0) & (self.mask(threshold) == 0)

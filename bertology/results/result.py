@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, checked
 from .axes import FieldAxes, axes_of
 
 Self = TypeVar("Self", bound="Result")
@@ -58,6 +58,7 @@ class Result:
         super().__init_subclass__(**kwargs)
         Result._kinds[cls.__name__] = cls
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the result to one safetensors file."""
         tensors: dict[str, Tensor] = {}
@@ -75,6 +76,7 @@ class Result:
         save_file(tensors, str(path), metadata=about)
 
     @classmethod
+    @checked
     def load(cls: type[Self], path: str | Path) -> Self:
         """Read a result that `save` wrote; `Result.load` reads any kind.
 
@@ -98,6 +100,7 @@ class Result:
         values |= {name: _tuples(value) for name, value in json.loads(about["fields"]).items()}
         return kind(**values)
 
+    @checked
     def stack(self: Self, name: str) -> Self:
         """Only the layers of one stack, "encoder", "decoder" or "cross", of a model with several."""
         rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
@@ -110,6 +113,7 @@ class Result:
                 cut[field] = _taken(getattr(self, field), axes.names.index("layer"), rows)
         return replace(self, **cut)  # type: ignore[type-var]
 
+    @checked
     def plot(self, *, field: str | None = None, **options: Any) -> Any:
         """Draw the result (extra `plot`): the picture that its class has registered with `draws`.
 

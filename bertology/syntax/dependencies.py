@@ -53,6 +53,7 @@ class DependencyHeads(Result):
         share = self.right.double() / self.arcs[:, None, None, None]
         return share.masked_fill(self.right < 0, float("nan"))
 
+    @checked
     def table(self, choose_on: DependencyHeads | None = None, *, least: int = 1, level: float = 0.95) -> RelationTable:
         """The best head and the best offset of each relation, chosen on other data if given, with intervals.
 
@@ -88,6 +89,7 @@ class DependencyAccumulator(WordMapAccumulator):
     arcs: Tensor = stat("relation", torch.int64)
     seen: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(
         self, relations: Sequence[str], *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",)
     ) -> None:

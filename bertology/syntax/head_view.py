@@ -186,6 +186,7 @@ class Arc(NamedTuple):
     right: bool
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadView(Result):
     """The attention of one head between the words of one sentence, beside the gold tree.
@@ -246,10 +247,12 @@ class HeadView(Result):
             if head
         ]
 
+    @checked
     def ends(self, arc: Arc) -> tuple[int, int]:
         """The query and the key of the attention that picks an arc."""
         return (arc.dependent, arc.head) if self.direction == DIRECTIONS[0] else (arc.head, arc.dependent)
 
+    @checked
     def lines(self, threshold: float = THRESHOLD) -> list[Line]:
         """All attention of at least `threshold`, and all that picks a gold head; the lowest weight first."""
         right = {self.ends(arc) for arc in self.arcs if arc.right}
@@ -263,6 +266,7 @@ class HeadView(Result):
         arcs = f"{sum(arc.right for arc in self.arcs)} of {len(self.arcs)} arcs right, {self.direction}"
         return ": ".join(part for part in (self.name, arcs if self.heads else "") if part)
 
+    @checked
     def html(self, *, threshold: float = THRESHOLD) -> str:
         """Return the view as a fragment of HTML: two columns of words, and the lines of the word under the pointer.
 

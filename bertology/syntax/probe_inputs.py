@@ -51,6 +51,7 @@ class StaticVectors:
                 [0., 0.]])
     """
 
+    @checked
     def __init__(self, words: Sequence[str], table: Tensor, *, lower: bool = True) -> None:
         if table.dim() != 2 or len(table) != len(words) or table.shape[1] == 0:
             raise ShapeError(
@@ -76,10 +77,12 @@ class StaticVectors:
     def __contains__(self, word: str) -> bool:
         return self._key(word) in self._rows
 
+    @checked
     def look_up(self, words: Sequence[str]) -> Tensor:
         """[word, dim]: the vectors of these words."""
         return self._table[[self._rows.get(self._key(word), 0) for word in words]]
 
+    @checked
     def of(self, batch: Batch) -> list[Tensor]:
         """[word, dim] for each example of a batch of `align`."""
         return [self.look_up(one.source.words) for one in aligned_in(batch)]
@@ -91,6 +94,7 @@ class StaticVectors:
 class EmbeddingVectors:
     """A model's own input embeddings as word vectors: the mean over a word's tokens. See `embedding_vectors`."""
 
+    @checked
     def __init__(self, table: Tensor) -> None:
         self._table = table
 
@@ -99,6 +103,7 @@ class EmbeddingVectors:
         """The length of a vector."""
         return self._table.shape[1]
 
+    @checked
     def of(self, batch: Batch) -> list[Tensor]:
         """[word, dim] for each example of a batch of `align`."""
         return [

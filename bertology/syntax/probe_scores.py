@@ -146,6 +146,7 @@ class ProbeResult(Result):
         total = int(self.words.sum())
         return {name: int(n) / total for name, n in zip(self.baselines_named, self.baseline_right.sum(1), strict=True)}
 
+    @checked
     def interval(self, level: float = 0.95) -> Interval:
         """The Wilson interval of `uas`. It treats words as independent."""
         return wilson_interval(int(self.right.sum()), int(self.words.sum()), level)

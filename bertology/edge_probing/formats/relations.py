@@ -55,6 +55,7 @@ def semeval_edges(path: str | Path, *, whole_words: bool = False, name: str = "r
     return EdgeTask.of(name, records, counted="relations")
 
 
+@checked
 @dataclass(frozen=True)
 class ProtoRole:
     """A predicate, one of its arguments, and how far each property holds of the argument (Reisinger et al. 2015)."""

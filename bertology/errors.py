@@ -21,7 +21,8 @@ import importlib
 import inspect
 import os
 from collections import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, repeat
 from numbers import Integral, Real
 from pathlib import Path
@@ -83,6 +84,30 @@ def need(module: str, *, extra: str) -> ModuleType:
         ) from error
 
 
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Read a file inside. Raises `DataError` for one that cannot be read."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: wanted a file, seen from the folder {Path.cwd()}") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder: wanted a file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8 ({error}): convert it, or name another file") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+@contextmanager
+def writable(path: str | Path) -> Iterator[None]:
+    """Write a file inside. Raises `DataError` for one that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error}): name a file in a folder that exists") from error
+
+
 def checked(function: F) -> F:
     """Decorate a public function, method or class: its arguments are checked against its signature before it runs.
 
@@ -95,12 +120,10 @@ def checked(function: F) -> F:
     parameters = inspect.signature(function).parameters.values()
     names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     further = next((one.name for one in parameters if one.kind is one.VAR_POSITIONAL), "")
-    hints: dict[str, Any] = {}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not hints:  # at the first call every name of the module is there
-            hints.update(_hints(function))
+        hints = _hints(function)
         for name, value in chain(zip(chain(names, repeat(further)), args), kwargs.items()):  # noqa: B905
             if name in hints and not _fits(value, hints[name]):
                 raise _wrong(function, name, value, hints[name])
@@ -124,6 +147,31 @@ def described(value: object) -> str:
     return type(value).__name__
 
 
+def check_share(name: str, value: float) -> None:
+    """Raise `DataError` for a number that is no share: from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise DataError(f"{name} is a share, a number from 0 to 1, got {value!r}")
+
+
+def check_least(name: str, value: float, least: int) -> None:
+    """Raise `DataError` for a number that is too small."""
+    if not value >= least:
+        raise DataError(f"{name} must be {least} or more, got {value!r}")
+
+
+def check_strings(name: str, value: Any) -> None:
+    """Raise `DataError` for what is no list or tuple of strings, such as one string."""
+    if isinstance(value, str) or not _fits(value, Sequence[str]):
+        raise DataError(f"{name} must be a list of strings, got {described(value)}")
+
+
+def check_shapes(**tensors: Tensor) -> None:
+    """Raise `ShapeError` for tensors that must be of one shape and are not."""
+    if len({x.shape for x in tensors.values()}) > 1:
+        shapes = " and ".join(str(list(x.shape)) for x in tensors.values())
+        raise ShapeError(f"{' and '.join(tensors)} must have the same shape, got {shapes}")
+
+
 def _check_value(function: Callable[..., Any], name: str, value: object) -> None:
     """Raise `DataError` for what no function takes: NaN as a number, seeds out of range, devices that do not exist."""
     what = function.__qualname__.removesuffix(".__init__")
@@ -140,11 +188,15 @@ def _check_value(function: Callable[..., Any], name: str, value: object) -> None
             raise DataError(f"{what}: device must be one of torch, such as 'cpu' or 'cuda', got {value!r}") from error
 
 
+@functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """{parameter: type}; what a function returns may be of a package that is not installed."""
+    """{parameter: type}, read at the first call, when every name of the module is there.
+
+    What a function returns is left out: it may be of a package that is not installed.
+    """
     written = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
     names = getattr(function, "__globals__", {})
-    return get_type_hints(SimpleNamespace(__annotations__=written), names) or {"": Any}
+    return get_type_hints(SimpleNamespace(__annotations__=written), names)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -172,8 +224,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (abc.Sequence, abc.Collection, list, tuple):
         several = hasattr(value, "__len__") and not isinstance(value, (str, bytes, abc.Mapping, type))
         return several and _misfit(value, origin, inner) is _NONE
-    if isinstance(hint, TypeVar) and hint.__bound__ is not None:
-        return isinstance(value, hint.__bound__)
+    if isinstance(hint, TypeVar):
+        return not isinstance(hint.__bound__, type) or isinstance(value, hint.__bound__)
     if Protocol in getattr(hint, "__bases__", ()):  # all methods, or some of the properties
         public = {name: one for name, one in vars(hint).items() if not name.startswith("_")}
         methods = [name for name, one in public.items() if inspect.isfunction(one)]
@@ -225,7 +277,10 @@ _CALLED = {
     Tensor: ("a tensor", "tensors"),
     Any: ("anything", "anything"),
 }
-_MADE_BY = {"AlignedBatches": "what bertology.syntax.align makes of a treebank"}
+_MADE_BY = {
+    "AlignedBatches": ("the batches of bertology.syntax.align for a treebank",) * 2,
+    "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
+}
 _ADVICE = {
     "batches": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
     "inputs": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
@@ -238,7 +293,7 @@ def _words(hint: Any, *, many: bool = False) -> str:
     if hint in _CALLED:
         return _CALLED[hint][many]
     if getattr(hint, "__name__", "") in _MADE_BY:
-        return _MADE_BY[hint.__name__]
+        return _MADE_BY[hint.__name__][many]
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(_words(one, many=many) for one in inner))
     if origin is Literal:
@@ -250,7 +305,7 @@ def _words(hint: Any, *, many: bool = False) -> str:
     if origin is tuple and inner[-1] is not Ellipsis:
         return f"{'tuples' if many else 'a tuple'} ({', '.join(map(_words, inner))})"
     if origin is not None and inner:
-        kind = ("iterables", "an iterable") if origin is abc.Iterable else ("sequences", "a sequence")
+        kind = ("iterables", "an iterable") if origin is abc.Iterable else ("lists", "a list")
         return f"{kind[not many]} of {_words(inner[0], many=True)}"
     name = getattr(hint, "__name__", str(hint))
     return f"objects of {name}" if many else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

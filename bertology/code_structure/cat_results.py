@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, checked
+from ..errors import DataError, ShapeError, check_shapes, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
@@ -33,6 +33,7 @@ def cat_mean(matched: Tensor, either: Tensor, *, average: Average = "macro") -> 
 
 def _parts(matched: Tensor, either: Tensor, average: Average) -> tuple[Tensor, Tensor]:
     """[..., example] twice: a score is the sum of the first over snippets, divided by the sum of the second."""
+    check_shapes(matched=matched, either=either)
     matched, either = matched.to(torch.float64), either.to(torch.float64)
     if average == "micro":
         return matched, either

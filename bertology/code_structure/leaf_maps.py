@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Site
 from ..data.batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable
-from ..errors import DataError, ShapeError, checked
+from ..errors import DataError, ShapeError, check_least, checked
 from ..streaming.accumulator import MapAccumulator
 from ..streaming.processes import process, values_of_all
 from .align import PADDING, AlignedCode
@@ -85,6 +85,7 @@ def visible(leaves: int, device: torch.device | str | None = None) -> Tensor:
     tensor([[ True, False],
             [ True,  True]])
     """
+    check_least("leaves", leaves, 0)
     return torch.ones(leaves, leaves, dtype=torch.bool, device=device).tril()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Site
-from ..errors import DataError, ShapeError, checked
+from ..errors import DataError, ShapeError, check_least, checked, described
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulator import stat
@@ -168,6 +168,7 @@ def rank_sum(rankings: Iterable[Sequence[str]], *, below: int = BELOW) -> tuple[
         >>> rank_sum([("def", "(", ")"), (")", "def", "if")], below=3)
         ('def', ')')
     """
+    check_least("below", below, 1)
     every = [tuple(ranking) for ranking in rankings]
     if not every or any(len(set(one)) < len(one) for one in every):
         raise DataError(f"wanted one ranking per model, with each type once, got {every}")
@@ -220,6 +221,12 @@ def restricted(x: Tensor, leaves: Tensor) -> Tensor:
     tensor([[10, 11],
             [14, 15]])
     """
+    if leaves.dim() != 1 or leaves.is_floating_point() or leaves.dtype == torch.bool or x.dim() < 2:
+        raise ShapeError(
+            f"wanted x [..., leaf, leaf] and leaves [leaf], whole numbers, got {list(x.shape)} and {described(leaves)}"
+        )
+    if leaves.numel() and not 0 <= int(leaves.min()) <= int(leaves.max()) < x.shape[-1]:
+        raise DataError(f"leaves must be from 0 to {x.shape[-1] - 1}, got {leaves.tolist()}")
     at = leaves.to(x.device)
     pairs = (at[:, None] * x.shape[-1] + at).flatten()
     return x.flatten(-2).index_select(-1, pairs).view(*x.shape[:-2], len(at), len(at))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, checked
+from ..errors import DataError, ShapeError, check_least, checked
 
 QUARTER = 0.25
 """The share of pairs that count as high in attention, and as near in the tree: Chen et al. (2022) use the third
@@ -228,6 +228,7 @@ def shuffled(x: Tensor, *, snippet: int, seed: int = 0, valid: Tensor | None = N
         >>> shuffled(torch.arange(4).view(2, 2), snippet=0).sort().values.sum().item()
         6
     """
+    check_least("snippet", snippet, 0)
     leaves = _leaves(x, valid)
     where = None if valid is None else valid.flatten().nonzero()[:, 0].to(x.device)
     state = int(np.random.SeedSequence([seed, snippet]).generate_state(1, np.uint64)[0] >> np.uint64(1))

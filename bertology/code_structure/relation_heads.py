@@ -236,6 +236,8 @@ def relation_heads(
         >>> found.gain.shape, found.pairs[:, 0, 0]
         (torch.Size([4, 2, 4]), tensor([0, 2, 0, 6]))
     """
+    if not relations:
+        raise DataError(f"relations must name one relation or more, got none: {', '.join(RELATIONS)}")
     snippets = snippets_in(batches)
     for one in {one.tree.language: one for one in snippets}.values():
         for relation in relations:  # raises for an unknown relation or language before the model runs

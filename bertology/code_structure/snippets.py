@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from ..corpora.files import readable
 from ..corpora.treebank import Skip
-from ..errors import DataError, checked
+from ..errors import DataError, checked, readable
 from ..streaming.progress import Progress, progress_bar
 from .trees import CodeTree, tree_of
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from ..errors import DataError, checked, need
+from ..errors import DataError, check_strings, checked, described, need
 from .files import open_text, text_of
 
 
@@ -20,7 +20,6 @@ class Skip:
     reason: str
 
 
-@checked
 @dataclass(frozen=True)
 class Sentence:
     """The words of a sentence and its dependency tree.
@@ -37,6 +36,10 @@ class Sentence:
     """Its name in messages: its `sent_id`, or its number in the file."""
 
     def __post_init__(self) -> None:
+        for part in ("words", "relations"):
+            check_strings(f"sentence {self.name!r}: {part}", getattr(self, part))
+        if not isinstance(self.heads, (list, tuple)):
+            raise DataError(f"sentence {self.name!r}: heads must be a list of numbers, got {described(self.heads)}")
         many = len(self.words)
         if many == 0:
             raise DataError(f"sentence {self.name!r} has no words")

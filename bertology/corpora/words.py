@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
-from ..data.token_classes import check_is_tokenizer
 from ..errors import DataError, checked
 from .treebank import Skip
 
@@ -134,11 +133,10 @@ def align(
 
 def check_tokenizer(tokenizer: Any, batch_size: int) -> None:
     """Raise `DataError` for a slow tokenizer, and for a batch size below 1."""
-    check_is_tokenizer(tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which does not return the characters of its tokens: "
-            "load a fast one (AutoTokenizer.from_pretrained(..., use_fast=True))"
+            f"{type(tokenizer).__name__} is a slow tokenizer, which does not return the characters of its tokens, or is "
+            "no tokenizer: load a fast one (AutoTokenizer.from_pretrained(..., use_fast=True))"
         )
     if batch_size < 1:
         raise DataError(f"batch_size must be 1 or more, got {batch_size}")

@@ -39,7 +39,7 @@ def explained(model: nn.Module, batch: Batch) -> Iterator[None]:
         yield
     except BertologyError:
         raise
-    except Exception as error:
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         why = next((why for find in _CAUSES if (why := find(model, batch))), "")
         if why:
             raise DataError(f"{why}. {type(model).__name__} raised {type(error).__name__}") from error

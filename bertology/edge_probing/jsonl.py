@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..corpora.files import readable, writable
 from ..corpora.treebank import Skip
-from ..errors import DataError, checked
+from ..errors import DataError, checked, readable, writable
 from .tasks import Counted, EdgeTask, Record, Target, check_inside
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, checked
+from ..errors import DataError, ShapeError, check_least, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
@@ -53,6 +53,11 @@ def logits_of(
 
     Raises `DataError` when they are not finite.
     """
+    check_least("batch_size", batch_size, 1)
+    if len(records) and not 0 <= int(min(records)) <= int(max(records)) < source.records:
+        raise DataError(
+            f"records must be from 0 to {source.records - 1}, got {int(min(records))} to {int(max(records))}"
+        )
     training = probes.training
     probes.eval()
     try:

@@ -42,6 +42,8 @@ class HeadAblation(PairedResult):
     @checked
     def correlation(self, other: HeadAblation, *, of: Of = "metric") -> float:
         """Pearson's r between the heads' effects on two data sets (Michel et al. 2019, §3.4)."""
+        if of not in ("metric", "loss"):
+            raise DataError(f"of is 'metric' or 'loss', got {of!r}")
         pairs = [(r.change if of == "metric" else r.loss_change).flatten() for r in (self, other)]
         if pairs[0].shape != pairs[1].shape:
             raise DataError(

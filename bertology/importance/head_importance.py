@@ -369,6 +369,8 @@ def _load(folder: str | Path) -> nn.Module:
 
     if not isinstance(folder, (str, Path)):
         raise DataError(f"a checkpoint is a model or a folder, got {type(folder).__name__}; other kinds want load=")
+    if not Path(folder).is_dir():
+        raise DataError(f"there is no folder {folder} to load a checkpoint from; checkpoints of other kinds need load=")
     return AutoModelForSequenceClassification.from_pretrained(folder)
 
 

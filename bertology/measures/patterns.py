@@ -13,7 +13,7 @@ from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
 from ..data.padding import RealQueries
 from ..data.token_classes import TokenClass, TokenClasses
-from ..errors import DataError, checked
+from ..errors import DataError, check_share, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -138,6 +138,7 @@ class PatternsAccumulator(MapAccumulator):
         sink_threshold: float = 0.3,
     ) -> None:
         check_average(average)
+        check_share("sink_threshold", sink_threshold)
         self.rows, self._average, self._threshold = rows, average, sink_threshold
         self._classes = TokenClasses(tokens, tokenizer)
 

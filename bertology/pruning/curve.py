@@ -16,7 +16,7 @@ from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batches, check_repeatable
 from ..data.losses import ExampleLoss
 from ..data.metrics import metric_name
-from ..errors import DataError, PruningError, UnknownAnatomy, checked
+from ..errors import DataError, PruningError, UnknownAnatomy, check_share, checked
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance, normalized
 from ..importance.score import scorer
 from ..results.axes import axes
@@ -223,6 +223,7 @@ class PruningCurve(Result):
         threshold = self.threshold if threshold is None else threshold
         if threshold is None:
             return self.gates[-1]
+        check_share("threshold", threshold)
         below = (self.scores < threshold * self.scores[0]).nonzero().flatten().tolist()
         return self.gates[below[0] - 1 if below and below[0] else -1]
 

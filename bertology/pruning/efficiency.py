@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..anatomy.dissect import dissect
+from ..data.batch_errors import explained
 from ..data.batches import Batch, device_of, examples, on_device, some_examples, token_mask, without_labels
-from ..errors import DataError, checked
+from ..errors import DataError, check_least, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.progress import Progress, progress_bar
@@ -204,6 +205,7 @@ def compare_efficiency(
     """
     sizes, device = list(batch_sizes), device_of(before)
     _check(before, after, sizes, rounds)
+    check_least("seconds", seconds, 0)
     models = (before, after)
     batches = [_batch(before, inputs, size, device) for size in sizes]
     rates = torch.zeros(2, len(sizes), rounds, dtype=torch.float64)
@@ -241,7 +243,7 @@ def count_flops(model: nn.Module, batch: Mapping[str, Any]) -> int:
     """The floating point operations of one forward pass, a product and a sum counted as two."""
     counter = FlopCounterMode(display=False)
     plain = getattr(model, "_orig_mod", model)  # of a compiled model: the counter sees no fused operations
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter, explained(model, batch):
         plain(**batch)
     return counter.get_total_flops()
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, checked, need
+from ..errors import DataError, checked, need, writable
 from ..results.figures import head_cells, new_figure, written
 from ..results.result import draws
 from .dependencies import DependencyHeads
@@ -145,7 +145,8 @@ def _finished(
     axes.text(middle, high[1] + 0.15, view.title, ha="center", va="center", fontsize=10, parse_math=False)
     axes.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=8, borderaxespad=0.3)
     if path is not None:
-        figure.savefig(path, dpi=150)
+        with writable(path):
+            figure.savefig(path, dpi=150)
     return figure
 
 

@@ -14,7 +14,7 @@ from ..anatomy.sites import Head, Site, head_at
 from ..corpora.treebank import Sentence
 from ..corpora.words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
 from ..data.batches import check_fits, reads_text
-from ..errors import DataError, ShapeError, checked
+from ..errors import DataError, ShapeError, check_share, checked
 from ..measures.captures import one_batch, run
 from ..results.axes import axes
 from ..results.result import Result, cpu64
@@ -255,6 +255,7 @@ class HeadView(Result):
     @checked
     def lines(self, threshold: float = THRESHOLD) -> list[Line]:
         """All attention of at least `threshold`, and all that picks a gold head; the lowest weight first."""
+        check_share("threshold", threshold)
         right = {self.ends(arc) for arc in self.arcs if arc.right}
         strong = {(query, key) for query, key in (self.weights >= threshold).nonzero().tolist()}
         found = [Line(q, k, self.weights[q, k].item(), (q, k) in right) for q, k in strong | right]

@@ -136,6 +136,7 @@ def embedding_vectors(model: nn.Module) -> EmbeddingVectors:
         raise DataError(
             f"{type(model).__name__} has no table of token embeddings: pass StaticVectors, such as from read_vectors"
         )
+    device_of(model)  # refuses a model without weights
     return EmbeddingVectors(table.detach().float())
 
 

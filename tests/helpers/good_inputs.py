@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,11 @@ class GoodInputs:
         truths = tuple(torch.eye(2)[[number % 2]] for number in range(8))
         vectors = tuple(torch.randn(1, 3, 4) for _ in range(8))
         return InMemory(vectors, ((((0, 1),),),) * 8, truths, ("nn", "vb"), ("nn", "vb"))
+
+    @cached_property
+    def other(self) -> InMemory:
+        """Other records than those of `source`."""
+        return replace(self.source, vectors=tuple(x + 1 for x in self.source.vectors))
 
     @cached_property
     def settings(self) -> edge_probing.Training:

@@ -281,6 +281,7 @@ _MADE_BY = {
     "AlignedBatches": ("the batches of bertology.syntax.align for a treebank",) * 2,
     "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
 }
+_NAMED = {"ignore": "a sequence of relations, such as ('punct',)"}
 _ADVICE = {
     "batches": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
     "inputs": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
@@ -316,7 +317,7 @@ def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) ->
     error = UnknownAnatomy if nn.Module in (hint, getattr(hint, "__bound__", None), *get_args(hint)) else DataError
     inside = [bad for one in (hint, *get_args(hint)) if (bad := _inside(value, one)) is not _NONE]
     came = f"{described(value)} with {described(inside[0])} in it" if inside else described(value)
-    return error(f"{what}: {name} must be {_words(hint)}, got {came}{_ADVICE.get(name, '')}")
+    return error(f"{what}: {name} must be {_NAMED.get(name) or _words(hint)}, got {came}{_ADVICE.get(name, '')}")
 
 
 def _inside(value: Any, hint: Any) -> Any:

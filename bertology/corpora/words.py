@@ -135,8 +135,8 @@ def check_tokenizer(tokenizer: Any, batch_size: int) -> None:
     """Raise `DataError` for a slow tokenizer, and for a batch size below 1."""
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which does not return the characters of its tokens, or is "
-            "no tokenizer: load a fast one (AutoTokenizer.from_pretrained(..., use_fast=True))"
+            f"{type(tokenizer).__name__} is a slow tokenizer, which does not return the characters of its tokens, or "
+            "is no tokenizer: load a fast one (AutoTokenizer.from_pretrained(..., use_fast=True))"
         )
     if batch_size < 1:
         raise DataError(f"batch_size must be 1 or more, got {batch_size}")

@@ -254,6 +254,8 @@ LOSS_OUTPUT, LOGITS_OUTPUT, SPAN_OUTPUTS = "loss", "logits", ("start_logits", "e
 ROUTER_LOSS_NAME = "output_router_logits"
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
+# How many axes an input has at least, the batch axis among them.
+LEAST_AXES = {IDS_ARGUMENT: 2, EMBEDS_ARGUMENT: 3, "input_values": 2}
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 USE_CACHE_ARGUMENT = "use_cache"

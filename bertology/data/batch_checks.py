@@ -13,15 +13,13 @@ from ..anatomy.names import (
     DECODER_PREFIX,
     EMBEDS_ARGUMENT,
     IDS_ARGUMENT,
+    LEAST_AXES,
     MASK_ARGUMENT,
     NO_TEXT_ARGUMENTS,
-    SEGMENTS_ARGUMENT,
 )
 from ..errors import DataError
 
 Batch = Mapping[str, Any]
-LEAST_RANK = {IDS_ARGUMENT: 2, EMBEDS_ARGUMENT: 3, "input_values": 2}
-"""How many axes an input has at least; one less is an example without a batch axis."""
 INPUTS = (IDS_ARGUMENT, EMBEDS_ARGUMENT, *NO_TEXT_ARGUMENTS)
 
 
@@ -33,28 +31,28 @@ def without_weights(model: nn.Module) -> str:
     )
 
 
-def with_batch_axis(batch: Batch) -> Batch:
-    """The batch itself; a row of a data set, whose tensors have no batch axis, becomes a batch of one example."""
+def check_inputs(batch: Batch) -> str:
+    """The name of the argument that holds the inputs, which must be a tensor with a batch axis, or `DataError`."""
     if not isinstance(batch, Mapping):
         raise DataError(
             f"a batch must be a mapping of model arguments such as a tokenizer returns, got {type(batch).__name__}"
         )
     name = input_name(batch)
-    if not isinstance(batch[name], Tensor):
+    x = batch[name]
+    if not isinstance(x, Tensor):
         raise DataError(
-            f"{name} must be a tensor, got {type(batch[name]).__name__}: "
+            f"{name} must be a tensor, got {type(x).__name__}: "
             "call the tokenizer with return_tensors='pt' and padding=True"
         )
-    if batch[name].dim() >= LEAST_RANK.get(name, 1):
-        return batch
-    others = {key: x for key, x in batch.items() if isinstance(x, Tensor) and key in (MASK_ARGUMENT, SEGMENTS_ARGUMENT)}
-    wrong = [f"{key} {list(x.shape)}" for key, x in others.items() if x.dim() != 1]
-    if batch[name].dim() + 1 < LEAST_RANK[name] or wrong:
+    if x.dim() < LEAST_AXES.get(name, 1):
         raise DataError(
             f"{name} must be {'[batch, token, hidden]' if name == EMBEDS_ARGUMENT else '[batch, token]'}, got "
-            f"{', '.join([str(list(batch[name].shape)), *wrong])}: add a batch axis with {name}[None]"
+            f"{list(x.shape)}: make a batch of one example by x[None] of each of its tensors x, or of several with a "
+            "DataLoader"
         )
-    return {key: x[None] if isinstance(x, Tensor) else x for key, x in batch.items()}
+    if x.numel() == 0:
+        raise DataError(f"{name} is empty: its shape is {list(x.shape)}")
+    return name
 
 
 def check_masks(batch: Batch) -> None:

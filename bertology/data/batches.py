@@ -31,7 +31,7 @@ from ..anatomy.names import (
 )
 from ..errors import DataError
 from .batch_checks import Batch as Batch
-from .batch_checks import check_masks, check_padding, input_name, with_batch_axis, without_weights
+from .batch_checks import check_inputs, check_masks, check_padding, input_name, without_weights
 
 Batches = Batch | Iterable[Batch]
 
@@ -51,9 +51,9 @@ def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
     none_yet = True
     for batch in [batches] if isinstance(batches, Mapping) else batches:
         none_yet = False
-        found = with_batch_axis(batch)
-        check_padding(found)
-        yield on_device(found, device)
+        check_inputs(batch)
+        check_padding(batch)
+        yield on_device(batch, device)
     if none_yet:
         raise DataError("no batches: wanted one mapping of model arguments or an iterable of them, got an empty one")
 
@@ -72,10 +72,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     """Check one batch and move its tensors to `device`."""
-    batch = with_batch_axis(batch)
-    name = input_name(batch)
-    if batch[name].shape[0] == 0 or batch[name].numel() == 0:
-        raise DataError(f"{name} is empty: its shape is {list(batch[name].shape)}")
+    name = check_inputs(batch)
     empty = [key for key, x in batch.items() if isinstance(x, Tensor) and x.is_meta and device.type != "meta"]
     if empty:
         raise DataError(f"{empty[0]} is on the meta device, where it has no values: make the batch on a real device")

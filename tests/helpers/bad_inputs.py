@@ -121,6 +121,14 @@ each(
         "lists": ({"input_ids": [[5, 6]]}, ("input_ids must be a tensor", "got list", "return_tensors='pt'")),
         "no example": ({"input_ids": torch.zeros(0, 4).long()}, ("input_ids is empty", "[0, 4]")),
         "no token": ({"input_ids": torch.zeros(2, 0).long()}, ("input_ids is empty", "[2, 0]")),
+        "a text without a batch axis": (
+            {"input_ids": torch.tensor([5, 6]), "labels": torch.tensor(1)},
+            ("input_ids must be [batch, token], got [2]", "x[None]", "DataLoader"),
+        ),
+        "embeddings without a batch axis": (
+            {"inputs_embeds": torch.ones(2, 16), "labels": torch.tensor(1)},
+            ("inputs_embeds must be [batch, token, hidden], got [2, 16]", "x[None]"),
+        ),
         "a token alone": ({"input_ids": torch.tensor(5)}, ("input_ids must be [batch, token], got []", "[None]")),
         "four axes": ({"input_ids": torch.ones(1, 1, 2, 3).long(), "labels": TWO[:1]}, ("[batch, token]", "[1, 1, 2, 3]")),
         "floats": ({"input_ids": torch.ones(2, 3), "labels": TWO}, ("input_ids must hold whole numbers", "got float32")),

@@ -23,7 +23,7 @@ import os
 from collections import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, repeat
+from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType, SimpleNamespace, UnionType
@@ -111,20 +111,20 @@ def writable(path: str | Path) -> Iterator[None]:
 def checked(function: F) -> F:
     """Decorate a public function, method or class: its arguments are checked against its signature before it runs.
 
-    A word among several (`Literal`), the elements of an iterable, and what is annotated `Any` are left to the function
-    itself. Raises `UnknownAnatomy` for what is no model, `DataError` for any other argument of a wrong type.
+    A word among several (`Literal`), the elements of an iterator, further positional arguments, and what is annotated
+    `Any` or may be of more than four types are left to the function itself. Raises `UnknownAnatomy` for what is no
+    model, `DataError` for any other argument of a wrong type.
     """
     if isinstance(function, type):
         setattr(function, "__init__", checked(function.__init__))  # type: ignore[misc]  # noqa: B010
         return function
     parameters = inspect.signature(function).parameters.values()
     names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    further = next((one.name for one in parameters if one.kind is one.VAR_POSITIONAL), "")
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         hints = _hints(function)
-        for name, value in chain(zip(chain(names, repeat(further)), args), kwargs.items()):  # noqa: B905
+        for name, value in chain(zip(names, args), kwargs.items()):  # noqa: B905
             if name in hints and not _fits(value, hints[name]):
                 raise _wrong(function, name, value, hints[name])
             if name in hints:
@@ -194,7 +194,9 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
     What a function returns is left out: it may be of a package that is not installed.
     """
-    written = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    written = dict(function.__annotations__)
+    for name in ("return", *_CHECKED_BY_FUNCTIONS):
+        written.pop(name, None)
     names = getattr(function, "__globals__", {})
     return get_type_hints(SimpleNamespace(__annotations__=written), names)
 
@@ -281,7 +283,8 @@ _MADE_BY = {
     "AlignedBatches": ("the batches of bertology.syntax.align for a treebank",) * 2,
     "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
 }
-_NAMED = {"ignore": "a sequence of relations, such as ('punct',)"}
+_CHECKED_BY_FUNCTIONS = ("rows", "ignore", "progress")
+"""Parameters that have a check of their own wherever they occur, which says better what is wanted."""
 _ADVICE = {
     "batches": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
     "inputs": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
@@ -314,10 +317,13 @@ def _words(hint: Any, *, many: bool = False) -> str:
 
 def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) -> BertologyError:
     what = function.__qualname__.removesuffix(".__init__")
-    error = UnknownAnatomy if nn.Module in (hint, getattr(hint, "__bound__", None), *get_args(hint)) else DataError
+    if nn.Module in (hint, getattr(hint, "__bound__", None)):
+        came = f"{type(value).__name__} {value!r}" if isinstance(value, str) else described(value)
+        return UnknownAnatomy(f"{what}: wanted {_CALLED[nn.Module][0]}, got {came}")
+    error = UnknownAnatomy if nn.Module in get_args(hint) else DataError
     inside = [bad for one in (hint, *get_args(hint)) if (bad := _inside(value, one)) is not _NONE]
     came = f"{described(value)} with {described(inside[0])} in it" if inside else described(value)
-    return error(f"{what}: {name} must be {_NAMED.get(name) or _words(hint)}, got {came}{_ADVICE.get(name, '')}")
+    return error(f"{what}: {name} must be {_words(hint)}, got {came}{_ADVICE.get(name, '')}")
 
 
 def _inside(value: Any, hint: Any) -> Any:

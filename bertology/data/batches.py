@@ -64,10 +64,15 @@ def device_of(model: nn.Module) -> torch.device:
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:
             return torch.device(device)
-    found = next(parameter.device for parameter in model.parameters())
+    found = weights_device(model)
     if found.type == "meta":
         raise DataError(without_weights(model))
     return found
+
+
+def weights_device(model: nn.Module) -> torch.device:
+    """The device of a model's first weights."""
+    return next(parameter.device for parameter in model.parameters())
 
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:

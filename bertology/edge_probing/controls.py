@@ -9,7 +9,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from itertools import accumulate
 
-from ..errors import DataError, checked
+from ..errors import DataError, checked, described
 from .tasks import EdgeTask, Record, Target
 
 _Labels = tuple[str, ...]
@@ -39,6 +39,9 @@ def control_tasks(train: EdgeTask, *others: EdgeTask, seed: int = 0) -> tuple[Ed
         >>> first == last
         True
     """
+    wrong = [one for one in others if not isinstance(one, EdgeTask)]
+    if wrong:
+        raise DataError(f"others must be EdgeTasks, such as the dev set, got {described(wrong[0])}")
     counts = Counter(target.labels for record in train for target in record.targets)
     sets = sorted(counts)
     ends = list(accumulate(counts[labels] for labels in sets))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..anatomy.sites import Head, head_at
-from ..errors import DataError, check_least, check_share, checked
+from ..errors import DataError, checked
 from .entropy import AttentionEntropy
 from .patterns import AttentionPatterns
 
@@ -46,10 +46,6 @@ def head_behaviours(
         >>> list(head_behaviours(patterns))
         ['next', 'previous', 'to separator', 'to first']
     """
-
-    check_share("threshold", threshold)
-    check_share("to_class", to_class)
-    check_least("broad", broad, 0)
 
     def above(values: Tensor, least: float) -> list[Head]:
         return [head_at(patterns.labels, row, head) for row, head in (values > least).nonzero().tolist()]

@@ -17,7 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..anatomy.dissect import dissect
 from ..data.batch_errors import explained
-from ..data.batches import Batch, device_of, examples, on_device, some_examples, token_mask, without_labels
+from ..data.batches import (
+    Batch,
+    device_of,
+    examples,
+    on_device,
+    some_examples,
+    token_mask,
+    weights_device,
+    without_labels,
+)
 from ..errors import DataError, check_least, checked
 from ..results.axes import axes
 from ..results.result import Result
@@ -253,8 +262,9 @@ def _check(before: nn.Module, after: nn.Module, sizes: list[int], rounds: int) -
         raise DataError(
             "before and after are one model: prune_heads works in place, so keep copy.deepcopy(model) from before"
         )
-    if device_of(before) != device_of(after):
-        raise DataError(f"the models are on different devices, {device_of(before)} and {device_of(after)}")
+    devices = [weights_device(model) for model in (before, after)]
+    if devices[0] != devices[1]:
+        raise DataError(f"the models are on different devices, {devices[0]} and {devices[1]}")
     for name, number in (*(("batch_sizes", size) for size in sizes), ("rounds", rounds)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise DataError(f"{name} are whole numbers from 1 up, got {number!r}")

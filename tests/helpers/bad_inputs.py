@@ -54,13 +54,13 @@ MODEL_CALLS = {
     "maps": lambda x, model: bt.attention_maps(made(model, x), x.batch),
     "dependency_heads": lambda x, model: sy.dependency_heads(made(model, x), x.aligned),
 }
-WANTED = "must be a model, such as AutoModel.from_pretrained returns"
+WANTED = "wanted a model, such as AutoModel.from_pretrained returns"
 each(
     "model",
     {**MODEL_CALLS, "dissect": lambda x, model: bt.dissect(made(model, x))},
     {
         "None": (None, (WANTED, "got None")),
-        "a name": ("bert-base-uncased", (WANTED, "got 'bert-base-uncased' (str)")),
+        "a name": ("bert-base-uncased", (WANTED, "got str 'bert-base-uncased'")),
         "a class": (transformers.BertModel, (WANTED, "got the class BertModel itself")),
         "a tokenizer": (lambda x: x.tokenizer, (WANTED, "got ")),
         "a list": ([1], (WANTED, "got list")),
@@ -281,7 +281,6 @@ OPTIONS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "a token outside": (lambda x: bt.attention_patterns(x.model, x.batch, tokens={"five": [-5]}), ("class 'five'", "-5")),
     "a class of bools": (lambda x: bt.attention_patterns(x.model, x.batch, tokens={"x": [True]}), ("class 'x'", "True")),
     "gradients without classes": (lambda x: bt.attention_gradients(x.model, x.batch, tokens={}), ("class",)),
-    "head_behaviours threshold": (lambda x: bt.head_behaviours(x.patterns, threshold=-1), ("threshold", "-1")),
     "head_behaviours nan": (lambda x: bt.head_behaviours(x.patterns, threshold=float("nan")), ("threshold", "nan")),
     "repeated_tokens, length 0": (lambda x: bt.repeated_tokens(range(5, 20), length=0), ("length", "0")),
     "repeated_tokens, times 1": (lambda x: bt.repeated_tokens(range(5, 20), length=3, times=1), ("times", "1")),
@@ -319,9 +318,9 @@ OPTIONS: dict[str, tuple[Call, tuple[str, ...]]] = {
         ("cannot be read", "remove it"),
     ),
     "no accumulator but a class": (
-        lambda x: bt.accumulate(x.model, x.batch, bt.EntropyAccumulator), ("accumulators", "the class EntropyAccumulator")
+        lambda x: bt.accumulate(x.model, x.batch, bt.EntropyAccumulator), ("takes accumulators", "call it, EntropyAccumulator()")
     ),
-    "no accumulator but a name": (lambda x: bt.accumulate(x.model, x.batch, "entropy"), ("accumulators", "'entropy'")),
+    "no accumulator but a name": (lambda x: bt.accumulate(x.model, x.batch, "entropy"), ("takes accumulators", "entropy")),
     "checkpoints that are no pairs": (lambda x: bt.importance_through_training([x.model], x.batch), ("pairs (step, model)",)),
     "no checkpoints": (lambda x: bt.importance_through_training([], x.batch), ("no checkpoints",)),
     "a step twice": (lambda x: bt.importance_through_training([(0, x.model)] * 2, x.batch), ("step 0 comes twice",)),
@@ -330,7 +329,7 @@ OPTIONS: dict[str, tuple[Call, tuple[str, ...]]] = {
         lambda x: bt.importance_through_training([(0, str(x.folder / "no"))], x.batch), ("no", "folder")
     ),
     "load that returns no model": (
-        lambda x: bt.importance_through_training([(0, "a")], x.batch, load=lambda folder: None), ("must be a model", "got None")
+        lambda x: bt.importance_through_training([(0, "a")], x.batch, load=lambda folder: None), ("wanted a model", "got None")
     ),
 }  # fmt: skip
 for _name, (_call, _words) in OPTIONS.items():

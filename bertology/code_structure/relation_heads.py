@@ -17,6 +17,8 @@ from ..results.result import Result
 from ..results.statistics import percentile_interval
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
+from ..streaming.processes import skipped_in
+from ..streaming.progress import Progress
 from .align import AlignedCode
 from .cat_results import bootstrap
 from .leaf_maps import LeafMapAccumulator, LeafMaps, check_announced, snippets_in, visible
@@ -204,7 +206,7 @@ class RelationAccumulator(LeafMapAccumulator):
 
 
 def relation_heads(
-    model: nn.Module, batches: Batches, *, relations: Sequence[Relation] = RELATIONS, progress: str | None = None
+    model: nn.Module, batches: Batches, *, relations: Sequence[Relation] = RELATIONS, progress: Progress = None
 ) -> RelationHeads:
     """Measure how much attention each head pays to related leaves of code, beyond what their position explains.
 
@@ -217,7 +219,7 @@ def relation_heads(
         batches: the batches of `align_code` for Python, Java, JavaScript or Go, or some of these batches.
         relations: "same block", "same call", "definition to use" and "matching brackets", or some of them; `related`
             defines them.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches that are not from `align_code`, for an iterator of batches, and for another relation
     or language.
@@ -237,4 +239,4 @@ def relation_heads(
             related(one.tree, relation)
     counter = RelationAccumulator(snippets, relations=relations)
     found: RelationHeads = accumulate(model, batches, counter, progress=progress)[0]
-    return replace(found, skipped=len(getattr(batches, "skipped", ())))
+    return replace(found, skipped=skipped_in(batches))

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..errors import DataError
-from ..streaming.checkpoint import Checkpoint, add_tensor
+from ..streaming.checkpoint import Checkpoint
+from ..streaming.identity import add_tensor
+from ..streaming.progress import Progress, progress_bar
 from .optimizer import PAPER, AMSGrad, Patience, Training
 from .probes import Probes
 from .random_draws import Order
@@ -67,7 +68,7 @@ class Trained:
 
 def train_probes(
     train: BatchSource, dev: BatchSource, probes: Probes, settings: Training = PAPER, *,
-    checkpoint: str | Path | None = None, progress: str | None = None,
+    checkpoint: str | Path | None = None, progress: Progress = None,
 ) -> Trained:  # fmt: skip
     """Train several probes at once, each as if it were alone (Tenney et al. 2019; settings as in their program).
 
@@ -87,7 +88,7 @@ def train_probes(
         settings: by default the paper's settings for tasks of medium size. Width and dropout are those of the probes.
         checkpoint: a file to which the training is written every minute, and from which an interrupted training
             resumes. On a CPU the result is the same to the last bit. It is removed when the training is complete.
-        progress: the title of a progress bar over steps; no bar without it.
+        progress: True for a progress bar over steps, or its title; no bar without it.
 
     Raises `DataError` for data sets that do not match each other or the probes, for a `dev` without any label that
     counts, for losses that are not finite, and for a checkpoint of another training.
@@ -113,7 +114,7 @@ def train_probes(
 
 def train_resumably(
     train: BatchSource, dev: BatchSource, probes: Probes, settings: Training, checkpoint: str | Path | None,
-    progress: str | None,
+    progress: Progress,
 ) -> tuple[Trained, Checkpoint | None]:  # fmt: skip
     """As `train_probes`, but the checkpoint of the complete training is kept until the caller removes it."""
     check_sources(train, dev)
@@ -130,7 +131,7 @@ def train_resumably(
         run = _Run(train, dev, probes, settings)
         if file is not None:
             file.load(run)
-        with tqdm(initial=run.step, total=settings.max_steps, desc=progress, disable=progress is None) as bar:
+        with progress_bar(progress, initial=run.step, total=settings.max_steps) as bar:
             while run.alive:
                 run.advance()
                 bar.update()

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..corpora.words import AlignedBatches, Rows
 from ..data.batches import device_of
 from ..errors import DataError
 from ..results.result import cpu64
+from ..streaming.progress import Progress, progress_bar
 from .probe_inputs import MapReader, See, Seen, WordVectors, embedding_vectors, sight, trees_in
 from .probe_scores import (
     Decode,
@@ -133,7 +133,7 @@ def fit(
     epochs: int,
     lr: float,
     generator: torch.Generator,
-    progress: str | None,
+    progress: Progress,
 ) -> list[float]:
     """Train a probe with one step of Adam per sentence, and return the loss of each step.
 
@@ -143,7 +143,7 @@ def fit(
     optimizer = torch.optim.Adam(probe.parameters(), lr=lr)
     losses: list[float] = []
     order = [i for _ in range(epochs) for i in torch.randperm(len(batches), generator=generator).tolist()]
-    for number in tqdm(order, desc=progress, disable=progress is None):
+    for number in progress_bar(progress, order):
         some = see(batches.batches[number])
         for i in torch.randperm(len(some), generator=generator).tolist():
             loss = sentence_loss(scores_of(probe, some[i]), some[i].sentence.heads)
@@ -186,7 +186,7 @@ def attention_probe(
     model: nn.Module, train: AlignedBatches, test: AlignedBatches, *,
     vectors: WordVectors | Literal["embeddings"] | None = None, ignore: Sequence[str] = PUNCT,
     decode: Decode = "greedy", rows: Rows = "mean", epochs: int = 1, lr: float = 0.002, seed: int = 0,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> ProbeResult:  # fmt: skip
     """Train a probe to find each word's syntactic head from all heads' attention, and score it (Clark et al. 2019, §5).
 
@@ -215,7 +215,7 @@ def attention_probe(
         epochs: the number of passes over the training sentences; each pass runs the model again.
         lr: the learning rate of Adam, for one step per sentence.
         seed: the seed of the training order. The global random state of torch is not changed.
-        progress: the title of a progress bar over training batches; no bar without it.
+        progress: True for a progress bar over training batches, or its title; no bar without it.
 
     Raises `DataError` for batches without trees, for an empty treebank, and if none of the words has a vector.
 
@@ -242,7 +242,7 @@ def attention_probe(
 
 def distance_probe(
     train: AlignedBatches, test: AlignedBatches, *, vectors: WordVectors, ignore: Sequence[str] = PUNCT,
-    decode: Decode = "greedy", epochs: int = 1, lr: float = 0.002, seed: int = 0, progress: str | None = None,
+    decode: Decode = "greedy", epochs: int = 1, lr: float = 0.002, seed: int = 0, progress: Progress = None,
 ) -> ProbeResult:  # fmt: skip
     """Train a probe without attention, on the vectors of words and their distance.
 
@@ -284,7 +284,7 @@ class _Run:
 
     def __init__(
         self, train: AlignedBatches, test: AlignedBatches, ignore: Sequence[str], decode: Decode, epochs: int,
-        lr: float, seed: int, progress: str | None,
+        lr: float, seed: int, progress: Progress,
     ) -> None:  # fmt: skip
         check_ignored(ignore)
         check_decode(decode)

@@ -18,6 +18,8 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
+from ..streaming.processes import skipped_in
+from ..streaming.progress import Progress
 from .antecedents import BASELINES, Candidates, Question, picks_of, questions
 from .best_heads import CoreferenceTable, Counts, KindScore, coreference_table
 from .picks import WordMapAccumulator, aligned_in
@@ -193,7 +195,7 @@ def _by_kind(hits: Tensor, kind: Tensor) -> Tensor:
 
 def coreference_heads(
     model: nn.Module, batches: Batches, *, candidates: Candidates = "mentions", rows: Rows = "mean",
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> CoreferenceHeads:  # fmt: skip
     """Measure how often each head picks an antecedent of a mention (Clark et al. 2019, §4.3).
 
@@ -211,7 +213,7 @@ def coreference_heads(
             which is harder. The paper does not say which of the two it uses.
         rows: how the attention from the tokens of a word is combined: their "mean" (as in the paper's text), the
             "first" or the "max".
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches without mentions, and if no mention has an antecedent.
 
@@ -228,4 +230,4 @@ def coreference_heads(
     """
     counter = CoreferenceAccumulator(candidates=candidates, rows=rows)
     found = accumulate(model, batches, counter, progress=progress)[0]
-    return replace(found, skipped=len(getattr(batches, "skipped", ())))
+    return replace(found, skipped=skipped_in(batches))

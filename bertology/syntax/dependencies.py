@@ -18,6 +18,8 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
+from ..streaming.processes import skipped_in, values_of_all
+from ..streaming.progress import Progress
 from .best_heads import OFFSETS, Counts, RelationTable, relation_table
 from .picks import DIRECTIONS, WordMapAccumulator, padded, picks, sentences_in
 
@@ -177,9 +179,15 @@ def _number(relation: str, relations: dict[str, int]) -> int:
     return relations[relation]
 
 
+def _relations_in(batches: Batches) -> set[str]:
+    check_repeatable(batches, why="dependency_heads, which first looks which relations there are,")
+    every = [batches] if isinstance(batches, Mapping) else batches
+    return {name for batch in every for sentence in sentences_in(batch) for name in sentence.relations}
+
+
 def dependency_heads(
     model: nn.Module, batches: Batches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> DependencyHeads:  # fmt: skip
     """Measure how often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2).
 
@@ -194,7 +202,7 @@ def dependency_heads(
             "first" (as in its code) or the "max".
         possessives: relations in which, if "'s" follows the word, the pick of the "'s" counts as the word's pick, as in
             the paper.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches without trees.
 
@@ -208,9 +216,7 @@ def dependency_heads(
         >>> dependency_heads(model, batches).accuracy.shape
         torch.Size([2, 2, 2, 4])
     """
-    check_repeatable(batches, why="dependency_heads, which first collects the relations,")
-    every = [batches] if isinstance(batches, Mapping) else batches
-    relations = {name for batch in every for sentence in sentences_in(batch) for name in sentence.relations}
+    relations = set().union(*values_of_all(lambda: _relations_in(batches)))
     counter = DependencyAccumulator(sorted(relations), rows=rows, possessives=possessives)
     found = accumulate(model, batches, counter, progress=progress)[0]
-    return replace(found, skipped=len(getattr(batches, "skipped", ())))
+    return replace(found, skipped=skipped_in(batches))

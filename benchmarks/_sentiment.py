@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, examples: int) -> None:
 
 def read_batches(args: argparse.Namespace) -> tuple[str, Any, Examples, Batches]:
     """The name of the model, its tokenizer, the examples, and batches of examples of similar length."""
-    name = args.model or minilm_path()
+    name = args.model or str(minilm_path())
     tokenizer = AutoTokenizer.from_pretrained(name)
     examples = read_examples(find_task("sst-2"), args.data_dir).first(args.examples)
     batches, _ = make_batches(tokenizer, examples, max_seq_length=128, batch_size=args.batch_size)

@@ -156,7 +156,7 @@ def test_the_model_comes_back_though_code_is_refused():
     """Nothing stays on it when what is measured raises, in the midst of a pass."""
     model = built("bert")
     before = snapshot(model)
-    with pytest.raises(DataError, match="quantile is the share"):
+    with pytest.raises(DataError, match="quantile, the share"):
         cat_scores(model, aligned(), types="all", quantile=2)
     assert all(same(before[key], x) for key, x in snapshot(model).items())
     with pytest.raises(Broken), raising_at(dissect(model).sites[1].projection):

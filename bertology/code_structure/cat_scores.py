@@ -27,7 +27,7 @@ from .masks import QUARTER, attention_mask, distance_mask, overlap, positional, 
 from .trees import leaf_distances
 
 KINDS = ("attention", "shuffled", "positional")
-"""What is scored: the model's attention, this attention with shuffled pairs, and the mean of each map at each offset."""
+"""What is scored: the model's attention, the same with shuffled pairs, and the mean of each map at each offset."""
 Types = Sequence[Sequence[str] | None]
 """[layer]: the types of leaves that count in each; None for all."""
 
@@ -134,7 +134,7 @@ class _Snippet:
         return leaves_of([self._types[leaf] for leaf in kept.tolist()], types)
 
     def near(self, leaves: Tensor, causal: bool) -> Tensor:
-        """[leaf, leaf] bool: which of these leaves are near in the tree. Cached, because most layers use the same ones."""
+        """[leaf, leaf] bool: which leaves are near in the tree. Cached, because most layers use the same leaves."""
         key = (causal, leaves.numpy().tobytes())
         if key not in self._near:
             valid = visible(len(leaves)) if causal else None

@@ -173,10 +173,10 @@ def _marked(line: str, place: str, name: str) -> Document:
             raise DataError(f"{place}: [{text[start:end]}] is not made of whole words: {line!r}")
         pronoun = gender_of(text[start:end]) is not None
         mentions.append(Mention(*span, head_in_words(words.words, *span), 0, "pronoun" if pronoun else "nominal"))
-    pronoun = next((number for number, m in enumerate(mentions) if m.kind == "pronoun"), None)
-    if pronoun is None or mentions[0].kind == "pronoun":
+    target = next((number for number, m in enumerate(mentions) if m.kind == "pronoun"), None)
+    if target is None or mentions[0].kind == "pronoun":
         raise DataError(f"{place}: wanted first an entity and then a pronoun in brackets, got {line!r}")
-    return Document(words.words, tuple(mentions), name, targets=(pronoun,))
+    return Document(words.words, tuple(mentions), name, targets=(target,))
 
 
 def _occupation(document: Document, mention: Mention) -> tuple[str, ...]:
@@ -196,9 +196,9 @@ def _with_rivals(document: Document, occupations: set[tuple[str, ...]]) -> Docum
                 taken |= set(range(start, end))
                 begin = start - (start > 0 and small[start - 1] == "the")
                 rivals.append(Mention(begin, end, end - 1, len(rivals) + 1, "nominal"))
-    pronoun = document.mentions[(document.targets or (0,))[0]]
+    target = document.mentions[(document.targets or (0,))[0]]
     mentions = sorted([*document.mentions, *rivals], key=lambda m: m.start)
-    return replace(document, mentions=tuple(mentions), targets=(mentions.index(pronoun),))
+    return replace(document, mentions=tuple(mentions), targets=(mentions.index(target),))
 
 
 def by_gender(documents: Sequence[Document]) -> dict[str, Documents]:

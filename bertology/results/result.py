@@ -7,19 +7,17 @@ Every measure returns a frozen dataclass with this mixin: it prints itself, save
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DataError
 from .axes import FieldAxes, axes_of
+from .files import check_fields, damaged, read_file, write_file
 
 Self = TypeVar("Self", bound="Result")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,44 +57,27 @@ class Result:
         Result._kinds[cls.__name__] = cls
 
     def save(self, path: str | Path) -> None:
-        """Write the result to one safetensors file."""
-        tensors: dict[str, Tensor] = {}
-        rest: dict[str, Any] = {}
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                tensors[f.name] = value
-            elif isinstance(value, dict):
-                tensors |= {f"{f.name}/{key}": x for key, x in value.items()}
-            else:
-                rest[f.name] = value
-        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-        about = {"result": type(self).__name__, "fields": json.dumps(rest, default=vars)}
-        save_file(tensors, str(path), metadata=about)
+        """Write the result to one safetensors file. Raises `DataError` for a path that cannot be a file."""
+        write_file(path, type(self).__name__, {f.name: getattr(self, f.name) for f in fields(self)})  # type: ignore[arg-type]
 
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:
         """Read a result that `save` wrote; `Result.load` reads any kind.
 
-        Raises `DataError` when the file holds something else.
+        Raises `DataError` when there is no such file, when it holds something else, and when it is damaged.
         """
-        with safe_open(str(path), framework="pt") as file:
-            about = file.metadata() or {}
-            kind = Result._kinds.get(about.get("result", ""))
-            if kind is None or not issubclass(kind, cls):
-                found = about.get("result", "no result of this library")
-                unknown = kind is None and "result" in about
-                hint = f": if it is one of {_SUITES}, import that first" if unknown else ""
-                raise DataError(f"wanted a {cls.__name__} in {path}, found {found}{hint}")
-            values: dict[str, Any] = {}
-            for name in file.keys():  # noqa: SIM118
-                field, _, key = name.partition("/")
-                if key:
-                    values.setdefault(field, {})[key] = file.get_tensor(name)
-                else:
-                    values[field] = file.get_tensor(name)
-        values |= {name: _tuples(value) for name, value in json.loads(about["fields"]).items()}
-        return kind(**values)
+        about, values = read_file(path)
+        kind = Result._kinds.get(about.get("result", ""))
+        if kind is None or not issubclass(kind, cls):
+            found = about.get("result", "no result of this library")
+            unknown = kind is None and "result" in about
+            hint = f": if it is one of {_SUITES}, import that first" if unknown else ""
+            raise DataError(f"wanted a {cls.__name__} in {path}, found {found}{hint}")
+        try:
+            check_fields(kind, values)
+            return kind(**values)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise damaged(path, str(error)) from error
 
     def stack(self: Self, name: str) -> Self:
         """Only the layers of one stack, "encoder", "decoder" or "cross", of a model with several."""
@@ -162,10 +143,6 @@ def _shown(result: Result) -> list[Field[Any]]:
 
 def _shapes(tensors: dict[str, Tensor]) -> str:
     return "{" + ", ".join(f"{name}: {list(x.shape)}" for name, x in tensors.items()) + "}"
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def _taken(values: Any, axis: int, rows: list[int]) -> Any:

@@ -22,6 +22,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
+from ..streaming.first_example import FirstExample
 from ..streaming.identity import identity
 from ..streaming.progress import Progress, progress_bar
 from ..tap.gates import gating, token_gating
@@ -119,6 +120,7 @@ class ImportanceAccumulator(Accumulator):
             if why := oddities_of(site.attention).inexact_gradient:
                 raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
         self._loss = self._own or find_loss(anatomy.model)
+        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
         return super().zero(anatomy)
 
     @contextmanager
@@ -137,7 +139,9 @@ class ImportanceAccumulator(Accumulator):
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Run one backward pass, to the gates only; the loss of an example depends only on its own gates."""
-        loss = example_losses(self._loss, outputs, batch).sum()
+        losses = example_losses(self._loss, outputs, batch)
+        self.check_values(losses)
+        loss = losses.sum()
         if not loss.requires_grad:
             raise UnknownAnatomy(
                 "the loss does not depend on any head: it was detached from the graph, or no head was run"

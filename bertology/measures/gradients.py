@@ -18,6 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.first_example import FirstExample
 from ..streaming.identity import identity
 from ..streaming.progress import Progress
 
@@ -71,6 +72,7 @@ class GradientsAccumulator(MapAccumulator):
     def zero(self, anatomy: Anatomy) -> GradientsAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
+        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
         return super().zero(anatomy)
 
     def start_batch(self, batch: Batch) -> None:
@@ -89,7 +91,9 @@ class GradientsAccumulator(MapAccumulator):
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Run one backward pass, up to the maps; the loss of an example depends only on the maps of that example."""
-        loss = example_losses(self._loss, outputs, batch).sum()
+        losses = example_losses(self._loss, outputs, batch)
+        self.check_values(losses)
+        loss = losses.sum()
         if not loss.requires_grad:
             raise UnknownAnatomy("the loss does not depend on any attention: it was detached from the graph")
         found = torch.autograd.grad(

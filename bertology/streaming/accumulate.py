@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..data.batches import Batch, Batches, each_batch, examples, model_arguments, without_labels
+from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_with_labels, without_labels
+from ..data.positions import with_positions
 from ..errors import DataError
 from ..tap import undisturbed
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint
+from .first_example import check_padding_before
 from .identity import add_tensor, config_settings, identity, weights_digest
 from .processes import check_counts, check_same_work, check_sampler, gathered, processes, raise_together
 from .progress import Progress, progress_bar
@@ -97,11 +99,13 @@ def _take(
     saved = _SavedPass(checkpoint, model, accumulators) if checkpoint is not None else None
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     whole = getattr(batches, "batch_size", 1) is None  # a DataLoader over a data set of batches
-    seen = 0
+    seen, padding_checked = 0, False
     with undisturbed(model), torch.set_grad_enabled(bool(backward)):
         for batch in progress_bar(progress, _each(model, batches), total=total):
             seen += 1 if whole else examples(batch)
             if saved is None or not saved.has(batch):
+                batch = with_positions(model, batch)
+                padding_checked = padding_checked or check_padding_before(anatomy, batch)
                 _update(model, batch, accumulators)
                 if saved is not None:
                     saved.keep()
@@ -191,11 +195,16 @@ def _describe(model: nn.Module, accumulators: Sequence[Accumulator]) -> str:
 
 def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator]) -> None:
     labelled = any(accumulator.needs_labels for accumulator in accumulators)
+    for accumulator in accumulators:
+        accumulator.check_batch(batch)
+    noted = ReadBatch(batch)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        outputs = model(**(model_arguments(batch) if labelled else without_labels(model, batch)))
+        outputs = run_with_labels(model, batch) if labelled else model(**without_labels(model, batch))
         for accumulator in accumulators:
-            accumulator.update(batch, outputs)
+            accumulator.update(noted, outputs)
+    if labelled:
+        noted.check(model)
 
 
 def _watch(accumulators: Sequence[Accumulator], batch: Batch, watching: ExitStack) -> None:

@@ -20,6 +20,7 @@ from ..data.batches import Batch, device_of
 from ..data.padding import RealQueries
 from ..results.result import Result
 from ..tap import check_rows, tap
+from .first_example import FirstExample
 from .identity import identity
 
 A = TypeVar("A", bound="Accumulator")
@@ -58,6 +59,7 @@ class Accumulator(ABC):
     keeps_graph: bool = False
     """Whether another accumulator takes gradients of the same outputs after this one; `accumulate` sets it."""
     anatomy: Anatomy
+    _alone: FirstExample | None = None  # set by `zero` in measures of outputs
     _given: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls: type[A], *args: Any, **kwargs: Any) -> A:
@@ -90,6 +92,16 @@ class Accumulator(ABC):
         # A subclass with further arguments may have left `settings` as it was.
         more = identity(self._given) if issubclass(own, common) and own is not common else ""
         return f"{identity(type(self))} {self.settings()} {more}"
+
+    def check_batch(self, batch: Batch) -> None:
+        """Run the first example of a pass alone, before `watch` opens any tap, if the measure reads outputs."""
+        if self._alone is not None:
+            self._alone.check(batch)
+
+    def check_values(self, values: Tensor, example_of: Tensor | None = None) -> None:
+        """Compare what a measure read of the outputs with the same example alone, see `FirstExample.compare`."""
+        if self._alone is not None:
+            self._alone.compare(values, example_of)
 
     def watch(self, batch: Batch) -> AbstractContextManager[Any]:
         """What is around the forward pass of a batch."""

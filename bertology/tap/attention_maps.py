@@ -32,7 +32,7 @@ def tap_maps(anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole:
     with ExitStack() as undo:
         for sites, route in ((on_interface, switch), (others, watch_softmax)):
             if sites:
-                crossing = [site.attention for site in sites if site.stack == "cross"]
+                crossing = [site.attention for site in sites if site.crosses]
                 calls = Calls([(site.attention, site) for site in sites], may_rest=crossing)
                 calls.watch(anatomy, undo)
                 route(anatomy, Reading(calls, read, what, rows, whole), undo)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 from ..anatomy.forward_source import eager_function
 from ..anatomy.names import OUTPUT_MAPS_ARGUMENT
-from ..anatomy.sites import Anatomy
+from ..anatomy.sites import Anatomy, Site
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, attend_plainly, is_plain, repeated
 from .private_api import ATTENTION_SETTING
@@ -31,11 +33,34 @@ _readings: dict[nn.Module, list[Reading]] = {}
 _plain: dict[nn.Module, bool] = {}
 
 
+@dataclass
+class _Pieces:
+    """How far a pass of an attention module is that calls its attention function for one piece of tokens after another.
+
+    An image tower with the patches of all images in one row [token, width] does so for each image, or window.
+    """
+
+    tokens: int | None
+    done: int = 0
+    sites: dict[Reading, Site] = field(default_factory=dict)
+
+
+# The passes of the attention modules that are read.
+_pieces: dict[nn.Module, _Pieces] = {}
+
+
+def _start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Note how many tokens the attention module gets in one row."""
+    x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+    _pieces[module] = _Pieces(x.shape[0] if x is not None and x.dim() == 2 else None)
+
+
 def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these sites to the reader, while `undo` is open."""
     for attention in reading.calls.modules:
         _readings.setdefault(attention, []).append(reading)
         undo.callback(_forget, attention, reading)
+        undo.callback(attention.register_forward_pre_hook(_start, with_kwargs=True).remove)
     set_implementation(anatomy, reading.calls.modules, NAME, undo)
 
 
@@ -56,6 +81,7 @@ def _forget(attention: nn.Module, reading: Reading) -> None:
     if not _readings[attention]:
         del _readings[attention]
         _plain.pop(attention, None)
+        _pieces.pop(attention, None)
 
 
 def _attend(
@@ -64,7 +90,11 @@ def _attend(
     """The attention function that transformers calls: the model's own eager one, block by block, with readers."""
     eager = eager_function(module)
     assert eager is not None
-    readings = [(reading, reading.calls.next(module)) for reading in _readings.get(module, [])]
+    pieces = _pieces[module]
+    first = pieces.tokens is None or not pieces.done
+    if first:
+        pieces.sites = {reading: reading.calls.next(module) for reading in _readings.get(module, [])}
+    readings = list(pieces.sites.items())
     if OUTPUT_MAPS_ARGUMENT in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
         kwargs[OUTPUT_MAPS_ARGUMENT] = True
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
@@ -86,9 +116,19 @@ def _attend(
         else:
             (output, weights), entropies = eager(module, part, key, value, mask, **kwargs), None
         for reading, site in readings:
-            reading.give(site, weights, rows, entropies)
+            reading.give(site, *_placed(pieces, weights, rows), entropies)
         outputs.append(output)
+    pieces.done += query.shape[2]
     return torch.cat(outputs, dim=1), None
+
+
+def _placed(pieces: _Pieces, weights: Tensor, rows: slice) -> tuple[Tensor, slice]:
+    """The weights of a piece of the tokens among those of all, which its queries do not look at."""
+    if pieces.tokens is None or weights.shape[-1] == pieces.tokens:
+        return weights, rows
+    start = pieces.done
+    whole = F.pad(weights, (start, pieces.tokens - start - weights.shape[-1]))
+    return whole, slice(rows.start + start, rows.stop + start)
 
 
 def _masked(mask: Tensor | None, query: Tensor, rows: slice) -> Tensor | None:

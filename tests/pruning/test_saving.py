@@ -70,7 +70,7 @@ def test_errors(tmp_path):
     with pytest.raises(DataError, match=r"no model at .*nowhere: wanted a folder with a config.json"):
         load_pruned(tmp_path / "nowhere")
     model.config.save_pretrained(tmp_path / "bare")
-    with pytest.raises(DataError, match=r"names no class of transformers \(\[\]\): pass model_class="):
+    with pytest.raises(DataError, match=r"names no model class of transformers \(\[\]\): pass model_class="):
         load_pruned(tmp_path / "bare")
 
 

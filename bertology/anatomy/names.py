@@ -266,6 +266,9 @@ STATES_ARGUMENT, BIAS_ARGUMENT, BIASED_MASK_ARGUMENT = "hidden_states", "positio
 GLOBAL_ARGUMENT, MASKED_ARGUMENT, ANY_GLOBAL_ARGUMENT = "is_index_global_attn", "is_index_masked", "is_global_attn"
 # Arguments of the functions that are on transformers' attention interface.
 DROPOUT_ARGUMENT, SCALE_ARGUMENT = "dropout", "scaling"
+# An attribute of attention on this interface: whether it is causal where there is no mask. And what comes before the
+# name of a function for continuous batching.
+CAUSAL_NAME, PAGED_PREFIX = "is_causal", "paged|"
 # Arguments that hold a share for each query head, made for all layers at once.
 BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos", "relative_position_bias")
 # Settings under which a block adds a bias for each head to its mask (BEiT).

@@ -67,7 +67,7 @@ def read_code(
 ) -> Snippets:
     """Read and parse the functions of CodeSearchNet or CodeXGLUE: JSON Lines, gzipped where the name ends in `.gz`.
 
-    Empty code, such that holds only comments, and such that is no valid text is left out and listed in `skipped`.
+    Code that is empty, has only comments or is not valid text is left out and listed in `skipped`.
 
     Args:
         path: a file with an object a line that holds the code and its `language`.
@@ -89,7 +89,7 @@ def read_code(
         1 in python; 1 skipped: no code
     """
     if broken not in ("error", "skip", "keep"):
-        raise DataError(f"broken is 'error', 'skip' or 'keep', got {broken!r}")
+        raise DataError(f"broken must be 'error', 'skip' or 'keep', got {broken!r}")
     trees: list[CodeTree] = []
     skipped: list[Skip] = []
     for number, line in enumerate(progress_bar(progress, _lines(Path(path))), 1):

@@ -189,7 +189,7 @@ def code_lengths(
     Raises `DataError` as `online_code` and `train_probes` do, and when `dev` is `train`.
 
         >>> from bertology.edge_probing import EdgeBatch
-        >>> class Toy:  # whether a vector's first number is above 0, which only layer 1 tells
+        >>> class Toy:  # whether the first element of a vector in layer 1 is above 0
         ...     layers, hidden, sides, labels, counted, records = 2, 4, 1, ("no", "yes"), ("yes",), 64
         ...     target_record = torch.arange(64)
         ...     def __init__(self, seed):

@@ -128,7 +128,8 @@ class Branches:
                 taps.enter_context(record.resumed(row, copies, projected))
             if sites:
                 mix = self._mix(gates, batch)
-                taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix))
+                once = self._replacement.depends_on_batch  # each run of a stack has tokens of its own
+                taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix, once=once))
             outputs = self._anatomy.model(**_copies(self._inputs(batch), batch, copies))
         return self._look(outputs, _copies(batch, batch, copies), copies)
 

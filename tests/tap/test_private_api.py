@@ -20,6 +20,7 @@ from bertology.tap.private_api import (
     library_versions,
     may_be_compiled,
     push_mode,
+    replace_entry,
     replace_forward,
     wrap_checkpoints,
 )
@@ -164,3 +165,27 @@ def test_the_parts_of_a_function_are_all_that_it_computes_with():
 
 def test_versions_are_those_of_the_packages():
     assert library_versions() == (torch.__version__, transformers.__version__)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_function_of_the_interface_is_replaced_and_put_back(local):
+    def first():
+        pass
+
+    def second():
+        pass
+
+    interface = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+    if local:
+        interface["replaced"] = first
+    else:
+        transformers.modeling_utils.AttentionInterface.register("replaced", first)
+    why = "the attention interface is no longer a mapping: maps of an attention function of one's own cannot be read"
+    with ExitStack() as undo:
+        replace_entry(interface, "replaced", second, undo)
+        assert interface["replaced"] is second, why
+    assert interface["replaced"] is first, why
+    if local:
+        del interface["replaced"]
+    else:
+        assert "replaced" not in interface._local_mapping, why

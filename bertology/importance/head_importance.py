@@ -238,6 +238,8 @@ def head_importance(
 class ImportanceSeries(Result):
     """How much the loss depends on each head, at several steps of training."""
 
+    instead_of_plot: ClassVar[str] = "at(step) gives the importance at one step, which has a picture"
+
     _fields: ClassVar = ("scores", "signed", "fisher", "stderr")
 
     steps: Annotated[Tensor, axes("step")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ INVERSE_LOSS = "inverse_loss"
 @dataclass(frozen=True, eq=False, repr=False)
 class Score(Result):
     """The score of a model over a data set."""
+
+    instead_of_plot: ClassVar[str] = "it is one number: print it"
 
     value: float
     """The metric, higher is better."""

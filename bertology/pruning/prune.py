@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from torch import nn
 
@@ -21,6 +21,8 @@ from .cut_weights import Cut, Tied, cut_heads, plan_cut
 @dataclass(frozen=True, eq=False, repr=False)
 class Pruned(Result):
     """What `prune_heads` removed."""
+
+    instead_of_plot: ClassVar[str] = "print it, or draw a PruningCurve of the model before"
 
     heads: tuple[Head, ...]
     """The removed heads, in the order of layers and heads."""

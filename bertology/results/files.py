@@ -20,8 +20,11 @@ from ..errors import DataError
 from .axes import axes_of
 
 
-def write_file(path: str | Path, kind: str, values: Mapping[str, Any]) -> None:
-    """Write the fields of a result. Raises `DataError` for a path that cannot be a file."""
+def write_file(path: str | Path, kind: str, values: Mapping[str, Any], stack: str = "") -> None:
+    """Write the fields of a result, and the name of the model's only stack, if it is known.
+
+    Raises `DataError` for a path that cannot be a file.
+    """
     check_path(path)
     if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
         raise DataError(f"a result is saved to a file in a folder that exists, got {path}")
@@ -35,7 +38,7 @@ def write_file(path: str | Path, kind: str, values: Mapping[str, Any]) -> None:
         else:
             rest[name] = value
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    about = {"result": kind, "fields": json.dumps(rest, default=vars)}
+    about = {"result": kind, "fields": json.dumps(rest, default=vars)} | ({"stack": stack} if stack else {})
     save_file(tensors, str(path), metadata=about | {"checksum": _checksum(tensors, about)})
 
 
@@ -82,7 +85,7 @@ def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         x = tensors[name]
         found = zlib.crc32(f"{name} {list(x.shape)} {x.dtype}".encode(), found)
-        found = zlib.crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy(), found)
+        found = zlib.crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy().data, found)
     return f"{found:08x}"
 
 

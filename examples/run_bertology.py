@@ -198,7 +198,8 @@ def check_score(model: Any, batches: Batches, metric: str | Metric) -> None:
     if whole.value <= 0:
         raise DataError(
             f"the {whole.metric} of the whole model is {whole.value:.4f} on these {whole.examples} examples, and heads "
-            "are masked while a share of it is kept: pass a model that was trained for the task, or leave out --try_masking"
+            "are masked while a share of it is kept: pass a model that was trained for the task, or leave out "
+            "--try_masking"
         )
 
 

@@ -170,6 +170,7 @@ class ImportanceAccumulator(Accumulator):
 
     def compute(self) -> HeadImportance:
         """Divide by the number of examples."""
+        self.check_measured(self.examples, "example")
         n = int(self.examples)
         sums = [cpu64(x) for x in (self.absolute, self.signed, self.squared, self.squared_absolute)]
         scores, signed, fisher, square = (finite(x / n, self.anatomy.present, "head importance") for x in sums)

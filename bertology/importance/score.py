@@ -88,6 +88,7 @@ class ScoreAccumulator(Accumulator):
 
     def compute(self) -> Score:
         """Apply the metric to all examples at once."""
+        self.check_measured(self.examples, "example")
         value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels))
         return Score(value, self._name, int(self.examples))
 
@@ -121,6 +122,7 @@ class InverseLossAccumulator(Accumulator):
 
     def compute(self) -> Score:
         """Divide."""
+        self.check_measured(self.examples, "example")
         return Score((self.examples / self.total).item(), INVERSE_LOSS, int(self.examples))
 
 

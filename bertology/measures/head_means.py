@@ -63,6 +63,7 @@ class MeansAccumulator(Accumulator):
 
     def compute(self) -> HeadMeans:
         """Divide."""
+        self.check_measured(self.tokens, "real token")
         tokens = self.tokens.cpu()
         values = cpu64(self.total) / tokens[:, None, None]
         for site in self.anatomy.sites:

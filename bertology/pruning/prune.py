@@ -15,6 +15,7 @@ from ..data.batches import config_of
 from ..errors import DataError, PruningError
 from ..results.axes import axes
 from ..results.result import Result
+from ..tap import one_thread
 from .cut_weights import Cut, Tied, cut_heads, plan_cut
 
 
@@ -73,10 +74,11 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
     cuts = _plan(anatomy, places)
     before = _count(model)
     tied: Tied = {}
-    for cut in cuts:
-        cut_heads(cut, tied)
-    if places:
-        _write_down(model, anatomy.labels, places)
+    with one_thread(model):
+        for cut in cuts:
+            cut_heads(cut, tied)
+        if places:
+            _write_down(model, anatomy.labels, places)
     names = tuple(head_at(anatomy.labels, row, head) for row, head in places)
     return Pruned(names, before, _count(model), anatomy.labels)
 

@@ -73,8 +73,8 @@ def load_pruned(
 
 def _said(path: str | Path) -> dict[str, Any]:
     """The config as it is in the folder, its pruned heads checked."""
-    file = Path(path) / "config.json"
-    if not file.is_file():
+    file = Path(path) / "config.json" if isinstance(path, (str, Path)) else None
+    if file is None or not file.is_file():
         raise DataError(f"no model at {path}: wanted a folder with a config.json, as save_pruned writes it")
     try:
         said = json.loads(file.read_text(encoding="utf-8"))

@@ -104,6 +104,7 @@ class CatAccumulator(LeafMapAccumulator):
 
     def compute(self) -> CatComparison:
         """The counts as a result."""
+        self.check_measured(len(self._names), "snippet")
         return CatComparison(
             matched=self.matched.cpu().int(),
             either=self.either.cpu().int(),

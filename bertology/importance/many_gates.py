@@ -378,6 +378,7 @@ class VariantAccumulator(Accumulator):
 
     def compute(self) -> VariantScores:
         """Score the model and each of its variants."""
+        self.check_measured(len(self._kept), "example")
         state = self.state()
         losses, logits, truths, example_of = (state[name] for name in Seen._fields)
         if self._metric is None:

@@ -172,6 +172,7 @@ class ImportanceAccumulator(Accumulator):
 
     def compute(self) -> HeadImportance:
         """Divide by the number of examples."""
+        self.check_measured(self.examples, "example")
         n = int(self.examples)
         sums = [cpu64(x) for x in (self.absolute, self.signed, self.squared, self.squared_absolute)]
         scores, signed, fisher, square = (finite(x / n, self.anatomy.present, "head importance") for x in sums)
@@ -240,6 +241,8 @@ def head_importance(
 @dataclass(frozen=True, eq=False, repr=False)
 class ImportanceSeries(Result):
     """How much the loss depends on each head, at several steps of training."""
+
+    instead_of_plot: ClassVar[str] = "at(step) gives the importance at one step, which has a picture"
 
     _fields: ClassVar = ("scores", "signed", "fisher", "stderr")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ INVERSE_LOSS = "inverse_loss"
 @dataclass(frozen=True, eq=False, repr=False)
 class Score(Result):
     """The score of a model over a data set."""
+
+    instead_of_plot: ClassVar[str] = "it is one number: print it"
 
     value: float
     """The metric, higher is better."""
@@ -87,6 +89,7 @@ class ScoreAccumulator(Accumulator):
 
     def compute(self) -> Score:
         """Apply the metric to all examples at once."""
+        self.check_measured(self.examples, "example")
         value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels))
         return Score(value, self._name, int(self.examples))
 
@@ -120,6 +123,7 @@ class InverseLossAccumulator(Accumulator):
 
     def compute(self) -> Score:
         """Divide."""
+        self.check_measured(self.examples, "example")
         return Score((self.examples / self.total).item(), INVERSE_LOSS, int(self.examples))
 
 

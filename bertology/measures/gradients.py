@@ -121,6 +121,7 @@ class GradientsAccumulator(MapAccumulator):
 
     def compute(self) -> AttentionGradients:
         """Divide by the number of pairs."""
+        self.check_measured(self.pairs, "pair of real tokens")
         pairs = self.pairs.cpu()
         known = (self.anatomy.present & (self.unclassed.cpu() == 0)[:, None])[..., None] & (pairs > 0)[:, None]
         values = cpu64(self.total) / pairs[:, None]

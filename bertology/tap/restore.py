@@ -16,6 +16,7 @@ from torch import nn
 
 from ..anatomy.names import USE_CACHE_ARGUMENT, block_oddities_of
 from .private_api import may_be_compiled
+from .threads import one_thread
 
 _switching = threading.Lock()
 # {(id of the owner, attribute): (owner, first value, {who set it: value})}
@@ -75,11 +76,15 @@ def uncompiled() -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run the model in eval mode; put back every module's mode, the random state and what passes set in configs."""
-    modes = [(module, module.training) for module in model.modules()]
-    configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    """Run the model in eval mode; put back every module's mode, the random state and what passes set in configs.
+
+    Raises `BertologyError` while another thread measures or edits the model.
+    """
     with ExitStack() as undo:
+        undo.enter_context(one_thread(model))  # first: a mode that another thread set is not the one to restore
+        modes = [(module, module.training) for module in model.modules()]
+        configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+        devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
         undo.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
         for config in configs:
             if hasattr(config, "return_dict"):

@@ -212,6 +212,10 @@ LABELS_ARGUMENT, SPAN_ARGUMENTS = "labels", ("start_positions", "end_positions")
 LOSS_OUTPUT, LOGITS_OUTPUT, SPAN_OUTPUTS = "loss", "logits", ("start_logits", "end_logits")
 # A setting under which a mixture of experts adds the loss of its router.
 ROUTER_LOSS_NAME = "output_router_logits"
+# Classes whose names are like those of others, and whose losses may not be.
+OTHER_LOSSES: tuple[str, ...] = ()
+# Classes in which padding at the end changes what is computed for the tokens, or for the text.
+PADDING_COUNTS: tuple[str, ...] = ()
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.

@@ -19,6 +19,7 @@ from ..anatomy.names import (
     LABELS_ARGUMENT,
     LOGITS_OUTPUT,
     LOSS_OUTPUT,
+    OTHER_LOSSES,
     ROUTER_LOSS_NAME,
     SPAN_ARGUMENTS,
     SPAN_OUTPUTS,
@@ -31,9 +32,9 @@ from .batches import (
     examples,
     is_encoder_decoder,
     rows_per_example,
-    task_model,
     token_mask,
 )
+from .positions import task_model
 
 ExampleLoss = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [batch]`: one loss per example, from the model's outputs and the batch."""
@@ -257,6 +258,11 @@ def _wrong_shape(what: str, wanted: Any, got: Tensor) -> str:
         f"{what} must have the shape [{', '.join(map(str, wanted))}], as the labels say, got {list(got.shape)}: "
         "look at the labels, or pass loss=f, where f(outputs, batch) returns one value per example"
     )
+
+
+def loss_is_known(model: nn.Module) -> bool:
+    """Whether the loss of a model of transformers is known to be the one that `find_loss` finds."""
+    return type(model).__name__ not in OTHER_LOSSES and not getattr(config_of(model), ROUTER_LOSS_NAME, False)
 
 
 def check_own_loss(model: nn.Module, loss: ExampleLoss, outputs: Any, batch: Batch) -> None:

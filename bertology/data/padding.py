@@ -92,12 +92,15 @@ class RealQueries:
                 fit_mask(mask, positions, self._anatomy.runner(site.stack))
 
 
-def padded_example(batch: Batch) -> int | None:
-    """The first example with padding in its text or in its decoder's, or None."""
+def padded_example(batch: Batch, *, before: bool = False) -> int | None:
+    """The first example with padding in its text or in its decoder's, or None; with `before`, before a token of it."""
     for prefix in (DECODER_PREFIX, ""):
         mask = batch.get(prefix + MASK_ARGUMENT)
         if isinstance(mask, Tensor) and mask.dim() >= 2 and len(mask) == examples(batch):
-            rows = (mask == 0).flatten(1).any(1)
+            there = mask == 0
+            if before:
+                there = there[..., :-1] & ~there[..., 1:]
+            rows = there.flatten(1).any(1)
             if rows.any():
                 return int(rows.int().argmax())
     return None

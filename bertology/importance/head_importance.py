@@ -119,7 +119,7 @@ class ImportanceAccumulator(Accumulator):
             if why := oddities_of(site.attention).inexact_gradient:
                 raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         return super().zero(anatomy)
 
     @contextmanager

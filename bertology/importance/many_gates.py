@@ -294,7 +294,7 @@ class VariantAccumulator(Accumulator):
         if not anatomy.present.any():
             raise DataError("there is nothing to take away: every head of this model was pruned")
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         self._gates = self._make_gates(anatomy)
         replacement = Replacement(anatomy, check_replacement(anatomy, self._replace), self._seed)
         self._branches = Branches(anatomy, replacement, self._inputs, self._look)
@@ -376,7 +376,8 @@ class VariantAccumulator(Accumulator):
         if self._metric is None:
             scores = 1 / losses.mean(1)
         else:
-            scores = torch.tensor([measured(self._metric, one, truths) for one in logits], dtype=torch.float64)
+            values = [measured(self._metric, one, truths, losses.shape[1]) for one in logits]
+            scores = torch.tensor(values, dtype=torch.float64)
         there, labels = self.anatomy.present, self.anatomy.labels
         return VariantScores(scores, losses, logits, truths, example_of, there, self._ran, self._name, labels)
 

@@ -85,7 +85,7 @@ class ScoreAccumulator(Accumulator):
 
     def compute(self) -> Score:
         """Apply the metric to all examples at once."""
-        value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels))
+        value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels), int(self.examples))
         return Score(value, self._name, int(self.examples))
 
 
@@ -106,7 +106,7 @@ class InverseLossAccumulator(Accumulator):
     def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         return super().zero(anatomy)
 
     def update(self, batch: Batch, outputs: Any) -> None:

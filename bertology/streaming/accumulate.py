@@ -14,12 +14,11 @@ from tqdm.auto import tqdm
 
 from ..anatomy.dissect import dissect
 from ..data.batches import ANNOTATIONS, Batch, Batches, ReadBatch, each_batch, run_with_labels, without_labels
-from ..data.positions import with_positions
 from ..errors import DataError
 from ..tap import undisturbed
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint, add_tensor
-from .first_example import check_padding_before
+from .first_example import check_padding_before, check_weights
 
 
 def accumulate(
@@ -56,6 +55,7 @@ def _accumulate(
     progress: str | None,
 ) -> tuple[Any, ...]:
     anatomy = dissect(model)
+    check_weights(anatomy)
     for accumulator in accumulators:
         accumulator.zero(anatomy)
     backward = [accumulator for accumulator in accumulators if accumulator.needs_gradient]
@@ -68,7 +68,6 @@ def _accumulate(
     with undisturbed(model), torch.set_grad_enabled(gradient):
         for batch in tqdm(each_batch(model, batches), desc=progress, total=total, disable=progress is None):
             if saved is None or not saved.has(batch):
-                batch = with_positions(model, batch)
                 padding_checked = padding_checked or check_padding_before(anatomy, batch)
                 _update(model, batch, accumulators)
                 if saved is not None:

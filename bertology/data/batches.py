@@ -8,6 +8,7 @@ not passed to the model.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..anatomy.names import (
     DECODER_PREFIX,
     EMBEDS_ARGUMENT,
     IDS_ARGUMENT,
+    LABELLING_CLASSES,
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
     NO_TEXT_ARGUMENTS,
@@ -30,7 +32,7 @@ from ..anatomy.names import (
 from ..errors import DataError
 from .positions import config_of as config_of
 from .positions import is_encoder_decoder as is_encoder_decoder
-from .positions import not_taken, with_positions
+from .positions import not_taken, task_model, with_positions
 from .positions import room_of as room_of
 
 Batch = Mapping[str, Any]
@@ -214,6 +216,8 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     if unknown := not_taken(model, inputs):
         raise DataError(_unknown(model, unknown))
     if LABELS_ARGUMENT not in batch or not is_encoder_decoder(model):
+        return inputs
+    if re.search(LABELLING_CLASSES, type(task_model(model)).__name__):
         return inputs
     if hasattr(config_of(model), USE_CACHE_ARGUMENT):
         inputs.setdefault(USE_CACHE_ARGUMENT, False)

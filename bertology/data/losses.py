@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anatomy.names import (
+    CAUSAL_CLASSES,
+    GENERATING_CLASSES,
     LABELS_ARGUMENT,
     LOGITS_OUTPUT,
     LOSS_OUTPUT,
@@ -23,6 +25,7 @@ from ..anatomy.names import (
     ROUTER_LOSS_NAME,
     SPAN_ARGUMENTS,
     SPAN_OUTPUTS,
+    UNSHIFTED_CLASSES,
 )
 from ..errors import LossError
 from .batches import (
@@ -39,9 +42,6 @@ from .positions import task_model
 ExampleLoss = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [batch]`: one loss per example, from the model's outputs and the batch."""
 
-# The heads of XLNet, XLM and Flaubert have these names too, but do not shift their labels.
-_CAUSAL = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM|BertGenerationDecoder"
-_GENERATING = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
 _TASKS = (
     "sequence, image, audio or token classification, masked LM, causal LM, question answering, multiple choice or "
     "sequence-to-sequence generation"
@@ -101,9 +101,12 @@ def _labels(batch: Batch, model: nn.Module, *names: str) -> Any:
 
 def is_causal(model: nn.Module) -> bool:
     """Whether the model is a causal LM, whose labels are its input ids; the loss shifts them by one."""
+    name = type(task_model(model)).__name__
+    if re.search(f"^{UNSHIFTED_CLASSES}$", name):
+        return False
     # The class names of vision-language decoders (LLaVA) end in ForConditionalGeneration too; they shift their labels.
-    pattern = _CAUSAL if is_encoder_decoder(model) else f"{_CAUSAL}|{_GENERATING}"
-    return re.search(f"({pattern})$", type(task_model(model)).__name__) is not None
+    pattern = CAUSAL_CLASSES if is_encoder_decoder(model) else f"{CAUSAL_CLASSES}|{GENERATING_CLASSES}"
+    return re.search(f"({pattern})$", name) is not None
 
 
 def _classes(logits: Tensor, labels: Tensor) -> Tensor:
@@ -302,11 +305,11 @@ def _own_loss(outputs: Any) -> Tensor | None:
 
 
 _LOSSES: dict[str, Callable[[nn.Module], ExampleLoss]] = {
-    "ForSequenceClassification|ForImageClassification|ForAudioClassification": _sequence_classification,
+    "For(Sequence|Image|Audio)Classification|ForNextSentencePrediction": _sequence_classification,
     "ForTokenClassification": _tokens,
-    "ForMaskedLM": _tokens,
-    _CAUSAL: _next_tokens,
-    "ForQuestionAnswering": _question_answering,
+    f"ForMaskedLM|^{UNSHIFTED_CLASSES}": _tokens,
+    CAUSAL_CLASSES: _next_tokens,
+    "ForQuestionAnswering(Simple)?": _question_answering,
     "ForMultipleChoice": _multiple_choice,
-    _GENERATING: lambda model: _next_tokens(model) if is_causal(model) else _sequence_to_sequence(model),
+    GENERATING_CLASSES: lambda model: _next_tokens(model) if is_causal(model) else _sequence_to_sequence(model),
 }

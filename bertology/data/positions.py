@@ -52,12 +52,17 @@ def room_of(model: nn.Module) -> int | None:
     return most - (0 if table is None or table.padding_idx is None else table.padding_idx + 1)
 
 
-def position_table(model: nn.Module) -> nn.Embedding | None:
+def position_table(model: nn.Module) -> Any:
     """The embeddings of absolute positions, which are as many as the config says, or None."""
     most = getattr(config_of(model), "max_position_embeddings", None)
-    words = getattr(model, "get_input_embeddings", lambda: None)()
+    try:
+        words = getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:  # models of characters
+        words = None
     for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == most and module is not words:
+        # I-BERT's table is of a class of its own.
+        weights = getattr(module, "weight", None) if hasattr(module, "padding_idx") else None
+        if isinstance(weights, Tensor) and len(weights) == most and module is not words:
             return module
     return None
 
@@ -66,13 +71,13 @@ def with_positions(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with `position_ids` where padding stands before tokens, derived from the mask as `generate` does.
 
     Without them, a model with absolute positions would count the padding. They are not added to a batch that has some,
-    to images and sounds, for which models count in other ways, and where the model does not take them.
+    to images and sounds, for which models count in other ways, to multiple choice, and where the model does not take
+    them.
     """
     mask, text = batch.get(MASK_ARGUMENT), batch.get(IDS_ARGUMENT, batch.get(EMBEDS_ARGUMENT))
-    tokens = 2 if isinstance(batch.get(IDS_ARGUMENT), Tensor) and batch[IDS_ARGUMENT].dim() == 3 else 1
     if POSITIONS_ARGUMENT in batch or any(name in batch for name in NO_TEXT_ARGUMENTS) or not isinstance(mask, Tensor):
         return batch
-    if mask.dim() != tokens + 1 or not isinstance(text, Tensor) or text.shape[: tokens + 1] != mask.shape:
+    if mask.dim() != 2 or not isinstance(text, Tensor) or text.shape[:2] != mask.shape:
         return batch
     real = mask != 0
     if not padded_before(real) or not _takes_positions(model):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.names import DECODER_PREFIX, MASK_ARGUMENT, PADDING_COUNTS
+from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, MASK_ARGUMENT, PADDING_COUNTS
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, reads_text, run_with_labels, some_examples, without_labels
+from ..data.batches import Batch, config_of, reads_text, run_with_labels, some_examples, without_labels
 from ..data.losses import ExampleLoss, check_own_loss, loss_is_known
 from ..data.padding import alone, padded_example
 from ..data.positions import padded_before
@@ -35,14 +35,15 @@ class FirstExample:
         self._model, self._read, self._loss = model, read, loss
         known = type(model).__module__.startswith("transformers.models.")
         self._checks_loss = loss is not None and not (known and loss_is_known(model))
-        self._pads_at_end = known and type(model).__name__ not in PADDING_COUNTS
+        self._ignores_end = known and not type(model).__name__.startswith(PADDING_COUNTS)
         self._done = False
         self._expected: Tensor | None = None
         self._example = 0
 
     def check(self, batch: Batch) -> None:
         """Run the first example with padding, or the first one, by itself. No tap may be open."""
-        padded = None if self._done else padded_example(batch, before=self._pads_at_end)
+        at_end = self._ignores_end and self._marks_padding(batch)
+        padded = None if self._done else padded_example(batch, before=at_end)
         loss = self._loss if self._checks_loss else None
         self._checks_loss = False
         if padded is None and loss is None:
@@ -58,6 +59,18 @@ class FirstExample:
             check_own_loss(self._model, loss, outputs, one)
         if padded is not None:
             self._done, self._expected = True, expected
+
+    def _marks_padding(self, batch: Batch) -> bool:
+        """Whether padding has the token id by which a classifier finds the last token of a text."""
+        if "SequenceClassification" not in type(self._model).__name__:
+            return True
+        ids, mask = batch.get(IDS_ARGUMENT), batch.get(MASK_ARGUMENT)
+        padding = getattr(config_of(self._model), "pad_token_id", None)
+        if not isinstance(mask, Tensor) or bool(mask.all()):
+            return True
+        if not isinstance(ids, Tensor) or padding is None or ids.shape != mask.shape:
+            return False
+        return bool((ids == padding)[mask == 0].all())
 
     def compare(self, values: Tensor, example_of: Tensor | None = None) -> None:
         """Warn where what was read of the whole batch depends on the padding of the example.

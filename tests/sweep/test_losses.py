@@ -1,0 +1,58 @@
+"""Each loss is that of the model itself, and does not depend on padding, for every class of transformers' mappings."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from bertology import score
+from bertology.errors import BertologyError, LossError, UnknownAnatomy
+from helpers.zoo import V4
+from sweep.heads import Case, cases, each_alone, texts, tiny
+
+# The models' own code warns of this and that.
+pytestmark = pytest.mark.filterwarnings("ignore")
+# What has another loss than its logits give, or two heads, or no labels that are shifted.
+REFUSED: set[str] = set()
+# What transformers itself cannot build here, or cannot run on these texts with labels.
+NOT_RUN: set[str] = set()
+
+
+def losses(model: Any, batches: Any) -> float:
+    """The mean loss of an example."""
+    return 1 / score(model, batches, metric="inverse_loss").value
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_a_loss_is_that_of_the_model_and_of_each_text_alone(case: Case) -> None:
+    alone = each_alone(case)
+    try:
+        model = tiny(case)
+        with torch.no_grad():
+            own = torch.stack([model(**one).loss for one in alone]).double().mean().item()
+    except Exception as error:
+        if not V4 and case.name not in NOT_RUN:
+            raise
+        pytest.skip(f"transformers itself does not run it: {type(error).__name__}")
+    if case.name in REFUSED:
+        with pytest.raises(LossError, match=r"loss is known for|has a loss that is not known"):
+            losses(model, alone)
+        return
+    try:
+        expected = losses(model, alone)
+    except UnknownAnatomy as error:
+        pytest.skip(f"no attention heads: {error}")
+    assert expected == pytest.approx(own, rel=1e-4)
+    for side in ("right", "left"):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                found = losses(model, [texts(case, side)])
+            except BertologyError as error:
+                assert "padding" in str(error)
+                continue
+        said = any("padding" in str(one.message) and "results depend on it" in str(one.message) for one in told)
+        assert said or found == pytest.approx(expected, rel=2e-4), f"padded on the {side}"

@@ -240,8 +240,12 @@ def with_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def run_with_labels(model: nn.Module, batch: Batch) -> Any:
-    """Run the model on a batch with labels. Labels that a wrapper passes on to a model that takes none are left out."""
-    inputs = with_labels(model, batch)
+    """Run the model on a batch with labels."""
+    return call(model, with_labels(model, batch))
+
+
+def call(model: nn.Module, inputs: Batch) -> Any:
+    """Run the model. Labels that a wrapper passes on to a model that takes none are left out."""
     try:
         return model(**inputs)
     except TypeError as error:

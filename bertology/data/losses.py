@@ -181,17 +181,20 @@ def _tokens(model: nn.Module) -> ExampleLoss:
 def _next_tokens(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
         (labels,) = _labels(batch, model, LABELS_ARGUMENT)
-        logits, real = token_logits(outputs, labels), token_mask(model, batch)
-        return _token_mean(*next_tokens(logits, labels, real))
+        return _token_mean(*next_tokens(outputs, labels, token_mask(model, batch)))
 
     return loss
 
 
-def next_tokens(logits: Tensor, labels: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def next_tokens(outputs: Any, labels: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, the labels that they predict, and which of them count: each real token is predicted from the one before.
 
-    Padding predicts nothing and is not predicted. Where it lies between two tokens, it is passed over.
+    Padding predicts nothing and is not predicted. Where it lies between two tokens, it is passed over. The first token
+    is predicted where a prompt is before it, which has logits and no labels.
     """
+    logits = _of_tokens(outputs, labels)
+    prompt = logits.shape[1] - labels.shape[1]
+    labels, real = F.pad(labels, (prompt, 0), value=IGNORED), F.pad(real, (prompt, 0), value=True)
     counts = real[:, 1:] & (real.cumsum(1)[:, :-1] > 0)
     if not (counts & ~real[:, :-1]).any():
         return logits[:, :-1], labels[:, 1:], counts
@@ -248,12 +251,17 @@ def found(outputs: Any, *names: str) -> list[Tensor]:
 
 def token_logits(outputs: Any, labels: Tensor) -> Tensor:
     """[batch, token, class]: the logits of the tokens that have labels, without those of prompts before the text."""
-    (logits,) = found(outputs, LOGITS_OUTPUT)
-    if logits.dim() != 3 or labels.dim() != 2 or logits.shape[0] != labels.shape[0]:
-        raise LossError(_wrong_shape("logits", [*labels.shape, "class"], logits))
-    if logits.shape[1] < labels.shape[1]:
-        raise LossError(_wrong_shape("logits", [*labels.shape, "class"], logits))
+    logits = _of_tokens(outputs, labels)
     return logits[:, logits.shape[1] - labels.shape[1] :]
+
+
+def _of_tokens(outputs: Any, labels: Tensor) -> Tensor:
+    """[batch, token, class]: the logits, of at least as many tokens as there are labels. Raises `LossError`."""
+    (logits,) = found(outputs, LOGITS_OUTPUT)
+    fits = logits.dim() == 3 and labels.dim() == 2 and len(logits) == len(labels)
+    if not fits or logits.shape[1] < labels.shape[1]:
+        raise LossError(_wrong_shape("logits", [*labels.shape, "class"], logits))
+    return logits
 
 
 def _wrong_shape(what: str, wanted: Any, got: Tensor) -> str:

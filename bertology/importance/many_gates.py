@@ -19,6 +19,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import (
     Batch,
     Batches,
+    call,
     check_repeatable,
     device_of,
     examples,
@@ -126,7 +127,7 @@ class Branches:
             if sites:
                 mix = self._mix(gates, batch)
                 taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix))
-            outputs = self._anatomy.model(**_copies(self._inputs(batch), batch, copies))
+            outputs = call(self._anatomy.model, _copies(self._inputs(batch), batch, copies))
         return self._look(outputs, _copies(batch, batch, copies), copies)
 
     def _projected(self, record: Recording, row: int, gates: Tensor, batch: Batch) -> Tensor:
@@ -179,7 +180,7 @@ class Branches:
         few = some_examples(batch, slice(2))
         self.first_position_only = False
         with self.recorded(few) as record, tail_noted(self._anatomy) as tail:
-            outputs = self._anatomy.model(**self._inputs(few))
+            outputs = call(self._anatomy.model, self._inputs(few))
         base = self._look(outputs, few, 1)
         ones = torch.ones(1, self._anatomy.layers, self._anatomy.heads)
         half = {row: ones.index_fill(1, torch.tensor([row]), 0.5) for row in rows}
@@ -199,7 +200,7 @@ class Branches:
 
         def end() -> Seen:
             with record.resumed_after_last_block():
-                return self._look(self._anatomy.model(**self._inputs(batch)), batch, 1)
+                return self._look(call(self._anatomy.model, self._inputs(batch)), batch, 1)
 
         return self._gives(end, base)
 

@@ -146,9 +146,11 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
         ) from error
     if labels.dim() == 2 and logits.dim() == 3:
         stack = "decoder" if is_encoder_decoder(model) else "encoder"
-        real, logits = token_mask(model, batch, stack), token_logits(outputs, labels)
+        real = token_mask(model, batch, stack)
         if is_causal(model):
-            logits, labels, real = next_tokens(logits, labels, real)
+            logits, labels, real = next_tokens(outputs, labels, real)
+        else:
+            logits = token_logits(outputs, labels)
         there = (labels != IGNORED) & real
         return Predictions(logits[there], labels[there], there.nonzero()[:, 0])
     return Predictions(logits, labels, torch.arange(len(labels), device=labels.device))

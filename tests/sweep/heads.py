@@ -22,7 +22,7 @@ TASKS = {
     "NEXT_SENTENCE_PREDICTION": "text",
     "PRETRAINING": "tokens",
 }
-LENGTHS, WIDTH, PAD = (7, 4, 5), 7, 0
+LENGTHS, WIDTH, PAD, EOS = (7, 4, 5), 7, 0, 2
 
 
 class Case(NamedTuple):
@@ -49,7 +49,7 @@ def tiny(case: Case) -> Any:
     config = shrink.tiny_config(case.model_type)
     if case.task in ("text", "classes"):
         config.num_labels = 2 if "NextSentence" in case.name else 3
-    config.pad_token_id = PAD
+    config.pad_token_id, config.eos_token_id = PAD, EOS
     if getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 3
     return shrink.build(getattr(transformers, case.name), config, None).float()
@@ -62,6 +62,8 @@ def texts(case: Case, side: str) -> dict[str, Tensor]:
     begins = [0 if side == "right" else WIDTH - length for length in LENGTHS]
     for row, (begin, length) in enumerate(zip(begins, LENGTHS, strict=True)):
         ids[row, begin : begin + length] = torch.randint(5, 40, (length,), generator=generator)
+        if case.task == "text":
+            ids[row, begin + length - 1] = EOS
     mask = (ids != PAD).long()
     batch = {"input_ids": ids, "attention_mask": mask}
     if case.model_type == "bros":

@@ -231,7 +231,7 @@ OTHER_LOSSES = (
 # hashes over all positions, pooled tokens, and a summary that is read from the last position.
 PADDING_COUNTS = (
     "ConvBert", "MobileBert", "FNet", "Nystromformer", "Yoso", "Canine", "XLNet", "RoFormerForMultipleChoice",
-    "PaliGemma", "Reformer", "T5GemmaForSequenceClassification", "T5Gemma2ForSequenceClassification",
+    "PaliGemma", "Reformer", "CpmAnt", "T5GemmaForSequenceClassification", "T5Gemma2ForSequenceClassification",
 )  # fmt: skip
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")

@@ -132,7 +132,8 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
     """
     decoding = not reads_text(model, stack)
     labels = batch.get(LABELS_ARGUMENT)
-    if decoding and DECODER_PREFIX + MASK_ARGUMENT not in batch and isinstance(labels, Tensor) and labels.dim() == 2:
+    unmasked = writes(model) and DECODER_PREFIX + MASK_ARGUMENT not in batch
+    if decoding and unmasked and isinstance(labels, Tensor) and labels.dim() == 2:
         return labels != IGNORED  # the decoder reads the shifted labels
     prefix = DECODER_PREFIX if decoding else ""
     mask = batch.get(prefix + MASK_ARGUMENT)
@@ -215,9 +216,7 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     inputs = {key: value for key, value in arguments.items() if key not in LABELS}
     if unknown := not_taken(model, inputs):
         raise DataError(_unknown(model, unknown))
-    if LABELS_ARGUMENT not in batch or not is_encoder_decoder(model):
-        return inputs
-    if re.search(LABELLING_CLASSES, type(task_model(model)).__name__):
+    if LABELS_ARGUMENT not in batch or not writes(model):
         return inputs
     if hasattr(config_of(model), USE_CACHE_ARGUMENT):
         inputs.setdefault(USE_CACHE_ARGUMENT, False)
@@ -230,6 +229,12 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
         elif batch[LABELS_ARGUMENT].dim() == 2:
             inputs[LABELS_ARGUMENT] = batch[LABELS_ARGUMENT]
     return inputs
+
+
+def writes(model: nn.Module) -> bool:
+    """Whether the model is an encoder-decoder whose labels are the tokens that its decoder is to write."""
+    labels = re.search(LABELLING_CLASSES, type(task_model(model)).__name__) is None
+    return labels and is_encoder_decoder(model)
 
 
 def with_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:

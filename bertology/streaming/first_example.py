@@ -13,7 +13,7 @@ from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, MASK_ARGUMENT, PADDING
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, config_of, reads_text, run_with_labels, some_examples, without_labels
 from ..data.losses import ExampleLoss, check_own_loss, loss_is_known
-from ..data.padding import alone, padded_example
+from ..data.padding import alone, padded_example, text_masks
 from ..data.positions import padded_before
 from ..errors import BertologyError, DataError
 from ..tap import tap, uncompiled
@@ -43,7 +43,7 @@ class FirstExample:
     def check(self, batch: Batch) -> None:
         """Run the first example with padding, or the first one, by itself. No tap may be open."""
         at_end = self._ignores_end and self._marks_padding(batch)
-        padded = None if self._done else padded_example(batch, before=at_end)
+        padded = None if self._done else padded_example(self._model, batch, before=at_end)
         loss = self._loss if self._checks_loss else None
         self._checks_loss = False
         if padded is None and loss is None:
@@ -98,8 +98,8 @@ def check_weights(anatomy: Anatomy) -> None:
 
 def check_padding_before(anatomy: Anatomy, batch: Batch) -> bool:
     """Whether padding stands before tokens. Warn where it changes the hidden states of these tokens."""
-    masks = {prefix: batch.get(prefix + MASK_ARGUMENT) for prefix in ("", DECODER_PREFIX)}
-    reals = {prefix: x != 0 for prefix, x in masks.items() if isinstance(x, Tensor) and x.dim() == 2}
+    model = anatomy.model
+    reals = {prefix: real for prefix, real in text_masks(model, batch).items() if real.dim() == 2}
     prefix = next((prefix for prefix, real in reals.items() if padded_before(real)), None)
     if prefix is None:
         return False

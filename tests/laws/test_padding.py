@@ -133,6 +133,14 @@ def targets(side: str) -> dict[str, Tensor]:
     return {**batch(labels=False, side=side), "labels": labels}
 
 
+def test_a_target_that_is_padded_on_the_left_says_so():
+    """The decoder reads padding tokens where labels are ignored before the text."""
+    model, given = EVERY["t5"].build("lm"), targets("right")
+    given["labels"] = torch.tensor([[4, 5, 6, 7], [-100, -100, 7, 9], [-100, 8, 9, 5]])
+    with pytest.warns(UserWarning, match="padding (before|changes)"):
+        b.head_importance(model, given)
+
+
 def each_target() -> list[dict[str, Tensor]]:
     labels = targets("right")["labels"]
     alone = each_alone(batch(labels=False))

@@ -52,6 +52,8 @@ def tiny(case: Case) -> Any:
     config.pad_token_id, config.eos_token_id = PAD, EOS
     if getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 3
+    if case.model_type == "encoder-decoder":
+        config.decoder.is_decoder = config.decoder.add_cross_attention = True
     return shrink.build(getattr(transformers, case.name), config, None).float()
 
 
@@ -67,7 +69,7 @@ def texts(case: Case, side: str) -> dict[str, Tensor]:
     mask = (ids != PAD).long()
     batch = {"input_ids": ids, "attention_mask": mask}
     if case.model_type == "bros":
-        batch["bbox"] = torch.rand(len(LENGTHS), WIDTH, 8, generator=generator)
+        batch["bbox"] = torch.linspace(0, 1, 8) * (ids[..., None] / 40)
     if case.task == "choice":
         batch = {"input_ids": torch.stack([ids, (ids + 1) * mask], 1), "attention_mask": torch.stack([mask, mask], 1)}
     if case.task == "span":

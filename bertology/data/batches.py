@@ -118,6 +118,12 @@ def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
     return some
 
 
+def has_rows(batch: Batch) -> bool:
+    """Whether every tensor of images or sounds in the batch has one row for each example."""
+    others = [batch[name] for name in NO_TEXT_ARGUMENTS if isinstance(batch.get(name), Tensor)]
+    return all(len(x) == examples(batch) for x in others)
+
+
 def rows_per_example(batch: Batch) -> int:
     """The number of rows per example: the number of choices in multiple choice, else 1."""
     ids = batch.get(IDS_ARGUMENT)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..anatomy.names import (
     DECODER_PREFIX,
-    IMAGE_CONFIG_NAMES,
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
     NO_TEXT_ARGUMENTS,
@@ -148,12 +147,7 @@ def _keep(one: dict[str, Any], kept: Tensor, axis: int, *, decoder: bool, labels
 
 def _stack_mask(anatomy: Anatomy, batch: Batch, stack: str) -> Tensor | None:
     """[row, token], bool: the batch's real tokens, or None for a stack that reads images, which have no padding."""
-    return None if _reads_images(anatomy.runner(stack)) else token_mask(anatomy.model, batch, stack)
-
-
-def _reads_images(runner: nn.Module) -> bool:
-    config = getattr(runner, "config", None)
-    return any(hasattr(config, name) for name in IMAGE_CONFIG_NAMES) and not hasattr(config, "vocab_size")
+    return None if anatomy.reads_images(stack) else token_mask(anatomy.model, batch, stack)
 
 
 def _check_rows(anatomy: Anatomy, stack: str, mask: Tensor, rows: int) -> None:

@@ -10,13 +10,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..anatomy.dissect import dissect
 from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batch, Batches, check_repeatable, device_of, examples, rows_per_example
-from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
+from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.metrics import spearman
 from ..errors import DataError, UnknownAnatomy
 from ..results.axes import axes
@@ -24,6 +23,8 @@ from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
 from ..streaming.first_example import FirstExample
+from ..streaming.identity import identity
+from ..streaming.progress import Progress, progress_bar
 from ..tap.gates import gating, token_gating
 
 
@@ -109,7 +110,7 @@ class ImportanceAccumulator(Accumulator):
 
     def settings(self) -> str:
         """Granularity and loss."""
-        return f"{self._granularity} {loss_name(self._own)}"
+        return f"{self._granularity} {identity(self._own)}"
 
     def zero(self, anatomy: Anatomy) -> ImportanceAccumulator:
         """Set the sums to 0, and find the loss before any work is done."""
@@ -200,7 +201,7 @@ def head_importance(
     *,
     loss: ExampleLoss | None = None,
     granularity: Literal["example", "token"] = "example",
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> HeadImportance:
     """Estimate how much the loss depends on each head, from one backward pass for each batch.
 
@@ -215,7 +216,7 @@ def head_importance(
         granularity: "example" takes the absolute value of an example's whole gradient, as eq. 2 says. "token" takes
             that of each token's part and then sums over the tokens, E_x Σ_t |Σ_dim x ∂L/∂x|, as the paper's released
             code does. It is never smaller, and the same where the loss sees a layer at one token only.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `LossError` when labels are missing, no loss is known, or a loss is not one finite value per example.
 
@@ -284,7 +285,7 @@ def importance_through_training(
     load: Callable[[Any], nn.Module] | None = None,
     loss: ExampleLoss | None = None,
     granularity: Literal["example", "token"] = "example",
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> ImportanceSeries:
     """Estimate the importance of all heads at each of several checkpoints of one training (Michel et al. 2019, §6).
 
@@ -298,7 +299,7 @@ def importance_through_training(
         load: `f(folder) -> model`; by default `AutoModelForSequenceClassification.from_pretrained`, on the CPU.
         loss: as in `head_importance`.
         granularity: as in `head_importance`.
-        progress: the title of a progress bar over checkpoints; no bar without it.
+        progress: True for a progress bar over checkpoints, or its title; no bar without it.
 
     Raises `DataError` for checkpoints that are not such pairs, for a step that is given twice, for no checkpoints, and
     for heads that differ from those of the first checkpoint.
@@ -320,7 +321,7 @@ def importance_through_training(
     """
     check_repeatable(batches, why="importance_through_training")
     measured: dict[int, HeadImportance] = {}
-    with tqdm(desc=progress, disable=progress is None) as bar:
+    with progress_bar(progress) as bar:
         for pair in checkpoints:
             step, where = _pair(pair, measured)
             model = where if isinstance(where, nn.Module) else (load or _load)(where)

@@ -23,12 +23,13 @@ from ..data.batches import (
     check_repeatable,
     device_of,
     examples,
+    has_rows,
     rows_per_example,
     some_examples,
     with_labels,
     without_labels,
 )
-from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
+from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.metrics import Metric, find_metric, measured, metric_name
 from ..errors import DataError
 from ..measures.head_means import head_means
@@ -37,6 +38,8 @@ from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator
 from ..streaming.first_example import FirstExample
+from ..streaming.identity import identity
+from ..streaming.progress import Progress
 from ..tap import Recording, copied, first_position_only, matrix, recorded, tail_noted, tap, uncached
 from ..tap.gates import Replacement, check_replacement, replacement_name
 from .score import INVERSE_LOSS, predictions
@@ -126,7 +129,8 @@ class Branches:
                 taps.enter_context(record.resumed(row, copies, projected))
             if sites:
                 mix = self._mix(gates, batch)
-                taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix))
+                once = self._replacement.depends_on_batch  # each run of a stack has tokens of its own
+                taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix, once=once))
             outputs = call(self._anatomy.model, _copies(self._inputs(batch), batch, copies))
         return self._look(outputs, _copies(batch, batch, copies), copies)
 
@@ -173,11 +177,13 @@ class Branches:
     def _prove(self, batch: Batch, rows: list[int]) -> None:
         """Find out how a pass can resume at each layer, on the batch's first two examples.
 
+        Where several examples share a tensor of images, it is the whole batch.
+
         State that a model passes from layer to layer outside the outputs of its blocks would be missing, or left over
         from another pass. So two copies, one unchanged and one with the layer's gates at one half, must give the same
         outputs as whole passes, directly after a pass that changed every layer.
         """
-        few = some_examples(batch, slice(2))
+        few = some_examples(batch, slice(2)) if has_rows(batch) else batch
         self.first_position_only = False
         with self.recorded(few) as record, tail_noted(self._anatomy) as tail:
             outputs = call(self._anatomy.model, self._inputs(few))
@@ -309,7 +315,7 @@ class VariantAccumulator(Accumulator):
         if isinstance(self._replace, Tensor):
             digest.update(self._replace.detach().double().cpu().numpy().tobytes())
         replaced = replacement_name(self._replace)
-        return f"{self._name} {loss_name(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
+        return f"{identity(self._metric)} {identity(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
 
     def check_batch(self, batch: Batch) -> None:
         """Check the loss on the first example."""
@@ -393,7 +399,7 @@ def score_variants(
     loss: ExampleLoss | None,
     seed: int,
     checkpoint: str | Path | None,
-    progress: str | None,
+    progress: Progress,
 ) -> VariantScores:
     """Score a model under sets of gates; the means of heads, if needed, are computed over the same data."""
     if isinstance(replace, str) and replace == "mean":

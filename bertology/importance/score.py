@@ -18,7 +18,6 @@ from ..data.losses import (
     find_loss,
     found,
     is_causal,
-    loss_name,
     next_tokens,
     token_logits,
 )
@@ -28,6 +27,8 @@ from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
 from ..streaming.first_example import FirstExample
+from ..streaming.identity import identity
+from ..streaming.progress import Progress
 
 INVERSE_LOSS = "inverse_loss"
 
@@ -101,7 +102,7 @@ class InverseLossAccumulator(Accumulator):
 
     def settings(self) -> str:
         """The loss."""
-        return loss_name(self._own)
+        return identity(self._own)
 
     def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
         """Forget everything; find the loss before any work is done."""
@@ -167,7 +168,7 @@ def score(
     *,
     metric: str | Callable[[Tensor, Tensor], float],
     loss: ExampleLoss | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> Score:
     """Score the model on a data set.
 
@@ -178,7 +179,7 @@ def score(
             "inverse_loss", one over the mean loss of an example, for language models; or `f(logits, labels) -> float`
             over all examples at once, higher is better.
         loss: for "inverse_loss", `f(outputs, batch) -> [batch]`; by default that of the task head.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` when labels or logits are missing, no metric is known by that name, or the metric is NaN.
 

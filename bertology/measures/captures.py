@@ -317,7 +317,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             if first is not None:
                 first.check(batch)
             noted = ReadBatch(batch)
-            taps.enter_context(tap(anatomy, "heads", edit=edit))
+            taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad():
                 outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
                 losses = example_losses(chosen, outputs, noted)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
-from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
+from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.token_classes import OTHER, TokenClass, TokenClasses
 from ..errors import DataError, UnknownAnatomy
 from ..results.axes import axes
@@ -19,6 +19,8 @@ from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
 from ..streaming.first_example import FirstExample
+from ..streaming.identity import identity
+from ..streaming.progress import Progress
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,7 +63,7 @@ class GradientsAccumulator(MapAccumulator):
 
     def settings(self) -> str:
         """The classes and the loss."""
-        return f"{self._classes.settings()} {loss_name(self._own)}"
+        return f"{self._classes.settings()} {identity(self._own)}"
 
     def sizes(self) -> dict[str, int]:
         """How many token classes there are."""
@@ -134,7 +136,7 @@ def attention_gradients(
     tokens: Mapping[str, TokenClass],
     tokenizer: Any = None,
     loss: ExampleLoss | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> AttentionGradients:
     """Measure how much the loss would change with each head's attention, by token class (Clark et al. 2019, figure 3).
 
@@ -149,7 +151,7 @@ def attention_gradients(
             bool; all other tokens are the class `other`.
         tokenizer: needed for classes that are given as strings: it looks up their ids.
         loss: one loss per example, `f(outputs, batch) -> [batch]`; by default that of the task head.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches or token classes that cannot be used, `LossError` when no loss is known,
     `UnknownAnatomy` where no gradient reaches the attention.

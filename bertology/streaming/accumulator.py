@@ -21,6 +21,7 @@ from ..data.padding import RealQueries
 from ..results.result import Result
 from ..tap import check_rows, tap
 from .first_example import FirstExample
+from .identity import identity
 
 A = TypeVar("A", bound="Accumulator")
 
@@ -59,6 +60,13 @@ class Accumulator(ABC):
     """Whether another accumulator takes gradients of the same outputs after this one; `accumulate` sets it."""
     anatomy: Anatomy
     _alone: FirstExample | None = None  # set by `zero` in measures of outputs
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls: type[A], *args: Any, **kwargs: Any) -> A:
+        """Remember the arguments, which identify an accumulator."""
+        made = super().__new__(cls)
+        made._given = args, kwargs
+        return made
 
     def zero(self: A, anatomy: Anatomy) -> A:
         """Forget everything, and get ready for a model."""
@@ -72,8 +80,18 @@ class Accumulator(ABC):
         return {}
 
     def settings(self) -> str:
-        """What tells this measure from others of its kind: a checkpoint of another one is refused."""
-        return ""
+        """What tells this measure from others of its kind: a checkpoint of another one is refused.
+
+        By default the identity of the arguments that it was made with. Raises `DataError` where they have none.
+        """
+        return identity(self._given)
+
+    def described(self) -> str:
+        """Its class and code, and its settings: what identifies it in a checkpoint."""
+        own, common = (_owner(type(self), name) for name in ("__init__", "settings"))
+        # A subclass with further arguments may have left `settings` as it was.
+        more = identity(self._given) if issubclass(own, common) and own is not common else ""
+        return f"{identity(type(self))} {self.settings()} {more}"
 
     def check_batch(self, batch: Batch) -> None:
         """Run the first example of a pass alone, before `watch` opens any tap, if the measure reads outputs."""
@@ -111,6 +129,11 @@ class Accumulator(ABC):
     @classmethod
     def _stats(cls) -> dict[str, Stat]:
         return {name: kind for c in reversed(cls.__mro__) for name, kind in vars(c).items() if isinstance(kind, Stat)}
+
+
+def _owner(kind: type, name: str) -> type:
+    """The class that defines an attribute."""
+    return next(c for c in kind.__mro__ if name in vars(c))
 
 
 class MapAccumulator(Accumulator):

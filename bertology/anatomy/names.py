@@ -252,6 +252,27 @@ IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
 LOSS_OUTPUT, LOGITS_OUTPUT, SPAN_OUTPUTS = "loss", "logits", ("start_logits", "end_logits")
 # A setting under which a mixture of experts adds the loss of its router.
 ROUTER_LOSS_NAME = "output_router_logits"
+# Ends of the names of classes, as regular expressions: causal language models, models that write a text, and others of
+# which the labels are not tokens to be written. XLNet, XLM and Flaubert do not shift their labels, nor do CPM-Ant
+# and the decoders of encoder-decoders that are used alone.
+UNSHIFTED_CLASSES = (
+    "(Bart|MBart|PLBart|BigBirdPegasus|Pegasus|PegasusX|Blenderbot|BlenderbotSmall|Marian|Mvp|TrOCR|Whisper|"
+    "Speech2Text2|CpmAnt)ForCausalLM"
+)
+CAUSAL_CLASSES = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM|BertGenerationDecoder|ReformerModelWithLMHead"
+GENERATING_CLASSES = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
+LABELLING_CLASSES = "Classification|ForQuestionAnswering|ForMultipleChoice"
+# Classes whose names are like those of others, and whose losses may not be: predicted n-grams, a beam of spans.
+OTHER_LOSSES = (
+    "ProphetNetForConditionalGeneration", "ProphetNetForCausalLM", "XLMProphetNetForConditionalGeneration",
+    "XLMProphetNetForCausalLM", "XLNetForQuestionAnswering", "XLMForQuestionAnswering", "FlaubertForQuestionAnswering",
+)  # fmt: skip
+# Beginnings of the names of classes in which padding at the end counts: convolutions, Fourier transforms, landmarks and
+# hashes over all positions, pooled tokens, and a summary that is read from the last position.
+PADDING_COUNTS = (
+    "ConvBert", "MobileBert", "FNet", "Nystromformer", "Yoso", "Canine", "XLNet", "RoFormerForMultipleChoice",
+    "PaliGemma", "Reformer", "CpmAnt", "T5GemmaForSequenceClassification", "T5Gemma2ForSequenceClassification",
+)  # fmt: skip
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.

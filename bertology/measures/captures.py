@@ -16,7 +16,6 @@ from ..anatomy.sites import Anatomy, LayerLabels, Site, Stack
 from ..data.batches import Batch, ReadBatch, device_of, on_device, run_with_labels, token_mask, without_labels
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.padding import real_positions
-from ..data.positions import with_positions
 from ..errors import DataError, UnknownAnatomy
 from ..results.axes import axes
 from ..results.result import Result
@@ -59,7 +58,7 @@ def only(stacks: dict[str, Tensor]) -> Tensor:
 def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
     """Check one batch, and keep the model in eval mode and unchanged while it is captured."""
     anatomy = dissect(model)
-    batch = with_positions(model, on_device(inputs, device_of(model)))
+    batch = on_device(inputs, device_of(model))
     with undisturbed(model):
         check_padding_before(anatomy, batch)
         yield anatomy, batch
@@ -349,14 +348,16 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             gradients = None
         else:
             anatomy.check_readable()
-            first = FirstExample(model, chosen, chosen if loss == "auto" else None)
-            first.check(batch)
+            first = FirstExample(model, chosen, chosen) if loss == "auto" else None
+            if first is not None:
+                first.check(batch)
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad():
                 outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
                 losses = example_losses(chosen, outputs, noted)
-                first.compare(losses)
+                if first is not None:
+                    first.compare(losses)
                 noted.check(model)
                 each = torch.autograd.grad(losses.sum(), list(found.values()), materialize_grads=True)
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)

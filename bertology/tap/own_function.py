@@ -159,9 +159,9 @@ def _check_weights(weights: Tensor, name: str, site: Site) -> None:
 
 def _check_graph(output: Tensor, weights: Tensor, name: str, site: Site) -> None:
     """Check that the output was computed from these weights, for readers that want gradients through them."""
-    grads = [None]
+    grads: tuple[Tensor | None, ...] = (None,)
     if weights.requires_grad:
-        grads = list(torch.autograd.grad(output.sum(), [weights], retain_graph=True, allow_unused=True))
+        grads = torch.autograd.grad(output.sum(), [weights], retain_graph=True, allow_unused=True)
     if grads[0] is None:
         raise UnknownAnatomy(
             f"the attention function {name!r} returns for {site.label} a copy of its weights: no gradient of the loss "

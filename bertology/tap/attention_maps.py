@@ -41,7 +41,7 @@ def tap_maps(anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole:
     with ExitStack() as undo:
         for sites, route in ((native, switch), (own, partial(_read_own, entries)), (others, watch_softmax)):
             if sites:
-                crossing = [modules[site] for site in sites if site.stack == "cross"]
+                crossing = [modules[site] for site in sites if site.crosses]
                 calls = Calls([(modules[site], site) for site in sites], may_rest=crossing, once=once)
                 calls.watch(anatomy, undo)
                 route(anatomy, Reading(calls, read, what, rows, whole), undo)

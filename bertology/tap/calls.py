@@ -7,8 +7,9 @@ would see nothing, and one on a module that runs again would count it twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Site
 from ..errors import UnknownAnatomy
+from .recompute import Edit, applies, keep_for_recomputation, recomputing
 
 Place = TypeVar("Place")
 
@@ -49,6 +51,28 @@ class Calls(Generic[Place]):
         # {what runs a stack: the modules in it}, and those that ran in the pass at hand.
         self._inside: dict[nn.Module, list[nn.Module]] = {}
         self._ran: set[nn.Module] = set()
+        self._edit: Edit | None = None
+
+    @property
+    def count(self) -> bool:
+        """Whether what runs now is to be read or edited: a part that runs again was read in its first run."""
+        return applies(self._edit)
+
+    def edit_again(self, place: Callable[[ExitStack], None], undo: ExitStack) -> None:
+        """Let parts that run again in a backward pass be edited again: `place` sets the hooks for that."""
+        self._edit = Edit(place, self._note)
+        keep_for_recomputation(self._edit, undo)
+
+    def _note(self) -> Callable[[], AbstractContextManager[None]]:
+        return partial(self._counting_from, dict(self._done))
+
+    @contextmanager
+    def _counting_from(self, counts: dict[nn.Module, int]) -> Iterator[None]:
+        before, self._done = self._done, dict(counts)
+        try:
+            yield
+        finally:
+            self._done = before
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -58,6 +82,8 @@ class Calls(Generic[Place]):
     def next(self, module: nn.Module) -> Place:
         """The layer or site of this call of `module`."""
         done, places = self._done[module], self._places[module]
+        if not self.count:
+            return places[0]  # nothing is done with it
         if len(places) > 1 and done >= len(places):
             raise UnknownAnatomy(
                 f"a shared {type(module).__name__} ran more than {len(places)} times in one forward pass, so its calls "
@@ -126,9 +152,9 @@ class Calls(Generic[Place]):
         self._in_model = False
 
     def _check_all(self) -> None:
-        """Check the stacks that ran."""
+        """Check the stacks that ran; not in a part that runs again, which may end early."""
         for stack in self._ran:
-            if not stack.training:  # LayerDrop skips layers in training
+            if not stack.training and not recomputing():  # LayerDrop skips layers in training
                 self._check(self._inside[stack])
         self._ran.clear()
 

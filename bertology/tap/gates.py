@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import CACHE_ARGUMENTS
 from ..anatomy.sites import Anatomy, Heads, Site
-from ..data.batches import Batch, token_mask
+from ..data.batches import Batch, examples, token_mask
+from ..data.images import example_of_each
 from ..data.padding import real_positions
 from ..errors import HeadError, ShapeError, UnknownAnatomy
 from . import tap
+from .recompute import Edit, keep_for_recomputation, recomputing
 
 Kind = Literal["zero", "mean", "resample"]
 
@@ -144,15 +147,34 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
         gate = gates[site.row].to(x).index_select(-1, torch.tensor(site.kept, device=x.device))
         if gate.dim() == 1:
             return x * gate[:, None]
+        if anatomy.reads_images(site.stack) and (example_of := _examples_of_images(anatomy, batch, x)) is not None:
+            if len(gate) != examples(batch):
+                raise _other_batch(len(gate), examples(batch))
+            return x * gate[example_of.to(gate.device)].unflatten(0, (x.shape[0], -1)).unsqueeze(-1)
         if gate.shape[0] != x.shape[0]:
-            raise ShapeError(
-                f"gates are for a batch of {gate.shape[0]}, the model runs on {x.shape[0]} rows: "
-                "give [layer, batch, head] gates for this batch, or [layer, head] gates for any"
-            )
+            raise _other_batch(len(gate), x.shape[0])
         return x * rearrange(gate, "batch head -> batch 1 head 1")
 
-    with tap(anatomy, "heads", edit=edit):
+    batch: dict[str, Any] = {}
+    with ExitStack() as taps:
+        if gates.dim() == 3 and any(stack.reads_images for stack in anatomy.stacks):
+            taps.enter_context(tap(anatomy, "inputs", read=batch.update))
+        taps.enter_context(tap(anatomy, "heads", edit=edit))
         yield
+
+
+def _other_batch(wanted: int, rows: int) -> ShapeError:
+    """The error for gates whose batch is not what the model runs on."""
+    return ShapeError(
+        f"gates are for a batch of {wanted}, the model runs on {rows} rows: give [layer, batch, head] gates for this "
+        "batch, or [layer, head] gates for any. Where rows are no examples (windows of images, images of several sizes "
+        "in one row), take one example at a time"
+    )
+
+
+def _examples_of_images(anatomy: Anatomy, batch: Batch, x: Tensor) -> Tensor | None:
+    """[row] or [token]: the example of each image, or of each patch where all are in one row of `x`, if it is known."""
+    return example_of_each(anatomy.model, batch, x.shape[1] if x.shape[0] == 1 else x.shape[0])
 
 
 @contextmanager
@@ -170,7 +192,8 @@ def token_gating(anatomy: Anatomy, rows: int) -> Iterator[list[tuple[Site, Tenso
         if x.shape[0] != rows:
             raise ShapeError(f"{site.label} runs on {x.shape[0]} rows, the batch has {rows}: whose tokens are they?")
         gates = torch.ones(x.shape[:3], dtype=x.dtype, device=x.device, requires_grad=True)
-        made.append((site, gates))
+        if not recomputing():
+            made.append((site, gates))
         return x * gates[..., None]
 
     with tap(anatomy, "heads", edit=edit):
@@ -243,9 +266,19 @@ def ablated(
         batch.clear()
         batch.update(arguments)
 
+    @contextmanager
+    def with_batch(noted: dict[str, Any]) -> Iterator[None]:
+        later = dict(batch)
+        batch.clear()
+        batch.update(noted)
+        yield
+        batch.clear()
+        batch.update(later)
+
     with ExitStack() as taps:
         if replacement.depends_on_batch:
             taps.enter_context(tap(anatomy, "inputs", read=look))
+            keep_for_recomputation(Edit(lambda undo: None, lambda: partial(with_batch, dict(batch))), taps)
         # Each run of a stack has tokens of its own, which the batch does not name.
         taps.enter_context(tap(anatomy, "heads", edit=edit, once=replacement.depends_on_batch))
         yield

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,9 @@ from ..errors import BertologyError, ShapeError, UnknownAnatomy
 from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
+from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
+from .torch_attention import open_torch_attention
 
 PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 
@@ -58,7 +61,9 @@ def tap(
     A model that runs a stack several times in one forward pass (an encoder that two texts share) is edited in every
     run. `once=True` refuses that, as readers do by default; with `once=False` a reader is given every run in turn.
 
-    A compiled model runs uncompiled meanwhile. All hooks are removed at the end, also when the model raises.
+    Parts that run again in the backward pass (gradient checkpointing) run under the same edits again, also when
+    `backward` is called after the `with`; they are not read again. A compiled model runs uncompiled meanwhile. All
+    hooks are removed at the end, also when the model raises.
     """
     if place not in PLACES:
         raise BertologyError(f"no place is called {place!r}: wanted one of {', '.join(PLACES)}")
@@ -69,12 +74,14 @@ def tap(
     check_rows(rows)
     anatomy = _dissected(anatomy)
     once = edit is None if once is None else once
-    read, edit = (None if call is None else of_reader(call) for call in (read, edit))
+    read = None if read is None else of_reader(of_first_run(read))
+    edit = None if edit is None else of_reader(edit)
     with ExitStack() as undo:
+        watch_recomputation(undo)
         undo.enter_context(uncompiled())
         if place in ("attention", "entropy"):
             assert read is not None
-            undo.enter_context(tap_maps(anatomy, read, place, rows, whole, once))
+            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once))
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
@@ -94,6 +101,13 @@ def check_rows(rows: int | None) -> None:
         raise BertologyError(f"rows= is how many query rows come at a time, a whole number from 1 up; got {rows!r}")
 
 
+def _tap_maps(undo: ExitStack, opened: Callable[[], AbstractContextManager[None]]) -> None:
+    """Read maps while `undo` is open; a part that runs again uses the same attention function, but is not read."""
+    undo.enter_context(opened())
+    again = Edit(lambda later: later.enter_context(opened()), lambda: nullcontext)
+    keep_for_recomputation(again, undo)
+
+
 def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
     names = list(inspect.signature(anatomy.model.forward).parameters)
 
@@ -104,16 +118,14 @@ def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: b
 
 
 def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
-    crossing = [site.place for site in anatomy.sites if site.stack == "cross"]
-    calls = Calls(
-        [(site.place, site) for site in anatomy.sites for _ in range(site.runs)], may_rest=crossing, once=once
-    )
-    calls.watch(anatomy, undo)
+    crossing = [site.place for site in anatomy.sites if site.crosses]
+    places = [(site.place, site) for site in anatomy.sites for _ in range(site.runs)]
+    calls = Calls(places, may_rest=crossing, once=once)
     if edit is None:
         anatomy.check_readable()
 
     def apply(site: Site, whole: Tensor) -> Tensor | None:
-        if not site.kept:
+        if not site.kept or not calls.count:
             return None
         x, rest = _split(site, whole)
         if edit is None:
@@ -122,23 +134,32 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         return _join(site, _same_shape(edit(site, x), x, f"heads of {site.label}"), rest, whole)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not calls.count:
+            return None
         args, kwargs = (args, kwargs) if args else (tuple(kwargs.values()), {})
         new = apply(calls.next(module), args[0])
         return None if new is None else ((new, *args[1:]), kwargs)
 
     bare = {site.place for site in anatomy.sites if site.weight}
-    if bare:
-        watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
-    for module in calls.modules:
-        if module not in bare:
-            undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+
+    def place(undo: ExitStack) -> None:
+        calls.watch(anatomy, undo)
+        if bare:
+            watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
+        open_torch_attention((site.attention for site in anatomy.sites), undo)
+        for module in calls.modules:
+            if module not in bare:
+                undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+
+    place(undo)
+    if edit is not None:
+        calls.edit_again(place, undo)
 
 
 def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
     """[batch, token, head, dim], and the elements after all heads (ConvBERT), of the input of `place`."""
-    if x.dim() != len(site.layout.split()):
-        raise UnknownAnatomy(f"{site.path} got {list(x.shape)}, wanted [{site.layout.replace(' ', ', ')}]")
-    flat = rearrange(x, f"{site.layout} -> {_flat(site)}")
+    layout = _layout(site, x)
+    flat = rearrange(x, f"{layout} -> {_flat(layout)}")
     heads = len(site.kept) * site.dim
     return rearrange(flat[..., :heads], "... (head dim) -> ... head dim", dim=site.dim), flat[..., heads:]
 
@@ -146,16 +167,36 @@ def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
 def _join(site: Site, heads: Tensor, rest: Tensor, like: Tensor) -> Tensor:
     flat = rearrange(heads, "... head dim -> ... (head dim)")
     flat = torch.cat([flat, rest], dim=-1) if rest.shape[-1] else flat
-    sizes = {name: size for name, size in zip(site.layout.split(), like.shape, strict=True) if name in _FLAT}
-    return rearrange(flat, f"{_flat(site)} -> {site.layout}", **sizes)
+    layout = _layout(site, like)
+    sizes = {name: size for name, size in zip(layout.split(), like.shape, strict=True) if name in _SIZED}
+    return rearrange(flat, f"{_flat(layout)} -> {layout}", **sizes)
 
 
-# Axes that are merged with another: groups of heads, streams of tokens.
-_FLAT = {"group": "batch token (group width)", "stream": "batch (stream token) width"}
+# The layouts, by their number of axes, of heads that most often come as [batch, token, width]: an image tower may have
+# the patches of all images in one row, or keep them in rows and columns.
+_OTHER_LAYOUTS = {2: "token width", 4: "batch row column width"}
+# Axes that are merged with another: groups of heads, streams of tokens, rows of an image.
+_FLAT = {
+    "group": "batch token (group width)",
+    "stream": "batch (stream token) width",
+    "row": "batch (row column) width",
+    "batch": "batch token width",
+    "token": "1 token width",
+}
+_SIZED = ("group", "stream", "row")
 
 
-def _flat(site: Site) -> str:
-    return next((flat for name, flat in _FLAT.items() if name in site.layout.split()), "batch token width")
+def _layout(site: Site, x: Tensor) -> str:
+    """How the heads of a site lie in `x`."""
+    if x.dim() == len(site.layout.split()):
+        return site.layout
+    if site.layout == "batch token width" and x.dim() in _OTHER_LAYOUTS:
+        return _OTHER_LAYOUTS[x.dim()]
+    raise UnknownAnatomy(f"{site.path} got {list(x.shape)}, wanted [{site.layout.replace(' ', ', ')}]")
+
+
+def _flat(layout: str) -> str:
+    return next(flat for name, flat in _FLAT.items() if name in layout.split())
 
 
 class _Block(NamedTuple):
@@ -168,10 +209,16 @@ class _Block(NamedTuple):
 
 def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
     tapped = _TappedBlocks(anatomy, read, edit, once)
-    tapped.calls.watch(anatomy, undo)
-    for block in tapped.calls.modules:
-        undo.callback(block.register_forward_pre_hook(tapped.before, with_kwargs=True).remove)
-        undo.callback(block.register_forward_hook(tapped.after).remove)
+
+    def place(undo: ExitStack) -> None:
+        tapped.calls.watch(anatomy, undo)
+        for block in tapped.calls.modules:
+            undo.callback(block.register_forward_pre_hook(tapped.before, with_kwargs=True).remove)
+            undo.callback(block.register_forward_hook(tapped.after).remove)
+
+    place(undo)
+    if edit is not None:
+        tapped.calls.edit_again(place, undo)
 
 
 class _TappedBlocks:
@@ -190,6 +237,8 @@ class _TappedBlocks:
 
     def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read or edit what the first block of a stack is given."""
+        if not self.calls.count:
+            return None
         stack, layer = self._running[block] = self.calls.next(block)
         if layer > 1:
             return None
@@ -203,6 +252,8 @@ class _TappedBlocks:
 
     def after(self, block: nn.Module, args: Any, output: Any) -> Any:
         """Read or edit what a block returns."""
+        if not self.calls.count:
+            return None
         x = output if isinstance(output, Tensor) else output[0]
         if isinstance(x, tuple) and self._edit is None:
             x = x[0]  # LiLT of transformers 4: its text beside its layout

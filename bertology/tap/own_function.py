@@ -207,7 +207,7 @@ def _queries(mask: Tensor | None, shape: torch.Size, site: Site, device: torch.d
     seen = (mask > torch.finfo(torch.float16).min).any(1).expand(-1, shape[1], -1)
     some = seen.any(-1)
     extra = seen.shape[-1] - seen.shape[-2]
-    if site.stack != "cross" and extra >= 0:
+    if not site.crosses and extra >= 0:
         own = seen.diagonal(extra, dim1=-2, dim2=-1)
         some = some & own if bool(own.any()) else some
     return there & some

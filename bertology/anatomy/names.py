@@ -93,6 +93,10 @@ class Oddities(NamedTuple):
     """Which of these softmaxes is its attention map, counted from 0."""
     bands: str = ""
     """"windows" around each query, or "blocks", where it computes attention in bands."""
+    remade: bool = False
+    """Whether the model puts another module in its place while it runs, and keeps what holds it."""
+    unmapped: str = ""
+    """Why it has no map as it is, where that depends on the text."""
     inexact_gradient: str = ""
     """Why its own backward pass is not the derivative of its forward pass."""
 
@@ -338,6 +342,11 @@ _INKLING2 = Shares(
 )  # fmt: skip
 _RESIZED = "it takes their width together from the hidden states"
 _REMADE = "it is made anew for short texts (call set_attention_type('original_full') first)"
+_SPARSE = (
+    "is block-sparse for a text of this length: it reads the first block several times over, which the maps that "
+    "transformers returns leave out, so that they do not sum to 1. Take shorter texts, or full attention: "
+    "set_attention_type('original_full')"
+)
 _TAKES_BIAS = Oddities(takes_bias=True)
 # Attention that puts its heads side by side in as many dimensions as its input has, so that it cannot have fewer.
 _SIZED_BY_INPUT = (
@@ -362,8 +371,8 @@ ODDITIES: Mapping[str, Oddities] = {
     **dict.fromkeys(_SIZED_BY_INPUT_4, Oddities(uncut_4=_RESIZED)),
     "LongformerSelfAttention": Oddities(uncut=_RESIZED, bands="windows"),
     "LEDEncoderSelfAttention": Oddities(uncut=_RESIZED, bands="windows"),
-    "BigBirdBlockSparseAttention": Oddities(uncut=_REMADE),
-    "BigBirdPegasusBlockSparseAttention": Oddities(uncut=_REMADE),
+    "BigBirdBlockSparseAttention": Oddities(uncut=_REMADE, remade=True, unmapped=_SPARSE),
+    "BigBirdPegasusBlockSparseAttention": Oddities(uncut=_REMADE, remade=True, unmapped=_SPARSE),
     # LiLT attends with its layout first, then with its text.
     "LiltSelfAttention": Oddities(uncut="its layout stream uses their maps", softmaxes=2, map_number=1),
     "T5Attention": _TAKES_BIAS,

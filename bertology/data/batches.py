@@ -27,6 +27,7 @@ from ..anatomy.names import (
     block_oddities_of,
 )
 from ..errors import DataError
+from .caches import check_no_cache, own_caches
 
 Batch = Mapping[str, Any]
 Batches = Batch | Iterable[Batch]
@@ -81,7 +82,12 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
             f"{ANNOTATIONS} must have one entry per example, got {len(batch[ANNOTATIONS])} entries for "
             f"{batch[name].shape[0]} examples"
         )
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return {key: _usable(value, device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _usable(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device; a copy of one that was made in inference mode, which no graph can hold."""
+    return x.clone().to(device) if x.is_inference() and not torch.is_inference_mode_enabled() else x.to(device)
 
 
 def check_repeatable(batches: Batches, *, why: str) -> None:
@@ -96,7 +102,11 @@ def examples(batch: Batch) -> int:
 
 
 def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
-    """Some examples of the batch. Values without one row per example are kept as they are."""
+    """Some examples of the batch. Values without one row per example are kept as they are.
+
+    Raises `DataError` for a batch with a cache.
+    """
+    check_no_cache(batch, why="some examples are taken out of the batch")
     count = examples(batch)
     rows = {name: isinstance(x, Tensor) and x.dim() > 0 and len(x) == count for name, x in batch.items()}
     some = {name: x[chosen] if rows[name] else x for name, x in batch.items()}
@@ -186,8 +196,8 @@ def _all_tokens(batch: Batch, prefix: str) -> Tensor:
 
 
 def model_arguments(batch: Batch) -> dict[str, Any]:
-    """The batch without its annotations."""
-    return {key: value for key, value in batch.items() if key != ANNOTATIONS}
+    """The batch without its annotations, and with a cache of its own: call this for each pass of a model."""
+    return own_caches({key: value for key, value in batch.items() if key != ANNOTATIONS})
 
 
 def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ..data.batches import (
     some_examples,
     without_labels,
 )
+from ..data.caches import check_no_cache
 from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
 from ..data.metrics import Metric, find_metric, metric_name
 from ..errors import DataError
@@ -311,6 +312,7 @@ class VariantAccumulator(Accumulator):
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Record the model's own pass."""
+        check_no_cache(batch, why="a batch is run in several copies at once")
         with uncached(self.anatomy.model), ExitStack() as self._recording:
             self._record = self._recording.enter_context(self._branches.recorded(batch))
             yield

@@ -20,6 +20,7 @@ from ..errors import DataError, UnknownAnatomy
 from ..results.axes import axes
 from ..results.result import Result
 from ..tap import tap, undisturbed
+from ..tap.gradient_cuts import gradients_checked
 
 C = TypeVar("C", bound="Capture")
 
@@ -313,7 +314,9 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             anatomy.check_readable()
             taps.enter_context(tap(anatomy, "heads", edit=edit))
             with torch.inference_mode(False), torch.enable_grad():
-                outputs = model(**(without_labels(model, batch) if loss == "auto" else model_arguments(batch)))
+                arguments = without_labels(model, batch) if loss == "auto" else model_arguments(batch)
+                with gradients_checked(anatomy):
+                    outputs = model(**arguments)
                 total = example_losses(chosen, outputs, batch).sum()
                 each = torch.autograd.grad(total, list(found.values()), materialize_grads=True)
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence, Sized
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..anatomy.dissect import dissect
 from ..data.batches import ANNOTATIONS, Batch, Batches, each_batch, model_arguments, without_labels
 from ..errors import DataError
 from ..tap import undisturbed
+from ..tap.gradient_cuts import gradients_checked
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint, add_tensor
 
@@ -61,11 +63,13 @@ def _accumulate(
         accumulator.keeps_graph = accumulator is not backward[-1]
     saved = _SavedPass(checkpoint, model, accumulators) if checkpoint is not None else None
     gradient = any(accumulator.needs_gradient for accumulator in accumulators)
+    check: Any = partial(gradients_checked, anatomy) if gradient else nullcontext
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     with undisturbed(model), torch.set_grad_enabled(gradient):
         for batch in tqdm(each_batch(model, batches), desc=progress, total=total, disable=progress is None):
             if saved is None or not saved.has(batch):
-                _update(model, batch, accumulators)
+                _update(model, batch, accumulators, check)
+                check = nullcontext  # the parts of a model are the same in every batch
                 if saved is not None:
                     saved.keep()
     results = tuple(all_merge(accumulator).compute() for accumulator in accumulators)
@@ -132,11 +136,13 @@ def _describe(model: nn.Module, accumulators: Sequence[Accumulator]) -> str:
     return "\n".join(lines)
 
 
-def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator]) -> None:
+def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator], check: Any) -> None:
     labelled = any(accumulator.needs_labels for accumulator in accumulators)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        outputs = model(**(model_arguments(batch) if labelled else without_labels(model, batch)))
+        inputs = model_arguments(batch) if labelled else without_labels(model, batch)
+        with check():
+            outputs = model(**inputs)
         for accumulator in accumulators:
             accumulator.update(batch, outputs)
 

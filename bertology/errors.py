@@ -9,6 +9,8 @@
     ├── PruningError          the heads cannot be removed from this model
     └── MissingExtra          an optional package is not installed
 
+    UnmeasuredAttention       a warning: some attention of the model has no rows in results
+
 Every message says what was wanted, what came, and what to do.
 """
 
@@ -24,6 +26,13 @@ class BertologyError(Exception):
 
 class UnknownAnatomy(BertologyError, TypeError):
     """No attention heads were found in the model, or they ran elsewhere than expected."""
+
+
+class UnmeasuredAttention(UserWarning):
+    """Some modules of a model look like attention but have no rows in results: `dissect(model).unmeasured` says why.
+
+    It comes once for each model. To silence it: `warnings.simplefilter("ignore", UnmeasuredAttention)`.
+    """
 
 
 class HeadError(BertologyError, IndexError):

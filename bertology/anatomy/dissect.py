@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import UnknownAnatomy
+from ..errors import UnknownAnatomy, UnmeasuredAttention
 from .forward_source import acts_on_record, ties_last
 from .names import (
     COUNT_NAMES,
     CROSS_NAMES,
     DIFFERENCE_NAME,
+    IMAGE_CONFIG_NAMES,
     LOOPS,
     MORE_THAN_HEADS,
     NAMES,
     NORMS_ELSEWHERE,
     PRUNED_NAME,
-    RECURRENT_NAMES,
     REPEATS,
+    TORCH_NAMES,
     TOTAL_NAMES,
     UNPRUNED_NAME,
     WIDTH_NAMES,
@@ -36,6 +39,7 @@ from .names import (
     oddities_of,
 )
 from .sites import Anatomy, Site, Stack
+from .unmeasured import find_unmeasured, has_no_heads, is_recurrent, parts_of, told
 
 _BLOCK = re.compile(r"(.*\.\d+|\d+)(?:\.|$)")
 # T5's blocks hold their parts in a list of their own.
@@ -56,8 +60,8 @@ def find_attentions(modules: dict[str, nn.Module]) -> list[Found]:
     found = []
     seen = set()
     for path, module in modules.items():
-        names = next((names for names in NAMES if _fits(modules, path, module, names)), None)
-        if names is None or any(hasattr(module, name) for name in RECURRENT_NAMES):
+        names = _names_of(modules, path, module)
+        if names is None or has_no_heads(module):
             continue
         block = _SUBLAYER.sub(r"\1", _block(path))
         # A module known by two names (an alias) is one; a module that several blocks share is one in each.
@@ -67,6 +71,13 @@ def find_attentions(modules: dict[str, nn.Module]) -> list[Found]:
         near = path.split(".")[-2:]
         found.append(Found(path, block, names, any(name in CROSS_NAMES for name in near)))
     return found
+
+
+def _names_of(modules: dict[str, nn.Module], path: str, module: nn.Module) -> Names | None:
+    """The line of the table that fits a module."""
+    if isinstance(module, nn.MultiheadAttention):
+        return TORCH_NAMES if type(module).forward is nn.MultiheadAttention.forward else None
+    return next((names for names in NAMES if _fits(modules, path, module, names)), None)
 
 
 def _fits(modules: dict[str, nn.Module], path: str, module: nn.Module, names: Names) -> bool:
@@ -81,6 +92,8 @@ def path_of(attention: str, part: str) -> str:
     """The path of a part of an attention module, where each leading `../` goes up to what holds it."""
     while part.startswith("../"):
         attention, part = attention.rpartition(".")[0], part.removeprefix("../")
+    if not part:
+        return attention
     return f"{attention}.{part}" if attention else part
 
 
@@ -96,23 +109,15 @@ def _block(path: str) -> str:
     return found[1]
 
 
-def name_by_hand(modules: dict[str, nn.Module]) -> str:
-    """The part of an error that says how to name the parts of an attention: what was found, and what to call."""
-    inside = {
-        tuple(name for name, child in module.named_children() if _is_linear(child))
-        for path, module in modules.items()
-        if "att" in path.rpartition(".")[2].lower()
-    }
-    told = "; ".join(", ".join(names) for names in sorted(inside) if names)
+def what_was_seen(modules: dict[str, nn.Module]) -> str:
+    """The part of an error that says what looks like attention, and how to name its parts."""
+    unmeasured = find_unmeasured(modules, ())
+    parts = dict.fromkeys(", ".join(parts_of(modules[path])) for path in unmeasured)
+    seen = f"Modules that look like attention hold {'; '.join(parts)}: {told(unmeasured)}. " if unmeasured else ""
     return (
-        (f"Modules that look like attention hold {told}. " if told else "")
-        + "To name the parts by hand: register_names(Names(query, key, value, projection)), each a path below the "
+        f"{seen}To name the parts by hand: register_names(Names(query, key, value, projection)), each a path below the "
         "attention module"
     )
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
 
 
 def configs_around(modules: dict[str, nn.Module], path: str) -> Iterable[Any]:
@@ -126,11 +131,20 @@ def configs_around(modules: dict[str, nn.Module], path: str) -> Iterable[Any]:
 def make_stack(modules: dict[str, nn.Module], name: str, blocks: list[str], one: Found) -> Stack:
     """The stack of these blocks, given in the order in which they run, with one of its attentions."""
     odd = block_oddities_of(modules[blocks[0]])
-    layout = "token batch hidden" if one.names.layout.startswith("token") else odd.layout
+    token_first = one.names.layout.startswith("token") or getattr(modules[one.path], "batch_first", True) is False
+    layout = "token batch hidden" if token_first else odd.layout
     known = one.block != one.path and odd.called
     there = tuple(modules[block] for block in blocks) if known else ()
     last = _returned(modules, blocks[0])
-    return Stack(name, _called(modules, blocks[0]), last, ties_last(last), layout, there)
+    return Stack(
+        name, _called(modules, blocks[0]), last, ties_last(last), layout, there, _reads_images(modules, blocks[0])
+    )
+
+
+def _reads_images(modules: dict[str, nn.Module], block: str) -> bool:
+    """Whether the config nearest to a block is that of images."""
+    config = next(iter(configs_around(modules, f"{block}.")), None)
+    return any(hasattr(config, name) for name in IMAGE_CONFIG_NAMES) and not hasattr(config, "vocab_size")
 
 
 def _called(modules: dict[str, nn.Module], block: str) -> nn.Module:
@@ -213,10 +227,15 @@ def _looped(blocks: list[str], loop: Loop, config: Any) -> list[str]:
 
 
 _NUMBERS = re.compile(r"\.\d+(?=\.|$)|^\d+(?:\.|$)")
+# The models of which a warning said what is not measured.
+_warned: WeakSet[nn.Module] = WeakSet()
 
 
 def dissect(model: nn.Module) -> Anatomy:
     """Find the attention heads of a model, whatever task head or wrapper is around it.
+
+    What looks like attention but is not known is in `unmeasured` of what comes, with the reason, and is named in one
+    warning for each model, `bertology.errors.UnmeasuredAttention`.
 
     Raises `UnknownAnatomy` when no attention output projection is found, or when what is found does not fit together.
 
@@ -231,12 +250,59 @@ def dissect(model: nn.Module) -> Anatomy:
     if not found:
         raise UnknownAnatomy(
             f"no attention heads found in {type(model).__name__}. A model without attention (Mamba, RWKV, FNet) has no "
-            f"heads. {name_by_hand(modules)}"
+            f"heads. {what_was_seen(modules)}"
         )
     towers: dict[str, list[Found]] = {}
     for one in found:
         towers.setdefault(_NUMBERS.sub("", one.block), []).append(one)
+    unread = _unread_towers(modules, towers)
+    towers = {tower: some for tower, some in towers.items() if tower not in unread}
+    sites, stacks = _sites_of(modules, towers)
+    if len({site.label for site in sites}) < len(sites):
+        raise UnknownAnatomy(
+            f"{type(model).__name__} has several stacks of one kind, at {', '.join(map(repr, towers))}: "
+            "pass the part of the model that you mean"
+        )
+    unmeasured = find_unmeasured(modules, [modules[one.path] for one in found])
+    unmeasured |= {path: why for paths in unread.values() for path, why in paths.items()}
+    _warn(model, modules, unmeasured)
+    return Anatomy(model, tuple(sites), tuple(stacks), unmeasured)
+
+
+def _unread_towers(modules: dict[str, nn.Module], towers: dict[str, list[Found]]) -> dict[str, dict[str, str]]:
+    """{tower: {path: why}} of towers whose heads cannot be told from what their attention says of itself.
+
+    Raises `UnknownAnatomy` where that is true of all towers.
+    """
+    unread: dict[str, dict[str, str]] = {}
+    for tower, attentions in towers.items():
+        try:
+            for one in attentions:
+                _head_widths(modules, one)
+        except UnknownAnatomy as error:
+            if len(unread) == len(towers) - 1:
+                raise
+            unread[tower] = {one.path: str(error) for one in attentions}
+    return unread
+
+
+def _warn(model: nn.Module, modules: dict[str, nn.Module], unmeasured: dict[str, str]) -> None:
+    """Say once what is not measured; recurrent layers are no attention."""
+    left_out = {path: why for path, why in unmeasured.items() if not is_recurrent(modules[path])}
+    if left_out and model not in _warned:
+        warnings.warn(
+            f"{type(model).__name__} has attention that is not measured: {told(left_out)}. It has no rows in results, "
+            "and nothing edits it. To name its parts by hand: register_names(Names(query, key, value, projection))",
+            UnmeasuredAttention,
+            stacklevel=3,
+        )
+        _warned.add(model)
+
+
+def _sites_of(modules: dict[str, nn.Module], towers: dict[str, list[Found]]) -> tuple[list[Site], list[Stack]]:
+    """The sites and stacks of these towers, in the order in which their blocks run."""
     names = name_stacks(modules, towers)
+    crossing = sum(any(one.cross for one in attentions) for attentions in towers.values())
     sites: list[Site] = []
     stacks: list[Stack] = []
     for tower, attentions in towers.items():
@@ -252,15 +318,10 @@ def dissect(model: nn.Module) -> Anatomy:
             done: list[nn.Module] = []
             for count, (place, one) in enumerate(running):
                 layer = place if by_block else count
-                stack = "cross" if cross else names[tower]
+                stack = ("cross" if crossing == 1 else f"{names[tower]}.cross") if cross else names[tower]
                 sites.append(_site(modules, one, len(sites), stack, layer, done.count(modules[one.path])))
                 done.append(modules[one.path])
-    if len({site.label for site in sites}) < len(sites):
-        raise UnknownAnatomy(
-            f"{type(model).__name__} has several stacks of one kind, at {', '.join(map(repr, towers))}: "
-            "pass the part of the model that you mean"
-        )
-    return Anatomy(model, tuple(sites), tuple(stacks))
+    return sites, stacks
 
 
 def register_names(names: Names) -> None:
@@ -281,19 +342,10 @@ def _site(modules: dict[str, nn.Module], one: Found, row: int, stack: str, layer
         attention if names.bare else modules[path_of(one.path, part)]
         for part in (names.query, names.key, names.value, names.projection)
     )
-    unplaced = [n for n, m in attention.named_children() if _is_norm(m) and n not in (*NORMS_ELSEWHERE, names.norm)]
-    if unplaced:
-        raise UnknownAnatomy(
-            f"{one.path} has {unplaced[0]}, a norm that may stand between the heads and {names.projection}: "
-            "gates there would not be heads' gates. If it does, say so with "
-            f"register_names(Names(..., norm={unplaced[0]!r}))"
-        )
     record = _record(attention, modules[one.path.rpartition(".")[0]])
     weight = names.projection if names.bare else ""
-    inputs = getattr(attention, weight)[0].numel() if weight else _inputs(attention, projection)
+    dim, here = _head_widths(modules, one)
     pruned = {int(head) for head in getattr(record, PRUNED_NAME, ())}
-    dim = _head_width(modules, one.path, inputs) * (2 if hasattr(attention, DIFFERENCE_NAME) else 1)
-    here = inputs // dim
     width = int(getattr(record, UNPRUNED_NAME, here + len(pruned)))
     kept = tuple(head for head in range(width) if head not in pruned)
     # A layer that lost all its heads keeps one of zeros, which is no head.
@@ -306,6 +358,24 @@ def _site(modules: dict[str, nn.Module], one: Found, row: int, stack: str, layer
         row, stack, layer, call, dim, width, kept, path, names.layout, fused,
         attention, query, key, value, attention if weight else modules[path], projection, record, weight, names.runs,
     )  # fmt: skip
+
+
+def _head_widths(modules: dict[str, nn.Module], one: Found) -> tuple[int, int]:
+    """The width of a head of an attention, and how many heads there are."""
+    names, attention = one.names, modules[one.path]
+    unplaced = [n for n, m in attention.named_children() if _is_norm(m) and n not in (*NORMS_ELSEWHERE, names.norm)]
+    if unplaced:
+        raise UnknownAnatomy(
+            f"{one.path} has {unplaced[0]}, a norm that may stand between the heads and {names.projection}: "
+            "gates there would not be heads' gates. If it does, say so with "
+            f"register_names(Names(..., norm={unplaced[0]!r}))"
+        )
+    if names.bare:
+        inputs = int(getattr(attention, names.projection)[0].numel())
+    else:
+        inputs = _inputs(attention, modules[path_of(one.path, names.projection)])
+    dim = _head_width(modules, one.path, inputs) * (2 if hasattr(attention, DIFFERENCE_NAME) else 1)
+    return dim, inputs // dim
 
 
 def _record(attention: nn.Module, parent: nn.Module) -> nn.Module:

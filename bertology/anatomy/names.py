@@ -5,6 +5,7 @@ This file alone holds names of other people's code. A new architecture is one li
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -154,7 +155,29 @@ NAMES = [
     Names("project_q", "project_k", "project_v", "attention_out"),
     Names("query_proj", "key_proj", "value_proj", "out_proj", layout="batch stream token width", mark="ngram", runs=2),
     Names("query_proj", "key_proj", "value_proj", "out_proj"),
+    # Images: Qwen-VL and its many kin, SAM, ViTDet; Kimi and Muse; Qwen-Omni; InternVL and Janus; PVT v2 and V-JEPA 2;
+    # Kosmos-2.5 and Pix2Struct; Grounding DINO; CvT; TimeSformer. The order in which such a `qkv` returns is not known.
+    Names("qkv", "qkv", "qkv", "proj"),
+    Names(*QKV, "proj"),
+    Names("q", "k", "v", "proj"),
+    Names(*QKV, "projection_layer"),
+    Names("query", "key", "value", "proj"),
+    Names("query", "key", "value", "output"),
+    Names("query", "key", "value", "out_proj"),
+    Names("projection_query", "projection_key", "projection_value", "../output.dense"),
+    Names("qkv", "qkv", "qkv", "../output.dense"),
+    # Sounds: conformers; Granite Speech; Gemma 4 and 3n; Bark. Diffusers
+    Names("linear_q", "linear_k", "linear_v", "linear_out"),
+    Names("to_q", "to_kv", "to_kv", "to_out"),
+    Names(*QKV, "post"),
+    Names(*QKV, "../post"),
+    Names("att_proj", "att_proj", "att_proj", "out_proj", fused="parts"),
+    Names("to_q", "to_k", "to_v", "to_out.0"),
+    # Layers of Gemma 3n and 4 that take the keys and values of another layer
+    Names("q_proj", "q_proj", "q_proj", "o_proj", mark="is_kv_shared_layer"),
 ]
+# torch's own module, whose projections of queries, keys and values are parameters of itself.
+TORCH_NAMES = Names("", "", "", "out_proj")
 # Names of modules of cross attention, or of the modules around them.
 CROSS_NAMES = (
     "crossattention",
@@ -162,9 +185,24 @@ CROSS_NAMES = (
     "EncDecAttention",
     "cross_attn",
     "cross_attention",
+    "multihead_attn",
 )
 # Attributes of recurrent modules that look like attention (delta nets, lightning attention): they weigh no tokens.
 RECURRENT_NAMES = ("conv1d", "A_log", "slope_rate")
+# Names of classes that are attention by their name, and of parts of attention that bear its name.
+ATTENTION_CLASSES = re.compile(r"attention|attn|MHA", re.IGNORECASE)
+NOT_ATTENTION_CLASSES = re.compile(r"(MLP|Output|Residual|Bias|Projection|Norm|Embeddings?|Dropout)$", re.IGNORECASE)
+# Names of a fused projection of queries, keys and values.
+FUSED_PARTS = re.compile(r"(?:^|_)(?:w?qkv|query_key_value|queries_keys_values|c_attn|in_proj_weight)(?:$|_)", re.I)
+# {pattern of names of classes: why such attention has no heads}.
+NO_HEADS = {
+    "DeformableAttention": "samples points of an image in the place of comparing queries with keys",
+    "AttnBlock$|VocosAttention$": "attends with one head of convolutions, whose output is no concatenation of heads",
+    "ChannelAttention": "attends from channels to channels, not from tokens to tokens",
+    "AdditiveAttention|GatedAttention|^MobileViTV2": "weighs tokens or features by themselves, not by queries and keys",
+    "^Rwkv": "is recurrent: it weighs no tokens, so that it has no attention heads",
+    "^xLSTM": "is recurrent: it weighs no tokens, so that it has no attention heads",
+}
 # Attributes of attention that returns more than its heads: ConvBERT's convolutions come after its heads.
 MORE_THAN_HEADS = ("conv_out_layer",)
 # Where an attention module says how wide a head's output is, and how many heads it has.
@@ -179,7 +217,7 @@ TOTAL_NAMES = (
     "d_model_size", "head_size",
 )  # fmt: skip
 # What the config of a stack that reads images has, and one that reads text too has beside a vocabulary.
-IMAGE_CONFIG_NAMES = ("image_size", "num_channels")
+IMAGE_CONFIG_NAMES = ("image_size", "num_channels", "patch_size")
 # Where the indices of pruned heads are recorded: transformers 4's name, ours for the count before pruning, and
 # the config's place for models with several stacks, which transformers 4 had no name for.
 PRUNED_NAME, UNPRUNED_NAME, PRUNED_BY_LABEL_NAME = "pruned_heads", "unpruned_heads", "pruned_heads_by_label"
@@ -202,10 +240,18 @@ EPSILON_NAMES = ("variance_epsilon", "eps")
 IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
     "input_ids", "inputs_embeds", "attention_mask", "token_type_ids",
 )  # fmt: skip
+# The positions of the tokens, as an argument, and as the buffer in which a model keeps those of a text without padding.
+POSITIONS_ARGUMENT = POSITIONS_NAME = "position_ids"
 DECODER_PREFIX = "decoder_"
 DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
 # The labels: of a class, of tokens or of numbers, and of the span that answers a question.
 LABELS_ARGUMENT, SPAN_ARGUMENTS = "labels", ("start_positions", "end_positions")
+# Settings of models of images and text: the token that stands for a part of an image in the text.
+IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
+# Outputs of models, in the order in which they are returned without names: the loss, and what a loss is computed from.
+LOSS_OUTPUT, LOGITS_OUTPUT, SPAN_OUTPUTS = "loss", "logits", ("start_logits", "end_logits")
+# A setting under which a mixture of experts adds the loss of its router.
+ROUTER_LOSS_NAME = "output_router_logits"
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.
@@ -225,6 +271,9 @@ STATES_ARGUMENT, BIAS_ARGUMENT, BIASED_MASK_ARGUMENT = "hidden_states", "positio
 GLOBAL_ARGUMENT, MASKED_ARGUMENT, ANY_GLOBAL_ARGUMENT = "is_index_global_attn", "is_index_masked", "is_global_attn"
 # Arguments of the functions that are on transformers' attention interface.
 DROPOUT_ARGUMENT, SCALE_ARGUMENT = "dropout", "scaling"
+# An attribute of attention on this interface: whether it is causal where there is no mask. And what comes before the
+# name of a function for continuous batching.
+CAUSAL_NAME, PAGED_PREFIX = "is_causal", "paged|"
 # Arguments that hold a share for each query head, made for all layers at once.
 BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos", "relative_position_bias")
 # Settings under which a block adds a bias for each head to its mask (BEiT).
@@ -241,7 +290,7 @@ DIFFERENCE_NAME = "lambda_q1"
 NORMS_ELSEWHERE = (
     "q_norm", "k_norm", "v_norm", "qk_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm",
     "q_a_layernorm", "kv_a_layernorm", "k_rope_only_layernorm", "q_a_norm", "q_b_norm", "kv_norm",
-    "layernorm1", "layernorm2", "LayerNorm", "layer_norm",
+    "layernorm1", "layernorm2", "LayerNorm", "layer_norm", "pre_norm", "norm_media", "norm_latents",
     # DiffLlama's norms each pair of heads by itself
     "groupnorm",
 )  # fmt: skip
@@ -332,6 +381,7 @@ ODDITIES: Mapping[str, Oddities] = {
         shares=Shares({"exclusive_self_attention.alpha": 0, "output_projection.gate_proj.weight": 0}, all_keys=True)
     ),
     "SqueezeBertSelfAttention": Oddities(shares=Shares()),
+    "MultiheadAttention": Oddities(uncut="torch's own module divides its whole width among its heads"),
 }
 
 

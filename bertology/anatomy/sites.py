@@ -89,6 +89,11 @@ class Site:
     runs: int = 1
 
     @property
+    def crosses(self) -> bool:
+        """Whether this is cross attention, in which queries and keys come from different tokens."""
+        return self.stack.rpartition(".")[2] == "cross"
+
+    @property
     def label(self) -> str:
         """`encoder.0`, `decoder.0`, `cross.0`."""
         return f"{self.stack}.{self.layer}"
@@ -114,7 +119,8 @@ class Stack:
 
     `ties_last` says whether transformers counts that among the hidden states in the place of what the last block
     returns, `layout`, in the notation of einops, how a hidden state is laid out. `blocks` is empty where no module is a
-    block: transformers is then asked for the hidden states.
+    block: transformers is then asked for the hidden states. `reads_images` says whether its positions are patches of
+    images, none of which are padding.
     """
 
     name: str
@@ -123,6 +129,7 @@ class Stack:
     ties_last: bool
     layout: str
     blocks: tuple[nn.Module, ...] = field(repr=False)
+    reads_images: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +139,8 @@ class Anatomy:
     model: nn.Module = field(repr=False)
     sites: tuple[Site, ...]
     stacks: tuple[Stack, ...]
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    """{path of a module that looks like attention and is not among the sites: why}."""
 
     @property
     def layers(self) -> int:
@@ -160,7 +169,13 @@ class Anatomy:
     def runner(self, stack: str) -> nn.Module:
         """The module that runs a stack: for cross attention, the decoder."""
         names = {one.name: one.module for one in self.stacks}
-        return names.get("decoder" if stack == "cross" else stack, self.model)
+        owner = "decoder" if stack == "cross" else stack.removesuffix(".cross")
+        return names.get(owner, self.model)
+
+    def reads_images(self, stack: str) -> bool:
+        """Whether the queries of a stack are patches of images."""
+        runner = self.runner(stack)
+        return any(one.reads_images for one in self.stacks if one.name == stack or one.module is runner)
 
     def check_readable(self) -> None:
         """Check that each layer's heads come once in a forward pass, or raise `UnknownAnatomy`."""

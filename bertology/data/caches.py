@@ -25,6 +25,11 @@ def holds_cache(name: str, value: Any) -> bool:
     return value is not None and (name in STATE_ARGUMENTS or type(value).__name__.endswith("Cache"))
 
 
+def has_cache(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch holds a cache."""
+    return any(holds_cache(name, value) for name, value in batch.items())
+
+
 def check_no_cache(batch: Mapping[str, Any], *, why: str) -> None:
     """Raise `DataError` for a batch with a cache."""
     for name, value in batch.items():

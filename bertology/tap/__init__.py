@@ -14,7 +14,7 @@ for all others. `gates` scales or replaces heads' outputs. `resume` records a pa
 from .hooks import check_rows, tap
 from .map_reader import attention_entropies
 from .position_bias import narrow_biases, takes_bias
-from .restore import uncached, undisturbed
+from .restore import uncached, uncompiled, undisturbed
 from .resume import Recording, copied, first_position_only, matrix, recorded, tail_noted
 from .silence import silenced
 
@@ -32,5 +32,6 @@ __all__ = [
     "takes_bias",
     "tap",
     "uncached",
+    "uncompiled",
     "undisturbed",
 ]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import CACHE_ARGUMENTS
 from ..anatomy.sites import Anatomy, Heads, Site
-from ..data.batches import Batch, token_mask
+from ..data.batches import Batch, examples, token_mask
+from ..data.images import example_of_each
 from ..data.padding import real_positions
 from ..errors import HeadError, ShapeError, UnknownAnatomy
 from . import tap
@@ -146,15 +147,34 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
         gate = gates[site.row].to(x).index_select(-1, torch.tensor(site.kept, device=x.device))
         if gate.dim() == 1:
             return x * gate[:, None]
+        if anatomy.reads_images(site.stack) and (example_of := _examples_of_images(anatomy, batch, x)) is not None:
+            if len(gate) != examples(batch):
+                raise _other_batch(len(gate), examples(batch))
+            return x * gate[example_of.to(gate.device)].unflatten(0, (x.shape[0], -1)).unsqueeze(-1)
         if gate.shape[0] != x.shape[0]:
-            raise ShapeError(
-                f"gates are for a batch of {gate.shape[0]}, the model runs on {x.shape[0]} rows: "
-                "give [layer, batch, head] gates for this batch, or [layer, head] gates for any"
-            )
+            raise _other_batch(len(gate), x.shape[0])
         return x * rearrange(gate, "batch head -> batch 1 head 1")
 
-    with tap(anatomy, "heads", edit=edit):
+    batch: dict[str, Any] = {}
+    with ExitStack() as taps:
+        if gates.dim() == 3 and any(stack.reads_images for stack in anatomy.stacks):
+            taps.enter_context(tap(anatomy, "inputs", read=batch.update))
+        taps.enter_context(tap(anatomy, "heads", edit=edit))
         yield
+
+
+def _other_batch(wanted: int, rows: int) -> ShapeError:
+    """The error for gates whose batch is not what the model runs on."""
+    return ShapeError(
+        f"gates are for a batch of {wanted}, the model runs on {rows} rows: give [layer, batch, head] gates for this "
+        "batch, or [layer, head] gates for any. Where rows are no examples (windows of images, images of several sizes "
+        "in one row), take one example at a time"
+    )
+
+
+def _examples_of_images(anatomy: Anatomy, batch: Batch, x: Tensor) -> Tensor | None:
+    """[row] or [token]: the example of each image, or of each patch where all are in one row of `x`, if it is known."""
+    return example_of_each(anatomy.model, batch, x.shape[1] if x.shape[0] == 1 else x.shape[0])
 
 
 @contextmanager
@@ -259,5 +279,6 @@ def ablated(
         if replacement.depends_on_batch:
             taps.enter_context(tap(anatomy, "inputs", read=look))
             keep_for_recomputation(Edit(lambda undo: None, lambda: partial(with_batch, dict(batch))), taps)
-        taps.enter_context(tap(anatomy, "heads", edit=edit))
+        # Each run of a stack has tokens of its own, which the batch does not name.
+        taps.enter_context(tap(anatomy, "heads", edit=edit, once=replacement.depends_on_batch))
         yield

@@ -96,7 +96,7 @@ class _Following(TorchFunctionMode):
             made = _floating(args[0] if func is Tensor.__setitem__ else output)
             if made or func in _LEAVING:
                 name = getattr(func, "__name__", str(func))
-                given = [] if name.endswith("_like") or name.startswith("new_") else _floating((args, kwargs))
+                given = _floating(_values_of(name, args, kwargs))
                 self._follow(name, given, made, leaving=func in _LEAVING)
         return output
 
@@ -148,6 +148,13 @@ def _floating(values: Any) -> list[Tensor]:
     elif not isinstance(values, (tuple, list)):
         return []
     return [x for value in values for x in _floating(value)]
+
+
+def _values_of(name: str, args: Any, kwargs: Any) -> Any:
+    """The arguments of a function whose values matter, not the shape or the type alone."""
+    if name.endswith("_like") or name.startswith("new_"):
+        return ()
+    return args[:1] if name == "to" or name.endswith("_as") else (args, kwargs)
 
 
 def _has_no_derivative(x: Tensor) -> bool:

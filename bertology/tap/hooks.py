@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..anatomy.dissect import dissect
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy
@@ -20,21 +21,25 @@ from .calls import Calls
 from .function_mode import of_reader, watch_products
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
+from .torch_attention import open_torch_attention
 
 PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 
 
 @contextmanager
 def tap(
-    anatomy: Anatomy,
+    anatomy: Anatomy | nn.Module,
     place: str,
     *,
     read: Callable[..., Any] | None = None,
     edit: Callable[..., Tensor] | None = None,
     rows: int | None = None,
     whole: bool = False,
+    once: bool | None = None,
 ) -> Iterator[None]:
     """Call `read` or `edit` at one place of the model while the `with` lasts.
+
+    `anatomy` is what `dissect(model)` returned; a model is dissected there and then.
 
     | place       | called with       | x                                                                        |
     |-------------|-------------------|--------------------------------------------------------------------------|
@@ -50,7 +55,11 @@ def tap(
     into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that want gradients
     through it. Attention maps are read under any attention implementation: for as long as the `with` lasts, a model
     on transformers' attention interface computes attention with its own eager function, and in any other the softmax
-    of its attention modules is watched.
+    of its attention modules is watched. A model with an attention function of your own keeps it: the weights that it
+    returns are read; if it returns none, it must agree with the model's eager function.
+
+    A model that runs a stack several times in one forward pass (an encoder that two texts share) is edited in every
+    run. `once=True` refuses that, as readers do by default; with `once=False` a reader is given every run in turn.
 
     Parts that run again in the backward pass (gradient checkpointing) run under the same edits again, also when
     `backward` is called after the `with`; they are not read again. A compiled model runs uncompiled meanwhile. All
@@ -63,6 +72,8 @@ def tap(
     if edit is not None and place not in ("block", "heads"):
         raise BertologyError(f"{place!r} can be read but not edited; edit 'block' or 'heads'")
     check_rows(rows)
+    anatomy = _dissected(anatomy)
+    once = edit is None if once is None else once
     read = None if read is None else of_reader(of_first_run(read))
     edit = None if edit is None else of_reader(edit)
     with ExitStack() as undo:
@@ -70,10 +81,18 @@ def tap(
         undo.enter_context(uncompiled())
         if place in ("attention", "entropy"):
             assert read is not None
-            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole))
+            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once))
         else:
-            _TAPS[place](anatomy, undo, read, edit)
+            _TAPS[place](anatomy, undo, read, edit, once)
         yield
+
+
+def _dissected(anatomy: Any) -> Anatomy:
+    if isinstance(anatomy, nn.Module):
+        return dissect(anatomy)
+    if not isinstance(anatomy, Anatomy):
+        raise BertologyError(f"wanted a model, or what dissect(model) returns; got {type(anatomy).__name__}")
+    return anatomy
 
 
 def check_rows(rows: int | None) -> None:
@@ -89,7 +108,7 @@ def _tap_maps(undo: ExitStack, opened: Callable[[], AbstractContextManager[None]
     keep_for_recomputation(again, undo)
 
 
-def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
+def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
     names = list(inspect.signature(anatomy.model.forward).parameters)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -98,9 +117,10 @@ def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
     undo.callback(anatomy.model.register_forward_pre_hook(before, with_kwargs=True).remove)
 
 
-def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
-    crossing = [site.place for site in anatomy.sites if site.stack == "cross"]
-    calls = Calls([(site.place, site) for site in anatomy.sites for _ in range(site.runs)], may_rest=crossing)
+def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
+    crossing = [site.place for site in anatomy.sites if site.crosses]
+    places = [(site.place, site) for site in anatomy.sites for _ in range(site.runs)]
+    calls = Calls(places, may_rest=crossing, once=once)
     if edit is None:
         anatomy.check_readable()
 
@@ -126,6 +146,7 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
         calls.watch(anatomy, undo)
         if bare:
             watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
+        open_torch_attention((site.attention for site in anatomy.sites), undo)
         for module in calls.modules:
             if module not in bare:
                 undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -137,9 +158,8 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
 
 def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
     """[batch, token, head, dim], and the elements after all heads (ConvBERT), of the input of `place`."""
-    if x.dim() != len(site.layout.split()):
-        raise UnknownAnatomy(f"{site.path} got {list(x.shape)}, wanted [{site.layout.replace(' ', ', ')}]")
-    flat = rearrange(x, f"{site.layout} -> {_flat(site)}")
+    layout = _layout(site, x)
+    flat = rearrange(x, f"{layout} -> {_flat(layout)}")
     heads = len(site.kept) * site.dim
     return rearrange(flat[..., :heads], "... (head dim) -> ... head dim", dim=site.dim), flat[..., heads:]
 
@@ -147,16 +167,36 @@ def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
 def _join(site: Site, heads: Tensor, rest: Tensor, like: Tensor) -> Tensor:
     flat = rearrange(heads, "... head dim -> ... (head dim)")
     flat = torch.cat([flat, rest], dim=-1) if rest.shape[-1] else flat
-    sizes = {name: size for name, size in zip(site.layout.split(), like.shape, strict=True) if name in _FLAT}
-    return rearrange(flat, f"{_flat(site)} -> {site.layout}", **sizes)
+    layout = _layout(site, like)
+    sizes = {name: size for name, size in zip(layout.split(), like.shape, strict=True) if name in _SIZED}
+    return rearrange(flat, f"{_flat(layout)} -> {layout}", **sizes)
 
 
-# Axes that are merged with another: groups of heads, streams of tokens.
-_FLAT = {"group": "batch token (group width)", "stream": "batch (stream token) width"}
+# The layouts, by their number of axes, of heads that most often come as [batch, token, width]: an image tower may have
+# the patches of all images in one row, or keep them in rows and columns.
+_OTHER_LAYOUTS = {2: "token width", 4: "batch row column width"}
+# Axes that are merged with another: groups of heads, streams of tokens, rows of an image.
+_FLAT = {
+    "group": "batch token (group width)",
+    "stream": "batch (stream token) width",
+    "row": "batch (row column) width",
+    "batch": "batch token width",
+    "token": "1 token width",
+}
+_SIZED = ("group", "stream", "row")
 
 
-def _flat(site: Site) -> str:
-    return next((flat for name, flat in _FLAT.items() if name in site.layout.split()), "batch token width")
+def _layout(site: Site, x: Tensor) -> str:
+    """How the heads of a site lie in `x`."""
+    if x.dim() == len(site.layout.split()):
+        return site.layout
+    if site.layout == "batch token width" and x.dim() in _OTHER_LAYOUTS:
+        return _OTHER_LAYOUTS[x.dim()]
+    raise UnknownAnatomy(f"{site.path} got {list(x.shape)}, wanted [{site.layout.replace(' ', ', ')}]")
+
+
+def _flat(layout: str) -> str:
+    return next(flat for name, flat in _FLAT.items() if name in layout.split())
 
 
 class _Block(NamedTuple):
@@ -167,8 +207,8 @@ class _Block(NamedTuple):
         return f"block {self.layer} of the {self.stack}"
 
 
-def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
-    tapped = _TappedBlocks(anatomy, read, edit)
+def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
+    tapped = _TappedBlocks(anatomy, read, edit, once)
 
     def place(undo: ExitStack) -> None:
         tapped.calls.watch(anatomy, undo)
@@ -184,13 +224,13 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
 class _TappedBlocks:
     """The hooks around each block, with the reader or the editor that they call."""
 
-    def __init__(self, anatomy: Anatomy, read: Any, edit: Any) -> None:
+    def __init__(self, anatomy: Anatomy, read: Any, edit: Any, once: bool) -> None:
         places = [
             (block, _Block(stack.name, layer))
             for stack in anatomy.stacks
             for layer, block in enumerate(stack.blocks, start=1)
         ]
-        self.calls = Calls(places)
+        self.calls = Calls(places, once=once)
         self._layouts = {stack.name: stack.layout for stack in anatomy.stacks}
         self._running: dict[nn.Module, _Block] = {}
         self._read, self._edit = read, edit
@@ -235,7 +275,7 @@ class _TappedBlocks:
         return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
 
 
-def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
+def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
     for stack in anatomy.stacks:
 
         def after(module: nn.Module, args: Any, output: Any, name: str = stack.name) -> None:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 from ..anatomy.forward_source import eager_function
 from ..anatomy.names import OUTPUT_MAPS_ARGUMENT
-from ..anatomy.sites import Anatomy
+from ..anatomy.sites import Anatomy, Site
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, attend_plainly, is_plain, repeated
 from .private_api import ATTENTION_SETTING
-from .restore import turn
+from .restore import first_value, turn
 
 NAME = "bertology"
 BLOCK_BYTES = 64 * 2**20
@@ -31,11 +33,34 @@ _readings: dict[nn.Module, list[Reading]] = {}
 _plain: dict[nn.Module, bool] = {}
 
 
+@dataclass
+class _Pieces:
+    """How far a pass of an attention module is that calls its attention function for one piece of tokens after another.
+
+    An image tower with the patches of all images in one row [token, width] does so for each image, or window.
+    """
+
+    tokens: int | None
+    done: int = 0
+    sites: dict[Reading, Site] = field(default_factory=dict)
+
+
+# The passes of the attention modules that are read.
+_pieces: dict[nn.Module, _Pieces] = {}
+
+
+def _start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Note how many tokens the attention module gets in one row."""
+    x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+    _pieces[module] = _Pieces(x.shape[0] if x is not None and x.dim() == 2 else None)
+
+
 def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these sites to the reader, while `undo` is open."""
     for attention in reading.calls.modules:
         _readings.setdefault(attention, []).append(reading)
         undo.callback(_forget, attention, reading)
+        undo.callback(attention.register_forward_pre_hook(_start, with_kwargs=True).remove)
     set_implementation(anatomy, reading.calls.modules, NAME, undo)
 
 
@@ -56,17 +81,39 @@ def _forget(attention: nn.Module, reading: Reading) -> None:
     if not _readings[attention]:
         del _readings[attention]
         _plain.pop(attention, None)
+        _pieces.pop(attention, None)
 
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: the model's own eager one, block by block, with readers."""
+    pieces = _pieces[module]
+    if pieces.tokens is None or not pieces.done:
+        pieces.sites = {reading: reading.calls.next(module) for reading in _readings.get(module, [])}
+    if attention_mask is not None and first_value(module.config, ATTENTION_SETTING) != "eager":
+        # A mask that the user has made for other functions, which take what may be seen.
+        attention_mask = added_mask(attention_mask, query.dtype)
+    output = attend_in_blocks(module, query, key, value, attention_mask, list(pieces.sites.items()), kwargs, pieces)
+    pieces.done += query.shape[2]
+    return output, None
+
+
+def attend_in_blocks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    readings: list[tuple[Reading, Site]],
+    kwargs: dict[str, Any],
+    pieces: _Pieces | None = None,
+) -> Tensor:
+    """[batch, query, head, dim]: the output of a module's own eager function, block by block, whose maps are read."""
     eager = eager_function(module)
     assert eager is not None
-    readings = [(reading, reading.calls.next(module)) for reading in _readings.get(module, [])]
     if OUTPUT_MAPS_ARGUMENT in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
-        kwargs[OUTPUT_MAPS_ARGUMENT] = True
+        kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
     # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.
     plain = size < query.shape[2] and not torch.is_grad_enabled() and query.device.type == "cpu"
@@ -86,9 +133,26 @@ def _attend(
         else:
             (output, weights), entropies = eager(module, part, key, value, mask, **kwargs), None
         for reading, site in readings:
-            reading.give(site, weights, rows, entropies)
+            reading.give(site, *_placed(pieces, weights, rows), entropies)
         outputs.append(output)
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
+
+
+def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as eager functions take it, which add it to the scores: of True and False, 0 and a lowest value."""
+    if mask.dtype != torch.bool:
+        return mask
+    lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
+
+
+def _placed(pieces: _Pieces | None, weights: Tensor, rows: slice) -> tuple[Tensor, slice]:
+    """The weights of a piece of the tokens among those of all, which its queries do not look at."""
+    if pieces is None or pieces.tokens is None or weights.shape[-1] == pieces.tokens:
+        return weights, rows
+    start = pieces.done
+    whole = F.pad(weights, (start, pieces.tokens - start - weights.shape[-1]))
+    return whole, slice(rows.start + start, rows.stop + start)
 
 
 def _masked(mask: Tensor | None, query: Tensor, rows: slice) -> Tensor | None:

@@ -39,6 +39,19 @@ def _remove_mode(mode: TorchFunctionMode) -> None:
         _push_mode(other)
 
 
+def replace_entry(interface: Any, name: str, function: Callable[..., Any], undo: ExitStack) -> None:
+    """Put another function under a name of transformers' attention interface, while `undo` is open."""
+    # Fragile: rests on the interface being a mapping whose items hide the functions that are registered for all of
+    # its instances, and on `del` to uncover them.
+    own = interface[name]
+    try:
+        del interface[name]
+        undo.callback(interface.__setitem__, name, own)
+    except KeyError:
+        undo.callback(interface.__delitem__, name)
+    interface[name] = function
+
+
 def may_be_compiled() -> bool:
     """Whether anything can have been compiled in this process."""
     # Fragile: rests on torch importing its compiler only when it is first used, in a module of this name.

@@ -18,6 +18,7 @@ from .calls import Calls
 from .function_mode import Pass
 from .interface_route import set_implementation
 from .softmax_route import WatchingSoftmax, four_axes
+from .torch_attention import open_torch_attention
 
 
 @contextmanager
@@ -36,6 +37,7 @@ def silenced(anatomy: Anatomy, head: int | None) -> Iterator[set[Site]]:
         if on_interface:
             set_implementation(anatomy, on_interface, "eager", undo)
         calls.watch(anatomy, undo)
+        open_torch_attention(calls.modules, undo)
         mode.watch(calls.modules, undo)
         yield mode.done
 

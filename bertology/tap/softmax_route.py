@@ -30,6 +30,7 @@ from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .function_mode import Pass, Watching
 from .map_reader import Reading
+from .torch_attention import open_torch_attention
 
 
 def is_banded(attention: nn.Module) -> bool:
@@ -93,6 +94,7 @@ SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
 def watch_softmax(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these sites to the reader, while `undo` is open."""
+    open_torch_attention(reading.calls.modules, undo)
     _ReadingSoftmax(reading).watch(reading.calls.modules, undo)
 
 

@@ -16,6 +16,7 @@ from bertology.tap.private_api import (
     current_modes,
     may_be_compiled,
     push_mode,
+    replace_entry,
     replace_forward,
     wrap_checkpoints,
 )
@@ -132,3 +133,27 @@ def test_the_modes_that_see_a_call_are_known():
         push_mode(mode, undo)
         assert current_modes()[-1] is mode
     assert mode not in current_modes()
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_function_of_the_interface_is_replaced_and_put_back(local):
+    def first():
+        pass
+
+    def second():
+        pass
+
+    interface = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+    if local:
+        interface["replaced"] = first
+    else:
+        transformers.modeling_utils.AttentionInterface.register("replaced", first)
+    why = "the attention interface is no longer a mapping: maps of an attention function of one's own cannot be read"
+    with ExitStack() as undo:
+        replace_entry(interface, "replaced", second, undo)
+        assert interface["replaced"] is second, why
+    assert interface["replaced"] is first, why
+    if local:
+        del interface["replaced"]
+    else:
+        assert "replaced" not in interface._local_mapping, why

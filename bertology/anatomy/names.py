@@ -281,6 +281,11 @@ PADDING_COUNTS = (
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
+# Other arguments with a state of earlier tokens: of Mamba, XLNet, RWKV, Reformer, and of streamed sound.
+STATE_ARGUMENTS = (
+    *CACHE_ARGUMENTS, "cache_params", "layer_past", "mems", "state", "past_buckets_states", "encoder_cache",
+    "decoder_cache", "padding_cache",
+)  # fmt: skip
 USE_CACHE_ARGUMENT = "use_cache"
 # Arguments that make a model or an eager attention function return more, and the name of the first such output.
 OUTPUT_STATES_ARGUMENT, OUTPUT_MAPS_ARGUMENT = "output_hidden_states", "output_attentions"

@@ -30,6 +30,7 @@ from ..anatomy.names import (
     block_oddities_of,
 )
 from ..errors import DataError
+from .caches import check_no_cache, own_caches
 from .positions import config_of as config_of
 from .positions import is_encoder_decoder as is_encoder_decoder
 from .positions import not_taken, task_model, with_positions
@@ -94,6 +95,8 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
 def _moved(name: str, x: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device; labels that are whole numbers are made int64, the one type that losses take."""
     whole = name in LABELS and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        x = x.clone()  # no graph can hold a tensor that was made in inference mode
     return x.to(device, torch.int64 if whole else x.dtype)
 
 
@@ -109,7 +112,11 @@ def examples(batch: Batch) -> int:
 
 
 def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
-    """Some examples of the batch. Values without one row per example are kept as they are."""
+    """Some examples of the batch. Values without one row per example are kept as they are.
+
+    Raises `DataError` for a batch with a cache.
+    """
+    check_no_cache(batch, why="some examples are taken out of the batch")
     count = examples(batch)
     rows = {name: isinstance(x, Tensor) and x.dim() > 0 and len(x) == count for name, x in batch.items()}
     some = {name: x[chosen] if rows[name] else x for name, x in batch.items()}
@@ -206,8 +213,8 @@ def _all_tokens(batch: Batch, prefix: str) -> Tensor:
 
 
 def model_arguments(batch: Batch) -> dict[str, Any]:
-    """The batch without its annotations."""
-    return {key: value for key, value in batch.items() if key != ANNOTATIONS}
+    """The batch without its annotations, and with a cache of its own: call this for each pass of a model."""
+    return own_caches({key: value for key, value in batch.items() if key != ANNOTATIONS})
 
 
 def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ..data.batches import (
     with_labels,
     without_labels,
 )
+from ..data.caches import check_no_cache
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.metrics import Metric, find_metric, measured, metric_name
 from ..errors import DataError
@@ -326,6 +327,7 @@ class VariantAccumulator(Accumulator):
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Record the pass of the model itself."""
+        check_no_cache(batch, why="a batch is run in several copies at once")
         with uncached(self.anatomy.model), ExitStack() as self._recording:
             self._record = self._recording.enter_context(self._branches.recorded(batch))
             yield

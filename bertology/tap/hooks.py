@@ -18,7 +18,7 @@ from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
 from .restore import uncompiled
-from .torch_attention import open_torch_attention
+from .torch_attention import hold_off_fast_path, open_torch_attention
 
 PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 
@@ -63,6 +63,7 @@ def tap(
     read, edit = (None if call is None else of_reader(call) for call in (read, edit))
     with ExitStack() as undo:
         undo.enter_context(uncompiled())
+        hold_off_fast_path((site.attention for site in anatomy.sites), undo)
         if place in ("attention", "entropy"):
             assert read is not None
             undo.enter_context(tap_maps(anatomy, read, place, rows, whole))
@@ -214,9 +215,14 @@ class _TappedBlocks:
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]
+        if x.dim() == 2 and layout == "batch token hidden":
+            layout = "token hidden"  # the patches of all images in one row
+        if x.dim() != len(layout.split()):
+            raise UnknownAnatomy(f"{at} passes on {list(x.shape)}, wanted [{layout.replace(' ', ', ')}]")
         # Several residual streams are one after the other.
         streams = "stream" in layout
         flat = "batch token (stream hidden)" if streams else "batch token hidden"
+        flat = "1 token hidden" if layout == "token hidden" else flat
         states = rearrange(x, f"{layout} -> {flat}")
         if self._edit is None:
             self._read(*at, states)

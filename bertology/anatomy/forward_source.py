@@ -42,14 +42,39 @@ def asks_config(attention: nn.Module) -> bool:
 
 def eager_function(attention: nn.Module) -> Callable[..., Any] | None:
     """The eager function that a module on the attention interface falls back to, or None for any other module."""
+    file = _file_on_interface(attention)
+    found: Callable[..., Any] | None = getattr(file, _EAGER_NAME, None)
+    return found
+
+
+def attention_interface(attention: nn.Module) -> Any:
+    """The attention functions by name among which a module on the attention interface looks up its own."""
+    return getattr(_file_on_interface(attention), _INTERFACE_NAME)
+
+
+def has_own_eager(attention: nn.Module) -> bool:
+    """Whether a user has put an eager function of their own into the file of a class of transformers."""
+    # Fragile: rests on `__module__` and `__qualname__` of functions, as `is_of_transformers` does.
+    file, eager = _file_on_interface(attention), eager_function(attention)
+    return file.__name__.startswith("transformers.") and not is_of_transformers(eager)
+
+
+def _file_on_interface(attention: nn.Module) -> Any:
+    """The Python module that holds the class of a module on the attention interface; None for any other module."""
     # Fragile: rests on transformers' habit that the file of an attention class has a function `eager_attention_forward`
     # and that the class looks up `ALL_ATTENTION_FUNCTIONS` in one of its methods.
     for kind in type(attention).__mro__:
-        module = sys.modules.get(kind.__module__)
-        if hasattr(module, _EAGER_NAME) and any(_INTERFACE_NAME in names_in(method) for method in vars(kind).values()):
-            found: Callable[..., Any] = getattr(module, _EAGER_NAME)
-            return found
+        file = sys.modules.get(kind.__module__)
+        if hasattr(file, _EAGER_NAME) and any(_INTERFACE_NAME in names_in(method) for method in vars(kind).values()):
+            return file
     return None
+
+
+def is_of_transformers(function: object) -> bool:
+    """Whether a function is one of transformers, as it stands in its file."""
+    # Fragile: rests on `__module__` and `__qualname__`; a wrapper that copies these names is not what the file holds.
+    name, qualified = getattr(function, "__module__", None) or "", getattr(function, "__qualname__", "")
+    return name.startswith("transformers.") and getattr(sys.modules.get(name), qualified, None) is function
 
 
 def ties_last(model: nn.Module) -> bool:

@@ -241,12 +241,18 @@ EPSILON_NAMES = ("variance_epsilon", "eps")
 IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
     "input_ids", "inputs_embeds", "attention_mask", "token_type_ids",
 )  # fmt: skip
+# The positions of the tokens, as an argument, and as the buffer in which a model keeps those of a text without padding.
+POSITIONS_ARGUMENT = POSITIONS_NAME = "position_ids"
 DECODER_PREFIX = "decoder_"
 DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
 # The labels: of a class, of tokens or of numbers, and of the span that answers a question.
 LABELS_ARGUMENT, SPAN_ARGUMENTS = "labels", ("start_positions", "end_positions")
 # Settings of models of images and text: the token that stands for a part of an image in the text.
 IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
+# Outputs of models, in the order in which they are returned without names: the loss, and what a loss is computed from.
+LOSS_OUTPUT, LOGITS_OUTPUT, SPAN_OUTPUTS = "loss", "logits", ("start_logits", "end_logits")
+# A setting under which a mixture of experts adds the loss of its router.
+ROUTER_LOSS_NAME = "output_router_logits"
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.
@@ -261,6 +267,9 @@ STATES_ARGUMENT, BIAS_ARGUMENT, BIASED_MASK_ARGUMENT = "hidden_states", "positio
 GLOBAL_ARGUMENT, MASKED_ARGUMENT, ANY_GLOBAL_ARGUMENT = "is_index_global_attn", "is_index_masked", "is_global_attn"
 # Arguments of the functions that are on transformers' attention interface.
 DROPOUT_ARGUMENT, SCALE_ARGUMENT = "dropout", "scaling"
+# An attribute of attention on this interface: whether it is causal where there is no mask. And what comes before the
+# name of a function for continuous batching.
+CAUSAL_NAME, PAGED_PREFIX = "is_causal", "paged|"
 # Arguments that hold a share for each query head, made for all layers at once.
 BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos", "relative_position_bias")
 # Settings under which a block adds a bias for each head to its mask (BEiT).

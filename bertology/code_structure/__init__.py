@@ -10,14 +10,14 @@ CAT-probing (Chen et al. 2022), and more.
 leaf of each token. `leaf_maps` turns attention between tokens into attention between leaves. `masks` counts the pairs
 of leaves with high attention that are near in the tree, also for null models; `leaf_types` keeps leaves of some types;
 `cat_scores` and `cat_results` compute the scores of all snippets. `relations` finds related leaves: blocks, arguments,
-brackets, variables and their definitions; `relation_heads` finds the heads that attend to them. `one_snippet` is about
-a single piece of code, and `figures` draws the results.
+brackets, variables and their definitions; `relation_heads` finds the heads that attend to them. `one_snippet` reads
+the attention in a single piece of code. `figures` draws the results, and `snippet_figures` a single piece of code.
 """
 
 from .align import AlignedCode, CodeBatches, align_code
 from .cat_results import CatComparison, CatGain, CatScores, cat_mean, scores_of
 from .cat_scores import cat_scores, leaf_types
-from .figures import attention_and_distance, cat_over_layers, code_arcs, relation_maps
+from .figures import cat_over_layers, relation_maps
 from .leaf_maps import LeafMaps, token_map, visible
 from .leaf_types import LeafTypes, TypeCounts, leaves_of, published_types, rank_sum, restricted
 from .masks import (
@@ -34,6 +34,7 @@ from .masks import (
 from .one_snippet import LeafAttention, leaf_attention
 from .relation_heads import RelatedHead, RelationHeads, relation_heads
 from .relations import RelationSums, related, relation_scores
+from .snippet_figures import attention_and_distance, code_arcs
 from .snippets import Snippets, read_code
 from .trees import CodeTree, graph_edges, leaf_distances, parse_code
 

@@ -321,15 +321,15 @@ class CatComparison(Result):
         return self.scores.beyond(self.of(null), average=average, level=level)
 
     def joined(self, other: CatComparison, kind: str) -> CatComparison:
-        """Add the model's scores of another comparison as a null model named `kind`, such as random weights.
+        """Add the scores of another model, such as one with random weights, as a null model named `kind`.
 
         Raises `DataError` for scores of other snippets or settings, and for a name that is taken.
         """
         for name in ("names", "types", "quantile", "upgraded", "labels"):
             if getattr(self, name) != getattr(other, name):
-                raise DataError(f"to be compared, both must be of the same {name}")
+                raise DataError(f"the two comparisons must have the same {name}, but these differ")
         if kind in self.kinds:
-            raise DataError(f"there are scores of {kind!r} already")
+            raise DataError(f"this comparison already has scores named {kind!r}: choose another name")
 
         def both(mine: Tensor, others: Tensor) -> Tensor:
             return torch.cat([mine, others[:1]])

@@ -17,6 +17,8 @@ from ..errors import DataError
 from ..measures.random_weights import randomized
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
+from ..streaming.processes import skipped_in
+from ..streaming.progress import Progress, titled
 from .align import AlignedCode
 from .cat_results import CatComparison
 from .leaf_maps import LeafMapAccumulator, LeafMaps, check_announced, snippets_in, visible
@@ -151,7 +153,7 @@ RANDOM = "random weights"
 def cat_scores(
     model: nn.Module, batches: Batches, *, types: Literal["frequent", "published", "all"] | Sequence[str] = "frequent",
     top: int = TOP, quantile: float = QUARTER, upgraded: bool = True, random_weights: bool = False, seed: int = 0,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> CatComparison:  # fmt: skip
     """Measure how far the attention of each layer and head agrees with the structure of code (Chen et al. 2022).
 
@@ -172,7 +174,7 @@ def cat_scores(
         upgraded: whether distances are those of the U-AST, or of the tree alone.
         random_weights: whether to also measure the model with random weights, on the same types of leaves.
         seed: of shuffled pairs and random weights.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches of something else, for an iterator of batches, for "frequent" or "published" types
     of code in several languages, for types that no leaf has, and where no layer reads the code.
@@ -192,14 +194,14 @@ def cat_scores(
     counter = partial(CatAccumulator, snippets, types=chosen, quantile=quantile, upgraded=upgraded, seed=seed)
     found: CatComparison = accumulate(model, batches, counter(), progress=progress)[0]
     if random_weights:
-        title = None if progress is None else f"{progress}, {RANDOM}"
+        title = titled(progress, RANDOM)
         other = accumulate(randomized(model, seed=seed), batches, counter(nulls=False), progress=title)[0]
         found = found.joined(other, RANDOM)
-    return replace(found, skipped=len(getattr(batches, "skipped", ())))
+    return replace(found, skipped=skipped_in(batches))
 
 
 def leaf_types(
-    model: nn.Module, batches: Batches, *, quantile: float = QUARTER, progress: str | None = None
+    model: nn.Module, batches: Batches, *, quantile: float = QUARTER, progress: Progress = None
 ) -> LeafTypes:
     """Count how often each layer's attention is high at leaves of each type (Chen et al. 2022).
 
@@ -207,7 +209,7 @@ def leaf_types(
         model: as in `cat_scores`.
         batches: what `align_code` makes.
         quantile: the share of pairs that is high in attention.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches of something else, for an iterator of them, and where no layer reads the code.
 
@@ -227,7 +229,7 @@ def leaf_types(
 
 def _chosen(
     model: nn.Module, batches: Batches, snippets: Sequence[AlignedCode], types: str | Sequence[str], top: int,
-    quantile: float, progress: str | None,
+    quantile: float, progress: Progress,
 ) -> Types | None:  # fmt: skip
     """[layer]: the types of leaves that count in each layer; None for all."""
     if types == "all":
@@ -239,7 +241,7 @@ def _chosen(
             "or pass types='all'"
         )
     if types == "frequent":
-        title = None if progress is None else f"{progress}, types of leaves"
+        title = titled(progress, "types of leaves")
         found = leaf_types(model, batches, quantile=quantile, progress=title)
         return [found.frequent(row, top=top) if found.snippets[row] else None for row in range(len(found.labels))]
     if isinstance(types, str) and types != "published":

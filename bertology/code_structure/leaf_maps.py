@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..anatomy.sites import Site
 from ..data.batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable
 from ..errors import DataError, ShapeError
 from ..streaming.accumulator import MapAccumulator
+from ..streaming.processes import process, values_of_all
 from .align import PADDING, AlignedCode
 from .masks import as_floats, check_finite
 
@@ -102,16 +104,31 @@ def check_announced(snippets: Sequence[AlignedCode], numbers: Collection[int]) -
 
 
 def snippets_in(batches: Batches) -> list[AlignedCode]:
-    """All snippets of the batches, by number. Raises `DataError` if a snippet occurs twice, or if there is none."""
+    """All snippets of the batches, by number. Raises `DataError` if a snippet occurs twice, or if there is none.
+
+    Of several processes, all of them: their results have one axis of examples. Where each process aligned its own code,
+    the snippets of the others get numbers that it does not have itself.
+    """
+    every = values_of_all(lambda: _own_snippets(batches))
+    found = [one for part in every for one in part]
+    numbers = {one.number for one in found}
+    if not found or any(len({one.number for one in part}) < len(part) for part in every):
+        raise DataError(
+            f"wanted batches of one call of align_code, got {len(found)} snippets with {len(numbers)} numbers"
+        )
+    if len(numbers) == len(found):
+        return sorted(found, key=lambda one: one.number)
+    mine = process()
+    return [
+        one if rank == mine else replace(one, number=-1 - place)
+        for place, (rank, one) in enumerate((rank, one) for rank, part in enumerate(every) for one in part)
+    ]
+
+
+def _own_snippets(batches: Batches) -> list[AlignedCode]:
     check_repeatable(batches, why="a measure of code, which first lists the types of leaves,")
     every = [batches] if isinstance(batches, Mapping) else batches
-    found = sorted((one for batch in every for one in code_in(batch)), key=lambda one: one.number)
-    numbers = [one.number for one in found]
-    if not found or len(set(numbers)) < len(numbers):
-        raise DataError(
-            f"wanted batches of one call of align_code, got {len(numbers)} snippets with {len(set(numbers))} numbers"
-        )
-    return found
+    return sorted((one for batch in every for one in code_in(batch)), key=lambda one: one.number)
 
 
 def is_causal(x: Tensor) -> bool:

@@ -34,8 +34,8 @@ PUBLISHED_TYPES: dict[str, tuple[str, ...]] = {
 class TypeCounts:
     """How often the attention from and to each type of leaf is high: counts that are summed over snippets.
 
-    For every pair of leaves that counts, the types of both leaves are counted, and counted as high if the pair's
-    attention is above the map's quantile (Chen et al. 2022):
+    In every pair of leaves that counts, both leaves are counted under their types; they are counted as high if the
+    attention of the pair is above the map's quantile (Chen et al. 2022):
     P(t) = (#{(i,j): A_ij > θ, t = type(i)} + #{.. t = type(j)}) / (#{(i,j): t = type(i)} + #{.. t = type(j)}).
 
         >>> import torch
@@ -53,7 +53,8 @@ class TypeCounts:
     total: Tensor
     """[..., class] int64: how often a leaf of the type is in a pair."""
     once: Tensor
-    """[...]: what `total` must exceed for a type to be common: pairs that count a leaf, n for a snippet of n leaves."""
+    """[...]: what `total` must exceed for a type to be common: the sum over snippets of the number of pairs that count,
+    divided by the number of leaves. If all pairs count, this is n for a snippet of n leaves."""
     snippets: int
     """The number of snippets that were added."""
 
@@ -63,12 +64,14 @@ class TypeCounts:
         self.once = torch.zeros((), dtype=torch.float64)
 
     def add(self, high: HighAttention, types: Sequence[str], *, valid: Tensor | None = None) -> None:
-        """Count one snippet's maps, [..., leaf, leaf]; as many at each call. Maps that are 0 everywhere count nothing.
+        """Add the maps of one snippet, [..., leaf, leaf]; the number of maps must be the same in each call.
+
+        Maps that are 0 everywhere are not counted.
 
         Args:
             high: where the attention is high: `attention_mask`.
-            types: [leaf]: the leaves' types.
-            valid: [leaf, leaf] bool: the pairs that count, as they were given to `attention_mask`.
+            types: [leaf]: the types of the leaves.
+            valid: [leaf, leaf] bool: the pairs that count: the same as for `attention_mask`.
 
         Raises `ShapeError` if there are not as many types as leaves, or if the shape of the maps changes.
         """
@@ -119,11 +122,11 @@ class TypeCounts:
         return self.high / self.total.to(torch.float64)
 
     def ranking(self, *at: int) -> tuple[str, ...]:
-        """The common types of one map by P, the highest first; types with equal P by name.
+        """The common types of one map, sorted by P from the highest; types with equal P are sorted by name.
 
         A type is common if it has more pairs than all snippets together have leaves, and at least one pair of high
-        attention, as in the code of Chen et al. (2022), whose comment says: more than one per snippet. In a causal map
-        half as many pairs are enough.
+        attention. This is the rule in the code of Chen et al. (2022), where a comment says: more than one per snippet.
+        In a causal map, half as many pairs are enough.
 
         Args:
             at: the index of the map: none for counts of a single map, a head for [head, class].
@@ -131,13 +134,13 @@ class TypeCounts:
         Raises `DataError` for an index of another length.
         """
         if len(at) != self.once.dim() or any(not 0 <= i < n for i, n in zip(at, self.once.shape, strict=True)):
-            raise DataError(f"counts are of {list(self.once.shape)} maps: wanted one index per axis, got {list(at)}")
+            raise DataError(f"counts are for {list(self.once.shape)} maps: wanted one index per axis, got {list(at)}")
         high, total, share = (x[at].tolist() for x in (self.high, self.total, self.share))
         common = [i for i in range(len(self.types)) if total[i] > self.once[at] and high[i] > 0]
         return tuple(self.types[i] for i in sorted(common, key=lambda i: (-share[i], self.types[i])))
 
     def frequent(self, *at: int, top: int = TOP) -> tuple[str, ...]:
-        """The types that the released code keeps: the first `top` of `ranking`. The default of this library.
+        """The types that the released code of Chen et al. (2022) keeps: the first `top` types of `ranking`.
 
         Raises `DataError` as `ranking` does, and for a `top` below 1.
         """
@@ -147,13 +150,14 @@ class TypeCounts:
 
 
 def rank_sum(rankings: Iterable[Sequence[str]], *, below: int = BELOW) -> tuple[str, ...]:
-    """The types that several models' rankings share and that rank high in them: the sum of ranks, from 0, is `below`.
+    """The types that are in the rankings of all models and rank high: the sum of their ranks, from 0, is below `below`.
 
-    The lists for the published scores were made in this way from four models. The lowest sum comes first.
+    The lists for the published scores were made in this way from four models. Types are sorted by their sum, the lowest
+    first.
 
     Args:
-        rankings: one per model: `TypeCounts.ranking`.
-        below: a type is kept if its sum is less than this.
+        rankings: one per model, from `TypeCounts.ranking`.
+        below: a type is kept if the sum of its ranks is less than this.
 
     Raises `DataError` for no rankings, and for a ranking that names a type twice.
 
@@ -174,10 +178,10 @@ def published_types(language: str) -> tuple[str, ...]:
     """The types of leaves of the published CAT-scores, the highest rank first.
 
     They are the result of `rank_sum` for CodeBERT, RoBERTa, UniXcoder and GraphCodeBERT, each at its last layer (Chen
-    et al. 2022: the notebook `model_free_frequent_type` of their code). The types are those of the grammars of 2022. A
-    string of Java was one leaf then, `string_literal`; today it has several, a `"` at either end and `string_fragment`.
-    The published list of JavaScript counts one model twice: its first ranking has the shares of the second and is not
-    sorted by them.
+    et al. 2022: the notebook `model_free_frequent_type` of their code). The types are those of the grammars of 2022. In
+    those, a Java string was one leaf, `string_literal`; in today's grammar it has several: a `"` at each end, and
+    `string_fragment`. In the published list for JavaScript one model counts twice: the first ranking has the shares of
+    the second model, but is not sorted by them.
 
     Raises `DataError` for a language other than Python, Java, JavaScript and Go.
 
@@ -223,7 +227,7 @@ class LeafTypes(Result):
     total: Annotated[Tensor, axes("layer class")]
     """[layer, class] int64: how often a leaf of the type is in a pair."""
     once: Annotated[Tensor, axes("layer")]
-    """[layer]: what `total` must exceed for a type to be common: once a snippet with all its leaves."""
+    """[layer]: what `total` must exceed for a type to be common: see `TypeCounts.once`."""
     snippets: Annotated[Tensor, axes("layer")]
     """[layer] int64: the number of snippets that were counted; 0 for layers that do not read the code."""
     types: Annotated[tuple[str, ...], axes("class")]
@@ -252,8 +256,8 @@ class LeafTypes(Result):
         for row, label in enumerate(self.labels):
             if self.snippets[row]:
                 shares = dict(zip(self.types, self.share[row].tolist(), strict=True))
-                told = ", ".join(f"{kind} {100 * shares[kind]:.0f} %" for kind in self.frequent(row))
-                lines.append(f"layer {label}: {told}")
+                listed = ", ".join(f"{kind} {100 * shares[kind]:.0f} %" for kind in self.frequent(row))
+                lines.append(f"layer {label}: {listed}")
         return "\n".join(lines)
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..errors import DataError, ShapeError
 
 QUARTER = 0.25
-"""The share of pairs that counts as high in attention, and as near in the tree (Chen et al. 2022: the third quartile of
-attention, the first of distance)."""
+"""The share of pairs that count as high in attention, and as near in the tree: Chen et al. (2022) use the third
+quartile of attention and the first quartile of distance."""
 
 
 class HighAttention(NamedTuple):
@@ -25,20 +25,20 @@ class HighAttention(NamedTuple):
     mask: Tensor
     """[..., leaf, leaf] bool."""
     blank: Tensor
-    """[...] bool: the maps that are 0 everywhere, which have no score."""
+    """[...] bool: which maps are 0 everywhere. They have no score."""
 
 
 class CatCounts(NamedTuple):
-    """The numbers of pairs of leaves behind a CAT-score, which is `matched / either` if `either` is not 0."""
+    """The numbers of pairs of leaves in a CAT-score, which is `matched / either` if `either` is not 0."""
 
     matched: Tensor
-    """[...] int64: pairs of high attention that are near in the tree."""
+    """[...] int64: the number of pairs that have high attention and are near in the tree."""
     either: Tensor
-    """[...] int64: pairs with one of the two, or both; 0 for a map that is left out."""
+    """[...] int64: the number of pairs that have high attention, are near, or both; 0 for a map that is left out."""
 
 
 def linear_quantile(values: Tensor, quantile: float) -> Tensor:
-    """[...]: a quantile of [..., entry], between two values in proportion: that of `numpy.quantile(method="linear")`.
+    """[...]: a quantile of [..., entry], with linear interpolation: the same as `numpy.quantile(method="linear")`.
 
     Raises `DataError` for a quantile that is not between 0 and 1, and for no entries.
 
@@ -63,8 +63,8 @@ def attention_mask(attention: Tensor, *, quantile: float = QUARTER, valid: Tenso
 
     Args:
         attention: [..., leaf, leaf]: maps of one snippet.
-        quantile: the share of pairs that are to be high; with ties they are fewer.
-        valid: [leaf, leaf] bool: the pairs that count, also in the quantile: `visible` for a decoder. All, without it.
+        quantile: the share of pairs that count as high; ties can make it smaller.
+        valid: [leaf, leaf] bool: the pairs that count, also in the quantile: `visible` for a decoder. By default all.
 
     Raises `ShapeError` for other shapes, and `DataError` for attention that is not finite where it counts.
 
@@ -86,8 +86,8 @@ def attention_mask(attention: Tensor, *, quantile: float = QUARTER, valid: Tenso
 def distance_mask(distance: Tensor, *, quantile: float = QUARTER, valid: Tensor | None = None) -> Tensor:
     """[leaf, leaf] bool: where leaves are nearer than the quantile of their distances: M_D = [D < Q(D)].
 
-    Distances are integers with many ties, so the pairs below the quantile can be far fewer than the share `quantile`,
-    even none. Raises `ShapeError` for other shapes than [leaf, leaf].
+    Distances are integers with many ties, so the share of pairs below the quantile can be much smaller than `quantile`,
+    or even 0. Raises `ShapeError` for other shapes than [leaf, leaf].
 
         >>> import torch
         >>> distance = (torch.arange(4)[:, None] - torch.arange(4)).abs()
@@ -104,9 +104,10 @@ def distance_mask(distance: Tensor, *, quantile: float = QUARTER, valid: Tensor 
 
 
 def overlap(high: HighAttention, near: Tensor) -> CatCounts:
-    """Count the pairs that are of high attention and near, and the pairs that are at least one of the two, in each map.
+    """Count the pairs of each map that have high attention and are near, and the pairs that satisfy at least one.
 
-    `near` is [leaf, leaf] bool, of `distance_mask`. So several maps, and null models, share the masks of a snippet.
+    `near` is [leaf, leaf] bool, from `distance_mask`. The masks of a snippet can be used for several maps and null
+    models.
 
         >>> import torch
         >>> near = torch.eye(2, dtype=torch.bool)
@@ -114,7 +115,7 @@ def overlap(high: HighAttention, near: Tensor) -> CatCounts:
         CatCounts(matched=tensor(1), either=tensor(2))
     """
     if high.mask.shape[-2:] != near.shape:
-        raise ShapeError(f"attention is of {list(high.mask.shape[-2:])} leaves, distances of {list(near.shape)}")
+        raise ShapeError(f"attention is over {list(high.mask.shape[-2:])} leaves, distances over {list(near.shape)}")
     mask, near = high.mask.flatten(-2), near.to(high.mask.device).flatten()
     matched = _many(mask & near)
     either = _many(mask) + near.sum() - matched
@@ -124,17 +125,17 @@ def overlap(high: HighAttention, near: Tensor) -> CatCounts:
 def cat_counts(
     attention: Tensor, distance: Tensor, *, quantile: float = QUARTER, valid: Tensor | None = None
 ) -> CatCounts:
-    """Count the pairs behind the CAT-score of each map (Chen et al. 2022): pairs of high attention, and near pairs.
+    """Count the pairs of leaves in the CAT-score of each map (Chen et al. 2022).
 
-    M_A = [A > Q_.75(A)], M_D = [D < Q_.25(D)], both strict and over all pairs of leaves, each with itself included;
-    the score of a snippet is |M_A ∧ M_D| / |M_A ∨ M_D|. A map that is 0 everywhere, or in which no pair is either,
-    counts 0 of 0: it is to be left out. One that is constant is not: it matches nothing.
+    M_A = [A > Q_.75(A)], M_D = [D < Q_.25(D)], both strict and over all pairs of leaves, including the pair of a leaf
+    with itself. The score of a snippet is |M_A ∧ M_D| / |M_A ∨ M_D|. A map that is 0 everywhere, or that has no pair of
+    either kind, has both counts 0 and should be left out of scores. A constant map should not: its score is 0.
 
     Args:
-        attention: [..., leaf, leaf]: maps of one snippet, over leaves as in `distance`.
-        distance: [leaf, leaf]: how far apart leaves are in the tree.
-        quantile: the share of pairs that are to be high in attention, and near.
-        valid: [leaf, leaf] bool: the pairs that count: `visible` for a decoder. All, without it.
+        attention: [..., leaf, leaf]: maps of one snippet, over the same leaves as `distance`.
+        distance: [leaf, leaf]: the distances of leaves in the tree.
+        quantile: the share of pairs that count as high in attention, and as near.
+        valid: [leaf, leaf] bool: the pairs that count: `visible` for a decoder. By default all.
 
     Raises `ShapeError` for other shapes, and `DataError` for attention that is not finite.
 
@@ -148,24 +149,24 @@ def cat_counts(
 
 
 def as_floats(x: Tensor) -> Tensor:
-    """In float32, or in float64 if it is: what whole numbers and half floats are computed in."""
+    """Convert integers and half-precision floats to float32; float32 and float64 stay as they are."""
     return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_finite(values: Tensor) -> None:
     """Raise `DataError` for attention weights that are not finite."""
-    # A sum is one pass; only where it is not finite is it worth looking at every entry.
+    # The sum takes a single pass. Every entry is checked only if the sum is not finite.
     if not values.sum().isfinite() and not values.isfinite().all():
         broken = int((~values.isfinite()).sum())
         raise DataError(f"{broken} attention weights are not finite: look for NaN or overflow in the model's weights")
 
 
 def _entries(x: Tensor, valid: Tensor | None, quantile: float, what: str) -> tuple[Tensor, Tensor | None]:
-    """[..., entry]: the pairs that count, and which these are, flat, if not all."""
+    """[..., entry]: the pairs that count, and their flat indices; None in place of the indices if all pairs count."""
     if x.dim() < 2 or x.shape[-1] != x.shape[-2]:
         raise ShapeError(f"{what} must be [..., leaf, leaf], got {list(x.shape)}")
     if not 0 <= quantile <= 1:
-        raise DataError(f"quantile is the share of pairs that are high, and near, from 0 to 1, got {quantile}")
+        raise DataError(f"quantile, the share of pairs that are high or near, must be from 0 to 1, got {quantile}")
     if valid is None:
         return x.flatten(-2), None
     if valid.shape != x.shape[-2:] or valid.dtype != torch.bool:
@@ -175,7 +176,7 @@ def _entries(x: Tensor, valid: Tensor | None, quantile: float, what: str) -> tup
 
 
 def _many(mask: Tensor) -> Tensor:
-    """[...] int64: how many of [..., entry] bool are true. As bytes they add up five times as fast."""
+    """[...] int64: how many of [..., entry] bool are true. The sum over bytes is five times as fast."""
     return mask.view(torch.uint8).sum(-1, dtype=torch.int32).to(torch.int64)
 
 
@@ -183,12 +184,12 @@ def _put_back(found: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
     """[..., leaf, leaf]: pairs that do not count are False."""
     if mask is None:
         return found.view(shape)
-    whole = torch.zeros(*shape[:-2], shape[-1] ** 2, dtype=torch.bool, device=found.device)
-    return whole.index_copy_(-1, mask, found).view(shape)
+    pairs = torch.zeros(*shape[:-2], shape[-1] ** 2, dtype=torch.bool, device=found.device)
+    return pairs.index_copy_(-1, mask, found).view(shape)
 
 
 def _partitioned(values: Tensor, below: int) -> tuple[Tensor, Tensor]:
-    """The values at places `below` and `below + 1` in order: numpy's partition takes a tenth of torch's time here."""
+    """Entries `below` and `below + 1` of the sorted values. NumPy's partition takes a tenth of the time of torch."""
     parted = np.partition(values.numpy(), below, axis=-1)
     low, above = parted[..., below], parted[..., below + 1 :]
     high = above.min(-1) if above.shape[-1] else low
@@ -196,7 +197,7 @@ def _partitioned(values: Tensor, below: int) -> tuple[Tensor, Tensor]:
 
 
 def _selected(values: Tensor, below: int) -> tuple[Tensor, Tensor]:
-    """The same, on any device."""
+    """The same as `_partitioned`, on any device."""
     low = values.kthvalue(below + 1, -1).values
     return low, values.kthvalue(min(below + 2, values.shape[-1]), -1).values
 
@@ -204,15 +205,16 @@ def _selected(values: Tensor, below: int) -> tuple[Tensor, Tensor]:
 def shuffled(x: Tensor, *, snippet: int, seed: int = 0, valid: Tensor | None = None) -> Tensor:
     """[..., leaf, leaf]: maps with randomly permuted pairs of leaves, the same permutation for all maps.
 
-    A threshold does not see places, so that the mask of a shuffled map is the shuffled mask of the map: shuffle the
-    mask, and no quantile need be found twice. To shuffle the mask of the distances in place of those of all heads is
-    the same, the other way round, and one for all. The score is 1/7 on average, where a quarter of the pairs are in
-    either mask, and less where ties make them fewer.
+    A quantile does not depend on the order of the pairs. So the mask of a shuffled map is the shuffled mask of the map,
+    and it is faster to shuffle the mask. It is equivalent, and faster still, to shuffle the mask of the distances
+    instead of the masks of all heads. The score is 1/7 on average if both masks have a quarter of the pairs, and lower
+    if ties make a mask smaller.
 
     Args:
-        x: [..., leaf, leaf]: attention, or a mask of it (`attention_mask(...).mask`), or of distances.
-        snippet: the number of the snippet: each is shuffled in its own way, on any device and in any order.
-        seed: of the random numbers.
+        x: [..., leaf, leaf]: attention, its mask (`attention_mask(...).mask`), or a mask of distances.
+        snippet: the number of the snippet. Each snippet has its own permutation, which depends neither on the device
+            nor on the order of the snippets.
+        seed: the seed of the permutations.
         valid: [leaf, leaf] bool: the pairs that are permuted: `visible` for a decoder; by default all.
 
     Raises `ShapeError` for other shapes.
@@ -233,11 +235,12 @@ def shuffled(x: Tensor, *, snippet: int, seed: int = 0, valid: Tensor | None = N
 
 
 class OffsetMeans:
-    """Attention that depends only on the distance of two leaves in the text: its mean at each signed offset.
+    """Attention that depends only on the signed offset of two leaves in the text: the mean attention at each offset.
 
-    Fed with one snippet it is that snippet's own; fed with all of them in a first pass, that of a model that looks at
-    positions alone. Sums over pairs of leaves: any split of the snippets gives the same. Where leaves are to be left
-    out by type, take the offsets in the whole snippet, and leave them out of the map that comes back.
+    The mean can be taken over one snippet, or over all snippets in a first pass; then it is the attention of a model
+    that looks only at positions. The sums are over pairs of leaves, so the result does not depend on how the snippets
+    are split into parts. To leave out leaves by type, add the maps of all leaves, and then leave out leaves of the map
+    that `map` returns.
 
         >>> import torch
         >>> means = OffsetMeans()
@@ -248,17 +251,17 @@ class OffsetMeans:
     """
 
     total: Tensor
-    """[..., offset] float64: the attention at offset j - i, the longest negative one first."""
+    """[..., offset] float64: the sum of the attention at each offset j - i, from the lowest to the highest offset."""
     pairs: Tensor
-    """[offset] int64: the pairs of leaves at it."""
+    """[offset] int64: the number of pairs of leaves at each offset."""
 
     def __init__(self) -> None:
         self.total, self.pairs = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
 
     def add(self, attention: Tensor, *, valid: Tensor | None = None) -> None:
-        """Count one snippet's maps, [..., leaf, leaf]; as many at each call.
+        """Add the maps of one snippet, [..., leaf, leaf]; the number of maps must be the same in each call.
 
-        `valid` [leaf, leaf] bool are the pairs that count. Raises `ShapeError` for other shapes, and `DataError` for
+        `valid` [leaf, leaf] bool marks the pairs that count. Raises `ShapeError` for other shapes, and `DataError` for
         attention that is not finite where it counts.
         """
         leaves = _leaves(attention, valid)
@@ -284,15 +287,15 @@ class OffsetMeans:
         self.pairs = _widened(self.pairs, width) + _widened(other.pairs, width)
 
     def map(self, leaves: int, *, dtype: torch.dtype = torch.float64, device: Any = None) -> Tensor:
-        """[..., leaf, leaf]: the map of a snippet of so many leaves; 0 at offsets that no pair that counts had.
+        """[..., leaf, leaf]: the map of a snippet with this number of leaves; 0 at offsets without any pair.
 
-        Raises `DataError` for more leaves than any snippet had that was added.
+        Raises `DataError` for more leaves than the longest snippet that was added.
         """
         middle = len(self.pairs) // 2
         if leaves > middle + 1 or not len(self.pairs):
             raise DataError(
-                f"wanted a map of {leaves} leaves, but the means are of snippets of at most "
-                f"{middle + 1 if len(self.pairs) else 0}: add one that is as long"
+                f"wanted a map of {leaves} leaves, but the longest snippet that was added has "
+                f"{middle + 1 if len(self.pairs) else 0}: add a snippet that is as long"
             )
         means = (self.total / self.pairs.clamp_min(1)).to(dtype)
         place = torch.arange(leaves)
@@ -301,10 +304,11 @@ class OffsetMeans:
 
 
 def positional(attention: Tensor, *, valid: Tensor | None = None) -> Tensor:
-    """[..., leaf, leaf]: each map with its mean at every signed offset in place of its values.
+    """[..., leaf, leaf]: maps in which each value is replaced by the map's mean at the same signed offset.
 
-    What it scores is what a map owes to positions, by its own average; `OffsetMeans` takes the average over snippets.
-    Pairs that do not count are 0. Raises `ShapeError` and `DataError` as `OffsetMeans.add` does.
+    Their CAT-score shows how much of a map's score is explained by positions alone. Here the means are over one map;
+    `OffsetMeans` takes them over snippets. Pairs that do not count are 0. Raises `ShapeError` and `DataError` as
+    `OffsetMeans.add` does.
 
         >>> import torch
         >>> positional(torch.tensor([[0.5, 0.5], [0.0, 1.0]]))
@@ -318,9 +322,9 @@ def positional(attention: Tensor, *, valid: Tensor | None = None) -> Tensor:
 
 
 def slanted(x: Tensor) -> Tensor:
-    """[..., leaf, offset] float64: [..., leaf, leaf] with its columns by offset j - i, from -(leaf - 1) to leaf - 1.
+    """[..., leaf, offset] float64: maps whose columns are offsets j - i, from -(leaf - 1) to leaf - 1.
 
-    Places without a leaf are 0.
+    Offsets at which a row has no leaf are 0.
     """
     leaves = x.shape[-1]
     new = torch.zeros(*x.shape[:-1], max(0, 2 * leaves - 1), dtype=torch.float64, device=x.device)

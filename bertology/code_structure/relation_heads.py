@@ -17,6 +17,8 @@ from ..results.result import Result
 from ..results.statistics import percentile_interval
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
+from ..streaming.processes import skipped_in
+from ..streaming.progress import Progress
 from .align import AlignedCode
 from .cat_results import bootstrap
 from .leaf_maps import LeafMapAccumulator, LeafMaps, check_announced, snippets_in, visible
@@ -39,7 +41,7 @@ class RelatedHead:
     interval: tuple[float, float]
     """The interval of the gain over snippets. It ignores the choice among many heads: choose on other data."""
     pairs: int
-    """The related pairs that were compared."""
+    """The number of related pairs that were compared."""
     elsewhere: bool
     """Whether the head was chosen on other data."""
 
@@ -49,14 +51,15 @@ class RelationHeads(Result):
     """How much attention each head pays to related leaves, and to unrelated leaves at the same offsets."""
 
     related: Annotated[Tensor, axes("relation layer head example")]
-    """[relation, layer, head, example] float64: the attention to related leaves, summed up; NaN for no head."""
+    """[relation, layer, head, example] float64: the sum of the attention to related leaves; NaN for pruned heads."""
     control: Annotated[Tensor, axes("relation layer head example")]
-    """[relation, layer, head, example] float64: the same sum, had each pair the mean attention of its snippet's
-    unrelated pairs at its offset."""
+    """[relation, layer, head, example] float64: the same sum after the attention of each pair is replaced by the mean
+    attention of the unrelated pairs of its snippet at the same offset."""
     pairs: Annotated[Tensor, axes("relation layer example")]
-    """[relation, layer, example] int64: the related pairs that were compared; 0 in layers that do not read the code."""
+    """[relation, layer, example] int64: how many related pairs were compared; 0 in layers that do not read the code."""
     unmatched: Annotated[Tensor, axes("relation layer example")]
-    """[relation, layer, example] int64: those that were not, as no unrelated pair of the snippet is at their offset."""
+    """[relation, layer, example] int64: how many related pairs were not compared, because the snippet has no unrelated
+    pair at their offset."""
     relations: Annotated[tuple[str, ...], axes("relation")]
     """[relation]: the names."""
     names: Annotated[tuple[str, ...], axes("example")]
@@ -68,30 +71,30 @@ class RelationHeads(Result):
 
     @property
     def mean(self) -> Tensor:
-        """[relation, layer, head], 0 to 1: the mean attention to a related leaf, of all pairs of all snippets; NaN
-        for heads that are not there, and where no pair was compared."""
+        """[relation, layer, head], 0 to 1: the mean attention to a related leaf, over all pairs of all snippets; NaN
+        for pruned heads, and where no pair was compared."""
         return self.related.sum(-1) / self.pairs.sum(-1)[:, :, None]
 
     @property
     def expected(self) -> Tensor:
-        """[relation, layer, head], 0 to 1: what unrelated leaves at the same offsets get."""
+        """[relation, layer, head], 0 to 1: the mean attention to unrelated leaves at the same offsets."""
         return self.control.sum(-1) / self.pairs.sum(-1)[:, :, None]
 
     @property
     def gain(self) -> Tensor:
-        """[relation, layer, head], -1 to 1: how much more related leaves get than position explains."""
+        """[relation, layer, head], -1 to 1: how much more attention related leaves get than position explains."""
         return self.mean - self.expected
 
     @property
     def ratio(self) -> Tensor:
-        """[relation, layer, head]: how many times as much related leaves get."""
+        """[relation, layer, head]: `mean` divided by `expected`."""
         return self.mean / self.expected
 
     def interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """The ends of the gains, [relation, layer, head] each: percentiles of a bootstrap over snippets.
+        """The ends of the intervals of `gain`, [relation, layer, head] each: percentiles of a bootstrap over snippets.
 
-        NaN where one draw in twenty or more has no pair. Raises `DataError` for a level that is not between 0 and 1,
-        and for fewer than 1 resamples.
+        NaN where one resample in twenty or more has no pair. Raises `DataError` for a level that is not between 0 and
+        1, and for fewer than 1 resamples.
         """
         more = self.related - self.control
         return percentile_interval(
@@ -103,22 +106,22 @@ class RelationHeads(Result):
 
         Args:
             relation: one of `relations`.
-            choose_on: the same model's result on other snippets, on which the head is chosen. The best of many heads
-                on the snippets that are scored is too good a figure.
-            level: of the interval.
+            choose_on: the same model's result on other snippets, on which the head is chosen. If the head is chosen
+                and scored on the same snippets, its score is optimistic.
+            level: the confidence level of the interval.
 
         Raises `DataError` for another relation, for the result of another model, and where no pair was compared.
         """
         chosen = self if choose_on is None else choose_on
         if chosen.labels != self.labels or chosen.related.shape[2] != self.related.shape[2]:
             raise DataError(
-                f"choose_on is of a model of {len(chosen.labels)} layers of {chosen.related.shape[2]} heads, this "
-                f"result of {len(self.labels)} of {self.related.shape[2]}: wanted the same model on other snippets"
+                f"choose_on has {len(chosen.labels)} layers of {chosen.related.shape[2]} heads, this result has "
+                f"{len(self.labels)} layers of {self.related.shape[2]}: wanted the same model on other snippets"
             )
         here, there = self._only(relation), chosen._only(relation)
         row, head = divmod(int(there.gain.nan_to_num(-torch.inf).argmax()), there.related.shape[2])
         if not here.pairs[0, row].any() or not there.pairs[0, row].any():
-            raise DataError(f"no pair of leaves of {relation!r} was compared: there is no head to choose, or to score")
+            raise DataError(f"no pair of leaves of {relation!r} was compared: no head can be chosen or scored")
         one = replace(here, related=here.related[:, [row]][:, :, [head]], control=here.control[:, [row]][:, :, [head]],
                       pairs=here.pairs[:, [row]], labels=(self.labels[row],))  # fmt: skip
         low, high = one.interval(level)
@@ -146,16 +149,16 @@ class RelationHeads(Result):
         return "\n".join([*lines, f"attention to related leaves in {len(self.names)} snippets{left}"])
 
     def _only(self, relation: str) -> RelationHeads:
-        """One relation of them."""
+        """The result of one relation alone."""
         if relation not in self.relations:
-            raise DataError(f"no relation {relation!r}: there are {', '.join(self.relations)}")
+            raise DataError(f"no relation {relation!r}: this result has {', '.join(self.relations)}")
         some = slice((place := self.relations.index(relation)), place + 1)
         cut = {name: getattr(self, name)[some] for name in ("related", "control", "pairs", "unmatched")}
         return replace(self, relations=(relation,), **cut)
 
 
 class RelationAccumulator(LeafMapAccumulator):
-    """Sums for `RelationHeads`, of batches that `align_code` makes. `examples` are all snippets that can occur."""
+    """Sums for `RelationHeads`, from batches of `align_code`. `examples` are all snippets that can occur."""
 
     related: Tensor = stat("relation layer head example")
     control: Tensor = stat("relation layer head example")
@@ -168,11 +171,11 @@ class RelationAccumulator(LeafMapAccumulator):
         self._relations = tuple(relations)
 
     def settings(self) -> str:
-        """What is counted, and of what."""
+        """The snippets and the relations."""
         return f"{self._names} {self._relations}"
 
     def sizes(self) -> dict[str, int]:
-        """How many relations and snippets there are."""
+        """The numbers of relations and snippets."""
         return {"relation": len(self._relations), "example": len(self._names)}
 
     def start_batch(self, batch: Batch) -> None:
@@ -193,7 +196,7 @@ class RelationAccumulator(LeafMapAccumulator):
             self.unmatched[number, site.row, place] = found.unmatched
 
     def compute(self) -> RelationHeads:
-        """Mark the heads that are not there."""
+        """The sums as a result; NaN for pruned heads."""
         pairs, unmatched = self.pairs.cpu(), self.unmatched.cpu()
         gone = ~self.anatomy.present[:, :, None]
         return RelationHeads(
@@ -203,21 +206,23 @@ class RelationAccumulator(LeafMapAccumulator):
 
 
 def relation_heads(
-    model: nn.Module, batches: Batches, *, relations: Sequence[Relation] = RELATIONS, progress: str | None = None
+    model: nn.Module, batches: Batches, *, relations: Sequence[Relation] = RELATIONS, progress: Progress = None
 ) -> RelationHeads:
     """Measure how much attention each head pays to related leaves of code, beyond what their position explains.
 
-    Each related pair is compared with the mean attention between the unrelated pairs of its snippet that stand at the
-    same offset, before or after: a head that attends to near leaves, which are more often related, gains nothing by it.
+    Each related pair is compared with the mean attention between the unrelated pairs of its snippet at the same signed
+    offset. So a head gains nothing by attending to near leaves, which are related more often than distant leaves.
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.
-            Of a decoder the pairs of a leaf with itself and earlier ones count.
-        batches: what `align_code` makes of Python, Java, JavaScript or Go, or some of these batches.
-        relations: "same block", "same call", "definition to use" and "matching brackets", or some of them: `related`.
-        progress: the title of a progress bar; no bar without it.
+            In a decoder, the pairs of a leaf with itself and with earlier leaves count.
+        batches: the batches of `align_code` for Python, Java, JavaScript or Go, or some of these batches.
+        relations: "same block", "same call", "definition to use" and "matching brackets", or some of them; `related`
+            defines them.
+        progress: True for a progress bar, or its title; no bar without it.
 
-    Raises `DataError` for batches of something else, for an iterator of batches, for another relation or language.
+    Raises `DataError` for batches that are not from `align_code`, for an iterator of batches, and for another relation
+    or language.
 
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.code_structure import align_code, parse_code, relation_heads
@@ -230,8 +235,8 @@ def relation_heads(
     """
     snippets = snippets_in(batches)
     for one in {one.tree.language: one for one in snippets}.values():
-        for relation in relations:  # before the model runs: what is not known is refused
+        for relation in relations:  # raises for an unknown relation or language before the model runs
             related(one.tree, relation)
     counter = RelationAccumulator(snippets, relations=relations)
     found: RelationHeads = accumulate(model, batches, counter, progress=progress)[0]
-    return replace(found, skipped=len(getattr(batches, "skipped", ())))
+    return replace(found, skipped=skipped_in(batches))

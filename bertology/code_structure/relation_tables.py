@@ -1,4 +1,4 @@
-"""The names that the grammars of four languages give to blocks, calls, and assignments of variables."""
+"""The node types of blocks, calls and variable definitions in the grammars of four languages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ Side = Literal["all", "first", "before", "unless after", "after", "next to"]
 
 @dataclass(frozen=True)
 class At:
-    """Which children of a node are meant: all, the first, or those on a side of a mark, a child of a type given.
+    """Which children of a node are meant: all, the first, or those before or after a mark.
 
-    "before" wants the mark to be there, "unless after" does not; "next to" is the child directly before it.
+    The mark is the first child whose type is one of `marks`. "before" and "after" match nothing if there is no mark;
+    "unless after" matches the children before the mark, or all of them if there is no mark; "next to" matches the child
+    directly before the mark.
     """
 
     side: Side = "all"
@@ -22,17 +24,18 @@ class At:
 
 @dataclass(frozen=True)
 class Binder:
-    """A node that gives names their values."""
+    """A node that defines names, such as an assignment, a function or a list of parameters."""
 
     at: At = field(default_factory=At)
-    """Which of its children are those names, by themselves or inside of patterns."""
+    """Which of its children are those names, or patterns that contain them."""
     start: Literal["here", "end", "marked", "parent"] = "here"
-    """From where a name is known: the start of the node, its end, the end of the child after the mark, or the start of
-    the node's parent."""
+    """Where the definition starts to be valid: at the start of the node, at its end, after the child that follows the
+    mark, or at the start of the node's parent."""
     scope: Literal["block", "outer", "function"] = "block"
-    """Up to where: the end of the innermost scope around the name, of that around the node, or of the function."""
+    """Where the definition ends: at the end of the innermost scope around the name ("block") or around the node
+    ("outer"), or at the end of the function."""
     compound: bool = False
-    """Whether the old value is used too, where no child is a `=`: `x += 1`, `x++`."""
+    """Whether the old value is read too, as in `x += 1` and `x++`; not if one of its children is a `=`."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,15 @@ class Grammar:
 
     blocks: frozenset[str]
     arguments: str
-    """The list of a call's arguments."""
+    """The type of the list of a call's arguments."""
     calls: frozenset[str]
     scopes: frozenset[str]
     functions: frozenset[str]
     patterns: Mapping[str, At]
-    """Nodes that a name may be inside of: `(a, b) = ...`."""
+    """Nodes that may stand between a name and the node that defines it, as in `(a, b) = ...`."""
     binders: Mapping[str, Binder]
     no_variables: Mapping[str, At]
-    """Nodes whose names are none of variables: of attributes, methods, keyword arguments."""
+    """Nodes with names that are not variables: attributes, methods, keyword arguments."""
 
 
 _ALL, _FIRST = At(), At("first")
@@ -71,7 +74,7 @@ _PYTHON = Grammar(
     binders={
         "function_definition": Binder(scope="outer"),
         "class_definition": Binder(scope="outer"),
-        "parameters": Binder(start="end"),  # defaults are worked out before the parameters are there
+        "parameters": Binder(start="end"),  # defaults are computed before the parameters exist
         "lambda_parameters": Binder(start="end"),
         "assignment": Binder(At("before", ("=", ":")), "end", "function"),
         "augmented_assignment": Binder(_FIRST, "end", "function", compound=True),
@@ -164,7 +167,7 @@ _GO = Grammar(
 )  # fmt: skip
 GRAMMARS = {"python": _PYTHON, "java": _JAVA, "javascript": _JAVASCRIPT, "go": _GO}
 NAMES = frozenset({"identifier", "shorthand_property_identifier", "shorthand_property_identifier_pattern"})
-"""The leaves that may name a variable."""
+"""The types of leaves that may name a variable."""
 BRACKETS = {"(": ")", "[": "]", "{": "}", "${": "}", "<": ">"}
 ANGLED = frozenset({"type_arguments", "type_parameters"})
-"""Where `<` and `>` are brackets."""
+"""The nodes in which `<` and `>` are brackets."""

@@ -18,14 +18,14 @@ from .trees import CodeTree
 
 class _Definition(NamedTuple):
     start: int
-    """The character from which on it is known."""
+    """The first character at which the name has this value."""
     leaf: int
     end: int
-    """The character from which on it is not."""
+    """The character after the last one at which it has."""
 
 
 def definition_of(tree: CodeTree, grammar: Grammar) -> list[tuple[int, int]]:
-    """Each leaf that uses a variable, and the leaf that gave it its value: the latest before it, as the text runs."""
+    """Each leaf that uses a variable, and the leaf of the latest definition before it in the text."""
     nodes = _Nodes(tree)
     known: defaultdict[str, list[_Definition]] = defaultdict(list)
     uses = []
@@ -49,7 +49,7 @@ def definition_of(tree: CodeTree, grammar: Grammar) -> list[tuple[int, int]]:
 
 
 def _latest(known: Sequence[_Definition], place: int) -> _Definition | None:
-    """The latest of those that are known at a place."""
+    """The latest definition whose range contains a character."""
     return max((one for one in known if one.start <= place < one.end), default=None)
 
 
@@ -67,7 +67,7 @@ class _Nodes:
         return [self.types[child] for child in self.children[node]]
 
     def binder_of(self, node: int, grammar: Grammar) -> tuple[int, Binder] | None:
-        """The node that gives a name its value here, if one does."""
+        """The node that defines the name at this leaf, and how; None if the leaf does not define its name."""
         child, parent = self._out_of_patterns(node, grammar)
         binder = grammar.binders.get(self.types[parent]) if parent >= 0 else None
         return (parent, binder) if binder is not None and self._is(child, parent, binder.at) else None
@@ -80,7 +80,7 @@ class _Nodes:
     def definition(
         self, leaf: int, node: int, binder: Binder, grammar: Grammar, earlier: Sequence[_Definition]
     ) -> _Definition:
-        """From where to where the name is known that a node defines, given its earlier definitions."""
+        """The range in which a definition of a name is valid, given the earlier definitions of the name."""
         parent = self.parents[node]
         if binder.start == "here":
             start = self.spans[node][0]
@@ -91,16 +91,16 @@ class _Nodes:
         else:
             mark = next(i for i, kind in enumerate(self.types_in(node)) if kind in binder.at.marks)
             start = self.spans[self.children[node][mark + 1]][1]
-        # A `var` of JavaScript belongs to the function, wherever it is.
-        whole = binder.scope == "function" or (parent >= 0 and self.types[parent] == "variable_declaration")
+        # In JavaScript, a `var` in any block of a function belongs to the function.
+        in_function = binder.scope == "function" or (parent >= 0 and self.types[parent] == "variable_declaration")
         around = parent if binder.scope == "outer" else node
-        end = self._end(around, grammar.functions if whole else grammar.scopes)
+        end = self._end(around, grammar.functions if in_function else grammar.scopes)
         if binder.scope == "function" and (old := _latest(earlier, start)):
-            end = min(end, old.end)  # a new value lasts no longer than the variable
+            end = min(end, old.end)  # a new value ends at the latest where the variable ends
         return _Definition(start, leaf, end)
 
     def _out_of_patterns(self, node: int, grammar: Grammar) -> tuple[int, int]:
-        """The outermost pattern that a name is part of, or the name, and what that is in."""
+        """The outermost pattern that contains the name, or the name itself if there is none, and its parent."""
         child, parent = node, self.parents[node]
         while parent >= 0 and (at := grammar.patterns.get(self.types[parent])) and self._is(child, parent, at):
             child, parent = parent, self.parents[parent]
@@ -112,7 +112,7 @@ class _Nodes:
         return self.spans[max(node, 0)][1]
 
     def _is(self, child: int, parent: int, at: At) -> bool:
-        """Whether a child is one of those meant."""
+        """Whether a child of `parent` is one of those that `at` means."""
         children = self.children[parent]
         place = children.index(child)
         if at.side in ("all", "first"):
@@ -131,34 +131,35 @@ RELATIONS: tuple[Relation, ...] = get_args(Relation)
 
 @dataclass(frozen=True)
 class RelationSums:
-    """Attention to related leaves, and to others that stand as far off in the text: sums over pairs, which add up."""
+    """Attention to related leaves and to unrelated leaves at the same offsets in the text, as sums over pairs."""
 
     related: Tensor
-    """[...] float64: the attention to related leaves, summed up."""
+    """[...] float64: the sum of the attention to related leaves."""
     control: Tensor
-    """[...] float64: the same sum, had each pair the mean attention of its snippet's unrelated pairs at its offset."""
+    """[...] float64: the same sum after the attention of each pair is replaced by the mean attention of the unrelated
+    pairs of its snippet at the same offset."""
     pairs: int
-    """The related pairs that were compared."""
+    """The number of related pairs that were compared."""
     unmatched: int
-    """Those that were not: the snippet has no unrelated pair at their offset."""
+    """The number of related pairs that were not compared, because the snippet has no unrelated pair at their offset."""
 
     @property
     def mean(self) -> Tensor:
-        """[...]: the mean attention to a related leaf; NaN of none."""
+        """[...]: the mean attention to a related leaf; NaN if no pair was compared."""
         return self.related / self.pairs if self.pairs else torch.full_like(self.related, torch.nan)
 
     @property
     def expected(self) -> Tensor:
-        """[...]: what unrelated leaves at the same offsets get; NaN of none."""
+        """[...]: the mean attention to unrelated leaves at the same offsets; NaN if no pair was compared."""
         return self.control / self.pairs if self.pairs else torch.full_like(self.control, torch.nan)
 
     @property
     def gain(self) -> Tensor:
-        """[...]: how much more attention related leaves get than position explains: `mean` less `expected`."""
+        """[...]: how much more attention related leaves get than position explains: `mean` minus `expected`."""
         return self.mean - self.expected
 
     def merge(self, other: RelationSums) -> RelationSums:
-        """The sums over the snippets of both. Raises `ShapeError` for other maps."""
+        """The sums over the snippets of both. Raises `ShapeError` for another number of maps."""
         if self.related.shape != other.related.shape:
             raise ShapeError(f"wanted sums of {list(self.related.shape)} maps, got {list(other.related.shape)}")
         return RelationSums(
@@ -172,16 +173,17 @@ class RelationSums:
 def related(tree: CodeTree, relation: Relation) -> Tensor:
     """[leaf, leaf] bool: which leaves (columns) a leaf (row) is related to. No leaf is related to itself.
 
-    - "same block": the same block is the innermost around both. Its braces are part of it.
-    - "same call": both are in the arguments of the same call, the innermost around them; its own brackets and commas
-      are not, nor is what is in a block there.
-    - "matching brackets": a bracket and the one that closes it, both ways.
-    - "definition to use": from a variable's use to where it got its value, not back: the latest definition, assignment,
-      parameter or loop variable of its name that is known there, as the text runs.
+    - "same block": the innermost block around both leaves is the same. The braces belong to the block.
+    - "same call": both leaves are in the arguments of the same call, and it is the innermost call around them. The
+      brackets and commas of the call itself do not count, nor does code in a block inside the arguments.
+    - "matching brackets": an opening bracket and its closing bracket, in both directions.
+    - "definition to use": from the use of a variable to its definition, in this direction only. The definition is the
+      latest definition, assignment, parameter or loop variable of that name that comes before the use in the text and
+      is in scope there.
 
-    The last is read from the tree alone, not from a run: of the branches of an `if` the later counts, values do not
-    come back around a loop, and imports, type parameters, patterns of `match` and `instanceof`, attributes (`self.x`)
-    and elements (`x[0]`) are not followed.
+    Definitions are found from the tree alone, without running the code. After an `if` with several branches, the last
+    branch counts; a value from the end of a loop body does not count at its start. Imports, type parameters, patterns
+    of `match` and `instanceof`, attributes (`self.x`) and elements (`x[0]`) are not followed.
 
     Raises `DataError` for another relation, and for a tree of a language other than Python, Java, JavaScript and Go.
 
@@ -210,15 +212,15 @@ def related(tree: CodeTree, relation: Relation) -> Tensor:
 
 
 def relation_scores(attention: Tensor, related: Tensor, *, valid: Tensor | None = None) -> RelationSums:
-    """Sum up the attention to related leaves, and beside it that to unrelated ones at the same signed offset.
+    """Sum the attention to related leaves, and the attention to unrelated leaves at the same signed offset.
 
-    So a head that attends to near leaves, which are more often related, gains nothing: each related pair is held
-    against the mean of the unrelated pairs of its snippet at offset j - i.
+    Each related pair (i, j) is compared with the mean of the unrelated pairs of its snippet at offset j - i. So a head
+    gains nothing by attending to near leaves, which are related more often than distant leaves.
 
     Args:
         attention: [..., leaf, leaf]: maps of one snippet.
-        related: [leaf, leaf] bool, rows attend: `related(tree, relation)`.
-        valid: [leaf, leaf] bool: the pairs that count: `visible` for a decoder. All, without it.
+        related: [leaf, leaf] bool: the related pairs; rows attend to columns: `related(tree, relation)`.
+        valid: [leaf, leaf] bool: the pairs that count: `visible` for a decoder. By default all.
 
     Raises `ShapeError` for other shapes, and `DataError` for attention that is not finite where it counts.
 
@@ -248,7 +250,7 @@ def relation_scores(attention: Tensor, related: Tensor, *, valid: Tensor | None 
 
 
 def _nearest(tree: CodeTree, wanted: Sequence[bool]) -> list[int]:
-    """[node]: the innermost node wanted that it is or is in; -1 for none."""
+    """[node]: the innermost wanted node that contains it, which may be the node itself; -1 for none."""
     nearest: list[int] = []
     for node, parent in enumerate(tree.parents.tolist()):
         nearest.append(node if wanted[node] else nearest[parent] if parent >= 0 else -1)
@@ -256,13 +258,13 @@ def _nearest(tree: CodeTree, wanted: Sequence[bool]) -> list[int]:
 
 
 def _blocks(tree: CodeTree, grammar: Grammar) -> list[int]:
-    """[leaf]: its block."""
+    """[leaf]: the node of the innermost block around it; -1 for none."""
     nearest = _nearest(tree, [kind in grammar.blocks for kind in tree.node_types])
     return [nearest[node] for node in tree.leaf_nodes.tolist()]
 
 
 def _calls(tree: CodeTree, grammar: Grammar) -> list[int]:
-    """[leaf]: the list of arguments that it is in."""
+    """[leaf]: the node of the innermost list of arguments around it; -1 for none."""
     kinds, parents = tree.node_types, tree.parents.tolist()
     lists = [
         kind == grammar.arguments and kinds[parent] in grammar.calls
@@ -278,7 +280,7 @@ def _calls(tree: CodeTree, grammar: Grammar) -> list[int]:
 
 
 def _brackets(tree: CodeTree) -> list[tuple[int, int]]:
-    """Each opening bracket and the one that closes it: children of the same node."""
+    """Each opening bracket and its closing bracket. Both are children of the same node."""
     pairs: list[tuple[int, int]] = []
     opened: dict[int, list[int]] = {}
     parents = tree.parents[tree.leaf_nodes].tolist()
@@ -294,7 +296,7 @@ def _brackets(tree: CodeTree) -> list[tuple[int, int]]:
 
 
 def _same_group(groups: Sequence[int]) -> Tensor:
-    """[leaf, leaf] bool: the pairs of one group, which is not -1."""
+    """[leaf, leaf] bool: the pairs of leaves in the same group. Leaves of group -1 are in no group."""
     of = torch.tensor(groups, dtype=torch.int64)
     return ((of[:, None] == of) & (of >= 0)).fill_diagonal_(False)
 

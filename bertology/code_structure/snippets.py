@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from tqdm.auto import tqdm
-
 from ..corpora.treebank import Skip
 from ..errors import DataError
+from ..streaming.progress import Progress, progress_bar
 from .trees import CodeTree, tree_of
 
 FIELDS = ("code", "original_string")
@@ -64,11 +63,11 @@ def read_code(
     *,
     field: str | None = None,
     broken: Literal["error", "skip", "keep"] = "error",
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> Snippets:
     """Read and parse the functions of CodeSearchNet or CodeXGLUE: JSON Lines, gzipped where the name ends in `.gz`.
 
-    Empty code, such that holds only comments, and such that is no valid text is left out and listed in `skipped`.
+    Code that is empty, has only comments or is not valid text is left out and listed in `skipped`.
 
     Args:
         path: a file with an object a line that holds the code and its `language`.
@@ -76,7 +75,7 @@ def read_code(
         field: which field is the code; by default `code`, or `original_string` where there is no such field.
         broken: "error" raises for code that does not parse, "skip" leaves it out and lists it with its place, "keep"
             keeps what tree-sitter makes of it.
-        progress: the title of a progress bar over lines; no bar without it.
+        progress: True for a progress bar over lines, or its title; no bar without it.
 
     Raises `DataError` for a line that is no JSON or has no code or language, with its number; for a file that is
     damaged, or of which nothing is left; and as `parse_code` does.
@@ -90,10 +89,10 @@ def read_code(
         1 in python; 1 skipped: no code
     """
     if broken not in ("error", "skip", "keep"):
-        raise DataError(f"broken is 'error', 'skip' or 'keep', got {broken!r}")
+        raise DataError(f"broken must be 'error', 'skip' or 'keep', got {broken!r}")
     trees: list[CodeTree] = []
     skipped: list[Skip] = []
-    for number, line in enumerate(tqdm(_lines(Path(path)), desc=progress, disable=progress is None), 1):
+    for number, line in enumerate(progress_bar(progress, _lines(Path(path))), 1):
         if not line.strip():
             continue
         where = f"{Path(path).name} {number}"

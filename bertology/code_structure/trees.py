@@ -17,14 +17,14 @@ PACKAGES = {
     "javascript": "tree_sitter_javascript",
     "python": "tree_sitter_python",
 }
-"""The languages that the extra `code` brings, and the packages of their grammars."""
+"""The languages that the extra `code` installs, and the packages of their grammars."""
 
 
 def language_of(language: Any) -> Any:
-    """The `tree_sitter.Language` of a name, or of what a grammar package's `language()` returns.
+    """The `tree_sitter.Language` for a name, or for the object that a grammar package's `language()` returns.
 
-    Raises `DataError` for other names, and for what is no grammar or one of another version of tree-sitter;
-    `MissingExtra` without tree-sitter or without the grammar's package.
+    Raises `DataError` for other names, for objects that are not grammars, and for grammars that the installed version
+    of tree-sitter cannot read; `MissingExtra` without tree-sitter or without the grammar's package.
     """
     tree_sitter = need("tree_sitter", extra="code")
     if isinstance(language, tree_sitter.Language):
@@ -33,11 +33,12 @@ def language_of(language: Any) -> Any:
         return _known(language.lower())
     if type(language).__name__ == "PyCapsule":
         return _made(tree_sitter, language)
-    raise DataError(f"a language is a name ({', '.join(PACKAGES)}) or a tree_sitter.Language, got {language!r}")
+    names = ", ".join(PACKAGES)
+    raise DataError(f"language must be a name ({names}) or a tree_sitter.Language, got {language!r}")
 
 
 def name_of(language: Any) -> str:
-    """What a language is called: its name, or what its grammar says of itself; "" where that says nothing."""
+    """The name of a language: the given name, or the name in its grammar; "" if the grammar has no name."""
     return language.lower() if isinstance(language, str) else getattr(language_of(language), "name", None) or ""
 
 
@@ -45,7 +46,7 @@ def name_of(language: Any) -> str:
 def _known(name: str) -> Any:
     if name not in PACKAGES:
         raise DataError(
-            f"no grammar is known for {name!r}, only for {', '.join(PACKAGES)}: pass another as a "
+            f"no grammar is known for {name!r}, only for {', '.join(PACKAGES)}: pass another language as a "
             "tree_sitter.Language, such as tree_sitter.Language(tree_sitter_rust.language())"
         )
     return _made(need("tree_sitter", extra="code"), need(PACKAGES[name], extra="code").language())
@@ -55,12 +56,12 @@ def _made(tree_sitter: Any, capsule: Any) -> Any:
     try:
         return tree_sitter.Language(capsule)
     except ValueError as error:
-        raise DataError(f"{capsule!r} is no grammar that the installed tree-sitter can read: {error}") from error
+        raise DataError(f"{capsule!r} is not a grammar that the installed tree-sitter can read: {error}") from error
 
 
 Broken = Literal["error", "keep"]
 SHELL = (b"class _ {", b"\n}")
-"""What is put around members of a class, which are no programs of their own."""
+"""The class that is put around members of a class, which do not parse alone."""
 SHELLED = ("java", "javascript")
 
 
@@ -71,25 +72,25 @@ class _Node(NamedTuple):
     end: int
     has_children: bool
     wrong: bool
-    """Whether it marks code that does not parse, or code that is missing."""
+    """Whether the node is an error: code that does not parse, or code that is missing."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CodeTree:
     """A piece of code and its concrete syntax tree, without its comments.
 
-    A leaf is a node without children that has text. Nodes are numbered from the root, 0, in the order of the text, each
-    before its children, and leaves in the order of the text. All places are in characters of `code`.
+    A leaf is a node without children that has text. Nodes are numbered in the order of the text, each before its
+    children; the root is node 0. Leaves are numbered in the order of the text. All spans are in characters of `code`.
     """
 
     code: str
     name: str
-    """What messages call it."""
+    """The name of the code in messages."""
     language: str
     types: tuple[str, ...]
     """[leaf]: its node's type in the grammar, such as `identifier`, `def` or `(`."""
     spans: tuple[tuple[int, int], ...]
-    """[leaf]: the characters that it is, half-open."""
+    """[leaf]: its first character, and the character after its last one."""
     leaf_nodes: NDArray[np.int32]
     """[leaf]: the number of its node."""
     parents: NDArray[np.int32]
@@ -97,9 +98,9 @@ class CodeTree:
     node_types: tuple[str, ...]
     """[node]: its type in the grammar."""
     node_spans: NDArray[np.int32]
-    """[node, end]: the characters that it is, half-open."""
+    """[node, end]: its first character, and the character after its last one."""
     errors: tuple[tuple[int, int], ...] = ()
-    """Line and column, both from 1, of each place that does not parse."""
+    """The line and column of each place that does not parse, both counted from 1."""
 
     def __len__(self) -> int:
         return len(self.types)
@@ -123,18 +124,18 @@ class CodeTree:
 def parse_code(code: str, language: Any, *, name: str = "", broken: Broken = "error") -> CodeTree:
     """Parse a piece of code with tree-sitter (extra `code`).
 
-    Comments are left out. Java and JavaScript that parse only inside a class, as constructors and methods do, are
-    parsed there, and the class is left out.
+    Comments are left out. Java and JavaScript code that parses only inside a class, such as constructors and methods,
+    is parsed inside a class, and the class is left out of the tree.
 
     Args:
-        code: a function, a file, or what else makes a tree in the language.
+        code: a function, a file, or any other code that the grammar can parse.
         language: "go", "java", "javascript", "python", or any other as a `tree_sitter.Language`.
-        name: what messages call it.
-        broken: "error" raises for code that does not parse; "keep" keeps what tree-sitter makes of it, with the places
-            in `CodeTree.errors`.
+        name: the name of the code in messages.
+        broken: "error" raises for code that does not parse; "keep" returns the tree that tree-sitter recovers, with the
+            places that do not parse in `CodeTree.errors`.
 
-    Raises `DataError` for code without leaves, that does not parse, or that is no valid text, and for a language that
-    is not known; `MissingExtra` without tree-sitter or the grammar's package.
+    Raises `DataError` for code without leaves, code that does not parse, and code that is not valid text, and for an
+    unknown language; `MissingExtra` without tree-sitter or the grammar's package.
 
         >>> from bertology.code_structure import parse_code
         >>> tree = parse_code("x = x + 1  # again", "python")
@@ -144,7 +145,7 @@ def parse_code(code: str, language: Any, *, name: str = "", broken: Broken = "er
         ('identifier', '=', 'identifier', '+', 'integer')
     """
     if broken not in ("error", "keep"):
-        raise DataError(f"broken is 'error' or 'keep', got {broken!r}")
+        raise DataError(f"broken must be 'error' or 'keep', got {broken!r}")
     tree = tree_of(code, language, name)
     called = f"code {name!r}" if name else "the code"
     if tree.errors and broken == "error":
@@ -156,7 +157,7 @@ def parse_code(code: str, language: Any, *, name: str = "", broken: Broken = "er
 
 
 def tree_of(code: str, language: Any, name: str) -> CodeTree:
-    """`parse_code` without its checks: the tree may have no leaves, or be of code that does not parse."""
+    """`parse_code` without its checks: the tree may have no leaves, and the code may not parse."""
     if not isinstance(code, str):
         raise DataError(f"code must be a str, got {type(code).__name__}")
     grammar, called = language_of(language), name_of(language)
@@ -164,26 +165,26 @@ def tree_of(code: str, language: Any, name: str) -> CodeTree:
         text = code.encode()
     except UnicodeEncodeError as error:
         where = f"half of a surrogate pair at character {error.start}"
-        raise DataError(f"code {name!r} is no valid text: {where}") from error
+        raise DataError(f"code {name!r} is not valid text: {where}") from error
     root, shift = _root(text, grammar, called)
     return CodeTree(code, name, called, **_numbered(code, _nodes(root, shift, len(text)), _characters(text)))
 
 
 def _root(text: bytes, grammar: Any, language: str) -> tuple[Any, int]:
-    """The node of the whole text, and the number of bytes before the text."""
+    """The node of the text, and the number of bytes before the text: 0, or more if a class was put around it."""
     parser = need("tree_sitter", extra="code").Parser(grammar)
     root = parser.parse(text).root_node
     if root.has_error and language in SHELLED:
         before, after = SHELL
         shelled = parser.parse(before + text + after).root_node
         start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-        if not shelled.has_error and len(shelled.children) == 1:  # several: the text closes the shell's class
+        if not shelled.has_error and len(shelled.children) == 1:  # several: the text closes the class
             return shelled.descendant_for_byte_range(len(before) + start, len(before) + end), len(before)
     return root, 0
 
 
 def _nodes(root: Any, shift: int, length: int) -> list[_Node]:
-    """All nodes but comments, each before its children; without recursion, as code may be nested very deep."""
+    """All nodes except comments, each before its children. Without recursion, because code may be nested deeply."""
     nodes: list[_Node] = []
     stack = [(root, -1)]
     while stack:
@@ -199,7 +200,7 @@ def _nodes(root: Any, shift: int, length: int) -> list[_Node]:
 
 
 def _numbered(code: str, nodes: list[_Node], characters: NDArray[np.int64]) -> dict[str, Any]:
-    """The fields of a `CodeTree`, in characters."""
+    """The fields of a `CodeTree`, with spans in characters."""
     spans = characters[np.array([(node.start, node.end) for node in nodes])].astype(np.int32)
     places = [(start, end) for start, end in spans.tolist()]
     leaves = [n for n, node in enumerate(nodes) if not node.has_children and node.start < node.end]
@@ -215,7 +216,7 @@ def _numbered(code: str, nodes: list[_Node], characters: NDArray[np.int64]) -> d
 
 
 def _characters(text: bytes) -> NDArray[np.int64]:
-    """[byte]: the character that begins there, for each byte where one does, and after the last."""
+    """[byte]: the number of the character that starts at this byte; one entry more for the end of the text."""
     begins = (np.frombuffer(text, dtype=np.uint8) & 0xC0) != 0x80  # bytes 10xxxxxx continue a character
     return np.concatenate([[0], np.cumsum(begins)])
 
@@ -230,22 +231,22 @@ def _fixed(x: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 BLOCK = 512
-"""From how many leaves at once distances are measured: what bounds the memory."""
+"""The number of leaves from which distances are measured at once. It bounds the memory."""
 LEVELS = 64
-"""Farther than this the spread of bits, which pays for every step, gives way to a search from each leaf."""
+"""The maximum distance for `_spread`, whose time grows with the distance. Longer paths are found by `_searched`."""
 
 
 def graph_edges(tree: CodeTree, *, upgraded: bool = True) -> NDArray[np.int64]:
     """[edge, end]: the pairs of nodes that are joined, each pair once (Chen et al. 2022).
 
-    Every node is joined to its parent. In the upgraded tree (U-AST) adjacent leaves are joined, too, and so are each
-    occurrence of an identifier and the next: leaves of equal text, and of exactly the type `identifier`.
+    Every node is joined to its parent. In the upgraded tree (U-AST), adjacent leaves are joined too, and so are each
+    occurrence of an identifier and the next occurrence: leaves of exactly the type `identifier` with equal text.
 
     Args:
-        tree: what `parse_code` makes.
-        upgraded: whether to join leaves; without it the edges are those of the tree alone.
+        tree: a tree from `parse_code`.
+        upgraded: whether to add the edges between leaves; otherwise the edges are those of the tree alone.
 
-    Nodes have the numbers that they have in the tree; neither end of an edge comes first.
+    Nodes have the same numbers as in the tree. Edges have no direction.
 
         >>> from bertology.code_structure import parse_code
         >>> tree = parse_code("x = x", "python")
@@ -262,16 +263,17 @@ def graph_edges(tree: CodeTree, *, upgraded: bool = True) -> NDArray[np.int64]:
 
 
 def leaf_distances(tree: CodeTree, *, upgraded: bool = True) -> NDArray[np.int16 | np.int32]:
-    """[leaf, leaf]: how many edges the shortest path between two leaves has, as small integers.
+    """[leaf, leaf]: the number of edges on the shortest path between two leaves, as small integers.
 
-    Exact. A tree of thousands of leaves takes tenths of a second, and little memory beside the distances themselves.
+    The distances are exact. A tree of thousands of leaves takes tenths of a second, and little memory besides the
+    distances themselves.
 
     Args:
-        tree: what `parse_code` makes.
-        upgraded: whether paths may take the edges between leaves of the upgraded tree (U-AST), or those of the tree
-            alone.
+        tree: a tree from `parse_code`.
+        upgraded: whether paths may use the edges between leaves of the upgraded tree (U-AST), or only those of the
+            tree.
 
-    Raises `MissingExtra` without SciPy, which expressions that are nested very deep need (extra `code`).
+    Raises `MissingExtra` without SciPy, which is needed for deeply nested expressions (extra `code`).
 
         >>> from bertology.code_structure import parse_code
         >>> leaf_distances(parse_code("x = x + 1", "python"))
@@ -292,7 +294,7 @@ def leaf_distances(tree: CodeTree, *, upgraded: bool = True) -> NDArray[np.int16
 
 
 def _recurring(tree: CodeTree) -> NDArray[np.int64]:
-    """[pair, end]: each occurrence of an identifier and the next, but for neighbours, which are joined anyway."""
+    """[pair, end]: each occurrence of an identifier and the next one. Adjacent leaves are left out."""
     latest: dict[str, int] = {}
     pairs = []
     for leaf in np.flatnonzero(tree.identifiers).tolist():
@@ -307,10 +309,10 @@ def _recurring(tree: CodeTree) -> NDArray[np.int64]:
 def _spread(
     edges: NDArray[np.int64], leaves: NDArray[np.int32], sources: slice, out: NDArray[np.int16 | np.int32]
 ) -> bool:
-    """Count into `out [leaf, source]` the steps after which each leaf is reached; or give up, and return that.
+    """Count in `out` [leaf, source] after how many steps each leaf is reached. Return False if this takes too many.
 
-    Breadth first from all sources at once: a node has a bit for each source, and at every step takes over the bits of
-    its neighbours. (Measured on real functions, six times as fast as SciPy's search from one leaf after another.)
+    This is a breadth-first search from all sources at once: a node has one bit per source, and in every step it also
+    gets the bits of its neighbours. (On real functions this is six times as fast as SciPy's search from each leaf.)
     """
     both = np.concatenate([edges, edges[:, ::-1]])
     both = both[np.argsort(both[:, 0], kind="stable")]
@@ -328,7 +330,7 @@ def _spread(
 
 
 def _searched(edges: NDArray[np.int64], leaves: NDArray[np.int32], sources: slice) -> NDArray[np.float64]:
-    """[source, leaf]: the distances by a search from each leaf."""
+    """[source, leaf]: the distances, by a search from each leaf."""
     sparse, csgraph = need("scipy.sparse", extra="code"), need("scipy.sparse.csgraph", extra="code")
     nodes = int(edges.max()) + 1
     graph = sparse.csr_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(nodes, nodes))

@@ -7,12 +7,14 @@ not passed to the model.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from ..anatomy.names import (
     DECODER_IDS_ARGUMENT,
@@ -81,7 +83,13 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
             f"{ANNOTATIONS} must have one entry per example, got {len(batch[ANNOTATIONS])} entries for "
             f"{batch[name].shape[0]} examples"
         )
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return {key: _moved(key, value, device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _moved(name: str, x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; labels that are whole numbers are made int64, the one type that losses take."""
+    whole = name in LABELS and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+    return x.to(device, torch.int64 if whole else x.dtype)
 
 
 def check_repeatable(batches: Batches, *, why: str) -> None:
@@ -199,10 +207,14 @@ def model_arguments(batch: Batch) -> dict[str, Any]:
 def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """The model's arguments without labels, so that the model computes no loss itself.
 
-    An encoder-decoder that makes its decoder inputs from labels still gets these decoder inputs. Its cache is turned
-    off, as it is in a pass with labels: with a cache, FSMT's decoder attends to later tokens.
+    An encoder-decoder that makes its decoder inputs from labels still gets these decoder inputs; where only its forward
+    pass can make them, it gets the labels. Its cache is turned off, as it is in a pass with labels: with a cache,
+    FSMT's decoder attends to later tokens.
+    Raises `DataError` for an argument that the forward pass does not take.
     """
     inputs = {key: value for key, value in model_arguments(batch).items() if key not in LABELS}
+    if unknown := not_taken(model, inputs):
+        raise DataError(_unknown(model, unknown))
     if LABELS_ARGUMENT not in batch or not is_encoder_decoder(model):
         return inputs
     if hasattr(config_of(model), USE_CACHE_ARGUMENT):
@@ -213,7 +225,68 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
             inputs[DECODER_IDS_ARGUMENT] = shift(labels=batch[LABELS_ARGUMENT])
         elif batch[LABELS_ARGUMENT].dim() == 2 and any(name in batch for name in NO_TEXT_ARGUMENTS):
             inputs[DECODER_IDS_ARGUMENT] = _shifted(batch[LABELS_ARGUMENT], config_of(model))
+        elif batch[LABELS_ARGUMENT].dim() == 2:
+            inputs[LABELS_ARGUMENT] = batch[LABELS_ARGUMENT]
     return inputs
+
+
+def with_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """The model's arguments with what it takes of the labels; the rest of the batch is for a loss of one's own."""
+    inputs = model_arguments(batch)
+    unknown = not_taken(model, inputs)
+    return {key: value for key, value in inputs.items() if key not in unknown}
+
+
+def run_with_labels(model: nn.Module, batch: Batch) -> Any:
+    """Run the model on a batch with labels. Labels that a wrapper passes on to a model that takes none are left out."""
+    inputs = with_labels(model, batch)
+    try:
+        return model(**inputs)
+    except TypeError as error:
+        if not any(name in inputs and f"keyword argument '{name}'" in str(error) for name in LABELS):
+            raise
+        return model(**{key: value for key, value in inputs.items() if key not in LABELS})
+
+
+def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Which of these names are no arguments of the forward pass; a forward pass with `**kwargs` takes all of them."""
+    taken = inspect.signature(model.forward).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
+        return []
+    return [name for name in names if name not in taken]
+
+
+class ReadBatch(dict[str, Any]):
+    """A batch that notes which of its keys were read, for keys that only a loss of one's own may need."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the default."""
+        self.read.add(key)
+        return super().get(key, default)
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `DataError` for a key that neither the model took nor a loss read: it may be misspelt."""
+        unread = [key for key in not_taken(model, model_arguments(self)) if key not in self.read and key not in LABELS]
+        if unread:
+            raise DataError(_unknown(model, unread) + ", and the loss does not read it")
+
+
+def _unknown(model: nn.Module, names: list[str]) -> str:
+    takes = ", ".join(inspect.signature(model.forward).parameters)
+    return f"the forward pass of {type(model).__name__} takes no {' and no '.join(names)}: it takes {takes}"
+
+
+def task_model(model: nn.Module) -> nn.Module:
+    """The outermost `PreTrainedModel`, without wrappers around it."""
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
 
 
 def _shifted(labels: Tensor, config: Any) -> Tensor:
@@ -238,12 +311,19 @@ def room_of(model: nn.Module) -> int | None:
     most = getattr(config_of(model), "max_position_embeddings", None)
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         return None
+    table = position_table(model)
+    # RoBERTa's positions begin after the padding index.
+    return most - (0 if table is None or table.padding_idx is None else table.padding_idx + 1)
+
+
+def position_table(model: nn.Module) -> nn.Embedding | None:
+    """The embeddings of absolute positions, which are as many as the config says, or None."""
+    most = getattr(config_of(model), "max_position_embeddings", None)
     words = getattr(model, "get_input_embeddings", lambda: None)()
     for module in model.modules():
-        # RoBERTa's positions begin after the padding index.
         if isinstance(module, nn.Embedding) and module.num_embeddings == most and module is not words:
-            return most - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return most
+            return module
+    return None
 
 
 def check_fits(model: nn.Module, tokens: int) -> None:

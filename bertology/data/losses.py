@@ -8,23 +8,38 @@ Padding is ignored: token losses leave it out, and question answering gives it n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
-from ..anatomy.names import LABELS_ARGUMENT, SPAN_ARGUMENTS
+from ..anatomy.names import (
+    LABELS_ARGUMENT,
+    LOGITS_OUTPUT,
+    LOSS_OUTPUT,
+    ROUTER_LOSS_NAME,
+    SPAN_ARGUMENTS,
+    SPAN_OUTPUTS,
+)
 from ..errors import LossError
-from .batches import IGNORED, Batch, examples, is_encoder_decoder, rows_per_example, token_mask
+from .batches import (
+    IGNORED,
+    Batch,
+    config_of,
+    examples,
+    is_encoder_decoder,
+    rows_per_example,
+    task_model,
+    token_mask,
+)
 
 ExampleLoss = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [batch]`: one loss per example, from the model's outputs and the batch."""
 
 # The heads of XLNet, XLM and Flaubert have these names too, but do not shift their labels.
-_CAUSAL = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM"
+_CAUSAL = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM|BertGenerationDecoder"
 _GENERATING = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
 _TASKS = (
     "sequence, image, audio or token classification, masked LM, causal LM, question answering, multiple choice or "
@@ -39,7 +54,7 @@ def find_loss(model: nn.Module) -> ExampleLoss:
     masked LM, causal LM, question answering, multiple choice and sequence-to-sequence models of transformers.
     Raises `LossError` for any other model: for such a model pass `loss=f`, where `f(outputs, batch) -> [batch]`.
     """
-    task = _task_model(model)
+    task = task_model(model)
     for pattern, make in _LOSSES.items():
         if re.search(f"({pattern})$", type(task).__name__):
             return make(task)
@@ -87,12 +102,7 @@ def is_causal(model: nn.Module) -> bool:
     """Whether the model is a causal LM, whose labels are its input ids; the loss shifts them by one."""
     # The class names of vision-language decoders (LLaVA) end in ForConditionalGeneration too; they shift their labels.
     pattern = _CAUSAL if is_encoder_decoder(model) else f"{_CAUSAL}|{_GENERATING}"
-    return re.search(f"({pattern})$", type(_task_model(model)).__name__) is not None
-
-
-def _task_model(model: nn.Module) -> nn.Module:
-    """The outermost `PreTrainedModel`, without wrappers around it."""
-    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+    return re.search(f"({pattern})$", type(task_model(model)).__name__) is not None
 
 
 def _classes(logits: Tensor, labels: Tensor) -> Tensor:
@@ -101,8 +111,8 @@ def _classes(logits: Tensor, labels: Tensor) -> Tensor:
     wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= count))]
     if wrong.numel():
         raise LossError(f"labels must be from 0 to {count - 1}, or {IGNORED} to be ignored, got {wrong[0].item()}")
-    flat = F.cross_entropy(_wide(logits).reshape(-1, count), labels.reshape(-1), reduction="none", ignore_index=IGNORED)
-    return flat.reshape(labels.shape)
+    flat, target = _wide(logits).reshape(-1, count), labels.reshape(-1).long()
+    return F.cross_entropy(flat, target, reduction="none", ignore_index=IGNORED).reshape(labels.shape)
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -124,7 +134,7 @@ def _token_mean(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
 def _sequence_classification(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
         (labels,) = _labels(batch, model, LABELS_ARGUMENT)
-        logits: Tensor = outputs.logits
+        (logits,) = found(outputs, LOGITS_OUTPUT)
         kind = getattr(model.config, "problem_type", None)
         if kind is None:
             whole = not labels.is_floating_point()
@@ -150,7 +160,8 @@ def _one_each(labels: Tensor, batch: Batch) -> Tensor:
 def _multiple_choice(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
         (labels,) = _labels(batch, model, LABELS_ARGUMENT)
-        return _classes(outputs.logits.reshape(-1, rows_per_example(batch)), _one_each(labels, batch))
+        (logits,) = found(outputs, LOGITS_OUTPUT)
+        return _classes(logits.reshape(-1, rows_per_example(batch)), _one_each(labels, batch))
 
     return loss
 
@@ -158,7 +169,7 @@ def _multiple_choice(model: nn.Module) -> ExampleLoss:
 def _tokens(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
         (labels,) = _labels(batch, model, LABELS_ARGUMENT)
-        return _token_mean(outputs.logits, labels, token_mask(model, batch))
+        return _token_mean(token_logits(outputs, labels), labels, token_mask(model, batch))
 
     return loss
 
@@ -166,15 +177,29 @@ def _tokens(model: nn.Module) -> ExampleLoss:
 def _next_tokens(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
         (labels,) = _labels(batch, model, LABELS_ARGUMENT)
-        return _token_mean(outputs.logits[:, :-1], labels[:, 1:], token_mask(model, batch)[:, 1:])
+        logits, real = token_logits(outputs, labels), token_mask(model, batch)
+        return _token_mean(*next_tokens(logits, labels, real))
 
     return loss
+
+
+def next_tokens(logits: Tensor, labels: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, the labels that they predict, and which of them count: each real token is predicted from the one before.
+
+    Padding predicts nothing and is not predicted. Where it lies between two tokens, it is passed over.
+    """
+    counts = real[:, 1:] & (real.cumsum(1)[:, :-1] > 0)
+    if not (counts & ~real[:, :-1]).any():
+        return logits[:, :-1], labels[:, 1:], counts
+    places = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    before = places.masked_fill(~real, 0).cummax(1).values[:, :-1]
+    return logits.gather(1, before[..., None].expand(-1, -1, logits.shape[-1])), labels[:, 1:], counts
 
 
 def _sequence_to_sequence(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
         (labels,) = _labels(batch, model, LABELS_ARGUMENT)
-        return _token_mean(outputs.logits, labels, labels != IGNORED)
+        return _token_mean(token_logits(outputs, labels), labels, labels != IGNORED)
 
     return loss
 
@@ -183,13 +208,91 @@ def _question_answering(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
         positions = _labels(batch, model, *SPAN_ARGUMENTS)
         padding = ~token_mask(model, batch)
-        both = [
-            _classes(logits.masked_fill(padding, float("-inf")), _one_each(at, batch))
-            for logits, at in zip((outputs.start_logits, outputs.end_logits), positions, strict=True)
-        ]
+        both = []
+        for logits, at in zip(found(outputs, *SPAN_OUTPUTS), positions, strict=True):
+            if logits.shape != padding.shape:
+                raise LossError(_wrong_shape("logits of positions", padding.shape, logits))
+            both.append(_classes(logits.masked_fill(padding, float("-inf")), _one_each(at, batch)))
         return (both[0] + both[1]) / 2
 
     return loss
+
+
+def found(outputs: Any, *names: str) -> list[Tensor]:
+    """Tensors among a model's outputs, by name; where outputs have no names, the first ones that are not a loss.
+
+    Raises `LossError` where they are not there.
+    """
+    if isinstance(outputs, Mapping):
+        some = [outputs.get(name) for name in names]
+    elif isinstance(outputs, (Tensor, tuple, list)) and not hasattr(outputs, names[0]):
+        each = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        while each and isinstance(each[0], Tensor) and each[0].dim() == 0:
+            del each[0]
+        some = (each + [None] * len(names))[: len(names)]
+    else:
+        some = [getattr(outputs, name, None) for name in names]
+    for name, x in zip(names, some, strict=True):
+        if not isinstance(x, Tensor):
+            there = ", ".join(map(str, outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__
+            raise LossError(
+                f"the model must return {name}, got {there}: "
+                "for such a model pass loss=f, where f(outputs, batch) returns one value per example"
+            )
+    return some  # type: ignore[return-value]
+
+
+def token_logits(outputs: Any, labels: Tensor) -> Tensor:
+    """[batch, token, class]: the logits of the tokens that have labels, without those of prompts before the text."""
+    (logits,) = found(outputs, LOGITS_OUTPUT)
+    if logits.dim() != 3 or labels.dim() != 2 or logits.shape[0] != labels.shape[0]:
+        raise LossError(_wrong_shape("logits", [*labels.shape, "class"], logits))
+    if logits.shape[1] < labels.shape[1]:
+        raise LossError(_wrong_shape("logits", [*labels.shape, "class"], logits))
+    return logits[:, logits.shape[1] - labels.shape[1] :]
+
+
+def _wrong_shape(what: str, wanted: Any, got: Tensor) -> str:
+    return (
+        f"{what} must have the shape [{', '.join(map(str, wanted))}], as the labels say, got {list(got.shape)}: "
+        "look at the labels, or pass loss=f, where f(outputs, batch) returns one value per example"
+    )
+
+
+def check_own_loss(model: nn.Module, loss: ExampleLoss, outputs: Any, batch: Batch) -> None:
+    """Raise `LossError` where `loss` is not what the model itself computed, for a batch of one example with labels.
+
+    A model without a loss of its own is not checked, unless its logits have other positions than its labels.
+    """
+    ours, own = example_losses(loss, outputs, batch).item(), _own_loss(outputs)
+    kind, instead = type(model).__name__, "pass loss=f, where f(outputs, batch) returns one value per example"
+    if own is None:
+        labels = batch.get(LABELS_ARGUMENT)
+        if isinstance(labels, Tensor) and labels.dim() == 2:
+            (logits,) = found(outputs, LOGITS_OUTPUT)
+            if logits.dim() == 3 and logits.shape[1] != labels.shape[1]:
+                raise LossError(_wrong_shape("logits", [*labels.shape, "class"], logits))
+        return
+    theirs, tolerance = own.detach().double().item(), 1e-3 if own.element_size() > 2 else 3e-2
+    if abs(ours - theirs) <= tolerance * max(1.0, abs(theirs)):
+        return
+    if getattr(config_of(model), ROUTER_LOSS_NAME, False):
+        instead = f"leave out the loss of its router, with model.config.{ROUTER_LOSS_NAME} = False, or {instead}"
+    raise LossError(
+        f"{kind} has a loss that is not known: for one example without padding it computes {theirs:.6g} itself, "
+        f"and {ours:.6g} follows from its logits. To measure it, {instead}"
+    )
+
+
+def _own_loss(outputs: Any) -> Tensor | None:
+    """The loss among a model's outputs, by name, or the one number that comes first where outputs have no names."""
+    if isinstance(outputs, Mapping):
+        own = outputs.get(LOSS_OUTPUT)
+    elif isinstance(outputs, (tuple, list)) and not hasattr(outputs, LOSS_OUTPUT):
+        own = outputs[0] if outputs else None
+    else:
+        own = getattr(outputs, LOSS_OUTPUT, None)
+    return own if isinstance(own, Tensor) and own.numel() == 1 and own.is_floating_point() else None
 
 
 _LOSSES: dict[str, Callable[[nn.Module], ExampleLoss]] = {

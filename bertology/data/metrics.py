@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..errors import DataError
 from .batches import IGNORED
 
-Metric = Callable[[Tensor, Tensor], float]
+Metric = Callable[[Tensor, Tensor], Any]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -63,11 +64,35 @@ def find_metric(metric: str | Metric) -> Metric:
     """The metric with this name, or the function that was passed. Raises `DataError` for an unknown name."""
     if callable(metric):
         return metric
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise DataError(
             f"no metric is called {metric!r}: wanted a function of (logits, labels) or one of {', '.join(METRICS)}"
         )
     return METRICS[metric]
+
+
+def measured(metric: Metric, logits: Tensor, labels: Tensor) -> float:
+    """The value of a metric over all examples; of a mapping, as libraries of metrics return, its only value.
+
+    Raises `DataError` for NaN among the logits, and for a metric that is not one number.
+    """
+    if logits.isnan().any():
+        raise DataError("the logits hold NaN, so no metric of them means anything: look at the model's weights")
+    value, name = metric(logits, labels), metric_name(metric)
+    if isinstance(value, Mapping):
+        if len(value) != 1:
+            raise DataError(
+                f"the metric {name} must return one number, got {len(value)}: {', '.join(map(str, value))}. "
+                "Choose one of them: metric=lambda logits, labels: f(logits, labels)[name]"
+            )
+        value = next(iter(value.values()))
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"the metric {name} must return one number, got {type(value).__name__}") from error
+    if number != number:
+        raise DataError(f"the metric {name} is NaN over {len(labels)} labels")
+    return number
 
 
 def metric_name(metric: str | Metric) -> str:
@@ -84,7 +109,14 @@ def _classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     there = labels != IGNORED
     if not there.any():
         raise DataError("there are no labels to score: all of them are -100")
-    return logits[there].argmax(-1), labels[there]
+    count, truth = logits.shape[-1], labels[there]
+    wrong = truth[(truth < 0) | (truth >= count)]
+    if wrong.numel():
+        raise DataError(
+            f"labels must be from 0 to {count - 1} for logits of {count} classes, or {IGNORED} to be left out, "
+            f"got {wrong[0].item()}"
+        )
+    return logits[there].argmax(-1), truth
 
 
 def _two_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

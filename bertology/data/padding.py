@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from ..anatomy.names import (
+    DECODER_PREFIX,
+    LABELS_ARGUMENT,
+    MASK_ARGUMENT,
+    NO_TEXT_ARGUMENTS,
+    SPAN_ARGUMENTS,
+)
 from ..anatomy.sites import Anatomy, Site
 from ..errors import DataError
-from .batches import Batch, fit_mask, reads_text, token_mask
+from .batches import (
+    IGNORED,
+    Batch,
+    examples,
+    fit_mask,
+    is_encoder_decoder,
+    model_arguments,
+    reads_text,
+    rows_per_example,
+    some_examples,
+    token_mask,
+)
 
 
 def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
@@ -69,6 +89,50 @@ class RealQueries:
             mask = self._masks[site.stack]
             if mask is not None and not self._complete[site.stack]:
                 fit_mask(mask, positions, self._anatomy.runner(site.stack))
+
+
+def padded_example(batch: Batch) -> int | None:
+    """The first example with padding in its text or in its decoder's, or None."""
+    for prefix in (DECODER_PREFIX, ""):
+        mask = batch.get(prefix + MASK_ARGUMENT)
+        if isinstance(mask, Tensor) and mask.dim() >= 2 and len(mask) == examples(batch):
+            rows = (mask == 0).flatten(1).any(1)
+            if rows.any():
+                return int(rows.int().argmax())
+    return None
+
+
+def alone(model: nn.Module, batch: Batch, example: int) -> dict[str, Any]:
+    """One example of a batch without its padding, as a batch of its own."""
+    one = model_arguments(some_examples(batch, slice(example, example + 1)))
+    mask = one.get(MASK_ARGUMENT)
+    if isinstance(mask, Tensor) and mask.dim() == (3 if rows_per_example(batch) > 1 else 2):
+        # The choices of multiple choice are rows of one example.
+        kept = (mask != 0).flatten(0, -2).any(0)
+        for name in SPAN_ARGUMENTS:
+            if isinstance(one.get(name), Tensor):
+                before = (~kept).long().cumsum(0)
+                one[name] = one[name] - before[one[name].clamp(0, len(kept) - 1)]
+        _keep(one, kept, mask.dim() - 1, decoder=False, labels=not is_encoder_decoder(model))
+    if is_encoder_decoder(model):
+        target, labels = one.get(DECODER_PREFIX + MASK_ARGUMENT), one.get(LABELS_ARGUMENT)
+        if isinstance(target, Tensor) and target.dim() == 2:
+            _keep(one, (target != 0)[0], 1, decoder=True, labels=True)
+        elif isinstance(labels, Tensor) and labels.dim() == 2 and target is None and not labels.is_floating_point():
+            # Labels that are ignored are padding at the end alone: in between, the decoder reads something.
+            _keep(one, (labels[0] != IGNORED).flip(0).cummax(0).values.flip(0), 1, decoder=True, labels=True)
+    return one
+
+
+def _keep(one: dict[str, Any], kept: Tensor, axis: int, *, decoder: bool, labels: bool) -> None:
+    """Leave out positions of what has one entry for each: of the decoder's arguments, or of the others."""
+    for name, x in one.items():
+        mine = labels if name == LABELS_ARGUMENT else name.startswith(DECODER_PREFIX) == decoder
+        if not mine or name in NO_TEXT_ARGUMENTS or not isinstance(x, Tensor) or x.dim() <= axis:
+            continue
+        numbers = name == LABELS_ARGUMENT and x.is_floating_point()  # of several labels, not of tokens
+        if x.shape[axis] == len(kept) and not numbers:
+            one[name] = x.index_select(axis, kept.nonzero().flatten())
 
 
 def _stack_mask(anatomy: Anatomy, batch: Batch, stack: str) -> Tensor | None:

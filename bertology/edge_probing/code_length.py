@@ -13,11 +13,11 @@ from typing import Annotated
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..errors import DataError, ShapeError
 from ..results.axes import axes
 from ..results.result import Result, cpu64
+from ..streaming.progress import Progress, progress_bar
 from .optimizer import Training
 from .probe_layers import cumulative_probes
 from .random_draws import CODE, generator
@@ -70,7 +70,7 @@ def online_code(
     uniform: Tensor,
     portions: Sequence[float] = PORTIONS,
     names: Sequence[str] | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> CodeLength:
     """Measure how long the labels are in online code (Voita and Titov 2020).
 
@@ -90,7 +90,7 @@ def online_code(
             separate decision.
         portions: shares of the records, ascending to 1: where blocks end. Empty blocks are left out.
         names: [probe]: the names of the probes; by default they are numbered.
-        progress: the title of a progress bar over blocks; no bar without it.
+        progress: True for a progress bar over blocks, or its title; no bar without it.
 
     Raises `DataError` for portions that do not ascend to 1, for bits that are negative or not finite, and when all
     records are in one block; `ShapeError` for other shapes.
@@ -114,7 +114,7 @@ def online_code(
     ends = _block_ends(len(cost), portions)
     blocks = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
     found: list[Tensor] = []
-    for block in tqdm(blocks[1:], desc=progress, disable=progress is None):
+    for block in progress_bar(progress, blocks[1:]):
         found.append(_bits(fit(range(block.start))(block), block, found))
     uniform_bits = torch.stack([cost[block.start : block.stop].sum() for block in blocks])
     bits = torch.stack([uniform_bits[0].expand_as(found[0]), *found])
@@ -158,7 +158,7 @@ CODING = Training(choose_by="loss")
 
 def code_lengths(
     train: BatchSource, dev: BatchSource, *, seed: int = 0, settings: Training = CODING,
-    portions: Sequence[float] = PORTIONS, device: torch.device | str = "cpu", progress: str | None = None,
+    portions: Sequence[float] = PORTIONS, device: torch.device | str = "cpu", progress: Progress = None,
 ) -> CodeLength:  # fmt: skip
     """Measure how long a task's labels are in online code with the probes of all layers (Voita and Titov 2020).
 
@@ -178,7 +178,7 @@ def code_lengths(
             soon overfits the few records of the first blocks. `order` is also the seed of the shuffle.
         portions: shares of the records, ascending to 1: where blocks end. Empty blocks are left out.
         device: where to train.
-        progress: the title of a progress bar over blocks; no bar without it.
+        progress: True for a progress bar over blocks, or its title; no bar without it.
 
     Probes are trained once per block, the last time on half of the records. With the portions of the paper all this
     takes at most ten times as long as `probe_layers`, and less if patience ends training.
@@ -189,7 +189,7 @@ def code_lengths(
     Raises `DataError` as `online_code` and `train_probes` do, and when `dev` is `train`.
 
         >>> from bertology.edge_probing import EdgeBatch
-        >>> class Toy:  # whether a vector's first number is above 0, which only layer 1 tells
+        >>> class Toy:  # whether the first element of a vector in layer 1 is above 0
         ...     layers, hidden, sides, labels, counted, records = 2, 4, 1, ("no", "yes"), ("yes",), 64
         ...     target_record = torch.arange(64)
         ...     def __init__(self, seed):

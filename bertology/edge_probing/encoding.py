@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..anatomy.dissect import dissect
@@ -20,6 +19,7 @@ from ..corpora.words import AlignedBatches, align
 from ..data.batches import Batch, config_of, device_of, is_encoder_decoder, model_arguments, room_of, some_examples
 from ..errors import DataError, UnknownAnatomy
 from ..measures.captures import hidden_states, one_batch, run
+from ..streaming.progress import Progress, progress_bar
 from ..tap import tap
 from .store import Store
 from .store_folder import Appending, Folder, Layout, Numbers, differences, identity, row_bytes
@@ -195,7 +195,7 @@ DTYPES = (torch.float16, torch.float32)
 def encode(
     model: nn.Module, tokenizer: Any, task: EdgeTask, path: str | Path, *, lexical: Lexical = "word",
     dtype: torch.dtype = torch.float16, batch_size: int = 32, max_length: int | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> Store:  # fmt: skip
     """Run a model over a task once, and keep the hidden states of the tokens in spans in a folder on disk.
 
@@ -217,7 +217,7 @@ def encode(
         dtype: the type of the vectors on disk: `torch.float16`, which rounds to 11 bits, or `torch.float32`.
         batch_size: the number of texts in one pass.
         max_length: the longest text in tokens, special ones included; by default what the tokenizer and model allow.
-        progress: the title of a progress bar over batches; no bar without it.
+        progress: True for a progress bar over batches, or its title; no bar without it.
 
     Raises `DataError` for arguments that cannot be used, for a folder with the vectors of another model, tokenizer,
     task or setting, for a damaged folder, and for hidden states that are not finite in `dtype`; `UnknownAnatomy` for a
@@ -273,14 +273,14 @@ def _is_done(folder: Folder, made_of: dict[str, Any]) -> bool:
     return folder.done(about, layout) == len(layout.place)
 
 
-def _run(folder: Folder, sight: _Sight, batches: AlignedBatches, planned: Plan, progress: str | None) -> None:
+def _run(folder: Folder, sight: _Sight, batches: AlignedBatches, planned: Plan, progress: Progress) -> None:
     """Run the model on all batches that have records without vectors."""
     about, layout = folder.about(), planned.layout
     if folder.layout(about).to_bytes() != layout.to_bytes():
         raise folder.damaged("its targets are not those of this task")
     done = folder.done(about, layout)
     with Appending(folder, done, int(layout.row_at[done]) * row_bytes(about)) as file:
-        for batch in tqdm(batches, desc=progress, disable=progress is None):
+        for batch in progress_bar(progress, batches):
             ranks = [planned.rank.get(one.source.number, -1) for one in batch["annotations"]]
             left = [example for example, rank in enumerate(ranks) if rank >= done]
             if left:

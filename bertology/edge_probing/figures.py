@@ -1,7 +1,4 @@
-"""Pictures of the layers of several tasks, and of one sentence.
-
-Figures 1, 2 and 3 of Tenney et al. (2019).
-"""
+"""Pictures of the layers of several tasks, and of one sentence: Figures 1, 2 and 3 of Tenney et al. (2019)."""
 
 from __future__ import annotations
 
@@ -34,15 +31,16 @@ def layers_of_tasks(
 ) -> Figure:
     """Draw the expected layer and the centre of gravity of each task, beside its F1 (extra `plot`).
 
-    Picture 1 of Tenney et al. (2019): tasks in the order of their expected layers, F1 in percent at layer 0 and with
-    all layers. With several seeds the means, and their 95 % intervals over seeds as lines (extra `stats`).
+    Figure 1 of Tenney et al. (2019): tasks in the order of their expected layers, with F1 in percent at layer 0 and
+    with all layers. With several seeds, the bars are means over seeds, and lines are their 95 % intervals (extra
+    `stats`).
 
     Args:
-        tasks: `{name: statistics}`, all of models of the same depth.
-        title: above the picture.
-        path: where to write the picture, too.
+        tasks: `{name: statistics}`; all models must have the same number of layers.
+        title: the title of the picture.
+        path: a file to write the picture to as well.
 
-    Raises `DataError` for no tasks, and for tasks of models of different depth.
+    Raises `DataError` for no tasks, and for models with different numbers of layers.
 
         >>> from bertology.edge_probing import layer_statistics
         >>> axes = layers_of_tasks({"POS": layer_statistics(torch.tensor([0.5, 0.8, 0.9]))}).axes[0]
@@ -56,8 +54,8 @@ def layers_of_tasks(
     _cells(axes, -0.75, "task", "F1 at 0", f"at {last}", color=_GREY, fontsize="small")
     for row, name in enumerate(order_of(tasks)):
         one = tasks[name]
-        first, whole = (f"{100 * one.f1[:, layer].mean():.1f}" for layer in (0, -1))
-        _cells(axes, row, name, first, whole)
+        f1_at_0, f1_at_last = (f"{100 * one.f1[:, layer].mean():.1f}" for layer in (0, -1))
+        _cells(axes, row, name, f1_at_0, f1_at_last)
         if math.isnan(one.expected_layer):
             _beside(axes, row - 0.19, 0, "no expected layer")
         else:
@@ -72,8 +70,8 @@ def layers_of_tasks(
     axes.set_xlabel("layer")
     axes.set_title(title or "")
     patch = need("matplotlib.patches", extra="plot").Patch
-    of_all = [patch(color=_MIXED, label="expected layer"), patch(color=_LIGHT, label="centre of gravity")]
-    figure.legend(handles=of_all, loc="outside lower right", ncols=2, frameon=False, fontsize="small")
+    handles = [patch(color=_MIXED, label="expected layer"), patch(color=_LIGHT, label="centre of gravity")]
+    figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False, fontsize="small")
     return written(figure, path)
 
 
@@ -86,18 +84,18 @@ def layer_panels(
 ) -> Figure:
     """Draw each task's mixing weights and differential scores over the layers (extra `plot`).
 
-    Picture 2 of Tenney et al. (2019), tasks in the order of their expected layers, row by row. Both are shares: the
-    weights sum to 1, and the differential scores are divided by the whole gain F_L - F_0, so that they do, too, where
-    some may be below 0. Broken lines are the expected layer and the centre of gravity. With several seeds the means.
-    Tasks without an expected layer have no differential scores in the picture.
+    Figure 2 of Tenney et al. (2019): tasks in the order of their expected layers, row by row. Both quantities are
+    shares that sum to 1: the differential scores are divided by the total gain F_L - F_0; some of them may be negative.
+    Dashed lines mark the expected layer and the centre of gravity. With several seeds, all values are means over seeds.
+    For tasks without an expected layer, no differential scores are drawn.
 
     Args:
-        tasks: `{name: statistics}`, all of models of the same depth.
-        columns: how many panels are side by side.
-        title: above the picture.
-        path: where to write the picture, too.
+        tasks: `{name: statistics}`; all models must have the same number of layers.
+        columns: the number of panels side by side.
+        title: the title of the picture.
+        path: a file to write the picture to as well.
 
-    Raises `DataError` for no tasks, and for tasks of models of different depth.
+    Raises `DataError` for no tasks, and for models with different numbers of layers.
 
         >>> from bertology.edge_probing import layer_statistics
         >>> figure = layer_panels({"POS": layer_statistics(torch.tensor([0.5, 0.8, 0.9]))})
@@ -106,7 +104,7 @@ def layer_panels(
     """
     last = last_layer(tasks)
     if columns < 1:
-        raise DataError(f"columns is how many panels are side by side, 1 or more, got {columns}")
+        raise DataError(f"columns, the number of panels side by side, must be 1 or more, got {columns}")
     columns = min(columns, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     size = (max(4.6, 4.6 * columns if last > 12 else 3.6 * columns), 1.55 * rows + 0.9)
@@ -134,15 +132,17 @@ def layer_panels(
 def sentence_strips(
     trajectories: LabelTrajectories, *, title: str | None = None, path: str | Path | None = None
 ) -> Figure:
-    """Draw what the probes up to each layer make of the targets in one sentence (extra `plot`).
+    """Draw what the probes up to each layer predict for the targets in one sentence (extra `plot`).
 
-    Picture 3 of Tenney et al. (2019): for each target a strip for each label that is true or on top at some layer, its
-    probability in percent at every layer. The label on top is framed, true ones have a `+`.
+    Figure 3 of Tenney et al. (2019). Each target has one strip for each label that is true, or that is the most
+    probable label at some layer. A strip shows the label's probability in percent at every layer. A frame marks the
+    most probable label at a layer, a `+` marks true labels.
 
     Args:
-        trajectories: of one record: `label_trajectories(...).sentence(5)`, or of some of its targets (`subset`).
-        title: above the picture, by default the sentence.
-        path: where to write the picture, too.
+        trajectories: the trajectories of one record, `label_trajectories(...).sentence(5)`, or of some of its targets
+            (`subset`).
+        title: the title of the picture; by default the sentence.
+        path: a file to write the picture to as well.
 
     Raises `DataError` for several records, and for no targets.
 
@@ -155,8 +155,8 @@ def sentence_strips(
     """
     if len(trajectories.words) != 1 or not trajectories.targets:
         raise DataError(
-            f"a picture is of the targets of one record, got {trajectories.targets} in {len(trajectories.words)} "
-            "records: pick one with .sentence(record)"
+            f"wanted one or more targets of a single record, got {trajectories.targets} targets in "
+            f"{len(trajectories.words)} records: choose a record with .sentence(record)"
         )
     layers = len(trajectories.labels)
     shown = [trajectories.shown(target) for target in range(trajectories.targets)]
@@ -170,7 +170,7 @@ def sentence_strips(
     axes.set_xlabel("layer")
     patch = need("matplotlib.patches", extra="plot").Patch
     frame = patch(fill=False, edgecolor=_ADDED, linewidth=1.6, label="most probable label")
-    cell = patch(color=_LIGHT, label="probability, %; + is true")
+    cell = patch(color=_LIGHT, label="probability, %; + marks true labels")
     figure.legend(handles=[cell, frame], loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     sentence = " ".join(trajectories.words[0])
     figure.suptitle(title or "\n".join(textwrap.wrap(sentence, int(13 * size[0]))), fontsize="medium")
@@ -182,7 +182,7 @@ def _ticks(last: int) -> range:
 
 
 def _cells(axes: Axes, row: float, *cells: str, **style: Any) -> None:
-    """Columns at the left of the axes, as names of a row; where they are is in points of print."""
+    """Write the cells of a row at the left of the axes. Their positions are in points."""
     for text, place in zip(cells, (-92, -46, -8), strict=True):
         axes.annotate(
             text, (0, row), (place, 0), textcoords="offset points", ha="right", va="center", annotation_clip=False,
@@ -191,7 +191,7 @@ def _cells(axes: Axes, row: float, *cells: str, **style: Any) -> None:
 
 
 def _bar(axes: Axes, row: float, value: float, ends: tuple[Any, Any], colour: str) -> None:
-    """A bar with its value after it, and a line over the interval if there is one."""
+    """Draw a bar with its value beside it, and a line for the interval if there is one."""
     axes.barh(row, value, height=0.36, color=colour)
     low, high = (end.item() for end in ends)
     if not math.isnan(low):
@@ -204,20 +204,20 @@ def _beside(axes: Axes, row: float, place: float, text: str) -> None:
 
 
 def _panel(axes: Axes, name: str, one: LayerStatistics) -> None:
-    layers, told = range(one.f1.shape[1]), [name]
+    layers, title = range(one.f1.shape[1]), [name]
     if not one.mix.isnan().any():
         axes.bar(layers, one.mix.mean(0).numpy(), width=0.8, color=_LIGHT)
         axes.axvline(one.centre_of_gravity, color=_MIXED, linestyle="--", linewidth=1)
-        told.append(f"K(s) = {one.kl_of_mix:.2f} bits")
+        title.append(f"K(s) = {one.kl_of_mix:.2f} bits")
     if not math.isnan(one.expected_layer):
         added = one.differential[:, 1:].mean(0) / one.gain
         axes.bar(layers[1:], added.numpy(), width=0.8, color="none", edgecolor=_ADDED, linewidth=1.1)
         axes.axvline(one.expected_layer, color=_ADDED, linestyle="--", linewidth=1)
-        told.append(f"K(Δ) = {one.kl_of_differential:.2f} bits")
+        title.append(f"K(Δ) = {one.kl_of_differential:.2f} bits")
     else:
-        told.append("no expected layer")
+        title.append("no expected layer")
     axes.axhline(0, color="#333333", linewidth=0.8)
-    axes.set_title("   ".join(told), fontsize="small", loc="left")
+    axes.set_title("   ".join(title), fontsize="small", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.locator_params(axis="y", nbins=4)
     if not axes.patches:
@@ -225,7 +225,7 @@ def _panel(axes: Axes, name: str, one: LayerStatistics) -> None:
 
 
 def _strips(axes: Axes, trajectories: LabelTrajectories, target: int, labels: list[int]) -> None:
-    """A row for each label of a target, a column for each layer."""
+    """Draw a row for each label of a target, with a column for each layer."""
     rectangle = need("matplotlib.patches", extra="plot").Rectangle
     values = trajectories.probabilities[:, target, labels].T
     axes.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..results.result import cpu64
+from ..streaming.progress import Progress
 from .optimizer import PAPER, Training
 from .probes import Probes, cumulative
 from .scores import LayerScores, count, logits_of, micro_f1
@@ -22,7 +23,7 @@ from .trajectories import LabelTrajectories, label_trajectories
 def probe_layers(
     train: BatchSource, dev: BatchSource, *, test: BatchSource | None = None, seeds: Sequence[int] = (0,),
     settings: Training = PAPER, device: torch.device | str = "cpu", checkpoint: str | Path | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> LayerScores:  # fmt: skip
     """Train a probe on the layers up to each one, and score all of them (Tenney et al. 2019, §3, Eq 3).
 
@@ -42,14 +43,14 @@ def probe_layers(
         device: where to train.
         checkpoint: a file to which the training is written every minute, and from which an interrupted call resumes.
             It is removed at the end.
-        progress: the title of a progress bar over steps; no bar without it.
+        progress: True for a progress bar over steps, or its title; no bar without it.
 
     Memory: about 30 bytes per weight of a probe; a probe has about 540,000 weights at hidden size 768 with two spans.
 
     Raises `DataError` as `train_probes` does.
 
         >>> from bertology.edge_probing import EdgeBatch
-        >>> class Toy:  # whether a vector's first number is above 0, which only layer 1 tells
+        >>> class Toy:  # whether the first element of a vector in layer 1 is above 0
         ...     layers, hidden, sides, labels, counted, records = 2, 4, 1, ("no", "yes"), ("yes",), 64
         ...     target_record = torch.arange(64)
         ...     def batch(self, records):

@@ -13,7 +13,7 @@ import io
 import json
 import shutil
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -23,17 +23,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import nn
-from transformers import PretrainedConfig
 
-from ..data.batches import config_of
 from ..errors import DataError
-from ..streaming.checkpoint import bytes_of, complete_file
+from ..streaming.checkpoint import complete_file
+from ..streaming.identity import config_settings, weights_digest
 from .tasks import EdgeTask
 
 # Text in which tokenizers differ: case, accents, digits, signs, scripts, blanks.
 _SAMPLE = "Él ate 1,234.5 naïve cafés, isn't HE?  日本語 x_y@z.com — №7"
-# Settings that do not change the hidden states of a model in eval mode.
-_IDLE = ("drop", "cache", "initializer", "token_id", "gradient_checkpointing")
 
 
 def identity(model: nn.Module, tokenizer: Any, task: EdgeTask, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +38,7 @@ def identity(model: nn.Module, tokenizer: Any, task: EdgeTask, settings: Mapping
     return {
         "model": type(model).__name__,
         "weights": weights_digest(model),
-        "config": _config(model),
+        "config": config_settings(model),
         "tokenizer": tokenizer_digest(tokenizer),
         "data": data_digest(task),
         "labels": list(task.labels),
@@ -70,17 +67,6 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def weights_digest(model: nn.Module) -> str:
-    """A digest of all weights: names, shapes, types and every byte, wherever they are. Modes and hooks don't count."""
-    kept = set(model.state_dict())
-    digest = hashlib.sha256()
-    for name, x in [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]:
-        digest.update(f"{name} {list(x.shape)} {x.dtype}\n".encode())
-        if not x.is_meta:  # weights that are not loaded yet have no bytes
-            digest.update(bytes_of(x))
-    return digest.hexdigest()
-
-
 def data_digest(task: EdgeTask) -> str:
     """A digest of all words, spans and labels of a task, in their order. Names and further information don't count."""
     digest = hashlib.sha256()
@@ -97,27 +83,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
         made.append(sorted(tokenizer.get_vocab().items()))
         made.append(sorted((name, list(x)) for name, x in dict(tokenizer(_SAMPLE, verbose=False)).items()))
     return hashlib.sha256(repr(made).encode()).hexdigest()
-
-
-def _config(model: nn.Module) -> dict[str, Any]:
-    """The settings of the architecture, such as its activation or its number of heads."""
-    config = config_of(model)
-    if not isinstance(config, PretrainedConfig):
-        return {}
-    return dict(_own(config.to_dict(), set(PretrainedConfig().to_dict()) | {"model_type"}))
-
-
-def _own(settings: Mapping[str, Any], common: Collection[str], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by name, those inside others by both names: `rope_parameters.rope_theta`."""
-    for name, value in settings.items():
-        if name in common or any(part in str(name) for part in _IDLE):
-            continue
-        if isinstance(value, Mapping):
-            yield from _own(value, common, f"{above}{name}.")
-        elif isinstance(value, (list, tuple)):
-            yield f"{above}{name}", [str(one) for one in value]
-        elif isinstance(value, (bool, int, float, str)):
-            yield f"{above}{name}", value
 
 
 Numbers = npt.NDArray[Any]

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..errors import DataError
-from ..streaming.checkpoint import Checkpoint, add_tensor
+from ..streaming.checkpoint import Checkpoint
+from ..streaming.identity import add_tensor
+from ..streaming.progress import Progress, progress_bar
 from .optimizer import PAPER, AMSGrad, Patience, Training
 from .probes import Probes
 from .random_draws import Order
@@ -27,13 +28,13 @@ COMPARED_RECORDS = 32
 
 
 def digest_of(train: BatchSource, dev: BatchSource, probes: Probes, settings: Training) -> str:
-    """Tell one training from another: by its settings, its probes as they begin, the shape and start of its data."""
+    """A digest that identifies a training: of its settings, its initial probes, and the sizes and first records."""
     digest = hashlib.sha256(f"{settings} {probes.seeds} {probes.step}".encode())
     for x in (probes.layers, probes.weights):
         add_tensor(digest, x)
     for source in (train, dev):
-        told = (source.records, source.layers, source.hidden, source.sides, source.labels, source.counted)
-        digest.update(repr(told).encode())
+        sizes = (source.records, source.layers, source.hidden, source.sides, source.labels, source.counted)
+        digest.update(repr(sizes).encode())
         add_tensor(digest, source.target_record)
         batch = source.batch(range(min(COMPARED_RECORDS, source.records)))
         for x in (batch.vectors, *batch.tokens, *batch.targets, batch.gold):
@@ -43,56 +44,57 @@ def digest_of(train: BatchSource, dev: BatchSource, probes: Probes, settings: Tr
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """Probes at their best, and how they came there."""
+    """Trained probes with their best weights, and the course of their training."""
 
     probes: Probes
-    """Each with the weights of its best validation, in eval mode."""
+    """The probes in eval mode, each with the weights of its best validation."""
     settings: Training
-    """The settings of training; width and dropout are the probes' own."""
+    """The settings of training, with the width and dropout of the probes."""
     steps: Tensor
-    """[probe] int64: how many steps each was trained for."""
+    """[probe] int64: the number of steps that each probe was trained for."""
     best_steps: Tensor
-    """[probe] int64: after how many steps it was at its best."""
+    """[probe] int64: the number of steps before its best validation."""
     validation_f1: Tensor
     """[probe, validation] float64: F1 at each validation; NaN after a probe stopped."""
     validation_bits: Tensor
-    """[probe, validation] float64: the loss then, in bits of all labels a target; NaN after a probe stopped."""
+    """[probe, validation] float64: the loss at each validation, in bits per target, summed over labels; NaN after a
+    probe stopped."""
     losses: Tensor
     """[probe, validation] float64: the mean loss of the steps before each validation; NaN after a probe stopped."""
     stopped: tuple[str, ...]
-    """[probe]: why each stopped: its "patience" or its "learning rate" ran out, or all "validations" were made: then it
-    may not have been done."""
+    """[probe]: why each probe stopped: its "patience" ended, its "learning rate" became too low, or all "validations"
+    were used up. In the last case more training may help."""
 
 
 def train_probes(
     train: BatchSource, dev: BatchSource, probes: Probes, settings: Training = PAPER, *,
-    checkpoint: str | Path | None = None, progress: str | None = None,
+    checkpoint: str | Path | None = None, progress: Progress = None,
 ) -> Trained:  # fmt: skip
     """Train several probes at once, each as if it were alone (Tenney et al. 2019; settings as in their program).
 
-    A batch is some records with all their targets; the loss is the mean of the binary cross-entropy over targets and
-    labels. Each probe's gradient is clipped, and followed by Adam (AMSGrad) at the probe's own learning rate. The
-    probes are scored on `dev` every so often, by micro-F1 over the labels that count; from that follow, for each alone,
-    its learning rate, when it stops, and its best weights (from the loss with `Training(choose_by="loss")`). A probe
-    that has stopped costs nothing more.
+    A batch is some records with all their targets. The loss is the mean of the binary cross-entropy over targets and
+    labels. The gradient of each probe is clipped, and Adam (AMSGrad) makes a step at the probe's own learning rate. The
+    probes are validated on `dev` at regular intervals by micro-F1 over the labels that count, or by the loss with
+    `Training(choose_by="loss")`. The validations decide, for each probe alone, its learning rate, when it stops, and
+    its best weights. A probe that has stopped takes no more time.
 
-    The vectors come from `train` and `dev` as they are: the encoder is frozen, and its own dropout is off. (The
-    released program leaves it on while probes train, but for layer 0.)
+    The vectors from `train` and `dev` are used without changes: the encoder is frozen, and its own dropout is off. (In
+    the released program it is on while probes train, except for layer 0.)
 
     Args:
-        train: the records to learn from.
-        dev: the records by which learning rates, the end and the best weights are chosen.
-        probes: the probes as they begin; they stay as they are. Training takes place where their weights are.
-        settings: by default the paper's for tasks of middling size. Width and dropout are what the probes have.
-        checkpoint: a file to which the training is written every minute, and from which an interrupted one resumes,
-            on a CPU to the same bits. It is removed when the training is complete.
-        progress: the title of a progress bar over steps; no bar without it.
+        train: the records to train on.
+        dev: the records that decide learning rates, the end of training and the best weights.
+        probes: the initial probes; they are not changed. Training takes place on their device.
+        settings: by default the paper's settings for tasks of medium size. Width and dropout are those of the probes.
+        checkpoint: a file to which the training is written every minute, and from which an interrupted training
+            resumes. On a CPU the result is the same to the last bit. It is removed when the training is complete.
+        progress: True for a progress bar over steps, or its title; no bar without it.
 
-    Raises `DataError` for data sets that do not fit each other or the probes, for a `dev` without any label that
+    Raises `DataError` for data sets that do not match each other or the probes, for a `dev` without any label that
     counts, for losses that are not finite, and for a checkpoint of another training.
 
         >>> from bertology.edge_probing import EdgeBatch
-        >>> class Toy:  # whether a vector's first number is above 0
+        >>> class Toy:  # whether the first element of a vector is above 0
         ...     layers, hidden, sides, labels, counted, records = 1, 4, 1, ("yes",), ("yes",), 64
         ...     target_record = torch.arange(64)
         ...     def batch(self, records):
@@ -112,9 +114,9 @@ def train_probes(
 
 def train_resumably(
     train: BatchSource, dev: BatchSource, probes: Probes, settings: Training, checkpoint: str | Path | None,
-    progress: str | None,
+    progress: Progress,
 ) -> tuple[Trained, Checkpoint | None]:  # fmt: skip
-    """As `train_probes`, but the checkpoint stays, with the complete training, until the caller removes it."""
+    """As `train_probes`, but the checkpoint of the complete training is kept until the caller removes it."""
     check_sources(train, dev)
     if len(train.labels) != probes.labels:
         raise DataError(f"the probes are for {probes.labels} labels, train has {len(train.labels)}")
@@ -129,7 +131,7 @@ def train_resumably(
         run = _Run(train, dev, probes, settings)
         if file is not None:
             file.load(run)
-        with tqdm(initial=run.step, total=settings.max_steps, desc=progress, disable=progress is None) as bar:
+        with progress_bar(progress, initial=run.step, total=settings.max_steps) as bar:
             while run.alive:
                 run.advance()
                 bar.update()
@@ -142,7 +144,7 @@ def train_resumably(
 
 
 class _Run:
-    """A training on its way."""
+    """The state of a training."""
 
     def __init__(self, train: BatchSource, dev: BatchSource, probes: Probes, settings: Training) -> None:
         self._train, self._dev, self._settings = train, dev, settings
@@ -150,7 +152,7 @@ class _Run:
         self._all = probes
         self.alive = list(range(len(probes.seeds)))
         self._patience = [Patience(settings.lr) for _ in self.alive]
-        self._seen: list[list[list[float]]] = [[] for _ in self.alive]  # of each validation, F1 and bits
+        self._seen: list[list[list[float]]] = [[] for _ in self.alive]  # F1 and bits at each validation
         self._best = probes.weights.detach().clone()
         self._keep(self.alive, probes.select(self.alive))
         self._optimizer = AMSGrad(self._probes.weights.detach())
@@ -158,12 +160,12 @@ class _Run:
         self.step = 0
 
     def _keep(self, alive: list[int], probes: Probes) -> None:
-        """Go on with some of the probes."""
+        """Continue with only some of the probes."""
         self.alive, self._probes = alive, probes.train()
         self._losses = torch.zeros(len(alive), dtype=torch.float64, device=probes.weights.device)
 
     def advance(self) -> None:
-        """One step of training, and a validation if it is time for that."""
+        """Make one training step, and validate after every `validate_every` steps."""
         weights = self._probes.weights
         batch = self._train.batch(self._order.at(self.step)).to(weights.device)
         if not batch.count:
@@ -194,16 +196,16 @@ class _Run:
             self._seen[probe].append([f1[place].item(), bits[place].item()])
             if self._patience[probe].see(scores[place], losses[place], settings):
                 self._best[probe] = self._probes.weights.detach()[place]
-        going = [place for place, probe in enumerate(self.alive) if not self._patience[probe].stops(settings)]
-        if len(going) < len(self.alive):
-            self._optimizer.select(going)
-            alive = [self.alive[place] for place in going]
+        remaining = [place for place, probe in enumerate(self.alive) if not self._patience[probe].stops(settings)]
+        if len(remaining) < len(self.alive):
+            self._optimizer.select(remaining)
+            alive = [self.alive[place] for place in remaining]
             if alive:
-                self._keep(alive, self._probes.select(going))
+                self._keep(alive, self._probes.select(remaining))
             self.alive = alive
 
     def trained(self) -> Trained:
-        """The probes at their best."""
+        """The probes with their best weights."""
         every, settings = self._settings.validate_every, self._settings
         probes = self._all.select(range(len(self._all.seeds))).eval()
         with torch.no_grad():
@@ -220,19 +222,19 @@ class _Run:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that it needs to resume."""
+        """All tensors that are needed to resume."""
         return {
             "weights": self._probes.weights, "best": self._best, "losses": self._losses,
             "moments": self._optimizer.moments, "steps": self._optimizer.steps,
         }  # fmt: skip
 
     def numbers(self) -> dict[str, Any]:
-        """All else that it needs, as JSON takes it."""
+        """Everything else that is needed to resume, as JSON can store it."""
         patience = [dataclasses.asdict(one) for one in self._patience]
         return {"step": self.step, "alive": self.alive, "patience": patience, "seen": self._seen}
 
     def resume(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Take up the training where it was interrupted."""
+        """Resume the training where it was interrupted."""
         device = self._best.device
         tensors = {name: x.to(device) for name, x in tensors.items()}
         self.step, alive = numbers["step"], numbers["alive"]
@@ -258,6 +260,6 @@ def loss_of(logits: Tensor, gold: Tensor) -> Tensor:
 
 
 def _side_by_side(rows: list[list[float]]) -> Tensor:
-    """[probe, validation]: lists of different lengths; NaN where one is at its end."""
+    """[probe, validation]: lists of different lengths, padded with NaN."""
     longest = max(map(len, rows))
     return torch.tensor([row + [float("nan")] * (longest - len(row)) for row in rows], dtype=torch.float64)

@@ -77,7 +77,7 @@ class LabelTrajectories(Result):
     def of_label(self, label: str) -> Tensor:
         """[layer, target]: the probability of one label. Raises `DataError` for a label that the task does not have."""
         if label not in self.label_names:
-            raise DataError(f"no label is called {label!r}: there are {', '.join(self.label_names)}")
+            raise DataError(f"the task has no label {label!r}: its labels are {', '.join(self.label_names)}")
         return self.probabilities[..., self.label_names.index(label)]
 
     def of_gold(self) -> Tensor:
@@ -89,7 +89,7 @@ class LabelTrajectories(Result):
     def unsure(self, limit: float = UNSURE) -> Tensor:
         """[target], bool: whether `mean_top` is at most the limit (§4.1)."""
         if not 0 <= limit <= 1:
-            raise DataError(f"limit is a mean probability from 0 to 1, got {limit}")
+            raise DataError(f"limit, a mean probability, must be from 0 to 1, got {limit}")
         return self.mean_top <= limit
 
     def sentences(self, limit: float = UNSURE, *, least: int = 2) -> list[int]:
@@ -100,11 +100,11 @@ class LabelTrajectories(Result):
     def most_changing(self, many: int = 10, *, by: Literal["flips", "movement"] = "flips", least: int = 2) -> list[int]:
         """The numbers of the records whose decisions change most over the layers, the most changing one first.
 
-        A record's change is the mean of `flips` over its targets, and for equal means that of `movement`; or the other
-        way round. Records with fewer than `least` targets are left out.
+        Records are sorted by the mean of `flips` over their targets, and records with equal means by the mean of
+        `movement`; with `by="movement"` the other way round. Records with fewer than `least` targets are left out.
         """
         if by not in ("flips", "movement"):
-            raise DataError(f"by is 'flips' or 'movement', got {by!r}")
+            raise DataError(f"by must be 'flips' or 'movement', got {by!r}")
         targets = self.record.bincount(minlength=len(self.words))
         sums = [self.record.bincount(x.double(), minlength=len(self.words)) for x in (self.flips, self.movement)]
         pairs = torch.stack(sums if by == "flips" else sums[::-1], dim=1) / targets[:, None]
@@ -115,7 +115,7 @@ class LabelTrajectories(Result):
         """Only one record. Raises `DataError` for a record that does not exist, or has no targets."""
         found = self.subset(self.record == record)
         if not found.targets:
-            raise DataError(f"no targets in record {record}: there are {len(self.words)} records, counted from 0")
+            raise DataError(f"record {record} has no targets: there are {len(self.words)} records, counted from 0")
         return replace(found, record=torch.zeros_like(found.record), words=(self.words[record],))
 
     def subset(self, targets: Tensor) -> LabelTrajectories:
@@ -132,7 +132,7 @@ class LabelTrajectories(Result):
         return len(self.record)
 
     def shown(self, target: int) -> list[int]:
-        """The labels of a target that are true or at some layer the most probable, by mean probability."""
+        """The labels of a target that are true, or the most probable at some layer, sorted by mean probability."""
         which = self.gold[target].clone()
         which[self.top[:, target]] = True
         means = self.probabilities[:, target].mean(0).tolist()
@@ -205,12 +205,13 @@ def label_trajectories(
     if probabilities.dim() != 3 or probabilities.shape[1:] != (len(kept), len(task.labels)) or not kept:
         raise ShapeError(
             f"probabilities must be [layer, target, label] = [..., {len(kept)}, {len(task.labels)}], got "
-            f"{list(probabilities.shape)}: say with source= which of the task's targets these are, if not all"
+            f"{list(probabilities.shape)}: if these are only some of the task's targets, name them with source="
         )
     found = cpu64(probabilities).clone()
     if not ((found >= 0) & (found <= 1)).all():
         raise DataError(
-            f"probabilities are from 0 to 1, got {found.min():.4g} to {found.max():.4g}: pass them after the sigmoid"
+            f"probabilities must be from 0 to 1, got values from {found.min():.4g} to {found.max():.4g}: pass them "
+            "after the sigmoid"
         )
     return LabelTrajectories(
         found,
@@ -227,10 +228,10 @@ def _kept(task: EdgeTask, source: tuple[Tensor, Tensor] | None) -> list[tuple[in
     """[target]: the number of its record, and the target itself."""
     every = {(n, m): target for n, record in enumerate(task.records) for m, target in enumerate(record.targets)}
     pairs = list(every) if source is None else list(zip(*(x.tolist() for x in source), strict=True))
-    amiss = [pair for pair, times in Counter(pairs).items() if times > 1 or pair not in every]
-    if amiss:
-        record, number = amiss[0]
-        raise DataError(f"source has target {number} of record {record}, which is not in the task, or is there twice")
+    wrong = [pair for pair, times in Counter(pairs).items() if times > 1 or pair not in every]
+    if wrong:
+        record, number = wrong[0]
+        raise DataError(f"source has target {number} of record {record}, which is not in the task, or is named twice")
     return [(pair[0], every[pair]) for pair in pairs]
 
 

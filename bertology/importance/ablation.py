@@ -16,6 +16,7 @@ from ..data.losses import ExampleLoss
 from ..data.metrics import Metric
 from ..errors import DataError
 from ..results.axes import axes
+from ..streaming.progress import Progress
 from ..tap.gates import Kind, replacement_name
 from .many_gates import NAN, VariantScores, score_variants
 from .significance import Of, PairedResult
@@ -63,7 +64,7 @@ def head_ablation(
     loss: ExampleLoss | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> HeadAblation:
     """Remove one head at a time, and measure how the metric and the loss change (Michel et al. 2019, §3.2).
 
@@ -81,7 +82,7 @@ def head_ablation(
         loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
         seed: the seed of the draws for "resample".
         checkpoint: as in `accumulate`: a file from which an interrupted pass resumes.
-        progress: the title of a progress bar over batches; no bar without it.
+        progress: True for a progress bar over batches, or its title; no bar without it.
 
     Raises `DataError` for a metric that is NaN or unknown, `LossError` when labels are missing or no loss is known,
     `HeadError` for another replacement, `ShapeError` for a tensor of another shape.
@@ -151,7 +152,7 @@ def sole_head_ablation(
     loss: ExampleLoss | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> SoleHeadAblation:
     """Keep a single head in one layer, and measure how the metric changes (Michel et al. 2019, §3.3 and appendix A).
 
@@ -168,7 +169,7 @@ def sole_head_ablation(
         seed: the seed of the draws for "resample".
         checkpoint: as in `accumulate`: a file from which the pass over `batches` resumes. The pass over `choose_on` has
             a second file, whose name ends in `.choose`; if that pass was complete, it is run again.
-        progress: the title of a progress bar over batches; no bar without it.
+        progress: True for a progress bar over batches, or its title; no bar without it.
 
     Raises the errors of `head_ablation`.
 

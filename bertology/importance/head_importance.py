@@ -10,19 +10,21 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..anatomy.dissect import dissect
 from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batch, Batches, check_repeatable, device_of, examples, rows_per_example
-from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
+from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.metrics import spearman
 from ..errors import DataError, UnknownAnatomy
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
+from ..streaming.first_example import FirstExample
+from ..streaming.identity import identity
+from ..streaming.progress import Progress, progress_bar
 from ..tap.gates import gating, token_gating
 
 
@@ -108,7 +110,7 @@ class ImportanceAccumulator(Accumulator):
 
     def settings(self) -> str:
         """Granularity and loss."""
-        return f"{self._granularity} {loss_name(self._own)}"
+        return f"{self._granularity} {identity(self._own)}"
 
     def zero(self, anatomy: Anatomy) -> ImportanceAccumulator:
         """Set the sums to 0, and find the loss before any work is done."""
@@ -118,6 +120,7 @@ class ImportanceAccumulator(Accumulator):
             if why := oddities_of(site.attention).inexact_gradient:
                 raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
         self._loss = self._own or find_loss(anatomy.model)
+        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
         return super().zero(anatomy)
 
     @contextmanager
@@ -136,7 +139,9 @@ class ImportanceAccumulator(Accumulator):
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Run one backward pass, to the gates only; the loss of an example depends only on its own gates."""
-        loss = example_losses(self._loss, outputs, batch).sum()
+        losses = example_losses(self._loss, outputs, batch)
+        self.check_values(losses)
+        loss = losses.sum()
         if not loss.requires_grad:
             raise UnknownAnatomy(
                 "the loss does not depend on any head: it was detached from the graph, or no head was run"
@@ -196,7 +201,7 @@ def head_importance(
     *,
     loss: ExampleLoss | None = None,
     granularity: Literal["example", "token"] = "example",
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> HeadImportance:
     """Estimate how much the loss depends on each head, from one backward pass for each batch.
 
@@ -211,7 +216,7 @@ def head_importance(
         granularity: "example" takes the absolute value of an example's whole gradient, as eq. 2 says. "token" takes
             that of each token's part and then sums over the tokens, E_x Σ_t |Σ_dim x ∂L/∂x|, as the paper's released
             code does. It is never smaller, and the same where the loss sees a layer at one token only.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `LossError` when labels are missing, no loss is known, or a loss is not one finite value per example.
 
@@ -280,7 +285,7 @@ def importance_through_training(
     load: Callable[[Any], nn.Module] | None = None,
     loss: ExampleLoss | None = None,
     granularity: Literal["example", "token"] = "example",
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> ImportanceSeries:
     """Estimate the importance of all heads at each of several checkpoints of one training (Michel et al. 2019, §6).
 
@@ -294,7 +299,7 @@ def importance_through_training(
         load: `f(folder) -> model`; by default `AutoModelForSequenceClassification.from_pretrained`, on the CPU.
         loss: as in `head_importance`.
         granularity: as in `head_importance`.
-        progress: the title of a progress bar over checkpoints; no bar without it.
+        progress: True for a progress bar over checkpoints, or its title; no bar without it.
 
     Raises `DataError` for checkpoints that are not such pairs, for a step that is given twice, for no checkpoints, and
     for heads that differ from those of the first checkpoint.
@@ -316,7 +321,7 @@ def importance_through_training(
     """
     check_repeatable(batches, why="importance_through_training")
     measured: dict[int, HeadImportance] = {}
-    with tqdm(desc=progress, disable=progress is None) as bar:
+    with progress_bar(progress) as bar:
         for pair in checkpoints:
             step, where = _pair(pair, measured)
             model = where if isinstance(where, nn.Module) else (load or _load)(where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as changed
@@ -23,19 +23,22 @@ from ..data.batches import (
     device_of,
     examples,
     has_rows,
-    model_arguments,
     rows_per_example,
     some_examples,
+    with_labels,
     without_labels,
 )
-from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
-from ..data.metrics import Metric, find_metric, metric_name
+from ..data.losses import ExampleLoss, example_losses, find_loss
+from ..data.metrics import Metric, find_metric, measured, metric_name
 from ..errors import DataError
 from ..measures.head_means import head_means
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator
+from ..streaming.first_example import FirstExample
+from ..streaming.identity import identity
+from ..streaming.progress import Progress
 from ..tap import Recording, copied, first_position_only, matrix, recorded, tail_noted, tap, uncached
 from ..tap.gates import Replacement, check_replacement, replacement_name
 from .score import INVERSE_LOSS, predictions
@@ -81,7 +84,7 @@ class Branches:
         self._ways: dict[int, str] = {}
         self._tail: list[nn.Module] = []
         self._short: set[int] = set()  # from which layers on the tail may be taken for first positions only
-        self._first_position_only = False
+        self.first_position_only = False
 
     def recorded(self, batch: Batch) -> AbstractContextManager[Recording]:
         """Record the pass on a batch in this `with`."""
@@ -101,7 +104,7 @@ class Branches:
         starts = {row: variants for row, variants in starts.items() if variants}
         if starts.keys() - self._ways.keys():
             self._prove(batch, list(starts))
-        self._first_position_only = bool(self._short) and self._reads_first(record, base, batch)
+        self.first_position_only = bool(self._short) and self._reads_first(record, base, batch)
         positions = POSITIONS_ON_CPU if device_of(self._anatomy.model).type == "cpu" else POSITIONS
         at_once = max(1, min(positions // record.positions, NUMBERS // max(1, numbers))) if record.positions else 1
         for row, variants in starts.items():
@@ -118,14 +121,15 @@ class Branches:
         places = {site.place for site in sites if changing[site.row]}
         sites = tuple(site for site in sites if site.place in places and (way, site.row) != ("projection", row))
         with ExitStack() as taps:
-            if self._first_position_only and row in self._short and way != "alone":
+            if self.first_position_only and row in self._short and way != "alone":
                 taps.enter_context(first_position_only(self._tail))
             if going_on:
                 projected = self._projected(record, row, gates, batch) if way == "projection" else None
                 taps.enter_context(record.resumed(row, copies, projected))
             if sites:
                 mix = self._mix(gates, batch)
-                taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix))
+                once = self._replacement.depends_on_batch  # each run of a stack has tokens of its own
+                taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix, once=once))
             outputs = self._anatomy.model(**_copies(self._inputs(batch), batch, copies))
         return self._look(outputs, _copies(batch, batch, copies), copies)
 
@@ -179,7 +183,7 @@ class Branches:
         outputs as whole passes, directly after a pass that changed every layer.
         """
         few = some_examples(batch, slice(2)) if has_rows(batch) else batch
-        self._first_position_only = False
+        self.first_position_only = False
         with self.recorded(few) as record, tail_noted(self._anatomy) as tail:
             outputs = self._anatomy.model(**self._inputs(few))
         base = self._look(outputs, few, 1)
@@ -191,7 +195,7 @@ class Branches:
         gates = {row: torch.cat([ones, half[row]]) for row in rows}
         for row in reversed(rows):
             self._ways[row] = next(way for way in WAYS if self._works(way, record, few, row, gates[row], wanted[row]))
-        self._tail, self._first_position_only, self._short = tail, True, self._short.union(rows)
+        self._tail, self.first_position_only, self._short = tail, True, self._short.union(rows)
         for row in rows:
             if not tail or not self._works(self._ways[row], record, few, row, gates[row], wanted[row]):
                 self._short.discard(row)
@@ -296,6 +300,7 @@ class VariantAccumulator(Accumulator):
         if not anatomy.present.any():
             raise DataError("there is nothing to take away: every head of this model was pruned")
         self._loss = self._own or find_loss(anatomy.model)
+        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
         self._gates = self._make_gates(anatomy)
         replacement = Replacement(anatomy, check_replacement(anatomy, self._replace), self._seed)
         self._branches = Branches(anatomy, replacement, self._inputs, self._look)
@@ -309,7 +314,12 @@ class VariantAccumulator(Accumulator):
         if isinstance(self._replace, Tensor):
             digest.update(self._replace.detach().double().cpu().numpy().tobytes())
         replaced = replacement_name(self._replace)
-        return f"{self._name} {loss_name(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
+        return f"{identity(self._metric)} {identity(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
+
+    def check_batch(self, batch: Batch) -> None:
+        """Check the loss on the first example."""
+        with uncached(self.anatomy.model):
+            super().check_batch(batch)
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
@@ -324,6 +334,7 @@ class VariantAccumulator(Accumulator):
         self._recording.close()
         self._ran[list(self._record.attentions)] = True
         base = self._look(outputs, batch, 1)
+        self.check_values(base.losses[0])
         # A set of gates that changes nothing is the model as it is.
         losses, logits = (torch.cat([x] * (1 + len(self._gates))) for x in base[:2])
         for some, seen in self._branches.each(self._record, base, batch, self._gates, _numbers(outputs)):
@@ -332,7 +343,9 @@ class VariantAccumulator(Accumulator):
         self._kept.append(Seen(losses, logits, base.truths, base.example_of + before))
 
     def _inputs(self, batch: Batch) -> Batch:
-        return model_arguments(batch) if self.needs_labels else without_labels(self.anatomy.model, batch)
+        return (
+            with_labels(self.anatomy.model, batch) if self.needs_labels else without_labels(self.anatomy.model, batch)
+        )
 
     def _look(self, outputs: Any, batch: Batch, copies: int) -> Seen:
         losses = example_losses(self._loss, outputs, batch).detach().double().cpu().reshape(copies, -1)
@@ -369,9 +382,7 @@ class VariantAccumulator(Accumulator):
         if self._metric is None:
             scores = 1 / losses.mean(1)
         else:
-            scores = torch.tensor([float(self._metric(one, truths)) for one in logits], dtype=torch.float64)
-        if scores.isnan().any():
-            raise DataError(f"the metric {self._name} is NaN over {losses.shape[1]} examples")
+            scores = torch.tensor([measured(self._metric, one, truths) for one in logits], dtype=torch.float64)
         there, labels = self.anatomy.present, self.anatomy.labels
         return VariantScores(scores, losses, logits, truths, example_of, there, self._ran, self._name, labels)
 
@@ -386,7 +397,7 @@ def score_variants(
     loss: ExampleLoss | None,
     seed: int,
     checkpoint: str | Path | None,
-    progress: str | None,
+    progress: Progress,
 ) -> VariantScores:
     """Score a model under sets of gates; the means of heads, if needed, are computed over the same data."""
     if isinstance(replace, str) and replace == "mean":
@@ -400,5 +411,5 @@ def score_variants(
 
 def _numbers(outputs: Any) -> int:
     """How many elements the largest of the outputs has."""
-    values = outputs.values() if hasattr(outputs, "values") else [outputs]
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple) else [outputs]
     return max((x.numel() for x in values if isinstance(x, Tensor)), default=1)

@@ -9,15 +9,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.names import LABELS_ARGUMENT
+from ..anatomy.names import LABELS_ARGUMENT, LOGITS_OUTPUT
 from ..anatomy.sites import Anatomy
 from ..data.batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
-from ..data.losses import ExampleLoss, example_losses, find_loss, is_causal, loss_name
-from ..data.metrics import Metric, find_metric, metric_name
-from ..errors import DataError
+from ..data.losses import (
+    ExampleLoss,
+    example_losses,
+    find_loss,
+    found,
+    is_causal,
+    next_tokens,
+    token_logits,
+)
+from ..data.metrics import Metric, find_metric, measured, metric_name
+from ..errors import DataError, LossError
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
+from ..streaming.first_example import FirstExample
+from ..streaming.identity import identity
+from ..streaming.progress import Progress
 
 INVERSE_LOSS = "inverse_loss"
 
@@ -48,13 +59,15 @@ class ScoreAccumulator(Accumulator):
         """Forget everything."""
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
+        self._alone = FirstExample(anatomy.model, lambda out, batch: predictions(anatomy.model, out, batch).logits)
         return super().zero(anatomy)
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Keep the batch's logits and labels, on the CPU."""
-        found = predictions(self.anatomy.model, outputs, batch)
-        self._logits.append(found.logits.detach().cpu())
-        self._labels.append(found.labels.cpu())
+        these = predictions(self.anatomy.model, outputs, batch)
+        self.check_values(these.logits, these.example)
+        self._logits.append(these.logits.detach().cpu())
+        self._labels.append(these.labels.cpu())
         self.examples += examples(batch)
 
     def state(self) -> dict[str, Tensor]:
@@ -73,9 +86,7 @@ class ScoreAccumulator(Accumulator):
 
     def compute(self) -> Score:
         """Apply the metric to all examples at once."""
-        value = float(self._metric(torch.cat(self._logits), torch.cat(self._labels)))
-        if value != value:
-            raise DataError(f"the metric {self._name} is NaN over {int(self.examples)} examples")
+        value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels))
         return Score(value, self._name, int(self.examples))
 
 
@@ -91,16 +102,18 @@ class InverseLossAccumulator(Accumulator):
 
     def settings(self) -> str:
         """The loss."""
-        return loss_name(self._own)
+        return identity(self._own)
 
     def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
+        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
         return super().zero(anatomy)
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Add the batch's losses."""
         losses = example_losses(self._loss, outputs, batch).detach()
+        self.check_values(losses)
         self.total += losses.to(self.total.device).sum(dtype=torch.float64)
         self.examples += examples(batch)
 
@@ -122,15 +135,22 @@ class Predictions(NamedTuple):
 
 def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
     """Logits and the labels that they are scored against: shifted for causal LMs, without padding for token labels."""
-    logits, labels = getattr(outputs, "logits", None), batch.get(LABELS_ARGUMENT)
-    if logits is None or labels is None:
-        missing = "labels in every batch" if labels is None else f"logits from the model, got {type(outputs).__name__}"
-        raise DataError(f"a score needs {missing}; for other models use metric='{INVERSE_LOSS}'")
+    labels = batch.get(LABELS_ARGUMENT)
+    if labels is None:
+        raise DataError(f"a score needs labels in every batch; for other models use metric='{INVERSE_LOSS}'")
+    try:
+        (logits,) = found(outputs, LOGITS_OUTPUT)
+    except LossError as error:
+        raise DataError(
+            f"a score needs logits from the model, got {type(outputs).__name__}; for other models use "
+            f"metric='{INVERSE_LOSS}'"
+        ) from error
     if labels.dim() == 2 and logits.dim() == 3:
         stack = "decoder" if is_encoder_decoder(model) else "encoder"
-        there = (labels != IGNORED) & token_mask(model, batch, stack)
+        real, logits = token_mask(model, batch, stack), token_logits(outputs, labels)
         if is_causal(model):
-            logits, labels, there = logits[:, :-1], labels[:, 1:], there[:, 1:]
+            logits, labels, real = next_tokens(logits, labels, real)
+        there = (labels != IGNORED) & real
         return Predictions(logits[there], labels[there], there.nonzero()[:, 0])
     return Predictions(logits, labels, torch.arange(len(labels), device=labels.device))
 
@@ -146,7 +166,7 @@ def score(
     *,
     metric: str | Callable[[Tensor, Tensor], float],
     loss: ExampleLoss | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> Score:
     """Score the model on a data set.
 
@@ -157,7 +177,7 @@ def score(
             "inverse_loss", one over the mean loss of an example, for language models; or `f(logits, labels) -> float`
             over all examples at once, higher is better.
         loss: for "inverse_loss", `f(outputs, batch) -> [batch]`; by default that of the task head.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` when labels or logits are missing, no metric is known by that name, or the metric is NaN.
 

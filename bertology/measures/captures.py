@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
 from ..anatomy.sites import Anatomy, Site, Stack
-from ..data.batches import Batch, device_of, model_arguments, on_device, token_mask, without_labels
+from ..data.batches import Batch, ReadBatch, device_of, on_device, run_with_labels, token_mask, without_labels
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.padding import real_positions
+from ..data.positions import with_positions
 from ..errors import DataError, UnknownAnatomy
 from ..results.axes import axes
 from ..results.result import Result
+from ..streaming.first_example import FirstExample, check_padding_before
 from ..tap import tap, undisturbed
 
 C = TypeVar("C", bound="Capture")
@@ -56,8 +58,9 @@ def only(stacks: dict[str, Tensor]) -> Tensor:
 def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
     """Check one batch, and keep the model in eval mode and unchanged while it is captured."""
     anatomy = dissect(model)
-    batch = on_device(inputs, device_of(model))
+    batch = with_positions(model, on_device(inputs, device_of(model)))
     with undisturbed(model):
+        check_padding_before(anatomy, batch)
         yield anatomy, batch
 
 
@@ -311,11 +314,16 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             gradients = None
         else:
             anatomy.check_readable()
-            taps.enter_context(tap(anatomy, "heads", edit=edit))
+            first = FirstExample(model, chosen, chosen if loss == "auto" else None)
+            first.check(batch)
+            noted = ReadBatch(batch)
+            taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad():
-                outputs = model(**(without_labels(model, batch) if loss == "auto" else model_arguments(batch)))
-                total = example_losses(chosen, outputs, batch).sum()
-                each = torch.autograd.grad(total, list(found.values()), materialize_grads=True)
+                outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
+                losses = example_losses(chosen, outputs, noted)
+                first.compare(losses)
+                noted.check(model)
+                each = torch.autograd.grad(losses.sum(), list(found.values()), materialize_grads=True)
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
         stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
         return HeadOutputs(stacks, gradients, masks(anatomy, batch, stacks, axis=2))

@@ -15,6 +15,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.progress import Progress
 
 Average = Literal["query", "example"]
 
@@ -112,7 +113,7 @@ def attention_entropy(
     *,
     average: Average = "query",
     rows: int | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> AttentionEntropy:
     """Measure how spread out each head's attention is: the mean entropy of a query's attention weights, in nats.
 
@@ -127,7 +128,7 @@ def attention_entropy(
         average: whether every "query" has the same weight, or every "example", as in Clark et al. (2019).
         rows: how many query rows are read at a time; by default as many as fit into 64 MiB. The result does not
             depend on it.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches that cannot be used.
 

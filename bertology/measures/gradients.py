@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
-from ..data.losses import ExampleLoss, example_losses, find_loss, loss_name
+from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.token_classes import OTHER, TokenClass, TokenClasses
 from ..errors import DataError, UnknownAnatomy
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.first_example import FirstExample
+from ..streaming.identity import identity
+from ..streaming.progress import Progress
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,7 +63,7 @@ class GradientsAccumulator(MapAccumulator):
 
     def settings(self) -> str:
         """The classes and the loss."""
-        return f"{self._classes.settings()} {loss_name(self._own)}"
+        return f"{self._classes.settings()} {identity(self._own)}"
 
     def sizes(self) -> dict[str, int]:
         """How many token classes there are."""
@@ -69,6 +72,7 @@ class GradientsAccumulator(MapAccumulator):
     def zero(self, anatomy: Anatomy) -> GradientsAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
+        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
         return super().zero(anatomy)
 
     def start_batch(self, batch: Batch) -> None:
@@ -87,7 +91,9 @@ class GradientsAccumulator(MapAccumulator):
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Run one backward pass, up to the maps; the loss of an example depends only on the maps of that example."""
-        loss = example_losses(self._loss, outputs, batch).sum()
+        losses = example_losses(self._loss, outputs, batch)
+        self.check_values(losses)
+        loss = losses.sum()
         if not loss.requires_grad:
             raise UnknownAnatomy("the loss does not depend on any attention: it was detached from the graph")
         found = torch.autograd.grad(
@@ -130,7 +136,7 @@ def attention_gradients(
     tokens: Mapping[str, TokenClass],
     tokenizer: Any = None,
     loss: ExampleLoss | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> AttentionGradients:
     """Measure how much the loss would change with each head's attention, by token class (Clark et al. 2019, figure 3).
 
@@ -145,7 +151,7 @@ def attention_gradients(
             bool; all other tokens are the class `other`.
         tokenizer: needed for classes that are given as strings: it looks up their ids.
         loss: one loss per example, `f(outputs, batch) -> [batch]`; by default that of the task head.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches or token classes that cannot be used, `LossError` when no loss is known,
     `UnknownAnatomy` where no gradient reaches the attention.

@@ -21,6 +21,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.progress import Progress
 
 Reduce = Literal["mean", "sum"]
 Linkage = Literal["average", "complete", "single"]
@@ -330,7 +331,7 @@ def head_distances(
     *,
     smoothing: float = 0.0,
     reduce: Reduce = "mean",
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> HeadDistances:
     """Measure how far apart the attention of every two heads is: their Jensen-Shannon divergence, in nats.
 
@@ -344,7 +345,7 @@ def head_distances(
             while it runs, layers x batch x heads x queries x keys elements: use small batches of long texts.
         smoothing: s in p <- (1 - s) p + s/n, for the n real keys of a text; the paper's code has 0.001.
         reduce: "mean" over all query tokens, as the paper's caption says, or "sum", as its formula and code have it.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches that cannot be used, and for a smoothing or reduction that is none.
 

@@ -17,6 +17,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
+from ..streaming.progress import Progress
 from ..tap import tap
 
 
@@ -68,7 +69,7 @@ class MeansAccumulator(Accumulator):
         return HeadMeans(values, tokens, self.anatomy.labels)
 
 
-def head_means(model: nn.Module, batches: Batches, *, progress: str | None = None) -> HeadMeans:
+def head_means(model: nn.Module, batches: Batches, *, progress: Progress = None) -> HeadMeans:
     """Average every head's output over the real tokens of a data set.
 
     The means are what a head is replaced by in a mean ablation: `ablated(model, heads, replace=means.values)`.
@@ -76,7 +77,7 @@ def head_means(model: nn.Module, batches: Batches, *, progress: str | None = Non
     Args:
         model: any model with attention heads; measured in eval mode, left as it was found.
         batches: one mapping of model arguments, or an iterable of them.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches that cannot be used, `UnknownAnatomy` where heads cannot be read.
 

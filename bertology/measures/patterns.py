@@ -18,6 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.progress import Progress
 from .entropy import Average, batch_average, check_average
 
 
@@ -242,7 +243,7 @@ def attention_patterns(
     average: Average = "query",
     sink_threshold: float = 0.3,
     rows: int | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> AttentionPatterns:
     """Measure what each head's attention looks like: to the previous, next, same and first token, how far, how surely.
 
@@ -259,7 +260,7 @@ def attention_patterns(
         sink_threshold: the share of the attention from which on the first token is called a sink.
         rows: how many query rows are looked at at a time; by default as many as fit into 64 MiB. The result does not
             depend on it.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches or token classes that cannot be used.
 

@@ -17,6 +17,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.progress import Progress
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +107,7 @@ def _patterns(ids: Tensor, real: Tensor, mask: Tensor, rows: slice) -> dict[str,
 
 
 def repeat_scores(
-    model: nn.Module, batches: Batches, *, rows: int | None = None, progress: str | None = None
+    model: nn.Module, batches: Batches, *, rows: int | None = None, progress: Progress = None
 ) -> RepeatScores:
     """Measure how much each head attends to earlier occurrences of a token, to the tokens after them, and to the
     previous token.
@@ -118,7 +119,7 @@ def repeat_scores(
         model: any model that attends from the text's tokens to themselves, given `input_ids`; left as it was found.
         batches: one mapping of model arguments, or an iterable of them.
         rows: how many query rows are read at a time; by default as many as fit into 64 MiB.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches without token ids.
 

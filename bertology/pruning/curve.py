@@ -9,7 +9,6 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from ..anatomy.dissect import dissect
@@ -23,6 +22,7 @@ from ..importance.score import scorer
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
+from ..streaming.progress import Progress, progress_bar
 from ..tap.gates import gated
 from .parts_of_heads import check_parts, count_key_heads, indices_of, inner_layer, kept_outputs, listed_parameters
 
@@ -245,7 +245,7 @@ def pruning_curve(
     only: str | None = None,
     seed: int = 0,
     loss: ExampleLoss | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> PruningCurve:
     """Silence heads step by step, least important first, and score the model at every step.
 
@@ -277,7 +277,7 @@ def pruning_curve(
             then a share of its heads.
         seed: of the random order.
         loss: for importance, `f(outputs, batch) -> [batch]`; by default that of the task head.
-        progress: the title of a progress bar over steps; no bar without it.
+        progress: True for a progress bar over steps, or its title; no bar without it.
 
     Raises `DataError` for options that make no sense, for scores that do not fit the model, and for a threshold where
     the whole model scores 0 or less, of which no share can be taken; `UnknownAnatomy` for "magnitude" where it is not
@@ -311,7 +311,7 @@ def pruning_curve(
     if threshold is not None and value <= 0:
         raise DataError(f"threshold is a share of the whole model's score, which must be above 0, got {value:.4g}")
     steps, scores = [gates], [value]
-    with tqdm(total=len(sizes), desc=progress, disable=progress is None) as bar:
+    with progress_bar(progress, total=len(sizes)) as bar:
         for size in sizes:
             assert current is not None
             ranks = scaled(current.masked_fill(~anatomy.present, float("nan")), by, normalize)

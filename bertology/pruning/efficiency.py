@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 
 from ..anatomy.dissect import dissect
 from ..data.batches import Batch, device_of, examples, on_device, some_examples, token_mask, without_labels
 from ..errors import DataError
 from ..results.axes import axes
 from ..results.result import Result
+from ..streaming.progress import Progress, progress_bar
 from ..tap import undisturbed
 
 
@@ -164,7 +164,7 @@ def compare_efficiency(
     batch_sizes: Sequence[int] = (1, 4, 16, 64),
     rounds: int = 5,
     seconds: float = 0.2,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> Efficiency:
     """Compare what two models cost: parameters, memory, operations, and the time of a forward pass (Michel et al. 2019,
     §4.3).
@@ -181,7 +181,7 @@ def compare_efficiency(
         batch_sizes: how many examples are in a batch.
         rounds: how often each model is timed at each batch size.
         seconds: how long a round takes at least: short passes are repeated, equally often for both models.
-        progress: the title of a progress bar over batch sizes and rounds; no bar without it.
+        progress: True for a progress bar over batch sizes and rounds, or its title; no bar without it.
 
     Operations are counted with attention as plain matrix products, since the counter does not see torch's
     fused kernels for the CPU. Attention from other packages (flash_attention_2) is not counted: load the model with
@@ -211,7 +211,7 @@ def compare_efficiency(
         undisturbed(before),
         undisturbed(after),
         torch.no_grad(),
-        tqdm(total=len(sizes) * rounds, desc=progress, disable=progress is None) as bar,
+        progress_bar(progress, total=len(sizes) * rounds) as bar,
     ):
         for i, (size, batch) in enumerate(zip(sizes, batches, strict=True)):
             for m, model in enumerate(models):

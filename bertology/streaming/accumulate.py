@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..anatomy.dissect import dissect
-from ..data.batches import ANNOTATIONS, Batch, Batches, each_batch, model_arguments, without_labels
+from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_with_labels, without_labels
+from ..data.positions import with_positions
 from ..errors import DataError
 from ..tap import undisturbed
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
-from .checkpoint import Checkpoint, add_tensor
+from .checkpoint import Checkpoint
+from .first_example import check_padding_before
+from .identity import add_tensor, config_settings, identity, weights_digest
+from .processes import check_counts, check_same_work, check_sampler, gathered, processes, raise_together
+from .progress import Progress, progress_bar
 
 
 def accumulate(
@@ -25,7 +30,7 @@ def accumulate(
     batches: Batches,
     *accumulators: Accumulator,
     checkpoint: str | Path | None = None,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> tuple[Any, ...]:
     """Take several measures in one pass over the data.
 
@@ -35,24 +40,56 @@ def accumulate(
         accumulators: what to measure, for example `ImportanceAccumulator(), EntropyAccumulator()`.
         checkpoint: a file to which the sums are written every minute, and from which an interrupted pass resumes, given
             the same model and data. It is removed when the pass is complete. Each process needs its own.
-        progress: the title of a progress bar; no bar without it.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Returns one result an accumulator, in their order. Under `torch.distributed`, give each process its share of the
-    batches: the sums are merged over all processes, and every process returns the same results.
+    batches: the sums are merged over all processes, and every process returns the same results. A process may have no
+    batches. An error in one of them is raised in all.
 
-    Raises `DataError` for batches that cannot be used, and when a checkpoint is of another model or other data.
+    Raises `DataError` for batches that cannot be used, when a checkpoint is of another model or other data, and when
+    processes measure with other models or settings than others.
     """
+    check_accumulators(accumulators)
     with torch.inference_mode(False):
-        return _accumulate(model, batches, accumulators, checkpoint, progress)
+        error: Exception | None = None
+        try:
+            seen, saved = _take(model, batches, accumulators, checkpoint, progress)
+        except Exception as raised:
+            if processes() == 1:
+                raise
+            error = raised
+        if processes() > 1:
+            raise_together(error)
+            check_same_work(model, accumulators)
+            check_counts(seen, batches)
+        results = tuple(all_merge(accumulator).compute() for accumulator in accumulators)
+    if saved is not None:
+        saved.remove()
+    return results
 
 
-def _accumulate(
+def check_accumulators(accumulators: Sequence[Accumulator]) -> None:
+    """Raise `DataError` unless these are accumulators, each of them once."""
+    for number, accumulator in enumerate(accumulators):
+        if not isinstance(accumulator, Accumulator):
+            hint = f": call it, {accumulator.__name__}()" if isinstance(accumulator, type) else ""
+            raise DataError(f"accumulate takes accumulators, got {accumulator!r}{hint}")
+        if any(accumulator is other for other in accumulators[:number]):
+            raise DataError(
+                f"one {type(accumulator).__name__} is passed twice, which would count every batch twice: pass each "
+                "accumulator once, or another one of its kind"
+            )
+
+
+def _take(
     model: nn.Module,
     batches: Batches,
     accumulators: Sequence[Accumulator],
     checkpoint: str | Path | None,
-    progress: str | None,
-) -> tuple[Any, ...]:
+    progress: Progress,
+) -> tuple[int, _SavedPass | None]:
+    """Update the accumulators with all batches of this process; how many items those had, and what was saved."""
+    check_sampler(batches)
     anatomy = dissect(model)
     for accumulator in accumulators:
         accumulator.zero(anatomy)
@@ -60,18 +97,32 @@ def _accumulate(
     for accumulator in backward:
         accumulator.keeps_graph = accumulator is not backward[-1]
     saved = _SavedPass(checkpoint, model, accumulators) if checkpoint is not None else None
-    gradient = any(accumulator.needs_gradient for accumulator in accumulators)
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
-    with undisturbed(model), torch.set_grad_enabled(gradient):
-        for batch in tqdm(each_batch(model, batches), desc=progress, total=total, disable=progress is None):
+    whole = getattr(batches, "batch_size", 1) is None  # a DataLoader over a data set of batches
+    seen, padding_checked = 0, False
+    with undisturbed(model), torch.set_grad_enabled(bool(backward)):
+        for batch in progress_bar(progress, _each(model, batches), total=total):
+            seen += 1 if whole else examples(batch)
             if saved is None or not saved.has(batch):
+                batch = with_positions(model, batch)
+                padding_checked = padding_checked or check_padding_before(anatomy, batch)
                 _update(model, batch, accumulators)
                 if saved is not None:
                     saved.keep()
-    results = tuple(all_merge(accumulator).compute() for accumulator in accumulators)
     if saved is not None:
-        saved.remove()
-    return results
+        saved.check_complete()
+    return seen, saved
+
+
+def _each(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
+    """Each batch. A process among several may have none: its sums stay 0."""
+    if processes() > 1 and isinstance(batches, Iterable) and not isinstance(batches, Mapping):
+        rest = iter(batches)
+        first = list(islice(rest, 1))
+        if not first:
+            return
+        batches = chain(first, rest)
+    yield from each_batch(model, batches)
 
 
 class _SavedPass:
@@ -90,7 +141,8 @@ class _SavedPass:
             if isinstance(batch[name], Tensor):
                 self._digest.update(name.encode())
                 add_tensor(self._digest, batch[name])
-        self._digest.update(repr(batch.get(ANNOTATIONS)).encode())
+            else:
+                self._digest.update(f"{name} {identity(batch[name])}".encode())
         self._seen += 1
         if self._seen == self._done and self._digest.hexdigest() != self._wanted:
             raise DataError(
@@ -102,10 +154,13 @@ class _SavedPass:
         """Write the sums to the file, unless that was done less than a minute ago."""
         self._file.keep(self)
 
-    def remove(self) -> None:
-        """Remove the file, since the pass is complete."""
+    def check_complete(self) -> None:
+        """Raise `DataError` if the data has fewer batches than the sums."""
         if self._seen < self._done:
             raise DataError(f"the checkpoint {self._path} holds {self._done} batches, the data has only {self._seen}")
+
+    def remove(self) -> None:
+        """Remove the file, since the pass is complete."""
         self._file.remove()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -124,21 +179,32 @@ class _SavedPass:
 
 
 def _describe(model: nn.Module, accumulators: Sequence[Accumulator]) -> str:
-    """Tell one model from another: its class, and of each parameter the name, the shape and the sum of a few values."""
-    lines = [type(model).__name__, *(f"{type(a).__name__} {a.settings()}" for a in accumulators)]
-    for name, parameter in model.named_parameters():
-        some = parameter.detach().flatten()[:64].double().sum().item()
-        lines.append(f"{name} {list(parameter.shape)} {some!r}")
-    return "\n".join(lines)
+    """Tell one pass from another: by the model's class, settings and weights, and by the code and settings of measures.
+
+    Raises `DataError` for weights and functions that cannot be identified.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise DataError(
+            "a checkpoint needs to identify the model, some of whose weights are not in memory (they are on the meta "
+            "device): load the model without offloading, or measure without a checkpoint"
+        )
+    lines = [f"{type(model).__module__} {type(model).__qualname__}", weights_digest(model)]
+    lines.append(repr(sorted(config_settings(model).items())))
+    return "\n".join([*lines, *(accumulator.described() for accumulator in accumulators)])
 
 
 def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator]) -> None:
     labelled = any(accumulator.needs_labels for accumulator in accumulators)
+    for accumulator in accumulators:
+        accumulator.check_batch(batch)
+    noted = ReadBatch(batch)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        outputs = model(**(model_arguments(batch) if labelled else without_labels(model, batch)))
+        outputs = run_with_labels(model, batch) if labelled else model(**without_labels(model, batch))
         for accumulator in accumulators:
-            accumulator.update(batch, outputs)
+            accumulator.update(noted, outputs)
+    if labelled:
+        noted.check(model)
 
 
 def _watch(accumulators: Sequence[Accumulator], batch: Batch, watching: ExitStack) -> None:
@@ -155,10 +221,9 @@ def _watch(accumulators: Sequence[Accumulator], batch: Batch, watching: ExitStac
 
 def all_merge(accumulator: A) -> A:
     """Merge an accumulator over all processes of `torch.distributed`; alone, it stays as it is."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if processes() == 1:
         return accumulator
-    states: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, {name: x.cpu() for name, x in accumulator.state().items()})
+    states = gathered({name: x.cpu() for name, x in accumulator.state().items()})
     accumulator.zero(accumulator.anatomy)
     for state in states:
         accumulator.merge(state)

@@ -20,6 +20,8 @@ from ..data.batches import Batch, device_of
 from ..data.padding import RealQueries
 from ..results.result import Result
 from ..tap import check_rows, tap
+from .first_example import FirstExample
+from .identity import identity
 
 A = TypeVar("A", bound="Accumulator")
 
@@ -57,6 +59,14 @@ class Accumulator(ABC):
     keeps_graph: bool = False
     """Whether another accumulator takes gradients of the same outputs after this one; `accumulate` sets it."""
     anatomy: Anatomy
+    _alone: FirstExample | None = None  # set by `zero` in measures of outputs
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls: type[A], *args: Any, **kwargs: Any) -> A:
+        """Remember the arguments, which identify an accumulator."""
+        made = super().__new__(cls)
+        made._given = args, kwargs
+        return made
 
     def zero(self: A, anatomy: Anatomy) -> A:
         """Forget everything, and get ready for a model."""
@@ -70,8 +80,28 @@ class Accumulator(ABC):
         return {}
 
     def settings(self) -> str:
-        """What tells this measure from others of its kind: a checkpoint of another one is refused."""
-        return ""
+        """What tells this measure from others of its kind: a checkpoint of another one is refused.
+
+        By default the identity of the arguments that it was made with. Raises `DataError` where they have none.
+        """
+        return identity(self._given)
+
+    def described(self) -> str:
+        """Its class and code, and its settings: what identifies it in a checkpoint."""
+        own, common = (_owner(type(self), name) for name in ("__init__", "settings"))
+        # A subclass with further arguments may have left `settings` as it was.
+        more = identity(self._given) if issubclass(own, common) and own is not common else ""
+        return f"{identity(type(self))} {self.settings()} {more}"
+
+    def check_batch(self, batch: Batch) -> None:
+        """Run the first example of a pass alone, before `watch` opens any tap, if the measure reads outputs."""
+        if self._alone is not None:
+            self._alone.check(batch)
+
+    def check_values(self, values: Tensor, example_of: Tensor | None = None) -> None:
+        """Compare what a measure read of the outputs with the same example alone, see `FirstExample.compare`."""
+        if self._alone is not None:
+            self._alone.compare(values, example_of)
 
     def watch(self, batch: Batch) -> AbstractContextManager[Any]:
         """What is around the forward pass of a batch."""
@@ -99,6 +129,11 @@ class Accumulator(ABC):
     @classmethod
     def _stats(cls) -> dict[str, Stat]:
         return {name: kind for c in reversed(cls.__mro__) for name, kind in vars(c).items() if isinstance(kind, Stat)}
+
+
+def _owner(kind: type, name: str) -> type:
+    """The class that defines an attribute."""
+    return next(c for c in kind.__mro__ if name in vars(c))
 
 
 class MapAccumulator(Accumulator):

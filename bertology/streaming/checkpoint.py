@@ -6,20 +6,21 @@ other values as JSON with them, and a digest that identifies the work.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DataError
+from .identity import add_tensor
 
 EVERY_SECONDS = 60.0
 
@@ -63,12 +64,18 @@ class Checkpoint:
                 about = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except Exception as error:  # safetensors raises errors of its own
-            raise DataError(
-                f"the checkpoint {self._path} cannot be read ({error}): remove it or name another"
-            ) from error
+            raise self._unusable(f"cannot be read ({error})") from error
         if about.get("digest") != self._digest:
-            raise DataError(f"the checkpoint {self._path} is of {self._otherwise}: remove it or name another")
-        work.resume(tensors, json.loads(about["numbers"]))
+            raise self._unusable(f"is of {self._otherwise}")
+        if about.get("content") != _content(tensors, about.get("numbers", "")):
+            raise self._unusable("is damaged: it does not hold what was written")
+        try:
+            work.resume(tensors, json.loads(about["numbers"]))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise self._unusable(f"does not fit ({type(error).__name__}: {error})") from error
+
+    def _unusable(self, why: str) -> DataError:
+        return DataError(f"the checkpoint {self._path} {why}: remove it or name another")
 
     def keep(self, work: Resumable) -> None:
         """Write the work to the file, unless that was done less than a minute ago."""
@@ -78,8 +85,10 @@ class Checkpoint:
     def write(self, work: Resumable) -> None:
         """Write the work to the file, all or nothing."""
         tensors = {name: x.detach().cpu().contiguous().clone() for name, x in work.tensors().items()}
+        numbers = json.dumps(work.numbers())
         with complete_file(self._path) as part:
-            save_file(tensors, str(part), metadata={"digest": self._digest, "numbers": json.dumps(work.numbers())})
+            about = {"digest": self._digest, "numbers": numbers, "content": _content(tensors, numbers)}
+            save_file(tensors, str(part), metadata=about)
         self._last = time.monotonic()
 
     def remove(self) -> None:
@@ -95,12 +104,10 @@ def complete_file(path: Path) -> Iterator[Path]:
     os.replace(part, path)
 
 
-def add_tensor(digest: Any, x: Tensor) -> None:
-    """Add the shape, the type and every byte of a tensor to a digest of hashlib."""
-    digest.update(f"{list(x.shape)} {x.dtype}".encode())
-    digest.update(bytes_of(x))
-
-
-def bytes_of(x: Tensor) -> Any:
-    """[byte], a NumPy array: the bytes of a tensor, wherever it is."""
-    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+def _content(tensors: Mapping[str, Tensor], numbers: str) -> str:
+    """A digest of what a file holds: bits change on disks, and in what is edited by hand."""
+    digest = hashlib.sha256(numbers.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        add_tensor(digest, tensors[name])
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The antecedents that a mention chooses among, and how well simple rules choose."""
+"""The candidate antecedents of mentions, and the accuracy of simple rules that choose among them."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from .picks import aligned_in
 
 Candidates = Literal["mentions", "words"]
 BASELINES = ("nearest", "head match", "rules")
-"""The nearest mention, the nearest with the same head word, and the rules of `rule_based`."""
+"""The nearest mention, the nearest mention with the same head word, and the rules of `rule_based`."""
 ALL = "all"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A mention that has an antecedent, and the mentions and words to choose it from."""
+    """A mention with an antecedent, and the candidates for this antecedent."""
 
     mention: Mention
     candidates: tuple[Mention, ...]
-    """The mentions to choose among, the nearest first."""
+    """The candidate mentions, the nearest first."""
     places: frozenset[int]
-    """The words to choose among: the candidates' heads, or more."""
+    """The candidate words: the head words of the candidate mentions, and others with `"words"`."""
     antecedents: frozenset[int]
-    """The right words among them: the heads of the mention's antecedents."""
+    """The correct words among them: the head words of the mention's antecedents."""
 
     @property
     def chance(self) -> float:
-        """How likely a blind choice is right."""
+        """The probability that a random choice is correct."""
         return len(self.antecedents) / len(self.places)
 
 
 def questions(document: Document, candidates: Candidates = "mentions") -> list[Question]:
-    """The mentions of a document that are asked, each with the words that it chooses among.
+    """The mentions of a document that are scored, each with its candidates.
 
-    Earlier is what has its head word before the mention's own: a choice is between head words, and a mention never
-    chooses itself. In documents that say so (`Document.both_sides`), it chooses among the words on both sides.
-    `"words"` adds to the mentions' heads all words that are not part of the mention.
+    Candidates are mentions whose head word comes before the head word of the mention. With `Document.both_sides` they
+    may also come after it. A mention is never its own candidate. `"words"` adds all words that are not part of the
+    mention to the head words of the candidates.
     """
     if candidates not in ("mentions", "words"):
         raise DataError(f"candidates must be 'mentions' or 'words', got {candidates!r}")
     numbers = range(len(document.mentions)) if document.targets is None else document.targets
-    asked = (_question(document, document.mentions[number], candidates) for number in numbers)
-    return [question for question in asked if question.antecedents]
+    found = (_question(document, document.mentions[number], candidates) for number in numbers)
+    return [question for question in found if question.antecedents]
 
 
 def _question(document: Document, mention: Mention, candidates: Candidates) -> Question:
@@ -68,25 +68,26 @@ def _question(document: Document, mention: Mention, candidates: Candidates) -> Q
 
 
 def picks_of(document: Document, question: Question) -> tuple[int | None, ...]:
-    """The word that each of `BASELINES` picks; None where it picks nothing."""
+    """The word that each of `BASELINES` picks; None if it picks no word."""
     nearest = question.candidates[0].head
     return nearest, _head_match(document, question), rule_based(document, question)
 
 
 def _head_match(document: Document, question: Question) -> int | None:
-    """The nearest mention with the same head word, in small letters. Where none has, nothing is picked.
+    """The head word of the nearest mention with the same head word, ignoring case; None if there is no such mention.
 
-    A fallback to the nearest mention would make it a system of two sieves; the paper keeps these for the rules.
+    There is no fallback to the nearest mention: it would be a second sieve, and only the rules have several sieves.
     """
     own = document.words[question.mention.head].lower()
     return next((c.head for c in question.candidates if document.words[c.head].lower() == own), None)
 
 
 def rule_based(document: Document, question: Question) -> int:
-    """The nearest mention that passes the earliest of four sieves (Clark et al. 2019, §4.3, after Lee et al. 2011).
+    """The head word of the nearest mention that passes the first sieve that any mention passes (Clark et al. 2019,
+    §4.3, after Lee et al. 2011).
 
-    The same words; the same head word; a number, gender and person that may agree; any. Letters' case is passed over,
-    and a possessive 's at the end.
+    The four sieves are: the same words; the same head word; number, gender and person that may agree; any mention. Case
+    and a possessive 's at the end are ignored.
     """
     mention = question.mention
     text, traits = _text(document, mention), traits_of(document, mention)
@@ -100,9 +101,10 @@ def rule_based(document: Document, question: Question) -> int:
 
 
 def traits_of(document: Document, mention: Mention) -> Traits:
-    """A mention's number, gender and person: a pronoun's from a list; others are third persons of unknown gender.
+    """The number, gender and person of a mention: from a list for a pronoun; else third person of unknown gender.
 
-    A noun is plural by its tag, or, where there are no tags, when it ends in s (not ss, us or is).
+    The number of a noun is that of its part-of-speech tag. Without tags, a noun is plural if it ends in s (not ss, us
+    or is).
     """
     head = document.words[mention.head].lower()
     if mention.kind == "pronoun":
@@ -129,15 +131,16 @@ class AntecedentBaselines:
     """How often simple rules pick an antecedent, by kind of mention (Clark et al. 2019, table 2)."""
 
     right: Tensor
-    """[kind, baseline], int64: how many mentions' antecedents were picked. Kinds as in `KINDS`, then as `BASELINES`."""
+    """[kind, baseline], int64: for how many mentions an antecedent was picked. The order is that of `KINDS` and
+    `BASELINES`."""
     mentions: Tensor
-    """[kind], int64: how many were asked."""
+    """[kind], int64: the number of mentions that were scored."""
     chance: Tensor
-    """[kind], 0 to 1: how often a blind choice among the candidates would be right; NaN where nothing was asked."""
+    """[kind], 0 to 1: the expected accuracy of a random choice among the candidates; NaN for kinds without mentions."""
 
     @property
     def accuracy(self) -> Tensor:
-        """[kind, baseline], 0 to 1: the share of mentions whose antecedent was picked; NaN where nothing was asked."""
+        """[kind, baseline], 0 to 1: the share of mentions whose antecedent was picked; NaN for no mentions."""
         return self.right / self.mentions[:, None]
 
     def __str__(self) -> str:
@@ -155,14 +158,14 @@ class AntecedentBaselines:
 def antecedent_baselines(
     documents: Iterable[Document | Batch], *, candidates: Candidates = "mentions"
 ) -> AntecedentBaselines:
-    """Measure how often simple rules pick an antecedent: what heads must be better than.
+    """Measure how often simple rules pick an antecedent, as baselines for heads.
 
     Args:
-        documents: documents, or the batches that `align` makes of them: given these, the very mentions are scored that
-            `coreference_heads` scores.
-        candidates: as in `coreference_heads`. The baselines choose among mentions in any case; chance depends on it.
+        documents: documents, or the batches of `align`. With batches, exactly the mentions that `coreference_heads`
+            scores are scored.
+        candidates: as in `coreference_heads`. It only changes `chance`; the baselines always choose among mentions.
 
-    Raises `DataError` where nothing can be asked.
+    Raises `DataError` if no mention has an antecedent in its document.
 
         >>> from bertology.corpora.documents import Document, Mention
         >>> words = ("Ann", "saw", "Eve", "as", "she", "left")
@@ -183,7 +186,7 @@ def antecedent_baselines(
             mentions[kind] += 1
             chance[kind] += question.chance
     if not mentions.any():
-        raise DataError("no mention has an antecedent in its document: there is nothing to ask")
+        raise DataError("no mention has an antecedent in its document: there is nothing to score")
     return AntecedentBaselines(right, mentions, chance / mentions)
 
 

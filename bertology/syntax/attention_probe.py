@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..corpora.words import AlignedBatches, Rows
 from ..data.batches import device_of
 from ..errors import DataError
 from ..results.result import cpu64
+from ..streaming.progress import Progress, progress_bar
 from .probe_inputs import MapReader, See, Seen, WordVectors, embedding_vectors, sight, trees_in
 from .probe_scores import (
     Decode,
@@ -29,22 +29,24 @@ from .probe_scores import (
 )
 
 HIDDEN = 256
-"""How wide the hidden layer of the probe of distances is (Clark et al. 2019, §5)."""
+"""The width of the hidden layer of the distance probe (Clark et al. 2019, §5)."""
 FEATURES = 8
 
 
 class AttentionProbe(nn.Module):
-    """Scores heads by weighted sums of attention maps, both ways (Clark et al. 2019, §5).
+    """Scores candidate heads by weighted sums of attention maps in both directions (Clark et al. 2019, §5).
 
-    A candidate i scores Σ_k w_k α^k_ij + u_k α^k_ji as the head of a dependent j, where α_ij is the attention from i to
-    j. With vectors of length `dim`, the weights depend on both words: w_k = W_k · (v_i ⊕ v_j) + b_k, and so does u_k.
+    The score of a candidate i as the head of a dependent j is Σ_k w_k α^k_ij + u_k α^k_ji, where α_ij is the attention
+    from i to j. With vectors of length `dim`, the weights depend on both words: w_k = W_k · (v_i ⊕ v_j) + b_k; u_k has
+    the same form.
     """
 
     def __init__(self, maps: int, dim: int = 0) -> None:
-        """`maps` is how many attention maps there are. All weights begin at 0: no map is preferred to others."""
+        """`maps` is the number of attention maps. All initial weights are 0, so that all maps are equal."""
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(2 * maps, dtype=torch.float32))
-        """[direction * map]: u, of the attention from the dependent, then w, of that from the candidate; or the b."""
+        """[direction * map]: u, for the attention from the dependent, then w, for the attention from the candidate.
+        With vectors, it has the terms b of both."""
         self.ends = nn.Parameter(torch.ones(2, dtype=torch.float32))
         """[2]: r_s and r_e, for the attention to and from the special tokens before and after the text."""
         self.of_candidate = nn.Parameter(torch.zeros(2 * maps, dim, dtype=torch.float32))
@@ -53,7 +55,7 @@ class AttentionProbe(nn.Module):
     def forward(self, maps: Tensor | None, vectors: Tensor | None) -> Tensor:
         """[word, ROOT and words]: the score of each candidate (columns) as the head of each word (rows).
 
-        `maps` are [map, word and ends, word and ends], query before key; `vectors` are [word, dim].
+        `maps` is [map, word and ends, word and ends], query before key; `vectors` is [word, dim].
         """
         assert maps is not None
         features = self.features(maps)
@@ -64,7 +66,7 @@ class AttentionProbe(nn.Module):
         return (weights * features).sum(0)
 
     def features(self, maps: Tensor) -> Tensor:
-        """[direction * map, word, ROOT and words]: the weighted inputs. ROOT is the two ends of the text."""
+        """[direction * map, word, ROOT and words]: the inputs. Those of ROOT are sums over the two ends of the text."""
         both = torch.cat([maps, maps.mT])
         start, end = self.ends
         root = start * both[:, 1:-1, 0] + end * both[:, 1:-1, -1]
@@ -72,9 +74,9 @@ class AttentionProbe(nn.Module):
 
 
 class DistanceProbe(nn.Module):
-    """Scores heads by what the two words are and how far they are apart: what attention is to be better than.
+    """Scores candidate heads from the vectors and the distance of the two words: a baseline without attention.
 
-    A multilayer perceptron of one hidden layer, with tanh, over [v_j; v_i; 8 features of their distance].
+    It is a multilayer perceptron with one hidden layer and tanh over [v_j; v_i; 8 features of their distance].
     """
 
     def __init__(self, dim: int, generator: torch.Generator) -> None:
@@ -96,13 +98,16 @@ class DistanceProbe(nn.Module):
 
 
 def with_root(vectors: Tensor) -> Tensor:
-    """[ROOT and words, dim]: the candidates' vectors. ROOT comes first, as in the scores, and its vector is 0."""
+    """[ROOT and words, dim]: the vectors of the candidates. ROOT comes first, as in the scores; its vector is 0."""
     return torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors])
 
 
 def distances(many: int) -> Tensor:
-    """[word, ROOT and words, 8]: how far a candidate is after the word, or before it, as a share of the words; whether
-    it is the word itself, one before or after it, two before or after it; whether it is ROOT."""
+    """[word, ROOT and words, 8]: the features of the distance between a word and a candidate.
+
+    How far the candidate is after the word, and how far before it, both divided by the number of words; whether it is
+    the word itself, the previous, the next, the second word before or the second word after; whether it is ROOT.
+    """
     steps = torch.arange(many)[None, :] - torch.arange(many)[:, None]
     shares = [steps.clamp_min(0) / many, (-steps).clamp_min(0) / many]
     places = [(steps == step).float() for step in (0, -1, 1, -2, 2)]
@@ -113,9 +118,9 @@ def distances(many: int) -> Tensor:
 
 
 def check_training(epochs: int, lr: float) -> None:
-    """Raise `DataError` for a training that is none."""
+    """Raise `DataError` for settings of training that are not possible."""
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise DataError(f"epochs is how often the training sentences are gone through, 1 or more, got {epochs!r}")
+        raise DataError(f"epochs, the number of passes over the training sentences, must be 1 or more, got {epochs!r}")
     if not lr > 0:
         raise DataError(f"lr, the learning rate, must be more than 0, got {lr!r}")
 
@@ -128,17 +133,17 @@ def fit(
     epochs: int,
     lr: float,
     generator: torch.Generator,
-    progress: str | None,
+    progress: Progress,
 ) -> list[float]:
-    """Train a probe by one step of Adam a sentence, and return each step's loss.
+    """Train a probe with one step of Adam per sentence, and return the loss of each step.
 
-    The order is shuffled in each epoch: of the batches, and of the sentences in each, since sentences of similar length
-    come together in a batch.
+    In each epoch the order of the batches is shuffled, and also the order of the sentences in each batch, because a
+    batch has sentences of similar length.
     """
     optimizer = torch.optim.Adam(probe.parameters(), lr=lr)
     losses: list[float] = []
     order = [i for _ in range(epochs) for i in torch.randperm(len(batches), generator=generator).tolist()]
-    for number in tqdm(order, desc=progress, disable=progress is None):
+    for number in progress_bar(progress, order):
         some = see(batches.batches[number])
         for i in torch.randperm(len(some), generator=generator).tolist():
             loss = sentence_loss(scores_of(probe, some[i]), some[i].sentence.heads)
@@ -149,20 +154,20 @@ def fit(
             if not math.isfinite(losses[-1]):
                 raise DataError(
                     f"the loss of sentence {some[i].sentence.name!r} is {losses[-1]}: look for NaN in the model's "
-                    f"attention and in the vectors, and for overflow in training, which a smaller lr than {lr} cures"
+                    f"attention and in the vectors; if training overflows, use a smaller lr than {lr}"
                 )
     return losses
 
 
 def sentence_loss(scores: Tensor, heads: tuple[int, ...]) -> Tensor:
-    """Σ_j -ln p(head of j | j), nats, of scores [word, ROOT and words]; p runs over ROOT and all other words."""
+    """Σ_j -ln p(head of j | j), nats, from scores [word, ROOT and words]; p is over ROOT and all words except j."""
     mask = ~possible_heads(len(heads)).to(scores.device)
     target = torch.tensor(heads, device=scores.device)
     return F.cross_entropy(scores.masked_fill(mask, float("-inf")), target, reduction="sum")
 
 
 def parse(probe: nn.Module, batches: AlignedBatches, see: See, decode: Decode) -> Iterator[tuple[Seen, list[int]]]:
-    """Each sentence, and the heads that the probe gives its words."""
+    """Each sentence, and the heads that the probe predicts for its words."""
     with torch.no_grad():
         for batch in batches:
             for seen in see(batch):
@@ -170,7 +175,7 @@ def parse(probe: nn.Module, batches: AlignedBatches, see: See, decode: Decode) -
 
 
 def scores_of(probe: nn.Module, seen: Seen) -> Tensor:
-    """[word, ROOT and words]: a probe's scores of one sentence."""
+    """[word, ROOT and words]: a probe's scores for one sentence."""
     return probe(seen.maps, seen.vectors)
 
 
@@ -181,37 +186,38 @@ def attention_probe(
     model: nn.Module, train: AlignedBatches, test: AlignedBatches, *,
     vectors: WordVectors | Literal["embeddings"] | None = None, ignore: Sequence[str] = PUNCT,
     decode: Decode = "greedy", rows: Rows = "mean", epochs: int = 1, lr: float = 0.002, seed: int = 0,
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> ProbeResult:  # fmt: skip
     """Train a probe to find each word's syntactic head from all heads' attention, and score it (Clark et al. 2019, §5).
 
-    The probability that i is the head of j is p(i|j) ∝ exp(Σ_k w_k α^k_ij + u_k α^k_ji) over ROOT and all words i but
-    j, where α^k_ij is the attention of head k from word i to word j. For ROOT it is r_s times the attention with the
-    special token before the text plus r_e times that with the one after it, r_s and r_e shared by all heads and both
-    directions; where a model has no special tokens, ROOT scores 0. The probe learns w, u and r alone: the model is run
-    without gradients, batch by batch, and no maps are kept. Its loss is the cross-entropy summed over a sentence.
+    The probability that i is the head of j is p(i|j) ∝ exp(Σ_k w_k α^k_ij + u_k α^k_ji) over ROOT and all words i
+    except j, where α^k_ij is the attention of head k from word i to word j. For ROOT, α is r_s times the attention
+    from or to the special token before the text, plus r_e times the attention from or to the special token after it;
+    all heads and both directions share r_s and r_e. If the model has no special tokens, the score of ROOT is 0. The
+    probe learns only w, u and r: the model is run without gradients, batch by batch, and no maps are kept. The loss is
+    the cross-entropy, summed over a sentence.
 
-    With word vectors v, w_k = W_k · (v_i ⊕ v_j) + b_k, and u_k likewise; ROOT's vector is 0. (The paper's code departs
-    from this formula: it pairs each candidate word with the next one's vector and ROOT with the first one's, and leaves
-    it to the probe to learn that no word is its own head.)
+    With word vectors v, w_k = W_k · (v_i ⊕ v_j) + b_k; u_k has the same form. The vector of ROOT is 0. (The paper's
+    code differs from this formula: it combines each candidate word with the vector of the next word, and ROOT with that
+    of the first word; and a word can be its own head, which the probe has to learn to avoid.)
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.
-            For the control, pass `randomized(model)` too: what a probe finds there, it does not find in the model.
-        train: what `align` makes of a treebank. Batches come in random order, and so do a batch's sentences.
-        test: the same of another treebank.
-        vectors: "embeddings" for the model's own input embeddings, or `StaticVectors` such as `read_vectors` reads;
-            they are not trained.
-        ignore: relations that do not count in the score. The probe learns from all.
+            As a control, also pass `randomized(model)`: its score shows what the probe learns without the model.
+        train: the batches of `align` for a treebank. Their order is random, and so is that of the sentences in a batch.
+        test: the batches of `align` for another treebank.
+        vectors: "embeddings" for the model's own input embeddings, or `StaticVectors`, for example from `read_vectors`.
+            They are not trained.
+        ignore: relations that do not count in the score. The probe is trained on all relations.
         decode: "greedy" gives each word the most probable head, as in the paper; "tree" takes the most probable tree,
-            "one-root tree" the most probable one in which a single word depends on ROOT (both with extra `syntax`).
-        rows: how the attention from a word's tokens becomes one, as in `dependency_heads`.
-        epochs: how often the training sentences are gone through; the model is run each time.
-        lr: Adam's learning rate, for one step a sentence.
-        seed: of the order of training. The random state of torch stays as it is.
-        progress: the title of a progress bar over training batches; no bar without it.
+            "one-root tree" the most probable tree in which a single word depends on ROOT (both with extra `syntax`).
+        rows: how the attention from the tokens of a word is combined, as in `dependency_heads`.
+        epochs: the number of passes over the training sentences; each pass runs the model again.
+        lr: the learning rate of Adam, for one step per sentence.
+        seed: the seed of the training order. The global random state of torch is not changed.
+        progress: True for a progress bar over training batches, or its title; no bar without it.
 
-    Raises `DataError` for batches without trees, for an empty treebank and for words none of which has a vector.
+    Raises `DataError` for batches without trees, for an empty treebank, and if none of the words has a vector.
 
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.demo import minilm_path
@@ -226,7 +232,7 @@ def attention_probe(
     with torch.inference_mode(False), torch.enable_grad():
         found = embedding_vectors(model) if vectors == "embeddings" else vectors
         if isinstance(found, str):
-            raise DataError(f"vectors takes 'embeddings', StaticVectors or None, got {vectors!r}")
+            raise DataError(f"vectors must be 'embeddings', StaticVectors or None, got {vectors!r}")
         reader = MapReader(model, train.batches[0], rows)
         probe = AttentionProbe(len(reader.places), 0 if found is None else found.dim).to(device_of(model))
         name = "attention" if found is None else "attention and vectors"
@@ -236,19 +242,20 @@ def attention_probe(
 
 def distance_probe(
     train: AlignedBatches, test: AlignedBatches, *, vectors: WordVectors, ignore: Sequence[str] = PUNCT,
-    decode: Decode = "greedy", epochs: int = 1, lr: float = 0.002, seed: int = 0, progress: str | None = None,
+    decode: Decode = "greedy", epochs: int = 1, lr: float = 0.002, seed: int = 0, progress: Progress = None,
 ) -> ProbeResult:  # fmt: skip
-    """Train a probe that sees no attention: how far words get by themselves and by how far apart they are.
+    """Train a probe without attention, on the vectors of words and their distance.
 
-    The baseline "distances + GloVe" of Clark et al. (2019, §5): a multilayer perceptron of one hidden layer, 256 wide
-    and with tanh, over the two words' vectors and 8 features of their distance. It is trained as `attention_probe` is.
+    This is the baseline "distances + GloVe" of Clark et al. (2019, §5): a multilayer perceptron with one hidden layer
+    of width 256 and tanh, over the vectors of both words and 8 features of their distance. It is trained in the same
+    way as `attention_probe`.
 
     Args:
-        train: what `align` makes of a treebank.
-        test: the same of another treebank.
-        vectors: `embedding_vectors(model)`, or `StaticVectors` such as `read_vectors` reads.
-        ignore: as in `attention_probe`, and so are `decode`, `epochs`, `lr` and `progress`.
-        seed: of the weights that the probe begins with, too.
+        train: the batches of `align` for a treebank.
+        test: the batches of `align` for another treebank.
+        vectors: `embedding_vectors(model)`, or `StaticVectors`, for example from `read_vectors`.
+        ignore: as in `attention_probe`; the same holds for `decode`, `epochs`, `lr` and `progress`.
+        seed: the seed of the training order and of the initial weights.
 
     Raises `DataError` as `attention_probe` does.
 
@@ -273,11 +280,11 @@ def distance_probe(
 
 
 class _Run:
-    """One training and one test, whatever the probe."""
+    """The training and the test of any probe."""
 
     def __init__(
         self, train: AlignedBatches, test: AlignedBatches, ignore: Sequence[str], decode: Decode, epochs: int,
-        lr: float, seed: int, progress: str | None,
+        lr: float, seed: int, progress: Progress,
     ) -> None:  # fmt: skip
         check_ignored(ignore)
         check_decode(decode)
@@ -287,12 +294,10 @@ class _Run:
         self._epochs, self._lr, self._progress = epochs, lr, progress
         self.generator = torch.Generator().manual_seed(seed)
         if not any(any(counting(sentence, self._ignore)) for sentence in self._tested):
-            raise DataError(
-                f"every word of the test sentences depends on its head by one of {self._ignore}: none counts"
-            )
+            raise DataError(f"every word of the test sentences has an ignored relation, {self._ignore}: no word counts")
 
     def scores(self, probe: nn.Module, see: See, name: str) -> dict[str, Any]:
-        """The fields of a result that every probe has."""
+        """Train and test a probe. Returns the fields of the result that all probes have."""
         losses = fit(
             probe, self._train, see, epochs=self._epochs, lr=self._lr, generator=self.generator, progress=self._progress
         )
@@ -303,7 +308,9 @@ class _Run:
             unknown += 0 if seen.vectors is None else int((seen.vectors == 0).all(1).sum())
         words = [len(sentence.words) for sentence in self._tested]
         if unknown == sum(words):
-            raise DataError(f"none of the {unknown} words of the test sentences has a vector: are these for this text?")
+            raise DataError(
+                f"none of the {unknown} words of the test sentences has a vector: pass vectors for this language"
+            )
         names, by_baseline = baselines(self._trained, self._tested, self._ignore)
         return {
             "right": torch.tensor(right), "right_with_punct": torch.tensor(everywhere),
@@ -316,7 +323,7 @@ class _Run:
 
 
 def _weights(probe: AttentionProbe, reader: MapReader) -> dict[str, Any]:
-    """The trained weights, each at its layer and head."""
+    """The trained weights, by layer and head."""
     rows, heads = torch.tensor(reader.places).T
     blank = torch.full((reader.anatomy.layers, reader.anatomy.heads), float("nan"), dtype=torch.float64)
     pairs = torch.cat([probe.of_candidate, probe.of_dependent], dim=1).reshape(2, len(rows), -1)

@@ -1,4 +1,4 @@
-"""Which head is best at which relation or kind of mention, and how much better than simple rules?"""
+"""Which head is best for each relation or kind of mention, and how much better is it than simple rules?"""
 
 from __future__ import annotations
 
@@ -16,40 +16,41 @@ from ..results.statistics import Interval, gain_interval, wilson_interval
 from .antecedents import ALL, BASELINES
 
 OFFSETS = (-3, -2, -1, 0, 1, 2)
-"""The offsets of the paper's baseline: 0 is among them, 3 is not."""
+"""The offsets of the paper's baseline, which include 0 but not 3."""
 
 Score = TypeVar("Score", bound="RelationScore | KindScore")
 
 
 class Sums(NamedTuple):
-    """How often heads and simple rules are right about some items."""
+    """For how many items, of all those in a group, heads and simple rules are correct."""
 
     right: Tensor
-    """[direction, layer, head], int64; -1 for heads that are not there."""
+    """[direction, layer, head], int64: for how many items the head is correct; -1 for pruned heads."""
     right_with_rule: Tensor
-    """[rule, direction, layer, head], int64: how often the rule is right too."""
+    """[rule, direction, layer, head], int64: for how many items both the head and the rule are correct."""
     rule_right: Tensor
-    """[rule], int64."""
+    """[rule], int64: for how many items the rule is correct."""
     items: int
+    """The number of items."""
 
 
 class Counts(NamedTuple):
-    """How often heads and simple rules are right about items of several groups: relations, or kinds of mentions."""
+    """For how many items of each group heads and rules are correct. Groups are relations or kinds of mentions."""
 
     groups: tuple[str, ...]
-    """[group]: the names."""
+    """[group]: their names."""
     directions: tuple[str, ...]
-    """[direction]: the names."""
+    """[direction]: their names."""
     labels: tuple[str, ...]
     """[layer]: as in every result."""
     right: Tensor
-    """[group, direction, layer, head], int64; -1 for heads that are not there."""
+    """[group, direction, layer, head], int64: for how many items the head is correct; -1 for pruned heads."""
     right_with_rule: Tensor
-    """[group, rule, direction, layer, head], int64: how often the rule is right too."""
+    """[group, rule, direction, layer, head], int64: for how many items both the head and the rule are correct."""
     rule_right: Tensor
-    """[group, rule], int64."""
+    """[group, rule], int64: for how many items the rule is correct."""
     items: Tensor
-    """[group], int64: how many items there are."""
+    """[group], int64: the number of items."""
 
     def sums(self) -> dict[str, Sums]:
         """{group: its sums}, and those of all groups together."""
@@ -62,7 +63,7 @@ class Counts(NamedTuple):
         return found
 
     def compared(self, here: Sums, there: Sums, level: float) -> dict[str, Any]:
-        """The fields that all scores share: the head that is best in `there`, and how good it is in `here`."""
+        """The fields that all scores share: the head that is best in `there`, and its score in `here`."""
         place = direction, row, head = tuple(
             int(i) for i in torch.unravel_index(there.right.argmax(), there.right.shape)
         )
@@ -84,8 +85,7 @@ class Counts(NamedTuple):
 class HeadTable(Generic[Score]):
     """Scores of the best heads, by the name of a relation or kind."""
 
-    _key: ClassVar[str]  # the field of a score that names it
-    _what: ClassVar[str]  # what these names are, for the message of an error
+    _key: ClassVar[str]  # the field of a score with its name: "relation" or "kind"
 
     rows: tuple[Score, ...]
     elsewhere: bool
@@ -100,7 +100,7 @@ class HeadTable(Generic[Score]):
     def __getitem__(self, name: str) -> Score:
         names = [getattr(row, self._key) for row in self.rows]
         if name not in names:
-            raise DataError(f"no {self._what} {name!r}: there are {', '.join(names)}")
+            raise DataError(f"no {self._key} {name!r}: this result has {', '.join(names)}")
         return self.rows[names.index(name)]
 
     @property
@@ -110,30 +110,30 @@ class HeadTable(Generic[Score]):
 
 @dataclass(frozen=True)
 class RelationScore:
-    """One relation: the head that follows it best, and the best fixed offset."""
+    """One relation: the head that picks its syntactic heads best, and the best fixed offset."""
 
     relation: str
     arcs: int
     head: Head
     direction: str
-    """Whether the word's own attention was asked ("from dependent") or the attention that it gets ("from head")."""
+    """Whether a word picks by the attention that it pays ("from dependent") or receives ("from head")."""
     accuracy: float
     interval: Interval
     offset: int
-    """Where the word's head is guessed by the best fixed offset: -1 is the word before."""
+    """The best fixed offset: -1 guesses that the previous word is the syntactic head."""
     baseline: float
     gain: float
-    """How much more often the head is right than the offset."""
+    """The accuracy of the head minus that of the offset."""
     gain_interval: Interval
     best_here: float
-    """The accuracy of the head that is best on these same arcs: the paper's figure, which is optimistic."""
+    """The accuracy of the head that is best on these same arcs. The paper reports this; it is optimistic."""
 
 
 @dataclass(frozen=True)
 class RelationTable(HeadTable[RelationScore]):
     """The relations, most frequent first, and `all` of them together."""
 
-    _key, _what = "relation", "relation"
+    _key = "relation"
 
     def __str__(self) -> str:
         lines = [
@@ -151,33 +151,33 @@ class RelationTable(HeadTable[RelationScore]):
 
 @dataclass(frozen=True)
 class KindScore:
-    """One kind of mention: the head that picks antecedents best, and the baselines."""
+    """One kind of mention: the head that picks its antecedents best, and the baselines."""
 
     kind: str
     mentions: int
     head: Head
     direction: str
-    """Whether the mention's own attention was asked ("from mention") or the attention that it gets ("to mention")."""
+    """Whether a mention picks by the attention that it pays ("from mention") or receives ("to mention")."""
     accuracy: float
     interval: Interval
     chance: float
-    """How often a blind choice among the candidates is right."""
+    """The expected accuracy of a random choice among the candidates."""
     baselines: dict[str, float]
     """{baseline: its accuracy}, by the names in `BASELINES`."""
     baseline: str
-    """The best of them, with which the head is compared."""
+    """The best baseline, with which the head is compared."""
     gain: float
-    """How much more often the head is right than that baseline."""
+    """The accuracy of the head minus that of this baseline."""
     gain_interval: Interval
     best_here: float
-    """The accuracy of the head that is best on these same mentions: the paper's figure, which is optimistic."""
+    """The accuracy of the head that is best on these same mentions. The paper reports this; it is optimistic."""
 
 
 @dataclass(frozen=True)
 class CoreferenceTable(HeadTable[KindScore]):
     """`all` mentions, and each kind of them."""
 
-    _key, _what = "kind", "mentions of the kind"
+    _key = "kind"
 
     def __str__(self) -> str:
         lines = [
@@ -218,7 +218,7 @@ def relation_table(scored: Counts, chosen: Counts, elsewhere: bool, least: int, 
 def coreference_table(
     scored: Counts, chosen: Counts, chance: Tensor, elsewhere: bool, least: int, level: float
 ) -> CoreferenceTable:
-    """Score the heads that are best in `chosen`; `chance [kind]` is of how many mentions a blind choice is right."""
+    """Score the heads that are best in `chosen`; `chance` [kind]: for how many mentions a random choice is correct."""
     check_same_model(scored, chosen)
     here, there = scored.sums(), chosen.sums()
     by_chance = {ALL: float(chance.sum()), **dict(zip(KINDS, chance.tolist(), strict=True))}
@@ -243,8 +243,8 @@ def check_same_model(scored: Counts, chosen: Counts) -> None:
     """Raise `DataError` unless both counts are of the same layers and heads."""
     if scored.labels != chosen.labels or scored.right.shape[2:] != chosen.right.shape[2:]:
         raise DataError(
-            f"choose_on is of a model of {chosen.right.shape[2]} layers of {chosen.right.shape[3]} heads, this result "
-            f"of {scored.right.shape[2]} of {scored.right.shape[3]}: wanted the same model on other data"
+            f"choose_on has {chosen.right.shape[2]} layers of {chosen.right.shape[3]} heads, this result has "
+            f"{scored.right.shape[2]} layers of {scored.right.shape[3]}: wanted the same model on other data"
         )
 
 

@@ -18,11 +18,13 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
+from ..streaming.processes import skipped_in, values_of_all
+from ..streaming.progress import Progress
 from .best_heads import OFFSETS, Counts, RelationTable, relation_table
 from .picks import DIRECTIONS, WordMapAccumulator, padded, picks, sentences_in
 
 NO_HEAD = -2
-"""The head of the root and of padding: what no attention head picks."""
+"""The head of the root and of padding. No attention head can pick it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,13 +32,14 @@ class DependencyHeads(Result):
     """How often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2)."""
 
     right: Annotated[Tensor, axes("relation direction layer head")]
-    """[relation, direction, layer, head], int64: how many words' heads were picked; -1 for heads that are not there."""
+    """[relation, direction, layer, head], int64: for how many words the syntactic head was picked; -1 for pruned heads,
+    and in layers that do not read the text."""
     right_with_offset: Annotated[Tensor, axes("relation offset direction layer head")]
-    """[relation, offset, direction, layer, head], int64: at how many of these words the offset is right too."""
+    """[relation, offset, direction, layer, head], int64: for how many of these words the offset is correct too."""
     offset_right: Annotated[Tensor, axes("relation offset")]
-    """[relation, offset], int64: how many words' heads stand at a fixed distance, from -3 to 2."""
+    """[relation, offset], int64: for how many words the syntactic head is at a fixed offset, from -3 to 2."""
     arcs: Annotated[Tensor, axes("relation")]
-    """[relation], int64: how many words depend on another, or on the root, by it."""
+    """[relation], int64: how many words have this relation to another word or to the root."""
     relations: Annotated[tuple[str, ...], axes("relation")]
     """[relation]: the names."""
     labels: Annotated[tuple[str, ...], axes("layer")]
@@ -46,7 +49,7 @@ class DependencyHeads(Result):
 
     @property
     def accuracy(self) -> Tensor:
-        """[relation, direction, layer, head], 0 to 1: the share of words whose head was picked; NaN for no head."""
+        """[relation, direction, layer, head], 0 to 1: the share of picked heads; NaN where `right` is -1."""
         share = self.right.double() / self.arcs[:, None, None, None]
         return share.masked_fill(self.right < 0, float("nan"))
 
@@ -54,10 +57,11 @@ class DependencyHeads(Result):
         """The best head and the best offset of each relation, chosen on other data if given, with intervals.
 
         Args:
-            choose_on: the same model's result on another treebank, on which head, direction and offset are chosen. The
-                best of many heads on the scored data, as in the paper, is too optimistic; the table shows it as well.
-            least: relations of fewer arcs, here or there, are left out.
-            level: of the confidence intervals.
+            choose_on: the same model's result on another treebank, on which head, direction and offset are chosen. If
+                the best head is chosen and scored on the same data, as in the paper, its score is optimistic; the table
+                shows this score as well.
+            least: relations with fewer arcs in either result are left out.
+            level: the level of the confidence intervals.
         """
         chosen = self if choose_on is None else choose_on
         return relation_table(self._counts(), chosen._counts(), choose_on is not None, least, level)
@@ -71,10 +75,11 @@ class DependencyHeads(Result):
 
 
 class DependencyAccumulator(WordMapAccumulator):
-    """Counts how often every head picks the right word, for `accumulate` over batches made by `align`.
+    """Counts how often every head picks the syntactic head of a word, for `accumulate` over batches of `align`.
 
-    `relations` are all those that can occur; `rows` says how a word's tokens become one row (the paper's text averages,
-    its code takes the first); a word of a relation in `possessives` that a bare "'s" follows is asked through that.
+    `relations` are all relations that can occur; `rows` says how the rows of a word's tokens are combined (the paper's
+    text averages, its code takes the first). If a word of a relation in `possessives` is followed by a separate "'s",
+    the pick of the "'s" counts as the word's pick.
     """
 
     right: Tensor = stat("relation direction layer head", torch.int64)
@@ -90,11 +95,11 @@ class DependencyAccumulator(WordMapAccumulator):
         self.word_rows, self._possessives = rows, tuple(possessives)
 
     def settings(self) -> str:
-        """The relations, and how words' rows are made."""
+        """The relations, and how the rows of words are made."""
         return f"{list(self._relations)} {self.word_rows} {self._possessives}"
 
     def sizes(self) -> dict[str, int]:
-        """How many relations, directions and offsets there are."""
+        """The numbers of relations, directions and offsets."""
         return {"relation": len(self._relations), "direction": len(DIRECTIONS), "offset": len(OFFSETS)}
 
     def start_batch(self, batch: Batch) -> None:
@@ -121,7 +126,7 @@ class DependencyAccumulator(WordMapAccumulator):
         return hits.new_zeros(len(self._relations), *hits.shape[1:]).index_add_(0, self._number, hits)
 
     def compute(self) -> DependencyHeads:
-        """Mark the heads that are not there."""
+        """The counts as a result; -1 for pruned heads."""
         if not self.seen.any():
             raise DataError("no layer attends from the text's tokens to themselves: there is nothing to measure")
         gone = ~(self.anatomy.present & (self.seen.cpu() > 0)[:, None])
@@ -133,7 +138,7 @@ class DependencyAccumulator(WordMapAccumulator):
 
 
 class _Arcs:
-    """The arcs of a batch of sentences: of each its example, word, head and the number of its relation."""
+    """The arcs of a batch of sentences: the example, word, head and relation number of each arc."""
 
     def __init__(self, sentences: Sequence[Sentence], relations: dict[str, int], possessives: Sequence[str]) -> None:
         places = [(example, word) for example, s in enumerate(sentences) for word in range(len(s.words))]
@@ -141,23 +146,26 @@ class _Arcs:
         self.head = torch.tensor([head for s in sentences for head in s.heads])  # from 1, 0 is the root
         self.length = torch.tensor([len(s.words) for s in sentences])[self.example]
         self.number = torch.tensor([_number(name, relations) for s in sentences for name in s.relations])
-        self._asked = padded([_asked(s, possessives) for s in sentences], 0)[self.example, self.word]
+        self._picker = padded([_pickers(s, possessives) for s in sentences], 0)[self.example, self.word]
 
     def by_offset(self) -> Tensor:
-        """[arc, offset], int64: 1 if the syntactic head is at that distance, or is the root or the last word there."""
+        """[arc, offset], int64: 1 if the syntactic head is at the offset.
+
+        An offset that reaches beyond the sentence means the root, or the last word.
+        """
         guess = self.word[:, None] + 1 + torch.tensor(OFFSETS)
         guess = guess.clamp_min(0).minimum(self.length[:, None])
         return (guess == self.head[:, None]).long()
 
     def hits(self, picked: Tensor) -> Tensor:
-        """[arc, direction, head], int64: 1 where the head was picked, of `[direction, batch, head, word]`."""
-        example, asked = (x.to(picked.device) for x in (self.example, self._asked))
+        """[arc, direction, head], int64: 1 where `picked`, [direction, batch, head, word], is the syntactic head."""
+        example, picker = (x.to(picked.device) for x in (self.example, self._picker))
         head = torch.where(self.head == 0, NO_HEAD, self.head - 1).to(picked.device)
-        return (picked[:, example, :, asked] == head[:, None, None]).long()
+        return (picked[:, example, :, picker] == head[:, None, None]).long()
 
 
-def _asked(sentence: Sentence, possessives: Sequence[str]) -> list[int]:
-    """[word]: the word whose pick counts: the word itself, or the 's after it."""
+def _pickers(sentence: Sentence, possessives: Sequence[str]) -> list[int]:
+    """[word]: the word whose pick counts for this word: the word itself, or the 's after it."""
     after = [*sentence.words[1:], ""]
     return [
         word + (relation in possessives and after[word] in ("'s", "s'"))
@@ -167,26 +175,34 @@ def _asked(sentence: Sentence, possessives: Sequence[str]) -> list[int]:
 
 def _number(relation: str, relations: dict[str, int]) -> int:
     if relation not in relations:
-        raise DataError(f"relation {relation!r} is not among the {len(relations)} that were announced")
+        raise DataError(f"relation {relation!r} is not among the {len(relations)} relations of this accumulator")
     return relations[relation]
+
+
+def _relations_in(batches: Batches) -> set[str]:
+    check_repeatable(batches, why="dependency_heads, which first looks which relations there are,")
+    every = [batches] if isinstance(batches, Mapping) else batches
+    return {name for batch in every for sentence in sentences_in(batch) for name in sentence.relations}
 
 
 def dependency_heads(
     model: nn.Module, batches: Batches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
-    progress: str | None = None,
+    progress: Progress = None,
 ) -> DependencyHeads:  # fmt: skip
     """Measure how often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2).
 
-    A word picks the word that it attends to most, special tokens and itself left out, or the word that attends to it
-    most: two directions. The root's arc is never right. Beside, the best of the fixed offsets -3 to 2.
+    There are two directions. In one, a word picks the word that it attends to most; in the other, the word that attends
+    to it most. Special tokens and the word itself are left out. The arc of the root is never picked. As a baseline, the
+    fixed offsets from -3 to 2 are scored too.
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.
-        batches: what `align` makes of a treebank, or some of these batches.
-        rows: how the attention from a word's tokens becomes one: their "mean" (the paper's text), the "first" (its
-            code) or the "max".
-        possessives: a word of these relations that "'s" follows picks what that picks, as in the paper.
-        progress: the title of a progress bar; no bar without it.
+        batches: the batches of `align` for a treebank, or some of these batches.
+        rows: how the attention from the tokens of a word is combined: their "mean" (as in the paper's text), the
+            "first" (as in its code) or the "max".
+        possessives: relations in which, if "'s" follows the word, the pick of the "'s" counts as the word's pick, as in
+            the paper.
+        progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches without trees.
 
@@ -200,9 +216,7 @@ def dependency_heads(
         >>> dependency_heads(model, batches).accuracy.shape
         torch.Size([2, 2, 2, 4])
     """
-    check_repeatable(batches, why="dependency_heads, which first looks which relations there are,")
-    every = [batches] if isinstance(batches, Mapping) else batches
-    relations = {name for batch in every for sentence in sentences_in(batch) for name in sentence.relations}
+    relations = set().union(*values_of_all(lambda: _relations_in(batches)))
     counter = DependencyAccumulator(sorted(relations), rows=rows, possessives=possessives)
     found = accumulate(model, batches, counter, progress=progress)[0]
-    return replace(found, skipped=len(getattr(batches, "skipped", ())))
+    return replace(found, skipped=skipped_in(batches))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-# All lengths are in inches: the axes fill the figure, and a unit of theirs is an inch.
-WIDEST = 5.0  # the line of a weight of 1, in points
+# All lengths are in inches: the axes fill the figure, and their unit is an inch.
+WIDEST = 5.0  # the width of the line of a weight of 1, in points
 _RED, _BLUE, _GREY = "#c62828", "#0072B2", "#8a8a8a"
 _LEVEL, _GAP, _EDGE, _ROW = 0.2, 0.13, 0.25, 0.2
 
@@ -27,13 +27,14 @@ _LEVEL, _GAP, _EDGE, _ROW = 0.2, 0.13, 0.25, 0.2
 def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path | None = None) -> Figure:
     """Draw a sentence in one row: the head's attention as arcs above it, the gold tree below (extra `plot`).
 
-    An arc above leads from a word to the one that it attends to, as wide as the weight. Attention of a word to itself
-    has none. What the head gets right is red in both; gold arcs that it misses are dashed.
+    An arc above the sentence goes from a word to the word that it attends to; its width is the weight. A word's
+    attention to itself is not drawn. Gold arcs that the head picks are red, above and below the sentence; gold arcs
+    that it misses are dashed.
 
     Args:
-        view: what `show_head` gives, or a `HeadView` made by hand.
-        threshold: attention below it is not drawn, unless it is right.
-        path: where to write the picture, too.
+        view: a result of `show_head`, or any other `HeadView`.
+        threshold: attention below this weight is not drawn, unless it picks a gold head.
+        path: a file to write the picture to as well.
 
     Raises `MissingExtra` without matplotlib.
 
@@ -42,7 +43,7 @@ def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path 
         >>> [patch.get_gid() for patch in head_arcs(view).axes[0].patches]
         ['attention 1 0', 'attention 0 1', 'gold 0 1']
     """
-    figure, axes = _paper()
+    figure, axes = _empty_axes()
     arcs = view.arcs
     texts = [_word(axes, view, place) for place in range(len(view.words))]
     names = [_relation(axes, arc) for arc in arcs]
@@ -56,7 +57,7 @@ def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path 
             height = 0.15 + 0.22 * abs(end - start) ** 0.8
             top = max(top, height + 0.2)
             style = _style(line.weight, line.right)
-            tip = 3 + style["linewidth"]  # an arrowhead as large as the line asks for, in points
+            tip = 3 + style["linewidth"]  # the size of the arrowhead in points, larger for wide lines
             low, peak = 0.1, 0.12 + height / 0.75
             curve = [(start, low), (start, peak), (end, peak), (end, low + tip / 80)]
             _curve(axes, curve, [1, 4, 4, 4], gid=f"attention {line.query} {line.key}", **style)
@@ -76,17 +77,17 @@ def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path 
 
 
 def head_columns(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path | None = None) -> Figure:
-    """Draw a sentence in two columns, with lines from words on the left to those they attend to (extra `plot`).
+    """Draw a sentence in two columns, with lines from words on the left to the words they attend to (extra `plot`).
 
-    Figure 5 of Clark et al. (2019), for sentences of any length. Lines are as wide as the weight, those that pick a
-    gold head red, and the gold arcs that the head misses dashed. The arguments are those of `head_arcs`.
+    Figure 5 of Clark et al. (2019), for sentences of any length. The width of a line is the weight. Lines that pick a
+    gold head are red, gold arcs that the head misses are dashed. The arguments are those of `head_arcs`.
 
         >>> import torch
         >>> view = HeadView(torch.tensor([[0.25, 0.75], [0.5, 0.5]]), ("Birds", "sing"), (2, 0), ("nsubj", "root"))
         >>> [line.get_linewidth() for line in head_columns(view).axes[0].lines]
         [0.8, 1.25, 2.5, 2.5, 3.75]
     """
-    figure, axes = _paper()
+    figure, axes = _empty_axes()
     left, right = (
         [_word(axes, view, place, ha=side) for place in range(len(view.words))] for side in ("right", "left")
     )
@@ -115,7 +116,7 @@ def head_columns(view: HeadView, *, threshold: float = THRESHOLD, path: str | Pa
     return _finished(figure, axes, view, (edges[0] - _EDGE, edges[1] + _EDGE), (rows[-1] - 0.2, 0.4), path)
 
 
-def _paper() -> tuple[Figure, Axes]:
+def _empty_axes() -> tuple[Figure, Axes]:
     figure = need("matplotlib.figure", extra="plot").Figure()
     return figure, figure.add_axes((0, 0, 1, 1))
 
@@ -128,12 +129,12 @@ def _finished(
     high: tuple[float, float],
     path: str | Path | None,
 ) -> Figure:
-    """Fit the figure to what is on it, with the title above and the legend below."""
+    """Fit the size of the figure to its content, with the title above and the legend below."""
     lines = need("matplotlib.lines", extra="plot").Line2D
-    handles = [lines([], [], color=_BLUE, linewidth=2, label="attention, as wide as its weight")]
+    handles = [lines([], [], color=_BLUE, linewidth=2, label="attention; the width is its weight")]
     if view.heads:
-        handles.append(lines([], [], color=_RED, linewidth=2, label="gold, and picked by the head"))
-        handles.append(lines([], [], color=_GREY, linewidth=1, linestyle="--", label="gold, and missed"))
+        handles.append(lines([], [], color=_RED, linewidth=2, label="gold arc, picked by the head"))
+        handles.append(lines([], [], color=_GREY, linewidth=1, linestyle="--", label="gold arc, missed"))
     middle, half = sum(wide) / 2, max(wide[1] - wide[0], 6.2 if view.heads else 3.0) / 2
     axes.set_xlim(middle - half, middle + half)
     axes.set_ylim(high[0] - 0.35, high[1] + 0.35)
@@ -157,7 +158,7 @@ def _relation(axes: Axes, arc: Arc) -> Text:
 
 
 def _text(axes: Axes, text: str, *, size: float, color: str, ha: str = "center") -> Text:
-    # A dollar is a dollar: no formula starts at one.
+    # With parse_math=False a dollar sign does not start a formula.
     return axes.text(0, 0, text, ha=ha, va="center", fontsize=size, color=color, parse_math=False)
 
 
@@ -166,7 +167,7 @@ def _width(text: Text) -> float:
 
 
 def _spread(words: Sequence[float], arcs: Sequence[Arc], names: Sequence[float]) -> list[float]:
-    """Where the middle of each word is, such that words are apart, and arcs wider than their names."""
+    """The middle of each word, such that words do not touch and arcs are wider than their names."""
     x = [words[0] / 2]
     for place in range(1, len(words)):
         needs = [x[-1] + (words[place - 1] + words[place]) / 2 + _GAP]
@@ -178,7 +179,7 @@ def _spread(words: Sequence[float], arcs: Sequence[Arc], names: Sequence[float])
 
 
 def _levels(arcs: Sequence[Arc]) -> list[int]:
-    """How far below the words each arc runs: below all shorter ones that it overlaps."""
+    """The level of each arc below the words: below all shorter arcs that it overlaps."""
     levels: dict[int, int] = {}
     spans = [sorted((arc.dependent, arc.head)) for arc in arcs]
     for number in sorted(range(len(arcs)), key=lambda i: spans[i][1] - spans[i][0]):
@@ -189,7 +190,7 @@ def _levels(arcs: Sequence[Arc]) -> list[int]:
 
 
 def _apart(start: float, end: float) -> tuple[float, float]:
-    """Leave a word on the side of the other, so that arcs that come and go do not meet."""
+    """Move both ends of an arc towards each other, so that arcs that start and end at a word do not touch."""
     aside = 0.05 if end > start else -0.05
     return start + aside, end - aside
 
@@ -218,7 +219,7 @@ def _view(
 ) -> Figure:
     layouts = {"columns": head_columns, "arcs": head_arcs}
     if layout not in layouts:
-        raise DataError(f"layout is {' or '.join(map(repr, layouts))}, got {layout!r}")
+        raise DataError(f"layout must be {' or '.join(map(repr, layouts))}, got {layout!r}")
     return layouts[layout](view, threshold=threshold, path=path)
 
 
@@ -226,12 +227,12 @@ def _view(
 def draw_dependencies(
     result: DependencyHeads, *, relation: str | None = None, path: str | Path | None = None
 ) -> Figure:
-    """Draw how often each head picks a word's head, by the attention that a word pays and that it gets, on one scale.
+    """Draw how often each head picks the syntactic heads of words: a heat map per direction, on the same scale.
 
-    `relation` draws the accuracies of this relation alone; `DataError` is raised if the result does not have it.
+    `relation` draws the accuracies of this relation alone. Raises `DataError` if the result does not have it.
     """
     if relation is not None and relation not in result.relations:
-        raise DataError(f"no relation {relation!r}: there are {', '.join(result.relations)}")
+        raise DataError(f"no relation {relation!r}: this result has {', '.join(result.relations)}")
     right, arcs = result.right, result.arcs
     if relation is None:
         right, arcs = right.sum(0).masked_fill(right[0] < 0, -1), arcs.sum()
@@ -245,6 +246,6 @@ def draw_dependencies(
         image = head_cells(axes, values, result.labels, top)
         axes.set_title(direction, fontsize="medium")
     both[1].set_ylabel("")
-    figure.colorbar(image, ax=list(both), label="share of heads picked")
+    figure.colorbar(image, ax=list(both), label="share of syntactic heads picked")
     figure.suptitle(f"Dependency heads: {relation or 'all relations'}, {int(arcs)} arcs")
     return written(figure, path)

@@ -1,4 +1,4 @@
-"""What does one head do in one sentence?"""
+"""The attention of one head in one sentence, beside the gold tree."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ..tap import tap
 from .picks import DIRECTIONS, picks
 
 _ROW, _TOP, _BETWEEN, _PAD, _MARGIN = 22, 48, 220, 6, 36  # pixels
-WIDEST = 6.0  # the line of a weight of 1, in pixels
+WIDEST = 6.0  # the width of the line of a weight of 1, in pixels
 
-# The rules are the same in every view, and nothing has an id: many views on a page do not mind one another.
+# The rules are the same in every view, and no element has an id, so that several views can be on the same page.
 _STYLE = """
 .bertology-head{overflow-x:auto;max-width:100%}
 .bertology-head svg{font:13px sans-serif;color:inherit;max-width:none}
@@ -46,14 +46,14 @@ _STYLE = """
 .bertology-head .word:hover .row,.bertology-head .word:focus .row{fill:currentColor;fill-opacity:.12}
 """
 
-_LEGEND = "red and bold: gold, picked by the head; dashed: gold, missed; blue: other attention"
+_LEGEND = "red and bold: gold arc, picked by the head; dashed: gold arc, missed; blue: other attention"
 
 
 def fragment(view: HeadView, threshold: float) -> str:
-    """HTML of the view: what a word on the left attends to, on the right, and what a word on the right gets.
+    """The HTML of a view: lines from words in the left column to the words in the right column that they attend to.
 
-    Under the pointer, or with the focus of the keyboard, a word has its lines alone, with the weights as numbers, and
-    its gold head in a frame. Its title says the same, for readers who cannot see the lines.
+    When the pointer or the keyboard focus is on a word, only its lines are shown, with their weights as numbers and a
+    frame around its gold head. The title of the word has the same information, for readers who cannot see the lines.
     """
     drawing = _Drawing(view, threshold)
     words = "".join(drawing.word(place, side) for side in (0, 1) for place in range(len(view.words)))
@@ -71,51 +71,51 @@ def fragment(view: HeadView, threshold: float) -> str:
 
 
 class _Drawing:
-    """The parts of a view. Side 0 is the left column, of queries, and side 1 the right one, of keys."""
+    """The parts of a view. Side 0 is the left column, with queries; side 1 is the right column, with keys."""
 
     def __init__(self, view: HeadView, threshold: float) -> None:
         self._view, self._lines, self._arcs = view, view.lines(threshold), view.arcs
-        self._asks = 0 if view.direction == DIRECTIONS[0] else 1  # the side of the words whose heads are picked
+        self._dependents = 0 if view.direction == DIRECTIONS[0] else 1  # the side of the words whose heads are picked
         self._arc_of = {arc.dependent: arc for arc in self._arcs}
-        told = {place: arc.relation for place, arc in self._arc_of.items()}
-        column = max(_wide(f"{word} {told.get(place, '')}") for place, word in enumerate(view.words)) + 2 * _PAD
+        names = {place: arc.relation for place, arc in self._arc_of.items()}
+        column = max(_wide(f"{word} {names.get(place, '')}") for place, word in enumerate(view.words)) + 2 * _PAD
         self._edges = (_MARGIN + column, _MARGIN + column + _BETWEEN)
         self._column = column
         self.width = 2 * (_MARGIN + column) + _BETWEEN
         self.height = _TOP + _ROW * len(view.words) + 20
 
     def word(self, place: int, side: int) -> str:
-        """A word with its lines; the lines of all other words fade while the pointer is on it."""
+        """A word with its lines. The lines of all other words fade while the pointer is on the word."""
         lines = [line for line in self._lines if _end(line, side) == place]
         gold = [arc for arc in self._arcs if self._view.ends(arc)[side] == place]
         own = self._arc_of.get(place)
         drawn = "".join([*map(self._gold, gold), *map(self._line, lines)])
-        # Each line is written with its word on the left, and again, hidden, with its word on the right.
+        # Each line is written twice: with its word on the left, and hidden with its word on the right.
         parts = [
-            f"<title>{escape(self._told(place, side, lines, own))}</title>",
+            f"<title>{escape(self._description(place, side, lines, own))}</title>",
             self._frame(place, side, "row"),
             self._text(place, side),
             f'<g class="{("lines", "shown")[side]}">{drawn}</g>',
             *(self._share(line, 1 - side) for line in lines),
-            self._frame(own.head, 1 - side, "mark shown") if own is not None and side == self._asks else "",
+            self._frame(own.head, 1 - side, "mark shown") if own is not None and side == self._dependents else "",
         ]
         return f'<g class="word" tabindex="0">{"".join(parts)}</g>'
 
     def at_side(self, side: int, y: float, text: str, kind: str = "") -> str:
-        """A text in a column, which may hold other elements."""
+        """A text in a column. It may contain other elements."""
         x, anchor = (self._edges[0] - _PAD, "end") if side == 0 else (self._edges[1] + _PAD, "start")
         return f'<text class="{kind}" x="{x}" y="{y:g}" text-anchor="{anchor}">{text}</text>'
 
-    def _told(self, place: int, side: int, lines: list[Line], own: Arc | None) -> str:
+    def _description(self, place: int, side: int, lines: list[Line], own: Arc | None) -> str:
         words = self._view.words
-        told = [f"{words[_end(line, 1 - side)]} {line.weight:.0%}" for line in reversed(lines)]
+        weights = [f"{words[_end(line, 1 - side)]} {line.weight:.0%}" for line in reversed(lines)]
         what = ("attends to", "is attended to by")[side]
         gold = "" if own is None else f"; gold head: {words[own.head]} ({own.relation}), {_picked(own)}"
-        return f"{words[place]} {what} {', '.join(told) or 'no word much'}{gold}"
+        return f"{words[place]} {what} {', '.join(weights) or 'no word much'}{gold}"
 
     def _text(self, place: int, side: int) -> str:
         word, arc = escape(self._view.words[place]), self._arc_of.get(place)
-        if arc is not None and side == self._asks:
+        if arc is not None and side == self._dependents:
             relation = f'<tspan class="small {_picked(arc)}">{escape(arc.relation)}</tspan>'
             word = f"{relation} {word}" if side == 0 else f"{word} {relation}"
         return self.at_side(side, _y(place) + 4.5, word, "special" if place in self._view.special else "")
@@ -158,7 +158,7 @@ def _y(place: int) -> float:
 
 
 def _wide(text: str) -> int:
-    """About how many pixels a text takes at most, whatever the font."""
+    """An upper estimate of the width of a text in pixels, for any font."""
     return round(sum(14 if east_asian_width(letter) in "WF" else 8 for letter in text))
 
 
@@ -174,7 +174,7 @@ class Line(NamedTuple):
     key: int
     weight: float
     right: bool
-    """Whether it is how the head picks a word's gold head."""
+    """Whether this attention picks a word's gold head."""
 
 
 class Arc(NamedTuple):
@@ -188,51 +188,52 @@ class Arc(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadView(Result):
-    """What one head attends to in one sentence, word by word, beside the gold tree.
+    """The attention of one head between the words of one sentence, beside the gold tree.
 
-    In a notebook it shows itself, with the lines of the word under the pointer.
+    A notebook displays it as HTML, in which the pointer on a word shows the lines of this word.
     """
 
     labels = ()
     weights: Annotated[Tensor, axes("query key")]
-    """[query, key], 0 to 1: how much each word attends to each."""
+    """[query, key], 0 to 1: the attention from each word to each word."""
     words: Annotated[tuple[str, ...], axes("query")]
-    """[query]: the words, with the special tokens among them where these are shown."""
+    """[query]: the words, and the special tokens if they are shown."""
     heads: tuple[int, ...] = ()
-    """The number of each word's gold head, as in `Sentence`: special tokens do not count, 0 is the root."""
+    """The number of each word's gold head, as in `Sentence`: without special tokens; 0 is the root."""
     relations: tuple[str, ...] = ()
-    """How each word depends on its head."""
+    """The relation of each word to its head."""
     special: tuple[int, ...] = ()
     """Which of `words` are special tokens, counted from 0."""
     name: str = ""
-    """The head, `L5H3`."""
+    """The name of the head, such as `L5H3`."""
     direction: Direction = "from dependent"
-    """Whether a word picks its head by the attention that it pays, or by the attention that it gets."""
+    """Whether a word picks its head by the attention that it pays, or by the attention that it receives."""
 
     def __post_init__(self) -> None:
         many = len(self.words)
         if self.weights.shape != (many, many) or self.weights.isnan().any():
-            what = "NaN in them" if self.weights.shape == (many, many) else f"{list(self.weights.shape)}"
-            raise ShapeError(f"weights must be [query, key] of {many} words, got {what}")
+            got = "NaN" if self.weights.shape == (many, many) else f"{list(self.weights.shape)}"
+            raise ShapeError(f"weights must be [query, key] = {[many, many]}, without NaN, got {got}")
         if self.direction not in DIRECTIONS:
-            raise DataError(f"direction is {' or '.join(map(repr, DIRECTIONS))}, got {self.direction!r}")
+            raise DataError(f"direction must be {' or '.join(map(repr, DIRECTIONS))}, got {self.direction!r}")
         if self.heads and not len(self.heads) == len(self.relations) == len(self.places):
             raise ShapeError(
-                f"{len(self.places)} words that are no special tokens have {len(self.heads)} heads and "
-                f"{len(self.relations)} relations: wanted one of each a word, or none at all"
+                f"{len(self.places)} words that are not special tokens have {len(self.heads)} heads and "
+                f"{len(self.relations)} relations: wanted one head and one relation per word, or none at all"
             )
 
     @property
     def places(self) -> list[int]:
-        """Where the words of the sentence are among `words`."""
+        """The places of the sentence's words in `words`, which may have special tokens too."""
         return [place for place in range(len(self.words)) if place not in self.special]
 
     @property
     def arcs(self) -> list[Arc]:
-        """The gold arcs between words, counted as in `words`; the root has none.
+        """The gold arcs between words, by their places in `words`; the root has no arc.
 
-        An arc is right if the head picks it: of all words but itself, the dependent attends to its head most, or in the
-        direction "from head" gets most attention from it. Each word is asked itself, also before a possessive "'s".
+        An arc is right if the attention head picks it: of all words except itself, the dependent attends to its head
+        most, or, in the direction "from head", receives most attention from it. Unlike in `dependency_heads`, a word
+        before a possessive "'s" picks for itself.
         """
         if not self.heads:
             return []
@@ -250,7 +251,7 @@ class HeadView(Result):
         return (arc.dependent, arc.head) if self.direction == DIRECTIONS[0] else (arc.head, arc.dependent)
 
     def lines(self, threshold: float = THRESHOLD) -> list[Line]:
-        """The attention from `threshold` on, weakest first, and all of it that picks a gold head."""
+        """All attention of at least `threshold`, and all that picks a gold head; the lowest weight first."""
         right = {self.ends(arc) for arc in self.arcs if arc.right}
         strong = {(query, key) for query, key in (self.weights >= threshold).nonzero().tolist()}
         found = [Line(q, k, self.weights[q, k].item(), (q, k) in right) for q, k in strong | right]
@@ -258,14 +259,14 @@ class HeadView(Result):
 
     @property
     def title(self) -> str:
-        """The head, and how many gold arcs it picks."""
-        told = f"{sum(arc.right for arc in self.arcs)} of {len(self.arcs)} arcs right, {self.direction}"
-        return ": ".join(part for part in (self.name, told if self.heads else "") if part)
+        """The name of the head, and how many gold arcs it picks."""
+        arcs = f"{sum(arc.right for arc in self.arcs)} of {len(self.arcs)} arcs right, {self.direction}"
+        return ": ".join(part for part in (self.name, arcs if self.heads else "") if part)
 
     def html(self, *, threshold: float = THRESHOLD) -> str:
-        """Write the view as a fragment of HTML: two columns of words, and the lines of the word under the pointer.
+        """Return the view as a fragment of HTML: two columns of words, and the lines of the word under the pointer.
 
-        It needs no script and nothing from elsewhere, and holds every weight from `threshold` on as text, too.
+        It needs neither scripts nor other files. Every weight of at least `threshold` is there as text as well.
         """
         return fragment(self, threshold)
 
@@ -283,20 +284,20 @@ def show_head(
     rows: Rows = "mean",
     special: bool = False,
 ) -> HeadView:
-    """Look at what one head does in one sentence (Clark et al. 2019, figure 5).
+    """Show the attention of one head in one sentence (Clark et al. 2019, Figure 5).
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.
         tokenizer: the model's, a fast one.
-        sentence: a `Sentence` with its tree, or whatever else has `words`.
+        sentence: a `Sentence` with its tree, or any other object with `words`.
         head: a `Head`, or a pair of its layer and number.
         direction: which attention picks a word's syntactic head: the attention that the word pays ("from dependent")
             or receives ("from head").
-        rows: how the attention from a word's tokens becomes one, as in `word_attention`.
-        special: show special tokens as well. They get attention either way, and are never picked.
+        rows: how the attention from the tokens of a word is combined, as in `word_attention`.
+        special: whether to show special tokens as well. They receive attention in any case, and are never picked.
 
-    Raises `HeadError` for a head that is not there, `DataError` for a sentence that does not fit the tokenizer or the
-    model, and for a head of a decoder that reads another text, or of cross attention.
+    Raises `HeadError` for a head that does not exist, `DataError` for a sentence that does not fit the tokenizer or the
+    model, and for a head of cross attention, or of a decoder that reads another text.
 
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.demo import minilm_path

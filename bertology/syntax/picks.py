@@ -17,11 +17,11 @@ from ..errors import DataError
 from ..streaming.accumulator import MapAccumulator
 
 DIRECTIONS = ("from dependent", "from head")
-"""Whether a word picks its head by the attention that it pays, or by the attention that it gets."""
+"""Whether a word picks its head by the attention that it pays, or by the attention that it receives."""
 
 
 def aligned_in(batch: Batch) -> list[Aligned]:
-    """The batch's annotations, or a `DataError` that says where to get them."""
+    """The alignment of each text in a batch. Raises `DataError` if the batch was not made by `align`."""
     found = batch.get(ANNOTATIONS)
     if not found or not all(isinstance(one, Aligned) for one in found):
         raise DataError(
@@ -31,7 +31,7 @@ def aligned_in(batch: Batch) -> list[Aligned]:
 
 
 def sentences_in(batch: Batch) -> list[Sentence]:
-    """The batch's sentences with their trees, or a `DataError` where they are none."""
+    """The sentences of a batch, with their trees. Raises `DataError` if their source is not a treebank."""
     found = [one.source for one in aligned_in(batch)]
     for source in found:
         if not isinstance(source, Sentence):
@@ -40,11 +40,14 @@ def sentences_in(batch: Batch) -> list[Sentence]:
 
 
 class WordMapAccumulator(MapAccumulator):
-    """A measure of the attention between words, of batches that `align` makes: it says in `read_words` what to add."""
+    """The base class for measures of the attention between words. Subclasses define `read_words`.
+
+    The batches are those of `align`.
+    """
 
     text_only = True
     word_rows: Rows = "mean"
-    """How the attention from a word's tokens becomes one row."""
+    """How the attention from the tokens of a word is combined to one row."""
 
     def start_batch(self, batch: Batch) -> None:
         """Check that the words fit into the model."""
@@ -52,7 +55,7 @@ class WordMapAccumulator(MapAccumulator):
         check_fits(self.anatomy.model, len(self._aligned[0].word_of))
 
     def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
-        """Give a layer's attention between words to `read_words`, special tokens left out."""
+        """Pass a layer's attention between words to `read_words`, without special tokens."""
         maps = word_attention(weights, self._aligned, rows=self.word_rows)
         places = [torch.tensor(one.word_groups, device=weights.device) for one in self._aligned]
         self.read_words(site, [m[:, p][:, :, p] for m, p in zip(maps, places, strict=True)])
@@ -65,17 +68,17 @@ class WordMapAccumulator(MapAccumulator):
 def picks(maps: Sequence[Tensor]) -> Tensor:
     """[direction, batch, head, word]: the word that each word picks in maps `[head, word, word]`; -1 for none.
 
-    No word picks itself, or a word without any attention (a later word in a decoder).
+    No word picks itself, or a word with an attention weight of 0, such as a later word in a decoder.
     """
     most = max(m.shape[-1] for m in maps)
-    whole = maps[0].new_zeros(len(maps), maps[0].shape[0], most, most)
+    batch = maps[0].new_zeros(len(maps), maps[0].shape[0], most, most)
     for example, m in enumerate(maps):
-        whole[example, :, : m.shape[1], : m.shape[2]] = m
-    whole.diagonal(dim1=2, dim2=3).zero_()
-    found = [whole.max(3), whole.max(2)]
+        batch[example, :, : m.shape[1], : m.shape[2]] = m
+    batch.diagonal(dim1=2, dim2=3).zero_()
+    found = [batch.max(3), batch.max(2)]
     return torch.stack([best.indices.masked_fill(best.values <= 0, -1) for best in found])
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """[batch, word]: rows of numbers, filled up with `value`."""
+    """[batch, word]: rows of integers, padded with `value`."""
     return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)

@@ -23,25 +23,25 @@ from .picks import aligned_in, sentences_in
 
 
 class WordVectors(Protocol):
-    """Whatever gives words vectors: `StaticVectors`, `EmbeddingVectors`."""
+    """An object that provides word vectors, such as `StaticVectors` and `EmbeddingVectors`."""
 
     @property
     def dim(self) -> int:
-        """How long a vector is."""
+        """The length of a vector."""
 
     def of(self, batch: Batch) -> list[Tensor]:
-        """[word, dim] for each example of a batch that `align` made; 0 for words without a vector."""
+        """[word, dim] for each example of a batch of `align`; 0 for words without a vector."""
 
 
 class StaticVectors:
-    """One vector per word, whatever its context: GloVe, word2vec. Words that are not known have the vector 0.
+    """One vector per word, independent of its context, such as GloVe and word2vec. Unknown words have the vector 0.
 
     Args:
-        words: the words that have vectors; of one that comes twice, the first counts.
+        words: the words that have vectors; if a word occurs twice, its first vector counts.
         table: [word, dim]: their vectors.
-        lower: whether words are looked up, and kept, in lower case (Clark et al. 2019, §5, do).
+        lower: whether words are stored and looked up in lower case, as in Clark et al. (2019, §5).
 
-    Raises `ShapeError` for a table that is no such table of numbers.
+    Raises `ShapeError` for a table of another shape, and for values that are not finite.
 
         >>> import torch
         >>> vectors = StaticVectors(["birds", "sing"], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -61,12 +61,12 @@ class StaticVectors:
         self._rows: dict[str, int] = {}
         for row, word in enumerate(words, 1):
             self._rows.setdefault(self._key(word), row)
-        # Row 0 is that of unknown words, as in the paper's code.
+        # Row 0 is the vector of unknown words, as in the paper's code.
         self._table = torch.cat([table.new_zeros(1, table.shape[1]), table.detach()]).float()
 
     @property
     def dim(self) -> int:
-        """How long a vector is."""
+        """The length of a vector."""
         return self._table.shape[1]
 
     def __len__(self) -> int:
@@ -76,11 +76,11 @@ class StaticVectors:
         return self._key(word) in self._rows
 
     def look_up(self, words: Sequence[str]) -> Tensor:
-        """[word, dim]: the vectors of some words."""
+        """[word, dim]: the vectors of these words."""
         return self._table[[self._rows.get(self._key(word), 0) for word in words]]
 
     def of(self, batch: Batch) -> list[Tensor]:
-        """[word, dim] for each example of a batch that `align` made."""
+        """[word, dim] for each example of a batch of `align`."""
         return [self.look_up(one.source.words) for one in aligned_in(batch)]
 
     def _key(self, word: str) -> str:
@@ -88,18 +88,18 @@ class StaticVectors:
 
 
 class EmbeddingVectors:
-    """A model's own input embeddings as word vectors: the mean over a word's tokens. `embedding_vectors` makes them."""
+    """A model's own input embeddings as word vectors: the mean over a word's tokens. See `embedding_vectors`."""
 
     def __init__(self, table: Tensor) -> None:
         self._table = table
 
     @property
     def dim(self) -> int:
-        """How long a vector is."""
+        """The length of a vector."""
         return self._table.shape[1]
 
     def of(self, batch: Batch) -> list[Tensor]:
-        """[word, dim] for each example of a batch that `align` made."""
+        """[word, dim] for each example of a batch of `align`."""
         return [
             self._mean(ids, torch.tensor(one.word_of, device=ids.device))
             for ids, one in zip(batch[IDS_ARGUMENT].to(self._table.device), aligned_in(batch), strict=True)
@@ -113,9 +113,9 @@ class EmbeddingVectors:
 
 
 def embedding_vectors(model: nn.Module) -> EmbeddingVectors:
-    """Take a model's input embeddings as word vectors: where no others are at hand, and the control is to be fair.
+    """Use a model's input embeddings as word vectors: if there are no others, or for a fair control.
 
-    Raises `DataError` for a model that has no table of token embeddings.
+    Raises `DataError` for a model without a table of token embeddings.
 
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
@@ -127,21 +127,21 @@ def embedding_vectors(model: nn.Module) -> EmbeddingVectors:
         table = model.get_input_embeddings().weight  # type: ignore[operator]
     if not isinstance(table, Tensor) or table.dim() != 2:
         raise DataError(
-            f"{type(model).__name__} has no table of token embeddings: pass StaticVectors, such as read_vectors reads"
+            f"{type(model).__name__} has no table of token embeddings: pass StaticVectors, such as from read_vectors"
         )
     return EmbeddingVectors(table.detach().float())
 
 
 def read_vectors(path: str | Path, *, words: Collection[str] | None = None, lower: bool = True) -> StaticVectors:
-    """Read word vectors in the text format of GloVe and word2vec: a word and its numbers a line.
+    """Read word vectors in the text format of GloVe and word2vec: each line has a word and the elements of its vector.
 
     Args:
-        path: a file in UTF-8, with word2vec's first line (how many words, how many numbers each) or without.
-        words: keep only these, to save memory; by default all.
-        lower: whether words are kept and looked up in lower case.
+        path: a file in UTF-8, with or without the first line of word2vec (number of words, length of vectors).
+        words: the words to keep, to save memory; by default all.
+        lower: whether words are stored and looked up in lower case.
 
-    Raises `DataError` for a line whose vector has another length than the first one, and for a file that ends before
-    it has as many words as its first line says.
+    Raises `DataError` for a vector of another length than the first one, and for a file with fewer words than its first
+    line says.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -163,27 +163,28 @@ def read_vectors(path: str | Path, *, words: Collection[str] | None = None, lowe
 
 
 def _lines(path: str | Path) -> Iterator[tuple[str, str, list[str]]]:
-    """Of each line what messages call it, its word and its numbers."""
-    said, dim, seen = None, 0, 0
+    """For each line, its name in messages, its word, and the elements of its vector."""
+    announced, dim, seen = None, 0, 0
     with open(path, encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, 1):
             where = f"line {number} of {path}"
-            # Blanks alone part fields: words may hold any other kind of space.
+            # Fields are separated only by blanks: words may contain other kinds of space.
             fields = line.rstrip("\r\n ").split(" ")
             if number == 1 and len(fields) == 2 and all(field.isdecimal() for field in fields):
-                said, dim = int(fields[0]), int(fields[1])
+                announced, dim = int(fields[0]), int(fields[1])
             elif fields != [""]:
                 dim = dim or len(fields) - 1
                 yield where, _word(fields, dim, where), fields[-dim:]
                 seen += 1
-    if said is not None and seen != said:
+    if announced is not None and seen != announced:
         raise DataError(
-            f"{path} says that it has {said} words, and has {seen}: it is incomplete, or not a file of word vectors"
+            f"the first line of {path} announces {announced} words, but it has {seen}: it is incomplete, or not a file "
+            "of word vectors"
         )
 
 
 def _word(fields: list[str], dim: int, where: str) -> str:
-    """The part of a line before the numbers: a word, which may contain blanks."""
+    """The part of a line before the vector: a word, which may contain blanks."""
     word = fields[: len(fields) - dim]
     if not dim or not word or (len(word) > 1 and _is_number(word[-1])):
         raise DataError(
@@ -207,12 +208,12 @@ def _is_number(text: str) -> bool:
 
 
 class Seen(NamedTuple):
-    """What there is of one sentence."""
+    """The inputs of a probe for one sentence."""
 
     sentence: Sentence
     maps: Tensor | None
-    """[map, word and ends, word and ends], float32: attention, query before key, between the words and, as first and
-    last, the special tokens before and after the text; 0 if the text has none."""
+    """[map, word and ends, word and ends], float32: attention, query before key. The ends are the special tokens before
+    and after the text, in the first and last place; 0 if the text has none."""
     vectors: Tensor | None
     """[word, dim], float32."""
 
@@ -221,9 +222,10 @@ See = Callable[[Batch], list[Seen]]
 
 
 def trees_in(batches: AlignedBatches, what: str) -> list[Sentence]:
-    """All sentences of some batches, or a `DataError` where there is none, or one that is not parsed."""
+    """All sentences of some batches. Raises `DataError` for no sentences, and for sentences without a tree."""
     if not isinstance(batches, AlignedBatches):
-        raise DataError(f"{what} must be what bertology.syntax.align makes of a treebank, got {type(batches).__name__}")
+        got = type(batches).__name__
+        raise DataError(f"{what} must be the batches of bertology.syntax.align for a treebank, got {got}")
     found = [sentence for batch in batches for sentence in sentences_in(batch)]
     if not found:
         raise DataError(f"{what} has no sentences")
@@ -233,8 +235,8 @@ def trees_in(batches: AlignedBatches, what: str) -> list[Sentence]:
 class MapReader:
     """Runs a model on batches, and reads the attention between words and the ends of the text.
 
-    `places` says which `(row, head)` each map is of. Only layers that attend from the text's own tokens to themselves
-    count: not cross attention, and where there is an encoder beside a decoder, the encoder alone.
+    `places` has the `(row, head)` of each map. Only layers with self attention over the text are read: no cross
+    attention, and in an encoder-decoder model only the encoder.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, rows: Rows) -> None:
@@ -247,11 +249,11 @@ class MapReader:
 
     @property
     def anatomy(self) -> Anatomy:
-        """Where the heads are."""
+        """The anatomy of the model."""
         return self._anatomy
 
     def __call__(self, batch: Batch) -> list[Tensor]:
-        """[map, word and ends, word and ends] for each example. The model is run without gradients, as it was found."""
+        """[map, word and ends, word and ends] for each example. The model is run without gradients."""
         found = self._read(batch)
         return [torch.cat(maps) for maps in zip(*(found[site] for site in self._sites), strict=True)]
 
@@ -274,7 +276,7 @@ class MapReader:
 
 
 def sight(read: Callable[[Batch], list[Tensor]] | None, vectors: WordVectors | None, device: torch.device) -> See:
-    """What makes of a batch all that a probe sees."""
+    """A function that returns the inputs of a probe for each sentence of a batch."""
 
     def see(batch: Batch) -> list[Seen]:
         sentences = sentences_in(batch)
@@ -287,14 +289,14 @@ def sight(read: Callable[[Batch], list[Tensor]] | None, vectors: WordVectors | N
 
 
 def _text_sites(anatomy: Anatomy) -> list[Site]:
-    """The layers of self attention; of an encoder-decoder, those of the encoder."""
+    """The layers of self attention; in an encoder-decoder model, those of the encoder."""
     own = [site for site in anatomy.sites if "cross" not in site.stack]
     stacks = {site.stack for site in own}
     return [site for site in own if len(stacks) == 1 or "encoder" not in stacks or site.stack == "encoder"]
 
 
 def _with_ends(groups: Tensor, one: Aligned) -> Tensor:
-    """[head, word and ends, word and ends] of a map between all groups; 0 for an end that is not there."""
+    """[head, word and ends, word and ends], from the attention between all groups; 0 for an end that is missing."""
     nothing = groups.shape[-1]
     places = [one.ends[0], *one.word_groups, one.ends[1]]
     order = torch.tensor([nothing if place is None else place for place in places], device=groups.device)

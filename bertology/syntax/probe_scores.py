@@ -24,16 +24,16 @@ def best_tree(scores: Tensor, *, one_root: bool = True) -> list[int]:
     """The head of each word in the tree with the highest sum of scores (Chu, Liu and Edmonds; extra `syntax`).
 
     Args:
-        scores: [query, key]: of each word as the dependent, by its possible heads: ROOT, then the words. The score
-            of a word as its own head is ignored. Logits and log-probabilities make the same tree.
-        one_root: whether just one word depends on ROOT, as in Universal Dependencies, or any number.
+        scores: [query, key]: for each dependent word, the scores of its possible heads: ROOT, then the words. The score
+            of a word as its own head is ignored. Logits and log-probabilities give the same tree.
+        one_root: whether exactly one word depends on ROOT, as in Universal Dependencies, or any number of words.
 
-    Returns heads as in `Sentence.heads`: counted from 1, 0 is ROOT.
+    Returns heads as in `Sentence.heads`: words are counted from 1, and 0 is ROOT.
 
     Raises `ShapeError` for scores of another shape, or that are not finite.
 
         >>> import torch
-        >>> best_tree(torch.tensor([[1.0, 0.0, 3.0], [0.0, 4.0, 0.0]]))  # each word likes the other best: a circle
+        >>> best_tree(torch.tensor([[1.0, 0.0, 3.0], [0.0, 4.0, 0.0]]))  # each word scores the other one highest
         [0, 1]
     """
     networkx = need("networkx", extra="syntax")
@@ -41,7 +41,7 @@ def best_tree(scores: Tensor, *, one_root: bool = True) -> list[int]:
     others = check_scores(scores)
     sums = scores.detach().cpu().double()
     if one_root:
-        # One ROOT arc more costs more than all other arcs together can bring.
+        # Subtract so much from ROOT arcs that a second one can never pay off.
         sums[:, 0] -= many * (sums[others].max() - sums[others].min()) + 1
     arcs = networkx.DiGraph()
     arcs.add_weighted_edges_from((head, word + 1, sums[word, head].item()) for word, head in others.nonzero().tolist())
@@ -51,7 +51,7 @@ def best_tree(scores: Tensor, *, one_root: bool = True) -> list[int]:
 
 
 def heads_of(scores: Tensor, decode: Decode) -> list[int]:
-    """[word]: the heads that the scores [word, ROOT and words] give: the best of each word, or the best tree's."""
+    """[word]: the heads by scores [word, ROOT and words]: the best head of each word, or the heads in the best tree."""
     if decode == "greedy":
         others = check_scores(scores)
         return scores.masked_fill(~others.to(scores.device), float("-inf")).argmax(1).tolist()
@@ -59,94 +59,94 @@ def heads_of(scores: Tensor, decode: Decode) -> list[int]:
 
 
 def check_decode(decode: str) -> None:
-    """Raise `DataError` unless there is such a way to make heads of scores."""
+    """Raise `DataError` unless `decode` is one of `DECODES`."""
     if decode not in DECODES:
         raise DataError(f"decode must be one of {', '.join(map(repr, DECODES))}, got {decode!r}")
 
 
 def possible_heads(many: int) -> Tensor:
-    """[word, ROOT and words], bool: whether that may be the word's head, of `many` words; no word is its own."""
+    """[word, ROOT and words], bool: which candidates may be the head of each of `many` words: not the word itself."""
     return torch.arange(many)[:, None] + 1 != torch.arange(many + 1)
 
 
 def check_scores(scores: Tensor) -> Tensor:
-    """[word, ROOT and words], bool: which scores count; `ShapeError` for others than such scores."""
+    """[word, ROOT and words], bool: which scores count. Raises `ShapeError` for scores of another shape."""
     many = len(scores) if scores.dim() else 0
     if scores.dim() != 2 or many == 0 or scores.shape[1] != many + 1:
         raise ShapeError(
-            "scores must be [words, words + 1], the first column ROOT's, for one word or more; "
+            "scores must be [words, words + 1], with ROOT in the first column, for one word or more; "
             f"got {list(scores.shape)}"
         )
     others = possible_heads(many)
     if not scores.detach().cpu()[others].isfinite().all():
-        raise ShapeError("scores must be finite, got NaN or infinity: a head that is ruled out wants a low score")
+        raise ShapeError("scores must be finite, got NaN or infinity: to exclude a head, give it a very low score")
     return others
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ProbeResult(Result):
-    """How many syntactic heads a trained probe finds in a test treebank, and how it weights attention heads for that.
+    """How many syntactic heads a trained probe finds in a test treebank, and how it weights attention heads.
 
-    Of a probe that sees no attention, `from_dependent`, `from_head` and `vector_weights` are empty.
+    For a probe without attention, `from_dependent`, `from_head` and `vector_weights` are empty.
     """
 
     right: Annotated[Tensor, axes("example")]
-    """[example], int64: how many words' heads are right, of each test sentence; ignored relations left out."""
+    """[example], int64: how many words of each test sentence get the correct head, without ignored relations."""
     words: Annotated[Tensor, axes("example")]
-    """[example], int64: how many words count; ignored relations left out."""
+    """[example], int64: how many words of each test sentence count: those without ignored relations."""
     right_with_punct: Annotated[Tensor, axes("example")]
-    """[example], int64: how many words' heads are right, whatever the relation."""
+    """[example], int64: how many words get the correct head, including ignored relations."""
     words_with_punct: Annotated[Tensor, axes("example")]
-    """[example], int64: how many words there are."""
+    """[example], int64: the number of words, including ignored relations."""
     baseline_right: Annotated[Tensor, axes("baseline example")]
-    """[baseline, example], int64: how many of `words` each baseline gives the right head."""
+    """[baseline, example], int64: to how many of `words` each baseline gives the correct head."""
     from_dependent: Annotated[Tensor, axes("layer head")]
-    """[layer, head]: u, the weight of the attention from the dependent to the candidate; with word vectors, that of
-    words whose vectors are 0. NaN for heads that are not there, and in layers that do not read the text."""
+    """[layer, head]: u, the weight of the attention from the dependent to the candidate; with word vectors, the weight
+    for words whose vectors are 0. NaN for pruned heads, and in layers that do not read the text."""
     from_head: Annotated[Tensor, axes("layer head")]
-    """[layer, head]: w, the weight of the attention from the candidate to the dependent; else as `from_dependent`."""
+    """[layer, head]: w, the weight of the attention from the candidate to the dependent; NaN as in `from_dependent`."""
     vector_weights: Annotated[Tensor, axes("layer head direction dim")]
-    """[layer, head, direction, dim]: what the vectors of the candidate and, after it along dim, of the dependent add
-    to the weight from the dependent and to that from the candidate; dim is 0 without vectors."""
+    """[layer, head, direction, dim]: the weights W by which word vectors are multiplied, first for u, then for w. Along
+    dim, those for the candidate's vector are followed by those for the dependent's. Without vectors, dim is 0."""
     losses: Annotated[Tensor, axes("step", unit="nats")]
-    """[step], nats: the loss of each training sentence in its turn, summed over its words."""
+    """[step], nats: the loss of each training sentence in the order of training, summed over its words."""
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
     baselines_named: Annotated[tuple[str, ...], axes("baseline")]
-    """[baseline]: what they are called."""
+    """[baseline]: the names of the baselines."""
     probe: str
-    """What the probe sees: "attention", "attention and vectors" or "distances and vectors"."""
+    """The inputs of the probe: "attention", "attention and vectors" or "distances and vectors"."""
     decode: str
-    """How its scores became heads: "greedy", "tree" or "one-root tree"."""
+    """How heads were decoded from scores: "greedy", "tree" or "one-root tree"."""
     ignored: tuple[str, ...]
     """The relations that do not count."""
     root_start: float
-    """r_s: how much attention to and from the special token before the text speaks for ROOT; NaN without attention."""
+    """r_s: the factor of the attention to and from the special token before the text; NaN without attention."""
     root_end: float
-    """r_e: as `root_start`, of the special token after the text."""
+    """r_e: as `root_start`, for the special token after the text."""
     unknown_words: int
-    """How many words of the test sentences have no vector, and so the vector 0."""
+    """The number of words in the test sentences without a vector. They get the vector 0."""
     skipped: int
-    """How many sentences, of both treebanks, were left out when they were aligned."""
+    """The number of sentences of both treebanks that `align` left out."""
 
     @property
     def uas(self) -> float:
-        """Unlabelled attachment score, 0 to 1: the share of words whose heads are right; ignored relations left out."""
+        """Unlabelled attachment score, 0 to 1: the share of words with the correct head, without ignored relations."""
         return int(self.right.sum()) / int(self.words.sum())
 
     @property
     def uas_with_punct(self) -> float:
-        """The share of all words whose heads are right, ignored relations among them."""
+        """The share of all words with the correct head, including ignored relations."""
         return int(self.right_with_punct.sum()) / int(self.words_with_punct.sum())
 
     @property
     def baselines(self) -> dict[str, float]:
-        """{baseline: share of the same words whose heads are right}."""
+        """{baseline: share of the same words to which it gives the correct head}."""
         total = int(self.words.sum())
         return {name: int(n) / total for name, n in zip(self.baselines_named, self.baseline_right.sum(1), strict=True)}
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Wilson's interval of `uas`, as if words were independent."""
+        """The Wilson interval of `uas`. It treats words as independent."""
         return wilson_interval(int(self.right.sum()), int(self.words.sum()), level)
 
     def __str__(self) -> str:
@@ -167,41 +167,41 @@ class ProbeResult(Result):
 
 
 def check_ignored(ignore: Sequence[str]) -> None:
-    """Raise `DataError` for one relation in the place of several."""
+    """Raise `DataError` for a string instead of a sequence of relations."""
     if isinstance(ignore, str):
-        raise DataError(f"ignore takes several relations: ({ignore!r},), got {ignore!r}")
+        raise DataError(f"ignore must be a sequence of relations, such as ({ignore!r},), got {ignore!r}")
 
 
 def counting(sentence: Sentence, ignore: Sequence[str]) -> list[bool]:
-    """[word]: whether it counts, by its relation."""
+    """[word]: whether it counts: whether its relation is not ignored."""
     return [relation not in ignore for relation in sentence.relations]
 
 
 def count_right(sentence: Sentence, heads: Sequence[int], ignore: Sequence[str] = ()) -> int:
-    """How many words' heads are right, of those that count."""
+    """How many of the words that count have the correct head."""
     counted = counting(sentence, ignore)
     return sum(c and head == gold for c, head, gold in zip(counted, heads, sentence.heads, strict=True))
 
 
 def at_offset(many: int, offset: int) -> list[int]:
-    """[word]: the head of each of `many` words at a fixed distance; ROOT before the text, the last word after it."""
+    """[word]: heads at a fixed offset, for `many` words; beyond the ends of the text, ROOT or the last word."""
     return [min(max(word + offset, 0), many) for word in range(1, many + 1)]
 
 
 def right_branching(many: int) -> list[int]:
-    """[word]: the next word is each one's head, and ROOT that of the last."""
+    """[word]: the head of each word is the next word; the head of the last word is ROOT."""
     return [*range(2, many + 1), 0]
 
 
 def left_branching(many: int) -> list[int]:
-    """[word]: the word before is each one's head, and ROOT that of the first."""
+    """[word]: the head of each word is the previous word; the head of the first word is ROOT."""
     return list(range(many))
 
 
 def baselines(train: Iterable[Sentence], test: Sequence[Sentence], ignore: Sequence[str]) -> tuple[list[str], Tensor]:
-    """What the baselines are called, and [baseline, example] how many words' heads each gets right.
+    """The names of the baselines, and [baseline, example] to how many words each gives the correct head.
 
-    The best offset, of -3 to 2, is chosen on the training sentences: chosen on the scored ones it would be optimistic.
+    The best offset from -3 to 2 is chosen on the training sentences: a choice on the test set would be optimistic.
     """
     hits = dict.fromkeys(OFFSETS, 0)
     for sentence in train:

@@ -7,13 +7,14 @@ This folder alone sets hooks and switches attention implementations. `calls` cou
 taps blocks and heads; where a projection is not a module, `function_mode` sees its product. `attention_maps` taps
 attention maps by one of two routes: `interface_route` for models on transformers' attention interface, `softmax_route`
 for all others. `gates` scales or replaces heads' outputs. `resume` records a pass and resumes it at a later layer.
+`recompute` repeats edits in parts that run again in the backward pass.
 `restore` leaves a model as it was found. `private_api` holds the private names of torch and transformers.
 """
 
 from .hooks import check_rows, tap
 from .map_reader import attention_entropies
 from .position_bias import narrow_biases, takes_bias
-from .restore import uncached, undisturbed
+from .restore import uncached, uncompiled, undisturbed
 from .resume import Recording, copied, first_position_only, matrix, recorded, tail_noted
 from .silence import silenced
 
@@ -31,5 +32,6 @@ __all__ = [
     "takes_bias",
     "tap",
     "uncached",
+    "uncompiled",
     "undisturbed",
 ]

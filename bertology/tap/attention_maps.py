@@ -1,14 +1,18 @@
 """How are attention maps read, whatever attention implementation the model has?
 
-Two routes. A model on transformers' attention interface is switched to a function of ours (`interface`), which calls
-the model's own eager attention on blocks of query rows. In any other model the softmax inside its attention modules
-is watched (`softmax`), one map at a time.
+Three routes. A model on transformers' attention interface is switched to a function of ours (`interface_route`), which
+calls the model's own eager attention on blocks of query rows. A model with an attention function of the user's own
+keeps it (`own_function`). In any other model the softmax inside its attention modules is watched (`softmax_route`), one
+map at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from torch import nn
 
 from ..anatomy.forward_source import eager_function
 from ..anatomy.names import DIFFERENCE_NAME
@@ -17,23 +21,31 @@ from ..errors import UnknownAnatomy
 from .calls import Calls
 from .interface_route import switch
 from .map_reader import Reader, Reading
+from .own_function import Entry, own_entry, read_own
 from .softmax_route import watch_softmax
 
 
 @contextmanager
-def tap_maps(anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole: bool) -> Iterator[None]:
+def tap_maps(anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole: bool, once: bool) -> Iterator[None]:
     """Give `read(site, x, rows)` the attention maps of a forward pass, or their entropies, in blocks of query rows."""
     there = [site for site in anatomy.sites if site.kept]
     for site in there:
         if hasattr(site.attention, DIFFERENCE_NAME):
             raise UnknownAnatomy(f"a head of {site.label} is the difference of two maps: it has none of its own")
     on_interface = [site for site in there if eager_function(site.attention) is not None]
+    entries = {site.attention: entry for site in on_interface if (entry := own_entry(site.attention)) is not None}
+    own = [site for site in on_interface if site.attention in entries]
+    native = [site for site in on_interface if site.attention not in entries]
     others = [site for site in there if site not in on_interface]
     with ExitStack() as undo:
-        for sites, route in ((on_interface, switch), (others, watch_softmax)):
+        for sites, route in ((native, switch), (own, partial(_read_own, entries)), (others, watch_softmax)):
             if sites:
                 crossing = [site.attention for site in sites if site.crosses]
-                calls = Calls([(site.attention, site) for site in sites], may_rest=crossing)
+                calls = Calls([(site.attention, site) for site in sites], may_rest=crossing, once=once)
                 calls.watch(anatomy, undo)
                 route(anatomy, Reading(calls, read, what, rows, whole), undo)
         yield
+
+
+def _read_own(entries: dict[nn.Module, Entry], anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
+    read_own(entries, reading, undo)

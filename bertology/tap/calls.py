@@ -1,37 +1,69 @@
 """Which layer is running.
 
-A module that several layers share (ALBERT) runs several times in one forward pass: its calls are counted.
+A module that several layers share (ALBERT) runs several times in one run of its stack: its calls are counted.
 Counting also proves that every layer ran as often as it should: a hook on a module that the model bypasses
 would see nothing, and one on a module that runs again would count it twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from torch import nn
 
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
+from .recompute import Edit, applies, keep_for_recomputation, recomputing
 
 Place = TypeVar("Place")
 
 
 class Calls(Generic[Place]):
-    """For each module the layers or sites of its calls, in order, counted from 0 in every forward pass."""
+    """For each module the layers or sites of its calls, in order, counted from 0 in every run of its stack.
 
-    def __init__(self, places: Sequence[tuple[nn.Module, Place]], *, may_rest: Iterable[nn.Module] = ()) -> None:
+    A model may run a stack several times in one forward pass (an encoder that two texts share). With `once` that is
+    refused: what is read would be of several texts, and would be taken for that of one.
+    """
+
+    def __init__(
+        self, places: Sequence[tuple[nn.Module, Place]], *, may_rest: Iterable[nn.Module] = (), once: bool = True
+    ) -> None:
         self._places: dict[nn.Module, list[Place]] = {}
         for module, place in places:
             self._places.setdefault(module, []).append(place)
         self._done = dict.fromkeys(self._places, 0)
         self._may_rest = set(may_rest)
+        self._once = once
+        self._model: nn.Module | None = None
         self._in_model = False
         # {what runs a stack: the modules in it}, and those that ran in the pass at hand.
         self._inside: dict[nn.Module, list[nn.Module]] = {}
         self._ran: set[nn.Module] = set()
+        self._edit: Edit | None = None
+
+    @property
+    def count(self) -> bool:
+        """Whether what runs now is to be read or edited: a part that runs again was read in its first run."""
+        return applies(self._edit)
+
+    def edit_again(self, place: Callable[[ExitStack], None], undo: ExitStack) -> None:
+        """Let parts that run again in a backward pass be edited again: `place` sets the hooks for that."""
+        self._edit = Edit(place, self._note)
+        keep_for_recomputation(self._edit, undo)
+
+    def _note(self) -> Callable[[], AbstractContextManager[None]]:
+        return partial(self._counting_from, dict(self._done))
+
+    @contextmanager
+    def _counting_from(self, counts: dict[nn.Module, int]) -> Iterator[None]:
+        before, self._done = self._done, dict(counts)
+        try:
+            yield
+        finally:
+            self._done = before
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -41,6 +73,8 @@ class Calls(Generic[Place]):
     def next(self, module: nn.Module) -> Place:
         """The layer or site of this call of `module`."""
         done, places = self._done[module], self._places[module]
+        if not self.count:
+            return places[0]  # nothing is done with it
         if len(places) > 1 and done >= len(places):
             raise UnknownAnatomy(
                 f"a shared {type(module).__name__} ran more than {len(places)} times in one forward pass, so its calls "
@@ -55,6 +89,7 @@ class Calls(Generic[Place]):
         A stack that does not run is not checked (an image tower without an image), and modules that may rest need
         not run: a decoder without an encoder's states skips its cross attention.
         """
+        self._model = anatomy.model
         self._inside = self._by_stack(anatomy)
         for stack in self._inside:
             undo.callback(stack.register_forward_pre_hook(self._start_stack).remove)
@@ -65,8 +100,29 @@ class Calls(Generic[Place]):
             undo.callback(anatomy.model.register_forward_hook(self._leave_model, always_call=True).remove)
 
     def _start_stack(self, stack: nn.Module, args: Any) -> None:
-        if not self._in_model:
-            self._done.update(dict.fromkeys(self._inside[stack], 0))
+        if self._in_model and not self._is_complete(stack):
+            return  # the first run, or one of several that make up a pass together (`REPEATS`)
+        if self._in_model and self._once:
+            raise UnknownAnatomy(self._again(stack))
+        self._done.update(dict.fromkeys(self._inside[stack], 0))
+
+    def _is_complete(self, stack: nn.Module) -> bool:
+        """Whether a stack ran in the pass at hand, each of its modules as often as it should."""
+        modules = self._inside[stack]
+        return any(self._done[module] for module in modules) and all(map(self._is_done, modules))
+
+    def _is_done(self, module: nn.Module) -> bool:
+        done = self._done[module]
+        return done == len(self._places[module]) or (done == 0 and module in self._may_rest)
+
+    def _again(self, stack: nn.Module) -> str:
+        assert self._model is not None
+        path = next(path for path, module in self._model.named_modules() if module is stack)
+        return (
+            f"the model runs {path} ({type(stack).__name__}) several times in one forward pass: what is read of it is "
+            "of several texts. Read the part of the model that runs several times by itself, on each text in turn; "
+            "gates, ablations, importance and pruning work on the whole model, and hold in every run"
+        )
 
     def _end_stack(self, stack: nn.Module, args: Any, output: Any) -> None:
         self._ran.add(stack)
@@ -87,9 +143,9 @@ class Calls(Generic[Place]):
         self._in_model = False
 
     def _check_all(self) -> None:
-        """Check the stacks that ran."""
+        """Check the stacks that ran; not in a part that runs again, which may end early."""
         for stack in self._ran:
-            if not stack.training:  # LayerDrop skips layers in training
+            if not stack.training and not recomputing():  # LayerDrop skips layers in training
                 self._check(self._inside[stack])
         self._ran.clear()
 
@@ -108,7 +164,7 @@ class Calls(Generic[Place]):
     def _check(self, modules: list[nn.Module]) -> None:
         for module in modules:
             done, places = self._done[module], self._places[module]
-            if done == len(places) or (done == 0 and module in self._may_rest):
+            if self._is_done(module):
                 continue
             where = (
                 f"{places[0]} was not reached in the forward pass"

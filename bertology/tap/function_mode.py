@@ -51,6 +51,9 @@ class Pass(NamedTuple):
 class Watching(TorchFunctionMode):
     """Knows which of these attention modules is running when a torch function is called."""
 
+    runs_again = True
+    """Whether parts that run again in the backward pass are watched again."""
+
     def __init__(self, next_site: Callable[[nn.Module], Site]) -> None:
         super().__init__()
         self.next_site = next_site

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +19,7 @@ from ..data.images import example_of_each
 from ..data.padding import real_positions
 from ..errors import HeadError, ShapeError, UnknownAnatomy
 from . import tap
+from .recompute import Edit, keep_for_recomputation, recomputing
 
 Kind = Literal["zero", "mean", "resample"]
 
@@ -190,7 +192,8 @@ def token_gating(anatomy: Anatomy, rows: int) -> Iterator[list[tuple[Site, Tenso
         if x.shape[0] != rows:
             raise ShapeError(f"{site.label} runs on {x.shape[0]} rows, the batch has {rows}: whose tokens are they?")
         gates = torch.ones(x.shape[:3], dtype=x.dtype, device=x.device, requires_grad=True)
-        made.append((site, gates))
+        if not recomputing():
+            made.append((site, gates))
         return x * gates[..., None]
 
     with tap(anatomy, "heads", edit=edit):
@@ -263,8 +266,19 @@ def ablated(
         batch.clear()
         batch.update(arguments)
 
+    @contextmanager
+    def with_batch(noted: dict[str, Any]) -> Iterator[None]:
+        later = dict(batch)
+        batch.clear()
+        batch.update(noted)
+        yield
+        batch.clear()
+        batch.update(later)
+
     with ExitStack() as taps:
         if replacement.depends_on_batch:
             taps.enter_context(tap(anatomy, "inputs", read=look))
-        taps.enter_context(tap(anatomy, "heads", edit=edit))
+            keep_for_recomputation(Edit(lambda undo: None, lambda: partial(with_batch, dict(batch))), taps)
+        # Each run of a stack has tokens of its own, which the batch does not name.
+        taps.enter_context(tap(anatomy, "heads", edit=edit, once=replacement.depends_on_batch))
         yield

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..anatomy.dissect import dissect
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy
 from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
+from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
@@ -25,15 +28,18 @@ PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 
 @contextmanager
 def tap(
-    anatomy: Anatomy,
+    anatomy: Anatomy | nn.Module,
     place: str,
     *,
     read: Callable[..., Any] | None = None,
     edit: Callable[..., Tensor] | None = None,
     rows: int | None = None,
     whole: bool = False,
+    once: bool | None = None,
 ) -> Iterator[None]:
     """Call `read` or `edit` at one place of the model while the `with` lasts.
+
+    `anatomy` is what `dissect(model)` returned; a model is dissected there and then.
 
     | place       | called with       | x                                                                        |
     |-------------|-------------------|--------------------------------------------------------------------------|
@@ -49,9 +55,15 @@ def tap(
     into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that want gradients
     through it. Attention maps are read under any attention implementation: for as long as the `with` lasts, a model
     on transformers' attention interface computes attention with its own eager function, and in any other the softmax
-    of its attention modules is watched.
+    of its attention modules is watched. A model with an attention function of your own keeps it: the weights that it
+    returns are read; if it returns none, it must agree with the model's eager function.
 
-    A compiled model runs uncompiled meanwhile. All hooks are removed at the end, also when the model raises.
+    A model that runs a stack several times in one forward pass (an encoder that two texts share) is edited in every
+    run. `once=True` refuses that, as readers do by default; with `once=False` a reader is given every run in turn.
+
+    Parts that run again in the backward pass (gradient checkpointing) run under the same edits again, also when
+    `backward` is called after the `with`; they are not read again. A compiled model runs uncompiled meanwhile. All
+    hooks are removed at the end, also when the model raises.
     """
     if place not in PLACES:
         raise BertologyError(f"no place is called {place!r}: wanted one of {', '.join(PLACES)}")
@@ -60,16 +72,28 @@ def tap(
     if edit is not None and place not in ("block", "heads"):
         raise BertologyError(f"{place!r} can be read but not edited; edit 'block' or 'heads'")
     check_rows(rows)
-    read, edit = (None if call is None else of_reader(call) for call in (read, edit))
+    anatomy = _dissected(anatomy)
+    once = edit is None if once is None else once
+    read = None if read is None else of_reader(of_first_run(read))
+    edit = None if edit is None else of_reader(edit)
     with ExitStack() as undo:
+        watch_recomputation(undo)
         undo.enter_context(uncompiled())
         hold_off_fast_path((site.attention for site in anatomy.sites), undo)
         if place in ("attention", "entropy"):
             assert read is not None
-            undo.enter_context(tap_maps(anatomy, read, place, rows, whole))
+            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once))
         else:
-            _TAPS[place](anatomy, undo, read, edit)
+            _TAPS[place](anatomy, undo, read, edit, once)
         yield
+
+
+def _dissected(anatomy: Any) -> Anatomy:
+    if isinstance(anatomy, nn.Module):
+        return dissect(anatomy)
+    if not isinstance(anatomy, Anatomy):
+        raise BertologyError(f"wanted a model, or what dissect(model) returns; got {type(anatomy).__name__}")
+    return anatomy
 
 
 def check_rows(rows: int | None) -> None:
@@ -78,7 +102,14 @@ def check_rows(rows: int | None) -> None:
         raise BertologyError(f"rows= is how many query rows come at a time, a whole number from 1 up; got {rows!r}")
 
 
-def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
+def _tap_maps(undo: ExitStack, opened: Callable[[], AbstractContextManager[None]]) -> None:
+    """Read maps while `undo` is open; a part that runs again uses the same attention function, but is not read."""
+    undo.enter_context(opened())
+    again = Edit(lambda later: later.enter_context(opened()), lambda: nullcontext)
+    keep_for_recomputation(again, undo)
+
+
+def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
     names = list(inspect.signature(anatomy.model.forward).parameters)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -87,15 +118,15 @@ def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None
     undo.callback(anatomy.model.register_forward_pre_hook(before, with_kwargs=True).remove)
 
 
-def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
+def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
     crossing = [site.place for site in anatomy.sites if site.crosses]
-    calls = Calls([(site.place, site) for site in anatomy.sites for _ in range(site.runs)], may_rest=crossing)
-    calls.watch(anatomy, undo)
+    places = [(site.place, site) for site in anatomy.sites for _ in range(site.runs)]
+    calls = Calls(places, may_rest=crossing, once=once)
     if edit is None:
         anatomy.check_readable()
 
     def apply(site: Site, whole: Tensor) -> Tensor | None:
-        if not site.kept:
+        if not site.kept or not calls.count:
             return None
         x, rest = _split(site, whole)
         if edit is None:
@@ -104,17 +135,26 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
         return _join(site, _same_shape(edit(site, x), x, f"heads of {site.label}"), rest, whole)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not calls.count:
+            return None
         args, kwargs = (args, kwargs) if args else (tuple(kwargs.values()), {})
         new = apply(calls.next(module), args[0])
         return None if new is None else ((new, *args[1:]), kwargs)
 
     bare = {site.place for site in anatomy.sites if site.weight}
-    if bare:
-        watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
-    open_torch_attention((site.attention for site in anatomy.sites), undo)
-    for module in calls.modules:
-        if module not in bare:
-            undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+
+    def place(undo: ExitStack) -> None:
+        calls.watch(anatomy, undo)
+        if bare:
+            watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
+        open_torch_attention((site.attention for site in anatomy.sites), undo)
+        for module in calls.modules:
+            if module not in bare:
+                undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+
+    place(undo)
+    if edit is not None:
+        calls.edit_again(place, undo)
 
 
 def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,30 +208,38 @@ class _Block(NamedTuple):
         return f"block {self.layer} of the {self.stack}"
 
 
-def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
-    tapped = _TappedBlocks(anatomy, read, edit)
-    tapped.calls.watch(anatomy, undo)
-    for block in tapped.calls.modules:
-        undo.callback(block.register_forward_pre_hook(tapped.before, with_kwargs=True).remove)
-        undo.callback(block.register_forward_hook(tapped.after).remove)
+def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
+    tapped = _TappedBlocks(anatomy, read, edit, once)
+
+    def place(undo: ExitStack) -> None:
+        tapped.calls.watch(anatomy, undo)
+        for block in tapped.calls.modules:
+            undo.callback(block.register_forward_pre_hook(tapped.before, with_kwargs=True).remove)
+            undo.callback(block.register_forward_hook(tapped.after).remove)
+
+    place(undo)
+    if edit is not None:
+        tapped.calls.edit_again(place, undo)
 
 
 class _TappedBlocks:
     """The hooks around each block, with the reader or the editor that they call."""
 
-    def __init__(self, anatomy: Anatomy, read: Any, edit: Any) -> None:
+    def __init__(self, anatomy: Anatomy, read: Any, edit: Any, once: bool) -> None:
         places = [
             (block, _Block(stack.name, layer))
             for stack in anatomy.stacks
             for layer, block in enumerate(stack.blocks, start=1)
         ]
-        self.calls = Calls(places)
+        self.calls = Calls(places, once=once)
         self._layouts = {stack.name: stack.layout for stack in anatomy.stacks}
         self._running: dict[nn.Module, _Block] = {}
         self._read, self._edit = read, edit
 
     def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read or edit what the first block of a stack is given."""
+        if not self.calls.count:
+            return None
         stack, layer = self._running[block] = self.calls.next(block)
         if layer > 1:
             return None
@@ -205,6 +253,8 @@ class _TappedBlocks:
 
     def after(self, block: nn.Module, args: Any, output: Any) -> Any:
         """Read or edit what a block returns."""
+        if not self.calls.count:
+            return None
         x = output if isinstance(output, Tensor) else output[0]
         if isinstance(x, tuple) and self._edit is None:
             x = x[0]  # LiLT of transformers 4: its text beside its layout
@@ -231,7 +281,7 @@ class _TappedBlocks:
         return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
 
 
-def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any) -> None:
+def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
     for stack in anatomy.stacks:
 
         def after(module: nn.Module, args: Any, output: Any, name: str = stack.name) -> None:

@@ -23,7 +23,7 @@ from ..anatomy.sites import Anatomy, Site
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, attend_plainly, is_plain, repeated
 from .private_api import ATTENTION_SETTING
-from .restore import turn
+from .restore import first_value, turn
 
 NAME = "bertology"
 BLOCK_BYTES = 64 * 2**20
@@ -88,15 +88,32 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: the model's own eager one, block by block, with readers."""
+    pieces = _pieces[module]
+    if pieces.tokens is None or not pieces.done:
+        pieces.sites = {reading: reading.calls.next(module) for reading in _readings.get(module, [])}
+    if attention_mask is not None and first_value(module.config, ATTENTION_SETTING) != "eager":
+        # A mask that the user has made for other functions, which take what may be seen.
+        attention_mask = added_mask(attention_mask, query.dtype)
+    output = attend_in_blocks(module, query, key, value, attention_mask, list(pieces.sites.items()), kwargs, pieces)
+    pieces.done += query.shape[2]
+    return output, None
+
+
+def attend_in_blocks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    readings: list[tuple[Reading, Site]],
+    kwargs: dict[str, Any],
+    pieces: _Pieces | None = None,
+) -> Tensor:
+    """[batch, query, head, dim]: the output of a module's own eager function, block by block, whose maps are read."""
     eager = eager_function(module)
     assert eager is not None
-    pieces = _pieces[module]
-    first = pieces.tokens is None or not pieces.done
-    if first:
-        pieces.sites = {reading: reading.calls.next(module) for reading in _readings.get(module, [])}
-    readings = list(pieces.sites.items())
     if OUTPUT_MAPS_ARGUMENT in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
-        kwargs[OUTPUT_MAPS_ARGUMENT] = True
+        kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
     # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.
     plain = size < query.shape[2] and not torch.is_grad_enabled() and query.device.type == "cpu"
@@ -118,13 +135,20 @@ def _attend(
         for reading, site in readings:
             reading.give(site, *_placed(pieces, weights, rows), entropies)
         outputs.append(output)
-    pieces.done += query.shape[2]
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
 
 
-def _placed(pieces: _Pieces, weights: Tensor, rows: slice) -> tuple[Tensor, slice]:
+def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as eager functions take it, which add it to the scores: of True and False, 0 and a lowest value."""
+    if mask.dtype != torch.bool:
+        return mask
+    lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
+
+
+def _placed(pieces: _Pieces | None, weights: Tensor, rows: slice) -> tuple[Tensor, slice]:
     """The weights of a piece of the tokens among those of all, which its queries do not look at."""
-    if pieces.tokens is None or weights.shape[-1] == pieces.tokens:
+    if pieces is None or pieces.tokens is None or weights.shape[-1] == pieces.tokens:
         return weights, rows
     start = pieces.done
     whole = F.pad(weights, (start, pieces.tokens - start - weights.shape[-1]))

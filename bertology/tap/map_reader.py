@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Site
 from .calls import Calls
+from .recompute import of_first_run
 
 Reader = Callable[[Site, Tensor, slice], Any]
 
@@ -26,11 +27,14 @@ class Reading:
     whole: bool
 
     def give(self, site: Site, weights: Tensor, rows: slice, entropies: Tensor | None = None) -> None:
-        """Give the reader a block of attention weights, or their entropies."""
+        """Give the reader a block of attention weights, or their entropies; not of a part that runs again."""
+        if not self.calls.count:
+            return
         if self.what == "attention":
             self.read(site, weights, rows)
         else:
-            self.read(site, attention_entropies(weights) if entropies is None else entropies, rows)
+            found = of_first_run(attention_entropies)(weights) if entropies is None else entropies
+            self.read(site, found, rows)
 
 
 def attention_entropies(weights: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ their functions has a test that says what breaks when the inside changes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from typing import Any
 
+import torch.utils.checkpoint
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
@@ -38,6 +39,19 @@ def _remove_mode(mode: TorchFunctionMode) -> None:
         _push_mode(other)
 
 
+def replace_entry(interface: Any, name: str, function: Callable[..., Any], undo: ExitStack) -> None:
+    """Put another function under a name of transformers' attention interface, while `undo` is open."""
+    # Fragile: rests on the interface being a mapping whose items hide the functions that are registered for all of
+    # its instances, and on `del` to uncover them.
+    own = interface[name]
+    try:
+        del interface[name]
+        undo.callback(interface.__setitem__, name, own)
+    except KeyError:
+        undo.callback(interface.__delitem__, name)
+    interface[name] = function
+
+
 def may_be_compiled() -> bool:
     """Whether anything can have been compiled in this process."""
     # Fragile: rests on torch importing its compiler only when it is first used, in a module of this name.
@@ -50,3 +64,37 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitSt
     own = vars(module).get("forward")
     undo.callback(lambda: module.__dict__.pop("forward") if own is None else setattr(module, "forward", own))
     module.forward = forward
+
+
+def current_modes() -> tuple[Any, ...]:
+    """The function modes that see what is called now, the newest last; a mode does not see what it calls itself."""
+    return tuple(_get_current_function_mode_stack())
+
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: ExitStack) -> None:
+    """Wrap each function that torch's gradient checkpointing is given, while `undo` is open.
+
+    Of a reentrant checkpoint both runs are wrapped. Of any other the second one is, in the backward pass, and the first
+    one is in a `with first_run()`.
+    """
+    # Fragile: rests on the names under which `torch.utils.checkpoint.checkpoint` looks up its two variants, which take
+    # the function first. The public `context_fn` serves one of them only, and is the model's to choose.
+    module: Any = torch.utils.checkpoint
+    reentrant, generator = module.CheckpointFunction, module._checkpoint_without_reentrant_generator
+
+    class Wrapped:
+        @staticmethod
+        def apply(function: Callable[..., Any], *args: Any) -> Any:
+            return reentrant.apply(both_runs(function), *args)
+
+    def wrapped(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        second = second_run(function)
+        with first_run():
+            yield from generator(second, *args, **kwargs)
+
+    undo.callback(setattr, module, "CheckpointFunction", reentrant)
+    undo.callback(setattr, module, "_checkpoint_without_reentrant_generator", generator)
+    module.CheckpointFunction, module._checkpoint_without_reentrant_generator = Wrapped, wrapped

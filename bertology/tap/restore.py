@@ -40,6 +40,12 @@ def _turn_back(key: tuple[int, str], who: object) -> None:
         setattr(owner, key[1], next(reversed(values.values()), before))
 
 
+def first_value(owner: Any, name: str) -> Any:
+    """What an attribute is when no tap sets it; None where there is none."""
+    with _switching:
+        return _turned[id(owner), name][1] if (id(owner), name) in _turned else getattr(owner, name, None)
+
+
 _lock = threading.Lock()
 _uncompiled: list[Any] = []
 

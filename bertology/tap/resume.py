@@ -51,6 +51,8 @@ class Recording:
 
     anatomy: Anatomy
     rows: int
+    again: bool = False
+    """Whether a layer ran again in this pass (an encoder that two texts share): it then cannot be resumed."""
     blocks: list[BlockCall] = field(default_factory=list)
     attentions: dict[int, AttentionCall] = field(default_factory=dict)
 
@@ -87,8 +89,10 @@ class Recording:
     def resumed(self, row: int, copies: int, projected: Tensor | None = None) -> Iterator[None]:
         """Let the model resume at a site's block, on `copies` of the batch, concatenated.
 
-        Given the output of the site's projection for them, it resumes after that projection.
+        Given the output of the site's projection for them, it resumes after that projection. Raises `LookupError`
+        where layers run several times in one pass.
         """
+        self._check_resumable()
         over = self._over(row)
         # Blocks inside others that are skipped are not called.
         done = [self.blocks[number] for number in sorted(over) if self.blocks[number].around not in over]
@@ -109,8 +113,9 @@ class Recording:
     def resumed_after_last_block(self) -> Iterator[None]:
         """Let the model run what follows its last block, whose output is the first position of each row throughout.
 
-        Raises `LookupError` where no block returns [batch, token, hidden].
+        Raises `LookupError` where no block returns [batch, token, hidden], or layers run several times in one pass.
         """
+        self._check_resumable()
         done = [call for call in self.blocks if call.around is None]
         if not done or done[-1].stack.layout != "batch token hidden":
             raise LookupError("no block returns [batch, token, hidden]")
@@ -119,6 +124,10 @@ class Recording:
         with ExitStack() as undo:
             _return_recorded(outputs, undo)
             yield
+
+    def _check_resumable(self) -> None:
+        if self.again:
+            raise LookupError("layers run several times in one pass: there is no one layer to resume from")
 
     def can_resume_at_projection(self, row: int) -> bool:
         """Whether a pass can be resumed at a site's projection: it multiplies heads alone with a matrix, and the
@@ -232,7 +241,9 @@ def recorded(anatomy: Anatomy, rows: int) -> Iterator[Recording]:
     stacks = {block: stack for stack in anatomy.stacks for block in stack.blocks}
     running: list[int] = []
     at_work: list[AttentionCall] = []
-    sites = Calls([(site.attention, site) for site in anatomy.sites], may_rest=[s.attention for s in anatomy.sites])
+    sites = Calls(
+        [(site.attention, site) for site in anatomy.sites], may_rest=[s.attention for s in anatomy.sites], once=False
+    )
 
     def start_block(module: nn.Module, args: Any) -> None:
         recording.blocks.append(BlockCall(module, stacks[module], running[-1] if running else None))
@@ -244,7 +255,9 @@ def recorded(anatomy: Anatomy, rows: int) -> Iterator[Recording]:
 
     def start_attention(module: nn.Module, args: Any) -> None:
         at_work.append(AttentionCall(running[-1] if running else None))
-        recording.attentions[sites.next(module).row] = at_work[-1]
+        row = sites.next(module).row
+        recording.again = recording.again or row in recording.attentions
+        recording.attentions[row] = at_work[-1]
 
     def end_attention(module: nn.Module, args: Any, output: Any) -> None:
         at_work[-1].output = output

@@ -172,9 +172,9 @@ def test_random_weights_leave_the_model_alone():
     assert not torch.equal(one.head_matched[3], other.head_matched[3])
     assert torch.equal(one.matched[0], other.matched[0])
     assert one.beyond("random weights").gain.shape == (2,)
-    with pytest.raises(DataError, match="there are scores of 'shuffled' already"):
+    with pytest.raises(DataError, match="this comparison already has scores named 'shuffled'"):
         one.joined(one, "shuffled")
-    with pytest.raises(DataError, match="both must be of the same types"):
+    with pytest.raises(DataError, match="the two comparisons must have the same types"):
         one.joined(cat_scores(built("bert"), aligned(), types="all"), "other")
 
 

@@ -123,7 +123,7 @@ def test_the_first_types_are_kept():
     assert counts.frequent(1, top=2) == counts.ranking(1)[:2]
     with pytest.raises(DataError, match="top must be the number of types to keep, 1 or more, got 0"):
         counts.frequent(1, top=0)
-    with pytest.raises(DataError, match=r"counts are of \[2\] maps: wanted one index per axis, got \[\]"):
+    with pytest.raises(DataError, match=r"counts are for \[2\] maps: wanted one index per axis, got \[\]"):
         counts.frequent()
     with pytest.raises(DataError, match=r"got \[2\]"):
         counts.frequent(2)

@@ -186,11 +186,11 @@ def test_shapes_are_checked():
     attention, distance = snippet(0, 6)
     with pytest.raises(ShapeError, match=r"attention must be \[\.\.\., leaf, leaf\], got \[3, 6, 5\]"):
         cat_counts(attention[..., :5], distance)
-    with pytest.raises(ShapeError, match=r"attention is of \[6, 6\] leaves, distances of \[5, 5\]"):
+    with pytest.raises(ShapeError, match=r"attention is over \[6, 6\] leaves, distances over \[5, 5\]"):
         cat_counts(attention, distance[:5, :5])
     with pytest.raises(ShapeError, match=r"valid must be \[6, 6\] bool, got \[6, 6\] torch.float32"):
         cat_counts(attention, distance, valid=torch.ones(6, 6))
-    with pytest.raises(DataError, match="the share of pairs that are high, and near, from 0 to 1, got 25"):
+    with pytest.raises(DataError, match="the share of pairs that are high or near, must be from 0 to 1, got 25"):
         cat_counts(attention, distance, quantile=25)
     with pytest.raises(DataError, match="wanted a quantile from 0 to 1 of some entries, got 0.5 of 0"):
         linear_quantile(torch.zeros(2, 0), 0.5)

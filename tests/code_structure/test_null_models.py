@@ -182,10 +182,10 @@ def test_nulls_check_their_maps():
         positional(broken)
     positional(broken, valid=visible(3))
     means = OffsetMeans()
-    with pytest.raises(DataError, match="map of 2 leaves, but the means are of snippets of at most 0"):
+    with pytest.raises(DataError, match="map of 2 leaves, but the longest snippet that was added has 0"):
         means.map(2)
     means.add(torch.ones(3, 3))
-    with pytest.raises(DataError, match="map of 4 leaves, but the means are of snippets of at most 3: add one"):
+    with pytest.raises(DataError, match="map of 4 leaves, but the longest snippet that was added has 3: add a"):
         means.map(4)
     with pytest.raises(ShapeError, match=r"wanted \[\] maps, got \[2\]"):
         means.add(torch.ones(2, 3, 3))

@@ -213,9 +213,11 @@ def test_errors(tokenizer):
     with pytest.raises(DataError, match="iterator"):
         relation_heads(model, iter(batches))
     found = relation_heads(model, batches, relations=["same block"])
-    with pytest.raises(DataError, match="no relation 'same call': there are same block"):
+    with pytest.raises(DataError, match="no relation 'same call': this result has same block"):
         found.best("same call")
-    with pytest.raises(DataError, match="of 1 layers of 2 heads, this result of 2 of 4: wanted the same model"):
+    with pytest.raises(
+        DataError, match="has 1 layers of 2 heads, this result has 2 layers of 4: wanted the same model"
+    ):
         found.best("same block", choose_on=made([[1.0], [0.0]]))
     with pytest.raises(DataError, match="no pair of leaves of 'same block' was compared"):
         made([[0.0], [0.0]], pairs=[0]).best("same block")

@@ -86,7 +86,7 @@ def test_reading_code_that_does_not_parse(write):
         ([{"code": "a"}], {"field": "text"}, "has no text in a field 'text', only: code"),
         ([{"code": "a"}], {}, "line some.jsonl 1 does not say its language: pass language="),
         ([{"code": "a", "language": "cobol"}], {}, "no grammar is known for 'cobol'"),
-        ([{"code": "a"}], {"broken": "drop"}, "broken is 'error', 'skip' or 'keep', got 'drop'"),
+        ([{"code": "a"}], {"broken": "drop"}, "broken must be 'error', 'skip' or 'keep', got 'drop'"),
     ],
 )
 def test_files_that_cannot_be_used(write, records, options, message):

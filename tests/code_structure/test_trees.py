@@ -153,9 +153,9 @@ def test_code_that_does_not_parse():
         ("", {}, "the code has no leaves: it is empty"),
         (" \n", {}, "the code has no leaves: it is empty"),
         ("# a", {"name": "mine"}, "code 'mine' has no leaves: only comments"),
-        ("x = '\ud83d'", {"name": "mine"}, "code 'mine' is no valid text: half of a surrogate pair at character 5"),
+        ("x = '\ud83d'", {"name": "mine"}, "code 'mine' is not valid text: half of a surrogate pair at character 5"),
         (b"x", {}, "code must be a str, got bytes"),
-        ("x", {"broken": "skip"}, "broken is 'error' or 'keep', got 'skip'"),
+        ("x", {"broken": "skip"}, "broken must be 'error' or 'keep', got 'skip'"),
     ],
 )
 def test_code_that_cannot_be_used(code, options, message):
@@ -174,9 +174,9 @@ def test_languages():
         assert (other.spans, other.language) == (named.spans, "go")
     with pytest.raises(DataError, match="no grammar is known for 'cobol', only for go, java, javascript, python: pass"):
         parse_code(code, "cobol")
-    with pytest.raises(DataError, match="a language is a name .* or a tree_sitter.Language, got 3"):
+    with pytest.raises(DataError, match="language must be a name .* or a tree_sitter.Language, got 3"):
         parse_code(code, 3)
-    with pytest.raises(DataError, match="is no grammar that the installed tree-sitter can read"):
+    with pytest.raises(DataError, match="is not a grammar that the installed tree-sitter can read"):
         parse_code(code, __import__("datetime").datetime_CAPI)
 
 

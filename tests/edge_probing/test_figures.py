@@ -3,7 +3,6 @@ import sys
 
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from bertology import plot
@@ -14,6 +13,7 @@ from bertology.edge_probing.tasks import EdgeTask, Record, Target
 from bertology.edge_probing.trajectories import label_trajectories
 from bertology.errors import DataError, MissingExtra
 from bertology.results.figures import COLOURS
+from helpers.pictures import assert_inside
 
 pytestmark = pytest.mark.any_transformers
 
@@ -33,23 +33,6 @@ def tasks(seeds=1):
 
 def texts(axes):
     return [text.get_text() for text in axes.texts]
-
-
-def laid_out(figure):
-    """The figure after layout: all that is drawn lies inside it."""
-    FigureCanvasAgg(figure).draw()
-    width, height = figure.bbox.size
-    for axes in figure.axes:
-        if axes.get_visible():
-            box = axes.get_tightbbox()
-            assert box.x0 > -1
-            assert box.y0 > -1
-            assert box.x1 < width + 1
-            assert box.y1 < height + 1
-    for legend in figure.legends:
-        box = legend.get_window_extent()
-        assert box.x0 > -1
-        assert box.x1 < width + 1
 
 
 def test_tasks_in_their_order_with_bars(tmp_path):
@@ -76,7 +59,7 @@ def test_tasks_in_their_order_with_bars(tmp_path):
     first, second = (to_hex(patch.get_facecolor()) for patch in told.get_patches())
     assert drawn == [first, first, second, second]
     assert not axes.lines  # one seed has no interval
-    laid_out(figure)
+    assert_inside(figure)
 
 
 def test_intervals_over_seeds_are_drawn():
@@ -114,7 +97,7 @@ def test_panels_show_weights_and_differential_scores(tmp_path):
     assert at[to_hex(COLOURS[1])] == [one.expected_layer] * 2
     assert len(pos.patches) == 4  # no mixing weights were given
     assert len(winograd.patches) == 5  # no differential scores
-    laid_out(figure)
+    assert_inside(figure)
 
 
 @pytest.mark.parametrize(("many", "columns", "shape"), [(1, 2, (1, 1)), (8, 2, (4, 2)), (5, 3, (2, 3)), (3, 1, (3, 1))])
@@ -137,7 +120,7 @@ def test_tasks_that_make_no_picture():
             DataError, match="wanted tasks of models with the same number of layers, got POS of 4, other of 1"
         ):
             draw({"POS": tasks()["POS"], "other": shallow})
-    with pytest.raises(DataError, match="columns is how many panels are side by side, 1 or more, got 0"):
+    with pytest.raises(DataError, match="columns, the number of panels side by side, must be 1 or more, got 0"):
         layer_panels(tasks(), columns=0)
 
 
@@ -177,8 +160,8 @@ def test_strips_show_each_label_over_layers(tmp_path):
     assert [text.get_text() for text in ann.get_xticklabels()] == ["0", "1", "2"]
     assert figure.get_suptitle() == "Paris met Ann"
     assert sentence_strips(one, title="Mine").get_suptitle() == "Mine"
-    laid_out(figure)
-    laid_out(one.plot(path=tmp_path / "b.png"))
+    assert_inside(figure)
+    assert_inside(one.plot(path=tmp_path / "b.png"))
     assert (tmp_path / "b.png").is_file()
 
 
@@ -187,17 +170,19 @@ def test_long_sentences_fit(layers):
     words = ("Paris", "met", "Ann", *("who", "had", "come", "to", "see", "what", "there", "is") * 2, "there")
     one = sentence(layers, words).sentence(0)
     figure = sentence_strips(one)
-    laid_out(figure)
+    assert_inside(figure)
     title = figure._suptitle.get_window_extent()
     assert 0 <= title.x0 < title.x1 <= figure.bbox.width
     assert figure.get_suptitle().split() == list(words)
 
 
 def test_a_picture_is_of_one_sentence():
-    with pytest.raises(DataError, match=r"of the targets of one record, got 3 in 2 records: pick one with \.sentence"):
+    with pytest.raises(
+        DataError, match=r"targets of a single record, got 3 targets in 2 records: choose a record with \.sent"
+    ):
         sentence_strips(sentence())
     one = sentence().sentence(0)
-    with pytest.raises(DataError, match="of the targets of one record, got 0 in 1 records"):
+    with pytest.raises(DataError, match="targets of a single record, got 0 targets in 1 records"):
         sentence_strips(one.subset(torch.zeros(2, dtype=torch.bool)))
 
 

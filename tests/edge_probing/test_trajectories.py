@@ -99,7 +99,7 @@ def test_the_paper_shows_sentences_with_unsure_targets():
     assert found.sentences(0.1) == []
     # The mean of each layer's highest is another thing: Toronto's is 0.775.
     assert found.probabilities.amax(-1).mean(0)[0].item() == pytest.approx(0.775)
-    with pytest.raises(DataError, match="limit is a mean probability from 0 to 1, got 70"):
+    with pytest.raises(DataError, match="limit, a mean probability, must be from 0 to 1, got 70"):
         found.unsure(70)
 
 
@@ -119,7 +119,7 @@ def test_what_changes_most():
     long = label_trajectories(torch.stack([1 - p, p, 0 * p], dim=-1), entities())
     assert long.flips.tolist() == [3, 0, 0, 2, 2, 0]
     assert long.most_changing() == long.most_changing(by="movement") == [0, 2]
-    with pytest.raises(DataError, match="by is 'flips' or 'movement', got 'size'"):
+    with pytest.raises(DataError, match="by must be 'flips' or 'movement', got 'size'"):
         found.most_changing(by="size")
 
 
@@ -127,7 +127,7 @@ def test_probabilities_of_labels():
     found = story()
     assert found.of_label("ORG")[:, 0].tolist() == [0.1, 0.3, 0.7, 0.9]
     assert found.of_gold()[:, 0].tolist() == pytest.approx([0.1, 0.3, 0.7, 0.9])
-    with pytest.raises(DataError, match="no label is called 'LOC': there are GPE, ORG, PERSON"):
+    with pytest.raises(DataError, match="the task has no label 'LOC': its labels are GPE, ORG, PERSON"):
         found.of_label("LOC")
     task = EdgeTask.of(
         "roles", [Record(("a", "b"), (Target((0, 1), ("x", "z")), Target((0, 1), ())))], labels=("x", "y", "z")
@@ -162,7 +162,7 @@ def test_one_sentence_is_a_table():
     assert str(story()) == (
         "6 targets in 3 records, at 4 layers, of 3 labels: 3 unsure targets, 1 records with two or more"
     )
-    with pytest.raises(DataError, match="no targets in record 3: there are 3 records, counted from 0"):
+    with pytest.raises(DataError, match="record 3 has no targets: there are 3 records, counted from 0"):
         story().sentence(3)
     with pytest.raises(ShapeError, match=r"targets must be \[target\] = \[6\] bool, got \[2\] torch.int64"):
         story().subset(torch.tensor([0, 1]))
@@ -196,7 +196,7 @@ def test_only_some_targets_have_probabilities():
     assert back.record.tolist() == [2, 1, 0]
     assert str(back.sentence(1)) == str(found.sentence(1))
     assert back.most_changing(least=1) == found.most_changing(least=1)
-    with pytest.raises(ShapeError, match=r"= \[\.\.\., 6, 3\], got \[4, 3, 3\]: say with source= which of the task's"):
+    with pytest.raises(ShapeError, match=r"= \[\.\.\., 6, 3\], got \[4, 3, 3\]: if these are only some of the task's"):
         label_trajectories(p, entities())
     for records, numbers in (
         ([0, 0, 1], [1, 1, 0]),
@@ -205,14 +205,14 @@ def test_only_some_targets_have_probabilities():
         ([-1, 0, 1], [0] * 3),
     ):
         with pytest.raises(
-            DataError, match="source has target . of record .*, which is not in the task, or is there twice"
+            DataError, match="source has target . of record .*, which is not in the task, or is named twice"
         ):
             label_trajectories(p, entities(), source=(torch.tensor(records), torch.tensor(numbers)))
 
 
 def test_what_are_no_probabilities():
     for wrong in (-some(), some() * 3, some() * math.nan):
-        with pytest.raises(DataError, match="probabilities are from 0 to 1, got .* pass them after the sigmoid"):
+        with pytest.raises(DataError, match="probabilities must be from 0 to 1, got .* pass them after the sigmoid"):
             label_trajectories(wrong, entities())
     for wrong in (some(labels=2), some(targets=5), some()[0]):
         with pytest.raises(ShapeError, match=r"probabilities must be \[layer, target, label\] = \[\.\.\., 6, 3\], got"):

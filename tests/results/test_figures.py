@@ -267,7 +267,7 @@ def test_dependencies_are_two_heat_maps():
     one = dependencies().plot(relation="obj")
     assert one.axes[0].images[0].get_array().filled(9).tolist() == [[0, 1], [1, 9]]
     assert one.get_suptitle() == "Dependency heads: obj, 1 arcs"
-    with pytest.raises(DataError, match="no relation 'iobj': there are det, obj"):
+    with pytest.raises(DataError, match="no relation 'iobj': this result has det, obj"):
         dependencies().plot(relation="iobj")
     with pytest.raises(DataError, match="relation='obj' is for DependencyHeads, got AttentionEntropy"):
         attention_entropy(BY_NAME["bert"].build(), batch()).plot(relation="obj")

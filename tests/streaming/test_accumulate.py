@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bertology import (
@@ -109,8 +110,13 @@ def test_an_accumulator_of_ones_own():
 def test_progress_is_shown(capsys):
     attention_entropy(BY_NAME["bert"].build(), [batch()], progress="entropy of it all")
     assert "entropy of it all: 100%" in capsys.readouterr().err
-    attention_entropy(BY_NAME["bert"].build(), [batch()])
-    assert capsys.readouterr().err == ""
+    attention_entropy(BY_NAME["bert"].build(), [batch()], progress=True)
+    assert capsys.readouterr().err.strip().startswith("0%")
+    for none in (None, False):
+        attention_entropy(BY_NAME["bert"].build(), [batch()], progress=none)
+        assert capsys.readouterr().err == ""
+    with pytest.raises(DataError, match="progress must be True, False or the title of a progress bar, got 3"):
+        attention_entropy(BY_NAME["bert"].build(), [batch()], progress=3)
 
 
 def cut_off(batches, after):
@@ -176,6 +182,80 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, monkeypatch):
         accumulate(model, batches, Scaled(2), checkpoint=file)
     accumulate(model, batches, Scaled(1), checkpoint=file)
     assert not file.exists()
+
+
+def interrupted(model, batches, file, *accumulators, monkeypatch):
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        accumulate(model, cut_off(batches, 2), *accumulators, checkpoint=file)
+
+
+def test_a_checkpoint_with_one_changed_element_or_number_is_refused(tmp_path, monkeypatch):
+    model, batches, file = BY_NAME["gpt2"].build(), each_alone(batch((7, 4, 5))), tmp_path / "sums"
+    interrupted(model, batches, file, ImportanceAccumulator(), monkeypatch=monkeypatch)
+    with safe_open(file, "pt") as opened:
+        about, sums = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    changed = sums["0.absolute"].clone()
+    changed[1, 2] *= 1 + 1e-12
+    numbers = about["numbers"].replace('"batches": 2', '"batches": 1')
+    assert numbers != about["numbers"]
+    for tensors, told in [
+        (sums | {"0.absolute": changed}, about),
+        (sums | {"0.examples": sums["0.examples"] + 1}, about),
+        ({name: x for name, x in sums.items() if name != "0.signed"}, about),
+        (sums, about | {"numbers": numbers}),
+        (sums, {name: x for name, x in about.items() if name != "content"}),
+    ]:
+        save_file(tensors, file, metadata=told)
+        with pytest.raises(DataError, match=f"{file} is damaged: it does not hold what was written: remove it"):
+            accumulate(model, batches, ImportanceAccumulator(), checkpoint=file)
+    save_file(sums, file, metadata=about)
+    (result,) = accumulate(model, batches, ImportanceAccumulator(), checkpoint=file)
+    check_same(result, head_importance(model, batches))
+
+
+def test_a_checkpoint_of_a_model_that_was_changed_by_hand_is_refused(tmp_path, monkeypatch):
+    model, batches, file = BY_NAME["gpt2"].build(), each_alone(batch((7, 4, 5))), tmp_path / "sums"
+    interrupted(model, batches, file, EntropyAccumulator(), monkeypatch=monkeypatch)
+    weight = model.transformer.h[1].attn.c_proj.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[-4:] = 0  # the last head
+    with pytest.raises(DataError, match="is of another model or other measures"):
+        accumulate(model, batches, EntropyAccumulator(), checkpoint=file)
+    with torch.no_grad():
+        weight.copy_(kept)
+    model.config.scale_attn_by_inverse_layer_idx = True
+    with pytest.raises(DataError, match="is of another model or other measures"):
+        accumulate(model, batches, EntropyAccumulator(), checkpoint=file)
+    model.config.scale_attn_by_inverse_layer_idx = False
+    accumulate(model, batches, EntropyAccumulator(), checkpoint=file)
+
+
+def test_a_checkpoint_of_another_loss_is_refused(tmp_path, monkeypatch):
+    def loss(factor):
+        return lambda outputs, batch: factor * outputs.logits.square().sum(1)
+
+    model, batches, file = BY_NAME["bert"].build(), each_alone(batch((7, 4, 5))), tmp_path / "sums"
+    interrupted(model, batches, file, ImportanceAccumulator(loss=loss(2)), monkeypatch=monkeypatch)
+    with pytest.raises(DataError, match="is of another model or other measures"):
+        accumulate(model, batches, ImportanceAccumulator(loss=loss(3)), checkpoint=file)
+    (result,) = accumulate(model, batches, ImportanceAccumulator(loss=loss(2)), checkpoint=file)
+    check_same(result, head_importance(model, batches, loss=loss(2)))
+    with file.with_name("other").open("w") as opened:
+        own = ImportanceAccumulator(loss=lambda outputs, batch: opened and outputs.logits.sum(1))
+    with pytest.raises(DataError, match="cannot be told from others"):
+        accumulate(model, batches, own, checkpoint=file)
+
+
+def test_an_accumulator_is_taken_once():
+    model, one = BY_NAME["bert"].build(), EntropyAccumulator()
+    with pytest.raises(DataError, match="one EntropyAccumulator is passed twice"):
+        accumulate(model, batch(), one, ImportanceAccumulator(), one)
+    with pytest.raises(DataError, match=r"takes accumulators, got .*: call it, EntropyAccumulator\(\)"):
+        accumulate(model, batch(), EntropyAccumulator)
+    with pytest.raises(DataError, match="takes accumulators, got 'entropy'"):
+        accumulate(model, batch(), "entropy")
 
 
 class Work:

@@ -282,7 +282,7 @@ def test_a_sentence_of_one_word_and_one_of_punctuation():
         assert sorted(found.words.tolist()) == [0, 1, 6]
         assert found.right[found.words == 1].item() == 1  # ROOT is all that is left
         assert found.decode == decode
-    with pytest.raises(DataError, match=r"every word of the test sentences depends .* by one of \('punct',\)"):
+    with pytest.raises(DataError, match=r"every word of the test sentences has an ignored relation, \('punct',\)"):
         attention_probe(model, batches, align(wordpiece_tokenizer(), some[2:]))
 
 
@@ -369,13 +369,15 @@ def test_errors():
             attention_probe(model, train, test)
         with pytest.raises(DataError, match=f"{name} has no sentences"):
             distance_probe(train, test, vectors=known)
-    with pytest.raises(DataError, match=r"train must be what bertology.syntax.align makes of a treebank, got list"):
+    with pytest.raises(
+        DataError, match=r"train must be the batches of bertology.syntax.align for a treebank, got list"
+    ):
         attention_probe(model, list(batches), batches)
     for wrong, message in (
-        ({"vectors": "glove"}, "vectors takes 'embeddings', StaticVectors or None, got 'glove'"),
+        ({"vectors": "glove"}, "vectors must be 'embeddings', StaticVectors or None, got 'glove'"),
         ({"decode": "best"}, "decode must be one of 'greedy', 'tree', 'one-root tree', got 'best'"),
-        ({"ignore": "punct"}, r"ignore takes several relations: \('punct',\), got 'punct'"),
-        ({"epochs": 0}, "epochs is how often .*, 1 or more, got 0"),
+        ({"ignore": "punct"}, r"ignore must be a sequence of relations, such as \('punct',\), got 'punct'"),
+        ({"epochs": 0}, "epochs, the number of .*, must be 1 or more, got 0"),
         ({"lr": 0.0}, "lr, the learning rate, must be more than 0, got 0.0"),
         (
             {"vectors": StaticVectors(["dog"], torch.ones(1, 2))},

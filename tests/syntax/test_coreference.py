@@ -134,9 +134,9 @@ def test_what_has_the_same_head_word_is_no_candidate():
         (Mention(0, 2, 1, 1, "nominal"), Mention(0, 5, 1, 1, "nominal"), Mention(3, 5, 4, 2, "nominal")),
     )
     assert questions(nested) == []
-    with pytest.raises(DataError, match="no mention has an antecedent in its document: there is nothing to ask"):
+    with pytest.raises(DataError, match="no mention has an antecedent in its document: there is nothing to score"):
         antecedent_baselines([nested])
-    with pytest.raises(DataError, match="no mention has an antecedent in its document: there is nothing to ask"):
+    with pytest.raises(DataError, match="no mention has an antecedent in its document: there is nothing to score"):
         coreference_heads(BY_NAME["bert"].build(), bert_batches([nested]))
 
 
@@ -192,12 +192,14 @@ def test_heads_chosen_elsewhere():
     assert len(two.table(least=10**6)) == 0
     no_names = [document for document in RANDOM if all(m.kind != "proper" for m in document.mentions)]
     assert "proper" not in {row.kind for row in coreference_heads(model, bert_batches(no_names)).table()}
-    with pytest.raises(DataError, match="no mentions of the kind 'verb': there are all, pronoun, proper, nominal"):
+    with pytest.raises(DataError, match="no kind 'verb': this result has all, pronoun, proper, nominal"):
         two.best("verb")
     small = coreference_heads(BY_NAME["bert"].build(num_hidden_layers=1), bert_batches())
-    with pytest.raises(DataError, match="choose_on is of a model of 1 layers of 4 heads, this result of 2 of 4"):
+    with pytest.raises(DataError, match="choose_on has 1 layers of 4 heads, this result has 2 layers of 4"):
         two.table(choose_on=small)
-    with pytest.raises(DataError, match="choose_on chooses among words, this result among mentions: wanted the same"):
+    with pytest.raises(
+        DataError, match="the candidates of choose_on are words, those of this result mentions: they must"
+    ):
         two.table(choose_on=coreference_heads(model, bert_batches(), candidates="words"))
 
 

@@ -192,11 +192,11 @@ def test_chosen_elsewhere():
         assert row.accuracy == counts[direction, row.head.layer, row.head.head] / row.arcs
     assert "cc" not in {row.relation for row in there}  # never seen where heads were chosen
     assert {row.relation for row in there} < {row.relation for row in here}
-    with pytest.raises(DataError, match="no relation 'cc': there are"):
+    with pytest.raises(DataError, match="no relation 'cc': this result has"):
         there["cc"]
     assert all(row.arcs >= 3 for row in two.table(least=3))
     small = BY_NAME["bert"].build(num_hidden_layers=1)
-    with pytest.raises(DataError, match="choose_on is of a model of 1 layers of 4 heads, this result of 2 of 4"):
+    with pytest.raises(DataError, match="choose_on has 1 layers of 4 heads, this result has 2 layers of 4"):
         two.table(choose_on=dependency_heads(small, align(wordpiece_tokenizer(), CATS)))
 
 
@@ -253,7 +253,7 @@ def test_errors():
         DataError, match=r"do not say which word each token is part of: make them with bertology.syntax.align"
     ):
         accumulate(model, batch(), DependencyAccumulator(["dep"]))
-    with pytest.raises(DataError, match="relation 'root' is not among the 1 that were announced"):
+    with pytest.raises(DataError, match="relation 'root' is not among the 1 relations of this"):
         accumulate(model, align(wordpiece_tokenizer(), CATS), DependencyAccumulator(["dep"]))
     words_only = SimpleNamespace(words=("cat",), name="no tree")
     with pytest.raises(DataError, match="wanted sentences with trees, got SimpleNamespace: read a treebank"):

@@ -65,7 +65,7 @@ def test_columns(direction, tmp_path):
         assert where[arc.relation, sides[0]][1] == where[WORDS[arc.dependent], sides[0]][1]
     assert axes.texts[-1].get_text() == shown.title
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "attention, as wide as its weight", "gold, and picked by the head", "gold, and missed",
+        "attention; the width is its weight", "gold arc, picked by the head", "gold arc, missed",
     ]  # fmt: skip
 
 
@@ -197,17 +197,17 @@ def test_lines_lead_from_word_to_word():
 
 
 def test_errors():
-    with pytest.raises(ShapeError, match=r"weights must be \[query, key\] of 2 words, got \[2, 3\]"):
+    with pytest.raises(ShapeError, match=r"weights must be \[query, key\] = \[2, 2\], without NaN, got \[2, 3\]"):
         HeadView(torch.ones(2, 3), ("a", "b"))
-    with pytest.raises(ShapeError, match=r"weights must be \[query, key\] of 2 words, got NaN in them"):
+    with pytest.raises(ShapeError, match=r"weights must be \[query, key\] = \[2, 2\], without NaN, got NaN"):
         HeadView(torch.full((2, 2), float("nan")), ("a", "b"))
-    with pytest.raises(ShapeError, match="2 words that are no special tokens have 1 heads and 2 relations"):
+    with pytest.raises(ShapeError, match="2 words that are not special tokens have 1 heads and 2 relations"):
         HeadView(torch.ones(2, 2), ("a", "b"), (0,), ("root", "obj"))
-    with pytest.raises(ShapeError, match="1 words that are no special tokens have 2 heads"):
+    with pytest.raises(ShapeError, match="1 words that are not special tokens have 2 heads"):
         HeadView(torch.ones(2, 2), ("a", "[SEP]"), (0, 1), ("root", "obj"), (1,))
-    with pytest.raises(DataError, match="direction is 'from dependent' or 'from head', got 'up'"):
+    with pytest.raises(DataError, match="direction must be 'from dependent' or 'from head', got 'up'"):
         HeadView(torch.ones(1, 1), ("a",), direction="up")
-    with pytest.raises(DataError, match="layout is 'columns' or 'arcs', got 'circle'"):
+    with pytest.raises(DataError, match="layout must be 'columns' or 'arcs', got 'circle'"):
         view().plot(layout="circle")
 
 

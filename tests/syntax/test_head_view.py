@@ -80,7 +80,7 @@ def test_words_without_a_tree(model, tokenizer):
     found = show_head(model, tokenizer, Plain(), (0, 0))
     assert (found.heads, found.arcs, found.title) == ((), [], "L0H0")
     assert [text.get_text() for text in found.plot().axes[0].get_legend().get_texts()] == [
-        "attention, as wide as its weight"
+        "attention; the width is its weight"
     ]
     assert "gold" not in re.sub("<style>.*</style>", "", found.html(), flags=re.DOTALL)
 

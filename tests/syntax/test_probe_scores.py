@@ -89,7 +89,7 @@ def test_a_circle_is_broken_where_it_costs_least():
 
 def test_scores_that_make_no_tree():
     for shape in ((2, 2), (0, 1), (3,)):
-        with pytest.raises(ShapeError, match=r"scores must be \[words, words \+ 1\], the first column ROOT's"):
+        with pytest.raises(ShapeError, match=r"scores must be \[words, words \+ 1\], with ROOT in the first column"):
             best_tree(torch.zeros(shape))
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(ShapeError, match="scores must be finite, got NaN or infinity"):

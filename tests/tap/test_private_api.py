@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
+import torch.utils.checkpoint
 import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bertology.tap.private_api import ATTENTION_SETTING, may_be_compiled, push_mode, replace_forward
+from bertology.tap.private_api import (
+    ATTENTION_SETTING,
+    current_modes,
+    may_be_compiled,
+    push_mode,
+    replace_entry,
+    replace_forward,
+    wrap_checkpoints,
+)
 from helpers.zoo import BY_NAME, batch
 
 
@@ -88,3 +97,63 @@ def test_a_replaced_forward_runs_and_is_put_back():
         assert torch.equal(layer(x), x + 1)
     assert torch.equal(layer(x), before)
     assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_gives_its_function_to_the_wrappers(reentrant):
+    runs = []
+
+    def both(function):
+        return lambda *args: (runs.append("one of both"), function(*args))[1]
+
+    def second(function):
+        return lambda *args: (runs.append("second"), function(*args))[1]
+
+    @contextmanager
+    def first():
+        runs.append("first")
+        yield
+
+    x = torch.ones(2, requires_grad=True)
+    with ExitStack() as undo:
+        wrap_checkpoints(both, second, first, undo)
+        y = torch.utils.checkpoint.checkpoint(torch.exp, x, use_reentrant=reentrant)
+    y.sum().backward()
+    assert runs == (["one of both", "one of both"] if reentrant else ["first", "second"]), (
+        "torch's checkpoints look up their two variants elsewhere: gates and edits are left out of parts that run again"
+    )
+    runs.clear()
+    torch.utils.checkpoint.checkpoint(torch.exp, x, use_reentrant=reentrant).sum().backward()
+    assert not runs
+
+
+def test_the_modes_that_see_a_call_are_known():
+    mode = Seeing()
+    with ExitStack() as undo:
+        push_mode(mode, undo)
+        assert current_modes()[-1] is mode
+    assert mode not in current_modes()
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_function_of_the_interface_is_replaced_and_put_back(local):
+    def first():
+        pass
+
+    def second():
+        pass
+
+    interface = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+    if local:
+        interface["replaced"] = first
+    else:
+        transformers.modeling_utils.AttentionInterface.register("replaced", first)
+    why = "the attention interface is no longer a mapping: maps of an attention function of one's own cannot be read"
+    with ExitStack() as undo:
+        replace_entry(interface, "replaced", second, undo)
+        assert interface["replaced"] is second, why
+    assert interface["replaced"] is first, why
+    if local:
+        del interface["replaced"]
+    else:
+        assert "replaced" not in interface._local_mapping, why

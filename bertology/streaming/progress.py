@@ -1,0 +1,33 @@
+"""Progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from tqdm.auto import tqdm
+
+from ..errors import DataError
+
+T = TypeVar("T")
+Progress = str | bool | None
+"""The title of a progress bar; True for a bar without a title, False or None for no bar."""
+
+
+def progress_bar(progress: Progress, of: Iterable[Any] | None = None, **options: Any) -> Any:
+    """A progress bar over an iterable, or one that is updated by hand; the options are those of tqdm.
+
+    Raises `DataError` unless `progress` is a title, True, False or None.
+
+        >>> list(progress_bar(False, [5, 6]))
+        [5, 6]
+    """
+    if not isinstance(progress, (str, bool, type(None))):
+        raise DataError(f"progress must be True, False or the title of a progress bar, got {progress!r}")
+    title = progress if isinstance(progress, str) else None
+    return tqdm(of, desc=title, disable=progress is None or progress is False, **options)
+
+
+def titled(progress: Progress, what: str) -> Progress:
+    """The title of a bar for a part of the work: the title of the whole work, and the part."""
+    return f"{progress}, {what}" if isinstance(progress, str) else progress

@@ -1,0 +1,107 @@
+"""What two processes of torch.distributed do at once, each with its share of the data."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from bertology import (
+    EntropyAccumulator,
+    accumulate,
+    attention_entropy,
+    head_importance,
+    head_means,
+    pruning_curve,
+    score,
+)
+from bertology.code_structure import align_code, cat_scores, leaf_types, relation_heads
+from bertology.errors import BertologyError
+from bertology.syntax import align, dependency_heads
+from helpers.code_snippets import snippets
+from helpers.trees import CATS, wordpiece_tokenizer
+from helpers.zoo import BY_NAME, batch, each_alone
+
+TEXTS = each_alone(batch((7, 4, 5, 2, 6)))
+
+
+class Texts(torch.utils.data.Dataset):
+    """Texts of one length, so that a DataLoader can batch them."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, place: int) -> Any:
+        return {"input_ids": torch.arange(3 + place, 9 + place), "labels": torch.tensor(place % 2)}
+
+
+def loader(rank: int, size: int, **options: Any) -> Any:
+    sampler = DistributedSampler(Texts(), num_replicas=size, rank=rank, shuffle=False, **options)
+    return DataLoader(Texts(), batch_size=2, sampler=sampler)
+
+
+def model(rank: int = 0, **config: Any) -> Any:
+    return BY_NAME["bert"].build(seed=rank, **config)
+
+
+def trees(rank: int, size: int) -> Any:
+    return align(wordpiece_tokenizer(), CATS[rank::size])
+
+
+def code(rank: int, size: int) -> Any:
+    return align_code(wordpiece_tokenizer(), snippets()[rank::size])
+
+
+WORK = {
+    "importance": lambda rank, size: head_importance(model(), TEXTS[rank::size]),
+    "all texts in one process": lambda rank, size: head_importance(model(), TEXTS if rank else []),
+    "means": lambda rank, size: head_means(model(), TEXTS if rank else []),
+    "accuracy": lambda rank, size: score(model(), TEXTS if rank == 0 else [], metric="accuracy"),
+    "curve": lambda rank, size: pruning_curve(model(), TEXTS if rank == 0 else [], metric="accuracy"),
+    "relations": lambda rank, size: dependency_heads(model(), trees(rank, size)),
+    "types": lambda rank, size: leaf_types(model(), code(rank, size)),
+    "cat": lambda rank, size: cat_scores(model(), code(rank, size), types="all"),
+    "code": lambda rank, size: relation_heads(model(), code(rank, size)),
+    "whole shares": lambda rank, size: head_importance(model(), loader(rank, size, drop_last=True)),
+    "no texts": lambda rank, size: attention_entropy(model(), []),
+    "other weights": lambda rank, size: attention_entropy(model(rank), TEXTS[rank::size]),
+    "other activation": lambda rank, size: attention_entropy(
+        model(hidden_act="relu" if rank else "gelu"), TEXTS[rank::size]
+    ),
+    "other settings": lambda rank, size: attention_entropy(
+        model(), TEXTS[rank::size], average="example" if rank else "query"
+    ),
+    "other measures": lambda rank, size: accumulate(
+        model(), TEXTS[rank::size], *[EntropyAccumulator() for _ in range(1 + rank)]
+    ),
+    "a bad batch": lambda rank, size: attention_entropy(model(), [*TEXTS[rank::size], {"input_ids": [1]}][: 2 + rank]),
+    "a sampler": lambda rank, size: head_importance(model(), loader(rank, size)),
+    "not a tree": lambda rank, size: dependency_heads(model(), TEXTS if rank else trees(rank, size)),
+}
+
+
+def each(rank: int, size: int, store: str, queue: Any) -> None:
+    """Do all of it, and put the results and the errors into the queue."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    found: dict[str, Any] = {}
+    for name, work in WORK.items():
+        try:
+            # Lists, since tensors would travel through files that end with the process.
+            found[name] = plain(work(rank, size))
+        except BertologyError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    queue.put((rank, found))
+    torch.distributed.destroy_process_group()
+
+
+def plain(result: Any) -> dict[str, Any]:
+    """{field: value} of a result, tensors as lists."""
+    return {name: x.tolist() if isinstance(x, torch.Tensor) else x for name, x in vars(result).items()}

@@ -28,7 +28,9 @@ _ATTENTION = re.compile(r"(Attention|Attn|MHA)(?!\w*(Output|Norm|MLP|Bias|Residu
 
 def every_type() -> list[str]:
     """The types of models that have a class to build."""
-    return [name for name in sorted(configuration_auto.CONFIG_MAPPING) if class_of_type(name) is not None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # modules of models are imported here
+        return [name for name in sorted(configuration_auto.CONFIG_MAPPING) if class_of_type(name) is not None]
 
 
 def class_of_type(model_type: str) -> Any:

@@ -317,7 +317,7 @@ _INKLING2 = Shares(
     counts=("relative_position_bias",),
 )  # fmt: skip
 _RESIZED = "it takes their width together from the hidden states"
-_REMADE = "it is made anew for short texts (call set_attention_type('original_full') first)"
+_REMADE = "the model replaces it with full attention on short texts (call set_attention_type('original_full') first)"
 _TAKES_BIAS = Oddities(takes_bias=True)
 # Attention that puts its heads side by side in as many dimensions as its input has, so that it cannot have fewer.
 _SIZED_BY_INPUT = (

@@ -64,8 +64,8 @@ def on_meta(model_type: str) -> nn.Module:
                 with torch.device("meta"):
                     return kind(config)
             except Exception as error:  # whatever the model's own code raises
-                told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    raise CannotBuildError(told)
+                last = error
+    raise CannotBuildError(f"{type(last).__name__}: {last}") from last
 
 
 def _shorten(config: Any) -> None:

@@ -185,15 +185,15 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
         last[stack] = x.detach()
 
     with one_batch(model, inputs) as (anatomy, batch):
-        known = [stack.name for stack in anatomy.stacks if stack.blocks]
-        if len(known) < len(anatomy.stacks):
+        listed = [stack for stack in anatomy.stacks if not stack.single] or list(anatomy.stacks)
+        if not all(stack.blocks for stack in listed):
             asked[OUTPUT_STATES_ARGUMENT] = True
         with tap(anatomy, "block", read=read), tap(anatomy, "last", read=read_last):
             outputs = run(model, {**batch, **asked})
-        for stack in anatomy.stacks:
+        for stack in listed:
             if not stack.blocks:
                 layers[stack.name] = _handed_up(outputs, stack.name)
-        for stack in anatomy.stacks:
+        for stack in listed:
             if stack.name in layers:
                 states, final = layers[stack.name], last.get(stack.name)
                 layers[stack.name] = _as_text(stack, states, final, token_mask(model, batch, stack.name).shape[1])
@@ -216,7 +216,7 @@ def _handed_up(outputs: Any, stack: str) -> list[Tensor]:
 
 def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: int) -> list[Tensor]:
     """The states of the text's own tokens, where a stack works on more: padding (Longformer), a prompt (CPM-Ant)."""
-    if final is None or final.shape[1] != tokens:
+    if final is None or stack.reads_images or final.shape[1] != tokens:
         return states
     prefixed = block_oddities_of(stack.module).prefixes
     return [x[:, x.shape[1] - tokens :] if prefixed else x[:, :tokens] for x in states]

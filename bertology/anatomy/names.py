@@ -280,6 +280,8 @@ PADDING_COUNTS = (
 )  # fmt: skip
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
+# How many axes an input has at least, the batch axis among them.
+LEAST_AXES = {IDS_ARGUMENT: 2, EMBEDS_ARGUMENT: 3, "input_values": 2}
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 # Other arguments with a state of earlier tokens: of Mamba, XLNet, RWKV, Reformer, and of streamed sound.
@@ -288,6 +290,8 @@ STATE_ARGUMENTS = (
     "decoder_cache", "padding_cache",
 )  # fmt: skip
 USE_CACHE_ARGUMENT = "use_cache"
+# Settings: how many positions and how many segments a model has.
+MOST_POSITIONS_NAME, SEGMENT_KINDS_NAME = "max_position_embeddings", "type_vocab_size"
 # Arguments that make a model or an eager attention function return more, and the name of the first such output.
 OUTPUT_STATES_ARGUMENT, OUTPUT_MAPS_ARGUMENT = "output_hidden_states", "output_attentions"
 STATES_NAME = "hidden_states"

@@ -18,6 +18,7 @@ from ..errors import BertologyError, DataError
 from .prune import prune_heads
 
 
+@checked
 def load_pruned(
     path: str | Path,
     *,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
-from ..errors import BertologyError, ShapeError, UnknownAnatomy
+from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
 from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
@@ -28,6 +28,7 @@ PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 
 
 @contextmanager
+@checked
 def tap(
     anatomy: Anatomy | nn.Module,
     place: str,

@@ -62,8 +62,10 @@ class CodeLength(Result):
         lines = ["| probe | bits | compression |", "|---|---|---|"]
         for name, bits, times in zip(self.labels, self.online.tolist(), self.compression.tolist(), strict=True):
             lines.append(f"| {name} | {bits:.0f} | {times:.2f} |")
-        told = f"{int(self.ends[-1])} records in {len(self.ends)} blocks, {self.uniform.sum():.0f} bits in uniform code"
-        return "\n".join([*lines, told])
+        total = (
+            f"{int(self.ends[-1])} records in {len(self.ends)} blocks, {self.uniform.sum():.0f} bits in uniform code"
+        )
+        return "\n".join([*lines, total])
 
 
 def online_code(

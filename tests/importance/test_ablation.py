@@ -292,7 +292,7 @@ def test_errors():
     with pytest.raises(DataError, match="the metric <lambda> is NaN over 3 examples"):
         head_ablation(model, inputs, metric=lambda logits, labels: float("nan"))
     prune_heads(model, {0: range(4), 1: range(4)})
-    with pytest.raises(DataError, match="there is nothing to take away: every head of this model was pruned"):
+    with pytest.raises(DataError, match="there is no head to ablate: all heads of this model were pruned"):
         head_ablation(model, inputs, metric="accuracy")
 
 

@@ -397,7 +397,7 @@ def test_brackets_become_dependencies(tmp_path):
     assert second.words == ("The", "cat", "was", "fed", "by", "Ann")
     assert second.relations == ("det", "dep", "dep", "root", "case", "dep")  # a passive's subject is none of ours
     (tmp_path / "open.ptb").write_text("(ROOT (S (NN cat))")
-    with pytest.raises(DataError, match="ends within a tree"):
+    with pytest.raises(DataError, match="ends inside a tree"):
         read_brackets(tmp_path / "open.ptb")
 
 

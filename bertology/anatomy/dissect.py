@@ -136,9 +136,9 @@ def make_stack(modules: dict[str, nn.Module], name: str, blocks: list[str], one:
     known = one.block != one.path and odd.called
     there = tuple(modules[block] for block in blocks) if known else ()
     last = _returned(modules, blocks[0])
-    return Stack(
-        name, _called(modules, blocks[0]), last, ties_last(last), layout, there, _reads_images(modules, blocks[0])
-    )
+    single = not there and not any(part.isdigit() for part in blocks[0].split("."))
+    images = _reads_images(modules, blocks[0])
+    return Stack(name, _called(modules, blocks[0]), last, ties_last(last), layout, there, images, single)
 
 
 def _reads_images(modules: dict[str, nn.Module], block: str) -> bool:

@@ -122,7 +122,7 @@ class ImportanceAccumulator(Accumulator):
             if why := oddities_of(site.attention).inexact_gradient:
                 raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         return super().zero(anatomy)
 
     @contextmanager
@@ -211,7 +211,8 @@ def head_importance(
 
     I_h = E_x |∂L(x)/∂ξ_h| (Michel, Levy and Neubig 2019, eq. 2): the absolute value is taken example by example, so
     that the result does not depend on how the examples are batched. Only the gates get gradients, the weights none.
-    Sort the data by length to waste no time on padding, which never counts.
+    Sort the data by length to waste no time on padding. It does not count, on either side; if the model itself counts
+    it, a warning says so.
 
     Args:
         model: a model with a task head, under any attention implementation; measured in eval mode, left as it was.
@@ -222,7 +223,8 @@ def head_importance(
             code does. It is never smaller, and the same where the loss sees a layer at one token only.
         progress: True for a progress bar, or its title; no bar without it.
 
-    Raises `LossError` when labels are missing, no loss is known, or a loss is not one finite value per example.
+    Raises `LossError` when labels are missing, no loss is known, the model itself computes another loss, or a loss is
+    not one finite value per example.
 
         >>> import torch
         >>> from transformers import BertConfig, BertForSequenceClassification

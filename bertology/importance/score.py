@@ -90,7 +90,7 @@ class ScoreAccumulator(Accumulator):
     def compute(self) -> Score:
         """Apply the metric to all examples at once."""
         self.check_measured(self.examples, "example")
-        value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels))
+        value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels), int(self.examples))
         return Score(value, self._name, int(self.examples))
 
 
@@ -111,7 +111,7 @@ class InverseLossAccumulator(Accumulator):
     def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         return super().zero(anatomy)
 
     def update(self, batch: Batch, outputs: Any) -> None:
@@ -152,9 +152,11 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
         ) from error
     if labels.dim() == 2 and logits.dim() == 3:
         stack = "decoder" if is_encoder_decoder(model) else "encoder"
-        real, logits = token_mask(model, batch, stack), token_logits(outputs, labels)
+        real = token_mask(model, batch, stack)
         if is_causal(model):
-            logits, labels, real = next_tokens(logits, labels, real)
+            logits, labels, real = next_tokens(outputs, labels, real)
+        else:
+            logits = token_logits(outputs, labels)
         there = (labels != IGNORED) & real
         return Predictions(logits[there], labels[there], there.nonzero()[:, 0])
     return Predictions(logits, labels, torch.arange(len(labels), device=labels.device))

@@ -26,12 +26,12 @@ from ..data.batches import (
 )
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.padding import real_positions
-from ..data.positions import with_positions
 from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.first_example import FirstExample, check_padding_before
 from ..tap import tap, undisturbed
+from ..tap.gradient_cuts import gradients_checked
 
 C = TypeVar("C", bound="Capture")
 
@@ -75,7 +75,7 @@ def only(stacks: dict[str, Tensor]) -> Tensor:
 def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
     """Check one batch, and keep the model in eval mode and unchanged while it is captured."""
     anatomy = dissect(model)
-    batch = with_positions(model, on_device(inputs, device_of(model)))
+    batch = on_device(inputs, device_of(model))
     with undisturbed(model):
         check_padding_before(anatomy, batch)
         yield anatomy, batch
@@ -210,15 +210,15 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
         last[stack] = x.detach()
 
     with one_batch(model, inputs) as (anatomy, batch):
-        known = [stack.name for stack in anatomy.stacks if stack.blocks]
-        if len(known) < len(anatomy.stacks):
+        listed = [stack for stack in anatomy.stacks if not stack.single] or list(anatomy.stacks)
+        if not all(stack.blocks for stack in listed):
             asked[OUTPUT_STATES_ARGUMENT] = True
         with tap(anatomy, "block", read=read), tap(anatomy, "last", read=read_last):
             outputs = run(model, {**batch, **asked})
-        for stack in anatomy.stacks:
+        for stack in listed:
             if not stack.blocks:
                 layers[stack.name] = _handed_up(outputs, stack.name)
-        for stack in anatomy.stacks:
+        for stack in listed:
             if stack.name in layers:
                 states, final = layers[stack.name], last.get(stack.name)
                 layers[stack.name] = _as_text(stack, states, final, token_count(model, batch, stack.name))
@@ -241,7 +241,7 @@ def _handed_up(outputs: Any, stack: str) -> list[Tensor]:
 
 def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: int) -> list[Tensor]:
     """The states of the text's own tokens, where a stack works on more: padding (Longformer), a prompt (CPM-Ant)."""
-    if final is None or final.shape[1] != tokens:
+    if final is None or stack.reads_images or final.shape[1] != tokens:
         return states
     prefixed = block_oddities_of(stack.module).prefixes
     return [x[:, x.shape[1] - tokens :] if prefixed else x[:, :tokens] for x in states]
@@ -380,15 +380,17 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             gradients = None
         else:
             anatomy.check_readable()
-            first = FirstExample(model, chosen, chosen if loss == "auto" else None)
-            first.check(batch)
+            first = FirstExample(model, chosen, chosen) if loss == "auto" else None
+            if first is not None:
+                first.check(batch)
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad():
-                with explained(model, batch):
+                with gradients_checked(anatomy), explained(model, batch):
                     outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
                 losses = example_losses(chosen, outputs, noted)
-                first.compare(losses)
+                if first is not None:
+                    first.compare(losses)
                 noted.check(model)
                 each = torch.autograd.grad(losses.sum(), list(found.values()), materialize_grads=True)
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)

@@ -74,7 +74,7 @@ class GradientsAccumulator(MapAccumulator):
     def zero(self, anatomy: Anatomy) -> GradientsAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         return super().zero(anatomy)
 
     def start_batch(self, batch: Batch) -> None:

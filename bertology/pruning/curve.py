@@ -23,6 +23,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.progress import Progress, progress_bar
+from ..streaming.same_data import same_data
 from ..tap.gates import gated
 from .parts_of_heads import check_parts, count_key_heads, indices_of, inner_layer, kept_outputs, listed_parameters
 
@@ -300,13 +301,10 @@ def pruning_curve(
     """
     check_ranking(by, importance, reestimate, normalize)
     _check(threshold, keep)
-    check_repeatable(batches, why="pruning_curve")
+    batches, ranked_on = _data(batches, importance, reestimate)
     anatomy = dissect(model)
     there = open_heads(anatomy, only)
     fixed = fixed_scores(anatomy, by, importance, seed)
-    ranked_on = batches if importance is None or isinstance(importance, HeadImportance) else importance
-    if reestimate:
-        check_repeatable(ranked_on, why="pruning_curve with reestimate=True")
     sizes = step_sizes(there, amount, keep)
 
     gated_model = _GatedModel(model, batches, ranked_on, metric, by, loss)
@@ -339,6 +337,20 @@ def pruning_curve(
         seed=seed if by_name(by) == "random" else None,
         only=only,
     )
+
+
+def _data(
+    batches: Batches, importance: HeadImportance | Batches | None, reestimate: bool
+) -> tuple[Batches, Batches]:  # fmt: skip
+    """What is scored, and what heads are ranked on; both are checked to be the same in each pass."""
+    check_repeatable(batches, why="pruning_curve")
+    scored = same_data(batches, why="pruning_curve")
+    if importance is None or isinstance(importance, HeadImportance) or importance is batches:
+        return scored, scored
+    if not reestimate:
+        return scored, importance
+    check_repeatable(importance, why="pruning_curve with reestimate=True")
+    return scored, same_data(importance, why="pruning_curve with reestimate=True")
 
 
 class _GatedModel(NamedTuple):

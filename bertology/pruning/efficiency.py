@@ -27,6 +27,7 @@ from ..data.batches import (
     weights_device,
     without_labels,
 )
+from ..data.caches import check_no_cache
 from ..errors import DataError, check_least, checked
 from ..results.axes import axes
 from ..results.result import Result
@@ -277,6 +278,7 @@ def _check(before: nn.Module, after: nn.Module, sizes: list[int], rounds: int) -
 def _batch(model: nn.Module, inputs: Any, size: int, device: torch.device) -> dict[str, Any]:
     """A batch of so many examples, without labels."""
     batch = inputs(size) if callable(inputs) else inputs
+    check_no_cache(on_device(batch, device), why="a batch is run many times")
     batch = without_labels(model, on_device(batch, device))
     count = examples(batch)
     if callable(inputs):

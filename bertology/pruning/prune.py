@@ -128,6 +128,7 @@ def _key(name: str, key: Any) -> Any:
     return int(key) if name == PRUNED_NAME else str(key)
 
 
+@checked
 def save_pruned(model: nn.Module, path: str | Path) -> None:
     """Write a pruned model: safetensors, and a config whose `pruned_heads` says what is gone.
 

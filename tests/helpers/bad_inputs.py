@@ -238,7 +238,7 @@ each(
         "that gives none": (lambda logits, labels: {}, ("must return one number", "got 0")),
         "that gives a tensor": (lambda logits, labels: torch.ones(2), ("must return one number", "got a tensor [2]")),
         "that gives a list": (lambda logits, labels: [0.5], ("must return one number", "got list")),
-        "that gives NaN": (lambda logits, labels: float("nan"), ("is NaN over 2 labels",)),
+        "that gives NaN": (lambda logits, labels: float("nan"), ("is NaN over 2",)),
     },
 )  # fmt: skip
 bad(
@@ -348,7 +348,7 @@ RESULTS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "save in a missing folder": (lambda x: x.importance.save(x.folder / "no" / "file"), ("no",)),
     "load of None": (lambda x: bt.Result.load(None), ("path", "None")),
     "load of a missing file": (lambda x: bt.Result.load(x.folder / "no.safetensors"), ("no.safetensors",)),
-    "load of a folder": (lambda x: bt.Result.load(x.folder), ("folder",)),
+    "load of a folder": (lambda x: bt.Result.load(x.folder), ("wanted a file",)),
     "load of a text": (lambda x: bt.Result.load(x.file("text", "text.safetensors")), ("text.safetensors",)),
     "load of an empty file": (lambda x: bt.Result.load(x.file("", "empty.safetensors")), ("empty.safetensors",)),
     "entropy has no threshold": (lambda x: x.entropy.stack(None), ("name", "None")),

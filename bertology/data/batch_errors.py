@@ -7,7 +7,6 @@ inputs is not refused.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -123,14 +122,6 @@ def _wrong_shape(model: nn.Module, batch: Batch) -> str:
     return ""
 
 
-def _unknown_argument(model: nn.Module, batch: Batch) -> str:
-    parameters = inspect.signature(model.forward).parameters
-    unknown = [name for name in batch if name not in parameters]
-    if not unknown or any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        return ""
-    return f"the batch holds {', '.join(map(repr, unknown))}, which the model does not take: leave it out"
-
-
 def _tokens_of(model: nn.Module) -> int | None:
     """How many tokens a model has, where a table of them is its input."""
     for module in model.modules():
@@ -153,5 +144,4 @@ _CAUSES = (
     _too_long,
     _unknown_position,
     _wrong_shape,
-    _unknown_argument,
 )

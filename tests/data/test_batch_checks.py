@@ -14,6 +14,13 @@ def bert(kind="BertModel"):
     return getattr(transformers, kind)(transformers.BertConfig(**own, intermediate_size=24)).eval()
 
 
+def llama():
+    own = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    own |= {"num_key_value_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**own)).eval()
+
+
 def gemma():
     own = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 4}
     own |= {"num_key_value_heads": 2, "intermediate_size": 24, "sliding_window": 2, "pad_token_id": 0}
@@ -28,9 +35,10 @@ STATISTICS = [b.attention_entropy, b.attention_patterns, b.head_means, b.repeat_
 
 
 def test_a_mask_of_four_axes_gives_the_maps_and_states_of_the_same_padding():
-    model = bert()
+    model = llama()
     flat = {"input_ids": IDS, "attention_mask": PADDED}
-    whole = {"input_ids": IDS, "attention_mask": PADDED.bool()[:, None, None, :].expand(2, 1, 5, 5)}
+    allowed = PADDED.bool()[:, None, None, :] & torch.ones(5, 5).tril().bool()
+    whole = {"input_ids": IDS, "attention_mask": allowed}
     for capture in (b.attention_maps, b.hidden_states, b.head_outputs):
         wanted, came = capture(model, flat), capture(model, whole)
         real = wanted.mask
@@ -67,7 +75,7 @@ def test_a_mask_for_each_kind_of_layer_gives_maps():
 def test_statistics_do_not_guess_padding(measure):
     mask = PADDED.bool()[:, None, None, :].expand(2, 1, 5, 5)
     with pytest.raises(DataError, match=r"attention_mask must be \[batch, token\], got \[2, 1, 5, 5\]"):
-        measure(bert(), {"input_ids": IDS, "attention_mask": mask})
+        measure(llama(), {"input_ids": IDS, "attention_mask": mask})
 
 
 @pytest.mark.parametrize("measure", STATISTICS)

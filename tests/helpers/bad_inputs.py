@@ -211,7 +211,7 @@ each(
         "means": lambda x, batch: bt.head_means(x.model, batch),
         "mean of outputs": lambda x, batch: bt.head_outputs(x.model, batch).mean(),
     },
-    {"of four axes": ({"input_ids": torch.ones(2, 4).long(), "attention_mask": FULL}, ("attention", "mask", "[batch, token]"))},
+    {"of four axes": ({"input_ids": torch.ones(2, 4).long(), "attention_mask": FULL}, ("attention", "mask"))},
 )  # fmt: skip
 bad("a model's own unknown argument", lambda x: bt.attention_entropy(x.gpt2, {**x.batch, "colour": 1, "input_ids": x.ids + 99}), "token", "99 tokens")  # fmt: skip
 bad("decoder tokens", lambda x: bt.attention_entropy(x.t5, {"input_ids": x.ids, "decoder_input_ids": x.ids + 40}), "decoder_input_ids", "40 tokens")  # fmt: skip

@@ -104,7 +104,9 @@ def writable(path: str | Path) -> Iterator[None]:
     """Write a file inside. Raises `DataError` for one that cannot be written."""
     try:
         yield
-    except OSError as error:
+    except BertologyError:
+        raise
+    except (OSError, ValueError) as error:  # the latter for a format that is not known
         raise DataError(f"{path} cannot be written ({error}): name a file in a folder that exists") from error
 
 

@@ -85,7 +85,7 @@ def test_statistics_do_not_guess_padding(measure):
         (PADDED * 0, r"marks no real token in example\(s\) \[0, 1\]"),
         (PADDED * torch.tensor([[1], [0]]), r"marks no real token in example\(s\) \[1\]"),
         (PADDED[:, :4], r"must have the shape of input_ids, \[2, 5\], got \[2, 4\]"),
-        (PADDED / 0, "holds NaN"),
+        (PADDED * float("nan"), "holds NaN"),
         ((PADDED - 1) * 1e4, "must be 1 for real tokens and 0 for padding, got -1"),
     ],
 )

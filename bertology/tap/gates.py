@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Heads, Site
 from ..data.batches import Batch, examples, token_mask
 from ..data.images import example_of_each
 from ..data.padding import real_positions
-from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
+from ..errors import HeadError, ShapeError, UnknownAnatomy, checked
 from . import tap
 from .recompute import Edit, keep_for_recomputation, recomputing
 
@@ -207,7 +207,9 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     try:
         gates = torch.as_tensor(gates)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ShapeError(f"gates must be numbers [layer, head], got {described(gates)}") from error
+        raise ShapeError(f"gates must be numbers [layer, head] or [layer, batch, head], got {gates!r}") from error
+    if gates.is_complex():
+        raise ShapeError(f"gates must be real numbers, got a tensor of {gates.dtype}".replace("torch.", ""))
     wanted = [anatomy.layers, anatomy.heads]
     if gates.dim() not in (2, 3) or [gates.shape[0], gates.shape[-1]] != wanted:
         kind = "[layer, batch, head]" if gates.dim() == 3 else "[layer, head]"

@@ -150,7 +150,7 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
         if anatomy.reads_images(site.stack) and (example_of := _examples_of_images(anatomy, batch, x)) is not None:
             if len(gate) != examples(batch):
                 raise _other_batch(len(gate), examples(batch))
-            return x * gate[example_of.to(gate.device)].unflatten(0, (x.shape[0], -1)).unsqueeze(-1)
+            return x * gate[example_of.to(gate.device)].reshape(x.shape[0], -1, x.shape[2], 1)
         if gate.shape[0] != x.shape[0]:
             raise _other_batch(len(gate), x.shape[0])
         return x * rearrange(gate, "batch head -> batch 1 head 1")

@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
-from ..errors import BertologyError, ShapeError, UnknownAnatomy
+from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
 from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
+from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
 PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 
 
 @contextmanager
+@checked
 def tap(
     anatomy: Anatomy | nn.Module,
     place: str,
@@ -77,6 +79,7 @@ def tap(
     read = None if read is None else of_reader(of_first_run(read))
     edit = None if edit is None else of_reader(edit)
     with ExitStack() as undo:
+        undo.enter_context(one_thread(anatomy.model))
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
         hold_off_fast_path((site.attention for site in anatomy.sites), undo)

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.sites import Site
+from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
 from ..data.padding import real_positions
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
+from ..streaming.first_example import check_weights
 from ..streaming.progress import Progress
 from ..tap import tap
 
@@ -38,6 +39,11 @@ class MeansAccumulator(Accumulator):
 
     total: Tensor = stat("layer head dim")
     tokens: Tensor = stat("layer", torch.int64)
+
+    def zero(self, anatomy: Anatomy) -> MeansAccumulator:
+        """Forget everything."""
+        check_weights(anatomy)
+        return super().zero(anatomy)
 
     def sizes(self) -> dict[str, int]:
         """The widest head's width."""

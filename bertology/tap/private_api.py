@@ -98,3 +98,8 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
     undo.callback(setattr, module, "CheckpointFunction", reentrant)
     undo.callback(setattr, module, "_checkpoint_without_reentrant_generator", generator)
     module.CheckpointFunction, module._checkpoint_without_reentrant_generator = Wrapped, wrapped
+
+
+def has_pre_hooks(module: nn.Module) -> bool:
+    """Whether something looks at the inputs of a module, or edits them."""
+    return bool(module._forward_pre_hooks)

@@ -12,6 +12,7 @@ import transformers as t
 from torch import Tensor
 
 import bertology as b
+from bertology.data.batches import without_labels
 from bertology.data.losses import example_losses, find_loss
 from bertology.data.positions import with_positions
 from helpers.public import public_functions, required
@@ -181,12 +182,15 @@ def test_padding_between_tokens_is_passed_over():
     """Each token is predicted from the one before it, however many positions lie between them."""
     model = BY_NAME["gpt2"].build("lm")
     text, mask = torch.tensor([[5, PAD, 6, 7, PAD, PAD, 8]]), torch.tensor([[1, 0, 1, 1, 0, 0, 1]])
+    # Only padding before or after a text is taken for padding: positions are derived for these alone.
+    assert "position_ids" not in with_positions(model, {"input_ids": text, "attention_mask": mask})
     holes = {"input_ids": text, "attention_mask": mask, "labels": text}
+    holes["position_ids"] = torch.tensor([[0, 0, 1, 2, 0, 0, 3]])
     whole = torch.tensor([[5, 6, 7, 8]])
     same(b.head_importance(model, holes), b.head_importance(model, {"input_ids": whole, "labels": whole}))
     loss = find_loss(model)
     with torch.no_grad():
-        found = example_losses(loss, model(**with_positions(model, holes)), holes)
+        found = example_losses(loss, model(**without_labels(model, holes)), holes)
         assert found.item() == pytest.approx(model(input_ids=whole, labels=whole).loss.item(), rel=1e-6)
 
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from bertology.tap.private_api import (
     ATTENTION_SETTING,
     current_modes,
+    has_pre_hooks,
     may_be_compiled,
     push_mode,
     replace_entry,
@@ -157,3 +158,12 @@ def test_a_function_of_the_interface_is_replaced_and_put_back(local):
         del interface["replaced"]
     else:
         assert "replaced" not in interface._local_mapping, why
+
+
+def test_hooks_on_inputs_are_seen():
+    module = torch.nn.Linear(2, 2)
+    assert not has_pre_hooks(module)
+    hook = module.register_forward_pre_hook(lambda *_: None, with_kwargs=False)
+    assert has_pre_hooks(module)
+    hook.remove()
+    assert not has_pre_hooks(module)

@@ -36,6 +36,27 @@ Heads = Mapping[int, Iterable[int]] | Iterable[Head | tuple[int, int]]
 """Heads as `{layer: [heads]}`, as `(layer, head)` pairs, or as `Head`s."""
 
 
+class LayerLabels(tuple[str, ...]):
+    """The labels of the layers of a model with one stack: numbers, which do not show the stack's name; `stack` does.
+
+    >>> labels = LayerLabels(("0", "1"), "encoder")
+    >>> labels, labels.stack
+    (('0', '1'), 'encoder')
+    """
+
+    stack: str
+
+    def __new__(cls, labels: Iterable[str], stack: str) -> LayerLabels:
+        """Labels, and the name of the stack."""
+        made = super().__new__(cls, tuple(labels))
+        made.stack = stack
+        return made
+
+    def __getnewargs__(self) -> tuple[tuple[str, ...], str]:
+        """What copies are made of."""
+        return tuple(self), self.stack
+
+
 def head_at(labels: tuple[str, ...], row: int, head: int) -> Head:
     """Name the head at `[row, head]` of a result with these labels."""
     stack, _, layer = labels[row].rpartition(".")
@@ -120,7 +141,8 @@ class Stack:
     `ties_last` says whether transformers counts that among the hidden states in the place of what the last block
     returns, `layout`, in the notation of einops, how a hidden state is laid out. `blocks` is empty where no module is a
     block: transformers is then asked for the hidden states. `reads_images` says whether its positions are patches of
-    images, none of which are padding.
+    images, none of which are padding, and `single` whether it is one attention outside of any list of blocks, such as a
+    pooling head, which passes on no hidden states.
     """
 
     name: str
@@ -130,6 +152,7 @@ class Stack:
     layout: str
     blocks: tuple[nn.Module, ...] = field(repr=False)
     reads_images: bool = False
+    single: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +178,10 @@ class Anatomy:
     @property
     def labels(self) -> tuple[str, ...]:
         """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
-        several = len({site.stack for site in self.sites}) > 1
-        return tuple(site.label if several else str(site.layer) for site in self.sites)
+        stacks = {site.stack for site in self.sites}
+        if len(stacks) > 1:
+            return tuple(site.label for site in self.sites)
+        return LayerLabels((str(site.layer) for site in self.sites), *stacks)
 
     @property
     def present(self) -> Tensor:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from ..anatomy.names import IDS_ARGUMENT
 from ..corpora.treebank import Skip
 from ..corpora.words import AlignedBatches, check_tokenizer, padded
-from ..errors import DataError
+from ..errors import DataError, checked
 from .trees import CodeTree
 
 SPECIAL, PADDING, OUTSIDE = -1, -2, -3
 
 
+@checked
 @dataclass(frozen=True)
 class AlignedCode:
     """A piece of code in a batch, and the leaf that each of its tokens is part of."""
@@ -64,17 +65,18 @@ class CodeBatches(AlignedBatches):
 
     def __str__(self) -> str:
         reasons = Counter(skip.reason for skip in self.skipped)
-        told = (
+        summary = (
             "{tokens} tokens, of them {special} special, {outside} in no leaf, {across} over several leaves; "
             "{leaves} leaves, of them {bare} without a token"
         ).format(**self.counts)
-        return f"{len(self.examples)} examples in {len(self)} batches; {told}" + "".join(
+        return f"{len(self.examples)} examples in {len(self)} batches; {summary}" + "".join(
             f"; {n} skipped: {reason}" for reason, n in reasons.items()
         )
 
     __repr__ = __str__
 
 
+@checked
 def align_code(
     tokenizer: Any, trees: Sequence[CodeTree], *, batch_size: int = 16, max_length: int | None = None
 ) -> CodeBatches:

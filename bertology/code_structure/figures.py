@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import DataError, need
-from ..results.figures import COLOURS, MARKERS, new_figure, width_of, written
+from ..errors import DataError, checked, need
+from ..results.figures import COLOURS, MARKERS, layer_cells, new_figure, width_of, written
 from ..results.result import draws
 from .cat_results import CHANCE, Average, CatComparison
+from .leaf_types import LeafTypes
 from .relation_heads import RelationHeads
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _DASHES = ((0, (1, 1.5)), (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)))
 
 
+@checked
 def cat_over_layers(
     comparisons: Mapping[str, CatComparison],
     *,
@@ -87,6 +89,7 @@ def cat_over_layers(
     return written(figure, path)
 
 
+@checked
 def relation_maps(found: RelationHeads, *, title: str | None = None, path: str | Path | None = None) -> Figure:
     """Draw how much more attention each head pays to related leaves than position explains (extra `plot`).
 
@@ -184,3 +187,14 @@ def _comparison(
     result: CatComparison, *, average: Average = "macro", title: str | None = None, path: str | Path | None = None
 ) -> Figure:
     return cat_over_layers({result.kinds[0]: result}, average=average, title=title, path=path)
+
+
+@draws(LeafTypes)
+def draw_types(result: LeafTypes, *, path: str | Path | None = None) -> Figure:
+    """Draw the share of high attention of each type of leaves, in each layer."""
+    figure = new_figure(max(6.4, 0.25 * len(result.types) + 2), max(3.6, 0.3 * len(result.labels) + 2))
+    axes = figure.subplots()
+    image = layer_cells(axes, result.share, result.labels, "type of leaf", result.types)
+    axes.set_title("Leaf types: share")
+    figure.colorbar(image, ax=axes, label="share of pairs with high attention")
+    return written(figure, path)

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, checked
 from .documents import Document, Documents, Mention
+from .files import open_text
 from .phrases import gender_of, head_in_words
 from .treebank import Skip
 
@@ -47,6 +48,7 @@ def _words_of(text: str) -> _Words:
     )
 
 
+@checked
 def read_gap(path: str | Path) -> Documents:
     """Read GAP (Webster et al. 2018): a pronoun and two names, A and B, one of which it may refer to.
 
@@ -71,7 +73,7 @@ def read_gap(path: str | Path) -> Documents:
     """
     documents: list[Document] = []
     skipped: list[Skip] = []
-    with open(path, encoding="utf-8", newline="") as file:
+    with open_text(path, newline="") as file:
         reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
@@ -117,6 +119,7 @@ def _gap_span(cells: Mapping[str, str], column: str, text: _Words, place: str) -
     return text.span(start, start + len(wanted))
 
 
+@checked
 def read_winobias(path: str | Path) -> Documents:
     """Read WinoBias (Zhao et al. 2018): numbered sentences with two occupations, and a pronoun for one of them.
 
@@ -136,7 +139,7 @@ def read_winobias(path: str | Path) -> Documents:
         ...     [m.head for m in read_winobias(file.name)[0].mentions]
         [1, 4, 6]
     """
-    with open(path, encoding="utf-8") as file:
+    with open_text(path) as file:
         lines = [
             _marked(line.strip(), f"{path}, line {number}", f"{Path(path).name} {number}")
             for number, line in enumerate(file, 1)
@@ -163,9 +166,9 @@ def _marked(line: str, place: str, name: str) -> Document:
     if not number.isdecimal() or len(parts) < 5 or re.search(r"[\[\]]", "".join(parts)):
         raise DataError(f"{place}: wanted a number and a sentence with [an entity] and [its pronoun], got {line!r}")
     text, spans = parts[0], []
-    for inside, behind in zip(parts[1::2], parts[2::2], strict=True):
+    for inside, following in zip(parts[1::2], parts[2::2], strict=True):
         spans.append((len(text), len(text) + len(inside)))
-        text += inside + behind
+        text += inside + following
     words, mentions = _words_of(text), []
     for start, end in spans:
         span = words.span(start, end)
@@ -173,10 +176,10 @@ def _marked(line: str, place: str, name: str) -> Document:
             raise DataError(f"{place}: [{text[start:end]}] is not made of whole words: {line!r}")
         pronoun = gender_of(text[start:end]) is not None
         mentions.append(Mention(*span, head_in_words(words.words, *span), 0, "pronoun" if pronoun else "nominal"))
-    asked = next((number for number, m in enumerate(mentions) if m.kind == "pronoun"), None)
-    if asked is None or mentions[0].kind == "pronoun":
+    target = next((number for number, m in enumerate(mentions) if m.kind == "pronoun"), None)
+    if target is None or mentions[0].kind == "pronoun":
         raise DataError(f"{place}: wanted first an entity and then a pronoun in brackets, got {line!r}")
-    return Document(words.words, tuple(mentions), name, targets=(asked,))
+    return Document(words.words, tuple(mentions), name, targets=(target,))
 
 
 def _occupation(document: Document, mention: Mention) -> tuple[str, ...]:
@@ -196,11 +199,12 @@ def _with_rivals(document: Document, occupations: set[tuple[str, ...]]) -> Docum
                 taken |= set(range(start, end))
                 begin = start - (start > 0 and small[start - 1] == "the")
                 rivals.append(Mention(begin, end, end - 1, len(rivals) + 1, "nominal"))
-    asked = document.mentions[(document.targets or (0,))[0]]
+    target = document.mentions[(document.targets or (0,))[0]]
     mentions = sorted([*document.mentions, *rivals], key=lambda m: m.start)
-    return replace(document, mentions=tuple(mentions), targets=(mentions.index(asked),))
+    return replace(document, mentions=tuple(mentions), targets=(mentions.index(target),))
 
 
+@checked
 def by_gender(documents: Sequence[Document]) -> dict[str, Documents]:
     """Split documents by the gender of the target pronoun: "feminine", "masculine", or both keys.
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.progress import Progress, progress_bar
@@ -35,6 +35,8 @@ Predict = Callable[[range], "Tensor | float"]
 @dataclass(frozen=True, eq=False, repr=False)
 class CodeLength(Result):
     """How long the labels of a task are, in bits, sent block by block with probes trained on the blocks before."""
+
+    instead_of_plot: ClassVar[str] = "print it; result.online is one number for each probe"
 
     bits: Annotated[Tensor, axes("step probe", unit="bits")]
     """[step, probe], bits: the code of each block of records; that of the first block is `uniform`."""
@@ -60,10 +62,13 @@ class CodeLength(Result):
         lines = ["| probe | bits | compression |", "|---|---|---|"]
         for name, bits, times in zip(self.labels, self.online.tolist(), self.compression.tolist(), strict=True):
             lines.append(f"| {name} | {bits:.0f} | {times:.2f} |")
-        told = f"{int(self.ends[-1])} records in {len(self.ends)} blocks, {self.uniform.sum():.0f} bits in uniform code"
-        return "\n".join([*lines, told])
+        total = (
+            f"{int(self.ends[-1])} records in {len(self.ends)} blocks, {self.uniform.sum():.0f} bits in uniform code"
+        )
+        return "\n".join([*lines, total])
 
 
+@checked
 def online_code(
     fit: Callable[[range], Predict],
     *,
@@ -156,6 +161,7 @@ CODING = Training(choose_by="loss")
 """The paper's settings for tasks of medium size, but with the loss as criterion: the code is made of probabilities."""
 
 
+@checked
 def code_lengths(
     train: BatchSource, dev: BatchSource, *, seed: int = 0, settings: Training = CODING,
     portions: Sequence[float] = PORTIONS, device: torch.device | str = "cpu", progress: Progress = None,

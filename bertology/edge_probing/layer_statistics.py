@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, need
+from ..errors import DataError, ShapeError, checked, need
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 
@@ -222,6 +222,7 @@ class LayerStatistics(Result):
         """1 minus the F1 of all layers, mean over seeds: what no layer adds."""
         return (1 - self.f1[:, -1]).mean().item()
 
+    @checked
     def interval(self, field: str, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """The lower and upper ends of the interval for a field's mean over seeds: [layer] or scalars (extra `stats`).
 
@@ -249,6 +250,7 @@ class LayerStatistics(Result):
         return "\n".join(lines)
 
 
+@checked
 def layer_statistics(f1: Tensor, mix: Tensor | None = None, *, least_gain: float = LEAST_GAIN) -> LayerStatistics:
     """Summarize at which layers one task is solved (Tenney et al. 2019, §3, Eq 2 to 4).
 
@@ -298,8 +300,8 @@ def _why(f1: Tensor, least_gain: float) -> tuple[str, ...]:
     seeds, last = len(f1), f1.shape[1] - 1
     gains, expected = gain_of(f1), unchecked_expected_layer(f1)
     if seeds > 1 and gains.mean() < 2 * (error := gains.std().item() / math.sqrt(seeds)):
-        told = f"F1 gains {gains.mean():.4f} from layer 0 to {last} on average over {seeds} seeds"
-        return (f"{told}, less than twice its standard error of {error:.4f}",) * seeds
+        text = f"F1 gains {gains.mean():.4f} from layer 0 to {last} on average over {seeds} seeds"
+        return (f"{text}, less than twice its standard error of {error:.4f}",) * seeds
     found = []
     for seed, (gain, layer) in enumerate(zip(gains.tolist(), expected.tolist(), strict=True)):
         of = f" with seed {seed}" if seeds > 1 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ..data.losses import (
     token_logits,
 )
 from ..data.metrics import Metric, find_metric, measured, metric_name
-from ..errors import DataError, LossError
+from ..errors import DataError, LossError, checked
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
@@ -36,6 +36,8 @@ INVERSE_LOSS = "inverse_loss"
 @dataclass(frozen=True, eq=False, repr=False)
 class Score(Result):
     """The score of a model over a data set."""
+
+    instead_of_plot: ClassVar[str] = "it is one number: print it"
 
     value: float
     """The metric, higher is better."""
@@ -51,6 +53,7 @@ class ScoreAccumulator(Accumulator):
 
     examples: Tensor = stat("", torch.int64)
 
+    @checked
     def __init__(self, metric: str | Metric) -> None:
         self._metric = find_metric(metric)
         self._name = metric_name(metric)
@@ -87,6 +90,7 @@ class ScoreAccumulator(Accumulator):
 
     def compute(self) -> Score:
         """Apply the metric to all examples at once."""
+        self.check_measured(self.examples, "example")
         value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels), int(self.examples))
         return Score(value, self._name, int(self.examples))
 
@@ -121,6 +125,7 @@ class InverseLossAccumulator(Accumulator):
 
     def compute(self) -> Score:
         """Divide."""
+        self.check_measured(self.examples, "example")
         return Score((self.examples / self.total).item(), INVERSE_LOSS, int(self.examples))
 
 
@@ -164,6 +169,7 @@ def scorer(metric: str | Metric, loss: ExampleLoss | None = None) -> Accumulator
     return InverseLossAccumulator(loss) if metric == INVERSE_LOSS else ScoreAccumulator(metric)
 
 
+@checked
 def score(
     model: nn.Module,
     batches: Batches,

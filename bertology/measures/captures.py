@@ -5,22 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
-from ..anatomy.sites import Anatomy, Site, Stack
-from ..data.batches import Batch, ReadBatch, device_of, on_device, run_with_labels, token_mask, without_labels
+from ..anatomy.sites import Anatomy, LayerLabels, Site, Stack
+from ..data.batch_errors import explained
+from ..data.batches import (
+    Batch,
+    ReadBatch,
+    device_of,
+    on_device,
+    run_with_labels,
+    shows_padding,
+    token_count,
+    without_labels,
+)
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.padding import real_positions
-from ..errors import DataError, UnknownAnatomy
+from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.first_example import FirstExample, check_padding_before
 from ..tap import tap, undisturbed
+from ..tap.gradient_cuts import gradients_checked
 
 C = TypeVar("C", bound="Capture")
 
@@ -28,7 +39,6 @@ C = TypeVar("C", bound="Capture")
 class Capture(Result):
     """Mixin of the captures of one batch: dataclasses whose tensors are kept by stack, `{stack: tensor}`."""
 
-    labels = ()
     stacks: dict[str, Tensor]
     masks: dict[str, Tensor]
 
@@ -37,17 +47,25 @@ class Capture(Result):
         """[batch, token], bool: which tokens of the model's only stack are real."""
         return only(self.masks)
 
+    @checked
     def stack(self: C, name: str) -> C:
         """Only one stack: "encoder", "decoder" or "cross"; its `values` can then be taken."""
         if name not in self.stacks:
-            raise DataError(f"no stack {name!r} in this capture: it has {', '.join(self.stacks)}")
+            raise DataError(f"no stack {name!r} in this result: it has {', '.join(self.stacks)}")
         parts = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         cut = {key: {name: part[name]} if isinstance(part, dict) else part for key, part in parts.items()}
+        if len(self.stacks) > 1:
+            cut["labels"] = tuple(label for label in self.labels if label.rpartition(".")[0] == name)
         return replace(self, **cut)  # type: ignore[type-var]
 
 
 def only(stacks: dict[str, Tensor]) -> Tensor:
     """The only stack's tensor, or a `DataError` that names the stacks."""
+    if not stacks:
+        raise DataError(
+            "it is not known which tokens are real: the attention mask is not [batch, token]. Pass one that is, or"
+            " leave padding out yourself"
+        )
     if len(stacks) != 1:
         raise DataError(f"this model has several stacks: take .stack(name) first, of {', '.join(map(repr, stacks))}")
     return next(iter(stacks.values()))
@@ -66,7 +84,8 @@ def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[s
 @torch.no_grad()
 def run(model: nn.Module, batch: Batch) -> Any:
     """Run the model on a batch, without labels and without gradients."""
-    return model(**without_labels(model, batch))
+    with explained(model, batch):
+        return model(**without_labels(model, batch))
 
 
 def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dict[str, Tensor]:
@@ -78,6 +97,22 @@ def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dic
         if site in found or not site.kept:
             stacks.setdefault(site.stack, []).append((site, found.get(site)))  # type: ignore[arg-type]
     return {name: _pile(anatomy, pairs, head_axis) for name, pairs in stacks.items()}
+
+
+def _labels(anatomy: Anatomy, found: dict[Site, Tensor]) -> tuple[str, ...]:
+    """[layer]: the labels of the layers that `by_stack` stacks."""
+    sites = [site for site in anatomy.sites if site in found or not site.kept]
+    stacks = {site.stack for site in sites}
+    if len(stacks) == 1:
+        return LayerLabels((str(site.layer) for site in sites), *stacks)
+    return tuple(site.label for name in dict.fromkeys(s.stack for s in sites) for site in sites if site.stack == name)
+
+
+def _numbers(stacks: dict[str, Tensor]) -> tuple[str, ...]:
+    """[layer]: the labels of hidden states, from 0, the embeddings."""
+    if len(stacks) == 1:
+        return LayerLabels(map(str, range(len(only(stacks)))), *stacks)
+    return tuple(f"{name}.{number}" for name, x in stacks.items() for number in range(len(x)))
 
 
 def _pile(anatomy: Anatomy, pairs: list[tuple[Site, Tensor]], head_axis: int) -> Tensor:
@@ -105,10 +140,15 @@ def pile(layers: list[Tensor]) -> Tensor:
 
 
 def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) -> dict[str, Tensor]:
-    """[batch, token], bool, for each stack: which of the positions along `axis` are real."""
+    """[batch, token], bool, for each stack: which of the positions along `axis` are real.
+
+    A stack whose attention mask does not show its padding, since it is not `[batch, token]`, is left out.
+    """
     device = device_of(anatomy.model)
     return {
-        name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device) for name, x in stacks.items()
+        name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device)
+        for name, x in stacks.items()
+        if shows_padding(anatomy.model, batch, name)
     }
 
 
@@ -116,13 +156,21 @@ def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) 
 class HiddenStates(Capture):
     """The hidden states of one batch."""
 
+    instead_of_plot: ClassVar[str] = (
+        "it holds a vector for each token and layer: measure it, for example with bertology.edge_probing"
+    )
+
     stacks: Annotated[dict[str, Tensor], axes("layer batch token hidden")]
     """{stack: [layer, batch, token, hidden]}: layer 0 is the embeddings, layer l what block l returns.
 
     NaN where a layer has fewer tokens than others (Funnel pools them). Several residual streams (Gemma 3n, DeepSeek V4)
     are concatenated."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
+    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing.
+
+    A stack whose attention mask is not [batch, token] is left out."""
+    labels: Annotated[tuple[str, ...], axes("layer")] = ()
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
     @property
     def values(self) -> Tensor:
@@ -130,6 +178,7 @@ class HiddenStates(Capture):
         return only(self.stacks)
 
 
+@checked
 def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bool | None = None) -> HiddenStates:
     """Capture every hidden state of a batch: the embeddings, and what each block returns.
 
@@ -161,24 +210,24 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
         last[stack] = x.detach()
 
     with one_batch(model, inputs) as (anatomy, batch):
-        known = [stack.name for stack in anatomy.stacks if stack.blocks]
-        if len(known) < len(anatomy.stacks):
+        listed = [stack for stack in anatomy.stacks if not stack.single] or list(anatomy.stacks)
+        if not all(stack.blocks for stack in listed):
             asked[OUTPUT_STATES_ARGUMENT] = True
         with tap(anatomy, "block", read=read), tap(anatomy, "last", read=read_last):
             outputs = run(model, {**batch, **asked})
-        for stack in anatomy.stacks:
+        for stack in listed:
             if not stack.blocks:
                 layers[stack.name] = _handed_up(outputs, stack.name)
-        for stack in anatomy.stacks:
+        for stack in listed:
             if stack.name in layers:
                 states, final = layers[stack.name], last.get(stack.name)
-                layers[stack.name] = _as_text(stack, states, final, token_mask(model, batch, stack.name).shape[1])
+                layers[stack.name] = _as_text(stack, states, final, token_count(model, batch, stack.name))
                 # Several residual streams end in a state of another width: the last block's own is kept.
                 tied = stack.ties_last if tie_last_hidden_states is None else tie_last_hidden_states
                 if tied and final is not None and final.shape == layers[stack.name][-1].shape:
                     layers[stack.name][-1] = final
         stacks = {name: pile(some) for name, some in layers.items()}
-        return HiddenStates(stacks, masks(anatomy, batch, stacks, axis=2))
+        return HiddenStates(stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks))
 
 
 def _handed_up(outputs: Any, stack: str) -> list[Tensor]:
@@ -192,7 +241,7 @@ def _handed_up(outputs: Any, stack: str) -> list[Tensor]:
 
 def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: int) -> list[Tensor]:
     """The states of the text's own tokens, where a stack works on more: padding (Longformer), a prompt (CPM-Ant)."""
-    if final is None or final.shape[1] != tokens:
+    if final is None or stack.reads_images or final.shape[1] != tokens:
         return states
     prefixed = block_oddities_of(stack.module).prefixes
     return [x[:, x.shape[1] - tokens :] if prefixed else x[:, :tokens] for x in states]
@@ -202,10 +251,18 @@ def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: i
 class AttentionMaps(Capture):
     """The attention weights of one batch."""
 
+    instead_of_plot: ClassVar[str] = (
+        "draw one head over a text with bertology.syntax.head_view, or attention_entropy of all heads"
+    )
+
     stacks: Annotated[dict[str, Tensor], axes("layer batch head query key")]
     """{stack: [layer, batch, head, query, key]}: each row of keys sums to 1; NaN for pruned heads."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing."""
+    """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing.
+
+    A stack whose attention mask is not [batch, token] is left out."""
+    labels: Annotated[tuple[str, ...], axes("layer")] = ()
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
     @property
     def values(self) -> Tensor:
@@ -213,6 +270,7 @@ class AttentionMaps(Capture):
         return only(self.stacks)
 
 
+@checked
 def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
     """Capture every head's attention weights, whatever attention implementation the model was loaded with.
 
@@ -240,19 +298,27 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
             run(model, batch)
         whole = {site: torch.cat(some, dim=2) for site, some in blocks.items()}
         stacks = by_stack(anatomy, whole, head_axis=1)
-        return AttentionMaps(stacks, masks(anatomy, batch, stacks, axis=3))
+        return AttentionMaps(stacks, masks(anatomy, batch, stacks, axis=3), _labels(anatomy, whole))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadOutputs(Capture):
     """The outputs of all heads for one batch, before the output projection."""
 
+    instead_of_plot: ClassVar[str] = (
+        "plot.over_layers draws a norm of them: {'norm': result.values.norm(dim=-1).mean((1, 2))}"
+    )
+
     stacks: Annotated[dict[str, Tensor], axes("layer batch token head dim")]
     """{stack: [layer, batch, token, head, dim]}: what each head adds, before the output projection mixes them."""
     gradient_stacks: Annotated[dict[str, Tensor] | None, axes("layer batch token head dim")]
     """{stack: [layer, batch, token, head, dim]}: the gradient of each example's own loss; None without a loss."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
+    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing.
+
+    A stack whose attention mask is not [batch, token] is left out."""
+    labels: Annotated[tuple[str, ...], axes("layer")] = ()
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
     @property
     def values(self) -> Tensor:
@@ -271,6 +337,7 @@ class HeadOutputs(Capture):
         return self.values[:, self.mask].mean(1)
 
 
+@checked
 def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | None = None) -> HeadOutputs:
     """Capture every head's output for a batch and, given a loss, its gradient.
 
@@ -319,7 +386,8 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad():
-                outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
+                with gradients_checked(anatomy), explained(model, batch):
+                    outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
                 losses = example_losses(chosen, outputs, noted)
                 if first is not None:
                     first.compare(losses)
@@ -327,4 +395,4 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
                 each = torch.autograd.grad(losses.sum(), list(found.values()), materialize_grads=True)
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
         stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
-        return HeadOutputs(stacks, gradients, masks(anatomy, batch, stacks, axis=2))
+        return HeadOutputs(stacks, gradients, masks(anatomy, batch, stacks, axis=2), _labels(anatomy, found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
 from ..data.padding import real_positions
+from ..errors import checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
@@ -25,6 +26,8 @@ from ..tap import tap
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadMeans(Result):
     """Each head's mean output over the real tokens of a data set."""
+
+    instead_of_plot: ClassVar[str] = "plot.over_layers draws a norm of them: {'norm': result.values.norm(dim=-1)}"
 
     values: Annotated[Tensor, axes("layer head dim")]
     """[layer, head, dim]: what `ablated(replace=...)` takes; NaN for pruned heads, and beyond a head's own width."""
@@ -67,6 +70,7 @@ class MeansAccumulator(Accumulator):
 
     def compute(self) -> HeadMeans:
         """Divide."""
+        self.check_measured(self.tokens, "real token")
         tokens = self.tokens.cpu()
         values = cpu64(self.total) / tokens[:, None, None]
         for site in self.anatomy.sites:
@@ -75,6 +79,7 @@ class MeansAccumulator(Accumulator):
         return HeadMeans(values, tokens, self.anatomy.labels)
 
 
+@checked
 def head_means(model: nn.Module, batches: Batches, *, progress: Progress = None) -> HeadMeans:
     """Average every head's output over the real tokens of a data set.
 

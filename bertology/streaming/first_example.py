@@ -1,4 +1,4 @@
-"""The first example of a pass, run alone: is that what the model computes for it in its batch?"""
+"""The first example of a pass run alone, to see whether its batch gives it the same results."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, MASK_ARGUMENT, PADDING_COUNTS
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, config_of, reads_text, run_with_labels, some_examples, without_labels
+from ..data.caches import has_cache
 from ..data.losses import ExampleLoss, check_own_loss, loss_is_known
 from ..data.padding import alone, padded_example, text_masks
 from ..data.positions import padded_before
@@ -48,7 +49,7 @@ class FirstExample:
         padded = None if tapped else padded_example(self._model, batch, before=at_end)
         loss = self._loss if self._checks_loss else None
         self._checks_loss = False
-        if padded is None and loss is None:
+        if (padded is None and loss is None) or has_cache(batch):
             return
         one, self._example = alone(self._model, batch, padded or 0), padded or 0
         try:
@@ -103,8 +104,13 @@ def check_padding_before(anatomy: Anatomy, batch: Batch) -> bool:
     model = anatomy.model
     reals = {prefix: real for prefix, real in text_masks(model, batch).items() if real.dim() == 2}
     prefix = next((prefix for prefix, real in reals.items() if padded_before(real)), None)
+<<<<<<< HEAD
     if prefix is None or is_tapped(anatomy):  # edits may be of this batch as it is
         return prefix is not None
+=======
+    if prefix is None or has_cache(batch):
+        return False
+>>>>>>> main
     example = int((reals[prefix][:, 1:] & ~reals[prefix][:, :-1]).any(1).int().argmax())
     padded, kind = some_examples(batch, slice(example, example + 1)), type(anatomy.model).__name__
     try:

@@ -28,7 +28,7 @@ from oracles.heads import projections, scaled
 
 
 # DistilBERT of transformers 4 takes no positions.
-@pytest.mark.filterwarnings("ignore:padding before the text changes:UserWarning")
+@pytest.mark.filterwarnings("ignore:padding (before|changes):UserWarning")
 def test_equals_the_loop(family):
     found = check(family.build(), several(), metric="accuracy")
     assert found.loss_change.abs().min() > 1e-6
@@ -302,7 +302,7 @@ def test_errors():
     with pytest.raises(DataError, match="the metric <lambda> is NaN over 3 examples"):
         head_ablation(model, inputs, metric=lambda logits, labels: float("nan"))
     prune_heads(model, {0: range(4), 1: range(4)})
-    with pytest.raises(DataError, match="there is nothing to take away: every head of this model was pruned"):
+    with pytest.raises(DataError, match="there is no head to ablate: all heads of this model were pruned"):
         head_ablation(model, inputs, metric="accuracy")
 
 

@@ -380,7 +380,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             gradients = None
         else:
             anatomy.check_readable()
-            first = FirstExample(model, chosen, chosen) if loss == "auto" else None
+            first = FirstExample(anatomy, chosen, chosen) if loss == "auto" else None
             if first is not None:
                 first.check(batch)
             noted = ReadBatch(batch)

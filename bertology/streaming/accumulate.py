@@ -21,7 +21,7 @@ from ..tap import undisturbed
 from ..tap.gradient_cuts import gradients_checked
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint
-from .first_example import check_padding_before, check_weights
+from .first_example import check_padding_before
 from .identity import add_tensor, config_settings, identity, weights_digest
 from .processes import check_counts, check_same_work, check_sampler, gathered, processes, raise_together
 from .progress import Progress, progress_bar
@@ -94,7 +94,6 @@ def _take(
     """Update the accumulators with all batches of this process; how many items those had, and what was saved."""
     check_sampler(batches)
     anatomy = dissect(model)
-    check_weights(anatomy)
     for accumulator in accumulators:
         accumulator.zero(anatomy)
     backward = [accumulator for accumulator in accumulators if accumulator.needs_gradient]

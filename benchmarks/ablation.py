@@ -1,36 +1,29 @@
 """How long does it take to ablate every head of a model, one by one?
 
     python benchmarks/ablation.py --data_dir SST-2 --model sst2-minilm
-    python benchmarks/ablation.py --layers 12 --examples 64     # a random BERT as wide as bert-base
+    python benchmarks/ablation.py --layers 12 --examples 64     # a random BERT of the width of bert-base
 
-Ways over the same batches, in turn, several rounds; ratios are taken round by round.
+Three ways run over the same batches, one after the other, in several rounds. Ratios are computed in each round.
 - ours: `head_ablation`.
-- plain: forward passes of the whole model without any hook, timed over a few and counted as many as there are heads.
-- naive (with `--naive`): the loop that one writes by hand, `gated` around a forward pass, for every head; its losses
-  must be ours.
+- plain: forward passes of the whole model without any hook. A few are timed, and the time of as many passes as there
+  are heads is computed from it.
+- naive (with `--naive`): a loop written by hand, with `gated` around a forward pass for every head. Its losses must be
+  equal to ours.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from glue import find_task, make_batches, read_examples
+from _sentiment import Batches, add_arguments, read_batches
+from _timing import parser_of, timed
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from bertology import gated, head_ablation
-from bertology.demo import minilm_path
 
-Batches = list[dict[str, torch.Tensor]]
 PASSES = 8
 
 
@@ -55,27 +48,16 @@ def naive(model: Any, batches: Batches) -> torch.Tensor:
     return torch.stack(losses).reshape(layers, heads, -1)
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default=str(Path(__file__).parents[1] / "examples" / "data" / "sentiment"))
-    parser.add_argument("--model", help="a fine-tuned classifier; by default the small BERT with an untrained head")
-    parser.add_argument("--layers", type=int, help="a random BERT of so many layers of 12 heads instead, 768 wide")
-    parser.add_argument("--examples", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--naive", action="store_true", help="run the loop too, once, and compare every loss")
+    parser = parser_of(__doc__)
+    add_arguments(parser, examples=256)
+    parser.add_argument(
+        "--layers", type=int, help="use a random BERT with this number of layers, of the width of bert-base"
+    )
+    parser.add_argument("--naive", action="store_true", help="run the loop once too, and compare every loss")
     args = parser.parse_args()
     torch.manual_seed(0)
-    name = args.model or minilm_path()
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    examples = read_examples(find_task("sst-2"), args.data_dir).first(args.examples)
-    batches, _ = make_batches(tokenizer, examples, max_seq_length=128, batch_size=args.batch_size)
+    name, _, examples, batches = read_batches(args)
     model: Any
     if args.layers:
         model = BertForSequenceClassification(BertConfig(num_hidden_layers=args.layers))
@@ -85,7 +67,7 @@ def main() -> None:
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     print(f"{len(examples.texts)} examples, {layers} layers of {heads} heads, {torch.get_num_threads()} threads")
     print(f"transformers {transformers.__version__}, torch {torch.__version__}")
-    # Behind the projection of its layer, a block is two thirds of its products. Of the last block, less is enough.
+    # The part of a block after the attention's output projection has two thirds of the block's products.
     print(f"blocks that must run for a head, on average, at most: {((layers - 1) / 2 + 2 / 3) / layers:.3f} of all")
     plain(model, batches)
     ratios = []

@@ -1,35 +1,35 @@
-"""How fast is CAT-probing, against networkx and loops over pairs of leaves?
+"""How fast is CAT-probing, compared with networkx and loops over pairs of leaves?
 
-    python benchmarks/code.py                                  # 1,200 functions, every 40th by the slow way, too
+    python benchmarks/code.py                                  # 1,200 functions, every 40th also in the slow way
     python benchmarks/code.py --functions 40 --every 20 --whole 0
 
-The small BERT (6 layers of 12 heads), on 300 functions in each of Go, Java, JavaScript and Python (CodeSearchNet) where
-their files lie beside the checkout, else on the functions of this library. Two ways from code to the scores of all
-layers and heads (Chen et al. 2022), on the same attention maps; the model's own pass is left out of both.
-- slow: as the paper's code does it. The nodes of tree-sitter's tree one by one into a networkx graph, its shortest
-  paths between all pairs; then loops over pairs of leaves and their tokens for each map, and over pairs for each score,
-  over numpy arrays, as maps come. Beside it the same loops over lists of lists, the fastest that loops can be.
-- ours: `parse_code`, `leaf_distances`, and `token_map` to `overlap` over all maps of a snippet at once.
-The slow way runs on some functions only: the ratio is that on these very functions, whose scores are compared; what it
-would take for all is told by its seconds a function. At last `cat_scores` with the model's passes, its null models and
-all, beside the model alone.
+The small BERT (6 layers of 12 heads) reads 300 functions in each of Go, Java, JavaScript and Python (CodeSearchNet) if
+their files are beside the checkout, else the functions of this library. There are two ways from code to the scores of
+all layers and heads (Chen et al. 2022), on the same attention maps; neither includes the forward pass of the model.
+- slow: as in the paper's code. The nodes of the tree from tree-sitter are added one by one to a networkx graph, which
+  finds the shortest paths between all pairs. Then there are loops over pairs of leaves and their tokens for each map,
+  and over pairs for each score. The loops run over NumPy arrays, and also over lists of lists, which is the fastest
+  way to write them.
+- ours: `parse_code`, `leaf_distances`, and from `token_map` to `overlap` on all maps of a snippet at once.
+The slow way runs on some functions only. The ratio is that on these functions, whose scores are compared; the time for
+all functions is estimated from the seconds per function. Finally, `cat_scores` with the passes of the model and all
+null models is timed, and the passes of the model alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import importlib
 import itertools
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import networkx
 import numpy as np
 import torch
+from _timing import parser_of, timed
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
@@ -164,12 +164,6 @@ def plain(model: Any, batch: dict[str, Any], **options: Any) -> Any:
     return model(**{name: x for name, x in batch.items() if isinstance(x, Tensor)}, **options)
 
 
-def timed(run: Callable[..., Any], *args: Any) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = run(*args)
-    return time.perf_counter() - start, result
-
-
 def compare(sources: list[tuple[str, str]], every: int, batch_size: int) -> None:
     parsed = [timed(parse, *source) for source in tqdm(sources, desc="trees")]
     tokenizer = AutoTokenizer.from_pretrained(minilm_path())
@@ -228,10 +222,10 @@ def whole(sources: list[tuple[str, str]], batch_size: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--functions", type=int, default=300, help="of each language")
-    parser.add_argument("--every", type=int, default=40, help="which of them go the slow way, too")
-    parser.add_argument("--whole", type=int, default=200, help="how many cat_scores measures; 0 for none")
+    parser.add_argument("--every", type=int, default=40, help="the slow way runs on every n-th function")
+    parser.add_argument("--whole", type=int, default=200, help="the number of functions for cat_scores; 0 for none")
     parser.add_argument("--batch_size", type=int, default=16)
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, numpy {np.__version__}")

@@ -1,31 +1,30 @@
-"""How fast are the distances between heads, against the numpy loop over pairs of the paper's notebook?
+"""How fast are the distances between heads, compared with the NumPy loop over pairs of the paper's notebook?
 
     python benchmarks/distances.py                    # 50 sentences, 8 texts of about 128 tokens, 1,000 sentences
     python benchmarks/distances.py --sentences 20 --texts 4 --whole 0 --rounds 1
 
-The small BERT (72 heads), on the sentences of the English Web Treebank where its files lie beside the checkout, else on
-those of examples/data; texts are several sentences one after the other. Two ways over the same maps, in turn, several
-rounds; ratios are taken round by round.
-- loop: text by text, each head against all, as Clark et al. (2019) do it: two logarithms for each weight of each of two
-  heads, and both halves of the matrix. In float64 and in the float32 that the model computes in. (Their own maps are
-  float16, which numpy works out some ten times more slowly, and not to a millionth.)
-- ours: the maps of batches, as they come from the model.
-Then the same with the model's pass: text by text with eager attention, against `head_distances` on batches. At last
-several measures in one pass, with its time and the most memory that the process held.
+The small BERT (72 heads) reads the sentences of the English Web Treebank if its files are beside the checkout, else
+those of examples/data. A text is several sentences. Two ways run over the same maps, one after the other, in several
+rounds. Ratios are computed in each round.
+- loop: text by text, each head against all heads, as in Clark et al. (2019): two logarithms for each weight of each of
+  two heads, and both halves of the matrix. It runs in float64, and in float32 as the model computes. (Their own maps
+  are float16. With these, NumPy is about ten times slower, and less exact than a millionth.)
+- ours: the maps of batches, as the model returns them.
+Then the same with the forward pass of the model: text by text with eager attention, and `head_distances` on batches.
+Finally several measures in one pass, with its time and the peak memory of the process.
 """
 
 from __future__ import annotations
 
-import argparse
 import resource
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _timing import parser_of, timed
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
@@ -72,12 +71,6 @@ def loop_with_model(model: Any, singles: Batches) -> np.ndarray:
             found = model(**inputs, output_attentions=True).attentions
         texts.append(torch.cat([x[0] for x in found]).numpy())
     return loop(texts, np.float64)
-
-
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
 
 
 def compare(name: str, texts: list[str], rounds: int, batch_size: int) -> None:
@@ -162,7 +155,7 @@ def read_sentences() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--sentences", type=int, default=50)
     parser.add_argument("--texts", type=int, default=8)
     parser.add_argument("--whole", type=int, default=1000)

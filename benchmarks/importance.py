@@ -1,35 +1,29 @@
-"""How fast is head importance, against the loop of the old script and against a bare backward pass?
+"""How fast is head importance, compared with the loop of the old script and with a backward pass alone?
 
     python benchmarks/importance.py --data_dir SST-2 --model sst2-minilm
 
-Three ways over the same examples and weights, in turn, several rounds; ratios are taken round by round.
-- old: one example at a time, padded to 128 tokens, eager attention that returns its maps, gradients of all weights
-  (on transformers 4.57 with its own `head_mask`); the gates' gradients cleared at every step, as the script forgot.
-- ours: `head_importance` on batches of like length.
-- bare: forward and backward over the same batches, weights frozen, down to the embeddings, with no gates.
+Three ways run over the same examples and weights, one after the other, in several rounds. Ratios are computed in each
+round.
+- old: one example at a time, padded to 128 tokens, with eager attention that returns its maps, and gradients of all
+  weights (on transformers 4.57 with its own `head_mask`). The gradients of the gates are cleared at every step, which
+  the script forgot.
+- ours: `head_importance` on batches of examples of similar length.
+- bare: forward and backward passes over the same batches down to the embeddings, with frozen weights and without gates.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from glue import find_task, make_batches, read_examples
+from _sentiment import Batches, add_arguments, read_batches
+from _timing import parser_of, timed
+from transformers import AutoModelForSequenceClassification
 
 from bertology import gated, head_importance
-from bertology.demo import minilm_path
 
-Batches = list[dict[str, torch.Tensor]]
 V4 = transformers.__version__.startswith("4.")
 
 
@@ -58,25 +52,12 @@ def bare(model: Any, batches: Batches) -> None:
         torch.autograd.grad(model(**inputs, inputs_embeds=embedded).loss, embedded)
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default=str(Path(__file__).parents[1] / "examples" / "data" / "sentiment"))
-    parser.add_argument("--model", help="a fine-tuned classifier; by default the small BERT with an untrained head")
-    parser.add_argument("--examples", type=int, default=-1)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = parser_of(__doc__)
+    add_arguments(parser, examples=-1)
     args = parser.parse_args()
     torch.manual_seed(0)
-    name = args.model or minilm_path()
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    examples = read_examples(find_task("sst-2"), args.data_dir).first(args.examples)
-    batches, _ = make_batches(tokenizer, examples, max_seq_length=128, batch_size=args.batch_size)
+    name, tokenizer, examples, batches = read_batches(args)
     model = AutoModelForSequenceClassification.from_pretrained(name, attn_implementation="sdpa").eval()
     slow = AutoModelForSequenceClassification.from_pretrained(name, attn_implementation="eager").eval()
     slow.load_state_dict(model.state_dict())

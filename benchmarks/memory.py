@@ -3,14 +3,14 @@
     python benchmarks/memory.py                      # 4,096 and 8,192 tokens
     python benchmarks/memory.py --tokens 16384 --ways bare ours
 
-A random BERT of the size of bert-base, with as many positions as the text has tokens; one text. Three ways, each in a
-process of its own, several rounds in turn:
-- bare: the plain forward pass, under sdpa attention.
+A random BERT of the size of bert-base, with as many positions as the text has tokens, reads one text. Three ways run
+one after the other in several rounds, each in a process of its own:
+- bare: a forward pass with sdpa attention.
 - ours: entropy and patterns of all heads, in one pass of the same model.
-- eager: a forward pass that returns all maps, and their entropies and patterns from these, layer by layer.
+- eager: a forward pass that returns all maps, from which entropies and patterns are computed layer by layer.
 
-Peak memory is what the system says that the process held at most. Eager is left out where its maps alone would take
-more than `--limit_gib`.
+Peak memory is the maximum resident size of the process. Eager is left out if its maps alone would take more than
+`--limit_gib`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import time
 from typing import Any
 
 import torch
+from _timing import parser_of
 from transformers import BertConfig, BertModel
 
 WAYS = ("bare", "ours", "eager")
@@ -60,7 +61,7 @@ def measure(way: str, tokens: int, layers: int) -> dict[str, float]:
 
 
 def from_map(weights: torch.Tensor) -> float:
-    """Entropy and patterns of a whole map, as one writes them down."""
+    """Entropy and patterns of a map, directly from their definitions."""
     places = torch.arange(weights.shape[-1])
     far = (places[:, None] - places).abs()
     [weights.diagonal(offset=step, dim1=-2, dim2=-1).mean(-1) for step in (-1, 0, 1)]
@@ -69,7 +70,7 @@ def from_map(weights: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=3)

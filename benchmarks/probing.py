@@ -1,17 +1,16 @@
-"""How fast do the probes of all layers train from one encoding pass, against one by one with the encoder in the loop?
+"""How fast do the probes of all layers train together from stored vectors, compared with one by one?
 
     python benchmarks/probing.py                 # parts of speech, 200 steps
     python benchmarks/probing.py --steps 60 --sentences 300 --task dependencies
 
-The small BERT (7 layers, the lexical one included) on the English Web Treebank's files beside the checkout. Two ways to
+The small BERT (7 layers with the lexical one) reads the English Web Treebank beside the checkout. There are two ways to
 the same L + 1 cumulative probes, with the same settings and the same order of batches:
-- loop: for each layer one training, in which the model reads every batch, and the dev set at every validation;
-- ours: the model reads every sentence once, into a folder, and all probes train together from there.
+- loop: one training per layer, in which the model reads every batch, and the dev set at every validation;
+- ours: the model reads every sentence once and writes its vectors to a folder, from which all probes train together.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from _timing import parser_of
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
@@ -41,7 +41,7 @@ MAKERS = {"pos": pos_edges, "dependencies": lambda path: dependency_edges(read_c
 
 
 class InTheLoop:
-    """A source of batches that runs the model whenever it is asked; what is no vector comes from the store."""
+    """A source of batches that runs the model for every batch; everything except vectors comes from the store."""
 
     def __init__(self, model: Any, tokenizer: Any, task: EdgeTask, store: Store) -> None:
         self._model, self._tokenizer, self._store = model, tokenizer, store
@@ -56,7 +56,7 @@ class InTheLoop:
         return getattr(self._store, name)
 
     def batch(self, records: Tensor | range) -> EdgeBatch:
-        """As the store's, with vectors made anew."""
+        """A batch of the store with newly computed vectors."""
         numbers = [int(number) for number in records]
         texts = [self._ordered[number] for number in numbers]
         aligned = align(self._tokenizer, texts, batch_size=len(texts)).batches[0]
@@ -82,7 +82,7 @@ def shown(scores: Sequence[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--task", default="pos", choices=list(MAKERS))
     parser.add_argument("--sentences", type=int, default=1000)
     parser.add_argument("--dev_sentences", type=int, default=300)
@@ -97,7 +97,7 @@ def main() -> None:
     print(f"{train}; {dev}; {training.max_steps} steps, {torch.get_num_threads()} threads", flush=True)
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
-        # In float32, and with layer 0 as the model puts it out: what the loop sees.
+        # In float32, and with layer 0 as the model returns it: the same inputs as in the loop.
         stores = [
             encode(model, tokenizer, task, Path(folder) / name, lexical="embeddings", dtype=torch.float32)
             for name, task in (("train", train), ("dev", dev))

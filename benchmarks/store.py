@@ -1,17 +1,16 @@
 """How much memory does a task of a million targets take?
 
-    python benchmarks/store.py                     # a million targets, some 7 GB on disk for a while
+    python benchmarks/store.py                     # a million targets, about 7 GB of temporary files
     python benchmarks/store.py --targets 50000
 
-Sentences of twenty words, drawn from those of the English Web Treebank's dev set beside the checkout; each word is a
-target, its part of speech the label. The small BERT reads them into a folder, from which the probes of all 7 layers are
-trained for a hundred steps and scored on 5,000 sentences. Peak memory is what the system says that the process held at
-most, which includes the pages of files that it looked at.
+Sentences have twenty words, drawn at random from the dev set of the English Web Treebank beside the checkout. Each word
+is a target, with its part of speech as the label. The vectors of the small BERT are written to a folder, from which the
+probes of all 7 layers are trained for a hundred steps and scored on 5,000 sentences. Peak memory is the maximum
+resident size of the process, which includes the pages of files that it read.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import resource
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from _timing import parser_of
 from transformers import AutoModel, AutoTokenizer
 
 from bertology.demo import minilm_path
@@ -29,7 +29,7 @@ LONG = 20
 
 
 def drawn(words: list[tuple[str, str]], sentences: int, labels: tuple[str, ...]) -> EdgeTask:
-    """Sentences of words that stand beside each other by chance."""
+    """Sentences of words that are drawn independently."""
     draw = random.Random(0)
     records = []
     for _ in range(sentences):
@@ -44,9 +44,9 @@ def held() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--targets", type=int, default=1_000_000)
-    parser.add_argument("--folder", help="where the vectors lie for a while; by default where temporary files do")
+    parser.add_argument("--folder", help="a folder for the temporary files; by default that of the system")
     args = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
     model = AutoModel.from_pretrained(minilm_path()).eval()

@@ -59,7 +59,8 @@ from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.efficiency import Efficiency, compare_efficiency
-from .pruning.prune import Pruned, load_pruned, prune_heads, save_pruned
+from .pruning.load import load_pruned
+from .pruning.prune import Pruned, prune_heads, save_pruned
 from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from finetune import train
-from glue import Examples, find_task, make_batches, read_examples
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from glue import Examples, Task, find_task, make_batches, read_examples
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import (
     EntropyAccumulator,
@@ -42,9 +42,18 @@ from bertology import (
 )
 from bertology.demo import minilm_path
 from bertology.errors import BertologyError, DataError, PruningError, need
+from bertology.metrics import METRICS, Metric, accuracy, f1, find_metric
 
 DEMO_DATA = Path(__file__).parent / "data" / "sentiment"
+# The old script's names of the scores of all tasks, and of those tasks that have names of their own.
 METRIC_NAMES = {"acc": "accuracy", "mcc": "matthews", "spearmanr": "spearman", "corr": "pearson_spearman"}
+METRIC_OF_TASK = {"mnli": "mnli/acc", "mnli-mm": "mnli-mm/acc"}
+NO_EFFECT = {
+    "overwrite_output_dir": "files of earlier runs are always overwritten",
+    "overwrite_cache": "nothing is cached",
+    "server_ip": "no debugger is attached",
+    "server_port": "no debugger is attached",
+}
 
 Batches = list[dict[str, torch.Tensor]]
 
@@ -54,6 +63,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model_name_or_path", help="a sequence classifier; without it, a small BERT is trained on the spot")
+    add("--config_name", help="where the config is, if not with the model")
     add("--tokenizer_name", help="where the tokenizer is, if not with the model")
     add("--cache_dir", help="where downloaded models are kept")
     add(
@@ -69,12 +79,28 @@ def parse() -> argparse.Namespace:
     add("--try_masking", action="store_true", help="mask and prune heads (always done in the demo)")
     add("--masking_threshold", type=float, default=0.9, help="stop below this share of the score")
     add("--masking_amount", type=float, default=0.1, help="share of all heads to mask at each step")
-    add("--metric_name", help="accuracy (acc), f1, matthews (mcc), pearson, spearman, ...; by default the task's")
+    add(
+        "--metric_name",
+        help="accuracy (acc), f1, acc_and_f1, matthews (mcc), pearson, spearman (spearmanr), pearson_spearman (corr), "
+        "mnli/acc, mnli-mm/acc; by default the task's",
+    )
     add("--dont_normalize_importance_by_layer", action="store_true")
     add("--dont_normalize_global_importance", action="store_true")
     add("--seed", type=int, default=42)
     add("--no_cuda", action="store_true")
+    old = parser.add_argument_group("flags of the old script that are taken and have no effect")
+    old.add_argument("--overwrite_output_dir", action="store_true")
+    old.add_argument("--overwrite_cache", action="store_true")
+    old.add_argument("--local_rank", type=int, default=-1, help="-1: the work of one process")
+    old.add_argument("--server_ip", default="")
+    old.add_argument("--server_port", default="")
     args = parser.parse_args()
+    check(args, parser)
+    return args
+
+
+def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End with a message for arguments that cannot be used; print a notice for those that have no effect."""
     if args.model_name_or_path and not args.data_dir:
         parser.error("--data_dir is needed with --model_name_or_path")
     if args.data_dir and not args.model_name_or_path:
@@ -83,7 +109,39 @@ def parse() -> argparse.Namespace:
         parser.error(f"--masking_threshold must be between 0 and 1, got {args.masking_threshold}")
     if not 0 < args.masking_amount <= 1:
         parser.error(f"--masking_amount must be above 0 and at most 1, got {args.masking_amount}")
-    return args
+    if args.local_rank != -1:
+        parser.error("--local_rank is not supported: this script runs in one process, on one device")
+    for name, why in NO_EFFECT.items():
+        if getattr(args, name):
+            print(f"NOTICE: --{name} has no effect: {why}")
+
+
+def acc_and_f1(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The mean of accuracy and F1, as GLUE scores MRPC and QQP."""
+    return (accuracy(logits, labels) + f1(logits, labels)) / 2
+
+
+def find_score(name: str | None, task: Task, task_name: str) -> str | Metric:
+    """The metric of this name, which may be the old script's. Raises `DataError` before any work if it does not fit."""
+    if name is None:
+        return task.metric
+    if name in METRIC_OF_TASK.values():
+        if task not in (find_task(one) for one, own in METRIC_OF_TASK.items() if own == name):
+            raise DataError(f"the metric {name} is that of the task {name.removesuffix('/acc')}, not of {task_name}")
+        return "accuracy"
+    if name == acc_and_f1.__name__:
+        metric: str | Metric = acc_and_f1
+    elif METRIC_NAMES.get(name, name) in METRICS:
+        metric = METRIC_NAMES.get(name, name)
+    else:
+        every = ", ".join([*METRICS, *METRIC_NAMES, acc_and_f1.__name__, *METRIC_OF_TASK.values()])
+        raise DataError(f"no metric is called {name!r}: --metric_name takes one of {every}")
+    two = torch.tensor([0, 1])
+    try:
+        find_metric(metric)(torch.zeros(2, len(task.labels) or 1), two if task.labels else two.float())
+    except DataError as error:
+        raise DataError(f"the metric {name} does not fit the task {task_name}: {error}") from error
+    return metric
 
 
 def check_output(path: Path) -> None:
@@ -98,8 +156,9 @@ def load(args: argparse.Namespace, labels: int) -> tuple[Any, Any]:
     """Load the classifier and its tokenizer; train the demo's on the spot."""
     name = args.model_name_or_path or minilm_path()
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or name, cache_dir=args.cache_dir)
+    config = AutoConfig.from_pretrained(args.config_name or name, num_labels=labels, cache_dir=args.cache_dir)
     model, info = AutoModelForSequenceClassification.from_pretrained(
-        name, num_labels=labels, cache_dir=args.cache_dir, output_loading_info=True
+        name, config=config, cache_dir=args.cache_dir, output_loading_info=True
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -133,6 +192,17 @@ def ranks(scores: np.ndarray) -> np.ndarray:
     return out.reshape(scores.shape)
 
 
+def check_score(model: Any, batches: Batches, metric: str | Metric) -> None:
+    """Check before the work that there is a score of which heads can keep a share."""
+    whole = score(model, batches, metric=metric)
+    if whole.value <= 0:
+        raise DataError(
+            f"the {whole.metric} of the whole model is {whole.value:.4f} on these {whole.examples} examples, and heads "
+            "are masked while a share of it is kept: pass a model that was trained for the task, or leave out "
+            "--try_masking"
+        )
+
+
 def measure(args: argparse.Namespace, model: Any, batches: Batches, out: Path) -> None:
     """Importance and entropy in one pass; files and pictures of them."""
     accumulators = ImportanceAccumulator(), EntropyAccumulator()
@@ -151,7 +221,7 @@ def measure(args: argparse.Namespace, model: Any, batches: Batches, out: Path) -
     print(f"least important: {', '.join(map(str, order[:8]))}; most: {', '.join(map(str, order[:-9:-1]))}\n")
 
 
-def mask(args: argparse.Namespace, model: Any, batches: Batches, metric: str, out: Path) -> PruningCurve:
+def mask(args: argparse.Namespace, model: Any, batches: Batches, metric: str | Metric, out: Path) -> PruningCurve:
     """Mask the least important heads, re-estimated at every step, while the score is above the threshold."""
     total = int(dissect(model).present.sum())
     curve = pruning_curve(
@@ -166,7 +236,7 @@ def mask(args: argparse.Namespace, model: Any, batches: Batches, metric: str, ou
     )
     np.save(out / "head_mask.npy", curve.mask().numpy())
     curve.plot(path=out / "pruning_curve.png")
-    print("\nheads left  " + metric)
+    print(f"\nheads left  {curve.metric}")
     for left, value in zip(curve.heads_left.tolist(), curve.scores.tolist(), strict=True):
         print(f"{left:10}  {value:.4f}")
     return curve
@@ -179,10 +249,12 @@ def seconds(run: Any) -> float:
     return time.perf_counter() - start
 
 
-def prune(model: Any, tokenizer: Any, batches: Batches, curve: PruningCurve, out: Path) -> dict[str, Any]:
+def prune(
+    model: Any, tokenizer: Any, batches: Batches, curve: PruningCurve, metric: str | Metric, out: Path
+) -> dict[str, Any]:
     """Cut the masked heads out, save the model, load it again, and compare: parameters, speed, scores."""
     with gated(model, curve.mask()):
-        masked = score(model, batches, metric=curve.metric)
+        masked = score(model, batches, metric=metric)
     summary = {
         "heads": int(curve.heads_left[0]),
         "heads_masked": len(curve.heads_off()),
@@ -199,9 +271,9 @@ def prune(model: Any, tokenizer: Any, batches: Batches, curve: PruningCurve, out
     save_pruned(small, out / "pruned_model")
     tokenizer.save_pretrained(out / "pruned_model")
     again = load_pruned(out / "pruned_model").to(next(model.parameters()).device)
-    after = score(again, batches, metric=curve.metric)
+    after = score(again, batches, metric=metric)
     # In turn, so that a change in the machine's speed affects both.
-    times = [[seconds(lambda m=m: score(m, batches, metric=curve.metric)) for m in (model, again)] for _ in range(3)]
+    times = [[seconds(lambda m=m: score(m, batches, metric=metric)) for m in (model, again)] for _ in range(3)]
     return summary | {
         "parameters_before": pruned.parameters_before,
         "parameters_after": pruned.parameters_after,
@@ -246,17 +318,20 @@ def main() -> None:
     out = Path(args.output_dir)
     check_output(out)
     task = find_task(args.task_name if args.model_name_or_path else "sst-2")
+    metric = find_score(args.metric_name, task, args.task_name)
     examples = read_examples(task, args.data_dir if args.model_name_or_path else DEMO_DATA).first(args.data_subset)
     torch.manual_seed(args.seed)
     model, tokenizer = load(args, len(task.labels) or 1)
     batches, cut = read_data(args, tokenizer, examples)
-    metric = METRIC_NAMES.get(args.metric_name, args.metric_name) or task.metric
     summary: dict[str, Any] = {"task": args.task_name, "examples": len(examples.texts), "truncated": cut}
     summary |= {f"argument_{name}": value for name, value in vars(args).items()}
+    masking = args.try_masking or not args.model_name_or_path
+    if masking:
+        check_score(model, batches, metric)
     measure(args, model, batches, out)
-    if args.try_masking or not args.model_name_or_path:
+    if masking:
         curve = mask(args, model, batches, metric, out)
-        summary |= prune(model, tokenizer, batches, curve, out)
+        summary |= prune(model, tokenizer, batches, curve, metric, out)
     report(summary, out)
 
 

@@ -93,6 +93,10 @@ class Oddities(NamedTuple):
     """Which of these softmaxes is its attention map, counted from 0."""
     bands: str = ""
     """"windows" around each query, or "blocks", where it computes attention in bands."""
+    remade: bool = False
+    """Whether the model puts another module in its place while it runs, and keeps what holds it."""
+    unmapped: str = ""
+    """Why it has no map as it is, where that depends on the text."""
     inexact_gradient: str = ""
     """Why its own backward pass is not the derivative of its forward pass."""
 
@@ -252,6 +256,27 @@ IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
 LOSS_OUTPUT, LOGITS_OUTPUT, SPAN_OUTPUTS = "loss", "logits", ("start_logits", "end_logits")
 # A setting under which a mixture of experts adds the loss of its router.
 ROUTER_LOSS_NAME = "output_router_logits"
+# Ends of the names of classes, as regular expressions: causal language models, models that write a text, and others of
+# which the labels are not tokens to be written. XLNet, XLM and Flaubert do not shift their labels, nor do CPM-Ant
+# and the decoders of encoder-decoders that are used alone.
+UNSHIFTED_CLASSES = (
+    "(Bart|MBart|PLBart|BigBirdPegasus|Pegasus|PegasusX|Blenderbot|BlenderbotSmall|Marian|Mvp|TrOCR|Whisper|"
+    "Speech2Text2|CpmAnt)ForCausalLM"
+)
+CAUSAL_CLASSES = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM|BertGenerationDecoder|ReformerModelWithLMHead"
+GENERATING_CLASSES = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
+LABELLING_CLASSES = "Classification|ForQuestionAnswering|ForMultipleChoice"
+# Classes whose names are like those of others, and whose losses may not be: predicted n-grams, a beam of spans.
+OTHER_LOSSES = (
+    "ProphetNetForConditionalGeneration", "ProphetNetForCausalLM", "XLMProphetNetForConditionalGeneration",
+    "XLMProphetNetForCausalLM", "XLNetForQuestionAnswering", "XLMForQuestionAnswering", "FlaubertForQuestionAnswering",
+)  # fmt: skip
+# Beginnings of the names of classes in which padding at the end counts: convolutions, Fourier transforms, landmarks and
+# hashes over all positions, pooled tokens, and a summary that is read from the last position.
+PADDING_COUNTS = (
+    "ConvBert", "MobileBert", "FNet", "Nystromformer", "Yoso", "Canine", "XLNet", "RoFormerForMultipleChoice",
+    "PaliGemma", "Reformer", "CpmAnt", "T5GemmaForSequenceClassification", "T5Gemma2ForSequenceClassification",
+)  # fmt: skip
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.
@@ -322,6 +347,11 @@ _INKLING2 = Shares(
 )  # fmt: skip
 _RESIZED = "it takes their width together from the hidden states"
 _REMADE = "it is made anew for short texts (call set_attention_type('original_full') first)"
+_SPARSE = (
+    "is block-sparse for a text of this length: it reads the first block several times over, which the maps that "
+    "transformers returns leave out, so that they do not sum to 1. Take shorter texts, or full attention: "
+    "set_attention_type('original_full')"
+)
 _TAKES_BIAS = Oddities(takes_bias=True)
 # Attention that puts its heads side by side in as many dimensions as its input has, so that it cannot have fewer.
 _SIZED_BY_INPUT = (
@@ -346,8 +376,8 @@ ODDITIES: Mapping[str, Oddities] = {
     **dict.fromkeys(_SIZED_BY_INPUT_4, Oddities(uncut_4=_RESIZED)),
     "LongformerSelfAttention": Oddities(uncut=_RESIZED, bands="windows"),
     "LEDEncoderSelfAttention": Oddities(uncut=_RESIZED, bands="windows"),
-    "BigBirdBlockSparseAttention": Oddities(uncut=_REMADE),
-    "BigBirdPegasusBlockSparseAttention": Oddities(uncut=_REMADE),
+    "BigBirdBlockSparseAttention": Oddities(uncut=_REMADE, remade=True, unmapped=_SPARSE),
+    "BigBirdPegasusBlockSparseAttention": Oddities(uncut=_REMADE, remade=True, unmapped=_SPARSE),
     # LiLT attends with its layout first, then with its text.
     "LiltSelfAttention": Oddities(uncut="its layout stream uses their maps", softmaxes=2, map_number=1),
     "T5Attention": _TAKES_BIAS,

@@ -64,11 +64,11 @@ class CodeBatches(AlignedBatches):
 
     def __str__(self) -> str:
         reasons = Counter(skip.reason for skip in self.skipped)
-        told = (
+        summary = (
             "{tokens} tokens, of them {special} special, {outside} in no leaf, {across} over several leaves; "
             "{leaves} leaves, of them {bare} without a token"
         ).format(**self.counts)
-        return f"{len(self.examples)} examples in {len(self)} batches; {told}" + "".join(
+        return f"{len(self.examples)} examples in {len(self)} batches; {summary}" + "".join(
             f"; {n} skipped: {reason}" for reason, n in reasons.items()
         )
 

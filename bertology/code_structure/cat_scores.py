@@ -27,21 +27,21 @@ from .masks import QUARTER, attention_mask, distance_mask, overlap, positional, 
 from .trees import leaf_distances
 
 KINDS = ("attention", "shuffled", "positional")
-"""What is scored: the model's attention, that with its pairs shuffled, and each map's own mean at every offset."""
+"""What is scored: the model's attention, the same with shuffled pairs, and the mean of each map at each offset."""
 Types = Sequence[Sequence[str] | None]
 """[layer]: the types of leaves that count in each; None for all."""
 
 
 class CatAccumulator(LeafMapAccumulator):
-    """Counts for CAT-scores of all layers and heads, of batches that `align_code` makes, and of two null models.
+    """Counts for the CAT-scores of all layers and heads and of two null models, from batches of `align_code`.
 
     Args:
-        examples: all snippets that can occur, by their numbers.
-        types: [layer]: the types of leaves that count in each layer, and for its heads; None for all leaves.
-        quantile: the share of pairs that is high in attention, and near in the tree.
+        examples: all snippets that can occur.
+        types: [layer]: the types of leaves that count in each layer and for its heads; None for all leaves.
+        quantile: the share of pairs that count as high in attention, and as near in the tree.
         upgraded: whether distances are those of the upgraded tree (U-AST).
-        nulls: whether null models are scored, too: it takes twice as long.
-        seed: of the shuffled pairs.
+        nulls: whether null models are scored as well, which takes twice as long.
+        seed: the seed of the shuffled pairs.
     """
 
     matched: Tensor = stat("kind layer example", torch.int64)
@@ -59,18 +59,18 @@ class CatAccumulator(LeafMapAccumulator):
         self._kinds = KINDS if nulls else KINDS[:1]
 
     def settings(self) -> str:
-        """What is counted, and of what."""
+        """The snippets, and everything that changes their counts."""
         types = None if self._types is None else [None if some is None else list(some) for some in self._types]
         return f"{self._names} {types} {self._quantile} {self._upgraded} {self._kinds} {self._seed}"
 
     def sizes(self) -> dict[str, int]:
-        """How many kinds of attention and how many snippets there are."""
+        """The numbers of kinds of attention and of snippets."""
         return {"kind": len(self._kinds), "example": len(self._names)}
 
     def zero(self, anatomy: Anatomy) -> CatAccumulator:
-        """Forget everything, and get ready for a model."""
+        """Set all counts to 0, for a model."""
         if self._types is not None and len(self._types) != len(anatomy.labels):
-            raise DataError(f"types must be one list a layer, {len(anatomy.labels)}, got {len(self._types)}")
+            raise DataError(f"types must have one list per layer, {len(anatomy.labels)}, got {len(self._types)}")
         return super().zero(anatomy)
 
     def start_batch(self, batch: Batch) -> None:
@@ -103,7 +103,8 @@ class CatAccumulator(LeafMapAccumulator):
             self.head_either[kind, site.row, heads, place] = either[1:]
 
     def compute(self) -> CatComparison:
-        """The counts of all kinds of attention, and of what."""
+        """The counts as a result."""
+        self.check_measured(len(self._names), "snippet")
         return CatComparison(
             matched=self.matched.cpu().int(),
             either=self.either.cpu().int(),
@@ -119,7 +120,7 @@ class CatAccumulator(LeafMapAccumulator):
 
 
 class _Snippet:
-    """What is computed once of a snippet, for all layers."""
+    """The parts of a snippet that are computed once for all layers."""
 
     def __init__(self, one: AlignedCode, quantile: float, upgraded: bool, seed: int) -> None:
         self.number, self._types = one.number, one.tree.types
@@ -128,13 +129,13 @@ class _Snippet:
         self._near: dict[tuple[bool, bytes], Tensor] = {}
 
     def leaves(self, kept: Tensor, types: Sequence[str] | None) -> Tensor:
-        """[leaf] int64: which leaves count, as places among those with tokens."""
+        """[leaf] int64: the leaves that count, as places in `kept`, the leaves that have tokens."""
         if types is None:
             return torch.arange(len(kept))
         return leaves_of([self._types[leaf] for leaf in kept.tolist()], types)
 
     def near(self, leaves: Tensor, causal: bool) -> Tensor:
-        """[leaf, leaf] bool: which of some leaves are near in the tree. Layers mostly ask for the same ones."""
+        """[leaf, leaf] bool: which leaves are near in the tree. Cached, because most layers use the same leaves."""
         key = (causal, leaves.numpy().tobytes())
         if key not in self._near:
             valid = visible(len(leaves)) if causal else None
@@ -155,7 +156,7 @@ def cat_scores(
     top: int = TOP, quantile: float = QUARTER, upgraded: bool = True, random_weights: bool = False, seed: int = 0,
     progress: Progress = None,
 ) -> CatComparison:  # fmt: skip
-    """Measure how far the attention of each layer and head agrees with the structure of code (Chen et al. 2022).
+    """Measure how well the attention of each layer and head agrees with the structure of code (Chen et al. 2022).
 
     In each snippet, the quarter of the pairs of leaves with the highest attention is compared with the quarter that is
     nearest in the U-AST. The score is |both| / |either|, and the CAT-score is its mean over snippets. Local attention
@@ -165,19 +166,19 @@ def cat_scores(
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.
-            Of a decoder the pairs of a leaf with itself and earlier ones count.
-        batches: what `align_code` makes, or some of these batches. The layers' scores are of the mean over heads.
+            In a decoder, the pairs of a leaf with itself and with earlier leaves count.
+        batches: the batches of `align_code`, or some of them. The score of a layer is that of the mean over its heads.
         types: which leaves count: those of the `top` types with the most high attention in each layer ("frequent", as
             in the released code), those of the published scores ("published"), "all", or the types given.
-        top: how many types are frequent.
-        quantile: the share of pairs that is high in attention, and near in the tree.
+        top: the number of frequent types.
+        quantile: the share of pairs that count as high in attention, and as near in the tree.
         upgraded: whether distances are those of the U-AST, or of the tree alone.
         random_weights: whether to also measure the model with random weights, on the same types of leaves.
-        seed: of shuffled pairs and random weights.
+        seed: the seed of shuffled pairs and random weights.
         progress: True for a progress bar, or its title; no bar without it.
 
-    Raises `DataError` for batches of something else, for an iterator of batches, for "frequent" or "published" types
-    of code in several languages, for types that no leaf has, and where no layer reads the code.
+    Raises `DataError` for batches that are not from `align_code`, for an iterator of batches, for "frequent" or
+    "published" types of code in several languages, for types that no leaf has, and if no layer reads the code.
 
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.code_structure import align_code, cat_scores, parse_code
@@ -207,11 +208,11 @@ def leaf_types(
 
     Args:
         model: as in `cat_scores`.
-        batches: what `align_code` makes.
-        quantile: the share of pairs that is high in attention.
+        batches: the batches of `align_code`.
+        quantile: the share of pairs that count as high in attention.
         progress: True for a progress bar, or its title; no bar without it.
 
-    Raises `DataError` for batches of something else, for an iterator of them, and where no layer reads the code.
+    Raises `DataError` for batches that are not from `align_code`, for an iterator, and if no layer reads the code.
 
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.code_structure import align_code, leaf_types, parse_code
@@ -237,15 +238,15 @@ def _chosen(
     languages = sorted({one.tree.language for one in snippets})
     if types in ("frequent", "published") and len(languages) > 1:
         raise DataError(
-            f"types of leaves are those of one language, got code in {', '.join(languages)}: measure each by itself, "
-            "or pass types='all'"
+            f"types of leaves are those of one language, got code in {', '.join(languages)}: measure each language "
+            "separately, or pass types='all'"
         )
     if types == "frequent":
         title = titled(progress, "types of leaves")
         found = leaf_types(model, batches, quantile=quantile, progress=title)
         return [found.frequent(row, top=top) if found.snippets[row] else None for row in range(len(found.labels))]
     if isinstance(types, str) and types != "published":
-        raise DataError(f"types are 'frequent', 'published', 'all' or a list of types, got {types!r}")
+        raise DataError(f"types must be 'frequent', 'published', 'all' or a list of types, got {types!r}")
     given = published_types(languages[0]) if types == "published" else tuple(types)
     there = {kind for one in snippets for kind in one.tree.types}
     if not there.intersection(given):

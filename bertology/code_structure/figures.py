@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import DataError, need
-from ..results.figures import COLOURS, MARKERS, new_figure, width_of, written
+from ..results.figures import COLOURS, MARKERS, layer_cells, new_figure, width_of, written
 from ..results.result import draws
 from .cat_results import CHANCE, Average, CatComparison
+from .leaf_types import LeafTypes
 from .relation_heads import RelationHeads
 
 if TYPE_CHECKING:
@@ -184,3 +185,14 @@ def _comparison(
     result: CatComparison, *, average: Average = "macro", title: str | None = None, path: str | Path | None = None
 ) -> Figure:
     return cat_over_layers({result.kinds[0]: result}, average=average, title=title, path=path)
+
+
+@draws(LeafTypes)
+def draw_types(result: LeafTypes, *, path: str | Path | None = None) -> Figure:
+    """Draw the share of high attention of each type of leaves, in each layer."""
+    figure = new_figure(max(6.4, 0.25 * len(result.types) + 2), max(3.6, 0.3 * len(result.labels) + 2))
+    axes = figure.subplots()
+    image = layer_cells(axes, result.share, result.labels, "type of leaf", result.types)
+    axes.set_title("Leaf types: share")
+    figure.colorbar(image, ax=axes, label="share of pairs with high attention")
+    return written(figure, path)

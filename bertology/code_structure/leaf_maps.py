@@ -36,7 +36,7 @@ def token_map(attention: Tensor, leaf_of: Sequence[int], leaves: int, *, causal:
     without tokens is left out; `kept` has the others.
 
     Args:
-        attention: [..., token, token]: maps of one snippet. Rows and columns of other tokens may hold anything.
+        attention: [..., token, token]: maps of one snippet. Rows and columns of tokens in no leaf are ignored.
         leaf_of: [token]: the leaf that each token is part of; any negative number for a token in no leaf.
         leaves: the number of leaves in the tree.
         causal: average only over the pairs that a decoder can see, of a token with itself or an earlier one. This
@@ -99,15 +99,15 @@ def code_in(batch: Batch) -> list[AlignedCode]:
 
 def check_announced(snippets: Sequence[AlignedCode], numbers: Collection[int]) -> None:
     """Raise `DataError` for a snippet that is not among those that a measure knows by their numbers."""
-    if strange := [one for one in snippets if one.number not in numbers]:
-        raise DataError(f"snippet number {strange[0].number} is not among the {len(numbers)} announced")
+    if unknown := [one for one in snippets if one.number not in numbers]:
+        raise DataError(f"snippet number {unknown[0].number} is not among the {len(numbers)} snippets of this measure")
 
 
 def snippets_in(batches: Batches) -> list[AlignedCode]:
     """All snippets of the batches, by number. Raises `DataError` if a snippet occurs twice, or if there is none.
 
-    Of several processes, all of them: their results have one axis of examples. Where each process aligned its own code,
-    the snippets of the others get numbers that it does not have itself.
+    With several processes these are the snippets of all of them, because their results share one axis of examples. If
+    each process aligned its own code, the snippets of the other processes get numbers that it does not use itself.
     """
     every = values_of_all(lambda: _own_snippets(batches))
     found = [one for part in every for one in part]
@@ -154,9 +154,9 @@ def leaf_maps(weights: Tensor, snippets: Sequence[AlignedCode]) -> Iterator[tupl
 
 
 class LeafMapAccumulator(MapAccumulator):
-    """A measure of the attention between leaves, of batches that `align_code` makes: see `read_leaves`.
+    """The base class for measures of the attention between leaves, in batches of `align_code`: see `read_leaves`.
 
-    Raises `DataError` for a batch of which no layer attends from the text's tokens to themselves.
+    Raises `DataError` for a batch in which no layer attends from the tokens of the text to themselves.
     """
 
     text_only = True
@@ -167,7 +167,7 @@ class LeafMapAccumulator(MapAccumulator):
         check_fits(self.anatomy.model, len(self.snippets[0].leaf_of))
 
     def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
-        """Give a layer's attention between the leaves of each snippet to `read_leaves`."""
+        """Pass a layer's attention between the leaves of each snippet to `read_leaves`."""
         self._seen = True
         for example, (maps, causal) in enumerate(leaf_maps(weights, self.snippets)):
             self.read_leaves(site, example, maps, causal)

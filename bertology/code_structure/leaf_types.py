@@ -296,5 +296,6 @@ class TypesAccumulator(LeafMapAccumulator):
 
     def compute(self) -> LeafTypes:
         """The counts as a result."""
+        self.check_measured(self.seen, "snippet")
         high, total, once, seen = (x.cpu() for x in (self.high, self.total, self.once, self.seen))
         return LeafTypes(high, total, once, seen, tuple(self._number), self.anatomy.labels)

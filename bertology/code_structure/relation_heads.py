@@ -197,6 +197,7 @@ class RelationAccumulator(LeafMapAccumulator):
 
     def compute(self) -> RelationHeads:
         """The sums as a result; NaN for pruned heads."""
+        self.check_measured(len(self._names), "snippet")
         pairs, unmatched = self.pairs.cpu(), self.unmatched.cpu()
         gone = ~self.anatomy.present[:, :, None]
         return RelationHeads(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Head
 from ..errors import need
-from ..results.figures import COLOURS, new_figure, written
+from ..results.figures import COLOURS, empty_figure, new_figure, written
 from .one_snippet import LeafAttention, leaf_attention
 from .trees import CodeTree
 
@@ -84,7 +84,7 @@ def code_arcs(
     base = _base_lines(places[-1][0] + 1, {line for line, _ in ends.values()})
     width = max(4.5, (max(column for _, column in places) + 4) * _LETTER_WIDTH)
     size = (width, (base[-1] + 1.2) * _LINE_HEIGHT + 0.8)
-    figure = need("matplotlib.figure", extra="plot").Figure(figsize=size)
+    figure = empty_figure(figsize=size)
     axes = figure.add_axes((0, 0.42 / size[1], 1, 1 - 0.8 / size[1]))
     # The horizontal unit is a letter, the vertical unit is a line with arcs; the vertical axis points down.
     axes.set_xlim(-2, size[0] / _LETTER_WIDTH - 2)

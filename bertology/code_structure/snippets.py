@@ -49,10 +49,10 @@ class Snippets(Sequence[CodeTree]):
 
     def __str__(self) -> str:
         languages = Counter(tree.language or "code" for tree in self.trees)
-        told = ", ".join(f"{n} in {language}" for language, n in sorted(languages.items())) or "no code"
+        summary = ", ".join(f"{n} in {language}" for language, n in sorted(languages.items())) or "no code"
         broken = f"; {len(self.broken)} of them do not parse" if self.broken else ""
         reasons = Counter(skip.reason for skip in self.skipped)
-        return told + broken + "".join(f"; {n} skipped: {reason}" for reason, n in reasons.items())
+        return summary + broken + "".join(f"; {n} skipped: {reason}" for reason, n in reasons.items())
 
     __repr__ = __str__
 
@@ -65,20 +65,20 @@ def read_code(
     broken: Literal["error", "skip", "keep"] = "error",
     progress: Progress = None,
 ) -> Snippets:
-    """Read and parse the functions of CodeSearchNet or CodeXGLUE: JSON Lines, gzipped where the name ends in `.gz`.
+    """Read and parse the functions of CodeSearchNet or CodeXGLUE: JSON Lines, gzipped if the name ends in `.gz`.
 
     Code that is empty, has only comments or is not valid text is left out and listed in `skipped`.
 
     Args:
-        path: a file with an object a line that holds the code and its `language`.
-        language: as `parse_code` takes it, in the place of the records' own.
-        field: which field is the code; by default `code`, or `original_string` where there is no such field.
+        path: a file in which each line is an object with the code and its `language`.
+        language: as in `parse_code`; by default the language in each line.
+        field: the name of the field with the code; by default `code`, or `original_string` if there is no such field.
         broken: "error" raises for code that does not parse, "skip" leaves it out and lists it with its place, "keep"
-            keeps what tree-sitter makes of it.
+            keeps the tree that tree-sitter recovers.
         progress: True for a progress bar over lines, or its title; no bar without it.
 
-    Raises `DataError` for a line that is no JSON or has no code or language, with its number; for a file that is
-    damaged, or of which nothing is left; and as `parse_code` does.
+    Raises `DataError`, which names the line, for a line that is not JSON, or that has no code or language; for a
+    damaged file; if no code is left; and as `parse_code` does.
 
         >>> from tempfile import NamedTemporaryFile
         >>> from bertology.code_structure import read_code
@@ -99,7 +99,7 @@ def read_code(
         code, spoken, name = _fields(line, where, language, field)
         tree = None if HALF_PAIR.search(code) else tree_of(code, spoken, name)
         if tree is None:
-            skipped.append(Skip(name, "no valid text (half of a surrogate pair)"))
+            skipped.append(Skip(name, "not valid text (half of a surrogate pair)"))
         elif not len(tree):
             skipped.append(Skip(name, "no code"))
         elif tree.errors and broken != "keep":
@@ -111,7 +111,7 @@ def read_code(
             trees.append(tree)
     if not trees:
         reasons = ", ".join(sorted({skip.reason for skip in skipped}))
-        raise DataError(f"{path} holds no code{f' that can be used: {reasons}' if skipped else ''}")
+        raise DataError(f"{path} has no code{f' that can be used: {reasons}' if skipped else ''}")
     return Snippets(tuple(trees), tuple(skipped))
 
 
@@ -125,7 +125,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _fields(line: str, where: str, language: Any, field: str | None) -> tuple[str, Any, str]:
-    """The code, its language, and what messages call it."""
+    """The code, its language, and its name in messages."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:

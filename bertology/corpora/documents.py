@@ -217,7 +217,7 @@ def _part(document: Document, start: int, end: int) -> Document:
         replace(m, start=m.start - start, end=m.end - start, head=m.head - start)
         for m in (document.mentions[number] for number in kept)
     )
-    sentences = {max(s, start) - start for s, behind in _sentences(document) if s < end and behind > start}
+    sentences = {max(s, start) - start for s, stop in _sentences(document) if s < end and stop > start}
     targets = None if document.targets is None else tuple(kept.index(t) for t in document.targets if t in kept)
     return replace(
         document, words=document.words[start:end], mentions=mentions, sentences=tuple(sorted(sentences)),

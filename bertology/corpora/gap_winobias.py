@@ -163,9 +163,9 @@ def _marked(line: str, place: str, name: str) -> Document:
     if not number.isdecimal() or len(parts) < 5 or re.search(r"[\[\]]", "".join(parts)):
         raise DataError(f"{place}: wanted a number and a sentence with [an entity] and [its pronoun], got {line!r}")
     text, spans = parts[0], []
-    for inside, behind in zip(parts[1::2], parts[2::2], strict=True):
+    for inside, following in zip(parts[1::2], parts[2::2], strict=True):
         spans.append((len(text), len(text) + len(inside)))
-        text += inside + behind
+        text += inside + following
     words, mentions = _words_of(text), []
     for start, end in spans:
         span = words.span(start, end)
@@ -173,10 +173,10 @@ def _marked(line: str, place: str, name: str) -> Document:
             raise DataError(f"{place}: [{text[start:end]}] is not made of whole words: {line!r}")
         pronoun = gender_of(text[start:end]) is not None
         mentions.append(Mention(*span, head_in_words(words.words, *span), 0, "pronoun" if pronoun else "nominal"))
-    asked = next((number for number, m in enumerate(mentions) if m.kind == "pronoun"), None)
-    if asked is None or mentions[0].kind == "pronoun":
+    target = next((number for number, m in enumerate(mentions) if m.kind == "pronoun"), None)
+    if target is None or mentions[0].kind == "pronoun":
         raise DataError(f"{place}: wanted first an entity and then a pronoun in brackets, got {line!r}")
-    return Document(words.words, tuple(mentions), name, targets=(asked,))
+    return Document(words.words, tuple(mentions), name, targets=(target,))
 
 
 def _occupation(document: Document, mention: Mention) -> tuple[str, ...]:
@@ -196,9 +196,9 @@ def _with_rivals(document: Document, occupations: set[tuple[str, ...]]) -> Docum
                 taken |= set(range(start, end))
                 begin = start - (start > 0 and small[start - 1] == "the")
                 rivals.append(Mention(begin, end, end - 1, len(rivals) + 1, "nominal"))
-    asked = document.mentions[(document.targets or (0,))[0]]
+    target = document.mentions[(document.targets or (0,))[0]]
     mentions = sorted([*document.mentions, *rivals], key=lambda m: m.start)
-    return replace(document, mentions=tuple(mentions), targets=(mentions.index(asked),))
+    return replace(document, mentions=tuple(mentions), targets=(mentions.index(target),))
 
 
 def by_gender(documents: Sequence[Document]) -> dict[str, Documents]:

@@ -8,19 +8,20 @@ not passed to the model.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from ..anatomy.names import (
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
     EMBEDS_ARGUMENT,
     IDS_ARGUMENT,
+    LABELLING_CLASSES,
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
     NO_TEXT_ARGUMENTS,
@@ -30,6 +31,10 @@ from ..anatomy.names import (
 )
 from ..errors import DataError
 from .caches import check_no_cache, own_caches
+from .positions import config_of as config_of
+from .positions import is_encoder_decoder as is_encoder_decoder
+from .positions import not_taken, task_model, with_positions
+from .positions import room_of as room_of
 
 Batch = Mapping[str, Any]
 Batches = Batch | Iterable[Batch]
@@ -140,7 +145,8 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
     """
     decoding = not reads_text(model, stack)
     labels = batch.get(LABELS_ARGUMENT)
-    if decoding and DECODER_PREFIX + MASK_ARGUMENT not in batch and isinstance(labels, Tensor) and labels.dim() == 2:
+    unmasked = writes(model) and DECODER_PREFIX + MASK_ARGUMENT not in batch
+    if decoding and unmasked and isinstance(labels, Tensor) and labels.dim() == 2:
         return labels != IGNORED  # the decoder reads the shifted labels
     prefix = DECODER_PREFIX if decoding else ""
     mask = batch.get(prefix + MASK_ARGUMENT)
@@ -219,10 +225,11 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     FSMT's decoder attends to later tokens.
     Raises `DataError` for an argument that the forward pass does not take.
     """
-    inputs = {key: value for key, value in model_arguments(batch).items() if key not in LABELS}
+    arguments = with_positions(model, model_arguments(batch))
+    inputs = {key: value for key, value in arguments.items() if key not in LABELS}
     if unknown := not_taken(model, inputs):
         raise DataError(_unknown(model, unknown))
-    if LABELS_ARGUMENT not in batch or not is_encoder_decoder(model):
+    if LABELS_ARGUMENT not in batch or not writes(model):
         return inputs
     if hasattr(config_of(model), USE_CACHE_ARGUMENT):
         inputs.setdefault(USE_CACHE_ARGUMENT, False)
@@ -237,30 +244,32 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return inputs
 
 
+def writes(model: nn.Module) -> bool:
+    """Whether the model is an encoder-decoder whose labels are the tokens that its decoder is to write."""
+    labels = re.search(LABELLING_CLASSES, type(task_model(model)).__name__) is None
+    return labels and is_encoder_decoder(model)
+
+
 def with_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """The model's arguments with what it takes of the labels; the rest of the batch is for a loss of one's own."""
-    inputs = model_arguments(batch)
+    inputs = with_positions(model, model_arguments(batch))
     unknown = not_taken(model, inputs)
     return {key: value for key, value in inputs.items() if key not in unknown}
 
 
 def run_with_labels(model: nn.Module, batch: Batch) -> Any:
-    """Run the model on a batch with labels. Labels that a wrapper passes on to a model that takes none are left out."""
-    inputs = with_labels(model, batch)
+    """Run the model on a batch with labels."""
+    return call(model, with_labels(model, batch))
+
+
+def call(model: nn.Module, inputs: Batch) -> Any:
+    """Run the model. Labels that a wrapper passes on to a model that takes none are left out."""
     try:
         return model(**inputs)
     except TypeError as error:
         if not any(name in inputs and f"keyword argument '{name}'" in str(error) for name in LABELS):
             raise
         return model(**{key: value for key, value in inputs.items() if key not in LABELS})
-
-
-def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Which of these names are no arguments of the forward pass; a forward pass with `**kwargs` takes all of them."""
-    taken = inspect.signature(model.forward).parameters
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
-        return []
-    return [name for name in names if name not in taken]
 
 
 class ReadBatch(dict[str, Any]):
@@ -291,11 +300,6 @@ def _unknown(model: nn.Module, names: list[str]) -> str:
     return f"the forward pass of {type(model).__name__} takes no {' and no '.join(names)}: it takes {takes}"
 
 
-def task_model(model: nn.Module) -> nn.Module:
-    """The outermost `PreTrainedModel`, without wrappers around it."""
-    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
-
-
 def _shifted(labels: Tensor, config: Any) -> Tensor:
     """[batch, token]: decoder_input_ids for these labels, shifted as in the speech models of transformers."""
     start, padding = (getattr(config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
@@ -308,31 +312,6 @@ def _shifted(labels: Tensor, config: Any) -> Tensor:
     return shifted.masked_fill(shifted == IGNORED, padding)
 
 
-def is_encoder_decoder(model: nn.Module) -> bool:
-    """Whether the model is an encoder-decoder, also inside a wrapper."""
-    return bool(getattr(config_of(model), "is_encoder_decoder", False))
-
-
-def room_of(model: nn.Module) -> int | None:
-    """The longest input of a model in tokens, or None when its config names no limit."""
-    most = getattr(config_of(model), "max_position_embeddings", None)
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        return None
-    table = position_table(model)
-    # RoBERTa's positions begin after the padding index.
-    return most - (0 if table is None or table.padding_idx is None else table.padding_idx + 1)
-
-
-def position_table(model: nn.Module) -> nn.Embedding | None:
-    """The embeddings of absolute positions, which are as many as the config says, or None."""
-    most = getattr(config_of(model), "max_position_embeddings", None)
-    words = getattr(model, "get_input_embeddings", lambda: None)()
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == most and module is not words:
-            return module
-    return None
-
-
 def check_fits(model: nn.Module, tokens: int) -> None:
     """Raise `DataError` for texts that are longer than the model's longest input."""
     longest = room_of(model)
@@ -341,11 +320,6 @@ def check_fits(model: nn.Module, tokens: int) -> None:
             f"a text has {tokens} tokens, the model takes {longest}: pass max_length={longest} to align or "
             "align_code, which leave out longer texts and list them"
         )
-
-
-def config_of(model: nn.Module) -> Any:
-    """The outermost config in the model, or None."""
-    return next((module.config for module in model.modules() if hasattr(module, "config")), None)
 
 
 def _input_name(batch: Batch) -> str:

@@ -71,7 +71,7 @@ def find_metric(metric: str | Metric) -> Metric:
     return METRICS[metric]
 
 
-def measured(metric: Metric, logits: Tensor, labels: Tensor) -> float:
+def measured(metric: Metric, logits: Tensor, labels: Tensor, examples: int) -> float:
     """The value of a metric over all examples; of a mapping, as libraries of metrics return, its only value.
 
     Raises `DataError` for NaN among the logits, and for a metric that is not one number.
@@ -91,7 +91,7 @@ def measured(metric: Metric, logits: Tensor, labels: Tensor) -> float:
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"the metric {name} must return one number, got {type(value).__name__}") from error
     if number != number:
-        raise DataError(f"the metric {name} is NaN over {len(labels)} labels")
+        raise DataError(f"the metric {name} is NaN over {examples} examples")
     return number
 
 

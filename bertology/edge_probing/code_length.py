@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ Predict = Callable[[range], "Tensor | float"]
 class CodeLength(Result):
     """How long the labels of a task are, in bits, sent block by block with probes trained on the blocks before."""
 
+    instead_of_plot: ClassVar[str] = "print it; result.online is one number for each probe"
+
     bits: Annotated[Tensor, axes("step probe", unit="bits")]
     """[step, probe], bits: the code of each block of records; that of the first block is `uniform`."""
     uniform: Annotated[Tensor, axes("step", unit="bits")]
@@ -60,8 +62,10 @@ class CodeLength(Result):
         lines = ["| probe | bits | compression |", "|---|---|---|"]
         for name, bits, times in zip(self.labels, self.online.tolist(), self.compression.tolist(), strict=True):
             lines.append(f"| {name} | {bits:.0f} | {times:.2f} |")
-        told = f"{int(self.ends[-1])} records in {len(self.ends)} blocks, {self.uniform.sum():.0f} bits in uniform code"
-        return "\n".join([*lines, told])
+        total = (
+            f"{int(self.ends[-1])} records in {len(self.ends)} blocks, {self.uniform.sum():.0f} bits in uniform code"
+        )
+        return "\n".join([*lines, total])
 
 
 def online_code(

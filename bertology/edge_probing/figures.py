@@ -170,7 +170,7 @@ def sentence_strips(
     axes.set_xlabel("layer")
     patch = need("matplotlib.patches", extra="plot").Patch
     frame = patch(fill=False, edgecolor=_ADDED, linewidth=1.6, label="most probable label")
-    cell = patch(color=_LIGHT, label="probability, %; + marks true labels")
+    cell = patch(color=_LIGHT, label="probability, %; +: true label")
     figure.legend(handles=[cell, frame], loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     sentence = " ".join(trajectories.words[0])
     figure.suptitle(title or "\n".join(textwrap.wrap(sentence, int(13 * size[0]))), fontsize="medium")

@@ -298,8 +298,8 @@ def _why(f1: Tensor, least_gain: float) -> tuple[str, ...]:
     seeds, last = len(f1), f1.shape[1] - 1
     gains, expected = gain_of(f1), unchecked_expected_layer(f1)
     if seeds > 1 and gains.mean() < 2 * (error := gains.std().item() / math.sqrt(seeds)):
-        told = f"F1 gains {gains.mean():.4f} from layer 0 to {last} on average over {seeds} seeds"
-        return (f"{told}, less than twice its standard error of {error:.4f}",) * seeds
+        text = f"F1 gains {gains.mean():.4f} from layer 0 to {last} on average over {seeds} seeds"
+        return (f"{text}, less than twice its standard error of {error:.4f}",) * seeds
     found = []
     for seed, (gain, layer) in enumerate(zip(gains.tolist(), expected.tolist(), strict=True)):
         of = f" with seed {seed}" if seeds > 1 else ""

@@ -95,8 +95,8 @@ def last_layer(tasks: Mapping[str, LayerStatistics]) -> int:
     """The last layer L of all tasks. Raises `DataError` when it differs between tasks, and for no tasks."""
     depths = {name: one.f1.shape[1] - 1 for name, one in tasks.items()}
     if len(set(depths.values())) != 1:
-        told = ", ".join(f"{name} of {depth}" for name, depth in depths.items())
-        raise DataError(f"wanted tasks of models with the same number of layers, got {told or 'no tasks'}")
+        depths_found = ", ".join(f"{name} of {depth}" for name, depth in depths.items())
+        raise DataError(f"wanted tasks of models with the same number of layers, got {depths_found or 'no tasks'}")
     return next(iter(depths.values()))
 
 

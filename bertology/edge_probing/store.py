@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,11 @@ class Store:
         """[target] int64, twice: the number of the target's record in the task, and of the target in that record."""
         records = self._layout.source[self._layout.target_record]
         return torch.from_numpy(records), torch.from_numpy(self._layout.number.astype(np.int64))
+
+    def digest(self) -> str:
+        """A digest of its vectors, by their checksums, and of all targets and labels."""
+        about = json.dumps(self._about, sort_keys=True).encode()
+        return hashlib.sha256(about + self._checks.tobytes()).hexdigest()
 
     def gold(self, targets: Tensor | range | Sequence[int]) -> Tensor:
         """[target, label] bool: which labels are true of these targets."""

@@ -22,13 +22,14 @@ from .probes import Probes
 from .random_draws import Order
 from .scores import judge, micro_f1
 from .span_batches import BatchSource, check_sources
+from .store import Store
 
-COMPARED_RECORDS = 32
-"""The number of records of a data set that identify it."""
+AT_ONCE = 32
+"""The number of records that are read at a time to identify a data set."""
 
 
 def digest_of(train: BatchSource, dev: BatchSource, probes: Probes, settings: Training) -> str:
-    """A digest that identifies a training: of its settings, its initial probes, and the sizes and first records."""
+    """A digest that identifies a training: of its settings, its initial probes and all of its data."""
     digest = hashlib.sha256(f"{settings} {probes.seeds} {probes.step}".encode())
     for x in (probes.layers, probes.weights):
         add_tensor(digest, x)
@@ -36,9 +37,13 @@ def digest_of(train: BatchSource, dev: BatchSource, probes: Probes, settings: Tr
         sizes = (source.records, source.layers, source.hidden, source.sides, source.labels, source.counted)
         digest.update(repr(sizes).encode())
         add_tensor(digest, source.target_record)
-        batch = source.batch(range(min(COMPARED_RECORDS, source.records)))
-        for x in (batch.vectors, *batch.tokens, *batch.targets, batch.gold):
-            add_tensor(digest, x)
+        if isinstance(source, Store):
+            digest.update(source.digest().encode())  # from its checksums: its vectors may be larger than memory
+            continue
+        for start in range(0, source.records, AT_ONCE):
+            batch = source.batch(range(start, min(start + AT_ONCE, source.records)))
+            for x in (batch.vectors, *batch.tokens, *batch.targets, batch.gold):
+                add_tensor(digest, x)
     return digest.hexdigest()
 
 

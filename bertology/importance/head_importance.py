@@ -120,7 +120,7 @@ class ImportanceAccumulator(Accumulator):
             if why := oddities_of(site.attention).inexact_gradient:
                 raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         return super().zero(anatomy)
 
     @contextmanager
@@ -170,6 +170,7 @@ class ImportanceAccumulator(Accumulator):
 
     def compute(self) -> HeadImportance:
         """Divide by the number of examples."""
+        self.check_measured(self.examples, "example")
         n = int(self.examples)
         sums = [cpu64(x) for x in (self.absolute, self.signed, self.squared, self.squared_absolute)]
         scores, signed, fisher, square = (finite(x / n, self.anatomy.present, "head importance") for x in sums)
@@ -207,7 +208,8 @@ def head_importance(
 
     I_h = E_x |∂L(x)/∂ξ_h| (Michel, Levy and Neubig 2019, eq. 2): the absolute value is taken example by example, so
     that the result does not depend on how the examples are batched. Only the gates get gradients, the weights none.
-    Sort the data by length to waste no time on padding, which never counts.
+    Sort the data by length to waste no time on padding. It does not count, on either side; if the model itself counts
+    it, a warning says so.
 
     Args:
         model: a model with a task head, under any attention implementation; measured in eval mode, left as it was.
@@ -218,7 +220,8 @@ def head_importance(
             code does. It is never smaller, and the same where the loss sees a layer at one token only.
         progress: True for a progress bar, or its title; no bar without it.
 
-    Raises `LossError` when labels are missing, no loss is known, or a loss is not one finite value per example.
+    Raises `LossError` when labels are missing, no loss is known, the model itself computes another loss, or a loss is
+    not one finite value per example.
 
         >>> import torch
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -237,6 +240,8 @@ def head_importance(
 @dataclass(frozen=True, eq=False, repr=False)
 class ImportanceSeries(Result):
     """How much the loss depends on each head, at several steps of training."""
+
+    instead_of_plot: ClassVar[str] = "at(step) gives the importance at one step, which has a picture"
 
     _fields: ClassVar = ("scores", "signed", "fisher", "stderr")
 

@@ -19,6 +19,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import (
     Batch,
     Batches,
+    call,
     check_repeatable,
     device_of,
     examples,
@@ -44,13 +45,13 @@ from ..tap import Recording, copied, first_position_only, matrix, recorded, tail
 from ..tap.gates import Replacement, check_replacement, replacement_name
 from .score import INVERSE_LOSS, predictions
 
-# The most positions, and the most elements of the output, of the copies of a batch that run at once. More are not
-# faster on a CPU, since they do not fit into its caches.
+# The maximum number of positions, and of elements of the output, in the copies of a batch that run at once. On a CPU,
+# more positions are not faster, because they do not fit into its caches.
 POSITIONS, POSITIONS_ON_CPU = 32768, 768
-NUMBERS = 2**25
+ELEMENTS = 2**25
 
-# How a pass resumes: from the changed layer's output projection, from its block, from the start on copies of the batch,
-# or from the start on the batch itself, which is right for every model.
+# How a pass resumes: at the output projection of the changed layer, at its block, at the start on copies of the batch,
+# or at the start on the batch itself, which is correct for every model.
 WAYS = ("projection", "block", "copies", "alone")
 
 
@@ -68,10 +69,10 @@ class Seen(NamedTuple):
 
 
 class Branches:
-    """Runs copies of a batch under gates `[copy, layer, head]`, resumed from a recorded pass where that is exact.
+    """Runs copies of a batch under gates `[copy, layer, head]`, resumed from a recorded pass if that is exact.
 
-    `inputs` turns a batch into the model's arguments, and `look` takes outputs, the batch and the number of copies, and
-    returns what is kept.
+    `inputs` turns a batch into the arguments of the model. `look` takes outputs, the batch and the number of copies,
+    and returns the results to keep.
     """
 
     def __init__(
@@ -84,20 +85,20 @@ class Branches:
         self._anatomy, self._replacement, self._inputs, self._look = anatomy, replacement, inputs, look
         self._ways: dict[int, str] = {}
         self._tail: list[nn.Module] = []
-        self._short: set[int] = set()  # from which layers on the tail may be taken for first positions only
+        self._short: set[int] = set()  # the layers from which the tail may run for first positions only
         self.first_position_only = False
 
     def recorded(self, batch: Batch) -> AbstractContextManager[Recording]:
-        """Record the pass on a batch in this `with`."""
+        """Record the pass on a batch that runs in this `with` block."""
         return recorded(self._anatomy, examples(batch) * rows_per_example(batch))
 
     def each(
-        self, record: Recording, base: Seen, batch: Batch, gates: Tensor, numbers: int
+        self, record: Recording, base: Seen, batch: Batch, gates: Tensor, elements: int
     ) -> Iterator[tuple[Tensor, Seen]]:
         """Run a recorded batch under each set of gates [variant, layer, head]; yield the variants and their results.
 
         Variants that change no layer that ran are left out. `base` holds the results of the recorded pass, and
-        `numbers` is the number of elements of its largest output.
+        `elements` is the number of elements of its largest output.
         """
         starts: dict[int, list[int]] = {row: [] for row in record.attentions}
         for variant, rows in enumerate((gates != 1).any(-1)):
@@ -107,46 +108,46 @@ class Branches:
             self._prove(batch, list(starts))
         self.first_position_only = bool(self._short) and self._reads_first(record, base, batch)
         positions = POSITIONS_ON_CPU if device_of(self._anatomy.model).type == "cpu" else POSITIONS
-        at_once = max(1, min(positions // record.positions, NUMBERS // max(1, numbers))) if record.positions else 1
+        at_once = max(1, min(positions // record.positions, ELEMENTS // max(1, elements))) if record.positions else 1
         for row, variants in starts.items():
             way = self._ways[row]
             for some in torch.split(torch.tensor(variants), 1 if way == "alone" else at_once):
                 yield some, self._run(record, batch, row, gates[some], way)
 
     def _run(self, record: Recording, batch: Batch, row: int, gates: Tensor, way: str) -> Seen:
-        """Run copies of the batch under gates that change nothing that runs before a layer."""
-        copies, going_on = len(gates), way in ("projection", "block")
-        sites = record.sites_from(row) if going_on else self._anatomy.sites
+        """Run copies of the batch under gates that change no layer before this row."""
+        copies, resumes = len(gates), way in ("projection", "block")
+        sites = record.sites_from(row) if resumes else self._anatomy.sites
         changing = (gates != 1).any(-1).any(0)
-        # A place that several layers share counts its calls.
+        # If several layers share a place, their calls are counted there, so none of these sites may be left out.
         places = {site.place for site in sites if changing[site.row]}
         sites = tuple(site for site in sites if site.place in places and (way, site.row) != ("projection", row))
         with ExitStack() as taps:
             if self.first_position_only and row in self._short and way != "alone":
                 taps.enter_context(first_position_only(self._tail))
-            if going_on:
+            if resumes:
                 projected = self._projected(record, row, gates, batch) if way == "projection" else None
                 taps.enter_context(record.resumed(row, copies, projected))
             if sites:
                 mix = self._mix(gates, batch)
-                once = self._replacement.depends_on_batch  # each run of a stack has tokens of its own
+                once = self._replacement.depends_on_batch  # each run of a stack has its own tokens
                 taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix, once=once))
-            outputs = self._anatomy.model(**_copies(self._inputs(batch), batch, copies))
+            outputs = call(self._anatomy.model, _copies(self._inputs(batch), batch, copies))
         return self._look(outputs, _copies(batch, batch, copies), copies)
 
     def _projected(self, record: Recording, row: int, gates: Tensor, batch: Batch) -> Tensor:
-        """[(copy batch), token, hidden]: what the projection of a site returned, and what the gates change of it.
+        """[(copy batch), token, hidden]: the recorded output of the projection of a site, changed by the gates.
 
-        Only heads that change are multiplied by their share of its matrix, most often one in each copy.
+        Only the heads that change, usually one in each copy, are multiplied by their part of the matrix.
         """
         site, call, weight = self._anatomy.sites[row], record.attentions[row], matrix(self._anatomy.sites[row])
         assert call.heads is not None
         assert call.projected is not None
         assert weight is not None
-        shut = 1 - gates[:, row, list(site.kept)]
-        most = int((shut != 0).sum(1).max())
-        heads = (shut != 0).int().argsort(dim=1, descending=True, stable=True)[:, :most]
-        share = rearrange(shut.gather(1, heads).to(call.heads), "copy head -> copy head 1 1")
+        closed = 1 - gates[:, row, list(site.kept)]
+        most = int((closed != 0).sum(1).max())
+        heads = (closed != 0).int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        share = rearrange(closed.gather(1, heads).to(call.heads), "copy head -> copy head 1 1")
         heads = heads.to(call.heads.device)
         x = rearrange(call.heads, "batch token (head dim) -> batch token head dim", dim=site.dim)
         change = -_of_heads(x, heads)
@@ -154,8 +155,8 @@ class Branches:
             change += _of_heads(self._replacement.values(x, site, batch).expand_as(x), heads)
         changes = rearrange(change * share, "copy head position dim -> copy position (head dim)")
         weights = rearrange(weight, "(head dim) hidden -> head dim hidden", dim=site.dim)[heads]
-        as_it_was = call.projected.flatten(0, 1).expand(len(gates), -1, -1)
-        new = torch.baddbmm(as_it_was, changes, rearrange(weights, "copy head dim hidden -> copy (head dim) hidden"))
+        unchanged = call.projected.flatten(0, 1).expand(len(gates), -1, -1)
+        new = torch.baddbmm(unchanged, changes, rearrange(weights, "copy head dim hidden -> copy (head dim) hidden"))
         return new.reshape(-1, *call.projected.shape[1:])
 
     def _mix(self, gates: Tensor, batch: Batch) -> Callable[[Site, Tensor], Tensor]:
@@ -175,18 +176,18 @@ class Branches:
         return edit
 
     def _prove(self, batch: Batch, rows: list[int]) -> None:
-        """Find out how a pass can resume at each layer, on the batch's first two examples.
+        """Find out how a pass can resume at each layer, on the first two examples of the batch.
 
-        Where several examples share a tensor of images, it is the whole batch.
+        If several examples share a tensor of images, the whole batch is used.
 
-        State that a model passes from layer to layer outside the outputs of its blocks would be missing, or left over
-        from another pass. So two copies, one unchanged and one with the layer's gates at one half, must give the same
-        outputs as whole passes, directly after a pass that changed every layer.
+        If a model passes state from layer to layer outside the outputs of its blocks, this state would be missing, or
+        be left from another pass. Therefore two copies, one unchanged and one with the gates of the layer at one half,
+        must give the same outputs as full passes, directly after a pass that changed every layer.
         """
         few = some_examples(batch, slice(2)) if has_rows(batch) else batch
         self.first_position_only = False
         with self.recorded(few) as record, tail_noted(self._anatomy) as tail:
-            outputs = self._anatomy.model(**self._inputs(few))
+            outputs = call(self._anatomy.model, self._inputs(few))
         base = self._look(outputs, few, 1)
         ones = torch.ones(1, self._anatomy.layers, self._anatomy.heads)
         half = {row: ones.index_fill(1, torch.tensor([row]), 0.5) for row in rows}
@@ -202,11 +203,11 @@ class Branches:
                 self._short.discard(row)
 
     def _reads_first(self, record: Recording, base: Seen, batch: Batch) -> bool:
-        """Whether only the first position of each row of the last block is read, for all rows of this batch."""
+        """Whether the model reads only the first position of the last block in all rows of this batch."""
 
         def end() -> Seen:
             with record.resumed_after_last_block():
-                return self._look(self._anatomy.model(**self._inputs(batch)), batch, 1)
+                return self._look(call(self._anatomy.model, self._inputs(batch)), batch, 1)
 
         return self._gives(end, base)
 
@@ -218,10 +219,10 @@ class Branches:
         return self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
 
     def _gives(self, run: Callable[[], Seen], wanted: Sequence[Tensor]) -> bool:
-        """Whether a pass ends without an error, with these losses and logits up to rounding."""
+        """Whether a pass runs without an error and gives these losses and logits, up to rounding."""
         try:
             found = run()
-        except Exception:  # whatever the model misses
+        except Exception:  # any error means that this way does not work
             return False
         eps = max(torch.finfo(p.dtype).eps for p in self._anatomy.model.parameters() if p.is_floating_point())
         return all(_close(x, y, min(1000 * eps, 0.05)) for x, y in zip(wanted[:2], found[:2], strict=True))
@@ -232,7 +233,7 @@ def _copies(values: Batch, batch: Batch, copies: int) -> dict[str, Any]:
 
 
 def _of_heads(x: Tensor, heads: Tensor) -> Tensor:
-    """[copy, head, position, dim]: the outputs, of `x [batch, token, head, dim]`, of each copy's heads [copy, head]."""
+    """[copy, head, position, dim]: the outputs, in `x [batch, token, head, dim]`, of `heads [copy, head]`."""
     some = x.flatten(0, 1).index_select(1, heads.flatten())
     return rearrange(some, "position (copy head) dim -> copy head position dim", copy=len(heads))
 
@@ -250,29 +251,30 @@ NAN = float("nan")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class VariantScores(Result):
-    """The scores of the whole model, in row 0, and under each set of gates, in the rows after it."""
+    """The scores of the full model, in row 0, and under each set of gates, in the rows after it."""
 
     scores: Annotated[Tensor, axes("variant")]
     """[variant]: the metric."""
     losses: Annotated[Tensor, axes("variant example")]
-    """[variant, example]: every example's loss."""
+    """[variant, example]: the loss of every example."""
     logits: Annotated[Tensor, axes("variant row label")]
-    """[variant, row, label]: what the metric saw; empty for a metric of losses."""
+    """[variant, row, label]: the logits for the metric; empty if the metric is computed from losses."""
     truths: Annotated[Tensor, axes("row")]
     """[row]: the labels."""
     example_of: Annotated[Tensor, axes("row")]
-    """[row], int64: which example a row belongs to."""
+    """[row], int64: the example that a row belongs to."""
     present: Annotated[Tensor, axes("layer head")]
-    """[layer, head], bool: which heads there are."""
+    """[layer, head], bool: which heads exist, that is, were not pruned."""
     ran: Annotated[Tensor, axes("layer")]
-    """[layer], bool: which layers ran at all."""
+    """[layer], bool: which layers ran."""
     metric: str
-    """What was measured."""
+    """The name of the metric."""
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: as in every result."""
 
     def laid_out(self, values: Tensor) -> Tensor:
-        """[layer, head, ...] of [variant, ...], where each head has a variant: NaN where no head is, or none ran."""
+        """[layer, head, ...]: `values` [variant, ...] with one variant per head; NaN for pruned heads, and for layers
+        that did not run."""
         wide = values[1:].to(torch.promote_types(values.dtype, torch.float32))
         laid = wide.new_full((*self.present.shape, *values.shape[1:]), NAN)
         laid[self.present] = wide
@@ -281,7 +283,7 @@ class VariantScores(Result):
 
 
 class VariantAccumulator(Accumulator):
-    """Runs every batch under many sets of gates. It runs the model itself, so it cannot share a pass with others."""
+    """Runs every batch under many sets of gates. It runs the model itself, and cannot share a pass with others."""
 
     def __init__(
         self,
@@ -297,11 +299,11 @@ class VariantAccumulator(Accumulator):
         self.needs_labels = loss is not None
 
     def zero(self, anatomy: Anatomy) -> VariantAccumulator:
-        """Forget everything; find the loss before any work is done."""
+        """Reset the results, and find the loss before the model runs."""
         if not anatomy.present.any():
-            raise DataError("there is nothing to take away: every head of this model was pruned")
+            raise DataError("there is no head to ablate: all heads of this model were pruned")
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         self._gates = self._make_gates(anatomy)
         replacement = Replacement(anatomy, check_replacement(anatomy, self._replace), self._seed)
         self._branches = Branches(anatomy, replacement, self._inputs, self._look)
@@ -310,7 +312,7 @@ class VariantAccumulator(Accumulator):
         return super().zero(anatomy)
 
     def settings(self) -> str:
-        """Metric, loss, gates and what replaces a head."""
+        """The metric, the loss, the gates and the replacement of heads."""
         digest = hashlib.sha256(self._gates.numpy().tobytes())
         if isinstance(self._replace, Tensor):
             digest.update(self._replace.detach().double().cpu().numpy().tobytes())
@@ -324,7 +326,7 @@ class VariantAccumulator(Accumulator):
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
-        """Record the model's own pass."""
+        """Record the pass of the model itself."""
         check_no_cache(batch, why="a batch is run in several copies at once")
         with uncached(self.anatomy.model), ExitStack() as self._recording:
             self._record = self._recording.enter_context(self._branches.recorded(batch))
@@ -337,9 +339,9 @@ class VariantAccumulator(Accumulator):
         self._ran[list(self._record.attentions)] = True
         base = self._look(outputs, batch, 1)
         self.check_values(base.losses[0])
-        # A set of gates that changes nothing is the model as it is.
+        # Gates that change nothing give the results of the full model.
         losses, logits = (torch.cat([x] * (1 + len(self._gates))) for x in base[:2])
-        for some, seen in self._branches.each(self._record, base, batch, self._gates, _numbers(outputs)):
+        for some, seen in self._branches.each(self._record, base, batch, self._gates, _largest(outputs)):
             losses[1 + some], logits[1 + some] = seen.losses, seen.logits
         before = sum(seen.losses.shape[1] for seen in self._kept)
         self._kept.append(Seen(losses, logits, base.truths, base.example_of + before))
@@ -360,7 +362,7 @@ class VariantAccumulator(Accumulator):
         return Seen(losses, logits, found.labels[:rows].cpu(), found.example[:rows].cpu())
 
     def state(self) -> dict[str, Tensor]:
-        """All losses and logits up to now."""
+        """All losses and logits so far."""
         kept = {name: torch.empty(0) for name in Seen._fields}
         if self._kept:
             axes = (1, 1, 0, 0)
@@ -379,12 +381,14 @@ class VariantAccumulator(Accumulator):
 
     def compute(self) -> VariantScores:
         """Score the model and each of its variants."""
+        self.check_measured(len(self._kept), "example")
         state = self.state()
         losses, logits, truths, example_of = (state[name] for name in Seen._fields)
         if self._metric is None:
             scores = 1 / losses.mean(1)
         else:
-            scores = torch.tensor([measured(self._metric, one, truths) for one in logits], dtype=torch.float64)
+            values = [measured(self._metric, one, truths, losses.shape[1]) for one in logits]
+            scores = torch.tensor(values, dtype=torch.float64)
         there, labels = self.anatomy.present, self.anatomy.labels
         return VariantScores(scores, losses, logits, truths, example_of, there, self._ran, self._name, labels)
 
@@ -411,7 +415,7 @@ def score_variants(
     return accumulate(model, batches, accumulator, checkpoint=checkpoint, progress=progress)[0]
 
 
-def _numbers(outputs: Any) -> int:
-    """How many elements the largest of the outputs has."""
+def _largest(outputs: Any) -> int:
+    """The number of elements of the largest output."""
     values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple) else [outputs]
     return max((x.numel() for x in values if isinstance(x, Tensor)), default=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ INVERSE_LOSS = "inverse_loss"
 @dataclass(frozen=True, eq=False, repr=False)
 class Score(Result):
     """The score of a model over a data set."""
+
+    instead_of_plot: ClassVar[str] = "it is one number: print it"
 
     value: float
     """The metric, higher is better."""
@@ -86,7 +88,8 @@ class ScoreAccumulator(Accumulator):
 
     def compute(self) -> Score:
         """Apply the metric to all examples at once."""
-        value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels))
+        self.check_measured(self.examples, "example")
+        value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels), int(self.examples))
         return Score(value, self._name, int(self.examples))
 
 
@@ -107,7 +110,7 @@ class InverseLossAccumulator(Accumulator):
     def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         return super().zero(anatomy)
 
     def update(self, batch: Batch, outputs: Any) -> None:
@@ -119,6 +122,7 @@ class InverseLossAccumulator(Accumulator):
 
     def compute(self) -> Score:
         """Divide."""
+        self.check_measured(self.examples, "example")
         return Score((self.examples / self.total).item(), INVERSE_LOSS, int(self.examples))
 
 
@@ -147,9 +151,11 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
         ) from error
     if labels.dim() == 2 and logits.dim() == 3:
         stack = "decoder" if is_encoder_decoder(model) else "encoder"
-        real, logits = token_mask(model, batch, stack), token_logits(outputs, labels)
+        real = token_mask(model, batch, stack)
         if is_causal(model):
-            logits, labels, real = next_tokens(logits, labels, real)
+            logits, labels, real = next_tokens(outputs, labels, real)
+        else:
+            logits = token_logits(outputs, labels)
         there = (labels != IGNORED) & real
         return Predictions(logits[there], labels[there], there.nonzero()[:, 0])
     return Predictions(logits, labels, torch.arange(len(labels), device=labels.device))

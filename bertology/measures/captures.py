@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
-from ..anatomy.sites import Anatomy, Site, Stack
+from ..anatomy.sites import Anatomy, LayerLabels, Site, Stack
 from ..data.batches import Batch, ReadBatch, device_of, on_device, run_with_labels, token_mask, without_labels
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.padding import real_positions
-from ..data.positions import with_positions
 from ..errors import DataError, UnknownAnatomy
 from ..results.axes import axes
 from ..results.result import Result
@@ -30,7 +29,6 @@ C = TypeVar("C", bound="Capture")
 class Capture(Result):
     """Mixin of the captures of one batch: dataclasses whose tensors are kept by stack, `{stack: tensor}`."""
 
-    labels = ()
     stacks: dict[str, Tensor]
     masks: dict[str, Tensor]
 
@@ -42,9 +40,11 @@ class Capture(Result):
     def stack(self: C, name: str) -> C:
         """Only one stack: "encoder", "decoder" or "cross"; its `values` can then be taken."""
         if name not in self.stacks:
-            raise DataError(f"no stack {name!r} in this capture: it has {', '.join(self.stacks)}")
+            raise DataError(f"no stack {name!r} in this result: it has {', '.join(self.stacks)}")
         parts = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         cut = {key: {name: part[name]} if isinstance(part, dict) else part for key, part in parts.items()}
+        if len(self.stacks) > 1:
+            cut["labels"] = tuple(label for label in self.labels if label.rpartition(".")[0] == name)
         return replace(self, **cut)  # type: ignore[type-var]
 
 
@@ -59,7 +59,7 @@ def only(stacks: dict[str, Tensor]) -> Tensor:
 def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
     """Check one batch, and keep the model in eval mode and unchanged while it is captured."""
     anatomy = dissect(model)
-    batch = with_positions(model, on_device(inputs, device_of(model)))
+    batch = on_device(inputs, device_of(model))
     with undisturbed(model):
         check_padding_before(anatomy, batch)
         yield anatomy, batch
@@ -80,6 +80,22 @@ def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dic
         if site in found or not site.kept:
             stacks.setdefault(site.stack, []).append((site, found.get(site)))  # type: ignore[arg-type]
     return {name: _pile(anatomy, pairs, head_axis) for name, pairs in stacks.items()}
+
+
+def _labels(anatomy: Anatomy, found: dict[Site, Tensor]) -> tuple[str, ...]:
+    """[layer]: the labels of the layers that `by_stack` stacks."""
+    sites = [site for site in anatomy.sites if site in found or not site.kept]
+    stacks = {site.stack for site in sites}
+    if len(stacks) == 1:
+        return LayerLabels((str(site.layer) for site in sites), *stacks)
+    return tuple(site.label for name in dict.fromkeys(s.stack for s in sites) for site in sites if site.stack == name)
+
+
+def _numbers(stacks: dict[str, Tensor]) -> tuple[str, ...]:
+    """[layer]: the labels of hidden states, from 0, the embeddings."""
+    if len(stacks) == 1:
+        return LayerLabels(map(str, range(len(only(stacks)))), *stacks)
+    return tuple(f"{name}.{number}" for name, x in stacks.items() for number in range(len(x)))
 
 
 def _pile(anatomy: Anatomy, pairs: list[tuple[Site, Tensor]], head_axis: int) -> Tensor:
@@ -118,6 +134,10 @@ def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) 
 class HiddenStates(Capture):
     """The hidden states of one batch."""
 
+    instead_of_plot: ClassVar[str] = (
+        "it holds a vector for each token and layer: measure it, for example with bertology.edge_probing"
+    )
+
     stacks: Annotated[dict[str, Tensor], axes("layer batch token hidden")]
     """{stack: [layer, batch, token, hidden]}: layer 0 is the embeddings, layer l what block l returns.
 
@@ -125,6 +145,8 @@ class HiddenStates(Capture):
     are concatenated."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
     """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
+    labels: Annotated[tuple[str, ...], axes("layer")] = ()
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
     @property
     def values(self) -> Tensor:
@@ -180,7 +202,7 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
                 if tied and final is not None and final.shape == layers[stack.name][-1].shape:
                     layers[stack.name][-1] = final
         stacks = {name: pile(some) for name, some in layers.items()}
-        return HiddenStates(stacks, masks(anatomy, batch, stacks, axis=2))
+        return HiddenStates(stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks))
 
 
 def _handed_up(outputs: Any, stack: str) -> list[Tensor]:
@@ -204,10 +226,16 @@ def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: i
 class AttentionMaps(Capture):
     """The attention weights of one batch."""
 
+    instead_of_plot: ClassVar[str] = (
+        "draw one head over a text with bertology.syntax.head_view, or attention_entropy of all heads"
+    )
+
     stacks: Annotated[dict[str, Tensor], axes("layer batch head query key")]
     """{stack: [layer, batch, head, query, key]}: each row of keys sums to 1; NaN for pruned heads."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
     """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing."""
+    labels: Annotated[tuple[str, ...], axes("layer")] = ()
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
     @property
     def values(self) -> Tensor:
@@ -242,12 +270,16 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
             run(model, batch)
         whole = {site: torch.cat(some, dim=2) for site, some in blocks.items()}
         stacks = by_stack(anatomy, whole, head_axis=1)
-        return AttentionMaps(stacks, masks(anatomy, batch, stacks, axis=3))
+        return AttentionMaps(stacks, masks(anatomy, batch, stacks, axis=3), _labels(anatomy, whole))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadOutputs(Capture):
     """The outputs of all heads for one batch, before the output projection."""
+
+    instead_of_plot: ClassVar[str] = (
+        "plot.over_layers draws a norm of them: {'norm': result.values.norm(dim=-1).mean((1, 2))}"
+    )
 
     stacks: Annotated[dict[str, Tensor], axes("layer batch token head dim")]
     """{stack: [layer, batch, token, head, dim]}: what each head adds, before the output projection mixes them."""
@@ -255,6 +287,8 @@ class HeadOutputs(Capture):
     """{stack: [layer, batch, token, head, dim]}: the gradient of each example's own loss; None without a loss."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
     """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
+    labels: Annotated[tuple[str, ...], axes("layer")] = ()
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
     @property
     def values(self) -> Tensor:
@@ -315,17 +349,19 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             gradients = None
         else:
             anatomy.check_readable()
-            first = FirstExample(model, chosen, chosen if loss == "auto" else None)
-            first.check(batch)
+            first = FirstExample(model, chosen, chosen) if loss == "auto" else None
+            if first is not None:
+                first.check(batch)
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad():
                 with gradients_checked(anatomy):
                     outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
                 losses = example_losses(chosen, outputs, noted)
-                first.compare(losses)
+                if first is not None:
+                    first.compare(losses)
                 noted.check(model)
                 each = torch.autograd.grad(losses.sum(), list(found.values()), materialize_grads=True)
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
         stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
-        return HeadOutputs(stacks, gradients, masks(anatomy, batch, stacks, axis=2))
+        return HeadOutputs(stacks, gradients, masks(anatomy, batch, stacks, axis=2), _labels(anatomy, found))

@@ -101,6 +101,7 @@ class EntropyAccumulator(MapAccumulator):
 
     def compute(self) -> AttentionEntropy:
         """Divide by the number of real queries, or of examples."""
+        self.check_measured(self.queries, "real query")
         there = self.anatomy.present & (self.queries.cpu() > 0)[:, None]
         sums = ((self.total, self.over), (self.first, self.examples))
         mean, first = (finite(cpu64(x) / many.cpu()[:, None], there, "attention entropy") for x, many in sums)

@@ -1,12 +1,14 @@
-"""Pictures of attention patterns, and of the distances between heads."""
+"""Pictures of attention patterns, of gradients, and of the distances between heads."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..results.figures import head_map, layer_points, new_figure, width_of, written
+from ..results.axes import axes_of
+from ..results.figures import head_map, head_panels, layer_points, new_figure, width_of, written
 from ..results.result import draws
+from .gradients import AttentionGradients
 from .head_distances import HeadDistances
 from .patterns import AttentionPatterns
 
@@ -32,3 +34,11 @@ def draw_patterns(result: AttentionPatterns, *, path: str | Path | None = None) 
     for axes, (title, series) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
         layer_points(axes, series, result.labels, unit="share of the attention", title=f"Attention {title}")
     return written(figure, path)
+
+
+@draws(AttentionGradients)
+def draw_gradients(result: AttentionGradients, *, path: str | Path | None = None) -> Figure:
+    """Draw the gradients to each class of tokens: a heat map per class, on the same scale."""
+    panels = {f"to {name}: values": result.gradient_to(name) for name in result.classes}
+    unit = axes_of(AttentionGradients)["values"].unit or ""
+    return head_panels(panels, result.labels, unit=unit, title="Attention gradients", path=path)

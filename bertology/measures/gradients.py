@@ -72,7 +72,7 @@ class GradientsAccumulator(MapAccumulator):
     def zero(self, anatomy: Anatomy) -> GradientsAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         return super().zero(anatomy)
 
     def start_batch(self, batch: Batch) -> None:
@@ -119,6 +119,7 @@ class GradientsAccumulator(MapAccumulator):
 
     def compute(self) -> AttentionGradients:
         """Divide by the number of pairs."""
+        self.check_measured(self.pairs, "pair of real tokens")
         pairs = self.pairs.cpu()
         known = (self.anatomy.present & (self.unclassed.cpu() == 0)[:, None])[..., None] & (pairs > 0)[:, None]
         values = cpu64(self.total) / pairs[:, None]

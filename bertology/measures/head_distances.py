@@ -300,6 +300,7 @@ class DistancesAccumulator(MapAccumulator):
 
     def compute(self) -> HeadDistances:
         """Divide by the number of real queries, and mark the heads that are not there or have no distance."""
+        self.check_measured(self.queries, "real query")
         many, anatomy = self.queries.cpu(), self.anatomy
         present = anatomy.present & (many > 0)[:, None]
         # Layers that were compared now and then only, as when both happened to have one token, have no distance.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from ..tap import tap
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadMeans(Result):
     """Each head's mean output over the real tokens of a data set."""
+
+    instead_of_plot: ClassVar[str] = "plot.over_layers draws a norm of them: {'norm': result.values.norm(dim=-1)}"
 
     values: Annotated[Tensor, axes("layer head dim")]
     """[layer, head, dim]: what `ablated(replace=...)` takes; NaN for pruned heads, and beyond a head's own width."""
@@ -61,6 +63,7 @@ class MeansAccumulator(Accumulator):
 
     def compute(self) -> HeadMeans:
         """Divide."""
+        self.check_measured(self.tokens, "real token")
         tokens = self.tokens.cpu()
         values = cpu64(self.total) / tokens[:, None, None]
         for site in self.anatomy.sites:

@@ -210,6 +210,7 @@ class PatternsAccumulator(MapAccumulator):
 
     def compute(self) -> AttentionPatterns:
         """Divide by the number of real queries."""
+        self.check_measured(self.queries, "real query")
         over = self.over.cpu()[:, None]
         there = self.anatomy.present & (over > 0)
         placed = there & (self.unplaced.cpu() == 0)[:, None]

@@ -85,6 +85,7 @@ class RepeatsAccumulator(MapAccumulator):
 
     def compute(self) -> RepeatScores:
         """Divide by the number of queries with such tokens before them."""
+        self.check_measured(self.queries, "real query")
         counts = {"induction": self.followers, "duplicate": self.repeats, "previous": self.queries}
         means = {}
         for name, many in counts.items():

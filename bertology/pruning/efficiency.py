@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,8 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @dataclass(frozen=True, eq=False, repr=False)
 class Efficiency(Result):
     """What two models cost, on the axis `model`: the first before, the second after pruning."""
+
+    instead_of_plot: ClassVar[str] = "print(result.table())"
 
     parameters: Annotated[Tensor, axes("model")]
     """[model]: how many parameters there are."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from ..anatomy.sites import Head
 from ..errors import DataError, HeadError, ShapeError, need
 from .axes import axes_of
-from .result import Result, draws
+from .result import Result, draws, names_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,43 +28,100 @@ OTHER = "other"
 _SMALL = 6.5  # of a head's name on a map, in points
 
 
+def empty_figure(**options: Any) -> Figure:
+    """An empty figure (extra `plot`) that notebooks show as a picture, also without pyplot and its switches."""
+    figure: Figure = need("matplotlib.figure", extra="plot").Figure(**options)
+    # IPython asks objects for a method of this name. A subclass could only be made where matplotlib is installed.
+    setattr(figure, "_repr_png_", partial(_png, figure))  # noqa: B010
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue()
+
+
 def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
     """An empty figure of this size in inches (extra `plot`)."""
-    return need("matplotlib.figure", extra="plot").Figure(figsize=(width, height), layout="constrained")
+    return empty_figure(figsize=(width, height), layout="constrained")
 
 
 @draws(Result)
 def draw_heatmap(result: Result, *, field: str | None = None, path: str | Path | None = None) -> Figure:
     """Draw the heat map of a `[layer, head]` field, by default the first: what `plot` draws of most results."""
+    check_field(result, field)
     figure = new_figure()
     heatmap(result, figure.subplots(), field=field)
     return written(figure, path)
 
 
 def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str | None = None) -> None:
-    """Draw a `[layer, head]` field of a result, by default its first; layer 0 at the bottom, pruned heads white."""
-    maps = [name for name, declared in axes_of(type(result)).items() if declared.names == ("layer", "head")]
-    if not maps or (field is not None and field not in maps):
-        raise DataError(
-            f"{type(result).__name__} has no [layer, head] field {field or ''}: it has {', '.join(maps) or 'none'}"
-        )
-    name = field or maps[0]
+    """Draw a field of a result with two axes, layers first; layer 0 at the bottom, pruned heads white.
+
+    By default the first `[layer, head]` field.
+    """
+    name = check_field(result, field)
     values: Tensor = getattr(result, name)
-    image = head_cells(axes, values, result.labels)
-    axes.set_title(title or f"{_words(type(result).__name__)}: {name}")
+    axis = axes_of(type(result))[name].names[1]
+    image = layer_cells(axes, values, result.labels, axis, names_on(result, axis))
+    axes.set_title(title or f"{words_of(type(result).__name__)}: {name}")
     axes.figure.colorbar(image, ax=axes, label=_unit(result, name))
+
+
+def check_field(result: Result, field: str | None) -> str:
+    """The field that is drawn. Raises `DataError` if no heat map can be drawn of it, and says what can be."""
+    kind = type(result)
+    declared = {name: axes.names for name, axes in axes_of(kind).items() if isinstance(getattr(result, name), Tensor)}
+    pairs = [name for name, names in declared.items() if names[:1] == ("layer",) and len(names) == 2]
+    heads = [name for name in pairs if declared[name][1] == "head"]
+    if field in pairs or (field is None and heads):
+        return field or heads[0]
+    if heads:
+        raise DataError(f"{kind.__name__} has no [layer, head] field {field}: it has {', '.join(heads)}")
+    wanted = "has no picture" if field is None else f"has no field {field!r} with an axis of layers and one other axis"
+    drawn = f"plot(field=...) draws {', '.join(pairs)}" if pairs else ""
+    raise DataError(f"{kind.__name__} {wanted}: {'; '.join(filter(None, (drawn, result.instead_of_plot)))}")
+
+
+def layer_cells(
+    axes: Axes, values: Tensor, labels: Sequence[str], axis: str, names: Sequence[str] | None, top: float | None = None
+) -> Any:
+    """A cell for each element of `values [layer, axis]`, layer 0 at the bottom."""
+    image = axes.imshow(
+        values.detach().cpu().double().numpy(), origin="lower", aspect="auto", cmap="viridis",
+        vmin=None if top is None else 0, vmax=top,
+    )  # fmt: skip
+    axes.set_xlabel(axis)
+    axes.set_ylabel("layer")
+    axes.set_yticks(range(values.shape[0]), labels=labels)
+    if names is None:
+        axes.set_xticks(range(values.shape[1]))
+    else:
+        axes.set_xticks(range(len(names)), labels=names, rotation=90 if sum(map(len, names)) > 40 else 0)
+    return image
 
 
 def head_cells(axes: Axes, values: Tensor, labels: Sequence[str], top: float | None = None) -> Any:
     """A cell for each head of `values [layer, head]`, layer 0 at the bottom."""
-    image = axes.imshow(
-        values.numpy(), origin="lower", aspect="auto", cmap="viridis", vmin=None if top is None else 0, vmax=top
-    )
-    axes.set_xlabel("head")
-    axes.set_ylabel("layer")
-    axes.set_xticks(range(values.shape[1]))
-    axes.set_yticks(range(values.shape[0]), labels=labels)
-    return image
+    return layer_cells(axes, values, labels, "head", None, top)
+
+
+def head_panels(
+    panels: Mapping[str, Tensor], labels: Sequence[str], *, unit: str, title: str = "", path: str | Path | None = None
+) -> Figure:
+    """A heat map of heads for each name, `{name: [layer, head]}`, on one scale."""
+    layers, heads = next(iter(panels.values())).shape
+    figure = new_figure(len(panels) * (0.3 * heads + 0.6) + 1.6, max(3.2, 0.32 * layers + 1.2))
+    every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    top = max(values.nan_to_num(0).max().item() for values in panels.values())
+    for axes, (name, values) in zip(every, panels.items(), strict=True):
+        image = head_cells(axes, values, labels, top)
+        axes.set_title(name, fontsize="medium")
+        axes.set_ylabel("layer" if axes is every[0] else "")
+    figure.colorbar(image, ax=list(every), label=unit)
+    figure.suptitle(title)
+    return written(figure, path)
 
 
 def over_layers(
@@ -178,8 +237,8 @@ def head_map(
     }
     if not placed:
         raise DataError("nothing to draw: no head has a place")
-    figure = need("matplotlib.figure", extra="plot").Figure(figsize=(7.6, 6.2))
-    axes = figure.add_axes((0.02, 0.02, 0.76, 0.93))
+    figure = empty_figure(figsize=(7.6, 6.2))
+    axes: Any = figure.add_axes((0.02, 0.02, 0.76, 0.93))
     where = torch.stack(list(placed.values()))
     middle, half = (where.amax(0) + where.amin(0)) / 2, (where.amax(0) - where.amin(0)).max().item() * 0.54 or 1.0
     axes.set_xlim(middle[0].item() - half, middle[0].item() + half)
@@ -289,5 +348,6 @@ def _unit(result: Result, field: str) -> str:
     return {"layer": "share of the layer's l2 norm", "all": "0 least, 1 most important"}.get(how or "", unit)
 
 
-def _words(name: str) -> str:
+def words_of(name: str) -> str:
+    """The name of a class in words."""
     return "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip().capitalize()

@@ -7,19 +7,18 @@ Every measure returns a frozen dataclass with this mixin: it prints itself, save
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..anatomy.sites import LayerLabels
 from ..errors import DataError
 from .axes import FieldAxes, axes_of
+from .files import check_fields, damaged, read_file, write_file
 
 Self = TypeVar("Self", bound="Result")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,57 +52,51 @@ class Result:
 
     _kinds: ClassVar[dict[str, type[Result]]] = {}
     labels: tuple[str, ...]
+    instead_of_plot: ClassVar[str] = "print it, or draw its fields with matplotlib"
+    """What to call where a result has no picture."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         Result._kinds[cls.__name__] = cls
 
     def save(self, path: str | Path) -> None:
-        """Write the result to one safetensors file."""
-        tensors: dict[str, Tensor] = {}
-        rest: dict[str, Any] = {}
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                tensors[f.name] = value
-            elif isinstance(value, dict):
-                tensors |= {f"{f.name}/{key}": x for key, x in value.items()}
-            else:
-                rest[f.name] = value
-        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-        about = {"result": type(self).__name__, "fields": json.dumps(rest, default=vars)}
-        save_file(tensors, str(path), metadata=about)
+        """Write the result to one safetensors file. Raises `DataError` for a path that cannot be a file."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        if self.labels == () and any(f.name == "labels" and f.default == () for f in fields(self)):  # type: ignore[arg-type]
+            del values["labels"]  # captures of earlier versions have none
+        write_file(path, type(self).__name__, values, getattr(self.labels, "stack", ""))
 
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:
         """Read a result that `save` wrote; `Result.load` reads any kind.
 
-        Raises `DataError` when the file holds something else.
+        Raises `DataError` when there is no such file, when it holds something else, and when it is damaged.
         """
-        with safe_open(str(path), framework="pt") as file:
-            about = file.metadata() or {}
-            kind = Result._kinds.get(about.get("result", ""))
-            if kind is None or not issubclass(kind, cls):
-                found = about.get("result", "no result of this library")
-                unknown = kind is None and "result" in about
-                hint = f": if it is one of {_SUITES}, import that first" if unknown else ""
-                raise DataError(f"wanted a {cls.__name__} in {path}, found {found}{hint}")
-            values: dict[str, Any] = {}
-            for name in file.keys():  # noqa: SIM118
-                field, _, key = name.partition("/")
-                if key:
-                    values.setdefault(field, {})[key] = file.get_tensor(name)
-                else:
-                    values[field] = file.get_tensor(name)
-        values |= {name: _tuples(value) for name, value in json.loads(about["fields"]).items()}
-        return kind(**values)
+        about, values = read_file(path)
+        kind = Result._kinds.get(about.get("result", ""))
+        if kind is None or not issubclass(kind, cls):
+            found = about.get("result", "no result of this library")
+            unknown = kind is None and "result" in about
+            hint = f": if it is one of {_SUITES}, import that first" if unknown else ""
+            raise DataError(f"wanted a {cls.__name__} in {path}, found {found}{hint}")
+        if "stack" in about and isinstance(values.get("labels"), tuple):
+            values["labels"] = LayerLabels(values["labels"], about["stack"])
+        try:
+            check_fields(kind, values)
+            return kind(**values)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise damaged(path, str(error)) from error
 
     def stack(self: Self, name: str) -> Self:
-        """Only the layers of one stack, "encoder", "decoder" or "cross", of a model with several."""
+        """Only the layers of one stack, "encoder", "decoder" or "cross"; the whole if the model has this one alone."""
         rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
+        stacks = sorted({label.rpartition(".")[0] for label in self.labels} - {""})
+        own = getattr(self.labels, "stack", None)
+        if own is not None and own == name:
+            return self
         if not rows:
-            stacks = sorted({label.rpartition(".")[0] for label in self.labels} - {""})
-            raise DataError(f"no stack {name!r} in this result: it has {', '.join(stacks) or 'only one'}")
+            only = "it is of one stack, take it as it is" if own is None else f"it has {own}"
+            raise DataError(f"no stack {name!r} in this result: {'it has ' + ', '.join(stacks) if stacks else only}")
         cut: dict[str, Any] = {"labels": tuple(self.labels[row] for row in rows)}
         for field, axes in axes_of(type(self)).items():
             if "layer" in axes.names:
@@ -129,15 +122,19 @@ class Result:
 
     def __str__(self) -> str:
         lines, declared = [type(self).__name__], axes_of(type(self))
+        heads = any(axes.names == ("layer", "head") for axes in declared.values())
         for f in _shown(self):
             value = getattr(self, f.name)
             axes = declared.get(f.name, FieldAxes(()))
             if isinstance(value, dict):
                 lines.append(f"{f.name}: {_shapes(value)}")
             elif axes.names[:1] == ("layer",) and len(axes.names) == 2:
-                lines += [f"{f.name} {axes}:", _table(value, self.labels)]
+                lines += [f"{f.name} {axes}:", _table(value, self.labels, names_on(self, axes.names[1]))]
             elif isinstance(value, Tensor):
                 lines.append(f"{f.name}: {list(value.shape)} {str(value.dtype).removeprefix('torch.')}")
+                if axes.names[:2] == ("layer", "head") and axes.names[2:] == ("class",) and not heads:
+                    for place, name in enumerate(names_on(self, "class") or ()):
+                        lines += [f"{f.name} of {name} [layer, head]:", _table(value[..., place], self.labels)]
             elif f.name != "labels" and value is not None:
                 lines.append(f"{f.name}: {value}")
         return "\n".join(lines)
@@ -164,10 +161,6 @@ def _shapes(tensors: dict[str, Tensor]) -> str:
     return "{" + ", ".join(f"{name}: {list(x.shape)}" for name, x in tensors.items()) + "}"
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
 def _taken(values: Any, axis: int, rows: list[int]) -> Any:
     """Some rows along an axis of a tensor, or of tuples in tuples."""
     if isinstance(values, Tensor):
@@ -175,9 +168,18 @@ def _taken(values: Any, axis: int, rows: list[int]) -> Any:
     return tuple(_taken(part, axis - 1, rows) for part in values) if axis else tuple(values[row] for row in rows)
 
 
-def _table(values: Tensor, labels: tuple[str, ...]) -> str:
+def names_on(result: Result, axis: str) -> tuple[str, ...] | None:
+    """The names along an axis, which a field of the result holds; None if they are only numbered."""
+    for name, declared in axes_of(type(result)).items():
+        value = getattr(result, name)
+        if declared.names == (axis,) and isinstance(value, tuple):
+            return value
+    return None
+
+
+def _table(values: Tensor, labels: tuple[str, ...], names: tuple[str, ...] | None = None) -> str:
     """A row for each layer of `values [layer, ...]`, a column for each position on the other axis."""
-    rows = [["", *(str(column) for column in range(values.shape[1]))]]
+    rows = [["", *(names or map(str, range(values.shape[1])))]]
     for label, row in zip(labels, values.tolist(), strict=True):
         rows.append([label, *("" if v != v else f"{v:.4g}" for v in row)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_with_labels, without_labels
-from ..data.positions import with_positions
 from ..errors import DataError
 from ..tap import undisturbed
 from ..tap.gradient_cuts import gradients_checked
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint
-from .first_example import check_padding_before
+from .first_example import check_padding_before, check_weights
 from .identity import add_tensor, config_settings, identity, weights_digest
 from .processes import check_counts, check_same_work, check_sampler, gathered, processes, raise_together
 from .progress import Progress, progress_bar
@@ -93,6 +92,7 @@ def _take(
     """Update the accumulators with all batches of this process; how many items those had, and what was saved."""
     check_sampler(batches)
     anatomy = dissect(model)
+    check_weights(anatomy)
     for accumulator in accumulators:
         accumulator.zero(anatomy)
     backward = [accumulator for accumulator in accumulators if accumulator.needs_gradient]
@@ -107,7 +107,6 @@ def _take(
         for batch in progress_bar(progress, _each(model, batches), total=total):
             seen += 1 if whole else examples(batch)
             if saved is None or not saved.has(batch):
-                batch = with_positions(model, batch)
                 padding_checked = padding_checked or check_padding_before(anatomy, batch)
                 _update(model, batch, accumulators, check)
                 check = nullcontext  # the parts of a model are the same in every batch

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, device_of
 from ..data.padding import RealQueries
+from ..errors import DataError
 from ..results.result import Result
 from ..tap import check_rows, tap
 from .first_example import FirstExample
@@ -114,6 +115,19 @@ class Accumulator(ABC):
     @abstractmethod
     def compute(self) -> Result:
         """Divide, and give the result."""
+
+    def check_measured(self, counted: Tensor | int, what: str) -> None:
+        """Raise `DataError` if nothing was counted, for `compute`: a mean of nothing would be NaN.
+
+        Args:
+            counted: how many `what` the sums are over, in total or by layer.
+            what: what was counted, such as "real query".
+        """
+        if self.anatomy.present.any() and not int(torch.as_tensor(counted).sum()):
+            raise DataError(
+                f"{type(self).__name__} has nothing to compute from: there was no {what}. Pass batches, whose "
+                "attention masks are 1 at the tokens of the text"
+            )
 
     def state(self) -> dict[str, Tensor]:
         """The sums, by name."""

@@ -5,7 +5,6 @@ An identity is text. Two values of one identity compute the same, as far as thei
 
 from __future__ import annotations
 
-import dis
 import functools
 import hashlib
 import types
@@ -23,6 +22,7 @@ from transformers import PretrainedConfig
 
 from ..data.batches import config_of
 from ..errors import DataError
+from ..tap.private_api import code_parts, function_parts, globals_read
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, torch.dtype, torch.device, range, slice)
 # Settings that do not change the hidden states of a model in eval mode.
@@ -70,8 +70,7 @@ def _parts(x: Any, seen: dict[int, Any]) -> Iterator[str]:
         yield f"mapping of {len(x)}"
         yield from _each((part for item in x.items() for part in item), seen)
     elif isinstance(x, types.CodeType):
-        yield f"code {x.co_code.hex()} {x.co_names} {x.co_varnames} {x.co_flags}"
-        yield from _each(x.co_consts, seen)
+        yield from _each(("code", *code_parts(x)), seen)
     elif isinstance(x, types.FunctionType):
         yield from _function(x, seen)
     elif isinstance(x, types.MethodType):
@@ -100,32 +99,17 @@ def _each(parts: Iterable[Any], seen: dict[int, Any]) -> Iterator[str]:
 def _function(function: types.FunctionType, seen: dict[int, Any]) -> Iterator[str]:
     """A function: its name, its code, its defaults, and the values of closures and globals that it reads."""
     yield f"function {function.__module__} {function.__qualname__}"
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-    yield from _each((function.__code__, function.__defaults__, function.__kwdefaults__, *cells), seen)
+    yield from _each(function_parts(function), seen)
     package = (function.__module__ or "").partition(".")[0]
     if package in LIBRARIES:
         return
-    for name in sorted(_globals_of(function.__code__) & set(function.__globals__)):
+    for name in sorted(globals_read(function)):
         value = function.__globals__[name]
         yield f"global {name} {type(value).__qualname__} {getattr(value, '__qualname__', '')}"
         if isinstance(value, (types.FunctionType, type)) and value.__module__.partition(".")[0] != package:
             continue
         with suppress(DataError):  # such as a logger, on which no result depends
             yield from list(_lines(value, seen))
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-def _globals_of(code: types.CodeType) -> set[str]:
-    """The names that a function and those inside it look up among the globals."""
-    found = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return found.union(*(_globals_of(inner) for inner in code.co_consts if isinstance(inner, types.CodeType)))
 
 
 def _class(kind: type, seen: dict[int, Any]) -> Iterator[str]:

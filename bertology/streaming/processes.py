@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence, Sized
 from typing import Any, TypeVar
 
 import torch
-import transformers
 from torch import nn
 
 from ..data.batches import Batches
 from ..errors import DataError
+from ..tap.private_api import library_versions
 from .accumulator import Accumulator
 from .identity import config_settings, weights_checksum
 
@@ -69,7 +69,7 @@ def skipped_in(batches: Batches) -> int:
 def check_same_work(model: nn.Module, accumulators: Sequence[Accumulator]) -> None:
     """Raise `DataError` in all processes unless they measure the same with the same model."""
     mine = {
-        "versions of torch and transformers": (torch.__version__, transformers.__version__),
+        "versions of torch and transformers": library_versions(),
         "model": (type(model).__qualname__, weights_checksum(model), repr(sorted(config_settings(model).items()))),
         "measures": [type(accumulator).__qualname__ for accumulator in accumulators],
         "settings or names of the measures": [_settings(accumulator) for accumulator in accumulators],

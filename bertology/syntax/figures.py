@@ -1,4 +1,4 @@
-"""Pictures of one head over a sentence, and of dependency heads."""
+"""Pictures of one head over a sentence, and of dependency and coreference heads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..corpora.documents import KINDS
 from ..errors import DataError, need
-from ..results.figures import head_cells, new_figure, written
+from ..results.figures import empty_figure, head_cells, head_panels, new_figure, written
 from ..results.result import draws
+from .coreference import DIRECTIONS as MENTION_DIRECTIONS
+from .coreference import CoreferenceHeads
 from .dependencies import DependencyHeads
 from .head_view import THRESHOLD, Arc, HeadView
 from .picks import DIRECTIONS
@@ -117,7 +120,7 @@ def head_columns(view: HeadView, *, threshold: float = THRESHOLD, path: str | Pa
 
 
 def _empty_axes() -> tuple[Figure, Axes]:
-    figure = need("matplotlib.figure", extra="plot").Figure()
+    figure = empty_figure()
     return figure, figure.add_axes((0, 0, 1, 1))
 
 
@@ -221,6 +224,22 @@ def _view(
     if layout not in layouts:
         raise DataError(f"layout must be {' or '.join(map(repr, layouts))}, got {layout!r}")
     return layouts[layout](view, threshold=threshold, path=path)
+
+
+@draws(CoreferenceHeads)
+def draw_coreference(result: CoreferenceHeads, *, kind: str = "all", path: str | Path | None = None) -> Figure:
+    """Draw how often each head picks the antecedents of mentions: a heat map per direction, on the same scale.
+
+    `kind` draws the accuracies of this kind of mentions alone. Raises `DataError` for a kind that does not exist.
+    """
+    if kind not in (*KINDS, "all"):
+        raise DataError(f"kind must be one of {', '.join(KINDS)} or all, got {kind!r}")
+    some = slice(None) if kind == "all" else [KINDS.index(kind)]
+    right, mentions = result.right[some].sum(0), int(result.mentions[some].sum())
+    shares = (right.double() / mentions).masked_fill(result.right[0] < 0, float("nan"))
+    panels = dict(zip(MENTION_DIRECTIONS, shares, strict=True))
+    title = f"Coreference heads: {kind} mentions, {mentions}"
+    return head_panels(panels, result.labels, unit="share of antecedents picked", title=title, path=path)
 
 
 @draws(DependencyHeads)

@@ -17,6 +17,7 @@ from .position_bias import narrow_biases, takes_bias
 from .restore import uncached, uncompiled, undisturbed
 from .resume import Recording, copied, first_position_only, matrix, recorded, tail_noted
 from .silence import silenced
+from .threads import one_thread
 
 __all__ = [
     "Recording",
@@ -26,6 +27,7 @@ __all__ = [
     "first_position_only",
     "matrix",
     "narrow_biases",
+    "one_thread",
     "recorded",
     "silenced",
     "tail_noted",

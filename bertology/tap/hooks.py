@@ -21,6 +21,7 @@ from .calls import Calls
 from .function_mode import of_reader, watch_products
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
+from .threads import one_thread
 from .torch_attention import open_torch_attention
 
 PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
@@ -77,6 +78,7 @@ def tap(
     read = None if read is None else of_reader(of_first_run(read))
     edit = None if edit is None else of_reader(edit)
     with ExitStack() as undo:
+        undo.enter_context(one_thread(anatomy.model))
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
         if place in ("attention", "entropy"):

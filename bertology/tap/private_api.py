@@ -1,4 +1,4 @@
-"""The private names of torch and transformers that the tap uses, and changes to modules that their API has no word for.
+"""The private names of torch, transformers and Python that are used, and changes that no public name makes.
 
 This file and `anatomy/forward_source.py` are the only ones that rest on the insides of other people's code, and each of
 their functions has a test that says what breaks when the inside changes.
@@ -6,12 +6,15 @@ their functions has a test that says what breaks when the inside changes.
 
 from __future__ import annotations
 
+import dis
 import sys
+import types
 from collections.abc import Callable, Generator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch.utils.checkpoint
+import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
@@ -98,3 +101,38 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
     undo.callback(setattr, module, "CheckpointFunction", reentrant)
     undo.callback(setattr, module, "_checkpoint_without_reentrant_generator", generator)
     module.CheckpointFunction, module._checkpoint_without_reentrant_generator = Wrapped, wrapped
+
+
+def code_parts(code: types.CodeType) -> tuple[Any, ...]:
+    """What a function computes: its instructions, the names that they use, and its constants."""
+    # Fragile: rests on CPython's code objects. Instructions differ between releases of Python, so that one release
+    # takes a function of another for a different one.
+    return code.co_code, code.co_names, code.co_varnames, code.co_flags, code.co_consts
+
+
+def function_parts(function: types.FunctionType) -> tuple[Any, ...]:
+    """The code of a function, its defaults, and the values that its closure holds."""
+    # Fragile: rests on CPython's function objects; a cell that was not filled yet has no content.
+    held = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):
+            held.append(cell.cell_contents)
+    return function.__code__, function.__defaults__, function.__kwdefaults__, *held
+
+
+def globals_read(function: types.FunctionType) -> set[str]:
+    """The names that a function, and those inside it, look up among the globals."""
+    # Fragile: rests on the names of CPython's instructions.
+    found, waiting = set(), [function.__code__]
+    while waiting:
+        code = waiting.pop()
+        steps = dis.get_instructions(code)
+        found |= {str(step.argval) for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+        waiting += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
+    return found & set(function.__globals__)
+
+
+def library_versions() -> tuple[str, str]:
+    """The versions of torch and transformers."""
+    # Fragile: two processes are taken to compute alike if both are of one version.
+    return torch.__version__, transformers.__version__

@@ -47,7 +47,7 @@ def read_brackets(path: str | Path) -> Treebank:
             name, *functions = [label] if label.startswith("-") else re.split("[-=|]", label)
             opened.append(Node(name, tuple(functions)))
         elif not opened:
-            raise DataError(f"{path}: {word or close!r} stands outside every tree")
+            raise DataError(f"{path}: {word or close!r} is outside of all trees")
         elif word:
             opened[-1].word = WRITTEN.get(word, word)
         elif close:
@@ -57,7 +57,9 @@ def read_brackets(path: str | Path) -> Treebank:
             elif not opened and node.children:
                 found.append(to_sentence(node, f"{Path(path).name} {len(found) + 1}"))
     if opened or not found:
-        raise DataError(f"{path} ends within a tree" if opened else f"{path} holds no trees")
+        raise DataError(
+            f"{path} ends inside a tree: {len(opened)} brackets are not closed" if opened else f"{path} has no trees"
+        )
     return Treebank(tuple(found))
 
 

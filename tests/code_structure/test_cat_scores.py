@@ -156,7 +156,7 @@ def test_the_model_comes_back_though_code_is_refused():
     """Nothing stays on it when what is measured raises, in the midst of a pass."""
     model = built("bert")
     before = snapshot(model)
-    with pytest.raises(DataError, match="quantile is the share"):
+    with pytest.raises(DataError, match="quantile, the share"):
         cat_scores(model, aligned(), types="all", quantile=2)
     assert all(same(before[key], x) for key, x in snapshot(model).items())
     with pytest.raises(Broken), raising_at(dissect(model).sites[1].projection):
@@ -321,7 +321,7 @@ def test_batches_are_checked():
     with pytest.raises(DataError, match="a text has 45 tokens, the model takes 32"):
         cat_scores(model, long, types="all")
     few = CatAccumulator(aligned(1, slice(1)).examples)
-    with pytest.raises(DataError, match="snippet number [1-4] is not among the 1 announced"):
+    with pytest.raises(DataError, match="snippet number [1-4] is not among the 1 snippets"):
         accumulate(model, aligned(), few)
 
 
@@ -329,7 +329,7 @@ def test_types_are_checked():
     model, batches = built("bert"), aligned()
     both = align_code(wordpiece_tokenizer(), [*snippets(), parse_code("the = cat", "go", broken="keep")])
     for types in ("frequent", "published"):
-        with pytest.raises(DataError, match="those of one language, got code in go, python: measure each by itself"):
+        with pytest.raises(DataError, match="those of one language, got code in go, python: measure each language sep"):
             cat_scores(model, both, types=types)
     assert len(cat_scores(model, both, types="all").names) == 6
     with pytest.raises(DataError, match="'frequent', 'published', 'all' or a list of types, got 'identifier'"):
@@ -337,7 +337,7 @@ def test_types_are_checked():
     for types in (["Identifier"], []):
         with pytest.raises(DataError, match=r"no leaf of the code is of the types \[.*\]: its own are such as \("):
             cat_scores(model, batches, types=types)
-    with pytest.raises(DataError, match="types must be one list a layer, 2, got 1"):
+    with pytest.raises(DataError, match="types must have one list per layer, 2, got 1"):
         accumulate(model, batches, CatAccumulator(batches.examples, types=[["("]]))
     with pytest.raises(DataError, match="top must be the number of types to keep"):
         cat_scores(model, batches, top=0)

@@ -121,7 +121,7 @@ def test_parts_of_the_data_merge(tokenizer):
     merged = parts[0].merge(parts[1].state()).compute()
     for name in ("related", "control", "pairs", "unmatched"):
         assert torch.equal(getattr(merged, name), getattr(whole, name))
-    with pytest.raises(DataError, match="snippet number 2 is not among the 1 announced"):
+    with pytest.raises(DataError, match="snippet number 2 is not among the 1 snippets"):
         accumulate(model, batches, RelationAccumulator(snippets[:1]))
 
 

@@ -37,9 +37,9 @@ def test_reading(write, tmp_path):
     assert found.skipped == (
         Skip("some.jsonl 4", "no code"),
         Skip("some.jsonl 5 (g)", "no code"),
-        Skip("some.jsonl 6", "no valid text (half of a surrogate pair)"),
+        Skip("some.jsonl 6", "not valid text (half of a surrogate pair)"),
     )
-    told = "1 in java, 1 in python; 2 skipped: no code; 1 skipped: no valid text (half of a surrogate pair)"
+    told = "1 in java, 1 in python; 2 skipped: no code; 1 skipped: not valid text (half of a surrogate pair)"
     assert str(found) == told
     with gzip.open(tmp_path / "some.jsonl.gz", "wb") as file:
         file.write(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
@@ -77,9 +77,9 @@ def test_reading_code_that_does_not_parse(write):
 @pytest.mark.parametrize(
     ("records", "options", "message"),
     [
-        ([], {}, "some.jsonl holds no code$"),
-        (["", " "], {}, "some.jsonl holds no code$"),
-        ([{"code": "", "language": "go"}], {}, "some.jsonl holds no code that can be used: no code$"),
+        ([], {}, "some.jsonl has no code$"),
+        (["", " "], {}, "some.jsonl has no code$"),
+        ([{"code": "", "language": "go"}], {}, "some.jsonl has no code that can be used: no code$"),
         ([{"code": "a", "language": "python"}, '{"code": "x'], {}, "line some.jsonl 2 is not JSON: Unterminated"),
         (["[1]"], {}, "line some.jsonl 1 has no text in a field 'code', only: no fields"),
         ([{"docstring": "a", "code": 3}], {}, "line some.jsonl 1 has no text in a field 'code', only: docstring, code"),

@@ -282,3 +282,17 @@ def test_memory_does_not_grow_with_the_vectors(tmp_path):
     assert (targets, seen) == (200_000, 300 * 640)
     assert opened - before < 30
     assert read - before < 50
+
+
+def test_a_digest_tells_stores_apart_by_their_vectors_and_targets(tmp_path):
+    def made(name, seed, task):
+        return encode(BY_NAME["bert"].build(seed=seed), wordpiece_tokenizer(), task, tmp_path / name)
+
+    one, same, other, fewer = (
+        made("a", 0, NOUNS),
+        made("b", 0, NOUNS),
+        made("c", 1, NOUNS),
+        made("d", 0, NOUNS.first(2)),
+    )
+    assert one.digest() == same.digest() == Store.open(one.path).digest()
+    assert len({one.digest(), other.digest(), fewer.digest()}) == 3

@@ -13,7 +13,7 @@ from bertology.edge_probing.probe_layers import (
 from bertology.edge_probing.probes import Probes, cumulative
 from bertology.edge_probing.scores import bits_of, count, micro_f1
 from bertology.edge_probing.span_batches import EdgeBatch
-from bertology.edge_probing.train import train_probes
+from bertology.edge_probing.train import AT_ONCE, train_probes
 from bertology.errors import DataError, ShapeError
 from helpers.edge_sources import at_one_layer, random_labels, random_source
 from helpers.edge_training import QUICK, CutOff, Failing, close, some_probes
@@ -149,10 +149,11 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, monkeypa
     probes = cumulative_probes(train, (0, 5), settings)
     whole = train_probes(train, dev, probes, settings)
     assert whole.steps.min() < 30 < whole.steps.max()
+    reads = -(-train.records // AT_ONCE)  # by which the data is identified
     with pytest.raises(CutOff):
-        train_probes(Failing(train, after + 2), dev, probes, settings, checkpoint=file)
+        train_probes(Failing(train, after + 1 + reads), dev, probes, settings, checkpoint=file)
     assert file.is_file()
-    left = Failing(train, int(whole.steps.max()) - after + 2)  # no more batches than are missing
+    left = Failing(train, int(whole.steps.max()) - after + 1 + reads)  # no more batches than are missing
     resumed = train_probes(left, dev, probes, settings, checkpoint=file)
     assert not list(tmp_path.iterdir())
     assert torch.equal(resumed.probes.weights, whole.probes.weights)
@@ -191,6 +192,20 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
     for path in (tmp_path, tmp_path / "none" / "training"):
         with pytest.raises(DataError, match="must be a file in a folder that exists"):
             train_probes(train, dev, probes, QUICK, checkpoint=path)
+
+
+def test_a_checkpoint_of_data_that_changed_in_its_last_record_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0.0)
+    train, dev, file = random_source(70), random_source(6, seed=1), tmp_path / "training"
+    probes = some_probes(train)
+    with pytest.raises(CutOff):
+        train_probes(Failing(train, 9), dev, probes, QUICK, checkpoint=file)
+    kept = train.vectors[-1].clone()
+    train.vectors[-1][-1, -1, -1] += 1e-6
+    with pytest.raises(DataError, match="other data: remove it or name another"):
+        train_probes(train, dev, probes, QUICK, checkpoint=file)
+    train.vectors[-1].copy_(kept)
+    train_probes(train, dev, probes, QUICK, checkpoint=file)
 
 
 # What is wrong with it?

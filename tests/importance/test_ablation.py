@@ -1,5 +1,7 @@
 """What a model loses without a head is what the loop over heads says, for any model and however it is batched."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import transformers as t
@@ -157,7 +159,13 @@ def test_equal_heads_lose_as_much_and_heads_take_their_loss_along():
 @pytest.mark.parametrize("replace", ["mean", "resample", "given"])
 @pytest.mark.parametrize("name", ["bert", "llama", "albert"])
 def test_other_replacements_equal_ablated(name, replace):
-    model, batches = BY_NAME[name].build(), several("left")
+    # The classifiers of BERT and ALBERT read the first position, which is padding here.
+    told = nullcontext() if name == "llama" else pytest.warns(UserWarning, match="padding changes what .* computes")
+    with told:
+        check_replacement(BY_NAME[name].build(), several("left"), replace)
+
+
+def check_replacement(model, batches, replace):
     values = head_means(model, several()).values if replace == "given" else replace
     found = head_ablation(model, batches, metric="accuracy", replace=values, seed=3)
     assert found.replace == replace
@@ -292,7 +300,7 @@ def test_errors():
     with pytest.raises(DataError, match="the metric <lambda> is NaN over 3 examples"):
         head_ablation(model, inputs, metric=lambda logits, labels: float("nan"))
     prune_heads(model, {0: range(4), 1: range(4)})
-    with pytest.raises(DataError, match="there is nothing to take away: every head of this model was pruned"):
+    with pytest.raises(DataError, match="there is no head to ablate: all heads of this model were pruned"):
         head_ablation(model, inputs, metric="accuracy")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from bertology.errors import BertologyError
 from helpers.zoo import BY_NAME, batch
 from laws.laws import Broken
 from laws.taps import (
@@ -82,6 +84,60 @@ def test_two_threads_with_models_of_one_config():
     first = BY_NAME["llama"].build()
     second = type(first)(first.config).double().eval()
     in_two_threads([first, second], batch(), {"attention_entropy": MEASURES["attention_entropy"]}, 30)
+
+
+def in_a_thread(run: Any) -> Any:
+    with ThreadPoolExecutor(1, thread_name_prefix="other") as pool:
+        return pool.submit(run).result()
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_another_thread_is_refused_while_a_model_is_tapped(kind):
+    model, given = BY_NAME["bert"].build(), texts("bert")
+    before, alone = everything(model), inside(CONTEXTS[kind])(model, given)
+    with CONTEXTS[kind](model):
+        for other in (model, model.bert):  # a part has the same hooks
+            with pytest.raises(BertologyError, match=r"measured or edited by another thread \(MainThread\).*own copy"):
+                in_a_thread(lambda other=other: MEASURES["attention_entropy"](other, given))
+            with pytest.raises(BertologyError, match="another thread"):
+                in_a_thread(lambda other=other: inside(CONTEXTS[kind])(other, given))
+        copied = copy.deepcopy(BY_NAME["bert"].build())
+        in_a_thread(lambda: MEASURES["attention_entropy"](copied, given))
+        check_close(logits(model, given), alone)
+    check_same(before, everything(model))
+    check_close(in_a_thread(lambda: inside(CONTEXTS[kind])(model, given)), alone)
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_threads_on_one_model_are_right_or_refused():
+    model, given = BY_NAME["llama"].build(), texts("llama")
+    half_training(model)
+    before, run = everything(model), MEASURES["attention_entropy"]
+    alone, start = run(model, given), Barrier(3)
+
+    def work() -> int:
+        start.wait(timeout=10)
+        refused = 0
+        for _ in range(10):
+            try:
+                check_close(run(model, given), alone)
+            except BertologyError:
+                refused += 1
+        return refused
+
+    with ThreadPoolExecutor(3) as pool:
+        counts = [done.result() for done in [pool.submit(work) for _ in range(3)]]
+    assert sum(counts) > 0
+    check_same(before, everything(model))
+
+
+def test_a_thread_that_ended_owns_nothing():
+    model, given = BY_NAME["bert"].build(), texts("bert")
+    kept = in_a_thread(lambda: [passes(model, given, "gated")])
+    in_a_thread(lambda: next(kept[0]))
+    MEASURES["attention_entropy"](model, given)
+    kept[0].close()
+    MEASURES["attention_entropy"](model, given)
 
 
 # Generators.

@@ -202,6 +202,11 @@ BAD = [
     (["--data_dir", "data"], "--model_name_or_path is needed with --data_dir"),
     (["--masking_threshold", "1.5"], "--masking_threshold must be between 0 and 1, got 1.5"),
     (["--masking_amount", "0"], "--masking_amount must be above 0 and at most 1, got 0.0"),
+    (["--local_rank", "0"], "--local_rank is not supported: this script runs in one process"),
+    (["--metric_name", "bleu"], "no metric is called 'bleu': --metric_name takes one of accuracy, f1,"),
+    (["--metric_name", "mnli/acc"], "the metric mnli/acc is that of the task mnli, not of sst-2"),
+    (["--metric_name", "corr", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "rte"], "the metric corr does not fit the task rte"),
+    (["--metric_name", "mcc", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "mnli"], "the metric mcc does not fit the task mnli"),
 ]  # fmt: skip
 
 
@@ -217,6 +222,53 @@ def test_bad_arguments(tmp_path, monkeypatch, capsys, arguments, message):
     with pytest.raises((DataError, SystemExit)) as error:
         run_bertology.main()
     assert message in str(error.value) + capsys.readouterr().err
+
+
+OLD_NAMES = [
+    ("acc", "cola", "accuracy"), ("mcc", "cola", "matthews"), ("f1", "mrpc", "f1"), ("spearmanr", "sts-b", "spearman"),
+    ("corr", "sts-b", "pearson_spearman"), ("mnli/acc", "mnli", "accuracy"), ("mnli-mm/acc", "mnli-mm", "accuracy"),
+    (None, "sst-2", "accuracy"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "task", "metric"), OLD_NAMES)
+def test_metric_names_of_the_old_script(name, task, metric):
+    import run_bertology
+
+    assert run_bertology.find_score(name, glue.find_task(task), task) == metric
+
+
+def test_accuracy_and_f1_are_averaged():
+    import run_bertology
+
+    found = run_bertology.find_score("acc_and_f1", glue.find_task("mrpc"), "mrpc")
+    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert found(logits, torch.tensor([1, 1, 0, 0])) == (0.5 + 0.5) / 2
+    assert found(logits, torch.tensor([1, 0, 0, 0])) == pytest.approx((3 / 4 + 2 / 3) / 2)
+
+
+def test_flags_of_the_old_script_are_taken_with_a_notice(tmp_path, monkeypatch, capsys):
+    import run_bertology
+
+    old = [
+        "--overwrite_output_dir",
+        "--overwrite_cache",
+        "--local_rank",
+        "-1",
+        "--server_ip",
+        "1.1.1.1",
+        "--config_name",
+        "c",
+    ]
+    monkeypatch.setattr(
+        sys, "argv", ["run_bertology.py", "--data_dir", str(tmp_path), "--model_name_or_path", "m", *old]
+    )
+    args = run_bertology.parse()
+    assert args.config_name == "c"
+    told = capsys.readouterr().out
+    assert [line.split(" has no effect")[0] for line in told.splitlines()] == [
+        "NOTICE: --overwrite_output_dir", "NOTICE: --overwrite_cache", "NOTICE: --server_ip",
+    ]  # fmt: skip
 
 
 def test_errors_close_the_script_with_a_line(tmp_path):
@@ -345,7 +397,7 @@ def test_brackets_become_dependencies(tmp_path):
     assert second.words == ("The", "cat", "was", "fed", "by", "Ann")
     assert second.relations == ("det", "dep", "dep", "root", "case", "dep")  # a passive's subject is none of ours
     (tmp_path / "open.ptb").write_text("(ROOT (S (NN cat))")
-    with pytest.raises(DataError, match="ends within a tree"):
+    with pytest.raises(DataError, match="ends inside a tree"):
         read_brackets(tmp_path / "open.ptb")
 
 

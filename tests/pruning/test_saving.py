@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 import transformers
 
 from bertology import dissect, load_pruned, prune_heads, save_pruned
-from bertology.errors import DataError
+from bertology.errors import BertologyError, DataError
 from helpers.pruning import SOME, heads_for, logits
 from helpers.zoo import BY_NAME, V4, batch
 
@@ -70,7 +71,7 @@ def test_errors(tmp_path):
     with pytest.raises(DataError, match=r"no model at .*nowhere: wanted a folder with a config.json"):
         load_pruned(tmp_path / "nowhere")
     model.config.save_pretrained(tmp_path / "bare")
-    with pytest.raises(DataError, match=r"names no class of transformers \(\[\]\): pass model_class="):
+    with pytest.raises(DataError, match=r"names no model class of transformers \(\[\]\): pass model_class="):
         load_pruned(tmp_path / "bare")
 
 
@@ -100,3 +101,90 @@ def test_prunes_as_transformers_4_does(name, tmp_path):
         assert torch.equal(a, b)
     theirs.save_pretrained(tmp_path)
     assert torch.equal(logits(load_pruned(tmp_path), inputs), logits(ours, inputs))
+
+
+def rewrite(folder, **changed):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+
+BAD_CONFIGS = {
+    "a list of heads for all layers": ({"pruned_heads": [1, 2]}, "its pruned_heads must be {layer: .heads.}, got"),
+    "heads that are texts": ({"pruned_heads": {"0": ["1"]}}, "its pruned_heads must be"),
+    "heads that are a number": ({"pruned_heads": {"1": 2}}, "its pruned_heads must be"),
+    "a head twice": ({"pruned_heads": {"1": [2, 2]}}, "its pruned_heads must be"),
+    "a layer that is a word": ({"pruned_heads": {"first": [2]}}, "its pruned_heads must be"),
+    "a head below 0": ({"pruned_heads": {"0": [-1]}}, "its pruned_heads must be"),
+    "a head that is not there": ({"pruned_heads": {"0": [7]}}, "head|0 to 3"),
+    "a layer that is not there": ({"pruned_heads": {"5": [1]}}, "layer|5"),
+    "labels that are not there": ({"pruned_heads_by_label": {"middle.0": [1]}}, "heads of 'middle.0' were pruned"),
+    "other heads than in the file": ({"pruned_heads": {"0": [0, 2], "1": [3]}}, "is .* in the file, and .* by the config"),
+    "a wider model": ({"intermediate_size": 48}, "is .* in the file, and .* by the config"),
+    "a huge vocabulary": ({"vocab_size": 10**12}, "is .* in the file, and .* by the config"),
+    "a width that is a text": ({"hidden_size": "16"}, "cannot be used"),
+    "no class": ({"architectures": []}, "names no model class of transformers"),
+    "a class that is a text": ({"architectures": "BertModel"}, "names no model class of transformers"),
+    "a tokenizer": ({"architectures": ["BertTokenizer"]}, "names no model class of transformers"),
+    "a config": ({"architectures": ["BertConfig"]}, "names no model class of transformers"),
+    "a function": ({"architectures": ["set_seed"]}, "names no model class of transformers"),
+    "the base of all models": ({"architectures": ["PreTrainedModel"]}, "names no model class of transformers"),
+    "an auto class": ({"architectures": ["AutoModelForSequenceClassification"]}, "names no model class of transformers"),
+    "a number": ({"architectures": [7]}, "names no model class of transformers"),
+    "a model type that nobody knows": ({"model_type": None, "architectures": ["Nobody"]}, "names no model class"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_a_config_is_checked_before_the_model_is_built(tmp_path, name):
+    model = BY_NAME["bert"].build()
+    prune_heads(model, {0: [2], 1: [3]})
+    save_pruned(model, tmp_path)
+    changed, told = BAD_CONFIGS[name]
+    rewrite(tmp_path, **changed)
+    with pytest.raises(BertologyError, match=told):
+        load_pruned(tmp_path)
+
+
+def test_code_of_the_folder_is_never_run(tmp_path):
+    save_pruned(BY_NAME["bert"].build(), tmp_path)
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\nclass OwnConfig: pass\n")
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.Own"}
+    for changed in ({"model_type": "own"}, {"architectures": ["Own"]}, {}):
+        rewrite(tmp_path, auto_map=auto_map, **changed)
+        with contextlib.suppress(BertologyError):
+            load_pruned(tmp_path)
+        assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_files_are_named(tmp_path):
+    save_pruned(BY_NAME["bert"].build(), tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    whole, text = weights.read_bytes(), config.read_text()
+    for content in (b"", whole[:100], whole[:-5], b"nothing" * 9):
+        weights.write_bytes(content)
+        with pytest.raises(
+            DataError, match=f"the model in {tmp_path} cannot be used: model.safetensors cannot be read"
+        ):
+            load_pruned(tmp_path)
+    weights.unlink()
+    with pytest.raises(DataError, match=f"the model in {tmp_path} cannot be used"):
+        load_pruned(tmp_path)
+    weights.write_bytes(whole)
+    for content in ("", "{", "[]", "7"):
+        config.write_text(content)
+        with pytest.raises(DataError, match=f"the model in {tmp_path} cannot be used: its config.json"):
+            load_pruned(tmp_path)
+    config.write_text(text)
+    load_pruned(tmp_path)
+    for path in (tmp_path / "config.json", None, 3):
+        with pytest.raises(DataError, match=f"no model at {path}"):
+            load_pruned(path)
+
+
+@pytest.mark.parametrize("given", ["BertModel", transformers.AutoModel, torch.nn.Linear, transformers.BertConfig, 3])
+def test_a_model_class_is_a_model_class(tmp_path, given):
+    save_pruned(BY_NAME["bert"].build(), tmp_path)
+    with pytest.raises(DataError, match="model_class must be a model class of transformers such as BertModel, got"):
+        load_pruned(tmp_path, model_class=given)
+    with pytest.raises(DataError, match="cannot be used"):
+        load_pruned(tmp_path, model_class=transformers.T5Model)

@@ -279,7 +279,7 @@ def test_errors():
         DataError, match=r"HeadImportance has no \[layer, head\] field entropy: it has scores, signed, fisher, stderr"
     ):
         heatmap(importance, Figure().subplots(), field="entropy")
-    with pytest.raises(DataError, match=r"Score has no \[layer, head\] field : it has none"):
+    with pytest.raises(DataError, match="Score has no picture: it is one number: print it"):
         score(BY_NAME["bert"].build(), batch(), metric="accuracy").plot()
 
 

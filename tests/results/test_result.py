@@ -97,7 +97,8 @@ def test_files_of_before_still_load(tmp_path, file):
     assert type(result).__name__ == file.stem
     result.save(tmp_path / "again")
     with safe_open(file, "pt") as old, safe_open(tmp_path / "again", "pt") as new:
-        assert new.metadata() == old.metadata()
+        checksum = new.metadata()["checksum"]  # which files of before do not have
+        assert new.metadata() == old.metadata() | {"checksum": checksum}
         assert sorted(new.keys()) == sorted(old.keys())
         assert all(torch.equal(new.get_tensor(name), old.get_tensor(name)) for name in old.keys())  # noqa: SIM118
 

@@ -10,7 +10,13 @@ from bertology.corpora.gap_winobias import by_gender, read_gap, read_winobias
 from bertology.corpora.words import AlignedBatches, align
 from bertology.errors import DataError
 from bertology.syntax.antecedents import BASELINES, antecedent_baselines, questions
-from bertology.syntax.coreference import DIRECTIONS, CoreferenceAccumulator, CoreferenceHeads, _Asked, coreference_heads
+from bertology.syntax.coreference import (
+    DIRECTIONS,
+    CoreferenceAccumulator,
+    CoreferenceHeads,
+    _Questions,
+    coreference_heads,
+)
 from helpers.coreference_documents import CAT, RANDOM
 from helpers.trees import byte_tokenizer, wordpiece_tokenizer
 from helpers.zoo import BY_NAME
@@ -89,18 +95,18 @@ def test_a_head_that_looks_at_an_antecedent_is_always_right(candidates):
                 maps[0, :, antecedent] = 0.5
                 maps[0, range(many), range(many)] = 7  # what a word gives to itself does not matter
                 numbers = [q.mention for q in questions(document, candidates)]
-                hits = _Asked(document, candidates).hits(maps)
+                hits = _Questions(document, candidates).hits(maps)
                 assert hits[numbers.index(question.mention), 0, 0] == 1
                 maps[0, question.mention.head, antecedent] = 0  # spoiled: anything else is looked at more
                 wrong = question.places - question.antecedents
                 if wrong and len(question.antecedents) == 1:
-                    assert _Asked(document, candidates).hits(maps)[numbers.index(question.mention), 0, 0] == 0
+                    assert _Questions(document, candidates).hits(maps)[numbers.index(question.mention), 0, 0] == 0
 
 
 def test_turning_the_maps_swaps_the_directions():
     torch.manual_seed(1)
     for document in RANDOM:
-        asked = _Asked(document, "mentions")
+        asked = _Questions(document, "mentions")
         maps = torch.rand(3, len(document.words), len(document.words))
         hits = asked.hits(maps)
         assert torch.equal(asked.hits(maps.mT), hits.flip(1))
@@ -113,11 +119,11 @@ def test_only_candidates_count():
     maps[0, 8, 1] = 0.1  # the cat -> the cat
     for place in (0, 2, 3, 4, 6, 7, 8, 9, 12):
         maps[0, 8, place] = 0.9
-    first = _Asked(CAT, "mentions").hits(maps)[0, 0, 0]
+    first = _Questions(CAT, "mentions").hits(maps)[0, 0, 0]
     assert first == 1
     maps[0, 8, 5] = 0.2  # the mat is a candidate
-    assert _Asked(CAT, "mentions").hits(maps)[0, 0, 0] == 0
-    assert _Asked(CAT, "words").hits(maps)[0, 0, 0] == 0
+    assert _Questions(CAT, "mentions").hits(maps)[0, 0, 0] == 0
+    assert _Questions(CAT, "words").hits(maps)[0, 0, 0] == 0
 
 
 def test_a_decoder_sees_no_attention_to_what_comes_later():

@@ -103,13 +103,13 @@ def test_a_sentence_of_one_word():
 
 def test_possessives_pick_through_their_s():
     """Slip C4.5: a possessive at the end of a sentence has no 's behind it, and is asked itself."""
-    from bertology.syntax.dependencies import _asked
+    from bertology.syntax.dependencies import _pickers
 
     owner = Sentence(("cat", "'s", "mat"), (3, 1, 0), ("poss", "possessive", "root"))
-    assert _asked(owner, ("poss",)) == [1, 1, 2]
-    assert _asked(owner, ()) == [0, 1, 2]
+    assert _pickers(owner, ("poss",)) == [1, 1, 2]
+    assert _pickers(owner, ()) == [0, 1, 2]
     last = Sentence(("mat", "his"), (0, 1), ("root", "poss"))
-    assert _asked(last, ("poss",)) == [0, 1]
+    assert _pickers(last, ("poss",)) == [0, 1]
 
 
 def test_words_are_the_mean_of_their_tokens_unless_asked_otherwise():

@@ -13,7 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 from bertology.tap.private_api import (
     ATTENTION_SETTING,
+    code_parts,
     current_modes,
+    function_parts,
+    globals_read,
+    library_versions,
     may_be_compiled,
     push_mode,
     replace_entry,
@@ -133,6 +137,34 @@ def test_the_modes_that_see_a_call_are_known():
         push_mode(mode, undo)
         assert current_modes()[-1] is mode
     assert mode not in current_modes()
+
+
+LIMIT = 3
+
+
+def test_the_parts_of_a_function_are_all_that_it_computes_with():
+    def made(held, *, given=1):
+        def inner(x, option=given):
+            return [y + held + LIMIT for y in x if y < later]
+
+        parts = function_parts(inner)
+        later = 2
+        return inner, parts
+
+    inner, early = made(5)
+    parts = function_parts(inner)
+    assert early[1:] == ((1,), None, 5), "a cell that is not filled is no longer left out"
+    assert parts[1:] == ((1,), None, 5, 2), "defaults and closures of functions are no longer found"
+    assert globals_read(inner) == {"LIMIT"}, "the instructions that read globals have other names"
+    one, other, same = (code_parts(f.__code__) for f in (lambda x: x + 1, lambda x: x + 2, lambda y: y))
+    assert one != other
+    assert one[0] == other[0]
+    assert same[0] != one[0]
+    assert code_parts((lambda x: x + 1).__code__) == one, "code differs by where it stands"
+
+
+def test_versions_are_those_of_the_packages():
+    assert library_versions() == (torch.__version__, transformers.__version__)
 
 
 @pytest.mark.parametrize("local", [False, True])

@@ -81,8 +81,8 @@ def gap_edges(path: str | Path, *, name: str = "gap") -> EdgeTask:
     documents = read_gap(path)
     records = []
     for document in documents:
-        asked = document.mentions[(document.targets or (0,))[0]]
-        pronoun, clusters = (asked.start, asked.end), _clusters(document)
+        mention = document.mentions[(document.targets or (0,))[0]]
+        pronoun, clusters = (mention.start, mention.end), _clusters(document)
         targets = tuple(_target(clusters, pronoun, one, 0) for one in clusters if one != pronoun)
         records.append(Record(document.words, targets, document.name))
     return EdgeTask.of(name, records, labels=_LABELS, counted="coref", skipped=documents.skipped)

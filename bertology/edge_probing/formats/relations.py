@@ -157,11 +157,11 @@ def _marked(text: str, whole_words: bool, place: str) -> tuple[tuple[str, ...], 
     """The words of a sentence, and the spans of e1 and e2."""
     pieces = _MARK.split(text)
     plain, marks = pieces[0], dict[tuple[str, str], int]()
-    for slash, which, behind in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+    for slash, which, following in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
         if (slash, which) in marks:
             raise DataError(f"{place}: <{slash}e{which}> occurs twice: {text!r}")
         marks[slash, which] = len(plain)
-        plain += behind if whole_words else f" {behind}"
+        plain += following if whole_words else f" {following}"
     words = list(re.finditer(r"\S+", plain))
     spans: list[Span] = []
     for which in "12":

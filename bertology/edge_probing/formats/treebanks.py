@@ -114,8 +114,8 @@ def constituent_edges(path: str | Path, *, top: bool = True, name: str = "consti
     records = []
     for number, parse in enumerate(parses(Path(path).read_text(encoding="utf-8"), str(path)), 1):
         found = list(_phrases(parse.tree))
-        asked = (phrase for phrase in (found if top else found[1:]) if phrase.label)
-        targets = tuple(Target((phrase.start, phrase.end), (phrase.label,)) for phrase in asked)
+        kept = (phrase for phrase in (found if top else found[1:]) if phrase.label)
+        targets = tuple(Target((phrase.start, phrase.end), (phrase.label,)) for phrase in kept)
         records.append(Record(parse.words, targets, f"{Path(path).name} {number}"))
     return EdgeTask.of(name, records)
 

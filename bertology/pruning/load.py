@@ -1,0 +1,174 @@
+"""Loading models that were pruned and saved: what the folder says is checked before anything is built."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+
+from ..anatomy.dissect import dissect
+from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME
+from ..errors import BertologyError, DataError
+from .prune import prune_heads
+
+
+def load_pruned(
+    path: str | Path,
+    *,
+    model_class: Any = None,
+    dtype: torch.dtype | None = None,
+    attn_implementation: str | None = None,
+) -> Any:
+    """Load a model that was pruned and saved, by `save_pruned` or by transformers 4's own `prune_heads`.
+
+    Only classes of transformers are built. Code that a folder brings with it is never run.
+
+    Args:
+        path: the folder.
+        model_class: the transformers class to load; by default the one that was saved.
+        dtype: the type of the weights; by default that in the config.
+        attn_implementation: "sdpa", "eager" ...; by default transformers' choice.
+
+    Raises `DataError` when the folder holds no transformers model, or one that is damaged, that lacks weights, or whose
+    weights are not those of its config, `HeadError` when the config prunes heads that the model does not have.
+    """
+    said = _said(path)
+    original = _model_class(model_class, said, path)
+    config = _config(path, original)
+    # transformers 4 would prune by itself, but not every family, and not as a whole layer is pruned here.
+    for name in (PRUNED_NAME, PRUNED_BY_LABEL_NAME):
+        if hasattr(config, name):
+            setattr(config, name, {})
+
+    class Loading(original):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            prune_heads(self, written_down(said, dissect(self).labels))
+
+    # transformers looks up by the class's name and module how the weights of some models are renamed in files.
+    Loading.__name__, Loading.__module__ = original.__name__, original.__module__
+    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    options = {name: option for name, option in options.items() if option is not None}
+    try:
+        _check_sizes(path, Loading, config)
+        model, told = Loading.from_pretrained(
+            str(path), config=config, output_loading_info=True, trust_remote_code=False, **options
+        )
+    except (BertologyError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # those of transformers, safetensors and torch
+        raise _unusable(path, f"it cannot be loaded as {original.__name__} ({_line(error)})") from error
+    model.__class__ = original
+    # Another class than the saved one may have a task head of its own, whose weights are new.
+    if told["missing_keys"] and original.__name__ in (config.architectures or []):
+        raise DataError(f"the files in {path} lack weights of {original.__name__}: {sorted(told['missing_keys'])[:3]}")
+    return model
+
+
+def _said(path: str | Path) -> dict[str, Any]:
+    """The config as it is in the folder, its pruned heads checked."""
+    file = Path(path) / "config.json" if isinstance(path, (str, Path)) else None
+    if file is None or not file.is_file():
+        raise DataError(f"no model at {path}: wanted a folder with a config.json, as save_pruned writes it")
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _unusable(path, f"its config.json is no JSON ({error})") from error
+    if not isinstance(said, dict):
+        raise _unusable(path, "its config.json holds no settings")
+    for name in (PRUNED_NAME, PRUNED_BY_LABEL_NAME):
+        for layer, heads in _layers(said, name, path).items():
+            numbers = isinstance(heads, list) and all(type(head) is int and head >= 0 for head in heads)
+            if not numbers or len(set(heads)) < len(heads) or (name == PRUNED_NAME and not str(layer).isdecimal()):
+                raise _unusable(path, f"its {name} must be {{layer: [heads]}}, got {layer!r}: {heads!r}")
+    return said
+
+
+def _layers(said: Mapping[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    layers = said.get(name) or {}
+    if not isinstance(layers, dict):
+        raise _unusable(path, f"its {name} must be {{layer: [heads]}}, got {layers!r}")
+    return layers
+
+
+def written_down(said: Mapping[str, Any], labels: tuple[str, ...]) -> dict[int, list[int]]:
+    """{row: heads}: what a config says was pruned."""
+    rows = {int(row): list(heads) for row, heads in (said.get(PRUNED_NAME) or {}).items()}
+    for label, heads in (said.get(PRUNED_BY_LABEL_NAME) or {}).items():
+        if label not in labels:
+            raise DataError(f"the config says that heads of {label!r} were pruned: the layers are {', '.join(labels)}")
+        rows[labels.index(label)] = list(heads)
+    return rows
+
+
+def _model_class(given: Any, said: Mapping[str, Any], path: str | Path) -> Any:
+    """The class to load. Raises `DataError` unless it is a model class of transformers, or one built on it."""
+    if given is not None:
+        if not _is_model(given):
+            raise DataError(f"model_class must be a model class of transformers such as BertModel, got {given!r}")
+        return given
+    names = said.get("architectures") or []
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    found = getattr(transformers, name, None) if name else None
+    if not _is_model(found):
+        raise DataError(f"the config in {path} names no model class of transformers ({names}): pass model_class=")
+    return found
+
+
+def _is_model(found: Any) -> bool:
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return is_model and getattr(found, "config_class", None) is not None  # not the base of all models
+
+
+def _config(path: str | Path, original: Any) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    except Exception:  # those of transformers, and of the checks of its configs
+        # Only its own class knows the config of a part of a model (Emu3's text model).
+        try:
+            return original.config_class.from_pretrained(str(path))
+        except Exception as error:
+            raise _unusable(path, f"its config.json is no config of {original.__name__} ({_line(error)})") from error
+
+
+def _check_sizes(path: str | Path, kind: Any, config: Any) -> None:
+    """Raise `DataError` for weights of other sizes than the config says, before any memory is taken for them."""
+    there = _sizes_in(path)
+    if getattr(config, "quantization_config", None) is not None:
+        return  # packed weights have sizes of their own
+    with torch.device("meta"):
+        wanted = {name: list(x.shape) for name, x in kind(copy.deepcopy(config)).state_dict().items()}
+    for name in sorted(wanted.keys() & there.keys()):
+        if wanted[name] != there[name]:
+            raise _unusable(
+                path,
+                f"{name} is {there[name]} in the file, and {wanted[name]} by the config, whose {PRUNED_NAME} say what "
+                "was removed",
+            )
+
+
+def _sizes_in(path: str | Path) -> dict[str, list[int]]:
+    """{name: shape} of the weights in the safetensors files of a folder. Raises `DataError` for a damaged one."""
+    sizes: dict[str, list[int]] = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        try:
+            with safe_open(str(file), framework="pt") as weights:
+                sizes |= {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        except Exception as error:  # safetensors raises errors of its own
+            raise _unusable(path, f"{file.name} cannot be read ({error})") from error
+    return sizes
+
+
+def _unusable(path: str | Path, why: str) -> DataError:
+    return DataError(f"the model in {path} cannot be used: {why}. Save it again with save_pruned")
+
+
+def _line(error: Exception) -> str:
+    """The name of an error and how its text begins."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,53 @@
+"""One thread at a time for each model: hooks and modes belong to the model, not to the thread that set them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import BertologyError
+
+
+@dataclass
+class _Owner:
+    model: Any  # kept, so that no other object gets its id
+    thread: threading.Thread
+    uses: int = 0
+
+
+_owners: dict[int, _Owner] = {}
+_lock = threading.Lock()
+
+
+@contextmanager
+def one_thread(model: nn.Module) -> Iterator[None]:
+    """Claim a model for this thread while the `with` lasts; it may be claimed several times by one thread.
+
+    A part of a model, or a wrapper around it, counts as the same model if its first weight is the same. Raises
+    `BertologyError` if another thread that is still alive has claimed it.
+    """
+    weight = next(model.parameters(), model)
+    with _lock:
+        owner = _owners.get(id(weight))
+        if owner is None or not owner.thread.is_alive():
+            owner = _owners[id(weight)] = _Owner(weight, threading.current_thread())
+        if owner.thread is not threading.current_thread():
+            raise BertologyError(
+                f"this {type(model).__name__} is measured or edited by another thread ({owner.thread.name}), whose "
+                "hooks would see the passes of both: measure one after the other, give each thread its own copy of the "
+                "model, or use processes"
+            )
+        owner.uses += 1
+    try:
+        yield
+    finally:
+        # A generator may be closed in another thread than the one that claimed the model.
+        with _lock:
+            owner.uses -= 1
+            if owner.uses == 0 and _owners.get(id(weight)) is owner:
+                del _owners[id(weight)]

@@ -237,10 +237,14 @@ class PruningCurve(Result):
         return self.gates[below[0] - 1 if below and below[0] else -1]
 
     def heads_off(self, threshold: float | None = None) -> list[Head]:
-        """The heads that `mask` silences, for `prune_heads`. Warns where no head of the model would be left."""
+        """The heads that `mask` silences, for `prune_heads`.
+
+        Warns where the score stays above the threshold to the end, so that no head of the model would be left.
+        """
         mask = self.mask(threshold)
         off = (self.gates[0] > 0) & (mask == 0)
-        if off.any() and not (mask > 0).any():
+        by_score = (self.threshold if threshold is None else threshold) not in (None, 0)
+        if by_score and off.any() and not (mask > 0).any():
             warnings.warn(
                 f"all {int(off.sum())} heads are silent, and none is left: the score does not fall, so the data does "
                 "not show which heads are needed. Make the curve with keep=1 to leave one head in each layer",
@@ -384,4 +388,4 @@ def _check(threshold: float | None, keep: int) -> None:
     if threshold is not None and (wrong or not 0 < threshold <= 1):
         raise DataError(f"threshold is a share of the whole model's score, above 0 and at most 1, got {threshold}")
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
-        raise DataError(f"keep is a whole number of heads in every layer, 0 or more, got {keep!r}")
+        raise DataError(f"keep is a number of heads in every layer, got {keep!r}: wanted a whole number, 0 or more")

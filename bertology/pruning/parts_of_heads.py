@@ -97,14 +97,14 @@ def check_parts(site: Site) -> None:
 def check_in_memory(model: nn.Module, cannot: str, error: type[BertologyError], *, loading: bool = False) -> None:
     """Raise an error for weights that are elsewhere: on the meta device or a disk, or divided among processes.
 
-    A model that is built to be loaded is on the meta device as a whole; its weights come later.
+    A model that is built to be loaded is on the meta device too, but without hooks; its weights come later.
     """
     weights = dict(model.named_parameters())
     meta = [name for name, x in weights.items() if x.is_meta]
     hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
     divided = [name for name, x in weights.items() if type(x.data) is not Tensor and hasattr(x.data, "to_local")]
     sharded = [name for name in weights if name.rpartition(".")[2].startswith("_flat_param")]
-    if meta and (hooked or not loading or len(meta) < len(weights)):
+    if meta and (hooked or not loading):
         raise error(
             f"{cannot}: {len(meta)} weights are not in memory ({meta[0]} is on the meta device, as after offloading). "
             "Load the whole model into memory, without device_map, cpu_offload or disk_offload"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_with_labels, without_labels
 from ..errors import DataError
-from ..tap import undisturbed
+from ..tap import uncached, undisturbed
 from ..tap.gradient_cuts import gradients_checked
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint
@@ -103,7 +103,9 @@ def _take(
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     whole = getattr(batches, "batch_size", 1) is None  # a DataLoader over a data set of batches
     seen, padding_checked = 0, False
-    with undisturbed(model), torch.set_grad_enabled(bool(backward)):
+    # RecurrentGemma of transformers 4 fills its cache without gradients.
+    cache: Any = uncached(model) if backward else nullcontext()
+    with undisturbed(model), cache, torch.set_grad_enabled(bool(backward)):
         for batch in progress_bar(progress, _each(model, batches), total=total):
             seen += 1 if whole else examples(batch)
             if saved is None or not saved.has(batch):

@@ -85,11 +85,13 @@ def test_a_wrapper_that_only_runs_a_model_is_measured_pruned_and_saved(wrap, tmp
     prune_heads(wrapped, {0: [2]})
     prune_heads(plain, {0: [2]})
     save_pruned(wrapped, tmp_path)
-    torch.testing.assert_close(outputs(load_pruned(tmp_path).to(plain.dtype).eval()), outputs(plain))
+    loaded = load_pruned(tmp_path).to(plain.dtype).eval()
+    torch.testing.assert_close(outputs(loaded), outputs(plain), rtol=1e-4, atol=1e-5)
 
 
 def test_a_sentence_transformer_is_pruned_saved_by_its_model_and_put_together_again(tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
+    parts = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     model = transformers.BertModel(
         transformers.BertConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
     )
@@ -98,10 +100,8 @@ def test_a_sentence_transformer_is_pruned_saved_by_its_model_and_put_together_ag
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
     fast.save_pretrained(tmp_path / "whole")
-    words = sentence_transformers.models.Transformer(str(tmp_path / "whole"))
-    whole = sentence_transformers.SentenceTransformer(
-        modules=[words, sentence_transformers.models.Pooling(32)], device="cpu"
-    )
+    words = parts.Transformer(str(tmp_path / "whole"))
+    whole = sentence_transformers.SentenceTransformer(modules=[words, parts.Pooling(32)], device="cpu")
     prune_heads(whole, {0: [1], 1: [3]})
     wanted = whole.encode(["a b", "b"])
     with pytest.raises(DataError, match=r"\(BertModel\).*load_pruned"):

@@ -173,7 +173,10 @@ def test_gates_for_another_batch():
         ([(0, 4)], "head 4 of layer 0 is out of range: its heads are 0 to 3"),
         ([(0, -1)], "head -1 of layer 0 is out of range"),
         ([Head(9, 0)], "head L9H0 is not in this model: its layers are 0, 1"),
-        ([5], r"heads must be \{layer: \[heads\]\}, \(layer, head\) pairs or Heads, got \[5\]"),
+        (
+            [5],
+            r"heads must be \{layer: \[heads\]\}, \(layer, head\) pairs of whole numbers, Heads or their names such as .L5H3., got \[5\]",
+        ),
     ],
 )
 def test_bad_heads(heads, message):

@@ -197,13 +197,14 @@ RECURRENT_NAMES = ("conv1d", "A_log", "slope_rate")
 ATTENTION_CLASSES = re.compile(r"attention|attn|MHA", re.IGNORECASE)
 NOT_ATTENTION_CLASSES = re.compile(r"(MLP|Output|Residual|Bias|Projection|Norm|Embeddings?|Dropout)$", re.IGNORECASE)
 # Names of a fused projection of queries, keys and values.
-FUSED_PARTS = re.compile(r"(?:^|_)(?:w?qkv|query_key_value|queries_keys_values|c_attn|in_proj_weight)(?:$|_)", re.I)
+FUSED_PARTS = re.compile(r"(?:^|_)(?:w?qkvz?|query_key_value|queries_keys_values|c_attn|in_proj_weight)(?:$|_)", re.I)
 # {pattern of names of classes: why such attention has no heads}.
 NO_HEADS = {
     "DeformableAttention": "samples points of an image in the place of comparing queries with keys",
     "AttnBlock$|VocosAttention$": "attends with one head of convolutions, whose output is no concatenation of heads",
     "ChannelAttention": "attends from channels to channels, not from tokens to tokens",
     "AdditiveAttention|GatedAttention|^MobileViTV2": "weighs tokens or features by themselves, not by queries and keys",
+    "GroupViTAssignAttention": "assigns patches to groups, where each patch shares itself out among the groups",
     "^Rwkv": "is recurrent: it weighs no tokens, so that it has no attention heads",
     "^xLSTM": "is recurrent: it weighs no tokens, so that it has no attention heads",
 }
@@ -279,6 +280,8 @@ PADDING_COUNTS = (
 )  # fmt: skip
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
+# How many axes an input has at least, the batch axis among them.
+LEAST_AXES = {IDS_ARGUMENT: 2, EMBEDS_ARGUMENT: 3, "input_values": 2}
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 # Other arguments with a state of earlier tokens: of Mamba, XLNet, RWKV, Reformer, and of streamed sound.
@@ -287,6 +290,8 @@ STATE_ARGUMENTS = (
     "decoder_cache", "padding_cache",
 )  # fmt: skip
 USE_CACHE_ARGUMENT = "use_cache"
+# Settings: how many positions and how many segments a model has.
+MOST_POSITIONS_NAME, SEGMENT_KINDS_NAME = "max_position_embeddings", "type_vocab_size"
 # Arguments that make a model or an eager attention function return more, and the name of the first such output.
 OUTPUT_STATES_ARGUMENT, OUTPUT_MAPS_ARGUMENT = "output_hidden_states", "output_attentions"
 STATES_NAME = "hidden_states"
@@ -346,7 +351,7 @@ _INKLING2 = Shares(
     counts=("relative_position_bias",),
 )  # fmt: skip
 _RESIZED = "it takes their width together from the hidden states"
-_REMADE = "it is made anew for short texts (call set_attention_type('original_full') first)"
+_REMADE = "the model replaces it with full attention on short texts (call set_attention_type('original_full') first)"
 _SPARSE = (
     "is block-sparse for a text of this length: it reads the first block several times over, which the maps that "
     "transformers returns leave out, so that they do not sum to 1. Take shorter texts, or full attention: "

@@ -30,13 +30,14 @@ from ..anatomy.names import (
     block_oddities_of,
 )
 from ..errors import DataError
+from .batch_checks import Batch as Batch
+from .batch_checks import check_inputs, check_masks, check_padding, input_name, without_weights
 from .caches import check_no_cache, own_caches
 from .positions import config_of as config_of
 from .positions import is_encoder_decoder as is_encoder_decoder
 from .positions import not_taken, task_model, with_positions
 from .positions import room_of as room_of
 
-Batch = Mapping[str, Any]
 Batches = Batch | Iterable[Batch]
 
 IGNORED = -100
@@ -44,7 +45,6 @@ IGNORED = -100
 LABELS = (LABELS_ARGUMENT, *SPAN_ARGUMENTS)
 ANNOTATIONS = "annotations"
 """The key of a batch's list with one entry per example, which is not passed to the model."""
-INPUTS = (IDS_ARGUMENT, EMBEDS_ARGUMENT, *NO_TEXT_ARGUMENTS)
 
 
 def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
@@ -56,6 +56,8 @@ def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
     none_yet = True
     for batch in [batches] if isinstance(batches, Mapping) else batches:
         none_yet = False
+        check_inputs(batch)
+        check_padding(batch)
         yield on_device(batch, device)
     if none_yet:
         raise DataError("no batches: wanted one mapping of model arguments or an iterable of them, got an empty one")
@@ -67,33 +69,38 @@ def device_of(model: nn.Module) -> torch.device:
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:
             return torch.device(device)
+    found = weights_device(model)
+    if found.type == "meta":
+        raise DataError(without_weights(model))
+    return found
+
+
+def weights_device(model: nn.Module) -> torch.device:
+    """The device of a model's first weights."""
     return next(parameter.device for parameter in model.parameters())
 
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     """Check one batch and move its tensors to `device`."""
-    if not isinstance(batch, Mapping):
-        raise DataError(
-            f"a batch must be a mapping of model arguments such as a tokenizer returns, got {type(batch).__name__}"
-        )
-    name = _input_name(batch)
-    if not isinstance(batch[name], Tensor):
-        raise DataError(
-            f"{name} must be a tensor, got {type(batch[name]).__name__}: "
-            "call the tokenizer with return_tensors='pt' and padding=True"
-        )
-    if batch[name].shape[0] == 0 or batch[name].numel() == 0:
-        raise DataError(f"{name} is empty: its shape is {list(batch[name].shape)}")
+    name = check_inputs(batch)
+    empty = [key for key, x in batch.items() if isinstance(x, Tensor) and x.is_meta and device.type != "meta"]
+    if empty:
+        raise DataError(f"{empty[0]} is on the meta device, where it has no values: make the batch on a real device")
+    check_masks(batch)
     if ANNOTATIONS in batch and len(batch[ANNOTATIONS]) != batch[name].shape[0]:
         raise DataError(
             f"{ANNOTATIONS} must have one entry per example, got {len(batch[ANNOTATIONS])} entries for "
             f"{batch[name].shape[0]} examples"
         )
-    return {key: _moved(key, value, device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return {key: _moved(key, value, device) for key, value in batch.items()}
 
 
-def _moved(name: str, x: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; labels that are whole numbers are made int64, the one type that losses take."""
+def _moved(name: str, x: Any, device: torch.device) -> Any:
+    """A tensor on the device; labels that are whole numbers are made int64, the one type that losses take."""
+    if isinstance(x, dict):  # a mask for each kind of layer
+        return {key: _moved(name, one, device) for key, one in x.items()}
+    if not isinstance(x, Tensor):
+        return x
     whole = name in LABELS and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
     if x.is_inference() and not torch.is_inference_mode_enabled():
         x = x.clone()  # no graph can hold a tensor that was made in inference mode
@@ -108,7 +115,7 @@ def check_repeatable(batches: Batches, *, why: str) -> None:
 
 def examples(batch: Batch) -> int:
     """The number of examples in the batch."""
-    return int(batch[_input_name(batch)].shape[0])
+    return int(batch[input_name(batch)].shape[0])
 
 
 def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
@@ -152,13 +159,27 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
     mask = batch.get(prefix + MASK_ARGUMENT)
     if mask is None:
         return _all_tokens(batch, prefix)
-    flat = mask.reshape(-1, mask.shape[-1]) if mask.dim() == 3 and rows_per_example(batch) > 1 else mask
-    if flat.dim() != 2:
+    if not shows_padding(model, batch, stack):
+        came = list(mask.shape) if isinstance(mask, Tensor) else f"a mask for each of {', '.join(mask)}"
         raise DataError(
-            f"{prefix}attention_mask must be [batch, token], got {list(mask.shape)}: "
-            "another shape does not show which tokens are padding"
+            f"{prefix}attention_mask must be [batch, token], got {came}: another shape does not show which tokens are "
+            "padding"
         )
-    return flat != 0
+    return mask.reshape(-1, mask.shape[-1]) != 0
+
+
+def shows_padding(model: nn.Module, batch: Batch, stack: str) -> bool:
+    """Whether a stack's attention mask, if there is one, has one value per token."""
+    mask = batch.get(MASK_ARGUMENT if reads_text(model, stack) else DECODER_PREFIX + MASK_ARGUMENT)
+    several = rows_per_example(batch) > 1
+    return mask is None or (isinstance(mask, Tensor) and (mask.dim() == 2 or (mask.dim() == 3 and several)))
+
+
+def token_count(model: nn.Module, batch: Batch, stack: str) -> int:
+    """How many tokens the texts of a stack have, padding included."""
+    known = shows_padding(model, batch, stack)
+    prefix = "" if reads_text(model, stack) else DECODER_PREFIX
+    return int((token_mask(model, batch, stack) if known else _all_tokens(batch, prefix)).shape[1])
 
 
 def reads_text(model: nn.Module, stack: str) -> bool:
@@ -320,10 +341,3 @@ def check_fits(model: nn.Module, tokens: int) -> None:
             f"a text has {tokens} tokens, the model takes {longest}: pass max_length={longest} to align or "
             "align_code, which leave out longer texts and list them"
         )
-
-
-def _input_name(batch: Batch) -> str:
-    for name in INPUTS:
-        if batch.get(name) is not None:
-            return name
-    raise DataError(f"a batch needs input_ids or inputs_embeds, got {', '.join(map(str, batch)) or 'no keys at all'}")

@@ -16,6 +16,7 @@ from ..anatomy.names import (
 )
 from ..anatomy.sites import Anatomy, Site
 from ..errors import DataError
+from .batch_checks import check_real
 from .batches import (
     IGNORED,
     Batch,
@@ -56,6 +57,9 @@ class RealQueries:
         wanted = {stack for stack in stacks if reads_text(anatomy.model, stack)} if text_only else stacks
         self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in wanted}
         self._complete = {stack: mask is None or bool(mask.all()) for stack, mask in self._masks.items()}
+        for stack, mask in self._masks.items():
+            if mask is not None and not self._complete[stack]:
+                check_real(mask)
         self.positions: dict[Site, int] = {}
 
     def among(self, site: Site, rows: slice, x: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from ..streaming.accumulator import Accumulator
 from ..streaming.first_example import FirstExample
 from ..streaming.identity import identity
 from ..streaming.progress import Progress
+from ..streaming.same_data import same_data
 from ..tap import Recording, copied, first_position_only, matrix, recorded, tail_noted, tap, uncached
 from ..tap.gates import Replacement, check_replacement, replacement_name
 from .score import INVERSE_LOSS, predictions
@@ -408,6 +409,7 @@ def score_variants(
     """Score a model under sets of gates; the means of heads, if needed, are computed over the same data."""
     if isinstance(replace, str) and replace == "mean":
         check_repeatable(batches, why="replace='mean'")
+        batches = same_data(batches, why="replace='mean'")
         # Check everything before the means are computed.
         VariantAccumulator(make_gates, metric, loss).zero(dissect(model))
         replace = head_means(model, batches).values

@@ -22,7 +22,7 @@ from ..data.losses import (
     token_logits,
 )
 from ..data.metrics import Metric, find_metric, measured, metric_name
-from ..errors import DataError, LossError
+from ..errors import DataError, LossError, checked
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
@@ -53,6 +53,7 @@ class ScoreAccumulator(Accumulator):
 
     examples: Tensor = stat("", torch.int64)
 
+    @checked
     def __init__(self, metric: str | Metric) -> None:
         self._metric = find_metric(metric)
         self._name = metric_name(metric)
@@ -166,6 +167,7 @@ def scorer(metric: str | Metric, loss: ExampleLoss | None = None) -> Accumulator
     return InverseLossAccumulator(loss) if metric == INVERSE_LOSS else ScoreAccumulator(metric)
 
 
+@checked
 def score(
     model: nn.Module,
     batches: Batches,

@@ -17,13 +17,14 @@ from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batches, check_repeatable
 from ..data.losses import ExampleLoss
 from ..data.metrics import metric_name
-from ..errors import DataError, PruningError, UnknownAnatomy
+from ..errors import DataError, PruningError, UnknownAnatomy, check_share, checked
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance, normalized
 from ..importance.score import scorer
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.progress import Progress, progress_bar
+from ..streaming.same_data import same_data
 from ..tap.gates import gated
 from .parts_of_heads import (
     check_in_memory,
@@ -220,10 +221,12 @@ class PruningCurve(Result):
     only: str | None = None
     """The stack to which pruning was limited, if any."""
 
+    @checked
     def stack(self, name: str) -> PruningCurve:
         """Refused, with `DataError`: the scores are of a model that lost heads of all stacks."""
         raise DataError(f"a curve has no part for one stack: call pruning_curve(..., only={name!r})")
 
+    @checked
     def mask(self, threshold: float | None = None) -> Tensor:
         """[layer, head], 0 or 1: the gates of the last step before the score first fell below the threshold.
 
@@ -233,9 +236,11 @@ class PruningCurve(Result):
         threshold = self.threshold if threshold is None else threshold
         if threshold is None:
             return self.gates[-1]
+        check_share("threshold", threshold)
         below = (self.scores < threshold * self.scores[0]).nonzero().flatten().tolist()
         return self.gates[below[0] - 1 if below and below[0] else -1]
 
+    @checked
     def heads_off(self, threshold: float | None = None) -> list[Head]:
         """The heads that `mask` silences, for `prune_heads`.
 
@@ -254,6 +259,7 @@ class PruningCurve(Result):
         return [head_at(self.labels, row, head) for row, head in off.nonzero().tolist()]
 
 
+@checked
 def pruning_curve(
     model: nn.Module,
     batches: Batches,
@@ -319,13 +325,10 @@ def pruning_curve(
     """
     check_ranking(by, importance, reestimate, normalize)
     _check(threshold, keep)
-    check_repeatable(batches, why="pruning_curve")
+    batches, ranked_on = _data(batches, importance, reestimate)
     anatomy = dissect(model)
     there = open_heads(anatomy, only)
     fixed = fixed_scores(anatomy, by, importance, seed)
-    ranked_on = batches if importance is None or isinstance(importance, HeadImportance) else importance
-    if reestimate:
-        check_repeatable(ranked_on, why="pruning_curve with reestimate=True")
     sizes = step_sizes(there, amount, keep)
 
     gated_model = _GatedModel(model, batches, ranked_on, metric, by, loss, SameDataAccumulator())
@@ -358,6 +361,20 @@ def pruning_curve(
         seed=seed if by_name(by) == "random" else None,
         only=only,
     )
+
+
+def _data(
+    batches: Batches, importance: HeadImportance | Batches | None, reestimate: bool
+) -> tuple[Batches, Batches]:  # fmt: skip
+    """What is scored, and what heads are ranked on; both are checked to be the same in each pass."""
+    check_repeatable(batches, why="pruning_curve")
+    scored = same_data(batches, why="pruning_curve")
+    if importance is None or isinstance(importance, HeadImportance) or importance is batches:
+        return scored, scored
+    if not reestimate:
+        return scored, importance
+    check_repeatable(importance, why="pruning_curve with reestimate=True")
+    return scored, same_data(importance, why="pruning_curve with reestimate=True")
 
 
 class _GatedModel(NamedTuple):

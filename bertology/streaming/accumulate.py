@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..data.batch_errors import explained
 from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_with_labels, without_labels
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..tap import uncached, undisturbed
 from ..tap.gradient_cuts import gradients_checked
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
@@ -26,6 +27,7 @@ from .processes import check_counts, check_same_work, check_sampler, gathered, p
 from .progress import Progress, progress_bar
 
 
+@checked
 def accumulate(
     model: nn.Module,
     batches: Batches,
@@ -205,7 +207,7 @@ def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accu
     noted = ReadBatch(batch)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        with check():
+        with check(), explained(model, batch):
             outputs = run_with_labels(model, batch) if labelled else model(**without_labels(model, batch))
         for accumulator in accumulators:
             accumulator.update(noted, outputs)

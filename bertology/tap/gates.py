@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Heads, Site
 from ..data.batches import Batch, examples, token_mask
 from ..data.images import example_of_each
 from ..data.padding import real_positions
-from ..errors import HeadError, ShapeError, UnknownAnatomy
+from ..errors import HeadError, ShapeError, UnknownAnatomy, checked
 from . import tap
 from .recompute import Edit, keep_for_recomputation, recomputing
 
@@ -110,6 +110,7 @@ def _check_tensor(anatomy: Anatomy, replace: Tensor, places: list[tuple[int, int
 
 
 @contextmanager
+@checked
 def gated(model: nn.Module, gates: Any) -> Iterator[None]:
     """Multiply every head's output by its gate while the `with` lasts.
 
@@ -152,7 +153,8 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
         if anatomy.reads_images(site.stack) and (example_of := _examples_of_images(anatomy, batch, x)) is not None:
             if len(gate) != examples(batch):
                 raise _other_batch(len(gate), examples(batch))
-            return x * gate[example_of.to(gate.device)].unflatten(0, (x.shape[0], -1)).unsqueeze(-1)
+            of_rows = gate[example_of.to(gate.device)]
+            return x * of_rows.view(x.shape[0], -1, *of_rows.shape[1:], 1)
         if gate.shape[0] != x.shape[0]:
             raise _other_batch(len(gate), x.shape[0])
         return x * rearrange(gate, "batch head -> batch 1 head 1")
@@ -228,6 +230,7 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
 
 
 @contextmanager
+@checked
 def ablated(
     model: nn.Module,
     heads: Heads,

@@ -30,7 +30,7 @@ from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.first_example import FirstExample, check_padding_before
-from ..tap import tap, undisturbed
+from ..tap import tap, uncached, undisturbed
 from ..tap.gradient_cuts import gradients_checked
 
 C = TypeVar("C", bound="Capture")
@@ -385,7 +385,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
                 first.check(batch)
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), uncached(model):
                 with gradients_checked(anatomy), explained(model, batch):
                     outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
                 losses = example_losses(chosen, outputs, noted)

@@ -103,8 +103,10 @@ def _check_tensor(anatomy: Anatomy, replace: Tensor, places: list[tuple[int, int
     if list(replace.shape) != wanted:
         raise ShapeError(f"replace must be [layer, head, dim] = {wanted}, got {list(replace.shape)}")
     heads = [(site.row, head) for site in anatomy.sites for head in site.kept] if places is None else places
-    if any(replace[row, head, : anatomy.sites[row].dim].isnan().any() for row, head in heads):
-        raise ShapeError("replace must hold numbers for the heads that are ablated, got NaN")
+    if replace.is_complex() or replace.dtype == torch.bool:
+        raise ShapeError(f"replace must hold real numbers, got a tensor of {replace.dtype}".replace("torch.", ""))
+    if not all(replace[row, head, : anatomy.sites[row].dim].isfinite().all() for row, head in heads):
+        raise ShapeError("replace must hold finite numbers for the heads that are ablated, got NaN or infinity")
 
 
 @contextmanager
@@ -204,7 +206,12 @@ def token_gating(anatomy: Anatomy, rows: int) -> Iterator[list[tuple[Site, Tenso
 
 def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     """The gates as a tensor, `[layer, head]` or `[layer, batch, head]`, or `ShapeError`."""
-    gates = torch.as_tensor(gates)
+    try:
+        gates = torch.as_tensor(gates)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(f"gates must be numbers [layer, head] or [layer, batch, head], got {gates!r}") from error
+    if gates.is_complex():
+        raise ShapeError(f"gates must be real numbers, got a tensor of {gates.dtype}".replace("torch.", ""))
     wanted = [anatomy.layers, anatomy.heads]
     if gates.dim() not in (2, 3) or [gates.shape[0], gates.shape[-1]] != wanted:
         kind = "[layer, batch, head]" if gates.dim() == 3 else "[layer, head]"
@@ -215,8 +222,10 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     looked_at = anatomy.present.to(gates.device)
     if gates.dim() == 3:
         looked_at = looked_at[:, None].expand(gates.shape)
-    if gates.detach()[looked_at].isnan().any():
-        raise ShapeError("gates must be numbers, got NaN for a head that is there")
+    broken = gates.detach()[looked_at]
+    broken = broken[~broken.isfinite()]
+    if len(broken):
+        raise ShapeError(f"gates must be finite numbers, got {broken[0].item()} for a head that is there")
     return gates
 
 

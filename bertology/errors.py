@@ -1,4 +1,4 @@
-"""The errors that this library raises.
+"""The errors that this library raises, and the check of arguments against the types of a signature.
 
     BertologyError
     ├── UnknownAnatomy        no attention heads were found in the model, or they ran elsewhere than expected
@@ -16,8 +16,23 @@ Every message says what was wanted, what came, and what to do.
 
 from __future__ import annotations
 
+import functools
 import importlib
-from types import ModuleType
+import inspect
+import os
+from collections import abc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from numbers import Integral, Real
+from pathlib import Path
+from types import ModuleType, SimpleNamespace, UnionType
+from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class BertologyError(Exception):
@@ -67,3 +82,257 @@ def need(module: str, *, extra: str) -> ModuleType:
         raise MissingExtra(
             f"this needs the package {module.split('.')[0]!r}, which is not installed: pip install 'bertology[{extra}]'"
         ) from error
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Read a file inside. Raises `DataError` for one that cannot be read."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: wanted a file, seen from the folder {Path.cwd()}") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder: wanted a file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8 ({error}): convert it, or name another file") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+@contextmanager
+def writable(path: str | Path) -> Iterator[None]:
+    """Write a file inside. Raises `DataError` for one that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error}): name a file in a folder that exists") from error
+
+
+def checked(function: F) -> F:
+    """Decorate a public function, method or class: its arguments are checked against its signature before it runs.
+
+    A word among several (`Literal`), the elements of an iterator, further positional arguments, and what is annotated
+    `Any` or may be of more than four types are left to the function itself. Raises `UnknownAnatomy` for what is no
+    model, `DataError` for any other argument of a wrong type.
+    """
+    if isinstance(function, type):
+        setattr(function, "__init__", checked(function.__init__))  # type: ignore[misc]  # noqa: B010
+        return function
+    parameters = inspect.signature(function).parameters.values()
+    names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        hints = _hints(function)
+        for name, value in chain(zip(names, args), kwargs.items()):  # noqa: B905
+            if name in hints and not _fits(value, hints[name]):
+                raise _wrong(function, name, value, hints[name])
+            if name in hints:
+                _check_value(function, name, value)
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def described(value: object) -> str:
+    """What came, in the words of a message."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+        return shown if value is None else f"{shown} ({type(value).__name__})"
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself"
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise `DataError` for a number that is no share: from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise DataError(f"{name} is a share, a number from 0 to 1, got {value!r}")
+
+
+def check_least(name: str, value: float, least: int) -> None:
+    """Raise `DataError` for a number that is too small."""
+    if not value >= least:
+        raise DataError(f"{name} must be {least} or more, got {value!r}")
+
+
+def check_strings(name: str, value: Any) -> None:
+    """Raise `DataError` for what is no list or tuple of strings, such as one string."""
+    if isinstance(value, str) or not _fits(value, Sequence[str]):
+        raise DataError(f"{name} must be a list of strings, got {described(value)}")
+
+
+def check_shapes(**tensors: Tensor) -> None:
+    """Raise `ShapeError` for tensors that must be of one shape and are not."""
+    if len({x.shape for x in tensors.values()}) > 1:
+        shapes = " and ".join(str(list(x.shape)) for x in tensors.values())
+        raise ShapeError(f"{' and '.join(tensors)} must have the same shape, got {shapes}")
+
+
+def _check_value(function: Callable[..., Any], name: str, value: object) -> None:
+    """Raise `DataError` for what no function takes: NaN as a number, seeds out of range, devices that do not exist."""
+    what = function.__qualname__.removesuffix(".__init__")
+    if isinstance(value, float) and value != value:
+        raise DataError(f"{what}: {name} must be a number, got nan")
+    if name == "seed" and _is_whole(value):
+        seed = int(value)  # type: ignore[call-overload]
+        if not 0 <= seed < 2**63:
+            raise DataError(f"{what}: a seed must be {'0 or more' if seed < 0 else 'below 2**63'}, got {seed}")
+    if name == "device" and isinstance(value, str):
+        try:
+            torch.device(value)
+        except RuntimeError as error:
+            raise DataError(f"{what}: device must be one of torch, such as 'cpu' or 'cuda', got {value!r}") from error
+
+
+@functools.cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """{parameter: type}, read at the first call, when every name of the module is there.
+
+    What a function returns is left out: it may be of a package that is not installed.
+    """
+    written = dict(function.__annotations__)
+    for name in ("return", *_CHECKED_BY_FUNCTIONS):
+        written.pop(name, None)
+    names = getattr(function, "__globals__", {})
+    return get_type_hints(SimpleNamespace(__annotations__=written), names)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as far as can be told without reading it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in _PLAIN:
+        return bool(_PLAIN[hint](value))
+    if origin in (Union, UnionType):
+        # What may be of many kinds is left to the function, which says better what it wants.
+        return len(inner) > MOST_KINDS or any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return any(type(value) is type(one) for one in inner)
+    if origin is abc.Callable:
+        return callable(value)
+    if origin is abc.Iterable:
+        # Mappings and pairs in it are left to the function; an iterator is not read.
+        listed = isinstance(value, (list, tuple)) and (
+            isinstance(inner[0], type) or get_origin(inner[0]) is abc.Sequence
+        )
+        several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
+        return several and (not listed or _misfit(value, origin, inner) is _NONE)
+    if origin in (abc.Mapping, dict):
+        pairs = value.items() if isinstance(value, abc.Mapping) else ()
+        return isinstance(value, abc.Mapping) and all(_fits(k, inner[0]) and _fits(x, inner[1]) for k, x in pairs)
+    if origin in (abc.Sequence, abc.Collection, list, tuple):
+        several = hasattr(value, "__len__") and not isinstance(value, (str, bytes, abc.Mapping, type))
+        return several and _misfit(value, origin, inner) is _NONE
+    if isinstance(hint, TypeVar):
+        return not isinstance(hint.__bound__, type) or isinstance(value, hint.__bound__)
+    if Protocol in getattr(hint, "__bases__", ()):  # all methods, or some of the properties
+        public = {name: one for name, one in vars(hint).items() if not name.startswith("_")}
+        methods = [name for name, one in public.items() if inspect.isfunction(one)]
+        there = [hasattr(value, name) for name in methods or public]
+        return all(there) if methods else any(there)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _misfit(value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
+    """The first element of a list or tuple that is of a wrong type, or the whole if it has too few or too many."""
+    if not isinstance(value, abc.Sequence) or isinstance(value, range):
+        return value if origin in (list, tuple) else _NONE
+    if origin is tuple and inner[-1] is not Ellipsis:
+        if len(value) != len(inner):
+            return value
+        return next((x for x, one in zip(value, inner, strict=True) if not _fits(x, one)), _NONE)
+    return next((x for x in value if not _fits(x, inner[0])), _NONE)
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+MOST_KINDS = 4
+_NONE = object()
+_PLAIN: dict[Any, Callable[[Any], bool]] = {
+    Any: lambda value: True,
+    type(None): lambda value: value is None,
+    bool: lambda value: type(value).__name__ in ("bool", "bool_"),
+    int: _is_whole,
+    float: _is_number,
+    str: lambda value: isinstance(value, str),
+    Path: lambda value: isinstance(value, os.PathLike),
+}
+_CALLED = {
+    nn.Module: ("a model, such as AutoModel.from_pretrained returns", "models"),
+    type(None): ("None", "None"),
+    bool: ("True or False", "True or False"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("a string", "strings"),
+    Path: ("a path", "paths"),
+    Tensor: ("a tensor", "tensors"),
+    Any: ("anything", "anything"),
+}
+_MADE_BY = {
+    "AlignedBatches": ("the batches of bertology.syntax.align for a treebank",) * 2,
+    "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
+}
+_CHECKED_BY_FUNCTIONS = ("rows", "ignore", "progress")
+"""Parameters that have a check of their own wherever they occur, which says better what is wanted."""
+_ADVICE = {
+    "batches": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
+    "inputs": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
+}
+
+
+def _words(hint: Any, *, many: bool = False) -> str:
+    """A type in the words of a message."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in _CALLED:
+        return _CALLED[hint][many]
+    if getattr(hint, "__name__", "") in _MADE_BY:
+        return _MADE_BY[hint.__name__][many]
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_words(one, many=many) for one in inner))
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin is abc.Callable:
+        return "functions" if many else "a function"
+    if origin in (abc.Mapping, dict):
+        return "mappings" if many else f"a mapping from {_words(inner[0], many=True)} to {_words(inner[1], many=True)}"
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return f"{'tuples' if many else 'a tuple'} ({', '.join(map(_words, inner))})"
+    if origin is not None and inner:
+        kind = ("iterables", "an iterable") if origin is abc.Iterable else ("lists", "a list")
+        return f"{kind[not many]} of {_words(inner[0], many=True)}"
+    name = getattr(hint, "__name__", str(hint))
+    return f"objects of {name}" if many else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) -> BertologyError:
+    what = function.__qualname__.removesuffix(".__init__")
+    if nn.Module in (hint, getattr(hint, "__bound__", None)):
+        came = f"{type(value).__name__} {value!r}" if isinstance(value, str) else described(value)
+        return UnknownAnatomy(f"{what}: wanted {_CALLED[nn.Module][0]}, got {came}")
+    error = UnknownAnatomy if nn.Module in get_args(hint) else DataError
+    inside = [bad for one in (hint, *get_args(hint)) if (bad := _inside(value, one)) is not _NONE]
+    came = f"{described(value)} with {described(inside[0])} in it" if inside else described(value)
+    return error(f"{what}: {name} must be {_words(hint)}, got {came}{_ADVICE.get(name, '')}")
+
+
+def _inside(value: Any, hint: Any) -> Any:
+    """What is of a wrong type inside a value that is of the right one itself."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (abc.Mapping, dict) and isinstance(value, abc.Mapping):
+        keys = next((key for key in value if not _fits(key, inner[0])), _NONE)
+        return next((x for x in value.values() if not _fits(x, inner[1])), _NONE) if keys is _NONE else keys
+    if origin in (abc.Sequence, abc.Collection, abc.Iterable, list, tuple) and isinstance(value, abc.Sequence):
+        bad = _misfit(value, origin, inner)
+        return _NONE if bad is value else bad
+    return _NONE

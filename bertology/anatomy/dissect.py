@@ -16,7 +16,7 @@ from weakref import WeakSet
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import UnknownAnatomy, UnmeasuredAttention
+from ..errors import UnknownAnatomy, UnmeasuredAttention, checked
 from .forward_source import acts_on_record, ties_last
 from .names import (
     COUNT_NAMES,
@@ -136,9 +136,9 @@ def make_stack(modules: dict[str, nn.Module], name: str, blocks: list[str], one:
     known = one.block != one.path and odd.called
     there = tuple(modules[block] for block in blocks) if known else ()
     last = _returned(modules, blocks[0])
-    return Stack(
-        name, _called(modules, blocks[0]), last, ties_last(last), layout, there, _reads_images(modules, blocks[0])
-    )
+    single = not there and not any(part.isdigit() for part in blocks[0].split("."))
+    images = _reads_images(modules, blocks[0])
+    return Stack(name, _called(modules, blocks[0]), last, ties_last(last), layout, there, images, single)
 
 
 def _reads_images(modules: dict[str, nn.Module], block: str) -> bool:
@@ -231,6 +231,7 @@ _NUMBERS = re.compile(r"\.\d+(?=\.|$)|^\d+(?:\.|$)")
 _warned: WeakSet[nn.Module] = WeakSet()
 
 
+@checked
 def dissect(model: nn.Module) -> Anatomy:
     """Find the attention heads of a model, whatever task head or wrapper is around it.
 
@@ -324,6 +325,7 @@ def _sites_of(modules: dict[str, nn.Module], towers: dict[str, list[Found]]) -> 
     return sites, stacks
 
 
+@checked
 def register_names(names: Names) -> None:
     """Name the parts of an attention module that `dissect` does not know, for all models from now on.
 

@@ -93,6 +93,10 @@ class Oddities(NamedTuple):
     """Which of these softmaxes is its attention map, counted from 0."""
     bands: str = ""
     """"windows" around each query, or "blocks", where it computes attention in bands."""
+    remade: bool = False
+    """Whether the model puts another module in its place while it runs, and keeps what holds it."""
+    unmapped: str = ""
+    """Why it has no map as it is, where that depends on the text."""
     inexact_gradient: str = ""
     """Why its own backward pass is not the derivative of its forward pass."""
 
@@ -193,13 +197,14 @@ RECURRENT_NAMES = ("conv1d", "A_log", "slope_rate")
 ATTENTION_CLASSES = re.compile(r"attention|attn|MHA", re.IGNORECASE)
 NOT_ATTENTION_CLASSES = re.compile(r"(MLP|Output|Residual|Bias|Projection|Norm|Embeddings?|Dropout)$", re.IGNORECASE)
 # Names of a fused projection of queries, keys and values.
-FUSED_PARTS = re.compile(r"(?:^|_)(?:w?qkv|query_key_value|queries_keys_values|c_attn|in_proj_weight)(?:$|_)", re.I)
+FUSED_PARTS = re.compile(r"(?:^|_)(?:w?qkvz?|query_key_value|queries_keys_values|c_attn|in_proj_weight)(?:$|_)", re.I)
 # {pattern of names of classes: why such attention has no heads}.
 NO_HEADS = {
     "DeformableAttention": "samples points of an image in the place of comparing queries with keys",
     "AttnBlock$|VocosAttention$": "attends with one head of convolutions, whose output is no concatenation of heads",
     "ChannelAttention": "attends from channels to channels, not from tokens to tokens",
     "AdditiveAttention|GatedAttention|^MobileViTV2": "weighs tokens or features by themselves, not by queries and keys",
+    "GroupViTAssignAttention": "assigns patches to groups, where each patch shares itself out among the groups",
     "^Rwkv": "is recurrent: it weighs no tokens, so that it has no attention heads",
     "^xLSTM": "is recurrent: it weighs no tokens, so that it has no attention heads",
 }
@@ -252,11 +257,41 @@ IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
 LOSS_OUTPUT, LOGITS_OUTPUT, SPAN_OUTPUTS = "loss", "logits", ("start_logits", "end_logits")
 # A setting under which a mixture of experts adds the loss of its router.
 ROUTER_LOSS_NAME = "output_router_logits"
+# Ends of the names of classes, as regular expressions: causal language models, models that write a text, and others of
+# which the labels are not tokens to be written. XLNet, XLM and Flaubert do not shift their labels, nor do CPM-Ant
+# and the decoders of encoder-decoders that are used alone.
+UNSHIFTED_CLASSES = (
+    "(Bart|MBart|PLBart|BigBirdPegasus|Pegasus|PegasusX|Blenderbot|BlenderbotSmall|Marian|Mvp|TrOCR|Whisper|"
+    "Speech2Text2|CpmAnt)ForCausalLM"
+)
+CAUSAL_CLASSES = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM|BertGenerationDecoder|ReformerModelWithLMHead"
+GENERATING_CLASSES = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
+LABELLING_CLASSES = "Classification|ForQuestionAnswering|ForMultipleChoice"
+# Classes whose names are like those of others, and whose losses may not be: predicted n-grams, a beam of spans.
+OTHER_LOSSES = (
+    "ProphetNetForConditionalGeneration", "ProphetNetForCausalLM", "XLMProphetNetForConditionalGeneration",
+    "XLMProphetNetForCausalLM", "XLNetForQuestionAnswering", "XLMForQuestionAnswering", "FlaubertForQuestionAnswering",
+)  # fmt: skip
+# Beginnings of the names of classes in which padding at the end counts: convolutions, Fourier transforms, landmarks and
+# hashes over all positions, pooled tokens, and a summary that is read from the last position.
+PADDING_COUNTS = (
+    "ConvBert", "MobileBert", "FNet", "Nystromformer", "Yoso", "Canine", "XLNet", "RoFormerForMultipleChoice",
+    "PaliGemma", "Reformer", "CpmAnt", "T5GemmaForSequenceClassification", "T5Gemma2ForSequenceClassification",
+)  # fmt: skip
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
+# How many axes an input has at least, the batch axis among them.
+LEAST_AXES = {IDS_ARGUMENT: 2, EMBEDS_ARGUMENT: 3, "input_values": 2}
 # Arguments of models: the cache of earlier tokens (the second up to transformers 5.23), and whether to use it.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
+# Other arguments with a state of earlier tokens: of Mamba, XLNet, RWKV, Reformer, and of streamed sound.
+STATE_ARGUMENTS = (
+    *CACHE_ARGUMENTS, "cache_params", "layer_past", "mems", "state", "past_buckets_states", "encoder_cache",
+    "decoder_cache", "padding_cache",
+)  # fmt: skip
 USE_CACHE_ARGUMENT = "use_cache"
+# Settings: how many positions and how many segments a model has.
+MOST_POSITIONS_NAME, SEGMENT_KINDS_NAME = "max_position_embeddings", "type_vocab_size"
 # Arguments that make a model or an eager attention function return more, and the name of the first such output.
 OUTPUT_STATES_ARGUMENT, OUTPUT_MAPS_ARGUMENT = "output_hidden_states", "output_attentions"
 STATES_NAME = "hidden_states"
@@ -316,7 +351,12 @@ _INKLING2 = Shares(
     counts=("relative_position_bias",),
 )  # fmt: skip
 _RESIZED = "it takes their width together from the hidden states"
-_REMADE = "it is made anew for short texts (call set_attention_type('original_full') first)"
+_REMADE = "the model replaces it with full attention on short texts (call set_attention_type('original_full') first)"
+_SPARSE = (
+    "is block-sparse for a text of this length: it reads the first block several times over, which the maps that "
+    "transformers returns leave out, so that they do not sum to 1. Take shorter texts, or full attention: "
+    "set_attention_type('original_full')"
+)
 _TAKES_BIAS = Oddities(takes_bias=True)
 # Attention that puts its heads side by side in as many dimensions as its input has, so that it cannot have fewer.
 _SIZED_BY_INPUT = (
@@ -341,8 +381,8 @@ ODDITIES: Mapping[str, Oddities] = {
     **dict.fromkeys(_SIZED_BY_INPUT_4, Oddities(uncut_4=_RESIZED)),
     "LongformerSelfAttention": Oddities(uncut=_RESIZED, bands="windows"),
     "LEDEncoderSelfAttention": Oddities(uncut=_RESIZED, bands="windows"),
-    "BigBirdBlockSparseAttention": Oddities(uncut=_REMADE),
-    "BigBirdPegasusBlockSparseAttention": Oddities(uncut=_REMADE),
+    "BigBirdBlockSparseAttention": Oddities(uncut=_REMADE, remade=True, unmapped=_SPARSE),
+    "BigBirdPegasusBlockSparseAttention": Oddities(uncut=_REMADE, remade=True, unmapped=_SPARSE),
     # LiLT attends with its layout first, then with its text.
     "LiltSelfAttention": Oddities(uncut="its layout stream uses their maps", softmaxes=2, map_number=1),
     "T5Attention": _TAKES_BIAS,

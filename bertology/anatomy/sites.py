@@ -141,7 +141,8 @@ class Stack:
     `ties_last` says whether transformers counts that among the hidden states in the place of what the last block
     returns, `layout`, in the notation of einops, how a hidden state is laid out. `blocks` is empty where no module is a
     block: transformers is then asked for the hidden states. `reads_images` says whether its positions are patches of
-    images, none of which are padding.
+    images, none of which are padding, and `single` whether it is one attention outside of any list of blocks, such as a
+    pooling head, which passes on no hidden states.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Stack:
     layout: str
     blocks: tuple[nn.Module, ...] = field(repr=False)
     reads_images: bool = False
+    single: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from ..anatomy.names import IDS_ARGUMENT
 from ..corpora.treebank import Skip
 from ..corpora.words import AlignedBatches, check_tokenizer, padded
-from ..errors import DataError
+from ..errors import DataError, checked
 from .trees import CodeTree
 
 SPECIAL, PADDING, OUTSIDE = -1, -2, -3
 
 
+@checked
 @dataclass(frozen=True)
 class AlignedCode:
     """A piece of code in a batch, and the leaf that each of its tokens is part of."""
@@ -75,6 +76,7 @@ class CodeBatches(AlignedBatches):
     __repr__ = __str__
 
 
+@checked
 def align_code(
     tokenizer: Any, trees: Sequence[CodeTree], *, batch_size: int = 16, max_length: int | None = None
 ) -> CodeBatches:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, check_shapes, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
@@ -16,6 +16,7 @@ from ..results.statistics import bootstrap_sums, percentile_interval
 Average = Literal["macro", "micro"]
 
 
+@checked
 def cat_mean(matched: Tensor, either: Tensor, *, average: Average = "macro") -> Tensor:
     """[...]: the score of counts [..., example]: the mean of matched / either over snippets, or the ratio of the sums.
 
@@ -32,6 +33,7 @@ def cat_mean(matched: Tensor, either: Tensor, *, average: Average = "macro") -> 
 
 def _parts(matched: Tensor, either: Tensor, average: Average) -> tuple[Tensor, Tensor]:
     """[..., example] twice: a score is the sum of the first over snippets, divided by the sum of the second."""
+    check_shapes(matched=matched, either=either)
     matched, either = matched.to(torch.float64), either.to(torch.float64)
     if average == "micro":
         return matched, either
@@ -104,6 +106,7 @@ class CatScores(Result):
             )
         return "\n".join(lines)
 
+    @checked
     def interval(
         self, level: float = 0.95, *, average: Average = "macro", resamples: int = 1000, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
@@ -114,12 +117,14 @@ class CatScores(Result):
         """
         return percentile_interval(bootstrap(self.matched, self.either, average, resamples, seed), level)
 
+    @checked
     def head_interval(
         self, level: float = 0.95, *, average: Average = "macro", resamples: int = 1000, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
         """As `interval`, [layer, head] each."""
         return percentile_interval(bootstrap(self.head_matched, self.head_either, average, resamples, seed), level)
 
+    @checked
     def beyond(
         self,
         null: CatScores,
@@ -198,6 +203,7 @@ class CatGain(Result):
         return "\n".join(lines)
 
 
+@checked
 def scores_of(
     matched: Tensor,
     either: Tensor,
@@ -307,6 +313,7 @@ class CatComparison(Result):
         """The scores of the model's attention."""
         return self.of(self.kinds[0])
 
+    @checked
     def of(self, kind: str) -> CatScores:
         """The scores of one kind of attention: the model's, or a null model's. Raises `DataError` for others."""
         if kind not in self.kinds:
@@ -316,10 +323,12 @@ class CatComparison(Result):
         settings = f"{kind}, quantile {self.quantile}, {'U-AST' if self.upgraded else 'AST'}"
         return scores_of(*counts, names=self.names, labels=self.labels, settings=settings)
 
+    @checked
     def beyond(self, null: str, *, average: Average = "macro", level: float = 0.95) -> CatGain:
         """The difference between the model's scores and a null model's on the same snippets: `CatScores.beyond`."""
         return self.scores.beyond(self.of(null), average=average, level=level)
 
+    @checked
     def joined(self, other: CatComparison, kind: str) -> CatComparison:
         """Add the scores of another model, such as one with random weights, as a null model named `kind`.
 

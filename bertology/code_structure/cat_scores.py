@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..measures.random_weights import randomized
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
@@ -151,6 +151,7 @@ class _Snippet:
 RANDOM = "random weights"
 
 
+@checked
 def cat_scores(
     model: nn.Module, batches: Batches, *, types: Literal["frequent", "published", "all"] | Sequence[str] = "frequent",
     top: int = TOP, quantile: float = QUARTER, upgraded: bool = True, random_weights: bool = False, seed: int = 0,
@@ -201,6 +202,7 @@ def cat_scores(
     return replace(found, skipped=skipped_in(batches))
 
 
+@checked
 def leaf_types(
     model: nn.Module, batches: Batches, *, quantile: float = QUARTER, progress: Progress = None
 ) -> LeafTypes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import DataError, need
+from ..errors import DataError, checked, need
 from ..results.figures import COLOURS, MARKERS, layer_cells, new_figure, width_of, written
 from ..results.result import draws
 from .cat_results import CHANCE, Average, CatComparison
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _DASHES = ((0, (1, 1.5)), (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)))
 
 
+@checked
 def cat_over_layers(
     comparisons: Mapping[str, CatComparison],
     *,
@@ -88,6 +89,7 @@ def cat_over_layers(
     return written(figure, path)
 
 
+@checked
 def relation_maps(found: RelationHeads, *, title: str | None = None, path: str | Path | None = None) -> Figure:
     """Draw how much more attention each head pays to related leaves than position explains (extra `plot`).
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Site
 from ..data.batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, check_least, checked
 from ..streaming.accumulator import MapAccumulator
 from ..streaming.processes import process, values_of_all
 from .align import PADDING, AlignedCode
@@ -29,6 +29,7 @@ class LeafMaps(NamedTuple):
     """[leaf] int64: the numbers of the leaves that have tokens, ascending."""
 
 
+@checked
 def token_map(attention: Tensor, leaf_of: Sequence[int], leaves: int, *, causal: bool = False) -> LeafMaps:
     """The attention between two leaves: the mean over all pairs of a token of the first and a token of the second.
 
@@ -76,6 +77,7 @@ def token_map(attention: Tensor, leaf_of: Sequence[int], leaves: int, *, causal:
     return LeafMaps(values.div_(pairs), kept[1:])
 
 
+@checked
 def visible(leaves: int, device: torch.device | str | None = None) -> Tensor:
     """[leaf, leaf] bool: the pairs that a decoder can see, of a leaf with itself or an earlier one; pass it as `valid`.
 
@@ -83,6 +85,7 @@ def visible(leaves: int, device: torch.device | str | None = None) -> Tensor:
     tensor([[ True, False],
             [ True,  True]])
     """
+    check_least("leaves", leaves, 0)
     return torch.ones(leaves, leaves, dtype=torch.bool, device=device).tril()
 
 

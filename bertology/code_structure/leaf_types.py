@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Site
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, check_least, checked, described
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulator import stat
@@ -63,6 +63,7 @@ class TypeCounts:
         self.high = self.total = torch.zeros(0, dtype=torch.int64)
         self.once = torch.zeros((), dtype=torch.float64)
 
+    @checked
     def add(self, high: HighAttention, types: Sequence[str], *, valid: Tensor | None = None) -> None:
         """Add the maps of one snippet, [..., leaf, leaf]; the number of maps must be the same in each call.
 
@@ -98,6 +99,7 @@ class TypeCounts:
         new.once = counted * (many / max(1, leaves))
         self.merge(new)
 
+    @checked
     def merge(self, other: TypeCounts) -> None:
         """Add the counts of other snippets, for the same number of maps."""
         if other.snippets == 0:
@@ -139,6 +141,7 @@ class TypeCounts:
         common = [i for i in range(len(self.types)) if total[i] > self.once[at] and high[i] > 0]
         return tuple(self.types[i] for i in sorted(common, key=lambda i: (-share[i], self.types[i])))
 
+    @checked
     def frequent(self, *at: int, top: int = TOP) -> tuple[str, ...]:
         """The types that the released code of Chen et al. (2022) keeps: the first `top` types of `ranking`.
 
@@ -149,6 +152,7 @@ class TypeCounts:
         return self.ranking(*at)[:top]
 
 
+@checked
 def rank_sum(rankings: Iterable[Sequence[str]], *, below: int = BELOW) -> tuple[str, ...]:
     """The types that are in the rankings of all models and rank high: the sum of their ranks, from 0, is below `below`.
 
@@ -164,6 +168,7 @@ def rank_sum(rankings: Iterable[Sequence[str]], *, below: int = BELOW) -> tuple[
         >>> rank_sum([("def", "(", ")"), (")", "def", "if")], below=3)
         ('def', ')')
     """
+    check_least("below", below, 1)
     every = [tuple(ranking) for ranking in rankings]
     if not every or any(len(set(one)) < len(one) for one in every):
         raise DataError(f"wanted one ranking per model, with each type once, got {every}")
@@ -174,6 +179,7 @@ def rank_sum(rankings: Iterable[Sequence[str]], *, below: int = BELOW) -> tuple[
     return tuple(kind for kind in sorted(shared, key=lambda kind: (sums[kind], kind)) if sums[kind] < below)
 
 
+@checked
 def published_types(language: str) -> tuple[str, ...]:
     """The types of leaves of the published CAT-scores, the highest rank first.
 
@@ -193,6 +199,7 @@ def published_types(language: str) -> tuple[str, ...]:
     return PUBLISHED_TYPES[language]
 
 
+@checked
 def leaves_of(types: Sequence[str], kept: Iterable[str]) -> Tensor:
     """[leaf] int64: the numbers of the leaves of the kept types, ascending.
 
@@ -205,6 +212,7 @@ def leaves_of(types: Sequence[str], kept: Iterable[str]) -> Tensor:
     return torch.tensor([i for i, kind in enumerate(types) if kind in wanted], dtype=torch.int64)
 
 
+@checked
 def restricted(x: Tensor, leaves: Tensor) -> Tensor:
     """[..., leaf, leaf]: only the rows and columns of some leaves; see `leaves_of`.
 
@@ -213,6 +221,12 @@ def restricted(x: Tensor, leaves: Tensor) -> Tensor:
     tensor([[10, 11],
             [14, 15]])
     """
+    if leaves.dim() != 1 or leaves.is_floating_point() or leaves.dtype == torch.bool or x.dim() < 2:
+        raise ShapeError(
+            f"wanted x [..., leaf, leaf] and leaves [leaf], whole numbers, got {list(x.shape)} and {described(leaves)}"
+        )
+    if leaves.numel() and not 0 <= int(leaves.min()) <= int(leaves.max()) < x.shape[-1]:
+        raise DataError(f"leaves must be from 0 to {x.shape[-1] - 1}, got {leaves.tolist()}")
     at = leaves.to(x.device)
     pairs = (at[:, None] * x.shape[-1] + at).flatten()
     return x.flatten(-2).index_select(-1, pairs).view(*x.shape[:-2], len(at), len(at))
@@ -240,6 +254,7 @@ class LeafTypes(Result):
         """[layer, class], 0 to 1: P, the share of a type's pairs with high attention; NaN for a type without pairs."""
         return self.high / self.total.double()
 
+    @checked
     def counts(self, row: int) -> TypeCounts:
         """The counts of one layer, by its row, to merge with others or to rank."""
         found = TypeCounts()
@@ -247,6 +262,7 @@ class LeafTypes(Result):
         found.high, found.total, found.once = self.high[row], self.total[row], self.once[row]
         return found
 
+    @checked
     def frequent(self, row: int, *, top: int = TOP) -> tuple[str, ...]:
         """The types of one layer, by its row, that the released code of Chen et al. (2022) keeps."""
         return self.counts(row).frequent(top=top)

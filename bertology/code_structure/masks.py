@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, check_least, checked
 
 QUARTER = 0.25
 """The share of pairs that count as high in attention, and as near in the tree: Chen et al. (2022) use the third
@@ -58,6 +58,7 @@ def linear_quantile(values: Tensor, quantile: float) -> Tensor:
     return low + gap * share if share < 0.5 else high - gap * (1 - share)
 
 
+@checked
 def attention_mask(attention: Tensor, *, quantile: float = QUARTER, valid: Tensor | None = None) -> HighAttention:
     """Where attention is above its quantile 1 - `quantile`, separately in each map: M_A = [A > Q(A)].
 
@@ -83,6 +84,7 @@ def attention_mask(attention: Tensor, *, quantile: float = QUARTER, valid: Tenso
     return HighAttention(_put_back(high, mask, attention.shape), blank)
 
 
+@checked
 def distance_mask(distance: Tensor, *, quantile: float = QUARTER, valid: Tensor | None = None) -> Tensor:
     """[leaf, leaf] bool: where leaves are nearer than the quantile of their distances: M_D = [D < Q(D)].
 
@@ -103,6 +105,7 @@ def distance_mask(distance: Tensor, *, quantile: float = QUARTER, valid: Tensor 
     return _put_back(values < linear_quantile(values, quantile)[..., None], mask, distance.shape)
 
 
+@checked
 def overlap(high: HighAttention, near: Tensor) -> CatCounts:
     """Count the pairs of each map that have high attention and are near, and the pairs that satisfy at least one.
 
@@ -122,6 +125,7 @@ def overlap(high: HighAttention, near: Tensor) -> CatCounts:
     return CatCounts(matched.masked_fill(high.blank, 0), either.masked_fill(high.blank, 0))
 
 
+@checked
 def cat_counts(
     attention: Tensor, distance: Tensor, *, quantile: float = QUARTER, valid: Tensor | None = None
 ) -> CatCounts:
@@ -202,6 +206,7 @@ def _selected(values: Tensor, below: int) -> tuple[Tensor, Tensor]:
     return low, values.kthvalue(min(below + 2, values.shape[-1]), -1).values
 
 
+@checked
 def shuffled(x: Tensor, *, snippet: int, seed: int = 0, valid: Tensor | None = None) -> Tensor:
     """[..., leaf, leaf]: maps with randomly permuted pairs of leaves, the same permutation for all maps.
 
@@ -223,6 +228,7 @@ def shuffled(x: Tensor, *, snippet: int, seed: int = 0, valid: Tensor | None = N
         >>> shuffled(torch.arange(4).view(2, 2), snippet=0).sort().values.sum().item()
         6
     """
+    check_least("snippet", snippet, 0)
     leaves = _leaves(x, valid)
     where = None if valid is None else valid.flatten().nonzero()[:, 0].to(x.device)
     state = int(np.random.SeedSequence([seed, snippet]).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -258,6 +264,7 @@ class OffsetMeans:
     def __init__(self) -> None:
         self.total, self.pairs = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
 
+    @checked
     def add(self, attention: Tensor, *, valid: Tensor | None = None) -> None:
         """Add the maps of one snippet, [..., leaf, leaf]; the number of maps must be the same in each call.
 
@@ -273,6 +280,7 @@ class OffsetMeans:
             raise DataError("attention weights are not finite: look for NaN or overflow in the model's weights")
         self.merge(new)
 
+    @checked
     def merge(self, other: OffsetMeans) -> None:
         """Add the sums over other snippets, for the same number of maps. Raises `ShapeError` for another number."""
         if not len(other.pairs):
@@ -286,6 +294,7 @@ class OffsetMeans:
         self.total = _widened(self.total, width) + _widened(other.total, width)
         self.pairs = _widened(self.pairs, width) + _widened(other.pairs, width)
 
+    @checked
     def map(self, leaves: int, *, dtype: torch.dtype = torch.float64, device: Any = None) -> Tensor:
         """[..., leaf, leaf]: the map of a snippet with this number of leaves; 0 at offsets without any pair.
 
@@ -303,6 +312,7 @@ class OffsetMeans:
         return found.view(*means.shape[:-1], leaves, leaves)
 
 
+@checked
 def positional(attention: Tensor, *, valid: Tensor | None = None) -> Tensor:
     """[..., leaf, leaf]: maps in which each value is replaced by the map's mean at the same signed offset.
 

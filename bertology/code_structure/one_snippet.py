@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import check_fits, reads_text
-from ..errors import DataError, HeadError
+from ..errors import DataError, HeadError, checked
 from ..measures.captures import one_batch, run
 from ..results.result import cpu64
 from ..tap import tap
@@ -56,6 +56,7 @@ class LeafAttention:
         """The pairs of high attention that are near, and those that are either: of all leaves."""
         return overlap(attention_mask(self.weights, quantile=QUARTER, valid=self.valid), self.near)
 
+    @checked
     def strongest(self, pairs: int, *, apart: int = 1) -> list[tuple[int, int]]:
         """The pairs of highest attention, strongest first, with leaves `apart` or more positions apart in the text.
 
@@ -69,6 +70,7 @@ class LeafAttention:
         return [divmod(one, len(self.kept)) for one in order[: min(pairs, int(some.sum()))].tolist()]
 
 
+@checked
 def leaf_attention(
     model: nn.Module, tokenizer: Any, tree: CodeTree, where: int | Head | tuple[int, int]
 ) -> LeafAttention:

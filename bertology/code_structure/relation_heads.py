@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Head, Site, head_at
 from ..data.batches import Batch, Batches
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import percentile_interval
@@ -90,6 +90,7 @@ class RelationHeads(Result):
         """[relation, layer, head]: `mean` divided by `expected`."""
         return self.mean / self.expected
 
+    @checked
     def interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The ends of the intervals of `gain`, [relation, layer, head] each: percentiles of a bootstrap over snippets.
 
@@ -101,6 +102,7 @@ class RelationHeads(Result):
             bootstrap(more, self.pairs[:, :, None].expand(more.shape), "micro", resamples, seed), level
         )
 
+    @checked
     def best(self, relation: str, choose_on: RelationHeads | None = None, *, level: float = 0.95) -> RelatedHead:
         """The head with the highest gain.
 
@@ -206,6 +208,7 @@ class RelationAccumulator(LeafMapAccumulator):
         )  # fmt: skip
 
 
+@checked
 def relation_heads(
     model: nn.Module, batches: Batches, *, relations: Sequence[Relation] = RELATIONS, progress: Progress = None
 ) -> RelationHeads:
@@ -234,6 +237,8 @@ def relation_heads(
         >>> found.gain.shape, found.pairs[:, 0, 0]
         (torch.Size([4, 2, 4]), tensor([0, 2, 0, 6]))
     """
+    if not relations:
+        raise DataError(f"relations must name one relation or more, got none: {', '.join(RELATIONS)}")
     snippets = snippets_in(batches)
     for one in {one.tree.language: one for one in snippets}.values():
         for relation in relations:  # raises for an unknown relation or language before the model runs

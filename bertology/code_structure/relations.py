@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from .masks import slanted
 from .relation_tables import ANGLED, BRACKETS, GRAMMARS, NAMES, At, Binder, Grammar
 from .trees import CodeTree
@@ -158,6 +158,7 @@ class RelationSums:
         """[...]: how much more attention related leaves get than position explains: `mean` minus `expected`."""
         return self.mean - self.expected
 
+    @checked
     def merge(self, other: RelationSums) -> RelationSums:
         """The sums over the snippets of both. Raises `ShapeError` for another number of maps."""
         if self.related.shape != other.related.shape:
@@ -170,6 +171,7 @@ class RelationSums:
         )
 
 
+@checked
 def related(tree: CodeTree, relation: Relation) -> Tensor:
     """[leaf, leaf] bool: which leaves (columns) a leaf (row) is related to. No leaf is related to itself.
 
@@ -211,6 +213,7 @@ def related(tree: CodeTree, relation: Relation) -> Tensor:
     return _linked(len(tree), pairs + [(j, i) for i, j in pairs])
 
 
+@checked
 def relation_scores(attention: Tensor, related: Tensor, *, valid: Tensor | None = None) -> RelationSums:
     """Sum the attention to related leaves, and the attention to unrelated leaves at the same signed offset.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Head
-from ..errors import need
+from ..errors import checked, need
 from ..results.figures import COLOURS, empty_figure, new_figure, written
 from .one_snippet import LeafAttention, leaf_attention
 from .trees import CodeTree
@@ -37,6 +37,7 @@ MAX_NAMED_LEAVES = 40
 """A map of more leaves than this shows no names beside its rows and columns."""
 
 
+@checked
 def code_arcs(
     model: nn.Module,
     tokenizer: Any,
@@ -106,6 +107,7 @@ def code_arcs(
     return written(figure, path)
 
 
+@checked
 def attention_and_distance(
     model: nn.Module,
     tokenizer: Any,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from ..corpora.treebank import Skip
-from ..errors import DataError
+from ..errors import DataError, checked, readable
 from ..streaming.progress import Progress, progress_bar
 from .trees import CodeTree, tree_of
 
@@ -57,6 +57,7 @@ class Snippets(Sequence[CodeTree]):
     __repr__ = __str__
 
 
+@checked
 def read_code(
     path: str | Path,
     language: Any = None,
@@ -117,11 +118,12 @@ def read_code(
 
 def _lines(path: Path) -> Iterator[str]:
     opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            yield from file
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: wanted JSON Lines in UTF-8, got {error}") from error
+    with readable(path):
+        try:
+            with opened(path, "rt", encoding="utf-8-sig") as file:
+                yield from file
+        except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is damaged: wanted JSON Lines in UTF-8, got {error}") from error
 
 
 def _fields(line: str, where: str, language: Any, field: str | None) -> tuple[str, Any, str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, need
+from ..errors import DataError, checked, need
 
 PACKAGES = {
     "go": "tree_sitter_go",
@@ -121,6 +121,7 @@ class CodeTree:
         return np.array([kind == "identifier" for kind in self.types], dtype=bool)
 
 
+@checked
 def parse_code(code: str, language: Any, *, name: str = "", broken: Broken = "error") -> CodeTree:
     """Parse a piece of code with tree-sitter (extra `code`).
 
@@ -236,6 +237,7 @@ LEVELS = 64
 """The maximum distance for `_spread`, whose time grows with the distance. Longer paths are found by `_searched`."""
 
 
+@checked
 def graph_edges(tree: CodeTree, *, upgraded: bool = True) -> NDArray[np.int64]:
     """[edge, end]: the pairs of nodes that are joined, each pair once (Chen et al. 2022).
 
@@ -262,6 +264,7 @@ def graph_edges(tree: CodeTree, *, upgraded: bool = True) -> NDArray[np.int64]:
     return np.concatenate(edges).astype(np.int64)
 
 
+@checked
 def leaf_distances(tree: CodeTree, *, upgraded: bool = True) -> NDArray[np.int16 | np.int32]:
     """[leaf, leaf]: the number of edges on the shortest path between two leaves, as small integers.
 

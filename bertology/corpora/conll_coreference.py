@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, checked
 from .documents import Document, Documents, Mention
+from .files import open_text, text_of
 from .phrases import Parse, head_in_tree, head_in_words, kind_of, parses, unescaped
 
 _BEGIN = re.compile(r"#\s*begin document\s*(?:\((.*)\))?\s*;?\s*(?:part (\d+))?")
@@ -38,6 +39,7 @@ class _Lines:
         return len(self.bits) == len(self.words) and any("(" in bit for bit in self.bits)
 
 
+@checked
 def read_conll_coref(path: str | Path, *, trees: str | Path | None = None) -> Documents:
     """Read coreference in the columns of CoNLL-2012 (OntoNotes' `*_gold_conll`), or in the three columns of OntoGUM.
 
@@ -69,14 +71,14 @@ def read_conll_coref(path: str | Path, *, trees: str | Path | None = None) -> Do
         raise DataError(f"{path} holds no documents: wanted lines `# begin document` before the words")
     if trees is None:
         return Documents(tuple(_document(lines, _own_parses(lines)) for lines in found))
-    shared = _shared_out(found, parses(Path(trees).read_text(encoding="utf-8"), str(trees)), path, trees)
+    shared = _shared_out(found, parses(text_of(trees), str(trees)), path, trees)
     return Documents(tuple(_document(lines, own) for lines, own in zip(found, shared, strict=True)))
 
 
 def _documents(path: Path) -> Iterator[_Lines]:
     now: _Lines | None = None
     count = 0
-    with open(path, encoding="utf-8") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             place, line = f"{path}, line {number}", line.strip("\r\n ")
             begin = _BEGIN.match(line)

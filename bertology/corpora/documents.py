@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 from ..anatomy.names import IDS_ARGUMENT
-from ..errors import DataError
+from ..data.token_classes import check_is_tokenizer
+from ..errors import DataError, checked
 from .treebank import Skip
 
 KINDS = ("pronoun", "proper", "nominal")
 Kind = Literal["pronoun", "proper", "nominal"]
 
 
+@checked
 @dataclass(frozen=True)
 class Mention:
     """Words that refer to an entity in the text, such as "the old queen", and which entity that is.
@@ -43,6 +45,7 @@ class Mention:
             raise DataError(f"the kind of a mention must be one of {', '.join(KINDS)}, got {self.kind!r}")
 
 
+@checked
 @dataclass(frozen=True)
 class Document:
     """The words of a text and the mentions in it.
@@ -92,6 +95,7 @@ class Document:
                 )
 
 
+@checked
 @dataclass(frozen=True)
 class Documents(Sequence[Document]):
     """Documents, in the order of the file, and what was left out."""
@@ -129,6 +133,7 @@ class Documents(Sequence[Document]):
         return "; ".join([f"{len(self)} documents, {self.mentions} mentions", *gone])
 
 
+@checked
 def pieces(
     tokenizer: Any, documents: Sequence[Document], *, max_length: int = 128, first_only: bool = False,
     at: Literal["sentence", "word"] = "sentence",
@@ -158,6 +163,7 @@ def pieces(
     """
     if at not in ("sentence", "word"):
         raise DataError(f"at must be 'sentence' or 'word', got {at!r}")
+    check_is_tokenizer(tokenizer)
     if _tokens(tokenizer, ()) >= max_length:
         raise DataError(f"max_length={max_length} has room only for special tokens: pass a larger one")
     made: list[Document] = []

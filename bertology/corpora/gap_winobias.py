@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, checked
 from .documents import Document, Documents, Mention
+from .files import open_text
 from .phrases import gender_of, head_in_words
 from .treebank import Skip
 
@@ -47,6 +48,7 @@ def _words_of(text: str) -> _Words:
     )
 
 
+@checked
 def read_gap(path: str | Path) -> Documents:
     """Read GAP (Webster et al. 2018): a pronoun and two names, A and B, one of which it may refer to.
 
@@ -71,7 +73,7 @@ def read_gap(path: str | Path) -> Documents:
     """
     documents: list[Document] = []
     skipped: list[Skip] = []
-    with open(path, encoding="utf-8", newline="") as file:
+    with open_text(path, newline="") as file:
         reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
@@ -117,6 +119,7 @@ def _gap_span(cells: Mapping[str, str], column: str, text: _Words, place: str) -
     return text.span(start, start + len(wanted))
 
 
+@checked
 def read_winobias(path: str | Path) -> Documents:
     """Read WinoBias (Zhao et al. 2018): numbered sentences with two occupations, and a pronoun for one of them.
 
@@ -136,7 +139,7 @@ def read_winobias(path: str | Path) -> Documents:
         ...     [m.head for m in read_winobias(file.name)[0].mentions]
         [1, 4, 6]
     """
-    with open(path, encoding="utf-8") as file:
+    with open_text(path) as file:
         lines = [
             _marked(line.strip(), f"{path}, line {number}", f"{Path(path).name} {number}")
             for number, line in enumerate(file, 1)
@@ -201,6 +204,7 @@ def _with_rivals(document: Document, occupations: set[tuple[str, ...]]) -> Docum
     return replace(document, mentions=tuple(mentions), targets=(mentions.index(target),))
 
 
+@checked
 def by_gender(documents: Sequence[Document]) -> dict[str, Documents]:
     """Split documents by the gender of the target pronoun: "feminine", "masculine", or both keys.
 

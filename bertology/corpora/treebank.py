@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from ..errors import DataError, need
+from ..errors import DataError, check_strings, checked, described, need
+from .files import open_text, text_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Sentence:
     """Its name in messages: its `sent_id`, or its number in the file."""
 
     def __post_init__(self) -> None:
+        for part in ("words", "relations"):
+            check_strings(f"sentence {self.name!r}: {part}", getattr(self, part))
+        if not isinstance(self.heads, (list, tuple)):
+            raise DataError(f"sentence {self.name!r}: heads must be a list of numbers, got {described(self.heads)}")
         many = len(self.words)
         if many == 0:
             raise DataError(f"sentence {self.name!r} has no words")
@@ -54,6 +59,7 @@ class Sentence:
             raise DataError(f"sentence {self.name!r} is not a tree: words {', '.join(map(str, cycle))} form a cycle")
 
 
+@checked
 @dataclass(frozen=True)
 class Treebank(Sequence[Sentence]):
     """Sentences with their trees, in the order of the file, and the sentences that were left out."""
@@ -79,6 +85,7 @@ class Treebank(Sequence[Sentence]):
         return self.sentences[index]
 
 
+@checked
 def read_conllu(path: str | Path, *, subtypes: bool = True, skip_broken: bool = False) -> Treebank:
     """Read a treebank of Universal Dependencies, or any other in CoNLL-U (extra `syntax`).
 
@@ -103,12 +110,13 @@ def read_conllu(path: str | Path, *, subtypes: bool = True, skip_broken: bool = 
         return _sentence_of(tokens, tokens.metadata.get("sent_id") or name, subtypes)
 
     try:
-        with open(path, encoding="utf-8") as file:
+        with open_text(path) as file:
             return _collect(path, conllu.parse_incr(file), make, skip_broken)
     except conllu.exceptions.ParseException as error:
         raise DataError(f"{path} is not CoNLL-U: {error}") from error
 
 
+@checked
 def read_depparse(path: str | Path, *, skip_broken: bool = False) -> Treebank:
     """Read the text format of Clark et al. (2019): a line `word head-relation` per word, blank lines between sentences.
 
@@ -123,11 +131,12 @@ def read_depparse(path: str | Path, *, skip_broken: bool = False) -> Treebank:
         ...     read_depparse(file.name)[0].relations
         ('nsubj', 'root')
     """
-    blocks = Path(path).read_text(encoding="utf-8").replace("\r\n", "\n").split("\n\n")
+    blocks = text_of(path).replace("\r\n", "\n").split("\n\n")
     filled = [lines for lines in (block.strip("\n").split("\n") for block in blocks) if lines != [""]]
     return _collect(path, filled, _sentence_in, skip_broken)
 
 
+@checked
 def read_json(path: str | Path, *, skip_broken: bool = False) -> Treebank:
     """Read the JSON of Clark et al. (2019): a list of objects with `words`, `heads` and `relns`.
 
@@ -141,7 +150,7 @@ def read_json(path: str | Path, *, skip_broken: bool = False) -> Treebank:
         1
     """
     try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
+        records = json.loads(text_of(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(records, list):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
-from ..errors import DataError
+from ..errors import DataError, checked
 from .treebank import Skip
 
 SPECIAL, PADDING = -1, -2
@@ -31,6 +31,7 @@ class HasWords(Protocol):
         """Its name in messages."""
 
 
+@checked
 @dataclass(frozen=True)
 class Aligned:
     """A sentence or document in a batch, and the word that each of its tokens is part of."""
@@ -81,6 +82,7 @@ class AlignedBatches:
         )
 
 
+@checked
 def align(
     tokenizer: Any, sources: Sequence[HasWords], *, batch_size: int = 16, max_length: int | None = None
 ) -> AlignedBatches:
@@ -133,13 +135,14 @@ def check_tokenizer(tokenizer: Any, batch_size: int) -> None:
     """Raise `DataError` for a slow tokenizer, and for a batch size below 1."""
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which does not return the characters of its tokens: "
-            "load a fast one (AutoTokenizer.from_pretrained(..., use_fast=True))"
+            f"{type(tokenizer).__name__} is a slow tokenizer, which does not return the characters of its tokens, or "
+            "is no tokenizer: load a fast one (AutoTokenizer.from_pretrained(..., use_fast=True))"
         )
     if batch_size < 1:
         raise DataError(f"batch_size must be 1 or more, got {batch_size}")
 
 
+@checked
 def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean") -> list[Tensor]:
     """[head, group, group] for each example: the attention of words and special tokens to one another.
 
@@ -160,6 +163,11 @@ def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean"
         tensor([[0.3333, 0.6667],
                 [0.3333, 0.6667]])
     """
+    if not aligned or x.dim() != 4:
+        raise DataError(
+            "wanted maps [batch, head, query, key] of one example or more, "
+            f"got {list(x.shape)} and {len(aligned)} examples"
+        )
     groups = pad_sequence([torch.tensor(one.groups) for one in aligned], batch_first=True, padding_value=PADDING)
     if x.shape[0] != len(aligned) or x.shape[2:] != (groups.shape[1], groups.shape[1]):
         raise DataError(

@@ -8,19 +8,20 @@ not passed to the model.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from ..anatomy.names import (
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
     EMBEDS_ARGUMENT,
     IDS_ARGUMENT,
+    LABELLING_CLASSES,
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
     NO_TEXT_ARGUMENTS,
@@ -29,8 +30,14 @@ from ..anatomy.names import (
     block_oddities_of,
 )
 from ..errors import DataError
+from .batch_checks import Batch as Batch
+from .batch_checks import check_inputs, check_masks, check_padding, input_name, without_weights
+from .caches import check_no_cache, own_caches
+from .positions import config_of as config_of
+from .positions import is_encoder_decoder as is_encoder_decoder
+from .positions import not_taken, task_model, with_positions
+from .positions import room_of as room_of
 
-Batch = Mapping[str, Any]
 Batches = Batch | Iterable[Batch]
 
 IGNORED = -100
@@ -38,7 +45,6 @@ IGNORED = -100
 LABELS = (LABELS_ARGUMENT, *SPAN_ARGUMENTS)
 ANNOTATIONS = "annotations"
 """The key of a batch's list with one entry per example, which is not passed to the model."""
-INPUTS = (IDS_ARGUMENT, EMBEDS_ARGUMENT, *NO_TEXT_ARGUMENTS)
 
 
 def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
@@ -50,6 +56,8 @@ def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
     none_yet = True
     for batch in [batches] if isinstance(batches, Mapping) else batches:
         none_yet = False
+        check_inputs(batch)
+        check_padding(batch)
         yield on_device(batch, device)
     if none_yet:
         raise DataError("no batches: wanted one mapping of model arguments or an iterable of them, got an empty one")
@@ -61,34 +69,41 @@ def device_of(model: nn.Module) -> torch.device:
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:
             return torch.device(device)
+    found = weights_device(model)
+    if found.type == "meta":
+        raise DataError(without_weights(model))
+    return found
+
+
+def weights_device(model: nn.Module) -> torch.device:
+    """The device of a model's first weights."""
     return next(parameter.device for parameter in model.parameters())
 
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     """Check one batch and move its tensors to `device`."""
-    if not isinstance(batch, Mapping):
-        raise DataError(
-            f"a batch must be a mapping of model arguments such as a tokenizer returns, got {type(batch).__name__}"
-        )
-    name = _input_name(batch)
-    if not isinstance(batch[name], Tensor):
-        raise DataError(
-            f"{name} must be a tensor, got {type(batch[name]).__name__}: "
-            "call the tokenizer with return_tensors='pt' and padding=True"
-        )
-    if batch[name].shape[0] == 0 or batch[name].numel() == 0:
-        raise DataError(f"{name} is empty: its shape is {list(batch[name].shape)}")
+    name = check_inputs(batch)
+    empty = [key for key, x in batch.items() if isinstance(x, Tensor) and x.is_meta and device.type != "meta"]
+    if empty:
+        raise DataError(f"{empty[0]} is on the meta device, where it has no values: make the batch on a real device")
+    check_masks(batch)
     if ANNOTATIONS in batch and len(batch[ANNOTATIONS]) != batch[name].shape[0]:
         raise DataError(
             f"{ANNOTATIONS} must have one entry per example, got {len(batch[ANNOTATIONS])} entries for "
             f"{batch[name].shape[0]} examples"
         )
-    return {key: _moved(key, value, device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return {key: _moved(key, value, device) for key, value in batch.items()}
 
 
-def _moved(name: str, x: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; labels that are whole numbers are made int64, the one type that losses take."""
+def _moved(name: str, x: Any, device: torch.device) -> Any:
+    """A tensor on the device; labels that are whole numbers are made int64, the one type that losses take."""
+    if isinstance(x, dict):  # a mask for each kind of layer
+        return {key: _moved(name, one, device) for key, one in x.items()}
+    if not isinstance(x, Tensor):
+        return x
     whole = name in LABELS and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        x = x.clone()  # no graph can hold a tensor that was made in inference mode
     return x.to(device, torch.int64 if whole else x.dtype)
 
 
@@ -100,11 +115,15 @@ def check_repeatable(batches: Batches, *, why: str) -> None:
 
 def examples(batch: Batch) -> int:
     """The number of examples in the batch."""
-    return int(batch[_input_name(batch)].shape[0])
+    return int(batch[input_name(batch)].shape[0])
 
 
 def some_examples(batch: Batch, chosen: slice | Tensor) -> dict[str, Any]:
-    """Some examples of the batch. Values without one row per example are kept as they are."""
+    """Some examples of the batch. Values without one row per example are kept as they are.
+
+    Raises `DataError` for a batch with a cache.
+    """
+    check_no_cache(batch, why="some examples are taken out of the batch")
     count = examples(batch)
     rows = {name: isinstance(x, Tensor) and x.dim() > 0 and len(x) == count for name, x in batch.items()}
     some = {name: x[chosen] if rows[name] else x for name, x in batch.items()}
@@ -133,19 +152,34 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
     """
     decoding = not reads_text(model, stack)
     labels = batch.get(LABELS_ARGUMENT)
-    if decoding and DECODER_PREFIX + MASK_ARGUMENT not in batch and isinstance(labels, Tensor) and labels.dim() == 2:
+    unmasked = writes(model) and DECODER_PREFIX + MASK_ARGUMENT not in batch
+    if decoding and unmasked and isinstance(labels, Tensor) and labels.dim() == 2:
         return labels != IGNORED  # the decoder reads the shifted labels
     prefix = DECODER_PREFIX if decoding else ""
     mask = batch.get(prefix + MASK_ARGUMENT)
     if mask is None:
         return _all_tokens(batch, prefix)
-    flat = mask.reshape(-1, mask.shape[-1]) if mask.dim() == 3 and rows_per_example(batch) > 1 else mask
-    if flat.dim() != 2:
+    if not shows_padding(model, batch, stack):
+        came = list(mask.shape) if isinstance(mask, Tensor) else f"a mask for each of {', '.join(mask)}"
         raise DataError(
-            f"{prefix}attention_mask must be [batch, token], got {list(mask.shape)}: "
-            "another shape does not show which tokens are padding"
+            f"{prefix}attention_mask must be [batch, token], got {came}: another shape does not show which tokens are "
+            "padding"
         )
-    return flat != 0
+    return mask.reshape(-1, mask.shape[-1]) != 0
+
+
+def shows_padding(model: nn.Module, batch: Batch, stack: str) -> bool:
+    """Whether a stack's attention mask, if there is one, has one value per token."""
+    mask = batch.get(MASK_ARGUMENT if reads_text(model, stack) else DECODER_PREFIX + MASK_ARGUMENT)
+    several = rows_per_example(batch) > 1
+    return mask is None or (isinstance(mask, Tensor) and (mask.dim() == 2 or (mask.dim() == 3 and several)))
+
+
+def token_count(model: nn.Module, batch: Batch, stack: str) -> int:
+    """How many tokens the texts of a stack have, padding included."""
+    known = shows_padding(model, batch, stack)
+    prefix = "" if reads_text(model, stack) else DECODER_PREFIX
+    return int((token_mask(model, batch, stack) if known else _all_tokens(batch, prefix)).shape[1])
 
 
 def reads_text(model: nn.Module, stack: str) -> bool:
@@ -200,8 +234,8 @@ def _all_tokens(batch: Batch, prefix: str) -> Tensor:
 
 
 def model_arguments(batch: Batch) -> dict[str, Any]:
-    """The batch without its annotations."""
-    return {key: value for key, value in batch.items() if key != ANNOTATIONS}
+    """The batch without its annotations, and with a cache of its own: call this for each pass of a model."""
+    return own_caches({key: value for key, value in batch.items() if key != ANNOTATIONS})
 
 
 def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
@@ -212,10 +246,11 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     FSMT's decoder attends to later tokens.
     Raises `DataError` for an argument that the forward pass does not take.
     """
-    inputs = {key: value for key, value in model_arguments(batch).items() if key not in LABELS}
+    arguments = with_positions(model, model_arguments(batch))
+    inputs = {key: value for key, value in arguments.items() if key not in LABELS}
     if unknown := not_taken(model, inputs):
         raise DataError(_unknown(model, unknown))
-    if LABELS_ARGUMENT not in batch or not is_encoder_decoder(model):
+    if LABELS_ARGUMENT not in batch or not writes(model):
         return inputs
     if hasattr(config_of(model), USE_CACHE_ARGUMENT):
         inputs.setdefault(USE_CACHE_ARGUMENT, False)
@@ -230,30 +265,32 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return inputs
 
 
+def writes(model: nn.Module) -> bool:
+    """Whether the model is an encoder-decoder whose labels are the tokens that its decoder is to write."""
+    labels = re.search(LABELLING_CLASSES, type(task_model(model)).__name__) is None
+    return labels and is_encoder_decoder(model)
+
+
 def with_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """The model's arguments with what it takes of the labels; the rest of the batch is for a loss of one's own."""
-    inputs = model_arguments(batch)
+    inputs = with_positions(model, model_arguments(batch))
     unknown = not_taken(model, inputs)
     return {key: value for key, value in inputs.items() if key not in unknown}
 
 
 def run_with_labels(model: nn.Module, batch: Batch) -> Any:
-    """Run the model on a batch with labels. Labels that a wrapper passes on to a model that takes none are left out."""
-    inputs = with_labels(model, batch)
+    """Run the model on a batch with labels."""
+    return call(model, with_labels(model, batch))
+
+
+def call(model: nn.Module, inputs: Batch) -> Any:
+    """Run the model. Labels that a wrapper passes on to a model that takes none are left out."""
     try:
         return model(**inputs)
     except TypeError as error:
         if not any(name in inputs and f"keyword argument '{name}'" in str(error) for name in LABELS):
             raise
         return model(**{key: value for key, value in inputs.items() if key not in LABELS})
-
-
-def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Which of these names are no arguments of the forward pass; a forward pass with `**kwargs` takes all of them."""
-    taken = inspect.signature(model.forward).parameters
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
-        return []
-    return [name for name in names if name not in taken]
 
 
 class ReadBatch(dict[str, Any]):
@@ -284,11 +321,6 @@ def _unknown(model: nn.Module, names: list[str]) -> str:
     return f"the forward pass of {type(model).__name__} takes no {' and no '.join(names)}: it takes {takes}"
 
 
-def task_model(model: nn.Module) -> nn.Module:
-    """The outermost `PreTrainedModel`, without wrappers around it."""
-    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
-
-
 def _shifted(labels: Tensor, config: Any) -> Tensor:
     """[batch, token]: decoder_input_ids for these labels, shifted as in the speech models of transformers."""
     start, padding = (getattr(config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
@@ -301,31 +333,6 @@ def _shifted(labels: Tensor, config: Any) -> Tensor:
     return shifted.masked_fill(shifted == IGNORED, padding)
 
 
-def is_encoder_decoder(model: nn.Module) -> bool:
-    """Whether the model is an encoder-decoder, also inside a wrapper."""
-    return bool(getattr(config_of(model), "is_encoder_decoder", False))
-
-
-def room_of(model: nn.Module) -> int | None:
-    """The longest input of a model in tokens, or None when its config names no limit."""
-    most = getattr(config_of(model), "max_position_embeddings", None)
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        return None
-    table = position_table(model)
-    # RoBERTa's positions begin after the padding index.
-    return most - (0 if table is None or table.padding_idx is None else table.padding_idx + 1)
-
-
-def position_table(model: nn.Module) -> nn.Embedding | None:
-    """The embeddings of absolute positions, which are as many as the config says, or None."""
-    most = getattr(config_of(model), "max_position_embeddings", None)
-    words = getattr(model, "get_input_embeddings", lambda: None)()
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == most and module is not words:
-            return module
-    return None
-
-
 def check_fits(model: nn.Module, tokens: int) -> None:
     """Raise `DataError` for texts that are longer than the model's longest input."""
     longest = room_of(model)
@@ -334,15 +341,3 @@ def check_fits(model: nn.Module, tokens: int) -> None:
             f"a text has {tokens} tokens, the model takes {longest}: pass max_length={longest} to align or "
             "align_code, which leave out longer texts and list them"
         )
-
-
-def config_of(model: nn.Module) -> Any:
-    """The outermost config in the model, or None."""
-    return next((module.config for module in model.modules() if hasattr(module, "config")), None)
-
-
-def _input_name(batch: Batch) -> str:
-    for name in INPUTS:
-        if batch.get(name) is not None:
-            return name
-    raise DataError(f"a batch needs input_ids or inputs_embeds, got {', '.join(map(str, batch)) or 'no keys at all'}")

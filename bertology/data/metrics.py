@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, described
 from .batches import IGNORED
 
 Metric = Callable[[Tensor, Tensor], Any]
@@ -71,7 +71,7 @@ def find_metric(metric: str | Metric) -> Metric:
     return METRICS[metric]
 
 
-def measured(metric: Metric, logits: Tensor, labels: Tensor) -> float:
+def measured(metric: Metric, logits: Tensor, labels: Tensor, examples: int) -> float:
     """The value of a metric over all examples; of a mapping, as libraries of metrics return, its only value.
 
     Raises `DataError` for NaN among the logits, and for a metric that is not one number.
@@ -87,11 +87,13 @@ def measured(metric: Metric, logits: Tensor, labels: Tensor) -> float:
             )
         value = next(iter(value.values()))
     try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"the metric {name} must return one number, got {type(value).__name__}") from error
+        number = None if isinstance(value, (str, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None:
+        raise DataError(f"the metric {name} must return one number, got {described(value)}")
     if number != number:
-        raise DataError(f"the metric {name} is NaN over {len(labels)} labels")
+        raise DataError(f"the metric {name} is NaN over {examples} examples")
     return number
 
 

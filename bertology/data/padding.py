@@ -16,17 +16,18 @@ from ..anatomy.names import (
 )
 from ..anatomy.sites import Anatomy, Site
 from ..errors import DataError
+from .batch_checks import check_real
 from .batches import (
     IGNORED,
     Batch,
     examples,
     fit_mask,
-    is_encoder_decoder,
     model_arguments,
     reads_text,
     rows_per_example,
     some_examples,
     token_mask,
+    writes,
 )
 
 
@@ -56,6 +57,9 @@ class RealQueries:
         wanted = {stack for stack in stacks if reads_text(anatomy.model, stack)} if text_only else stacks
         self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in wanted}
         self._complete = {stack: mask is None or bool(mask.all()) for stack, mask in self._masks.items()}
+        for stack, mask in self._masks.items():
+            if mask is not None and not self._complete[stack]:
+                check_real(mask)
         self.positions: dict[Site, int] = {}
 
     def among(self, site: Site, rows: slice, x: Tensor) -> Tensor:
@@ -91,36 +95,46 @@ class RealQueries:
                 fit_mask(mask, positions, self._anatomy.runner(site.stack))
 
 
-def padded_example(batch: Batch) -> int | None:
-    """The first example with padding in its text or in its decoder's, or None."""
+def padded_example(model: nn.Module, batch: Batch, *, before: bool = False) -> int | None:
+    """The first example with padding in its text or in its decoder's, or None; with `before`, before a token of it."""
+    for real in text_masks(model, batch).values():
+        there = ~real[..., :-1] & real[..., 1:] if before else ~real
+        rows = there.flatten(1).any(1)
+        if rows.any():
+            return int(rows.int().argmax())
+    return None
+
+
+def text_masks(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """{"decoder_" or "": [batch, token] or [batch, choice, token], bool}: the real tokens, where the batch tells them.
+
+    A decoder that makes its inputs from labels reads what lies between two of them, also where it is ignored.
+    """
+    masks = {}
     for prefix in (DECODER_PREFIX, ""):
         mask = batch.get(prefix + MASK_ARGUMENT)
-        if isinstance(mask, Tensor) and mask.dim() >= 2 and len(mask) == examples(batch):
-            rows = (mask == 0).flatten(1).any(1)
-            if rows.any():
-                return int(rows.int().argmax())
-    return None
+        axes = 3 if rows_per_example(batch) > 1 else 2
+        if isinstance(mask, Tensor) and mask.dim() == axes and len(mask) == examples(batch):
+            masks[prefix] = mask != 0
+    labels = batch.get(LABELS_ARGUMENT)
+    if writes(model) and DECODER_PREFIX not in masks and isinstance(labels, Tensor) and labels.dim() == 2:
+        real = (labels != IGNORED).long()
+        masks = {DECODER_PREFIX: (real.cumsum(1) > 0) & (real.flip(1).cumsum(1).flip(1) > 0)} | masks
+    return masks
 
 
 def alone(model: nn.Module, batch: Batch, example: int) -> dict[str, Any]:
     """One example of a batch without its padding, as a batch of its own."""
     one = model_arguments(some_examples(batch, slice(example, example + 1)))
-    mask = one.get(MASK_ARGUMENT)
-    if isinstance(mask, Tensor) and mask.dim() == (3 if rows_per_example(batch) > 1 else 2):
+    for prefix, real in text_masks(model, one).items():
         # The choices of multiple choice are rows of one example.
-        kept = (mask != 0).flatten(0, -2).any(0)
-        for name in SPAN_ARGUMENTS:
-            if isinstance(one.get(name), Tensor):
-                before = (~kept).long().cumsum(0)
-                one[name] = one[name] - before[one[name].clamp(0, len(kept) - 1)]
-        _keep(one, kept, mask.dim() - 1, decoder=False, labels=not is_encoder_decoder(model))
-    if is_encoder_decoder(model):
-        target, labels = one.get(DECODER_PREFIX + MASK_ARGUMENT), one.get(LABELS_ARGUMENT)
-        if isinstance(target, Tensor) and target.dim() == 2:
-            _keep(one, (target != 0)[0], 1, decoder=True, labels=True)
-        elif isinstance(labels, Tensor) and labels.dim() == 2 and target is None and not labels.is_floating_point():
-            # Labels that are ignored are padding at the end alone: in between, the decoder reads something.
-            _keep(one, (labels[0] != IGNORED).flip(0).cummax(0).values.flip(0), 1, decoder=True, labels=True)
+        kept = real.flatten(0, -2).any(0)
+        if not prefix:
+            before = (~kept).long().cumsum(0)
+            for name in SPAN_ARGUMENTS:
+                if isinstance(one.get(name), Tensor):
+                    one[name] = one[name] - before[one[name].clamp(0, len(kept) - 1)]
+        _keep(one, kept, real.dim() - 1, decoder=bool(prefix), labels=writes(model) == bool(prefix))
     return one
 
 

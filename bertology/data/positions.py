@@ -1,11 +1,13 @@
-"""The positions of tokens where padding stands before them."""
+"""The positions of a model's tokens: how many it has, and which they are where padding stands before tokens."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..anatomy.names import (
     EMBEDS_ARGUMENT,
@@ -15,20 +17,67 @@ from ..anatomy.names import (
     POSITIONS_ARGUMENT,
     POSITIONS_NAME,
 )
-from .batches import not_taken, position_table, rows_per_example, task_model
+
+
+def config_of(model: nn.Module) -> Any:
+    """The outermost config in the model, or None."""
+    return next((module.config for module in model.modules() if hasattr(module, "config")), None)
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the model is an encoder-decoder, also inside a wrapper."""
+    return bool(getattr(config_of(model), "is_encoder_decoder", False))
+
+
+def task_model(model: nn.Module) -> nn.Module:
+    """The outermost `PreTrainedModel`, without wrappers around it."""
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+
+
+def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Which of these names are no arguments of the forward pass; a forward pass with `**kwargs` takes all of them."""
+    taken = inspect.signature(model.forward).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
+        return []
+    return [name for name in names if name not in taken]
+
+
+def room_of(model: nn.Module) -> int | None:
+    """The longest input of a model in tokens, or None when its config names no limit."""
+    most = getattr(config_of(model), "max_position_embeddings", None)
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        return None
+    table = position_table(model)
+    # RoBERTa's positions begin after the padding index.
+    return most - (0 if table is None or table.padding_idx is None else table.padding_idx + 1)
+
+
+def position_table(model: nn.Module) -> Any:
+    """The embeddings of absolute positions, which are as many as the config says, or None."""
+    most = getattr(config_of(model), "max_position_embeddings", None)
+    try:
+        words = getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:  # models of characters
+        words = None
+    for module in model.modules():
+        # I-BERT's table is of a class of its own.
+        weights = getattr(module, "weight", None) if hasattr(module, "padding_idx") else None
+        if isinstance(weights, Tensor) and len(weights) == most and module is not words:
+            return module
+    return None
 
 
 def with_positions(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with `position_ids` where padding stands before tokens, derived from the mask as `generate` does.
 
     Without them, a model with absolute positions would count the padding. They are not added to a batch that has some,
-    to images and sounds, for which models count in other ways, and where the model does not take them.
+    to images and sounds, for which models count in other ways, to multiple choice, and where the model does not take
+    them.
     """
     mask, text = batch.get(MASK_ARGUMENT), batch.get(IDS_ARGUMENT, batch.get(EMBEDS_ARGUMENT))
-    tokens = 2 if rows_per_example(batch) > 1 else 1
     if POSITIONS_ARGUMENT in batch or any(name in batch for name in NO_TEXT_ARGUMENTS) or not isinstance(mask, Tensor):
         return batch
-    if mask.dim() != tokens + 1 or not isinstance(text, Tensor) or text.shape[: tokens + 1] != mask.shape:
+    if mask.dim() != 2 or not isinstance(text, Tensor) or text.shape[:2] != mask.shape:
         return batch
     real = mask != 0
     if not padded_before(real) or not _takes_positions(model):

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anatomy.names import block_oddities_of
 from ..anatomy.sites import Anatomy
-from ..errors import DataError
+from ..errors import DataError, described
 from .batches import Batch, reads_text, token_ids
 
 TokenClass = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Batch], Tensor]
@@ -28,6 +28,8 @@ class TokenClasses:
 
     def __init__(self, tokens: Mapping[str, TokenClass] | None, tokenizer: Any = None) -> None:
         given = dict(tokens or {})
+        if tokenizer is not None:
+            check_is_tokenizer(tokenizer)
         if OTHER in given:
             raise DataError(
                 f"the name {OTHER!r} is taken: it is the class of all tokens in none of the other classes. "
@@ -84,11 +86,21 @@ class TokenClasses:
         return torch.isin(ids, self._ids[name].to(ids.device))
 
 
+def check_is_tokenizer(tokenizer: Any) -> None:
+    """Raise `DataError` for what is no tokenizer."""
+    if not callable(tokenizer) or isinstance(tokenizer, (type, nn.Module)):
+        raise DataError(
+            f"tokenizer must be a tokenizer, such as AutoTokenizer.from_pretrained returns, got {described(tokenizer)}"
+        )
+
+
 def _ids(name: str, given: Any, tokenizer: Any) -> Tensor:
     many = given.tolist() if isinstance(given, Tensor) else [given] if isinstance(given, (int, str)) else list(given)
     if not many or not (all(type(one) is int for one in many) or all(isinstance(one, str) for one in many)):
         raise DataError(f"class {name!r} must be token ids, strings or a function of the batch, got {given!r}")
     if isinstance(many[0], int):
+        if torch.tensor(many).min() < 0:
+            raise DataError(f"class {name!r}: a token id is 0 or more, got {many}")
         return torch.tensor(many)
     if tokenizer is None:
         raise DataError(f"class {name!r} is given as strings: pass tokenizer= as well, to look up their ids")

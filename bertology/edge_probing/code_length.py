@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.progress import Progress, progress_bar
@@ -68,6 +68,7 @@ class CodeLength(Result):
         return "\n".join([*lines, total])
 
 
+@checked
 def online_code(
     fit: Callable[[range], Predict],
     *,
@@ -160,6 +161,7 @@ CODING = Training(choose_by="loss")
 """The paper's settings for tasks of medium size, but with the loss as criterion: the code is made of probabilities."""
 
 
+@checked
 def code_lengths(
     train: BatchSource, dev: BatchSource, *, seed: int = 0, settings: Training = CODING,
     portions: Sequence[float] = PORTIONS, device: torch.device | str = "cpu", progress: Progress = None,

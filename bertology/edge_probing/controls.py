@@ -9,13 +9,14 @@ from dataclasses import replace
 from hashlib import blake2b
 from itertools import accumulate
 
-from ..errors import DataError
+from ..errors import DataError, checked, described
 from .tasks import EdgeTask, Record, Target
 
 _Labels = tuple[str, ...]
 _Words = tuple[str, ...]
 
 
+@checked
 def control_tasks(train: EdgeTask, *others: EdgeTask, seed: int = 0) -> tuple[EdgeTask, ...]:
     """Give each word type one random label, the same at every occurrence (Hewitt and Liang 2019, §2).
 
@@ -38,6 +39,9 @@ def control_tasks(train: EdgeTask, *others: EdgeTask, seed: int = 0) -> tuple[Ed
         >>> first == last
         True
     """
+    wrong = [one for one in others if not isinstance(one, EdgeTask)]
+    if wrong:
+        raise DataError(f"others must be EdgeTasks, such as the dev set, got {described(wrong[0])}")
     counts = Counter(target.labels for record in train for target in record.targets)
     sets = sorted(counts)
     ends = list(accumulate(counts[labels] for labels in sets))
@@ -62,6 +66,7 @@ def control_tasks(train: EdgeTask, *others: EdgeTask, seed: int = 0) -> tuple[Ed
     return tuple(made)
 
 
+@checked
 def shuffled_labels(task: EdgeTask, *, seed: int = 0) -> EdgeTask:
     """Permute the labels among the targets: a probe can then only learn how frequent labels are.
 
@@ -80,6 +85,7 @@ def shuffled_labels(task: EdgeTask, *, seed: int = 0) -> EdgeTask:
     return replace(task, name=f"{task.name} shuffled", records=records)
 
 
+@checked
 def shared_types(train: EdgeTask, dev: EdgeTask) -> float:
     """The share of the dev set's targets whose words are those of a target in the training set, 0 to 1.
 

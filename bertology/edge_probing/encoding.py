@@ -17,7 +17,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT
 from ..corpora.words import AlignedBatches, align
 from ..data.batches import Batch, config_of, device_of, is_encoder_decoder, model_arguments, room_of, some_examples
-from ..errors import DataError, UnknownAnatomy
+from ..errors import DataError, UnknownAnatomy, checked
 from ..measures.captures import hidden_states, one_batch, run
 from ..streaming.progress import Progress, progress_bar
 from ..tap import tap
@@ -192,6 +192,7 @@ Lexical = Literal["word", "embeddings"]
 DTYPES = (torch.float16, torch.float32)
 
 
+@checked
 def encode(
     model: nn.Module, tokenizer: Any, task: EdgeTask, path: str | Path, *, lexical: Lexical = "word",
     dtype: torch.dtype = torch.float16, batch_size: int = 32, max_length: int | None = None,

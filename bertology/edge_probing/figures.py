@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import DataError, need
+from ..errors import DataError, checked, need
 from ..results.figures import COLOURS, new_figure, written
 from ..results.result import draws
 from .layer_statistics import LayerStatistics
@@ -26,6 +26,7 @@ _ADDED, _MIXED = COLOURS[1], COLOURS[0]
 _LIGHT, _GREY = "#9cc3de", "#777777"
 
 
+@checked
 def layers_of_tasks(
     tasks: Mapping[str, LayerStatistics], *, title: str | None = None, path: str | Path | None = None
 ) -> Figure:
@@ -75,6 +76,7 @@ def layers_of_tasks(
     return written(figure, path)
 
 
+@checked
 def layer_panels(
     tasks: Mapping[str, LayerStatistics],
     *,
@@ -129,6 +131,7 @@ def layer_panels(
     return written(figure, path)
 
 
+@checked
 def sentence_strips(
     trajectories: LabelTrajectories, *, title: str | None = None, path: str | Path | None = None
 ) -> Figure:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..corpora.treebank import Skip
-from ..errors import DataError
+from ..errors import DataError, checked, readable, writable
 from .tasks import Counted, EdgeTask, Record, Target, check_inside
 
 T = TypeVar("T")
@@ -19,6 +19,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair, such as `\\ud83d` in JSON without the other half: tokenizers do not accept it."""
 
 
+@checked
 def read_edges(
     path: str | Path, *, name: str | None = None, labels: str | Path | Sequence[str] | None = None,
     counted: Counted = None, skip_broken: bool = False,
@@ -51,7 +52,7 @@ def read_edges(
     """
     path = Path(path)
     reader = _Reader(path, skip_broken)
-    with open(path, "rb") as file:
+    with readable(path), open(path, "rb") as file:
         records = [record for number, line in enumerate(file, 1) if (record := reader.record(line, number))]
     names = _labels_in(Path(labels)) if isinstance(labels, (str, Path)) else labels
     task = path.stem if name is None else name
@@ -61,6 +62,7 @@ def read_edges(
         raise DataError(f"{path}: {error}") from error
 
 
+@checked
 def write_edges(task: EdgeTask, path: str | Path, *, labels: str | Path | None = None) -> None:
     """Write a task in the format of `read_edges`; `labels` names a file for its labels, one per line.
 
@@ -78,10 +80,12 @@ def write_edges(task: EdgeTask, path: str | Path, *, labels: str | Path | None =
     ends = [label for label in task.labels if len(label.splitlines()) > 1]
     if labels is not None and ends:
         raise DataError(f"labels must not contain line breaks, got {ends[0]!r}")
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
+    with writable(path), open(path, "w", encoding="utf-8", newline="\n") as file:
         for record in task:
             file.write(json.dumps(_written(record), ensure_ascii=False) + "\n")
-    if labels is not None:
+    if labels is None:
+        return
+    with writable(labels):
         Path(labels).write_text("".join(f"{label}\n" for label in task.labels), encoding="utf-8", newline="\n")
 
 
@@ -207,5 +211,6 @@ def _written_target(target: Target) -> dict[str, Any]:
 
 
 def _labels_in(path: Path) -> tuple[str, ...]:
-    names = path.read_text(encoding="utf-8-sig").split("\n")
+    with readable(path):
+        names = path.read_text(encoding="utf-8-sig").split("\n")
     return tuple(name.rstrip("\r") for name in (names[:-1] if names[-1] == "" else names))

@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, need
+from ..errors import DataError, ShapeError, checked, need
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 
@@ -222,6 +222,7 @@ class LayerStatistics(Result):
         """1 minus the F1 of all layers, mean over seeds: what no layer adds."""
         return (1 - self.f1[:, -1]).mean().item()
 
+    @checked
     def interval(self, field: str, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """The lower and upper ends of the interval for a field's mean over seeds: [layer] or scalars (extra `stats`).
 
@@ -249,6 +250,7 @@ class LayerStatistics(Result):
         return "\n".join(lines)
 
 
+@checked
 def layer_statistics(f1: Tensor, mix: Tensor | None = None, *, least_gain: float = LEAST_GAIN) -> LayerStatistics:
     """Summarize at which layers one task is solved (Tenney et al. 2019, §3, Eq 2 to 4).
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from ..errors import DataError
+from ..errors import DataError, check_share, checked
 
 
+@checked
 @dataclass(frozen=True)
 class Training:
     """How probes are trained: by default as in Tenney et al. (2019), with their settings for tasks of medium size.
@@ -66,6 +67,8 @@ class Training:
         for name in ("threshold", "min_lr"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise DataError(f"{name} must be a number, 0 or more, got {getattr(self, name)}")
+        for name in ("dropout", "input_dropout"):
+            check_share(name, getattr(self, name))
         if self.choose_by not in ("f1", "loss"):
             raise DataError(f"choose_by is 'f1' or 'loss', got {self.choose_by!r}")
 

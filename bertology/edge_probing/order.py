@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data.metrics import spearman
-from ..errors import DataError, need
+from ..errors import DataError, checked, need
 from .layer_statistics import LayerStatistics
 
 
@@ -29,6 +29,7 @@ class OrderAgreement:
     """The other tasks: they are only in one of the two, or have no expected layer."""
 
 
+@checked
 def order_of(tasks: Mapping[str, LayerStatistics | float]) -> list[str]:
     """The names of tasks by their expected layer, the lowest first; tasks without one are last, in the given order.
 
@@ -41,6 +42,7 @@ def order_of(tasks: Mapping[str, LayerStatistics | float]) -> list[str]:
     return sorted(layers, key=lambda name: math.inf if math.isnan(layers[name]) else layers[name])
 
 
+@checked
 def order_agreement(
     one: Mapping[str, LayerStatistics | float], other: Mapping[str, LayerStatistics | float]
 ) -> OrderAgreement:
@@ -67,6 +69,7 @@ def order_agreement(
     return OrderAgreement(spearman(first, second), float(tau.statistic), float(tau.pvalue), tuple(known), left_out)
 
 
+@checked
 def layer_table(tasks: Mapping[str, LayerStatistics]) -> str:
     """Statistics of several tasks as a table in Markdown, in the order of `order_of`.
 

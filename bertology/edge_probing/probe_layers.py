@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.result import cpu64
 from ..streaming.progress import Progress
 from .optimizer import PAPER, Training
@@ -20,6 +20,7 @@ from .train import Trained, train_resumably
 from .trajectories import LabelTrajectories, label_trajectories
 
 
+@checked
 def probe_layers(
     train: BatchSource, dev: BatchSource, *, test: BatchSource | None = None, seeds: Sequence[int] = (0,),
     settings: Training = PAPER, device: torch.device | str = "cpu", checkpoint: str | Path | None = None,
@@ -73,6 +74,7 @@ def probe_layers(
     return scores
 
 
+@checked
 def cumulative_probes(source: BatchSource, seeds: Sequence[int] = (0,), settings: Training = PAPER) -> Probes:
     """New probes for a data set: for each seed, one probe for each layer and all layers below it.
 
@@ -92,6 +94,7 @@ def cumulative_probes(source: BatchSource, seeds: Sequence[int] = (0,), settings
     )  # fmt: skip
 
 
+@checked
 def score_layers(trained: Trained, source: BatchSource) -> LayerScores:
     """Score trained `cumulative_probes` on records: the last step of `probe_layers`.
 
@@ -131,6 +134,7 @@ def score_layers(trained: Trained, source: BatchSource) -> LayerScores:
     )  # fmt: skip
 
 
+@checked
 def probabilities(
     probes: Probes, source: BatchSource, *, records: Tensor | range | None = None, batch_size: int = 32
 ) -> Tensor:
@@ -160,6 +164,7 @@ def probabilities(
     return torch.cat(found, 1) if found else torch.zeros(len(probes.seeds), 0, len(source.labels))
 
 
+@checked
 def follow_targets(
     trained: Trained, source: BatchSource, task: EdgeTask, *, seed: int | None = None
 ) -> LabelTrajectories:

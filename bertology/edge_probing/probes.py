@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from .random_draws import BEGINNING, DROPOUT, generator
 from .span_batches import EdgeBatch
 
@@ -81,6 +81,7 @@ class Probes(nn.Module):
 
     layers: Tensor
 
+    @checked
     def __init__(
         self, layers: Tensor, hidden: int, labels: int, sides: int, *, seeds: int | Sequence[int] = 0,
         width: int = 256, dropout: float = 0.3, input_dropout: float = 0.2,
@@ -116,6 +117,7 @@ class Probes(nn.Module):
         """[probe]: the factor γ of each mix."""
         return self.parts()["gamma"][:, 0].detach()
 
+    @checked
     def select(self, which: Iterable[int]) -> Probes:
         """A copy of some of the probes, by their indices."""
         places = list(which)

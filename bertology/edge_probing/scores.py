@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, check_least, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
@@ -53,6 +53,11 @@ def logits_of(
 
     Raises `DataError` when they are not finite.
     """
+    check_least("batch_size", batch_size, 1)
+    if len(records) and not 0 <= int(min(records)) <= int(max(records)) < source.records:
+        raise DataError(
+            f"records must be from 0 to {source.records - 1}, got {int(min(records))} to {int(max(records))}"
+        )
     training = probes.training
     probes.eval()
     try:
@@ -121,6 +126,7 @@ def _places(of: Tensor, some: range, batch: EdgeBatch) -> Tensor:
     return (of[first:last] - some.start).to(batch.gold.device)
 
 
+@checked
 def bits_of(logits: Tensor, gold: Tensor) -> Tensor:
     """[...], bits: the code of all labels of some targets, of logits [..., target, label] and gold [target, label].
 
@@ -209,6 +215,7 @@ class LayerScores(Result):
         cells = self.label_tp, self.label_fp, self.label_fn
         return micro_f1(*cells).masked_fill(torch.stack(cells).sum(0) == 0, torch.nan)
 
+    @checked
     def bootstrap(self, resamples: int = 1000, *, seed: int = 0) -> Tensor:
         """[draw, seed, layer]: F1 over resampled records, the same for all probes in one draw.
 
@@ -218,6 +225,7 @@ class LayerScores(Result):
         cells = torch.stack([self.tp, self.fp, self.fn]).double()
         return micro_f1(*bootstrap_sums(cells, resamples=resamples, seed=seed)[0].unbind(1))
 
+    @checked
     def interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The lower and upper ends of the percentile interval of F1 over `bootstrap`, [seed, layer] each.
 
@@ -225,6 +233,7 @@ class LayerScores(Result):
         """
         return percentile_interval(self.bootstrap(resamples, seed=seed), level)
 
+    @checked
     def layer_interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """The lower and upper ends of the `bootstrap` interval of the expected layer, the mean over seeds.
 

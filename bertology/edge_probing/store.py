@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, checked
 from .span_batches import EdgeBatch
 from .store_folder import Folder, Layout, Numbers, check_of, ranges, row_bytes
 
@@ -32,6 +32,7 @@ class Store:
         self._checked = np.zeros(len(self._checks), dtype=bool)
 
     @classmethod
+    @checked
     def open(cls, path: str | Path) -> Store:
         """Open a folder that `encode` made.
 

@@ -200,7 +200,7 @@ class Folder:
         try:
             found = json.loads((self.path / META).read_bytes())
             about, check = found["about"], found["check"]
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise DataError(f"{self.path} holds no encoded task: wanted a folder that encode() made") from error
         except (ValueError, KeyError, TypeError) as error:
             raise self.damaged(f"{META} cannot be read ({error})") from error

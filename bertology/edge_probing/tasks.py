@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Literal, overload
 
 from ..corpora.treebank import Skip
-from ..errors import DataError
+from ..errors import DataError, checked
 
 Counted = Literal["coref", "srl", "relations"] | Sequence[str] | None
 """A rule by its name, the labels themselves, or None for all."""
@@ -24,6 +24,7 @@ _RULES: dict[str, Callable[[str], object]] = {
 }
 
 
+@checked
 def counted_labels(labels: Sequence[str], rule: Counted = None) -> tuple[str, ...]:
     """Which of a task's labels count for its F1, in their order (the analysis program of Tenney et al. 2019).
 
@@ -132,6 +133,7 @@ class Target:
             raise DataError(f"labels must differ, got {self.labels!r}")
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Record:
     """The words of a text and the targets in it. Targets may overlap, and several may have the same span.
@@ -173,6 +175,7 @@ def _check_span(name: str, span: Span) -> None:
         raise DataError(f"{name} is {list(span)}, which holds no words: wanted a first word from 0 and a later end")
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class EdgeTask(Sequence[Record]):
     """The records of an edge-probing task, and the labels that its probe chooses among.
@@ -211,6 +214,7 @@ class EdgeTask(Sequence[Record]):
                     )
 
     @classmethod
+    @checked
     def of(
         cls, name: str, records: Iterable[Record], *, labels: Sequence[str] | None = None, counted: Counted = None,
         skipped: Iterable[Skip] = (),
@@ -259,12 +263,14 @@ class EdgeTask(Sequence[Record]):
         """
         return replace(self, records=tuple(replace(r, targets=_merged(r.targets)) for r in self.records))
 
+    @checked
     def first(self, many: int) -> EdgeTask:
         """The first records."""
         if many < 1:
             raise DataError(f"the first of {len(self)} records: wanted 1 or more, got {many}")
         return self[:many]
 
+    @checked
     def split(self, *sizes: float, seed: int | None = None) -> tuple[EdgeTask, ...]:
         """Split the task into parts, one for each size and one for the rest. The parts keep labels and order.
 
@@ -286,6 +292,7 @@ class EdgeTask(Sequence[Record]):
         parts = parts_of([record.words for record in self.records], sizes, seed)
         return tuple(replace(self, records=tuple(self.records[place] for place in part)) for part in parts)
 
+    @checked
     def with_labels(
         self, labels: EdgeTask | Sequence[str], *, counted: Counted = None, skip_unknown: bool = False
     ) -> EdgeTask:

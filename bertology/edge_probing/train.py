@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..streaming.checkpoint import Checkpoint
 from ..streaming.identity import add_tensor
 from ..streaming.progress import Progress, progress_bar
@@ -71,6 +71,7 @@ class Trained:
     were used up. In the last case more training may help."""
 
 
+@checked
 def train_probes(
     train: BatchSource, dev: BatchSource, probes: Probes, settings: Training = PAPER, *,
     checkpoint: str | Path | None = None, progress: Progress = None,

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from .tasks import EdgeTask, Target
@@ -74,6 +74,7 @@ class LabelTrajectories(Result):
         top = self.top
         return len(top) - (top == top[-1]).flip(0).long().cumprod(0).sum(0)
 
+    @checked
     def of_label(self, label: str) -> Tensor:
         """[layer, target]: the probability of one label. Raises `DataError` for a label that the task does not have."""
         if label not in self.label_names:
@@ -86,17 +87,20 @@ class LabelTrajectories(Result):
         right = self.probabilities.masked_fill(~self.gold, 0).sum(-1) / many
         return right.masked_fill(many == 0, torch.nan)
 
+    @checked
     def unsure(self, limit: float = UNSURE) -> Tensor:
         """[target], bool: whether `mean_top` is at most the limit (§4.1)."""
         if not 0 <= limit <= 1:
             raise DataError(f"limit, a mean probability, must be from 0 to 1, got {limit}")
         return self.mean_top <= limit
 
+    @checked
     def sentences(self, limit: float = UNSURE, *, least: int = 2) -> list[int]:
         """The numbers of the records that the paper shows: those with at least `least` unsure targets (§4.1)."""
         many = self.record[self.unsure(limit)].bincount(minlength=len(self.words))
         return [number for number, count in enumerate(many.tolist()) if count >= max(1, least)]
 
+    @checked
     def most_changing(self, many: int = 10, *, by: Literal["flips", "movement"] = "flips", least: int = 2) -> list[int]:
         """The numbers of the records whose decisions change most over the layers, the most changing one first.
 
@@ -111,6 +115,7 @@ class LabelTrajectories(Result):
         there = [number for number, count in enumerate(targets.tolist()) if count >= max(1, least)]
         return sorted(there, key=lambda number: pairs[number].tolist(), reverse=True)[:many]
 
+    @checked
     def sentence(self, record: int) -> LabelTrajectories:
         """Only one record. Raises `DataError` for a record that does not exist, or has no targets."""
         found = self.subset(self.record == record)
@@ -118,6 +123,7 @@ class LabelTrajectories(Result):
             raise DataError(f"record {record} has no targets: there are {len(self.words)} records, counted from 0")
         return replace(found, record=torch.zeros_like(found.record), words=(self.words[record],))
 
+    @checked
     def subset(self, targets: Tensor) -> LabelTrajectories:
         """Some targets, [target] bool, in the same records."""
         if targets.dtype != torch.bool or targets.shape != self.record.shape:
@@ -131,6 +137,7 @@ class LabelTrajectories(Result):
         """The number of targets."""
         return len(self.record)
 
+    @checked
     def shown(self, target: int) -> list[int]:
         """The labels of a target that are true, or the most probable at some layer, sorted by mean probability."""
         which = self.gold[target].clone()
@@ -138,6 +145,7 @@ class LabelTrajectories(Result):
         means = self.probabilities[:, target].mean(0).tolist()
         return sorted(which.nonzero().flatten().tolist(), key=lambda label: -means[label])
 
+    @checked
     def asked(self, target: int) -> str:
         """The words of a target's spans: `she | saw`. The middle of long spans is left out."""
         words, ends = self.words[int(self.record[target])], self.spans[target].tolist()
@@ -169,6 +177,7 @@ class LabelTrajectories(Result):
         return f"  {right} {self.label_names[label]:<{width}}{''.join(cells)}"
 
 
+@checked
 def label_trajectories(
     probabilities: Tensor, task: EdgeTask, *, source: tuple[Tensor, Tensor] | None = None
 ) -> LabelTrajectories:

@@ -14,7 +14,7 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import Batches
 from ..data.losses import ExampleLoss
 from ..data.metrics import Metric
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..streaming.progress import Progress
 from ..tap.gates import Kind, replacement_name
@@ -39,8 +39,11 @@ class HeadAblation(PairedResult):
     def _tested(self) -> Tensor:
         return ~self.change.isnan()
 
+    @checked
     def correlation(self, other: HeadAblation, *, of: Of = "metric") -> float:
         """Pearson's r between the heads' effects on two data sets (Michel et al. 2019, §3.4)."""
+        if of not in ("metric", "loss"):
+            raise DataError(f"of is 'metric' or 'loss', got {of!r}")
         pairs = [(r.change if of == "metric" else r.loss_change).flatten() for r in (self, other)]
         if pairs[0].shape != pairs[1].shape:
             raise DataError(
@@ -55,6 +58,7 @@ class HeadAblation(PairedResult):
         return r
 
 
+@checked
 def head_ablation(
     model: nn.Module,
     batches: Batches,
@@ -142,6 +146,7 @@ class SoleHeadAblation(PairedResult):
         return there
 
 
+@checked
 def sole_head_ablation(
     model: nn.Module,
     batches: Batches,

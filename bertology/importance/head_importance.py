@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batch, Batches, check_repeatable, device_of, examples, rows_per_example
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.metrics import spearman
-from ..errors import DataError, UnknownAnatomy
+from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -53,6 +53,7 @@ class HeadImportance(Result):
     granularity: str = "example"
     """Whether the absolute value was taken for each "example" or for each "token"."""
 
+    @checked
     def normalized(self, how: Literal["layer", "all"]) -> HeadImportance:
         """Scale the scores so that layers, or all heads, can be compared.
 
@@ -102,6 +103,7 @@ class ImportanceAccumulator(Accumulator):
     squared: Tensor = stat("layer head")
     examples: Tensor = stat("", torch.int64)
 
+    @checked
     def __init__(self, loss: ExampleLoss | None = None, granularity: Literal["example", "token"] = "example") -> None:
         if granularity not in ("example", "token"):
             raise DataError(f"granularity is 'example' or 'token', got {granularity!r}")
@@ -120,7 +122,7 @@ class ImportanceAccumulator(Accumulator):
             if why := oddities_of(site.attention).inexact_gradient:
                 raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         return super().zero(anatomy)
 
     @contextmanager
@@ -196,6 +198,7 @@ def _of_tokens(sites: list[Site], found: Sequence[Tensor | None], zeros: Tensor)
     return signed, absolute
 
 
+@checked
 def head_importance(
     model: nn.Module,
     batches: Batches,
@@ -208,7 +211,8 @@ def head_importance(
 
     I_h = E_x |∂L(x)/∂ξ_h| (Michel, Levy and Neubig 2019, eq. 2): the absolute value is taken example by example, so
     that the result does not depend on how the examples are batched. Only the gates get gradients, the weights none.
-    Sort the data by length to waste no time on padding, which never counts.
+    Sort the data by length to waste no time on padding. It does not count, on either side; if the model itself counts
+    it, a warning says so.
 
     Args:
         model: a model with a task head, under any attention implementation; measured in eval mode, left as it was.
@@ -219,7 +223,8 @@ def head_importance(
             code does. It is never smaller, and the same where the loss sees a layer at one token only.
         progress: True for a progress bar, or its title; no bar without it.
 
-    Raises `LossError` when labels are missing, no loss is known, or a loss is not one finite value per example.
+    Raises `LossError` when labels are missing, no loss is known, the model itself computes another loss, or a loss is
+    not one finite value per example.
 
         >>> import torch
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -260,6 +265,7 @@ class ImportanceSeries(Result):
     granularity: str = "example"
     """Whether the absolute value was taken for each "example" or for each "token"."""
 
+    @checked
     def at(self, step: int) -> HeadImportance:
         """The importance at one training step, by its number."""
         places = (self.steps == step).nonzero().flatten().tolist()
@@ -269,6 +275,7 @@ class ImportanceSeries(Result):
         n, labels = self.examples, self.labels
         return HeadImportance(scores, signed, fisher, stderr, n, labels, granularity=self.granularity)
 
+    @checked
     def correlation(self, normalize: Literal["layer", "all"] | None = "layer") -> Tensor:
         """[step, step]: Spearman's rank correlation of all heads' scores between training steps.
 
@@ -281,6 +288,7 @@ class ImportanceSeries(Result):
         return torch.tensor([[spearman(a[:, None], b) for b in ranked] for a in ranked], dtype=torch.float64)
 
 
+@checked
 def importance_through_training(
     checkpoints: Iterable[tuple[int, Any]],
     batches: Batches,
@@ -366,6 +374,8 @@ def _load(folder: str | Path) -> nn.Module:
 
     if not isinstance(folder, (str, Path)):
         raise DataError(f"a checkpoint is a model or a folder, got {type(folder).__name__}; other kinds want load=")
+    if not Path(folder).is_dir():
+        raise DataError(f"there is no folder {folder} to load a checkpoint from; checkpoints of other kinds need load=")
     return AutoModelForSequenceClassification.from_pretrained(folder)
 
 

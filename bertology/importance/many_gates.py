@@ -19,6 +19,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import (
     Batch,
     Batches,
+    call,
     check_repeatable,
     device_of,
     examples,
@@ -28,6 +29,7 @@ from ..data.batches import (
     with_labels,
     without_labels,
 )
+from ..data.caches import check_no_cache
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.metrics import Metric, find_metric, measured, metric_name
 from ..errors import DataError
@@ -131,7 +133,7 @@ class Branches:
                 mix = self._mix(gates, batch)
                 once = self._replacement.depends_on_batch  # each run of a stack has its own tokens
                 taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix, once=once))
-            outputs = self._anatomy.model(**_copies(self._inputs(batch), batch, copies))
+            outputs = call(self._anatomy.model, _copies(self._inputs(batch), batch, copies))
         return self._look(outputs, _copies(batch, batch, copies), copies)
 
     def _projected(self, record: Recording, row: int, gates: Tensor, batch: Batch) -> Tensor:
@@ -186,7 +188,7 @@ class Branches:
         few = some_examples(batch, slice(2)) if has_rows(batch) else batch
         self.first_position_only = False
         with self.recorded(few) as record, tail_noted(self._anatomy) as tail:
-            outputs = self._anatomy.model(**self._inputs(few))
+            outputs = call(self._anatomy.model, self._inputs(few))
         base = self._look(outputs, few, 1)
         ones = torch.ones(1, self._anatomy.layers, self._anatomy.heads)
         half = {row: ones.index_fill(1, torch.tensor([row]), 0.5) for row in rows}
@@ -206,7 +208,7 @@ class Branches:
 
         def end() -> Seen:
             with record.resumed_after_last_block():
-                return self._look(self._anatomy.model(**self._inputs(batch)), batch, 1)
+                return self._look(call(self._anatomy.model, self._inputs(batch)), batch, 1)
 
         return self._gives(end, base)
 
@@ -302,7 +304,7 @@ class VariantAccumulator(Accumulator):
         if not anatomy.present.any():
             raise DataError("there is no head to ablate: all heads of this model were pruned")
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         self._gates = self._make_gates(anatomy)
         replacement = Replacement(anatomy, check_replacement(anatomy, self._replace), self._seed)
         self._branches = Branches(anatomy, replacement, self._inputs, self._look)
@@ -326,6 +328,7 @@ class VariantAccumulator(Accumulator):
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Record the pass of the model itself."""
+        check_no_cache(batch, why="a batch is run in several copies at once")
         with uncached(self.anatomy.model), ExitStack() as self._recording:
             self._record = self._recording.enter_context(self._branches.recorded(batch))
             yield
@@ -385,7 +388,8 @@ class VariantAccumulator(Accumulator):
         if self._metric is None:
             scores = 1 / losses.mean(1)
         else:
-            scores = torch.tensor([measured(self._metric, one, truths) for one in logits], dtype=torch.float64)
+            values = [measured(self._metric, one, truths, losses.shape[1]) for one in logits]
+            scores = torch.tensor(values, dtype=torch.float64)
         there, labels = self.anatomy.present, self.anatomy.labels
         return VariantScores(scores, losses, logits, truths, example_of, there, self._ran, self._name, labels)
 

@@ -22,7 +22,7 @@ from ..data.losses import (
     token_logits,
 )
 from ..data.metrics import Metric, find_metric, measured, metric_name
-from ..errors import DataError, LossError
+from ..errors import DataError, LossError, checked
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
@@ -53,6 +53,7 @@ class ScoreAccumulator(Accumulator):
 
     examples: Tensor = stat("", torch.int64)
 
+    @checked
     def __init__(self, metric: str | Metric) -> None:
         self._metric = find_metric(metric)
         self._name = metric_name(metric)
@@ -89,7 +90,7 @@ class ScoreAccumulator(Accumulator):
     def compute(self) -> Score:
         """Apply the metric to all examples at once."""
         self.check_measured(self.examples, "example")
-        value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels))
+        value = measured(self._metric, torch.cat(self._logits), torch.cat(self._labels), int(self.examples))
         return Score(value, self._name, int(self.examples))
 
 
@@ -110,7 +111,7 @@ class InverseLossAccumulator(Accumulator):
     def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         return super().zero(anatomy)
 
     def update(self, batch: Batch, outputs: Any) -> None:
@@ -151,9 +152,11 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
         ) from error
     if labels.dim() == 2 and logits.dim() == 3:
         stack = "decoder" if is_encoder_decoder(model) else "encoder"
-        real, logits = token_mask(model, batch, stack), token_logits(outputs, labels)
+        real = token_mask(model, batch, stack)
         if is_causal(model):
-            logits, labels, real = next_tokens(logits, labels, real)
+            logits, labels, real = next_tokens(outputs, labels, real)
+        else:
+            logits = token_logits(outputs, labels)
         there = (labels != IGNORED) & real
         return Predictions(logits[there], labels[there], there.nonzero()[:, 0])
     return Predictions(logits, labels, torch.arange(len(labels), device=labels.device))
@@ -164,6 +167,7 @@ def scorer(metric: str | Metric, loss: ExampleLoss | None = None) -> Accumulator
     return InverseLossAccumulator(loss) if metric == INVERSE_LOSS else ScoreAccumulator(metric)
 
 
+@checked
 def score(
     model: nn.Module,
     batches: Batches,

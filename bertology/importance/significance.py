@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Head, head_at
 from ..data.metrics import METRICS, Metric
-from ..errors import DataError, need
+from ..errors import DataError, checked, need
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_draws, check_resamples
@@ -42,6 +42,7 @@ class Significance(Result):
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
+    @checked
     def heads(self, alpha: float = 0.01) -> list[Head]:
         """The heads whose change is significant at a level."""
         return [head_at(self.labels, row, head) for row, head in (self.p < alpha).nonzero().tolist()]
@@ -79,6 +80,7 @@ class PairedResult(Result):
         """[layer, head], bool: the heads whose change is tested."""
         raise NotImplementedError
 
+    @checked
     def significance(
         self,
         test: Test = "bootstrap",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..anatomy.sites import Head, head_at
-from ..errors import DataError
+from ..errors import DataError, checked
 from .entropy import AttentionEntropy
 from .patterns import AttentionPatterns
 
 
+@checked
 def head_behaviours(
     patterns: AttentionPatterns,
     entropy: AttentionEntropy | None = None,

@@ -13,15 +13,25 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
 from ..anatomy.sites import Anatomy, LayerLabels, Site, Stack
-from ..data.batches import Batch, ReadBatch, device_of, on_device, run_with_labels, token_mask, without_labels
+from ..data.batch_errors import explained
+from ..data.batches import (
+    Batch,
+    ReadBatch,
+    device_of,
+    on_device,
+    run_with_labels,
+    shows_padding,
+    token_count,
+    without_labels,
+)
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.padding import real_positions
-from ..data.positions import with_positions
-from ..errors import DataError, UnknownAnatomy
+from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.first_example import FirstExample, check_padding_before
 from ..tap import tap, undisturbed
+from ..tap.gradient_cuts import gradients_checked
 
 C = TypeVar("C", bound="Capture")
 
@@ -37,6 +47,7 @@ class Capture(Result):
         """[batch, token], bool: which tokens of the model's only stack are real."""
         return only(self.masks)
 
+    @checked
     def stack(self: C, name: str) -> C:
         """Only one stack: "encoder", "decoder" or "cross"; its `values` can then be taken."""
         if name not in self.stacks:
@@ -50,6 +61,11 @@ class Capture(Result):
 
 def only(stacks: dict[str, Tensor]) -> Tensor:
     """The only stack's tensor, or a `DataError` that names the stacks."""
+    if not stacks:
+        raise DataError(
+            "it is not known which tokens are real: the attention mask is not [batch, token]. Pass one that is, or"
+            " leave padding out yourself"
+        )
     if len(stacks) != 1:
         raise DataError(f"this model has several stacks: take .stack(name) first, of {', '.join(map(repr, stacks))}")
     return next(iter(stacks.values()))
@@ -59,7 +75,7 @@ def only(stacks: dict[str, Tensor]) -> Tensor:
 def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
     """Check one batch, and keep the model in eval mode and unchanged while it is captured."""
     anatomy = dissect(model)
-    batch = with_positions(model, on_device(inputs, device_of(model)))
+    batch = on_device(inputs, device_of(model))
     with undisturbed(model):
         check_padding_before(anatomy, batch)
         yield anatomy, batch
@@ -68,7 +84,8 @@ def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[s
 @torch.no_grad()
 def run(model: nn.Module, batch: Batch) -> Any:
     """Run the model on a batch, without labels and without gradients."""
-    return model(**without_labels(model, batch))
+    with explained(model, batch):
+        return model(**without_labels(model, batch))
 
 
 def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dict[str, Tensor]:
@@ -123,10 +140,15 @@ def pile(layers: list[Tensor]) -> Tensor:
 
 
 def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) -> dict[str, Tensor]:
-    """[batch, token], bool, for each stack: which of the positions along `axis` are real."""
+    """[batch, token], bool, for each stack: which of the positions along `axis` are real.
+
+    A stack whose attention mask does not show its padding, since it is not `[batch, token]`, is left out.
+    """
     device = device_of(anatomy.model)
     return {
-        name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device) for name, x in stacks.items()
+        name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device)
+        for name, x in stacks.items()
+        if shows_padding(anatomy.model, batch, name)
     }
 
 
@@ -144,7 +166,9 @@ class HiddenStates(Capture):
     NaN where a layer has fewer tokens than others (Funnel pools them). Several residual streams (Gemma 3n, DeepSeek V4)
     are concatenated."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
+    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing.
+
+    A stack whose attention mask is not [batch, token] is left out."""
     labels: Annotated[tuple[str, ...], axes("layer")] = ()
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
@@ -154,6 +178,7 @@ class HiddenStates(Capture):
         return only(self.stacks)
 
 
+@checked
 def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bool | None = None) -> HiddenStates:
     """Capture every hidden state of a batch: the embeddings, and what each block returns.
 
@@ -185,18 +210,18 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
         last[stack] = x.detach()
 
     with one_batch(model, inputs) as (anatomy, batch):
-        known = [stack.name for stack in anatomy.stacks if stack.blocks]
-        if len(known) < len(anatomy.stacks):
+        listed = [stack for stack in anatomy.stacks if not stack.single] or list(anatomy.stacks)
+        if not all(stack.blocks for stack in listed):
             asked[OUTPUT_STATES_ARGUMENT] = True
         with tap(anatomy, "block", read=read), tap(anatomy, "last", read=read_last):
             outputs = run(model, {**batch, **asked})
-        for stack in anatomy.stacks:
+        for stack in listed:
             if not stack.blocks:
                 layers[stack.name] = _handed_up(outputs, stack.name)
-        for stack in anatomy.stacks:
+        for stack in listed:
             if stack.name in layers:
                 states, final = layers[stack.name], last.get(stack.name)
-                layers[stack.name] = _as_text(stack, states, final, token_mask(model, batch, stack.name).shape[1])
+                layers[stack.name] = _as_text(stack, states, final, token_count(model, batch, stack.name))
                 # Several residual streams end in a state of another width: the last block's own is kept.
                 tied = stack.ties_last if tie_last_hidden_states is None else tie_last_hidden_states
                 if tied and final is not None and final.shape == layers[stack.name][-1].shape:
@@ -216,7 +241,7 @@ def _handed_up(outputs: Any, stack: str) -> list[Tensor]:
 
 def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: int) -> list[Tensor]:
     """The states of the text's own tokens, where a stack works on more: padding (Longformer), a prompt (CPM-Ant)."""
-    if final is None or final.shape[1] != tokens:
+    if final is None or stack.reads_images or final.shape[1] != tokens:
         return states
     prefixed = block_oddities_of(stack.module).prefixes
     return [x[:, x.shape[1] - tokens :] if prefixed else x[:, :tokens] for x in states]
@@ -233,7 +258,9 @@ class AttentionMaps(Capture):
     stacks: Annotated[dict[str, Tensor], axes("layer batch head query key")]
     """{stack: [layer, batch, head, query, key]}: each row of keys sums to 1; NaN for pruned heads."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing."""
+    """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing.
+
+    A stack whose attention mask is not [batch, token] is left out."""
     labels: Annotated[tuple[str, ...], axes("layer")] = ()
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
@@ -243,6 +270,7 @@ class AttentionMaps(Capture):
         return only(self.stacks)
 
 
+@checked
 def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
     """Capture every head's attention weights, whatever attention implementation the model was loaded with.
 
@@ -286,7 +314,9 @@ class HeadOutputs(Capture):
     gradient_stacks: Annotated[dict[str, Tensor] | None, axes("layer batch token head dim")]
     """{stack: [layer, batch, token, head, dim]}: the gradient of each example's own loss; None without a loss."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
-    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing."""
+    """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing.
+
+    A stack whose attention mask is not [batch, token] is left out."""
     labels: Annotated[tuple[str, ...], axes("layer")] = ()
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
@@ -307,6 +337,7 @@ class HeadOutputs(Capture):
         return self.values[:, self.mask].mean(1)
 
 
+@checked
 def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | None = None) -> HeadOutputs:
     """Capture every head's output for a batch and, given a loss, its gradient.
 
@@ -349,14 +380,17 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             gradients = None
         else:
             anatomy.check_readable()
-            first = FirstExample(model, chosen, chosen if loss == "auto" else None)
-            first.check(batch)
+            first = FirstExample(model, chosen, chosen) if loss == "auto" else None
+            if first is not None:
+                first.check(batch)
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad():
-                outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
+                with gradients_checked(anatomy), explained(model, batch):
+                    outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
                 losses = example_losses(chosen, outputs, noted)
-                first.compare(losses)
+                if first is not None:
+                    first.compare(losses)
                 noted.check(model)
                 each = torch.autograd.grad(losses.sum(), list(found.values()), materialize_grads=True)
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch
-from ..errors import UnknownAnatomy
+from ..errors import UnknownAnatomy, checked
 from ..tap import silenced, tap
 from .captures import one_batch, run
 
 
+@checked
 def check_anatomy(model: nn.Module | Anatomy, inputs: Batch) -> None:
     """Prove on the model at hand that its heads are where `dissect` says, from one batch of inputs.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -66,6 +66,7 @@ class EntropyAccumulator(MapAccumulator):
     examples: Tensor = stat("layer", torch.int64)
     queries: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(self, rows: int | None = None, *, average: Average = "query") -> None:
         check_average(average)
         self.rows, self._average = rows, average
@@ -108,6 +109,7 @@ class EntropyAccumulator(MapAccumulator):
         return AttentionEntropy(mean, first, self.queries.cpu(), self.anatomy.labels)
 
 
+@checked
 def attention_entropy(
     model: nn.Module,
     batches: Batches,

@@ -13,7 +13,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.token_classes import OTHER, TokenClass, TokenClasses
-from ..errors import DataError, UnknownAnatomy
+from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
@@ -36,6 +36,7 @@ class AttentionGradients(Result):
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
+    @checked
     def gradient_to(self, name: str) -> Tensor:
         """[layer, head]: the mean gradient of the attention to one class; figure 3 shows its mean over heads."""
         if name not in self.classes:
@@ -53,6 +54,7 @@ class GradientsAccumulator(MapAccumulator):
     pairs: Tensor = stat("layer class", torch.int64)
     unclassed: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(
         self, tokens: Mapping[str, TokenClass], *, tokenizer: Any = None, loss: ExampleLoss | None = None
     ) -> None:
@@ -72,7 +74,7 @@ class GradientsAccumulator(MapAccumulator):
     def zero(self, anatomy: Anatomy) -> GradientsAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = FirstExample(anatomy.model, self._loss, None if self._own else self._loss)
+        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
         return super().zero(anatomy)
 
     def start_batch(self, batch: Batch) -> None:
@@ -130,6 +132,7 @@ class GradientsAccumulator(MapAccumulator):
         )
 
 
+@checked
 def attention_gradients(
     model: nn.Module,
     batches: Batches,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Head, Site, head_at
 from ..data.batches import Batch, Batches
-from ..errors import DataError, HeadError, need
+from ..errors import DataError, HeadError, checked, need
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -52,6 +52,7 @@ class HeadDistances(Result):
         """The name of each row of `js`, pruned heads included."""
         return [head_at(self.labels, row, h) for row in range(len(self.labels)) for h in range(self.heads_per_layer)]
 
+    @checked
     def between(self, a: Head | tuple[int, int], b: Head | tuple[int, int]) -> float:
         """The distance of two heads, given as `Head`s or (layer, head) pairs; NaN where they have none.
 
@@ -59,12 +60,14 @@ class HeadDistances(Result):
         """
         return self.js[self._row(a), self._row(b)].item()
 
+    @checked
     def stack(self, name: str) -> HeadDistances:
         """Only the heads of one stack, "encoder", "decoder" or "cross", of a model with several."""
         cut = super().stack(name)
         rows = [row for row in range(len(self.js)) if self.labels[row // self.heads_per_layer] in cut.labels]
         return replace(cut, js=self.js[rows][:, rows])
 
+    @checked
     def embed(self, dims: int = 2, *, seed: int = 0) -> Tensor:
         """[head, dim]: a point for each head; the distances between points approximate those between heads.
 
@@ -84,6 +87,7 @@ class HeadDistances(Result):
         out[there] = torch.from_numpy(points)
         return out
 
+    @checked
     def clusters(self, k: int, *, linkage: Linkage = "average") -> Tensor:
         """[layer, head], int64: which of `k` clusters each head is in, numbered by their first heads; -1 for pruned.
 
@@ -258,6 +262,7 @@ class DistancesAccumulator(MapAccumulator):
     compared: Tensor = stat("layer layer", torch.int64)
     queries: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(self, smoothing: float = 0.0, reduce: Reduce = "mean") -> None:
         if not 0 <= smoothing < 1:
             raise DataError(f"smoothing must be from 0 to less than 1, got {smoothing!r}")
@@ -326,6 +331,7 @@ def _comparable(maps: dict[Site, Tensor]) -> list[list[Site]]:
     return list(groups.values())
 
 
+@checked
 def head_distances(
     model: nn.Module,
     batches: Batches,

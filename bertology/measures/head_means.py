@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
 from ..data.padding import real_positions
+from ..errors import checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
@@ -72,6 +73,7 @@ class MeansAccumulator(Accumulator):
         return HeadMeans(values, tokens, self.anatomy.labels)
 
 
+@checked
 def head_means(model: nn.Module, batches: Batches, *, progress: Progress = None) -> HeadMeans:
     """Average every head's output over the real tokens of a data set.
 

@@ -13,7 +13,7 @@ from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches
 from ..data.padding import RealQueries
 from ..data.token_classes import TokenClass, TokenClasses
-from ..errors import DataError
+from ..errors import DataError, check_share, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -95,6 +95,7 @@ class AttentionPatterns(Result):
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
+    @checked
     def attention_to(self, name: str, *, queries: Literal["all", "same", "rest"] = "all") -> Tensor:
         """[layer, head]: the attention to one class, from all tokens, those of the class itself, or the rest."""
         if name not in self.classes:
@@ -126,6 +127,7 @@ class PatternsAccumulator(MapAccumulator):
     unplaced: Tensor = stat("layer", torch.int64)
     unclassed: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(
         self,
         rows: int | None = None,
@@ -136,6 +138,7 @@ class PatternsAccumulator(MapAccumulator):
         sink_threshold: float = 0.3,
     ) -> None:
         check_average(average)
+        check_share("sink_threshold", sink_threshold)
         self.rows, self._average, self._threshold = rows, average, sink_threshold
         self._classes = TokenClasses(tokens, tokenizer)
 
@@ -235,6 +238,7 @@ class PatternsAccumulator(MapAccumulator):
         )  # fmt: skip
 
 
+@checked
 def attention_patterns(
     model: nn.Module,
     batches: Batches,

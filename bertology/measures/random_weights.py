@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import DataError
+from ..errors import DataError, checked
 
 M = TypeVar("M", bound=nn.Module)
 
 
+@checked
 def randomized(model: M, *, seed: int = 0) -> M:
     """A copy of a model with new random weights, as before training, except for its embeddings (Clark et al. 2019, §5).
 

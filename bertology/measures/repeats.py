@@ -12,7 +12,7 @@ from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..anatomy.sites import Site
 from ..data.batches import Batch, Batches, token_ids
 from ..data.padding import RealQueries
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -55,6 +55,7 @@ class RepeatsAccumulator(MapAccumulator):
     repeats: Tensor = stat("layer", torch.int64)
     queries: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(self, rows: int | None = None) -> None:
         self.rows = rows
 
@@ -107,6 +108,7 @@ def _patterns(ids: Tensor, real: Tensor, mask: Tensor, rows: slice) -> dict[str,
     return {"duplicate": same, "induction": after & before, "previous": (places == places[rows, None] - 1) & before}
 
 
+@checked
 def repeat_scores(
     model: nn.Module, batches: Batches, *, rows: int | None = None, progress: Progress = None
 ) -> RepeatScores:
@@ -132,6 +134,7 @@ def repeat_scores(
     return accumulate(model, batches, RepeatsAccumulator(rows), progress=progress)[0]
 
 
+@checked
 def repeated_tokens(
     vocabulary: range | list[int], *, length: int, examples: int = 16, times: int = 2, seed: int = 0
 ) -> dict[str, Tensor]:

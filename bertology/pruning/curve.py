@@ -16,7 +16,7 @@ from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batches, check_repeatable
 from ..data.losses import ExampleLoss
 from ..data.metrics import metric_name
-from ..errors import DataError, PruningError, UnknownAnatomy
+from ..errors import DataError, PruningError, UnknownAnatomy, check_share, checked
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance, normalized
 from ..importance.score import scorer
 from ..results.axes import axes
@@ -209,10 +209,12 @@ class PruningCurve(Result):
     only: str | None = None
     """The stack to which pruning was limited, if any."""
 
+    @checked
     def stack(self, name: str) -> PruningCurve:
         """Refused, with `DataError`: the scores are of a model that lost heads of all stacks."""
         raise DataError(f"a curve has no part for one stack: call pruning_curve(..., only={name!r})")
 
+    @checked
     def mask(self, threshold: float | None = None) -> Tensor:
         """[layer, head], 0 or 1: the gates of the last step before the score first fell below the threshold.
 
@@ -222,15 +224,18 @@ class PruningCurve(Result):
         threshold = self.threshold if threshold is None else threshold
         if threshold is None:
             return self.gates[-1]
+        check_share("threshold", threshold)
         below = (self.scores < threshold * self.scores[0]).nonzero().flatten().tolist()
         return self.gates[below[0] - 1 if below and below[0] else -1]
 
+    @checked
     def heads_off(self, threshold: float | None = None) -> list[Head]:
         """The heads that `mask` silences, for `prune_heads`."""
         off = (self.gates[0] > 0) & (self.mask(threshold) == 0)
         return [head_at(self.labels, row, head) for row, head in off.nonzero().tolist()]
 
 
+@checked
 def pruning_curve(
     model: nn.Module,
     batches: Batches,

@@ -16,8 +16,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..anatomy.dissect import dissect
-from ..data.batches import Batch, device_of, examples, on_device, some_examples, token_mask, without_labels
-from ..errors import DataError
+from ..data.batch_errors import explained
+from ..data.batches import (
+    Batch,
+    device_of,
+    examples,
+    on_device,
+    some_examples,
+    token_mask,
+    weights_device,
+    without_labels,
+)
+from ..data.caches import check_no_cache
+from ..errors import DataError, check_least, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.progress import Progress, progress_bar
@@ -158,6 +169,7 @@ class Efficiency(Result):
         return "\n".join(lines)
 
 
+@checked
 def compare_efficiency(
     before: nn.Module,
     after: nn.Module,
@@ -205,6 +217,7 @@ def compare_efficiency(
     """
     sizes, device = list(batch_sizes), device_of(before)
     _check(before, after, sizes, rounds)
+    check_least("seconds", seconds, 0)
     models = (before, after)
     batches = [_batch(before, inputs, size, device) for size in sizes]
     rates = torch.zeros(2, len(sizes), rounds, dtype=torch.float64)
@@ -242,7 +255,7 @@ def count_flops(model: nn.Module, batch: Mapping[str, Any]) -> int:
     """The floating point operations of one forward pass, a product and a sum counted as two."""
     counter = FlopCounterMode(display=False)
     plain = getattr(model, "_orig_mod", model)  # of a compiled model: the counter sees no fused operations
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter, explained(model, batch):
         plain(**batch)
     return counter.get_total_flops()
 
@@ -252,8 +265,9 @@ def _check(before: nn.Module, after: nn.Module, sizes: list[int], rounds: int) -
         raise DataError(
             "before and after are one model: prune_heads works in place, so keep copy.deepcopy(model) from before"
         )
-    if device_of(before) != device_of(after):
-        raise DataError(f"the models are on different devices, {device_of(before)} and {device_of(after)}")
+    devices = [weights_device(model) for model in (before, after)]
+    if devices[0] != devices[1]:
+        raise DataError(f"the models are on different devices, {devices[0]} and {devices[1]}")
     for name, number in (*(("batch_sizes", size) for size in sizes), ("rounds", rounds)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise DataError(f"{name} are whole numbers from 1 up, got {number!r}")
@@ -264,6 +278,7 @@ def _check(before: nn.Module, after: nn.Module, sizes: list[int], rounds: int) -
 def _batch(model: nn.Module, inputs: Any, size: int, device: torch.device) -> dict[str, Any]:
     """A batch of so many examples, without labels."""
     batch = inputs(size) if callable(inputs) else inputs
+    check_no_cache(on_device(batch, device), why="a batch is run many times")
     batch = without_labels(model, on_device(batch, device))
     count = examples(batch)
     if callable(inputs):

@@ -12,7 +12,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from ..anatomy.sites import Anatomy, Head, Heads, head_at
 from ..data.batches import config_of
-from ..errors import DataError, PruningError
+from ..errors import DataError, PruningError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..tap import one_thread
@@ -47,6 +47,7 @@ class Pruned(Result):
         )
 
 
+@checked
 def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
     """Remove heads from the model, in place: their query, key and value rows, their output projection columns.
 
@@ -127,6 +128,7 @@ def _key(name: str, key: Any) -> Any:
     return int(key) if name == PRUNED_NAME else str(key)
 
 
+@checked
 def save_pruned(model: nn.Module, path: str | Path) -> None:
     """Write a pruned model: safetensors, and a config whose `pruned_heads` says what is gone.
 

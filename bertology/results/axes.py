@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, get_args, get_origin, get_type_hints
 
+from ..errors import checked
+
 GLOSSARY = {
     "layer": "the layers of the model, counted from 0, in the order of a result's `labels`",
     "head": "the heads of a layer, counted from 0",
@@ -55,6 +57,7 @@ class FieldAxes:
         return f"[{', '.join(self.names)}]"
 
 
+@checked
 def axes(names: str, *, unit: str | None = None) -> FieldAxes:
     """Declare the axes of a result's field, in `Annotated`; for a dictionary, the axes of each of its tensors.
 

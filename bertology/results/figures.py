@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Head
-from ..errors import DataError, HeadError, ShapeError, need
+from ..errors import DataError, HeadError, ShapeError, need, writable
 from .axes import axes_of
 from .result import Result, draws, names_on
 
@@ -268,7 +268,8 @@ def head_map(
 def written(figure: Figure, path: str | Path | None) -> Figure:
     """The figure, written to `path` if one is given."""
     if path is not None:
-        figure.savefig(path, dpi=150)
+        with writable(path):
+            figure.savefig(path, dpi=150)
     return figure
 
 

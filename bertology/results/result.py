@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import LayerLabels
-from ..errors import DataError
+from ..errors import DataError, checked
 from .axes import FieldAxes, axes_of
 from .files import check_fields, damaged, read_file, write_file
 
@@ -59,6 +59,7 @@ class Result:
         super().__init_subclass__(**kwargs)
         Result._kinds[cls.__name__] = cls
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the result to one safetensors file. Raises `DataError` for a path that cannot be a file."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
@@ -67,6 +68,7 @@ class Result:
         write_file(path, type(self).__name__, values, getattr(self.labels, "stack", ""))
 
     @classmethod
+    @checked
     def load(cls: type[Self], path: str | Path) -> Self:
         """Read a result that `save` wrote; `Result.load` reads any kind.
 
@@ -87,6 +89,7 @@ class Result:
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise damaged(path, str(error)) from error
 
+    @checked
     def stack(self: Self, name: str) -> Self:
         """Only the layers of one stack, "encoder", "decoder" or "cross"; the whole if the model has this one alone."""
         rows = [row for row, label in enumerate(self.labels) if label.rpartition(".")[0] == name]
@@ -103,6 +106,7 @@ class Result:
                 cut[field] = _taken(getattr(self, field), axes.names.index("layer"), rows)
         return replace(self, **cut)  # type: ignore[type-var]
 
+    @checked
     def plot(self, *, field: str | None = None, **options: Any) -> Any:
         """Draw the result (extra `plot`): the picture that its class has registered with `draws`.
 

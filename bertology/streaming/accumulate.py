@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..data.batch_errors import explained
 from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_with_labels, without_labels
-from ..data.positions import with_positions
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..tap import undisturbed
+from ..tap.gradient_cuts import gradients_checked
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint
-from .first_example import check_padding_before
+from .first_example import check_padding_before, check_weights
 from .identity import add_tensor, config_settings, identity, weights_digest
 from .processes import check_counts, check_same_work, check_sampler, gathered, processes, raise_together
 from .progress import Progress, progress_bar
 
 
+@checked
 def accumulate(
     model: nn.Module,
     batches: Batches,
@@ -91,12 +94,14 @@ def _take(
     """Update the accumulators with all batches of this process; how many items those had, and what was saved."""
     check_sampler(batches)
     anatomy = dissect(model)
+    check_weights(anatomy)
     for accumulator in accumulators:
         accumulator.zero(anatomy)
     backward = [accumulator for accumulator in accumulators if accumulator.needs_gradient]
     for accumulator in backward:
         accumulator.keeps_graph = accumulator is not backward[-1]
     saved = _SavedPass(checkpoint, model, accumulators) if checkpoint is not None else None
+    check: Any = partial(gradients_checked, anatomy) if backward else nullcontext
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     whole = getattr(batches, "batch_size", 1) is None  # a DataLoader over a data set of batches
     seen, padding_checked = 0, False
@@ -104,9 +109,9 @@ def _take(
         for batch in progress_bar(progress, _each(model, batches), total=total):
             seen += 1 if whole else examples(batch)
             if saved is None or not saved.has(batch):
-                batch = with_positions(model, batch)
                 padding_checked = padding_checked or check_padding_before(anatomy, batch)
-                _update(model, batch, accumulators)
+                _update(model, batch, accumulators, check)
+                check = nullcontext  # the parts of a model are the same in every batch
                 if saved is not None:
                     saved.keep()
     if saved is not None:
@@ -193,14 +198,15 @@ def _describe(model: nn.Module, accumulators: Sequence[Accumulator]) -> str:
     return "\n".join([*lines, *(accumulator.described() for accumulator in accumulators)])
 
 
-def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator]) -> None:
+def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator], check: Any) -> None:
     labelled = any(accumulator.needs_labels for accumulator in accumulators)
     for accumulator in accumulators:
         accumulator.check_batch(batch)
     noted = ReadBatch(batch)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        outputs = run_with_labels(model, batch) if labelled else model(**without_labels(model, batch))
+        with check(), explained(model, batch):
+            outputs = run_with_labels(model, batch) if labelled else model(**without_labels(model, batch))
         for accumulator in accumulators:
             accumulator.update(noted, outputs)
     if labelled:

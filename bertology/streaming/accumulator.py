@@ -18,7 +18,7 @@ from torch import Tensor
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, device_of
 from ..data.padding import RealQueries
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.result import Result
 from ..tap import check_rows, tap
 from .first_example import FirstExample
@@ -42,6 +42,7 @@ class Stat:
         return torch.zeros([sizes[axis] for axis in self.axes], dtype=self.dtype, device=device)
 
 
+@checked
 def stat(axes: str, dtype: torch.dtype = torch.float64) -> Any:
     """Declare a sum of an accumulator: `total: Tensor = stat("layer head")`. An empty string declares a scalar."""
     return Stat(axes, dtype)

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.names import DECODER_PREFIX, MASK_ARGUMENT
+from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, MASK_ARGUMENT, PADDING_COUNTS
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, reads_text, run_with_labels, some_examples, without_labels
-from ..data.losses import ExampleLoss, check_own_loss
-from ..data.padding import alone, padded_example
+from ..data.batches import Batch, config_of, reads_text, run_with_labels, some_examples, without_labels
+from ..data.caches import has_cache
+from ..data.losses import ExampleLoss, check_own_loss, loss_is_known
+from ..data.padding import alone, padded_example, text_masks
 from ..data.positions import padded_before
-from ..errors import BertologyError
+from ..errors import BertologyError, DataError
 from ..tap import tap, uncompiled
 
 Read = Callable[[Any, Batch], Tensor]
@@ -28,32 +29,49 @@ class FirstExample:
 
     Its loss must be that of the model itself, where `loss` is the one that `find_loss` found: `check` raises
     `LossError` otherwise. What is read of a padded example must not depend on the padding: `compare` warns otherwise.
+    Of the models of transformers it is known where both hold, so that most passes run no example twice.
     """
 
     def __init__(self, model: nn.Module, read: Read, loss: ExampleLoss | None = None) -> None:
         self._model, self._read, self._loss = model, read, loss
-        self._is_first = True
+        known = type(model).__module__.startswith("transformers.models.")
+        self._checks_loss = loss is not None and not (known and loss_is_known(model))
+        self._ignores_end = known and not type(model).__name__.startswith(PADDING_COUNTS)
+        self._done = False
         self._expected: Tensor | None = None
         self._example = 0
 
     def check(self, batch: Batch) -> None:
         """Run the first example with padding, or the first one, by itself. No tap may be open."""
-        if not self._is_first:
-            return
-        self._is_first = False
-        padded = padded_example(batch)
-        if padded is None and self._loss is None:
+        at_end = self._ignores_end and self._marks_padding(batch)
+        padded = None if self._done else padded_example(self._model, batch, before=at_end)
+        loss = self._loss if self._checks_loss else None
+        self._checks_loss = False
+        if (padded is None and loss is None) or has_cache(batch):
             return
         one, self._example = alone(self._model, batch, padded or 0), padded or 0
         try:
             with torch.no_grad(), uncompiled():
                 expected = self._read(self._model(**without_labels(self._model, one)), one)
-                outputs = run_with_labels(self._model, one) if self._loss is not None else None
+                outputs = run_with_labels(self._model, one) if loss is not None else None
         except CANNOT_RUN:  # such as gates for each example of the batch; a fault of the batch itself comes again
             return
-        if self._loss is not None:
-            check_own_loss(self._model, self._loss, outputs, one)
-        self._expected = expected if padded is not None else None
+        if loss is not None:
+            check_own_loss(self._model, loss, outputs, one)
+        if padded is not None:
+            self._done, self._expected = True, expected
+
+    def _marks_padding(self, batch: Batch) -> bool:
+        """Whether padding has the token id by which a classifier finds the last token of a text."""
+        if "SequenceClassification" not in type(self._model).__name__:
+            return True
+        ids, mask = batch.get(IDS_ARGUMENT), batch.get(MASK_ARGUMENT)
+        padding = getattr(config_of(self._model), "pad_token_id", None)
+        if not isinstance(mask, Tensor) or bool(mask.all()):
+            return True
+        if not isinstance(ids, Tensor) or padding is None or ids.shape != mask.shape:
+            return False
+        return bool((ids == padding)[mask == 0].all())
 
     def compare(self, values: Tensor, example_of: Tensor | None = None) -> None:
         """Warn where what was read of the whole batch depends on the padding of the example.
@@ -68,12 +86,23 @@ class FirstExample:
             _warn(f"padding changes what {type(self._model).__name__} computes for example {self._example} of a batch")
 
 
+def check_weights(anatomy: Anatomy) -> None:
+    """Raise `DataError` for NaN in the weights of queries and keys, which fused attention does not pass on."""
+    for site in anatomy.sites:
+        for part in {site.query, site.key}:
+            for name, weights in part.named_parameters():
+                if weights.is_floating_point() and not weights.is_meta and weights.detach().sum().isnan():
+                    raise DataError(
+                        f"{name} of the {type(part).__name__} of {site.label} holds NaN: load the model again"
+                    )
+
+
 def check_padding_before(anatomy: Anatomy, batch: Batch) -> bool:
     """Whether padding stands before tokens. Warn where it changes the hidden states of these tokens."""
-    masks = {prefix: batch.get(prefix + MASK_ARGUMENT) for prefix in ("", DECODER_PREFIX)}
-    reals = {prefix: x != 0 for prefix, x in masks.items() if isinstance(x, Tensor) and x.dim() == 2}
+    model = anatomy.model
+    reals = {prefix: real for prefix, real in text_masks(model, batch).items() if real.dim() == 2}
     prefix = next((prefix for prefix, real in reals.items() if padded_before(real)), None)
-    if prefix is None:
+    if prefix is None or has_cache(batch):
         return False
     example = int((reals[prefix][:, 1:] & ~reals[prefix][:, :-1]).any(1).int().argmax())
     padded, kind = some_examples(batch, slice(example, example + 1)), type(anatomy.model).__name__

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..corpora.documents import KINDS, Document, Mention, document_of
 from ..corpora.phrases import POSSESSIVES, TRAITS, Traits
 from ..data.batches import Batch
-from ..errors import DataError
+from ..errors import DataError, checked
 from .picks import aligned_in
 
 Candidates = Literal["mentions", "words"]
@@ -155,6 +155,7 @@ class AntecedentBaselines:
         return "\n".join(lines)
 
 
+@checked
 def antecedent_baselines(
     documents: Iterable[Document | Batch], *, candidates: Candidates = "mentions"
 ) -> AntecedentBaselines:

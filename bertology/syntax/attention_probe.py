@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..corpora.words import AlignedBatches, Rows
 from ..data.batches import device_of
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.result import cpu64
 from ..streaming.progress import Progress, progress_bar
 from .probe_inputs import MapReader, See, Seen, WordVectors, embedding_vectors, sight, trees_in
@@ -182,6 +182,7 @@ def scores_of(probe: nn.Module, seen: Seen) -> Tensor:
 PUNCT = ("punct",)
 
 
+@checked
 def attention_probe(
     model: nn.Module, train: AlignedBatches, test: AlignedBatches, *,
     vectors: WordVectors | Literal["embeddings"] | None = None, ignore: Sequence[str] = PUNCT,
@@ -240,6 +241,7 @@ def attention_probe(
     return ProbeResult(**scores, **_weights(probe, reader), labels=reader.anatomy.labels)
 
 
+@checked
 def distance_probe(
     train: AlignedBatches, test: AlignedBatches, *, vectors: WordVectors, ignore: Sequence[str] = PUNCT,
     decode: Decode = "greedy", epochs: int = 1, lr: float = 0.002, seed: int = 0, progress: Progress = None,

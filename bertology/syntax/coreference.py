@@ -13,7 +13,7 @@ from ..anatomy.sites import Site
 from ..corpora.documents import KINDS, Document, document_of
 from ..corpora.words import Rows
 from ..data.batches import Batch, Batches
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
@@ -62,10 +62,12 @@ class CoreferenceHeads(Result):
         share = self.right / self.mentions[:, None, None, None]
         return share.masked_fill(self.right < 0, float("nan"))
 
+    @checked
     def best(self, kind: str = "all") -> KindScore:
         """The best head for a kind of mention, "pronoun", "proper", "nominal" or "all", chosen on this same data."""
         return self.table()[kind]
 
+    @checked
     def table(
         self, choose_on: CoreferenceHeads | None = None, *, least: int = 1, level: float = 0.95
     ) -> CoreferenceTable:
@@ -108,6 +110,7 @@ class CoreferenceAccumulator(WordMapAccumulator):
     mentions: Tensor = stat("kind", torch.int64)
     seen: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(self, *, candidates: Candidates = "mentions", rows: Rows = "mean") -> None:
         self._candidates, self.word_rows = candidates, rows
 
@@ -193,6 +196,7 @@ def _by_kind(hits: Tensor, kind: Tensor) -> Tensor:
     return hits.new_zeros(len(KINDS), *hits.shape[1:]).index_add_(0, kind, hits)
 
 
+@checked
 def coreference_heads(
     model: nn.Module, batches: Batches, *, candidates: Candidates = "mentions", rows: Rows = "mean",
     progress: Progress = None,

@@ -13,7 +13,7 @@ from ..anatomy.sites import Site
 from ..corpora.treebank import Sentence
 from ..corpora.words import Rows
 from ..data.batches import Batch, Batches, check_repeatable
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
@@ -53,6 +53,7 @@ class DependencyHeads(Result):
         share = self.right.double() / self.arcs[:, None, None, None]
         return share.masked_fill(self.right < 0, float("nan"))
 
+    @checked
     def table(self, choose_on: DependencyHeads | None = None, *, least: int = 1, level: float = 0.95) -> RelationTable:
         """The best head and the best offset of each relation, chosen on other data if given, with intervals.
 
@@ -88,6 +89,7 @@ class DependencyAccumulator(WordMapAccumulator):
     arcs: Tensor = stat("relation", torch.int64)
     seen: Tensor = stat("layer", torch.int64)
 
+    @checked
     def __init__(
         self, relations: Sequence[str], *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",)
     ) -> None:
@@ -185,6 +187,7 @@ def _relations_in(batches: Batches) -> set[str]:
     return {name for batch in every for sentence in sentences_in(batch) for name in sentence.relations}
 
 
+@checked
 def dependency_heads(
     model: nn.Module, batches: Batches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
     progress: Progress = None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..corpora.documents import KINDS
-from ..errors import DataError, need
+from ..errors import DataError, checked, need, writable
 from ..results.figures import empty_figure, head_cells, head_panels, new_figure, written
 from ..results.result import draws
 from .coreference import DIRECTIONS as MENTION_DIRECTIONS
@@ -27,6 +27,7 @@ _RED, _BLUE, _GREY = "#c62828", "#0072B2", "#8a8a8a"
 _LEVEL, _GAP, _EDGE, _ROW = 0.2, 0.13, 0.25, 0.2
 
 
+@checked
 def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path | None = None) -> Figure:
     """Draw a sentence in one row: the head's attention as arcs above it, the gold tree below (extra `plot`).
 
@@ -79,6 +80,7 @@ def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path 
     return _finished(figure, axes, view, (-_EDGE, width + _EDGE), (-bottom, top), path)
 
 
+@checked
 def head_columns(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path | None = None) -> Figure:
     """Draw a sentence in two columns, with lines from words on the left to the words they attend to (extra `plot`).
 
@@ -146,7 +148,8 @@ def _finished(
     axes.text(middle, high[1] + 0.15, view.title, ha="center", va="center", fontsize=10, parse_math=False)
     axes.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=8, borderaxespad=0.3)
     if path is not None:
-        figure.savefig(path, dpi=150)
+        with writable(path):
+            figure.savefig(path, dpi=150)
     return figure
 
 

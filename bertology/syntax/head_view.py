@@ -14,7 +14,7 @@ from ..anatomy.sites import Head, Site, head_at
 from ..corpora.treebank import Sentence
 from ..corpora.words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
 from ..data.batches import check_fits, reads_text
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, check_share, checked
 from ..measures.captures import one_batch, run
 from ..results.axes import axes
 from ..results.result import Result, cpu64
@@ -186,6 +186,7 @@ class Arc(NamedTuple):
     right: bool
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadView(Result):
     """The attention of one head between the words of one sentence, beside the gold tree.
@@ -246,12 +247,15 @@ class HeadView(Result):
             if head
         ]
 
+    @checked
     def ends(self, arc: Arc) -> tuple[int, int]:
         """The query and the key of the attention that picks an arc."""
         return (arc.dependent, arc.head) if self.direction == DIRECTIONS[0] else (arc.head, arc.dependent)
 
+    @checked
     def lines(self, threshold: float = THRESHOLD) -> list[Line]:
         """All attention of at least `threshold`, and all that picks a gold head; the lowest weight first."""
+        check_share("threshold", threshold)
         right = {self.ends(arc) for arc in self.arcs if arc.right}
         strong = {(query, key) for query, key in (self.weights >= threshold).nonzero().tolist()}
         found = [Line(q, k, self.weights[q, k].item(), (q, k) in right) for q, k in strong | right]
@@ -263,6 +267,7 @@ class HeadView(Result):
         arcs = f"{sum(arc.right for arc in self.arcs)} of {len(self.arcs)} arcs right, {self.direction}"
         return ": ".join(part for part in (self.name, arcs if self.heads else "") if part)
 
+    @checked
     def html(self, *, threshold: float = THRESHOLD) -> str:
         """Return the view as a fragment of HTML: two columns of words, and the lines of the word under the pointer.
 
@@ -274,6 +279,7 @@ class HeadView(Result):
         return self.html()
 
 
+@checked
 def show_head(
     model: nn.Module,
     tokenizer: Any,

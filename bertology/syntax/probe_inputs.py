@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from ..anatomy.dissect import dissect
 from ..anatomy.names import IDS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
+from ..corpora.files import open_text
 from ..corpora.treebank import Sentence
 from ..corpora.words import Aligned, AlignedBatches, Rows, word_attention
 from ..data.batches import Batch, check_fits, device_of, on_device, some_examples, without_labels
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, checked
 from ..tap import tap, undisturbed
 from .picks import aligned_in, sentences_in
 
@@ -50,6 +51,7 @@ class StaticVectors:
                 [0., 0.]])
     """
 
+    @checked
     def __init__(self, words: Sequence[str], table: Tensor, *, lower: bool = True) -> None:
         if table.dim() != 2 or len(table) != len(words) or table.shape[1] == 0:
             raise ShapeError(
@@ -75,10 +77,12 @@ class StaticVectors:
     def __contains__(self, word: str) -> bool:
         return self._key(word) in self._rows
 
+    @checked
     def look_up(self, words: Sequence[str]) -> Tensor:
         """[word, dim]: the vectors of these words."""
         return self._table[[self._rows.get(self._key(word), 0) for word in words]]
 
+    @checked
     def of(self, batch: Batch) -> list[Tensor]:
         """[word, dim] for each example of a batch of `align`."""
         return [self.look_up(one.source.words) for one in aligned_in(batch)]
@@ -90,6 +94,7 @@ class StaticVectors:
 class EmbeddingVectors:
     """A model's own input embeddings as word vectors: the mean over a word's tokens. See `embedding_vectors`."""
 
+    @checked
     def __init__(self, table: Tensor) -> None:
         self._table = table
 
@@ -98,6 +103,7 @@ class EmbeddingVectors:
         """The length of a vector."""
         return self._table.shape[1]
 
+    @checked
     def of(self, batch: Batch) -> list[Tensor]:
         """[word, dim] for each example of a batch of `align`."""
         return [
@@ -112,6 +118,7 @@ class EmbeddingVectors:
         return sums / words.bincount()[:, None]
 
 
+@checked
 def embedding_vectors(model: nn.Module) -> EmbeddingVectors:
     """Use a model's input embeddings as word vectors: if there are no others, or for a fair control.
 
@@ -129,9 +136,11 @@ def embedding_vectors(model: nn.Module) -> EmbeddingVectors:
         raise DataError(
             f"{type(model).__name__} has no table of token embeddings: pass StaticVectors, such as from read_vectors"
         )
+    device_of(model)  # refuses a model without weights
     return EmbeddingVectors(table.detach().float())
 
 
+@checked
 def read_vectors(path: str | Path, *, words: Collection[str] | None = None, lower: bool = True) -> StaticVectors:
     """Read word vectors in the text format of GloVe and word2vec: each line has a word and the elements of its vector.
 
@@ -165,7 +174,7 @@ def read_vectors(path: str | Path, *, words: Collection[str] | None = None, lowe
 def _lines(path: str | Path) -> Iterator[tuple[str, str, list[str]]]:
     """For each line, its name in messages, its word, and the elements of its vector."""
     announced, dim, seen = None, 0, 0
-    with open(path, encoding="utf-8", newline="\n") as file:
+    with open_text(path, newline="\n") as file:
         for number, line in enumerate(file, 1):
             where = f"line {number} of {path}"
             # Fields are separated only by blanks: words may contain other kinds of space.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..corpora.treebank import Sentence
-from ..errors import DataError, ShapeError, need
+from ..errors import DataError, ShapeError, checked, need
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import Interval, wilson_interval
@@ -20,6 +20,7 @@ Decode = Literal["greedy", "tree", "one-root tree"]
 DECODES = ("greedy", "tree", "one-root tree")
 
 
+@checked
 def best_tree(scores: Tensor, *, one_root: bool = True) -> list[int]:
     """The head of each word in the tree with the highest sum of scores (Chu, Liu and Edmonds; extra `syntax`).
 
@@ -145,6 +146,7 @@ class ProbeResult(Result):
         total = int(self.words.sum())
         return {name: int(n) / total for name, n in zip(self.baselines_named, self.baseline_right.sum(1), strict=True)}
 
+    @checked
     def interval(self, level: float = 0.95) -> Interval:
         """The Wilson interval of `uas`. It treats words as independent."""
         return wilson_interval(int(self.right.sum()), int(self.words.sum()), level)

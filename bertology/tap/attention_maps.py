@@ -18,7 +18,7 @@ from ..anatomy.forward_source import eager_function
 from ..anatomy.names import DIFFERENCE_NAME
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
-from .calls import Calls
+from .calls import Calls, attention_modules
 from .interface_route import switch
 from .map_reader import Reader, Reading
 from .own_function import Entry, own_entry, read_own
@@ -37,11 +37,12 @@ def tap_maps(anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole:
     own = [site for site in on_interface if site.attention in entries]
     native = [site for site in on_interface if site.attention not in entries]
     others = [site for site in there if site not in on_interface]
+    modules = attention_modules(anatomy)
     with ExitStack() as undo:
         for sites, route in ((native, switch), (own, partial(_read_own, entries)), (others, watch_softmax)):
             if sites:
-                crossing = [site.attention for site in sites if site.crosses]
-                calls = Calls([(site.attention, site) for site in sites], may_rest=crossing, once=once)
+                crossing = [modules[site] for site in sites if site.crosses]
+                calls = Calls([(modules[site], site) for site in sites], may_rest=crossing, once=once)
                 calls.watch(anatomy, undo)
                 route(anatomy, Reading(calls, read, what, rows, whole), undo)
         yield

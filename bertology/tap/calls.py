@@ -14,11 +14,20 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
-from ..anatomy.sites import Anatomy
+from ..anatomy.names import oddities_of
+from ..anatomy.sites import Anatomy, Site
 from ..errors import UnknownAnatomy
 from .recompute import Edit, applies, keep_for_recomputation, recomputing
 
 Place = TypeVar("Place")
+
+
+def attention_modules(anatomy: Anatomy) -> dict[Site, nn.Module]:
+    """{site: what runs its attention}: the attention itself, or what holds it where the model replaces it (BigBird)."""
+    remade = {site.attention for site in anatomy.sites if oddities_of(site.attention).remade}
+    modules = anatomy.model.modules() if remade else ()
+    holders = {child: module for module in modules for child in module.children() if child in remade}
+    return {site: holders.get(site.attention, site.attention) for site in anatomy.sites}
 
 
 class Calls(Generic[Place]):

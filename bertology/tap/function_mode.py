@@ -40,6 +40,11 @@ def of_reader(call: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+def reader_runs() -> bool:
+    """Whether a reader or editor is running in this thread."""
+    return _readers.running > 0
+
+
 class Pass(NamedTuple):
     """One pass of an attention module, and what was seen in it."""
 

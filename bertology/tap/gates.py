@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Heads, Site
 from ..data.batches import Batch, examples, token_mask
 from ..data.images import example_of_each
 from ..data.padding import real_positions
-from ..errors import HeadError, ShapeError, UnknownAnatomy
+from ..errors import HeadError, ShapeError, UnknownAnatomy, checked
 from . import tap
 from .recompute import Edit, keep_for_recomputation, recomputing
 
@@ -108,6 +108,7 @@ def _check_tensor(anatomy: Anatomy, replace: Tensor, places: list[tuple[int, int
 
 
 @contextmanager
+@checked
 def gated(model: nn.Module, gates: Any) -> Iterator[None]:
     """Multiply every head's output by its gate while the `with` lasts.
 
@@ -219,6 +220,7 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
 
 
 @contextmanager
+@checked
 def ablated(
     model: nn.Module,
     heads: Heads,

@@ -15,19 +15,20 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
-from ..errors import BertologyError, ShapeError, UnknownAnatomy
+from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
 from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
 from .threads import one_thread
-from .torch_attention import open_torch_attention
+from .torch_attention import hold_off_fast_path, open_torch_attention
 
 PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
 
 
 @contextmanager
+@checked
 def tap(
     anatomy: Anatomy | nn.Module,
     place: str,
@@ -81,6 +82,7 @@ def tap(
         undo.enter_context(one_thread(anatomy.model))
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
+        hold_off_fast_path((site.attention for site in anatomy.sites), undo)
         if place in ("attention", "entropy"):
             assert read is not None
             _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once))
@@ -266,9 +268,14 @@ class _TappedBlocks:
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]
+        if x.dim() == 2 and layout == "batch token hidden":
+            layout = "token hidden"  # the patches of all images in one row
+        if x.dim() != len(layout.split()):
+            raise UnknownAnatomy(f"{at} passes on {list(x.shape)}, wanted [{layout.replace(' ', ', ')}]")
         # Several residual streams are one after the other.
         streams = "stream" in layout
         flat = "batch token (stream hidden)" if streams else "batch token hidden"
+        flat = "1 token hidden" if layout == "token hidden" else flat
         states = rearrange(x, f"{layout} -> {flat}")
         if self._edit is None:
             self._read(*at, states)

@@ -159,9 +159,9 @@ def _check_weights(weights: Tensor, name: str, site: Site) -> None:
 
 def _check_graph(output: Tensor, weights: Tensor, name: str, site: Site) -> None:
     """Check that the output was computed from these weights, for readers that want gradients through them."""
-    grads = [None]
+    grads: tuple[Tensor | None, ...] = (None,)
     if weights.requires_grad:
-        grads = list(torch.autograd.grad(output.sum(), [weights], retain_graph=True, allow_unused=True))
+        grads = torch.autograd.grad(output.sum(), [weights], retain_graph=True, allow_unused=True)
     if grads[0] is None:
         raise UnknownAnatomy(
             f"the attention function {name!r} returns for {site.label} a copy of its weights: no gradient of the loss "
@@ -207,7 +207,7 @@ def _queries(mask: Tensor | None, shape: torch.Size, site: Site, device: torch.d
     seen = (mask > torch.finfo(torch.float16).min).any(1).expand(-1, shape[1], -1)
     some = seen.any(-1)
     extra = seen.shape[-1] - seen.shape[-2]
-    if site.stack != "cross" and extra >= 0:
+    if not site.crosses and extra >= 0:
         own = seen.diagonal(extra, dim1=-2, dim2=-1)
         some = some & own if bool(own.any()) else some
     return there & some

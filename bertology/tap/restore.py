@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import nn
 
-from ..anatomy.names import USE_CACHE_ARGUMENT, block_oddities_of
+from ..anatomy.names import SWITCHED_NAME, USE_CACHE_ARGUMENT, block_oddities_of
 from .private_api import may_be_compiled
 from .threads import one_thread
 
@@ -78,6 +79,8 @@ def uncompiled() -> Iterator[None]:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run the model in eval mode; put back every module's mode, the random state and what passes set in configs.
 
+    A pass on a short text makes BigBird replace its attention for good. That is taken back after every pass, so that a
+    long text is read as if it came first, and left as the model wants it at the end.
     Raises `BertologyError` while another thread measures or edits the model.
     """
     with ExitStack() as undo:
@@ -92,10 +95,65 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             if hasattr(config, "problem_type"):
                 # A sequence classifier that is given labels writes the problem type that it guessed into its config.
                 turn(config, "problem_type", config.problem_type, undo)
+        _keep_attention([module for module, _ in modes], undo)
         for module, mode in modes:
             undo.callback(setattr, module, "training", mode)
             module.training = False
         yield
+
+
+def _keep_attention(modules: list[nn.Module], undo: ExitStack) -> None:
+    """Put back attention that is replaced in a pass after every pass, while `undo` is open, and numpy's random state.
+
+    At the end the model is as its passes would have left it without this library: transformers can return no attention
+    maps of a short text before BigBird has changed.
+    """
+    switched = [module for module in modules if hasattr(module, SWITCHED_NAME)]
+    if not switched:
+        return
+    before = _held(switched)
+    changed: list[_Held] = []
+
+    def put_back(*_: Any) -> None:
+        if any(getattr(one.module, SWITCHED_NAME) != one.kind for one in before):
+            changed[:] = _held(switched)
+            _hold(before)
+
+    def leave() -> None:
+        _hold(changed)
+        for one in changed:
+            for part in one.module.modules():
+                if part not in known:
+                    part.training = one.module.training
+
+    known = set(modules)
+    inner = {part for module in switched for part in module.modules() if part is not module}
+    undo.callback(leave)
+    for module in switched:
+        if module not in inner:
+            undo.callback(module.register_forward_hook(put_back, always_call=True).remove)
+    # Its block-sparse attention seeds numpy in every pass.
+    undo.callback(numpy.random.set_state, numpy.random.get_state())
+
+
+class _Held(NamedTuple):
+    """A module, its kind of attention, and what it holds."""
+
+    module: nn.Module
+    kind: str
+    children: dict[str, nn.Module]
+
+
+def _held(switched: list[nn.Module]) -> list[_Held]:
+    return [_Held(module, getattr(module, SWITCHED_NAME), dict(module.named_children())) for module in switched]
+
+
+def _hold(states: list[_Held]) -> None:
+    for module, kind, children in states:
+        setattr(module, SWITCHED_NAME, kind)
+        for name, child in children.items():
+            if getattr(module, name) is not child:
+                setattr(module, name, child)
 
 
 @contextmanager

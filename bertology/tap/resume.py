@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Site, Stack
-from .calls import Calls
+from .calls import Calls, attention_modules
 from .private_api import replace_forward
 from .restore import uncompiled
 
@@ -135,6 +136,7 @@ class Recording:
         site, call = self.anatomy.sites[row], self.attentions[row]
         if (
             matrix(site) is None
+            or oddities_of(site.attention).remade
             or call.heads is None
             or sum(other.place is site.place for other in self.anatomy.sites) > 1
         ):
@@ -241,9 +243,8 @@ def recorded(anatomy: Anatomy, rows: int) -> Iterator[Recording]:
     stacks = {block: stack for stack in anatomy.stacks for block in stack.blocks}
     running: list[int] = []
     at_work: list[AttentionCall] = []
-    sites = Calls(
-        [(site.attention, site) for site in anatomy.sites], may_rest=[s.attention for s in anatomy.sites], once=False
-    )
+    modules = attention_modules(anatomy)
+    sites = Calls([(modules[site], site) for site in anatomy.sites], may_rest=modules.values(), once=False)
 
     def start_block(module: nn.Module, args: Any) -> None:
         recording.blocks.append(BlockCall(module, stacks[module], running[-1] if running else None))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..anatomy.forward_source import eager_function
 from ..anatomy.sites import Anatomy, Site
-from .calls import Calls
+from .calls import Calls, attention_modules
 from .function_mode import Pass
 from .interface_route import set_implementation
 from .softmax_route import WatchingSoftmax, four_axes
@@ -29,7 +29,8 @@ def silenced(anatomy: Anatomy, head: int | None) -> Iterator[set[Site]]:
     done, in a set that fills while the model runs.
     """
     sites = [site for site in anatomy.sites if head is None or head < len(site.kept)]
-    calls = Calls([(site.attention, site) for site in sites], may_rest=[site.attention for site in sites])
+    modules = attention_modules(anatomy)
+    calls = Calls([(modules[site], site) for site in sites], may_rest=[modules[site] for site in sites])
     mode = _Silencing(calls, head)
     with ExitStack() as undo:
         # Fused kernels show no probabilities.

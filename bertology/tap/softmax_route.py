@@ -143,6 +143,8 @@ class _ReadingSoftmax(WatchingSoftmax):
             self.reading.give(site, laid, slice(0, laid.shape[2]))
             return
         odd = oddities_of(site.attention)
+        if len(maps) != odd.softmaxes and odd.unmapped:
+            raise UnknownAnatomy(f"the attention of {site.label} ({kind}) {odd.unmapped}")
         if len(maps) != odd.softmaxes:
             raise UnknownAnatomy(
                 f"the attention of {site.label} ({kind}) took {len(maps)} softmaxes over [batch, head, query, key], "

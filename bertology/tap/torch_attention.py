@@ -21,24 +21,22 @@ from .private_api import replace_forward
 
 # How many taps are open on each module, and what is undone when the last one closes.
 _open: dict[nn.Module, tuple[int, ExitStack]] = {}
+# How many taps hold off the fast path, and whether it was on before.
+_held = 0
+_before: list[bool] = []
 
 
 def open_torch_attention(modules: Iterable[nn.Module], undo: ExitStack) -> None:
     """Let those of these modules that are torch's attention compute in steps, while `undo` is open."""
+    modules = list(modules)
+    hold_off_fast_path(modules, undo)
     for module in modules:
         if isinstance(module, nn.MultiheadAttention):
             count, steps = _open.get(module) or (0, ExitStack())
             if not count:
-                _without_fast_path(steps)
                 replace_forward(module, partial(attend, module), steps)
             _open[module] = count + 1, steps
             undo.callback(_close, module)
-
-
-def _without_fast_path(undo: ExitStack) -> None:
-    if torch.backends.mha.get_fastpath_enabled():
-        torch.backends.mha.set_fastpath_enabled(False)
-        undo.callback(torch.backends.mha.set_fastpath_enabled, True)
 
 
 def _close(module: nn.Module) -> None:
@@ -47,6 +45,24 @@ def _close(module: nn.Module) -> None:
         _open[module] = count - 1, steps
     else:
         steps.close()
+
+
+def hold_off_fast_path(modules: Iterable[nn.Module], undo: ExitStack) -> None:
+    """Keep torch from its fast path, if one of these modules is torch's attention, while `undo` is open."""
+    global _held
+    if any(isinstance(module, nn.MultiheadAttention) for module in modules):
+        if not _held:
+            _before.append(torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
+        _held += 1
+        undo.callback(_allow_fast_path)
+
+
+def _allow_fast_path() -> None:
+    global _held
+    _held -= 1
+    if not _held:
+        torch.backends.mha.set_fastpath_enabled(_before.pop())
 
 
 def attend(

@@ -1,5 +1,7 @@
 """What a model loses without a head is what the loop over heads says, for any model and however it is batched."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import transformers as t
@@ -157,7 +159,13 @@ def test_equal_heads_lose_as_much_and_heads_take_their_loss_along():
 @pytest.mark.parametrize("replace", ["mean", "resample", "given"])
 @pytest.mark.parametrize("name", ["bert", "llama", "albert"])
 def test_other_replacements_equal_ablated(name, replace):
-    model, batches = BY_NAME[name].build(), several("left")
+    # The classifiers of BERT and ALBERT read the first position, which is padding here.
+    told = nullcontext() if name == "llama" else pytest.warns(UserWarning, match="padding changes what .* computes")
+    with told:
+        check_replacement(BY_NAME[name].build(), several("left"), replace)
+
+
+def check_replacement(model, batches, replace):
     values = head_means(model, several()).values if replace == "given" else replace
     found = head_ablation(model, batches, metric="accuracy", replace=values, seed=3)
     assert found.replace == replace

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import inspect
 import os
 import pkgutil
 import re
@@ -35,11 +36,27 @@ def test_exports_are_sorted_and_there(module):
         assert getattr(module, name).__doc__
 
 
+class Finder(doctest.DocTestFinder):
+    """Finds the examples of decorated functions, too: doctest takes those for functions of another module."""
+
+    def _from_module(self, module, object):
+        return super()._from_module(module, inspect.unwrap(object) if inspect.isfunction(object) else object)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_doctests(module):
+    module = importlib.import_module(module)
+    runner = doctest.DocTestRunner()
     # Doctests open with their own imports; run them as a reader would paste them.
-    results = doctest.testmod(importlib.import_module(module), extraglobs=vars(bertology))
-    assert results.failed == 0
+    for test in Finder().find(module, extraglobs=vars(bertology)):
+        runner.run(test)
+    assert runner.summarize(verbose=False).failed == 0
+
+
+def test_doctests_of_decorated_functions_are_found():
+    for decorated in (bertology.score, bertology.gated):
+        module = importlib.import_module(decorated.__module__)
+        assert f"{module.__name__}.{decorated.__name__}" in {test.name for test in Finder().find(module)}
 
 
 def test_public_functions_show_an_example():

@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from bertology.errors import BertologyError
 from sweep.checks import CHECKS
+from sweep.every_type import CannotBuildError, attentions_of, every_type, on_meta
 from sweep.shrink import NO_HEADS, NOT_BUILT, CannotRunError, Tiny, covered_types, text_types
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 YES = "yes"
-ON_CPU = {"mra": "transformers computes it on CUDA devices alone; elsewhere it puts out zeros"}
+ON_CPU = {"mra": "transformers computes it on CUDA devices alone; on a CPU its output is 0"}
 
 
 def outcomes(model_type: str) -> dict[str, str]:
@@ -83,6 +84,38 @@ def table() -> str:
     )  # fmt: skip
 
 
+def table_of_types() -> str:
+    """The table of all types that are not in the other table, in Markdown: which of their attention is measured."""
+    reasons: dict[str, int] = {}
+    rows, no_attention, not_built = [], [], []
+    tried = set(text_types())
+    for model_type in tqdm([name for name in every_type() if name not in tried], desc="types", mininterval=20):
+        try:
+            found = attentions_of(on_meta(model_type))
+        except CannotBuildError as error:
+            not_built.append(f"{model_type} ({type(error.__cause__).__name__})")
+            continue
+        told = list(found.unmeasured.values())
+        if not told and found.refused:
+            told = [found.refused] if "no attention heads found" not in found.refused else []
+        if not found.stacks and not told:
+            no_attention.append(model_type)
+            continue
+        notes = dict.fromkeys(reasons.setdefault(of_class(why), len(reasons) + 1) for why in told)
+        rows.append(f"| {model_type} | {', '.join(found.stacks) or '-'} | {' '.join(f'[{n}]' for n in notes)} |")
+    notes = [f"{number}. {why}" for why, number in reasons.items()]
+    return "\n".join(
+        [f"transformers {transformers.__version__}.", "", "| model type | stacks with rows | not measured |",
+         "|---|---|---|", *rows, "", "Why not:", "", *notes, "", f"No attention: {', '.join(no_attention)}.", "",
+         f"Not built here from their default configs: {', '.join(not_built)}."]
+    )  # fmt: skip
+
+
+def of_class(why: str) -> str:
+    """A reason without the place of the module."""
+    return reason(re.sub(r"^\S*\.\S* (has|names|returns)", r"a layer \1", why)).replace("|", "/")
+
+
 def types_that_ran() -> set[str]:
     """The model types of which the page's table for this major version of transformers says that something works."""
     major = transformers.__version__.partition(".")[0]
@@ -91,17 +124,24 @@ def types_that_ran() -> set[str]:
 
 
 def main() -> None:
-    """Write the table into the page."""
+    """Write the tables into the page; with the argument `types`, only that of all types."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
+    tables = {"types": table_of_types} if sys.argv[1:] == ["types"] else {"table": table, "types": table_of_types}
+    for name, make in tables.items():
+        write(name, make())
+
+
+def write(name: str, content: str) -> None:
+    """Put a table between its marks in the page."""
     major = transformers.__version__.partition(".")[0]
     text = PAGE.read_text()
-    start, end = f"<!-- table {major} -->", f"<!-- end {major} -->"
+    start, end = f"<!-- {name} {major} -->", f"<!-- end {'types ' if name == 'types' else ''}{major} -->"
     before, _, rest = text.partition(start)
     _, _, after = rest.partition(end)
     if not rest:
         sys.exit(f"{PAGE} has no {start}")
-    PAGE.write_text(f"{before}{start}\n\n{table()}\n\n{end}{after}")
+    PAGE.write_text(f"{before}{start}\n\n{content}\n\n{end}{after}")
 
 
 if __name__ == "__main__":

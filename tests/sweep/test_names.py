@@ -9,6 +9,7 @@ import transformers as t
 from bertology.anatomy.dissect import find_attentions
 from bertology.anatomy.names import NAMES, QKV, Names
 from helpers.zoo import FAMILIES, V4
+from sweep.every_type import on_meta
 from sweep.shrink import build, class_of, covered_types, tiny_config
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -33,6 +34,12 @@ OTHERS: list[Callable[[], Any]] = [
     kosmos2,
     lambda: t.BlipVisionModel(t.BlipVisionConfig(**SMALL, image_size=8, patch_size=4)),
 ]
+# Types for images and sounds whose lines no other model needs, built on the meta device.
+TOWERS = (
+    "kimi_k25_vision", "qwen2_5_omni", "internvl_vision", "pvt_v2", "pix2struct", "grounding-dino", "cvt",
+    "timesformer", "wav2vec2-bert", "granite_speech", "gemma4_audio", "gemma3n_audio", "bark", "gemma3n_text",
+    "qwen2_vl",
+)  # fmt: skip
 # All lines but those that other tests register, and that of ERNIE-M, which only transformers 4 has.
 LINES = [line for line in NAMES if line != Names(*QKV, "../out_proj")]
 
@@ -40,6 +47,8 @@ LINES = [line for line in NAMES if line != Names(*QKV, "../out_proj")]
 def models() -> Iterator[Any]:
     for make in [*(family.build for family in FAMILIES), *OTHERS]:
         yield make()
+    for kind in TOWERS:
+        yield on_meta(kind)
     for kind in covered_types():
         yield build(class_of(kind), tiny_config(kind), None)
 

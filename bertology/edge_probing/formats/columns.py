@@ -8,9 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from ...corpora.files import open_text
 from ...corpora.phrases import unescaped
 from ...corpora.treebank import Skip
-from ...errors import DataError
+from ...errors import DataError, checked
 from ..tasks import EdgeTask, Record, Target
 
 Scheme = Literal["IOB2", "IOB1", "BIOES", "brackets"]
@@ -21,6 +22,7 @@ _CELL = re.compile(r"((?:\([^()*\s]+)*)\*?(\)*)")
 _LETTERS = {"IOB2": "BI", "IOB1": "BI", "BIOES": "BIMELSU"}
 
 
+@checked
 def entity_edges(
     path: str | Path, *, word: int = 0, tag: int = -1, scheme: Scheme = "IOB2", name: str = "entities"
 ) -> EdgeTask:
@@ -64,6 +66,7 @@ def entity_edges(
     return EdgeTask.of(name, records)
 
 
+@checked
 def srl_edges(
     path: str | Path, *, word: int = 3, first: int = 11, last: int = -1, skip_broken: bool = False, name: str = "srl"
 ) -> EdgeTask:
@@ -117,7 +120,7 @@ def _sentences(path: Path) -> Iterator[tuple[int, list[list[str]]]]:
     """The first line and the rows of each sentence."""
     rows: list[list[str]] = []
     start = 1
-    with open(path, encoding="utf-8") as file:
+    with open_text(path) as file:
         for number, line in enumerate(chain(file, [""]), 1):
             filled = line.strip("\r\n")
             if filled.strip() and not _PASSED.match(line):

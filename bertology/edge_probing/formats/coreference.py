@@ -9,7 +9,7 @@ from pathlib import Path
 from ...corpora.documents import Document, document_of
 from ...corpora.gap_winobias import read_gap
 from ...corpora.treebank import Skip
-from ...errors import DataError
+from ...errors import DataError, checked
 from ..tasks import EdgeTask, Record, Span, Target
 
 _LABELS = ("0", "1")
@@ -17,6 +17,7 @@ _Clusters = dict[Span, frozenset[int]]
 """{the span of a mention: the clusters it belongs to, usually one}"""
 
 
+@checked
 def coreference_edges(
     documents: Sequence[Document], *, window: int | None = None, name: str = "coreference"
 ) -> EdgeTask:
@@ -63,6 +64,7 @@ def coreference_edges(
     return EdgeTask.of(name, records, labels=_LABELS, counted="coref", skipped=skipped)
 
 
+@checked
 def gap_edges(path: str | Path, *, name: str = "gap") -> EdgeTask:
     """Make the task of predicting whether a pronoun of GAP (Webster et al. 2018) refers to a name, "1", or not, "0".
 

@@ -10,13 +10,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError
+from ...corpora.files import open_text
+from ...errors import DataError, checked
 from ..tasks import EdgeTask, Record, Span, Target
 
 _SENTENCE = re.compile(r'(\d+)\s+"(.*)"')
 _MARK = re.compile(r"<(/?)e([12])>")
 
 
+@checked
 def semeval_edges(path: str | Path, *, whole_words: bool = False, name: str = "relations") -> EdgeTask:
     """Make the task of predicting the relation of two entities from SemEval-2010, task 8 (Hendrickx et al.).
 
@@ -53,6 +55,7 @@ def semeval_edges(path: str | Path, *, whole_words: bool = False, name: str = "r
     return EdgeTask.of(name, records, counted="relations")
 
 
+@checked
 @dataclass(frozen=True)
 class ProtoRole:
     """A predicate, one of its arguments, and how far each property holds of the argument (Reisinger et al. 2015)."""
@@ -66,6 +69,7 @@ class ProtoRole:
     """The name of the sentence in messages."""
 
 
+@checked
 def proto_role_edges(
     rows: Iterable[ProtoRole], *, above: float = 3.0, or_equal: bool = False, name: str = "proto-roles"
 ) -> EdgeTask:
@@ -92,6 +96,7 @@ def proto_role_edges(
     return EdgeTask.of(name, records, labels=sorted({label for row in every for label in row.scores}))
 
 
+@checked
 def spr1_edges(path: str | Path, *, name: str = "spr1") -> EdgeTask:
     """Make the task of proto-roles from the JSON of SPR1, the source of the paper's data (Rudinger et al. 2018).
 
@@ -110,7 +115,7 @@ def spr1_edges(path: str | Path, *, name: str = "spr1") -> EdgeTask:
         (Target(span1=(1, 2), labels=('volition',), span2=(0, 1), info=''),)
     """
     rows: list[ProtoRole] = []
-    with open(path, encoding="utf-8") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 rows += _spr1(json.loads(line)) if line.strip() else ()
@@ -145,7 +150,7 @@ def _mean(score: float | Sequence[float], name: str, row: ProtoRole) -> float:
 
 def _examples(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The first line and the lines of each example."""
-    with open(path, encoding="utf-8") as file:
+    with open_text(path) as file:
         lines = list(enumerate((line.strip() for line in file), 1))
     for filled, group in groupby(lines, lambda one: bool(one[1])):
         some = list(group)

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ...corpora.files import open_text, text_of
 from ...corpora.phrases import Phrase, parses
 from ...corpora.treebank import Sentence
-from ...errors import DataError, need
+from ...errors import DataError, checked, need
 from ..tasks import EdgeTask, Record, Target
 
 
+@checked
 def pos_edges(path: str | Path, *, field: Literal["upos", "xpos"] = "upos", name: str = "pos") -> EdgeTask:
     """Make the task of predicting words' parts of speech from a treebank in CoNLL-U (extra `syntax`).
 
@@ -49,7 +51,7 @@ def _conllu(path: str | Path) -> Iterator[dict[str, Any]]:
     """The words and the name of each sentence."""
     conllu = need("conllu", extra="syntax")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open_text(path) as file:
             for number, tokens in enumerate(conllu.parse_incr(file), 1):
                 name = tokens.metadata.get("sent_id") or f"{Path(path).name} {number}"
                 yield {"words": [token for token in tokens if isinstance(token["id"], int)], "name": name}
@@ -57,6 +59,7 @@ def _conllu(path: str | Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{path} is not CoNLL-U: {error}") from error
 
 
+@checked
 def dependency_edges(treebank: Sequence[Sentence], *, name: str = "dependencies") -> EdgeTask:
     """Make the task of predicting how a word depends on its head, when both are given.
 
@@ -89,6 +92,7 @@ def dependency_edges(treebank: Sequence[Sentence], *, name: str = "dependencies"
     return EdgeTask.of(name, records, skipped=getattr(treebank, "skipped", ()))
 
 
+@checked
 def constituent_edges(path: str | Path, *, top: bool = True, name: str = "constituents") -> EdgeTask:
     """Make the task of predicting what kind of phrase a span is, from trees in the brackets of the Penn Treebank.
 
@@ -112,7 +116,7 @@ def constituent_edges(path: str | Path, *, top: bool = True, name: str = "consti
         [(0, 2, 'ROOT'), (0, 2, 'S'), (0, 1, 'NP'), (1, 2, 'VP')]
     """
     records = []
-    for number, parse in enumerate(parses(Path(path).read_text(encoding="utf-8"), str(path)), 1):
+    for number, parse in enumerate(parses(text_of(path), str(path)), 1):
         found = list(_phrases(parse.tree))
         kept = (phrase for phrase in (found if top else found[1:]) if phrase.label)
         targets = tuple(Target((phrase.start, phrase.end), (phrase.label,)) for phrase in kept)
@@ -120,6 +124,7 @@ def constituent_edges(path: str | Path, *, top: bool = True, name: str = "consti
     return EdgeTask.of(name, records)
 
 
+@checked
 def bracket_pos_edges(path: str | Path, *, name: str = "pos") -> EdgeTask:
     """Make the task of predicting words' parts of speech from trees in brackets: the paper's own task, on OntoNotes.
 
@@ -133,7 +138,7 @@ def bracket_pos_edges(path: str | Path, *, name: str = "pos") -> EdgeTask:
         ('NNS', 'VBP')
     """
     records = []
-    for number, parse in enumerate(parses(Path(path).read_text(encoding="utf-8"), str(path)), 1):
+    for number, parse in enumerate(parses(text_of(path), str(path)), 1):
         targets = tuple(Target((place, place + 1), (tag,)) for place, tag in enumerate(parse.tags))
         records.append(Record(parse.words, targets, f"{Path(path).name} {number}"))
     return EdgeTask.of(name, records)

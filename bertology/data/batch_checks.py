@@ -1,0 +1,99 @@
+"""What a batch must be: tensors with a batch axis, and masks that mark real tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy.names import (
+    CACHE_ARGUMENTS,
+    DECODER_PREFIX,
+    EMBEDS_ARGUMENT,
+    IDS_ARGUMENT,
+    LEAST_AXES,
+    MASK_ARGUMENT,
+    NO_TEXT_ARGUMENTS,
+)
+from ..errors import DataError
+
+Batch = Mapping[str, Any]
+INPUTS = (IDS_ARGUMENT, EMBEDS_ARGUMENT, *NO_TEXT_ARGUMENTS)
+
+
+def without_weights(model: nn.Module) -> str:
+    """The part of an error about a model on the meta device."""
+    return (
+        f"the weights of {type(model).__name__} are on the meta device, where they have no values: load them, for "
+        "example with from_pretrained, without device_map='meta' or torch.device('meta')"
+    )
+
+
+def check_inputs(batch: Batch) -> str:
+    """The name of the argument that holds the inputs, which must be a tensor with a batch axis, or `DataError`."""
+    if not isinstance(batch, Mapping):
+        raise DataError(
+            f"a batch must be a mapping of model arguments such as a tokenizer returns, got {type(batch).__name__}"
+        )
+    name = input_name(batch)
+    x = batch[name]
+    if not isinstance(x, Tensor):
+        raise DataError(
+            f"{name} must be a tensor, got {type(x).__name__}: "
+            "call the tokenizer with return_tensors='pt' and padding=True"
+        )
+    if x.dim() < LEAST_AXES.get(name, 1):
+        raise DataError(
+            f"{name} must be {'[batch, token, hidden]' if name == EMBEDS_ARGUMENT else '[batch, token]'}, got "
+            f"{list(x.shape)}: make a batch of one example by x[None] of each of its tensors x, or of several with a "
+            "DataLoader"
+        )
+    if x.numel() == 0:
+        raise DataError(f"{name} is empty: its shape is {list(x.shape)}")
+    return name
+
+
+def check_masks(batch: Batch) -> None:
+    """Raise `DataError` for masks that are not of the text's shape, or hold NaN; the latter on the CPU alone."""
+    for prefix in ("", DECODER_PREFIX):
+        name, ids = prefix + MASK_ARGUMENT, batch.get(prefix + IDS_ARGUMENT)
+        mask = batch.get(name)
+        if mask is None or isinstance(mask, Mapping):
+            continue
+        if not isinstance(mask, Tensor):
+            raise DataError(f"{name} must be a tensor [batch, token], got {type(mask).__name__}")
+        cached = any(batch.get(one) is not None for one in CACHE_ARGUMENTS)
+        if isinstance(ids, Tensor) and mask.dim() <= 2 and mask.shape != ids.shape and not cached:
+            raise DataError(
+                f"{name} must have the shape of {prefix}{IDS_ARGUMENT}, {list(ids.shape)}, got {list(mask.shape)}"
+            )
+        if mask.is_floating_point() and mask.device.type == "cpu" and mask.isnan().any():
+            raise DataError(f"{name} holds NaN: wanted 1 for real tokens and 0 for padding")
+
+
+def check_padding(batch: Batch) -> None:
+    """Raise `DataError` for masks [batch, token] on the CPU that are no masks, or give an example no real token."""
+    for name in (MASK_ARGUMENT, DECODER_PREFIX + MASK_ARGUMENT):
+        mask = batch.get(name)
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.device.type != "cpu":
+            continue
+        if mask.dtype != torch.bool and (mask < 0).any():
+            raise DataError(f"{name} must be 1 for real tokens and 0 for padding, got {mask.min().item()}")
+        check_real(mask, name)
+
+
+def check_real(mask: Tensor, name: str = MASK_ARGUMENT) -> None:
+    """Raise `DataError` for a mask [row, token] of which a row has no real token."""
+    none = ((mask != 0).sum(1) == 0).nonzero().flatten().tolist()
+    if none:
+        raise DataError(f"{name} marks no real token in example(s) {none} of the batch: leave such examples out")
+
+
+def input_name(batch: Batch) -> str:
+    """The name of the argument that holds the inputs."""
+    for name in INPUTS:
+        if batch.get(name) is not None:
+            return name
+    raise DataError(f"a batch needs input_ids or inputs_embeds, got {', '.join(map(str, batch)) or 'no keys at all'}")

@@ -1,0 +1,157 @@
+"""What is wrong with a batch that a model does not run on.
+
+A token that a model does not have ends in the error of an embedding deep inside it. `explained` looks for the cause in
+the batch, and only after the model has failed: a pass that runs costs nothing more, and a model that takes unusual
+inputs is not refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..anatomy.names import (
+    DECODER_IDS_ARGUMENT,
+    DECODER_PREFIX,
+    IDS_ARGUMENT,
+    LABELS_ARGUMENT,
+    MASK_ARGUMENT,
+    MOST_POSITIONS_NAME,
+    POSITIONS_ARGUMENT,
+    SEGMENT_KINDS_NAME,
+    SEGMENTS_ARGUMENT,
+)
+from ..errors import BertologyError, DataError
+from .batch_checks import without_weights
+from .batches import Batch, config_of, is_encoder_decoder, room_of
+
+NUMBERED = (IDS_ARGUMENT, DECODER_IDS_ARGUMENT, SEGMENTS_ARGUMENT, POSITIONS_ARGUMENT)
+
+
+@contextmanager
+def explained(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """Run the model inside: its error becomes a `DataError` where the batch is to blame; any other error stays."""
+    try:
+        yield
+    except BertologyError:
+        raise
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        why = next((why for find in _CAUSES if (why := find(model, batch))), "")
+        if why:
+            raise DataError(f"{why}. {type(model).__name__} raised {type(error).__name__}") from error
+        raise
+
+
+def _without_weights(model: nn.Module, batch: Batch) -> str:
+    return without_weights(model) if any(parameter.is_meta for parameter in model.parameters()) else ""
+
+
+def _wrong_type(model: nn.Module, batch: Batch) -> str:
+    for name in NUMBERED:
+        x = batch.get(name)
+        if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex() or x.element_size() == 1):
+            return f"{name} must hold whole numbers of type int64, got {str(x.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _wrong_rank(model: nn.Module, batch: Batch) -> str:
+    ids = batch.get(IDS_ARGUMENT)
+    if isinstance(ids, Tensor) and ids.dim() not in (2, 3):
+        return f"{IDS_ARGUMENT} must be [batch, token], or [batch, choice, token], got {list(ids.shape)}"
+    return ""
+
+
+def _unknown_token(model: nn.Module, batch: Batch) -> str:
+    names = [IDS_ARGUMENT, DECODER_IDS_ARGUMENT, *([LABELS_ARGUMENT] if is_encoder_decoder(model) else [])]
+    for name in names:
+        ids, many = batch.get(name), _tokens_of(model)
+        if not isinstance(ids, Tensor) or ids.is_floating_point() or many is None:
+            continue
+        ignored = -100 if name == LABELS_ARGUMENT else 0
+        wrong = ids[((ids < 0) | (ids >= many)) & (ids != ignored)]
+        if wrong.numel():
+            return (
+                f"{name} holds the token {int(wrong[0])}, but the model has {many} tokens, from 0 to {many - 1}: use "
+                "the model's own tokenizer"
+            )
+    return ""
+
+
+def _unknown_segment(model: nn.Module, batch: Batch) -> str:
+    segments, many = batch.get(SEGMENTS_ARGUMENT), getattr(config_of(model), SEGMENT_KINDS_NAME, None)
+    if not isinstance(segments, Tensor) or not isinstance(many, int):
+        return ""
+    wrong = segments[(segments < 0) | (segments >= many)]
+    if not wrong.numel():
+        return ""
+    return f"{SEGMENTS_ARGUMENT} must be from 0 to {many - 1}, got {int(wrong[0])}"
+
+
+def _too_long(model: nn.Module, batch: Batch) -> str:
+    room = room_of(model)
+    for name in (IDS_ARGUMENT, DECODER_IDS_ARGUMENT):
+        ids = batch.get(name)
+        if room is not None and isinstance(ids, Tensor) and ids.shape[-1] > room:
+            return (
+                f"a text has {ids.shape[-1]} tokens, the model takes {room}: shorten it, with the tokenizer by "
+                f"truncation=True, max_length={room}"
+            )
+    return ""
+
+
+def _unknown_position(model: nn.Module, batch: Batch) -> str:
+    positions, room = batch.get(POSITIONS_ARGUMENT), getattr(config_of(model), MOST_POSITIONS_NAME, None)
+    if not isinstance(positions, Tensor) or not isinstance(room, int):
+        return ""
+    wrong = positions[(positions < 0) | (positions >= room)]
+    if not wrong.numel():
+        return ""
+    return f"{POSITIONS_ARGUMENT} must be from 0 to {room - 1}, got {int(wrong[0])}"
+
+
+def _wrong_shape(model: nn.Module, batch: Batch) -> str:
+    for prefix in ("", DECODER_PREFIX):
+        ids = batch.get(prefix + IDS_ARGUMENT)
+        for name in (prefix + MASK_ARGUMENT, *(() if prefix else (SEGMENTS_ARGUMENT,))):
+            x = batch.get(name)
+            if isinstance(ids, Tensor) and isinstance(x, Tensor) and x.shape != ids.shape:
+                return f"{name} must have the shape of {prefix}{IDS_ARGUMENT}, {list(ids.shape)}, got {list(x.shape)}"
+    return ""
+
+
+def _unknown_argument(model: nn.Module, batch: Batch) -> str:
+    parameters = inspect.signature(model.forward).parameters
+    unknown = [name for name in batch if name not in parameters]
+    if not unknown or any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return ""
+    return f"the batch holds {', '.join(map(repr, unknown))}, which the model does not take: leave it out"
+
+
+def _tokens_of(model: nn.Module) -> int | None:
+    """How many tokens a model has, where a table of them is its input."""
+    for module in model.modules():
+        table: Any = getattr(module, "get_input_embeddings", None)
+        if table is not None:
+            try:
+                found = table()
+            except (NotImplementedError, AttributeError):
+                continue
+            return found.num_embeddings if isinstance(found, nn.Embedding) else None
+    return None
+
+
+_CAUSES = (
+    _without_weights,
+    _wrong_type,
+    _wrong_rank,
+    _unknown_token,
+    _unknown_segment,
+    _too_long,
+    _unknown_position,
+    _wrong_shape,
+    _unknown_argument,
+)

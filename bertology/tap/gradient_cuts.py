@@ -1,0 +1,184 @@
+"""Where a forward pass loses gradients that should reach the heads.
+
+A part without gradients (int8 matrices, a module under `no_grad`, `detach`) beside a residual connection raises no
+error in the backward pass: the gradient is that of the other paths alone. Here the torch functions of a pass are
+watched: a floating tensor that was computed from the heads, that has no gradient, and that meets the graph again.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..anatomy.sites import Anatomy
+from ..errors import UnknownAnatomy
+from .function_mode import reader_runs
+from .private_api import push_mode
+
+
+@contextmanager
+def gradients_checked(anatomy: Anatomy) -> Iterator[None]:
+    """Check that gradients reach the heads from all that the model computes of them, in the pass in this `with`.
+
+    Raises `UnknownAnatomy`, at the end, that names the module where a part of the gradient is lost.
+    """
+    check_weights(anatomy.model)
+    mode = _Following(anatomy.model)
+    with ExitStack() as undo:
+        push_mode(mode, undo)
+        for attention in {site.attention for site in anatomy.sites}:
+            undo.callback(attention.register_forward_pre_hook(mode.start).remove)
+        for module in anatomy.model.modules():
+            undo.callback(module.register_forward_hook(mode.end, with_kwargs=True).remove)
+        yield
+    if mode.met:
+        raise UnknownAnatomy(_told(anatomy.model, mode.met))
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise `UnknownAnatomy` for weights that were made in inference mode, through which no gradient can pass."""
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        if x.is_inference():
+            raise UnknownAnatomy(
+                f"{name} was made in torch.inference_mode(), so no gradient can pass through it: build or load the "
+                "model outside of inference mode, or measure copy.deepcopy(model)"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A call that returned values without a gradient: the module that made it, and the name of the function."""
+
+    module: nn.Module | None
+    function: str
+
+
+class _Following(TorchFunctionMode):
+    """Follows, through the torch functions of a pass, which values are computed from the heads without gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.met: Cut | None = None
+        self._started = False
+        # {id: (tensor, where it was cut off the graph; None for what is not computed from the heads)}
+        self._known: dict[int, tuple[weakref.ref[Tensor], Cut | None]] = {}
+        self._weights = {id(x) for x in (*model.parameters(), *model.buffers())}
+        self._outside: Cut | None = None
+
+    def start(self, *_: Any) -> None:
+        """Follow from here on: what is before the first attention is before the heads."""
+        self._started = True
+
+    def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Look at what a module returns: kernels of other packages and of int8 are no functions that a mode sees."""
+        given = _floating((args, kwargs))
+        if self._started and any(self._is_of_heads(x) for x in given):
+            passed = {id(x) for x in given}
+            for x in _floating(output):
+                if _has_no_derivative(x):
+                    self.met = self.met or Cut(module, "forward")
+                elif not x.requires_grad and not self._is_known(x) and id(x) not in passed | self._weights:
+                    self._note(x, Cut(module, "forward"))
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if self.met is None and not reader_runs():
+            made = _floating(args[0] if func is Tensor.__setitem__ else output)
+            if made or func in _LEAVING:
+                name = getattr(func, "__name__", str(func))
+                given = _floating(_values_of(name, args, kwargs))
+                self._follow(name, given, made, leaving=func in _LEAVING)
+        return output
+
+    def _follow(self, name: str, given: list[Tensor], made: list[Tensor], *, leaving: bool) -> None:
+        cut = next((cut for x in given if not x.requires_grad and (cut := self._cut_of(x)) is not None), None)
+        of_heads = self._started and any(self._is_of_heads(x) for x in given)
+        if leaving and (cut is not None or of_heads):
+            self._outside = cut or Cut(_caller(), name)
+        for x in made:
+            if cut is None and of_heads and not x.requires_grad:
+                cut = Cut(_caller(), name)
+            if x.requires_grad and (cut is not None or (of_heads and _has_no_derivative(x))):
+                self.met = cut or Cut(_caller(), name)
+            elif cut is not None or (not of_heads and self._is_other(x, given)):
+                self._note(x, cut)
+
+    def _is_of_heads(self, x: Tensor) -> bool:
+        return x.requires_grad and not isinstance(x, nn.Parameter) and not self._is_known(x)
+
+    def _is_other(self, x: Tensor, given: list[Tensor]) -> bool:
+        """Whether a value is known to be computed from something else than the heads."""
+        if not self._started:
+            return not x.requires_grad
+        return x.requires_grad or all(self._is_known(one) or id(one) in self._weights for one in given)
+
+    def _is_known(self, x: Tensor) -> bool:
+        return id(x) in self._known and self._known[id(x)][0]() is x
+
+    def _cut_of(self, x: Tensor) -> Cut | None:
+        if self._is_known(x):
+            return self._known[id(x)][1]
+        # Values that left torch come back as new tensors.
+        return None if id(x) in self._weights else self._outside
+
+    def _note(self, x: Tensor, cut: Cut | None) -> None:
+        key = id(x)
+        self._known[key] = (weakref.ref(x, lambda _: self._known.pop(key, None)), cut)
+
+
+_LEAVING = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
+
+
+def _floating(values: Any) -> list[Tensor]:
+    """The tensors of real or complex numbers in values, which may be nested."""
+    if isinstance(values, Tensor):
+        return [values] if values.is_floating_point() or values.is_complex() else []
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, (tuple, list)):
+        return []
+    return [x for value in values for x in _floating(value)]
+
+
+def _values_of(name: str, args: Any, kwargs: Any) -> Any:
+    """The arguments of a function whose values matter, not the shape or the type alone."""
+    if name.endswith("_like") or name.startswith("new_"):
+        return ()
+    return args[:1] if name == "to" or name.endswith("_as") else (args, kwargs)
+
+
+def _has_no_derivative(x: Tensor) -> bool:
+    """Whether a value belongs to the graph, but comes from a kernel without a derivative: torch passes no gradient."""
+    return x.grad_fn is not None and "NotImplemented" in x.grad_fn.name()
+
+
+def _caller() -> nn.Module | None:
+    """The innermost module that is running."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def _told(model: nn.Module, cut: Cut) -> str:
+    name = next((name for name, module in model.named_modules() if module is cut.module), "")
+    kind = "" if cut.module is None else type(cut.module).__name__
+    where = f"{name} ({kind})" if name else kind or "the model"
+    return (
+        f"the gradient of the heads would be incomplete: {where} computes with their outputs without a gradient "
+        f"({cut.function}), as under no_grad, after detach or in int8. Run that part with gradients and without "
+        "quantization, or measure with head_ablation, which needs none"
+    )

@@ -1,0 +1,228 @@
+"""Padding never counts: a batch gives what its texts give alone, whichever side is padded, or a warning says so."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+import transformers as t
+from torch import Tensor
+
+import bertology as b
+from bertology.data.losses import example_losses, find_loss
+from bertology.data.positions import with_positions
+from helpers.public import public_functions, required
+from helpers.zoo import BY_NAME, FAMILIES, PAD, batch, each_alone
+from laws.taps import EVERY, TWO_STACKS
+
+OF_BATCHES = {"model", "batches"}
+# Measures of batches that need more than these two; the others are found.
+MEASURES = {
+    "attention_patterns of classes": lambda m, x: b.attention_patterns(m, x, tokens={"low": [3, 4, 5, 6]}),
+    "attention_gradients": lambda m, x: b.attention_gradients(m, x, tokens={"low": list(range(3, 20))}),
+    "head_importance by token": lambda m, x: b.head_importance(m, x, granularity="token"),
+    "head_ablation": lambda m, x: b.head_ablation(m, x, metric="inverse_loss"),
+    "head_ablation by the mean": lambda m, x: b.head_ablation(m, x, metric="accuracy", replace="mean"),
+    "sole_head_ablation": lambda m, x: b.sole_head_ablation(m, x, metric="inverse_loss"),
+    "pruning_curve": lambda m, x: b.pruning_curve(m, x, metric="inverse_loss", amount=3),
+    "score": lambda m, x: b.score(m, x, metric="accuracy"),
+    "score by the loss": lambda m, x: b.score(m, x, metric="inverse_loss"),
+    "importance_through_training": lambda m, x: b.importance_through_training([(1, m)], x),
+    "accumulate": lambda m, x: b.accumulate(m, x, b.ImportanceAccumulator(), b.EntropyAccumulator())[0],
+} | {
+    name: function
+    for _, name, function in public_functions([b])
+    if required(function) == OF_BATCHES
+}  # fmt: skip
+CAPTURES = {
+    "hidden_states": lambda m, x: b.hidden_states(m, x),
+    "attention_maps": lambda m, x: b.attention_maps(m, x),
+    "head_outputs": lambda m, x: b.head_outputs(m, x, loss="auto"),
+}
+# They change the model, time it, or look at their inputs in another way.
+OTHERS = {"prune_heads", "save_pruned", "load_pruned", "compare_efficiency", "check_anatomy"}
+
+
+def test_every_measure_of_batches_is_here():
+    """This test fails where a new function was not added."""
+    there = {name.split(" ")[0] for name in [*MEASURES, *CAPTURES]} | OTHERS
+    takes = {name for _, name, f in public_functions([b]) if {"batches", "inputs"} & set(required(f))}
+    assert takes - there == set()
+
+
+def texts(side: str, *, causal: bool = True) -> dict[str, Tensor]:
+    """Three texts with labels for each of their tokens; some of padding have labels, too."""
+    given = batch((7, 4, 5), labels=False, side=side)
+    given["labels"] = given["input_ids"].clone()
+    given["labels"][1] = given["labels"][1].masked_fill(given["attention_mask"][1] == 0, -100)
+    return given
+
+
+def same(found: Any, expected: Any) -> None:
+    """Whether two results are equal up to rounding; what counts texts by their batches is not compared."""
+    for field in fields(expected):
+        x, y = getattr(found, field.name), getattr(expected, field.name)
+        if isinstance(y, Tensor) and y.is_floating_point():
+            torch.testing.assert_close(x.double(), y.double(), rtol=1e-5, atol=1e-6, equal_nan=True)
+        elif isinstance(y, Tensor):
+            assert torch.equal(x, y), field.name
+        elif isinstance(y, float):
+            assert x == pytest.approx(y, rel=1e-6), field.name
+
+
+def check(model: Any, measure: Any, left: Any, right: Any, alone: Any) -> None:
+    expected = measure(model, alone)
+    same(measure(model, right), expected)
+    same(measure(model, [left]), expected)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_left_is_right_is_alone(name, measure):
+    model = BY_NAME[name].build("lm")
+    check(model, MEASURES[measure], texts("left"), texts("right"), each_alone(texts("right")))
+
+
+@pytest.mark.parametrize("name", [family.name for family in FAMILIES if family.causal])
+@pytest.mark.parametrize("measure", ["head_importance", "score", "head_ablation"])
+def test_of_texts_with_one_label_each(name, measure):
+    """A causal classifier reads the last token, which it finds on either side."""
+    model = BY_NAME[name].build()
+    check(model, MEASURES[measure], batch(side="left"), batch(), each_alone(batch()))
+
+
+@pytest.mark.parametrize("name", [family.name for family in FAMILIES if not family.causal])
+def test_a_classifier_that_reads_the_first_position_says_so(name):
+    model = BY_NAME[name].build()
+    check(model, MEASURES["head_importance"], batch(), batch(), each_alone(batch()))
+    for measure in ("head_importance", "score", "head_ablation", "attention_gradients"):
+        with pytest.warns(
+            UserWarning, match=r"padding changes what .*Classification computes for example 1 of a batch"
+        ):
+            MEASURES[measure](model, batch(side="left"))
+    # Its maps do not depend on what is read of the last layer.
+    check(model, MEASURES["attention_entropy"], batch(side="left"), batch(), each_alone(batch()))
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_captures_of_tokens(name, capture):
+    model = BY_NAME[name].build("lm")
+    left, right = (CAPTURES[capture](model, texts(side)) for side in ("left", "right"))
+    for row, one in enumerate(each_alone(texts("right"))):
+        alone = CAPTURES[capture](model, one)
+        for padded in (left, right):
+            assert_of_tokens(padded, alone, row)
+
+
+def assert_of_tokens(padded: Any, alone: Any, row: int) -> None:
+    kept = padded.mask[row].nonzero().flatten()
+    for name in ("values", "gradients"):
+        if not hasattr(alone, name):
+            continue
+        some = getattr(padded, name)[:, row]
+        some = some[:, :, kept][..., kept] if isinstance(alone, b.AttentionMaps) else some[:, kept]
+        torch.testing.assert_close(some, getattr(alone, name)[:, 0], rtol=1e-5, atol=1e-6)
+
+
+def targets(side: str) -> dict[str, Tensor]:
+    labels = torch.tensor([[4, 5, 6, 7], [7, 9, -100, -100], [8, 9, 5, -100]])
+    return {**batch(labels=False, side=side), "labels": labels}
+
+
+def test_a_target_that_is_padded_on_the_left_says_so():
+    """The decoder reads padding tokens where labels are ignored before the text."""
+    model, given = EVERY["t5"].build("lm"), targets("right")
+    given["labels"] = torch.tensor([[4, 5, 6, 7], [-100, -100, 7, 9], [-100, 8, 9, 5]])
+    with pytest.warns(UserWarning, match="padding (before|changes)"):
+        b.head_importance(model, given)
+
+
+def each_target() -> list[dict[str, Tensor]]:
+    labels = targets("right")["labels"]
+    alone = each_alone(batch(labels=False))
+    return [{**one, "labels": labels[i : i + 1, : int((labels[i] != -100).sum())]} for i, one in enumerate(alone)]
+
+
+@pytest.mark.parametrize("measure", ["attention_entropy", "head_importance", "head_ablation", "score by the loss"])
+@pytest.mark.parametrize("name", [family.name for family in TWO_STACKS])
+def test_of_encoder_decoders(name, measure):
+    model, run = EVERY[name].build("lm"), MEASURES[measure]
+    if name == "t5":  # its positions are relative
+        check(model, run, targets("left"), targets("right"), each_target())
+        return
+    same(run(model, targets("right")), run(model, each_target()))
+    with pytest.warns(UserWarning, match=r"padding (before the text changes the hidden states of|changes what) Bart"):
+        run(model, targets("left"))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "roberta"])
+def test_the_law_can_fail(name, monkeypatch):
+    """Without positions from the mask, texts that are padded on the left are other texts."""
+    model = BY_NAME[name].build("lm")
+    monkeypatch.setattr("bertology.data.batches.with_positions", lambda model, batch: batch)
+    expected = MEASURES["attention_entropy"](model, texts("right"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = MEASURES["attention_entropy"](model, texts("left"))
+    if name == "roberta":  # it reads its positions off the padding tokens
+        assert told == []
+        same(found, expected)
+        return
+    assert "padding before the text changes the hidden states" in str(told[0].message)
+    with pytest.raises(AssertionError):
+        same(found, expected)
+
+
+def test_padding_between_tokens_is_passed_over():
+    """Each token is predicted from the one before it, however many positions lie between them."""
+    model = BY_NAME["gpt2"].build("lm")
+    text, mask = torch.tensor([[5, PAD, 6, 7, PAD, PAD, 8]]), torch.tensor([[1, 0, 1, 1, 0, 0, 1]])
+    holes = {"input_ids": text, "attention_mask": mask, "labels": text}
+    whole = torch.tensor([[5, 6, 7, 8]])
+    same(b.head_importance(model, holes), b.head_importance(model, {"input_ids": whole, "labels": whole}))
+    loss = find_loss(model)
+    with torch.no_grad():
+        found = example_losses(loss, model(**with_positions(model, holes)), holes)
+        assert found.item() == pytest.approx(model(input_ids=whole, labels=whole).loss.item(), rel=1e-6)
+
+
+def test_positions_of_the_user_are_kept():
+    model, left = BY_NAME["gpt2"].build("lm"), texts("left")
+    own = left | {"position_ids": torch.arange(7).expand(3, -1).contiguous()}
+    with pytest.raises(AssertionError):
+        same(b.attention_entropy(model, own), b.attention_entropy(model, left))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+def test_wrappers_with_keyword_arguments(name):
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, **inputs: Any) -> Any:
+            return self.inner(**inputs)
+
+    inner = BY_NAME[name].build("lm")
+    same(b.head_importance(Wrapper(inner), texts("left")), b.head_importance(inner, texts("right")))
+
+
+def test_a_nystromformer_whose_positions_begin_at_two():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = t.NystromformerConfig(**sizes, intermediate_size=24, max_position_embeddings=32, segment_means_seq_len=8)
+    given = with_positions(t.NystromformerForMaskedLM(config), texts("left"))
+    assert given["position_ids"][1].tolist() == [2, 2, 2, 2, 3, 4, 5]
+    assert with_positions(BY_NAME["roberta"].build("lm"), texts("left"))["position_ids"][1].tolist() == [
+        1,
+        1,
+        1,
+        1,
+        2,
+        3,
+        4,
+    ]

@@ -1,0 +1,168 @@
+"""Parts of a model that pass no gradient: importance from them is refused, unless they do not matter."""
+
+import copy
+import sys
+import warnings
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torch.ao.quantization import default_dynamic_qconfig, quantize_dynamic
+
+from bertology import (
+    ImportanceAccumulator,
+    ScoreAccumulator,
+    accumulate,
+    attention_gradients,
+    head_ablation,
+    head_importance,
+    head_outputs,
+)
+from bertology.errors import UnknownAnatomy
+from helpers.zoo import BY_NAME, batch
+
+MEASURES = {
+    "importance": head_importance,
+    "importance by token": lambda model, inputs: head_importance(model, inputs, granularity="token"),
+    "gradients of maps": lambda model, inputs: attention_gradients(model, inputs, tokens={"five": [5]}),
+    "gradients of heads": lambda model, inputs: head_outputs(model, inputs, loss="auto"),
+    "several": lambda model, inputs: accumulate(model, inputs, ScoreAccumulator("accuracy"), ImportanceAccumulator()),
+}
+
+
+class Without(nn.Module):
+    """A layer that computes what it did, in one of the ways that lose the gradient."""
+
+    def __init__(self, layer, way):
+        super().__init__()
+        self.layer, self.way = layer, way
+
+    def forward(self, x):
+        return getattr(self, self.way)(x)
+
+    def no_grad(self, x):
+        with torch.no_grad():
+            return self.layer(x)
+
+    def inference_mode(self, x):
+        with torch.inference_mode():
+            out = self.layer(x)
+        return out.clone()
+
+    def detach(self, x):
+        return self.layer(x.detach())
+
+    def data(self, x):
+        return self.layer(x.data)
+
+    def numpy(self, x):
+        return self.layer(torch.from_numpy(x.detach().numpy()))
+
+    def filled(self, x):
+        out = torch.empty(self.layer(x).shape, dtype=x.dtype)
+        with torch.no_grad():
+            out[:] = self.layer(x)
+        return out
+
+    def half(self, x):
+        """Only a part of its outputs."""
+        out = self.layer(x)
+        return torch.cat([out[..., :3], out[..., 3:].detach()], dim=-1)
+
+
+WAYS = [name for name in vars(Without) if not name.startswith("_") and name != "forward"]
+LAYERS = {  # what comes after the heads in the second layer
+    "bert": ("bert.encoder.layer.1.intermediate", "dense"),
+    "distilbert": ("distilbert.transformer.layer.1.ffn", "lin2"),
+    "gpt2": ("transformer.h.1.mlp", "c_fc"),
+    "llama": ("model.layers.1.mlp", "up_proj"),
+}
+
+
+def cut(name, way):
+    model = BY_NAME[name].build()
+    where, layer = LAYERS[name]
+    owner = model.get_submodule(where)
+    setattr(owner, layer, Without(getattr(owner, layer), way))
+    return model
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_without_gradients_is_named(name, way):
+    with pytest.raises(UnknownAnatomy, match=r"incomplete: .*\.".replace(r"\.", LAYERS[name][0].replace(".", r"\."))):
+        head_importance(cut(name, way), batch())
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_measure_of_gradients_refuses_it(measure, frozen):
+    model = cut("bert", "no_grad").requires_grad_(not frozen)
+    if frozen:
+        model.get_input_embeddings().requires_grad_()
+    with pytest.raises(UnknownAnatomy, match="incomplete"):
+        measure(model, batch())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_int8_matrices_are_refused(name):
+    model = BY_NAME[name].build()
+    where, layer = LAYERS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = quantize_dynamic(model.float(), {f"{where}.{layer}": default_dynamic_qconfig})
+        with pytest.raises(UnknownAnatomy, match=f"{where}.{layer}.*linear_dynamic"):
+            head_importance(model, batch())
+
+
+def test_what_does_not_matter_is_no_cut():
+    """Logging, the embeddings, masks made from values, and choices (which have no slope) lose nothing."""
+
+    class Harmless(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer, self.seen = layer, []
+
+        def forward(self, x):
+            self.seen.append(x.detach().norm().numpy())
+            with torch.no_grad():
+                best = (x * 2).topk(2, dim=-1).indices
+            kept = torch.ones_like(x).scatter(-1, best, 1.0) + torch.zeros_like(x) + x.new_ones(x.shape[-1])
+            return self.layer(x * (kept / 2) * (x > -100))
+
+    model, plain = BY_NAME["bert"].build(), BY_NAME["bert"].build()
+    model.bert.encoder.layer[1].output.dense = Harmless(model.bert.encoder.layer[1].output.dense)
+    embeddings = model.bert.embeddings.forward
+    model.bert.embeddings.forward = torch.no_grad()(embeddings)
+    wanted = head_importance(plain, batch()).scores
+    torch.testing.assert_close(head_importance(model, batch()).scores, wanted)
+
+
+def test_unchecked_a_cut_gives_other_scores_although_ablation_gives_the_same(monkeypatch):
+    whole, without = BY_NAME["bert"].build(), cut("bert", "no_grad")
+    torch.testing.assert_close(
+        head_ablation(without, batch(), metric="accuracy").loss_change,
+        head_ablation(whole, batch(), metric="accuracy").loss_change,
+    )
+    monkeypatch.setattr(sys.modules["bertology.streaming.accumulate"], "gradients_checked", lambda _: nullcontext())
+    wrong, right = (head_importance(model, batch()).scores for model in (without, whole))
+    assert not torch.allclose(wrong, right, rtol=0.05)
+
+
+def test_weights_of_inference_mode_are_refused_and_its_copies_measured():
+    with torch.inference_mode():
+        model = BY_NAME["gpt2"].build()
+    for measure in MEASURES.values():
+        with pytest.raises(UnknownAnatomy, match="inference_mode"):
+            measure(model, batch())
+    wanted = head_importance(BY_NAME["gpt2"].build(), batch()).scores
+    torch.testing.assert_close(head_importance(copy.deepcopy(model), batch()).scores, wanted)
+
+
+def test_batches_of_inference_mode_are_measured():
+    with torch.inference_mode():
+        inputs = batch()
+    model = BY_NAME["bert"].build()
+    torch.testing.assert_close(head_importance(model, inputs).scores, head_importance(model, batch()).scores)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from ..anatomy.dissect import dissect
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME
-from ..errors import BertologyError, DataError
+from ..errors import BertologyError, DataError, checked
 from .prune import prune_heads
 
 

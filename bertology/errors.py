@@ -228,11 +228,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return several and _misfit(value, origin, inner) is _NONE
     if isinstance(hint, TypeVar):
         return not isinstance(hint.__bound__, type) or isinstance(value, hint.__bound__)
-    if Protocol in getattr(hint, "__bases__", ()):  # all methods, or some of the properties
-        public = {name: one for name, one in vars(hint).items() if not name.startswith("_")}
-        methods = [name for name, one in public.items() if inspect.isfunction(one)]
-        there = [hasattr(value, name) for name in methods or public]
-        return all(there) if methods else any(there)
+    if Protocol in getattr(hint, "__bases__", ()):  # what has some of it, since a function may need no more
+        return any(hasattr(value, name) for name in vars(hint) if not name.startswith("_"))
     return not isinstance(hint, type) or isinstance(value, hint)
 
 

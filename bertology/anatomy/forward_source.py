@@ -42,6 +42,7 @@ def asks_config(attention: nn.Module) -> bool:
 
 def eager_function(attention: nn.Module) -> Callable[..., Any] | None:
     """The eager function that a module on the attention interface falls back to, or None for any other module."""
+    # Fragile: rests on the habits of transformers that `_file_on_interface` names.
     file = _file_on_interface(attention)
     found: Callable[..., Any] | None = getattr(file, _EAGER_NAME, None)
     return found
@@ -49,6 +50,7 @@ def eager_function(attention: nn.Module) -> Callable[..., Any] | None:
 
 def attention_interface(attention: nn.Module) -> Any:
     """The attention functions by name among which a module on the attention interface looks up its own."""
+    # Fragile: rests on the habits of transformers that `_file_on_interface` names.
     return getattr(_file_on_interface(attention), _INTERFACE_NAME)
 
 

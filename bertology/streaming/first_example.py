@@ -1,4 +1,4 @@
-"""The first example of a pass, run alone: is that what the model computes for it in its batch?"""
+"""The first example of a pass run alone, to see whether its batch gives it the same results."""
 
 from __future__ import annotations
 

@@ -151,7 +151,8 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
         if anatomy.reads_images(site.stack) and (example_of := _examples_of_images(anatomy, batch, x)) is not None:
             if len(gate) != examples(batch):
                 raise _other_batch(len(gate), examples(batch))
-            return x * gate[example_of.to(gate.device)].unflatten(0, (x.shape[0], -1)).unsqueeze(-1)
+            of_rows = gate[example_of.to(gate.device)]
+            return x * of_rows.view(x.shape[0], -1, *of_rows.shape[1:], 1)
         if gate.shape[0] != x.shape[0]:
             raise _other_batch(len(gate), x.shape[0])
         return x * rearrange(gate, "batch head -> batch 1 head 1")

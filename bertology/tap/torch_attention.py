@@ -112,7 +112,7 @@ def _projected(module: Any, query: Tensor, key: Tensor, value: Tensor) -> list[T
     if module.add_zero_attn:
         added = [[], *([*some, projected[1].new_zeros(len(key), 1, module.embed_dim)] for some in added[1:])]
     whole = [torch.cat([x, *some], dim=1) for x, some in zip(projected, added, strict=True)]
-    return [x.unflatten(-1, (module.num_heads, module.head_dim)).transpose(1, 2) for x in whole]
+    return [x.view(*x.shape[:2], module.num_heads, module.head_dim).transpose(1, 2) for x in whole]
 
 
 def _masks(
@@ -122,7 +122,7 @@ def _masks(
     whole = None
     if attn_mask is not None:
         whole = _additive(attn_mask, query)
-        whole = whole.unflatten(0, (len(query), -1)) if whole.dim() == 3 else whole[None, None]
+        whole = whole.view(len(query), -1, *whole.shape[1:]) if whole.dim() == 3 else whole[None, None]
     if key_padding_mask is not None:
         padding = _additive(key_padding_mask, query).reshape(-1, 1, 1, key.shape[1])
         whole = padding if whole is None else whole + padding

@@ -104,7 +104,9 @@ def writable(path: str | Path) -> Iterator[None]:
     """Write a file inside. Raises `DataError` for one that cannot be written."""
     try:
         yield
-    except OSError as error:
+    except BertologyError:
+        raise
+    except (OSError, ValueError) as error:  # the latter for a format that is not known
         raise DataError(f"{path} cannot be written ({error}): name a file in a folder that exists") from error
 
 
@@ -195,8 +197,9 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     What a function returns is left out: it may be of a package that is not installed.
     """
     written = dict(function.__annotations__)
-    for name in ("return", *_CHECKED_BY_FUNCTIONS):
-        written.pop(name, None)
+    for name, hint in (*_CHECKED_BY_FUNCTIONS.items(), ("return", written.get("return"))):
+        if written.get(name) == hint:
+            written.pop(name, None)
     names = getattr(function, "__globals__", {})
     return get_type_hints(SimpleNamespace(__annotations__=written), names)
 
@@ -280,8 +283,8 @@ _MADE_BY = {
     "AlignedBatches": ("the batches of bertology.syntax.align for a treebank",) * 2,
     "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
 }
-_CHECKED_BY_FUNCTIONS = ("rows", "ignore", "progress")
-"""Parameters that have a check of their own wherever they occur, which says better what is wanted."""
+_CHECKED_BY_FUNCTIONS = {"rows": "int | None", "ignore": "Sequence[str]", "progress": "Progress"}
+"""Parameters of a type that have a check of their own wherever they occur, which says better what is wanted."""
 _ADVICE = {
     "batches": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
     "inputs": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
@@ -316,7 +319,7 @@ def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) ->
     what = function.__qualname__.removesuffix(".__init__")
     if nn.Module in (hint, getattr(hint, "__bound__", None)):
         came = f"{type(value).__name__} {value!r}" if isinstance(value, str) else described(value)
-        return UnknownAnatomy(f"{what}: wanted {_CALLED[nn.Module][0]}, got {came}")
+        return UnknownAnatomy(f"{what}({name}): wanted {_CALLED[nn.Module][0]}, got {came}")
     error = UnknownAnatomy if nn.Module in get_args(hint) else DataError
     inside = [bad for one in (hint, *get_args(hint)) if (bad := _inside(value, one)) is not _NONE]
     came = f"{described(value)} with {described(inside[0])} in it" if inside else described(value)

@@ -52,6 +52,11 @@ def check_inputs(batch: Batch) -> str:
         )
     if x.numel() == 0:
         raise DataError(f"{name} is empty: its shape is {list(x.shape)}")
+    if x.layout != torch.strided:
+        raise DataError(f"{name} must be a dense tensor, got one of layout {x.layout}: call to_dense()")
+    words = [key for key in batch if not isinstance(key, str)]
+    if words:
+        raise DataError(f"the keys of a batch are names of model arguments, got {words[0]!r}")
     return name
 
 
@@ -69,6 +74,11 @@ def check_masks(batch: Batch) -> None:
             raise DataError(
                 f"{name} must have the shape of {prefix}{IDS_ARGUMENT}, {list(ids.shape)}, got {list(mask.shape)}"
             )
+        if isinstance(ids, Tensor) and mask.dim() > 2 and mask.shape != ids.shape and mask.shape[-1] < ids.shape[-1]:
+            raise DataError(
+                f"{name} must be [batch, token], or have a value for each of the {ids.shape[-1]} keys, got "
+                f"{list(mask.shape)}"
+            )
         if mask.is_floating_point() and mask.device.type == "cpu" and mask.isnan().any():
             raise DataError(f"{name} holds NaN: wanted 1 for real tokens and 0 for padding")
 
@@ -79,8 +89,11 @@ def check_padding(batch: Batch) -> None:
         mask = batch.get(name)
         if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.device.type != "cpu":
             continue
-        if mask.dtype != torch.bool and (mask < 0).any():
-            raise DataError(f"{name} must be 1 for real tokens and 0 for padding, got {mask.min().item()}")
+        if mask.is_complex():
+            raise DataError(f"{name} must be 1 for real tokens and 0 for padding, got complex numbers")
+        wrong = mask[(mask < 0) | (mask == float("inf"))] if mask.dtype != torch.bool else mask[:0]
+        if wrong.numel():
+            raise DataError(f"{name} must be 1 for real tokens and 0 for padding, got {wrong.flatten()[0].item()}")
         check_real(mask, name)
 
 

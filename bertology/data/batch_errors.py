@@ -8,7 +8,7 @@ inputs is not refused.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,16 +17,18 @@ from torch import Tensor, nn
 from ..anatomy.names import (
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
+    EMBEDS_ARGUMENT,
     IDS_ARGUMENT,
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
     MOST_POSITIONS_NAME,
+    NO_TEXT_ARGUMENTS,
     POSITIONS_ARGUMENT,
     SEGMENT_KINDS_NAME,
     SEGMENTS_ARGUMENT,
 )
 from ..errors import BertologyError, DataError
-from .batch_checks import without_weights
+from .batch_checks import INPUTS, without_weights
 from .batches import Batch, config_of, is_encoder_decoder, room_of
 
 NUMBERED = (IDS_ARGUMENT, DECODER_IDS_ARGUMENT, SEGMENTS_ARGUMENT, POSITIONS_ARGUMENT)
@@ -55,6 +57,23 @@ def _wrong_type(model: nn.Module, batch: Batch) -> str:
         x = batch.get(name)
         if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex() or x.element_size() == 1):
             return f"{name} must hold whole numbers of type int64, got {str(x.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _wrong_inputs(model: nn.Module, batch: Batch) -> str:
+    """Inputs that exclude each other, or that no argument of the model is for."""
+    given = [name for name in INPUTS if batch.get(name) is not None]
+    if {IDS_ARGUMENT, EMBEDS_ARGUMENT} <= set(given):
+        return f"a batch holds {IDS_ARGUMENT} or {EMBEDS_ARGUMENT}, got both: leave one out"
+    parameters = inspect.signature(model.forward).parameters
+    unknown = [name for name in given if name in NO_TEXT_ARGUMENTS and name not in parameters]
+    if unknown and len(given) == 1:
+        return f"the batch holds {unknown[0]}, which the model does not take: it takes {', '.join(parameters)}"
+    if isinstance(batch.get(MASK_ARGUMENT), Mapping):
+        return f"{MASK_ARGUMENT} is a mapping, got {', '.join(map(str, batch[MASK_ARGUMENT]))}: pass [batch, token]"
+    embeds, table = batch.get(EMBEDS_ARGUMENT), _token_table(model)
+    if isinstance(embeds, Tensor) and table is not None and embeds.shape[-1] != table.embedding_dim:
+        return f"{EMBEDS_ARGUMENT} must be [batch, token, hidden = {table.embedding_dim}], got {list(embeds.shape)}"
     return ""
 
 
@@ -123,16 +142,14 @@ def _wrong_shape(model: nn.Module, batch: Batch) -> str:
     return ""
 
 
-def _unknown_argument(model: nn.Module, batch: Batch) -> str:
-    parameters = inspect.signature(model.forward).parameters
-    unknown = [name for name in batch if name not in parameters]
-    if not unknown or any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        return ""
-    return f"the batch holds {', '.join(map(repr, unknown))}, which the model does not take: leave it out"
-
-
 def _tokens_of(model: nn.Module) -> int | None:
     """How many tokens a model has, where a table of them is its input."""
+    table = _token_table(model)
+    return None if table is None else table.num_embeddings
+
+
+def _token_table(model: nn.Module) -> nn.Embedding | None:
+    """The embeddings of tokens, where a table of them is the model's input."""
     for module in model.modules():
         table: Any = getattr(module, "get_input_embeddings", None)
         if table is not None:
@@ -140,18 +157,18 @@ def _tokens_of(model: nn.Module) -> int | None:
                 found = table()
             except (NotImplementedError, AttributeError):
                 continue
-            return found.num_embeddings if isinstance(found, nn.Embedding) else None
+            return found if isinstance(found, nn.Embedding) else None
     return None
 
 
 _CAUSES = (
     _without_weights,
     _wrong_type,
+    _wrong_inputs,
     _wrong_rank,
     _unknown_token,
     _unknown_segment,
     _too_long,
     _unknown_position,
     _wrong_shape,
-    _unknown_argument,
 )

@@ -87,6 +87,13 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     if empty:
         raise DataError(f"{empty[0]} is on the meta device, where it has no values: make the batch on a real device")
     check_masks(batch)
+    for label in LABELS:
+        if batch.get(label) is not None and not isinstance(batch[label], Tensor):
+            raise DataError(f"{label} must be a tensor, got {type(batch[label]).__name__}: make one with torch.tensor")
+    if ANNOTATIONS in batch and not isinstance(batch[ANNOTATIONS], (list, tuple)):
+        raise DataError(
+            f"{ANNOTATIONS} must be a list with one entry per example, got {type(batch[ANNOTATIONS]).__name__}"
+        )
     if ANNOTATIONS in batch and len(batch[ANNOTATIONS]) != batch[name].shape[0]:
         raise DataError(
             f"{ANNOTATIONS} must have one entry per example, got {len(batch[ANNOTATIONS])} entries for "

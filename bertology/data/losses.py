@@ -27,7 +27,7 @@ from ..anatomy.names import (
     SPAN_OUTPUTS,
     UNSHIFTED_CLASSES,
 )
-from ..errors import LossError
+from ..errors import LossError, checked
 from .batches import (
     IGNORED,
     Batch,
@@ -48,6 +48,7 @@ _TASKS = (
 )
 
 
+@checked
 def find_loss(model: nn.Module) -> ExampleLoss:
     """The loss of a model's task head, one value per example.
 

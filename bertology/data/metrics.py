@@ -8,18 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, described
+from ..errors import DataError, checked, described
 from .batches import IGNORED
 
 Metric = Callable[[Tensor, Tensor], Any]
 
 
+@checked
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """The share of examples whose true label has the highest logit; labels of -100 are left out."""
     guess, truth = _classes(logits, labels)
     return (guess == truth).double().mean().item()
 
 
+@checked
 def f1(logits: Tensor, labels: Tensor) -> float:
     """F1 of class 1 in a task with two classes; 0 when class 1 is neither predicted nor true of any example."""
     guess, truth = _two_classes(logits, labels)
@@ -28,23 +30,27 @@ def f1(logits: Tensor, labels: Tensor) -> float:
     return 2 * hits / total if total else 0.0
 
 
+@checked
 def matthews(logits: Tensor, labels: Tensor) -> float:
     """Matthews correlation of two classes; 0 when all predictions or all labels are of one class."""
     guess, truth = _two_classes(logits, labels)
     return _correlation(guess.double(), truth.double())
 
 
+@checked
 def pearson(logits: Tensor, labels: Tensor) -> float:
     """Pearson correlation of one prediction per example with its label; 0 when either is constant."""
     return _correlation(*_numbers(logits, labels))
 
 
+@checked
 def spearman(logits: Tensor, labels: Tensor) -> float:
     """Spearman rank correlation, where equal values get their mean rank; 0 when either is constant."""
     guess, truth = _numbers(logits, labels)
     return _correlation(_ranks(guess), _ranks(truth))
 
 
+@checked
 def pearson_spearman(logits: Tensor, labels: Tensor) -> float:
     """The mean of Pearson and Spearman correlation, as GLUE scores STS-B."""
     return (pearson(logits, labels) + spearman(logits, labels)) / 2

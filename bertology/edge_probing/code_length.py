@@ -22,7 +22,7 @@ from .optimizer import Training
 from .probe_layers import cumulative_probes
 from .random_draws import CODE, generator
 from .scores import bits_of, logits_of
-from .span_batches import BatchSource, EdgeBatch, check_sources
+from .span_batches import BatchSource, EdgeBatch, check_gives_batches, check_sources
 from .train import train_probes
 
 PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
@@ -209,6 +209,7 @@ def code_lengths(
         >>> found.uniform.tolist(), bool(found.compression[1] > found.compression[0])
         ([12.0, 52.0, 64.0], True)
     """
+    check_gives_batches(train=train, dev=dev)
     if train is dev:
         raise DataError("dev must be other records than train: the probes must not see the labels that are sent")
     shuffled = _Some(train, torch.randperm(train.records, generator=generator(settings.order, CODE)))

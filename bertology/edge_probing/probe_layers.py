@@ -14,7 +14,7 @@ from ..streaming.progress import Progress
 from .optimizer import PAPER, Training
 from .probes import Probes, cumulative
 from .scores import LayerScores, count, logits_of, micro_f1
-from .span_batches import BatchSource, check_sources
+from .span_batches import BatchSource, check_gives_batches, check_sources
 from .tasks import EdgeTask
 from .train import Trained, train_resumably
 from .trajectories import LabelTrajectories, label_trajectories
@@ -63,6 +63,7 @@ def probe_layers(
         >>> bool(found.f1[0, 1] > found.f1[0, 0] + 0.1)
         True
     """
+    check_gives_batches(train=train, dev=dev, test=test)
     if test is not None:
         check_sources(train, test, "test")
     with torch.inference_mode(False):
@@ -85,6 +86,7 @@ def cumulative_probes(source: BatchSource, seeds: Sequence[int] = (0,), settings
         >>> cumulative_probes(Sizes(), seeds=(0, 1)).layers.sum(1).tolist()
         [1, 2, 3, 1, 2, 3]
     """
+    check_gives_batches(source=source)
     if not seeds or len(set(seeds)) < len(seeds):
         raise DataError(f"seeds must be one or more different integers, got {tuple(seeds)}")
     return Probes(
@@ -113,6 +115,7 @@ def score_layers(trained: Trained, source: BatchSource) -> LayerScores:
         seed 0: 100.0 100.0
         2 of 2 probes used up all validations: more may help them
     """
+    check_gives_batches(source=source)
     probes, layers = trained.probes, trained.probes.layers.shape[1]
     seeds = _seeds(probes)
     found = count(probes, source, batch_size=trained.settings.batch_size)
@@ -159,6 +162,7 @@ def probabilities(
         >>> probabilities(cumulative_probes(Toy()), Toy()).shape
         torch.Size([2, 8, 2])
     """
+    check_gives_batches(source=source)
     which = range(source.records) if records is None else records
     found = [logits.sigmoid().float().cpu() for _, _, logits in logits_of(probes, source, which, batch_size)]
     return torch.cat(found, 1) if found else torch.zeros(len(probes.seeds), 0, len(source.labels))
@@ -194,6 +198,7 @@ def follow_targets(
         yes  [0, 1): yes
           + yes 100* 100*
     """
+    check_gives_batches(source=source)
     seeds, layers = _seeds(trained.probes), trained.probes.layers.shape[1]
     if seed is not None and seed not in seeds:
         raise DataError(f"seed must be one of the probes', {', '.join(map(str, seeds))}; got {seed}")

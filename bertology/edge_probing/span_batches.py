@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, described
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,3 +106,10 @@ def check_sources(train: BatchSource, other: BatchSource, what: str = "dev") -> 
         if source.records < 1:
             raise DataError(f"{name} has no records")
         source.batch(range(1)).check()
+
+
+def check_gives_batches(**sources: object) -> None:
+    """Raise `DataError` for what gives no batches, such as a task that was not encoded."""
+    for name, source in sources.items():
+        if source is not None and not hasattr(source, "batch"):
+            raise DataError(f"{name} must be a Store, such as encode returns, got {described(source)}")

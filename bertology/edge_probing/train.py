@@ -21,7 +21,7 @@ from .optimizer import PAPER, AMSGrad, Patience, Training
 from .probes import Probes
 from .random_draws import Order
 from .scores import judge, micro_f1
-from .span_batches import BatchSource, check_sources
+from .span_batches import BatchSource, check_gives_batches, check_sources
 from .store import Store
 
 AT_ONCE = 32
@@ -112,6 +112,7 @@ def train_probes(
         >>> trained.stopped, bool(trained.validation_f1.max() > 0.9)
         (('validations',), True)
     """
+    check_gives_batches(train=train, dev=dev)
     trained, file = train_resumably(train, dev, probes, settings, checkpoint, progress)
     if file is not None:
         file.remove()

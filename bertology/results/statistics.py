@@ -107,4 +107,6 @@ def gain_interval(only_one: int, only_other: int, total: int, level: float = 0.9
 
 
 def _quantile(level: float) -> float:
+    if not 0 < level < 1:
+        raise DataError(f"level is a share between 0 and 1, such as 0.95, got {level!r}")
     return NormalDist().inv_cdf((1 + level) / 2)

@@ -169,9 +169,10 @@ class ProbeResult(Result):
 
 
 def check_ignored(ignore: Sequence[str]) -> None:
-    """Raise `DataError` for a string instead of a sequence of relations."""
-    if isinstance(ignore, str):
-        raise DataError(f"ignore must be a sequence of relations, such as ({ignore!r},), got {ignore!r}")
+    """Raise `DataError` for what is no sequence of relations, such as a string."""
+    if isinstance(ignore, str) or not hasattr(ignore, "__iter__"):
+        one = ignore if isinstance(ignore, str) else "punct"
+        raise DataError(f"ignore must be a sequence of relations, such as ({one!r},), got {ignore!r}")
 
 
 def counting(sentence: Sentence, ignore: Sequence[str]) -> list[bool]:

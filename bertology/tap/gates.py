@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Heads, Site
 from ..data.batches import Batch, examples, token_mask
 from ..data.images import example_of_each
 from ..data.padding import real_positions
-from ..errors import HeadError, ShapeError, UnknownAnatomy, checked
+from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
 from . import tap
 from .recompute import Edit, keep_for_recomputation, recomputing
 
@@ -209,7 +209,8 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     try:
         gates = torch.as_tensor(gates)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ShapeError(f"gates must be numbers [layer, head] or [layer, batch, head], got {gates!r}") from error
+        wanted = "numbers [layer, head] or [layer, batch, head]"
+        raise ShapeError(f"gates must be {wanted}, got {described(gates)}") from error
     if gates.is_complex():
         raise ShapeError(f"gates must be real numbers, got a tensor of {gates.dtype}".replace("torch.", ""))
     wanted = [anatomy.layers, anatomy.heads]

@@ -169,6 +169,31 @@ each(
             {"input_ids": torch.ones(2, 4).long(), "position_ids": torch.full((2, 4), 64), "labels": TWO},
             ("position_ids must be from 0 to 63, got 64",),
         ),
+        "annotations of None": (
+            {"input_ids": torch.ones(2, 4).long(), "annotations": None, "labels": TWO},
+            ("annotations must be a list with one entry per example, got NoneType",),
+        ),
+        "labels in a list": (
+            {"input_ids": torch.ones(2, 4).long(), "labels": [0, 1]}, ("labels must be a tensor, got list", "torch.tensor")
+        ),
+        "a sparse tensor": ({"input_ids": torch.ones(2, 4).long().to_sparse(), "labels": TWO}, ("dense tensor", "to_dense()")),
+        "a key that is a number": ({"input_ids": torch.ones(2, 4).long(), 0: TWO, "labels": TWO}, ("0",)),
+        "ids and embeddings": (
+            {"input_ids": torch.ones(2, 4).long(), "inputs_embeds": torch.ones(2, 4, 16), "labels": TWO},
+            ("input_ids or inputs_embeds, got both",),
+        ),
+        "embeddings of another width": (
+            {"inputs_embeds": torch.ones(2, 4, 7), "labels": TWO}, ("hidden = 16], got", "4, 7]")
+        ),
+        "images": ({"pixel_values": torch.ones(2, 3, 8, 8), "labels": TWO}, ("pixel_values", "takes", "input_ids")),
+        "a mask of few keys": (
+            {"input_ids": torch.ones(2, 4).long(), "attention_mask": torch.ones(2, 1, 3, 3), "labels": TWO},
+            ("a value for each of the 4 keys, got [2, 1, 3, 3]",),
+        ),
+        "a mask in a dictionary": (
+            {"input_ids": torch.ones(2, 4).long(), "attention_mask": {"full_attention": None}, "labels": TWO},
+            ("attention_mask", "full_attention", "[batch, token]"),
+        ),
         "annotations": (
             {"input_ids": torch.ones(2, 4).long(), "annotations": ["one"], "labels": TWO},
             ("annotations must have one entry per example", "1 entries for 2 examples"),
@@ -192,6 +217,14 @@ each(
             {"input_ids": torch.ones(2, 4).long(), "attention_mask": torch.eye(2, 4)[[0, 0]] * TWO[:, None], "labels": TWO},
             ("attention_mask marks no real token in example(s) [0]",),
         ),
+        "an infinite mask": (
+            {"input_ids": torch.ones(2, 4).long(), "attention_mask": torch.full((2, 4), float("inf")), "labels": TWO},
+            ("attention_mask must be 1 for real tokens and 0 for padding, got inf",),
+        ),
+        "a complex mask": (
+            {"input_ids": torch.ones(2, 4).long(), "attention_mask": torch.ones(2, 4) * 1j, "labels": TWO},
+            ("attention_mask must be 1 for real tokens and 0 for padding, got complex numbers",),
+        ),
         "an additive mask": (
             {"input_ids": torch.ones(2, 4).long(), "attention_mask": torch.tensor([[0, 0, 0, -1e9]] * 2), "labels": TWO},
             ("attention_mask must be 1 for real tokens and 0 for padding, got -1",),
@@ -211,7 +244,7 @@ each(
         "means": lambda x, batch: bt.head_means(x.model, batch),
         "mean of outputs": lambda x, batch: bt.head_outputs(x.model, batch).mean(),
     },
-    {"of four axes": ({"input_ids": torch.ones(2, 4).long(), "attention_mask": FULL}, ("attention", "mask", "[batch, token]"))},
+    {"of four axes": ({"input_ids": torch.ones(2, 4).long(), "attention_mask": FULL}, ("attention", "mask"))},
 )  # fmt: skip
 bad("a model's own unknown argument", lambda x: bt.attention_entropy(x.gpt2, {**x.batch, "colour": 1, "input_ids": x.ids + 99}), "token", "99 tokens")  # fmt: skip
 bad("decoder tokens", lambda x: bt.attention_entropy(x.t5, {"input_ids": x.ids, "decoder_input_ids": x.ids + 40}), "decoder_input_ids", "40 tokens")  # fmt: skip
@@ -238,7 +271,7 @@ each(
         "that gives none": (lambda logits, labels: {}, ("must return one number", "got 0")),
         "that gives a tensor": (lambda logits, labels: torch.ones(2), ("must return one number", "got a tensor [2]")),
         "that gives a list": (lambda logits, labels: [0.5], ("must return one number", "got list")),
-        "that gives NaN": (lambda logits, labels: float("nan"), ("is NaN over 2 labels",)),
+        "that gives NaN": (lambda logits, labels: float("nan"), ("is NaN over 2",)),
     },
 )  # fmt: skip
 bad(
@@ -348,7 +381,7 @@ RESULTS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "save in a missing folder": (lambda x: x.importance.save(x.folder / "no" / "file"), ("no",)),
     "load of None": (lambda x: bt.Result.load(None), ("path", "None")),
     "load of a missing file": (lambda x: bt.Result.load(x.folder / "no.safetensors"), ("no.safetensors",)),
-    "load of a folder": (lambda x: bt.Result.load(x.folder), ("folder",)),
+    "load of a folder": (lambda x: bt.Result.load(x.folder), ("wanted a file",)),
     "load of a text": (lambda x: bt.Result.load(x.file("text", "text.safetensors")), ("text.safetensors",)),
     "load of an empty file": (lambda x: bt.Result.load(x.file("", "empty.safetensors")), ("empty.safetensors",)),
     "entropy has no threshold": (lambda x: x.entropy.stack(None), ("name", "None")),
@@ -497,7 +530,7 @@ PROBING: dict[str, tuple[Call, tuple[str, ...]]] = {
     "store, missing": (lambda x: ep.Store.open(x.folder / "missing"), ("holds no encoded task",)),
     "store, a file": (lambda x: ep.Store.open(x.file("x", "no store")), ("no store",)),
     "store, None": (lambda x: ep.Store.open(None), ("path", "None")),
-    "probe_layers, a task": (lambda x: ep.probe_layers(x.task, x.task), ("train", "EdgeTask")),
+    "probe_layers, a task": (lambda x: ep.probe_layers(x.task, x.task), ("train must be a Store, such as encode returns", "EdgeTask")),
     "probe_layers, no seeds": (lambda x: ep.probe_layers(x.source, x.source, seeds=(), settings=x.settings), ("seed",)),
     "probe_layers, a seed": (lambda x: ep.probe_layers(x.source, x.source, seeds=(-1,), settings=x.settings), ("seed", "-1")),
     "probe_layers, device": (
@@ -594,6 +627,11 @@ CODE: dict[str, tuple[Call, tuple[str, ...]]] = {
     "leaf_attention, where": (lambda x: cs.leaf_attention(x.reader, x.tokenizer, x.tree, (9, 0)), ("9",)),
     "leaf_attention, a layer": (lambda x: cs.leaf_attention(x.reader, x.tokenizer, x.tree, -3), ("-3",)),
     "code_arcs, pairs": (lambda x: cs.code_arcs(x.reader, x.tokenizer, x.tree, (0, 1), pairs=0), ("pairs", "0")),
+    "a table, level": (lambda x: sy.dependency_heads(x.reader, x.aligned).table(level=3), ("level", "3")),
+    "find_loss of nothing": (lambda x: bt.losses.find_loss(None), ("wanted a model", "got None")),
+    "accuracy of nothing": (lambda x: bt.metrics.accuracy(None, None), ("logits must be a tensor, got None",)),
+    "pearson of lists": (lambda x: bt.metrics.pearson([1], [2]), ("logits must be a tensor, got list",)),
+    "a picture of no format": (lambda x: x.entropy.plot(path=x.folder / "a.xyz"), ("a.xyz cannot be written",)),
     "cat_over_layers, nothing": (lambda x: cs.cat_over_layers({}), ("one result of cat_scores or more", "got none")),
     "cat_over_layers, level": (lambda x: cs.cat_over_layers({"python": x.comparison}, level=2), ("level", "2")),
     "cat_over_layers, nulls": (lambda x: cs.cat_over_layers({"python": x.comparison}, nulls=("none",)), ("'none'",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bertology.corpora.treebank import Sentence
 from helpers.edge_sources import InMemory
 from helpers.trees import wordpiece_tokenizer
 
+_numbers = count()
 CONFIG = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIG |= {"intermediate_size": 24, "max_position_embeddings": 64}
 
@@ -171,6 +173,13 @@ class GoodInputs:
     def entropy(self) -> bt.AttentionEntropy:
         return bt.attention_entropy(self.model, self.batch)
 
+    @cached_property
+    def pruned(self) -> Path:
+        model = self.copied()
+        bt.prune_heads(model, [(0, 1)])
+        bt.save_pruned(model, self.folder / "a pruned model")
+        return self.folder / "a pruned model"
+
     def copied(self) -> Any:
         return copy.deepcopy(self.model)
 
@@ -214,7 +223,7 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
         },
         "prune_heads": {"model": changed, "heads": [(0, 1)]},
         "save_pruned": {"model": x.model, "path": x.folder / "pruned"},
-        "load_pruned": {"path": x.folder / "pruned"},
+        "load_pruned": {"path": x.pruned},
         "register_names": {"names": bt.Names("to_q", "to_k", "to_v", "to_out")},
         "repeated_tokens": {"vocabulary": range(5, 20), "length": 3},
     }  # fmt: skip
@@ -250,7 +259,7 @@ def _syntax(x: GoodInputs) -> dict[str, dict[str, Any]]:
 
 
 def _edge_probing(x: GoodInputs) -> dict[str, dict[str, Any]]:
-    both = {"train": x.source, "dev": x.source}
+    both = {"train": x.source, "dev": x.other}
     tasks = {"tasks": {"cats": x.statistics}}
     layers = {"one": {"a": 1.0, "b": 2.0}, "other": {"a": 1.0, "b": 3.0}}
     own = {"words": ("the", "cat"), "predicate": (1, 2), "argument": (0, 1), "scores": {"volition": 5.0}}
@@ -265,7 +274,12 @@ def _edge_probing(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "counted_labels": {"labels": ("a", "b")},
         "cumulative_probes": {"source": x.source, "settings": x.settings},
         "dependency_edges": {"treebank": x.treebank},
-        "encode": {"model": x.reader, "tokenizer": x.tokenizer, "task": x.task, "path": x.folder / "store"},
+        "encode": {
+            "model": x.reader,
+            "tokenizer": x.tokenizer,
+            "task": x.task,
+            "path": x.folder / f"store {next(_numbers)}",
+        },
         "entity_edges": {"path": file},
         "follow_targets": {"trained": x.trained, "source": x.source, "task": x.task},
         "gap_edges": {"path": file},

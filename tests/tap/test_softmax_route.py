@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bertology import attention_entropy, attention_maps, dissect, tap
-from bertology.data.batches import without_labels
 from helpers.random_texts import (
     EXACT,
     HOLES,

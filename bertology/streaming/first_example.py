@@ -104,13 +104,10 @@ def check_padding_before(anatomy: Anatomy, batch: Batch) -> bool:
     model = anatomy.model
     reals = {prefix: real for prefix, real in text_masks(model, batch).items() if real.dim() == 2}
     prefix = next((prefix for prefix, real in reals.items() if padded_before(real)), None)
-<<<<<<< HEAD
-    if prefix is None or is_tapped(anatomy):  # edits may be of this batch as it is
-        return prefix is not None
-=======
     if prefix is None or has_cache(batch):
         return False
->>>>>>> main
+    if is_tapped(anatomy):  # edits may be of this batch as it is
+        return True
     example = int((reals[prefix][:, 1:] & ~reals[prefix][:, :-1]).any(1).int().argmax())
     padded, kind = some_examples(batch, slice(example, example + 1)), type(anatomy.model).__name__
     try:

@@ -207,7 +207,8 @@ def save_pruned(model: nn.Module, path: str | Path) -> None:
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The model inside wrappers that only change how it runs."""
     while isinstance(model, (nn.DataParallel, DistributedDataParallel)) or hasattr(model, "_orig_mod"):
-        model = getattr(model, "_orig_mod", None) or model.module
+        inner: nn.Module = getattr(model, "_orig_mod", None) or model.module
+        model = inner
     return model
 
 

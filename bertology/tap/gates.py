@@ -209,8 +209,8 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     try:
         gates = torch.as_tensor(gates)
     except (TypeError, ValueError, RuntimeError) as error:
-        wanted = "numbers [layer, head] or [layer, batch, head]"
-        raise ShapeError(f"gates must be {wanted}, got {described(gates)}") from error
+        form = "numbers [layer, head] or [layer, batch, head]"
+        raise ShapeError(f"gates must be {form}, got {described(gates)}") from error
     if gates.is_complex():
         raise ShapeError(f"gates must be real numbers, got a tensor of {gates.dtype}".replace("torch.", ""))
     wanted = [anatomy.layers, anatomy.heads]

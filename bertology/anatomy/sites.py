@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +35,8 @@ class Head:
         return f"{prefix}L{self.layer}H{self.head}"
 
 
-Heads = Mapping[int, Iterable[int]] | Iterable[Head | tuple[int, int]]
-"""Heads as `{layer: [heads]}`, as `(layer, head)` pairs, or as `Head`s."""
+Heads = Mapping[int, Iterable[int]] | Iterable[Head | tuple[int, int] | str]
+"""Heads as `{layer: [heads]}`, as `(layer, head)` pairs, as `Head`s, or by their printed names, `"L5H3"`."""
 
 
 class LayerLabels(tuple[str, ...]):
@@ -65,13 +68,62 @@ def head_at(labels: tuple[str, ...], row: int, head: int) -> Head:
 
 def each_head(heads: Heads) -> list[Head | tuple[int, int]]:
     """List heads, however given, or raise `HeadError`."""
-    wanted = "heads must be {layer: [heads]}, (layer, head) pairs or Heads"
+    if isinstance(heads, Mapping):
+        return [(_number(layer, heads), head) for layer, some in heads.items() for head in _numbers(some, heads)]
+    if isinstance(heads, (str, bytes, Head)) or not isinstance(heads, Iterable):
+        raise _no_heads(heads, heads)
+    return [_one_head(head, heads) for head in heads]
+
+
+def _one_head(head: Any, heads: Any) -> Head | tuple[int, int]:
+    if isinstance(head, str):
+        return head_named(head)
+    if isinstance(head, Head):
+        return Head(_number(head.layer, head), _number(head.head, head), head.stack)
     try:
-        if isinstance(heads, Mapping):
-            return [(int(layer), int(head)) for layer, some in heads.items() for head in some]
-        return [h if isinstance(h, Head) else (int(h[0]), int(h[1])) for h in heads]
-    except (TypeError, ValueError, IndexError) as error:
-        raise HeadError(f"{wanted}, got {heads!r}") from error
+        pair = None if isinstance(head, (Mapping, set, frozenset)) else list(head)
+    except TypeError:
+        pair = None
+    if pair is None or len(pair) != 2:
+        raise _no_heads(heads, head)
+    return _number(pair[0], heads), _number(pair[1], heads)
+
+
+def _numbers(some: Any, heads: Any) -> list[int]:
+    """The heads of a layer: a string is not taken for the list of its digits."""
+    if isinstance(some, (str, bytes, Mapping)) or not isinstance(some, Iterable):
+        raise _no_heads(heads, some)
+    return [_number(head, heads) for head in some]
+
+
+def _number(value: Any, heads: Any) -> int:
+    """A whole number; True and 1.0 are none, nor is a tensor of several."""
+    kind = getattr(value, "dtype", None)
+    try:
+        if isinstance(value, bool) or (kind is not None and str(kind).endswith(("bool", "bool_"))):
+            raise TypeError
+        if isinstance(value, Tensor) and value.dim():
+            raise TypeError
+        return operator.index(value)
+    except TypeError as error:
+        raise _no_heads(heads, value) from error
+
+
+def _no_heads(heads: Any, part: Any) -> HeadError:
+    came = "" if part is heads else f", in which {part!r} is none of these"
+    return HeadError(
+        "heads must be {layer: [heads]}, (layer, head) pairs of whole numbers, Heads or their names such as 'L5H3', "
+        f"got {heads!r}{came}"
+    )
+
+
+def head_named(name: str) -> Head:
+    """The head with a printed name: `L5H3`, `EL0H1`, `DL0H1`, `XL0H1`, or `tower.L0H1`. Raises `HeadError`."""
+    found = re.fullmatch(r"(.*?)L(\d+)H(\d+)", name)
+    stacks = {prefix: stack for stack, prefix in _PREFIX.items()} | {"": ""}
+    if found is None or not (found[1] in stacks or found[1].endswith(".")):
+        raise _no_heads(name, name)
+    return Head(int(found[2]), int(found[3]), stacks.get(found[1], found[1][:-1]))
 
 
 @dataclass(frozen=True, eq=False)

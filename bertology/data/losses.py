@@ -231,15 +231,13 @@ def found(outputs: Any, *names: str) -> list[Tensor]:
 
     Raises `LossError` where they are not there.
     """
-    if isinstance(outputs, Mapping):
-        some = [outputs.get(name) for name in names]
-    elif isinstance(outputs, (Tensor, tuple, list)) and not hasattr(outputs, names[0]):
+    if isinstance(outputs, (Tensor, tuple, list)) and not hasattr(outputs, names[0]):
         each = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         while each and isinstance(each[0], Tensor) and each[0].dim() == 0:
             del each[0]
         some = (each + [None] * len(names))[: len(names)]
     else:
-        some = [getattr(outputs, name, None) for name in names]
+        some = [_named(outputs, name) for name in names]
     for name, x in zip(names, some, strict=True):
         if not isinstance(x, Tensor):
             there = ", ".join(map(str, outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__
@@ -247,7 +245,7 @@ def found(outputs: Any, *names: str) -> list[Tensor]:
                 f"the model must return {name}, got {there}: "
                 "for such a model pass loss=f, where f(outputs, batch) returns one value per example"
             )
-    return some  # type: ignore[return-value]
+    return some
 
 
 def token_logits(outputs: Any, labels: Tensor) -> Tensor:
@@ -270,6 +268,12 @@ def _wrong_shape(what: str, wanted: Any, got: Tensor) -> str:
         f"{what} must have the shape [{', '.join(map(str, wanted))}], as the labels say, got {list(got.shape)}: "
         "look at the labels, or pass loss=f, where f(outputs, batch) returns one value per example"
     )
+
+
+def _named(outputs: Any, name: str) -> Any:
+    """An output by its name, as an attribute or as a key."""
+    attribute = getattr(outputs, name, None)
+    return outputs.get(name) if attribute is None and isinstance(outputs, Mapping) else attribute
 
 
 def loss_is_known(model: nn.Module) -> bool:
@@ -304,12 +308,10 @@ def check_own_loss(model: nn.Module, loss: ExampleLoss, outputs: Any, batch: Bat
 
 def _own_loss(outputs: Any) -> Tensor | None:
     """The loss among a model's outputs, by name, or the one number that comes first where outputs have no names."""
-    if isinstance(outputs, Mapping):
-        own = outputs.get(LOSS_OUTPUT)
-    elif isinstance(outputs, (tuple, list)) and not hasattr(outputs, LOSS_OUTPUT):
+    if isinstance(outputs, (tuple, list)) and not hasattr(outputs, LOSS_OUTPUT):
         own = outputs[0] if outputs else None
     else:
-        own = getattr(outputs, LOSS_OUTPUT, None)
+        own = _named(outputs, LOSS_OUTPUT)
     return own if isinstance(own, Tensor) and own.numel() == 1 and own.is_floating_point() else None
 
 

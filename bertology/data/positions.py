@@ -87,8 +87,12 @@ def with_positions(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def padded_before(real: Tensor) -> bool:
-    """Whether padding stands before a token anywhere in `real [..., token]`."""
-    return bool((real[..., 1:] & ~real[..., :-1]).any())
+    """Whether some rows of `real [..., token]` begin with padding, and all rows hold their tokens in one piece.
+
+    What is masked between two tokens is taken for a part of the text that is not to be seen, and not for padding.
+    """
+    begins = (real[..., 1:] & ~real[..., :-1]).sum(-1) + real[..., 0].long()
+    return bool((~real[..., 0]).any()) and bool((begins <= 1).all())
 
 
 def _takes_positions(model: nn.Module) -> bool:

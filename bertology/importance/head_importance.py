@@ -22,7 +22,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
-from ..streaming.first_example import FirstExample
+from ..streaming.first_example import FirstExample, check_weights
 from ..streaming.identity import identity
 from ..streaming.progress import Progress, progress_bar
 from ..tap.gates import gating, token_gating
@@ -122,7 +122,8 @@ class ImportanceAccumulator(Accumulator):
             if why := oddities_of(site.attention).inexact_gradient:
                 raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
+        check_weights(anatomy)
+        self._alone = None if self._own else FirstExample(anatomy, self._loss, self._loss)
         return super().zero(anatomy)
 
     @contextmanager

@@ -38,7 +38,7 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator
-from ..streaming.first_example import FirstExample
+from ..streaming.first_example import FirstExample, check_weights
 from ..streaming.identity import identity
 from ..streaming.progress import Progress
 from ..streaming.same_data import same_data
@@ -304,7 +304,8 @@ class VariantAccumulator(Accumulator):
         if not anatomy.present.any():
             raise DataError("there is no head to ablate: all heads of this model were pruned")
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
+        check_weights(anatomy)
+        self._alone = None if self._own else FirstExample(anatomy, self._loss, self._loss)
         self._gates = self._make_gates(anatomy)
         replacement = Replacement(anatomy, check_replacement(anatomy, self._replace), self._seed)
         self._branches = Branches(anatomy, replacement, self._inputs, self._look)

@@ -26,7 +26,7 @@ from ..errors import DataError, LossError, checked
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
-from ..streaming.first_example import FirstExample
+from ..streaming.first_example import FirstExample, check_weights
 from ..streaming.identity import identity
 from ..streaming.progress import Progress
 
@@ -62,7 +62,8 @@ class ScoreAccumulator(Accumulator):
         """Forget everything."""
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
-        self._alone = FirstExample(anatomy.model, lambda out, batch: predictions(anatomy.model, out, batch).logits)
+        check_weights(anatomy)
+        self._alone = FirstExample(anatomy, lambda out, batch: predictions(anatomy.model, out, batch).logits)
         return super().zero(anatomy)
 
     def update(self, batch: Batch, outputs: Any) -> None:
@@ -111,7 +112,8 @@ class InverseLossAccumulator(Accumulator):
     def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
+        check_weights(anatomy)
+        self._alone = None if self._own else FirstExample(anatomy, self._loss, self._loss)
         return super().zero(anatomy)
 
     def update(self, batch: Batch, outputs: Any) -> None:

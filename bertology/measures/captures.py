@@ -30,7 +30,7 @@ from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.first_example import FirstExample, check_padding_before
-from ..tap import tap, undisturbed
+from ..tap import tap, uncached, undisturbed
 from ..tap.gradient_cuts import gradients_checked
 
 C = TypeVar("C", bound="Capture")
@@ -96,7 +96,11 @@ def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dic
     for site in anatomy.sites:
         if site in found or not site.kept:
             stacks.setdefault(site.stack, []).append((site, found.get(site)))  # type: ignore[arg-type]
-    return {name: _pile(anatomy, pairs, head_axis) for name, pairs in stacks.items()}
+    return {
+        name: _pile(anatomy, pairs, head_axis)
+        for name, pairs in stacks.items()
+        if any(x is not None for _, x in pairs)  # else every head of the stack was pruned
+    }
 
 
 def _labels(anatomy: Anatomy, found: dict[Site, Tensor]) -> tuple[str, ...]:
@@ -142,13 +146,15 @@ def pile(layers: list[Tensor]) -> Tensor:
 def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) -> dict[str, Tensor]:
     """[batch, token], bool, for each stack: which of the positions along `axis` are real.
 
-    A stack whose attention mask does not show its padding, since it is not `[batch, token]`, is left out.
+    A stack whose attention mask does not show its padding, since it is not `[batch, token]`, is left out, and so is one
+    that ran several times: the batch does not say which of its texts has which mask.
     """
     device = device_of(anatomy.model)
+    known = {site.stack for site in anatomy.sites} | {stack.name for stack in anatomy.stacks}
     return {
         name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device)
         for name, x in stacks.items()
-        if shows_padding(anatomy.model, batch, name)
+        if name in known and shows_padding(anatomy.model, batch, name)
     }
 
 
@@ -168,7 +174,7 @@ class HiddenStates(Capture):
     masks: Annotated[dict[str, Tensor], axes("batch token")]
     """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing.
 
-    A stack whose attention mask is not [batch, token] is left out."""
+    A stack whose attention mask is not [batch, token] is left out, and one that ran several times."""
     labels: Annotated[tuple[str, ...], axes("layer")] = ()
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
@@ -191,6 +197,9 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
             transformers' `output_hidden_states` gives: the first for text models, the second for CLIP and ViT.
             Models without a final norm (BERT, GPT) give the same either way.
 
+    A model that runs a stack several times in one forward pass (an encoder that two texts share) has an entry for each
+    run, `stack("encoder (run 1)")`.
+
     Returns the states as the model computed them, in its type and on its device, detached from the graph.
 
         >>> import torch
@@ -199,35 +208,49 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
         >>> hidden_states(model, {"input_ids": torch.tensor([[5, 6, 7]])}).values.shape
         torch.Size([3, 1, 3, 32])
     """
-    layers: dict[str, list[Tensor]] = {}
-    last: dict[str, Tensor] = {}
+    runs: dict[str, list[list[Tensor]]] = {}
+    last: dict[str, list[Tensor]] = {}
     asked: dict[str, Any] = {}
 
     def read(stack: str, layer: int, x: Tensor) -> None:
-        layers.setdefault(stack, []).append(x.detach())
+        if layer == 0:
+            runs.setdefault(stack, []).append([])
+        runs[stack][-1].append(x.detach())
 
     def read_last(stack: str, x: Tensor) -> None:
-        last[stack] = x.detach()
+        last.setdefault(stack, []).append(x.detach())
 
     with one_batch(model, inputs) as (anatomy, batch):
         listed = [stack for stack in anatomy.stacks if not stack.single] or list(anatomy.stacks)
         if not all(stack.blocks for stack in listed):
             asked[OUTPUT_STATES_ARGUMENT] = True
-        with tap(anatomy, "block", read=read), tap(anatomy, "last", read=read_last):
+        with tap(anatomy, "block", read=read, once=False), tap(anatomy, "last", read=read_last):
             outputs = run(model, {**batch, **asked})
+        stacks: dict[str, Tensor] = {}
         for stack in listed:
-            if not stack.blocks:
-                layers[stack.name] = _handed_up(outputs, stack.name)
-        for stack in listed:
-            if stack.name in layers:
-                states, final = layers[stack.name], last.get(stack.name)
-                layers[stack.name] = _as_text(stack, states, final, token_count(model, batch, stack.name))
-                # Several residual streams end in a state of another width: the last block's own is kept.
-                tied = stack.ties_last if tie_last_hidden_states is None else tie_last_hidden_states
-                if tied and final is not None and final.shape == layers[stack.name][-1].shape:
-                    layers[stack.name][-1] = final
-        stacks = {name: pile(some) for name, some in layers.items()}
+            found = runs.get(stack.name, []) if stack.blocks else [_handed_up(outputs, stack.name)]
+            finals = last.get(stack.name, [])
+            for number, states in enumerate(found):
+                # A stack that runs once may be called several times by itself: its last output is then the state.
+                final = finals[number] if len(finals) == len(found) else finals[-1] if finals else None
+                if len(found) == 1:
+                    states = _as_text(stack, states, final, token_count(model, batch, stack.name))
+                elif final is not None:
+                    states = _as_text(stack, states, final, final.shape[1])
+                tie = stack.ties_last if tie_last_hidden_states is None else tie_last_hidden_states
+                stacks[_run_name(stack.name, number, len(found))] = pile(_ended(states, final if tie else None))
         return HiddenStates(stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks))
+
+
+def _run_name(stack: str, number: int, runs: int) -> str:
+    """The name of a stack in a capture: with the number of the run, from 1, where it runs several times in a pass."""
+    return stack if runs == 1 else f"{stack} (run {number + 1})"
+
+
+def _ended(states: list[Tensor], final: Tensor | None) -> list[Tensor]:
+    """The states with the last one replaced by what the stack returns, if that is given."""
+    # Several residual streams end in a state of another width: the last block's own is kept.
+    return states if final is None or final.shape != states[-1].shape else [*states[:-1], final]
 
 
 def _handed_up(outputs: Any, stack: str) -> list[Tensor]:
@@ -260,7 +283,7 @@ class AttentionMaps(Capture):
     masks: Annotated[dict[str, Tensor], axes("batch token")]
     """{stack: [batch, token]}, bool: which queries are real; the rows of the others mean nothing.
 
-    A stack whose attention mask is not [batch, token] is left out."""
+    A stack whose attention mask is not [batch, token] is left out, and one that ran several times."""
     labels: Annotated[tuple[str, ...], axes("layer")] = ()
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
@@ -278,6 +301,9 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
         model: any model with attention heads, with or without a task head.
         inputs: one mapping of model arguments; labels are not looked at.
 
+    A model that runs a stack several times in one forward pass (an encoder that two texts share) has an entry for each
+    run, `stack("encoder (run 1)")`.
+
     Returns the weights that the model's own eager attention computes. They take
     layers x batch x heads x queries x keys elements: for a measure over long texts or many, use `accumulate`,
     which never holds a whole map.
@@ -288,16 +314,22 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
         >>> attention_maps(model, {"input_ids": torch.tensor([[5, 6, 7]])}).values.shape
         torch.Size([2, 1, 4, 3, 3])
     """
-    blocks: dict[Site, list[Tensor]] = {}
+    runs: dict[Site, list[list[Tensor]]] = {}
 
     def read(site: Site, x: Tensor, rows: slice) -> None:
-        blocks.setdefault(site, []).append(x.detach())
+        if rows.start == 0:
+            runs.setdefault(site, []).append([])
+        runs[site][-1].append(x.detach())
 
     with one_batch(model, inputs) as (anatomy, batch):
-        with tap(anatomy, "attention", read=read):
+        with tap(anatomy, "attention", read=read, once=False):
             run(model, batch)
-        whole = {site: torch.cat(some, dim=2) for site, some in blocks.items()}
-        stacks = by_stack(anatomy, whole, head_axis=1)
+        stacks: dict[str, Tensor] = {}
+        often = {site.stack: len(some) for site, some in runs.items()}
+        for number in range(max(often.values(), default=1)):
+            whole = {site: torch.cat(some[number], dim=2) for site, some in runs.items() if number < len(some)}
+            for name, maps in by_stack(anatomy, whole, head_axis=1).items():
+                stacks[_run_name(name, number, often.get(name, 1))] = maps
         return AttentionMaps(stacks, masks(anatomy, batch, stacks, axis=3), _labels(anatomy, whole))
 
 
@@ -316,7 +348,7 @@ class HeadOutputs(Capture):
     masks: Annotated[dict[str, Tensor], axes("batch token")]
     """{stack: [batch, token]}, bool: which tokens are real; at the others the values mean nothing.
 
-    A stack whose attention mask is not [batch, token] is left out."""
+    A stack whose attention mask is not [batch, token] is left out, and one that ran several times."""
     labels: Annotated[tuple[str, ...], axes("layer")] = ()
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
 
@@ -380,12 +412,12 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             gradients = None
         else:
             anatomy.check_readable()
-            first = FirstExample(model, chosen, chosen) if loss == "auto" else None
+            first = FirstExample(anatomy, chosen, chosen) if loss == "auto" else None
             if first is not None:
                 first.check(batch)
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), uncached(model):
                 with gradients_checked(anatomy), explained(model, batch):
                     outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
                 losses = example_losses(chosen, outputs, noted)

@@ -18,7 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
-from ..streaming.first_example import FirstExample
+from ..streaming.first_example import FirstExample, check_weights
 from ..streaming.identity import identity
 from ..streaming.progress import Progress
 
@@ -74,7 +74,8 @@ class GradientsAccumulator(MapAccumulator):
     def zero(self, anatomy: Anatomy) -> GradientsAccumulator:
         """Forget everything; find the loss before any work is done."""
         self._loss = self._own or find_loss(anatomy.model)
-        self._alone = None if self._own else FirstExample(anatomy.model, self._loss, self._loss)
+        check_weights(anatomy)
+        self._alone = None if self._own else FirstExample(anatomy, self._loss, self._loss)
         return super().zero(anatomy)
 
     def start_batch(self, batch: Batch) -> None:

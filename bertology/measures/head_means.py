@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.sites import Site
+from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
 from ..data.padding import real_positions
 from ..errors import checked
@@ -18,6 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
+from ..streaming.first_example import check_weights
 from ..streaming.progress import Progress
 from ..tap import tap
 
@@ -41,6 +42,11 @@ class MeansAccumulator(Accumulator):
 
     total: Tensor = stat("layer head dim")
     tokens: Tensor = stat("layer", torch.int64)
+
+    def zero(self, anatomy: Anatomy) -> MeansAccumulator:
+        """Forget everything."""
+        check_weights(anatomy)
+        return super().zero(anatomy)
 
     def sizes(self) -> dict[str, int]:
         """The widest head's width."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
@@ -25,7 +26,16 @@ from ..streaming.accumulate import accumulate
 from ..streaming.progress import Progress, progress_bar
 from ..streaming.same_data import same_data
 from ..tap.gates import gated
-from .parts_of_heads import check_parts, count_key_heads, indices_of, inner_layer, kept_outputs, listed_parameters
+from .parts_of_heads import (
+    check_in_memory,
+    check_parts,
+    count_key_heads,
+    indices_of,
+    inner_layer,
+    kept_outputs,
+    listed_parameters,
+)
+from .same_data import SameDataAccumulator
 
 
 @torch.no_grad()
@@ -37,6 +47,7 @@ def head_magnitudes(anatomy: Anatomy) -> Tensor:
 
     Raises `UnknownAnatomy` where it is not known which weights are a head's own.
     """
+    check_in_memory(anatomy.model, "the size of its weights cannot be measured", UnknownAnatomy)
     out = torch.full((anatomy.layers, anatomy.heads), float("nan"), dtype=torch.float64)
     for site in anatomy.sites:
         if site.kept:
@@ -157,9 +168,10 @@ def step_sizes(there: Tensor, amount: float | int, keep: int) -> list[int]:
     """How many of the heads `there`, [layer, head], are gone after each step."""
     total = int(there.sum())
     free = int((there.sum(-1) - keep).clamp_min(0).sum())
-    if isinstance(amount, bool) or amount <= 0 or (isinstance(amount, float) and amount > 1):
+    wrong = isinstance(amount, bool) or not isinstance(amount, (int, float))
+    if wrong or not amount > 0 or (isinstance(amount, float) and amount > 1):
         raise DataError(
-            f"amount is a share of all heads, above 0 and at most 1, or a whole number of heads, got {amount}"
+            f"amount is a share of all heads, above 0 and at most 1, or a whole number of heads, got {amount!r}"
         )
     # 0.05 * 144 * 5 must count as 36, also where it comes out a hair below.
     each = amount if isinstance(amount, int) else total * amount
@@ -230,8 +242,20 @@ class PruningCurve(Result):
 
     @checked
     def heads_off(self, threshold: float | None = None) -> list[Head]:
-        """The heads that `mask` silences, for `prune_heads`."""
-        off = (self.gates[0] > 0) & (self.mask(threshold) == 0)
+        """The heads that `mask` silences, for `prune_heads`.
+
+        Warns where the score stays above the threshold to the end, so that no head of the model would be left.
+        """
+        mask = self.mask(threshold)
+        off = (self.gates[0] > 0) & (mask == 0)
+        by_score = (self.threshold if threshold is None else threshold) not in (None, 0)
+        if by_score and off.any() and not (mask > 0).any():
+            warnings.warn(
+                f"all {int(off.sum())} heads are silent, and none is left: the score does not fall, so the data does "
+                "not show which heads are needed. Make the curve with keep=1 to leave one head in each layer",
+                UserWarning,
+                stacklevel=2,
+            )
         return [head_at(self.labels, row, head) for row, head in off.nonzero().tolist()]
 
 
@@ -307,7 +331,7 @@ def pruning_curve(
     fixed = fixed_scores(anatomy, by, importance, seed)
     sizes = step_sizes(there, amount, keep)
 
-    gated_model = _GatedModel(model, batches, ranked_on, metric, by, loss)
+    gated_model = _GatedModel(model, batches, ranked_on, metric, by, loss, SameDataAccumulator())
     gates = anatomy.present.double()
     value, estimated = gated_model.measure(gates, ranking=fixed is None)
     current = fixed if fixed is not None else estimated
@@ -362,20 +386,23 @@ class _GatedModel(NamedTuple):
     metric: str | Callable[[Tensor, Tensor], float]
     by: str | Tensor
     loss: ExampleLoss | None
+    data: SameDataAccumulator
 
     def measure(self, gates: Tensor, *, ranking: bool) -> tuple[float, Tensor | None]:
         """Score the gated model; rank its heads in the same pass where the data is the same."""
         together = ranking and self.ranked_on is self.batches
         accumulators = [ImportanceAccumulator(self.loss)] if together else []
         with gated(self.model, gates):
-            results = accumulate(self.model, self.batches, scorer(self.metric, self.loss), *accumulators)
+            results = accumulate(self.model, self.batches, scorer(self.metric, self.loss), *accumulators, self.data)
+            self.data.compare()
             if ranking and not together:
-                results += (head_importance(self.model, self.ranked_on, loss=self.loss),)
+                results = (results[0], head_importance(self.model, self.ranked_on, loss=self.loss))
         return results[0].value, estimated_scores(results[1], self.by) if ranking else None
 
 
 def _check(threshold: float | None, keep: int) -> None:
-    if threshold is not None and not 0 < threshold <= 1:
+    wrong = isinstance(threshold, bool) or not isinstance(threshold, (int, float))
+    if threshold is not None and (wrong or not 0 < threshold <= 1):
         raise DataError(f"threshold is a share of the whole model's score, above 0 and at most 1, got {threshold}")
-    if keep < 0:
-        raise DataError(f"keep is a number of heads in every layer, got {keep}")
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+        raise DataError(f"keep is a number of heads in every layer, got {keep!r}: wanted a whole number, 0 or more")

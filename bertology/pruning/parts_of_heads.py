@@ -32,7 +32,7 @@ from ..anatomy.names import (
     oddities_of,
 )
 from ..anatomy.sites import Site
-from ..errors import PruningError
+from ..errors import BertologyError, PruningError
 from ..tap import takes_bias
 
 
@@ -94,6 +94,28 @@ def check_parts(site: Site) -> None:
         kept_outputs(site, module, [0], [0])
 
 
+def check_in_memory(model: nn.Module, cannot: str, error: type[BertologyError], *, loading: bool = False) -> None:
+    """Raise an error for weights that are elsewhere: on the meta device or a disk, or divided among processes.
+
+    A model that is built to be loaded is on the meta device too, but without hooks; its weights come later.
+    """
+    weights = dict(model.named_parameters())
+    meta = [name for name, x in weights.items() if x.is_meta]
+    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
+    divided = [name for name, x in weights.items() if type(x.data) is not Tensor and hasattr(x.data, "to_local")]
+    sharded = [name for name in weights if name.rpartition(".")[2].startswith("_flat_param")]
+    if meta and (hooked or not loading):
+        raise error(
+            f"{cannot}: {len(meta)} weights are not in memory ({meta[0]} is on the meta device, as after offloading). "
+            "Load the whole model into memory, without device_map, cpu_offload or disk_offload"
+        )
+    if divided or sharded:
+        raise error(
+            f"{cannot}: its weights are divided among processes ({(divided + sharded)[0]}). Do it before the model is "
+            "sharded, or on a whole copy of it"
+        )
+
+
 def _refusal(site: Site, why: str, then: str = "silence them with gated()") -> PruningError:
     """The error that says why heads cannot be cut out, and what to do then."""
     return PruningError(f"the heads of {site.label} cannot be cut out: {why}; {then}")
@@ -129,7 +151,10 @@ def _check_projections(site: Site) -> None:
     for module in (*known, *(part for _, part in shared_out(site) if isinstance(part, nn.Module))):
         inner = inner_layer(module)
         weight = getattr(inner, "weight", None)
-        plain = isinstance(weight, Tensor) and weight.is_floating_point()
+        if hasattr(inner, "parametrizations") or (isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter)):
+            why = f"a weight of {type(inner).__name__} is computed from others (parametrization, weight norm, masks)"
+            raise _refusal(site, why, "remove the parametrization first")
+        plain = isinstance(weight, Tensor) and weight.is_floating_point() and type(weight.data) is Tensor
         if not plain or not _is_linear(inner, groups_allowed=module in inputs):
             why = f"only Linear and Conv1D layers with plain weights can be cut, got {type(inner).__name__}"
             raise _refusal(site, why, "merge adapters and undo quantization first")

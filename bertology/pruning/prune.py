@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
 from ..anatomy.dissect import dissect
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
@@ -17,6 +19,7 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..tap import one_thread
 from .cut_weights import Cut, Tied, cut_heads, plan_cut
+from .parts_of_heads import check_in_memory
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,14 +75,16 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
     """
     anatomy = dissect(model)
     places = anatomy.resolve(heads)
+    check_in_memory(model, "heads cannot be cut out", PruningError, loading=True)
     cuts = _plan(anatomy, places)
+    written = _by_model(anatomy, places)
     before = _count(model)
     tied: Tied = {}
     with one_thread(model):
         for cut in cuts:
             cut_heads(cut, tied)
-        if places:
-            _write_down(model, anatomy.labels, places)
+        for part, labels, some in written:
+            _write_down(part, labels, some)
     names = tuple(head_at(anatomy.labels, row, head) for row, head in places)
     return Pruned(names, before, _count(model), anatomy.labels)
 
@@ -110,6 +115,57 @@ def _plan(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[Cut]:
     return [cut for cut in cuts.values() if cut.gone]
 
 
+Written = tuple[nn.Module, tuple[str, ...], list[tuple[int, int]]]
+"""A model with a config, the labels of its layers, and the heads that it loses."""
+
+
+def _by_model(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[Written]:
+    """The models of transformers that lose heads: each is saved and loaded by itself, also from inside a wrapper."""
+    parts = models_inside(anatomy.model) or [anatomy.model]
+    if len(parts) == 1 and parts[0] is anatomy.model:
+        return [(anatomy.model, anatomy.labels, places)] if places else []
+    written, left = [], set(places)
+    losing = {anatomy.sites[row].attention for row, _ in places}
+    for part in parts:
+        if losing.isdisjoint(part.modules()):
+            continue
+        own = dissect(part)
+        rows = {(site.attention, site.call): site.row for site in own.sites}
+        mine = [(row, head) for row, head in places if _site_key(anatomy, row) in rows]
+        if mine:
+            left -= set(mine)
+            written.append((part, own.labels, [(rows[_site_key(anatomy, row)], head) for row, head in mine]))
+    if left:
+        row, head = min(left)
+        raise PruningError(
+            f"head {head_at(anatomy.labels, row, head)} is in no model of transformers, so it cannot be written down "
+            "what was pruned: silence it with gated()"
+        )
+    configs = [id(config_of(part)) for part, _, _ in written]
+    if len(set(configs)) < len(configs) or (len(written) == 1 and _shares_config(parts, written[0][0])):
+        raise PruningError(
+            "several models share one config, in which only one set of pruned heads can be written down: give each its "
+            "own, model.config = copy.deepcopy(model.config)"
+        )
+    return written
+
+
+def _site_key(anatomy: Anatomy, row: int) -> tuple[nn.Module, int]:
+    return anatomy.sites[row].attention, anatomy.sites[row].call
+
+
+def _shares_config(parts: list[nn.Module], pruned: nn.Module) -> bool:
+    return any(part is not pruned and config_of(part) is config_of(pruned) for part in parts)
+
+
+def models_inside(model: nn.Module) -> list[nn.Module]:
+    """The models of transformers in a model, without those that are parts of others; the model itself if it is one."""
+    if isinstance(model, PreTrainedModel):
+        return [model]
+    found = [part for child in model.children() for part in models_inside(child)]
+    return list(dict.fromkeys(found))
+
+
 def _write_down(model: nn.Module, labels: tuple[str, ...], places: list[tuple[int, int]]) -> None:
     """Record in the config what was pruned: by layer, or by its label where there are several stacks."""
     config = config_of(model)
@@ -132,9 +188,37 @@ def _key(name: str, key: Any) -> Any:
 def save_pruned(model: nn.Module, path: str | Path) -> None:
     """Write a pruned model: safetensors, and a config whose `pruned_heads` says what is gone.
 
-    `load_pruned` reads it back; for BERT, GPT-2 and DistilBERT so does transformers 4.57 itself.
-    Raises `DataError` when the path is a file.
+    `load_pruned` reads it back; for BERT, GPT-2 and DistilBERT so does transformers 4.57 itself. Of a model that is
+    only wrapped to run on several devices, or compiled, the model inside is written.
+    Raises `DataError` when the path is a file, for what is no model of transformers, with the names of those in it, and
+    for weights that are not in memory.
     """
+    if not isinstance(path, (str, Path)):
+        raise DataError(f"save_pruned writes a folder: wanted its path, got {path!r}")
     if Path(path).is_file():
         raise DataError(f"save_pruned writes a folder, but {path} is a file: name another path")
-    model.save_pretrained(str(path))  # type: ignore[operator]
+    inner = _unwrapped(model)
+    if not isinstance(inner, PreTrainedModel):
+        raise DataError(_not_saved(model))
+    check_in_memory(inner, "the model cannot be saved", DataError)
+    inner.save_pretrained(str(path))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside wrappers that only change how it runs."""
+    while isinstance(model, (nn.DataParallel, DistributedDataParallel)) or hasattr(model, "_orig_mod"):
+        inner: nn.Module = getattr(model, "_orig_mod", None) or model.module
+        model = inner
+    return model
+
+
+def _not_saved(model: nn.Module) -> str:
+    names = {module: name for name, module in model.named_modules()}
+    inside = [f"{names[part]} ({type(part).__name__})" for part in models_inside(model)]
+    told = f"save_pruned writes a model of transformers, got {type(model).__name__}"
+    if not inside:
+        return f"{told}, in which there is none: save its state_dict(), and prune it again when it is loaded"
+    return (
+        f"{told}: save each model in it by itself, {', '.join(inside)}, load it with load_pruned, and put it in its "
+        "place in the wrapper"
+    )

@@ -77,11 +77,12 @@ def check_field(result: Result, field: str | None) -> str:
     heads = [name for name in pairs if declared[name][1] == "head"]
     if field in pairs or (field is None and heads):
         return field or heads[0]
-    if heads:
-        raise DataError(f"{kind.__name__} has no [layer, head] field {field}: it has {', '.join(heads)}")
-    wanted = "has no picture" if field is None else f"has no field {field!r} with an axis of layers and one other axis"
-    drawn = f"plot(field=...) draws {', '.join(pairs)}" if pairs else ""
-    raise DataError(f"{kind.__name__} {wanted}: {'; '.join(filter(None, (drawn, result.instead_of_plot)))}")
+    if field is not None:
+        told = f"has no [layer, head] field {field}: it has {', '.join(heads) or 'none'}"
+    else:
+        told = f"has no picture: {result.instead_of_plot}"
+    others = f"; plot(field=...) draws {', '.join(pairs)}" if pairs and not heads else ""
+    raise DataError(f"{kind.__name__} {told}{others}")
 
 
 def layer_cells(

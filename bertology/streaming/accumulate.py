@@ -17,11 +17,11 @@ from ..anatomy.dissect import dissect
 from ..data.batch_errors import explained
 from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_with_labels, without_labels
 from ..errors import DataError, checked
-from ..tap import undisturbed
+from ..tap import uncached, undisturbed
 from ..tap.gradient_cuts import gradients_checked
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint
-from .first_example import check_padding_before, check_weights
+from .first_example import check_padding_before
 from .identity import add_tensor, config_settings, identity, weights_digest
 from .processes import check_counts, check_same_work, check_sampler, gathered, processes, raise_together
 from .progress import Progress, progress_bar
@@ -94,7 +94,6 @@ def _take(
     """Update the accumulators with all batches of this process; how many items those had, and what was saved."""
     check_sampler(batches)
     anatomy = dissect(model)
-    check_weights(anatomy)
     for accumulator in accumulators:
         accumulator.zero(anatomy)
     backward = [accumulator for accumulator in accumulators if accumulator.needs_gradient]
@@ -105,7 +104,9 @@ def _take(
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     whole = getattr(batches, "batch_size", 1) is None  # a DataLoader over a data set of batches
     seen, padding_checked = 0, False
-    with undisturbed(model), torch.set_grad_enabled(bool(backward)):
+    # RecurrentGemma of transformers 4 fills its cache without gradients.
+    cache: Any = uncached(model) if backward else nullcontext()
+    with undisturbed(model), cache, torch.set_grad_enabled(bool(backward)):
         for batch in progress_bar(progress, _each(model, batches), total=total):
             seen += 1 if whole else examples(batch)
             if saved is None or not saved.has(batch):

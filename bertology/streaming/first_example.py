@@ -17,7 +17,7 @@ from ..data.losses import ExampleLoss, check_own_loss, loss_is_known
 from ..data.padding import alone, padded_example, text_masks
 from ..data.positions import padded_before
 from ..errors import BertologyError, DataError
-from ..tap import tap, uncompiled
+from ..tap import is_tapped, tap, uncompiled
 
 Read = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [row, ...]`: what a measure reads of a model's outputs; an example has one row, or several."""
@@ -32,8 +32,9 @@ class FirstExample:
     Of the models of transformers it is known where both hold, so that most passes run no example twice.
     """
 
-    def __init__(self, model: nn.Module, read: Read, loss: ExampleLoss | None = None) -> None:
-        self._model, self._read, self._loss = model, read, loss
+    def __init__(self, anatomy: Anatomy, read: Read, loss: ExampleLoss | None = None) -> None:
+        self._anatomy, self._read, self._loss = anatomy, read, loss
+        self._model = model = anatomy.model
         known = type(model).__module__.startswith("transformers.models.")
         self._checks_loss = loss is not None and not (known and loss_is_known(model))
         self._ignores_end = known and not type(model).__name__.startswith(PADDING_COUNTS)
@@ -44,7 +45,8 @@ class FirstExample:
     def check(self, batch: Batch) -> None:
         """Run the first example with padding, or the first one, by itself. No tap may be open."""
         at_end = self._ignores_end and self._marks_padding(batch)
-        padded = None if self._done else padded_example(self._model, batch, before=at_end)
+        tapped = self._done or is_tapped(self._anatomy)  # edits may be of this batch as it is
+        padded = None if tapped else padded_example(self._model, batch, before=at_end)
         loss = self._loss if self._checks_loss else None
         self._checks_loss = False
         if (padded is None and loss is None) or has_cache(batch):
@@ -104,6 +106,8 @@ def check_padding_before(anatomy: Anatomy, batch: Batch) -> bool:
     prefix = next((prefix for prefix, real in reals.items() if padded_before(real)), None)
     if prefix is None or has_cache(batch):
         return False
+    if is_tapped(anatomy):  # edits may be of this batch as it is
+        return True
     example = int((reals[prefix][:, 1:] & ~reals[prefix][:, :-1]).any(1).int().argmax())
     padded, kind = some_examples(batch, slice(example, example + 1)), type(anatomy.model).__name__
     try:

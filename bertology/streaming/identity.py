@@ -10,6 +10,7 @@ import hashlib
 import types
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Enum
 from pathlib import PurePath
@@ -166,13 +167,15 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def weights_checksum(model: nn.Module) -> int:
-    """A checksum of the same weights, faster than the digest, for models that are in use at the same time."""
-    found = 0
-    for name, x in [*model.named_parameters(), *model.named_buffers()]:
-        found = zlib.crc32(f"{name} {list(x.shape)} {x.dtype}".encode(), found)
-        if not x.is_meta:
-            found = zlib.crc32(bytes_of(x), found)
-    return found
+    """A checksum of the same weights, several times as fast as the digest, for models that are in use at the same time.
+
+    Weights of which each process holds a part count by their names and shapes alone.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    there = [x for _, x in named if not x.is_meta and not hasattr(x, "to_local")]
+    with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
+        sums = list(pool.map(lambda x: zlib.crc32(bytes_of(x)), there))
+    return zlib.crc32(repr([*((name, list(x.shape), x.dtype) for name, x in named), *sums]).encode())
 
 
 def _is_alias(value: Any, named: list[tuple[str, Tensor]]) -> bool:

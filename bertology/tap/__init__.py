@@ -11,7 +11,7 @@ for all others. `gates` scales or replaces heads' outputs. `resume` records a pa
 `restore` leaves a model as it was found. `private_api` holds the private names of torch and transformers.
 """
 
-from .hooks import check_rows, tap
+from .hooks import check_rows, is_tapped, tap
 from .map_reader import attention_entropies
 from .position_bias import narrow_biases, takes_bias
 from .restore import uncached, uncompiled, undisturbed
@@ -25,6 +25,7 @@ __all__ = [
     "check_rows",
     "copied",
     "first_position_only",
+    "is_tapped",
     "matrix",
     "narrow_biases",
     "one_thread",

@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Heads, Site
 from ..data.batches import Batch, examples, token_mask
 from ..data.images import example_of_each
 from ..data.padding import real_positions
-from ..errors import HeadError, ShapeError, UnknownAnatomy, checked
+from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
 from . import tap
 from .recompute import Edit, keep_for_recomputation, recomputing
 
@@ -103,8 +103,10 @@ def _check_tensor(anatomy: Anatomy, replace: Tensor, places: list[tuple[int, int
     if list(replace.shape) != wanted:
         raise ShapeError(f"replace must be [layer, head, dim] = {wanted}, got {list(replace.shape)}")
     heads = [(site.row, head) for site in anatomy.sites for head in site.kept] if places is None else places
-    if any(replace[row, head, : anatomy.sites[row].dim].isnan().any() for row, head in heads):
-        raise ShapeError("replace must hold numbers for the heads that are ablated, got NaN")
+    if replace.is_complex() or replace.dtype == torch.bool:
+        raise ShapeError(f"replace must hold real numbers, got a tensor of {replace.dtype}".replace("torch.", ""))
+    if not all(replace[row, head, : anatomy.sites[row].dim].isfinite().all() for row, head in heads):
+        raise ShapeError("replace must hold finite numbers for the heads that are ablated, got NaN or infinity")
 
 
 @contextmanager
@@ -207,7 +209,8 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     try:
         gates = torch.as_tensor(gates)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ShapeError(f"gates must be numbers [layer, head] or [layer, batch, head], got {gates!r}") from error
+        form = "numbers [layer, head] or [layer, batch, head]"
+        raise ShapeError(f"gates must be {form}, got {described(gates)}") from error
     if gates.is_complex():
         raise ShapeError(f"gates must be real numbers, got a tensor of {gates.dtype}".replace("torch.", ""))
     wanted = [anatomy.layers, anatomy.heads]
@@ -220,8 +223,10 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     looked_at = anatomy.present.to(gates.device)
     if gates.dim() == 3:
         looked_at = looked_at[:, None].expand(gates.shape)
-    if gates.detach()[looked_at].isnan().any():
-        raise ShapeError("gates must be numbers, got NaN for a head that is there")
+    broken = gates.detach()[looked_at]
+    broken = broken[~broken.isfinite()]
+    if len(broken):
+        raise ShapeError(f"gates must be finite numbers, got {broken[0].item()} for a head that is there")
     return gates
 
 

@@ -28,6 +28,8 @@ from .private_api import push_mode
 def gradients_checked(anatomy: Anatomy) -> Iterator[None]:
     """Check that gradients reach the heads from all that the model computes of them, in the pass in this `with`.
 
+    It is for one pass of several: the parts of a model are the same in all of them.
+
     Raises `UnknownAnatomy`, at the end, that names the module where a part of the gradient is lost.
     """
     check_weights(anatomy.model)

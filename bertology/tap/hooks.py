@@ -19,6 +19,7 @@ from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
 from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
+from .private_api import has_pre_hooks
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
 from .threads import one_thread
@@ -97,6 +98,12 @@ def _dissected(anatomy: Any) -> Anatomy:
     if not isinstance(anatomy, Anatomy):
         raise BertologyError(f"wanted a model, or what dissect(model) returns; got {type(anatomy).__name__}")
     return anatomy
+
+
+def is_tapped(anatomy: Anatomy) -> bool:
+    """Whether heads or blocks of the model are read or edited now, by a tap or by other hooks."""
+    blocks = [block for stack in anatomy.stacks for block in stack.blocks]
+    return any(has_pre_hooks(module) for module in [*(site.place for site in anatomy.sites), *blocks])
 
 
 def check_rows(rows: int | None) -> None:

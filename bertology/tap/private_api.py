@@ -103,6 +103,11 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
     module.CheckpointFunction, module._checkpoint_without_reentrant_generator = Wrapped, wrapped
 
 
+def has_pre_hooks(module: nn.Module) -> bool:
+    """Whether something looks at the inputs of a module, or edits them."""
+    return bool(module._forward_pre_hooks)
+
+
 def code_parts(code: types.CodeType) -> tuple[Any, ...]:
     """What a function computes: its instructions, the names that they use, and its constants."""
     # Fragile: rests on CPython's code objects. Instructions differ between releases of Python, so that one release

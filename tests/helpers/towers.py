@@ -123,5 +123,7 @@ def first_tensor(outputs: Any) -> torch.Tensor:
 
 
 def loss(outputs: Any, batch: Any) -> torch.Tensor:
-    """[batch]: some loss."""
-    return first_tensor(outputs).sin().flatten(1).sum(1)
+    """[batch]: some loss, of real positions where these are the text's."""
+    x = first_tensor(outputs).sin()
+    x = x * batch["attention_mask"][..., None] if isinstance(outputs, torch.Tensor) else x
+    return x.flatten(1).sum(1)

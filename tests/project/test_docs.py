@@ -2,6 +2,7 @@
 
 import pkgutil
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,13 @@ def test_the_measure_of_the_guide_is_right(build, side, minilm):
     if build is encoder_decoder:
         inputs |= {f"decoder_{name}": x for name, x in batch((5, 2, 6), labels=False, side=side, seed=2).items()}
     prune_heads(model, {0: [1], 1: [0, 2]})
-    (found,) = accumulate(model, inputs, kind())
+    # BART's positions count padding, and it takes no others.
+    counts = build is encoder_decoder and side == "left"
+    with pytest.warns(UserWarning, match="padding before the text changes") if counts else nullcontext():
+        (found,) = accumulate(model, inputs, kind())
+    with pytest.warns(UserWarning, match="padding before the text changes") if counts else nullcontext():
+        maps = attention_maps(model, inputs)
     assert found.share.isnan().sum() == 3
-    maps = attention_maps(model, inputs)
     stacks = maps.stacks or {"encoder": maps.values}
     expected = []
     for stack, values in stacks.items():

@@ -92,7 +92,9 @@ def test_a_field_of_other_axes_names_them(gradients):
     axes = gradients.plot(field="pairs").axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("class", "layer")
     assert [text.get_text() for text in axes.get_xticklabels()] == ["low", "high", "other"]
-    with pytest.raises(DataError, match="has no field 'values' with an axis of layers and one other axis: .*pairs"):
+    with pytest.raises(
+        DataError, match=r"has no \[layer, head\] field values: it has none; plot\(field=...\) draws pairs"
+    ):
         gradients.plot(field="values")
 
 

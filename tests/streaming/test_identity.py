@@ -147,3 +147,19 @@ def test_quantized_weights_count():
     first, second = (quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear}) for _ in range(2))
     assert weights_digest(first) != weights_digest(second)
     assert weights_digest(first) == weights_digest(first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.bool])
+def test_checksums_take_weights_of_all_types(dtype):
+    module = nn.Module()
+    for name, shape in (("matrix", (4, 9)), ("scalar", ()), ("empty", (0, 3)), ("thin", (6, 1)), ("cube", (2, 3, 4))):
+        module.register_buffer(name, torch.zeros(shape).to(dtype))
+    seen = {weights_checksum(module)}
+    for name in ("matrix", "scalar", "thin", "cube"):
+        getattr(module, name).view(-1)[-1] = 1
+        seen.add(weights_checksum(module))
+    rows = module.matrix.clone()
+    module.matrix.copy_(rows[[3, 1, 2, 0]])
+    assert weights_checksum(module) not in seen
+    assert len(seen) == 5
+    assert len({weights_checksum(module), weights_digest(module)}) == 2

@@ -36,10 +36,11 @@ class Case(NamedTuple):
 def cases() -> list[Case]:
     """Every class of these mappings, once."""
     found: dict[str, Case] = {}
+    exported = set(dir(transformers))  # which imports none of them
     for mapping, task in TASKS.items():
         for model_type, names in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").items():
             for name in (names,) if isinstance(names, str) else names:
-                if hasattr(transformers, name):
+                if name in exported:
                     found.setdefault(name, Case(name, model_type, task))
     return list(found.values())
 

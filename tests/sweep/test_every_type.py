@@ -30,7 +30,7 @@ def test_all_attention_is_measured_or_named(part):
             silent[model_type] = found.omitted[:3]
         assert all(found.unmeasured.values()), f"{model_type}: reasons are missing"
     assert not silent
-    assert built > 0.8 * len(TYPES) / PARTS
+    assert built > 0.7 * len(TYPES) / PARTS
 
 
 def test_most_types_are_built():

@@ -149,7 +149,7 @@ def test_head_outputs_mean_is_over_real_tokens():
         (torch.ones(2, 2), r"gates must be \[layer, head\] = \[2, 4\], got \[2, 2\]"),
         (torch.ones(4), r"gates must be \[layer, head\] = \[2, 4\], got \[4\]"),
         (torch.ones(2, 3, 5), r"gates must be \[layer, batch, head\] = \[2, batch, 4\], got \[2, 3, 5\]"),
-        ([[1, 1, 1, float("nan")], [1, 1, 1, 1]], "gates must be numbers, got NaN for a head that is there"),
+        ([[1, 1, 1, float("nan")], [1, 1, 1, 1]], "gates must be finite numbers, got nan for a head that is there"),
     ],
 )
 def test_bad_gates(gates, message):
@@ -173,7 +173,10 @@ def test_gates_for_another_batch():
         ([(0, 4)], "head 4 of layer 0 is out of range: its heads are 0 to 3"),
         ([(0, -1)], "head -1 of layer 0 is out of range"),
         ([Head(9, 0)], "head L9H0 is not in this model: its layers are 0, 1"),
-        ([5], r"heads must be \{layer: \[heads\]\}, \(layer, head\) pairs or Heads, got \[5\]"),
+        (
+            [5],
+            r"heads must be \{layer: \[heads\]\}, \(layer, head\) pairs of whole numbers, Heads or their names such as .L5H3., got \[5\]",
+        ),
     ],
 )
 def test_bad_heads(heads, message):
@@ -190,7 +193,7 @@ def test_bad_replacements():
         raise AssertionError
     with pytest.raises(ShapeError, match=r"replace must be \[layer, head, dim\] = \[2, 4, 4\], got \[2, 4\]"):
         ablated(model, {0: [0]}, replace=torch.zeros(2, 4)).__enter__()
-    with pytest.raises(ShapeError, match="replace must hold numbers for the heads that are ablated, got NaN"):
+    with pytest.raises(ShapeError, match="replace must hold finite numbers for the heads that are ablated, got NaN"):
         ablated(model, {0: [0]}, replace=torch.full((2, 4, 4), float("nan"))).__enter__()
 
 

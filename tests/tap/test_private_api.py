@@ -17,6 +17,7 @@ from bertology.tap.private_api import (
     current_modes,
     function_parts,
     globals_read,
+    has_pre_hooks,
     library_versions,
     may_be_compiled,
     push_mode,
@@ -189,3 +190,12 @@ def test_a_function_of_the_interface_is_replaced_and_put_back(local):
         del interface["replaced"]
     else:
         assert "replaced" not in interface._local_mapping, why
+
+
+def test_hooks_on_inputs_are_seen():
+    module = torch.nn.Linear(2, 2)
+    assert not has_pre_hooks(module)
+    hook = module.register_forward_pre_hook(lambda *_: None, with_kwargs=False)
+    assert has_pre_hooks(module)
+    hook.remove()
+    assert not has_pre_hooks(module)

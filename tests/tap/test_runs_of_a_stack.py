@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from bertology import (
     ablated,
     attention_entropy,
+    attention_maps,
     dissect,
     gated,
     head_ablation,
     head_importance,
     head_outputs,
+    hidden_states,
     prune_heads,
     pruning_curve,
     tap,
@@ -192,3 +194,19 @@ def test_what_would_mix_several_texts_is_refused():
     # The part by itself, on each text.
     alone = {"input_ids": batch["bad"], "attention_mask": batch["bad_mask"]}
     assert attention_entropy(model.text, alone).mean.shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["bert", "albert", "gpt2"])
+def test_maps_and_states_have_an_entry_for_each_run(name):
+    model, batch = Triplet(name).eval(), triplets()
+    texts_of_runs = [("input_ids", "attention_mask"), ("good", "good_mask"), ("bad", "bad_mask")]
+    for call in (attention_maps, hidden_states):
+        found = call(model, batch)
+        assert not found.masks
+        assert len(found.stacks) == 3
+        for run_of, (ids, mask) in zip(found.stacks.values(), texts_of_runs, strict=True):
+            alone = {"input_ids": batch[ids], "attention_mask": batch[mask], "use_cache": False}
+            given = {key: x for key, x in alone.items() if key != "use_cache" or name == "gpt2"}
+            torch.testing.assert_close(run_of, call(model.text, given).values)
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(*list(found.stacks.values())[:2])

@@ -271,12 +271,13 @@ LABELLING_CLASSES = "Classification|ForQuestionAnswering|ForMultipleChoice"
 OTHER_LOSSES = (
     "ProphetNetForConditionalGeneration", "ProphetNetForCausalLM", "XLMProphetNetForConditionalGeneration",
     "XLMProphetNetForCausalLM", "XLNetForQuestionAnswering", "XLMForQuestionAnswering", "FlaubertForQuestionAnswering",
+    "MoshiForCausalLM",  # of transformers 4
 )  # fmt: skip
 # Beginnings of the names of classes in which padding at the end counts: convolutions, Fourier transforms, landmarks and
 # hashes over all positions, pooled tokens, and a summary that is read from the last position.
 PADDING_COUNTS = (
     "ConvBert", "MobileBert", "FNet", "Nystromformer", "Yoso", "Canine", "XLNet", "RoFormerForMultipleChoice",
-    "PaliGemma", "Reformer", "CpmAnt", "T5GemmaForSequenceClassification", "T5Gemma2ForSequenceClassification",
+    "PaliGemma", "Reformer", "CpmAnt", "Doge", "T5GemmaForSequenceClassification", "T5Gemma2ForSequenceClassification",
 )  # fmt: skip
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")

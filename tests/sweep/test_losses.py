@@ -45,6 +45,10 @@ NOT_RUN = {
 }  # fmt: skip
 
 
+if V4:
+    REFUSED |= {"XLMProphetNetForCausalLM", "XLMProphetNetForConditionalGeneration", "MoshiForCausalLM"}
+
+
 def losses(model: Any, batches: Any) -> float:
     """The mean loss of an example."""
     return 1 / b.score(model, batches, metric="inverse_loss").value

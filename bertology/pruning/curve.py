@@ -35,7 +35,6 @@ from .parts_of_heads import (
     kept_outputs,
     listed_parameters,
 )
-from .same_data import SameDataAccumulator
 
 
 @torch.no_grad()
@@ -331,7 +330,7 @@ def pruning_curve(
     fixed = fixed_scores(anatomy, by, importance, seed)
     sizes = step_sizes(there, amount, keep)
 
-    gated_model = _GatedModel(model, batches, ranked_on, metric, by, loss, SameDataAccumulator())
+    gated_model = _GatedModel(model, batches, ranked_on, metric, by, loss)
     gates = anatomy.present.double()
     value, estimated = gated_model.measure(gates, ranking=fixed is None)
     current = fixed if fixed is not None else estimated
@@ -386,15 +385,13 @@ class _GatedModel(NamedTuple):
     metric: str | Callable[[Tensor, Tensor], float]
     by: str | Tensor
     loss: ExampleLoss | None
-    data: SameDataAccumulator
 
     def measure(self, gates: Tensor, *, ranking: bool) -> tuple[float, Tensor | None]:
         """Score the gated model; rank its heads in the same pass where the data is the same."""
         together = ranking and self.ranked_on is self.batches
         accumulators = [ImportanceAccumulator(self.loss)] if together else []
         with gated(self.model, gates):
-            results = accumulate(self.model, self.batches, scorer(self.metric, self.loss), *accumulators, self.data)
-            self.data.compare()
+            results = accumulate(self.model, self.batches, scorer(self.metric, self.loss), *accumulators)
             if ranking and not together:
                 results = (results[0], head_importance(self.model, self.ranked_on, loss=self.loss))
         return results[0].value, estimated_scores(results[1], self.by) if ranking else None

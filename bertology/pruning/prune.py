@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -207,8 +207,7 @@ def save_pruned(model: nn.Module, path: str | Path) -> None:
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The model inside wrappers that only change how it runs."""
     while isinstance(model, (nn.DataParallel, DistributedDataParallel)) or hasattr(model, "_orig_mod"):
-        inner: nn.Module = getattr(model, "_orig_mod", None) or model.module
-        model = inner
+        model = cast(nn.Module, getattr(model, "_orig_mod", None) or model.module)
     return model
 
 

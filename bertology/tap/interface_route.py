@@ -88,7 +88,8 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: the model's own eager one, block by block, with readers."""
-    pieces = _pieces[module]
+    # A module whose heads were all pruned is not read, but shares its config with others.
+    pieces = _pieces.get(module) or _Pieces(None)
     if pieces.tokens is None or not pieces.done:
         pieces.sites = {reading: reading.calls.next(module) for reading in _readings.get(module, [])}
     if attention_mask is not None and first_value(module.config, ATTENTION_SETTING) != "eager":

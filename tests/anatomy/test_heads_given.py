@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bertology import Head, ablated, dissect, gated, prune_heads
-from bertology.errors import HeadError, ShapeError
+from bertology.errors import BertologyError, ShapeError
 from helpers.small_models import small_t5
 from helpers.zoo import BY_NAME
 
@@ -66,9 +66,9 @@ def test_heads_may_be_given_in_each_of_these_forms(heads):
 def test_anything_else_is_refused_before_anything_is_changed(heads):
     model = BY_NAME["bert"].build()
     before = [p.clone() for p in model.parameters()]
-    with pytest.raises(HeadError, match="heads must be"):
+    with pytest.raises(BertologyError, match="heads must be"):
         prune_heads(model, heads)
-    with pytest.raises(HeadError, match="heads must be"), ablated(model, heads):
+    with pytest.raises(BertologyError, match="heads must be"), ablated(model, heads):
         pass
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
 

@@ -281,6 +281,8 @@ _CALLED = {
 }
 _MADE_BY = {
     "AlignedBatches": ("the batches of bertology.syntax.align for a treebank",) * 2,
+    "Sentence": ("a Sentence", "sentences, as read_conllu reads them"),
+    "Document": ("a Document", "documents with mentions, as read_conll_coref reads them"),
     "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
 }
 _CHECKED_BY_FUNCTIONS = {"rows": "int | None", "ignore": "Sequence[str]", "progress": "Progress"}

@@ -86,7 +86,7 @@ def cumulative_probes(source: BatchSource, seeds: Sequence[int] = (0,), settings
         >>> cumulative_probes(Sizes(), seeds=(0, 1)).layers.sum(1).tolist()
         [1, 2, 3, 1, 2, 3]
     """
-    check_gives_batches(source=source)
+    check_gives_batches(needs="hidden", source=source)
     if not seeds or len(set(seeds)) < len(seeds):
         raise DataError(f"seeds must be one or more different integers, got {tuple(seeds)}")
     return Probes(

@@ -108,8 +108,8 @@ def check_sources(train: BatchSource, other: BatchSource, what: str = "dev") -> 
         source.batch(range(1)).check()
 
 
-def check_gives_batches(**sources: object) -> None:
-    """Raise `DataError` for what gives no batches, such as a task that was not encoded."""
+def check_gives_batches(*, needs: str = "batch", **sources: object) -> None:
+    """Raise `DataError` for what gives no batches, or has no sizes, such as a task that was not encoded."""
     for name, source in sources.items():
-        if source is not None and not hasattr(source, "batch"):
+        if source is not None and not hasattr(source, needs):
             raise DataError(f"{name} must be a Store, such as encode returns, got {described(source)}")

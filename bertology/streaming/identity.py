@@ -50,8 +50,13 @@ def _lines(x: Any, seen: dict[int, Any]) -> Iterator[str]:
     """What the identity of a value is made of; `seen` holds the values that were described already."""
     if isinstance(x, PLAIN) or x is ...:
         yield f"{type(x).__qualname__} {x!r}"
-    elif isinstance(x, (Tensor, np.ndarray)):
-        yield f"array {digest_of_tensor(torch.as_tensor(x))}"
+    elif isinstance(x, Tensor):
+        yield f"tensor {digest_of_tensor(x)}"
+    elif isinstance(x, np.ndarray) and not x.dtype.hasobject:
+        yield f"array {x.shape} {x.dtype} {hashlib.sha256(x.tobytes()).hexdigest()}"
+    elif isinstance(x, np.ndarray):
+        yield f"array {x.shape}"
+        yield from _each(x.ravel().tolist(), seen)
     elif isinstance(x, types.ModuleType):
         yield f"module {x.__name__}"
     elif id(x) in seen:

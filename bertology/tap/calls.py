@@ -7,6 +7,7 @@ would see nothing, and one on a module that runs again would count it twice.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -51,17 +52,18 @@ class Calls(Generic[Place]):
         # {what runs a stack: the modules in it}, and those that ran in the pass at hand.
         self._inside: dict[nn.Module, list[nn.Module]] = {}
         self._ran: set[nn.Module] = set()
-        self._edit: Edit | None = None
+        self._edit: weakref.ref[Edit] | None = None
 
     @property
     def count(self) -> bool:
         """Whether what runs now is to be read or edited: a part that runs again was read in its first run."""
-        return applies(self._edit)
+        return applies(None if self._edit is None else self._edit())
 
     def edit_again(self, place: Callable[[ExitStack], None], undo: ExitStack) -> None:
         """Let parts that run again in a backward pass be edited again: `place` sets the hooks for that."""
-        self._edit = Edit(place, self._note)
-        keep_for_recomputation(self._edit, undo)
+        edit = Edit(place, self._note)
+        self._edit = weakref.ref(edit)  # which holds these calls: a cycle would keep the model in memory
+        keep_for_recomputation(edit, undo)
 
     def _note(self) -> Callable[[], AbstractContextManager[None]]:
         return partial(self._counting_from, dict(self._done))

@@ -71,6 +71,7 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitSt
 
 def current_modes() -> tuple[Any, ...]:
     """The function modes that see what is called now, the newest last; a mode does not see what it calls itself."""
+    # Fragile: rests on torch's private list of function modes.
     return tuple(_get_current_function_mode_stack())
 
 
@@ -105,6 +106,7 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
 
 def has_pre_hooks(module: nn.Module) -> bool:
     """Whether something looks at the inputs of a module, or edits them."""
+    # Fragile: rests on the private dictionary of a module's hooks.
     return bool(module._forward_pre_hooks)
 
 

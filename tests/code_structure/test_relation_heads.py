@@ -191,7 +191,7 @@ def test_it_prints_saves_and_draws_stacks(tokenizer, tmp_path):
     assert torch.equal(again.related, found.related)
     assert (again.relations, again.names) == (found.relations, found.names)
     assert torch.equal(found.gain[:, 0, 0].isnan(), found.pairs.sum((1, 2)) == 0)
-    with pytest.raises(DataError, match="no stack 'cross' in this result: it has only one"):
+    with pytest.raises(DataError, match="no stack 'cross' in this result: it has encoder"):
         found.stack("cross")
 
 

@@ -154,7 +154,7 @@ def test_code_that_does_not_parse():
         (" \n", {}, "the code has no leaves: it is empty"),
         ("# a", {"name": "mine"}, "code 'mine' has no leaves: only comments"),
         ("x = '\ud83d'", {"name": "mine"}, "code 'mine' is not valid text: half of a surrogate pair at character 5"),
-        (b"x", {}, "code must be a str, got bytes"),
+        (b"x", {}, "code must be a string, got bytes"),
         ("x", {"broken": "skip"}, "broken must be 'error' or 'keep', got 'skip'"),
     ],
 )

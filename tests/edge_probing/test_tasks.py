@@ -138,7 +138,7 @@ def test_what_counts():
         (("0",), "coref", "no label counts of the 1 labels '0' by the rule 'coref'"),
         (("a",), (), r"no label counts of the 1 labels 'a' by the rule \(\)"),
         ((), None, "no label counts of the 0 labels"),
-        ("abc", None, "labels must be strings that are not empty, got 'abc'"),
+        ("abc", None, "labels must be a list of strings, got 'abc'"),
         (("a", ""), None, "labels must be strings that are not empty"),
         (("a", "b", "a"), None, "labels must differ, got 'a' more than once"),
         (tuple("abcdefgh"), ("z",), "'z' is to count, and is none of the 8 labels 'a', 'b', 'c', 'd', 'e', 'f', ..."),

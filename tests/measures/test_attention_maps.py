@@ -124,5 +124,5 @@ def test_encoder_decoder_has_three_stacks():
         ValueError, match=r"several stacks: take .stack\(name\) first, of 'encoder', 'decoder', 'cross'"
     ):
         _ = maps.values
-    with pytest.raises(ValueError, match="no stack 'middle' in this capture: it has encoder, decoder, cross"):
+    with pytest.raises(ValueError, match="no stack 'middle' in this result: it has encoder, decoder, cross"):
         maps.stack("middle")

@@ -268,9 +268,7 @@ def test_padding_that_counts_is_noticed(name):
     with pytest.raises(AssertionError):
         torch.testing.assert_close(attention_entropy(model, everywhere).mean, alone, **exactness(name))
     if "position_ids" in right:
-        # Without positions they are made from the mask. By its place, the text behind a hole is too far to the right.
-        torch.testing.assert_close(attention_entropy(model, HOLES).mean, alone, **exactness(name))
-        places = torch.arange(HOLES["input_ids"].shape[1]).expand_as(HOLES["input_ids"])
-        found = attention_entropy(model, HOLES | {"position_ids": places}).mean
+        # Without positions, a text behind a hole is too far to the right: they are made for padding at the ends alone.
+        found = attention_entropy(model, HOLES).mean
         with pytest.raises(AssertionError):
             torch.testing.assert_close(found, alone, **exactness(name))

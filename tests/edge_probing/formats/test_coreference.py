@@ -65,8 +65,8 @@ def test_documents_that_cannot_be_asked():
             "document 'met' does not say where its sentences end: read it with trees",
         ),
         ([Document(TEXT, MENTIONS, "met")], {"window": 1}, "window must be 2 words or more, got 1"),
-        ([sentence("a", [0])], {}, "wanted documents with mentions, got Sentence"),
-        ("a.conll", {}, "wanted documents, got 'a.conll': read them with read_conll_coref"),
+        ([sentence("a", [0])], {}, "a list of documents with mentions, as .* reads them, got list with Sentence in it"),
+        ("a.conll", {}, "a list of documents with mentions, as read_conll_coref reads them, got 'a.conll'"),
         ([Document(TEXT, MENTIONS[:1], "met", sentences=(0,))], {}, "task 'coreference' has no targets: no targets"),
     ):
         with pytest.raises(DataError, match=message):

@@ -45,7 +45,7 @@ def test_dependencies(write):
     assert dependency_edges([sentence("a b", [2, 0], "x y")]).labels == ("x", "y")
     bank = Treebank((sentence("a b", [2, 0]),), (Skip("bad", "no tree"),))
     assert dependency_edges(bank).skipped == bank.skipped
-    with pytest.raises(DataError, match="wanted sentences, got 'a.conllu': read them with read_conllu"):
+    with pytest.raises(DataError, match="a list of sentences, as read_conllu reads them, got 'a.conllu'"):
         dependency_edges("a.conllu")
     with pytest.raises(DataError, match="task 'dependencies' has no targets"):
         dependency_edges([])

@@ -96,6 +96,7 @@ class ImportanceAccumulator(Accumulator):
     """Sums |g|, g and g² of every head over examples, for `accumulate`; its options are those of `head_importance`."""
 
     needs_gradient = True
+    _loss: ExampleLoss
 
     absolute: Tensor = stat("layer head")
     squared_absolute: Tensor = stat("layer head")

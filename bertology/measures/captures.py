@@ -30,8 +30,9 @@ from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.first_example import FirstExample, check_padding_before
+from ..streaming.gradient_check import check_gradient
 from ..tap import tap, uncached, undisturbed
-from ..tap.gradient_cuts import gradients_checked
+from ..tap.gradient_cuts import lost_gradients
 
 C = TypeVar("C", bound="Capture")
 
@@ -418,13 +419,16 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad(), uncached(model):
-                with gradients_checked(anatomy), explained(model, batch):
+                with lost_gradients(anatomy) as lost, explained(model, batch):
                     outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
                 losses = example_losses(chosen, outputs, noted)
                 if first is not None:
                     first.compare(losses)
                 noted.check(model)
                 each = torch.autograd.grad(losses.sum(), list(found.values()), materialize_grads=True)
+                taps.close()
+                if lost:
+                    check_gradient(anatomy, batch, chosen, lost[0], labelled=loss != "auto")
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
         stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
         return HeadOutputs(stacks, gradients, masks(anatomy, batch, stacks, axis=2), _labels(anatomy, found))

@@ -49,6 +49,7 @@ class GradientsAccumulator(MapAccumulator):
 
     needs_gradient = True
     whole = True
+    _loss: ExampleLoss
 
     total: Tensor = stat("layer head class")
     pairs: Tensor = stat("layer class", torch.int64)

@@ -18,7 +18,7 @@ from ..data.batch_errors import explained
 from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_with_labels, without_labels
 from ..errors import DataError, checked
 from ..tap import uncached, undisturbed
-from ..tap.gradient_cuts import gradients_checked
+from ..tap.gradient_cuts import lost_gradients
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint
 from .first_example import check_padding_before
@@ -100,7 +100,7 @@ def _take(
     for accumulator in backward:
         accumulator.keeps_graph = accumulator is not backward[-1]
     saved = _SavedPass(checkpoint, model, accumulators) if checkpoint is not None else None
-    check: Any = partial(gradients_checked, anatomy) if backward else nullcontext
+    check: Any = partial(lost_gradients, anatomy) if backward else nullcontext
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     whole = getattr(batches, "batch_size", 1) is None  # a DataLoader over a data set of batches
     seen, padding_checked = 0, False
@@ -206,10 +206,13 @@ def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accu
     noted = ReadBatch(batch)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        with check(), explained(model, batch):
+        with check() as lost, explained(model, batch):
             outputs = run_with_labels(model, batch) if labelled else model(**without_labels(model, batch))
         for accumulator in accumulators:
             accumulator.update(noted, outputs)
+    for accumulator in accumulators:
+        if lost and accumulator.needs_gradient:
+            accumulator.check_gradient(batch, lost[0], labelled=labelled)
     if labelled:
         noted.check(model)
 

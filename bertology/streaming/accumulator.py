@@ -17,11 +17,13 @@ from torch import Tensor
 
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, device_of
+from ..data.losses import ExampleLoss
 from ..data.padding import RealQueries
-from ..errors import DataError, checked
+from ..errors import DataError, UnknownAnatomy, checked
 from ..results.result import Result
 from ..tap import check_rows, tap
 from .first_example import FirstExample
+from .gradient_check import check_gradient
 from .identity import identity
 
 A = TypeVar("A", bound="Accumulator")
@@ -61,6 +63,7 @@ class Accumulator(ABC):
     keeps_graph: bool = False
     """Whether another accumulator takes gradients of the same outputs after this one; `accumulate` sets it."""
     anatomy: Anatomy
+    _loss: ExampleLoss | None = None  # set by `zero` in measures of a loss
     _alone: FirstExample | None = None  # set by `zero` in measures of outputs
     _given: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -94,6 +97,12 @@ class Accumulator(ABC):
         # A subclass with further arguments may have left `settings` as it was.
         more = identity(self._given) if issubclass(own, common) and own is not common else ""
         return f"{identity(type(self))} {self.settings()} {more}"
+
+    def check_gradient(self, batch: Batch, lost: UnknownAnatomy, *, labelled: bool) -> None:
+        """Raise `lost`, unless the part of the graph that has no gradient does not matter to the loss."""
+        if self._loss is None:
+            raise lost
+        check_gradient(self.anatomy, batch, self._loss, lost, labelled=labelled)
 
     def check_batch(self, batch: Batch) -> None:
         """Run the first example of a pass alone, before `watch` opens any tap, if the measure reads outputs."""

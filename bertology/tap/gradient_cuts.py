@@ -25,14 +25,17 @@ from .private_api import push_mode
 
 
 @contextmanager
-def gradients_checked(anatomy: Anatomy) -> Iterator[None]:
-    """Check that gradients reach the heads from all that the model computes of them, in the pass in this `with`.
+def lost_gradients(anatomy: Anatomy) -> Iterator[list[UnknownAnatomy]]:
+    """Watch whether gradients reach the heads from all that the model computes of them, in the pass in this `with`.
 
-    It is for one pass of several: the parts of a model are the same in all of them.
+    It is for one pass of several: the parts of a model are the same in all of them. At the end the list holds an error
+    that names the module where a part of the gradient is lost, if one is. It may be a part that the loss is not
+    affected by.
 
-    Raises `UnknownAnatomy`, at the end, that names the module where a part of the gradient is lost.
+    Raises `UnknownAnatomy` itself where torch has no derivative of a function.
     """
     check_weights(anatomy.model)
+    lost: list[UnknownAnatomy] = []
     mode = _Following(anatomy.model)
     with ExitStack() as undo:
         push_mode(mode, undo)
@@ -40,9 +43,11 @@ def gradients_checked(anatomy: Anatomy) -> Iterator[None]:
             undo.callback(attention.register_forward_pre_hook(mode.start).remove)
         for module in anatomy.model.modules():
             undo.callback(module.register_forward_hook(mode.end, with_kwargs=True).remove)
-        yield
+        yield lost
     if mode.met:
-        raise UnknownAnatomy(_told(anatomy.model, mode.met))
+        lost.append(UnknownAnatomy(_told(anatomy.model, mode.met)))
+    if mode.no_derivative:
+        raise lost[0]
 
 
 def check_weights(model: nn.Module) -> None:
@@ -69,6 +74,7 @@ class _Following(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.met: Cut | None = None
+        self.no_derivative = False
         self._started = False
         # {id: (tensor, where it was cut off the graph; None for what is not computed from the heads)}
         self._known: dict[int, tuple[weakref.ref[Tensor], Cut | None]] = {}
@@ -86,7 +92,7 @@ class _Following(TorchFunctionMode):
             passed = {id(x) for x in given}
             for x in _floating(output):
                 if _has_no_derivative(x):
-                    self.met = self.met or Cut(module, "forward")
+                    self.met, self.no_derivative = self.met or Cut(module, "forward"), True
                 elif not x.requires_grad and not self._is_known(x) and id(x) not in passed | self._weights:
                     self._note(x, Cut(module, "forward"))
 
@@ -112,7 +118,7 @@ class _Following(TorchFunctionMode):
             if cut is None and of_heads and not x.requires_grad:
                 cut = Cut(_caller(), name)
             if x.requires_grad and (cut is not None or (of_heads and _has_no_derivative(x))):
-                self.met = cut or Cut(_caller(), name)
+                self.met, self.no_derivative = cut or Cut(_caller(), name), cut is None
             elif cut is not None or (not of_heads and self._is_other(x, given)):
                 self._note(x, cut)
 

@@ -146,7 +146,7 @@ def test_unchecked_a_cut_gives_other_scores_although_ablation_gives_the_same(mon
         head_ablation(without, batch(), metric="accuracy").loss_change,
         head_ablation(whole, batch(), metric="accuracy").loss_change,
     )
-    monkeypatch.setattr(sys.modules["bertology.streaming.accumulate"], "gradients_checked", lambda _: nullcontext())
+    monkeypatch.setattr(sys.modules["bertology.streaming.accumulate"], "lost_gradients", lambda _: nullcontext())
     wrong, right = (head_importance(model, batch()).scores for model in (without, whole))
     assert not torch.allclose(wrong, right, rtol=0.05)
 
@@ -166,3 +166,32 @@ def test_batches_of_inference_mode_are_measured():
         inputs = batch()
     model = BY_NAME["bert"].build()
     torch.testing.assert_close(head_importance(model, inputs).scores, head_importance(model, batch()).scores)
+
+
+class Shifted(nn.Module):
+    """A classifier that subtracts the largest logit without its gradient, which the softmax of a loss ignores."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        logits = self.layer(x)
+        with torch.no_grad():
+            largest = logits.amax(-1, keepdim=True)
+        return logits - largest + logits.max(-1, keepdim=True).values.detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bert", torch.float64), ("bert", torch.float32), ("llama", torch.float32)]
+)
+def test_a_part_without_gradient_that_the_loss_ignores_is_no_cut(name, dtype):
+    model, plain = BY_NAME[name].build().to(dtype), BY_NAME[name].build().to(dtype)
+    place = "classifier" if name == "bert" else "score" if hasattr(model, "score") else "lm_head"
+    setattr(model, place, Shifted(getattr(model, place)))
+    for measure in (head_importance, MEASURES["importance by token"], MEASURES["several"]):
+        came, wanted = measure(model, batch()), measure(plain, batch())
+        came, wanted = (x[1] if isinstance(x, tuple) else x for x in (came, wanted))
+        torch.testing.assert_close(came.scores, wanted.scores, rtol=1e-4, atol=1e-6)
+    came, wanted = (head_outputs(x, batch(), loss="auto").gradients for x in (model, plain))
+    torch.testing.assert_close(came, wanted, rtol=1e-4, atol=1e-6)

@@ -279,6 +279,8 @@ PADDING_COUNTS = (
     "ConvBert", "MobileBert", "FNet", "Nystromformer", "Yoso", "Canine", "XLNet", "RoFormerForMultipleChoice",
     "PaliGemma", "Reformer", "CpmAnt", "Doge", "T5GemmaForSequenceClassification", "T5Gemma2ForSequenceClassification",
 )  # fmt: skip
+# Masks that tokenizers and processors may return for a model that takes none.
+UNUSED_MASKS = ("special_tokens_mask", MASK_ARGUMENT, "pixel_mask", "pixel_attention_mask")
 # Inputs other than text: images and sounds.
 NO_TEXT_ARGUMENTS = ("pixel_values", "input_features", "input_values")
 # How many axes an input has at least, the batch axis among them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,10 +13,12 @@ from transformers import PreTrainedModel
 from ..anatomy.names import (
     EMBEDS_ARGUMENT,
     IDS_ARGUMENT,
+    LABELS_ARGUMENT,
     MASK_ARGUMENT,
     NO_TEXT_ARGUMENTS,
     POSITIONS_ARGUMENT,
     POSITIONS_NAME,
+    UNUSED_MASKS,
 )
 
 
@@ -35,11 +38,25 @@ def task_model(model: nn.Module) -> nn.Module:
 
 
 def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Which of these names are no arguments of the forward pass; a forward pass with `**kwargs` takes all of them."""
+    """Which of these names are no arguments of the forward pass.
+
+    A forward pass with `**kwargs` takes all of them. Those of transformers do nothing with an unknown name: masks that
+    are not known, and names that are almost those of an argument, such as `atention_mask`, are not taken there.
+    """
     taken = inspect.signature(model.forward).parameters
+    others = [name for name in names if name not in taken]
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
-        return []
-    return [name for name in names if name not in taken]
+        ours = type(model).__module__.startswith("transformers.models.")
+        return [name for name in others if ours and _is_misspelt(name, taken)]
+    return others
+
+
+def _is_misspelt(name: str, taken: Iterable[str]) -> bool:
+    if name.endswith("mask") and name not in UNUSED_MASKS:
+        return True
+    # An argument may be named after another one: mm_token_type_ids.
+    others = [other for other in taken if f"_{other}_" not in f"_{name}_" and f"_{name}_" not in f"_{other}_"]
+    return bool(get_close_matches(name, set(others) - {LABELS_ARGUMENT}, 1, cutoff=0.87))
 
 
 def room_of(model: nn.Module) -> int | None:

@@ -108,3 +108,18 @@ def test_an_example_without_a_batch_axis(measure):
     with pytest.raises(DataError, match=r"input_ids must be \[batch, token\], got \[5\]: make a batch .* x\[None\]"):
         measure(bert(), example)
     measure(bert(), {name: x[None] for name, x in example.items()})  # as it says
+
+
+@pytest.mark.parametrize("measure", [*STATISTICS, b.attention_maps, b.hidden_states])
+@pytest.mark.parametrize("name", ["atention_mask", "attention_masks", "padding_mask", "position_id"])
+def test_misspelt_names_are_refused_where_the_model_ignores_them(measure, name):
+    for model in (bert(), llama()):
+        with pytest.raises(DataError, match=f"takes no {name}: it takes input_ids"):
+            measure(model, {"input_ids": IDS, name: PADDED})
+
+
+def test_names_that_are_not_known_but_like_no_other_are_left_to_the_model():
+    whole = b.attention_entropy(llama(), {"input_ids": IDS, "attention_mask": PADDED})
+    others = {"special_tokens_mask": PADDED, "idx": IDS[:, 0], "label": IDS[:, 0]}
+    came = b.attention_entropy(llama(), {"input_ids": IDS, "attention_mask": PADDED, **others})
+    torch.testing.assert_close(came.mean, whole.mean)

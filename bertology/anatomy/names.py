@@ -266,6 +266,7 @@ UNSHIFTED_CLASSES = (
 )
 CAUSAL_CLASSES = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM|BertGenerationDecoder|ReformerModelWithLMHead"
 GENERATING_CLASSES = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
+TASK_CLASSES = "For[A-Z]|LMHead|EncoderDecoderModel|MTModel|GenerationDecoder"
 LABELLING_CLASSES = "Classification|ForQuestionAnswering|ForMultipleChoice"
 # Classes whose names are like those of others, and whose losses may not be: predicted n-grams, a beam of spans.
 OTHER_LOSSES = (

@@ -35,7 +35,7 @@ from .batch_checks import check_inputs, check_masks, check_padding, input_name, 
 from .caches import check_no_cache, own_caches
 from .positions import config_of as config_of
 from .positions import is_encoder_decoder as is_encoder_decoder
-from .positions import not_taken, task_model, with_positions
+from .positions import not_taken, task_name, with_positions
 from .positions import room_of as room_of
 
 Batches = Batch | Iterable[Batch]
@@ -274,7 +274,7 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 def writes(model: nn.Module) -> bool:
     """Whether the model is an encoder-decoder whose labels are the tokens that its decoder is to write."""
-    labels = re.search(LABELLING_CLASSES, type(task_model(model)).__name__) is None
+    labels = re.search(LABELLING_CLASSES, task_name(model)) is None
     return labels and is_encoder_decoder(model)
 
 

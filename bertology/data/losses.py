@@ -37,7 +37,7 @@ from .batches import (
     rows_per_example,
     token_mask,
 )
-from .positions import task_model
+from .positions import task_model, task_name
 
 ExampleLoss = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [batch]`: one loss per example, from the model's outputs and the batch."""
@@ -58,7 +58,7 @@ def find_loss(model: nn.Module) -> ExampleLoss:
     """
     task = task_model(model)
     for pattern, make in _LOSSES.items():
-        if re.search(f"({pattern})$", type(task).__name__):
+        if re.search(f"({pattern})$", task_name(task)):
             return make(task)
     raise LossError(
         f"no loss is known for {type(model).__name__}: wanted a model of transformers with a head for {_TASKS}. "
@@ -102,7 +102,7 @@ def _labels(batch: Batch, model: nn.Module, *names: str) -> Any:
 
 def is_causal(model: nn.Module) -> bool:
     """Whether the model is a causal LM, whose labels are its input ids; the loss shifts them by one."""
-    name = type(task_model(model)).__name__
+    name = task_name(model)
     if re.search(f"^{UNSHIFTED_CLASSES}$", name):
         return False
     # The class names of vision-language decoders (LLaVA) end in ForConditionalGeneration too; they shift their labels.

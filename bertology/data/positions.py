@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -18,6 +19,7 @@ from ..anatomy.names import (
     NO_TEXT_ARGUMENTS,
     POSITIONS_ARGUMENT,
     POSITIONS_NAME,
+    TASK_CLASSES,
     UNUSED_MASKS,
 )
 
@@ -49,6 +51,13 @@ def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
         ours = type(model).__module__.startswith("transformers.models.")
         return [name for name in others if ours and _is_misspelt(name, taken)]
     return others
+
+
+def task_name(model: nn.Module) -> str:
+    """The name of the task class of transformers that the model is of, or is derived from; else that of its class."""
+    kinds = type(task_model(model)).__mro__
+    theirs = (kind.__name__ for kind in kinds if kind.__module__.startswith("transformers.models."))
+    return next((name for name in theirs if re.search(TASK_CLASSES, name)), kinds[0].__name__)
 
 
 def _is_misspelt(name: str, taken: Iterable[str]) -> bool:

@@ -10,6 +10,8 @@ from bertology.data.losses import example_losses, find_loss, is_causal
 from bertology.errors import LossError
 from helpers.zoo import BY_NAME, PAD, V4, VOCAB, batch, each_alone
 
+SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24}
+
 
 def losses(model, inputs):
     with torch.no_grad():
@@ -220,3 +222,42 @@ def test_names_that_mislead():
 def test_hint_for_causal_lms():
     with pytest.raises(LossError, match="for a causal LM pass labels=input_ids"):
         losses(BY_NAME["gpt2"].build("lm"), batch(labels=False))
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (t.BertForSequenceClassification, t.BertConfig(num_labels=3, **SMALL)),
+        (t.GPT2LMHeadModel, t.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=4)),
+        (t.BartForCausalLM, t.BartConfig(vocab_size=40, d_model=16, decoder_layers=1, decoder_attention_heads=4)),
+        (t.XLNetForQuestionAnswering, t.XLNetConfig(vocab_size=40, d_model=16, n_layer=1, n_head=4, d_inner=24)),
+    ],
+)
+def test_a_class_derived_from_one_of_transformers_has_its_loss_or_an_error(kind, config):
+    own = type("MyModel", (kind,), {})
+    torch.manual_seed(0)
+    model = own(config).eval()
+    ids = torch.randint(5, 40, (2, 6))
+    inputs = {"input_ids": ids, "labels": torch.tensor([1, 2]) if "Classification" in kind.__name__ else ids}
+    if "Question" in kind.__name__:
+        inputs = {"input_ids": ids, "start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([2, 3])}
+        with pytest.raises(LossError):
+            score(model, inputs, metric="inverse_loss")
+        return
+    with torch.no_grad():
+        alone = [model(**{name: x[i : i + 1] for name, x in inputs.items()}).loss for i in range(2)]
+    torch.testing.assert_close(losses(model, inputs), torch.stack(alone), check_dtype=False)
+    head_ablation(model, inputs, metric="accuracy")  # compares the loss with the model's own
+
+
+def test_a_derived_class_with_a_loss_of_its_own_is_refused():
+    class Doubled(t.BertForSequenceClassification):
+        def forward(self, **inputs):
+            outputs = super().forward(**inputs)
+            if outputs.loss is not None:
+                outputs.loss = 2 * outputs.loss
+            return outputs
+
+    model = Doubled(t.BertConfig(num_labels=3, **SMALL)).eval()
+    with pytest.raises(LossError, match="Doubled has a loss that is not known"):
+        head_ablation(model, {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([1])}, metric="accuracy")

@@ -286,6 +286,8 @@ class VariantScores(Result):
 class VariantAccumulator(Accumulator):
     """Runs every batch under many sets of gates. It runs the model itself, and cannot share a pass with others."""
 
+    _loss: ExampleLoss
+
     def __init__(
         self,
         make_gates: Callable[[Anatomy], Tensor],

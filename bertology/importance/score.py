@@ -100,6 +100,7 @@ class InverseLossAccumulator(Accumulator):
 
     total: Tensor = stat("")
     examples: Tensor = stat("", torch.int64)
+    _loss: ExampleLoss
 
     def __init__(self, loss: ExampleLoss | None = None) -> None:
         self._own = loss

@@ -56,12 +56,19 @@ class FirstExample:
             with torch.no_grad(), uncompiled():
                 expected = self._read(self._model(**without_labels(self._model, one)), one)
                 outputs = run_with_labels(self._model, one) if loss is not None else None
+                by_padding = padded is not None and self._padding_changes(expected, batch, padded)
         except CANNOT_RUN:  # such as gates for each example of the batch; a fault of the batch itself comes again
             return
         if loss is not None:
             check_own_loss(self._model, loss, outputs, one)
         if padded is not None:
-            self._done, self._expected = True, expected
+            self._done, self._expected = True, expected if by_padding else None
+
+    def _padding_changes(self, expected: Tensor, batch: Batch, example: int) -> bool:
+        """Whether the example alone has other results with its padding: other examples may change them too."""
+        same = some_examples(batch, slice(example, example + 1))
+        padded = self._read(self._model(**without_labels(self._model, same)), same)
+        return _apart(padded, expected) > _tolerance(self._model)
 
     def _marks_padding(self, batch: Batch) -> bool:
         """Whether padding has the token id by which a classifier finds the last token of a text."""

@@ -242,3 +242,22 @@ def test_a_nystromformer_whose_positions_begin_at_two():
         3,
         4,
     ]
+
+
+def test_results_that_depend_on_other_examples_are_not_put_down_to_padding():
+    class InBatch(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            small = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4}
+            self.encoder = t.BertModel(t.BertConfig(**small, intermediate_size=24))
+
+        def forward(self, input_ids, attention_mask):
+            x = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+            return {"logits": x @ x.T}
+
+    inputs = {"input_ids": torch.randint(5, 40, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.int64)}
+    inputs["attention_mask"][1, 4:] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        b.score(InBatch().eval(), inputs | {"labels": torch.arange(3)}, metric="accuracy")

@@ -324,7 +324,9 @@ def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) ->
         return UnknownAnatomy(f"{what}({name}): wanted {_CALLED[nn.Module][0]}, got {came}")
     error = UnknownAnatomy if nn.Module in get_args(hint) else DataError
     inside = [bad for one in (hint, *get_args(hint)) if (bad := _inside(value, one)) is not _NONE]
-    came = f"{described(value)} with {described(inside[0])} in it" if inside else described(value)
+    # The parts of a string are strings, which says nothing.
+    shown = inside and not isinstance(value, (str, bytes))
+    came = f"{described(value)} with {described(inside[0])} in it" if shown else described(value)
     return error(f"{what}: {name} must be {_words(hint)}, got {came}{_ADVICE.get(name, '')}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DataError
+from ..errors import DataError, checked
 from ..results.figures import new_figure, written
 from ..results.result import draws
 from .curve import PruningCurve
@@ -39,6 +39,7 @@ def curve(result: PruningCurve, axes: Axes, *, title: str | None = None) -> None
     axes.grid(alpha=0.3)
 
 
+@checked
 def curves(
     results: Sequence[PruningCurve],
     *,
@@ -54,6 +55,8 @@ def curves(
     metrics = {result.metric for result in results}
     if len(metrics) != 1:
         raise DataError(f"curves on one plot must be of one metric, got {', '.join(sorted(metrics)) or 'no curve'}")
+    if labels is not None and len(labels) != len(results):
+        raise DataError(f"labels must be one for each of {len(results)} curves, got {len(labels)}")
     figure = new_figure()
     axes = figure.subplots()
     for result, label in zip(results, labels or map(_ranked_by, results), strict=True):

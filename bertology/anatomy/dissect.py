@@ -84,7 +84,9 @@ def _fits(modules: dict[str, nn.Module], path: str, module: nn.Module, names: Na
     if names.bare:
         held = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         return all(part in held for part in (names.query, names.key, names.value, names.projection))
-    parts = [names.query, names.key, names.value, names.projection, *([names.norm] if names.norm else [])]
+    if path_of(path, names.query) not in modules:  # which is so of nearly all modules and lines
+        return False
+    parts = [names.key, names.value, names.projection, *([names.norm] if names.norm else [])]
     return all(path_of(path, part) in modules for part in parts) and (not names.mark or hasattr(module, names.mark))
 
 

@@ -38,7 +38,6 @@ def run_script(script: Path, arguments: list[str], cwd: Path) -> tuple[int, str,
 def _run_here(script: Path, arguments: list[str], cwd: Path, written: list[Path]) -> None:
     for number, file in enumerate(written, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdin = open(os.devnull)
     os.chdir(cwd)
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.parent))

@@ -1,5 +1,7 @@
 """What all scripts import, for the process of which `helpers.scripts` makes copies."""
 
-import bertology  # noqa: F401
-import bertology.edge_probing  # noqa: F401
-import bertology.syntax  # noqa: F401
+import bertology
+import bertology.edge_probing
+import bertology.syntax
+
+__all__ = ["bertology"]

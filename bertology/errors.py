@@ -177,9 +177,9 @@ def check_shapes(**tensors: Tensor) -> None:
 def _check_value(function: Callable[..., Any], name: str, value: object) -> None:
     """Raise `DataError` for what no function takes: NaN as a number, seeds out of range, devices that do not exist."""
     what = function.__qualname__.removesuffix(".__init__")
-    if isinstance(value, float) and value != value:
+    if is_number(value) and value != value:
         raise DataError(f"{what}: {name} must be a number, got nan")
-    if name == "seed" and _is_whole(value):
+    if name == "seed" and is_whole(value):
         seed = int(value)  # type: ignore[call-overload]
         if not 0 <= seed < 2**63:
             raise DataError(f"{what}: a seed must be {'0 or more' if seed < 0 else 'below 2**63'}, got {seed}")
@@ -247,13 +247,17 @@ def _misfit(value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
     return next((x for x in value if not _fits(x, inner[0])), _NONE)
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, also one of numpy or torch, and no `True` or `False`."""
     if isinstance(value, Tensor):
         return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, also one of numpy or torch, and no `True` or `False`."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_complex() and value.dtype != torch.bool
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -263,8 +267,8 @@ _PLAIN: dict[Any, Callable[[Any], bool]] = {
     Any: lambda value: True,
     type(None): lambda value: value is None,
     bool: lambda value: type(value).__name__ in ("bool", "bool_"),
-    int: _is_whole,
-    float: _is_number,
+    int: is_whole,
+    float: is_number,
     str: lambda value: isinstance(value, str),
     Path: lambda value: isinstance(value, os.PathLike),
 }
@@ -324,7 +328,9 @@ def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) ->
         return UnknownAnatomy(f"{what}({name}): wanted {_CALLED[nn.Module][0]}, got {came}")
     error = UnknownAnatomy if nn.Module in get_args(hint) else DataError
     inside = [bad for one in (hint, *get_args(hint)) if (bad := _inside(value, one)) is not _NONE]
-    came = f"{described(value)} with {described(inside[0])} in it" if inside else described(value)
+    # The parts of a string are strings, which says nothing.
+    shown = inside and not isinstance(value, (str, bytes))
+    came = f"{described(value)} with {described(inside[0])} in it" if shown else described(value)
     return error(f"{what}: {name} must be {_words(hint)}, got {came}{_ADVICE.get(name, '')}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import checked
 from .pruning.figures import curve, curves
 from .results.figures import head_map, heatmap, over_layers
 from .results.result import Result
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["curve", "curves", "draw", "head_map", "heatmap", "over_layers"]
 
 
+@checked
 def draw(
     result: Result, *, field: str | None = None, relation: str | None = None, path: str | Path | None = None
 ) -> Figure:

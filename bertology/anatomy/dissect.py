@@ -59,8 +59,15 @@ def find_attentions(modules: dict[str, nn.Module]) -> list[Found]:
     """Every attention module with all the parts that some line of the table asks for, once for each block around it."""
     found = []
     seen = set()
+    lines = _lines_by_start()
+    children: dict[str, list[str]] = {path: [] for path in modules}
+    for path in filter(None, modules):
+        parent, _, name = path.rpartition(".")
+        children[parent].append(name)
     for path, module in modules.items():
-        names = _names_of(modules, path, module)
+        # Of nearly all modules no line of the table begins with a child.
+        near_lines = sorted(line for start in ("", *children[path]) for line in lines.get(start, ()))
+        names = _names_of(modules, path, module, [names for _, names in near_lines])
         if names is None or has_no_heads(module):
             continue
         block = _SUBLAYER.sub(r"\1", _block(path))
@@ -73,11 +80,20 @@ def find_attentions(modules: dict[str, nn.Module]) -> list[Found]:
     return found
 
 
-def _names_of(modules: dict[str, nn.Module], path: str, module: nn.Module) -> Names | None:
-    """The line of the table that fits a module."""
+def _lines_by_start() -> dict[str, list[tuple[int, Names]]]:
+    """The numbered lines of the table, by the child in which the query is; "" where it is in no child."""
+    lines: dict[str, list[tuple[int, Names]]] = {}
+    for number, names in enumerate(NAMES):
+        start = "" if names.bare or names.query.startswith("../") else names.query.partition(".")[0]
+        lines.setdefault(start, []).append((number, names))
+    return lines
+
+
+def _names_of(modules: dict[str, nn.Module], path: str, module: nn.Module, lines: list[Names]) -> Names | None:
+    """The first of these lines of the table that fits a module."""
     if isinstance(module, nn.MultiheadAttention):
         return TORCH_NAMES if type(module).forward is nn.MultiheadAttention.forward else None
-    return next((names for names in NAMES if _fits(modules, path, module, names)), None)
+    return next((names for names in lines if _fits(modules, path, module, names)), None)
 
 
 def _fits(modules: dict[str, nn.Module], path: str, module: nn.Module, names: Names) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import HeadError, UnknownAnatomy
+from ..errors import HeadError, UnknownAnatomy, described
 
 _PREFIX = {"encoder": "E", "decoder": "D", "cross": "X"}
 
@@ -29,6 +29,14 @@ class Head:
     layer: int
     head: int
     stack: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise `HeadError` for what is no whole number."""
+        for name, number in (("layer", self.layer), ("head", self.head)):
+            if type(number) is not int and (isinstance(number, bool) or not hasattr(number, "__index__")):
+                raise HeadError(f"the {name} of a Head must be a whole number, got {described(number)}")
+        if not isinstance(self.stack, str):
+            raise HeadError(f"the stack of a Head must be a string such as 'encoder', got {described(self.stack)}")
 
     def __str__(self) -> str:
         prefix = _PREFIX.get(self.stack, f"{self.stack}." if self.stack else "")

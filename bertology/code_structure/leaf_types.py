@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Site
-from ..errors import DataError, ShapeError, check_least, checked, described
+from ..errors import DataError, HeadError, ShapeError, check_least, checked, described
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulator import stat
@@ -256,7 +256,10 @@ class LeafTypes(Result):
 
     @checked
     def counts(self, row: int) -> TypeCounts:
-        """The counts of one layer, by its row, to merge with others or to rank."""
+        """The counts of one layer, by its row, to merge with others or to rank. Raises `HeadError` for another row."""
+        rows = len(self.labels)
+        if not -rows <= row < rows:
+            raise HeadError(f"row {row} is out of range: there are {rows} layers, in the rows 0 to {rows - 1}")
         found = TypeCounts()
         found.types, found.snippets = self.types, int(self.snippets[row])
         found.high, found.total, found.once = self.high[row], self.total[row], self.once[row]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import check_fits, reads_text
-from ..errors import DataError, HeadError, checked
+from ..errors import DataError, HeadError, checked, is_whole
 from ..measures.captures import one_batch, run
 from ..results.result import cpu64
 from ..tap import tap
@@ -117,11 +117,11 @@ def leaf_attention(
     return LeafAttention(weights, tuple(maps.kept.tolist()), name, causal, tree)
 
 
-def _place(anatomy: Anatomy, where: int | Head | tuple[int, int]) -> tuple[int, int | None, str]:
+def _place(anatomy: Anatomy, where: Any) -> tuple[int, int | None, str]:
     """The row of the layer, the number of the head if there is one, and its name."""
-    if not isinstance(where, int):
+    if not is_whole(where):
         row, head = anatomy.resolve([where])[0]
         return row, head, str(head_at(anatomy.labels, row, head))
     if not 0 <= where < anatomy.layers:
         raise HeadError(f"layer {where} is out of range: this model's attention layers are 0 to {anatomy.layers - 1}")
-    return where, None, f"layer {anatomy.labels[where]}"
+    return int(where), None, f"layer {anatomy.labels[where]}"

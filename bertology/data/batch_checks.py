@@ -50,6 +50,8 @@ def check_inputs(batch: Batch) -> str:
             f"{list(x.shape)}: make a batch of one example by x[None] of each of its tensors x, or of several with a "
             "DataLoader"
         )
+    if name == EMBEDS_ARGUMENT and not x.is_floating_point():
+        raise DataError(f"{name} must hold floating-point numbers, got {str(x.dtype).removeprefix('torch.')}")
     if x.numel() == 0:
         raise DataError(f"{name} is empty: its shape is {list(x.shape)}")
     if x.layout != torch.strided:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..anatomy.names import (
@@ -55,7 +56,7 @@ def _without_weights(model: nn.Module, batch: Batch) -> str:
 def _wrong_type(model: nn.Module, batch: Batch) -> str:
     for name in NUMBERED:
         x = batch.get(name)
-        if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex() or x.element_size() == 1):
+        if isinstance(x, Tensor) and x.dtype not in (torch.int64, torch.int32):
             return f"{name} must hold whole numbers of type int64, got {str(x.dtype).removeprefix('torch.')}"
     return ""
 
@@ -74,6 +75,9 @@ def _wrong_inputs(model: nn.Module, batch: Batch) -> str:
     embeds, table = batch.get(EMBEDS_ARGUMENT), _token_table(model)
     if isinstance(embeds, Tensor) and table is not None and embeds.shape[-1] != table.embedding_dim:
         return f"{EMBEDS_ARGUMENT} must be [batch, token, hidden = {table.embedding_dim}], got {list(embeds.shape)}"
+    if isinstance(embeds, Tensor) and table is not None and embeds.dtype != table.weight.dtype:
+        came, wanted = (str(x.dtype).removeprefix("torch.") for x in (embeds, table.weight))
+        return f"{EMBEDS_ARGUMENT} must be of the model's type, {wanted}, got {came}"
     return ""
 
 

@@ -17,7 +17,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT
 from ..corpora.words import AlignedBatches, align
 from ..data.batches import Batch, config_of, device_of, is_encoder_decoder, model_arguments, room_of, some_examples
-from ..errors import DataError, UnknownAnatomy, checked
+from ..errors import DataError, UnknownAnatomy, checked, is_whole
 from ..measures.captures import hidden_states, one_batch, run
 from ..streaming.progress import Progress, progress_bar
 from ..tap import tap
@@ -74,7 +74,7 @@ def longest_text(model: nn.Module, tokenizer: Any, max_length: int | None) -> in
         said = getattr(tokenizer, "model_max_length", None)
         limits = [limit for limit in (room, said) if limit is not None]
         return int(min(limits)) if limits else 2**31
-    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1:
+    if not is_whole(max_length) or max_length < 1:
         raise DataError(f"max_length must be a number of tokens, 1 or more, got {max_length!r}")
     if room is not None and max_length > room:
         raise DataError(f"max_length is {max_length}, but the model takes {room} tokens: pass {room} or less, or None")

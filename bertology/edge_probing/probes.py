@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import DataError, ShapeError, checked
+from ..errors import DataError, ShapeError, checked, described
 from .random_draws import BEGINNING, DROPOUT, generator
 from .span_batches import EdgeBatch
 
@@ -119,8 +119,13 @@ class Probes(nn.Module):
 
     @checked
     def select(self, which: Iterable[int]) -> Probes:
-        """A copy of some of the probes, by their indices."""
+        """A copy of some of the probes, by their indices. Raises `DataError` for an index that does not exist."""
         places = list(which)
+        many = len(self.seeds)
+        wrong = [x for x in places if isinstance(x, bool) or not hasattr(x, "__index__") or not -many <= x < many]
+        if wrong or not places:
+            came = described(wrong[0]) if wrong else "none"
+            raise DataError(f"select takes indices of probes, from 0 to {many - 1}, got {came}")
         hidden, labels, sides, width = self._sizes
         chosen = Probes(
             self.layers[places], hidden, labels, sides, seeds=[self.seeds[place] for place in places], width=width,

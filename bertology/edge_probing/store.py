@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, checked
+from ..errors import DataError, checked, described
 from .span_batches import EdgeBatch
 from .store_folder import Folder, Layout, Numbers, check_of, ranges, row_bytes
 
@@ -205,6 +205,8 @@ class Store:
 
 def _numbers(given: Tensor | range | Sequence[int], many: int, what: str) -> Numbers:
     """[record] or [target] int64, checked."""
+    if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__iter__"):
+        raise DataError(f"wanted the indices of {what}s, [{what}], got {described(given)}")
     numbers = np.asarray(given.cpu() if isinstance(given, Tensor) else list(given))
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
         raise DataError(f"wanted the indices of {what}s, [{what}], got {list(numbers.shape)} of {numbers.dtype}")

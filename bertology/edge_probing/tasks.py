@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Literal, overload
 
 from ..corpora.treebank import Skip
-from ..errors import DataError, checked
+from ..errors import DataError, checked, is_number, is_whole
 
 Counted = Literal["coref", "srl", "relations"] | Sequence[str] | None
 """A rule by its name, the labels themselves, or None for all."""
@@ -96,10 +96,10 @@ def parts_of(texts: Sequence[tuple[str, ...]], sizes: Sequence[float], seed: int
 
 
 def _many(size: float, records: int) -> int:
-    if isinstance(size, float) and 0 < size < 1:
-        return max(1, round(size * records))
-    if isinstance(size, int) and not isinstance(size, bool) and size >= 1:
-        return size
+    if is_number(size) and 0 < size < 1:
+        return max(1, round(float(size) * records))
+    if is_whole(size) and size >= 1:
+        return int(size)
     raise DataError(f"a part's size must be a share between 0 and 1 or a number of records, got {size!r}")
 
 

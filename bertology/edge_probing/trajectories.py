@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, checked
+from ..errors import DataError, ShapeError, check_least, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from .tasks import EdgeTask, Target
@@ -109,6 +109,7 @@ class LabelTrajectories(Result):
         """
         if by not in ("flips", "movement"):
             raise DataError(f"by must be 'flips' or 'movement', got {by!r}")
+        check_least("many", many, 1)
         targets = self.record.bincount(minlength=len(self.words))
         sums = [self.record.bincount(x.double(), minlength=len(self.words)) for x in (self.flips, self.movement)]
         pairs = torch.stack(sums if by == "flips" else sums[::-1], dim=1) / targets[:, None]

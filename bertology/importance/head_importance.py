@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batch, Batches, check_repeatable, device_of, examples, rows_per_example
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.metrics import spearman
-from ..errors import DataError, UnknownAnatomy, checked
+from ..errors import DataError, UnknownAnatomy, checked, is_whole
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -364,8 +364,9 @@ def _pair(pair: Any, done: dict[int, HeadImportance]) -> tuple[int, Any]:
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise DataError(f"{wanted}, got {type(pair).__name__}")
     step, where = pair
-    if isinstance(step, bool) or not isinstance(step, int):
+    if not is_whole(step):
         raise DataError(f"{wanted}, with a whole number as step, got {step!r}")
+    step = int(step)
     if step in done:
         raise DataError(f"step {step} comes twice among the checkpoints")
     return step, where

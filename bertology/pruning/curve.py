@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batches, check_repeatable
 from ..data.losses import ExampleLoss
 from ..data.metrics import metric_name
-from ..errors import DataError, PruningError, UnknownAnatomy, check_share, checked
+from ..errors import DataError, PruningError, UnknownAnatomy, check_share, checked, is_number, is_whole
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance, normalized
 from ..importance.score import scorer
 from ..results.axes import axes
@@ -167,13 +167,12 @@ def step_sizes(there: Tensor, amount: float | int, keep: int) -> list[int]:
     """How many of the heads `there`, [layer, head], are gone after each step."""
     total = int(there.sum())
     free = int((there.sum(-1) - keep).clamp_min(0).sum())
-    wrong = isinstance(amount, bool) or not isinstance(amount, (int, float))
-    if wrong or not amount > 0 or (isinstance(amount, float) and amount > 1):
+    if not is_number(amount) or not amount > 0 or (not is_whole(amount) and amount > 1):
         raise DataError(
             f"amount is a share of all heads, above 0 and at most 1, or a whole number of heads, got {amount!r}"
         )
     # 0.05 * 144 * 5 must count as 36, also where it comes out a hair below.
-    each = amount if isinstance(amount, int) else total * amount
+    each = int(amount) if is_whole(amount) else total * float(amount)
     counts = [min(free, math.floor(each * step + 1e-9)) for step in range(1, math.ceil(free / each) + 1)]
     return [count for last, count in zip([0, *counts], counts, strict=False) if count > last]
 
@@ -324,6 +323,7 @@ def pruning_curve(
     """
     check_ranking(by, importance, reestimate, normalize)
     _check(threshold, keep)
+    threshold, keep = None if threshold is None else float(threshold), int(keep)
     batches, ranked_on = _data(batches, importance, reestimate)
     anatomy = dissect(model)
     there = open_heads(anatomy, only)
@@ -398,8 +398,7 @@ class _GatedModel(NamedTuple):
 
 
 def _check(threshold: float | None, keep: int) -> None:
-    wrong = isinstance(threshold, bool) or not isinstance(threshold, (int, float))
-    if threshold is not None and (wrong or not 0 < threshold <= 1):
+    if threshold is not None and (not is_number(threshold) or not 0 < threshold <= 1):
         raise DataError(f"threshold is a share of the whole model's score, above 0 and at most 1, got {threshold}")
-    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+    if not is_whole(keep) or keep < 0:
         raise DataError(f"keep is a number of heads in every layer, got {keep!r}: wanted a whole number, 0 or more")

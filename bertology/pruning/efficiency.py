@@ -28,7 +28,7 @@ from ..data.batches import (
     without_labels,
 )
 from ..data.caches import check_no_cache
-from ..errors import DataError, check_least, checked
+from ..errors import DataError, check_least, checked, is_whole
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.progress import Progress, progress_bar
@@ -269,7 +269,7 @@ def _check(before: nn.Module, after: nn.Module, sizes: list[int], rounds: int) -
     if devices[0] != devices[1]:
         raise DataError(f"the models are on different devices, {devices[0]} and {devices[1]}")
     for name, number in (*(("batch_sizes", size) for size in sizes), ("rounds", rounds)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        if not is_whole(number) or number < 1:
             raise DataError(f"{name} are whole numbers from 1 up, got {number!r}")
     if not sizes:
         raise DataError("batch_sizes is empty: wanted at least one number of examples")

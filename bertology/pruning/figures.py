@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DataError
+from ..errors import DataError, checked, described
 from ..results.figures import new_figure, written
 from ..results.result import draws
 from .curve import PruningCurve
@@ -26,6 +26,8 @@ def draw_curve(result: PruningCurve, *, path: str | Path | None = None) -> Figur
 
 def curve(result: PruningCurve, axes: Axes, *, title: str | None = None) -> None:
     """Draw the score against the share of heads that are gone, with the threshold where there is one."""
+    if not isinstance(result, PruningCurve):
+        raise DataError(f"curve draws a PruningCurve, as pruning_curve returns it, got {described(result)}")
     total = result.heads_left[0].item()
     gone = 100 * (1 - result.heads_left.double() / total)
     axes.plot(gone.numpy(), result.scores.numpy(), marker="o")
@@ -39,6 +41,7 @@ def curve(result: PruningCurve, axes: Axes, *, title: str | None = None) -> None
     axes.grid(alpha=0.3)
 
 
+@checked
 def curves(
     results: Sequence[PruningCurve],
     *,
@@ -54,6 +57,8 @@ def curves(
     metrics = {result.metric for result in results}
     if len(metrics) != 1:
         raise DataError(f"curves on one plot must be of one metric, got {', '.join(sorted(metrics)) or 'no curve'}")
+    if labels is not None and len(labels) != len(results):
+        raise DataError(f"labels must be one for each of {len(results)} curves, got {len(labels)}")
     figure = new_figure()
     axes = figure.subplots()
     for result, label in zip(results, labels or map(_ranked_by, results), strict=True):

@@ -69,6 +69,9 @@ def load_pruned(
     # Another class than the saved one may have a task head of its own, whose weights are new.
     if told["missing_keys"] and original.__name__ in (config.architectures or []):
         raise DataError(f"the files in {path} lack weights of {original.__name__}: {sorted(told['missing_keys'])[:3]}")
+    if told["unexpected_keys"] and original.__name__ in (config.architectures or []):
+        more = sorted(told["unexpected_keys"])[:3]
+        raise _unusable(path, f"its files hold weights that {original.__name__} by its config does not have: {more}")
     return model
 
 

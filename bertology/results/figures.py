@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Head
-from ..errors import DataError, HeadError, ShapeError, need, writable
+from ..errors import DataError, HeadError, ShapeError, checked, described, need, writable
 from .axes import axes_of
 from .result import Result, draws, names_on
 
@@ -71,6 +71,8 @@ def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str 
 
 def check_field(result: Result, field: str | None) -> str:
     """The field that is drawn. Raises `DataError` if no heat map can be drawn of it, and says what can be."""
+    if not isinstance(result, Result):
+        raise DataError(f"wanted a result of a measure to draw, got {described(result)}")
     kind = type(result)
     declared = {name: axes.names for name, axes in axes_of(kind).items() if isinstance(getattr(result, name), Tensor)}
     pairs = [name for name, names in declared.items() if names[:1] == ("layer",) and len(names) == 2]
@@ -125,6 +127,7 @@ def head_panels(
     return written(figure, path)
 
 
+@checked
 def over_layers(
     series: Mapping[str, Tensor],
     labels: Sequence[str],
@@ -201,6 +204,7 @@ def layer_points(
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
 
 
+@checked
 def head_map(
     points: Tensor,
     heads: Sequence[Head],

@@ -8,7 +8,7 @@ batches, processes or days gives the same result.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -19,7 +19,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, device_of
 from ..data.losses import ExampleLoss
 from ..data.padding import RealQueries
-from ..errors import DataError, UnknownAnatomy, checked
+from ..errors import DataError, UnknownAnatomy, checked, described
 from ..results.result import Result
 from ..tap import check_rows, tap
 from .first_example import FirstExample
@@ -35,6 +35,12 @@ class Stat:
     def __init__(self, axes: str, dtype: torch.dtype) -> None:
         self.axes, self.dtype = axes.split(), dtype
 
+    def __get__(self, instance: object, owner: type) -> Stat:
+        """The declaration, of a class. An accumulator has a tensor instead once `zero` has run, else `DataError`."""
+        if instance is not None:
+            raise _not_zeroed(instance)
+        return self
+
     def zeros(self, anatomy: Anatomy, others: dict[str, int]) -> Tensor:
         """The sum of nothing, on the model's device, or on the CPU where the device has no float64."""
         sizes = {"layer": anatomy.layers, "head": anatomy.heads, **others}
@@ -42,6 +48,23 @@ class Stat:
         if device.type == "mps":
             device = torch.device("cpu")
         return torch.zeros([sizes[axis] for axis in self.axes], dtype=self.dtype, device=device)
+
+
+class _Unset:
+    """An attribute of an accumulator before `zero` has set it."""
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        """Raise `DataError`."""
+        if instance is not None:
+            raise _not_zeroed(instance)
+        return self
+
+
+def _not_zeroed(accumulator: object) -> DataError:
+    name = type(accumulator).__name__
+    return DataError(
+        f"{name} has no sums yet: pass it to accumulate(model, batches, ...), or call zero(dissect(model)) first"
+    )
 
 
 @checked
@@ -62,7 +85,7 @@ class Accumulator(ABC):
     needs_labels: bool = False
     keeps_graph: bool = False
     """Whether another accumulator takes gradients of the same outputs after this one; `accumulate` sets it."""
-    anatomy: Anatomy
+    anatomy: Anatomy = _Unset()  # type: ignore[assignment]
     _loss: ExampleLoss | None = None  # set by `zero` in measures of a loss
     _alone: FirstExample | None = None  # set by `zero` in measures of outputs
     _given: tuple[tuple[Any, ...], dict[str, Any]]
@@ -145,7 +168,15 @@ class Accumulator(ABC):
 
     def merge(self: A, other: dict[str, Tensor]) -> A:
         """Add the sums of another accumulator of this kind, given as its `state`."""
-        for name in self._stats():
+        names = self._stats()
+        if not isinstance(other, Mapping) or not names.keys() <= other.keys():
+            came = f"{', '.join(map(str, other))}" if isinstance(other, Mapping) else described(other)
+            raise DataError(f"merge takes the state() of another {type(self).__name__}: {', '.join(names)}; got {came}")
+        for name in names:
+            if not isinstance(other[name], Tensor) or other[name].shape != getattr(self, name).shape:
+                wanted = f"a tensor {list(getattr(self, name).shape)}"
+                raise DataError(f"merge: {name} must be {wanted}, got {described(other[name])}")
+        for name in names:
             mine = getattr(self, name)
             setattr(self, name, mine + other[name].to(mine.device))
         return self

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..corpora.words import AlignedBatches, Rows
 from ..data.batches import device_of
-from ..errors import DataError, checked
+from ..errors import DataError, checked, is_whole
 from ..results.result import cpu64
 from ..streaming.progress import Progress, progress_bar
 from .probe_inputs import MapReader, See, Seen, WordVectors, embedding_vectors, sight, trees_in
@@ -119,7 +119,7 @@ def distances(many: int) -> Tensor:
 
 def check_training(epochs: int, lr: float) -> None:
     """Raise `DataError` for settings of training that are not possible."""
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+    if not is_whole(epochs) or epochs < 1:
         raise DataError(f"epochs, the number of passes over the training sentences, must be 1 or more, got {epochs!r}")
     if not lr > 0:
         raise DataError(f"lr, the learning rate, must be more than 0, got {lr!r}")

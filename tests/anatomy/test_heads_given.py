@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bertology import Head, ablated, dissect, gated, prune_heads
-from bertology.errors import BertologyError, ShapeError
+from bertology.errors import BertologyError, HeadError, ShapeError
 from helpers.small_models import small_t5
 from helpers.zoo import BY_NAME
 
@@ -50,9 +50,6 @@ BAD = [
     torch.tensor([[0.0, 1.0]]),
     torch.tensor([[True, False]]),
     numpy.array([[0.0, 1.0]]),
-    [Head(0, True)],
-    [Head("0", 1)],
-    [Head(0, 1.5)],
     b"12",
 ]
 
@@ -105,3 +102,13 @@ def test_replacements_are_finite_real_numbers(value):
         ablated(BY_NAME["bert"].build(), [(0, 1)], replace=torch.full((2, 4, 4), value)),
     ):
         pass
+
+
+@pytest.mark.parametrize("numbers", [(0, True), ("0", 1), (0, 1.5), (None, 0), (0, 1, 2)], ids=repr)
+def test_a_head_that_is_not_made_of_whole_numbers(numbers):
+    with pytest.raises(HeadError, match="of a Head must be"):
+        Head(*numbers)
+
+
+def test_a_head_made_of_the_numbers_of_numpy_and_torch():
+    assert [str(Head(numpy.int64(1), torch.tensor(2)))] == ["L1H2"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import transformers
 
@@ -643,6 +646,69 @@ CODE: dict[str, tuple[Call, tuple[str, ...]]] = {
 }  # fmt: skip
 for _name, (_call, _words) in CODE.items():
     bad(_name, _call, *_words, error=BertologyError)
+
+# ---- parts, by themselves
+
+PARTS: dict[str, tuple[Call, tuple[str, ...]]] = {
+    "Head, strings": (lambda x: bt.Head("a", "b"), ("layer of a Head must be a whole number, got 'a' (str)",)),
+    "Head, a fraction": (lambda x: bt.Head(1, 0.5), ("head of a Head must be a whole number, got 0.5 (float)",)),
+    "Head, True": (lambda x: bt.Head(True, 1), ("layer of a Head must be a whole number, got True",)),
+    "Head, stack": (lambda x: bt.Head(1, 1, 2), ("stack of a Head must be a string", "got 2")),
+    "compute before zero": (lambda x: bt.EntropyAccumulator().compute(), ("EntropyAccumulator has no sums yet", "zero(")),
+    "state before zero": (lambda x: bt.ImportanceAccumulator().state(), ("ImportanceAccumulator has no sums yet",)),
+    "merge(None)": (lambda x: zeroed(x).merge(None), ("merge takes the state()", "got None")),
+    "merge of an accumulator": (lambda x: zeroed(x).merge(zeroed(x)), ("merge takes the state()", "got EntropyAccumulator")),
+    "merge of other sums": (lambda x: zeroed(x).merge({"a": 1}), ("merge takes the state()", "got a")),
+    "merge of another model": (
+        lambda x: zeroed(x).merge({name: torch.ones(7, 3) for name in zeroed(x).state()}), ("must be a tensor", "[7, 3]")
+    ),
+    "curves of a number": (lambda x: bt.plot.curves(3), ("results must be", "got 3 (int)")),
+    "curves, labels": (lambda x: bt.plot.curves([curve_of(x)], labels=["a", "b"]), ("one for each of 1 curves, got 2",)),
+    "draw of a number": (lambda x: bt.plot.draw(3), ("result", "got 3 (int)")),
+    "heatmap of a list": (lambda x: bt.plot.heatmap([1], None), ("wanted a result of a measure", "got list")),
+    "curve of an entropy": (lambda x: bt.plot.curve(x.entropy, None), ("PruningCurve", "got AttentionEntropy")),
+    "head_map of a result": (lambda x: bt.plot.head_map(x.entropy, []), ("points must be a tensor", "AttentionEntropy")),
+    "over_layers of a list": (lambda x: bt.plot.over_layers([1], [], unit="nats"), ("series must be a mapping", "list")),
+    "LeafTypes.counts, outside": (lambda x: cs.leaf_types(x.reader, x.code).counts(99), ("row 99 is out of range",)),
+    "Probes.select, outside": (lambda x: x.probes.select([99]), ("indices of probes", "99")),
+    "Probes.select, a string": (lambda x: x.probes.select(["a"]), ("whole numbers", "'a'")),
+    "Probes.select, nothing": (lambda x: x.probes.select([]), ("indices of probes", "none")),
+    "most_changing, many": (lambda x: x.trajectories.most_changing(0), ("many", "0")),
+    "embeddings of whole numbers": (
+        lambda x: bt.attention_entropy(x.model, {"inputs_embeds": torch.ones(2, 4, 16).int()}), ("floating", "int32")
+    ),
+    "embeddings of another type": (
+        lambda x: bt.attention_entropy(x.model, {"inputs_embeds": torch.ones(2, 4, 16).double()}), ("float32", "float64")
+    ),
+    "tokens of 16 bits": (
+        lambda x: bt.attention_entropy(x.model, {"input_ids": torch.ones(2, 4).short()}), ("int64", "int16")
+    ),
+    "load_pruned, fewer layers": (lambda x: bt.load_pruned(fewer_layers(x)), ("by its config does not have", "layer.1")),
+    "leaf_attention, True": (lambda x: cs.leaf_attention(x.reader, x.tokenizer, x.tree, True), ("True",)),
+    "amount of a NaN of numpy": (
+        lambda x: bt.pruning_curve(x.model, x.batch, metric="accuracy", amount=np.float32("nan")), ("amount", "nan")
+    ),
+    "dependency_edges, a path": (lambda x: ep.dependency_edges("a.conllu"), ("got 'a.conllu' (str)",)),
+}  # fmt: skip
+for _name, (_call, _words) in PARTS.items():
+    bad(_name, _call, *_words, error=BertologyError)
+
+
+def fewer_layers(x: GoodInputs) -> Any:
+    folder = x.folder / "fewer layers"
+    shutil.copytree(x.pruned, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    return folder
+
+
+def zeroed(x: GoodInputs) -> Any:
+    return bt.EntropyAccumulator().zero(bt.dissect(x.model))
+
+
+def curve_of(x: GoodInputs) -> Any:
+    return bt.pruning_curve(x.model, x.batch, metric="accuracy", amount=4)
+
 
 # ---- files
 

@@ -1,9 +1,7 @@
 """The scripts, run as a user runs them, on small real and made-up data."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import HeadAblation, PruningCurve, dissect, load_pruned
 from bertology.errors import DataError
+from helpers.scripts import run_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -22,16 +21,9 @@ import glue  # noqa: E402
 
 
 def run(script, *arguments, cwd, ok=True):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode == 0) == ok, done.stderr[-3000:]
-    return done.stdout if ok else done.stderr
+    status, printed, told = run_script(EXAMPLES / script, [str(x) for x in arguments], cwd)
+    assert (status == 0) == ok, told[-3000:]
+    return printed if ok else told
 
 
 def head(source, target, count):

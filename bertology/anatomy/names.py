@@ -272,7 +272,7 @@ LABELLING_CLASSES = "Classification|ForQuestionAnswering|ForMultipleChoice"
 OTHER_LOSSES = (
     "ProphetNetForConditionalGeneration", "ProphetNetForCausalLM", "XLMProphetNetForConditionalGeneration",
     "XLMProphetNetForCausalLM", "XLNetForQuestionAnswering", "XLMForQuestionAnswering", "FlaubertForQuestionAnswering",
-    "MoshiForCausalLM",  # of transformers 4
+    "MoshiForCausalLM", "Florence2ForConditionalGeneration",  # of transformers 4
 )  # fmt: skip
 # Beginnings of the names of classes in which padding at the end counts: convolutions, Fourier transforms, landmarks and
 # hashes over all positions, pooled tokens, and a summary that is read from the last position.

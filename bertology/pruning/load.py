@@ -146,8 +146,11 @@ def _check_sizes(path: str | Path, kind: Any, config: Any) -> None:
     there = _sizes_in(path)
     if getattr(config, "quantization_config", None) is not None:
         return  # packed weights have sizes of their own
-    with torch.device("meta"):
-        wanted = {name: list(x.shape) for name, x in kind(copy.deepcopy(config)).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            wanted = {name: list(x.shape) for name, x in kind(copy.deepcopy(config)).state_dict().items()}
+    except NotImplementedError:  # some models compute with their weights when they are built: Apertus up to 4.57
+        return
     for name in sorted(wanted.keys() & there.keys()):
         if wanted[name] != there[name]:
             raise _unusable(

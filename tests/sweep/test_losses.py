@@ -47,6 +47,9 @@ NOT_RUN = {
 
 if V4:
     REFUSED |= {"XLMProphetNetForCausalLM", "XLMProphetNetForConditionalGeneration", "MoshiForCausalLM"}
+    REFUSED |= {"NezhaForPreTraining", "Florence2ForConditionalGeneration"}
+# What cannot be made small: these configs of transformers 4 set the sizes of their two parts themselves.
+LARGE = {f"T5GemmaFor{task}" for task in ("ConditionalGeneration", "SequenceClassification", "TokenClassification")}
 
 
 def losses(model: Any, batches: Any) -> float:
@@ -56,6 +59,8 @@ def losses(model: Any, batches: Any) -> float:
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_a_loss_is_that_of_the_model_and_of_each_text_alone(case: Case) -> None:
+    if V4 and case.name in LARGE:
+        pytest.skip("its config cannot be made small")
     alone = each_alone(case)
     try:
         model = tiny(case)

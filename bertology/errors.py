@@ -133,6 +133,7 @@ def checked(function: F) -> F:
                 _check_value(function, name, value)
         return function(*args, **kwargs)
 
+    setattr(call, "__kwdefaults__", function.__kwdefaults__)  # noqa: B010 (tools read it, as they read the signature)
     return call  # type: ignore[return-value]
 
 

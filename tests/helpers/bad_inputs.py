@@ -451,7 +451,7 @@ SYNTAX: dict[str, tuple[Call, tuple[str, ...]]] = {
     "pieces, max_length": (lambda x: sy.pieces(x.tokenizer, [x.document], max_length=1), ("max_length=1",)),
     "pieces, at": (lambda x: sy.pieces(x.tokenizer, [x.document], at="line"), ("'sentence' or 'word'", "'line'")),
     "pieces, a model": (lambda x: sy.pieces(x.model, [x.document]), ("tokenizer", "BertForSequenceClassification")),
-    "pieces, sentences": (lambda x: sy.pieces(x.tokenizer, x.treebank), ("documents", "Document")),
+    "pieces, sentences": (lambda x: sy.pieces(x.tokenizer, x.treebank), ("documents", "Sentence")),
     "dependency_heads, plain batches": (lambda x: sy.dependency_heads(x.model, x.batch), ("align",)),
     "dependency_heads, documents": (lambda x: sy.dependency_heads(x.reader, x.documents), ("Document",)),
     "dependency_heads, rows": (lambda x: sy.dependency_heads(x.reader, x.aligned, rows="sum"), ("rows", "'sum'")),

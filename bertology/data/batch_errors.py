@@ -30,7 +30,9 @@ from ..anatomy.names import (
 )
 from ..errors import BertologyError, DataError
 from .batch_checks import INPUTS, without_weights
-from .batches import Batch, config_of, is_encoder_decoder, room_of
+from .batches import Batch
+from .models import config_of, is_encoder_decoder
+from .positions import room_of
 
 NUMBERED = (IDS_ARGUMENT, DECODER_IDS_ARGUMENT, SEGMENTS_ARGUMENT, POSITIONS_ARGUMENT)
 

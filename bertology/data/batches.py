@@ -8,7 +8,6 @@ not passed to the model.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,7 +20,6 @@ from ..anatomy.names import (
     DECODER_PREFIX,
     EMBEDS_ARGUMENT,
     IDS_ARGUMENT,
-    LABELLING_CLASSES,
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
     NO_TEXT_ARGUMENTS,
@@ -33,10 +31,8 @@ from ..errors import DataError
 from .batch_checks import Batch as Batch
 from .batch_checks import check_inputs, check_masks, check_padding, input_name, without_weights
 from .caches import check_no_cache, own_caches
-from .positions import config_of as config_of
-from .positions import is_encoder_decoder as is_encoder_decoder
-from .positions import not_taken, task_name, with_positions
-from .positions import room_of as room_of
+from .models import config_of, is_encoder_decoder, not_taken, writes
+from .positions import room_of, with_positions
 
 Batches = Batch | Iterable[Batch]
 
@@ -270,12 +266,6 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
         elif batch[LABELS_ARGUMENT].dim() == 2:
             inputs[LABELS_ARGUMENT] = batch[LABELS_ARGUMENT]
     return inputs
-
-
-def writes(model: nn.Module) -> bool:
-    """Whether the model is an encoder-decoder whose labels are the tokens that its decoder is to write."""
-    labels = re.search(LABELLING_CLASSES, task_name(model)) is None
-    return labels and is_encoder_decoder(model)
 
 
 def with_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.names import IDS_ARGUMENT, IMAGE_TOKEN_NAMES
-from .batches import Batch, config_of
+from .batches import Batch
+from .models import config_of
 
 
 def example_of_each(model: nn.Module, batch: Batch, count: int) -> Tensor | None:

@@ -31,13 +31,11 @@ from ..errors import LossError, checked
 from .batches import (
     IGNORED,
     Batch,
-    config_of,
     examples,
-    is_encoder_decoder,
     rows_per_example,
     token_mask,
 )
-from .positions import task_model, task_name
+from .models import config_of, is_encoder_decoder, task_model, task_name
 
 ExampleLoss = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [batch]`: one loss per example, from the model's outputs and the batch."""

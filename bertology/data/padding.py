@@ -27,8 +27,8 @@ from .batches import (
     rows_per_example,
     some_examples,
     token_mask,
-    writes,
 )
+from .models import writes
 
 
 def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 from ..anatomy.dissect import dissect
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT
 from ..corpora.words import AlignedBatches, align
-from ..data.batches import Batch, config_of, device_of, is_encoder_decoder, model_arguments, room_of, some_examples
+from ..data.batches import Batch, device_of, model_arguments, some_examples
+from ..data.models import config_of, is_encoder_decoder
+from ..data.positions import room_of
 from ..errors import DataError, UnknownAnatomy, checked, is_whole
 from ..measures.captures import hidden_states, one_batch, run
 from ..streaming.progress import Progress, progress_bar

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy.names import LABELS_ARGUMENT, LOGITS_OUTPUT
 from ..anatomy.sites import Anatomy
-from ..data.batches import IGNORED, Batch, Batches, examples, is_encoder_decoder, token_mask
+from ..data.batches import IGNORED, Batch, Batches, examples, token_mask
 from ..data.losses import (
     ExampleLoss,
     example_losses,
@@ -22,6 +22,7 @@ from ..data.losses import (
     token_logits,
 )
 from ..data.metrics import Metric, find_metric, measured, metric_name
+from ..data.models import is_encoder_decoder
 from ..errors import DataError, LossError, checked
 from ..results.result import Result
 from ..streaming.accumulate import accumulate

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..anatomy.dissect import dissect
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from ..anatomy.sites import Anatomy, Head, Heads, head_at
-from ..data.batches import config_of
+from ..data.models import config_of
 from ..errors import DataError, PruningError, checked
 from ..results.axes import axes
 from ..results.result import Result

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, MASK_ARGUMENT, PADDING_COUNTS
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, config_of, reads_text, run_with_labels, some_examples, without_labels
+from ..data.batches import Batch, reads_text, run_with_labels, some_examples, without_labels
 from ..data.caches import has_cache
 from ..data.losses import ExampleLoss, check_own_loss, loss_is_known
+from ..data.models import config_of
 from ..data.padding import alone, padded_example, text_masks
 from ..data.positions import padded_before
 from ..errors import BertologyError, DataError

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from ..data.batches import config_of
+from ..data.models import config_of
 from ..errors import DataError
 from ..tap.private_api import code_parts, function_parts, globals_read
 

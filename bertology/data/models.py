@@ -1,0 +1,64 @@
+"""What a model says of itself: its config, its task, and the arguments of its forward pass."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..anatomy.names import LABELLING_CLASSES, LABELS_ARGUMENT, TASK_CLASSES, UNUSED_MASKS
+
+
+def config_of(model: nn.Module) -> Any:
+    """The outermost config in the model, or None."""
+    return next((module.config for module in model.modules() if hasattr(module, "config")), None)
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the model is an encoder-decoder, also inside a wrapper."""
+    return bool(getattr(config_of(model), "is_encoder_decoder", False))
+
+
+def writes(model: nn.Module) -> bool:
+    """Whether the model is an encoder-decoder whose labels are the tokens that its decoder is to write."""
+    labels = re.search(LABELLING_CLASSES, task_name(model)) is None
+    return labels and is_encoder_decoder(model)
+
+
+def task_model(model: nn.Module) -> nn.Module:
+    """The outermost `PreTrainedModel`, without wrappers around it."""
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+
+
+def task_name(model: nn.Module) -> str:
+    """The name of the task class of transformers that the model is of, or is derived from; else that of its class."""
+    kinds = type(task_model(model)).__mro__
+    theirs = (kind.__name__ for kind in kinds if kind.__module__.startswith("transformers.models."))
+    return next((name for name in theirs if re.search(TASK_CLASSES, name)), kinds[0].__name__)
+
+
+def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Which of these names are no arguments of the forward pass.
+
+    A forward pass with `**kwargs` takes all of them. Those of transformers do nothing with an unknown name: masks that
+    are not known, and names that are almost those of an argument, such as `atention_mask`, are not taken there.
+    """
+    taken = inspect.signature(model.forward).parameters
+    others = [name for name in names if name not in taken]
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
+        ours = type(model).__module__.startswith("transformers.models.")
+        return [name for name in others if ours and _is_misspelt(name, taken)]
+    return others
+
+
+def _is_misspelt(name: str, taken: Iterable[str]) -> bool:
+    if name.endswith("mask") and name not in UNUSED_MASKS:
+        return True
+    # An argument may be named after another one: mm_token_type_ids.
+    others = [other for other in taken if f"_{other}_" not in f"_{name}_" and f"_{name}_" not in f"_{other}_"]
+    return bool(get_close_matches(name, set(others) - {LABELS_ARGUMENT}, 1, cutoff=0.87))

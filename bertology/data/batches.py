@@ -43,10 +43,11 @@ ANNOTATIONS = "annotations"
 """The key of a batch's list with one entry per example, which is not passed to the model."""
 
 
-def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
+def each_batch(model: nn.Module, batches: Batches, *, may_be_empty: bool = False) -> Iterator[dict[str, Any]]:
     """Yield each batch, checked and on the model's device.
 
-    Raises `DataError` for a batch without inputs, for lists instead of tensors, and when there is no batch.
+    Raises `DataError` for a batch without inputs, for lists instead of tensors, and, unless `may_be_empty`, when there
+    is no batch.
     """
     device = device_of(model)
     none_yet = True
@@ -55,7 +56,7 @@ def each_batch(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
         check_inputs(batch)
         check_padding(batch)
         yield on_device(batch, device)
-    if none_yet:
+    if none_yet and not may_be_empty:
         raise DataError("no batches: wanted one mapping of model arguments or an iterable of them, got an empty one")
 
 
@@ -269,15 +270,15 @@ def without_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def with_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """The model's arguments with what it takes of the labels; the rest of the batch is for a loss of one's own."""
+    """The model's arguments with what it takes of the labels; the rest of the batch is for a custom loss."""
     inputs = with_positions(model, model_arguments(batch))
     unknown = not_taken(model, inputs)
     return {key: value for key, value in inputs.items() if key not in unknown}
 
 
-def run_with_labels(model: nn.Module, batch: Batch) -> Any:
-    """Run the model on a batch with labels."""
-    return call(model, with_labels(model, batch))
+def run_model(model: nn.Module, batch: Batch, *, labels: bool) -> Any:
+    """Run the model on a batch, with the labels that it takes or without any."""
+    return call(model, with_labels(model, batch)) if labels else model(**without_labels(model, batch))
 
 
 def call(model: nn.Module, inputs: Batch) -> Any:
@@ -291,7 +292,7 @@ def call(model: nn.Module, inputs: Batch) -> Any:
 
 
 class ReadBatch(dict[str, Any]):
-    """A batch that notes which of its keys were read, for keys that only a loss of one's own may need."""
+    """A batch that notes which of its keys were read, for keys that only a custom loss may need."""
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch)

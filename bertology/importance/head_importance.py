@@ -15,14 +15,13 @@ from ..anatomy.dissect import dissect
 from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import Batch, Batches, check_repeatable, device_of, examples, rows_per_example
-from ..data.losses import ExampleLoss, example_losses, find_loss
+from ..data.losses import ExampleLoss, example_losses
 from ..data.metrics import spearman
 from ..errors import DataError, UnknownAnatomy, checked, is_whole
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
-from ..streaming.first_example import FirstExample, check_weights
 from ..streaming.identity import identity
 from ..streaming.progress import Progress, progress_bar
 from ..tap.gates import gating, token_gating
@@ -96,6 +95,7 @@ class ImportanceAccumulator(Accumulator):
     """Sums |g|, g and g² of every head over examples, for `accumulate`; its options are those of `head_importance`."""
 
     needs_gradient = True
+    needs_finite_weights = True
     _loss: ExampleLoss
 
     absolute: Tensor = stat("layer head")
@@ -122,9 +122,7 @@ class ImportanceAccumulator(Accumulator):
         for site in anatomy.sites:
             if why := oddities_of(site.attention).inexact_gradient:
                 raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
-        self._loss = self._own or find_loss(anatomy.model)
-        check_weights(anatomy)
-        self._alone = None if self._own else FirstExample(anatomy, self._loss, self._loss)
+        self.choose_loss(anatomy, self._own)
         return super().zero(anatomy)
 
     @contextmanager

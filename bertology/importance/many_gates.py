@@ -30,7 +30,7 @@ from ..data.batches import (
     without_labels,
 )
 from ..data.caches import check_no_cache
-from ..data.losses import ExampleLoss, example_losses, find_loss
+from ..data.losses import ExampleLoss, example_losses
 from ..data.metrics import Metric, find_metric, measured, metric_name
 from ..errors import DataError
 from ..measures.head_means import head_means
@@ -38,7 +38,6 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator
-from ..streaming.first_example import FirstExample, check_weights
 from ..streaming.identity import identity
 from ..streaming.progress import Progress
 from ..streaming.same_data import same_data
@@ -286,6 +285,8 @@ class VariantScores(Result):
 class VariantAccumulator(Accumulator):
     """Runs every batch under many sets of gates. It runs the model itself, and cannot share a pass with others."""
 
+    needs_finite_weights = True
+
     _loss: ExampleLoss
 
     def __init__(
@@ -305,9 +306,7 @@ class VariantAccumulator(Accumulator):
         """Reset the results, and find the loss before the model runs."""
         if not anatomy.present.any():
             raise DataError("there is no head to ablate: all heads of this model were pruned")
-        self._loss = self._own or find_loss(anatomy.model)
-        check_weights(anatomy)
-        self._alone = None if self._own else FirstExample(anatomy, self._loss, self._loss)
+        self.choose_loss(anatomy, self._own)
         self._gates = self._make_gates(anatomy)
         replacement = Replacement(anatomy, check_replacement(anatomy, self._replace), self._seed)
         self._branches = Branches(anatomy, replacement, self._inputs, self._look)

@@ -15,7 +15,6 @@ from ..data.batches import IGNORED, Batch, Batches, examples, token_mask
 from ..data.losses import (
     ExampleLoss,
     example_losses,
-    find_loss,
     found,
     is_causal,
     next_tokens,
@@ -27,7 +26,7 @@ from ..errors import DataError, LossError, checked
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
-from ..streaming.first_example import FirstExample, check_weights
+from ..streaming.first_example import FirstExample
 from ..streaming.identity import identity
 from ..streaming.progress import Progress
 
@@ -52,6 +51,8 @@ class Score(Result):
 class ScoreAccumulator(Accumulator):
     """Keeps logits and labels of all examples for a metric, for `accumulate`. Merging appends them."""
 
+    needs_finite_weights = True
+
     examples: Tensor = stat("", torch.int64)
 
     @checked
@@ -63,7 +64,6 @@ class ScoreAccumulator(Accumulator):
         """Forget everything."""
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
-        check_weights(anatomy)
         self._alone = FirstExample(anatomy, lambda out, batch: predictions(anatomy.model, out, batch).logits)
         return super().zero(anatomy)
 
@@ -99,6 +99,8 @@ class ScoreAccumulator(Accumulator):
 class InverseLossAccumulator(Accumulator):
     """One over the mean loss of an example, for models whose predictions are too many to keep (language models)."""
 
+    needs_finite_weights = True
+
     total: Tensor = stat("")
     examples: Tensor = stat("", torch.int64)
     _loss: ExampleLoss
@@ -113,9 +115,7 @@ class InverseLossAccumulator(Accumulator):
 
     def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
         """Forget everything; find the loss before any work is done."""
-        self._loss = self._own or find_loss(anatomy.model)
-        check_weights(anatomy)
-        self._alone = None if self._own else FirstExample(anatomy, self._loss, self._loss)
+        self.choose_loss(anatomy, self._own)
         return super().zero(anatomy)
 
     def update(self, batch: Batch, outputs: Any) -> None:

@@ -19,10 +19,9 @@ from ..data.batches import (
     ReadBatch,
     device_of,
     on_device,
-    run_with_labels,
+    run_model,
     shows_padding,
     token_count,
-    without_labels,
 )
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.padding import real_positions
@@ -86,7 +85,7 @@ def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[s
 def run(model: nn.Module, batch: Batch) -> Any:
     """Run the model on a batch, without labels and without gradients."""
     with explained(model, batch):
-        return model(**without_labels(model, batch))
+        return run_model(model, batch, labels=False)
 
 
 def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dict[str, Tensor]:
@@ -420,7 +419,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad(), uncached(model):
                 with lost_gradients(anatomy) as lost, explained(model, batch):
-                    outputs = model(**without_labels(model, batch)) if loss == "auto" else run_with_labels(model, batch)
+                    outputs = run_model(model, batch, labels=loss != "auto")
                 losses = example_losses(chosen, outputs, noted)
                 if first is not None:
                     first.compare(losses)

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
-from ..data.losses import ExampleLoss, example_losses, find_loss
+from ..data.losses import ExampleLoss, example_losses
 from ..data.token_classes import OTHER, TokenClass, TokenClasses
 from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
-from ..streaming.first_example import FirstExample, check_weights
 from ..streaming.identity import identity
 from ..streaming.progress import Progress
 
@@ -48,6 +47,7 @@ class GradientsAccumulator(MapAccumulator):
     """Sums |∂L/∂α| by token class, for `accumulate`; its options are `attention_gradients`'."""
 
     needs_gradient = True
+    needs_finite_weights = True
     whole = True
     _loss: ExampleLoss
 
@@ -74,9 +74,7 @@ class GradientsAccumulator(MapAccumulator):
 
     def zero(self, anatomy: Anatomy) -> GradientsAccumulator:
         """Forget everything; find the loss before any work is done."""
-        self._loss = self._own or find_loss(anatomy.model)
-        check_weights(anatomy)
-        self._alone = None if self._own else FirstExample(anatomy, self._loss, self._loss)
+        self.choose_loss(anatomy, self._own)
         return super().zero(anatomy)
 
     def start_batch(self, batch: Batch) -> None:

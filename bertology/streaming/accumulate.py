@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.sites import Anatomy
 from ..data.batch_errors import explained
-from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_with_labels, without_labels
+from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_model
 from ..errors import DataError, checked
 from ..tap import uncached, undisturbed
 from ..tap.gradient_cuts import lost_gradients
@@ -96,6 +96,8 @@ def _take(
     anatomy = dissect(model)
     for accumulator in accumulators:
         accumulator.zero(anatomy)
+    if any(accumulator.needs_finite_weights for accumulator in accumulators):
+        _check_weights(anatomy)
     backward = [accumulator for accumulator in accumulators if accumulator.needs_gradient]
     for accumulator in backward:
         accumulator.keeps_graph = accumulator is not backward[-1]
@@ -107,7 +109,9 @@ def _take(
     # RecurrentGemma of transformers 4 fills its cache without gradients.
     cache: Any = uncached(model) if backward else nullcontext()
     with undisturbed(model), cache, torch.set_grad_enabled(bool(backward)):
-        for batch in progress_bar(progress, _each(model, batches), total=total):
+        # A process among several may have no batches: its sums stay 0.
+        given = each_batch(model, batches, may_be_empty=processes() > 1)
+        for batch in progress_bar(progress, given, total=total):
             seen += 1 if whole else examples(batch)
             if saved is None or not saved.has(batch):
                 padding_checked = padding_checked or check_padding_before(anatomy, batch)
@@ -120,15 +124,15 @@ def _take(
     return seen, saved
 
 
-def _each(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
-    """Each batch. A process among several may have none: its sums stay 0."""
-    if processes() > 1 and isinstance(batches, Iterable) and not isinstance(batches, Mapping):
-        rest = iter(batches)
-        first = list(islice(rest, 1))
-        if not first:
-            return
-        batches = chain(first, rest)
-    yield from each_batch(model, batches)
+def _check_weights(anatomy: Anatomy) -> None:
+    """Raise `DataError` for NaN in the weights of queries and keys."""
+    for site in anatomy.sites:
+        for part in {site.query, site.key}:
+            for name, weights in part.named_parameters():
+                if weights.is_floating_point() and not weights.is_meta and weights.detach().sum().isnan():
+                    raise DataError(
+                        f"{name} of the {type(part).__name__} of {site.label} holds NaN: load the model again"
+                    )
 
 
 class _SavedPass:
@@ -207,7 +211,7 @@ def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accu
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
         with check() as lost, explained(model, batch):
-            outputs = run_with_labels(model, batch) if labelled else model(**without_labels(model, batch))
+            outputs = run_model(model, batch, labels=labelled)
         for accumulator in accumulators:
             accumulator.update(noted, outputs)
     for accumulator in accumulators:

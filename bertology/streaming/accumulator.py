@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, device_of
-from ..data.losses import ExampleLoss
+from ..data.losses import ExampleLoss, find_loss
 from ..data.padding import RealQueries
 from ..errors import DataError, UnknownAnatomy, checked, described
 from ..results.result import Result
@@ -83,10 +83,12 @@ class Accumulator(ABC):
 
     needs_gradient: ClassVar[bool] = False
     needs_labels: bool = False
+    needs_finite_weights: ClassVar[bool] = False
+    """Whether `accumulate` looks for NaN in the weights of queries and keys: fused attention does not pass it on."""
     keeps_graph: bool = False
     """Whether another accumulator takes gradients of the same outputs after this one; `accumulate` sets it."""
     anatomy: Anatomy = _Unset()  # type: ignore[assignment]
-    _loss: ExampleLoss | None = None  # set by `zero` in measures of a loss
+    _loss: ExampleLoss | None = None  # set by `choose_loss` in measures of a loss
     _alone: FirstExample | None = None  # set by `zero` in measures of outputs
     _given: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -102,6 +104,11 @@ class Accumulator(ABC):
         for name, kind in self._stats().items():
             setattr(self, name, kind.zeros(anatomy, self.sizes()))
         return self
+
+    def choose_loss(self, anatomy: Anatomy, loss: ExampleLoss | None) -> None:
+        """Measure by a custom loss, or else by that of the model's task, which is compared with the model's own."""
+        self._loss = loss or find_loss(anatomy.model)
+        self._alone = None if loss else FirstExample(anatomy, self._loss, self._loss)
 
     def sizes(self) -> dict[str, int]:
         """How long the axes of its sums are other than `layer` and `head`, by name."""

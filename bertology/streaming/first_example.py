@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, MASK_ARGUMENT, PADDING_COUNTS
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, reads_text, run_with_labels, some_examples, without_labels
+from ..data.batches import Batch, reads_text, run_model, some_examples
 from ..data.caches import has_cache
 from ..data.losses import ExampleLoss, check_own_loss, loss_is_known
 from ..data.models import config_of
 from ..data.padding import alone, padded_example, text_masks
 from ..data.positions import padded_before
-from ..errors import BertologyError, DataError
+from ..errors import BertologyError
 from ..tap import is_tapped, tap, uncompiled
 
 Read = Callable[[Any, Batch], Tensor]
@@ -55,8 +55,8 @@ class FirstExample:
         one, self._example = alone(self._model, batch, padded or 0), padded or 0
         try:
             with torch.no_grad(), uncompiled():
-                expected = self._read(self._model(**without_labels(self._model, one)), one)
-                outputs = run_with_labels(self._model, one) if loss is not None else None
+                expected = self._read(run_model(self._model, one, labels=False), one)
+                outputs = run_model(self._model, one, labels=True) if loss is not None else None
                 by_padding = padded is not None and self._padding_changes(expected, batch, padded)
         except CANNOT_RUN:  # such as gates for each example of the batch; a fault of the batch itself comes again
             return
@@ -68,7 +68,7 @@ class FirstExample:
     def _padding_changes(self, expected: Tensor, batch: Batch, example: int) -> bool:
         """Whether the example alone has other results with its padding: other examples may change them too."""
         same = some_examples(batch, slice(example, example + 1))
-        padded = self._read(self._model(**without_labels(self._model, same)), same)
+        padded = self._read(run_model(self._model, same, labels=False), same)
         return _apart(padded, expected) > _tolerance(self._model)
 
     def _marks_padding(self, batch: Batch) -> bool:
@@ -94,17 +94,6 @@ class FirstExample:
         rows = slice(self._example, self._example + 1) if example_of is None else example_of == self._example
         if _apart(values[rows].detach(), expected) > _tolerance(self._model):
             _warn(f"padding changes what {type(self._model).__name__} computes for example {self._example} of a batch")
-
-
-def check_weights(anatomy: Anatomy) -> None:
-    """Raise `DataError` for NaN in the weights of queries and keys, which fused attention does not pass on."""
-    for site in anatomy.sites:
-        for part in {site.query, site.key}:
-            for name, weights in part.named_parameters():
-                if weights.is_floating_point() and not weights.is_meta and weights.detach().sum().isnan():
-                    raise DataError(
-                        f"{name} of the {type(part).__name__} of {site.label} holds NaN: load the model again"
-                    )
 
 
 def check_padding_before(anatomy: Anatomy, batch: Batch) -> bool:
@@ -143,7 +132,7 @@ def _last_states(anatomy: Anatomy, batch: Batch) -> dict[str, Tensor]:
         last[stack] = x
 
     with tap(anatomy, "block", read=read):
-        anatomy.model(**without_labels(anatomy.model, batch))
+        run_model(anatomy.model, batch, labels=False)
     return last
 
 

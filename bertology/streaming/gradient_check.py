@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, run_with_labels, without_labels
+from ..data.batches import Batch, run_model
 from ..data.losses import ExampleLoss, example_losses
 from ..errors import UnknownAnatomy
 from ..tap.gates import gating
@@ -41,5 +41,5 @@ def check_gradient(anatomy: Anatomy, batch: Batch, loss: ExampleLoss, lost: Unkn
 def _loss_at(anatomy: Anatomy, batch: Batch, loss: ExampleLoss, gates: Tensor, labelled: bool) -> Tensor:
     model: nn.Module = anatomy.model
     with gating(anatomy, gates):
-        outputs = run_with_labels(model, batch) if labelled else model(**without_labels(model, batch))
+        outputs = run_model(model, batch, labels=labelled)
     return example_losses(loss, outputs, batch).sum()

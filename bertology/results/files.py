@@ -57,9 +57,7 @@ def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
     if not Path(path).is_file():
         raise DataError(f"no result at {path}: wanted a file that Result.save wrote")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            about = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about, tensors = read_tensors(path)
     except Exception as error:  # safetensors raises errors of its own
         raise DataError(f"{path} is no file of a result, or is damaged ({error})") from error
     if "result" not in about:
@@ -75,13 +73,24 @@ def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
     return about, {**_joined(tensors), **{name: _tuples(value) for name, value in rest.items()}}
 
 
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a safetensors file; errors are those of safetensors."""
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
 def damaged(path: str | Path, why: str) -> DataError:
     """An error that names the file, and says what to do."""
     return DataError(f"the result in {path} is damaged: {why}. Measure again, and save it again")
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    found = zlib.crc32(f"{about['result']} {about['fields']}".encode())
+    return checksum(tensors, f"{about['result']} {about['fields']}")
+
+
+def checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """A checksum of tensors on the CPU and of a text: bits change on disks, and in what is edited by hand."""
+    found = zlib.crc32(text.encode())
     for name in sorted(tensors):
         x = tensors[name]
         found = zlib.crc32(f"{name} {list(x.shape)} {x.dtype}".encode(), found)

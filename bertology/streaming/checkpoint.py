@@ -6,21 +6,19 @@ other values as JSON with them, and a digest that identifies the work.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DataError
-from .identity import add_tensor
+from ..results.files import checksum, read_tensors
 
 EVERY_SECONDS = 60.0
 
@@ -60,14 +58,12 @@ class Checkpoint:
         if not self._path.exists():
             return
         try:
-            with safe_open(str(self._path), framework="pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about, tensors = read_tensors(self._path)
         except Exception as error:  # safetensors raises errors of its own
             raise self._unusable(f"cannot be read ({error})") from error
         if about.get("digest") != self._digest:
             raise self._unusable(f"is of {self._otherwise}")
-        if about.get("content") != _content(tensors, about.get("numbers", "")):
+        if about.get("content") != checksum(tensors, about.get("numbers", "")):
             raise self._unusable("is damaged: it does not hold what was written")
         try:
             work.resume(tensors, json.loads(about["numbers"]))
@@ -87,7 +83,7 @@ class Checkpoint:
         tensors = {name: x.detach().cpu().contiguous().clone() for name, x in work.tensors().items()}
         numbers = json.dumps(work.numbers())
         with complete_file(self._path) as part:
-            about = {"digest": self._digest, "numbers": numbers, "content": _content(tensors, numbers)}
+            about = {"digest": self._digest, "numbers": numbers, "content": checksum(tensors, numbers)}
             save_file(tensors, str(part), metadata=about)
         self._last = time.monotonic()
 
@@ -102,12 +98,3 @@ def complete_file(path: Path) -> Iterator[Path]:
     part = path.with_name(f"{path.name}.part")
     yield part
     os.replace(part, path)
-
-
-def _content(tensors: Mapping[str, Tensor], numbers: str) -> str:
-    """A digest of what a file holds: bits change on disks, and in what is edited by hand."""
-    digest = hashlib.sha256(numbers.encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        add_tensor(digest, tensors[name])
-    return digest.hexdigest()

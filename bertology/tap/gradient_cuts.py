@@ -7,12 +7,10 @@ watched: a floating tensor that was computed from the heads, that has no gradien
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .function_mode import reader_runs
-from .private_api import push_mode
+from .private_api import push_mode, running_module
 
 
 @contextmanager
@@ -34,7 +32,7 @@ def lost_gradients(anatomy: Anatomy) -> Iterator[list[UnknownAnatomy]]:
 
     Raises `UnknownAnatomy` itself where torch has no derivative of a function.
     """
-    check_weights(anatomy.model)
+    check_not_inference(anatomy.model)
     lost: list[UnknownAnatomy] = []
     mode = _Following(anatomy.model)
     with ExitStack() as undo:
@@ -50,7 +48,7 @@ def lost_gradients(anatomy: Anatomy) -> Iterator[list[UnknownAnatomy]]:
         raise lost[0]
 
 
-def check_weights(model: nn.Module) -> None:
+def check_not_inference(model: nn.Module) -> None:
     """Raise `UnknownAnatomy` for weights that were made in inference mode, through which no gradient can pass."""
     for name, x in (*model.named_parameters(), *model.named_buffers()):
         if x.is_inference():
@@ -113,12 +111,12 @@ class _Following(TorchFunctionMode):
         cut = next((cut for x in given if not x.requires_grad and (cut := self._cut_of(x)) is not None), None)
         of_heads = self._started and any(self._is_of_heads(x) for x in given)
         if leaving and (cut is not None or of_heads):
-            self._outside = cut or Cut(_caller(), name)
+            self._outside = cut or Cut(running_module(), name)
         for x in made:
             if cut is None and of_heads and not x.requires_grad:
-                cut = Cut(_caller(), name)
+                cut = Cut(running_module(), name)
             if x.requires_grad and (cut is not None or (of_heads and _has_no_derivative(x))):
-                self.met, self.no_derivative = cut or Cut(_caller(), name), cut is None
+                self.met, self.no_derivative = cut or Cut(running_module(), name), cut is None
             elif cut is not None or (not of_heads and self._is_other(x, given)):
                 self._note(x, cut)
 
@@ -169,17 +167,6 @@ def _values_of(name: str, args: Any, kwargs: Any) -> Any:
 def _has_no_derivative(x: Tensor) -> bool:
     """Whether a value belongs to the graph, but comes from a kernel without a derivative: torch passes no gradient."""
     return x.grad_fn is not None and "NotImplemented" in x.grad_fn.name()
-
-
-def _caller() -> nn.Module | None:
-    """The innermost module that is running."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module):
-            return owner
-        frame = frame.f_back
-    return None
 
 
 def _told(model: nn.Module, cut: Cut) -> str:

@@ -104,6 +104,18 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
     module.CheckpointFunction, module._checkpoint_without_reentrant_generator = Wrapped, wrapped
 
 
+def running_module() -> nn.Module | None:
+    """The innermost module whose method is running, or None."""
+    # Fragile: rests on CPython's frames, and on methods calling their instance `self`.
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            return owner
+        frame = frame.f_back
+    return None
+
+
 def has_pre_hooks(module: nn.Module) -> bool:
     """Whether something looks at the inputs of a module, or edits them."""
     # Fragile: rests on the private dictionary of a module's hooks.

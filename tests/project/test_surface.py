@@ -100,6 +100,7 @@ PRIVATE = (
     r"\b(co_names|co_freevars|co_consts|__code__|__closure__|cell_contents|__wrapped__)\b|inspect\.(unwrap|getsource)",
     r"\b(torch|transformers)\.__version__",
     r"sys\.modules",
+    r"_getframe|f_locals",
     r"\.forward = ",
     r"\._(modules|parameters|buffers)\b|\._\w+_hooks\b",
 )

@@ -23,6 +23,7 @@ from bertology.tap.private_api import (
     push_mode,
     replace_entry,
     replace_forward,
+    running_module,
     wrap_checkpoints,
 )
 from helpers.zoo import BY_NAME, batch
@@ -132,6 +133,22 @@ def test_gradient_checkpointing_gives_its_function_to_the_wrappers(reentrant):
     assert not runs
 
 
+def test_the_module_that_is_running_is_known():
+    seen = []
+
+    class Inner(nn.Module):
+        def forward(self, x):
+            seen.append(running_module())
+            return x
+
+    inner = Inner()
+    outer = nn.Sequential(inner, nn.Identity())
+    outer(torch.ones(1))
+    why = "frames no longer hold `self`: a lost gradient is not ascribed to its module"
+    assert seen == [inner], why
+    assert running_module() is None
+
+
 def test_the_modes_that_see_a_call_are_known():
     mode = Seeing()
     with ExitStack() as undo:
@@ -181,7 +198,7 @@ def test_a_function_of_the_interface_is_replaced_and_put_back(local):
         interface["replaced"] = first
     else:
         transformers.modeling_utils.AttentionInterface.register("replaced", first)
-    why = "the attention interface is no longer a mapping: maps of an attention function of one's own cannot be read"
+    why = "the attention interface is no longer a mapping: maps of a custom attention function cannot be read"
     with ExitStack() as undo:
         replace_entry(interface, "replaced", second, undo)
         assert interface["replaced"] is second, why

@@ -260,8 +260,6 @@ def dissect(model: nn.Module) -> Anatomy:
         >>> dissect(BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))).labels
         ('0', '1')
     """
-    if not isinstance(model, nn.Module):
-        raise UnknownAnatomy(f"wanted a model, such as AutoModel.from_pretrained returns, got {type(model).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
     found = find_attentions(modules)
     if not found:

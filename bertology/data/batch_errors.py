@@ -107,13 +107,7 @@ def _unknown_token(model: nn.Module, batch: Batch) -> str:
 
 
 def _unknown_segment(model: nn.Module, batch: Batch) -> str:
-    segments, many = batch.get(SEGMENTS_ARGUMENT), getattr(config_of(model), SEGMENT_KINDS_NAME, None)
-    if not isinstance(segments, Tensor) or not isinstance(many, int):
-        return ""
-    wrong = segments[(segments < 0) | (segments >= many)]
-    if not wrong.numel():
-        return ""
-    return f"{SEGMENTS_ARGUMENT} must be from 0 to {many - 1}, got {int(wrong[0])}"
+    return _out_of_range(batch, SEGMENTS_ARGUMENT, getattr(config_of(model), SEGMENT_KINDS_NAME, None))
 
 
 def _too_long(model: nn.Module, batch: Batch) -> str:
@@ -129,13 +123,16 @@ def _too_long(model: nn.Module, batch: Batch) -> str:
 
 
 def _unknown_position(model: nn.Module, batch: Batch) -> str:
-    positions, room = batch.get(POSITIONS_ARGUMENT), getattr(config_of(model), MOST_POSITIONS_NAME, None)
-    if not isinstance(positions, Tensor) or not isinstance(room, int):
+    return _out_of_range(batch, POSITIONS_ARGUMENT, getattr(config_of(model), MOST_POSITIONS_NAME, None))
+
+
+def _out_of_range(batch: Batch, name: str, count: int | None) -> str:
+    """A message about the first value of an argument that is not below `count`, if there is one."""
+    values = batch.get(name)
+    if not isinstance(values, Tensor) or not isinstance(count, int):
         return ""
-    wrong = positions[(positions < 0) | (positions >= room)]
-    if not wrong.numel():
-        return ""
-    return f"{POSITIONS_ARGUMENT} must be from 0 to {room - 1}, got {int(wrong[0])}"
+    wrong = values[(values < 0) | (values >= count)]
+    return f"{name} must be from 0 to {count - 1}, got {int(wrong[0])}" if wrong.numel() else ""
 
 
 def _wrong_shape(model: nn.Module, batch: Batch) -> str:

@@ -106,7 +106,7 @@ def _take(
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     whole = getattr(batches, "batch_size", 1) is None  # a DataLoader over a data set of batches
     seen, padding_checked = 0, False
-    # RecurrentGemma of transformers 4 fills its cache without gradients.
+    # A pass with gradients has no use for a cache, which may be filled without them.
     cache: Any = uncached(model) if backward else nullcontext()
     with undisturbed(model), cache, torch.set_grad_enabled(bool(backward)):
         # A process among several may have no batches: its sums stay 0.

@@ -75,7 +75,7 @@ def tap(
     if edit is not None and place not in ("block", "heads"):
         raise BertologyError(f"{place!r} can be read but not edited; edit 'block' or 'heads'")
     check_rows(rows)
-    anatomy = _dissected(anatomy)
+    anatomy = dissect(anatomy) if isinstance(anatomy, nn.Module) else anatomy
     once = edit is None if once is None else once
     read = None if read is None else of_reader(of_first_run(read))
     edit = None if edit is None else of_reader(edit)
@@ -90,14 +90,6 @@ def tap(
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
-
-
-def _dissected(anatomy: Any) -> Anatomy:
-    if isinstance(anatomy, nn.Module):
-        return dissect(anatomy)
-    if not isinstance(anatomy, Anatomy):
-        raise BertologyError(f"wanted a model, or what dissect(model) returns; got {type(anatomy).__name__}")
-    return anatomy
 
 
 def is_tapped(anatomy: Anatomy) -> bool:

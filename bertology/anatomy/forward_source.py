@@ -73,7 +73,7 @@ def _file_on_interface(attention: nn.Module) -> Any:
 
 
 def is_of_transformers(function: object) -> bool:
-    """Whether a function is one of transformers, as it stands in its file."""
+    """Whether a function is the one that its module in transformers defines."""
     # Fragile: rests on `__module__` and `__qualname__`; a wrapper that copies these names is not what the file holds.
     name, qualified = getattr(function, "__module__", None) or "", getattr(function, "__qualname__", "")
     return name.startswith("transformers.") and getattr(sys.modules.get(name), qualified, None) is function

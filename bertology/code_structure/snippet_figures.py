@@ -124,11 +124,7 @@ def attention_and_distance(
     cannot see are grey. The title gives the snippet's CAT-score over all its leaves: how well the two maps agree.
 
     Args:
-        model: any model with self attention over the text; left as it was found.
-        tokenizer: the model's, a fast one.
-        tree: a tree from `parse_code`.
-        where: a layer, by its row in results, for the mean over its heads; or a head, as a `Head` or a pair of its
-            layer and number.
+        model, tokenizer, tree, where: as in `code_arcs`.
         title: the title of the picture; by default the head or layer, the snippet's name and its score.
         path: a file to write the picture to as well.
 

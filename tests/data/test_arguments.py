@@ -22,7 +22,7 @@ def each_cross_entropy(logits: Any, given: Any) -> Tensor:
 
 
 class Classifier(nn.Module):
-    """A classifier of one's own on a model without a head; its forward pass takes no labels."""
+    """A custom classifier on a model without a head; its forward pass takes no labels."""
 
     def __init__(self, name: str = "roberta") -> None:
         super().__init__()

@@ -99,7 +99,7 @@ def test_a_cache_whose_tensors_belong_to_a_graph_is_copied():
 
 
 class Holder:
-    """A cache that a model of one's own has made, with parts that refer to each other."""
+    """A cache of a custom model, with parts that refer to each other."""
 
     def __init__(self):
         self.layers = [{"keys": torch.ones(2, 3)}, (torch.zeros(2), None)]

@@ -162,12 +162,23 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, monkeypa
     assert resumed.stopped == whole.stopped
 
 
-def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """A training on so many records that is interrupted: its records, those of dev, its probes and its checkpoint."""
     monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0.0)
-    train, dev, file = random_source(12), random_source(6, seed=1), tmp_path / "training"
-    probes = some_probes(train)
-    with pytest.raises(CutOff):
-        train_probes(Failing(train, 9), dev, probes, QUICK, checkpoint=file)
+
+    def run(records):
+        train, dev, file = random_source(records), random_source(6, seed=1), tmp_path / "training"
+        probes = some_probes(train)
+        with pytest.raises(CutOff):
+            train_probes(Failing(train, 9), dev, probes, QUICK, checkpoint=file)
+        return train, dev, probes, file
+
+    return run
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, interrupted):
+    train, dev, probes, file = interrupted(12)
     changed = probes.select(range(3))
     with torch.no_grad():
         changed.weights[1, 2] += 1e-6
@@ -194,12 +205,8 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
             train_probes(train, dev, probes, QUICK, checkpoint=path)
 
 
-def test_a_checkpoint_of_data_that_changed_in_its_last_record_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("bertology.streaming.checkpoint.EVERY_SECONDS", 0.0)
-    train, dev, file = random_source(70), random_source(6, seed=1), tmp_path / "training"
-    probes = some_probes(train)
-    with pytest.raises(CutOff):
-        train_probes(Failing(train, 9), dev, probes, QUICK, checkpoint=file)
+def test_a_checkpoint_of_data_that_changed_in_its_last_record_is_refused(interrupted):
+    train, dev, probes, file = interrupted(70)
     kept = train.vectors[-1].clone()
     train.vectors[-1][-1, -1, -1] += 1e-6
     with pytest.raises(DataError, match="other data: remove it or name another"):

@@ -115,7 +115,7 @@ class Torch(nn.Module):
 
 
 def first_tensor(outputs: Any) -> torch.Tensor:
-    """What the model puts out; the pooled image where there is one."""
+    """The output of the model, or the pooled image if there is one."""
     if isinstance(outputs, torch.Tensor):
         return outputs
     pooled = outputs.get("pooler_output")

@@ -37,7 +37,7 @@ def test_encoder_decoders_are_proved():
 
 
 def handing_by_attribute(model):
-    """Block 1 leaves what it puts out on a module, block 2 adds some of it; nothing of that goes by arguments."""
+    """Block 1 stores its output on a module, and block 2 adds a part of it, without passing it as an argument."""
     first, second = dissect(model).stacks[0].blocks
     model.left = None
 

@@ -59,7 +59,7 @@ def made(name):
 
 @torch.no_grad()
 def output(model, inputs):
-    """What the model puts out at real positions."""
+    """The output of the model at real positions."""
     found = first_tensor(model(**inputs))
     return found[inputs["attention_mask"].bool()] if isinstance(model, Torch) else found
 

@@ -137,7 +137,7 @@ class Probabilities(TorchFunctionMode):
 
 
 def logits(outputs: Any) -> Tensor:
-    """The first tensor that a model puts out."""
+    """The first tensor among the outputs of a model."""
     return next(x for x in outputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import check_fits, reads_text
 from ..errors import DataError, HeadError, checked, is_whole
-from ..measures.captures import one_batch, run
 from ..results.result import cpu64
+from ..streaming.one_batch import one_batch, run
 from ..tap import tap
 from .align import align_code
 from .leaf_maps import LeafMaps, code_in, leaf_maps, visible

@@ -20,7 +20,8 @@ from ..data.batches import Batch, device_of, model_arguments, some_examples
 from ..data.models import config_of, is_encoder_decoder
 from ..data.positions import room_of
 from ..errors import DataError, UnknownAnatomy, checked, is_whole
-from ..measures.captures import hidden_states, one_batch, run
+from ..measures.captures import hidden_states
+from ..streaming.one_batch import one_batch, run
 from ..streaming.progress import Progress, progress_bar
 from ..tap import tap
 from .store import Store

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.dissect import dissect
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
-from ..anatomy.sites import Anatomy, LayerLabels, Site, Stack
+from ..anatomy.sites import LayerLabels, Site, Stack
 from ..data.batch_errors import explained
 from ..data.batches import (
     Batch,
     ReadBatch,
-    device_of,
-    on_device,
     run_model,
-    shows_padding,
     token_count,
 )
 from ..data.losses import ExampleLoss, example_losses, find_loss
-from ..data.padding import real_positions
 from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result
-from ..streaming.first_example import FirstExample, check_padding_before
+from ..streaming.first_example import FirstExample
 from ..streaming.gradient_check import check_gradient
-from ..tap import tap, uncached, undisturbed
+from ..streaming.one_batch import by_stack, layer_labels, masks, one_batch, pile, run
+from ..tap import tap, uncached
 from ..tap.gradient_cuts import lost_gradients
 
 C = TypeVar("C", bound="Capture")
@@ -71,91 +66,11 @@ def only(stacks: dict[str, Tensor]) -> Tensor:
     return next(iter(stacks.values()))
 
 
-@contextmanager
-def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
-    """Check one batch, and keep the model in eval mode and unchanged while it is captured."""
-    anatomy = dissect(model)
-    batch = on_device(inputs, device_of(model))
-    with undisturbed(model):
-        check_padding_before(anatomy, batch)
-        yield anatomy, batch
-
-
-@torch.no_grad()
-def run(model: nn.Module, batch: Batch) -> Any:
-    """Run the model on a batch, without labels and without gradients."""
-    with explained(model, batch):
-        return run_model(model, batch, labels=False)
-
-
-def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dict[str, Tensor]:
-    """Stack the tensors of all sites to one tensor for each stack, `[layer, ...]`; NaN at pruned heads."""
-    if not found:
-        raise DataError("there is nothing to capture: every head of this model was pruned")
-    stacks: dict[str, list[tuple[Site, Tensor]]] = {}
-    for site in anatomy.sites:
-        if site in found or not site.kept:
-            stacks.setdefault(site.stack, []).append((site, found.get(site)))  # type: ignore[arg-type]
-    return {
-        name: _pile(anatomy, pairs, head_axis)
-        for name, pairs in stacks.items()
-        if any(x is not None for _, x in pairs)  # else every head of the stack was pruned
-    }
-
-
-def _labels(anatomy: Anatomy, found: dict[Site, Tensor]) -> tuple[str, ...]:
-    """[layer]: the labels of the layers that `by_stack` stacks."""
-    sites = [site for site in anatomy.sites if site in found or not site.kept]
-    stacks = {site.stack for site in sites}
-    if len(stacks) == 1:
-        return LayerLabels((str(site.layer) for site in sites), *stacks)
-    return tuple(site.label for name in dict.fromkeys(s.stack for s in sites) for site in sites if site.stack == name)
-
-
 def _numbers(stacks: dict[str, Tensor]) -> tuple[str, ...]:
     """[layer]: the labels of hidden states, from 0, the embeddings."""
     if len(stacks) == 1:
         return LayerLabels(map(str, range(len(only(stacks)))), *stacks)
     return tuple(f"{name}.{number}" for name, x in stacks.items() for number in range(len(x)))
-
-
-def _pile(anatomy: Anatomy, pairs: list[tuple[Site, Tensor]], head_axis: int) -> Tensor:
-    some = next(x for _, x in pairs if x is not None)
-    layers = []
-    for site, x in pairs:
-        # All heads of this layer were pruned: an empty tensor takes their place.
-        x = some.narrow(head_axis, 0, 0) if x is None else x
-        layers.append(site.spread(x, anatomy.heads, head_axis))
-    return pile(layers)
-
-
-def pile(layers: list[Tensor]) -> Tensor:
-    """[layer, ...]: the layers stacked; smaller layers (pooled tokens, narrower heads) are filled up with NaN."""
-    if len({x.shape for x in layers}) == 1:
-        return torch.stack(layers)
-    widest = [max(sizes) for sizes in zip(*(x.shape for x in layers), strict=True)]
-    out = layers[0].new_full((len(layers), *widest), float("nan"))
-    for layer, x in enumerate(layers):
-        corner = out[layer]
-        for axis, size in enumerate(x.shape):
-            corner = corner.narrow(axis, 0, size)
-        corner.copy_(x)
-    return out
-
-
-def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) -> dict[str, Tensor]:
-    """[batch, token], bool, for each stack: which of the positions along `axis` are real.
-
-    A stack whose attention mask does not show its padding, since it is not `[batch, token]`, is left out, and so is one
-    that ran several times: the batch does not say which of its texts has which mask.
-    """
-    device = device_of(anatomy.model)
-    known = {site.stack for site in anatomy.sites} | {stack.name for stack in anatomy.stacks}
-    return {
-        name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device)
-        for name, x in stacks.items()
-        if name in known and shows_padding(anatomy.model, batch, name)
-    }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -330,7 +245,7 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
             whole = {site: torch.cat(some[number], dim=2) for site, some in runs.items() if number < len(some)}
             for name, maps in by_stack(anatomy, whole, head_axis=1).items():
                 stacks[_run_name(name, number, often.get(name, 1))] = maps
-        return AttentionMaps(stacks, masks(anatomy, batch, stacks, axis=3), _labels(anatomy, whole))
+        return AttentionMaps(stacks, masks(anatomy, batch, stacks, axis=3), layer_labels(anatomy, whole))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -430,4 +345,4 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
                     check_gradient(anatomy, batch, chosen, lost[0], labelled=loss != "auto")
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
         stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
-        return HeadOutputs(stacks, gradients, masks(anatomy, batch, stacks, axis=2), _labels(anatomy, found))
+        return HeadOutputs(stacks, gradients, masks(anatomy, batch, stacks, axis=2), layer_labels(anatomy, found))

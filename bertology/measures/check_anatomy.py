@@ -9,8 +9,8 @@ from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch
 from ..errors import UnknownAnatomy, checked
+from ..streaming.one_batch import one_batch, run
 from ..tap import silenced, tap
-from .captures import one_batch, run
 
 
 @checked

@@ -15,9 +15,9 @@ from ..corpora.treebank import Sentence
 from ..corpora.words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
 from ..data.batches import check_fits, reads_text
 from ..errors import DataError, ShapeError, check_share, checked
-from ..measures.captures import one_batch, run
 from ..results.axes import axes
 from ..results.result import Result, cpu64
+from ..streaming.one_batch import one_batch, run
 from ..tap import tap
 from .picks import DIRECTIONS, picks
 

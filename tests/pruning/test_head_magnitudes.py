@@ -6,7 +6,7 @@ import transformers
 
 from bertology import dissect, prune_heads, pruning_curve
 from bertology.errors import UnknownAnatomy
-from bertology.pruning.curve import head_magnitudes
+from bertology.pruning.rankings import head_magnitudes
 from helpers.pruning import heads_for
 from helpers.zoo import BY_NAME, batch
 

@@ -3,7 +3,7 @@ import torch
 
 from bertology import Result, dissect, gated, head_importance, prune_heads, pruning_curve, score
 from bertology.errors import DataError
-from bertology.pruning.curve import head_magnitudes
+from bertology.pruning.rankings import head_magnitudes
 from helpers.small_models import small_t5
 from helpers.zoo import BY_NAME, batch
 

@@ -6,7 +6,8 @@
 This folder alone sets hooks and switches attention implementations. `calls` counts which layer is running. `hooks`
 taps blocks and heads; where a projection is not a module, `function_mode` sees its product. `attention_maps` taps
 attention maps by one of two routes: `interface_route` for models on transformers' attention interface, `softmax_route`
-for all others. `gates` scales or replaces heads' outputs. `resume` records a pass and resumes it at a later layer.
+for all others. `gates` scales or replaces heads' outputs. `resume` records a pass and resumes it at a later layer, and
+`branches` runs copies of a batch under several sets of gates from there.
 `recompute` repeats edits in parts that run again in the backward pass.
 `restore` leaves a model as it was found. `private_api` holds the private names of torch and transformers.
 """

@@ -96,7 +96,7 @@ def test_pruned_models(family):
 
 @pytest.mark.parametrize("positions", [1, 30, 10**6])
 def test_how_many_go_at_once_changes_nothing(monkeypatch, positions):
-    monkeypatch.setattr("bertology.importance.many_gates.POSITIONS_ON_CPU", positions)
+    monkeypatch.setattr("bertology.tap.branches.POSITIONS_ON_CPU", positions)
     check(BY_NAME["bert"].build(), several(), metric="accuracy")
 
 

@@ -99,7 +99,7 @@ def test_pooling_over_positions():
 def test_the_results_are_those_of_all_positions(replace, monkeypatch):
     model, batches = BY_NAME["roberta"].build(), several()
     found = sole_head_ablation(model, batches, metric="accuracy", replace=replace)
-    monkeypatch.setattr("bertology.importance.many_gates.Branches._reads_first", lambda *_: False)
+    monkeypatch.setattr("bertology.tap.branches.Branches._reads_first", lambda *_: False)
     whole = sole_head_ablation(model, batches, metric="accuracy", replace=replace)
     torch.testing.assert_close(found.losses, whole.losses)
     torch.testing.assert_close(found.logits, whole.logits)

@@ -1,0 +1,217 @@
+"""Copies of a batch under several sets of gates at once, each resumed where a recorded pass begins to differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace as changed
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..anatomy.sites import Anatomy, Site
+from ..data.batches import Batch, call, device_of, examples, has_rows, rows_per_example, some_examples
+from . import Recording, copied, first_position_only, matrix, recorded, tail_noted, tap
+from .gates import Replacement
+
+# The maximum number of positions, and of elements of the output, in the copies of a batch that run at once. On a CPU,
+# more positions are not faster, because they do not fit into its caches.
+POSITIONS, POSITIONS_ON_CPU = 32768, 768
+ELEMENTS = 2**25
+
+# How a pass resumes: at the output projection of the changed layer, at its block, at the start on copies of the batch,
+# or at the start on the batch itself, which is correct for every model.
+WAYS = ("projection", "block", "copies", "alone")
+
+
+class Seen(NamedTuple):
+    """The results of a pass on copies of a batch that are kept."""
+
+    losses: Tensor
+    """[copy, example]"""
+    logits: Tensor
+    """[copy, row, label]"""
+    truths: Tensor
+    """[row]"""
+    example_of: Tensor
+    """[row]"""
+
+
+class Branches:
+    """Runs copies of a batch under gates `[copy, layer, head]`, resumed from a recorded pass if that is exact.
+
+    `inputs` turns a batch into the arguments of the model. `look` takes outputs, the batch and the number of copies,
+    and returns the results to keep.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        replacement: Replacement,
+        inputs: Callable[[Batch], Batch],
+        look: Callable[[Any, Batch, int], Seen],
+    ) -> None:
+        self._anatomy, self._replacement, self._inputs, self._look = anatomy, replacement, inputs, look
+        self._ways: dict[int, str] = {}
+        self._tail: list[nn.Module] = []
+        self._short: set[int] = set()  # the layers from which the tail may run for first positions only
+        self.first_position_only = False
+
+    def recorded(self, batch: Batch) -> AbstractContextManager[Recording]:
+        """Record the pass on a batch that runs in this `with` block."""
+        return recorded(self._anatomy, examples(batch) * rows_per_example(batch))
+
+    def each(
+        self, record: Recording, base: Seen, batch: Batch, gates: Tensor, elements: int
+    ) -> Iterator[tuple[Tensor, Seen]]:
+        """Run a recorded batch under each set of gates [variant, layer, head]; yield the variants and their results.
+
+        Variants that change no layer that ran are left out. `base` holds the results of the recorded pass, and
+        `elements` is the number of elements of its largest output.
+        """
+        starts: dict[int, list[int]] = {row: [] for row in record.attentions}
+        for variant, rows in enumerate((gates != 1).any(-1)):
+            starts.get(record.first_of(rows.nonzero().flatten().tolist()), []).append(variant)
+        starts = {row: variants for row, variants in starts.items() if variants}
+        if starts.keys() - self._ways.keys():
+            self._prove(batch, list(starts))
+        self.first_position_only = bool(self._short) and self._reads_first(record, base, batch)
+        positions = POSITIONS_ON_CPU if device_of(self._anatomy.model).type == "cpu" else POSITIONS
+        at_once = max(1, min(positions // record.positions, ELEMENTS // max(1, elements))) if record.positions else 1
+        for row, variants in starts.items():
+            way = self._ways[row]
+            for some in torch.split(torch.tensor(variants), 1 if way == "alone" else at_once):
+                yield some, self._run(record, batch, row, gates[some], way)
+
+    def _run(self, record: Recording, batch: Batch, row: int, gates: Tensor, way: str) -> Seen:
+        """Run copies of the batch under gates that change no layer before this row."""
+        copies, resumes = len(gates), way in ("projection", "block")
+        sites = record.sites_from(row) if resumes else self._anatomy.sites
+        changing = (gates != 1).any(-1).any(0)
+        # If several layers share a place, their calls are counted there, so none of these sites may be left out.
+        places = {site.place for site in sites if changing[site.row]}
+        sites = tuple(site for site in sites if site.place in places and (way, site.row) != ("projection", row))
+        with ExitStack() as taps:
+            if self.first_position_only and row in self._short and way != "alone":
+                taps.enter_context(first_position_only(self._tail))
+            if resumes:
+                projected = self._projected(record, row, gates, batch) if way == "projection" else None
+                taps.enter_context(record.resumed(row, copies, projected))
+            if sites:
+                mix = self._mix(gates, batch)
+                once = self._replacement.depends_on_batch  # each run of a stack has its own tokens
+                taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix, once=once))
+            outputs = call(self._anatomy.model, _copies(self._inputs(batch), batch, copies))
+        return self._look(outputs, _copies(batch, batch, copies), copies)
+
+    def _projected(self, record: Recording, row: int, gates: Tensor, batch: Batch) -> Tensor:
+        """[(copy batch), token, hidden]: the recorded output of the projection of a site, changed by the gates.
+
+        Only the heads that change, usually one in each copy, are multiplied by their part of the matrix.
+        """
+        site, call, weight = self._anatomy.sites[row], record.attentions[row], matrix(self._anatomy.sites[row])
+        assert call.heads is not None
+        assert call.projected is not None
+        assert weight is not None
+        closed = 1 - gates[:, row, list(site.kept)]
+        most = int((closed != 0).sum(1).max())
+        heads = (closed != 0).int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        share = rearrange(closed.gather(1, heads).to(call.heads), "copy head -> copy head 1 1")
+        heads = heads.to(call.heads.device)
+        x = rearrange(call.heads, "batch token (head dim) -> batch token head dim", dim=site.dim)
+        change = -_of_heads(x, heads)
+        if not self._replacement.is_zero:
+            change += _of_heads(self._replacement.values(x, site, batch).expand_as(x), heads)
+        changes = rearrange(change * share, "copy head position dim -> copy position (head dim)")
+        weights = rearrange(weight, "(head dim) hidden -> head dim hidden", dim=site.dim)[heads]
+        unchanged = call.projected.flatten(0, 1).expand(len(gates), -1, -1)
+        new = torch.baddbmm(unchanged, changes, rearrange(weights, "copy head dim hidden -> copy (head dim) hidden"))
+        return new.reshape(-1, *call.projected.shape[1:])
+
+    def _mix(self, gates: Tensor, batch: Batch) -> Callable[[Site, Tensor], Tensor]:
+        """Mix the outputs of heads with their replacement: x ξ + s (1 - ξ)."""
+
+        def edit(site: Site, x: Tensor) -> Tensor:
+            some = gates[:, site.row, list(site.kept)]
+            if (some == 1).all():
+                return x
+            each = rearrange(x, "(copy batch) token head dim -> copy batch token head dim", copy=len(gates))
+            gate = rearrange(some.to(x), "copy head -> copy 1 1 head 1")
+            new = each * gate
+            if not self._replacement.is_zero:
+                new = new + self._replacement.values(each, site, batch) * (1 - gate)
+            return rearrange(new, "copy batch token head dim -> (copy batch) token head dim")
+
+        return edit
+
+    def _prove(self, batch: Batch, rows: list[int]) -> None:
+        """Find out how a pass can resume at each layer, on the first two examples of the batch.
+
+        If several examples share a tensor of images, the whole batch is used.
+
+        If a model passes state from layer to layer outside the outputs of its blocks, this state would be missing, or
+        be left from another pass. Therefore two copies, one unchanged and one with the gates of the layer at one half,
+        must give the same outputs as full passes, directly after a pass that changed every layer.
+        """
+        few = some_examples(batch, slice(2)) if has_rows(batch) else batch
+        self.first_position_only = False
+        with self.recorded(few) as record, tail_noted(self._anatomy) as tail:
+            outputs = call(self._anatomy.model, self._inputs(few))
+        base = self._look(outputs, few, 1)
+        ones = torch.ones(1, self._anatomy.layers, self._anatomy.heads)
+        half = {row: ones.index_fill(1, torch.tensor([row]), 0.5) for row in rows}
+        edited = {row: self._run(record, few, row, half[row], "alone") for row in rows}
+        self._run(record, few, rows[0], ones / 2, "alone")
+        wanted = {row: [torch.cat(pair) for pair in zip(base[:2], edited[row][:2], strict=True)] for row in rows}
+        gates = {row: torch.cat([ones, half[row]]) for row in rows}
+        for row in reversed(rows):
+            self._ways[row] = next(way for way in WAYS if self._works(way, record, few, row, gates[row], wanted[row]))
+        self._tail, self.first_position_only, self._short = tail, True, self._short.union(rows)
+        for row in rows:
+            if not tail or not self._works(self._ways[row], record, few, row, gates[row], wanted[row]):
+                self._short.discard(row)
+
+    def _reads_first(self, record: Recording, base: Seen, batch: Batch) -> bool:
+        """Whether the model reads only the first position of the last block in all rows of this batch."""
+
+        def end() -> Seen:
+            with record.resumed_after_last_block():
+                return self._look(call(self._anatomy.model, self._inputs(batch)), batch, 1)
+
+        return self._gives(end, base)
+
+    def _works(self, way: str, record: Recording, batch: Batch, row: int, gates: Tensor, wanted: list[Tensor]) -> bool:
+        if way == "alone":
+            return True
+        if way == "projection" and not record.can_resume_at_projection(row):
+            return False
+        return self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
+
+    def _gives(self, run: Callable[[], Seen], wanted: Sequence[Tensor]) -> bool:
+        """Whether a pass runs without an error and gives these losses and logits, up to rounding."""
+        try:
+            found = run()
+        except Exception:  # any error means that this way does not work
+            return False
+        eps = max(torch.finfo(p.dtype).eps for p in self._anatomy.model.parameters() if p.is_floating_point())
+        return all(_close(x, y, min(1000 * eps, 0.05)) for x, y in zip(wanted[:2], found[:2], strict=True))
+
+
+def _copies(values: Batch, batch: Batch, copies: int) -> dict[str, Any]:
+    return {key: copied(x, examples(batch), copies, 0) for key, x in values.items()}
+
+
+def _of_heads(x: Tensor, heads: Tensor) -> Tensor:
+    """[copy, head, position, dim]: the outputs, in `x [batch, token, head, dim]`, of `heads [copy, head]`."""
+    some = x.flatten(0, 1).index_select(1, heads.flatten())
+    return rearrange(some, "position (copy head) dim -> copy head position dim", copy=len(heads))
+
+
+def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:
+    """Whether two tensors are equal, up to a fraction of the largest element."""
+    if x.shape != y.shape:
+        return False
+    largest = x[x.isfinite()].abs().max().item() if x.isfinite().any() else 0.0
+    return torch.allclose(x, y, rtol=0, atol=tolerance * largest, equal_nan=True)

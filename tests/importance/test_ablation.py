@@ -19,6 +19,7 @@ from bertology import (
 from bertology.errors import DataError, HeadError, LossError, ShapeError
 from bertology.importance.ablation import one_off
 from bertology.importance.many_gates import VariantAccumulator
+from bertology.tap import branches
 from helpers.ablation import EQUAL, bert, check, losses, several
 from helpers.pruning import seq2seq
 from helpers.small_models import VIT
@@ -96,7 +97,7 @@ def test_pruned_models(family):
 
 @pytest.mark.parametrize("positions", [1, 30, 10**6])
 def test_how_many_go_at_once_changes_nothing(monkeypatch, positions):
-    monkeypatch.setattr("bertology.tap.branches.POSITIONS_ON_CPU", positions)
+    monkeypatch.setattr(branches, "POSITIONS_ON_CPU", positions)
     check(BY_NAME["bert"].build(), several(), metric="accuracy")
 
 

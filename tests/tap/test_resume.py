@@ -8,7 +8,7 @@ import torch
 from bertology import accumulate, dissect, sole_head_ablation
 from bertology.importance.ablation import one_off
 from bertology.importance.many_gates import VariantAccumulator
-from bertology.tap import first_position_only, tail_noted
+from bertology.tap import branches, first_position_only, tail_noted
 from helpers.ablation import check, several
 from helpers.zoo import BY_NAME, batch
 from laws.taps import EVERY, texts
@@ -99,7 +99,7 @@ def test_pooling_over_positions():
 def test_the_results_are_those_of_all_positions(replace, monkeypatch):
     model, batches = BY_NAME["roberta"].build(), several()
     found = sole_head_ablation(model, batches, metric="accuracy", replace=replace)
-    monkeypatch.setattr("bertology.tap.branches.Branches._reads_first", lambda *_: False)
+    monkeypatch.setattr(branches.Branches, "_reads_first", lambda *_: False)
     whole = sole_head_ablation(model, batches, metric="accuracy", replace=replace)
     torch.testing.assert_close(found.losses, whole.losses)
     torch.testing.assert_close(found.logits, whole.logits)

@@ -50,10 +50,16 @@ def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
     """
     taken = inspect.signature(model.forward).parameters
     others = [name for name in names if name not in taken]
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
-        ours = type(model).__module__.startswith("transformers.models.")
-        return [name for name in others if ours and _is_misspelt(name, taken)]
-    return others
+    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
+        return others
+    if not type(model).__module__.startswith("transformers.models."):
+        return []
+    # A function that is put in the place of the method, `forward(*args, **kwargs)`, names nothing.
+    known = [name for name, one in inspect.signature(type(model).forward).parameters.items() if one.kind in _NAMED]
+    return [name for name in others if name not in known and len(known) > 1 and _is_misspelt(name, known)]
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def _is_misspelt(name: str, taken: Iterable[str]) -> bool:

@@ -292,3 +292,16 @@ def test_logits_that_are_nan():
     for metric in ("accuracy", "f1", "pearson", lambda logits, labels: 1.0):
         with pytest.raises(BertologyError, match="the logits hold NaN|predict"):
             b.score(model, batch(), metric=metric)
+
+
+def test_a_replaced_forward_pass_takes_what_the_class_takes():
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = t.BartForConditionalGeneration(t.BartConfig(vocab_size=VOCAB, **sizes, **heads)).eval()
+    own, ids = model.forward, torch.randint(5, VOCAB, (2, 6))
+    given = {"input_ids": ids, "labels": ids, "decoder_attention_mask": torch.ones_like(ids)}
+    wanted = b.head_importance(model, given).scores
+    model.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    assert torch.equal(b.head_importance(model, given).scores, wanted)
+    with pytest.raises(DataError, match="takes no atention_mask"):
+        b.head_importance(model, given | {"atention_mask": torch.ones_like(ids)})

@@ -124,7 +124,7 @@ def attention_and_distance(
     cannot see are grey. The title gives the snippet's CAT-score over all its leaves: how well the two maps agree.
 
     Args:
-        model, tokenizer, tree, where: as in `code_arcs`.
+        model: as in `code_arcs`; the same holds for `tokenizer`, `tree` and `where`.
         title: the title of the picture; by default the head or layer, the snippet's name and its score.
         path: a file to write the picture to as well.
 

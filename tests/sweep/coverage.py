@@ -102,7 +102,7 @@ def table_of_types() -> str:
             no_attention.append(model_type)
             continue
         notes = dict.fromkeys(reasons.setdefault(of_class(why), len(reasons) + 1) for why in told)
-        rows.append(f"| {model_type} | {', '.join(found.stacks) or '-'} | {' '.join(f'[{n}]' for n in notes)} |")
+        rows.append(f"| {model_type} | {', '.join(found.stacks) or '-'} | {', '.join(f'[{n}]' for n in notes)} |")
     notes = [f"{number}. {why}" for why, number in reasons.items()]
     return "\n".join(
         [f"transformers {transformers.__version__}.", "", "| model type | stacks with rows | not measured |",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DataError, checked
 from .documents import Document, Documents, Mention
-from .files import open_text, text_of
+from .files import columns_of, open_text, text_of
 from .phrases import Parse, head_in_tree, head_in_words, kind_of, parses, unescaped
 
 _BEGIN = re.compile(r"#\s*begin document\s*(?:\((.*)\))?\s*;?\s*(?:part (\d+))?")
@@ -120,7 +120,7 @@ def _read(lines: _Lines, line: str, place: str) -> None:
     if not line.strip():
         lines.breaks = True
         return
-    columns = line.split("\t") if "\t" in line else line.split()
+    columns = columns_of(line)
     if lines.breaks:
         lines.sentences.append(len(lines.words))
         lines.breaks = False

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from ...corpora.files import open_text
+from ...corpora.files import columns_of, open_text
 from ...corpora.phrases import unescaped
 from ...corpora.treebank import Skip
 from ...errors import DataError, checked
@@ -125,7 +125,7 @@ def _sentences(path: Path) -> Iterator[tuple[int, list[list[str]]]]:
             filled = line.strip("\r\n")
             if filled.strip() and not _PASSED.match(line):
                 start = start if rows else number
-                rows.append(filled.split("\t") if "\t" in filled else filled.split())
+                rows.append(columns_of(filled))
             elif rows:
                 yield start, rows
                 rows = []

@@ -34,6 +34,10 @@ class Sentence:
     """[word]: how each word depends on its head."""
     name: str = ""
     """Its name in messages: its `sent_id`, or its number in the file."""
+    text: str = ""
+    """The sentence as it is written, for `align(..., raw_text=True)`; empty if it is not known."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """[word] (first character, character after the last): where each word is in `text`; empty if it is not known."""
 
     def __post_init__(self) -> None:
         for part in ("words", "relations"):
@@ -54,9 +58,19 @@ class Sentence:
                     f"sentence {self.name!r}: the head of word {word} must be a number from 0 (the root) to {many}, "
                     f"got {head!r}"
                 )
+        check_spans(f"sentence {self.name!r}", self.spans, many, self.text)
         cycle = _cycle(self.heads)
         if cycle:
             raise DataError(f"sentence {self.name!r} is not a tree: words {', '.join(map(str, cycle))} form a cycle")
+
+
+def check_spans(place: str, spans: Sequence[tuple[int, int]], words: int, text: str) -> None:
+    """Raise `DataError` for spans of characters that are not those of `words` words in a text."""
+    if spans and len(spans) != words:
+        raise DataError(f"{place} has {words} words and {len(spans)} spans: wanted one for each word, or none")
+    for span in spans:
+        if len(span) != 2 or not 0 <= span[0] < span[1] <= len(text):
+            raise DataError(f"{place}: wanted spans of characters within the {len(text)} of its text, got {span!r}")
 
 
 @checked

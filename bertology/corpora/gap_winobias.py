@@ -23,7 +23,7 @@ PRONOUN, FIRST, SECOND = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class _Words:
+class TextWords:
     """The words of a text, and the characters of each."""
 
     words: tuple[str, ...]
@@ -39,9 +39,10 @@ class _Words:
         return self.starts[start], self.ends[end] + 1
 
 
-def _words_of(text: str) -> _Words:
+def words_in(text: str) -> TextWords:
+    """The words of a text: letters and digits with marks between them, shortened verbs, and single other marks."""
     found = list(_WORD.finditer(text))
-    return _Words(
+    return TextWords(
         tuple(m[0] for m in found),
         {m.start(): number for number, m in enumerate(found)},
         {m.end(): number for number, m in enumerate(found)},
@@ -93,7 +94,7 @@ def _gap(row: Mapping[str, str | None], place: str) -> Document | Skip:
     if any(row[column] is None for column in _COLUMNS):
         raise DataError(f"{place}: wanted {len(_COLUMNS)} columns or more, got fewer")
     cells = {column: row[column] or "" for column in _COLUMNS}
-    text, found = _words_of(cells["Text"]), []
+    text, found = words_in(cells["Text"]), []
     for column, own in (("Pronoun", PRONOUN), ("A", FIRST), ("B", SECOND)):
         span = _gap_span(cells, column, text, place)
         if span is None:
@@ -108,7 +109,7 @@ def _gap(row: Mapping[str, str | None], place: str) -> Document | Skip:
     return Document(text.words, mentions, cells["ID"], targets=(mentions.index(found[0]),), both_sides=True)
 
 
-def _gap_span(cells: Mapping[str, str], column: str, text: _Words, place: str) -> tuple[int, int] | None:
+def _gap_span(cells: Mapping[str, str], column: str, text: TextWords, place: str) -> tuple[int, int] | None:
     offset, wanted = cells[f"{column}-offset"], cells[column]
     if not offset.isdecimal():
         raise DataError(f"{place}: {column}-offset must be a number, got {offset!r}")
@@ -169,7 +170,7 @@ def _marked(line: str, place: str, name: str) -> Document:
     for inside, following in zip(parts[1::2], parts[2::2], strict=True):
         spans.append((len(text), len(text) + len(inside)))
         text += inside + following
-    words, mentions = _words_of(text), []
+    words, mentions = words_in(text), []
     for start, end in spans:
         span = words.span(start, end)
         if span is None:

@@ -54,7 +54,7 @@ def entity_edges(
     if scheme not in (*_LETTERS, "brackets"):
         raise DataError(f"scheme must be 'IOB2', 'IOB1', 'BIOES' or 'brackets', got {scheme!r}")
     records = []
-    for number, (line, rows) in enumerate(_sentences(Path(path)), 1):
+    for number, (line, rows) in enumerate(sentences_of(Path(path)), 1):
         words, tags = (_column(rows, column, path, line) for column in (word, tag))
         place = f"{path}, line {line}"
         if scheme == "brackets":
@@ -99,7 +99,7 @@ def srl_edges(
     """
     records: list[Record] = []
     skipped: list[Skip] = []
-    for number, (line, rows) in enumerate(_sentences(Path(path)), 1):
+    for number, (line, rows) in enumerate(sentences_of(Path(path)), 1):
         words = tuple(unescaped(one) for one in _column(rows, word, path, line))
         if len({len(row) for row in rows}) > 1:
             raise DataError(f"{path}, line {line}: the words of a sentence have different numbers of columns")
@@ -116,7 +116,7 @@ def srl_edges(
     return EdgeTask.of(name, records, counted="srl", skipped=skipped)
 
 
-def _sentences(path: Path) -> Iterator[tuple[int, list[list[str]]]]:
+def sentences_of(path: Path) -> Iterator[tuple[int, list[list[str]]]]:
     """The first line and the rows of each sentence."""
     rows: list[list[str]] = []
     start = 1

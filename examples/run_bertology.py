@@ -320,6 +320,8 @@ def main() -> None:
     task = find_task(args.task_name if args.model_name_or_path else "sst-2")
     metric = find_score(args.metric_name, task, args.task_name)
     examples = read_examples(task, args.data_dir if args.model_name_or_path else DEMO_DATA).first(args.data_subset)
+    for reason, many in examples.skipped.items():
+        print(f"NOTICE: {many} lines of the data were left out: {reason}")
     torch.manual_seed(args.seed)
     model, tokenizer = load(args, len(task.labels) or 1)
     batches, cut = read_data(args, tokenizer, examples)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from finetune import train
-from glue import Examples, Task, find_task, make_batches, read_examples
+from glue import TASKS, Examples, Task, find_task, make_batches, read_examples
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import (
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     add(
         "--task_name",
         default="sst-2",
-        help="a GLUE task: cola, sst-2, mrpc, sts-b, qqp, mnli, mnli-mm, qnli, rte, wnli",
+        help=f"a GLUE task: {', '.join(TASKS)}",
     )
     add("--data_dir", help="a folder of GLUE TSV files, or a datasets name such as nyu-mll/glue")
     add("--output_dir", default="bertology-output")

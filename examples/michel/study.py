@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from glue import find_task, make_batches, read_examples
+from glue import TASKS, find_task, make_batches, read_examples
 from keeping import BaseStudy, errors_in_a_line
 from report import write_report
 
@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     add(
         "--task_name",
         required=True,
-        help="cola, cola-in, cola-out, sst-2, mrpc, sts-b, qqp, mnli, mnli-mm, qnli, rte, wnli, diagnostic, snli",
+        help=", ".join(TASKS),
     )
     add("--data_dir", required=True, help="a folder of GLUE TSV files, or a datasets name")
     add("--transfer_task_name", help="a second task of the same labels, to compare the heads' effects on (mnli-mm)")

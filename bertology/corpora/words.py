@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -13,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..errors import DataError, checked
-from .treebank import Skip
+from .skips import Skip, reasons_for
 
 SPECIAL, PADDING = -1, -2
 Rows = Literal["mean", "first", "max"]
@@ -61,7 +60,7 @@ class Aligned:
         return 0 if first > 0 else None, last + 1 if max(self.groups) > last else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AlignedBatches:
     """Batches of model arguments, annotated with words. Examples that could not be used are listed in `skipped`."""
 
@@ -76,10 +75,9 @@ class AlignedBatches:
 
     def __str__(self) -> str:
         examples = sum(len(batch["annotations"]) for batch in self.batches)
-        reasons = Counter(skip.reason for skip in self.skipped)
-        return f"{examples} examples in {len(self)} batches" + "".join(
-            f"; {n} skipped: {r}" for r, n in reasons.items()
-        )
+        return "; ".join([f"{examples} examples in {len(self)} batches", *reasons_for(self.skipped)])
+
+    __repr__ = __str__
 
 
 @checked

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..corpora.treebank import Skip
+from ..corpora.skips import Skip
 from ..errors import DataError, checked, readable, writable
 from .tasks import Counted, EdgeTask, Record, Target, check_inside
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ...corpora.files import columns_of, open_text
 from ...corpora.phrases import unescaped
-from ...corpora.treebank import Skip
+from ...corpora.skips import Skip
 from ...errors import DataError, checked
 from ..tasks import EdgeTask, Record, Target
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...corpora.documents import Document, document_of
 from ...corpora.gap_winobias import read_gap
-from ...corpora.treebank import Skip
+from ...corpora.skips import Skip
 from ...errors import DataError, checked
 from ..tasks import EdgeTask, Record, Span, Target
 

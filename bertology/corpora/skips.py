@@ -1,0 +1,85 @@
+"""What readers of files leave out, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import DataError
+
+MOST_REASONS, MOST_OF_A_REASON = 4, 200
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A sentence, document or other part of a file that was left out, and why."""
+
+    name: str
+    reason: str
+
+
+class BrokenPart(DataError):
+    """A part of a file that cannot be used, and the place where it is broken."""
+
+    def __init__(self, path: str | Path, line: int | None, problem: str) -> None:
+        super().__init__(f"{path}: {problem}" if line is None else f"{path}, line {line}: {problem}")
+        self.file, self.line, self.problem = Path(path).name, line, problem
+
+
+@contextmanager
+def placed(path: str | Path, line: int | None = None) -> Iterator[None]:
+    """Say of a `DataError` raised inside where in the file the trouble is, unless it says so itself."""
+    try:
+        yield
+    except BrokenPart:
+        raise
+    except DataError as error:
+        raise BrokenPart(path, line, str(error)) from error
+
+
+@dataclass
+class Broken:
+    """What a reader does about a part of a file that cannot be used: it raises, or lists the part and reads on."""
+
+    skip: bool
+    what: str
+    """What is left out, in the words of the message: "such sentences"."""
+    skipped: list[Skip] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, name: str | None = None) -> Iterator[None]:
+        """Read a part of a file inside. It is listed under its name, or else under its file and line."""
+        try:
+            yield
+        except BrokenPart as error:
+            if not self.skip:
+                raise DataError(f"{error} (skip_broken=True leaves {self.what} out)") from error
+            line = "" if error.line is None else f"line {error.line}"
+            reason = f"{line}: {error.problem}" if name and line else error.problem
+            self.skipped.append(Skip(name or f"{error.file}, {line}".removesuffix(", "), reason))
+
+
+def reasons_for(skipped: Iterable[Skip]) -> list[str]:
+    """How many were skipped for which reason, the most frequent first: a few lines, however many there are.
+
+    >>> reasons_for([Skip("a", "no words"), Skip("b", "no words")])
+    ['2 skipped: no words']
+    """
+    counts = Counter(skip.reason for skip in skipped)
+    few: dict[str, int] = counts if len(counts) <= MOST_REASONS else dict(counts.most_common(MOST_REASONS - 1))
+    told = [f"{many} skipped: {_cut(reason)}" for reason, many in few.items()]
+    rest = sum(counts.values()) - sum(few.values())
+    return [*told, f"{rest} skipped for {len(counts) - len(few)} other reasons"] if rest else told
+
+
+def few_of(reasons: Sequence[str]) -> str:
+    """Some reasons in the words of a message, parted by commas."""
+    told = [_cut(reason) for reason in reasons[:MOST_REASONS]]
+    return ", ".join([*told, f"and {len(reasons) - len(told)} more"] if len(reasons) > len(told) else told)
+
+
+def _cut(reason: str) -> str:
+    return reason if len(reason) <= MOST_OF_A_REASON else f"{reason[:MOST_OF_A_REASON]}..."

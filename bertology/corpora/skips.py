@@ -46,7 +46,7 @@ class Broken:
 
     skip: bool
     what: str
-    """What is left out, in the words of the message: "such sentences"."""
+    """What is left out, in the words of the message: "such sentences"; nothing where the reader has no choice."""
     skipped: list[Skip] = field(default_factory=list)
 
     @contextmanager
@@ -56,7 +56,8 @@ class Broken:
             yield
         except BrokenPart as error:
             if not self.skip:
-                raise DataError(f"{error} (skip_broken=True leaves {self.what} out)") from error
+                advice = f" (skip_broken=True leaves {self.what} out)" if self.what else ""
+                raise DataError(f"{error}{advice}") from error
             line = "" if error.line is None else f"line {error.line}"
             reason = f"{line}: {error.problem}" if name and line else error.problem
             self.skipped.append(Skip(name or f"{error.file}, {line}".removesuffix(", "), reason))

@@ -111,7 +111,7 @@ def read_conllu(path: str | Path, *, subtypes: bool = True, skip_broken: bool = 
     broken = Broken(skip_broken, "such sentences")
     sentences = []
     for found in conllu_sentences(path, broken):
-        with broken.part(found.name), placed(found.path, found.line):
+        with broken.part(found.place), placed(found.path, found.line):
             sentences.append(_sentence_of(found, subtypes))
     return _treebank(path, sentences, broken)
 
@@ -123,8 +123,10 @@ class ConlluSentence:
     path: Path
     line: int
     """The number of its first line with a word."""
+    place: str
+    """The file and its number in it."""
     name: str
-    """Its `sent_id`, or its number in the file."""
+    """Its `sent_id`, or its place."""
     comments: dict[str, str]
     """What its comments say, such as its `text`."""
     words: tuple[dict[str, str], ...]
@@ -149,11 +151,12 @@ def conllu_sentences(path: str | Path, broken: Broken) -> Iterator[ConlluSentenc
             if not rows:
                 continue
             number += 1
-            name = comments.get("sent_id") or f"{name_in(path, file)} {number}"
-            with broken.part(name):
+            place = f"{name_in(path, file)} {number}"
+            with broken.part(place):
                 found = dict(_conllu_words(rows, columns, file))
                 lines, words = tuple(found), tuple(found.values())
-                yield ConlluSentence(file, rows[0][0], name, comments, words, lines)
+                name = comments.get("sent_id") or place
+                yield ConlluSentence(file, rows[0][0], place, name, comments, words, lines)
 
 
 def _conllu_words(
@@ -167,14 +170,15 @@ def _conllu_words(
             raise BrokenPart(
                 path,
                 line,
-                f"not CoNLL-U: wanted {len(columns)} columns, parted by tabs, got {len(cells)}: {shown(text)}",
+                f"the line is not CoNLL-U: wanted {len(columns)} columns, parted by tabs, got {len(cells)}: "
+                f"{shown(text)}",
             )
         word = dict(zip(columns, cells, strict=True))
         if _RANGE_OR_EMPTY.fullmatch(word["ID"]):
             continue
         if not _NUMBER.fullmatch(word["ID"]):
             raise BrokenPart(
-                path, line, f"not CoNLL-U: the number of a word must be 1 or more, got {shown(word['ID'])}"
+                path, line, f"the line is not CoNLL-U: the number of a word must be 1 or more, got {shown(word['ID'])}"
             )
         if word["ID"] != str(last + 1):
             raise BrokenPart(

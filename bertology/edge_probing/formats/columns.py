@@ -8,8 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from ...corpora.bracketed_trees import unescaped
 from ...corpora.files import columns_of, open_text
-from ...corpora.phrases import unescaped
 from ...corpora.skips import Skip
 from ...errors import DataError, checked
 from ..tasks import EdgeTask, Record, Target

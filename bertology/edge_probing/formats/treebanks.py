@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ...corpora.bracketed_trees import Phrase, parses
 from ...corpora.files import open_text, text_of
-from ...corpora.phrases import Phrase, parses
 from ...corpora.treebank import Sentence
 from ...errors import DataError, checked, need
 from ..tasks import EdgeTask, Record, Target

@@ -289,7 +289,7 @@ def _own_trees(lines: _Lines) -> _Trees:
         try:
             found += [(start + first, parse) for first, parse in trees_in_columns(rows, lines.path)]
         except BrokenPart as error:
-            raise BrokenPart(lines.path, error.line, f"document {lines.name!r}: {error.problem}") from error
+            raise BrokenPart(lines.path, error.place, f"document {lines.name!r}: {error.problem}") from error
     return found
 
 

@@ -22,22 +22,23 @@ class Skip:
 
 
 class BrokenPart(DataError):
-    """A part of a file that cannot be used, and the place where it is broken."""
+    """A part of a file that cannot be used, and the place where it is broken: a line, or a line and more."""
 
-    def __init__(self, path: str | Path, line: int | None, problem: str) -> None:
-        super().__init__(f"{path}: {problem}" if line is None else f"{path}, line {line}: {problem}")
-        self.file, self.line, self.problem = Path(path).name, line, problem
+    def __init__(self, path: str | Path, place: int | str | None, problem: str) -> None:
+        self.file, self.problem = Path(path).name, problem
+        self.place = f"line {place}" if isinstance(place, int) else place or ""
+        super().__init__(f"{path}, {self.place}: {problem}" if self.place else f"{path}: {problem}")
 
 
 @contextmanager
-def placed(path: str | Path, line: int | None = None) -> Iterator[None]:
+def placed(path: str | Path, place: int | str | None = None) -> Iterator[None]:
     """Say of a `DataError` raised inside where in the file the trouble is, unless it says so itself."""
     try:
         yield
     except BrokenPart:
         raise
     except DataError as error:
-        raise BrokenPart(path, line, str(error)) from error
+        raise BrokenPart(path, place, str(error)) from error
 
 
 @dataclass
@@ -58,9 +59,8 @@ class Broken:
             if not self.skip:
                 advice = f" (skip_broken=True leaves {self.what} out)" if self.what else ""
                 raise DataError(f"{error}{advice}") from error
-            line = "" if error.line is None else f"line {error.line}"
-            reason = f"{line}: {error.problem}" if name and line else error.problem
-            self.skipped.append(Skip(name or f"{error.file}, {line}".removesuffix(", "), reason))
+            reason = f"{error.place}: {error.problem}" if name and error.place else error.problem
+            self.skipped.append(Skip(name or f"{error.file}, {error.place}".removesuffix(", "), reason))
 
 
 def reasons_for(skipped: Iterable[Skip]) -> list[str]:

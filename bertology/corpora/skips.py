@@ -30,12 +30,16 @@ class BrokenPart(DataError):
         super().__init__(f"{path}, {self.place}: {problem}" if self.place else f"{path}: {problem}")
 
 
+class _Told(DataError):
+    """The error of a `Broken.part`, which says everything."""
+
+
 @contextmanager
 def placed(path: str | Path, place: int | str | None = None) -> Iterator[None]:
     """Say of a `DataError` raised inside where in the file the trouble is, unless it says so itself."""
     try:
         yield
-    except BrokenPart:
+    except (BrokenPart, _Told):
         raise
     except DataError as error:
         raise BrokenPart(path, place, str(error)) from error
@@ -58,7 +62,7 @@ class Broken:
         except BrokenPart as error:
             if not self.skip:
                 advice = f" (skip_broken=True leaves {self.what} out)" if self.what else ""
-                raise DataError(f"{error}{advice}") from error
+                raise _Told(f"{error}{advice}") from error
             reason = f"{error.place}: {error.problem}" if name and error.place else error.problem
             self.skipped.append(Skip(name or f"{error.file}, {error.place}".removesuffix(", "), reason))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from ..corpora.treebank import Skip
+from ..corpora.skips import Skip, few_of, reasons_for
 from ..errors import DataError, checked, readable
 from ..streaming.progress import Progress, progress_bar
 from .trees import CodeTree, tree_of
@@ -51,8 +51,7 @@ class Snippets(Sequence[CodeTree]):
         languages = Counter(tree.language or "code" for tree in self.trees)
         summary = ", ".join(f"{n} in {language}" for language, n in sorted(languages.items())) or "no code"
         broken = f"; {len(self.broken)} of them do not parse" if self.broken else ""
-        reasons = Counter(skip.reason for skip in self.skipped)
-        return summary + broken + "".join(f"; {n} skipped: {reason}" for reason, n in reasons.items())
+        return "; ".join([summary + broken, *reasons_for(self.skipped)])
 
     __repr__ = __str__
 
@@ -111,7 +110,7 @@ def read_code(
         else:
             trees.append(tree)
     if not trees:
-        reasons = ", ".join(sorted({skip.reason for skip in skipped}))
+        reasons = few_of(sorted({skip.reason for skip in skipped}))
         raise DataError(f"{path} has no code{f' that can be used: {reasons}' if skipped else ''}")
     return Snippets(tuple(trees), tuple(skipped))
 

@@ -12,7 +12,7 @@ from ..errors import DataError, checked
 from .documents import Document, Documents, Mention
 from .files import open_text
 from .phrases import gender_of, head_in_words
-from .treebank import Skip
+from .skips import Skip
 
 _COLUMNS = ("ID", "Text", "Pronoun", "Pronoun-offset", "A", "A-offset", "A-coref", "B", "B-offset", "B-coref")
 _SHORT = r"[’'](?:s|ll|d|re|ve|m)\b"

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..errors import DataError, checked
 from .raw_text import Span
-from .treebank import Skip
+from .skips import Skip, reasons_for
 
 SPECIAL, PADDING = -1, -2
 Rows = Literal["mean", "first", "max"]
@@ -63,7 +63,7 @@ class Aligned:
         return 0 if first > 0 else None, last + 1 if max(self.groups) > last else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AlignedBatches:
     """Batches of model arguments, annotated with words. Examples that could not be used are listed in `skipped`."""
 
@@ -78,10 +78,9 @@ class AlignedBatches:
 
     def __str__(self) -> str:
         examples = sum(len(batch["annotations"]) for batch in self.batches)
-        reasons = Counter(skip.reason for skip in self.skipped)
-        return f"{examples} examples in {len(self)} batches" + "".join(
-            f"; {n} skipped: {r}" for r, n in reasons.items()
-        )
+        return "; ".join([f"{examples} examples in {len(self)} batches", *reasons_for(self.skipped)])
+
+    __repr__ = __str__
 
 
 @checked

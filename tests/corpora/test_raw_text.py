@@ -1,5 +1,7 @@
 """Sentences are read as they are written, by tokenizers that cut at blanks, at bytes and at neither."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bertology.corpora.raw_text import joined_text, spans_in_text
 from bertology.errors import DataError
-from bertology.syntax import Sentence, align
+from bertology.syntax import Sentence, align, read_conllu
 
 # (form, words of the form, whether a blank follows): oddities of Universal Dependencies, one or more each.
 ENGLISH = [("don't", ["do", "n't"], True), ("can", ["can"], False), ("not", ["not"], False), (".", ["."], False)]
@@ -128,3 +130,48 @@ def test_sources_without_text_are_refused():
 def test_spans_that_are_not_those_of_the_words_are_refused(spans):
     with pytest.raises(DataError, match="sentence 'odd'.*spans"):
         Sentence(("Birds",), (0,), ("root",), "odd", "Birds", spans)
+
+
+CONLLU = """# sent_id = a
+# text = I don't  know "it".
+1\tI\t_\tX\t_\t_\t4\tdep\t_\t_
+2-3\tdon't\t_\t_\t_\t_\t_\t_\t_\tSpacesAfter=\\s\\s
+2\tdo\t_\tX\t_\t_\t4\tdep\t_\t_
+3\tn't\t_\tX\t_\t_\t4\tdep\t_\t_
+3.1\tempty\t_\tX\t_\t_\t4\tdep\t_\t_
+4\tknow\t_\tX\t_\t_\t0\troot\t_\t_
+5\t"\t_\tX\t_\t_\t4\tdep\t_\tSpaceAfter=No
+6\tit\t_\tX\t_\t_\t4\tdep\t_\tLang=en|SpaceAfter=No
+7\t"\t_\tX\t_\t_\t4\tdep\t_\tSpaceAfter=No
+8\t.\t_\tX\t_\t_\t4\tdep\t_\t_
+
+1-2\tdu\t_\t_\t_\t_\t_\t_\t_\t_
+1\tde\t_\tX\t_\t_\t0\troot\t_\t_
+2\tle\t_\tX\t_\t_\t1\tdep\t_\tSpaceAfter=No
+3\t10 000\t_\tX\t_\t_\t1\tdep\t_\tSpaceAfter=No
+4\t猫\t_\tX\t_\t_\t1\tdep\t_\t_
+
+# text = This is of another sentence
+1\tBirds\t_\tX\t_\t_\t0\troot\t_\t_
+"""
+
+
+def test_the_text_of_a_treebank(tmp_path):
+    (tmp_path / "some.conllu").write_text(CONLLU, encoding="utf-8")
+    first, second, third = read_conllu(tmp_path / "some.conllu")
+    assert first.text == 'I don\'t  know "it".'
+    assert [first.text[start:end] for start, end in first.spans] == ["I", "do", "n't", "know", '"', "it", '"', "."]
+    assert second.text == "du 10 000猫"
+    assert [second.text[start:end] for start, end in second.spans] == ["du", "du", "10 000", "猫"]
+    assert (third.text, third.spans) == ("", ())
+    assert first == Sentence(first.words, first.heads, first.relations, "a")
+
+
+def test_every_sentence_of_a_real_treebank_has_its_text(shared):
+    treebank = read_conllu(shared / "ud" / "en_ewt-ud-dev.conllu")
+    assert all(sentence.spans for sentence in treebank)
+    split = [s for s in treebank if any(a[1] == b[0] for a, b in pairwise(s.spans))]
+    assert len(split) > 1000  # words without a blank between them
+    for sentence in treebank:
+        for word, (start, end) in zip(sentence.words, sentence.spans, strict=True):
+            assert word == sentence.text[start:end] or "'" in sentence.text, sentence

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from ...corpora.treebank import Skip
+from ...corpora.skips import Broken, placed
 from ...errors import DataError, checked
 from ..tasks import EdgeTask, Record, Target, counted_labels
-from .columns import sentences_of
+from .columns import Rows, records_in
 
 _FORM, _FILLED, _PREDICATE, _ROLES = 1, 12, 13, 14
 
@@ -25,7 +25,7 @@ def conll2009_edges(path: str | Path, *, skip_broken: bool = False, name: str = 
     roles and adjuncts count for the score: see `counted_labels`. If no role has such a name, as in Czech, all count.
 
     Args:
-        path: the file.
+        path: the file, or a folder of such files.
         skip_broken: leave out sentences of another format, and list them in `skipped`, instead of raising.
         name: the name of the task in messages.
 
@@ -40,18 +40,15 @@ def conll2009_edges(path: str | Path, *, skip_broken: bool = False, name: str = 
         ...     conll2009_edges(file.name)[0].targets
         (Target(span1=(1, 2), labels=('A0',), span2=(0, 1), info=''),)
     """
-    records: list[Record] = []
-    skipped: list[Skip] = []
-    for number, (line, rows) in enumerate(sentences_of(Path(path)), 1):
-        called = f"{Path(path).name} {number}"
-        try:
-            records += _records(rows, called)
-        except DataError as error:
-            if not skip_broken:
-                place = f"{path}, line {line}"
-                raise DataError(f"{place}: {error} (skip_broken=True leaves such sentences out)") from error
-            skipped.append(Skip(called, str(error)))
-    return EdgeTask.of(name, records, counted=_rule(records), skipped=skipped)
+    broken = Broken(skip_broken, "such sentences")
+
+    def made(rows: Rows) -> Iterator[Record]:
+        with broken.part(rows.name), placed(rows.path, rows.lines[0]):
+            yield from _records(rows)
+
+    records = records_in(path, broken, made)
+    with placed(path):
+        return EdgeTask.of(name, records, counted=_rule(records), skipped=broken.skipped)
 
 
 def _rule(records: Sequence[Record]) -> Literal["srl"] | None:
@@ -63,21 +60,22 @@ def _rule(records: Sequence[Record]) -> Literal["srl"] | None:
     return None
 
 
-def _records(rows: Sequence[Sequence[str]], called: str) -> list[Record]:
-    many = {len(row) for row in rows}
+def _records(rows: Rows) -> list[Record]:
+    many = {len(row) for row in rows.columns}
     if len(many) > 1 or min(many) < _ROLES:
         raise DataError(f"wanted {_ROLES} columns or more, as many for each word of a sentence, got {sorted(many)}")
-    predicates = [word for word, row in enumerate(rows) if row[_FILLED] == "Y" or row[_PREDICATE] != "_"]
-    if len(predicates) != len(rows[0]) - _ROLES:
+    filled, named = rows.column(_FILLED), rows.column(_PREDICATE)
+    predicates = [word for word, (yes, name) in enumerate(zip(filled, named, strict=True)) if yes == "Y" or name != "_"]
+    if len(predicates) != min(many) - _ROLES:
         raise DataError(
-            f"the sentence has {len(predicates)} predicates and {len(rows[0]) - _ROLES} columns of roles: wanted one "
+            f"the sentence has {len(predicates)} predicates and {min(many) - _ROLES} columns of roles: wanted one "
             "column for each"
         )
-    words = tuple(row[_FORM] for row in rows)
+    words = tuple(rows.column(_FORM))
     made = []
     for column, predicate in enumerate(predicates, _ROLES):
-        roles = [(word, row[column]) for word, row in enumerate(rows) if row[column] != "_"]
+        roles = [(word, role) for word, role in enumerate(rows.column(column)) if role != "_"]
         span = (predicate, predicate + 1)
         targets = tuple(Target(span, (role,), (word, word + 1)) for word, role in roles)
-        made.append(Record(words, targets, f"{called}, predicate {column - _ROLES + 1}"))
+        made.append(Record(words, targets, f"{rows.name}, predicate {column - _ROLES + 1}"))
     return made

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain, groupby
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
-from ...corpora.files import open_text
+from ...corpora.files import BLANKS, blocks_of
 from ...corpora.gap_winobias import words_in
-from ...corpora.treebank import Skip
-from ...errors import DataError, checked
+from ...corpora.skips import Broken, BrokenPart, Skip, placed
+from ...errors import DataError, checked, shown
 from ..tasks import EdgeTask, Record, Target
 
 _KEYS = ("text", "hypothesis", "entailed")
@@ -43,42 +43,37 @@ def dpr_edges(path: str | Path, *, split: str | None = None, skip_broken: bool =
         ...     dpr_edges(file.name)[0].targets
         (Target(span1=(6, 7), labels=('not-entailed',), span2=(0, 2), info=''),)
     """
-    skipped: list[Skip] = []
+    broken = Broken(skip_broken, "such examples")
     found: list[tuple[int, _Example]] = []
-    for line, example in _examples(path):
-        missing = [key for key in _KEYS if not example.get(key)]
-        if missing and not skip_broken:
-            raise DataError(
-                f"{path}, line {line}: the example has no {' and no '.join(missing)}: wanted lines `text: ...`, "
-                "`hypothesis: ...` and `entailed: ...` (skip_broken=True leaves such examples out)"
-            )
-        if missing:
-            skipped.append(Skip(f"{Path(path).name} line {line}", f"no {' and no '.join(missing)}"))
-        elif split is None or example.get("partof") == split:
-            found.append((line, example))
-    records = []
-    for text, group in groupby(found, lambda one: one[1]["text"]):
-        records.append(_record(text, list(group), Path(path).name, skipped))
-    if split is not None and not records:
+    for block in blocks_of(path):
+        line = block[0][0]
+        with broken.part(f"{Path(path).name} line {line}"), placed(path, line):
+            example = _example(block, path)
+            if split is None or example.get("partof") == split:
+                found.append((line, example))
+    if split is not None and not found:
         raise DataError(f"{path} has no example with `partof: {split}`")
-    return EdgeTask.of(name, records, skipped=skipped)
+    groups = groupby(found, lambda one: one[1]["text"])
+    records = [_record(text, list(group), Path(path).name, broken.skipped) for text, group in groups]
+    with placed(path):
+        return EdgeTask.of(name, records, skipped=broken.skipped)
 
 
-def _examples(path: str | Path) -> Iterator[tuple[int, _Example]]:
-    """The first line and the keys and values of each example."""
+def _example(block: Sequence[tuple[int, str]], path: str | Path) -> _Example:
+    """The keys and values of an example."""
     example: _Example = {}
-    first = 1
-    with open_text(path) as file:
-        for number, line in enumerate(chain(file, [""]), 1):
-            key, colon, value = line.strip().partition(":")
-            if colon:
-                first = first if example else number
-                example[key.strip()] = value.strip()
-            elif key:
-                raise DataError(f"{path}, line {number}: wanted `key: value` or a blank line, got {key[:80]!r}")
-            elif example:
-                yield first, example
-                example = {}
+    for line, text in block:
+        key, colon, value = (part.strip(BLANKS) for part in text.partition(":"))
+        if not colon:
+            raise BrokenPart(path, line, f"wanted `key: value` or a blank line, got {shown(key)}")
+        example[key] = value
+    missing = [key for key in _KEYS if not example.get(key)]
+    if missing:
+        raise DataError(
+            f"the example has no {' and no '.join(missing)}: wanted lines `text: ...`, `hypothesis: ...` and "
+            "`entailed: ...`"
+        )
+    return example
 
 
 def _record(text: str, examples: list[tuple[int, _Example]], file: str, skipped: list[Skip]) -> Record:

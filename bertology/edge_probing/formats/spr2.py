@@ -6,8 +6,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...corpora.files import open_text
-from ...corpora.treebank import Sentence, Skip, read_conllu
+from ...corpora.files import open_text, words_of
+from ...corpora.skips import Broken, placed
+from ...corpora.treebank import Sentence, read_conllu
 from ...errors import DataError, checked
 from ..tasks import EdgeTask
 from .relations import ProtoRole, proto_role_edges
@@ -55,20 +56,16 @@ def spr2_edges(
     """
     answers, phrases = _answers(path, split)
     sentences = _Sentences(Path(treebank))
+    broken = Broken(skip_broken, "such arguments")
     rows: list[ProtoRole] = []
-    skipped: list[Skip] = []
     for argument, scores in answers.items():
         line, phrase = phrases[argument]
-        try:
+        with broken.part(f"{Path(path).name} line {line}"), placed(path, line):
             rows.append(_row(argument, scores, phrase, sentences))
-        except DataError as error:
-            if not skip_broken:
-                raise DataError(f"{path}, line {line}: {error} (skip_broken=True leaves such arguments out)") from error
-            skipped.append(Skip(f"{Path(path).name} line {line}", str(error)))
     if not rows:
         raise DataError(f"{path} has no answers{f' of the split {split!r}' if split else ''} that can be used")
     task = proto_role_edges(rows, above=4, or_equal=True, name=name)
-    return EdgeTask.of(name, task.records, labels=task.labels, skipped=skipped)
+    return EdgeTask.of(name, task.records, labels=task.labels, skipped=broken.skipped)
 
 
 _Answers = dict[_Argument, dict[str, "list[float]"]]
@@ -111,7 +108,7 @@ def _row(argument: _Argument, scores: Mapping[str, Sequence[float]], phrase: str
     if max(predicate + 1, end) > len(words) or start >= end:
         raise DataError(f"sentence {called!r} has {len(words)} words there: wanted word {max(predicate, end - 1)}, too")
     found = " ".join(words[start:end])
-    if "".join(found.split()) != "".join(phrase.split()):
+    if words_of(found) != words_of(phrase):
         raise DataError(f"the argument is {phrase!r}, but sentence {called!r} has {found!r} there: wanted UD 1.2")
     return ProtoRole(words, (predicate, predicate + 1), (start, end), scores, called)
 

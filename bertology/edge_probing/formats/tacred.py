@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ...corpora.files import text_of
-from ...corpora.phrases import unescaped
-from ...corpora.treebank import Skip
+from ...corpora.bracketed_trees import unescaped
+from ...corpora.files import json_of, text_of
+from ...corpora.skips import Broken, placed
 from ...errors import DataError, checked, described
 from ..tasks import EdgeTask, Record, Span, Target
 
@@ -47,53 +46,50 @@ def tacred_edges(
     """
     if targets not in ("relations", "entities"):
         raise DataError(f"targets must be 'relations' or 'entities', got {targets!r}")
-    records, skipped = [], []
+    broken = Broken(skip_broken, "such examples")
+    records = []
     for number, example in enumerate(_examples(path), 1):
-        try:
-            records.append(_record(example, targets, number))
-        except DataError as error:
-            if not skip_broken:
-                raise DataError(f"{path}, {error} (skip_broken=True leaves such examples out)") from error
-            skipped.append(Skip(f"{Path(path).name} {number}", str(error)))
-    counted = "relations" if targets == "relations" else None
-    return EdgeTask.of(name or targets, records, counted=counted, skipped=skipped)
+        with broken.part(f"{Path(path).name} {number}"), placed(path, f"example {number}"):
+            records.append(_record(example, targets, f"{Path(path).name} {number}"))
+    with placed(path):
+        counted = "relations" if targets == "relations" else None
+        return EdgeTask.of(name or targets, records, counted=counted, skipped=broken.skipped)
 
 
 def _examples(path: str | Path) -> list[Any]:
     try:
-        found = json.loads(text_of(path))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+        found = json_of(text_of(path))
+    except DataError as error:
+        raise DataError(f"{path} is {error}") from error
     if not isinstance(found, list):
         raise DataError(f"{path} must hold a list of examples, got {described(found)}")
     return found
 
 
-def _record(example: Any, targets: str, number: int) -> Record:
-    place = f"example {number}"
+def _record(example: Any, targets: str, called: str) -> Record:
     if not isinstance(example, Mapping):
-        raise DataError(f"{place}: wanted an object, got {described(example)}")
-    words = _of_type(example, "token", list, place)
+        raise DataError(f"wanted an object, got {described(example)}")
+    words = _of_type(example, "token", list)
     if not words or not all(isinstance(word, str) for word in words):
-        raise DataError(f"{place}: token must be a list of one word or more, got {described(words)}")
-    subject, target = (_span(example, side, len(words), place) for side in _SIDES)
+        raise DataError(f"token must be a list of one word or more, got {described(words)}")
+    subject, target = (_span(example, side, len(words)) for side in _SIDES)
     if targets == "relations":
-        made = [Target(subject, (_of_type(example, "relation", str, place),), target)]
+        made = [Target(subject, (_of_type(example, "relation", str),), target)]
     else:
-        kinds = [_of_type(example, f"{side}_type", str, place) for side in _SIDES]
+        kinds = [_of_type(example, f"{side}_type", str) for side in _SIDES]
         made = [Target(span, (kind,)) for span, kind in zip((subject, target), kinds, strict=True)]
-    return Record(tuple(unescaped(word) for word in words), tuple(made), str(example.get("id", number)))
+    return Record(tuple(unescaped(word) for word in words), tuple(made), str(example.get("id", called)))
 
 
-def _span(example: Mapping[str, Any], side: str, words: int, place: str) -> Span:
-    start, last = (_of_type(example, f"{side}_{end}", int, place) for end in ("start", "end"))
+def _span(example: Mapping[str, Any], side: str, words: int) -> Span:
+    start, last = (_of_type(example, f"{side}_{end}", int) for end in ("start", "end"))
     if not 0 <= start <= last < words:
-        raise DataError(f"{place}: {side}_start and {side}_end are {start} and {last}: wanted two of the {words} words")
+        raise DataError(f"{side}_start and {side}_end are {start} and {last}: wanted two of the {words} words")
     return start, last + 1
 
 
-def _of_type(example: Mapping[str, Any], key: str, kind: type, place: str) -> Any:
+def _of_type(example: Mapping[str, Any], key: str, kind: type) -> Any:
     value = example.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise DataError(f"{place}: wanted {key}, of type {kind.__name__}, got {described(value)}")
+        raise DataError(f"wanted {key}, of type {kind.__name__}, got {described(value)}")
     return value

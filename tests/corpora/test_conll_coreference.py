@@ -111,7 +111,10 @@ def test_random_mentions_are_read_back(tmp_path, count):
     [
         (ontogum(["(1", "_"]), r"some.conll, line 4: document 'some 1' ends before its mention of cluster 1 is closed"),
         (ontogum(["_", "1)"]), r"some.conll, line 3: document 'some 1': a mention of cluster 1 is closed but was nev"),
-        (ontogum(["(1x)"]), r"some.conll, line 2: document 'some 1': wanted mentions such as \(3\(4\), 2\)\|\(5 or _, got '\(1x\)'"),
+        (
+            ontogum(["(1x)"]),
+            r"some.conll, line 2: document 'some 1': wanted mentions such as \(3\(4\), 2\)\|\(5 or _, got '\(1x\)'",
+        ),
         (
             "# begin document\na b\n",
             r"line 2: document 'some 1': wanted 3 columns \(number, word, mentions\) or those of CoNLL-2012 .*, got 2: 'a b",

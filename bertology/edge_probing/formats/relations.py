@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from ...corpora.files import BLANKS, blocks_of, json_of, lines_of
 from ...corpora.skips import Broken, BrokenPart, placed

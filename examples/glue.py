@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bertology.errors import DataError, need
+from bertology.corpora.files import BLANKS, lines_of
+from bertology.corpora.skips import Broken, BrokenPart, Skip
+from bertology.errors import DataError, need, shown
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Task:
     dev: str = "dev.tsv"
     hub: tuple[str, str] = ("", "validation")
     hub_texts: tuple[str, ...] | None = None
+    broken_lines: bool = False
+    """Whether the published files have short lines, which are left out and counted, as the old scripts did."""
 
 
 NUMBERS = ("0", "1")
@@ -40,7 +44,9 @@ TASKS = {
         ("#1 String", "#2 String"), "Quality", NUMBERS, "f1", hub=("mrpc", "validation"), hub_texts=PAIR
     ),
     "sts-b": Task(PAIR, "score", (), "pearson_spearman", hub=("stsb", "validation")),
-    "qqp": Task(("question1", "question2"), "is_duplicate", NUMBERS, "f1", hub=("qqp", "validation")),
+    "qqp": Task(
+        ("question1", "question2"), "is_duplicate", NUMBERS, "f1", hub=("qqp", "validation"), broken_lines=True
+    ),
     "mnli": Task(
         PAIR, "gold_label", INFERENCE, "accuracy", dev="dev_matched.tsv",
         hub=("mnli", "validation_matched"), hub_texts=("premise", "hypothesis"),
@@ -57,14 +63,15 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts, one or two per example, and their labels."""
+    """Texts, one or two per example, their labels, and the lines that were left out."""
 
     texts: list[tuple[str, ...]]
     labels: list[float] | list[int]
+    skipped: tuple[Skip, ...] = ()
 
     def first(self, count: int) -> Examples:
         """The first `count` examples; all of them if `count` is 0 or less."""
-        return Examples(self.texts[:count], self.labels[:count]) if count > 0 else self
+        return replace(self, texts=self.texts[:count], labels=self.labels[:count]) if count > 0 else self
 
 
 def find_task(name: str) -> Task:
@@ -80,7 +87,8 @@ def read_examples(task: Task, data: str | Path, *, train: bool = False) -> Examp
 
     `data` is a folder with the GLUE TSV files, or the name of a data set that `datasets.load_dataset` takes: "glue"
     on the hub (where it can be reached), or a folder with one file a split in a format that it knows.
-    Raises `DataError` that names the file, the line and the column that cannot be used.
+    Lines of QQP without all columns are left out and listed in `skipped`: the published file has some. Raises
+    `DataError` that names the file, the line and the column that cannot be used.
     """
     file = Path(data) / ("train.tsv" if train else task.dev)
     if file.is_file():
@@ -93,36 +101,39 @@ def read_examples(task: Task, data: str | Path, *, train: bool = False) -> Examp
 
 
 def _read_tsv(task: Task, file: Path) -> Examples:
-    # Not splitlines(), which also ends a line at characters that texts may contain.
-    lines = enumerate(file.read_text(encoding="utf-8").split("\n"), start=1)
-    rows = [(number, line.split("\t")) for number, line in lines if line.strip()]
-    header = list(task.header) if task.header else (rows.pop(0)[1] if rows else [])
+    rows = [(number, line.split("\t")) for number, line in lines_of(file)]
+    header = list(task.header) if task.header else ([cell.strip(BLANKS) for cell in rows.pop(0)[1]] if rows else [])
     if not rows:
         raise DataError(f"{file} holds no examples")
-    places = []
     for column in (*task.texts, task.label):
         if column not in header:
-            raise DataError(f"{file} has no column {column!r}: its columns are {', '.join(header)}")
-        places.append(header.index(column))
+            raise DataError(f"{file} has no column {column!r}: its columns are {shown(', '.join(header))}")
+    places = [header.index(column) for column in (*task.texts, task.label)]
+    broken = Broken(task.broken_lines, "")
     texts: list[tuple[str, ...]] = []
     labels: list[Any] = []
     for number, row in rows:
-        if len(row) <= max(places):
-            raise DataError(f"{file}, line {number}: wanted {max(places) + 1} columns or more, got {len(row)}")
-        texts.append(tuple(row[place].strip() for place in places[:-1]))
-        labels.append(_label(task, row[places[-1]].strip(), f"{file}, line {number}"))
-    return Examples(texts, labels)
+        with broken.part():
+            if len(row) <= max(places):
+                raise BrokenPart(file, number, f"wanted {max(places) + 1} columns or more, got {len(row)}")
+            label = _label(task, row[places[-1]].strip(BLANKS), f"{file}, line {number}")
+            texts.append(tuple(row[place].strip(BLANKS) for place in places[:-1]))
+            labels.append(label)
+    if not labels:
+        raise DataError(f"{file} holds no examples: {len(broken.skipped)} lines were left out")
+    return Examples(texts, labels, tuple(broken.skipped))
 
 
 def _label(task: Task, text: str, where: str) -> float | int:
     if task.labels:
         if text not in task.labels:
-            raise DataError(f"{where}: {text!r} is not a label of this task: wanted one of {', '.join(task.labels)}")
+            wanted = ", ".join(task.labels)
+            raise DataError(f"{where}: {shown(text)} is not a label of this task: wanted one of {wanted}")
         return task.labels.index(text)
     try:
         return float(text)
     except ValueError as error:
-        raise DataError(f"{where}: wanted a number as label, got {text!r}") from error
+        raise DataError(f"{where}: wanted a number as label, got {shown(text)}") from error
 
 
 def _read_dataset(task: Task, name: str, train: bool) -> Examples:

@@ -303,7 +303,9 @@ def report(summary: dict[str, Any], out: Path) -> None:
 
 
 def read_data(args: argparse.Namespace, tokenizer: Any, examples: Examples) -> tuple[Batches, int]:
-    """Batches of the dev set. Prints how many texts were cut."""
+    """Batches of the dev set. Prints how many lines were left out, and how many texts were cut."""
+    if examples.skipped:
+        print(f"WARNING: {len(examples.skipped)} lines were left out, the first: {examples.skipped[0].reason}")
     batches, cut = make_batches(
         tokenizer, examples, max_seq_length=args.max_seq_length, batch_size=args.batch_size
     )  # fmt: skip
@@ -324,6 +326,7 @@ def main() -> None:
     model, tokenizer = load(args, len(task.labels) or 1)
     batches, cut = read_data(args, tokenizer, examples)
     summary: dict[str, Any] = {"task": args.task_name, "examples": len(examples.texts), "truncated": cut}
+    summary |= {"skipped_lines": len(examples.skipped)}
     summary |= {f"argument_{name}": value for name, value in vars(args).items()}
     masking = args.try_masking or not args.model_name_or_path
     if masking:

@@ -106,8 +106,8 @@ def test_damaged_files(write, tmp_path):
     whole = gzip.compress(write([{"code": "x", "language": "python"}] * 50).read_bytes())
     for content in (whole[:-12], b"no gzip", whole[:20] + b"\0\0\0" + whole[23:]):
         (tmp_path / "cut.gz").write_bytes(content)
-        with pytest.raises(DataError, match="cut.gz is not a complete gzip file"):
+        with pytest.raises(DataError, match="cut.gz(, line 1: not JSON| is not a complete gzip file)"):
             read_code(tmp_path / "cut.gz")
     (tmp_path / "latin.jsonl").write_bytes('{"code": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError, match="latin.jsonl is damaged"):
+    with pytest.raises(DataError, match="latin.jsonl, line 1: no text in UTF-8"):
         read_code(tmp_path / "latin.jsonl")

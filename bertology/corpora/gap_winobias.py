@@ -79,7 +79,10 @@ def read_gap(path: str | Path, *, skip_broken: bool = False) -> Documents:
     for number, cells in _rows(path, broken):
         with broken.part(), placed(path, number):
             made = _gap(cells)
-            (documents if isinstance(made, Document) else broken.skipped).append(made)  # type: ignore[attr-defined]
+            if isinstance(made, Skip):
+                broken.skipped.append(made)
+            else:
+                documents.append(made)
     if not documents:
         told = "; ".join(reasons_for(broken.skipped))
         raise DataError(f"{path} holds no examples{' that can be used: ' if told else ''}{told}")

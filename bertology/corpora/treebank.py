@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from ..errors import DataError, check_strings, checked, described, shown
-from .files import BLANKS, blocks_of, columns_of, files_in, json_of, name_in, text_of
+from .files import BLANKS, blocks_of, columns_of, files_in, json_of, name_in, text_of, words_of
 from .skips import Broken, BrokenPart, Skip, placed, reasons_for
 
 _COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
@@ -145,8 +145,8 @@ def conllu_sentences(path: str | Path, broken: Broken) -> Iterator[ConlluSentenc
     for file in files_in(path, "*.conllu"):
         columns, number = _COLUMNS, 0
         for block in blocks_of(file):
-            comments = dict(m.groups() for _, line in block if (m := _COMMENT.match(line)))
-            columns = tuple(comments.get("global.columns", "").split()) or columns
+            comments = {m[1]: m[2] for _, line in block if (m := _COMMENT.match(line))}
+            columns = tuple(words_of(comments.get("global.columns", ""))) or columns
             rows = [(line, text) for line, text in block if not text.startswith("#")]
             if not rows:
                 continue

@@ -161,8 +161,8 @@ def read_winobias(path: str | Path, *, skip_broken: bool = False) -> Documents:
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
-        ...     _ = file.write("1 [The cook] met the guard as [she] left.\n")
-        ...     _ = file.write("2 The cook met [the guard] as [he] left.\n")
+        ...     _ = file.write("1 [The cook] met the guard as [she] left.\\n")
+        ...     _ = file.write("2 The cook met [the guard] as [he] left.\\n")
         ...     file.flush()
         ...     [m.head for m in read_winobias(file.name)[0].mentions]
         [1, 4, 6]

@@ -12,7 +12,7 @@ from ..errors import DataError, check_strings, checked, described, shown
 from .files import BLANKS, blocks_of, columns_of, files_in, json_of, name_in, text_of, words_of
 from .skips import Broken, BrokenPart, Skip, placed, reasons_for
 
-_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
+_COLUMNS: tuple[str, ...] = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 _NUMBER, _RANGE_OR_EMPTY = re.compile("[1-9][0-9]*"), re.compile(r"[1-9][0-9]*-[0-9]+|[0-9]+\.[0-9]+")
 _COMMENT = re.compile(r"#\s*([^=]*?)\s*=\s*(.*)")
 

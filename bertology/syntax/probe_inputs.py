@@ -160,7 +160,7 @@ def read_vectors(
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
-        ...     _ = file.write("birds 1.0 2.0\nsing 3.0 4.0\n")
+        ...     _ = file.write("birds 1.0 2.0\\nsing 3.0 4.0\\n")
         ...     file.flush()
         ...     read_vectors(file.name).dim
         2

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...corpora.files import open_text, words_of
+from ...corpora.files import words_of
 from ...corpora.skips import Broken, placed
+from ...corpora.tables import rows_of
 from ...corpora.treebank import Sentence, read_conllu
-from ...errors import DataError, checked
+from ...errors import DataError, checked, shown
 from ..tasks import EdgeTask
 from .relations import ProtoRole, proto_role_edges
 
@@ -54,9 +54,9 @@ def spr2_edges(
         ...     spr2_edges(f"{folder}/spr2.tsv", folder)[0].targets
         (Target(span1=(1, 2), labels=('volition',), span2=(0, 1), info=''),)
     """
-    answers, phrases = _answers(path, split)
-    sentences = _Sentences(Path(treebank))
     broken = Broken(skip_broken, "such arguments")
+    answers, phrases = _answers(path, split, broken)
+    sentences = _Sentences(Path(treebank))
     rows: list[ProtoRole] = []
     for argument, scores in answers.items():
         line, phrase = phrases[argument]
@@ -71,35 +71,30 @@ def spr2_edges(
 _Answers = dict[_Argument, dict[str, "list[float]"]]
 
 
-def _answers(path: str | Path, split: str | None) -> tuple[_Answers, dict[_Argument, tuple[int, str]]]:
+def _answers(path: str | Path, split: str | None, broken: Broken) -> tuple[_Answers, dict[_Argument, tuple[int, str]]]:
     """For each argument the answers by property, and its first line and phrase."""
     answers: _Answers = {}
     phrases: dict[_Argument, tuple[int, str]] = {}
-    with open_text(path, newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path} has no column {', '.join(missing)}: wanted the table of SPR2, with its header")
-        for row in reader:
-            place = f"{path}, line {reader.line_num}"
-            argument, response = _argument(row, place), _number(row, "Response", place)
+    for line, row in rows_of(path, _COLUMNS, broken, "the table of SPR2, with its header"):
+        with broken.part(), placed(path, line):
+            argument, response = _argument(row), _number(row, "Response")
             if (split is None or row["Split"] == split) and row["Applicable"] != "no" and response == response:
                 answers.setdefault(argument, {}).setdefault(row["Property"], []).append(response)
-                phrases.setdefault(argument, (reader.line_num, row["Arg.Phrase"]))
+                phrases.setdefault(argument, (line, row["Arg.Phrase"]))
     return answers, phrases
 
 
-def _argument(row: Mapping[str, str | None], place: str) -> _Argument:
-    predicate, start, last = (int(_number(row, f"{x}", place)) for x in ("Pred.Token", *_COLUMNS[2:4]))
-    return str(row["Sentence.ID"]), predicate, start, last + 1
+def _argument(row: Mapping[str, str]) -> _Argument:
+    predicate, start, last = (int(_number(row, column)) for column in ("Pred.Token", *_COLUMNS[2:4]))
+    return row["Sentence.ID"], predicate, start, last + 1
 
 
-def _number(row: Mapping[str, str | None], column: str, place: str) -> float:
+def _number(row: Mapping[str, str], column: str) -> float:
     value = row[column]
     try:
-        return float("nan") if column == "Response" and value in ("", "NA") else float(value or "")
+        return float("nan") if column == "Response" and value in ("", "NA") else float(value)
     except ValueError as error:
-        raise DataError(f"{place}: {column} must be a number, got {value!r}") from error
+        raise DataError(f"{column} must be a number, got {shown(value)}") from error
 
 
 def _row(argument: _Argument, scores: Mapping[str, Sequence[float]], phrase: str, sentences: _Sentences) -> ProtoRole:
@@ -108,7 +103,8 @@ def _row(argument: _Argument, scores: Mapping[str, Sequence[float]], phrase: str
     if max(predicate + 1, end) > len(words) or start >= end:
         raise DataError(f"sentence {called!r} has {len(words)} words there: wanted word {max(predicate, end - 1)}, too")
     found = " ".join(words[start:end])
-    if words_of(found) != words_of(phrase):
+    # A cell with quotes in it may be quoted as a whole.
+    if words_of(found) not in (words_of(phrase), words_of(phrase.strip('"').replace('""', '"'))):
         raise DataError(f"the argument is {phrase!r}, but sentence {called!r} has {found!r} there: wanted UD 1.2")
     return ProtoRole(words, (predicate, predicate + 1), (start, end), scores, called)
 

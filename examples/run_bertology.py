@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from finetune import train
-from glue import Examples, Task, find_task, make_batches, read_examples
+from glue import TASKS, Examples, Task, find_task, make_batches, read_examples
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import (
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     add(
         "--task_name",
         default="sst-2",
-        help="a GLUE task: cola, sst-2, mrpc, sts-b, qqp, mnli, mnli-mm, qnli, rte, wnli",
+        help=f"a GLUE task: {', '.join(TASKS)}",
     )
     add("--data_dir", help="a folder of GLUE TSV files, or a datasets name such as nyu-mll/glue")
     add("--output_dir", default="bertology-output")
@@ -304,8 +304,8 @@ def report(summary: dict[str, Any], out: Path) -> None:
 
 def read_data(args: argparse.Namespace, tokenizer: Any, examples: Examples) -> tuple[Batches, int]:
     """Batches of the dev set. Prints how many lines were left out, and how many texts were cut."""
-    if examples.skipped:
-        print(f"WARNING: {len(examples.skipped)} lines were left out, the first: {examples.skipped[0].reason}")
+    for reason, many in examples.skipped.items():
+        print(f"WARNING: {many} lines of the data were left out: {reason}")
     batches, cut = make_batches(
         tokenizer, examples, max_seq_length=args.max_seq_length, batch_size=args.batch_size
     )  # fmt: skip

@@ -22,7 +22,7 @@ PRONOUN, FIRST, SECOND = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class _Words:
+class TextWords:
     """The words of a text, and the characters of each."""
 
     words: tuple[str, ...]
@@ -38,9 +38,10 @@ class _Words:
         return self.starts[start], self.ends[end] + 1
 
 
-def _words_of(text: str) -> _Words:
+def words_in(text: str) -> TextWords:
+    """The words of a text: letters and digits with marks between them, shortened verbs, and single other marks."""
     found = list(_WORD.finditer(text))
-    return _Words(
+    return TextWords(
         tuple(m[0] for m in found),
         {m.start(): number for number, m in enumerate(found)},
         {m.end(): number for number, m in enumerate(found)},
@@ -79,10 +80,10 @@ def read_gap(path: str | Path, *, skip_broken: bool = False) -> Documents:
     for number, cells in _rows(path, broken):
         with broken.part(), placed(path, number):
             made = _gap(cells)
-            if isinstance(made, Skip):
-                broken.skipped.append(made)
-            else:
+            if isinstance(made, Document):
                 documents.append(made)
+            else:
+                broken.skipped.append(made)
     if not documents:
         told = "; ".join(reasons_for(broken.skipped))
         raise DataError(f"{path} holds no examples{' that can be used: ' if told else ''}{told}")
@@ -114,7 +115,7 @@ def _rows(path: str | Path, broken: Broken) -> Iterator[tuple[int, dict[str, str
 
 
 def _gap(cells: Mapping[str, str]) -> Document | Skip:
-    text, found = _words_of(cells["Text"]), []
+    text, found = words_in(cells["Text"]), []
     for column, own in (("Pronoun", PRONOUN), ("A", FIRST), ("B", SECOND)):
         span = _gap_span(cells, column, text)
         if span is None:
@@ -129,7 +130,7 @@ def _gap(cells: Mapping[str, str]) -> Document | Skip:
     return Document(text.words, mentions, cells["ID"], targets=(mentions.index(found[0]),), both_sides=True)
 
 
-def _gap_span(cells: Mapping[str, str], column: str, text: _Words) -> tuple[int, int] | None:
+def _gap_span(cells: Mapping[str, str], column: str, text: TextWords) -> tuple[int, int] | None:
     offset, wanted = cells[f"{column}-offset"], cells[column]
     if not re.fullmatch("[0-9]{1,9}", offset):
         raise DataError(f"{column}-offset must be a number, got {shown(offset)}")
@@ -208,7 +209,7 @@ def _marked(marked: str, name: str, numbered: bool) -> Document:
     text += marked[last:]
     if re.search(r"[\[\]]", text) or sum(cluster == 0 for *_, cluster in spans) < 2:
         raise DataError(f"{wanted}, got {shown(marked)}")
-    words, mentions = _words_of(text), []
+    words, mentions = words_in(text), []
     for start, end, cluster in spans:
         span = words.span(start, end)
         if span is None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 from ..errors import DataError, check_strings, checked, described, shown
 from .files import BLANKS, blocks_of, columns_of, files_in, json_of, name_in, text_of, words_of
+from .raw_text import Span, joined_text, spans_in_text
 from .skips import Broken, BrokenPart, Skip, placed, reasons_for
 
 _COLUMNS: tuple[str, ...] = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
@@ -31,6 +32,10 @@ class Sentence:
     """[word]: how each word depends on its head."""
     name: str = ""
     """Its name in messages: its `sent_id`, or its number in the file."""
+    text: str = field(default="", compare=False)
+    """The sentence as it is written, for `align(..., raw_text=True)`; empty if it is not known."""
+    spans: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    """[word] (first character, character after the last): where each word is in `text`; empty if it is not known."""
 
     def __post_init__(self) -> None:
         for part in ("words", "relations"):
@@ -51,9 +56,19 @@ class Sentence:
                     f"sentence {self.name!r}: the head of word {word} must be a number from 0 (the root) to {many}, "
                     f"got {head!r}"
                 )
+        check_spans(f"sentence {self.name!r}", self.spans, many, self.text)
         cycle = _cycle(self.heads)
         if cycle:
             raise DataError(f"sentence {self.name!r} is not a tree: words {', '.join(map(str, cycle))} form a cycle")
+
+
+def check_spans(place: str, spans: Sequence[tuple[int, int]], words: int, text: str) -> None:
+    """Raise `DataError` for spans of characters that are not those of `words` words in a text."""
+    if spans and len(spans) != words:
+        raise DataError(f"{place} has {words} words and {len(spans)} spans: wanted one for each word, or none")
+    for span in spans:
+        if len(span) != 2 or not 0 <= span[0] < span[1] <= len(text):
+            raise DataError(f"{place}: wanted spans of characters within the {len(text)} of its text, got {span!r}")
 
 
 @checked
@@ -133,6 +148,8 @@ class ConlluSentence:
     """[word]: its columns by their names; no multiword tokens and no empty nodes."""
     lines: tuple[int, ...]
     """[word]: the number of its line."""
+    written: tuple[tuple[str, int, bool], ...] = ()
+    """What is written: the form, the number of its words, and whether a blank follows it."""
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -156,7 +173,22 @@ def conllu_sentences(path: str | Path, broken: Broken) -> Iterator[ConlluSentenc
                 found = dict(_conllu_words(rows, columns, file))
                 lines, words = tuple(found), tuple(found.values())
                 name = comments.get("sent_id") or place
-                yield ConlluSentence(file, rows[0][0], place, name, comments, words, lines)
+                yield ConlluSentence(file, rows[0][0], place, name, comments, words, lines, _written(rows, columns))
+
+
+def _written(rows: Sequence[tuple[int, str]], columns: Sequence[str]) -> tuple[tuple[str, int, bool], ...]:
+    """Multiword tokens, and the words that are not in one: the form, how many words, and whether a blank follows."""
+    written = []
+    inside = 0
+    for _, text in rows:
+        word = dict(zip(columns, columns_of(text), strict=True))
+        first, _, last = word["ID"].partition("-")
+        if "." in first or (not last and int(first) <= inside):
+            continue
+        inside = int(last or first)
+        blank = "SpaceAfter=No" not in word.get("MISC", "").split("|")
+        written.append((word["FORM"], inside - int(first) + 1, blank))
+    return tuple(written)
 
 
 def _conllu_words(
@@ -261,7 +293,17 @@ def _sentence_of(found: ConlluSentence, subtypes: bool) -> Sentence:
             raise BrokenPart(found.path, line, f"sentence {found.name!r}: the head must be {many}, got {shown(head)}")
         heads.append(int(head))
         relations.append(relation if subtypes else relation.partition(":")[0])
-    return Sentence(found.forms, tuple(heads), tuple(relations), found.name)
+    text, spans = _text_of(found)
+    return Sentence(found.forms, tuple(heads), tuple(relations), found.name, text, spans)
+
+
+def _text_of(found: ConlluSentence) -> tuple[str, tuple[Span, ...]]:
+    """The sentence as it is written, and the characters of each word; both empty if its words are not in its text."""
+    forms = iter(found.forms)
+    tokens = [(form, [next(forms) for _ in range(many)]) for form, many, _ in found.written]
+    text = found.comments.get("text") or joined_text([(form, blank) for form, _, blank in found.written])
+    spans = spans_in_text(text, tokens)
+    return (text, spans) if spans else ("", ())
 
 
 def _sentence_in(block: Sequence[tuple[int, str]], name: str, path: str | Path) -> Sentence:

@@ -64,8 +64,8 @@ def tree_of(parse: Parse) -> Node:
 def to_sentence(tree: Node, name: str = "") -> Sentence:
     """The dependencies of one tree."""
     words = _words(tree)
-    for place, one in enumerate(words, 1):
-        one.place = place
+    for place, leaf in enumerate(words, 1):
+        leaf.place = place
     heads, relations = [0] * len(words), ["root"] * len(words)
 
     for phrase in _nodes(tree):
@@ -74,7 +74,7 @@ def to_sentence(tree: Node, name: str = "") -> Sentence:
             if child is not centre:
                 word = _head(child).place - 1
                 heads[word], relations[word] = _head(centre).place, _relation(phrase, centre, child)
-    return Sentence(tuple(word.word for word in words), tuple(heads), tuple(relations), name)
+    return Sentence(tuple(leaf.word for leaf in words), tuple(heads), tuple(relations), name)
 
 
 def _nodes(tree: Node) -> Iterator[Node]:

@@ -81,10 +81,10 @@ def read_gap(path: str | Path, *, skip_broken: bool = False) -> Documents:
     for number, cells in rows_of(path, _COLUMNS, broken, "the TSV of GAP, with its header", as_is=("Text",)):
         with broken.part(), placed(path, number):
             made = _gap(cells)
-            if isinstance(made, Skip):
-                broken.skipped.append(made)
-            else:
+            if isinstance(made, Document):
                 documents.append(made)
+            else:
+                broken.skipped.append(made)
     if not documents:
         told = "; ".join(reasons_for(broken.skipped))
         raise DataError(f"{path} holds no examples{' that can be used: ' if told else ''}{told}")

@@ -64,8 +64,8 @@ def tree_of(parse: Parse) -> Node:
 def to_sentence(tree: Node, name: str = "") -> Sentence:
     """The dependencies of one tree."""
     words = _words(tree)
-    for place, one in enumerate(words, 1):
-        one.place = place
+    for place, leaf in enumerate(words, 1):
+        leaf.place = place
     heads, relations = [0] * len(words), ["root"] * len(words)
 
     for phrase in _nodes(tree):

@@ -343,7 +343,7 @@ def test_a_folder_of_files(tmp_path):
     assert [(skip.name, skip.reason) for skip in found.skipped] == [
         (os.path.join("bc", "empty.v4_gold_conll"), "holds no documents")
     ]
-    with pytest.raises(DataError, match=r"is a folder without files \*gold_conll or \*conll"):
+    with pytest.raises(DataError, match=r"is a folder: wanted a file, or a folder with files \*gold_conll or \*conll"):
         read_conll_coref(empty_folder(tmp_path))
 
 

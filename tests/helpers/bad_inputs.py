@@ -642,7 +642,7 @@ CODE: dict[str, tuple[Call, tuple[str, ...]]] = {
     "scores.interval": (lambda x: x.cat_scores.interval(level=-1), ("level", "-1")),
     "read_code, field": (lambda x: cs.read_code(x.file('{"code": "x"}', "a.jsonl"), "python", field="text"), ("'text'",)),
     "read_code, language": (lambda x: cs.read_code(x.file('{"code": "x"}', "a.jsonl")), ("pass language=",)),
-    "read_code, no gzip": (lambda x: cs.read_code(x.file("x", "a.jsonl.gz"), "python"), ("is damaged",)),
+    "read_code, no gzip": (lambda x: cs.read_code(x.file("x", "a.jsonl.gz"), "python"), ("a.jsonl.gz, line 1: not JSON",)),
 }  # fmt: skip
 for _name, (_call, _words) in CODE.items():
     bad(_name, _call, *_words, error=BertologyError)
@@ -737,7 +737,7 @@ READERS: dict[str, Callable[..., Any]] = {
 }
 FILES: dict[str, tuple[Call, tuple[str, ...]]] = {
     "missing": (lambda x: x.folder / "missing.txt", ("missing.txt does not exist", "wanted a file")),
-    "a folder": (lambda x: x.folder, ("is a folder: wanted a file",)),
+    "a folder": (lambda x: empty_folder(x), ("is a folder: wanted a file",)),
     "empty": (lambda x: x.file("", "empty.txt"), ()),
     "bytes": (lambda x: x.file(b"\xff\xfe\x00\x81\n\n", "bytes.txt"), ("bytes.txt",)),
     "another format": (lambda x: x.file("{}[]\t!!\n(a\n", "other.txt"), ("other.txt",)),
@@ -749,6 +749,11 @@ for _name in ("missing", "a folder", "bytes"):
     _file, _words = FILES[_name]
     bad(f"labels of read_edges, {_name}", lambda x, file=_file: ep.read_edges(good_edges(x), labels=file(x)), *_words)
     bad(f"trees of read_conll_coref, {_name}", lambda x, file=_file: sy.read_conll_coref(coref(x), trees=file(x)), *_words)  # fmt: skip
+
+
+def empty_folder(x: GoodInputs) -> Any:
+    (x.folder / "empty").mkdir(exist_ok=True)
+    return x.folder / "empty"
 
 
 def good_edges(x: GoodInputs) -> Any:

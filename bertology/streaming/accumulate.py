@@ -21,7 +21,7 @@ from ..tap import uncached, undisturbed
 from ..tap.gradient_cuts import lost_gradients
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint
-from .first_example import check_padding_before
+from .first_example import check_padding
 from .identity import add_tensor, config_settings, identity, weights_digest
 from .processes import check_counts, check_same_work, check_sampler, gathered, processes, raise_together
 from .progress import Progress, progress_bar
@@ -114,7 +114,7 @@ def _take(
         for batch in progress_bar(progress, given, total=total):
             seen += 1 if whole else examples(batch)
             if saved is None or not saved.has(batch):
-                padding_checked = padding_checked or check_padding_before(anatomy, batch)
+                padding_checked = padding_checked or check_padding(anatomy, batch)
                 _update(model, batch, accumulators, check)
                 check = nullcontext  # the parts of a model are the same in every batch
                 if saved is not None:

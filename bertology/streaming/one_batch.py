@@ -16,7 +16,7 @@ from ..data.batches import Batch, device_of, on_device, run_model, shows_padding
 from ..data.padding import real_positions
 from ..errors import DataError
 from ..tap import undisturbed
-from .first_example import check_padding_before
+from .first_example import check_padding
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[s
     anatomy = dissect(model)
     batch = on_device(inputs, device_of(model))
     with undisturbed(model):
-        check_padding_before(anatomy, batch)
+        check_padding(anatomy, batch)
         yield anatomy, batch
 
 

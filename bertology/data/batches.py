@@ -30,6 +30,7 @@ from ..anatomy.names import (
 from ..errors import DataError
 from .batch_checks import Batch as Batch
 from .batch_checks import check_inputs, check_masks, check_padding, input_name, without_weights
+from .batch_errors import explained
 from .caches import check_no_cache, own_caches
 from .models import config_of, is_encoder_decoder, not_taken, writes
 from .positions import room_of, with_positions
@@ -277,8 +278,12 @@ def with_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def run_model(model: nn.Module, batch: Batch, *, labels: bool) -> Any:
-    """Run the model on a batch, with the labels that it takes or without any."""
-    return call(model, with_labels(model, batch)) if labels else model(**without_labels(model, batch))
+    """Run the model on a batch, with the labels that it takes or without any.
+
+    Raises `DataError` for a batch that the model does not run on.
+    """
+    with explained(model, batch):
+        return call(model, with_labels(model, batch)) if labels else model(**without_labels(model, batch))
 
 
 def call(model: nn.Module, inputs: Batch) -> Any:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy
-from ..data.batch_errors import explained
 from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_model
 from ..errors import DataError, checked
 from ..tap import uncached, undisturbed
@@ -210,7 +209,7 @@ def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accu
     noted = ReadBatch(batch)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        with check() as lost, explained(model, batch):
+        with check() as lost:
             outputs = run_model(model, batch, labels=labelled)
         for accumulator in accumulators:
             accumulator.update(noted, outputs)

@@ -31,7 +31,7 @@ from ..errors import DataError
 from .batch_checks import Batch as Batch
 from .batch_checks import check_inputs, check_masks, check_padding, input_name, without_weights
 from .batch_errors import explained
-from .caches import check_no_cache, own_caches
+from .caches import check_no_cache, has_cache, own_caches
 from .models import config_of, is_encoder_decoder, not_taken, writes
 from .positions import room_of, with_positions
 
@@ -152,9 +152,17 @@ def rows_per_example(batch: Batch) -> int:
 def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor:
     """[row, token], bool: which tokens of a stack are real; the others are padding.
 
-    Without an attention mask every token is real. In multiple choice each choice is one row.
+    Without an attention mask every token is real. In multiple choice each choice is one row. Earlier tokens in a cache
+    are not among them.
     Raises `DataError` for attention masks that are not `[batch, token]`.
     """
+    mask = key_mask(model, batch, stack)
+    ids = token_ids(model, batch, stack)
+    return mask if ids is None or not has_cache(batch) else mask[:, -ids.shape[1] :]
+
+
+def key_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor:
+    """[row, key], bool: as `token_mask`, with earlier tokens in a cache, where the attention mask has them."""
     decoding = not reads_text(model, stack)
     labels = batch.get(LABELS_ARGUMENT)
     unmasked = writes(model) and DECODER_PREFIX + MASK_ARGUMENT not in batch

@@ -19,6 +19,7 @@ from ..data.padding import alone, padded_example, text_masks
 from ..data.positions import padded_before
 from ..errors import BertologyError
 from ..tap import is_tapped, tap, uncompiled
+from .wide_masks import check_wide_masks
 
 Read = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [row, ...]`: what a measure reads of a model's outputs; an example has one row, or several."""
@@ -102,6 +103,8 @@ def check_padding(anatomy: Anatomy, batch: Batch) -> bool:
     Warn where it changes the hidden states or the heads of these tokens. A loss would not tell: the heads of a model
     that was not trained change it by less than the rounding that is allowed, though each of them is another one.
     """
+    if check_wide_masks(anatomy, batch):
+        return True
     model = anatomy.model
     anywhere = type(task_model(model)).__name__.startswith(PADDING_COUNTS)
     reals = {prefix: real for prefix, real in text_masks(model, batch).items() if real.dim() == 2}

@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..corpora.files import open_text
 from ..corpora.treebank import Sentence
 from ..corpora.words import Aligned, AlignedBatches, Rows, word_attention
-from ..data.batches import Batch, check_fits, device_of, on_device, some_examples, run_model
+from ..data.batches import Batch, check_fits, device_of, on_device, run_model, some_examples
 from ..errors import DataError, ShapeError, checked
 from ..tap import tap, undisturbed
 from .picks import aligned_in, sentences_in

@@ -75,10 +75,12 @@ def _cause(model: nn.Module, batch: Batch) -> str:
 
 
 def _is_of_library(error: Exception) -> bool:
-    """Whether an error was raised by the code of a library, and not by code of the user that it ran."""
+    """Whether an error was raised by the code of a model's library, and not by code of the user that it ran."""
+    own = __name__.partition(".")[0]
+    if type(error).__module__.partition(".")[0] == own:  # such as one that ends a pass early
+        return False
     frames = traceback.walk_tb(error.__traceback__)
     rooms = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in frames]
-    own = __name__.partition(".")[0]
     others = [room for room in rooms if room not in (own, *AROUND_MODELS) and room not in sys.stdlib_module_names]
     return not others or others[-1] in MODEL_LIBRARIES
 

@@ -117,35 +117,39 @@ def check_padding(anatomy: Anatomy, batch: Batch) -> bool:
     before = padded_before(found)
     padding = found[:, 1:] & ~found[:, :-1] if before else ~found
     example, where = int(padding.any(1).int().argmax()), "padding before the text" if before else "padding"
-    kind = type(model).__name__
+    kind, same = type(model).__name__, some_examples(batch, slice(example, example + 1))
     try:
-        changes = _changes_tokens(anatomy, batch, example, reals)
+        given = _of_tokens(anatomy, same)
+    except CANNOT_RUN:  # a fault of the batch itself comes again
+        return True
+    try:
+        without = _of_tokens(anatomy, alone(model, batch, example))
     except CANNOT_RUN:
         _warn(f"it is not known whether {where} changes what {kind} computes")
         return True
-    if changes:
+    if _tokens_differ(anatomy, given, without, {prefix: real[example] for prefix, real in reals.items()}):
         _warn(f"{where} changes the hidden states of {kind}" + (", whose positions count it" if before else ""))
     return True
 
 
-def _changes_tokens(anatomy: Anatomy, batch: Batch, example: int, reals: dict[str, Tensor]) -> bool:
-    """Whether the real tokens of an example have other hidden states, or other heads, than they have alone."""
-    same = some_examples(batch, slice(example, example + 1))
-    with torch.no_grad(), uncompiled():
-        without = _of_tokens(anatomy, alone(anatomy.model, batch, example))
-        given = _of_tokens(anatomy, same)
+States = dict[tuple[str, str], Tensor]
+"""{(stack, place): [row, token, ...]}: what the last block of each stack returns, and the heads of each layer."""
+
+
+def _tokens_differ(anatomy: Anatomy, given: States, without: States, reals: dict[str, Tensor]) -> bool:
+    """Whether real tokens have other hidden states, or other heads, than they have without padding."""
     for (stack, place), x in given.items():
         kept = reals.get("" if reads_text(anatomy.model, stack) else DECODER_PREFIX)
-        if kept is None or x.shape[1] != kept.shape[1] or (stack, place) not in without:
+        if kept is None or x.shape[1] != len(kept) or (stack, place) not in without:
             continue
-        if _apart(x[:, kept[example]], without[stack, place], least=0.0) > _tolerance(anatomy.model):
+        if _apart(x[:, kept], without[stack, place], least=0.0) > _tolerance(anatomy.model):
             return True
     return False
 
 
-def _of_tokens(anatomy: Anatomy, batch: Batch) -> dict[tuple[str, str], Tensor]:
-    """{(stack, place): [row, token, ...]}: what the last block of each stack returns, and the heads of each layer."""
-    found: dict[tuple[str, str], Tensor] = {}
+@torch.no_grad()
+def _of_tokens(anatomy: Anatomy, batch: Batch) -> States:
+    found: States = {}
 
     def read_block(stack: str, layer: int, x: Tensor) -> None:
         found[stack, "block"] = x
@@ -153,7 +157,7 @@ def _of_tokens(anatomy: Anatomy, batch: Batch) -> dict[tuple[str, str], Tensor]:
     def read_heads(site: Site, x: Tensor) -> None:
         found[site.stack, site.label] = x
 
-    with tap(anatomy, "block", read=read_block), tap(anatomy, "heads", read=read_heads):
+    with uncompiled(), tap(anatomy, "block", read=read_block), tap(anatomy, "heads", read=read_heads):
         run_model(anatomy.model, batch, labels=False)
     return found
 

@@ -51,7 +51,7 @@ class DependencyHeads(Result):
     root_offset_right: Annotated[Tensor, axes("relation offset")] = field(
         default_factory=lambda: torch.empty(0, dtype=torch.int64)
     )
-    """[relation, offset], int64: for how many of `roots` an offset reaches before the sentence, which means the root."""
+    """[relation, offset], int64: for how many of `roots` the offset reaches before the sentence: it means the root."""
 
     def __post_init__(self) -> None:
         if self.relations and not self.roots.numel():  # a file of an earlier version, which did not count them

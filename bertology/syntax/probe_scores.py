@@ -91,7 +91,7 @@ class ProbeResult(Result):
     """How many syntactic heads a trained probe finds in a test treebank, and how it weights attention heads.
 
     An attention probe scores a word i as the head of a word j by Σ_k w_k α^k_ij + u_k α^k_ji, where α^k_ij is the
-    attention of head k from i to j: w is `from_head`, the weight of the attention that the candidate head pays, and u is
+    attention of head k from i to j: w is `from_head`, the weight of the attention that a candidate head pays, and u is
     `from_dependent`. With word vectors, w_k = `vector_weights["from_head"]`_k · (v_i ⊕ v_j) + `from_head`_k, and u_k
     likewise. For a probe without attention, these fields are empty.
     """

@@ -144,7 +144,7 @@ def test_the_study_of_michel(minilm, tmp_path):
         "half",
     ):
         assert re.search(f"^## .*{section}", report, re.MULTILINE)
-    for picture in ("curves.png", "effects.png"):
+    for picture in ("curves.png", "effects.png", "transfer.png", "transfer-loss.png"):
         assert (out / picture).read_bytes()[:4] == b"\x89PNG"
     made = {file: file.stat().st_mtime_ns for file in out.glob("*.safetensors")}
     (out / "curve-fisher.safetensors").unlink()
@@ -181,9 +181,49 @@ def test_the_reversal_experiment(tmp_path):
         PruningCurve.load(tmp_path / "reversal-output" / f"{s}.safetensors") for s in ("encoder", "decoder", "cross")
     ]
     assert [curve.heads_left.tolist() for curve in curves] == [[2, 1, 0]] * 3
+    ablation = HeadAblation.load(tmp_path / "reversal-output" / "ablation-bleu.safetensors").stack("cross")
+    assert (ablation.metric, ablation.change.shape) == ("bleu", (1, 2))
+    by_tokens = HeadAblation.load(tmp_path / "reversal-output" / "ablation.safetensors").stack("cross")
+    cells = [f"{100 * x:+.2f}" for x in by_tokens.change[0].tolist()]
+    assert re.search(
+        rf"^\| cross, tokens right, points \| 0 \| {re.escape(' | '.join(cells))} \|$", printed, re.MULTILINE
+    )
+    bleu = PruningCurve.load(tmp_path / "reversal-output" / "cross-bleu.safetensors")
+    assert (bleu.metric, bleu.heads_left.tolist()) == ("bleu", [2, 1, 0])
+    assert (tmp_path / "reversal-output" / "curves-bleu.png").read_bytes()[:4] == b"\x89PNG"
     assert len({float(curve.scores[0]) for curve in curves}) == 1
     assert re.findall(r"^ +([012])   ", printed, re.MULTILINE) == ["2", "1", "0"]
     assert (tmp_path / "reversal-output" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_made_pairs(tmp_path, seed):
+    run("michel/pairs.py", "--train", 300, "--dev", 200, "--seed", seed, "--output_dir", "pairs", cwd=tmp_path)
+    task = glue.find_task("mnli")
+    train, matched = (glue.read_examples(task, tmp_path / "pairs" / "MNLI", train=train) for train in (True, False))
+    other = glue.read_examples(glue.find_task("mnli-mm"), tmp_path / "pairs" / "MNLI")
+    assert [len(x.texts) for x in (train, matched, other)] == [300, 200, 200]
+    assert {*train.labels} == {*other.labels} == {0, 1, 2}
+    words = [{w for pair in x.texts for text in pair for w in text.lower().strip(".").split()} for x in (train, other)]
+    assert not {"lawyers", "printed", "boats", "pier"} & words[0]
+    assert not {"farmers", "tasted", "soups", "barn"} & words[1]
+    mrpc = glue.read_examples(glue.find_task("mrpc"), tmp_path / "pairs" / "MRPC")
+    assert 0.4 < sum(mrpc.labels) / len(mrpc.labels) < 0.6
+    # The same things in the same number, by the same people, are a paraphrase; anything else is none.
+    same = {
+        "aged": "old",
+        "recent": "new",
+        "big": "large",
+        "little": "small",
+        "low-priced": "cheap",
+        "expensive": "costly",
+    }
+    for texts, label in zip(mrpc.texts, mrpc.labels, strict=True):
+        one, two = (
+            sorted(same.get(w, w) for w in re.findall(r"[\w-]+", text.lower()) if w not in ("were", "by"))
+            for text in texts
+        )
+        assert (one == two) == (label == 1), texts
 
 
 BAD = [

@@ -1,8 +1,10 @@
 """The scripts, run as a user runs them, on small real and made-up data."""
 
 import json
+import random
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -238,7 +240,7 @@ BAD = [
     (["--metric_name", "bleu"], "no metric is called 'bleu': --metric_name takes one of accuracy, f1,"),
     (["--metric_name", "mnli/acc"], "the metric mnli/acc is that of the task mnli, not of sst-2"),
     (["--metric_name", "corr", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "rte"], "the metric corr does not fit the task rte"),
-    (["--metric_name", "mcc", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "mnli"], "the metric mcc does not fit the task mnli"),
+    (["--metric_name", "f1", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "mnli"], "the metric f1 does not fit the task mnli"),
 ]  # fmt: skip
 
 
@@ -345,6 +347,100 @@ def test_every_task(tmp_path, name):
     (tmp_path / task.dev).write_text(text)
     examples = glue.read_examples(task, tmp_path)
     assert (examples.texts, examples.labels) == ([expected], [label])
+
+
+HEADERS = {
+    "sst-2": "sentence label", "mrpc": "Quality #1_ID #2_ID #1_String #2_String",
+    "sts-b": "index genre filename year old_index source1 source2 sentence1 sentence2 score",
+    "qqp": "id qid1 qid2 question1 question2 is_duplicate", "qnli": "index question sentence label",
+    "rte": "index sentence1 sentence2 label", "wnli": "index sentence1 sentence2 label",
+    "mnli": "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
+            "sentence1 sentence2 label1 label2 label3 label4 label5 gold_label",
+    "snli": "index captionID pairID sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
+            "sentence1 sentence2 label1 label2 label3 label4 label5 gold_label",
+    "diagnostic": "Lexical_Semantics Predicate-Argument_Structure Logic Knowledge Domain Premise Hypothesis Label",
+}  # fmt: skip
+HEADERS["mnli-mm"] = HEADERS["mnli"]
+
+
+def tsv_of(name, labels, rng):
+    """A file with the published columns, in which every cell says what it is."""
+    task = glue.find_task(name)
+    header = list(task.header or HEADERS[name].split())
+    rows = (
+        []
+        if task.header
+        else [[column.replace("_", " ") if name in ("mrpc", "diagnostic") else column for column in header]]
+    )
+    for number, label in enumerate(labels):
+        cells = [f"{column} \"{number}' {rng.choice('äß ,:')} end" for column in header]
+        cells[[column.replace("_", " ") for column in header].index(task.label.replace("_", " "))] = label
+        rows.append(cells)
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("name", sorted({*HEADERS, "cola"}))
+def test_every_task_is_read_by_its_published_columns(tmp_path, name):
+    task, rng = glue.find_task(name), random.Random(0)
+    labels = [*(task.labels or ("0.0", "3.8", "5")), *(task.labels or ("4.25",))]
+    (tmp_path / task.dev).write_text(tsv_of(name, labels, rng), encoding="utf-8")
+    found = glue.read_examples(task, tmp_path)
+    assert found.labels == [task.labels.index(x) if task.labels else float(x) for x in labels]
+    columns = [column.replace(" ", "_") if name in ("mrpc", "diagnostic") else column for column in task.texts]
+    assert [[text.split(' "')[0] for text in texts] for texts in found.texts] == [columns] * len(labels)
+    assert [[text.split('"')[1].split("'")[0] for text in texts] for texts in found.texts] == [
+        [str(number)] * len(columns) for number in range(len(labels))
+    ]
+
+
+PROCESSORS = sorted({*HEADERS, "cola"} - {"snli", "diagnostic"})
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "dev"])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_every_task_is_read_as_the_processors_of_transformers_read_it(tmp_path, name, train):
+    processors = pytest.importorskip("transformers.data.processors.glue", reason="transformers 5 has no processors")
+    make = processors.glue_processors[name]
+    task, rng = glue.find_task(name), random.Random(1)
+    labels = [rng.choice(task.labels or ["0.0", "3.8", "5"]) for _ in range(20)]
+    text = tsv_of(name, labels, rng)
+    if name == "qqp":  # some lines of the published file have too few columns
+        text += "\t".join(["31", "1", "2", "Why?", "How?"]) + "\n\tWas it so?\t0\n" + text.split("\n")[3] + "\n"
+    (tmp_path / (task.train if train else task.dev)).write_text(text, encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        processor = make()
+        wanted = (processor.get_train_examples if train else processor.get_dev_examples)(str(tmp_path))
+        numbers = {label: number for number, label in enumerate(processor.get_labels())}
+    found = glue.read_examples(task, tmp_path, train=train)
+    assert found.texts == [tuple(x for x in (one.text_a, one.text_b) if x is not None) for one in wanted]
+    assert found.labels == [float(one.label) if None in numbers else numbers[one.label] for one in wanted]
+    assert found.skipped == ({"too few columns": 2} if name == "qqp" else {})
+
+
+def test_cola_in_and_out_of_domain(shared):
+    whole, inside, outside = (
+        glue.read_examples(glue.find_task(name), shared / "glue" / "CoLA") for name in ("cola", "cola-in", "cola-out")
+    )
+    assert (len(inside.texts), len(outside.texts)) == (527, 516)  # Warstadt et al. (2019), table 2
+    assert (inside.texts + outside.texts, inside.labels + outside.labels) == (whole.texts, whole.labels)
+    assert inside.skipped == {"of another domain": 516}
+
+
+def test_examples_without_a_label_are_left_out_and_counted(tmp_path):
+    text = tsv_of("snli", ["neutral", "-", "entailment", "-"], random.Random(2))
+    (tmp_path / "dev.tsv").write_text(text, encoding="utf-8")
+    found = glue.read_examples(glue.find_task("SNLI"), tmp_path)
+    assert (found.labels, found.skipped) == ([2, 1], {"no label": 2})
+    (tmp_path / "dev.tsv").write_text(tsv_of("snli", ["-"], random.Random(2)), encoding="utf-8")
+    with pytest.raises(DataError, match=r"dev.tsv holds no examples that can be used: {'no label': 1}"):
+        glue.read_examples(glue.find_task("snli"), tmp_path)
+
+
+def test_the_diagnostic_set_is_for_scoring(tmp_path):
+    assert glue.find_task("AX") is glue.find_task("diagnostic")
+    with pytest.raises(DataError, match="diagnostic-full.tsv is for scoring only: train on another task"):
+        glue.read_examples(glue.find_task("ax"), tmp_path, train=True)
 
 
 @pytest.mark.parametrize(
@@ -473,6 +569,7 @@ def test_the_study_of_clark(tmp_path, minilm, shared):
         "--model_name_or_path", minilm, "--treebank", data, "--data_subset", 60, "--other", tmp_path / "small.ptb",
         "--classifier", tmp_path / "classifier", "--task_name", "cola", "--data_dir", tmp_path / "CoLA",
         "--train", data, "--train_subset", 40, "--gap", tmp_path / "small.tsv", "--least", 20, "--output_dir", tmp_path / "out",
+        "--train_masked_lm",
     ]  # fmt: skip
     head(shared / "glue" / "CoLA" / "dev.tsv", tmp_path / "CoLA" / "dev.tsv", 20)
     AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2).save_pretrained(tmp_path / "classifier")
@@ -483,7 +580,10 @@ def test_the_study_of_clark(tmp_path, minilm, shared):
     for heading in ("Where heads look", "Which heads follow syntax", "coreference", "What all heads know", "are alike"):
         assert heading in report
     assert "previous token: 1 (L0H2)" in report
-    assert "| mean gradient to | 0 | 1 |" in report
+    assert report.count("| mean gradient to | 0 | 1 |") == 2  # of the classifier, and of the masked language model
+    assert "Gradient of the loss of the masked language model" in report
+    assert re.search(r"masked tokens that the model tells: [\d.]+ %, loss [\d.]+ nats", said)
+    assert "| each word with the next | " in report
     assert "| det |" in report
     assert "chosen elsewhere" in report
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
@@ -600,6 +700,14 @@ def test_the_study_of_tenney(tmp_path, minilm):
     assert {path: path.stat().st_mtime_ns for path in files_then} == files_then
     told = run("tenney/study.py", *arguments, "--lr", 1, cwd=tmp_path, ok=False)
     assert "was written with other settings" in told
+    run("tenney/study.py", *arguments, "--beside", tmp_path / "out", cwd=tmp_path)
+    beside = (tmp_path / "out" / "report.md").read_text().split("## Beside another model")[1].split("## ")[0]
+    row = re.search(r"^\| pos \| (.*) \|$", beside, re.M)[1].split(" | ")
+    assert row[:2] == row[2:]
+    assert re.fullmatch(r"[\d.]+ of 6, \d+ %|undefined", row[0])
+    assert (tmp_path / "out" / "beside.png").stat().st_size > 1000
+    told = run("tenney/study.py", *arguments, "--beside", tmp_path, cwd=tmp_path, ok=False)
+    assert "--beside takes the --output_dir of a study" in told
     arguments = ["--model_name_or_path", minilm, "--output_dir", tmp_path / "other"]
     told = run("tenney/study.py", *arguments, "--pos", tmp_path / "a.xml", cwd=tmp_path, ok=False)
     assert "a file of parts of speech is .jsonl, .conllu, .ptb, by its name" in told

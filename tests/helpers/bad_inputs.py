@@ -472,6 +472,8 @@ SYNTAX: dict[str, tuple[Call, tuple[str, ...]]] = {
     "attention_probe, decode": (lambda x: sy.attention_probe(x.reader, x.aligned, x.aligned, decode="max"), ("decode", "'max'")),
     "attention_probe, vectors": (lambda x: sy.attention_probe(x.reader, x.aligned, x.aligned, vectors="glove"), ("vectors", "'glove'")),
     "attention_probe, seed": (lambda x: sy.attention_probe(x.reader, x.aligned, x.aligned, seed=2**70), ("seed",)),
+    "structural_probe, rank": (lambda x: sy.structural_probe(x.reader, x.aligned, x.aligned, rank=0), ("rank", "got 0")),
+    "structural_probe, lr": (lambda x: sy.structural_probe(x.reader, x.aligned, x.aligned, lr=-1), ("lr", "-1")),
     "distance_probe, vectors": (lambda x: sy.distance_probe(x.aligned, x.aligned, vectors="glove"), ("vectors", "'glove'")),
     "randomized, seed": (lambda x: sy.randomized(x.reader, seed=2**70), ("seed",)),
     "show_head, a text": (lambda x: sy.show_head(x.reader, x.tokenizer, "the cat sat", (0, 1)), ("sentence", "'the cat sat'")),

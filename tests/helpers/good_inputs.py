@@ -241,6 +241,7 @@ def _syntax(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "coreference_heads": {"model": x.reader, "batches": x.documents},
         "dependency_heads": {"model": x.reader, "batches": x.aligned},
         "distance_probe": {**train, "vectors": x.vectors},
+        "structural_probe": {"model": x.reader, **train, "epochs": 1, "rank": 4},
         "embedding_vectors": {"model": x.reader},
         "head_arcs": {"view": x.view},
         "head_columns": {"view": x.view},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,19 @@ from .trees import leaf_distances
 
 KINDS = ("attention", "shuffled", "positional")
 """What is scored: the model's attention, the same with shuffled pairs, and the mean of each map at each offset."""
+AMONG_KEPT = "positional, kept leaves"
+"""The mean of each map at each offset, where offsets and means are those among the leaves that count."""
+Offsets = Literal["snippet", "kept", "both"]
+"""Among which leaves the offsets of the positional null model are counted."""
 Types = Sequence[Sequence[str] | None]
 """[layer]: the types of leaves that count in each; None for all."""
+
+
+def kinds_of(offsets: Offsets) -> tuple[str, ...]:
+    """What is scored. Raises `DataError` for other offsets than "snippet", "kept" and "both"."""
+    if offsets not in get_args(Offsets):
+        raise DataError(f"offsets must be 'snippet', 'kept' or 'both', got {offsets!r}")
+    return KINDS[:2] + {"snippet": KINDS[2:], "kept": (AMONG_KEPT,), "both": (*KINDS[2:], AMONG_KEPT)}[offsets]
 
 
 class CatAccumulator(LeafMapAccumulator):
@@ -42,6 +53,7 @@ class CatAccumulator(LeafMapAccumulator):
         upgraded: whether distances are those of the upgraded tree (U-AST).
         nulls: whether null models are scored as well, which takes twice as long.
         seed: the seed of the shuffled pairs.
+        offsets: among which leaves the positional null model counts offsets: see `cat_scores`.
     """
 
     matched: Tensor = stat("kind layer example", torch.int64)
@@ -51,12 +63,12 @@ class CatAccumulator(LeafMapAccumulator):
 
     def __init__(
         self, examples: Sequence[AlignedCode], *, types: Types | None = None, quantile: float = QUARTER,
-        upgraded: bool = True, nulls: bool = True, seed: int = 0,
+        upgraded: bool = True, nulls: bool = True, seed: int = 0, offsets: Offsets = "snippet",
     ) -> None:  # fmt: skip
         self._names = [one.tree.name or str(one.number) for one in examples]
         self._place = {one.number: place for place, one in enumerate(examples)}
         self._types, self._quantile, self._upgraded, self._seed = types, quantile, upgraded, seed
-        self._kinds = KINDS if nulls else KINDS[:1]
+        self._kinds = kinds_of(offsets) if nulls else KINDS[:1]
 
     def settings(self) -> str:
         """The snippets, and everything that changes their counts."""
@@ -93,9 +105,14 @@ class CatAccumulator(LeafMapAccumulator):
         high = attention_mask(restricted(values, some), quantile=self._quantile, valid=left)
         found = [overlap(high, near)]
         if len(self._kinds) > 1:
-            by_offset = restricted(positional(values, valid=valid), some)
-            of_offsets = attention_mask(by_offset, quantile=self._quantile, valid=left)
-            found += [overlap(high, one.shuffled(near, left)), overlap(of_offsets, near)]
+            found.append(overlap(high, one.shuffled(near, left)))
+            if KINDS[2] in self._kinds:
+                by_offset = restricted(positional(values, valid=valid), some)
+                found.append(overlap(attention_mask(by_offset, quantile=self._quantile, valid=left), near))
+            if AMONG_KEPT in self._kinds:
+                # Two leaves that count can see each other as before, because leaves are in the order of the text.
+                by_offset = positional(restricted(values, some), valid=left)
+                found.append(overlap(attention_mask(by_offset, quantile=self._quantile, valid=left), near))
         for kind, counts in enumerate(found):
             matched, either = (x.to(self.matched.device) for x in counts)
             self.matched[kind, site.row, place], self.either[kind, site.row, place] = matched[0], either[0]
@@ -154,8 +171,8 @@ RANDOM = "random weights"
 @checked
 def cat_scores(
     model: nn.Module, batches: Batches, *, types: Literal["frequent", "published", "all"] | Sequence[str] = "frequent",
-    top: int = TOP, quantile: float = QUARTER, upgraded: bool = True, random_weights: bool = False, seed: int = 0,
-    progress: Progress = None,
+    top: int = TOP, quantile: float = QUARTER, upgraded: bool = True, offsets: Offsets = "snippet",
+    random_weights: bool = False, seed: int = 0, progress: Progress = None,
 ) -> CatComparison:  # fmt: skip
     """Measure how well the attention of each layer and head agrees with the structure of code (Chen et al. 2022).
 
@@ -174,12 +191,18 @@ def cat_scores(
         top: the number of frequent types.
         quantile: the share of pairs that count as high in attention, and as near in the tree.
         upgraded: whether distances are those of the U-AST, or of the tree alone.
+        offsets: among which leaves the positional null model counts offsets and takes means. "snippet": all leaves of
+            the snippet, and the leaves that count are picked out of the map afterwards ("positional"). It knows how far
+            apart two leaves are in the text, and also the attention to leaves of other types. "kept": only the leaves
+            that count ("positional, kept leaves"), so that it knows nothing but what is scored. "both": two null
+            models. Without a selection of types they are the same.
         random_weights: whether to also measure the model with random weights, on the same types of leaves.
         seed: the seed of shuffled pairs and random weights.
         progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches that are not from `align_code`, for an iterator of batches, for "frequent" or
-    "published" types of code in several languages, for types that no leaf has, and if no layer reads the code.
+    "published" types of code in several languages, for types that no leaf has, for other offsets, and if no layer reads
+    the code.
 
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.code_structure import align_code, cat_scores, parse_code
@@ -191,9 +214,12 @@ def cat_scores(
         >>> found.scores.head_macro.shape, found.kinds
         (torch.Size([2, 4]), ('attention', 'shuffled', 'positional'))
     """
+    kinds_of(offsets)
     snippets = snippets_in(batches)
     chosen = _chosen(model, batches, snippets, types, top, quantile, progress)
-    counter = partial(CatAccumulator, snippets, types=chosen, quantile=quantile, upgraded=upgraded, seed=seed)
+    counter = partial(
+        CatAccumulator, snippets, types=chosen, quantile=quantile, upgraded=upgraded, seed=seed, offsets=offsets
+    )
     found: CatComparison = accumulate(model, batches, counter(), progress=progress)[0]
     if random_weights:
         title = titled(progress, RANDOM)

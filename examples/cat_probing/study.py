@@ -39,6 +39,7 @@ def parse() -> argparse.Namespace:
     add("--models", nargs="+", required=True, help="encoders or decoders with fast tokenizers")
     add("--code", nargs="+", required=True, help="JSON Lines of functions, a language each")
     add("--subset", type=int, default=-1, help="the first so many functions of each file")
+    add("--plain_ast", action="store_true", help="distances in the syntax tree alone, without the edges of the U-AST")
     add("--types", default="frequent", choices=("frequent", "published", "all"), help="which leaves count")
     add("--max_length", type=int, help="leave out what is longer in tokens; by default than the model has room for")
     add("--broken", default="skip", choices=("error", "skip", "keep"), help="what to do with code that does not parse")
@@ -98,7 +99,14 @@ class Probed:
             f"scores-{self.name}-{language}",
             CatComparison,
             lambda: cat_scores(
-                self.model, batches, types=args.types, random_weights=True, seed=args.seed, progress=title
+                self.model,
+                batches,
+                types=args.types,
+                upgraded=not args.plain_ast,
+                offsets="both",
+                random_weights=True,
+                seed=args.seed,
+                progress=title,
             ),
         )
 

@@ -236,7 +236,8 @@ class _Definitions:
         while True:
             kind, owner = self._nodes.types[scope], self._redirected.get((scope, text), scope)
             variable = self._variables.get((owner, text))
-            whole = grammar.hoists or kind in grammar.whole
+            # The body of a class is run line by line: before it gives a name a value, the name is one from outside.
+            whole = (grammar.hoists or kind in grammar.whole) and kind not in grammar.closed
             if variable and (whole or variable.start <= place) and not (inside and kind in grammar.closed):
                 return owner
             if scope == 0 or owner != scope or kind in grammar.barriers:

@@ -229,7 +229,9 @@ def test_other_languages_are_refused_before_the_model_runs(tokenizer):
     batches = align_code(tokenizer, [CodeTree(tree.code, "", "cobol", *parts)])
     model = build("bert")
     model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
-    with pytest.raises(DataError, match="relations are known in python, java, javascript, go, typescript, .*, not in cobol"):
+    with pytest.raises(
+        DataError, match="relations are known in python, java, javascript, go, typescript, .*, not in cobol"
+    ):
         relation_heads(model, batches)
 
 

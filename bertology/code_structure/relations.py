@@ -24,8 +24,10 @@ GRAMMARS = {
 
 
 Relation = Literal["same block", "same call", "definition to use", "matching brackets", "same name, no definition"]
-RELATIONS: tuple[Relation, ...] = get_args(Relation)[:4]
-"""The relations that are measured by default: all but the control relation."""
+CONTROL: Relation = "same name, no definition"
+"""The control relation of "definition to use"."""
+RELATIONS: tuple[Relation, ...] = tuple(one for one in get_args(Relation) if one != CONTROL)
+"""The relations that are measured by default."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def related(tree: CodeTree, relation: Relation) -> Tensor:
         return _same_group(_blocks(tree, grammar))
     if relation == "same call":
         return _same_group(_calls(tree, grammar))
-    if relation in ("definition to use", "same name, no definition"):
+    if relation in ("definition to use", CONTROL):
         links = _linked(len(tree), definitions_of(tree, grammar))
         return links if relation == "definition to use" else _same_name(tree, grammar) & ~(links | links.T)
     pairs = _brackets(tree)

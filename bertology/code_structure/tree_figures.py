@@ -119,7 +119,7 @@ def frequent_types(
             place = (types.index(kind) - 0.46, y - 0.46)
             axes.add_patch(frame(place, 0.92, 0.92, fill=False, edgecolor=COLOURS[1], linewidth=1.6))
     _axes_of_types(axes, types, [found.labels[row] for row in rows])
-    axes.set_title(title or f"Frequent types of leaves: the first {top} of each layer")
+    axes.set_title(title or "Frequent types of leaves")
     figure.colorbar(image, ax=axes, label="share of pairs with high attention")
     return written(figure, path)
 

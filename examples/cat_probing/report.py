@@ -123,12 +123,12 @@ def _same_name(chosen: RelationHeads, scored: RelationHeads) -> list[str]:
     best = scored.best(names[0], choose_on=chosen)
     row = scored.labels.index(f"{best.head.stack}.{best.head.layer}" if best.head.stack else str(best.head.layer))
     at = (scored.relations.index(CONTROL), row, best.head.head)
-    return [
-        f"{best.head} gives {best.mean:.3f} of its attention to the definition ({best.expected:.3f} at the same offset), "
-        f"and {scored.mean[at]:.3f} to an earlier leaf with the same name that is not the definition "
-        f"({scored.expected[at]:.3f} at the same offset).",
-        "",
-    ]
+    told = (
+        f"{best.head} gives {best.mean:.3f} of its attention to the definition, against {best.expected:.3f} to leaves "
+        "at the same offset. To an earlier leaf with the same name that is not the definition it gives "
+        f"{scored.mean[at]:.3f}, against {scored.expected[at]:.3f}."
+    )
+    return [told, ""]
 
 
 def _half(one: RelationHeads, which: int) -> RelationHeads:

@@ -35,8 +35,33 @@ from torch import Tensor, nn
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+MOST_IN_MESSAGE, MOST_SHOWN = 1800, 80
+"""The longest message, and the longest value in one, in characters."""
+
+
 class BertologyError(Exception):
-    """Any error that this library raises on purpose."""
+    """Any error that this library raises on purpose. A message over 1,800 characters loses its middle."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_without_middle(one) if isinstance(one, str) else one for one in args))
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: what Python prints for it, up to 80 characters.
+
+    >>> shown("Birds sing. " * 1000)
+    "'Birds sing. Birds sing. Birds sing. Birds sing. Birds sing. Birds sing. Birds si..."
+    """
+    whole = repr(value)
+    return whole if len(whole) <= MOST_SHOWN else f"{whole[:MOST_SHOWN]}..."
+
+
+def _without_middle(message: str) -> str:
+    left_out = len(message) - MOST_IN_MESSAGE
+    if left_out <= 0:
+        return message
+    half = MOST_IN_MESSAGE // 2
+    return f"{message[:half]} [... {left_out:,} characters ...] {message[-half:]}"
 
 
 class UnknownAnatomy(BertologyError, TypeError):
@@ -94,7 +119,7 @@ def readable(path: str | Path) -> Iterator[None]:
     except IsADirectoryError as error:
         raise DataError(f"{path} is a folder: wanted a file") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8 ({error}): convert it, or name another file") from error
+        raise DataError(f"{path} is no text in UTF-8 ({error.reason}): convert it, or name another file") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -140,9 +165,7 @@ def checked(function: F) -> F:
 def described(value: object) -> str:
     """What came, in the words of a message."""
     if value is None or isinstance(value, (bool, int, float, str)):
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
-        return shown if value is None else f"{shown} ({type(value).__name__})"
+        return shown(value) if value is None else f"{shown(value)} ({type(value).__name__})"
     if isinstance(value, type):
         return f"the class {value.__name__} itself"
     if isinstance(value, Tensor):
@@ -330,8 +353,8 @@ def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) ->
     error = UnknownAnatomy if nn.Module in get_args(hint) else DataError
     inside = [bad for one in (hint, *get_args(hint)) if (bad := _inside(value, one)) is not _NONE]
     # The parts of a string are strings, which says nothing.
-    shown = inside and not isinstance(value, (str, bytes))
-    came = f"{described(value)} with {described(inside[0])} in it" if shown else described(value)
+    within = inside and not isinstance(value, (str, bytes))
+    came = f"{described(value)} with {described(inside[0])} in it" if within else described(value)
     return error(f"{what}: {name} must be {_words(hint)}, got {came}{_ADVICE.get(name, '')}")
 
 

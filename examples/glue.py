@@ -1,14 +1,17 @@
-"""Reader of GLUE tasks, from a folder of TSV files or from a data set of the `datasets` library."""
+"""Reader of GLUE tasks and SNLI, from a folder of TSV files or from a data set of the `datasets` library."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bertology.errors import DataError, need
+from bertology.corpora.files import BLANKS, lines_of
+from bertology.errors import DataError, need, shown
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,16 @@ class Task:
     labels: tuple[str, ...]
     metric: str
     header: tuple[str, ...] | None = None
+    train: str = "train.tsv"
     dev: str = "dev.tsv"
     hub: tuple[str, str] = ("", "validation")
     hub_texts: tuple[str, ...] | None = None
+    unlabelled: tuple[str, ...] = ()
+    """Labels of examples that are left out."""
+    skip_short: bool = False
+    """Leave out lines with fewer columns than the header."""
+    wanted: Callable[[dict[str, str]], bool] | None = None
+    """Which rows are of the task; all by default."""
 
 
 NUMBERS = ("0", "1")
@@ -30,28 +40,41 @@ ENTAILMENT = ("entailment", "not_entailment")
 INFERENCE = ("contradiction", "entailment", "neutral")
 PAIR = ("sentence1", "sentence2")
 
+# The sources of CoLA's out-of-domain set (Warstadt et al. 2019); the column `source` names them.
+OUT_OF_DOMAIN = ("c-05", "clc95", "j_71", "s_97", "swb04", "w_80")
+COLA = Task(
+    ("sentence",), "label", NUMBERS, "matthews", ("source", "label", "mark", "sentence"), hub=("cola", "validation")
+)
+MNLI = Task(
+    PAIR, "gold_label", INFERENCE, "accuracy", dev="dev_matched.tsv", hub=("mnli", "validation_matched"),
+    hub_texts=("premise", "hypothesis"), unlabelled=("-",),
+)  # fmt: skip
+
 # As the GLUE archive has them; no labels means regression. Label orders are those of transformers' GLUE processors.
 TASKS = {
-    "cola": Task(
-        ("sentence",), "label", NUMBERS, "matthews", ("source", "label", "mark", "sentence"), hub=("cola", "validation")
-    ),
+    "cola": COLA,
+    "cola-in": replace(COLA, wanted=lambda row: row["source"] not in OUT_OF_DOMAIN),
+    "cola-out": replace(COLA, wanted=lambda row: row["source"] in OUT_OF_DOMAIN),
     "sst-2": Task(("sentence",), "label", NUMBERS, "accuracy", hub=("sst2", "validation")),
     "mrpc": Task(
         ("#1 String", "#2 String"), "Quality", NUMBERS, "f1", hub=("mrpc", "validation"), hub_texts=PAIR
     ),
     "sts-b": Task(PAIR, "score", (), "pearson_spearman", hub=("stsb", "validation")),
-    "qqp": Task(("question1", "question2"), "is_duplicate", NUMBERS, "f1", hub=("qqp", "validation")),
-    "mnli": Task(
-        PAIR, "gold_label", INFERENCE, "accuracy", dev="dev_matched.tsv",
-        hub=("mnli", "validation_matched"), hub_texts=("premise", "hypothesis"),
+    # The published file has lines with too few columns; transformers leaves them out, too.
+    "qqp": Task(
+        ("question1", "question2"), "is_duplicate", NUMBERS, "f1", hub=("qqp", "validation"), skip_short=True
     ),
-    "mnli-mm": Task(
-        PAIR, "gold_label", INFERENCE, "accuracy", dev="dev_mismatched.tsv",
-        hub=("mnli", "validation_mismatched"), hub_texts=("premise", "hypothesis"),
-    ),
+    "mnli": MNLI,
+    "mnli-mm": replace(MNLI, dev="dev_mismatched.tsv", hub=("mnli", "validation_mismatched")),
     "qnli": Task(("question", "sentence"), "label", ENTAILMENT, "accuracy", hub=("qnli", "validation")),
     "rte": Task(PAIR, "label", ENTAILMENT, "accuracy", hub=("rte", "validation")),
     "wnli": Task(PAIR, "label", NUMBERS, "accuracy", hub=("wnli", "validation")),
+    # Scored only: a model of MNLI answers it. The published labels are in `diagnostic-full.tsv`.
+    "diagnostic": Task(
+        ("Premise", "Hypothesis"), "Label", INFERENCE, "matthews", train="", dev="diagnostic-full.tsv",
+        hub=("ax", "test"), hub_texts=("premise", "hypothesis"),
+    ),
+    "snli": replace(MNLI, dev="dev.tsv", hub=("", "validation")),
 }  # fmt: skip
 
 
@@ -61,16 +84,19 @@ class Examples:
 
     texts: list[tuple[str, ...]]
     labels: list[float] | list[int]
+    skipped: Counter[str] = field(default_factory=Counter)
+    """{reason: lines}: what was left out of the file."""
 
     def first(self, count: int) -> Examples:
         """The first `count` examples; all of them if `count` is 0 or less."""
-        return Examples(self.texts[:count], self.labels[:count]) if count > 0 else self
+        return Examples(self.texts[:count], self.labels[:count], self.skipped) if count > 0 else self
 
 
 def find_task(name: str) -> Task:
     """The task of that name, in any case, with or without a dash. Raises `DataError`."""
+    plain = name.lower().replace("-", "").replace("_", "")
     for known, task in TASKS.items():
-        if name.lower().replace("-", "").replace("_", "") == known.replace("-", ""):
+        if {"ax": "diagnostic"}.get(plain, plain) == known.replace("-", ""):
             return task
     raise DataError(f"no GLUE task is called {name!r}: wanted one of {', '.join(TASKS)}")
 
@@ -82,7 +108,9 @@ def read_examples(task: Task, data: str | Path, *, train: bool = False) -> Examp
     on the hub (where it can be reached), or a folder with one file a split in a format that it knows.
     Raises `DataError` that names the file, the line and the column that cannot be used.
     """
-    file = Path(data) / ("train.tsv" if train else task.dev)
+    if train and not task.train:
+        raise DataError(f"{task.dev} is for scoring only: train on another task of the same labels, such as MNLI")
+    file = Path(data) / (task.train if train else task.dev)
     if file.is_file():
         return _read_tsv(task, file)
     if any(Path(data).glob("*.tsv")):
@@ -93,36 +121,50 @@ def read_examples(task: Task, data: str | Path, *, train: bool = False) -> Examp
 
 
 def _read_tsv(task: Task, file: Path) -> Examples:
-    # Not splitlines(), which also ends a line at characters that texts may contain.
-    lines = enumerate(file.read_text(encoding="utf-8").split("\n"), start=1)
-    rows = [(number, line.split("\t")) for number, line in lines if line.strip()]
+    rows = [(number, [cell.strip(BLANKS) for cell in line.split("\t")]) for number, line in lines_of(file)]
     header = list(task.header) if task.header else (rows.pop(0)[1] if rows else [])
     if not rows:
         raise DataError(f"{file} holds no examples")
-    places = []
-    for column in (*task.texts, task.label):
-        if column not in header:
-            raise DataError(f"{file} has no column {column!r}: its columns are {', '.join(header)}")
-        places.append(header.index(column))
-    texts: list[tuple[str, ...]] = []
-    labels: list[Any] = []
+    missing = [column for column in (*task.texts, task.label) if column not in header]
+    if missing:
+        raise DataError(f"{file} has no column {missing[0]!r}: its columns are {', '.join(header)[:500]}")
+    found = Examples([], [])
     for number, row in rows:
-        if len(row) <= max(places):
-            raise DataError(f"{file}, line {number}: wanted {max(places) + 1} columns or more, got {len(row)}")
-        texts.append(tuple(row[place].strip() for place in places[:-1]))
-        labels.append(_label(task, row[places[-1]].strip(), f"{file}, line {number}"))
-    return Examples(texts, labels)
+        if len(row) < len(header) and task.skip_short:
+            found.skipped["too few columns"] += 1
+        else:
+            _add(found, task, header, row, f"{file}, line {number}")
+    if not found.texts:
+        raise DataError(f"{file} holds no examples that can be used: {dict(found.skipped)}")
+    return found
+
+
+def _add(found: Examples, task: Task, header: list[str], row: list[str], where: str) -> None:
+    """Add the example of a row."""
+    wanted = 1 + max(header.index(column) for column in (*task.texts, task.label))
+    if len(row) < wanted:
+        raise DataError(f"{where}: wanted {wanted} columns or more, got {len(row)}")
+    cells = dict(zip(header, row, strict=False))
+    if task.wanted is not None and not task.wanted(cells):
+        found.skipped["of another domain"] += 1
+    elif cells[task.label] in task.unlabelled:
+        found.skipped["no label"] += 1
+    else:
+        labels: list[Any] = found.labels
+        labels.append(_label(task, cells[task.label], where))
+        found.texts.append(tuple(cells[column] for column in task.texts))
 
 
 def _label(task: Task, text: str, where: str) -> float | int:
     if task.labels:
         if text not in task.labels:
-            raise DataError(f"{where}: {text!r} is not a label of this task: wanted one of {', '.join(task.labels)}")
+            wanted = ", ".join(task.labels)
+            raise DataError(f"{where}: {shown(text)} is not a label of this task: wanted one of {wanted}")
         return task.labels.index(text)
     try:
         return float(text)
     except ValueError as error:
-        raise DataError(f"{where}: wanted a number as label, got {text!r}") from error
+        raise DataError(f"{where}: wanted a number as label, got {shown(text)}") from error
 
 
 def _read_dataset(task: Task, name: str, train: bool) -> Examples:

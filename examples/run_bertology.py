@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from finetune import train
-from glue import Examples, Task, find_task, make_batches, read_examples
+from glue import TASKS, Examples, Task, find_task, make_batches, read_examples
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import (
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     add(
         "--task_name",
         default="sst-2",
-        help="a GLUE task: cola, sst-2, mrpc, sts-b, qqp, mnli, mnli-mm, qnli, rte, wnli",
+        help=f"a GLUE task: {', '.join(TASKS)}",
     )
     add("--data_dir", help="a folder of GLUE TSV files, or a datasets name such as nyu-mll/glue")
     add("--output_dir", default="bertology-output")
@@ -303,7 +303,9 @@ def report(summary: dict[str, Any], out: Path) -> None:
 
 
 def read_data(args: argparse.Namespace, tokenizer: Any, examples: Examples) -> tuple[Batches, int]:
-    """Batches of the dev set. Prints how many texts were cut."""
+    """Batches of the dev set. Prints how many lines were left out, and how many texts were cut."""
+    for reason, many in examples.skipped.items():
+        print(f"WARNING: {many} lines of the data were left out: {reason}")
     batches, cut = make_batches(
         tokenizer, examples, max_seq_length=args.max_seq_length, batch_size=args.batch_size
     )  # fmt: skip
@@ -324,6 +326,7 @@ def main() -> None:
     model, tokenizer = load(args, len(task.labels) or 1)
     batches, cut = read_data(args, tokenizer, examples)
     summary: dict[str, Any] = {"task": args.task_name, "examples": len(examples.texts), "truncated": cut}
+    summary |= {"skipped_lines": len(examples.skipped)}
     summary |= {f"argument_{name}": value for name, value in vars(args).items()}
     masking = args.try_masking or not args.model_name_or_path
     if masking:

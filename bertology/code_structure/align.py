@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..anatomy.names import IDS_ARGUMENT
-from ..corpora.treebank import Skip
+from ..corpora.skips import Skip
 from ..corpora.words import AlignedBatches, check_tokenizer, padded
 from ..errors import DataError, checked
 from .trees import CodeTree

@@ -1,4 +1,4 @@
-"""Reader of coreference in the formats of CoNLL-2012."""
+"""Reader of coreference in columns: CoNLL-2012, SemEval-2010 task 1, and the three columns of OntoGUM."""
 
 from __future__ import annotations
 
@@ -6,15 +6,53 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from ..errors import DataError, checked
+from ..errors import DataError, checked, shown
+from .bracketed_trees import Parse, Row, parses, trees_in_columns, unescaped
 from .documents import Document, Documents, Mention
-from .files import columns_of, open_text, text_of
-from .phrases import Parse, head_in_tree, head_in_words, kind_of, parses, unescaped
+from .files import BLANKS, columns_of, files_in, name_in, open_text, text_of
+from .phrases import PENN_TAGS, head_in_tree, head_in_words, kind_of
+from .skips import Broken, BrokenPart, Skip, placed, reasons_for
 
-_BEGIN = re.compile(r"#\s*begin document\s*(?:\((.*)\))?\s*;?\s*(?:part (\d+))?")
-_CELL = re.compile(r"(?:\(\d+\)?|\d+\)|\|)+")
-_PART = re.compile(r"(\()?(\d+)(\))?")
+_BEGIN = re.compile(r"#\s*begin document\s*(?:\((.*)\)|([^;\s]\S*))?\s*;?\s*(?:part (\d+))?")
+_CELL = re.compile(r"(?:\([0-9]{1,9}\)?|[0-9]{1,9}\)|\|)+")
+_PART = re.compile(r"(\()?([0-9]+)(\))?")
+_WHOLE = re.compile("[0-9]{1,9}")
+_BIT = re.compile(rf"(\([^{BLANKS}()*]+)*\*\)*|-|_")
+_Trees = Sequence[tuple[int, Parse]]
+"""The first word of each tree, and the tree."""
+
+
+class _Layout(NamedTuple):
+    """Which columns a format has, counted from 0."""
+
+    name: str
+    number: int
+    word: int
+    tag: int | None = None
+    tree: int | None = None
+    head: int | None = None
+    """The number of the word that each word depends on."""
+    sentences: bool = True
+    """Whether a blank line follows each sentence, or only each document."""
+
+
+_THREE = _Layout("OntoGUM", 0, 1, sentences=False)
+_CONLL_2012 = _Layout("CoNLL-2012", 2, 3, tag=4, tree=5)
+_SEMEVAL_2010 = _Layout("SemEval-2010 task 1", 0, 1, tag=4, head=8)
+
+
+class _Text(NamedTuple):
+    """The lines of a document as they are."""
+
+    path: Path
+    name: str
+    lines: tuple[tuple[int, str], ...]
+    end: int
+    """The number of the line where it ends."""
+    trouble: str = ""
+    """What is wrong there, if it does not end as it should."""
 
 
 @dataclass
@@ -22,42 +60,64 @@ class _Lines:
     """The content of a document's lines, line by line."""
 
     name: str
+    path: Path
+    layout: _Layout
     words: list[str] = field(default_factory=list)
-    tags: list[str] = field(default_factory=list)
-    bits: list[str] = field(default_factory=list)
-    """[word]: the part of the tree in each word's line, with `*` for the word itself."""
+    rows: list[list[str]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """[word]: the number of its line."""
     sentences: list[int] = field(default_factory=list)
     spans: list[tuple[int, int, int]] = field(default_factory=list)
     """The first word of each mention, the word after its last one, its cluster."""
     opened: dict[int, list[int]] = field(default_factory=dict)
     """{cluster: the first words of its mentions that are still open}"""
-    breaks: bool = True
+    parted: bool = False
+    """Whether a blank line follows a word."""
 
     @property
-    def parsed(self) -> bool:
-        """Whether the file has trees."""
-        return len(self.bits) == len(self.words) and any("(" in bit for bit in self.bits)
+    def tags(self) -> list[str]:
+        """[word]: its part of speech, if the file has those of the Penn Treebank."""
+        column = self.layout.tag
+        tags = [row[column] for row in self.rows] if column is not None else []
+        known = self.layout is _CONLL_2012 or set(tags) <= PENN_TAGS
+        return tags if known and set(tags) != {"-"} else []
+
+    @property
+    def heads(self) -> list[int] | None:
+        """[word]: the word that it depends on, or -1 for none; None if the file does not say it."""
+        column = self.layout.head
+        if column is None or not all(_WHOLE.fullmatch(row[column]) for row in self.rows):
+            return None
+        ends = [*self.sentences[1:], len(self.words)]
+        starts = [start for start, end in zip(self.sentences, ends, strict=True) for _ in range(start, end)]
+        given = [int(row[column]) for row in self.rows]
+        return [start + head - 1 if head else -1 for start, head in zip(starts, given, strict=True)]
 
 
 @checked
-def read_conll_coref(path: str | Path, *, trees: str | Path | None = None) -> Documents:
-    """Read coreference in the columns of CoNLL-2012 (OntoNotes' `*_gold_conll`), or in the three columns of OntoGUM.
+def read_conll_coref(path: str | Path, *, trees: str | Path | None = None, skip_broken: bool = False) -> Documents:
+    """Read coreference in the columns of CoNLL-2012, of SemEval-2010 task 1, or in the three columns of OntoGUM.
 
-    Each line is one word. Columns are counted from 0. CoNLL-2012 has the word in column 3, its tag in column 4, its
-    part of the tree in column 5, and in the last column the mentions that begin or end at the word; a blank line
-    follows each sentence. OntoGUM has the word's number, the word and the mentions. Mentions are brackets with the
-    number of a cluster: `(3(4)`, `2)|(5`. The treebanks' `-LRB-` is read as `(`.
+    Each line is one word. Columns are counted from 0. CoNLL-2012 (OntoNotes' `*_gold_conll`) has the word's number in
+    column 2, the word in column 3, its tag in column 4, its part of the tree in column 5. SemEval-2010 has number,
+    word, and in columns 4 and 8 its tag and its head. OntoGUM has the word's number, the word and the mentions. The
+    last column has the mentions that begin or end at the word. A blank line follows each sentence, and in OntoGUM
+    only each document: where there is none, the ends of sentences are not known. Mentions are brackets with the number
+    of a cluster: `(3(4)`, `2)|(5`. A mention that is written twice in one cluster is one mention; a span in two
+    clusters is two mentions. The treebanks' `-LRB-` is read as `(`.
 
-    A mention's head is found in the tree (Collins 1999; `phrases.head_in_tree`), or, without a tree, by a simple rule
-    (`phrases.head_in_words`). Its kind is found from the tag of its head, or, without tags, from a list of pronouns
-    and from capital letters. Mentions are in the order of the text.
+    A mention's head is found in the tree (Collins 1999; `phrases.head_in_tree`), or from the heads of its words, or,
+    without either, by a simple rule (`phrases.head_in_words`). Its kind is found from the tag of its head, or, without
+    tags of the Penn Treebank, from a list of pronouns and from capital letters. Mentions are in the order of the text.
 
     Args:
-        path: the file.
+        path: the file, or a folder of files: those that are named `*gold_conll`, or else `*conll`, also in folders
+            inside it. Files without documents are then listed in `skipped`.
         trees: a file of the same words in the brackets of the Penn Treebank, for a file without trees.
+        skip_broken: leave out documents that cannot be read, and list them in `skipped`, instead of raising.
 
-    Raises `DataError`, which names the file and the line, for lines of another format, for brackets without a partner,
-    and when the words of the trees differ.
+    Raises `DataError`, which names the file, the line and the document, for lines of another format, for words that
+    are not numbered one after another, for brackets without a partner, and when the words of the trees differ.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -66,83 +126,141 @@ def read_conll_coref(path: str | Path, *, trees: str | Path | None = None) -> Do
         ...     read_conll_coref(file.name)[0].mentions
         (Mention(start=0, end=2, head=1, cluster=1, kind='nominal'),)
     """
-    found = list(_documents(Path(path)))
-    if not found:
-        raise DataError(f"{path} holds no documents: wanted lines `# begin document` before the words")
-    if trees is None:
-        return Documents(tuple(_document(lines, _own_parses(lines)) for lines in found))
-    shared = _shared_out(found, parses(text_of(trees), str(trees)), path, trees)
-    return Documents(tuple(_document(lines, own) for lines, own in zip(found, shared, strict=True)))
+    broken = Broken(skip_broken, "such documents")
+    read: list[tuple[_Lines, _Trees]] = []
+    for file in files_in(path, "*gold_conll", "*conll"):
+        before = len(read), len(broken.skipped)
+        for text in _texts(file, broken):
+            with broken.part(text.name):
+                lines = _lines_of(text)
+                read.append((lines, _own_trees(lines) if trees is None else ()))
+        if before == (len(read), len(broken.skipped)) and Path(path).is_dir():
+            broken.skipped.append(Skip(name_in(path, file), "holds no documents"))
+    if not read:
+        told = "; ".join(reasons_for(broken.skipped)) or "wanted lines `# begin document` before the words"
+        raise DataError(f"{path} holds no documents: {told}")
+    if trees is not None:
+        given = parses(text_of(trees), trees)
+        read = [(lines, own) for (lines, _), own in zip(read, _shared_out(read, given, path, trees), strict=True)]
+    return Documents(tuple(_document(lines, own, trees is not None) for lines, own in read), tuple(broken.skipped))
 
 
-def _documents(path: Path) -> Iterator[_Lines]:
-    now: _Lines | None = None
-    count = 0
+def _texts(path: Path, broken: Broken) -> Iterator[_Text]:
+    """The lines of each document, whatever they hold."""
+    lines: list[tuple[int, str]] = []
+    name, begun, count, number, outside = "", 0, 0, 0, False
+
+    def made(trouble: str = "") -> _Text:
+        return _Text(path, name, tuple(lines), number, trouble)
+
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
-            place, line = f"{path}, line {number}", line.strip("\r\n ")
-            begin = _BEGIN.match(line)
+            begin = _BEGIN.match(line.strip(BLANKS))
             if begin:
-                if now is not None:
-                    raise DataError(
-                        f"{place}: a document begins before {now.name!r} ends: wanted a line `#end document` before it"
-                    )
+                if begun:
+                    yield made(f"a document begins before {name!r} ends: wanted a line `#end document` before it")
                 count += 1
-                now = _Lines(_name(begin, path, count))
-            elif line.startswith("#"):
-                if now is not None and "end document" in line:
-                    yield _closed(now, place)
-                    now = None
-            elif now is not None:
-                _read(now, line, place)
-            elif line:
-                raise DataError(f"{place}: a word is outside a document: wanted a line `# begin document` before it")
-    if now is not None:
-        yield _closed(now, f"{path}, end of file")
+                name, begun, lines, outside = _name(begin, path, count), number, [], False
+            elif line.startswith("#") and "end document" in line:
+                if begun:
+                    yield made()
+                begun = 0
+            elif begun:
+                lines.append((number, line))
+            elif line.strip(BLANKS) and not line.startswith("#") and not outside:
+                outside = True  # only the first of several is listed
+                with broken.part():
+                    raise BrokenPart(
+                        path, number, "a word is outside a document: wanted a line `# begin document` before it"
+                    )
+    if begun:
+        yield made(f"the file ends before document {name!r}: wanted a line `#end document`; is the file complete?")
 
 
 def _name(begin: re.Match[str], path: Path, count: int) -> str:
-    name = begin[1] or f"{path.stem} {count}"
-    return f"{name} part {begin[2]}" if begin[2] else name
+    name = begin[1] or begin[2] or f"{path.stem} {count}"
+    return f"{name} part {begin[3]}" if begin[3] else name
 
 
-def _closed(lines: _Lines, place: str) -> _Lines:
+def _lines_of(text: _Text) -> _Lines:
+    """The content of a document's lines. Raises `DataError`."""
+    lines: _Lines | None = None
+    blank = True
+    for number, line in text.lines:
+        with placed(text.path, number):
+            columns = columns_of(line) if line.strip(BLANKS) and not line.startswith("#") else None
+            if columns is None:
+                blank = blank or not line.strip(BLANKS)
+                if lines is not None:
+                    lines.parted = lines.parted or blank
+                continue
+            if lines is None:
+                lines = _Lines(text.name, text.path, _layout_of(columns, text.name, line))
+            _take(lines, columns, number, blank)
+            blank = False
+    if text.trouble:
+        raise BrokenPart(text.path, text.end, text.trouble)
+    if lines is None:
+        raise BrokenPart(text.path, text.end, f"document {text.name!r} has no words")
     still = [cluster for cluster, starts in lines.opened.items() if starts]
     if still:
-        raise DataError(f"{place}: document {lines.name!r} ends before its mention of cluster {still[0]} is closed")
-    if not lines.words:
-        raise DataError(f"{place}: document {lines.name!r} has no words")
+        raise BrokenPart(
+            text.path, text.end, f"document {text.name!r} ends before its mention of cluster {still[0]} is closed"
+        )
     return lines
 
 
-def _read(lines: _Lines, line: str, place: str) -> None:
-    """Add one line to a document."""
-    if not line.strip():
-        lines.breaks = True
-        return
-    columns = columns_of(line)
-    if lines.breaks:
-        lines.sentences.append(len(lines.words))
-        lines.breaks = False
-    if len(columns) == 3:
-        lines.words.append(unescaped(columns[1]))
-    elif len(columns) >= 7:
-        lines.words.append(unescaped(columns[3]))
-        lines.tags.append(columns[4])
-        lines.bits.append(columns[5])
-    else:
+def _layout_of(columns: Sequence[str], name: str, line: str) -> _Layout:
+    """The format of a document, by its first line. Raises `DataError` for other formats."""
+    if len(columns) == 3 and _WHOLE.fullmatch(columns[0]):
+        return _THREE
+    if len(columns) >= 7 and all(map(_WHOLE.fullmatch, columns[1:3])) and _BIT.fullmatch(columns[5]):
+        return _CONLL_2012
+    if len(columns) >= 17 and columns[0] == "1" and (columns[8] == "_" or _WHOLE.fullmatch(columns[8])):
+        return _SEMEVAL_2010
+    raise DataError(
+        f"document {name!r}: wanted 3 columns (number, word, mentions) or those of CoNLL-2012 (document, part, number, "
+        f"word, tag, part of the tree, ..., mentions) or SemEval-2010 task 1, got {len(columns)}: {shown(line)}"
+    )
+
+
+def _take(lines: _Lines, columns: list[str], number: int, after_blank: bool) -> None:
+    """Add the columns of one line to a document. Raises `DataError`."""
+    layout, before = lines.layout, lines.rows[-1] if lines.rows else None
+    many = len(before) if before is not None and not after_blank else 3 if layout is _THREE else None
+    least = 3 if layout is _THREE else 7 if layout is _CONLL_2012 else 17
+    if len(columns) < least or (many is not None and len(columns) != many):
         raise DataError(
-            f"{place}: wanted 3 columns (number, word, mentions) or those of CoNLL-2012, got {len(columns)}: {line!r}"
+            f"document {lines.name!r}: wanted {many or least} columns of {layout.name}, as before, got "
+            f"{len(columns)}: {shown(' '.join(columns))}"
         )
-    _mark(lines, columns[-1], place)
+    found = columns[layout.number]
+    following = [] if before is None else [int(before[layout.number]) + 1]
+    wanted = [*following, 0, 1] if after_blank or before is None else following
+    if not _WHOLE.fullmatch(found) or int(found) not in wanted:
+        if before is None and layout is _THREE and _WHOLE.fullmatch(found):
+            wanted = [int(found)]  # a part of a longer text
+        else:
+            raise DataError(
+                f"document {lines.name!r}: wanted word number {wanted[0]}, got {shown(found)}: words count up from 0 "
+                "or 1, and a blank line follows each sentence"
+            )
+    if not columns[layout.word]:
+        raise DataError(f"document {lines.name!r}: the word is empty")
+    if after_blank or before is None:
+        lines.sentences.append(len(lines.words))
+    lines.words.append(columns[layout.word] if layout is _SEMEVAL_2010 else unescaped(columns[layout.word]))
+    lines.rows.append(columns)
+    lines.numbers.append(number)
+    _mark(lines, columns[-1])
 
 
-def _mark(lines: _Lines, cell: str, place: str) -> None:
+def _mark(lines: _Lines, cell: str) -> None:
     """Open and close the mentions that begin and end at the last word."""
     if cell in ("_", "-", "*"):
         return
     if not _CELL.fullmatch(cell):
-        raise DataError(f"{place}: wanted mentions such as (3(4), 2)|(5 or _, got {cell!r}")
+        raise DataError(f"document {lines.name!r}: wanted mentions such as (3(4), 2)|(5 or _, got {shown(cell)}")
     word = len(lines.words) - 1
     parts = [(bool(opens), int(cluster), bool(closes)) for opens, cluster, closes in _PART.findall(cell)]
     # Closing brackets come first: `(2|2)` closes an earlier mention and opens another.
@@ -152,54 +270,44 @@ def _mark(lines: _Lines, cell: str, place: str) -> None:
         elif opens:
             lines.opened.setdefault(cluster, []).append(word)
         elif not lines.opened.get(cluster):
-            raise DataError(
-                f"{place}: document {lines.name!r}: a mention of cluster {cluster} is closed but was never opened"
-            )
+            raise DataError(f"document {lines.name!r}: a mention of cluster {cluster} is closed but was never opened")
         else:
             lines.spans.append((lines.opened[cluster].pop(), word + 1, cluster))
 
 
-def _own_parses(lines: _Lines) -> list[Parse]:
-    """The trees in the file itself, if it has any."""
-    if not lines.parsed:
-        return []
-    escaped = [re.sub(r"[()]", lambda found: {"(": "-LRB-", ")": "-RRB-"}[found[0]], word) for word in lines.words]
-    leaves = (f"({tag} {word})" for tag, word in zip(lines.tags, escaped, strict=True))
-    text = " ".join(bit.replace("*", f" {leaf} ") for bit, leaf in zip(lines.bits, leaves, strict=True))
-    return _matched(lines, parses(text, lines.name))
-
-
-def _matched(lines: _Lines, own: list[Parse]) -> list[Parse]:
-    many = sum(len(parse.words) for parse in own)
-    if many != len(lines.words):
-        raise DataError(f"document {lines.name!r} has {len(lines.words)} words, but its trees have {many}")
-    return own
+def _own_trees(lines: _Lines) -> _Trees:
+    """The trees in the file itself. A sentence may have none."""
+    tag, tree = lines.layout.tag, lines.layout.tree
+    if tag is None or tree is None:
+        return ()
+    found: list[tuple[int, Parse]] = []
+    for start, end in zip(lines.sentences, [*lines.sentences[1:], len(lines.words)], strict=True):
+        rows = [
+            Row(lines.numbers[at], lines.words[at], lines.rows[at][tag], lines.rows[at][tree])
+            for at in range(start, end)
+        ]
+        try:
+            found += [(start + first, parse) for first, parse in trees_in_columns(rows, lines.path)]
+        except BrokenPart as error:
+            raise BrokenPart(lines.path, error.place, f"document {lines.name!r}: {error.problem}") from error
+    return found
 
 
 def _shared_out(
-    documents: Sequence[_Lines], given: list[Parse], path: str | Path, trees: str | Path
-) -> list[list[Parse]]:
+    read: Sequence[tuple[_Lines, _Trees]], given: list[Parse], path: str | Path, trees: str | Path
+) -> list[_Trees]:
     """The trees of each document. Raises `DataError` at the first word that differs."""
-    shared: list[list[Parse]] = []
+    shared: list[_Trees] = []
     rest = iter(given)
-    for lines in documents:
-        own: list[Parse] = []
+    for lines, _ in read:
+        own: list[tuple[int, Parse]] = []
         place = 0
         while place < len(lines.words):
             parse = next(rest, None)
             if parse is None:
                 raise DataError(f"{trees} ends before word {place} of document {lines.name!r} of {path}")
-            words = lines.words[place : place + len(parse.words)]
-            for offset, (mine, other) in enumerate(
-                zip([*words, *[None] * len(parse.words)], parse.words, strict=False)
-            ):
-                if mine != other:
-                    wanted = "the end of the document" if mine is None else repr(mine)
-                    raise DataError(
-                        f"{trees} must have the same words as {path}: word {place + offset} of document "
-                        f"{lines.name!r} is {wanted}, but {other!r} in the trees"
-                    )
-            own.append(parse)
+            _compare(lines, place, parse, path, trees)
+            own.append((place, parse))
             place += len(parse.words)
         shared.append(own)
     left = sum(1 for _ in rest)
@@ -210,23 +318,35 @@ def _shared_out(
     return shared
 
 
-def _document(lines: _Lines, own: Sequence[Parse]) -> Document:
-    starts, place = [], 0
-    for parse in own:
-        starts.append(place)
-        place += len(parse.words)
-    tags = [tag for parse in own for tag in parse.tags] or lines.tags
-    tags = tags if tags and set(tags) != {"-"} else []
+def _compare(lines: _Lines, place: int, parse: Parse, path: str | Path, trees: str | Path) -> None:
+    words = [*lines.words[place : place + len(parse.words)], *[None] * len(parse.words)]
+    for offset, (mine, other) in enumerate(zip(words, parse.words, strict=False)):
+        if mine != other:
+            wanted = "the end of the document" if mine is None else shown(mine)
+            raise DataError(
+                f"{trees} must have the same words as {path}: word {place + offset} of document "
+                f"{lines.name!r} is {wanted}, but {shown(other)} in the trees"
+            )
+
+
+def _document(lines: _Lines, own: _Trees, trees_beside: bool) -> Document:
+    beside = [tag for _, parse in own for tag in parse.tags] if trees_beside else []
+    tags, heads = beside or lines.tags, lines.heads
     mentions = []
-    for start, end, cluster in sorted(lines.spans, key=lambda span: (span[0], -span[1], span[2])):
-        head = _head(lines.words, start, end, own, starts)
+    for start, end, cluster in sorted(set(lines.spans), key=lambda span: (span[0], -span[1], span[2])):
+        head = _head(lines.words, start, end, own, heads)
         mentions.append(Mention(start, end, head, cluster, kind_of(lines.words, tags, start, end, head)))
-    sentences = starts or (lines.sentences if len(lines.sentences) > 1 else [])
+    known = lines.layout.sentences or lines.parted
+    sentences = [start for start, _ in own] if trees_beside else lines.sentences if known else []
     return Document(tuple(lines.words), tuple(mentions), lines.name, tuple(tags) if tags else None, tuple(sentences))
 
 
-def _head(words: Sequence[str], start: int, end: int, own: Sequence[Parse], starts: Sequence[int]) -> int:
-    for first, parse in zip(starts, own, strict=True):
+def _head(words: Sequence[str], start: int, end: int, own: _Trees, heads: Sequence[int] | None) -> int:
+    for first, parse in own:
         if first <= start and end <= first + len(parse.words):
             return first + head_in_tree(parse.tree, start - first, end - first)
+    if heads is not None:
+        outside = [word for word in range(start, end) if not start <= heads[word] < end]
+        if len(outside) == 1:
+            return outside[0]
     return head_in_words(words, start, end)  # no tree, or a mention across several sentences

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 from ..anatomy.names import IDS_ARGUMENT
 from ..data.token_classes import check_is_tokenizer
 from ..errors import DataError, checked
-from .treebank import Skip
+from .skips import Skip, reasons_for
 
 KINDS = ("pronoun", "proper", "nominal")
 Kind = Literal["pronoun", "proper", "nominal"]
@@ -96,7 +96,7 @@ class Document:
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Documents(Sequence[Document]):
     """Documents, in the order of the file, and what was left out."""
 
@@ -126,11 +126,12 @@ class Documents(Sequence[Document]):
         return self.documents[index]
 
     def __str__(self) -> str:
-        reasons = Counter(skip.reason for skip in self.skipped)
         lost = {"cut through": self.cut_through, "after the first piece": self.beyond}
         gone = [f"{many} mentions {why}" for why, many in lost.items() if many]
-        gone += [f"{many} skipped: {why}" for why, many in reasons.items()]
-        return "; ".join([f"{len(self)} documents, {self.mentions} mentions", *gone])
+        told = f"{len(self)} documents, {self.mentions} mentions"
+        return "; ".join([told, *gone, *reasons_for(self.skipped)])
+
+    __repr__ = __str__
 
 
 @checked

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from ..errors import DataError
+from .bracketed_trees import Phrase
 from .documents import Kind
 
 Traits = tuple[str | None, str | None, int | None]
@@ -44,6 +42,12 @@ def gender_of(word: str) -> str | None:
 
 PRONOUN_TAGS = ("PRP", "PRP$", "WP", "WP$")
 NAME_TAGS = ("NNP", "NNPS")
+_PENN_TAGS = """
+CC CD DT EX FW IN JJ JJR JJS LS MD NN NNS NNP NNPS PDT POS PRP PRP$ RB RBR RBS RP SYM TO UH VB VBD VBG VBN VBP VBZ WDT
+WP WP$ WRB AFX ADD GW HYPH NFP XX # $ '' `` ( ) , . : -LRB- -RRB- -LSB- -RSB- -LCB- -RCB-
+"""
+PENN_TAGS = frozenset(_PENN_TAGS.split())
+"""The parts of speech of the Penn Treebank and of OntoNotes."""
 POSSESSIVES = ("'s", "’s", "'", "’")
 _AFTER_HEADS = """
 , ; : ( [ about above across after against along among around as at before behind below between beyond by despite during
@@ -52,8 +56,6 @@ without who whom whose which that where when
 """
 AFTER_HEADS = frozenset(_AFTER_HEADS.split())
 """Words that follow the head of a phrase: commas, brackets, prepositions, relative pronouns."""
-BRACKETS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}
-_BRACKET = re.compile("|".join(BRACKETS))
 
 # Collins (1999, Head-Driven Statistical Models for Natural Language Parsing, appendix A): where to look for the head
 # of a noun phrase, in this order, from its end or from its start. Possessive endings are ignored: the head of
@@ -73,92 +75,25 @@ _CLAUSE: _Rules = (
 _CLAUSES = ("S", "SBAR", "SBARQ", "SQ", "SINV", "VP")
 
 
-@dataclass(frozen=True)
-class Phrase:
-    """A constituent: its label, its words, and its children. A word has no children, and its label is its tag."""
-
-    label: str
-    start: int
-    end: int
-    children: tuple[Phrase, ...] = ()
-
-
-@dataclass(frozen=True)
-class Parse:
-    """A sentence's words, its tags and its constituents."""
-
-    words: tuple[str, ...]
-    tags: tuple[str, ...]
-    tree: Phrase
-
-
-def parses(text: str, name: str) -> list[Parse]:
-    """Read trees in the brackets of the Penn Treebank. Traces are left out, as is the part of a label after its hyphen.
-
-    Raises `DataError` for brackets that do not match.
-
-        >>> parses("(S (NP (DT The) (NN queen)) (VP (VBZ sings)))", "example")[0].tags
-        ('DT', 'NN', 'VBZ')
-    """
-    found: list[Parse] = []
-    words: list[str] = []
-    tags: list[str] = []
-    # An open phrase: its label, its first word, its children so far.
-    opened: list[tuple[str, int, list[Phrase]]] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        for bracket, label, word, close in _TREE.findall(line):
-            if bracket:
-                opened.append((_plain(label), len(words), []))
-            elif not opened:
-                raise DataError(f"{name}, line {number}: {word or close!r} is outside of all trees")
-            elif word:
-                if opened[-1][0] != "-NONE-":
-                    words.append(unescaped(word))
-                    tags.append(opened[-1][0])
-            elif close:
-                label, start, children = opened.pop()
-                phrase = Phrase(label, start, len(words), tuple(children))
-                if opened and phrase.end > start:
-                    opened[-1][2].append(phrase)
-                elif not opened and words:
-                    found.append(Parse(tuple(words), tuple(tags), phrase))
-                    words, tags = [], []
-    if opened:
-        raise DataError(f"{name} ends inside a tree: {len(opened)} brackets are not closed")
-    return found
-
-
-_TREE = re.compile(r"(\()\s*([^\s()]*)|([^\s()]+)|(\))")
-
-
-def _plain(label: str) -> str:
-    return label if label.startswith("-") else re.split("[-=|]", label)[0]
-
-
-def unescaped(word: str) -> str:
-    """A word of a treebank with `(` for `-LRB-` and so on, and without backslashes before marks."""
-    word = _BRACKET.sub(lambda found: BRACKETS[found[0]], word)
-    return word[1:] if word in ("/.", "/?", "/-") else word
-
-
 def head_in_tree(tree: Phrase, start: int, end: int) -> int:
     """The head of the words from `start` to `end`: that of the smallest constituent around them, within these words.
 
     A constituent that is not a clause is treated as a noun phrase, because mentions are noun phrases.
 
+        >>> from bertology.corpora.bracketed_trees import parses
         >>> tree = parses("(NP (NP (DT the) (NN queen)) (PP (IN of) (NP (NNS hearts))))", "example")[0].tree
         >>> head_in_tree(tree, 0, 4)
         1
     """
-    inside = [child for child in tree.children if child.start < end and child.end > start]
-    if not inside:
-        return max(tree.start, start)
-    if len(inside) == 1:
-        return head_in_tree(inside[0], start, end)
-    whole = (tree.start, tree.end) == (start, end)
-    rules = _CLAUSE if whole and tree.label in _CLAUSES else _NOUN_PHRASE
-    head = _first_of(inside, rules, last=whole)
-    return head_in_tree(head, max(start, head.start), min(end, head.end))
+    while True:
+        inside = [child for child in tree.children if child.start < end and child.end > start]
+        if not inside:
+            return max(tree.start, start)
+        whole = (tree.start, tree.end) == (start, end)
+        rules = _CLAUSE if whole and tree.label in _CLAUSES else _NOUN_PHRASE
+        tree = inside[0] if len(inside) == 1 else _first_of(inside, rules, last=whole)
+        if len(inside) > 1:
+            start, end = max(start, tree.start), min(end, tree.end)
 
 
 def _first_of(children: Sequence[Phrase], rules: _Rules, last: bool) -> Phrase:

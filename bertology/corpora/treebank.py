@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from ..errors import DataError, check_strings, checked, described, need
-from .files import open_text, text_of
+from ..errors import DataError, check_strings, checked, described, shown
+from .files import BLANKS, blocks_of, columns_of, files_in, json_of, name_in, text_of
+from .raw_text import Span, joined_text, spans_in_text
+from .skips import Broken, BrokenPart, Skip, placed, reasons_for
 
-
-@dataclass(frozen=True)
-class Skip:
-    """A sentence or document that was left out, and why."""
-
-    name: str
-    reason: str
+_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
+_NUMBER, _RANGE_OR_EMPTY = re.compile("[1-9][0-9]*"), re.compile(r"[1-9][0-9]*-[0-9]+|[0-9]+\.[0-9]+")
+_COMMENT = re.compile(r"#\s*([^=]*?)\s*=\s*(.*)")
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,10 @@ class Sentence:
     """[word]: how each word depends on its head."""
     name: str = ""
     """Its name in messages: its `sent_id`, or its number in the file."""
+    text: str = field(default="", compare=False)
+    """The sentence as it is written, for `align(..., raw_text=True)`; empty if it is not known."""
+    spans: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    """[word] (first character, character after the last): where each word is in `text`; empty if it is not known."""
 
     def __post_init__(self) -> None:
         for part in ("words", "relations"):
@@ -54,13 +56,23 @@ class Sentence:
                     f"sentence {self.name!r}: the head of word {word} must be a number from 0 (the root) to {many}, "
                     f"got {head!r}"
                 )
+        check_spans(f"sentence {self.name!r}", self.spans, many, self.text)
         cycle = _cycle(self.heads)
         if cycle:
             raise DataError(f"sentence {self.name!r} is not a tree: words {', '.join(map(str, cycle))} form a cycle")
 
 
+def check_spans(place: str, spans: Sequence[tuple[int, int]], words: int, text: str) -> None:
+    """Raise `DataError` for spans of characters that are not those of `words` words in a text."""
+    if spans and len(spans) != words:
+        raise DataError(f"{place} has {words} words and {len(spans)} spans: wanted one for each word, or none")
+    for span in spans:
+        if len(span) != 2 or not 0 <= span[0] < span[1] <= len(text):
+            raise DataError(f"{place}: wanted spans of characters within the {len(text)} of its text, got {span!r}")
+
+
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Treebank(Sequence[Sentence]):
     """Sentences with their trees, in the order of the file, and the sentences that were left out."""
 
@@ -84,17 +96,24 @@ class Treebank(Sequence[Sentence]):
             return Treebank(self.sentences[index], self.skipped)
         return self.sentences[index]
 
+    def __repr__(self) -> str:
+        words = sum(len(sentence.words) for sentence in self.sentences)
+        return "; ".join([f"{len(self)} sentences, {words} words", *reasons_for(self.skipped)])
+
 
 @checked
 def read_conllu(path: str | Path, *, subtypes: bool = True, skip_broken: bool = False) -> Treebank:
-    """Read a treebank of Universal Dependencies, or any other in CoNLL-U (extra `syntax`).
+    """Read a treebank of Universal Dependencies, or any other in CoNLL-U.
 
     Args:
-        path: a CoNLL-U file. Multiword tokens and empty nodes are left out, because the tree is over the words.
+        path: a CoNLL-U file, or a folder of `*.conllu` files. Multiword tokens and empty nodes are left out, because
+            the tree is over the words. Columns are those of CoNLL-U, or those that a line `# global.columns` names.
         subtypes: whether relations keep the subtype after the colon (`nsubj:pass`) or lose it (`nsubj`).
-        skip_broken: leave out sentences that are not trees, and list them in `skipped`, instead of raising.
+        skip_broken: leave out sentences that are not trees or whose lines are broken, and list them in `skipped`,
+            instead of raising.
 
-    Raises `DataError` for a file without sentences, or with a sentence that is not a tree.
+    Raises `DataError`, which names the file and the line, for a line of another format, for words that are not
+    numbered 1, 2, 3 and so on in a sentence, and for a sentence that is not a tree; and for a file without sentences.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w", suffix=".conllu") as file:
@@ -104,16 +123,104 @@ def read_conllu(path: str | Path, *, subtypes: bool = True, skip_broken: bool = 
         ...     read_conllu(file.name)[0].heads
         (2, 0)
     """
-    conllu = need("conllu", extra="syntax")
+    broken = Broken(skip_broken, "such sentences")
+    sentences = []
+    for found in conllu_sentences(path, broken):
+        with broken.part(found.place), placed(found.path, found.line):
+            sentences.append(_sentence_of(found, subtypes))
+    return _treebank(path, sentences, broken)
 
-    def make(tokens: Any, name: str) -> Sentence:
-        return _sentence_of(tokens, tokens.metadata.get("sent_id") or name, subtypes)
 
-    try:
-        with open_text(path) as file:
-            return _collect(path, conllu.parse_incr(file), make, skip_broken)
-    except conllu.exceptions.ParseException as error:
-        raise DataError(f"{path} is not CoNLL-U: {error}") from error
+@dataclass(frozen=True)
+class ConlluSentence:
+    """The lines of a sentence in CoNLL-U."""
+
+    path: Path
+    line: int
+    """The number of its first line with a word."""
+    place: str
+    """The file and its number in it."""
+    name: str
+    """Its `sent_id`, or its place."""
+    comments: dict[str, str]
+    """What its comments say, such as its `text`."""
+    words: tuple[dict[str, str], ...]
+    """[word]: its columns by their names; no multiword tokens and no empty nodes."""
+    lines: tuple[int, ...]
+    """[word]: the number of its line."""
+    written: tuple[tuple[str, int, bool], ...] = ()
+    """What is written: the form, the number of its words, and whether a blank follows it."""
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """[word]: what is in the text."""
+        return tuple(word["FORM"] for word in self.words)
+
+
+def conllu_sentences(path: str | Path, broken: Broken) -> Iterator[ConlluSentence]:
+    """The sentences of a CoNLL-U file, or of a folder of `*.conllu` files. Blocks of comments are no sentences."""
+    for file in files_in(path, "*.conllu"):
+        columns, number = _COLUMNS, 0
+        for block in blocks_of(file):
+            comments = {m[1]: m[2] for _, line in block if (m := _COMMENT.match(line))}
+            columns = tuple(comments.get("global.columns", "").split()) or columns
+            rows = [(line, text) for line, text in block if not text.startswith("#")]
+            if not rows:
+                continue
+            number += 1
+            place = f"{name_in(path, file)} {number}"
+            with broken.part(place):
+                found = dict(_conllu_words(rows, columns, file))
+                lines, words = tuple(found), tuple(found.values())
+                name = comments.get("sent_id") or place
+                yield ConlluSentence(file, rows[0][0], place, name, comments, words, lines, _written(rows, columns))
+
+
+def _written(rows: Sequence[tuple[int, str]], columns: Sequence[str]) -> tuple[tuple[str, int, bool], ...]:
+    """Multiword tokens, and the words that are not in one: the form, how many words, and whether a blank follows."""
+    written = []
+    inside = 0
+    for _, text in rows:
+        word = dict(zip(columns, columns_of(text), strict=True))
+        first, _, last = word["ID"].partition("-")
+        if "." in first or (not last and int(first) <= inside):
+            continue
+        inside = int(last or first)
+        blank = "SpaceAfter=No" not in word.get("MISC", "").split("|")
+        written.append((word["FORM"], inside - int(first) + 1, blank))
+    return tuple(written)
+
+
+def _conllu_words(
+    rows: Sequence[tuple[int, str]], columns: Sequence[str], path: Path
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The line and the columns of each word."""
+    last = 0
+    for line, text in rows:
+        cells = columns_of(text)
+        if len(cells) != len(columns):
+            raise BrokenPart(
+                path,
+                line,
+                f"the line is not CoNLL-U: wanted {len(columns)} columns, parted by tabs, got {len(cells)}: "
+                f"{shown(text)}",
+            )
+        word = dict(zip(columns, cells, strict=True))
+        if _RANGE_OR_EMPTY.fullmatch(word["ID"]):
+            continue
+        if not _NUMBER.fullmatch(word["ID"]):
+            raise BrokenPart(
+                path, line, f"the line is not CoNLL-U: the number of a word must be 1 or more, got {shown(word['ID'])}"
+            )
+        if word["ID"] != str(last + 1):
+            raise BrokenPart(
+                path, line, f"the line is not CoNLL-U: wanted word {last + 1} of the sentence, got word "
+                f"{shown(word['ID'])}: words count up from 1, and a blank line follows each sentence"
+            )  # fmt: skip
+        if not word["FORM"]:
+            raise BrokenPart(path, line, "the line is not CoNLL-U: the word is empty")
+        last += 1
+        yield line, word
 
 
 @checked
@@ -121,8 +228,8 @@ def read_depparse(path: str | Path, *, skip_broken: bool = False) -> Treebank:
     """Read the text format of Clark et al. (2019): a line `word head-relation` per word, blank lines between sentences.
 
     Heads are counted from 1, and 0 is the root. A relation may contain more hyphens, the last sentence needs no blank
-    line, and several blank lines count as one. Raises `DataError` for lines of another format, and as `read_conllu`
-    does.
+    line, and several blank lines count as one. Raises `DataError`, which names the file and the line, for lines of
+    another format, and as `read_conllu` does; `skip_broken` as there.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -131,16 +238,21 @@ def read_depparse(path: str | Path, *, skip_broken: bool = False) -> Treebank:
         ...     read_depparse(file.name)[0].relations
         ('nsubj', 'root')
     """
-    blocks = text_of(path).replace("\r\n", "\n").split("\n\n")
-    filled = [lines for lines in (block.strip("\n").split("\n") for block in blocks) if lines != [""]]
-    return _collect(path, filled, _sentence_in, skip_broken)
+    broken = Broken(skip_broken, "such sentences")
+    sentences = []
+    for number, block in enumerate(blocks_of(path), 1):
+        name = f"{Path(path).name} {number}"
+        with broken.part(name), placed(path, block[0][0]):
+            sentences.append(_sentence_in(block, name, path))
+    return _treebank(path, sentences, broken)
 
 
 @checked
 def read_json(path: str | Path, *, skip_broken: bool = False) -> Treebank:
     """Read the JSON of Clark et al. (2019): a list of objects with `words`, `heads` and `relns`.
 
-    Raises `DataError` for objects without them, and as `read_conllu` does.
+    Raises `DataError`, which names the file and the sentence, for objects without them, and as `read_conllu` does;
+    `skip_broken` as there.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -149,51 +261,60 @@ def read_json(path: str | Path, *, skip_broken: bool = False) -> Treebank:
         ...     len(read_json(file.name))
         1
     """
+    text = text_of(path)
     try:
-        records = json.loads(text_of(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+        records = json_of(text)
+    except DataError as error:
+        raise DataError(f"{path} is {error}") from error
     if not isinstance(records, list):
         raise DataError(f"{path} must hold a list of sentences, got {type(records).__name__}")
-    return _collect(path, records, _sentence_from, skip_broken)
-
-
-def _collect(
-    path: str | Path, records: Iterable[Any], make: Callable[[Any, str], Sentence], skip_broken: bool
-) -> Treebank:
-    sentences, skipped = [], []
+    broken = Broken(skip_broken, "such sentences")
+    sentences = []
     for number, record in enumerate(records, 1):
         name = f"{Path(path).name} {number}"
-        try:
-            sentences.append(make(record, name))
-        except DataError as error:
-            if not skip_broken:
-                raise DataError(f"{error} (in {path}; skip_broken=True leaves such sentences out)") from error
-            skipped.append(Skip(name, str(error)))
+        with broken.part(name), placed(path):
+            sentences.append(_sentence_from(record, name))
+    return _treebank(path, sentences, broken)
+
+
+def _treebank(path: str | Path, sentences: Sequence[Sentence], broken: Broken) -> Treebank:
     if not sentences:
-        raise DataError(f"{path} has no sentences{' that are trees' if skipped else ''}")
-    return Treebank(tuple(sentences), tuple(skipped))
+        told = "; ".join(reasons_for(broken.skipped))
+        raise DataError(f"{path} has no sentences{' that are trees: ' if told else ''}{told}")
+    return Treebank(tuple(sentences), tuple(broken.skipped))
 
 
-def _sentence_of(tokens: Any, name: str, subtypes: bool) -> Sentence:
-    words = [token for token in tokens if isinstance(token["id"], int)]  # others are ranges and empty nodes
-    relations = [token.get("deprel") or "_" for token in words]
-    return Sentence(
-        tuple(token["form"] for token in words),
-        tuple(token.get("head") for token in words),
-        tuple(relations if subtypes else [relation.partition(":")[0] for relation in relations]),
-        name,
-    )
+def _sentence_of(found: ConlluSentence, subtypes: bool) -> Sentence:
+    heads, relations = [], []
+    for line, word in zip(found.lines, found.words, strict=True):
+        head, relation = word.get("HEAD", "_"), word.get("DEPREL", "_") or "_"
+        if not re.fullmatch("[0-9]{1,9}", head) or int(head) > len(found.words):
+            many = f"a number from 0 (the root) to {len(found.words)}"
+            raise BrokenPart(found.path, line, f"sentence {found.name!r}: the head must be {many}, got {shown(head)}")
+        heads.append(int(head))
+        relations.append(relation if subtypes else relation.partition(":")[0])
+    text, spans = _text_of(found)
+    return Sentence(found.forms, tuple(heads), tuple(relations), found.name, text, spans)
 
 
-def _sentence_in(lines: list[str], name: str) -> Sentence:
+def _text_of(found: ConlluSentence) -> tuple[str, tuple[Span, ...]]:
+    """The sentence as it is written, and the characters of each word; both empty if its words are not in its text."""
+    forms = iter(found.forms)
+    tokens = [(form, [next(forms) for _ in range(many)]) for form, many, _ in found.written]
+    text = found.comments.get("text") or joined_text([(form, blank) for form, _, blank in found.written])
+    spans = spans_in_text(text, tokens)
+    return (text, spans) if spans else ("", ())
+
+
+def _sentence_in(block: Sequence[tuple[int, str]], name: str, path: str | Path) -> Sentence:
     words, heads, relations = [], [], []
-    for line in lines:
-        word, _, arc = line.rstrip().rpartition(" ")
+    for line, text in block:
+        filled = text.strip(BLANKS)
+        word, _, arc = filled.rpartition("\t" if "\t" in filled else " ")
         head, _, relation = arc.partition("-")
-        if not word or not head.isdecimal() or not relation:
-            raise DataError(f"sentence {name!r}: wanted a line `word head-relation`, got {line!r}")
-        words.append(word)
+        if not word or not re.fullmatch("[0-9]{1,9}", head) or not relation:
+            raise BrokenPart(path, line, f"wanted a line `word head-relation`, got {shown(text)}")
+        words.append(word.strip(BLANKS))
         heads.append(int(head))
         relations.append(relation)
     return Sentence(tuple(words), tuple(heads), tuple(relations), name)
@@ -203,7 +324,11 @@ def _sentence_from(record: Any, name: str) -> Sentence:
     missing = [key for key in ("words", "heads", "relns") if not isinstance(record, dict) or key not in record]
     if missing:
         raise DataError(f"sentence {name!r} has no {', '.join(missing)}: each sentence needs words, heads, relns")
-    return Sentence(tuple(record["words"]), tuple(record["heads"]), tuple(record["relns"]), name)
+    lists = [record[key] for key in ("words", "heads", "relns")]
+    if not all(isinstance(one, list) for one in lists):
+        raise DataError(f"sentence {name!r}: words, heads and relns must be lists, got {shown(lists)}")
+    words, heads, relations = map(tuple, lists)
+    return Sentence(words, heads, relations, name)
 
 
 def _cycle(heads: tuple[int, ...]) -> list[int]:

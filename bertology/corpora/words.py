@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, Protocol
 
 import torch
@@ -13,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..errors import DataError, checked
-from .treebank import Skip
+from .raw_text import Span
+from .skips import Skip, reasons_for
 
 SPECIAL, PADDING = -1, -2
 Rows = Literal["mean", "first", "max"]
@@ -61,7 +63,7 @@ class Aligned:
         return 0 if first > 0 else None, last + 1 if max(self.groups) > last else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AlignedBatches:
     """Batches of model arguments, annotated with words. Examples that could not be used are listed in `skipped`."""
 
@@ -76,29 +78,35 @@ class AlignedBatches:
 
     def __str__(self) -> str:
         examples = sum(len(batch["annotations"]) for batch in self.batches)
-        reasons = Counter(skip.reason for skip in self.skipped)
-        return f"{examples} examples in {len(self)} batches" + "".join(
-            f"; {n} skipped: {r}" for r, n in reasons.items()
-        )
+        return "; ".join([f"{examples} examples in {len(self)} batches", *reasons_for(self.skipped)])
+
+    __repr__ = __str__
 
 
 @checked
 def align(
-    tokenizer: Any, sources: Sequence[HasWords], *, batch_size: int = 16, max_length: int | None = None
-) -> AlignedBatches:
+    tokenizer: Any, sources: Sequence[HasWords], *, batch_size: int = 16, max_length: int | None = None,
+    raw_text: bool = False,
+) -> AlignedBatches:  # fmt: skip
     """Tokenize sentences or documents that are given as words, and note which word each token is part of.
 
     The words are joined by blanks, and a token belongs to the word that contains its characters. A text that is too
     long for the model, or whose words and tokens do not align, is left out and listed in `skipped`; it is never
     truncated. `skipped` also lists the texts that were left out when the sources were read.
 
+    With `raw_text=True` the model reads each sentence as it is written, "don't" in the place of "do n't". This matters
+    for byte-level and SentencePiece tokenizers, whose tokens depend on blanks, and for languages that are written
+    without them. A token of the characters of several words belongs to the one that has most of them, the first of
+    these; a sentence with a word that is left without a token, such as one of the two in French "du", is left out.
+
     Args:
         tokenizer: a fast tokenizer; slow ones do not return the characters of a token.
         sources: texts with `words` and a `name`: a `Treebank`, a list of `Sentence`s or `Document`s.
         batch_size: the number of examples in a batch; texts of similar length are batched together.
         max_length: the longest text in tokens, special tokens included; by default the tokenizer's limit.
+        raw_text: tokenize the `text` of the sources, in which each word has its span, as `read_conllu` reads them.
 
-    Raises `DataError` for a slow tokenizer, and when no text is left.
+    Raises `DataError` for a slow tokenizer, when no text is left, and for sources without text if that is wanted.
 
         >>> from transformers import AutoTokenizer
         >>> from bertology.demo import minilm_path
@@ -113,8 +121,9 @@ def align(
     kept: list[tuple[dict[str, list[int]], Any, tuple[int, ...]]] = []
     skipped: list[Skip] = list(getattr(sources, "skipped", ()))
     for number, source in enumerate(sources):
-        arguments, offsets, special = _tokens(tokenizer, " ".join(source.words))
-        word_of, reason = _word_of(source.words, offsets, special)
+        text, spans = _written(source) if raw_text else _blank_between(source.words)
+        arguments, offsets, special = _tokens(tokenizer, text)
+        word_of, reason = _word_of(spans, offsets, special, shared=raw_text)
         if len(offsets) > longest:
             reason = f"longer than {longest} tokens"
         if reason:
@@ -207,25 +216,43 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
 
 
+def _blank_between(words: Sequence[str]) -> tuple[str, list[Span]]:
+    """The words joined by blanks, and the characters of each word."""
+    ends = list(accumulate(len(word) + 1 for word in words))
+    return " ".join(words), [(end - 1 - len(word), end - 1) for word, end in zip(words, ends, strict=True)]
+
+
+def _written(source: Any) -> tuple[str, Sequence[Span]]:
+    """The text of a sentence as it is written, and the characters of each word."""
+    spans = getattr(source, "spans", ())
+    if not spans:
+        raise DataError(
+            "raw_text=True needs sentences with their text and the span of each word in it, as read_conllu reads them; "
+            f"{type(source).__name__} {source.name!r} has none: use raw_text=False, which joins the words by blanks"
+        )
+    return source.text, spans
+
+
 def _word_of(
-    words: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]
+    spans: Sequence[Span], offsets: Sequence[Span], special: Sequence[int], *, shared: bool
 ) -> tuple[tuple[int, ...], str]:
-    """[token]: the word of each token; and the reason if words and tokens do not align, else an empty string."""
-    word_at: list[int] = []
-    for number, word in enumerate(words):
-        word_at += [number] * (len(word) + 1)  # a word includes the blank after it
+    """[token]: the word of each token; and the reason if words and tokens do not align, else an empty string.
+
+    With `shared` a token may have characters of several words: it belongs to the word that has most of them.
+    """
+    word_at = {place: number for number in reversed(range(len(spans))) for place in range(*spans[number])}
     word_of: list[int] = []
     for (start, end), is_special in zip(offsets, special, strict=True):
-        touched = sorted(set(word_at[start:end]))
+        touched = Counter(word_at[place] for place in range(start, end) if place in word_at)
         if is_special:
             word_of.append(SPECIAL)
-        elif len(touched) > 1:
+        elif len(touched) > 1 and not shared:
             return (), "a token spans several words"
         elif touched:
-            word_of.append(touched[0])
+            word_of.append(min(touched, key=lambda word: (-touched[word], word)))
         else:  # only a blank (SentencePiece): part of the next word
-            word_of.append(word_at[min(start, len(word_at) - 1)])
-    if set(range(len(words))) - set(word_of):
+            word_of.append(next((word for word, span in enumerate(spans) if span[1] > start), len(spans) - 1))
+    if set(range(len(spans))) - set(word_of):
         return (), "a word has no token"
     inside = [word for word in word_of if word != SPECIAL]
     if inside != sorted(inside):

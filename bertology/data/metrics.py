@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError, checked, described
@@ -32,9 +33,12 @@ def f1(logits: Tensor, labels: Tensor) -> float:
 
 @checked
 def matthews(logits: Tensor, labels: Tensor) -> float:
-    """Matthews correlation of two classes; 0 when all predictions or all labels are of one class."""
-    guess, truth = _two_classes(logits, labels)
-    return _correlation(guess.double(), truth.double())
+    """Matthews correlation; 0 when all predictions or all labels are of one class.
+
+    Of more than two classes it is the correlation R_K of Gorodkin (2004), with which GLUE scores its diagnostic set.
+    """
+    guess, truth = (F.one_hot(x.long(), logits.shape[-1]).double() for x in _classes(logits, labels))
+    return _correlation(guess, truth)
 
 
 @checked
@@ -143,9 +147,10 @@ def _numbers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _correlation(x: Tensor, y: Tensor) -> float:
-    x, y = x - x.mean(), y - y.mean()
+    """The correlation of numbers [example], or of vectors [example, label], each less its mean over examples."""
+    x, y = x - x.mean(0), y - y.mean(0)
     size = x.norm() * y.norm()
-    return (x @ y / size).item() if size > 0 else 0.0
+    return ((x * y).sum() / size).item() if size > 0 else 0.0
 
 
 def _ranks(x: Tensor) -> Tensor:

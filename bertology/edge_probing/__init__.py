@@ -17,8 +17,12 @@ from .controls import control_tasks, shared_types, shuffled_labels
 from .encoding import encode
 from .figures import layer_panels, layers_of_tasks, sentence_strips
 from .formats.columns import entity_edges, srl_edges
+from .formats.conll2009 import conll2009_edges
 from .formats.coreference import coreference_edges, gap_edges
+from .formats.dpr import dpr_edges
 from .formats.relations import ProtoRole, proto_role_edges, semeval_edges, spr1_edges
+from .formats.spr2 import spr2_edges
+from .formats.tacred import tacred_edges
 from .formats.treebanks import bracket_pos_edges, constituent_edges, dependency_edges, pos_edges
 from .jsonl import read_edges, write_edges
 from .layer_statistics import LayerStatistics, layer_statistics
@@ -52,12 +56,14 @@ __all__ = [
     "bits_of",
     "bracket_pos_edges",
     "code_lengths",
+    "conll2009_edges",
     "constituent_edges",
     "control_tasks",
     "coreference_edges",
     "counted_labels",
     "cumulative_probes",
     "dependency_edges",
+    "dpr_edges",
     "encode",
     "entity_edges",
     "follow_targets",
@@ -81,7 +87,9 @@ __all__ = [
     "shared_types",
     "shuffled_labels",
     "spr1_edges",
+    "spr2_edges",
     "srl_edges",
+    "tacred_edges",
     "train_probes",
     "write_edges",
 ]

@@ -26,6 +26,7 @@ from ..streaming.progress import Progress, progress_bar
 from ..tap import tap
 from .store import Store
 from .store_folder import Appending, Folder, Layout, Numbers, differences, identity, row_bytes
+from .store_parts import part_of
 from .tasks import EdgeTask
 from .token_spans import Plan, plan, texts_of
 
@@ -246,7 +247,7 @@ def encode(
     tower = text_tower(model)
     longest = longest_text(tower, tokenizer, max_length)
     settings = {"lexical": lexical, "dtype": str(dtype).removeprefix("torch."), "max_length": longest}
-    made_of = identity(tower, tokenizer, task, settings)
+    made_of = identity(tower, tokenizer, task, settings, folder.sizes_of_parts())
     if _is_done(folder, made_of):
         return Store.open(path)
     batches = align(tokenizer, texts_of(task), batch_size=batch_size, max_length=longest)
@@ -257,6 +258,7 @@ def encode(
     sight = _Sight(tower, lexical, dtype, planned)
     if not folder.is_begun():
         about = {"name": task.name, "dtype": settings["dtype"], "made_of": made_of, "lost": planned.lost}
+        about["parts"] = [part_of(task)]
         folder.begin({**about, **sight.sizes(batches.batches[0])}, planned.layout)
     _run(folder, sight, batches, planned, progress)
     return Store.open(path)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ..corpora.treebank import Skip
-from ..errors import DataError, checked, readable, writable
+from ..corpora.files import BLANKS, json_of, open_text, text_of, words_of
+from ..corpora.skips import Broken, BrokenPart, placed
+from ..errors import DataError, checked, shown, writable
 from .tasks import Counted, EdgeTask, Record, Target, check_inside
 
-T = TypeVar("T")
 _OF_TARGET, _OF_RECORD = ("span1", "span2", "label"), ("text", "tokens", "targets", "name")
 _HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair, such as `\\ud83d` in JSON without the other half: tokenizers do not accept it."""
@@ -26,8 +26,9 @@ def read_edges(
 ) -> EdgeTask:  # fmt: skip
     """Read a task in the JSONL of Tenney et al. (2019), one text a line.
 
-    A line is an object with `text`, whose words are separated by blanks, and `targets`. Each target has `span1`, in
-    tasks over pairs also `span2`, both as the first word and the word after the last, and `label`, a string or a list.
+    A line is an object with `text`, whose words are separated by blanks and by no other white space, and `targets`.
+    Each target has `span1`, in tasks over pairs also `span2`, both as the first word and the word after the last, and
+    `label`, a string or a list.
     A line may also have `tokens`, a list of words, which may contain blanks; joined by blanks they must be the text.
     All other keys of a text or target are kept in its `info`. Texts without targets are left out and listed in
     `skipped`, as in the paper's program. Blank lines are ignored.
@@ -51,15 +52,15 @@ def read_edges(
         Target(span1=(1, 2), labels=('ARG0',), span2=(0, 1), info='')
     """
     path = Path(path)
-    reader = _Reader(path, skip_broken)
-    with readable(path), open(path, "rb") as file:
+    broken = Broken(skip_broken, "it")
+    reader = _Reader(path, broken)
+    # A line that is not UTF-8 is a broken line like others.
+    with open_text(path, errors="surrogateescape") as file:
         records = [record for number, line in enumerate(file, 1) if (record := reader.record(line, number))]
     names = _labels_in(Path(labels)) if isinstance(labels, (str, Path)) else labels
-    task = path.stem if name is None else name
-    try:
-        return EdgeTask.of(task, records, labels=names, counted=counted, skipped=reader.skipped)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    with placed(path):
+        task = path.stem if name is None else name
+        return EdgeTask.of(task, records, labels=names, counted=counted, skipped=broken.skipped)
 
 
 @checked
@@ -77,7 +78,7 @@ def write_edges(task: EdgeTask, path: str | Path, *, labels: str | Path | None =
         ...     read_edges(f"{folder}/pos.jsonl") == task
         True
     """
-    ends = [label for label in task.labels if len(label.splitlines()) > 1]
+    ends = [label for label in task.labels if "\n" in label or "\r" in label]
     if labels is not None and ends:
         raise DataError(f"labels must not contain line breaks, got {ends[0]!r}")
     with writable(path), open(path, "w", encoding="utf-8", newline="\n") as file:
@@ -94,33 +95,33 @@ class _Reader:
     """Makes records from lines, and lists the lines and targets that could not be used."""
 
     path: Path
-    skip_broken: bool
-    skipped: list[Skip] = field(default_factory=list)
+    broken: Broken
     # Few different sets of labels occur, each many times: they share one object.
     sets: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
 
-    def record(self, line: bytes, number: int) -> Record | None:
+    def record(self, line: str, number: int) -> Record | None:
         """The record of a line; None for a blank line, and for one that is left out."""
-        place = f"line {number}"
-        found = self._tried(place, _object, line) if line.strip() else None
-        if found is None:
+        if not line.strip(BLANKS):
             return None
-        words: tuple[str, ...] = found["words"]
-        tried = (
-            self._tried(f"{place}, target {k}", self._target, one, len(words)) for k, one in enumerate(found["targets"])
-        )
-        targets = tuple(target for target in tried if target is not None)
-        if found["targets"] and not targets:
-            return None
-        name = found["name"] if found["name"] is not None else f"{self.path.name} {number}"
-        return self._tried(place, Record, words, targets, name, found["info"])
+        with self.broken.part(), placed(self.path, number):
+            found = _object(line)
+            words: tuple[str, ...] = found["words"]
+            targets = []
+            for k, one in enumerate(found["targets"]):
+                with self.broken.part(), placed(self.path, f"line {number}, target {k}"):
+                    targets.append(self._target(one, len(words)))
+            if found["targets"] and not targets:
+                return None
+            name = found["name"] if found["name"] is not None else f"{self.path.name} {number}"
+            return Record(words, tuple(targets), name, found["info"])
+        return None
 
     def _target(self, found: Any, many: int) -> Target:
         if not isinstance(found, dict) or "span1" not in found or "label" not in found:
-            raise DataError(f"wanted an object with span1, label and, over pairs, span2, got {_short(found)}")
+            raise DataError(f"wanted an object with span1, label and, over pairs, span2, got {shown(found)}")
         label = found["label"]
         if not isinstance(label, (str, list)) or not all(isinstance(one, str) for one in label):
-            raise DataError(f"label must be a string or a list of strings, got {_short(label)}")
+            raise DataError(f"label must be a string or a list of strings, got {shown(label)}")
         labels = (label,) if isinstance(label, str) else tuple(dict.fromkeys(label))
         spans = [_span(found.get(which)) for which in ("span1", "span2")]
         info = _info({key: value for key, value in found.items() if key not in _OF_TARGET})
@@ -128,29 +129,17 @@ class _Reader:
         check_inside(target, many)
         return target
 
-    def _tried(self, place: str, make: Callable[..., T], *given: Any) -> T | None:
-        try:
-            return make(*given)
-        except DataError as error:
-            if not self.skip_broken:
-                raise DataError(f"{self.path}, {place}: {error} (skip_broken=True leaves it out)") from error
-            self.skipped.append(Skip(f"{self.path.name}, {place}", str(error)))
-            return None
 
-
-def _object(line: bytes) -> dict[str, Any]:
+def _object(line: str) -> dict[str, Any]:
     """The words, targets, name and info of a line."""
-    try:
-        found = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:  # of JSON and of UTF-8
-        raise DataError(f"not JSON: {error}") from error
+    found = json_of(line)
     if not isinstance(found, dict):
-        raise DataError(f"wanted an object with text and targets, got {_short(found)}")
+        raise DataError(f"wanted an object with text and targets, got {shown(found)}")
     targets, name = found.get("targets"), found.get("name")
     if not isinstance(targets, list):
-        raise DataError(f"wanted a list of targets, got {_short(targets)}")
+        raise DataError(f"wanted a list of targets, got {shown(targets)}")
     if not isinstance(name, str | None):
-        raise DataError(f"name must be a string, got {_short(name)}")
+        raise DataError(f"name must be a string, got {shown(name)}")
     info = _info({key: value for key, value in found.items() if key not in _OF_RECORD})
     return {"words": _words(found), "targets": targets, "name": name, "info": info}
 
@@ -158,27 +147,22 @@ def _object(line: bytes) -> dict[str, Any]:
 def _words(found: Mapping[str, Any]) -> tuple[str, ...]:
     text, tokens = found.get("text"), found.get("tokens")
     if tokens is None:
-        if not isinstance(text, str) or not text.split():
-            raise DataError(f"wanted text with words, got {_short(text)}")
-        words = text.split()
+        words = words_of(text) if isinstance(text, str) else []
+        if not words:
+            raise DataError(f"wanted text with words, got {shown(text)}")
     elif not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) and token for token in tokens):
-        raise DataError(f"tokens must be a list of strings that are not empty, got {_short(tokens)}")
+        raise DataError(f"tokens must be a list of strings that are not empty, got {shown(tokens)}")
     elif text is not None and " ".join(tokens) != text:
-        raise DataError(f"text is not its tokens, joined by blanks: {_short(text)} and {_short(tokens)}")
+        raise DataError(f"text is not its tokens, joined by blanks: {shown(text)} and {shown(tokens)}")
     else:
         words = tokens
     if _HALF.search(" ".join(words)):
-        raise DataError(f"words must not contain half of a surrogate pair, got {_short(words)}")
+        raise DataError(f"words must not contain half of a surrogate pair, got {shown(words)}")
     return tuple(words)
 
 
 def _span(found: Any) -> Any:
     return tuple(found) if isinstance(found, list) else found
-
-
-def _short(found: Any) -> str:
-    shown = repr(found)
-    return shown if len(shown) <= 80 else f"{shown[:80]}..."
 
 
 def _info(rest: dict[str, Any]) -> str:
@@ -211,6 +195,9 @@ def _written_target(target: Target) -> dict[str, Any]:
 
 
 def _labels_in(path: Path) -> tuple[str, ...]:
-    with readable(path):
-        names = path.read_text(encoding="utf-8-sig").split("\n")
-    return tuple(name.rstrip("\r") for name in (names[:-1] if names[-1] == "" else names))
+    names = text_of(path).split("\n")
+    found = tuple(names[:-1] if names[-1] == "" else names)
+    empty = next((line for line, name in enumerate(found, 1) if not name.strip()), None)
+    if empty is not None:
+        raise BrokenPart(path, empty, "labels must be strings that are not empty, one a line")
+    return found

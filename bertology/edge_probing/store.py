@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 from ..errors import DataError, checked, described
 from .span_batches import EdgeBatch
 from .store_folder import Folder, Layout, Numbers, check_of, ranges, row_bytes
+from .store_parts import joined_about, relabelled_about
+from .tasks import EdgeTask
 
 
 class Store:
@@ -53,6 +56,67 @@ class Store:
                 "call encode() as before, and it resumes"
             )
         return cls(folder, about, layout)
+
+    @classmethod
+    @checked
+    def join(cls, stores: Sequence[Store | str | Path], path: str | Path) -> Store:
+        """Join the stores of the parts of a task, which other processes or machines may have encoded, in a new folder.
+
+        Parts are what `EdgeTask.split` or slices make, in their order. The records of a part follow those of the part
+        before it. `encode` with the whole task opens the joined folder and runs nothing.
+
+        Args:
+            stores: stores or their folders, two or more, each once. They may be removed afterwards.
+            path: the folder; it is made if it does not exist.
+
+        Raises `DataError` for parts of different models, tokenizers, settings, labels or numbers of spans, for the same
+        part twice, for damaged vectors, and for stores of earlier versions, which do not say how many records their
+        task has.
+
+            >>> Store.join(["first", "second"], "whole")
+            Traceback (most recent call last):
+            bertology.errors.DataError: first holds no encoded task: wanted a folder that encode() made
+        """
+        parts = [store if isinstance(store, Store) else cls.open(store) for store in stores]
+        about = joined_about([part.path for part in parts], [part._about for part in parts])
+        sizes = [sum(one["records"] for one in part._about["parts"]) for part in parts]
+        layout = Layout.joined([part._layout for part in parts], sizes)
+        folder = Folder(path)
+        if folder.is_begun():
+            raise DataError(f"{folder.path} holds a store already: name another folder, or remove this one")
+        for part in parts:
+            part.check()
+        folder.join([part._folder for part in parts], about, layout)
+        return cls.open(path)
+
+    @checked
+    def with_labels(self, task: EdgeTask) -> Store:
+        """The same vectors with the labels of another task over the same words and spans; the model is not run.
+
+        Control tasks (`control_tasks`, `shuffled_labels`) and coarser labels need no second pass. The
+        folder is not changed: the store that is returned reads from it.
+
+        Raises `DataError` for a task with other words or spans than the one that was encoded, and for stores of earlier
+        versions, which have no digest of these.
+
+            >>> from tempfile import TemporaryDirectory
+            >>> from transformers import AutoTokenizer, BertConfig, BertModel
+            >>> from bertology.demo import minilm_path
+            >>> from bertology.edge_probing import EdgeTask, Record, Target, control_tasks, encode
+            >>> tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+            >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+            >>> targets = Target((0, 1), ("NOUN",)), Target((1, 2), ("VERB",))
+            >>> task = EdgeTask.of("pos", [Record(("Birds", "warble"), targets)])
+            >>> (control,) = control_tasks(task)
+            >>> with TemporaryDirectory() as folder:
+            ...     store = encode(model, tokenizer, task, f"{folder}/pos").with_labels(control)
+            >>> (store.name, store.labels, store.targets)
+            ('pos control', ('NOUN', 'VERB'), 2)
+        """
+        about, layout = relabelled_about(self.path, self._about, task), self._layout.with_labels(task)
+        # The digest of a store covers its labels by this number.
+        about["targets_check"] = zlib.crc32(layout.to_bytes())
+        return Store(self._folder, about, layout)
 
     @property
     def path(self) -> Path:

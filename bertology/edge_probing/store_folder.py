@@ -15,8 +15,9 @@ import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,16 @@ from .tasks import EdgeTask
 _SAMPLE = "Él ate 1,234.5 naïve cafés, isn't HE?  日本語 x_y@z.com — №7"
 
 
-def identity(model: nn.Module, tokenizer: Any, task: EdgeTask, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity of an encoding, as values for JSON."""
+def identity(
+    model: nn.Module, tokenizer: Any, task: EdgeTask, settings: Mapping[str, Any], sizes: Sequence[int] = ()
+) -> dict[str, Any]:
+    """The identity of an encoding, as values for JSON; `sizes` are the numbers of records of joined parts."""
     return {
         "model": type(model).__name__,
         "weights": weights_digest(model),
         "config": config_settings(model),
         "tokenizer": tokenizer_digest(tokenizer),
-        "data": data_digest(task),
+        "data": joined_digest([data_digest(part) for part in parts_of_sizes(task, sizes)]),
         "labels": list(task.labels),
         "counted": list(task.counted),
         **settings,
@@ -74,6 +77,27 @@ def data_digest(task: EdgeTask) -> str:
         targets = [(target.span1, target.span2, target.labels) for target in record.targets]
         digest.update(repr((record.words, targets)).encode())
     return digest.hexdigest()
+
+
+def spans_digest(task: EdgeTask) -> str:
+    """A digest of all words and spans of a task, in their order: the same whatever the labels are."""
+    digest = hashlib.sha256()
+    for record in task.records:
+        digest.update(repr((record.words, [(target.span1, target.span2) for target in record.targets])).encode())
+    return digest.hexdigest()
+
+
+def joined_digest(digests: Sequence[str]) -> str:
+    """The digest of parts that follow one another; of one part it is its own."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def parts_of_sizes(task: EdgeTask, sizes: Sequence[int]) -> list[EdgeTask]:
+    """The task cut into parts of these numbers of records; whole if their sum is not that of the task."""
+    if sum(sizes) != len(task):
+        return [task]
+    ends = list(accumulate(sizes))
+    return [task[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -134,6 +158,45 @@ class Layout:
         """[target]: which record it is of."""
         return np.repeat(np.arange(len(self.source)), np.diff(self.first_target))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Layout], records: Sequence[int]) -> Layout:
+        """The layout of several, one after the other; `records` is the number of records in the task of each."""
+
+        def all_of(name: str, sizes: Sequence[int]) -> Numbers:
+            """One array of all parts, counted from the end of the part before."""
+            shifts = np.cumsum([0, *sizes[:-1]])
+            return np.concatenate([getattr(part, name) + shift for part, shift in zip(parts, shifts, strict=True)])
+
+        def ends(name: str) -> Numbers:
+            """The same of where something begins and ends: the end of one part is the begin of the next."""
+            sizes = [int(getattr(part, name)[-1]) for part in parts]
+            inner = np.cumsum([len(getattr(part, name)) for part in parts])[:-1]
+            return np.delete(all_of(name, sizes), inner)
+
+        none = [0] * len(parts)
+        return cls(
+            source=all_of("source", records),
+            place=all_of("place", [len(part.place) for part in parts]),
+            tokens=all_of("tokens", none).astype(np.int32),
+            first_target=ends("first_target"),
+            spans=all_of("spans", none).astype(np.int32),
+            number=all_of("number", none).astype(np.int32),
+            first_label=ends("first_label"),
+            labels=all_of("labels", none).astype(np.int32),
+        )
+
+    def with_labels(self, task: EdgeTask) -> Layout:
+        """The same rows, with the labels of a task that has the same words and spans."""
+        first = np.cumsum([0, *(len(record.targets) for record in task.records)])
+        kept = first[self.source[self.target_record]] + self.number
+        ids, many = label_numbers(task)
+        ends = np.cumsum(many)
+        return replace(
+            self,
+            first_label=np.concatenate([[0], np.cumsum(many[kept])]),
+            labels=ids[ranges((ends - many)[kept], ends[kept])],
+        )
+
     def to_bytes(self) -> bytes:
         """All of it, as NumPy writes it."""
         file = io.BytesIO()
@@ -150,6 +213,14 @@ class Layout:
             raise DataError(f"it holds no arrays of targets ({error})") from error
 
 
+def label_numbers(task: EdgeTask) -> tuple[Numbers, Numbers]:
+    """The numbers of the labels, target after target, and how many labels each target has."""
+    number = {label: place for place, label in enumerate(task.labels)}
+    targets = [target for record in task.records for target in record.targets]
+    ids: Any = (number[label] for target in targets for label in target.labels)
+    return np.fromiter(ids, dtype=np.int32), np.array([len(target.labels) for target in targets], dtype=np.int64)
+
+
 def ranges(starts: Numbers, ends: Numbers) -> Numbers:
     """All integers from each start to its end, range after range.
 
@@ -163,7 +234,7 @@ def ranges(starts: Numbers, ends: Numbers) -> Numbers:
 
 FORMAT = 1
 META, TARGETS, VECTORS, CHECKS = "meta.json", "targets.npz", "vectors.bin", "checks.bin"
-_NAMES = {META, TARGETS, VECTORS, CHECKS, f"{META}.part", f"{TARGETS}.part"}
+_NAMES = {name + end for name in (META, TARGETS, VECTORS, CHECKS) for end in ("", ".part")}
 
 
 class Folder:
@@ -184,15 +255,33 @@ class Folder:
             raise DataError(f"wanted a folder, or the name of a new one in a folder that exists; got {self.path}")
         return False
 
+    def sizes_of_parts(self) -> list[int]:
+        """The numbers of records of the parts that were joined here; empty if nothing has begun."""
+        return [part["records"] for part in self.about().get("parts", ())] if self.is_begun() else []
+
     def begin(self, about: dict[str, Any], layout: Layout) -> None:
         """Write all files but the vectors. Raises `DataError` if the disk has no room for the vectors."""
         self.path.mkdir(exist_ok=True)
         self._check_room(layout.rows * row_bytes(about))
-        targets = layout.to_bytes()
-        self._write(TARGETS, targets)
         (self.path / VECTORS).write_bytes(b"")
         (self.path / CHECKS).write_bytes(b"")
-        about = {"format": FORMAT, **about, "targets_check": zlib.crc32(targets)}
+        self._write_about(about, layout)
+
+    def join(self, parts: Sequence[Folder], about: dict[str, Any], layout: Layout) -> None:
+        """Write the files of several folders into this one. meta.json is last: without it nothing has begun."""
+        self.path.mkdir(exist_ok=True)
+        self._check_room(layout.rows * row_bytes(about))
+        for name in (VECTORS, CHECKS):
+            with complete_file(self.path / name) as part, open(part, "wb") as file:
+                for one in parts:
+                    with open(one.path / name, "rb") as content:
+                        shutil.copyfileobj(content, file)
+        self._write_about(about, layout)
+
+    def _write_about(self, about: dict[str, Any], layout: Layout) -> None:
+        targets = layout.to_bytes()
+        self._write(TARGETS, targets)
+        about = {**about, "format": FORMAT, "targets_check": zlib.crc32(targets)}
         self._write(META, json.dumps({"about": about, "check": _check(about)}, ensure_ascii=False).encode())
 
     def about(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, overload
 
-from ..corpora.treebank import Skip
+from ..corpora.skips import Skip, few_of, reasons_for
 from ..errors import DataError, checked, is_number, is_whole
 
 Counted = Literal["coref", "srl", "relations"] | Sequence[str] | None
@@ -238,7 +238,7 @@ class EdgeTask(Sequence[Record]):
         kept = tuple(record for record in every if record.targets)
         left_out = [*skipped, *(Skip(record.name, "no targets") for record in every if not record.targets)]
         if not kept:
-            reasons = ", ".join(sorted({skip.reason for skip in left_out}))
+            reasons = few_of(sorted({skip.reason for skip in left_out}))
             raise DataError(f"task {name!r} has no targets{': ' if reasons else ''}{reasons}")
         found = {label for record in kept for target in record.targets for label in target.labels}
         names = tuple(sorted(found) if labels is None else labels)
@@ -362,8 +362,7 @@ class EdgeTask(Sequence[Record]):
             parts[0] += f", {len(self.counted)} of which count"
         if self.repeated:
             parts.append(f"{self.repeated} targets have the spans of another")
-        parts += [f"{many} skipped: {why}" for why, many in Counter(skip.reason for skip in self.skipped).items()]
-        return "; ".join(parts)
+        return "; ".join([*parts, *reasons_for(self.skipped)])
 
 
 def _merged(targets: Sequence[Target]) -> tuple[Target, ...]:

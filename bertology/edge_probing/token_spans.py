@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..anatomy.names import IDS_ARGUMENT
 from ..corpora.words import AlignedBatches
-from .store_folder import Layout, Numbers
+from .store_folder import Layout, Numbers, label_numbers
 from .tasks import EdgeTask, Span, Target
 
 NO_TOKEN = "a word has no token"
@@ -143,7 +142,7 @@ def _layout(task: EdgeTask, spans: Numbers, first: Numbers, order: Numbers, coun
     place[order] = np.arange(len(order))
     has = np.bincount(record_of[kept], minlength=len(task.records))[records]
     number = np.arange(len(kept)) - first[record_of]
-    ids, many = _labels(task)
+    ids, many = label_numbers(task)
     return Layout(
         source=records,
         place=place[records],
@@ -154,11 +153,3 @@ def _layout(task: EdgeTask, spans: Numbers, first: Numbers, order: Numbers, coun
         first_label=np.concatenate([[0], np.cumsum(many[kept])]),
         labels=ids[np.repeat(kept, many)],
     )
-
-
-def _labels(task: EdgeTask) -> tuple[Numbers, Numbers]:
-    """The numbers of the labels, target after target, and how many labels each target has."""
-    number = {label: place for place, label in enumerate(task.labels)}
-    targets = [target for record in task.records for target in record.targets]
-    ids: Any = (number[label] for target in targets for label in target.labels)
-    return np.fromiter(ids, dtype=np.int32), np.array([len(target.labels) for target in targets], dtype=np.int64)

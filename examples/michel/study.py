@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from glue import find_task, make_batches, read_examples
+from glue import TASKS, find_task, make_batches, read_examples
 from keeping import BaseStudy, errors_in_a_line
 from report import write_report
 
@@ -49,7 +49,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model_name_or_path", required=True, help="a sequence classifier, fine-tuned on the task")
-    add("--task_name", required=True, help="cola, sst-2, mrpc, sts-b, qqp, mnli, mnli-mm, qnli, rte, wnli")
+    add(
+        "--task_name",
+        required=True,
+        help=", ".join(TASKS),
+    )
     add("--data_dir", required=True, help="a folder of GLUE TSV files, or a datasets name")
     add("--transfer_task_name", help="a second task of the same labels, to compare the heads' effects on (mnli-mm)")
     add("--transfer_data_dir")

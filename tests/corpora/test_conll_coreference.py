@@ -74,6 +74,9 @@ def test_conll_2012_without_trees(tmp_path):
         (["(2", "(2|2)", "2)"], [(0, 2, 2), (1, 3, 2)]),
         (["(10", "(1)", "(11)10)"], [(0, 3, 10), (1, 2, 1), (2, 3, 11)]),
         (["-", "*", "_"], []),
+        (["(1(1", "1)1)"], [(0, 2, 1)]),  # a cluster is a set of mentions
+        (["(1", "1)|(3)|(3)"], [(0, 2, 1), (1, 2, 3)]),
+        (["(1)|(2)", "_"], [(0, 1, 1), (0, 1, 2)]),  # a mention of two entities
     ],
 )
 def test_brackets(tmp_path, cells, expected):
@@ -108,16 +111,19 @@ def test_random_mentions_are_read_back(tmp_path, count):
     [
         (ontogum(["(1", "_"]), r"some.conll, line 4: document 'some 1' ends before its mention of cluster 1 is closed"),
         (ontogum(["_", "1)"]), r"some.conll, line 3: document 'some 1': a mention of cluster 1 is closed but was nev"),
-        (ontogum(["(1x)"]), r"some.conll, line 2: wanted mentions such as \(3\(4\), 2\)\|\(5 or _, got '\(1x\)'"),
+        (
+            ontogum(["(1x)"]),
+            r"some.conll, line 2: document 'some 1': wanted mentions such as \(3\(4\), 2\)\|\(5 or _, got '\(1x\)'",
+        ),
         (
             "# begin document\na b\n",
-            r"line 2: wanted 3 columns \(number, word, mentions\) or those of CoNLL-2012, got 2",
+            r"line 2: document 'some 1': wanted 3 columns \(number, word, mentions\) or those of CoNLL-2012 .*, got 2: 'a b",
         ),
         ("0\tword\t_\n", r"line 1: a word is outside a document: wanted a line `# begin document` before"),
         ("# begin document\n0\tw\t_\n# begin document\n", r"line 3: a document begins before 'some 1' ends"),
         ("# begin document\n# end document\n", r"line 2: document 'some 1' has no words"),
         ("\n", "holds no documents: wanted lines `# begin document` before the words"),
-        (ontogum(["(1(1", "1)1)"]), r"document 'some 1' has the mention of the words \(0, 2\) twice: pass it once"),
+        ("# begin document\n0\tw\t_\n", r"some.conll, line 2: the file ends before document 'some 1': wanted a line"),
     ],
 )
 def test_broken_coreference_files(tmp_path, text, message):
@@ -164,7 +170,7 @@ def test_trees_beside(tmp_path):
             TREES + "(ROOT (NN more))",
             "some.ptb and .*some.conll must have the same documents: 1 trees are left after the last document",
         ),
-        (TREES + "(ROOT", "some.ptb ends inside a tree: 1 brackets are not closed"),
+        (TREES + "(ROOT", r"some.ptb, line 5: the file ends inside a tree: 1 brackets are not closed since here"),
         (TREES + ")", r"some.ptb, line 5: '\)' is outside of all trees"),
     ],
 )

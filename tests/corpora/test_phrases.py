@@ -1,6 +1,7 @@
 import pytest
 
-from bertology.corpora.phrases import head_in_tree, head_in_words, kind_of, parses
+from bertology.corpora.bracketed_trees import parses
+from bertology.corpora.phrases import head_in_tree, head_in_words, kind_of
 
 pytestmark = pytest.mark.any_transformers
 

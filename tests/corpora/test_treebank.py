@@ -112,7 +112,9 @@ def test_what_is_no_tree(found, message):
 def test_broken_sentences_raise_or_are_listed(write):
     broken = CONLLU.replace("\t0\troot", "\t1\troot", 1)
     path = write(broken, "broken.conllu")
-    with pytest.raises(DataError, match=r"'a-1' is not a tree: .* \(in .*broken.conllu; skip_broken=True leaves such"):
+    with pytest.raises(
+        DataError, match=r"broken.conllu, line 3: .*'a-1' is not a tree: .* \(skip_broken=True leaves such"
+    ):
         read_conllu(path)
     found = read_conllu(path, skip_broken=True)
     assert len(found) == 1

@@ -27,6 +27,14 @@ def test_classification_metrics_equal_scikit_learns(pairs):
     assert metrics.matthews(*given) == pytest.approx(sk.matthews_corrcoef(truth, guess) if several else 0, abs=1e-9)
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+def test_matthews_correlation_of_several_classes_equals_scikit_learns(pairs):
+    guess, truth = (list(x) for x in zip(*pairs, strict=True))
+    given = torch.nn.functional.one_hot(torch.tensor(guess), 4).double(), torch.tensor(truth)
+    several = len(set(guess) | set(truth)) > 1
+    assert metrics.matthews(*given) == pytest.approx(sk.matthews_corrcoef(truth, guess) if several else 0, abs=1e-9)
+
+
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=30))
 def test_correlations_equal_scipys(pairs):

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 import zlib
@@ -15,6 +14,7 @@ from bertology.edge_probing.span_batches import EdgeBatch
 from bertology.edge_probing.store import Store
 from bertology.edge_probing.store_folder import Layout, ranges
 from bertology.errors import DataError
+from helpers.edge_encoding import rewritten
 from helpers.edges import NOUNS, PAIRS
 from helpers.trees import wordpiece_tokenizer
 from helpers.zoo import BY_NAME
@@ -108,15 +108,6 @@ def test_opened_again_without_the_model(folder):
     assert (store.labels, store.counted, store.lost) == (NOUNS.labels, NOUNS.counted, {})
     assert store.batch(range(5)).check().count == 12
     store.check()
-
-
-def rewritten(folder, change):
-    """A changed meta.json whose checksum fits."""
-    file = folder / "meta.json"
-    about = json.loads(file.read_text())["about"]
-    change(about)
-    check = zlib.crc32(json.dumps(about, sort_keys=True).encode())
-    file.write_text(json.dumps({"about": about, "check": check}))
 
 
 def cut(name, size):

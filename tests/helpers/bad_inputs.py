@@ -732,6 +732,10 @@ READERS: dict[str, Callable[..., Any]] = {
     "srl_edges": ep.srl_edges,
     "semeval_edges": ep.semeval_edges,
     "spr1_edges": ep.spr1_edges,
+    "spr2_edges": lambda path: ep.spr2_edges(path, path),
+    "tacred_edges": ep.tacred_edges,
+    "dpr_edges": ep.dpr_edges,
+    "conll2009_edges": ep.conll2009_edges,
     "gap_edges": ep.gap_edges,
     "read_code": cs.read_code,
 }

@@ -287,6 +287,8 @@ def _edge_probing(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "layer_panels": tasks,
         "layer_statistics": {"f1": torch.tensor([0.1, 0.5, 0.9])},
         "layer_table": tasks,
+        "conll2009_edges": {"path": file},
+        "dpr_edges": {"path": file},
         "layers_of_tasks": tasks,
         "online_code": {"fit": lambda _: None, "uniform": torch.ones(4)},
         "order_agreement": layers,
@@ -302,7 +304,9 @@ def _edge_probing(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "shared_types": {"train": x.task, "dev": x.task},
         "shuffled_labels": {"task": x.task},
         "spr1_edges": {"path": file},
+        "spr2_edges": {"path": file, "treebank": x.folder},
         "srl_edges": {"path": file},
+        "tacred_edges": {"path": file},
         "train_probes": {**both, "probes": x.probes, "settings": x.settings},
         "write_edges": {"task": x.task, "path": x.folder / "task.jsonl"},
     }

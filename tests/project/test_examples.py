@@ -1,8 +1,10 @@
 """The scripts, run as a user runs them, on small real and made-up data."""
 
 import json
+import random
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -198,7 +200,7 @@ BAD = [
     (["--metric_name", "bleu"], "no metric is called 'bleu': --metric_name takes one of accuracy, f1,"),
     (["--metric_name", "mnli/acc"], "the metric mnli/acc is that of the task mnli, not of sst-2"),
     (["--metric_name", "corr", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "rte"], "the metric corr does not fit the task rte"),
-    (["--metric_name", "mcc", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "mnli"], "the metric mcc does not fit the task mnli"),
+    (["--metric_name", "f1", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "mnli"], "the metric f1 does not fit the task mnli"),
 ]  # fmt: skip
 
 
@@ -305,6 +307,100 @@ def test_every_task(tmp_path, name):
     (tmp_path / task.dev).write_text(text)
     examples = glue.read_examples(task, tmp_path)
     assert (examples.texts, examples.labels) == ([expected], [label])
+
+
+HEADERS = {
+    "sst-2": "sentence label", "mrpc": "Quality #1_ID #2_ID #1_String #2_String",
+    "sts-b": "index genre filename year old_index source1 source2 sentence1 sentence2 score",
+    "qqp": "id qid1 qid2 question1 question2 is_duplicate", "qnli": "index question sentence label",
+    "rte": "index sentence1 sentence2 label", "wnli": "index sentence1 sentence2 label",
+    "mnli": "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
+            "sentence1 sentence2 label1 label2 label3 label4 label5 gold_label",
+    "snli": "index captionID pairID sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
+            "sentence1 sentence2 label1 label2 label3 label4 label5 gold_label",
+    "diagnostic": "Lexical_Semantics Predicate-Argument_Structure Logic Knowledge Domain Premise Hypothesis Label",
+}  # fmt: skip
+HEADERS["mnli-mm"] = HEADERS["mnli"]
+
+
+def tsv_of(name, labels, rng):
+    """A file with the published columns, in which every cell says what it is."""
+    task = glue.find_task(name)
+    header = list(task.header or HEADERS[name].split())
+    rows = (
+        []
+        if task.header
+        else [[column.replace("_", " ") if name in ("mrpc", "diagnostic") else column for column in header]]
+    )
+    for number, label in enumerate(labels):
+        cells = [f"{column} \"{number}' {rng.choice('äß ,:')} end" for column in header]
+        cells[[column.replace("_", " ") for column in header].index(task.label.replace("_", " "))] = label
+        rows.append(cells)
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("name", sorted({*HEADERS, "cola"}))
+def test_every_task_is_read_by_its_published_columns(tmp_path, name):
+    task, rng = glue.find_task(name), random.Random(0)
+    labels = [*(task.labels or ("0.0", "3.8", "5")), *(task.labels or ("4.25",))]
+    (tmp_path / task.dev).write_text(tsv_of(name, labels, rng), encoding="utf-8")
+    found = glue.read_examples(task, tmp_path)
+    assert found.labels == [task.labels.index(x) if task.labels else float(x) for x in labels]
+    columns = [column.replace(" ", "_") if name in ("mrpc", "diagnostic") else column for column in task.texts]
+    assert [[text.split(' "')[0] for text in texts] for texts in found.texts] == [columns] * len(labels)
+    assert [[text.split('"')[1].split("'")[0] for text in texts] for texts in found.texts] == [
+        [str(number)] * len(columns) for number in range(len(labels))
+    ]
+
+
+PROCESSORS = sorted({*HEADERS, "cola"} - {"snli", "diagnostic"})
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "dev"])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_every_task_is_read_as_the_processors_of_transformers_read_it(tmp_path, name, train):
+    processors = pytest.importorskip("transformers.data.processors.glue", reason="transformers 5 has no processors")
+    make = processors.glue_processors[name]
+    task, rng = glue.find_task(name), random.Random(1)
+    labels = [rng.choice(task.labels or ["0.0", "3.8", "5"]) for _ in range(20)]
+    text = tsv_of(name, labels, rng)
+    if name == "qqp":  # some lines of the published file have too few columns
+        text += "\t".join(["31", "1", "2", "Why?", "How?"]) + "\n\tWas it so?\t0\n" + text.split("\n")[3] + "\n"
+    (tmp_path / (task.train if train else task.dev)).write_text(text, encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        processor = make()
+        wanted = (processor.get_train_examples if train else processor.get_dev_examples)(str(tmp_path))
+        numbers = {label: number for number, label in enumerate(processor.get_labels())}
+    found = glue.read_examples(task, tmp_path, train=train)
+    assert found.texts == [tuple(x for x in (one.text_a, one.text_b) if x is not None) for one in wanted]
+    assert found.labels == [float(one.label) if None in numbers else numbers[one.label] for one in wanted]
+    assert found.skipped == ({"too few columns": 2} if name == "qqp" else {})
+
+
+def test_cola_in_and_out_of_domain(shared):
+    whole, inside, outside = (
+        glue.read_examples(glue.find_task(name), shared / "glue" / "CoLA") for name in ("cola", "cola-in", "cola-out")
+    )
+    assert (len(inside.texts), len(outside.texts)) == (527, 516)  # Warstadt et al. (2019), table 2
+    assert (inside.texts + outside.texts, inside.labels + outside.labels) == (whole.texts, whole.labels)
+    assert inside.skipped == {"of another domain": 516}
+
+
+def test_examples_without_a_label_are_left_out_and_counted(tmp_path):
+    text = tsv_of("snli", ["neutral", "-", "entailment", "-"], random.Random(2))
+    (tmp_path / "dev.tsv").write_text(text, encoding="utf-8")
+    found = glue.read_examples(glue.find_task("SNLI"), tmp_path)
+    assert (found.labels, found.skipped) == ([2, 1], {"no label": 2})
+    (tmp_path / "dev.tsv").write_text(tsv_of("snli", ["-"], random.Random(2)), encoding="utf-8")
+    with pytest.raises(DataError, match=r"dev.tsv holds no examples that can be used: {'no label': 1}"):
+        glue.read_examples(glue.find_task("snli"), tmp_path)
+
+
+def test_the_diagnostic_set_is_for_scoring(tmp_path):
+    assert glue.find_task("AX") is glue.find_task("diagnostic")
+    with pytest.raises(DataError, match="diagnostic-full.tsv is for scoring only: train on another task"):
+        glue.read_examples(glue.find_task("ax"), tmp_path, train=True)
 
 
 @pytest.mark.parametrize(

@@ -3,29 +3,84 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...corpora.files import columns_of, open_text
-from ...corpora.phrases import unescaped
-from ...corpora.treebank import Skip
-from ...errors import DataError, checked
+from ...corpora.bracketed_trees import unescaped
+from ...corpora.files import BLANKS, columns_of, files_in, lines_of, name_in
+from ...corpora.skips import Broken, BrokenPart, Skip, placed
+from ...errors import DataError, checked, shown
 from ..tasks import EdgeTask, Record, Target
 
 Scheme = Literal["IOB2", "IOB1", "BIOES", "brackets"]
 _Labelled = tuple[str, int, int]
 _PASSED = re.compile(r"#\s*(begin|end) document|-DOCSTART-")
 _TAG = re.compile(r"([A-Z])-(.+)")
-_CELL = re.compile(r"((?:\([^()*\s]+)*)\*?(\)*)")
+_CELL = re.compile(rf"((?:\([^()*{BLANKS}]+)*)\*?(\)*)")
+COLUMN_FILES = ("*gold_conll", "*conll")
+"""The names of files in columns in a folder: OntoNotes' gold annotation, or else any."""
 _LETTERS = {"IOB2": "BI", "IOB1": "BI", "BIOES": "BIMELSU"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The columns of a sentence, word by word."""
+
+    path: Path
+    name: str
+    lines: tuple[int, ...]
+    """[word]: the number of its line."""
+    columns: tuple[tuple[str, ...], ...]
+
+    def column(self, which: int) -> list[str]:
+        """[word]: what is in a column. Raises `DataError` where it is missing."""
+        for line, row in zip(self.lines, self.columns, strict=True):
+            if not -len(row) <= which < len(row) or not row[which]:
+                raise BrokenPart(self.path, line, f"wanted a column {which}, got {len(row)}: {shown(list(row))}")
+        return [row[which] for row in self.columns]
+
+
+def sentences_in(path: Path, name: str) -> Iterator[Rows]:
+    """The sentences of a file with one word a line; lines `#begin document` and the like end a sentence, too."""
+    rows: list[tuple[int, tuple[str, ...]]] = []
+    number = last = 0
+
+    def made() -> Rows:
+        return Rows(path, f"{name} {number}", tuple(line for line, _ in rows), tuple(row for _, row in rows))
+
+    for line, text in lines_of(path):
+        passed = _PASSED.match(text)
+        if rows and (passed or line > last + 1):
+            number += 1
+            yield made()
+            rows = []
+        if not passed:
+            rows.append((line, tuple(columns_of(text))))
+        last = line
+    if rows:
+        number += 1
+        yield made()
+
+
+def records_in(path: str | Path, broken: Broken, make: Callable[[Rows], Iterable[Record]]) -> list[Record]:
+    """The records of a file in columns, or of those in a folder; files without any are listed."""
+    records: list[Record] = []
+    for file in files_in(path, *COLUMN_FILES):
+        before = len(records), len(broken.skipped)
+        for rows in sentences_in(file, name_in(path, file)):
+            records += make(rows)
+        if Path(path).is_dir() and before == (len(records), len(broken.skipped)):
+            broken.skipped.append(Skip(name_in(path, file), "no targets"))
+    return records
 
 
 @checked
 def entity_edges(
-    path: str | Path, *, word: int = 0, tag: int = -1, scheme: Scheme = "IOB2", name: str = "entities"
-) -> EdgeTask:
+    path: str | Path, *, word: int = 0, tag: int = -1, scheme: Scheme = "IOB2", skip_broken: bool = False,
+    name: str = "entities",
+) -> EdgeTask:  # fmt: skip
     """Make the task of predicting the kind of entity of a span, from a file with one word per line.
 
     Lines have columns, separated by tabs or, without tabs, by blanks; a blank line follows each sentence.
@@ -33,16 +88,18 @@ def entity_edges(
     the paper's data, is read with `word=3, tag=10, scheme="brackets"`.
 
     Args:
-        path: the file.
+        path: the file, or a folder of files: those that are named `*gold_conll`, or else `*conll`, also in folders
+            inside it.
         word: the column of the words, counted from 0, or from the end with -1.
         tag: the column of the tags.
         scheme: how tags mark entities: each begins with `B-` ("IOB2"); with `B-` only after another of its kind
             ("IOB1"); ends are marked too, with `E-` or `L-`, and single words with `S-` or `U-` ("BIOES"); or all are
             in brackets, `(PERSON*`, `*)`, `(DATE)` ("brackets"; words then lose escapes such as `-LRB-`).
+        skip_broken: leave out sentences that cannot be read, and list them in `skipped`, instead of raising.
         name: the name of the task in messages.
 
-    Sentences without entities are left out and listed. Raises `DataError`, which names the line, for tags of another
-    scheme and for lines without these columns.
+    Sentences without entities are left out and listed, as are files of a folder without any. Raises `DataError`, which
+    names the file and the line, for tags of another scheme and for lines without these columns.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -53,17 +110,19 @@ def entity_edges(
     """
     if scheme not in (*_LETTERS, "brackets"):
         raise DataError(f"scheme must be 'IOB2', 'IOB1', 'BIOES' or 'brackets', got {scheme!r}")
-    records = []
-    for number, (line, rows) in enumerate(_sentences(Path(path)), 1):
-        words, tags = (_column(rows, column, path, line) for column in (word, tag))
-        place = f"{path}, line {line}"
-        if scheme == "brackets":
-            words, spans = [unescaped(one) for one in words], _bracketed(tags, place)
-        else:
-            spans = _tagged(tags, scheme, place)
-        targets = tuple(Target((start, end), (label,)) for label, start, end in spans)
-        records.append(Record(tuple(words), targets, f"{Path(path).name} {number}"))
-    return EdgeTask.of(name, records)
+    broken = Broken(skip_broken, "such sentences")
+
+    def made(rows: Rows) -> Iterator[Record]:
+        with broken.part(rows.name), placed(rows.path, rows.lines[0]):
+            words, tags = rows.column(word), rows.column(tag)
+            spans = _bracketed(tags, rows) if scheme == "brackets" else _tagged(tags, scheme, rows)
+            targets = tuple(Target((start, end), (label,)) for label, start, end in spans)
+            plain = tuple(unescaped(one) for one in words) if scheme == "brackets" else tuple(words)
+            yield Record(plain, targets, rows.name)
+
+    records = records_in(path, broken, made)
+    with placed(path):
+        return EdgeTask.of(name, records, skipped=broken.skipped)
 
 
 @checked
@@ -78,16 +137,17 @@ def srl_edges(
     score: see `counted_labels`. Escapes such as `-LRB-` are read as `(`.
 
     Args:
-        path: the file.
+        path: the file, or a folder of files, as in `entity_edges`.
         word: the column of the words, counted from 0. The defaults are those of CoNLL-2012.
         first: the first of the predicates' columns.
         last: the column after the last of them; -1 if one more column follows, as coreference in CoNLL-2012; 0 if
             they are the last columns, as in CoNLL-2005.
-        skip_broken: leave out predicates whose brackets do not match or that have not one `V`, and list them in
-            `skipped`, instead of raising.
+        skip_broken: leave out predicates whose brackets do not match or that have not one `V`, and sentences whose
+            columns are broken, and list them in `skipped`, instead of raising.
         name: the name of the task in messages.
 
-    Predicates without arguments are left out and listed. Raises `DataError`, which names the line.
+    Predicates without arguments are left out and listed, as are files of a folder without predicates. Raises
+    `DataError`, which names the file and the line.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -97,55 +157,49 @@ def srl_edges(
         >>> [(t.span1, t.span2, *t.labels) for t in task[0].targets]
         [((2, 3), (0, 2), 'A0'), ((2, 3), (3, 4), 'AM-MNR')]
     """
-    records: list[Record] = []
-    skipped: list[Skip] = []
-    for number, (line, rows) in enumerate(_sentences(Path(path)), 1):
-        words = tuple(unescaped(one) for one in _column(rows, word, path, line))
-        if len({len(row) for row in rows}) > 1:
-            raise DataError(f"{path}, line {line}: the words of a sentence have different numbers of columns")
-        for column in range(first, len(rows[0]) + last):
-            place, called = f"{path}, line {line}, column {column}", f"{Path(path).name} {number}, column {column}"
-            try:
-                targets = _roles(_bracketed([row[column] for row in rows], place), place)
-            except DataError as error:
-                if not skip_broken:
-                    raise DataError(f"{error} (skip_broken=True leaves such predicates out)") from error
-                skipped.append(Skip(called, str(error).removeprefix(f"{place}: ")))
-            else:
-                records.append(Record(words, targets, called))
-    return EdgeTask.of(name, records, counted="srl", skipped=skipped)
+    broken = Broken(skip_broken, "such predicates")
+
+    def made(rows: Rows) -> Iterator[Record]:
+        words: tuple[str, ...] = ()
+        with broken.part(rows.name):
+            words = tuple(unescaped(one) for one in rows.column(word))
+            _check_widths(rows)
+        for column in range(first, len(rows.columns[0]) + last) if words else ():
+            called = f"{rows.name}, column {column}"
+            with broken.part(called), placed(rows.path, f"line {rows.lines[0]}, column {column}"):
+                found = _bracketed(rows.column(column), rows, column)
+                yield Record(words, _roles(found, rows, column), called)
+
+    records = records_in(path, broken, made)
+    with placed(path):
+        return EdgeTask.of(name, records, counted="srl", skipped=broken.skipped)
 
 
-def _sentences(path: Path) -> Iterator[tuple[int, list[list[str]]]]:
-    """The first line and the rows of each sentence."""
-    rows: list[list[str]] = []
-    start = 1
-    with open_text(path) as file:
-        for number, line in enumerate(chain(file, [""]), 1):
-            filled = line.strip("\r\n")
-            if filled.strip() and not _PASSED.match(line):
-                start = start if rows else number
-                rows.append(columns_of(filled))
-            elif rows:
-                yield start, rows
-                rows = []
+def _check_widths(rows: Rows) -> None:
+    first = len(rows.columns[0])
+    for line, row in zip(rows.lines, rows.columns, strict=True):
+        if len(row) != first:
+            raise BrokenPart(
+                rows.path, rows.lines[0], "the words of a sentence have different numbers of columns: "
+                f"{first} here, {len(row)} in line {line}"
+            )  # fmt: skip
 
 
-def _column(rows: Sequence[Sequence[str]], column: int, path: str | Path, line: int) -> list[str]:
-    for offset, row in enumerate(rows):
-        if not -len(row) <= column < len(row) or not row[column]:
-            raise DataError(f"{path}, line {line + offset}: wanted a column {column}, got {len(row)}: {list(row)}")
-    return [row[column] for row in rows]
+def _at(rows: Rows, word: int, column: int | None) -> str:
+    """A place in messages."""
+    return f"line {rows.lines[word]}{'' if column is None else f', column {column}'}, word {word}"
 
 
-def _tagged(tags: Sequence[str], scheme: str, place: str) -> list[_Labelled]:
+def _tagged(tags: Sequence[str], scheme: str, rows: Rows) -> list[_Labelled]:
     """The entities that are marked by letters."""
     found: list[_Labelled] = []
     continues = False  # whether the last entity may have another word
     for at, tag in enumerate(tags):
         match = _TAG.fullmatch(tag)
         if tag != "O" and (match is None or match[1] not in _LETTERS[scheme]):
-            raise DataError(f"{place}, word {at}: wanted O or a tag of {scheme} such as B-person, got {tag!r}")
+            raise BrokenPart(
+                rows.path, _at(rows, at, None), f"wanted O or a tag of {scheme} such as B-person, got {shown(tag)}"
+            )
         if match is None:
             continues = False
             continue
@@ -154,34 +208,42 @@ def _tagged(tags: Sequence[str], scheme: str, place: str) -> list[_Labelled]:
         if inside and continues and found[-1][0] == label:
             found[-1] = label, found[-1][1], at + 1
         elif inside and scheme != "IOB1":
-            raise DataError(f"{place}, word {at}: {tag!r} continues no entity; with scheme='IOB1' it begins one")
+            raise BrokenPart(
+                rows.path, _at(rows, at, None), f"{shown(tag)} continues no entity; with scheme='IOB1' it begins one"
+            )
         else:
             found.append((label, at, at + 1))
         continues = letter in "BIM"
     return found
 
 
-def _bracketed(cells: Sequence[str], place: str) -> list[_Labelled]:
+def _bracketed(cells: Sequence[str], rows: Rows, column: int | None = None) -> list[_Labelled]:
     """The entities that are marked by brackets, in the order of their beginnings."""
     found: list[_Labelled] = []
     opened: list[tuple[str, int]] = []
     for at, cell in enumerate(cells):
         match = _CELL.fullmatch(cell)
         if match is None or not cell:
-            raise DataError(f"{place}, word {at}: wanted brackets such as (ARG0*, * or *), got {cell!r}")
+            raise BrokenPart(
+                rows.path, _at(rows, at, column), f"wanted brackets such as (ARG0*, * or *), got {shown(cell)}"
+            )
         opened += [(label, at) for label in match[1].split("(")[1:]]
         for _ in match[2]:
             if not opened:
-                raise DataError(f"{place}, word {at}: {cell!r} closes a bracket that was never opened")
+                raise BrokenPart(
+                    rows.path, _at(rows, at, column), f"{shown(cell)} closes a bracket that was never opened"
+                )
             label, start = opened.pop()
             found.append((label, start, at + 1))
     if opened:
-        raise DataError(f"{place}: the bracket ({opened[-1][0]} is never closed")
+        place = f"line {rows.lines[opened[-1][1]]}" + ("" if column is None else f", column {column}")
+        raise BrokenPart(rows.path, place, f"the bracket ({opened[-1][0]} is never closed")
     return sorted(found, key=lambda one: (one[1], -one[2]))
 
 
-def _roles(found: Sequence[_Labelled], place: str) -> tuple[Target, ...]:
+def _roles(found: Sequence[_Labelled], rows: Rows, column: int) -> tuple[Target, ...]:
     verbs = [(start, end) for label, start, end in found if label == "V"]
     if len(verbs) != 1:
-        raise DataError(f"{place}: wanted one predicate, marked (V*), got {len(verbs)}")
+        place = f"line {rows.lines[0]}, column {column}"
+        raise BrokenPart(rows.path, place, f"wanted one predicate, marked (V*), got {len(verbs)}")
     return tuple(Target(verbs[0], (label,), (start, end)) for label, start, end in found if label != "V")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...corpora.documents import Document, document_of
 from ...corpora.gap_winobias import read_gap
-from ...corpora.treebank import Skip
+from ...corpora.skips import Skip
 from ...errors import DataError, checked
 from ..tasks import EdgeTask, Record, Span, Target
 
@@ -65,11 +65,11 @@ def coreference_edges(
 
 
 @checked
-def gap_edges(path: str | Path, *, name: str = "gap") -> EdgeTask:
+def gap_edges(path: str | Path, *, skip_broken: bool = False, name: str = "gap") -> EdgeTask:
     """Make the task of predicting whether a pronoun of GAP (Webster et al. 2018) refers to a name, "1", or not, "0".
 
     Each text has two targets: `span1` is the pronoun, `span2` one of the names, in the order of the text. Only "1"
-    counts for the score. Raises `DataError` as `read_gap` does.
+    counts for the score. `skip_broken` is that of `read_gap`; raises `DataError` as `read_gap` does.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
@@ -80,7 +80,7 @@ def gap_edges(path: str | Path, *, name: str = "gap") -> EdgeTask:
         ...     [(t.span1, t.span2, *t.labels) for t in gap_edges(file.name)[0].targets]
         [((4, 5), (0, 1), '1'), ((4, 5), (2, 3), '0')]
     """
-    documents = read_gap(path)
+    documents = read_gap(path, skip_broken=skip_broken)
     records = []
     for document in documents:
         mention = document.mentions[(document.targets or (0,))[0]]

@@ -50,7 +50,7 @@ def test_longer_entities_in_letters(write):
         (
             "a\tO\nb\tI-x\n",
             {},
-            "some, line 1, word 1: 'I-x' continues no entity; with scheme='IOB1' it begins one",
+            "some, line 2, word 1: 'I-x' continues no entity; with scheme='IOB1' it begins one",
         ),
         ("a\tB-y\nb\tI-x\n", {}, "word 1: 'I-x' continues no entity"),
         ("a\tS-y\nb\tE-y\n", {"scheme": "BIOES"}, "word 1: 'E-y' continues no entity"),

@@ -26,7 +26,7 @@ def test_parts_of_speech(write):
     assert [(record.words, record.name) for record in found] == [(("Do", "n't", "go"), "a-1"), (("Yes",), "some 2")]
     assert (found.name, found.labels, found.sides) == ("pos", ("AUX", "INTJ", "PART", "VERB"), 1)
     assert pos_edges(write(CONLLU), field="xpos").labels == ("RB", "UH", "VB")
-    with pytest.raises(DataError, match="some, sentence 'a-1': the word \"n't\" has no xpos"):
+    with pytest.raises(DataError, match="some, line 4: sentence 'a-1': the word \"n't\" has no xpos"):
         pos_edges(write(CONLLU.replace("\tRB", "\t_")), field="xpos")
     with pytest.raises(DataError, match="field must be 'upos' or 'xpos', got 'deprel'"):
         pos_edges(write(CONLLU), field="deprel")

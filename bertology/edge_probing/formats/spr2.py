@@ -1,0 +1,131 @@
+"""Tasks from the table of SPR2: proto-roles of arguments in the English Web Treebank."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...corpora.files import open_text, words_of
+from ...corpora.skips import Broken, placed
+from ...corpora.treebank import Sentence, read_conllu
+from ...errors import DataError, checked
+from ..tasks import EdgeTask
+from .relations import ProtoRole, proto_role_edges
+
+_COLUMNS = ("Sentence.ID", "Pred.Token", "Arg.Tokens.Begin", "Arg.Tokens.End", "Arg.Phrase", "Property", "Response",
+            "Applicable", "Split")  # fmt: skip
+_Argument = tuple[str, int, int, int]
+"""The sentence's ID, the predicate, and the argument's first word and the word after its last."""
+
+
+@checked
+def spr2_edges(
+    path: str | Path, treebank: str | Path, *, split: str | None = None, skip_broken: bool = False, name: str = "spr2"
+) -> EdgeTask:
+    """Make the task of proto-roles from the table of SPR2 (White et al. 2016) and the treebank that it refers to.
+
+    The table, `protoroles_eng_ud1.2_11082016.tsv`, has a line for each answer of an annotator; the sentences are in the
+    English Web Treebank of Universal Dependencies 1.2. A property holds if the mean of its answers is 4 or more, as in
+    the paper's data. Answers that do not apply (`Applicable` is "no") and empty ones do not count. `span1` is the
+    predicate, `span2` the argument.
+
+    Args:
+        path: the table.
+        treebank: the folder with the treebank's files, such as `en-ud-train.conllu`; the column `Sentence.ID` names
+            them. If this is a file, it is taken for every sentence.
+        split: only answers with this value in the column `Split`: "train", "dev" or "test"; by default all.
+        skip_broken: leave out arguments whose words are not those of the table, and list them in `skipped`, instead of
+            raising. Later versions of the treebank have other words and other sentences.
+        name: the name of the task in messages.
+
+    Raises `DataError`, which names the file and the line, for missing columns, for numbers that are none, for sentences
+    that are not in the treebank, and for arguments with other words there.
+
+        >>> from tempfile import TemporaryDirectory
+        >>> names = "Split Sentence.ID Pred.Token Arg.Phrase Arg.Tokens.Begin Arg.Tokens.End"
+        >>> table = [f"{names} Property Response Applicable".split(" ")]
+        >>> table += [["dev", "en-ud-dev.conllu 1", "1", "Birds", "0", "0", "volition", "5", "yes"]]
+        >>> words = ["1", "Birds", *"____", "2", "nsubj", *"__"], ["2", "sing", *"____", "0", "root", *"__"]
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(f"{folder}/spr2.tsv").write_text("\\n".join("\\t".join(row) for row in table))
+        ...     treebank = "\\n".join("\\t".join(row) for row in words)
+        ...     _ = Path(f"{folder}/en-ud-dev.conllu").write_text(f"{treebank}\\n\\n")
+        ...     spr2_edges(f"{folder}/spr2.tsv", folder)[0].targets
+        (Target(span1=(1, 2), labels=('volition',), span2=(0, 1), info=''),)
+    """
+    answers, phrases = _answers(path, split)
+    sentences = _Sentences(Path(treebank))
+    broken = Broken(skip_broken, "such arguments")
+    rows: list[ProtoRole] = []
+    for argument, scores in answers.items():
+        line, phrase = phrases[argument]
+        with broken.part(f"{Path(path).name} line {line}"), placed(path, line):
+            rows.append(_row(argument, scores, phrase, sentences))
+    if not rows:
+        raise DataError(f"{path} has no answers{f' of the split {split!r}' if split else ''} that can be used")
+    task = proto_role_edges(rows, above=4, or_equal=True, name=name)
+    return EdgeTask.of(name, task.records, labels=task.labels, skipped=broken.skipped)
+
+
+_Answers = dict[_Argument, dict[str, "list[float]"]]
+
+
+def _answers(path: str | Path, split: str | None) -> tuple[_Answers, dict[_Argument, tuple[int, str]]]:
+    """For each argument the answers by property, and its first line and phrase."""
+    answers: _Answers = {}
+    phrases: dict[_Argument, tuple[int, str]] = {}
+    with open_text(path, newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t")
+        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(f"{path} has no column {', '.join(missing)}: wanted the table of SPR2, with its header")
+        for row in reader:
+            place = f"{path}, line {reader.line_num}"
+            argument, response = _argument(row, place), _number(row, "Response", place)
+            if (split is None or row["Split"] == split) and row["Applicable"] != "no" and response == response:
+                answers.setdefault(argument, {}).setdefault(row["Property"], []).append(response)
+                phrases.setdefault(argument, (reader.line_num, row["Arg.Phrase"]))
+    return answers, phrases
+
+
+def _argument(row: Mapping[str, str | None], place: str) -> _Argument:
+    predicate, start, last = (int(_number(row, f"{x}", place)) for x in ("Pred.Token", *_COLUMNS[2:4]))
+    return str(row["Sentence.ID"]), predicate, start, last + 1
+
+
+def _number(row: Mapping[str, str | None], column: str, place: str) -> float:
+    value = row[column]
+    try:
+        return float("nan") if column == "Response" and value in ("", "NA") else float(value or "")
+    except ValueError as error:
+        raise DataError(f"{place}: {column} must be a number, got {value!r}") from error
+
+
+def _row(argument: _Argument, scores: Mapping[str, Sequence[float]], phrase: str, sentences: _Sentences) -> ProtoRole:
+    called, predicate, start, end = argument
+    words = sentences.words(called)
+    if max(predicate + 1, end) > len(words) or start >= end:
+        raise DataError(f"sentence {called!r} has {len(words)} words there: wanted word {max(predicate, end - 1)}, too")
+    found = " ".join(words[start:end])
+    if words_of(found) != words_of(phrase):
+        raise DataError(f"the argument is {phrase!r}, but sentence {called!r} has {found!r} there: wanted UD 1.2")
+    return ProtoRole(words, (predicate, predicate + 1), (start, end), scores, called)
+
+
+class _Sentences:
+    """The sentences of a treebank by the IDs of the table: a file and a number, counted from 1."""
+
+    def __init__(self, treebank: Path) -> None:
+        self._treebank, self._read = treebank, dict[Path, Sequence[Sentence]]()
+
+    def words(self, called: str) -> tuple[str, ...]:
+        """The words of a sentence. Raises `DataError` if the treebank does not have it."""
+        file, _, number = called.rpartition(" ")
+        path = self._treebank / file if self._treebank.is_dir() else self._treebank
+        if path not in self._read:
+            self._read[path] = read_conllu(path)
+        sentences = self._read[path]
+        if not file or not number.isdecimal() or not 1 <= int(number) <= len(sentences):
+            raise DataError(f"{path} has {len(sentences)} sentences: wanted a file and one of them, got {called!r}")
+        return sentences[int(number) - 1].words

@@ -111,8 +111,8 @@ class CatAccumulator(LeafMapAccumulator):
         found = [overlap(high, near)]
         if len(self._kinds) > 1:
             found.append(overlap(high, one.shuffled(near, left)))
-            for kind in self._kinds[2:]:
-                by_offset = self._positional(kind, site, values, some, valid)
+            for null in self._kinds[2:]:
+                by_offset = self._positional(null, site, values, some, valid)
                 found.append(overlap(attention_mask(by_offset, quantile=self._quantile, valid=left), near))
         for kind, counts in enumerate(found):
             matched, either = (x.to(self.matched.device) for x in counts)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..anatomy.sites import Site
+from ..results.axes import axes
+from ..results.result import Result
 from ..streaming.accumulator import stat
 from .align import AlignedCode
 from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
@@ -17,15 +20,17 @@ from .masks import OffsetMeans
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PositionMeans:
+class PositionMeans(Result):
     """The sums of the attention at each signed offset j - i, from the lowest to the highest offset."""
 
-    total: Tensor
+    total: Annotated[Tensor, axes("layer offset")]
     """[layer, offset] float64: the sum over pairs of leaves of the attention, averaged over heads."""
-    head_total: Tensor
+    head_total: Annotated[Tensor, axes("layer head offset")]
     """[layer, head, offset] float64: the sum of each head's own attention."""
-    pairs: Tensor
+    pairs: Annotated[Tensor, axes("layer offset")]
     """[layer, offset] int64: the number of pairs of leaves."""
+    labels: Annotated[tuple[str, ...], axes("layer")]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
     def map(self, row: int, heads: Sequence[int], leaves: int, like: Tensor) -> Tensor:
         """[1 + head, leaf, leaf]: the map of a snippet, of the mean over heads first.
@@ -84,5 +89,5 @@ class PositionAccumulator(LeafMapAccumulator):
         self.pairs[site.row, at] += found.pairs.to(self.pairs)
 
     def compute(self) -> PositionMeans:
-        """The sums."""
-        return PositionMeans(self.total.cpu(), self.head_total.cpu(), self.pairs.cpu())
+        """The sums as a result."""
+        return PositionMeans(self.total.cpu(), self.head_total.cpu(), self.pairs.cpu(), self.anatomy.labels)

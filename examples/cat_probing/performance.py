@@ -115,7 +115,8 @@ def score(
     """Measure a saved model."""
     folder = _folder(args, size, step)
     code = [tree.code for snippets in held_out for tree in snippets]
-    performance = accuracy(BertForMaskedLM.from_pretrained(folder).eval(), tokenizer, code, args.seed)
+    masked: Any = BertForMaskedLM.from_pretrained(folder)
+    performance = accuracy(masked.eval(), tokenizer, code, args.seed)
     model, sums = AutoModel.from_pretrained(folder).eval(), torch.zeros(4, dtype=torch.float64)
     for snippets in held_out:
         batches = align_code(tokenizer, snippets, max_length=args.room)

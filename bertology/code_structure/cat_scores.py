@@ -210,7 +210,8 @@ def cat_scores(
             that count ("positional, kept leaves"), so that it knows nothing but what is scored. "both": two null
             models. Without a selection of types they are the same.
         means_from: batches of other snippets, over which the positional null models take their means in a pass before
-            ("positional, other snippets"). By default each map has its own means: then the null model is a smoothed
+            ("positional, other snippets"), and on which frequent types are chosen. So nothing is chosen or learned on
+            the snippets that are scored. By default each map has its own means: then the null model is a smoothed
             version of the map that it is compared with, and not one that knows positions only.
         random_weights: whether to also measure the model with random weights, on the same types of leaves.
         seed: the seed of shuffled pairs and random weights.
@@ -232,7 +233,7 @@ def cat_scores(
     """
     kinds_of(offsets)
     snippets = snippets_in(batches)
-    chosen = _chosen(model, batches, snippets, types, top, quantile, progress)
+    chosen = _chosen(model, batches if means_from is None else means_from, snippets, types, top, quantile, progress)
     means = None if means_from is None else _means(model, means_from, chosen, offsets, progress)
     counter = partial(
         CatAccumulator, snippets, types=chosen, quantile=quantile, upgraded=upgraded, seed=seed, offsets=offsets,

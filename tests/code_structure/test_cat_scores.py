@@ -119,6 +119,15 @@ def test_positions_among_the_leaves_that_count(name, elsewhere):
             assert (good == 3 * 2 * 5) is not wrong
 
 
+def test_nothing_is_chosen_on_the_snippets_that_are_scored():
+    batches, others, model = aligned(some=slice(0, 3)), aligned(some=slice(2, 5)), built("bert")
+    found = cat_scores(model, batches, top=2, means_from=others)
+    of_others, of_these = (leaf_types(model, some) for some in (others, batches))
+    assert found.types == tuple(of_others.frequent(row, top=2) for row in range(2))
+    assert found.types != tuple(of_these.frequent(row, top=2) for row in range(2))
+    assert found.names == ("f0", "f1", "f2")
+
+
 def test_all_leaves_have_one_positional_null_model():
     found = cat_scores(built("bert"), aligned(), types="all", offsets="both")
     assert all(torch.equal(getattr(found, count)[2], getattr(found, count)[3]) for count in COUNTS)

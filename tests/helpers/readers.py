@@ -64,6 +64,17 @@ def read_task(path):
     return read_examples(find_task("mrpc"), folder, train=True)
 
 
+def read_spr2(path, **options):
+    """Reads a table together with the treebank of its sentences, which is a good file."""
+    treebank = Path(f"{path}.treebank")
+    treebank.write_text(TREES.replace("Birds", "Finches") + "\n", encoding="utf-8")
+    return edge_probing.spr2_edges(path, treebank, **options)
+
+
+def answer(predicate, first, phrase, response):
+    return f"dev\tud.conllu 1\t{predicate}\t{phrase}\t{first}\t{first}\twill\t{response}\tyes\n"
+
+
 def conll(*cells):
     rows = [f"d/0 0 {n} {word} {tag} {tree} - - - S * {cell}\n" for n, (word, tag, tree, cell) in enumerate(cells)]
     return "".join(rows) + "\n"
@@ -103,6 +114,21 @@ SPR1 = "".join(
 CODE = '{"code": "Birds = 1", "language": "python"}\n{"code": "y = 2", "language": "python"}\n'
 TASK = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\tBirds sing\tThey sing\n0\t3\t4\tNo\tYes\n"
 TREE_WORDS = [["Birds", "sing"], ["Yes"]]
+
+RELATION = (
+    '{"id": "1", "token": ["Birds", "in", "trees"], "relation": "in", "subj_start": 0, "subj_end": 0, "obj_start": 2, '
+    '"obj_end": 2, "subj_type": "A", "obj_type": "B"}'
+)
+PRONOUNS = (
+    "text: The bee left as it sang.\nhypothesis: The bee left as the bee sang.\nentailed: entailed\n\n"
+    "text: Ann saw that she sang.\nhypothesis: Ann saw that Ann sang.\nentailed: not-entailed\n"
+)
+NAMES = "Split Sentence.ID Pred.Token Arg.Phrase Arg.Tokens.Begin Arg.Tokens.End Property Response Applicable"
+ANSWERS = NAMES.replace(" ", "\t") + "\n" + answer(1, 0, "Finches", 5)
+HEADS = (
+    "1\tBirds" + "\t_" * 12 + "\tA0\n2\tsing" + "\t_" * 10 + "\tY\tsing.01\t_\n\n"
+    "1\tAnn" + "\t_" * 12 + "\tA1\n2\tflies" + "\t_" * 10 + "\tY\tfly.01\t_\n"
+)
 
 CONTROL = ("file separator",)
 """JSON has no control characters as they are."""
@@ -171,6 +197,22 @@ READERS = {
         edge_probing.spr1_edges, SPR1, targets, [["Birds", "sing", "will"], ["They", "sing", "will"]],
         SPR1 + SPR1.partition("\n")[0].replace('"pred_idx": 1', '"pred_idx": 7') + "\n", 3,
         refused=CONTROL,
+    ),
+    "tacred_edges": Reader(
+        edge_probing.tacred_edges, f"[{RELATION}]\n", targets, [["Birds", "in", "trees", "in"]], f"[{RELATION}, 3]\n", None,
+        refused=CONTROL,
+    ),
+    "dpr_edges": Reader(
+        edge_probing.dpr_edges, PRONOUNS, targets,
+        [["The", "bee", "left", "as", "it", "sang", ".", "entailed"], ["Ann", "saw", "that", "she", "sang", ".", "not-entailed"]],
+        PRONOUNS + "\ntext: x\nno key\n", 10, words=False,
+    ),
+    "spr2_edges": Reader(
+        read_spr2, ANSWERS, targets, [["Finches", "sing", "will"]], ANSWERS + answer(1, 0, "Finches", "five"), 3, words=False
+    ),
+    "conll2009_edges": Reader(
+        edge_probing.conll2009_edges, HEADS, targets, [["Birds", "sing", "A0"], ["Ann", "flies", "A1"]],
+        HEADS + "\n1\ta\tb\n", 7,
     ),
     "read_code": Reader(
         code_structure.read_code, CODE, lambda found: [" ".join(tree.texts) for tree in found],

@@ -56,7 +56,7 @@ ODD_WORDS = {
 BAD = {
     "empty": lambda text: b"",
     "nothing but blank lines": lambda text: b"\n \n\n",
-    "Latin-1": lambda text: text.replace("Birds", "Größe").replace("Ann", "Zoé").replace("cook", "maître")
+    "Latin-1": lambda text: text.replace("Birds", "Größe").replace("Ann", "Zoé").replace("cook", "maître").replace("Finches", "Zoés")
     .encode("latin-1"),
     "half of a gzip file": lambda text: gzip.compress(text.encode() * 50)[:-30],
     "UTF-16 without its mark": lambda text: text.encode("utf-16-le"),

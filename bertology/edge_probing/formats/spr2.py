@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -64,8 +65,9 @@ def spr2_edges(
             rows.append(_row(argument, scores, phrase, sentences))
     if not rows:
         raise DataError(f"{path} has no answers{f' of the split {split!r}' if split else ''} that can be used")
-    task = proto_role_edges(rows, above=4, or_equal=True, name=name)
-    return EdgeTask.of(name, task.records, labels=task.labels, skipped=broken.skipped)
+    with placed(path):
+        task = proto_role_edges(rows, above=4, or_equal=True, name=name)
+        return EdgeTask.of(name, task.records, labels=task.labels, skipped=broken.skipped)
 
 
 _Answers = dict[_Argument, dict[str, "list[float]"]]
@@ -75,26 +77,37 @@ def _answers(path: str | Path, split: str | None, broken: Broken) -> tuple[_Answ
     """For each argument the answers by property, and its first line and phrase."""
     answers: _Answers = {}
     phrases: dict[_Argument, tuple[int, str]] = {}
-    for line, row in rows_of(path, _COLUMNS, broken, "the table of SPR2, with its header"):
-        with broken.part(), placed(path, line):
-            argument, response = _argument(row), _number(row, "Response")
-            if (split is None or row["Split"] == split) and row["Applicable"] != "no" and response == response:
+    for number, cells in rows_of(path, _COLUMNS, broken, "the table of SPR2, with its header"):
+        row = {column: _unquoted(cell) for column, cell in cells.items()}
+        with broken.part(), placed(path, number):
+            argument, response = _argument(row), _response(row)
+            if (split is None or row["Split"] == split) and row["Applicable"] != "no" and response is not None:
                 answers.setdefault(argument, {}).setdefault(row["Property"], []).append(response)
-                phrases.setdefault(argument, (line, row["Arg.Phrase"]))
+                phrases.setdefault(argument, (number, row["Arg.Phrase"]))
     return answers, phrases
 
 
+def _unquoted(cell: str) -> str:
+    """A cell as it was before a program for tables put it into quotes."""
+    return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
+
+
 def _argument(row: Mapping[str, str]) -> _Argument:
-    predicate, start, last = (int(_number(row, column)) for column in ("Pred.Token", *_COLUMNS[2:4]))
+    for column in ("Pred.Token", *_COLUMNS[2:4]):
+        if not re.fullmatch(r"[0-9]{1,9}(\.0)?", row[column]):
+            raise DataError(f"{column} must be a number, got {shown(row[column])}")
+    predicate, start, last = (int(float(row[column])) for column in ("Pred.Token", *_COLUMNS[2:4]))
     return row["Sentence.ID"], predicate, start, last + 1
 
 
-def _number(row: Mapping[str, str], column: str) -> float:
-    value = row[column]
-    try:
-        return float("nan") if column == "Response" and value in ("", "NA") else float(value)
-    except ValueError as error:
-        raise DataError(f"{column} must be a number, got {shown(value)}") from error
+def _response(row: Mapping[str, str]) -> float | None:
+    """The answer, 1 to 5; None if there is none."""
+    value = row["Response"]
+    if value.lower() in ("", "na", "nan"):
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", value):
+        raise DataError(f"Response must be a number, got {shown(value)}")
+    return float(value)
 
 
 def _row(argument: _Argument, scores: Mapping[str, Sequence[float]], phrase: str, sentences: _Sentences) -> ProtoRole:
@@ -103,9 +116,10 @@ def _row(argument: _Argument, scores: Mapping[str, Sequence[float]], phrase: str
     if max(predicate + 1, end) > len(words) or start >= end:
         raise DataError(f"sentence {called!r} has {len(words)} words there: wanted word {max(predicate, end - 1)}, too")
     found = " ".join(words[start:end])
-    # A cell with quotes in it may be quoted as a whole.
-    if words_of(found) not in (words_of(phrase), words_of(phrase.strip('"').replace('""', '"'))):
-        raise DataError(f"the argument is {phrase!r}, but sentence {called!r} has {found!r} there: wanted UD 1.2")
+    if words_of(found) != words_of(phrase):
+        raise DataError(
+            f"the argument is {shown(phrase)}, but sentence {called!r} has {shown(found)} there: wanted UD 1.2"
+        )
     return ProtoRole(words, (predicate, predicate + 1), (start, end), scores, called)
 
 

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import HeadAblation, PruningCurve, dissect, load_pruned
+from bertology.code_structure import CatComparison
 from bertology.errors import DataError
 from helpers.scripts import run_script
 
@@ -760,17 +761,25 @@ def test_the_study_of_code(tmp_path):
             model, "python", "go", "Leaves that belong together, python", "Leaves that belong together, go"
         )
     ]  # fmt: skip
-    assert "| layer | CAT-score, 95 % | pooled | shuffled | positional | random weights | heads |" in report
+    nulls = "shuffled | positional | positional, kept leaves | random weights"
+    assert f"| layer | CAT-score, 95 % | pooled | {nulls} | heads |" in report
     assert "beyond positional, by layer 0: " in report
+    assert report.count("beyond positional, kept leaves, other snippets, by layer 0: ") == 4
+    assert "| same name, no definition | L" in report
+    assert "To an earlier leaf with the same name that is not the definition it gives 0." in report
     assert re.search(r"\| definition to use \| L\dH\d \| 1[0-9] \|", report)
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
     assert len(pictures) == 2 * (1 + 4)
     assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in pictures)
     files_then = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
-    assert len(files_then) == 8
+    assert len(files_then) == 12
     run("cat_probing/study.py", *arguments, cwd=tmp_path)
     assert (tmp_path / "out" / "report.md").read_text() == report
     assert {path: path.stat().st_mtime_ns for path in files_then} == files_then
+    said = run("cat_probing/study.py", "--plain_ast", *arguments[:-1], tmp_path / "plain", cwd=tmp_path)
+    plain = CatComparison.load(tmp_path / "plain" / "scores-small-bert-python.safetensors")
+    assert not plain.upgraded
+    assert plain.kinds == ("attention", *nulls.split(" | "))
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text("\n".join(file.read_text() for file in files))
     told = run(
@@ -778,3 +787,23 @@ def test_the_study_of_code(tmp_path):
         cwd=tmp_path, ok=False,
     )  # fmt: skip
     assert "has code in go, python: wanted one language a file" in told
+
+
+@pytest.mark.slow
+def test_scores_beside_the_performance_of_models(tmp_path):
+    pytest.importorskip("tree_sitter_go")
+    files = small_code(tmp_path)
+    arguments = [
+        "--code", *files, "--sizes", 32, 48, "--at", 0, 4, "--held_out", 4, "--scored", 2, "--layers", 2,
+        "--vocabulary", 300, "--output_dir", tmp_path / "out",
+    ]  # fmt: skip
+    run("cat_probing/performance.py", *arguments, cwd=tmp_path)
+    report = (tmp_path / "out" / "report.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d) \| 0\.\d{3} \|", report, re.M)
+    assert rows == [("32", "0"), ("32", "4"), ("48", "0"), ("48", "4")]
+    assert re.search(r"over 4 models: last layer -?[01]\.\d\d, mean of layers -?[01]\.\d\d, beyond", report)
+    assert (tmp_path / "out" / "performance.png").stat().st_size > 1000
+    trained = (tmp_path / "out" / "hidden-48-step-4" / "model.safetensors").stat().st_mtime_ns
+    run("cat_probing/performance.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "out" / "report.md").read_text() == report
+    assert (tmp_path / "out" / "hidden-48-step-4" / "model.safetensors").stat().st_mtime_ns == trained

@@ -42,10 +42,10 @@ def with_trained_head(
     if len(heads) != 1:
         raise DataError(f"{type(model).__name__} has {len(heads)} parts above its encoder: wanted one head")
     trained = [x for name, x in model.named_parameters() if not name.startswith(model.base_model_prefix)]
-    optimizer = torch.optim.AdamW(trained, lr=2e-3)
+    optimizer = torch.optim.AdamW(trained, lr=5e-3)
     generator = torch.Generator().manual_seed(seed)
     order = [i for _ in range(epochs) for i in torch.randperm(len(batches), generator=generator).tolist()]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=len(order))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=len(order))
     for number in (bar := tqdm(order, desc="masked language model head", mininterval=5)):
         (batch,) = masked([batches[number]], tokenizer, generator)
         labels = batch.pop("labels").to(device)

@@ -112,7 +112,7 @@ class ProbeResult(Result):
     from_head: Annotated[Tensor, axes("layer head")]
     """[layer, head]: w, the weight of the attention from the candidate to the dependent; NaN as in `from_dependent`."""
     vector_weights: Annotated[dict[str, Tensor], axes("layer head dim")]
-    """{"from_dependent", "from_head"}, each [layer, head, dim]: U and W, by which the vectors v_i ⊕ v_j are multiplied:
+    """[layer, head, dim] for "from_dependent", U, and "from_head", W, by which the vectors v_i ⊕ v_j are multiplied:
     along dim, the weights for the candidate's vector are followed by those for the dependent's. Without vectors, dim is
     0. NaN as in `from_dependent`."""
     losses: Annotated[Tensor, axes("step", unit="nats")]

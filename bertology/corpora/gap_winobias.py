@@ -12,7 +12,7 @@ from .documents import Document, Documents, Kind, Mention
 from .files import BLANKS, lines_of
 from .phrases import TRAITS, gender_of, head_in_words
 from .skips import Broken, Skip, placed, reasons_for
-from .tables import rows_of_table
+from .tables import rows_of
 
 _COLUMNS = ("ID", "Text", "Pronoun", "Pronoun-offset", "A", "A-offset", "A-coref", "B", "B-offset", "B-coref")
 _SHORT = r"[’'](?:s|ll|d|re|ve|m)\b"
@@ -78,7 +78,7 @@ def read_gap(path: str | Path, *, skip_broken: bool = False) -> Documents:
     """
     broken = Broken(skip_broken, "such lines")
     documents: list[Document] = []
-    for number, cells in rows_of_table(path, _COLUMNS, "the TSV of GAP", broken, text="Text"):
+    for number, cells in rows_of(path, _COLUMNS, broken, "the TSV of GAP, with its header", as_is=("Text",)):
         with broken.part(), placed(path, number):
             made = _gap(cells)
             if isinstance(made, Document):

@@ -1,4 +1,4 @@
-"""Rows of tables with a header, separated by tabs."""
+"""Tables with a header: one row a line, cells parted by tabs, no quotes."""
 
 from __future__ import annotations
 
@@ -10,31 +10,27 @@ from .files import BLANKS, lines_of
 from .skips import Broken, BrokenPart
 
 
-def rows_of_table(
-    path: str | Path, columns: Sequence[str], what: str, broken: Broken, *, text: str = ""
+def rows_of(
+    path: str | Path, wanted: Sequence[str], broken: Broken, what: str, *, as_is: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """The cells of each line by the names of their columns, and the number of the line.
+    """The cells of each row by the names of their columns, and the number of its line.
 
-    Blanks at the ends of a cell are left out, but for the column `text`, whose characters are counted. Raises
-    `DataError`, which names the file and the line, if one of `columns` is missing in the header or in a line; `what`
-    says which table was wanted.
+    Blanks around a cell do not count, except in the columns `as_is`. Raises `DataError` for a header without the
+    `wanted` columns, which says `what` is wanted, and for rows that end before them.
     """
     header: list[str] | None = None
     for number, line in lines_of(path):
         cells = line.split("\t")
         if header is None:
             header = [cell.strip(BLANKS) for cell in cells]
-            missing = [column for column in columns if column not in header]
+            missing = [column for column in wanted if column not in header]
             if missing:
-                raise DataError(
-                    f"{path}, line {number}: the file has no column {', '.join(missing)}: wanted {what}, with its "
-                    "header"
-                )
+                raise DataError(f"{path}, line {number}: the file has no column {', '.join(missing)}: wanted {what}")
             continue
-        needed = max(map(header.index, columns)) + 1
         with broken.part():
+            needed = max(map(header.index, wanted)) + 1
             if len(cells) < needed:
                 raise BrokenPart(path, number, f"wanted {needed} columns or more, got fewer: {len(cells)}")
-            yield number, {h: c if h == text else c.strip(BLANKS) for h, c in zip(header, cells, strict=False)}
+            yield number, {h: c if h in as_is else c.strip(BLANKS) for h, c in zip(header, cells, strict=False)}
     if header is None:
-        raise DataError(f"{path} has no column {', '.join(columns)}: wanted {what}, with its header")
+        raise DataError(f"{path} has no column {', '.join(wanted)}: wanted {what}")

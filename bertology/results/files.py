@@ -94,7 +94,10 @@ def checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         x = tensors[name]
         found = zlib.crc32(f"{name} {list(x.shape)} {x.dtype}".encode(), found)
-        found = zlib.crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy().data, found)
+        flat = x.contiguous().reshape(-1)
+        if flat.stride() != (1,):  # one element alone is contiguous whatever its stride, but is no view of bytes
+            flat = flat.clone(memory_format=torch.contiguous_format)
+        found = zlib.crc32(flat.view(torch.uint8).numpy().data, found)
     return f"{found:08x}"
 
 

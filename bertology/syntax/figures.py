@@ -251,7 +251,8 @@ def draw_dependencies(
 ) -> Figure:
     """Draw how often each head picks the syntactic heads of words: a heat map per direction, on the same scale.
 
-    `relation` draws the accuracies of this relation alone. Raises `DataError` if the result does not have it.
+    `relation` draws the accuracies of this relation alone; without it, the shares are of all words, with roots. Raises
+    `DataError` if the result does not have the relation, and if only roots have it, whose head no attention can pick.
     """
     if relation is not None and relation not in result.relations:
         raise DataError(f"no relation {relation!r}: this result has {', '.join(result.relations)}")
@@ -259,7 +260,9 @@ def draw_dependencies(
     if relation is None:
         right, arcs = right.sum(0).masked_fill(right[0] < 0, -1), arcs.sum()
     else:
-        right, arcs = (x[result.relations.index(relation)] for x in (right, arcs))
+        right, arcs = (x[result.relations.index(relation)] for x in (right, arcs - result.roots))
+        if not arcs:
+            raise DataError(f"no word has the relation {relation!r} to another word: there is no head to pick")
     shares = (right.double() / arcs).masked_fill(right < 0, float("nan"))
     figure = new_figure(0.62 * shares.shape[2] + 2.4, max(3.2, 0.32 * shares.shape[1] + 1.2))
     both = figure.subplots(1, 2, sharey=True)

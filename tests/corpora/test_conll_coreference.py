@@ -9,6 +9,8 @@ from bertology.errors import DataError
 from helpers.coreference_files import lines_of, spans
 from oracles import coreference as oracles
 
+pytestmark = pytest.mark.any_transformers
+
 
 def ontogum(cells, words=None):
     words = words or [f"w{n}" for n in range(len(cells))]

@@ -3,6 +3,8 @@
 A new reader joins by one row in `READERS`; a public reader without a row fails `test_all_readers.py`.
 """
 
+import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bertology import code_structure, edge_probing, syntax
+from bertology.corpora.files import lines_of
+from bertology.errors import DataError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from cat_probing import train
@@ -69,14 +73,27 @@ def read_task(path):
 
 
 def read_spr2(path, **options):
-    """Reads a table together with the treebank of its sentences, which is a good file."""
-    treebank = Path(f"{path}.treebank")
-    treebank.write_text(TREES.replace("Birds", "Finches") + "\n", encoding="utf-8")
-    return edge_probing.spr2_edges(path, treebank, **options)
+    """The table, with its treebank in a folder beside it."""
+    folder = Path(f"{path}.ud")
+    folder.mkdir(exist_ok=True)
+    words = [["Birds", "sing"], ["Rain", "fell"]]
+    if Path(path).is_file():  # the table says what the argument of the first sentence is
+        with contextlib.suppress(DataError):
+            words[0][0] = next(
+                (line.split("\t")[3] for number, line in lines_of(path) if "sentences 1" in line), "Birds"
+            )
+    lines = ["".join(row(n, word, 2 * (n == 1), "dep") for n, word in enumerate(some, 1)) for some in words]
+    (folder / "sentences").write_text("\n".join(lines), encoding="utf-8")
+    return edge_probing.spr2_edges(path, folder, **options)
 
 
-def answer(predicate, first, phrase, response):
-    return f"dev\tud.conllu 1\t{predicate}\t{phrase}\t{first}\t{first}\twill\t{response}\tyes\n"
+def example(word, **changes):
+    spans = {"subj_start": 0, "subj_end": 0, "obj_start": 1, "obj_end": 1, "subj_type": "A", "obj_type": "B"}
+    return json.dumps({"id": "1", "token": [word, "Oslo"], "relation": "in", **spans, **changes}, ensure_ascii=False)
+
+
+def roles(number, word, filled, *columns):
+    return "\t".join([str(number), word, *"_" * 10, filled, "x.01" if filled == "Y" else "_", *columns]) + "\n"
 
 
 def conll(*cells):
@@ -119,21 +136,6 @@ CODE = '{"code": "Birds = 1", "language": "python"}\n{"code": "y = 2", "language
 TASK = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\tBirds sing\tThey sing\n0\t3\t4\tNo\tYes\n"
 TREE_WORDS = [["Birds", "sing"], ["Yes"]]
 
-RELATION = (
-    '{"id": "1", "token": ["Birds", "in", "trees"], "relation": "in", "subj_start": 0, "subj_end": 0, "obj_start": 2, '
-    '"obj_end": 2, "subj_type": "A", "obj_type": "B"}'
-)
-PRONOUNS = (
-    "text: The bee left as it sang.\nhypothesis: The bee left as the bee sang.\nentailed: entailed\n\n"
-    "text: Ann saw that she sang.\nhypothesis: Ann saw that Ann sang.\nentailed: not-entailed\n"
-)
-NAMES = "Split Sentence.ID Pred.Token Arg.Phrase Arg.Tokens.Begin Arg.Tokens.End Property Response Applicable"
-ANSWERS = NAMES.replace(" ", "\t") + "\n" + answer(1, 0, "Finches", 5)
-HEADS = (
-    "1\tBirds" + "\t_" * 12 + "\tA0\n2\tsing" + "\t_" * 10 + "\tY\tsing.01\t_\n\n"
-    "1\tAnn" + "\t_" * 12 + "\tA1\n2\tflies" + "\t_" * 10 + "\tY\tfly.01\t_\n"
-)
-
 THREE = "# begin document\n0\tBirds\t(1)\n1\tsing\t_\n# end document\n"
 ENTITY = (
     "# newdoc id = a\n"
@@ -147,6 +149,18 @@ SEMEVAL = (
 )
 CONTROL = ("file separator",)
 """JSON has no control characters as they are."""
+
+TACRED = f"[{example('Birds')},\n {example('Ann')}]\n"
+PRONOUNS = (
+    "text: Birds sing as they fly.\nhypothesis: Birds sing as Birds fly.\nentailed: entailed\n\n"
+    "text: Ann met Eve as she left.\nhypothesis: Ann met Eve as Eve left.\nentailed: not\n"
+)
+ROLES_2009 = roles(1, "Birds", "_", "A0") + roles(2, "sing", "Y", "_") + "\n" + roles(1, "Go", "Y", "A1")
+HEADER = "Split Sentence.ID Pred.Token Arg.Phrase Arg.Tokens.Begin Arg.Tokens.End Property Response Applicable"
+ANSWERS = (
+    "\t".join(HEADER.split(" ")) + "\ndev\tsentences 1\t1\tBirds\t0\t0\twill\t5\tyes\n"
+    "dev\tsentences 2\t1\tRain\t0\t0\twill\t4\tyes\n"
+)
 
 READERS = {
     "read_conllu": Reader(
@@ -230,21 +244,22 @@ READERS = {
         SPR1 + SPR1.partition("\n")[0].replace('"pred_idx": 1', '"pred_idx": 7') + "\n", 3,
         refused=CONTROL,
     ),
+    "spr2_edges": Reader(
+        read_spr2, ANSWERS, targets, [["Birds", "sing", "will"], ["Rain", "fell", "will"]],
+        ANSWERS + "dev\tsentences 2\t1\tfell\t1\t7\twill\t5\tyes\n", 4,
+    ),
     "tacred_edges": Reader(
-        edge_probing.tacred_edges, f"[{RELATION}]\n", targets, [["Birds", "in", "trees", "in"]], f"[{RELATION}, 3]\n", None,
-        refused=CONTROL,
+        edge_probing.tacred_edges, TACRED, targets, [["Birds", "Oslo", "in"], ["Ann", "Oslo", "in"]],
+        f"[{example('Birds')},\n {example('Ann')}, {example('Eve', obj_end=7)}]", None, refused=CONTROL,
     ),
     "dpr_edges": Reader(
         edge_probing.dpr_edges, PRONOUNS, targets,
-        [["The", "bee", "left", "as", "it", "sang", ".", "entailed"], ["Ann", "saw", "that", "she", "sang", ".", "not-entailed"]],
-        PRONOUNS + "\ntext: x\nno key\n", 10, words=False,
-    ),
-    "spr2_edges": Reader(
-        read_spr2, ANSWERS, targets, [["Finches", "sing", "will"]], ANSWERS + answer(1, 0, "Finches", "five"), 3, words=False
+        [["Birds", "sing", "as", "they", "fly", ".", "entailed"], ["Ann", "met", "Eve", "as", "she", "left", ".", "not"]],
+        PRONOUNS + "\ntext: Ann met Eve\n", 9, words=False,
     ),
     "conll2009_edges": Reader(
-        edge_probing.conll2009_edges, HEADS, targets, [["Birds", "sing", "A0"], ["Ann", "flies", "A1"]],
-        HEADS + "\n1\ta\tb\n", 7,
+        edge_probing.conll2009_edges, ROLES_2009, targets, [["Birds", "sing", "A0"], ["Go", "A1"]],
+        ROLES_2009 + "\n" + roles(1, "Go", "Y"), 6,
     ),
     "read_code": Reader(
         code_structure.read_code, CODE, lambda found: [" ".join(tree.texts) for tree in found],

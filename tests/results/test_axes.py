@@ -15,6 +15,7 @@ import bertology
 import bertology.code_structure
 import bertology.edge_probing
 import bertology.syntax
+from bertology.code_structure.position_means import PositionAccumulator
 from bertology.importance.ablation import one_off
 from bertology.importance.many_gates import score_variants
 from bertology.results.axes import GLOSSARY, axes, axes_of
@@ -81,6 +82,7 @@ def of_code(model):
         found.beyond("positional"),
         code.leaf_types(model, batches),
         code.relation_heads(model, batches),
+        bertology.accumulate(model, batches, PositionAccumulator(batches.examples))[0],
     ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...corpora.files import words_of
 from ...corpora.skips import Broken, placed
-from ...corpora.tables import rows_of_table
+from ...corpora.tables import rows_of
 from ...corpora.treebank import Sentence, read_conllu
 from ...errors import DataError, checked, shown
 from ..tasks import EdgeTask
@@ -77,7 +77,7 @@ def _answers(path: str | Path, split: str | None, broken: Broken) -> tuple[_Answ
     """For each argument the answers by property, and its first line and phrase."""
     answers: _Answers = {}
     phrases: dict[_Argument, tuple[int, str]] = {}
-    for number, cells in rows_of_table(path, _COLUMNS, "the table of SPR2", broken):
+    for number, cells in rows_of(path, _COLUMNS, broken, "the table of SPR2, with its header"):
         row = {column: _unquoted(cell) for column, cell in cells.items()}
         with broken.part(), placed(path, number):
             argument, response = _argument(row), _response(row)

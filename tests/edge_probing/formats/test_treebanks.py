@@ -9,6 +9,8 @@ from bertology.syntax import Treebank, read_conllu
 from helpers.edge_formats import bracketed, edges
 from helpers.trees import sentence
 
+pytestmark = pytest.mark.any_transformers
+
 CONLLU = """# sent_id = a-1
 1-2\tDon't\t_\t_\t_\t_\t_\t_\t_\t_
 1\tDo\tdo\tAUX\tVB\t_\t3\taux\t_\t_

@@ -54,7 +54,7 @@ def with_trained_head(
         there = labels != IGNORED  # the head is applied to the masked tokens alone, which saves most of the time
         loss = torch.nn.functional.cross_entropy(heads[0](hidden[there]), labels[there])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)

@@ -69,7 +69,7 @@ from bertology.syntax import (
     structural_probe,
 )
 
-LM_EPOCHS, STRUCTURE_EPOCHS = 6, 8
+LM_EPOCHS, STRUCTURE_EPOCHS = 6, 3
 """Over the training texts, of a masked language model head, and of structural probes."""
 READERS = {".conllu": read_conllu, ".txt": read_depparse, ".json": read_json, ".ptb": read_brackets}
 
@@ -285,7 +285,6 @@ def structure(study: Study) -> dict[str, StructuralProbe]:
             train,
             test,
             epochs=STRUCTURE_EPOCHS * args.epochs,
-            lr=0.003,
             seed=args.seed,
             progress="structure",
         )

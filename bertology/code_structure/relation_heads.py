@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class RelatedHead:
 class RelationHeads(Result):
     """How much attention each head pays to related leaves, and to unrelated leaves at the same offsets."""
 
+    main: ClassVar[str | None] = "gain"
+
     related: Annotated[Tensor, axes("relation layer head example")]
     """[relation, layer, head, example] float64: the sum of the attention to related leaves; NaN for pruned heads."""
     control: Annotated[Tensor, axes("relation layer head example")]
@@ -70,23 +72,23 @@ class RelationHeads(Result):
     """The number of snippets that were left out of the batches, such as those that are too long for the model."""
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Annotated[Tensor, axes("relation layer head", words="attention to related leaves")]:
         """[relation, layer, head], 0 to 1: the mean attention to a related leaf, over all pairs of all snippets; NaN
         for pruned heads, and where no pair was compared."""
         return self.related.sum(-1) / self.pairs.sum(-1)[:, :, None]
 
     @property
-    def expected(self) -> Tensor:
+    def expected(self) -> Annotated[Tensor, axes("relation layer head", words="attention at the same offset")]:
         """[relation, layer, head], 0 to 1: the mean attention to unrelated leaves at the same offsets."""
         return self.control.sum(-1) / self.pairs.sum(-1)[:, :, None]
 
     @property
-    def gain(self) -> Tensor:
+    def gain(self) -> Annotated[Tensor, axes("relation layer head", words="attention beyond position", scale="signed")]:
         """[relation, layer, head], -1 to 1: how much more attention related leaves get than position explains."""
         return self.mean - self.expected
 
     @property
-    def ratio(self) -> Tensor:
+    def ratio(self) -> Annotated[Tensor, axes("relation layer head")]:
         """[relation, layer, head]: `mean` divided by `expected`."""
         return self.mean / self.expected
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class LabelTrajectories(Result):
 
     For a single record, `print` shows a table: each label's probability at every layer, in percent.
     """
+
+    main: ClassVar[str | None] = "probabilities"
 
     probabilities: Annotated[Tensor, axes("layer target label")]
     """[layer, target, label], 0 to 1: the probability by the probe that reads layers 0 to this one."""

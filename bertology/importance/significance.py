@@ -29,9 +29,9 @@ Correction = Literal["holm", "bh"] | None
 class Significance(Result):
     """How likely a change at least this large is by chance, for each head that was tested."""
 
-    p: Annotated[Tensor, axes("layer head")]
+    p: Annotated[Tensor, axes("layer head", words="p-value, corrected", scale="p-value")]
     """[layer, head]: the p-value, corrected for the number of heads that were tested; NaN for all others."""
-    uncorrected: Annotated[Tensor, axes("layer head")]
+    uncorrected: Annotated[Tensor, axes("layer head", words="p-value", scale="p-value")]
     """[layer, head]: the p-value of each head alone."""
     test: str
     """Which test: "t", "mcnemar" or "bootstrap"."""

@@ -34,7 +34,7 @@ class HeadDistances(Result):
     The rows of `js` are all heads of all layers, layer by layer: head h of layer l is row `l * heads_per_layer + h`.
     """
 
-    js: Annotated[Tensor, axes("head head", unit="nats")]
+    js: Annotated[Tensor, axes("head head", unit="nats", words="Jensen-Shannon divergence")]
     """[head, head], nats: 0 for the same attention, ln 2 for no common key; NaN for pruned heads and across stacks."""
     queries: Annotated[Tensor, axes("layer")]
     """[layer]: the real query tokens that were compared."""
@@ -48,8 +48,8 @@ class HeadDistances(Result):
     """Whether `js` is the mean over all query tokens, or their sum."""
 
     @property
-    def heads(self) -> list[Head]:
-        """The name of each row of `js`, pruned heads included."""
+    def heads(self) -> Annotated[list[Head], axes("head")]:
+        """[head]: the name of each row of `js`, pruned heads included."""
         return [head_at(self.labels, row, h) for row in range(len(self.labels)) for h in range(self.heads_per_layer)]
 
     @checked

@@ -29,11 +29,11 @@ class RepeatScores(Result):
     2023).
     """
 
-    induction: Annotated[Tensor, axes("layer head")]
+    induction: Annotated[Tensor, axes("layer head", words="attention to the tokens after earlier occurrences")]
     """[layer, head], 0 to 1: the attention to the next tokens of earlier occurrences of the same token; NaN if none."""
-    duplicate: Annotated[Tensor, axes("layer head")]
+    duplicate: Annotated[Tensor, axes("layer head", words="attention to earlier occurrences")]
     """[layer, head], 0 to 1: the attention to earlier occurrences of the same token; NaN if no token has any."""
-    previous: Annotated[Tensor, axes("layer head")]
+    previous: Annotated[Tensor, axes("layer head", words="attention to the previous token")]
     """[layer, head], 0 to 1: the attention to the previous token, from all tokens that have one; NaN if none has."""
     followers: Annotated[Tensor, axes("layer")]
     """[layer], int64: how many tokens have an earlier occurrence whose next token comes before them."""

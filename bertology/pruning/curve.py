@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,8 @@ def silence(scores: Tensor, gates: Tensor, size: int, keep: int) -> Tensor:
 @dataclass(frozen=True, eq=False, repr=False)
 class PruningCurve(Result):
     """The score of a model as it loses its heads, least important first."""
+
+    main: ClassVar[str | None] = "scores"
 
     heads_left: Annotated[Tensor, axes("step")]
     """[step]: how many heads are left, of those that may go; the first step is the whole model."""

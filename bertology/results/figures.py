@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..anatomy.sites import Head
 from ..errors import DataError, HeadError, ShapeError, checked, described, need, writable
-from .axes import axes_of
-from .result import Result, draws, names_on
+from .axes import axes_of, names_along
+from .result import Result, draws
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +64,7 @@ def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str 
     name = check_field(result, field)
     values: Tensor = getattr(result, name)
     axis = axes_of(type(result))[name].names[1]
-    image = layer_cells(axes, values, result.labels, axis, names_on(result, axis))
+    image = layer_cells(axes, values, result.labels, axis, names_along(result, axis))
     axes.set_title(title or f"{words_of(type(result).__name__)}: {name}")
     axes.figure.colorbar(image, ax=axes, label=_unit(result, name))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ NO_HEAD = -2
 class DependencyHeads(Result):
     """How often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2)."""
 
+    main: ClassVar[str | None] = "accuracy"
+    axis_names: ClassVar = {"direction": DIRECTIONS, "offset": OFFSETS}
+
     right: Annotated[Tensor, axes("relation direction layer head")]
     """[relation, direction, layer, head], int64: for how many words the syntactic head was picked; -1 for pruned heads,
     and in layers that do not read the text."""
@@ -48,7 +51,7 @@ class DependencyHeads(Result):
     """The number of sentences that `align` left out of the batches."""
 
     @property
-    def accuracy(self) -> Tensor:
+    def accuracy(self) -> Annotated[Tensor, axes("relation direction layer head")]:
         """[relation, direction, layer, head], 0 to 1: the share of picked heads; NaN where `right` is -1."""
         share = self.right.double() / self.arcs[:, None, None, None]
         return share.masked_fill(self.right < 0, float("nan"))

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from bertology.corpora.files import text_of
-from bertology.errors import DataError, need
+from bertology.corpora.files import BLANKS, lines_of
+from bertology.errors import DataError, need, shown
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,13 @@ def read_examples(task: Task, data: str | Path, *, train: bool = False) -> Examp
 
 
 def _read_tsv(task: Task, file: Path) -> Examples:
-    # Not splitlines(), which also ends a line at characters that texts may contain.
-    lines = enumerate(text_of(file).split("\n"), start=1)
-    rows = [(number, line.split("\t")) for number, line in lines if line.strip()]
+    rows = [(number, [cell.strip(BLANKS) for cell in line.split("\t")]) for number, line in lines_of(file)]
     header = list(task.header) if task.header else (rows.pop(0)[1] if rows else [])
     if not rows:
         raise DataError(f"{file} holds no examples")
     missing = [column for column in (*task.texts, task.label) if column not in header]
     if missing:
-        raise DataError(f"{file} has no column {missing[0]!r}: its columns are {', '.join(header)}")
+        raise DataError(f"{file} has no column {missing[0]!r}: its columns are {', '.join(header)[:500]}")
     found = Examples([], [])
     for number, row in rows:
         if len(row) < len(header) and task.skip_short:
@@ -146,7 +144,7 @@ def _add(found: Examples, task: Task, header: list[str], row: list[str], where: 
     wanted = 1 + max(header.index(column) for column in (*task.texts, task.label))
     if len(row) < wanted:
         raise DataError(f"{where}: wanted {wanted} columns or more, got {len(row)}")
-    cells = {column: cell.strip() for column, cell in zip(header, row, strict=False)}
+    cells = dict(zip(header, row, strict=False))
     if task.wanted is not None and not task.wanted(cells):
         found.skipped["of another domain"] += 1
     elif cells[task.label] in task.unlabelled:
@@ -160,12 +158,13 @@ def _add(found: Examples, task: Task, header: list[str], row: list[str], where: 
 def _label(task: Task, text: str, where: str) -> float | int:
     if task.labels:
         if text not in task.labels:
-            raise DataError(f"{where}: {text!r} is not a label of this task: wanted one of {', '.join(task.labels)}")
+            wanted = ", ".join(task.labels)
+            raise DataError(f"{where}: {shown(text)} is not a label of this task: wanted one of {wanted}")
         return task.labels.index(text)
     try:
         return float(text)
     except ValueError as error:
-        raise DataError(f"{where}: wanted a number as label, got {text!r}") from error
+        raise DataError(f"{where}: wanted a number as label, got {shown(text)}") from error
 
 
 def _read_dataset(task: Task, name: str, train: bool) -> Examples:

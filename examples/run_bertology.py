@@ -303,7 +303,9 @@ def report(summary: dict[str, Any], out: Path) -> None:
 
 
 def read_data(args: argparse.Namespace, tokenizer: Any, examples: Examples) -> tuple[Batches, int]:
-    """Batches of the dev set. Prints how many texts were cut."""
+    """Batches of the dev set. Prints how many lines were left out, and how many texts were cut."""
+    for reason, many in examples.skipped.items():
+        print(f"WARNING: {many} lines of the data were left out: {reason}")
     batches, cut = make_batches(
         tokenizer, examples, max_seq_length=args.max_seq_length, batch_size=args.batch_size
     )  # fmt: skip
@@ -320,12 +322,11 @@ def main() -> None:
     task = find_task(args.task_name if args.model_name_or_path else "sst-2")
     metric = find_score(args.metric_name, task, args.task_name)
     examples = read_examples(task, args.data_dir if args.model_name_or_path else DEMO_DATA).first(args.data_subset)
-    for reason, many in examples.skipped.items():
-        print(f"NOTICE: {many} lines of the data were left out: {reason}")
     torch.manual_seed(args.seed)
     model, tokenizer = load(args, len(task.labels) or 1)
     batches, cut = read_data(args, tokenizer, examples)
     summary: dict[str, Any] = {"task": args.task_name, "examples": len(examples.texts), "truncated": cut}
+    summary |= {"skipped_lines": len(examples.skipped)}
     summary |= {f"argument_{name}": value for name, value in vars(args).items()}
     masking = args.try_masking or not args.model_name_or_path
     if masking:

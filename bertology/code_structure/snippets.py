@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from ..corpora.skips import Skip, few_of, reasons_for
-from ..errors import DataError, checked, readable
+from ..corpora.files import json_of, lines_of
+from ..corpora.skips import Broken, Skip, few_of, placed, reasons_for
+from ..errors import DataError, checked, shown
 from ..streaming.progress import Progress, progress_bar
 from .trees import CodeTree, tree_of
 
@@ -65,7 +63,7 @@ def read_code(
     broken: Literal["error", "skip", "keep"] = "error",
     progress: Progress = None,
 ) -> Snippets:
-    """Read and parse the functions of CodeSearchNet or CodeXGLUE: JSON Lines, gzipped if the name ends in `.gz`.
+    """Read and parse the functions of CodeSearchNet or CodeXGLUE: JSON Lines, gzipped or not.
 
     Code that is empty, has only comments or is not valid text is left out and listed in `skipped`.
 
@@ -73,12 +71,12 @@ def read_code(
         path: a file in which each line is an object with the code and its `language`.
         language: as in `parse_code`; by default the language in each line.
         field: the name of the field with the code; by default `code`, or `original_string` if there is no such field.
-        broken: "error" raises for code that does not parse, "skip" leaves it out and lists it with its place, "keep"
-            keeps the tree that tree-sitter recovers.
+        broken: "error" raises for code that does not parse, "skip" leaves it out and lists it with its place, as it
+            does with lines that cannot be read, "keep" keeps the tree that tree-sitter recovers.
         progress: True for a progress bar over lines, or its title; no bar without it.
 
-    Raises `DataError`, which names the line, for a line that is not JSON, or that has no code or language; for a
-    damaged file; if no code is left; and as `parse_code` does.
+    Raises `DataError`, which names the file and the line, for a line that is not JSON, or that has no code or language;
+    for a damaged file; if no code is left; and as `parse_code` does.
 
         >>> from tempfile import NamedTemporaryFile
         >>> from bertology.code_structure import read_code
@@ -90,53 +88,39 @@ def read_code(
     """
     if broken not in ("error", "skip", "keep"):
         raise DataError(f"broken must be 'error', 'skip' or 'keep', got {broken!r}")
+    lost = Broken(broken == "skip", "")
     trees: list[CodeTree] = []
-    skipped: list[Skip] = []
-    for number, line in enumerate(progress_bar(progress, _lines(Path(path))), 1):
-        if not line.strip():
-            continue
+    for number, line in progress_bar(progress, lines_of(path)):
         where = f"{Path(path).name} {number}"
-        code, spoken, name = _fields(line, where, language, field)
-        tree = None if HALF_PAIR.search(code) else tree_of(code, spoken, name)
-        if tree is None:
-            skipped.append(Skip(name, "not valid text (half of a surrogate pair)"))
-        elif not len(tree):
-            skipped.append(Skip(name, "no code"))
-        elif tree.errors and broken != "keep":
-            place = "{}, line {}, column {}".format(name, *tree.errors[0])
-            if broken == "error":
-                raise DataError(f"{place}: does not parse (broken='skip' leaves such code out, 'keep' keeps it)")
-            skipped.append(Skip(place, "does not parse"))
-        else:
-            trees.append(tree)
+        with lost.part(), placed(path, number):
+            code, spoken, name = _fields(line, where, language, field)
+            tree = None if HALF_PAIR.search(code) else tree_of(code, spoken, name)
+            if tree is None:
+                lost.skipped.append(Skip(name, "not valid text (half of a surrogate pair)"))
+            elif not len(tree):
+                lost.skipped.append(Skip(name, "no code"))
+            elif tree.errors and broken != "keep":
+                place = "{}, line {}, column {}".format(name, *tree.errors[0])
+                if broken == "error":
+                    raise DataError(f"{place}: does not parse (broken='skip' leaves such code out, 'keep' keeps it)")
+                lost.skipped.append(Skip(place, "does not parse"))
+            else:
+                trees.append(tree)
     if not trees:
-        reasons = few_of(sorted({skip.reason for skip in skipped}))
-        raise DataError(f"{path} has no code{f' that can be used: {reasons}' if skipped else ''}")
-    return Snippets(tuple(trees), tuple(skipped))
-
-
-def _lines(path: Path) -> Iterator[str]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with readable(path):
-        try:
-            with opened(path, "rt", encoding="utf-8-sig") as file:
-                yield from file
-        except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is damaged: wanted JSON Lines in UTF-8, got {error}") from error
+        reasons = few_of(sorted({skip.reason for skip in lost.skipped}))
+        raise DataError(f"{path} has no code{f' that can be used: {reasons}' if reasons else ''}")
+    return Snippets(tuple(trees), tuple(lost.skipped))
 
 
 def _fields(line: str, where: str, language: Any, field: str | None) -> tuple[str, Any, str]:
     """The code, its language, and its name in messages."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"line {where} is not JSON: {error}") from error
+    record = json_of(line)
     record = record if isinstance(record, dict) else {}
     place = field or next((name for name in FIELDS if name in record), FIELDS[0])
     if not isinstance(record.get(place), str):
-        raise DataError(f"line {where} has no text in a field {place!r}, only: {', '.join(record) or 'no fields'}")
+        raise DataError(f"the line has no text in a field {place!r}, only: {shown(', '.join(record) or 'no fields')}")
     spoken = record.get("language") if language is None else language
     if spoken is None:
-        raise DataError(f"line {where} does not say its language: pass language=")
+        raise DataError("the line does not say its language: pass language=")
     function = record.get("func_name")
     return record[place], spoken, f"{where} ({function})" if function else where

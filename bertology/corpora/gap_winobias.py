@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import DataError, checked
-from .documents import Document, Documents, Mention
-from .files import open_text
-from .phrases import gender_of, head_in_words
-from .skips import Skip
+from ..errors import DataError, checked, shown
+from .documents import Document, Documents, Kind, Mention
+from .files import BLANKS, lines_of
+from .phrases import TRAITS, gender_of, head_in_words
+from .skips import Broken, BrokenPart, Skip, placed, reasons_for
 
 _COLUMNS = ("ID", "Text", "Pronoun", "Pronoun-offset", "A", "A-offset", "A-coref", "B", "B-offset", "B-coref")
 _SHORT = r"[’'](?:s|ll|d|re|ve|m)\b"
@@ -50,7 +49,7 @@ def words_in(text: str) -> TextWords:
 
 
 @checked
-def read_gap(path: str | Path) -> Documents:
+def read_gap(path: str | Path, *, skip_broken: bool = False) -> Documents:
     """Read GAP (Webster et al. 2018): a pronoun and two names, A and B, one of which it may refer to.
 
     These three are the mentions of a document. Its only target is the pronoun; the name may come before or after it.
@@ -59,6 +58,10 @@ def read_gap(path: str | Path) -> Documents:
     Words are letters and digits with single hyphens, apostrophes or & between them, and dots and commas between
     digits; 's, 'll, 'd, 're, 've, 'm and any other mark are separate words. Examples with a mention that begins or
     ends inside a word are listed in `skipped`.
+
+    Args:
+        path: the TSV, with its header. Further columns are ignored.
+        skip_broken: leave out lines that cannot be read, and list them in `skipped`, too, instead of raising.
 
     Raises `DataError`, which names the file and the line, for missing columns, and for offsets where the text does not
     have the mention.
@@ -72,36 +75,54 @@ def read_gap(path: str | Path) -> Documents:
         ...     [(m.start, m.cluster) for m in read_gap(file.name)[0].mentions]
         [(0, 0), (2, 2), (4, 0)]
     """
+    broken = Broken(skip_broken, "such lines")
     documents: list[Document] = []
-    skipped: list[Skip] = []
-    with open_text(path, newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path} has no column {', '.join(missing)}: wanted the TSV of GAP, with its header")
-        for row in reader:
-            made = _gap(row, f"{path}, line {reader.line_num}")
+    for number, cells in _rows(path, broken):
+        with broken.part(), placed(path, number):
+            made = _gap(cells)
             if isinstance(made, Document):
                 documents.append(made)
             else:
-                skipped.append(made)
+                broken.skipped.append(made)
     if not documents:
-        raise DataError(f"{path} holds no examples{' whose mentions are whole words' if skipped else ''}")
-    return Documents(tuple(documents), tuple(skipped))
+        told = "; ".join(reasons_for(broken.skipped))
+        raise DataError(f"{path} holds no examples{' that can be used: ' if told else ''}{told}")
+    return Documents(tuple(documents), tuple(broken.skipped))
 
 
-def _gap(row: Mapping[str, str | None], place: str) -> Document | Skip:
-    if any(row[column] is None for column in _COLUMNS):
-        raise DataError(f"{place}: wanted {len(_COLUMNS)} columns or more, got fewer")
-    cells = {column: row[column] or "" for column in _COLUMNS}
+def _rows(path: str | Path, broken: Broken) -> Iterator[tuple[int, dict[str, str]]]:
+    """The cells of each line, by the names of their columns, and the number of the line."""
+    header: list[str] | None = None
+    for number, line in lines_of(path):
+        cells = line.split("\t")
+        if header is None:
+            header = [cell.strip(BLANKS) for cell in cells]
+            missing = [column for column in _COLUMNS if column not in header]
+            if missing:
+                raise DataError(
+                    f"{path}, line {number}: the file has no column {', '.join(missing)}: wanted the TSV of GAP, with "
+                    "its header"
+                )
+            continue
+        with broken.part():
+            needed = max(map(header.index, _COLUMNS)) + 1
+            if len(cells) < needed:
+                raise BrokenPart(path, number, f"wanted {needed} columns or more, got fewer: {len(cells)}")
+            # The text is kept as it is: offsets count its characters.
+            yield number, {h: c if h == "Text" else c.strip(BLANKS) for h, c in zip(header, cells, strict=False)}
+    if header is None:
+        raise DataError(f"{path} has no column {', '.join(_COLUMNS)}: wanted the TSV of GAP, with its header")
+
+
+def _gap(cells: Mapping[str, str]) -> Document | Skip:
     text, found = words_in(cells["Text"]), []
     for column, own in (("Pronoun", PRONOUN), ("A", FIRST), ("B", SECOND)):
-        span = _gap_span(cells, column, text, place)
+        span = _gap_span(cells, column, text)
         if span is None:
             return Skip(cells["ID"], "a mention begins or ends inside a word")
         coref = cells.get(f"{column}-coref", "FALSE").upper()
         if coref not in ("TRUE", "FALSE"):
-            raise DataError(f"{place}: {column}-coref must be TRUE or FALSE, got {cells[f'{column}-coref']!r}")
+            raise DataError(f"{column}-coref must be TRUE or FALSE, got {shown(cells[f'{column}-coref'])}")
         cluster = PRONOUN if coref == "TRUE" else own
         head = head_in_words(text.words, *span)
         found.append(Mention(*span, head, cluster, "pronoun" if column == "Pronoun" else "proper"))
@@ -109,19 +130,19 @@ def _gap(row: Mapping[str, str | None], place: str) -> Document | Skip:
     return Document(text.words, mentions, cells["ID"], targets=(mentions.index(found[0]),), both_sides=True)
 
 
-def _gap_span(cells: Mapping[str, str], column: str, text: TextWords, place: str) -> tuple[int, int] | None:
+def _gap_span(cells: Mapping[str, str], column: str, text: TextWords) -> tuple[int, int] | None:
     offset, wanted = cells[f"{column}-offset"], cells[column]
-    if not offset.isdecimal():
-        raise DataError(f"{place}: {column}-offset must be a number, got {offset!r}")
+    if not re.fullmatch("[0-9]{1,9}", offset):
+        raise DataError(f"{column}-offset must be a number, got {shown(offset)}")
     start = int(offset)
     there = cells["Text"][start : start + len(wanted)]
     if there != wanted or not wanted:
-        raise DataError(f"{place}: {column} is {wanted!r}, but the text has {there!r} at character {start}")
+        raise DataError(f"{column} is {shown(wanted)}, but the text has {shown(there)} at character {start}")
     return text.span(start, start + len(wanted))
 
 
 @checked
-def read_winobias(path: str | Path) -> Documents:
+def read_winobias(path: str | Path, *, skip_broken: bool = False) -> Documents:
     """Read WinoBias (Zhao et al. 2018): numbered sentences with two occupations, and a pronoun for one of them.
 
     Brackets mark the right occupation and its pronouns; the first pronoun is the target. The other occupation is not
@@ -129,58 +150,85 @@ def read_winobias(path: str | Path) -> Documents:
     Sentences without a second occupation are listed in `skipped`, because there is nothing to choose between. With
     `candidates="words"` of `coreference_heads`, all words before the pronoun are candidates.
 
-    Raises `DataError`, which names the file and the line, for lines without a number or without two mentions in
-    brackets.
+    In the form that AllenNLP reads, sentences have no numbers, and round brackets mark a second entity and its
+    pronouns: `[The cook] sold (the books) because [she] had read (them).` Its first pronoun is a target, too.
+
+    Args:
+        path: the file. Either each of its lines has a number, or none.
+        skip_broken: leave out lines that cannot be read, and list them in `skipped`, too, instead of raising.
+
+    Raises `DataError`, which names the file and the line, for lines without a number where others have one, and for
+    those without an entity and its pronoun in brackets.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
-        ...     _ = file.write("1 [The cook] met the guard as [she] left.\\n")
-        ...     _ = file.write("2 The cook met [the guard] as [he] left.\\n")
+        ...     _ = file.write("1 [The cook] met the guard as [she] left.\n")
+        ...     _ = file.write("2 The cook met [the guard] as [he] left.\n")
         ...     file.flush()
         ...     [m.head for m in read_winobias(file.name)[0].mentions]
         [1, 4, 6]
     """
-    with open_text(path) as file:
-        lines = [
-            _marked(line.strip(), f"{path}, line {number}", f"{Path(path).name} {number}")
-            for number, line in enumerate(file, 1)
-            if line.strip()
-        ]
-    if not lines:
-        raise DataError(f"{path} holds no sentences")
-    occupations = {_occupation(document, document.mentions[0]) for document in lines}
-    whole = [_with_rivals(document, occupations) for document in lines]
-    return Documents(
-        tuple(document for document in whole if len({m.cluster for m in document.mentions}) > 1),
-        tuple(
-            Skip(document.name, "the other occupation was not found")
-            for document in whole
-            if len({m.cluster for m in document.mentions}) == 1
-        ),
-    )
+    broken = Broken(skip_broken, "such lines")
+    found: list[Document] = []
+    numbered: bool | None = None
+    for number, line in lines_of(path):
+        with broken.part(), placed(path, number):
+            first, _, rest = line.strip(BLANKS).partition(" ")
+            has = bool(re.fullmatch("[0-9]+", first))
+            numbered = has if numbered is None else numbered
+            if has != numbered:
+                raise DataError(f"wanted {'a number and ' if numbered else ''}a sentence, got {shown(line)}")
+            found.append(_marked(rest if has else line.strip(BLANKS), f"{Path(path).name} {number}", has))
+    if not found:
+        told = "; ".join(reasons_for(broken.skipped))
+        raise DataError(f"{path} holds no sentences{': ' if told else ''}{told}")
+    occupations = {_occupation(document, document.mentions[0]) for document in found}
+    whole = [_with_rivals(document, occupations) for document in found]
+    several = [len({m.cluster for m in document.mentions}) > 1 for document in whole]
+    lone = [
+        Skip(document.name, "the other occupation was not found")
+        for document, choice in zip(whole, several, strict=True)
+        if not choice
+    ]
+    kept = tuple(document for document, choice in zip(whole, several, strict=True) if choice)
+    return Documents(kept, (*broken.skipped, *lone))
 
 
-def _marked(line: str, place: str, name: str) -> Document:
-    """A sentence with its mentions in brackets."""
-    number, _, marked = line.partition(" ")
-    parts = re.split(r"\[\s*([^\[\]]*?)\s*\]", marked)
-    if not number.isdecimal() or len(parts) < 5 or re.search(r"[\[\]]", "".join(parts)):
-        raise DataError(f"{place}: wanted a number and a sentence with [an entity] and [its pronoun], got {line!r}")
-    text, spans = parts[0], []
-    for inside, following in zip(parts[1::2], parts[2::2], strict=True):
-        spans.append((len(text), len(text) + len(inside)))
-        text += inside + following
+_MARKED = re.compile(r"\[\s*([^\[\]()]*?)\s*\]|\(\s*([^\[\]()]*?)\s*\)")
+
+
+def _marked(marked: str, name: str, numbered: bool) -> Document:
+    """A sentence with its mentions in brackets. Raises `DataError`."""
+    wanted = f"wanted {'a number and ' if numbered else ''}a sentence with [an entity] and [its pronoun]"
+    text, spans, last = "", [], 0
+    for match in _MARKED.finditer(marked):
+        text += marked[last : match.start()]
+        inside, cluster = (match[2], 1) if match[1] is None else (match[1], 0)
+        spans.append((len(text), len(text) + len(inside), cluster))
+        text, last = text + inside, match.end()
+    text += marked[last:]
+    if re.search(r"[\[\]]", text) or sum(cluster == 0 for *_, cluster in spans) < 2:
+        raise DataError(f"{wanted}, got {shown(marked)}")
     words, mentions = words_in(text), []
-    for start, end in spans:
+    for start, end, cluster in spans:
         span = words.span(start, end)
         if span is None:
-            raise DataError(f"{place}: [{text[start:end]}] is not made of whole words: {line!r}")
-        pronoun = gender_of(text[start:end]) is not None
-        mentions.append(Mention(*span, head_in_words(words.words, *span), 0, "pronoun" if pronoun else "nominal"))
-    target = next((number for number, m in enumerate(mentions) if m.kind == "pronoun"), None)
-    if target is None or mentions[0].kind == "pronoun":
-        raise DataError(f"{place}: wanted first an entity and then a pronoun in brackets, got {line!r}")
-    return Document(words.words, tuple(mentions), name, targets=(target,))
+            raise DataError(f"[{text[start:end]}] is not made of whole words: {shown(marked)}")
+        kind: Kind = "pronoun" if _is_pronoun(words.words[slice(*span)]) else "nominal"
+        mentions.append(Mention(*span, head_in_words(words.words, *span), cluster, kind))
+    targets = []
+    for own in ([m for m in mentions if m.cluster == cluster] for cluster in sorted({m.cluster for m in mentions})):
+        target = next((m for m in own if m.kind == "pronoun"), None)
+        if own[0].kind == "pronoun" or (target is None and own[0].cluster == 0):
+            raise DataError(f"wanted first an entity and then a pronoun in brackets, got {shown(marked)}")
+        targets += [mentions.index(target)] if target else []
+    return Document(words.words, tuple(mentions), name, sentences=(0,), targets=tuple(sorted(targets)))
+
+
+def _is_pronoun(words: Sequence[str]) -> bool:
+    """Whether this is a pronoun, or several in one, such as "he or she"; "they" has no gender, but is one."""
+    own = [word.lower() for word in words if word.lower() not in ("or", "/")]
+    return bool(own) and all(word in TRAITS for word in own)
 
 
 def _occupation(document: Document, mention: Mention) -> tuple[str, ...]:
@@ -192,6 +240,7 @@ def _with_rivals(document: Document, occupations: set[tuple[str, ...]]) -> Docum
     """The sentence with the occupations that are not marked in it, each in its own cluster."""
     small = [word.lower() for word in document.words]
     taken = {place for m in document.mentions for place in range(m.start, m.end)}
+    taken_clusters = {m.cluster for m in document.mentions}
     rivals: list[Mention] = []
     for occupation in sorted(occupations, key=len, reverse=True):
         for start in range(len(small) - len(occupation) + 1):
@@ -199,10 +248,10 @@ def _with_rivals(document: Document, occupations: set[tuple[str, ...]]) -> Docum
             if tuple(small[start:end]) == occupation and not taken & set(range(start, end)):
                 taken |= set(range(start, end))
                 begin = start - (start > 0 and small[start - 1] == "the")
-                rivals.append(Mention(begin, end, end - 1, len(rivals) + 1, "nominal"))
-    target = document.mentions[(document.targets or (0,))[0]]
+                rivals.append(Mention(begin, end, end - 1, len(taken_clusters) + len(rivals), "nominal"))
     mentions = sorted([*document.mentions, *rivals], key=lambda m: m.start)
-    return replace(document, mentions=tuple(mentions), targets=(mentions.index(target),))
+    targets = tuple(mentions.index(document.mentions[target]) for target in document.targets or ())
+    return replace(document, mentions=tuple(mentions), targets=targets)
 
 
 @checked

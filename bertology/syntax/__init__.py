@@ -14,6 +14,7 @@ sentence.
 from ..corpora.conll_coreference import read_conll_coref
 from ..corpora.documents import Document, Documents, Mention, pieces
 from ..corpora.gap_winobias import by_gender, read_gap, read_winobias
+from ..corpora.skips import Skip
 from ..corpora.treebank import Sentence, Treebank, read_conllu, read_depparse, read_json
 from ..corpora.words import Aligned, AlignedBatches, align, word_attention
 from ..measures.random_weights import randomized

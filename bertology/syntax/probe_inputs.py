@@ -15,10 +15,11 @@ from ..anatomy.dissect import dissect
 from ..anatomy.names import IDS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..corpora.files import open_text
+from ..corpora.skips import Broken, BrokenPart, Skip, placed, reasons_for
 from ..corpora.treebank import Sentence
 from ..corpora.words import Aligned, AlignedBatches, Rows, word_attention
 from ..data.batches import Batch, check_fits, device_of, on_device, some_examples, without_labels
-from ..errors import DataError, ShapeError, checked
+from ..errors import DataError, ShapeError, checked, shown
 from ..tap import tap, undisturbed
 from .picks import aligned_in, sentences_in
 
@@ -60,6 +61,8 @@ class StaticVectors:
         if not table.isfinite().all():
             raise ShapeError("word vectors must be finite, got NaN or infinity")
         self._lower = lower
+        self.skipped: tuple[Skip, ...] = ()
+        """Lines of the file that were left out, and why: see `read_vectors`."""
         self._rows: dict[str, int] = {}
         for row, word in enumerate(words, 1):
             self._rows.setdefault(self._key(word), row)
@@ -141,50 +144,59 @@ def embedding_vectors(model: nn.Module) -> EmbeddingVectors:
 
 
 @checked
-def read_vectors(path: str | Path, *, words: Collection[str] | None = None, lower: bool = True) -> StaticVectors:
+def read_vectors(
+    path: str | Path, *, words: Collection[str] | None = None, lower: bool = True, skip_broken: bool = False
+) -> StaticVectors:
     """Read word vectors in the text format of GloVe and word2vec: each line has a word and the elements of its vector.
 
     Args:
-        path: a file in UTF-8, with or without the first line of word2vec (number of words, length of vectors).
+        path: a text file, with or without the first line of word2vec (number of words, length of vectors).
         words: the words to keep, to save memory; by default all.
         lower: whether words are stored and looked up in lower case.
+        skip_broken: leave out lines that cannot be read, and list them in the result's `skipped`, instead of raising.
 
-    Raises `DataError` for a vector of another length than the first one, and for a file with fewer words than its first
-    line says.
+    Raises `DataError`, which names the file and the line, for a vector of another length than the first one, and for a
+    file with fewer words than its first line says.
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
-        ...     _ = file.write("birds 1.0 2.0\\nsing 3.0 4.0\\n")
+        ...     _ = file.write("birds 1.0 2.0\nsing 3.0 4.0\n")
         ...     file.flush()
         ...     read_vectors(file.name).dim
         2
     """
     wanted = None if words is None else {word.lower() if lower else word for word in words}
+    broken = Broken(skip_broken, "such lines")
     kept: list[str] = []
     rows: list[Tensor] = []
-    for where, word, numbers in _lines(path):
+    for line, word, numbers in _lines(path, broken):
         if wanted is None or (word.lower() if lower else word) in wanted:
-            kept.append(word)
-            rows.append(_numbers(numbers, where))
+            with broken.part(), placed(path, line):
+                rows.append(_numbers(numbers))
+                kept.append(word)
     if not rows:
-        raise DataError(f"{path} has vectors for none of {'its' if wanted is None else len(wanted)} words")
-    return StaticVectors(kept, torch.stack(rows), lower=lower)
+        told = "; ".join(["", *reasons_for(broken.skipped)])
+        raise DataError(f"{path} has vectors for none of {'its' if wanted is None else len(wanted)} words{told}")
+    found = StaticVectors(kept, torch.stack(rows), lower=lower)
+    found.skipped = tuple(broken.skipped)
+    return found
 
 
-def _lines(path: str | Path) -> Iterator[tuple[str, str, list[str]]]:
-    """For each line, its name in messages, its word, and the elements of its vector."""
+def _lines(path: str | Path, broken: Broken) -> Iterator[tuple[int, str, list[str]]]:
+    """For each line, its number, its word, and the elements of its vector."""
     announced, dim, seen = None, 0, 0
     with open_text(path, newline="\n") as file:
         for number, line in enumerate(file, 1):
-            where = f"line {number} of {path}"
             # Fields are separated only by blanks: words may contain other kinds of space.
             fields = line.rstrip("\r\n ").split(" ")
             if number == 1 and len(fields) == 2 and all(field.isdecimal() for field in fields):
                 announced, dim = int(fields[0]), int(fields[1])
             elif fields != [""]:
-                dim = dim or len(fields) - 1
-                yield where, _word(fields, dim, where), fields[-dim:]
                 seen += 1
+                with broken.part():
+                    word = _word(fields, dim or len(fields) - 1, f"{path}", number)
+                    dim = dim or len(fields) - 1
+                    yield number, word, fields[-dim:]
     if announced is not None and seen != announced:
         raise DataError(
             f"the first line of {path} announces {announced} words, but it has {seen}: it is incomplete, or not a file "
@@ -192,21 +204,27 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str, list[str]]]:
         )
 
 
-def _word(fields: list[str], dim: int, where: str) -> str:
+def _word(fields: list[str], dim: int, path: str, line: int) -> str:
     """The part of a line before the vector: a word, which may contain blanks."""
     word = fields[: len(fields) - dim]
     if not dim or not word or (len(word) > 1 and _is_number(word[-1])):
-        raise DataError(
-            f"{where} must be a word and {dim or 'some'} numbers, got {len(fields)} fields: {fields[0]!r} ..."
-        )
+        raise BrokenPart(
+            path, line, f"the line must be a word and {dim or 'some'} numbers, got {len(fields)} fields: "
+            f"{shown(fields[0])} ..."
+        )  # fmt: skip
     return " ".join(word)
 
 
-def _numbers(fields: list[str], where: str) -> Tensor:
+def _numbers(fields: list[str]) -> Tensor:
     try:
-        return torch.tensor([float(field) for field in fields])
+        row = torch.tensor([float(field) for field in fields])
     except ValueError as error:
-        raise DataError(f"{where} must be a word and {len(fields)} numbers: {error}") from error
+        raise DataError(
+            f"the line must be a word and {len(fields)} numbers: could not convert {shown(' '.join(fields))}"
+        ) from error
+    if not row.isfinite().all():
+        raise DataError(f"word vectors must be finite, got {shown(' '.join(fields))}")
+    return row
 
 
 def _is_number(text: str) -> bool:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +26,10 @@ from transformers import (
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
+
+from bertology.corpora.files import json_of, lines_of
+from bertology.corpora.skips import placed
+from bertology.errors import DataError
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
 
@@ -55,8 +57,14 @@ def parse() -> argparse.Namespace:
 
 def read(paths: list[str], skip: int) -> list[str]:
     """The code of all files."""
-    lines = (line for path in paths for line in Path(path).read_text(encoding="utf-8").splitlines()[skip:])
-    found = [json.loads(line)["code"] for line in lines if line.strip()]
+    found: list[str] = []
+    for path in paths:
+        for number, line in itertools.islice(lines_of(path), skip, None):
+            with placed(path, number):
+                record = json_of(line)
+                if not isinstance(record, dict) or not isinstance(record.get("code"), str):
+                    raise DataError("wanted an object with a text in its field 'code'")
+                found.append(record["code"])
     if not found:
         sys.exit(f"no code is left of {', '.join(paths)} behind the first {skip} functions of each")
     return found

@@ -7,11 +7,12 @@ annotation stands behind these arcs: they are as good as the brackets and the ru
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bertology.corpora.bracketed_trees import Parse, parses
+from bertology.corpora.files import text_of
 from bertology.errors import DataError
 from bertology.syntax import Sentence, Treebank
 
@@ -22,7 +23,6 @@ SENTENCES = ("S", "SQ", "SINV", "SBAR", "SBARQ")
 BE = ("be", "am", "is", "are", "was", "were", "been", "being", "'s", "'re", "'m")
 HELPING = (*BE, "have", "has", "had", "having", "'ve", "'d", "do", "does", "did")
 PUNCTUATION = (",", ".", ":", "``", "''", "-LRB-", "-RRB-", "HYPH", "NFP")
-WRITTEN = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}
 
 
 @dataclass
@@ -39,51 +39,55 @@ class Node:
 
 def read_brackets(path: str | Path) -> Treebank:
     """Read a file of bracketed trees as a treebank of dependencies. Raises `DataError` for brackets without a match."""
-    text = Path(path).read_text(encoding="utf-8")
-    opened: list[Node] = []
-    found: list[Sentence] = []
-    for bracket, label, word, close in re.findall(r"(\()\s*([^\s()]*)|([^\s()]+)|(\))", text):
-        if bracket:
-            name, *functions = [label] if label.startswith("-") else re.split("[-=|]", label)
-            opened.append(Node(name, tuple(functions)))
-        elif not opened:
-            raise DataError(f"{path}: {word or close!r} is outside of all trees")
-        elif word:
-            opened[-1].word = WRITTEN.get(word, word)
-        elif close:
-            node = opened.pop()
-            if opened and node.label != "-NONE-" and (node.word or node.children):
-                opened[-1].children.append(node)
-            elif not opened and node.children:
-                found.append(to_sentence(node, f"{Path(path).name} {len(found) + 1}"))
-    if opened or not found:
-        raise DataError(
-            f"{path} ends inside a tree: {len(opened)} brackets are not closed" if opened else f"{path} has no trees"
-        )
+    found = [
+        to_sentence(tree_of(parse), f"{Path(path).name} {number}")
+        for number, parse in enumerate(parses(text_of(path), path), 1)
+    ]
+    if not found:
+        raise DataError(f"{path} has no trees")
     return Treebank(tuple(found))
+
+
+def tree_of(parse: Parse) -> Node:
+    """The tree of a sentence, with a node for each phrase and word."""
+    top = Node(parse.tree.label, parse.tree.functions)
+    rest = [(parse.tree, top)]
+    while rest:
+        phrase, node = rest.pop()
+        if not phrase.children:
+            node.word = parse.words[phrase.start]
+        node.children = [Node(child.label, child.functions) for child in phrase.children]
+        rest += zip(phrase.children, node.children, strict=True)
+    return top
 
 
 def to_sentence(tree: Node, name: str = "") -> Sentence:
     """The dependencies of one tree."""
     words = _words(tree)
-    for place, word in enumerate(words, 1):
-        word.place = place
+    for place, leaf in enumerate(words, 1):
+        leaf.place = place
     heads, relations = [0] * len(words), ["root"] * len(words)
 
-    def hang(phrase: Node) -> None:
+    for phrase in _nodes(tree):
         centre = _centre(phrase)
         for child in phrase.children:
             if child is not centre:
                 word = _head(child).place - 1
                 heads[word], relations[word] = _head(centre).place, _relation(phrase, centre, child)
-            hang(child)
+    return Sentence(tuple(leaf.word for leaf in words), tuple(heads), tuple(relations), name)
 
-    hang(tree)
-    return Sentence(tuple(word.word for word in words), tuple(heads), tuple(relations), name)
+
+def _nodes(tree: Node) -> Iterator[Node]:
+    """The tree itself and all nodes in it, in the order of the text, without recursion: trees may be deep."""
+    rest = [tree]
+    while rest:
+        node = rest.pop()
+        yield node
+        rest += reversed(node.children)
 
 
 def _words(node: Node) -> list[Node]:
-    return [node] if node.word else [word for child in node.children for word in _words(child)]
+    return [one for one in _nodes(node) if one.word]
 
 
 def _head(node: Node) -> Node:

@@ -80,11 +80,19 @@ def test_reading_code_that_does_not_parse(write):
         ([], {}, "some.jsonl has no code$"),
         (["", " "], {}, "some.jsonl has no code$"),
         ([{"code": "", "language": "go"}], {}, "some.jsonl has no code that can be used: no code$"),
-        ([{"code": "a", "language": "python"}, '{"code": "x'], {}, "line some.jsonl 2 is not JSON: Unterminated"),
-        (["[1]"], {}, "line some.jsonl 1 has no text in a field 'code', only: no fields"),
-        ([{"docstring": "a", "code": 3}], {}, "line some.jsonl 1 has no text in a field 'code', only: docstring, code"),
-        ([{"code": "a"}], {"field": "text"}, "has no text in a field 'text', only: code"),
-        ([{"code": "a"}], {}, "line some.jsonl 1 does not say its language: pass language="),
+        ([{"code": "a", "language": "python"}, '{"code": "x'], {}, "some.jsonl, line 2: not JSON: Unterminated"),
+        (["[1]"], {}, "some.jsonl, line 1: the line has no text in a field 'code', only: 'no fields'"),
+        (
+            [{"docstring": "a", "code": 3}],
+            {},
+            "some.jsonl, line 1: the line has no text in a field 'code', only: 'docstring, code'",
+        ),
+        (
+            [{"code": "a"}],
+            {"field": "text"},
+            "some.jsonl, line 1: the line has no text in a field 'text', only: 'code'",
+        ),
+        ([{"code": "a"}], {}, "some.jsonl, line 1: the line does not say its language: pass language="),
         ([{"code": "a", "language": "cobol"}], {}, "no grammar is known for 'cobol'"),
         ([{"code": "a"}], {"broken": "drop"}, "broken must be 'error', 'skip' or 'keep', got 'drop'"),
     ],
@@ -98,8 +106,8 @@ def test_damaged_files(write, tmp_path):
     whole = gzip.compress(write([{"code": "x", "language": "python"}] * 50).read_bytes())
     for content in (whole[:-12], b"no gzip", whole[:20] + b"\0\0\0" + whole[23:]):
         (tmp_path / "cut.gz").write_bytes(content)
-        with pytest.raises(DataError, match="cut.gz is damaged: wanted JSON Lines in UTF-8, got"):
+        with pytest.raises(DataError, match="cut.gz(, line 1: not JSON| is not a complete gzip file)"):
             read_code(tmp_path / "cut.gz")
     (tmp_path / "latin.jsonl").write_bytes('{"code": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError, match="latin.jsonl is damaged"):
+    with pytest.raises(DataError, match="latin.jsonl, line 1: no text in UTF-8"):
         read_code(tmp_path / "latin.jsonl")

@@ -42,7 +42,7 @@ def test_gap(tmp_path):
         ("\tshe\t29", "\tshe\tx", r"gap.tsv, line 2: Pronoun-offset must be a number, got 'x'"),
         ("0\tTRUE\tEve", "0\tyes\tEve", r"gap.tsv, line 2: A-coref must be TRUE or FALSE, got 'yes'"),
         ("A-coref\t", "", "has no column A-coref: wanted the TSV of GAP, with its header"),
-        ("\t15\tFALSE\tx\n", "\n", r"gap.tsv, line 2: wanted 10 columns or more, got fewer"),
+        ("\t15\tFALSE\tx\n", "\n", r"gap.tsv, line 2: wanted 10 columns or more, got fewer: 8"),
         (GAP.partition("\n")[2], "", "gap.tsv holds no examples"),
     ],
 )

@@ -200,7 +200,7 @@ BAD = [
     (["--metric_name", "bleu"], "no metric is called 'bleu': --metric_name takes one of accuracy, f1,"),
     (["--metric_name", "mnli/acc"], "the metric mnli/acc is that of the task mnli, not of sst-2"),
     (["--metric_name", "corr", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "rte"], "the metric corr does not fit the task rte"),
-    (["--metric_name", "mcc", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "mnli"], "the metric mcc does not fit the task mnli"),
+    (["--metric_name", "f1", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "mnli"], "the metric f1 does not fit the task mnli"),
 ]  # fmt: skip
 
 

@@ -72,10 +72,10 @@ def test_both_formats_are_read(tmp_path, first, last):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cat 1 2\nmat 3\n", r"line 2 of .* must be a word and 2 numbers, got 2 fields: 'mat'"),
-        ("cat 1 2\nmat 3 4 5\n", r"line 2 of .* must be a word and 2 numbers, got 4 fields"),
-        ("cat 1 2\nmat 3 x\n", r"line 2 of .* must be a word and 2 numbers: could not convert"),
-        ("cat\n", r"line 1 of .* must be a word and some numbers"),
+        ("cat 1 2\nmat 3\n", r"vectors.txt, line 2: .* must be a word and 2 numbers, got 2 fields: 'mat'"),
+        ("cat 1 2\nmat 3 4 5\n", r"vectors.txt, line 2: .* must be a word and 2 numbers, got 4 fields"),
+        ("cat 1 2\nmat 3 x\n", r"vectors.txt, line 2: .* must be a word and 2 numbers: could not convert"),
+        ("cat\n", r"vectors.txt, line 1: .* must be a word and some numbers"),
         ("2 2\ncat 1 2\n", r"announces 2 words, but it has 1: it is incomplete"),
         ("", "has vectors for none of its words"),
     ],

@@ -237,6 +237,11 @@ class Anatomy:
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """{path of a module that looks like attention and is not among the sites: why}."""
 
+    def __repr__(self) -> str:
+        stacks = ", ".join(dict.fromkeys(site.stack for site in self.sites))
+        left = f"; {len(self.unmeasured)} modules are not measured" if self.unmeasured else ""
+        return f"Anatomy({type(self.model).__name__}: {self.layers} layers of {self.heads} heads in {stacks}{left})"
+
     @property
     def layers(self) -> int:
         """How many attention layers there are, over all stacks."""

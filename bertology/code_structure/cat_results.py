@@ -160,7 +160,7 @@ class CatScores(Result):
         of_layers = _gain(mine, other, average, level, resamples, seed)
         mine, other = ((x.head_matched, x.head_either) for x in (self, null))
         of_heads = _gain(mine, other, average, level, resamples, seed)
-        return CatGain(*of_layers, *of_heads, average, level, self.labels)
+        return CatGain(*of_layers, *of_heads, average, level, self.labels, model_name=self.model_name)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -321,7 +321,8 @@ class CatComparison(Result):
         place = self.kinds.index(kind)
         counts = (x[place] for x in (self.matched, self.either, self.head_matched, self.head_either))
         settings = f"{kind}, quantile {self.quantile}, {'U-AST' if self.upgraded else 'AST'}"
-        return scores_of(*counts, names=self.names, labels=self.labels, settings=settings)
+        found = scores_of(*counts, names=self.names, labels=self.labels, settings=settings)
+        return replace(found, model_name=self.model_name, n_examples=self.n_examples)
 
     @checked
     def beyond(self, null: str, *, average: Average = "macro", level: float = 0.95) -> CatGain:

@@ -13,6 +13,7 @@ from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batches import check_fits, reads_text
 from ..errors import DataError, HeadError, checked, is_whole
 from ..results.result import cpu64
+from ..results.views import brief
 from ..streaming.one_batch import one_batch, run
 from ..tap import tap
 from .align import align_code
@@ -35,6 +36,8 @@ class LeafAttention:
     causal: bool
     """Whether leaves see only themselves and earlier leaves."""
     tree: CodeTree
+
+    __repr__ = brief
 
     @cached_property
     def distances(self) -> Tensor:

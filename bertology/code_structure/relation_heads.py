@@ -15,6 +15,7 @@ from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import percentile_interval
+from ..results.views import html_table, plain_table
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
 from ..streaming.processes import skipped_in
@@ -135,22 +136,22 @@ class RelationHeads(Result):
         )  # fmt: skip
 
     def __str__(self) -> str:
-        lines = [
-            "| relation | pairs | head, chosen here | attention | at the same offset | gain, 95 % |",
-            f"|{'---|' * 6}",
-        ]
+        rows = []
         for place, relation in enumerate(self.relations):
             if self.pairs[place].any():
                 one = self.best(relation)
-                low, high = one.interval
-                lines.append(
-                    f"| {relation} | {one.pairs} | {one.head} | {one.mean:.4f} | {one.expected:.4f} | "
-                    f"{one.gain:+.4f} ({low:+.4f} to {high:+.4f}) |"
-                )
+                gain = f"{one.gain:+.3f} ({one.interval[0]:+.3f}, {one.interval[1]:+.3f})"
+                rows.append((relation, str(one.pairs), str(one.head), f"{one.mean:.3f}", f"{one.expected:.3f}", gain))
             else:
-                lines.append(f"| {relation} | 0 | | | | |")
+                rows.append((relation, "0", "", "", "", ""))
         left = f", {self.skipped} skipped" if self.skipped else ""
-        return "\n".join([*lines, f"attention to related leaves in {len(self.names)} snippets{left}"])
+        titles = ("relation", "pairs", "head", "attention", "expected", "gain, 95 %")
+        told = f"attention to related leaves in {len(self.names)} snippets{left}; heads chosen here"
+        return f"{plain_table(titles, rows)}\n{told}"
+
+    def _table_html(self) -> str | None:
+        some = [one for place, one in enumerate(self.relations) if self.pairs[place].any()]
+        return html_table([vars(self.best(relation)) for relation in some])
 
     def _only(self, relation: str) -> RelationHeads:
         """The result of one relation alone."""

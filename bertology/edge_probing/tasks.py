@@ -12,6 +12,7 @@ from typing import Literal, overload
 
 from ..corpora.skips import Skip, few_of, reasons_for
 from ..errors import DataError, checked, is_number, is_whole
+from ..results.views import brief
 
 Counted = Literal["coref", "srl", "relations"] | Sequence[str] | None
 """A rule by its name, the labels themselves, or None for all."""
@@ -147,6 +148,8 @@ class Record:
     """Its name in messages."""
     info: str = ""
     """Other keys of the file, as JSON; they are not used."""
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         many = len(self.words)

@@ -228,6 +228,7 @@ def _paired(found: VariantScores, replace: Kind | Tensor) -> dict[str, Any]:
         "replace": replacement_name(replace),
         "examples": found.losses.shape[1],
         "labels": found.labels,
+        "model_name": found.model_name,
     }
 
 

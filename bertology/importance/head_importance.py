@@ -274,7 +274,9 @@ class ImportanceSeries(Result):
             raise DataError(f"step {step} is not in this series: it has {', '.join(map(str, self.steps.tolist()))}")
         scores, signed, fisher, stderr = (getattr(self, name)[places[0]] for name in self._fields)
         n, labels = self.examples, self.labels
-        return HeadImportance(scores, signed, fisher, stderr, n, labels, granularity=self.granularity)
+        return HeadImportance(
+            scores, signed, fisher, stderr, n, labels, granularity=self.granularity, model_name=self.model_name
+        )
 
     @checked
     def correlation(self, normalize: Literal["layer", "all"] | None = "layer") -> Tensor:
@@ -354,6 +356,7 @@ def importance_through_training(
         examples=first.examples,
         labels=first.labels,
         granularity=granularity,
+        model_name=first.model_name,
         **fields,
     )
 

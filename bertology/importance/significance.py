@@ -112,7 +112,10 @@ class PairedResult(Result):
             resamples = max(1000, 400 * int(there.sum()) if correction else 0)
         p = torch.full(there.shape, float("nan"), dtype=torch.float64)
         p[there], tested = _Pairs(self, there).p_values(test, of, metric, resamples, seed)
-        return Significance(corrected(p, correction), p, test, tested, correction, self.labels)
+        return Significance(
+            corrected(p, correction), p, test, tested, correction, self.labels,
+            model_name=self.model_name, n_examples=self.examples,
+        )  # fmt: skip
 
 
 class _Pairs:

@@ -20,6 +20,7 @@ from ..errors import DataError, check_share, checked, is_number, is_whole
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from ..importance.score import scorer
 from ..results.axes import axes
+from ..results.fields import model_name
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.progress import Progress, progress_bar
@@ -235,6 +236,7 @@ def pruning_curve(
         by=by_name(by),
         seed=seed if by_name(by) == "random" else None,
         only=only,
+        model_name=model_name(model),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..anatomy.sites import Head
 from ..errors import DataError, need
 from .axes import FieldAxes, all_axes_of, axes_of, main_field, names_along
 from .fields import Fields
@@ -38,6 +40,14 @@ def to_frame(result: Fields, field: str | None) -> Any:
         values = {other: getattr(result, other) for other in same}
         beside |= {other: x for other, x in values.items() if isinstance(x, Tensor) and x.shape == value.shape}
     return pandas.DataFrame(_cells(result, axes, beside))
+
+
+def frame_of(records: Sequence[Mapping[str, Any]]) -> Any:
+    """A pandas frame (extra `frames`) with a row for each record; heads are written by their names."""
+    pandas = need("pandas", extra="frames")
+    return pandas.DataFrame([
+        {name: str(x) if isinstance(x, Head) else x for name, x in record.items()} for record in records
+    ])  # fmt: skip
 
 
 def _cells(result: Fields, axes: FieldAxes, values: dict[str, Tensor]) -> dict[str, Any]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from html import escape
 from typing import Any
 
 from torch import Tensor
 
+from ..errors import MissingExtra
 from .axes import FieldAxes, all_axes_of, axes_of, main_field, names_along
 from .fields import Fields, measured
+from .frames import frame_of
 
 WIDTH = 80
 """Tables of text are not wider than this many characters."""
 MOST = 1200
 """The most characters of a `repr`."""
+MOST_RECORDS = 200
+"""The most rows of a table in HTML."""
 _ROWS, _COLUMNS = 64, 64  # of a table of text; larger ones show their first and last
 _CELLS = 40  # the most rows and columns of a map in HTML
 _NUMBERED = 16  # maps of more columns than this show no numbers in HTML
@@ -217,6 +221,50 @@ def _cell(value: float, low: float, high: float, signed: bool, numbered: bool) -
     strength = abs(2 * share - 1) if signed else share
     end = ends[1] if share >= 0.5 or not signed else ends[0]
     colour = "".join(f"{round(250 + (one - 250) * strength):02x}" for one in end)
+    if not numbered:
+        return f"<td style='background:#{colour}'></td>"
     ink = "fff" if strength > 0.6 else "000"
-    text = f"{value:.2g}" if numbered else ""
-    return f"<td style='background:#{colour};color:#{ink};padding:1px 3px'>{text}</td>"
+    return f"<td style='background:#{colour};color:#{ink};padding:1px 3px'>{value:.2g}</td>"
+
+
+def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = []
+    for row in (titles, *rows):
+        cells = [cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in
+                 enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def html_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """A table in HTML of rows that have the same columns: a frame of pandas, if that is installed."""
+    records = records[:MOST_RECORDS]
+    try:
+        return str(frame_of(records)._repr_html_())
+    except MissingExtra:
+        titles = "".join(f"<th>{escape(name)}</th>" for name in (records[0] if records else ()))
+        lines = ["".join(f"<td>{escape(_told(x))}</td>" for x in record.values()) for record in records]
+        return f"<table><tr>{titles}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _told(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def brief(record: Any) -> str:
+    """The `repr` of a dataclass of any size: shapes in the place of arrays, and long values cut.
+
+    >>> from dataclasses import make_dataclass
+    >>> brief(make_dataclass("Numbers", ["values"])(tuple(range(1000))))
+    'Numbers(values=(0, 1, 2, 3, 4, 5, 6, 7…, 1000 in all))'
+    """
+    shown = (f"{f.name}={_brief_value(getattr(record, f.name))}" for f in fields(record) if f.repr)
+    text = ", ".join(shown)
+    return f"{type(record).__name__}({text if len(text) <= MOST else text[: MOST - 1] + '…'})"
+
+
+def _brief_value(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return str(list(shape)) if shape is not None else short(value)

@@ -96,6 +96,9 @@ class CoreferenceHeads(Result):
         counts = self.right, self.right_with_baseline, self.baseline_right, self.mentions
         return Counts(KINDS, DIRECTIONS, self.labels, *counts)
 
+    def _table_html(self) -> str | None:
+        return self.table()._repr_html_()
+
     def __str__(self) -> str:
         return f"{self.table()}\n{self.skipped} documents skipped"
 

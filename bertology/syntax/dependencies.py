@@ -74,6 +74,9 @@ class DependencyHeads(Result):
         counts = self.right, self.right_with_offset, self.offset_right, self.arcs
         return Counts(self.relations, DIRECTIONS, self.labels, *counts)
 
+    def _table_html(self) -> str | None:
+        return self.table()._repr_html_()
+
     def __str__(self) -> str:
         return f"{self.table()}\n{self.skipped} sentences skipped"
 

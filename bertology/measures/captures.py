@@ -15,6 +15,7 @@ from ..data.batch_errors import explained
 from ..data.batches import (
     Batch,
     ReadBatch,
+    examples,
     run_model,
     token_count,
 )

@@ -57,6 +57,9 @@ Heads = Mapping[int, Iterable[int]] | Iterable[Head | tuple[int, int] | str | He
 """Heads as `{layer: [heads]}`, as `(layer, head)` pairs, as `Head`s, by their printed names, `"L5H3"`, or as the heads
 with their values that a result's `top` and `bottom` return."""
 
+OneHead = Head | tuple[int, int] | str | HeadScore
+"""One head: a `Head`, a (layer, head) pair, a printed name, `"L5H3"`, or a head with its value."""
+
 
 class LayerLabels(tuple[str, ...]):
     """The labels of the layers of a model with one stack: numbers, which do not show the stack's name; `stack` does.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.sites import Head
+from ..anatomy.sites import OneHead
 from ..errors import checked, need
 from ..results.figures import COLOURS, empty_figure, new_figure, written
 from .one_snippet import LeafAttention, leaf_attention
@@ -42,7 +42,7 @@ def code_arcs(
     model: nn.Module,
     tokenizer: Any,
     tree: CodeTree,
-    where: int | Head | tuple[int, int],
+    where: int | OneHead,
     *,
     pairs: int = 20,
     apart: int = 1,
@@ -59,8 +59,8 @@ def code_arcs(
         model: any model with self attention over the text; left as it was found.
         tokenizer: the model's, a fast one.
         tree: a tree from `parse_code`.
-        where: a layer, by its row in results, for the mean over its heads; or a head, as a `Head` or a pair of its
-            layer and number.
+        where: a layer, by its row in results, for the mean over its heads; or a head, as a `Head`, by its name such as
+            "L5H3", or as a pair of its layer and number.
         pairs: the maximum number of arcs.
         apart: the minimum distance of two leaves in the text, in leaves, for an arc between them: 2 leaves out
             neighbours.
@@ -112,7 +112,7 @@ def attention_and_distance(
     model: nn.Module,
     tokenizer: Any,
     tree: CodeTree,
-    where: int | Head | tuple[int, int],
+    where: int | OneHead,
     *,
     title: str | None = None,
     path: str | Path | None = None,

@@ -74,9 +74,7 @@ class LeafAttention:
 
 
 @checked
-def leaf_attention(
-    model: nn.Module, tokenizer: Any, tree: CodeTree, where: int | OneHead
-) -> LeafAttention:
+def leaf_attention(model: nn.Module, tokenizer: Any, tree: CodeTree, where: int | OneHead) -> LeafAttention:
     """Read the attention from leaf to leaf in one snippet.
 
     Args:

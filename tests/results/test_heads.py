@@ -62,7 +62,11 @@ def test_stacks():
 
 def test_top_and_bottom():
     result = entropy(VALUES)
-    assert [(str(head), round(value, 3)) for head, value in result.top(3)] == [("L0H1", 0.9), ("L1H2", 0.9), ("L2H1", 0.7)]
+    assert [(str(head), round(value, 3)) for head, value in result.top(3)] == [
+        ("L0H1", 0.9),
+        ("L1H2", 0.9),
+        ("L2H1", 0.7),
+    ]
     assert [str(head) for head, _ in result.bottom(2)] == ["L0H2", "L2H0"]
     assert len(result.top(100)) == 7
     assert repr(result.bottom(2)) == "[L0H2: 0.1, L2H0: 0.2]"
@@ -79,7 +83,9 @@ def test_top_and_bottom():
 
 def test_results_without_one_value_for_a_head():
     dependencies = of_syntax(BY_NAME["bert"].build())[0]
-    with pytest.raises(DataError, match=r"no \[layer, head\] field: its accuracy is \[relation, direction, layer, head\]"):
+    with pytest.raises(
+        DataError, match=r"no \[layer, head\] field: its accuracy is \[relation, direction, layer, head\]"
+    ):
         dependencies["L0H1"]
     with pytest.raises(DataError, match=r"Score has no \[layer, head\] field"):
         score(BY_NAME["bert"].build(), batch(), metric="accuracy").top()

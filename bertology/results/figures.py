@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 """The marks of significance: below each p-value, and in words beside the colours."""
+LEAST_P = 1e-4
+"""Where the colours of p-values end: smaller ones are equally dark."""
 
 
 @draws(Result)
@@ -55,7 +57,8 @@ def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str 
     if declared.scale == "p-value":
         _mark(axes, values)
         label += "\n" + ", ".join(f"{stars} below {p:g}" for p, stars in reversed(STARS))
-    axes.figure.colorbar(image, ax=axes, label=label)
+    below = declared.scale == "p-value" and bool((values < LEAST_P).any())
+    axes.figure.colorbar(image, ax=axes, label=label, extend="min" if below else "neither")
 
 
 def check_field(result: Result, field: str | None) -> str:
@@ -99,11 +102,8 @@ def layer_cells(
 def colours_of(values: Tensor, top: float | None, scale: Scale) -> dict[str, Any]:
     """The colour map, and the values at its ends: 0 in the middle where there are signs, a logarithm for p-values."""
     there = values[values.isfinite()]
-    if scale == "p-value" and there.numel():
-        positive = there[there > 0]
-        least = min(1e-3, positive.min().item() if positive.numel() else 1e-3)
-        colours = need("matplotlib.colors", extra="plot")
-        return {"cmap": "viridis_r", "norm": colours.LogNorm(least, 1, clip=True)}
+    if scale == "p-value":
+        return {"cmap": "Blues_r", "norm": need("matplotlib.colors", extra="plot").LogNorm(LEAST_P, 1)}
     if scale == "signed" or (there < 0).any():
         edge = top or (there.abs().max().item() if there.numel() else 0.0) or 1.0
         return {"cmap": "RdBu", "vmin": -edge, "vmax": edge}
@@ -119,7 +119,10 @@ def _mark(axes: Axes, p: Tensor) -> None:
     """Write the marks of significance into the cells of p-values."""
     for row, column in (p <= STARS[-1][0]).nonzero().tolist():
         stars = next(stars for limit, stars in STARS if p[row, column] <= limit)
-        axes.text(column, row - 0.12, stars, ha="center", va="center", color="white", fontsize="small")
+        dark = p[row, column] < 0.02
+        axes.text(
+            column, row, stars, ha="center", va="center_baseline", color="white" if dark else "black", fontsize="small"
+        )
 
 
 def head_cells(
@@ -156,7 +159,7 @@ def over_layers(
     title: str | None = None,
     level: tuple[str, Tensor | float] | None = None,
     errors: Mapping[str, Tensor] | None = None,
-    ax: Axes | None = None,
+    ax: Any = None,
     path: str | Path | None = None,
 ) -> Any:
     """Draw a point for each head over its layer, and a line through the layers' means (extra `plot`).

@@ -29,7 +29,7 @@ def head_map(
     *,
     groups: Mapping[str, Iterable[Head]] | None = None,
     title: str | None = None,
-    ax: Axes | None = None,
+    ax: Any = None,
     path: str | Path | None = None,
 ) -> Any:
     """Draw heads on a plane, in the colour of their layer or of their group (extra `plot`).

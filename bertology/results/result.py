@@ -117,9 +117,9 @@ class Result(Fields):
     def plot(self, *, field: str | None = None, ax: Any = None, **options: Any) -> Any:
         """Draw the result (extra `plot`): the picture that its class has registered with `draws`.
 
-        `field` names a `[layer, head]` field, of which a heat map is drawn instead. `ax` are matplotlib axes to draw in,
-        or a list of them for a picture of several panels. The other options are those of the registered picture; each
-        of them takes `path`, the file to which the picture is also written.
+        `field` names a `[layer, head]` field, of which a heat map is drawn instead. `ax` are matplotlib axes to draw
+        in, or a list of them for a picture of several panels. The other options are those of the registered picture;
+        each of them takes `path`, the file to which the picture is also written.
 
         Returns a matplotlib figure, which notebooks show where it is the value of a cell; or the axes that were given.
         """

@@ -30,7 +30,7 @@ _LEVEL, _GAP, _EDGE, _ROW = 0.2, 0.13, 0.25, 0.2
 
 @checked
 def head_arcs(
-    view: HeadView, *, threshold: float = THRESHOLD, ax: Axes | None = None, path: str | Path | None = None
+    view: HeadView, *, threshold: float = THRESHOLD, ax: Any = None, path: str | Path | None = None
 ) -> Any:
     """Draw a sentence in one row: the head's attention as arcs above it, the gold tree below (extra `plot`).
 
@@ -88,7 +88,7 @@ def head_arcs(
 
 @checked
 def head_columns(
-    view: HeadView, *, threshold: float = THRESHOLD, ax: Axes | None = None, path: str | Path | None = None
+    view: HeadView, *, threshold: float = THRESHOLD, ax: Any = None, path: str | Path | None = None
 ) -> Any:
     """Draw a sentence in two columns, with lines from words on the left to the words they attend to (extra `plot`).
 

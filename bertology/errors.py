@@ -49,8 +49,9 @@ class BertologyError(Exception):
 def shown(value: object) -> str:
     """A value as messages show it: what Python prints for it, up to 80 characters.
 
+    >>> from bertology.errors import shown
     >>> shown("Birds sing. " * 1000)
-    "'Birds sing. Birds sing. Birds sing. Birds sing. Birds sing. Birds sing. Birds si..."
+    "'Birds sing. Birds sing. Birds sing. Birds sing. Birds sing. Birds sing. Birds s..."
     """
     whole = repr(value)
     return whole if len(whole) <= MOST_SHOWN else f"{whole[:MOST_SHOWN]}..."

@@ -1,4 +1,4 @@
-"""Pictures by hand: any result, heat maps, pruning curves, heads over the layers and on a map (extra `plot`)."""
+"""Pictures by hand: any result, heat maps, pruning curves, heads over layers, on a map or on two data sets."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from .errors import checked
 from .pruning.figures import curve, curves
 from .results.figures import head_map, heatmap, over_layers
 from .results.result import Result
+from .results.scatter import head_scatter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["curve", "curves", "draw", "head_map", "heatmap", "over_layers"]
+__all__ = ["curve", "curves", "draw", "head_map", "head_scatter", "heatmap", "over_layers"]
 
 
 @checked

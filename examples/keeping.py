@@ -29,7 +29,8 @@ class Kept:
     def __init__(self, args: argparse.Namespace) -> None:
         self.out = Path(args.output_dir)
         self.out.mkdir(parents=True, exist_ok=True)
-        self._settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "no_cuda")}
+        others = ("output_dir", "no_cuda", "beside")  # they do not change what is computed
+        self._settings = {name: value for name, value in vars(args).items() if name not in others}
         self._written = self.out / "settings.json"
         if self._written.exists() and json.loads(self._written.read_text()) != self._settings:
             raise DataError(

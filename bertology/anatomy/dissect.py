@@ -77,13 +77,13 @@ def _names_of(modules: dict[str, nn.Module], path: str, module: nn.Module, lines
     """The first of these lines of the table that fits a module."""
     if isinstance(module, nn.MultiheadAttention):
         return TORCH_NAMES if type(module).forward is nn.MultiheadAttention.forward else None
-    return next((names for names in lines if _fits(modules, path, module, names)), None)
+    held = {name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)}
+    return next((names for names in lines if _fits(modules, path, module, names, held)), None)
 
 
-def _fits(modules: dict[str, nn.Module], path: str, module: nn.Module, names: Names) -> bool:
+def _fits(modules: dict[str, nn.Module], path: str, module: nn.Module, names: Names, held: set[str]) -> bool:
     if names.bare:
-        held = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-        return all(part in held for part in (names.query, names.key, names.value, names.projection))
+        return held.issuperset((names.query, names.key, names.value, names.projection))
     parts = [names.query, names.key, names.value, names.projection, *([names.norm] if names.norm else [])]
     return all(path_of(path, part) in modules for part in parts) and (not names.mark or hasattr(module, names.mark))
 

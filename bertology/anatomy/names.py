@@ -241,6 +241,9 @@ WHOLE_NORM_NAMES = {"q_norm": "query", "k_norm": "key"}
 BIAS_TABLE_NAMES = ("relative_attention_bias",)
 # Where a root mean square norm keeps its epsilon.
 EPSILON_NAMES = ("variance_epsilon", "eps")
+# Packages that models come from, and packages that run them.
+MODEL_LIBRARIES = ("transformers", "transformers_modules", "sentence_transformers", "peft", "timm", "diffusers")
+AROUND_MODELS = ("torch", "einops", "accelerate")
 # Arguments of models: the text, its embeddings, its padding and its segments, each with a prefix for a decoder's own.
 IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
     "input_ids", "inputs_embeds", "attention_mask", "token_type_ids",

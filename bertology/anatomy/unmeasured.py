@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from torch import nn
 
@@ -36,11 +37,15 @@ def parts_of(module: nn.Module) -> list[str]:
 
 def holds_projections(names: Iterable[str]) -> bool:
     """Whether these names are those of a fused projection, or of projections of queries, keys and values."""
-    there = set(names)
-    return any(FUSED_PARTS.search(name) or _is_query(name, there) for name in there)
+    return _are_projections(frozenset(names))
 
 
-def _is_query(name: str, there: set[str]) -> bool:
+@lru_cache(maxsize=10_000)  # most modules of a model have names that others have too
+def _are_projections(names: frozenset[str]) -> bool:
+    return any(FUSED_PARTS.search(name) or _is_query(name, names) for name in names)
+
+
+def _is_query(name: str, there: frozenset[str]) -> bool:
     """Whether this is the name of a query projection, beside that of keys and that of values in the same spelling."""
     for keys, values in (("k", "v"), ("key", "value"), ("kv", "kv"), ("keys", "values"), ("keys_values",) * 2):
         others = {_QUERY.sub(other, name) for other in (keys, values)}

@@ -11,7 +11,8 @@ leaf of each token. `leaf_maps` turns attention between tokens into attention be
 of leaves with high attention that are near in the tree, also for null models; `leaf_types` keeps leaves of some types;
 `cat_scores` and `cat_results` compute the scores of all snippets. `relations` finds related leaves: blocks, arguments,
 brackets, variables and their definitions; `relation_heads` finds the heads that attend to them. `one_snippet` reads
-the attention in a single piece of code. `figures` draws the results, and `snippet_figures` a single piece of code.
+the attention in a single piece of code. `figures` draws the results, `snippet_figures` a single piece of code, and
+`tree_figures` trees and frequent types. `definitions` finds the variable that a name means.
 """
 
 from .align import AlignedCode, CodeBatches, align_code
@@ -36,6 +37,7 @@ from .relation_heads import RelatedHead, RelationHeads, relation_heads
 from .relations import RelationSums, related, relation_scores
 from .snippet_figures import attention_and_distance, code_arcs
 from .snippets import Snippets, read_code
+from .tree_figures import frequent_types, syntax_tree
 from .trees import CodeTree, graph_edges, leaf_distances, parse_code
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "cat_scores",
     "code_arcs",
     "distance_mask",
+    "frequent_types",
     "graph_edges",
     "leaf_attention",
     "leaf_distances",
@@ -83,6 +86,7 @@ __all__ = [
     "restricted",
     "scores_of",
     "shuffled",
+    "syntax_tree",
     "token_map",
     "visible",
 ]

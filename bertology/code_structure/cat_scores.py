@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,26 @@ from .cat_results import CatComparison
 from .leaf_maps import LeafMapAccumulator, LeafMaps, check_announced, snippets_in, visible
 from .leaf_types import TOP, LeafTypes, TypesAccumulator, leaves_of, published_types, restricted
 from .masks import QUARTER, attention_mask, distance_mask, overlap, positional, shuffled
+from .position_means import PositionAccumulator, PositionMeans
 from .trees import leaf_distances
 
 KINDS = ("attention", "shuffled", "positional")
 """What is scored: the model's attention, the same with shuffled pairs, and the mean of each map at each offset."""
+AMONG_KEPT = "positional, kept leaves"
+"""The mean of each map at each offset, where offsets and means are those among the leaves that count."""
+ELSEWHERE = ", other snippets"
+"""What is added to the name of a positional null model whose means are over other snippets."""
+Offsets = Literal["snippet", "kept", "both"]
+"""Among which leaves the offsets of the positional null model are counted."""
 Types = Sequence[Sequence[str] | None]
 """[layer]: the types of leaves that count in each; None for all."""
+
+
+def kinds_of(offsets: Offsets) -> tuple[str, ...]:
+    """What is scored. Raises `DataError` for other offsets than "snippet", "kept" and "both"."""
+    if offsets not in get_args(Offsets):
+        raise DataError(f"offsets must be 'snippet', 'kept' or 'both', got {offsets!r}")
+    return KINDS[:2] + {"snippet": KINDS[2:], "kept": (AMONG_KEPT,), "both": (*KINDS[2:], AMONG_KEPT)}[offsets]
 
 
 class CatAccumulator(LeafMapAccumulator):
@@ -42,6 +56,8 @@ class CatAccumulator(LeafMapAccumulator):
         upgraded: whether distances are those of the upgraded tree (U-AST).
         nulls: whether null models are scored as well, which takes twice as long.
         seed: the seed of the shuffled pairs.
+        offsets: among which leaves the positional null model counts offsets: see `cat_scores`.
+        means: the attention at each offset of other snippets, by kind, for a positional null model of other snippets.
     """
 
     matched: Tensor = stat("kind layer example", torch.int64)
@@ -51,12 +67,13 @@ class CatAccumulator(LeafMapAccumulator):
 
     def __init__(
         self, examples: Sequence[AlignedCode], *, types: Types | None = None, quantile: float = QUARTER,
-        upgraded: bool = True, nulls: bool = True, seed: int = 0,
+        upgraded: bool = True, nulls: bool = True, seed: int = 0, offsets: Offsets = "snippet",
+        means: Mapping[str, PositionMeans] | None = None,
     ) -> None:  # fmt: skip
         self._names = [one.tree.name or str(one.number) for one in examples]
         self._place = {one.number: place for place, one in enumerate(examples)}
         self._types, self._quantile, self._upgraded, self._seed = types, quantile, upgraded, seed
-        self._kinds = KINDS if nulls else KINDS[:1]
+        self._kinds, self._means = kinds_of(offsets) if nulls else KINDS[:1], means or {}
 
     def settings(self) -> str:
         """The snippets, and everything that changes their counts."""
@@ -93,14 +110,27 @@ class CatAccumulator(LeafMapAccumulator):
         high = attention_mask(restricted(values, some), quantile=self._quantile, valid=left)
         found = [overlap(high, near)]
         if len(self._kinds) > 1:
-            by_offset = restricted(positional(values, valid=valid), some)
-            of_offsets = attention_mask(by_offset, quantile=self._quantile, valid=left)
-            found += [overlap(high, one.shuffled(near, left)), overlap(of_offsets, near)]
+            found.append(overlap(high, one.shuffled(near, left)))
+            for null in self._kinds[2:]:
+                by_offset = self._positional(null, site, values, some, valid)
+                found.append(overlap(attention_mask(by_offset, quantile=self._quantile, valid=left), near))
         for kind, counts in enumerate(found):
             matched, either = (x.to(self.matched.device) for x in counts)
             self.matched[kind, site.row, place], self.either[kind, site.row, place] = matched[0], either[0]
             self.head_matched[kind, site.row, heads, place] = matched[1:]
             self.head_either[kind, site.row, heads, place] = either[1:]
+
+    def _positional(self, kind: str, site: Site, values: Tensor, some: Tensor, valid: Tensor | None) -> Tensor:
+        """[1 + head, leaf, leaf]: the map of a positional null model, over the leaves that count."""
+        # Two leaves that count see each other in a decoder as before, because leaves are in the order of the text.
+        inside = restricted(values, some) if kind == AMONG_KEPT else values
+        means = self._means.get(kind)
+        if means is not None:
+            found = means.map(site.row, site.kept, inside.shape[-1], inside)
+        else:
+            left = None if valid is None else visible(inside.shape[-1])
+            found = positional(inside, valid=left)
+        return found if kind == AMONG_KEPT else restricted(found, some)
 
     def compute(self) -> CatComparison:
         """The counts as a result."""
@@ -110,7 +140,7 @@ class CatAccumulator(LeafMapAccumulator):
             either=self.either.cpu().int(),
             head_matched=self.head_matched.cpu().int(),
             head_either=self.head_either.cpu().int(),
-            kinds=self._kinds,
+            kinds=tuple(kind + ELSEWHERE if kind in self._means else kind for kind in self._kinds),
             types=tuple(None if some is None else tuple(some) for some in self._types or [None] * self.anatomy.layers),
             names=tuple(self._names),
             quantile=self._quantile,
@@ -154,8 +184,8 @@ RANDOM = "random weights"
 @checked
 def cat_scores(
     model: nn.Module, batches: Batches, *, types: Literal["frequent", "published", "all"] | Sequence[str] = "frequent",
-    top: int = TOP, quantile: float = QUARTER, upgraded: bool = True, random_weights: bool = False, seed: int = 0,
-    progress: Progress = None,
+    top: int = TOP, quantile: float = QUARTER, upgraded: bool = True, offsets: Offsets = "snippet",
+    means_from: Batches | None = None, random_weights: bool = False, seed: int = 0, progress: Progress = None,
 ) -> CatComparison:  # fmt: skip
     """Measure how well the attention of each layer and head agrees with the structure of code (Chen et al. 2022).
 
@@ -174,12 +204,22 @@ def cat_scores(
         top: the number of frequent types.
         quantile: the share of pairs that count as high in attention, and as near in the tree.
         upgraded: whether distances are those of the U-AST, or of the tree alone.
+        offsets: among which leaves the positional null model counts offsets and takes means. "snippet": all leaves of
+            the snippet, and the leaves that count are picked out of the map afterwards ("positional"). It knows how far
+            apart two leaves are in the text, and also the attention to leaves of other types. "kept": only the leaves
+            that count ("positional, kept leaves"), so that it knows nothing but what is scored. "both": two null
+            models. Without a selection of types they are the same.
+        means_from: batches of other snippets, over which the positional null models take their means in a pass before
+            ("positional, other snippets"), and on which frequent types are chosen. So nothing is chosen or learned on
+            the snippets that are scored. By default each map has its own means: then the null model is a smoothed
+            version of the map that it is compared with, and not one that knows positions only.
         random_weights: whether to also measure the model with random weights, on the same types of leaves.
         seed: the seed of shuffled pairs and random weights.
         progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches that are not from `align_code`, for an iterator of batches, for "frequent" or
-    "published" types of code in several languages, for types that no leaf has, and if no layer reads the code.
+    "published" types of code in several languages, for types that no leaf has, for other offsets, and if no layer reads
+    the code.
 
         >>> from transformers import AutoTokenizer, BertConfig, BertModel
         >>> from bertology.code_structure import align_code, cat_scores, parse_code
@@ -191,9 +231,14 @@ def cat_scores(
         >>> found.scores.head_macro.shape, found.kinds
         (torch.Size([2, 4]), ('attention', 'shuffled', 'positional'))
     """
+    kinds_of(offsets)
     snippets = snippets_in(batches)
-    chosen = _chosen(model, batches, snippets, types, top, quantile, progress)
-    counter = partial(CatAccumulator, snippets, types=chosen, quantile=quantile, upgraded=upgraded, seed=seed)
+    chosen = _chosen(model, batches if means_from is None else means_from, snippets, types, top, quantile, progress)
+    means = None if means_from is None else _means(model, means_from, chosen, offsets, progress)
+    counter = partial(
+        CatAccumulator, snippets, types=chosen, quantile=quantile, upgraded=upgraded, seed=seed, offsets=offsets,
+        means=means,
+    )  # fmt: skip
     found: CatComparison = accumulate(model, batches, counter(), progress=progress)[0]
     if random_weights:
         title = titled(progress, RANDOM)
@@ -228,6 +273,16 @@ def leaf_types(
     counter = TypesAccumulator(sorted(every), quantile=quantile)
     found: LeafTypes = accumulate(model, batches, counter, progress=progress)[0]
     return found
+
+
+def _means(
+    model: nn.Module, batches: Batches, types: Types | None, offsets: Offsets, progress: Progress
+) -> dict[str, PositionMeans]:
+    """The means at each offset over other snippets, by kind of null model."""
+    snippets, kinds = snippets_in(batches), kinds_of(offsets)[2:]
+    counters = [PositionAccumulator(snippets, types=types if kind == AMONG_KEPT else None) for kind in kinds]
+    found = accumulate(model, batches, *counters, progress=titled(progress, "means at each offset"))
+    return dict(zip(kinds, found, strict=True))
 
 
 def _chosen(

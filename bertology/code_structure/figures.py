@@ -22,9 +22,9 @@ from ..results.canvas import (
     set_title,
     width_of,
 )
-from ..results.figures import layer_cells
+from ..results.figures import head_cells, layer_cells
 from ..results.result import draws
-from .cat_results import CHANCE, Average, CatComparison
+from .cat_results import CHANCE, Average, CatComparison, CatGain
 from .leaf_types import LeafTypes
 from .relation_heads import RelationHeads
 
@@ -208,6 +208,24 @@ def _comparison(
 ) -> Any:  # fmt: skip
     title = headline(result, "CAT-scores") if title is None else title
     return cat_over_layers({result.kinds[0]: result}, average=average, title=title, ax=ax, path=path)
+
+
+@draws(CatGain)
+def draw_gain(result: CatGain, *, ax: Any = None, path: str | Path | None = None) -> Any:
+    """Draw the gain of each layer with its interval, and a map of the gains of the heads."""
+    width, height = max(7.4, 0.3 * result.head_gain.shape[1] + 4.4), max(3.4, 0.3 * len(result.labels) + 1)
+    figure, (layers, heads) = canvas(ax, width, height, shape=(1, 2))
+    rows = torch.arange(len(result.labels))
+    ends = torch.stack([result.gain - result.low, result.high - result.gain]).clamp_min(0).nan_to_num(0)
+    layers.errorbar(result.gain.numpy(), rows.numpy(), xerr=ends.numpy(), marker="o", color=COLOURS[0], elinewidth=1.1)
+    layers.axvline(0, color="#999999", linewidth=1)
+    layers.set_yticks(rows.tolist(), labels=result.labels)
+    layers.set_ylabel("layer")
+    layers.set_xlabel(f"gain, {100 * result.level:g} % interval")
+    image = head_cells(heads, result.head_gain, result.labels, scale="signed")
+    figure.colorbar(image, ax=heads, label="gain of the head")
+    common_title(figure, ax, headline(result, "CAT-scores beyond the null model"))
+    return finished(figure, ax, path)
 
 
 @draws(LeafTypes)

@@ -223,9 +223,10 @@ def relation_heads(
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.
             In a decoder, the pairs of a leaf with itself and with earlier leaves count.
-        batches: the batches of `align_code` for Python, Java, JavaScript or Go, or some of these batches.
-        relations: "same block", "same call", "definition to use" and "matching brackets", or some of them; `related`
-            defines them.
+        batches: the batches of `align_code` for code in languages that have relations (see `related`), or some of these
+            batches.
+        relations: "same block", "same call", "definition to use" and "matching brackets", or some of them, or the
+            control relation "same name, no definition"; `related` defines them.
         progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches that are not from `align_code`, for an iterator of batches, and for another relation

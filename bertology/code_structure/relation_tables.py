@@ -1,4 +1,4 @@
-"""The node types of blocks, calls and variable definitions in the grammars of four languages."""
+"""What is told of a programming language's grammar, so that relations between leaves can be read from its trees."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Side = Literal["all", "first", "before", "unless after", "after", "next to"]
+Side = Literal[
+    "all", "first", "last", "only", "of type", "before", "unless after", "unless before", "after", "directly after",
+    "next to",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class At:
-    """Which children of a node are meant: all, the first, or those before or after a mark.
+    """Which children of a node are meant: by their place among its children, by their type, or by a mark.
 
     The mark is the first child whose type is one of `marks`. "before" and "after" match nothing if there is no mark;
-    "unless after" matches the children before the mark, or all of them if there is no mark; "next to" matches the child
-    directly before the mark.
+    "unless after" matches the children before the mark, "unless before" those after it, and both match all children if
+    there is no mark. "next to" matches the child directly before the mark, "directly after" any child directly after a
+    child of these types. "of type" matches the children whose own type is one of `marks`, "only" a child without
+    siblings.
     """
 
     side: Side = "all"
@@ -28,14 +33,17 @@ class Binder:
 
     at: At = field(default_factory=At)
     """Which of its children are those names, or patterns that contain them."""
-    start: Literal["here", "end", "marked", "parent"] = "here"
-    """Where the definition starts to be valid: at the start of the node, at its end, after the child that follows the
-    mark, or at the start of the node's parent."""
-    scope: Literal["block", "outer", "function"] = "block"
-    """Where the definition ends: at the end of the innermost scope around the name ("block") or around the node
-    ("outer"), or at the end of the function."""
+    start: Literal["here", "leaf", "end", "marked", "parent", "body"] = "here"
+    """Where the definition starts to be valid: at the start of the node, after the name, at the end of the node, after
+    the child that follows the mark, at the start of the node's parent, or at the start of the node's last child."""
+    scope: Literal["block", "inside", "outer", "function", "variable"] = "block"
+    """Where the variable belongs: to the innermost scope around the name ("block"; "inside" if the name is read outside
+    of that scope), to the scope around the node ("outer"), or to the function. A definition with "variable" declares
+    nothing: it gives a new value to the variable that is visible there."""
     compound: bool = False
     """Whether the old value is read too, as in `x += 1` and `x++`; not if one of its children is a `=`."""
+    declared_by: tuple[str, ...] = ()
+    """If given, the node declares variables only if one of its children is of these types, as in Go's `:=`."""
 
 
 @dataclass(frozen=True)
@@ -53,121 +61,43 @@ class Grammar:
     binders: Mapping[str, Binder]
     no_variables: Mapping[str, At]
     """Nodes with names that are not variables: attributes, methods, keyword arguments."""
+    names: Mapping[str, str] = field(default_factory=lambda: {"identifier": ""})
+    """The types of leaves that may name a variable, and the type that their parent must have; "" for any."""
+    only_defined: frozenset[str] = frozenset()
+    """The types of leaves that may define a variable, and never use one."""
+    hoists: bool = False
+    """Whether a name belongs to the whole of its scope, also before its definition, as in Python and JavaScript."""
+    whole: frozenset[str] = frozenset()
+    """Where the language does not hoist: the scopes whose names are visible everywhere in them, such as fields."""
+    closed: frozenset[str] = frozenset()
+    """Scopes whose names are not visible in other scopes inside them, such as a class of Python in its methods."""
+    barriers: frozenset[str] = frozenset()
+    """Scopes in which no name from outside is visible, such as a function of PHP."""
+    outside: Mapping[str, At] = field(default_factory=dict)
+    """Code that is evaluated outside of the innermost scope around it, such as the default value of a parameter."""
+    first_outside: Mapping[str, At] = field(default_factory=dict)
+    """The same, if no sibling before the node has its type: the first iterable of a comprehension."""
+    redirected: Mapping[str, Literal["module", "enclosing"]] = field(default_factory=dict)
+    """Statements that say that a name belongs to another scope, such as `global` and `nonlocal`."""
+    function_words: frozenset[str] = frozenset()
+    """Words that make a declaration belong to the function instead of the block, such as `var`."""
+    implicit: Literal["module", "block"] = "module"
+    """Where a variable belongs that is assigned and not declared anywhere."""
+    elements: frozenset[str] = frozenset()
+    """JSX tags. A name in one of them is a variable only if it does not start with a small letter."""
+    constants_in: frozenset[str] = frozenset()
+    """Nodes with patterns, in which a name that starts with a capital is a constant and is not defined."""
 
 
-_ALL, _FIRST = At(), At("first")
-_BEFORE_EQUALS, _AFTER_COLON = At("before", ("=",)), At("after", (":",))
-_UNLESS_AFTER_EQUALS = At("unless after", ("=",))
-_AFTER_DOT = At("after", (".",))
-_CHANGED = Binder(start="end", scope="function", compound=True)
-_PYTHON = Grammar(
-    blocks=frozenset({"block"}),
-    arguments="argument_list",
-    calls=frozenset({"call"}),
-    scopes=frozenset({"function_definition", "class_definition", "lambda", "list_comprehension", "set_comprehension",
-                      "dictionary_comprehension", "generator_expression"}),
-    functions=frozenset({"function_definition", "class_definition", "lambda"}),
-    patterns=dict.fromkeys(("pattern_list", "tuple_pattern", "list_pattern", "list_splat_pattern",
-                            "dictionary_splat_pattern", "as_pattern_target"), _ALL)
-    | {"default_parameter": _BEFORE_EQUALS, "typed_parameter": At("before", (":",)),
-       "typed_default_parameter": At("before", (":",))},
-    binders={
-        "function_definition": Binder(scope="outer"),
-        "class_definition": Binder(scope="outer"),
-        "parameters": Binder(start="end"),  # defaults are computed before the parameters exist
-        "lambda_parameters": Binder(start="end"),
-        "assignment": Binder(At("before", ("=", ":")), "end", "function"),
-        "augmented_assignment": Binder(_FIRST, "end", "function", compound=True),
-        "named_expression": Binder(_FIRST, "end", "function"),
-        "for_statement": Binder(At("before", ("in",)), "marked", "function"),
-        "for_in_clause": Binder(At("before", ("in",)), "parent"),
-        "as_pattern": Binder(At("after", ("as",)), "end", "function"),
-    },
-    no_variables={"attribute": _AFTER_DOT, "keyword_argument": _BEFORE_EQUALS, "dotted_name": _ALL},
-)  # fmt: skip
-_JAVA = Grammar(
-    blocks=frozenset({"block", "constructor_body", "class_body", "interface_body", "enum_body", "switch_block"}),
-    arguments="argument_list",
-    calls=frozenset({"method_invocation", "object_creation_expression", "explicit_constructor_invocation",
-                     "enum_constant"}),
-    scopes=frozenset({"block", "constructor_body", "class_body", "switch_block", "method_declaration",
-                      "constructor_declaration", "lambda_expression", "for_statement", "enhanced_for_statement",
-                      "catch_clause", "try_with_resources_statement"}),
-    functions=frozenset({"method_declaration", "constructor_declaration", "lambda_expression"}),
-    patterns={"inferred_parameters": _ALL},
-    binders={
-        "method_declaration": Binder(scope="outer"),
-        "formal_parameter": Binder(),
-        "catch_formal_parameter": Binder(),
-        "lambda_expression": Binder(At("before", ("->",))),
-        "variable_declarator": Binder(_UNLESS_AFTER_EQUALS, "end"),
-        "resource": Binder(_BEFORE_EQUALS, "end"),
-        "enhanced_for_statement": Binder(At("before", (":",)), "marked"),
-        "assignment_expression": Binder(_FIRST, "end", "function", compound=True),
-        "update_expression": _CHANGED,
-    },
-    no_variables={"field_access": _AFTER_DOT, "method_invocation": At("next to", ("argument_list",)),
-                  "method_reference": At("after", ("::",)), "annotation": _ALL, "marker_annotation": _ALL,
-                  "element_value_pair": _BEFORE_EQUALS, "scoped_identifier": _ALL, "break_statement": _ALL,
-                  "continue_statement": _ALL, "labeled_statement": At("before", (":",)), "class_declaration": _ALL},
-)  # fmt: skip
-_JAVASCRIPT = Grammar(
-    blocks=frozenset({"statement_block", "class_body", "switch_body"}),
-    arguments="arguments",
-    calls=frozenset({"call_expression", "new_expression"}),
-    scopes=frozenset({"statement_block", "class_body", "switch_body", "function_declaration", "function_expression",
-                      "generator_function", "generator_function_declaration", "arrow_function", "method_definition",
-                      "for_statement", "for_in_statement", "catch_clause"}),
-    functions=frozenset({"function_declaration", "function_expression", "generator_function",
-                         "generator_function_declaration", "arrow_function", "method_definition"}),
-    patterns=dict.fromkeys(("object_pattern", "array_pattern", "rest_pattern"), _ALL)
-    | {"pair_pattern": _AFTER_COLON, "assignment_pattern": _BEFORE_EQUALS, "object_assignment_pattern": _BEFORE_EQUALS},
-    binders={
-        "function_declaration": Binder(scope="outer"),
-        "generator_function_declaration": Binder(scope="outer"),
-        "class_declaration": Binder(scope="outer"),
-        "function_expression": Binder(),
-        "generator_function": Binder(),
-        "formal_parameters": Binder(),
-        "arrow_function": Binder(At("before", ("=>",))),
-        "catch_clause": Binder(),
-        "variable_declarator": Binder(_UNLESS_AFTER_EQUALS, "end"),
-        "for_in_statement": Binder(At("before", ("in", "of")), "marked"),
-        "assignment_expression": Binder(_FIRST, "end", "function"),
-        "augmented_assignment_expression": Binder(_FIRST, "end", "function", compound=True),
-        "update_expression": _CHANGED,
-    },
-    no_variables={},
-)  # fmt: skip
-_GO = Grammar(
-    # Each clause of a switch or select is a block by itself (The Go Programming Language Specification, "Blocks").
-    blocks=frozenset({"block", "expression_case", "type_case", "default_case", "communication_case"}),
-    arguments="argument_list",
-    calls=frozenset({"call_expression"}),
-    scopes=frozenset({"block", "function_declaration", "method_declaration", "func_literal", "if_statement",
-                      "for_statement", "expression_switch_statement", "type_switch_statement", "expression_case",
-                      "type_case", "default_case", "communication_case"}),
-    functions=frozenset({"function_declaration", "method_declaration", "func_literal"}),
-    patterns={"expression_list": _ALL, "literal_element": _ALL},
-    binders={
-        "function_declaration": Binder(scope="outer"),
-        "parameter_declaration": Binder(),
-        "variadic_parameter_declaration": Binder(),
-        "short_var_declaration": Binder(_FIRST, "end"),
-        "var_spec": Binder(_UNLESS_AFTER_EQUALS, "end"),
-        "const_spec": Binder(_UNLESS_AFTER_EQUALS, "end"),
-        "range_clause": Binder(At("before", (":=", "=")), "end"),
-        "receive_statement": Binder(At("before", (":=", "=")), "end"),
-        "type_switch_statement": Binder(At("before", (":=",)), "marked"),
-        "assignment_statement": Binder(_FIRST, "end", "function", compound=True),
-        "inc_statement": _CHANGED,
-        "dec_statement": _CHANGED,
-    },
-    no_variables={"keyed_element": At("before", (":",))},
-)  # fmt: skip
-GRAMMARS = {"python": _PYTHON, "java": _JAVA, "javascript": _JAVASCRIPT, "go": _GO}
-NAMES = frozenset({"identifier", "shorthand_property_identifier", "shorthand_property_identifier_pattern"})
-"""The types of leaves that may name a variable."""
-BRACKETS = {"(": ")", "[": "]", "{": "}", "${": "}", "<": ">"}
-ANGLED = frozenset({"type_arguments", "type_parameters"})
+ALL, FIRST = At(), At("first")
+BEFORE_EQUALS, AFTER_COLON = At("before", ("=",)), At("after", (":",))
+UNLESS_AFTER_EQUALS = At("unless after", ("=",))
+AFTER_DOT = At("after", (".",))
+PARAMETER = Binder(start="leaf")
+ASSIGNED = Binder(FIRST, "end", "variable")
+CHANGED = Binder(FIRST, "end", "variable", compound=True)
+COUNTED = Binder(start="end", scope="variable", compound=True)
+"""An operator such as `++`, which may stand before or after the name."""
+BRACKETS = {"(": ")", "[": "]", "{": "}", "${": "}", "#{": "}", "<": ">"}
+ANGLED = frozenset({"type_arguments", "type_parameters", "template_argument_list", "template_parameter_list"})
 """The nodes in which `<` and `>` are brackets."""

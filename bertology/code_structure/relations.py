@@ -2,132 +2,33 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError, checked
 from ..results.views import brief
+from .definitions import definitions_of, names_of
 from .masks import slanted
-from .relation_tables import ANGLED, BRACKETS, GRAMMARS, NAMES, At, Binder, Grammar
+from .relation_tables import ANGLED, BRACKETS, Grammar
+from .script_grammars import JAVASCRIPT, PHP, PYTHON, RUBY, TYPESCRIPT
 from .trees import CodeTree
+from .typed_grammars import CPP, GO, JAVA, RUST, C
+
+GRAMMARS = {
+    "python": PYTHON, "java": JAVA, "javascript": JAVASCRIPT, "go": GO, "typescript": TYPESCRIPT, "tsx": TYPESCRIPT,
+    "php": PHP, "ruby": RUBY, "c": C, "cpp": CPP, "rust": RUST,
+}  # fmt: skip
 
 
-class _Definition(NamedTuple):
-    start: int
-    """The first character at which the name has this value."""
-    leaf: int
-    end: int
-    """The character after the last one at which it has."""
-
-
-def definition_of(tree: CodeTree, grammar: Grammar) -> list[tuple[int, int]]:
-    """Each leaf that uses a variable, and the leaf of the latest definition before it in the text."""
-    nodes = _Nodes(tree)
-    known: defaultdict[str, list[_Definition]] = defaultdict(list)
-    uses = []
-    texts = tree.texts
-    for leaf, node in enumerate(tree.leaf_nodes.tolist()):
-        if tree.node_types[node] not in NAMES or texts[leaf] == "_":
-            continue
-        found = nodes.binder_of(node, grammar)
-        if found is not None:
-            known[texts[leaf]].append(nodes.definition(leaf, *found, grammar, known[texts[leaf]]))
-        reads = found is None or (found[1].compound and "=" not in nodes.types_in(found[0]))
-        if reads and not nodes.names_no_variable(node, grammar):
-            uses.append(leaf)
-    links = []
-    for leaf in uses:
-        place = tree.spans[leaf][0]
-        latest = _latest(known[texts[leaf]], place)
-        if latest is not None:
-            links.append((leaf, latest.leaf))
-    return links
-
-
-def _latest(known: Sequence[_Definition], place: int) -> _Definition | None:
-    """The latest definition whose range contains a character."""
-    return max((one for one in known if one.start <= place < one.end), default=None)
-
-
-class _Nodes:
-    """A tree, and the children of its nodes."""
-
-    def __init__(self, tree: CodeTree) -> None:
-        self.types, self.spans, self.parents = tree.node_types, tree.node_spans.tolist(), tree.parents.tolist()
-        self.children: list[list[int]] = [[] for _ in self.parents]
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                self.children[parent].append(node)
-
-    def types_in(self, node: int) -> list[str]:
-        return [self.types[child] for child in self.children[node]]
-
-    def binder_of(self, node: int, grammar: Grammar) -> tuple[int, Binder] | None:
-        """The node that defines the name at this leaf, and how; None if the leaf does not define its name."""
-        child, parent = self._out_of_patterns(node, grammar)
-        binder = grammar.binders.get(self.types[parent]) if parent >= 0 else None
-        return (parent, binder) if binder is not None and self._is(child, parent, binder.at) else None
-
-    def names_no_variable(self, node: int, grammar: Grammar) -> bool:
-        child, parent = self._out_of_patterns(node, grammar)
-        at = grammar.no_variables.get(self.types[parent]) if parent >= 0 else None
-        return at is not None and self._is(child, parent, at)
-
-    def definition(
-        self, leaf: int, node: int, binder: Binder, grammar: Grammar, earlier: Sequence[_Definition]
-    ) -> _Definition:
-        """The range in which a definition of a name is valid, given the earlier definitions of the name."""
-        parent = self.parents[node]
-        if binder.start == "here":
-            start = self.spans[node][0]
-        elif binder.start == "parent":
-            start = self.spans[parent][0]
-        elif binder.start == "end":
-            start = self.spans[node][1]
-        else:
-            mark = next(i for i, kind in enumerate(self.types_in(node)) if kind in binder.at.marks)
-            start = self.spans[self.children[node][mark + 1]][1]
-        # In JavaScript, a `var` in any block of a function belongs to the function.
-        in_function = binder.scope == "function" or (parent >= 0 and self.types[parent] == "variable_declaration")
-        around = parent if binder.scope == "outer" else node
-        end = self._end(around, grammar.functions if in_function else grammar.scopes)
-        if binder.scope == "function" and (old := _latest(earlier, start)):
-            end = min(end, old.end)  # a new value ends at the latest where the variable ends
-        return _Definition(start, leaf, end)
-
-    def _out_of_patterns(self, node: int, grammar: Grammar) -> tuple[int, int]:
-        """The outermost pattern that contains the name, or the name itself if there is none, and its parent."""
-        child, parent = node, self.parents[node]
-        while parent >= 0 and (at := grammar.patterns.get(self.types[parent])) and self._is(child, parent, at):
-            child, parent = parent, self.parents[parent]
-        return child, parent
-
-    def _end(self, node: int, kinds: frozenset[str]) -> int:
-        while node > 0 and self.types[node] not in kinds:
-            node = self.parents[node]
-        return self.spans[max(node, 0)][1]
-
-    def _is(self, child: int, parent: int, at: At) -> bool:
-        """Whether a child of `parent` is one of those that `at` means."""
-        children = self.children[parent]
-        place = children.index(child)
-        if at.side in ("all", "first"):
-            return at.side == "all" or place == 0
-        marks = [i for i, other in enumerate(children) if self.types[other] in at.marks]
-        if not marks:
-            return at.side == "unless after"
-        if at.side == "after":
-            return place > marks[0]
-        return place == marks[0] - 1 if at.side == "next to" else place < marks[0]
-
-
-Relation = Literal["same block", "same call", "definition to use", "matching brackets"]
-RELATIONS: tuple[Relation, ...] = get_args(Relation)
+Relation = Literal["same block", "same call", "definition to use", "matching brackets", "same name, no definition"]
+CONTROL: Relation = "same name, no definition"
+"""The control relation of "definition to use"."""
+RELATIONS: tuple[Relation, ...] = tuple(one for one in get_args(Relation) if one != CONTROL)
+"""The relations that are measured by default."""
 
 
 @dataclass(frozen=True)
@@ -183,14 +84,20 @@ def related(tree: CodeTree, relation: Relation) -> Tensor:
       brackets and commas of the call itself do not count, nor does code in a block inside the arguments.
     - "matching brackets": an opening bracket and its closing bracket, in both directions.
     - "definition to use": from the use of a variable to its definition, in this direction only. The definition is the
-      latest definition, assignment, parameter or loop variable of that name that comes before the use in the text and
-      is in scope there.
+      latest definition, assignment, parameter, loop variable or import of that variable that comes before the use in
+      the text. Two variables of the same name in different scopes are different, by the rules of the language.
+    - "same name, no definition": from a name to an earlier leaf with the same name, if the first is not linked to the
+      second by "definition to use", nor the second to the first. This is the control relation of "definition to use":
+      it shows how much attention a head pays to the same word anyway.
 
     Definitions are found from the tree alone, without running the code. After an `if` with several branches, the last
-    branch counts; a value from the end of a loop body does not count at its start. Imports, type parameters, patterns
-    of `match` and `instanceof`, attributes (`self.x`) and elements (`x[0]`) are not followed.
+    branch counts; a value from the end of a loop body does not count at its start; an assignment in an inner function
+    counts after this function. Python's `except E, e` defines `e`, as in Python 2. Type parameters, attributes
+    (`self.x`) and elements (`x[0]`) are not followed. A JSX tag is the use of a variable if it starts with a capital,
+    and an element otherwise.
 
-    Raises `DataError` for another relation, and for a tree of a language other than Python, Java, JavaScript and Go.
+    Raises `DataError` for another relation, and for a tree of a language without relations: a grammar that was passed
+    as a `tree_sitter.Language` has them if its name is known.
 
         >>> from bertology.code_structure import parse_code
         >>> tree = parse_code("def f(x):\\n    return x", "python")
@@ -199,8 +106,8 @@ def related(tree: CodeTree, relation: Relation) -> Tensor:
         >>> related(tree, "definition to use").nonzero()
         tensor([[7, 3]])
     """
-    if relation not in RELATIONS:
-        raise DataError(f"relation must be one of {', '.join(map(repr, RELATIONS))}, got {relation!r}")
+    if relation not in get_args(Relation):
+        raise DataError(f"relation must be one of {', '.join(map(repr, get_args(Relation)))}, got {relation!r}")
     grammar = GRAMMARS.get(tree.language)
     if grammar is None:
         raise DataError(
@@ -210,8 +117,9 @@ def related(tree: CodeTree, relation: Relation) -> Tensor:
         return _same_group(_blocks(tree, grammar))
     if relation == "same call":
         return _same_group(_calls(tree, grammar))
-    if relation == "definition to use":
-        return _linked(len(tree), definition_of(tree, grammar))
+    if relation in ("definition to use", CONTROL):
+        links = _linked(len(tree), definitions_of(tree, grammar))
+        return links if relation == "definition to use" else _same_name(tree, grammar) & ~(links | links.T)
     pairs = _brackets(tree)
     return _linked(len(tree), pairs + [(j, i) for i, j in pairs])
 
@@ -299,6 +207,15 @@ def _brackets(tree: CodeTree) -> list[tuple[int, int]]:
         elif waiting and kind == BRACKETS[tree.types[waiting[-1]]]:
             pairs.append((waiting.pop(), leaf))
     return pairs
+
+
+def _same_name(tree: CodeTree, grammar: Grammar) -> Tensor:
+    """[leaf, leaf] bool: from each name to the earlier leaves with the same name."""
+    texts, numbers = tree.texts, dict[str, int]()
+    of = torch.full((len(tree),), -1)
+    for leaf in names_of(tree, grammar):
+        of[leaf] = numbers.setdefault(texts[leaf], len(numbers))
+    return _same_group(of.tolist()).tril()
 
 
 def _same_group(groups: Sequence[int]) -> Tensor:

@@ -12,12 +12,21 @@ from numpy.typing import NDArray
 from ..errors import DataError, checked, need
 
 PACKAGES = {
+    "c": "tree_sitter_c",
+    "cpp": "tree_sitter_cpp",
     "go": "tree_sitter_go",
     "java": "tree_sitter_java",
     "javascript": "tree_sitter_javascript",
+    "php": "tree_sitter_php",
     "python": "tree_sitter_python",
+    "ruby": "tree_sitter_ruby",
+    "rust": "tree_sitter_rust",
+    "tsx": "tree_sitter_typescript",
+    "typescript": "tree_sitter_typescript",
 }
 """The languages that the extra `code` installs, and the packages of their grammars."""
+FUNCTIONS = {"php": "language_php_only", "tsx": "language_tsx", "typescript": "language_typescript"}
+"""The function of the package that returns the grammar, where it is not `language`."""
 
 
 def language_of(language: Any) -> Any:
@@ -47,9 +56,16 @@ def _known(name: str) -> Any:
     if name not in PACKAGES:
         raise DataError(
             f"no grammar is known for {name!r}, only for {', '.join(PACKAGES)}: pass another language as a "
-            "tree_sitter.Language, such as tree_sitter.Language(tree_sitter_rust.language())"
+            "tree_sitter.Language, such as tree_sitter.Language(tree_sitter_scala.language())"
         )
-    return _made(need("tree_sitter", extra="code"), need(PACKAGES[name], extra="code").language())
+    package = need(PACKAGES[name], extra="code")
+    return _made(need("tree_sitter", extra="code"), getattr(package, FUNCTIONS.get(name, "language"))())
+
+
+@lru_cache
+def _php_page() -> Any:
+    """The grammar of PHP between pieces of text, which are leaves of their own."""
+    return _made(need("tree_sitter", extra="code"), need(PACKAGES["php"], extra="code").language_php())
 
 
 def _made(tree_sitter: Any, capsule: Any) -> Any:
@@ -62,7 +78,7 @@ def _made(tree_sitter: Any, capsule: Any) -> Any:
 Broken = Literal["error", "keep"]
 SHELL = (b"class _ {", b"\n}")
 """The class that is put around members of a class, which do not parse alone."""
-SHELLED = ("java", "javascript")
+SHELLED = ("java", "javascript", "php", "tsx", "typescript")
 
 
 class _Node(NamedTuple):
@@ -117,20 +133,26 @@ class CodeTree:
 
     @property
     def identifiers(self) -> NDArray[np.bool_]:
-        """[leaf]: whether its type is exactly `identifier`."""
-        return np.array([kind == "identifier" for kind in self.types], dtype=bool)
+        """[leaf]: whether its type is exactly `identifier`, or in PHP, whether it is the name of a variable."""
+        if self.language != "php":
+            return np.array([kind == "identifier" for kind in self.types], dtype=bool)
+        parents = self.parents[self.leaf_nodes].tolist()
+        return np.array([self.node_types[parent] == "variable_name" for parent in parents], dtype=bool) & np.array(
+            [kind == "name" for kind in self.types], dtype=bool
+        )
 
 
 @checked
 def parse_code(code: str, language: Any, *, name: str = "", broken: Broken = "error") -> CodeTree:
     """Parse a piece of code with tree-sitter (extra `code`).
 
-    Comments are left out. Java and JavaScript code that parses only inside a class, such as constructors and methods,
-    is parsed inside a class, and the class is left out of the tree.
+    Comments are left out. Java, JavaScript, TypeScript and PHP code that parses only inside a class, such as
+    constructors and methods, is parsed inside a class, and the class is left out of the tree. PHP needs no `<?php`.
 
     Args:
         code: a function, a file, or any other code that the grammar can parse.
-        language: "go", "java", "javascript", "python", or any other as a `tree_sitter.Language`.
+        language: "c", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript" or "tsx"
+            (TypeScript with JSX), or any other as a `tree_sitter.Language`.
         name: the name of the code in messages.
         broken: "error" raises for code that does not parse; "keep" returns the tree that tree-sitter recovers, with the
             places that do not parse in `CodeTree.errors`.
@@ -162,6 +184,8 @@ def tree_of(code: str, language: Any, name: str) -> CodeTree:
     if not isinstance(code, str):
         raise DataError(f"code must be a str, got {type(code).__name__}")
     grammar, called = language_of(language), name_of(language)
+    if isinstance(language, str) and called == "php" and "?>" in code:
+        grammar = _php_page()
     try:
         text = code.encode()
     except UnicodeEncodeError as error:

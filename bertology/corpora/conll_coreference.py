@@ -131,7 +131,7 @@ def read_conll_coref(path: str | Path, *, trees: str | Path | None = None, skip_
     for file in files_in(path, "*gold_conll", "*conll"):
         before = len(read), len(broken.skipped)
         for text in _texts(file, broken):
-            with broken.part(text.name):
+            with broken.part():
                 lines = _lines_of(text)
                 read.append((lines, _own_trees(lines) if trees is None else ()))
         if before == (len(read), len(broken.skipped)) and Path(path).is_dir():

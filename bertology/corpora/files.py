@@ -143,7 +143,7 @@ def files_in(path: str | Path, *patterns: str) -> list[Path]:
         found = {file for name in (pattern, f"{pattern}.gz") for file in root.rglob(name) if file.is_file()}
         if found:
             return sorted(found)
-    raise DataError(f"{path} is a folder without files {' or '.join(patterns)}: wanted a file, or a folder of those")
+    raise DataError(f"{path} is a folder: wanted a file, or a folder with files {' or '.join(patterns)}")
 
 
 def name_in(root: str | Path, file: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from ..errors import DataError, checked, shown
 from .documents import Document, Documents, Kind, Mention
 from .files import BLANKS, lines_of
 from .phrases import TRAITS, gender_of, head_in_words
-from .skips import Broken, BrokenPart, Skip, placed, reasons_for
+from .skips import Broken, Skip, placed, reasons_for
+from .tables import rows_of
 
 _COLUMNS = ("ID", "Text", "Pronoun", "Pronoun-offset", "A", "A-offset", "A-coref", "B", "B-offset", "B-coref")
 _SHORT = r"[’'](?:s|ll|d|re|ve|m)\b"
@@ -77,7 +78,7 @@ def read_gap(path: str | Path, *, skip_broken: bool = False) -> Documents:
     """
     broken = Broken(skip_broken, "such lines")
     documents: list[Document] = []
-    for number, cells in _rows(path, broken):
+    for number, cells in rows_of(path, _COLUMNS, broken, "the TSV of GAP, with its header", as_is=("Text",)):
         with broken.part(), placed(path, number):
             made = _gap(cells)
             if isinstance(made, Document):
@@ -88,30 +89,6 @@ def read_gap(path: str | Path, *, skip_broken: bool = False) -> Documents:
         told = "; ".join(reasons_for(broken.skipped))
         raise DataError(f"{path} holds no examples{' that can be used: ' if told else ''}{told}")
     return Documents(tuple(documents), tuple(broken.skipped))
-
-
-def _rows(path: str | Path, broken: Broken) -> Iterator[tuple[int, dict[str, str]]]:
-    """The cells of each line, by the names of their columns, and the number of the line."""
-    header: list[str] | None = None
-    for number, line in lines_of(path):
-        cells = line.split("\t")
-        if header is None:
-            header = [cell.strip(BLANKS) for cell in cells]
-            missing = [column for column in _COLUMNS if column not in header]
-            if missing:
-                raise DataError(
-                    f"{path}, line {number}: the file has no column {', '.join(missing)}: wanted the TSV of GAP, with "
-                    "its header"
-                )
-            continue
-        with broken.part():
-            needed = max(map(header.index, _COLUMNS)) + 1
-            if len(cells) < needed:
-                raise BrokenPart(path, number, f"wanted {needed} columns or more, got fewer: {len(cells)}")
-            # The text is kept as it is: offsets count its characters.
-            yield number, {h: c if h == "Text" else c.strip(BLANKS) for h, c in zip(header, cells, strict=False)}
-    if header is None:
-        raise DataError(f"{path} has no column {', '.join(_COLUMNS)}: wanted the TSV of GAP, with its header")
 
 
 def _gap(cells: Mapping[str, str]) -> Document | Skip:
@@ -162,8 +139,8 @@ def read_winobias(path: str | Path, *, skip_broken: bool = False) -> Documents:
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
-        ...     _ = file.write("1 [The cook] met the guard as [she] left.\n")
-        ...     _ = file.write("2 The cook met [the guard] as [he] left.\n")
+        ...     _ = file.write("1 [The cook] met the guard as [she] left.\\n")
+        ...     _ = file.write("2 The cook met [the guard] as [he] left.\\n")
         ...     file.flush()
         ...     [m.head for m in read_winobias(file.name)[0].mentions]
         [1, 4, 6]

@@ -29,9 +29,8 @@ class BrokenPart(DataError):
         self.place = f"line {place}" if isinstance(place, int) else place or ""
         super().__init__(f"{path}, {self.place}: {problem}" if self.place else f"{path}: {problem}")
 
-
-class _Told(DataError):
-    """The error of a `Broken.part`, which says everything."""
+    def __reduce__(self) -> tuple[type[DataError], tuple[str]]:
+        return DataError, (str(self),)  # in another process it is a message
 
 
 @contextmanager
@@ -39,9 +38,9 @@ def placed(path: str | Path, place: int | str | None = None) -> Iterator[None]:
     """Say of a `DataError` raised inside where in the file the trouble is, unless it says so itself."""
     try:
         yield
-    except (BrokenPart, _Told):
-        raise
     except DataError as error:
+        if isinstance(error, BrokenPart) or isinstance(error.__cause__, BrokenPart):
+            raise
         raise BrokenPart(path, place, str(error)) from error
 
 
@@ -62,7 +61,7 @@ class Broken:
         except BrokenPart as error:
             if not self.skip:
                 advice = f" (skip_broken=True leaves {self.what} out)" if self.what else ""
-                raise _Told(f"{error}{advice}") from error
+                raise DataError(f"{error}{advice}") from error
             reason = f"{error.place}: {error.problem}" if name and error.place else error.problem
             self.skipped.append(Skip(name or f"{error.file}, {error.place}".removesuffix(", "), reason))
 

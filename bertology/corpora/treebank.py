@@ -10,11 +10,11 @@ from typing import Any, overload
 
 from ..errors import DataError, check_strings, checked, described, shown
 from ..results.views import brief
-from .files import BLANKS, blocks_of, columns_of, files_in, json_of, name_in, text_of
+from .files import BLANKS, blocks_of, columns_of, files_in, json_of, name_in, text_of, words_of
 from .raw_text import Span, joined_text, spans_in_text
 from .skips import Broken, BrokenPart, Skip, placed, reasons_for
 
-_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
+_COLUMNS: tuple[str, ...] = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 _NUMBER, _RANGE_OR_EMPTY = re.compile("[1-9][0-9]*"), re.compile(r"[1-9][0-9]*-[0-9]+|[0-9]+\.[0-9]+")
 _COMMENT = re.compile(r"#\s*([^=]*?)\s*=\s*(.*)")
 
@@ -166,7 +166,7 @@ def conllu_sentences(path: str | Path, broken: Broken) -> Iterator[ConlluSentenc
         columns, number = _COLUMNS, 0
         for block in blocks_of(file):
             comments = {m[1]: m[2] for _, line in block if (m := _COMMENT.match(line))}
-            columns = tuple(comments.get("global.columns", "").split()) or columns
+            columns = tuple(words_of(comments.get("global.columns", ""))) or columns
             rows = [(line, text) for line, text in block if not text.startswith("#")]
             if not rows:
                 continue

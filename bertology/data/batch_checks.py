@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..anatomy.names import (
     CACHE_ARGUMENTS,
+    DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
     EMBEDS_ARGUMENT,
     IDS_ARGUMENT,
@@ -18,6 +19,7 @@ from ..anatomy.names import (
     NO_TEXT_ARGUMENTS,
 )
 from ..errors import DataError
+from .caches import cached_tokens
 
 Batch = Mapping[str, Any]
 INPUTS = (IDS_ARGUMENT, EMBEDS_ARGUMENT, *NO_TEXT_ARGUMENTS)
@@ -71,18 +73,32 @@ def check_masks(batch: Batch) -> None:
             continue
         if not isinstance(mask, Tensor):
             raise DataError(f"{name} must be a tensor [batch, token], got {type(mask).__name__}")
-        cached = any(batch.get(one) is not None for one in CACHE_ARGUMENTS)
-        if isinstance(ids, Tensor) and mask.dim() <= 2 and mask.shape != ids.shape and not cached:
-            raise DataError(
-                f"{name} must have the shape of {prefix}{IDS_ARGUMENT}, {list(ids.shape)}, got {list(mask.shape)}"
-            )
-        if isinstance(ids, Tensor) and mask.dim() > 2 and mask.shape != ids.shape and mask.shape[-1] < ids.shape[-1]:
-            raise DataError(
-                f"{name} must be [batch, token], or have a value for each of the {ids.shape[-1]} keys, got "
-                f"{list(mask.shape)}"
-            )
+        if isinstance(ids, Tensor):
+            # In an encoder-decoder, earlier tokens are those of the decoder.
+            of_cache = bool(prefix) or DECODER_IDS_ARGUMENT not in batch
+            _check_shape(name, mask, ids, batch if of_cache else {})
         if mask.is_floating_point() and mask.device.type == "cpu" and mask.isnan().any():
             raise DataError(f"{name} holds NaN: wanted 1 for real tokens and 0 for padding")
+
+
+def _check_shape(name: str, mask: Tensor, ids: Tensor, batch: Batch) -> None:
+    """Raise `DataError` unless a mask has a value for each token, earlier tokens in a cache of the batch included."""
+    text = name.replace(MASK_ARGUMENT, IDS_ARGUMENT)
+    cached = any(batch.get(one) is not None for one in CACHE_ARGUMENTS)
+    if mask.dim() <= 2 and mask.shape != ids.shape and not cached:
+        raise DataError(f"{name} must have the shape of {text}, {list(ids.shape)}, got {list(mask.shape)}")
+    if mask.dim() > 2 and mask.shape != ids.shape and mask.shape[-1] < ids.shape[-1]:
+        raise DataError(
+            f"{name} must be [batch, token], or have a value for each of the {ids.shape[-1]} keys, got "
+            f"{list(mask.shape)}"
+        )
+    earlier, room = cached_tokens(batch) if cached else (0, 0)
+    wanted = [len(ids), earlier + ids.shape[-1]]
+    if earlier and mask.dim() == 2 and list(mask.shape) not in (wanted, [len(ids), room]):
+        raise DataError(
+            f"{name} must be {wanted}, with a value for each of the {earlier} earlier tokens in the cache and of the "
+            f"{ids.shape[-1]} tokens in {text}, got {list(mask.shape)}"
+        )
 
 
 def check_padding(batch: Batch) -> None:

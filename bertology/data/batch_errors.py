@@ -2,12 +2,14 @@
 
 A token that a model does not have ends in the error of an embedding deep inside it. `explained` looks for the cause in
 the batch, and only after the model has failed: a pass that runs costs nothing more, and a model that takes unusual
-inputs is not refused.
+inputs is not refused. Where no cause is found, it says what the batch holds.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.names import (
+    AROUND_MODELS,
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
     EMBEDS_ARGUMENT,
     IDS_ARGUMENT,
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
+    MODEL_LIBRARIES,
     MOST_POSITIONS_NAME,
     NO_TEXT_ARGUMENTS,
     POSITIONS_ARGUMENT,
@@ -29,8 +33,7 @@ from ..anatomy.names import (
     SEGMENTS_ARGUMENT,
 )
 from ..errors import BertologyError, DataError
-from .batch_checks import INPUTS, without_weights
-from .batches import Batch
+from .batch_checks import INPUTS, Batch, without_weights
 from .models import config_of, is_encoder_decoder
 from .positions import room_of
 
@@ -39,16 +42,58 @@ NUMBERED = (IDS_ARGUMENT, DECODER_IDS_ARGUMENT, SEGMENTS_ARGUMENT, POSITIONS_ARG
 
 @contextmanager
 def explained(model: nn.Module, batch: Batch) -> Iterator[None]:
-    """Run the model inside: its error becomes a `DataError` where the batch is to blame; any other error stays."""
+    """Run the model inside: an error of the model becomes a `DataError` that says what is wrong with the batch.
+
+    Errors of the user's own code (a hook, a custom model) stay, unless a cause is found in the batch; so do warnings
+    that are raised as errors, and a lack of memory.
+    """
     try:
         yield
-    except BertologyError:
+    except (BertologyError, Warning, MemoryError, torch.OutOfMemoryError):
         raise
-    except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        why = next((why for find in _CAUSES if (why := find(model, batch))), "")
+    except Exception as error:
+        why = _cause(model, batch) if isinstance(error, _OF_BATCHES) else ""
+        kind, came = type(model).__name__, type(error).__name__
         if why:
-            raise DataError(f"{why}. {type(model).__name__} raised {type(error).__name__}") from error
+            raise DataError(f"{why}. {kind} raised {came}") from error
+        if _is_of_library(error):
+            raise DataError(
+                f"{kind} does not run on this batch, which holds {_held(batch)}. It raised {came}: {error}. If "
+                "model(**batch) runs outside this library, please report that"
+            ) from error
         raise
+
+
+_OF_BATCHES = (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError)
+
+
+def _cause(model: nn.Module, batch: Batch) -> str:
+    try:
+        return next((why for find in _CAUSES if (why := find(model, batch))), "")
+    except RuntimeError:  # an accelerator that has failed does not show the batch either
+        return ""
+
+
+def _is_of_library(error: Exception) -> bool:
+    """Whether an error was raised by the code of a model's library, and not by code of the user that it ran."""
+    own = __name__.partition(".")[0]
+    if type(error).__module__.partition(".")[0] == own:  # such as one that ends a pass early
+        return False
+    frames = traceback.walk_tb(error.__traceback__)
+    rooms = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in frames]
+    others = [room for room in rooms if room not in (own, *AROUND_MODELS) and room not in sys.stdlib_module_names]
+    return not others or others[-1] in MODEL_LIBRARIES
+
+
+def _held(batch: Batch) -> str:
+    """The arguments in a batch, with the shapes and types of tensors."""
+    told = []
+    for name, x in batch.items():
+        if isinstance(x, Tensor):
+            told.append(f"{name} {list(x.shape)} {str(x.dtype).removeprefix('torch.')}")
+        else:
+            told.append(f"{name} ({type(x).__name__})")
+    return ", ".join(told)
 
 
 def _without_weights(model: nn.Module, batch: Batch) -> str:
@@ -88,6 +133,13 @@ def _wrong_rank(model: nn.Module, batch: Batch) -> str:
     if isinstance(ids, Tensor) and ids.dim() not in (2, 3):
         return f"{IDS_ARGUMENT} must be [batch, token], or [batch, choice, token], got {list(ids.shape)}"
     return ""
+
+
+def _no_decoder_inputs(model: nn.Module, batch: Batch) -> str:
+    given = (DECODER_IDS_ARGUMENT, DECODER_PREFIX + EMBEDS_ARGUMENT, LABELS_ARGUMENT)
+    if not is_encoder_decoder(model) or any(batch.get(name) is not None for name in given):
+        return ""
+    return f"an encoder-decoder needs {DECODER_IDS_ARGUMENT}, or {LABELS_ARGUMENT} from which it can make them"
 
 
 def _unknown_token(model: nn.Module, batch: Batch) -> str:
@@ -174,4 +226,5 @@ _CAUSES = (
     _too_long,
     _unknown_position,
     _wrong_shape,
+    _no_decoder_inputs,
 )

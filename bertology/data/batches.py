@@ -30,7 +30,8 @@ from ..anatomy.names import (
 from ..errors import DataError
 from .batch_checks import Batch as Batch
 from .batch_checks import check_inputs, check_masks, check_padding, input_name, without_weights
-from .caches import check_no_cache, own_caches
+from .batch_errors import explained
+from .caches import check_no_cache, has_cache, own_caches
 from .models import config_of, is_encoder_decoder, not_taken, writes
 from .positions import room_of, with_positions
 
@@ -151,9 +152,17 @@ def rows_per_example(batch: Batch) -> int:
 def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor:
     """[row, token], bool: which tokens of a stack are real; the others are padding.
 
-    Without an attention mask every token is real. In multiple choice each choice is one row.
+    Without an attention mask every token is real. In multiple choice each choice is one row. Earlier tokens in a cache
+    are not among them.
     Raises `DataError` for attention masks that are not `[batch, token]`.
     """
+    mask = key_mask(model, batch, stack)
+    ids = token_ids(model, batch, stack)
+    return mask if ids is None or not has_cache(batch) else mask[:, -ids.shape[1] :]
+
+
+def key_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor:
+    """[row, key], bool: as `token_mask`, with earlier tokens in a cache, where the attention mask has them."""
     decoding = not reads_text(model, stack)
     labels = batch.get(LABELS_ARGUMENT)
     unmasked = writes(model) and DECODER_PREFIX + MASK_ARGUMENT not in batch
@@ -277,8 +286,12 @@ def with_labels(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def run_model(model: nn.Module, batch: Batch, *, labels: bool) -> Any:
-    """Run the model on a batch, with the labels that it takes or without any."""
-    return call(model, with_labels(model, batch)) if labels else model(**without_labels(model, batch))
+    """Run the model on a batch, with the labels that it takes or without any.
+
+    Raises `DataError` for a batch that the model does not run on.
+    """
+    with explained(model, batch):
+        return call(model, with_labels(model, batch)) if labels else model(**without_labels(model, batch))
 
 
 def call(model: nn.Module, inputs: Batch) -> Any:

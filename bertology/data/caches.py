@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from ..anatomy.names import STATE_ARGUMENTS
+from ..anatomy.names import CACHE_ARGUMENTS, STATE_ARGUMENTS
 from ..errors import DataError
 
 
@@ -28,6 +28,19 @@ def holds_cache(name: str, value: Any) -> bool:
 def has_cache(batch: Mapping[str, Any]) -> bool:
     """Whether a batch holds a cache."""
     return any(holds_cache(name, value) for name, value in batch.items())
+
+
+def cached_tokens(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """How many earlier tokens the cache of a batch holds, and how many it has room for; 0 where it does not say."""
+    for name in CACHE_ARGUMENTS:
+        count = getattr(batch.get(name), "get_seq_length", None)
+        if count is None:
+            continue
+        try:
+            return int(count()), int(getattr(batch[name], "max_cache_len", 0))
+        except (AttributeError, IndexError, TypeError, ValueError, NotImplementedError):  # it has no keys, but states
+            continue
+    return 0, 0
 
 
 def check_no_cache(batch: Mapping[str, Any], *, why: str) -> None:

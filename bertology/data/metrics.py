@@ -1,4 +1,4 @@
-"""The metrics of the GLUE tasks, from logits and labels: `metric(logits, labels) -> float`, higher is better."""
+"""Metrics of logits and labels, `metric(logits, labels) -> float`, and of what a model generates; higher is better."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import DataError, checked, described
+from ..errors import DataError, checked, described, need
 from .batches import IGNORED
 
 Metric = Callable[[Tensor, Tensor], Any]
@@ -68,6 +68,63 @@ METRICS: dict[str, Metric] = {
     "spearman": spearman,
     "pearson_spearman": pearson_spearman,
 }
+
+
+Generated = Callable[[list[list[int]], list[list[int]]], float]
+
+
+class GenerationMetric:
+    """A metric of what an encoder-decoder model generates, instead of its logits at the tokens of the labels.
+
+    `score`, `pruning_curve`, `head_ablation` and `sole_head_ablation` take it as their `metric`: they call the model's
+    `generate`, without labels, while heads are masked. Tokens are compared up to the first end-of-sequence token, which
+    is left out, as is the decoder's start token.
+
+    Args:
+        metric: `f(generated, references) -> float`, of the token ids of all examples, two lists of lists.
+        options: keyword arguments of the model's `generate`, such as `max_new_tokens` and `num_beams`. By default
+            nothing is sampled.
+
+        >>> exact = GenerationMetric(lambda ours, theirs: sum(map(list.__eq__, ours, theirs)) / len(ours))
+        >>> exact.metric([[5, 6], [7]], [[5, 6], [8]])
+        0.5
+    """
+
+    @checked
+    def __init__(self, metric: Generated, **options: Any) -> None:
+        self.metric, self.options = metric, {"do_sample": False, **options}
+
+    @property
+    def __name__(self) -> str:
+        """The name of the metric in results."""
+        return getattr(self.metric, "__name__", type(self.metric).__name__)
+
+    def __call__(self, generated: Tensor, references: Tensor) -> float:
+        """The metric of token ids, both [example, token], where -100 is no token."""
+        return self.metric(*([row[row != IGNORED].tolist() for row in x] for x in (generated, references)))
+
+
+@checked
+def bleu(decode: Callable[[list[int]], str], *, tokenize: str = "13a", **options: Any) -> GenerationMetric:
+    """BLEU of what an encoder-decoder model generates, 0 to 100, over all examples together (extra `bleu`).
+
+    Args:
+        decode: the text of token ids, such as `partial(tokenizer.decode, skip_special_tokens=True)`.
+        tokenize: how sacrebleu splits texts into words; "none" splits at blanks only.
+        options: as in `GenerationMetric`.
+
+    Raises `MissingExtra` without sacrebleu.
+
+        >>> bleu(str, tokenize="none", max_new_tokens=20).metric([[5, 6, 7, 8]], [[5, 6, 7, 8]])
+        100.0
+    """
+    sacrebleu = need("sacrebleu", extra="bleu")
+
+    def bleu(generated: list[list[int]], references: list[list[int]]) -> float:
+        ours, theirs = ([decode(ids) for ids in some] for some in (generated, references))
+        return round(sacrebleu.BLEU(tokenize=tokenize, force=True).corpus_score(ours, [theirs]).score, 10)
+
+    return GenerationMetric(bleu, **options)
 
 
 def find_metric(metric: str | Metric) -> Metric:

@@ -22,12 +22,14 @@ from .batches import (
     Batch,
     examples,
     fit_mask,
+    key_mask,
     model_arguments,
     reads_text,
     rows_per_example,
     some_examples,
     token_mask,
 )
+from .caches import has_cache
 from .models import writes
 
 
@@ -60,6 +62,11 @@ class RealQueries:
         for stack, mask in self._masks.items():
             if mask is not None and not self._complete[stack]:
                 check_real(mask)
+        # Earlier tokens in a cache are keys, but no queries.
+        cached = wanted if has_cache(batch) else ()
+        self._keys = {
+            stack: key_mask(anatomy.model, batch, stack) for stack in cached if self._masks[stack] is not None
+        }
         self.positions: dict[Site, int] = {}
 
     def among(self, site: Site, rows: slice, x: Tensor) -> Tensor:
@@ -76,8 +83,8 @@ class RealQueries:
 
     def first(self, site: Site, x: Tensor) -> Tensor:
         """[batch]: the position of the first real token among the keys of `x [batch, head, query, key]`."""
-        mask = self._masks[site.stack]
-        if mask is None or self._complete[site.stack]:
+        mask = self._keys.get(site.stack, self._masks[site.stack])
+        if mask is None or bool(mask.all() if self._keys else self._complete[site.stack]):
             return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         return fit_mask(mask, x.shape[3], self._anatomy.runner(site.stack)).int().argmax(1).to(x.device)
 

@@ -16,6 +16,7 @@ from ..anatomy.names import (
     POSITIONS_ARGUMENT,
     POSITIONS_NAME,
 )
+from .caches import has_cache
 from .models import config_of, not_taken, task_model
 
 
@@ -47,20 +48,24 @@ def position_table(model: nn.Module) -> Any:
 def with_positions(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with `position_ids` where padding stands before tokens, derived from the mask as `generate` does.
 
-    Without them, a model with absolute positions would count the padding. They are not added to a batch that has some,
-    to images and sounds, for which models count in other ways, to multiple choice, and where the model does not take
-    them.
+    Without them, a model with absolute positions would count the padding, also among the earlier tokens in a cache.
+    They are not added to a batch that has some, to images and sounds, for which models count in other ways, to multiple
+    choice, and where the model does not take them.
     """
     mask, text = batch.get(MASK_ARGUMENT), batch.get(IDS_ARGUMENT, batch.get(EMBEDS_ARGUMENT))
     if POSITIONS_ARGUMENT in batch or any(name in batch for name in NO_TEXT_ARGUMENTS) or not isinstance(mask, Tensor):
         return batch
-    if mask.dim() != 2 or not isinstance(text, Tensor) or text.shape[:2] != mask.shape:
+    if mask.dim() != 2 or not isinstance(text, Tensor):
+        return batch
+    tokens, earlier = text.shape[1], mask.shape[1] - text.shape[1] if has_cache(batch) else 0
+    if mask.shape != (len(text), earlier + tokens):
         return batch
     real = mask != 0
-    if not padded_before(real) or not _takes_positions(model):
+    counted = padded_before(real) or not real[:, :earlier].all()
+    if not counted or not _takes_positions(model):
         return batch
     positions = (real.long().cumsum(-1) - 1).clamp_min(0) + _first_position(model)
-    return batch | {POSITIONS_ARGUMENT: positions}
+    return batch | {POSITIONS_ARGUMENT: positions[:, earlier:]}
 
 
 def padded_before(real: Tensor) -> bool:

@@ -90,7 +90,8 @@ def layer_panels(
 
     Figure 2 of Tenney et al. (2019): tasks in the order of their expected layers, row by row. Both quantities are
     shares that sum to 1: the differential scores are divided by the total gain F_L - F_0; some of them may be negative.
-    Dashed lines mark the expected layer and the centre of gravity. With several seeds, all values are means over seeds.
+    Dashed lines mark the expected layer and the centre of gravity. With several seeds, all values are means over seeds, with
+    their standard deviations as error bars.
     For tasks without an expected layer, no differential scores are drawn.
 
     Args:
@@ -214,12 +215,13 @@ def _beside(axes: Axes, row: float, place: float, text: str) -> None:
 def _panel(axes: Axes, name: str, one: LayerStatistics) -> None:
     layers, title = range(one.f1.shape[1]), [name]
     if not one.mix.isnan().any():
-        axes.bar(layers, one.mix.mean(0).numpy(), width=0.8, color=_LIGHT)
+        axes.bar(layers, one.mix.mean(0).numpy(), width=0.8, color=_LIGHT, **_spread(one.mix, _MIXED))
         axes.axvline(one.centre_of_gravity, color=_MIXED, linestyle="--", linewidth=1)
         title.append(f"K(s) = {one.kl_of_mix:.2f} bits")
     if not math.isnan(one.expected_layer):
         added = one.differential[:, 1:].mean(0) / one.gain
-        axes.bar(layers[1:], added.numpy(), width=0.8, color="none", edgecolor=_ADDED, linewidth=1.1)
+        spread = _spread(one.differential[:, 1:] / one.gain, _ADDED)
+        axes.bar(layers[1:], added.numpy(), width=0.8, color="none", edgecolor=_ADDED, linewidth=1.1, **spread)
         axes.axvline(one.expected_layer, color=_ADDED, linestyle="--", linewidth=1)
         title.append(f"K(Δ) = {one.kl_of_differential:.2f} bits")
     else:
@@ -230,6 +232,13 @@ def _panel(axes: Axes, name: str, one: LayerStatistics) -> None:
     axes.locator_params(axis="y", nbins=4)
     if not axes.patches:
         axes.set_yticks([])
+
+
+def _spread(values: torch.Tensor, colour: str) -> dict[str, Any]:
+    """The error bars of means over seeds: a standard deviation to either side, if there are several seeds."""
+    if len(values) < 2:
+        return {}
+    return {"yerr": values.std(0).numpy(), "error_kw": {"ecolor": colour, "elinewidth": 0.9}}
 
 
 def _strips(axes: Axes, trajectories: LabelTrajectories, target: int, labels: list[int]) -> None:

@@ -58,9 +58,12 @@ def read_edges(
     with open_text(path, errors="surrogateescape") as file:
         records = [record for number, line in enumerate(file, 1) if (record := reader.record(line, number))]
     names = _labels_in(Path(labels)) if isinstance(labels, (str, Path)) else labels
-    with placed(path):
-        task = path.stem if name is None else name
+    task = path.stem if name is None else name
+    try:
         return EdgeTask.of(task, records, labels=names, counted=counted, skipped=broken.skipped)
+    except DataError as error:
+        told = f"; the labels are those of {labels}" if isinstance(labels, (str, Path)) else ""
+        raise DataError(f"{path}: {error}{told}") from error
 
 
 @checked

@@ -16,6 +16,7 @@ from ..data.losses import ExampleLoss
 from ..data.metrics import Metric
 from ..errors import DataError, checked
 from ..results.axes import axes
+from ..results.scatter import heads_correlation
 from ..streaming.progress import Progress
 from ..tap.gates import Kind, replacement_name
 from .many_gates import NAN, VariantScores, score_variants
@@ -44,17 +45,7 @@ class HeadAblation(PairedResult):
         """Pearson's r between the heads' effects on two data sets (Michel et al. 2019, §3.4)."""
         if of not in ("metric", "loss"):
             raise DataError(f"of is 'metric' or 'loss', got {of!r}")
-        pairs = [(r.change if of == "metric" else r.loss_change).flatten() for r in (self, other)]
-        if pairs[0].shape != pairs[1].shape:
-            raise DataError(
-                f"wanted two ablations of one model, got {list(self.change.shape)}, {list(other.change.shape)}"
-            )
-        there = ~(pairs[0].isnan() | pairs[1].isnan())
-        r = float(torch.corrcoef(torch.stack([pair[there] for pair in pairs]))[0, 1])
-        if r != r:
-            raise DataError(
-                f"no correlation: all {int(there.sum())} heads have the same effect on one of the data sets"
-            )
+        r, _ = heads_correlation(*((x.change if of == "metric" else x.loss_change) for x in (self, other)))
         return r
 
 
@@ -79,7 +70,8 @@ def head_ablation(
         model: a model with a task head; it is gated, and never changed.
         batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them.
         metric: as in `score`: a GLUE metric by name, "inverse_loss" (for language models), or
-            `f(logits, labels) -> float`. Logits of all examples are kept for each head.
+            `f(logits, labels) -> float`. Logits of all examples are kept for each head. With a `GenerationMetric`, the
+            model generates from all examples once for each head.
         replace: what replaces the head's output: "zero"; "mean", its mean over the real tokens of `batches`;
             "resample", at every token its output at a real token of the batch, drawn at random; or a tensor
             `[layer, head, dim]`, such as `head_means(model, other).values`.

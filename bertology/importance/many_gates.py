@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from dataclasses import replace as dataclass_replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -23,7 +24,7 @@ from ..data.batches import (
 )
 from ..data.caches import check_no_cache
 from ..data.losses import ExampleLoss, example_losses
-from ..data.metrics import Metric, find_metric, measured, metric_name
+from ..data.metrics import GenerationMetric, Metric, find_metric, measured, metric_name
 from ..errors import DataError
 from ..measures.head_means import head_means
 from ..results.axes import axes
@@ -31,12 +32,12 @@ from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator
 from ..streaming.identity import identity
-from ..streaming.progress import Progress
+from ..streaming.progress import Progress, progress_bar
 from ..streaming.same_data import same_data
 from ..tap import uncached
 from ..tap.branches import Branches, Seen
-from ..tap.gates import Replacement, check_replacement, replacement_name
-from .score import INVERSE_LOSS, predictions
+from ..tap.gates import Replacement, ablated, check_replacement, replacement_name
+from .score import INVERSE_LOSS, predictions, score
 
 NAN = float("nan")
 
@@ -203,14 +204,46 @@ def score_variants(
     progress: Progress,
 ) -> VariantScores:
     """Score a model under sets of gates; the means of heads, if needed, are computed over the same data."""
+    if isinstance(metric, GenerationMetric):
+        batches = _repeatable(batches, "a GenerationMetric")
+        scores = _generation_scores(model, batches, make_gates, metric, replace, progress)
+        found = score_variants(
+            model, batches, make_gates, metric=INVERSE_LOSS, replace=replace, loss=loss, seed=seed,
+            checkpoint=checkpoint, progress=progress,
+        )  # fmt: skip
+        return dataclass_replace(found, scores=scores, metric=metric_name(metric))
     if isinstance(replace, str) and replace == "mean":
-        check_repeatable(batches, why="replace='mean'")
-        batches = same_data(batches, why="replace='mean'")
+        batches = _repeatable(batches, "replace='mean'")
         # Check everything before the means are computed.
         VariantAccumulator(make_gates, metric, loss).zero(dissect(model))
         replace = head_means(model, batches).values
     accumulator = VariantAccumulator(make_gates, metric, loss, replace, seed)
     return accumulate(model, batches, accumulator, checkpoint=checkpoint, progress=progress)[0]
+
+
+def _repeatable(batches: Batches, why: str) -> Batches:
+    check_repeatable(batches, why=why)
+    return same_data(batches, why=why)
+
+
+def _generation_scores(
+    model: nn.Module, batches: Batches, make_gates: Callable[[Anatomy], Tensor], metric: GenerationMetric,
+    replace: str | Tensor, progress: Progress,
+) -> Tensor:  # fmt: skip
+    """[variant]: the metric of what the whole model generates, and the model under each set of gates."""
+    anatomy = dissect(model)
+    check_replacement(anatomy, replace)
+    if isinstance(replace, str) and replace not in ("zero", "mean"):
+        raise DataError(f"replace={replace!r} is not possible with a GenerationMetric: take 'zero', 'mean' or a tensor")
+    whole = score(model, batches, metric=metric).value
+    if isinstance(replace, str) and replace == "mean":
+        replace = head_means(model, batches).values
+    values = [whole]
+    for gates in progress_bar(progress, make_gates(anatomy)):
+        off = [(row, head) for row, head in (anatomy.present & (gates == 0)).nonzero().tolist()]
+        with ablated(model, off, replace=replace):  # type: ignore[arg-type]
+            values.append(score(model, batches, metric=metric).value if off else whole)
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _largest(outputs: Any) -> int:

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..anatomy.names import LABELS_ARGUMENT, LOGITS_OUTPUT
+from ..anatomy.names import DECODER_PREFIX, LABELS_ARGUMENT, LOGITS_OUTPUT
 from ..anatomy.sites import Anatomy
-from ..data.batches import IGNORED, Batch, Batches, examples, token_mask
+from ..data.batches import IGNORED, Batch, Batches, examples, model_arguments, token_mask
 from ..data.losses import (
     ExampleLoss,
     example_losses,
@@ -20,8 +21,8 @@ from ..data.losses import (
     next_tokens,
     token_logits,
 )
-from ..data.metrics import Metric, find_metric, measured, metric_name
-from ..data.models import is_encoder_decoder
+from ..data.metrics import GenerationMetric, Metric, find_metric, measured, metric_name
+from ..data.models import is_encoder_decoder, task_model, writes
 from ..errors import DataError, LossError, checked
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
@@ -97,6 +98,82 @@ class ScoreAccumulator(Accumulator):
         return Score(value, self._name, int(self.examples))
 
 
+class GenerationAccumulator(Accumulator):
+    """Generates from every batch, and keeps what was generated and the labels, for `accumulate`."""
+
+    needs_finite_weights = True
+
+    examples: Tensor = stat("", torch.int64)
+
+    def __init__(self, metric: GenerationMetric) -> None:
+        self._metric = metric
+
+    def zero(self, anatomy: Anatomy) -> GenerationAccumulator:
+        """Forget everything. Raises `DataError` for a model that does not generate from its labels' examples."""
+        self._writer: Any = task_model(anatomy.model)
+        if not writes(self._writer) or not hasattr(self._writer, "generate"):
+            raise DataError(
+                "a GenerationMetric needs an encoder-decoder model that generates, such as "
+                f"BartForConditionalGeneration, got {type(self._writer).__name__}"
+            )
+        self._generated: list[Tensor] = []
+        self._references: list[Tensor] = []
+        return super().zero(anatomy)
+
+    def check_batch(self, batch: Batch) -> None:
+        """Generate from the batch, without its labels: before other accumulators watch, which only watch one pass."""
+        if batch.get(LABELS_ARGUMENT) is None:
+            raise DataError("a GenerationMetric needs labels in every batch: they are the references")
+        given = {
+            name: x for name, x in model_arguments(batch).items()
+            if name != LABELS_ARGUMENT and not name.startswith(DECODER_PREFIX)
+        }  # fmt: skip
+        options = {**self._metric.options, "return_dict_in_generate": False}
+        written, labels = self._writer.generate(**given, **options).cpu(), batch[LABELS_ARGUMENT].cpu()
+        if len(written) != len(labels):
+            raise DataError(
+                f"generate returned {len(written)} sequences for {len(labels)} examples: set num_return_sequences=1"
+            )
+        self._generated.append(self._until_end(written[:, 1:]))  # the first token is the decoder's start
+        self._references.append(self._until_end(labels))
+        self.examples += len(labels)
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """Nothing: the outputs, at the tokens of the labels, are not looked at."""
+
+    def _until_end(self, ids: Tensor) -> Tensor:
+        """[example, token]: the tokens before the first end of a sequence, and -100 after them."""
+        ends = self._metric.options.get("eos_token_id", self._writer.generation_config.eos_token_id)
+        ended = torch.isin(ids, torch.as_tensor([] if ends is None else ends, dtype=ids.dtype)).cumsum(1) > 0
+        return ids.masked_fill(ended, IGNORED)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was generated, and all references, up to now."""
+        kept = {"generated": _padded(self._generated), "references": _padded(self._references)}
+        return super().state() | kept
+
+    def merge(self, other: dict[str, Tensor]) -> GenerationAccumulator:
+        """Append the other's examples to ours."""
+        if other["references"].numel():
+            self._generated.append(other["generated"])
+            self._references.append(other["references"])
+        return super().merge(other)
+
+    def compute(self) -> Score:
+        """Apply the metric to all examples at once."""
+        self.check_measured(self.examples, "example")
+        state = self.state()
+        metric, many = self._metric, int(self.examples)
+        return Score(measured(metric, state["generated"], state["references"], many), metric_name(metric), many)
+
+
+def _padded(batches: list[Tensor]) -> Tensor:
+    """[example, token]: the token ids of some batches, with -100 after the shorter ones."""
+    longest = max((x.shape[1] for x in batches), default=0)
+    wide = [F.pad(x, (0, longest - x.shape[1]), value=IGNORED) for x in batches]
+    return torch.cat(wide) if wide else torch.empty(0, 0, dtype=torch.int64)
+
+
 class InverseLossAccumulator(Accumulator):
     """One over the mean loss of an example, for models whose predictions are too many to keep (language models)."""
 
@@ -168,7 +245,9 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
 
 
 def scorer(metric: str | Metric, loss: ExampleLoss | None = None) -> Accumulator:
-    """The accumulator for a metric: a function of (logits, labels), a GLUE metric by name, or "inverse_loss"."""
+    """The accumulator for a metric: a function of (logits, labels) or of what is generated, or a metric by name."""
+    if isinstance(metric, GenerationMetric):
+        return GenerationAccumulator(metric)
     return InverseLossAccumulator(loss) if metric == INVERSE_LOSS else ScoreAccumulator(metric)
 
 
@@ -187,8 +266,9 @@ def score(
         model: a model with a task head; measured in eval mode, left as it was found.
         batches: one mapping of model arguments with labels, or an iterable of them.
         metric: "accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman" (see `metrics`);
-            "inverse_loss", one over the mean loss of an example, for language models; or `f(logits, labels) -> float`
-            over all examples at once, higher is better.
+            "inverse_loss", one over the mean loss of an example, for language models; `f(logits, labels) -> float`
+            over all examples at once, higher is better; or a `GenerationMetric` such as `metrics.bleu(...)`, of what an
+            encoder-decoder model generates.
         loss: for "inverse_loss", `f(outputs, batch) -> [batch]`; by default that of the task head.
         progress: True for a progress bar, or its title; no bar without it.
 

@@ -19,6 +19,7 @@ from ..errors import DataError, checked, need
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_draws, check_resamples
+from .score import INVERSE_LOSS
 
 Test = Literal["t", "mcnemar", "bootstrap"]
 Of = Literal["metric", "loss"]
@@ -131,6 +132,8 @@ class _Pairs:
         if test not in ("t", "mcnemar", "bootstrap") or of not in ("metric", "loss"):
             raise DataError(f"wanted test='t', 'mcnemar' or 'bootstrap', of='metric' or 'loss', got {test!r} of {of!r}")
         check_resamples(resamples)
+        if of == "metric" and not self.logits.numel() and self.metric != INVERSE_LOSS:
+            raise DataError(f"{self.metric!r} is a metric of generated texts, which were not kept: take of='loss'")
         by_loss = of == "loss" or not self.logits.numel()
         examples = len(self.base_losses)
         if test == "mcnemar":

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
 from ..anatomy.sites import LayerLabels, Site, Stack
-from ..data.batch_errors import explained
 from ..data.batches import (
     Batch,
     ReadBatch,
@@ -343,7 +342,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad(), uncached(model):
-                with lost_gradients(anatomy) as lost, explained(model, batch):
+                with lost_gradients(anatomy) as lost:
                     outputs = run_model(model, batch, labels=loss != "auto")
                 losses = example_losses(chosen, outputs, noted)
                 if first is not None:

@@ -162,7 +162,8 @@ def pruning_curve(
         model: a model with a task head; it is only gated, never changed.
         batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them
             (not an iterator: it is gone over at every step).
-        metric: as in `score`: a GLUE metric by name, "inverse_loss", or `f(logits, labels) -> float`.
+        metric: as in `score`: a GLUE metric by name, "inverse_loss", `f(logits, labels) -> float`, or a
+            `GenerationMetric` such as `metrics.bleu(...)`.
         by: what ranks the heads. "importance" is E|g|; "fisher" is E[g²], the diagonal Fisher information (Kwon et al.
             2022); "magnitude" is the l2 norm of the head's own query, key, value and projection weights, which needs
             to know them as `prune_heads` does; "random" is the baseline. Or a tensor `[layer, head]` of scores of your

@@ -25,6 +25,7 @@ GLOSSARY = {
     "batch": "the texts of one batch",
     "dim": "the dimensions of one head",
     "hidden": "the dimensions of the residual stream",
+    "rank": "the dimensions that a probe projects hidden states to",
     "span": "the ends of spans of words",
     "label": "the labels that a task tells apart",
     "class": "classes of tokens",

@@ -91,10 +91,16 @@ class Result(Fields):
         if "stack" in about and isinstance(values.get("labels"), tuple):
             values["labels"] = LayerLabels(values["labels"], about["stack"])
         try:
+            values = kind._of_this_version(values)
             check_fields(kind, values)
             return kind(**values)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise damaged(path, str(error)) from error
+
+    @classmethod
+    def _of_this_version(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The fields in a file; a class whose fields have changed translates those of files of earlier versions."""
+        return values
 
     @checked
     def stack(self: Self, name: str) -> Self:
@@ -196,7 +202,9 @@ class Result(Fields):
 
 
 def _taken(values: Any, axis: int, rows: list[int]) -> Any:
-    """Some rows along an axis of a tensor, or of tuples in tuples."""
+    """Some rows along an axis of a tensor, of the tensors of a dictionary, or of tuples in tuples."""
+    if isinstance(values, dict):
+        return {name: _taken(x, axis, rows) for name, x in values.items()}
     if isinstance(values, Tensor):
         return values.index_select(axis, torch.tensor(rows, device=values.device))
     return tuple(_taken(part, axis - 1, rows) for part in values) if axis else tuple(values[row] for row in rows)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy
-from ..data.batch_errors import explained
 from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_model
 from ..errors import DataError, checked
 from ..results.fields import model_name
@@ -24,7 +23,7 @@ from ..tap import uncached, undisturbed
 from ..tap.gradient_cuts import lost_gradients
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint
-from .first_example import check_padding_before
+from .first_example import check_padding
 from .identity import add_tensor, config_settings, identity, weights_digest
 from .processes import check_counts, check_same_work, check_sampler, gathered, processes, raise_together
 from .progress import Progress, progress_bar
@@ -127,7 +126,7 @@ def _take(
             measured += examples(batch)
             seen += 1 if whole else examples(batch)
             if saved is None or not saved.has(batch):
-                padding_checked = padding_checked or check_padding_before(anatomy, batch)
+                padding_checked = padding_checked or check_padding(anatomy, batch)
                 _update(model, batch, accumulators, check)
                 check = nullcontext  # the parts of a model are the same in every batch
                 if saved is not None:
@@ -223,7 +222,7 @@ def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accu
     noted = ReadBatch(batch)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        with check() as lost, explained(model, batch):
+        with check() as lost:
             outputs = run_model(model, batch, labels=labelled)
         for accumulator in accumulators:
             accumulator.update(noted, outputs)

@@ -41,12 +41,8 @@ class Stat:
             raise _not_zeroed(instance)
         return self
 
-    def zeros(self, anatomy: Anatomy, others: dict[str, int]) -> Tensor:
-        """The sum of nothing, on the model's device, or on the CPU where the device has no float64."""
-        sizes = {"layer": anatomy.layers, "head": anatomy.heads, **others}
-        device = device_of(anatomy.model)
-        if device.type == "mps":
-            device = torch.device("cpu")
+    def zeros(self, sizes: dict[str, int], device: torch.device) -> Tensor:
+        """The sum of nothing."""
         return torch.zeros([sizes[axis] for axis in self.axes], dtype=self.dtype, device=device)
 
 
@@ -101,8 +97,14 @@ class Accumulator(ABC):
     def zero(self: A, anatomy: Anatomy) -> A:
         """Forget everything, and get ready for a model."""
         self.anatomy = anatomy
-        for name, kind in self._stats().items():
-            setattr(self, name, kind.zeros(anatomy, self.sizes()))
+        stats = self._stats()
+        if stats:
+            sizes = {"layer": anatomy.layers, "head": anatomy.heads, **self.sizes()}
+            device = device_of(anatomy.model)
+            if device.type == "mps":
+                device = torch.device("cpu")  # the device has no float64
+            for name, kind in stats.items():
+                setattr(self, name, kind.zeros(sizes, device))
         return self
 
     def choose_loss(self, anatomy: Anatomy, loss: ExampleLoss | None) -> None:

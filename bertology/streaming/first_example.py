@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, MASK_ARGUMENT, PADDING_COUNTS
-from ..anatomy.sites import Anatomy
+from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, reads_text, run_model, some_examples
 from ..data.caches import has_cache
 from ..data.losses import ExampleLoss, check_own_loss, loss_is_known
-from ..data.models import config_of
+from ..data.models import config_of, task_model
 from ..data.padding import alone, padded_example, text_masks
 from ..data.positions import padded_before
 from ..errors import BertologyError
 from ..tap import is_tapped, tap, uncompiled
+from .wide_masks import check_wide_masks
 
 Read = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [row, ...]`: what a measure reads of a model's outputs; an example has one row, or several."""
@@ -96,52 +97,77 @@ class FirstExample:
             _warn(f"padding changes what {type(self._model).__name__} computes for example {self._example} of a batch")
 
 
-def check_padding_before(anatomy: Anatomy, batch: Batch) -> bool:
-    """Whether padding stands before tokens. Warn where it changes the hidden states of these tokens."""
+def check_padding(anatomy: Anatomy, batch: Batch) -> bool:
+    """Whether the batch has padding that may count: before tokens, or anywhere in models of which that is known.
+
+    Warn where it changes the hidden states or the heads of these tokens. A loss would not tell: the heads of a model
+    that was not trained change it by less than the rounding that is allowed, though each of them is another one.
+    """
+    if check_wide_masks(anatomy, batch):
+        return True
     model = anatomy.model
+    anywhere = type(task_model(model)).__name__.startswith(PADDING_COUNTS)
     reals = {prefix: real for prefix, real in text_masks(model, batch).items() if real.dim() == 2}
-    prefix = next((prefix for prefix, real in reals.items() if padded_before(real)), None)
-    if prefix is None or has_cache(batch):
+    counted = (real for real in reals.values() if padded_before(real) or (anywhere and not real.all()))
+    found = next(counted, None)
+    if found is None or has_cache(batch):
         return False
     if is_tapped(anatomy):  # edits may be of this batch as it is
         return True
-    example = int((reals[prefix][:, 1:] & ~reals[prefix][:, :-1]).any(1).int().argmax())
-    padded, kind = some_examples(batch, slice(example, example + 1)), type(anatomy.model).__name__
+    before = padded_before(found)
+    padding = found[:, 1:] & ~found[:, :-1] if before else ~found
+    example, where = int(padding.any(1).int().argmax()), "padding before the text" if before else "padding"
+    kind, same = type(model).__name__, some_examples(batch, slice(example, example + 1))
     try:
-        with torch.no_grad():
-            without = _last_states(anatomy, alone(anatomy.model, batch, example))
-            given = _last_states(anatomy, padded)
-    except CANNOT_RUN:
-        _warn(f"it is not known whether padding before the text changes what {kind} computes")
+        given = _of_tokens(anatomy, same)
+    except CANNOT_RUN:  # a fault of the batch itself comes again
         return True
-    for stack, x in given.items():
-        kept = reals.get("" if reads_text(anatomy.model, stack) else DECODER_PREFIX)
-        if kept is None or x.shape[1] != kept.shape[1] or stack not in without:
-            continue
-        if _apart(x[:, kept[example]], without[stack]) > _tolerance(anatomy.model):
-            _warn(f"padding before the text changes the hidden states of {kind}, whose positions count it")
-            break
+    try:
+        without = _of_tokens(anatomy, alone(model, batch, example))
+    except CANNOT_RUN:
+        _warn(f"it is not known whether {where} changes what {kind} computes")
+        return True
+    if _tokens_differ(anatomy, given, without, {prefix: real[example] for prefix, real in reals.items()}):
+        _warn(f"{where} changes the hidden states of {kind}" + (", whose positions count it" if before else ""))
     return True
 
 
-def _last_states(anatomy: Anatomy, batch: Batch) -> dict[str, Tensor]:
-    """{stack: [row, token, hidden]}: what the last block of each stack returns."""
-    last: dict[str, Tensor] = {}
+States = dict[tuple[str, str], Tensor]
+"""{(stack, place): [row, token, ...]}: what the last block of each stack returns, and the heads of each layer."""
 
-    def read(stack: str, layer: int, x: Tensor) -> None:
-        last[stack] = x
 
-    with tap(anatomy, "block", read=read):
+def _tokens_differ(anatomy: Anatomy, given: States, without: States, reals: dict[str, Tensor]) -> bool:
+    """Whether real tokens have other hidden states, or other heads, than they have without padding."""
+    for (stack, place), x in given.items():
+        kept = reals.get("" if reads_text(anatomy.model, stack) else DECODER_PREFIX)
+        if kept is None or x.shape[1] != len(kept) or (stack, place) not in without:
+            continue
+        if _apart(x[:, kept], without[stack, place], least=0.0) > _tolerance(anatomy.model):
+            return True
+    return False
+
+
+@torch.no_grad()
+def _of_tokens(anatomy: Anatomy, batch: Batch) -> States:
+    found: States = {}
+
+    def read_block(stack: str, layer: int, x: Tensor) -> None:
+        found[stack, "block"] = x
+
+    def read_heads(site: Site, x: Tensor) -> None:
+        found[site.stack, site.label] = x
+
+    with uncompiled(), tap(anatomy, "block", read=read_block), tap(anatomy, "heads", read=read_heads):
         run_model(anatomy.model, batch, labels=False)
-    return last
+    return found
 
 
-def _apart(x: Tensor, y: Tensor) -> float:
-    """The largest difference, as a share of the largest element, or of 1 if that is more."""
+def _apart(x: Tensor, y: Tensor, least: float = 1.0) -> float:
+    """The largest difference, as a share of the largest element, or of `least` if that is more."""
     if x.shape != y.shape or not x.numel():
         return float("inf") if x.shape != y.shape else 0.0
     x, y = x.double(), y.double()
-    return ((x - y).abs().max() / max(1.0, y.abs().max().item())).item()
+    return (x - y).abs().max().item() / max(least, y.abs().max().item(), torch.finfo(x.dtype).tiny)
 
 
 def _tolerance(model: nn.Module) -> float:

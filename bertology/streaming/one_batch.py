@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, LayerLabels, Site
-from ..data.batch_errors import explained
 from ..data.batches import Batch, device_of, on_device, run_model, shows_padding
 from ..data.padding import real_positions
 from ..errors import DataError
 from ..tap import undisturbed
-from .first_example import check_padding_before
+from .first_example import check_padding
 
 
 @contextmanager
@@ -25,15 +24,14 @@ def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[s
     anatomy = dissect(model)
     batch = on_device(inputs, device_of(model))
     with undisturbed(model):
-        check_padding_before(anatomy, batch)
+        check_padding(anatomy, batch)
         yield anatomy, batch
 
 
 @torch.no_grad()
 def run(model: nn.Module, batch: Batch) -> Any:
     """Run the model on a batch, without labels and without gradients."""
-    with explained(model, batch):
-        return run_model(model, batch, labels=False)
+    return run_model(model, batch, labels=False)
 
 
 def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dict[str, Tensor]:

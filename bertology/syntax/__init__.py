@@ -7,8 +7,8 @@ The measures of Clark et al. (2019), §4 and §5.
 
 Treebanks, documents and the alignment of tokens with words come from `bertology.corpora`. `dependencies` counts how
 often attention heads pick a word's syntactic head, `coreference` how often they pick an antecedent, and `best_heads`
-tabulates the best heads. `attention_probe` learns from all heads at once, and `head_view` shows one head in one
-sentence.
+tabulates the best heads. `attention_probe` learns from all heads at once, `structural_probe` from hidden states, and
+`head_view` shows one head in one sentence.
 """
 
 from ..corpora.conll_coreference import read_conll_coref
@@ -27,6 +27,7 @@ from .figures import head_arcs, head_columns
 from .head_view import HeadView, show_head
 from .probe_inputs import EmbeddingVectors, StaticVectors, embedding_vectors, read_vectors
 from .probe_scores import ProbeResult, best_tree
+from .structural_probe import StructuralProbe, structural_probe
 
 __all__ = [
     "Aligned",
@@ -49,6 +50,7 @@ __all__ = [
     "Sentence",
     "Skip",
     "StaticVectors",
+    "StructuralProbe",
     "Treebank",
     "align",
     "antecedent_baselines",
@@ -71,5 +73,6 @@ __all__ = [
     "read_vectors",
     "read_winobias",
     "show_head",
+    "structural_probe",
     "word_attention",
 ]

@@ -17,6 +17,7 @@ from ..results.result import cpu64
 from ..streaming.progress import Progress, progress_bar
 from .probe_inputs import MapReader, See, Seen, WordVectors, embedding_vectors, sight, trees_in
 from .probe_scores import (
+    WEIGHTS,
     Decode,
     ProbeResult,
     baselines,
@@ -276,8 +277,9 @@ def distance_probe(
         scores = run.scores(probe, sight(None, vectors, torch.device("cpu")), "distances and vectors")
     nothing = torch.zeros(0, 0, dtype=torch.float64)
     return ProbeResult(
-        **scores, from_dependent=nothing, from_head=nothing, vector_weights=nothing[:, :, None, None],
-        root_start=float("nan"), root_end=float("nan"), labels=(),
+        **scores, from_dependent=nothing, from_head=nothing,
+        vector_weights=dict.fromkeys(WEIGHTS, nothing[:, :, None]), root_start=float("nan"),
+        root_end=float("nan"), labels=(),
     )  # fmt: skip
 
 
@@ -329,11 +331,10 @@ def _weights(probe: AttentionProbe, reader: MapReader) -> dict[str, Any]:
     rows, heads = torch.tensor(reader.places).T
     blank = torch.full((reader.anatomy.layers, reader.anatomy.heads), float("nan"), dtype=torch.float64)
     pairs = torch.cat([probe.of_candidate, probe.of_dependent], dim=1).reshape(2, len(rows), -1)
-    vector_weights = blank[:, :, None, None].repeat(1, 1, 2, pairs.shape[2])
-    vector_weights[rows, heads] = cpu64(pairs.transpose(0, 1))
-    found: dict[str, Any] = {"vector_weights": vector_weights}
-    for name, weights in zip(("from_dependent", "from_head"), cpu64(probe.weights).chunk(2), strict=True):
-        found[name] = blank.clone()
-        found[name][rows, heads] = weights
+    found: dict[str, Any] = {"vector_weights": {}}
+    for name, weights, of_vectors in zip(WEIGHTS, cpu64(probe.weights).chunk(2), cpu64(pairs), strict=True):
+        found[name], table = blank.clone(), blank[:, :, None].repeat(1, 1, pairs.shape[2])
+        found[name][rows, heads], table[rows, heads] = weights, of_vectors
+        found["vector_weights"][name] = table
     found["root_start"], found["root_end"] = probe.ends.tolist()
     return found

@@ -55,6 +55,10 @@ class Counts(NamedTuple):
     """[group, rule], int64: for how many items the rule is correct."""
     items: Tensor
     """[group], int64: the number of items."""
+    rest: int = 0
+    """The number of items in no group, for which no head can be correct. They count only among all items."""
+    rest_by_rule: Tensor | int = 0
+    """[rule], int64: for how many of them the rule is correct."""
 
     def sums(self) -> dict[str, Sums]:
         """{group: its sums}, and those of all groups together."""
@@ -63,7 +67,8 @@ class Counts(NamedTuple):
             for n, name in enumerate(self.groups)
         }
         right = self.right.sum(0).masked_fill(self.right[0] < 0, -1)
-        found[ALL] = Sums(right, self.right_with_rule.sum(0), self.rule_right.sum(0), int(self.items.sum()))
+        by_rule, items = self.rule_right.sum(0) + self.rest_by_rule, int(self.items.sum()) + self.rest
+        found[ALL] = Sums(right, self.right_with_rule.sum(0), by_rule, items)
         return found
 
     def compared(self, here: Sums, there: Sums, level: float) -> dict[str, Any]:
@@ -132,6 +137,7 @@ class RelationScore:
 
     relation: str
     arcs: int
+    """The number of words with this relation to another word; for `all`, of all words, with roots."""
     head: Head
     direction: str
     """Whether a word picks by the attention that it pays ("from dependent") or receives ("from head")."""
@@ -149,7 +155,7 @@ class RelationScore:
 
 @dataclass(frozen=True, repr=False)
 class RelationTable(HeadTable[RelationScore]):
-    """The relations, most frequent first, and `all` of them together."""
+    """The relations, most frequent first, and `all` words together, with roots, as in the paper."""
 
     _key = "relation"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -42,23 +42,42 @@ class DependencyHeads(Result):
     offset_right: Annotated[Tensor, axes("relation offset")]
     """[relation, offset], int64: for how many words the syntactic head is at a fixed offset, from -3 to 2."""
     arcs: Annotated[Tensor, axes("relation")]
-    """[relation], int64: how many words have this relation to another word or to the root."""
+    """[relation], int64: how many words have this relation, to another word or as the root of their sentence."""
     relations: Annotated[tuple[str, ...], axes("relation")]
     """[relation]: the names."""
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
     skipped: int = 0
     """The number of sentences that `align` left out of the batches."""
+    roots: Annotated[Tensor, axes("relation")] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """[relation], int64: how many of `arcs` are roots, which have no syntactic head among the words."""
+    root_offset_right: Annotated[Tensor, axes("relation offset")] = field(
+        default_factory=lambda: torch.empty(0, dtype=torch.int64)
+    )
+    """[relation, offset], int64: for how many of `roots` the offset reaches before the sentence: it means the root."""
+
+    def __post_init__(self) -> None:
+        if self.relations and not self.roots.numel():  # a file of an earlier version, which did not count them
+            named = torch.tensor([name.lower() == "root" for name in self.relations])
+            object.__setattr__(self, "roots", self.arcs * named)
+            object.__setattr__(self, "root_offset_right", self.offset_right * named[:, None])
 
     @property
     def accuracy(self) -> Annotated[Tensor, axes("relation direction layer head")]:
-        """[relation, direction, layer, head], 0 to 1: the share of picked heads; NaN where `right` is -1."""
-        share = self.right.double() / self.arcs[:, None, None, None]
+        """[relation, direction, layer, head], 0 to 1: the share of words whose syntactic head is picked.
+
+        Roots have no head to pick, and do not count. NaN where `right` is -1, and for a relation of roots only.
+        """
+        share = self.right.double() / (self.arcs - self.roots)[:, None, None, None]
         return share.masked_fill(self.right < 0, float("nan"))
 
     @checked
     def table(self, choose_on: DependencyHeads | None = None, *, least: int = 1, level: float = 0.95) -> RelationTable:
         """The best head and the best offset of each relation, chosen on other data if given, with intervals.
+
+        No head can pick the root of a sentence. The rows of relations are therefore about words with a head, and a
+        relation that only roots have is left out. The row `all` is about all words, with roots and punctuation, as in
+        the paper: there the root counts as missed by heads, and an offset that reaches before the sentence finds it.
 
         Args:
             choose_on: the same model's result on another treebank, on which head, direction and offset are chosen. If
@@ -71,8 +90,13 @@ class DependencyHeads(Result):
         return relation_table(self._counts(), chosen._counts(), choose_on is not None, least, level)
 
     def _counts(self) -> Counts:
-        counts = self.right, self.right_with_offset, self.offset_right, self.arcs
-        return Counts(self.relations, DIRECTIONS, self.labels, *counts)
+        words, by_offset = self.arcs - self.roots, self.offset_right - self.root_offset_right
+        counts = Counts(
+            self.relations, DIRECTIONS, self.labels, self.right, self.right_with_offset, by_offset, words
+        )  # fmt: skip
+        if not words.any():
+            return counts
+        return counts._replace(rest=int(self.roots.sum()), rest_by_rule=self.root_offset_right.sum(0))
 
     def _table_html(self) -> str | None:
         return self.table()._repr_html_()
@@ -93,6 +117,8 @@ class DependencyAccumulator(WordMapAccumulator):
     right_with_offset: Tensor = stat("relation offset direction layer head", torch.int64)
     offset_right: Tensor = stat("relation offset", torch.int64)
     arcs: Tensor = stat("relation", torch.int64)
+    roots: Tensor = stat("relation", torch.int64)
+    root_offset_right: Tensor = stat("relation offset", torch.int64)
     seen: Tensor = stat("layer", torch.int64)
 
     @checked
@@ -117,6 +143,9 @@ class DependencyAccumulator(WordMapAccumulator):
         self._guesses = self._arcs.by_offset().to(self.right.device)
         self.arcs += torch.bincount(self._number, minlength=len(self._relations))
         self.offset_right.index_add_(0, self._number, self._guesses)
+        root = (self._arcs.head == 0).to(self.right.device)
+        self.roots += torch.bincount(self._number[root], minlength=len(self._relations))
+        self.root_offset_right.index_add_(0, self._number[root], self._guesses[root])
         super().start_batch(batch)
 
     def read_words(self, site: Site, maps: list[Tensor]) -> None:
@@ -142,6 +171,7 @@ class DependencyAccumulator(WordMapAccumulator):
             self.right.cpu().masked_fill(gone, -1),
             self.right_with_offset.cpu().masked_fill(gone, -1),
             self.offset_right.cpu(), self.arcs.cpu(), tuple(self._relations), self.anatomy.labels,
+            roots=self.roots.cpu(), root_offset_right=self.root_offset_right.cpu(),
         )  # fmt: skip
 
 
@@ -201,8 +231,8 @@ def dependency_heads(
     """Measure how often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2).
 
     There are two directions. In one, a word picks the word that it attends to most; in the other, the word that attends
-    to it most. Special tokens and the word itself are left out. The arc of the root is never picked. As a baseline, the
-    fixed offsets from -3 to 2 are scored too.
+    to it most. Special tokens and the word itself are left out. The root of a sentence has no head among the words: it
+    does not count in the accuracy of its relation. As a baseline, the fixed offsets from -3 to 2 are scored too.
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.

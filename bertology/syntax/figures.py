@@ -29,9 +29,7 @@ _LEVEL, _GAP, _EDGE, _ROW = 0.2, 0.13, 0.25, 0.2
 
 
 @checked
-def head_arcs(
-    view: HeadView, *, threshold: float = THRESHOLD, ax: Any = None, path: str | Path | None = None
-) -> Any:
+def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, ax: Any = None, path: str | Path | None = None) -> Any:
     """Draw a sentence in one row: the head's attention as arcs above it, the gold tree below (extra `plot`).
 
     An arc above the sentence goes from a word to the word that it attends to; its width is the weight. A word's
@@ -264,7 +262,8 @@ def draw_dependencies(
 ) -> Any:
     """Draw how often each head picks the syntactic heads of words: a heat map per direction, on the same scale.
 
-    `relation` draws the accuracies of this relation alone. Raises `DataError` if the result does not have it.
+    `relation` draws the accuracies of this relation alone; without it, the shares are of all words, with roots. Raises
+    `DataError` if the result does not have the relation, and if only roots have it, whose head no attention can pick.
     """
     if relation is not None and relation not in result.relations:
         raise DataError(f"no relation {relation!r}: this result has {', '.join(result.relations)}")
@@ -272,7 +271,9 @@ def draw_dependencies(
     if relation is None:
         right, arcs = right.sum(0).masked_fill(right[0] < 0, -1), arcs.sum()
     else:
-        right, arcs = (x[result.relations.index(relation)] for x in (right, arcs))
+        right, arcs = (x[result.relations.index(relation)] for x in (right, arcs - result.roots))
+        if not arcs:
+            raise DataError(f"no word has the relation {relation!r} to another word: there is no head to pick")
     shares = (right.double() / arcs).masked_fill(right < 0, float("nan"))
     title = headline(result, f"Dependency heads: {relation or 'all relations'}, {int(arcs)} arcs")
     panels = dict(zip(DIRECTIONS, shares, strict=True))

@@ -18,7 +18,7 @@ from ..corpora.files import open_text
 from ..corpora.skips import Broken, BrokenPart, Skip, placed, reasons_for
 from ..corpora.treebank import Sentence
 from ..corpora.words import Aligned, AlignedBatches, Rows, word_attention
-from ..data.batches import Batch, check_fits, device_of, on_device, some_examples, without_labels
+from ..data.batches import Batch, check_fits, device_of, on_device, run_model, some_examples
 from ..errors import DataError, ShapeError, checked, shown
 from ..tap import tap, undisturbed
 from .picks import aligned_in, sentences_in
@@ -160,7 +160,7 @@ def read_vectors(
 
         >>> from tempfile import NamedTemporaryFile
         >>> with NamedTemporaryFile("w") as file:
-        ...     _ = file.write("birds 1.0 2.0\nsing 3.0 4.0\n")
+        ...     _ = file.write("birds 1.0 2.0\\nsing 3.0 4.0\\n")
         ...     file.flush()
         ...     read_vectors(file.name).dim
         2
@@ -298,7 +298,7 @@ class MapReader:
                 found[site] = [_with_ends(m.float(), one) for m, one in zip(maps, aligned, strict=True)]
 
         with undisturbed(model), torch.no_grad(), tap(self._anatomy, "attention", read=look, whole=True):
-            model(**without_labels(model, batch))
+            run_model(model, batch, labels=False)
         return {site: found[site] for site in self._sites if site in found}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from .best_heads import OFFSETS
 
 Decode = Literal["greedy", "tree", "one-root tree"]
 DECODES = ("greedy", "tree", "one-root tree")
+WEIGHTS = ("from_dependent", "from_head")
+"""The names of the weights of attention in both directions: u and w."""
 
 
 @checked
@@ -88,7 +90,10 @@ def check_scores(scores: Tensor) -> Tensor:
 class ProbeResult(Result):
     """How many syntactic heads a trained probe finds in a test treebank, and how it weights attention heads.
 
-    For a probe without attention, `from_dependent`, `from_head` and `vector_weights` are empty.
+    An attention probe scores a word i as the head of a word j by Σ_k w_k α^k_ij + u_k α^k_ji, where α^k_ij is the
+    attention of head k from i to j: w is `from_head`, the weight of the attention that a candidate head pays, and u is
+    `from_dependent`. With word vectors, w_k = `vector_weights["from_head"]`_k · (v_i ⊕ v_j) + `from_head`_k, and u_k
+    likewise. For a probe without attention, these fields are empty.
     """
 
     right: Annotated[Tensor, axes("example")]
@@ -108,9 +113,10 @@ class ProbeResult(Result):
     for words whose vectors are 0. NaN for pruned heads, and in layers that do not read the text."""
     from_head: Annotated[Tensor, axes("layer head", words="weight of the attention from the head", scale="signed")]
     """[layer, head]: w, the weight of the attention from the candidate to the dependent; NaN as in `from_dependent`."""
-    vector_weights: Annotated[Tensor, axes("layer head direction dim")]
-    """[layer, head, direction, dim]: the weights W by which word vectors are multiplied, first for u, then for w. Along
-    dim, those for the candidate's vector are followed by those for the dependent's. Without vectors, dim is 0."""
+    vector_weights: Annotated[dict[str, Tensor], axes("layer head dim")]
+    """{"from_dependent", "from_head"}, each [layer, head, dim]: U and W, by which the vectors v_i ⊕ v_j are multiplied:
+    along dim, the weights for the candidate's vector are followed by those for the dependent's. Without vectors, dim is
+    0. NaN as in `from_dependent`."""
     losses: Annotated[Tensor, axes("step", unit="nats")]
     """[step], nats: the loss of each training sentence in the order of training, summed over its words."""
     labels: Annotated[tuple[str, ...], axes("layer")]
@@ -131,6 +137,14 @@ class ProbeResult(Result):
     """The number of words in the test sentences without a vector. They get the vector 0."""
     skipped: int
     """The number of sentences of both treebanks that `align` left out."""
+
+    @classmethod
+    def _of_this_version(cls, values: dict[str, Any]) -> dict[str, Any]:
+        found = values.get("vector_weights")
+        if isinstance(found, Tensor) and found.dim() == 4:  # before, one tensor, [layer, head, direction, dim]
+            named = {name: x.clone() for name, x in zip(WEIGHTS, found.unbind(2), strict=True)}
+            return {**values, "vector_weights": named}
+        return values
 
     @property
     def uas(self) -> float:

@@ -148,13 +148,21 @@ _LEAVING = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
 
 def _floating(values: Any) -> list[Tensor]:
     """The tensors of real or complex numbers in values, which may be nested."""
+    found: list[Tensor] = []
+    _add_floating(values, found)
+    return found
+
+
+def _add_floating(values: Any, found: list[Tensor]) -> None:
     if isinstance(values, Tensor):
-        return [values] if values.is_floating_point() or values.is_complex() else []
-    if isinstance(values, dict):
-        values = values.values()
-    elif not isinstance(values, (tuple, list)):
-        return []
-    return [x for value in values for x in _floating(value)]
+        if values.is_floating_point() or values.is_complex():
+            found.append(values)
+    elif isinstance(values, dict):
+        for value in values.values():
+            _add_floating(value, found)
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            _add_floating(value, found)
 
 
 def _values_of(name: str, args: Any, kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.forward_source import is_transformers_4
-from ..anatomy.names import BIAS_ARGUMENT, BIAS_NAMES, BIASED_MASK_ARGUMENT, oddities_of
+from ..anatomy.names import BIAS_ARGUMENT, BIAS_NAMES, BIASED_MASK_ARGUMENT, MASK_ARGUMENT, oddities_of
 
 
 def takes_bias(attention: nn.Module) -> bool:
@@ -55,6 +55,9 @@ def _narrow(heads: int, shares: list[int], whole: list[Tensor], attention: nn.Mo
         if bias is not None:
             whole.append(bias)
             where[key] = _shares(bias, heads, shares)
+    mask = kwargs.get(MASK_ARGUMENT)
+    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[1] == heads:
+        kwargs[MASK_ARGUMENT] = mask[:, shares]  # Falcon adds the bias to it
     return tuple(args), kwargs
 
 

@@ -86,7 +86,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as undo:
         undo.enter_context(one_thread(model))  # first: a mode that another thread set is not the one to restore
         modes = [(module, module.training) for module in model.modules()]
-        configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+        configs: list[Any] = list({id(m.config): m.config for m, _ in modes if hasattr(m, "config")}.values())
         devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
         undo.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
         for config in configs:
@@ -159,8 +159,9 @@ def _hold(states: list[_Held]) -> None:
 @contextmanager
 def uncached(model: nn.Module) -> Iterator[None]:
     """Turn off the cache of keys and values: a pass that skips blocks would leave gaps in it."""
-    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    if any(block_oddities_of(module).needs_cache for module in model.modules()):
+    modules = list(model.modules())
+    configs: dict[int, Any] = {id(m.config): m.config for m in modules if hasattr(m, "config")}
+    if any(block_oddities_of(module).needs_cache for module in modules):
         configs = {}
     with ExitStack() as undo:
         for config in configs.values():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from bertology.code_structure import CatComparison, RelationHeads, cat_over_layers
+from bertology.code_structure.relations import CONTROL
 
 if TYPE_CHECKING:
     from cat_probing.study import Study
@@ -19,6 +21,8 @@ class Found:
     """What the study has found so far, by model and language."""
 
     scores: dict[tuple[str, str], CatComparison] = field(default_factory=dict)
+    held_out: dict[tuple[str, str], CatComparison] = field(default_factory=dict)
+    """Of every second function, beside positional null models with means over the others."""
     relations: dict[tuple[str, str], RelationHeads] = field(default_factory=dict)
 
 
@@ -31,7 +35,9 @@ def write_report(study: Study, found: Found) -> None:
         relations = {language: one for (name, language), one in found.relations.items() if name == model}
         cat_over_layers(scores, path=out / f"{model}.png")
         parts += [f"## {model}\n", *map(_scores, scores, scores.values()), f"![scores over layers]({model}.png)\n"]
-        parts += [_beyond(scores), *map(_relations, relations, relations.values())]
+        held_out = {language: one for (name, language), one in found.held_out.items() if name == model}
+        parts += [_beyond(scores), "Positions alone, learned from every second function and scored on the others:\n"]
+        parts += [_beyond(held_out, (2, 3)), *map(_relations, relations, relations.values())]
         parts += [f"![{one.stem}]({one.name})\n" for one in sorted(out.glob(f"{model}-*.png"))]
     (out / "report.md").write_text("\n".join(parts))
 
@@ -69,11 +75,11 @@ def _scores(language: str, one: CatComparison) -> str:
     return "\n".join([*lines, "", told, ""])
 
 
-def _beyond(scores: dict[str, CatComparison]) -> str:
-    """How far each layer lies above the null models, and how many heads do."""
+def _beyond(scores: dict[str, CatComparison], some: Sequence[int] | None = None) -> str:
+    """How far each layer lies above the null models, or some of them, and how many heads do."""
     lines = []
     for language, one in scores.items():
-        for null in one.kinds[1:]:
+        for null in one.kinds[1:] if some is None else [one.kinds[place] for place in some]:
             gain = one.beyond(null)
             heads = (gain.head_low > 0).sum().item()
             many = (~gain.head_gain.isnan()).sum().item()
@@ -105,7 +111,24 @@ def _relations(language: str, one: RelationHeads) -> str:
         low, high = best.interval
         cells = f"{best.mean:.3f} | {best.expected:.3f} | {best.gain:+.3f} ({low:+.3f} to {high:+.3f})"
         lines.append(f"| {relation} | {best.head} | {best.pairs} | {cells} |")
-    return "\n".join([*lines, "", "Heads are chosen on every second function, and scored on the others.", ""])
+    lines += ["", "Heads are chosen on every second function, and scored on the others.", ""]
+    return "\n".join([*lines, *_same_name(chosen, scored)])
+
+
+def _same_name(chosen: RelationHeads, scored: RelationHeads) -> list[str]:
+    """What the head of definitions attends to where the name is the same and there is no definition."""
+    names = ("definition to use", CONTROL)
+    if not all(half.pairs[half.relations.index(name)].any() for half in (chosen, scored) for name in names):
+        return []
+    best = scored.best(names[0], choose_on=chosen)
+    row = scored.labels.index(f"{best.head.stack}.{best.head.layer}" if best.head.stack else str(best.head.layer))
+    at = (scored.relations.index(CONTROL), row, best.head.head)
+    told = (
+        f"{best.head} gives {best.mean:.3f} of its attention to the definition, against {best.expected:.3f} to leaves "
+        "at the same offset. To an earlier leaf with the same name that is not the definition it gives "
+        f"{scored.mean[at]:.3f}, against {scored.expected[at]:.3f}."
+    )
+    return [told, ""]
 
 
 def _half(one: RelationHeads, which: int) -> RelationHeads:

@@ -29,6 +29,7 @@ from bertology.code_structure import (
     read_code,
     relation_heads,
 )
+from bertology.code_structure.relations import CONTROL, RELATIONS
 from bertology.errors import DataError
 
 
@@ -39,6 +40,7 @@ def parse() -> argparse.Namespace:
     add("--models", nargs="+", required=True, help="encoders or decoders with fast tokenizers")
     add("--code", nargs="+", required=True, help="JSON Lines of functions, a language each")
     add("--subset", type=int, default=-1, help="the first so many functions of each file")
+    add("--plain_ast", action="store_true", help="distances in the syntax tree alone, without the edges of the U-AST")
     add("--types", default="frequent", choices=("frequent", "published", "all"), help="which leaves count")
     add("--max_length", type=int, help="leave out what is longer in tokens; by default than the model has room for")
     add("--broken", default="skip", choices=("error", "skip", "keep"), help="what to do with code that does not parse")
@@ -80,13 +82,16 @@ class Probed:
         self.study, self.name = study, Path(path).stem
         self.tokenizer, self.model = study.load(path)
 
-    def batches(self, language: str) -> CodeBatches:
-        """The functions that the model has room for, told."""
+    def _aligned(self, snippets: Snippets) -> CodeBatches:
         args = self.study.args
         longest = args.max_length or min(
             self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512)
         )
-        made = align_code(self.tokenizer, self.study.code[language], batch_size=args.batch_size, max_length=longest)
+        return align_code(self.tokenizer, snippets, batch_size=args.batch_size, max_length=longest)
+
+    def batches(self, language: str) -> CodeBatches:
+        """The functions that the model has room for, told."""
+        made = self._aligned(self.study.code[language])
         print(f"{self.name}, {language}: {made}", flush=True)
         return made
 
@@ -98,16 +103,39 @@ class Probed:
             f"scores-{self.name}-{language}",
             CatComparison,
             lambda: cat_scores(
-                self.model, batches, types=args.types, random_weights=True, seed=args.seed, progress=title
+                self.model,
+                batches,
+                types=args.types,
+                upgraded=not args.plain_ast,
+                offsets="both",
+                random_weights=True,
+                seed=args.seed,
+                progress=title,
             ),
         )
+
+    def held_out(self, language: str) -> CatComparison:
+        """CAT-scores of every second function, beside those of positions alone, learned from the other functions."""
+        args, snippets = self.study.args, self.study.code[language]
+        title = f"{self.name}, {language}: positions"
+        others, scored = (self._aligned(snippets[half::2]) for half in (0, 1))
+        return self.study.kept(
+            f"positions-{self.name}-{language}",
+            CatComparison,
+            lambda: cat_scores(
+                self.model, scored, types=args.types, upgraded=not args.plain_ast, offsets="both", means_from=others,
+                seed=args.seed, progress=title,
+            ),
+        )  # fmt: skip
 
     def relations(self, language: str, batches: CodeBatches) -> RelationHeads:
         """How much heads attend to leaves that belong together."""
         return self.study.kept(
             f"relations-{self.name}-{language}",
             RelationHeads,
-            lambda: relation_heads(self.model, batches, progress=f"{self.name}, {language}: relations"),
+            lambda: relation_heads(
+                self.model, batches, relations=(*RELATIONS, CONTROL), progress=f"{self.name}, {language}: relations"
+            ),
         )
 
     def draw(self, language: str, scores: CatComparison, relations: RelationHeads) -> None:
@@ -135,6 +163,7 @@ def main() -> None:
                 key = (probed.name, language)
                 found.scores[key] = probed.scores(language, batches)
                 print(found.scores[key], flush=True)
+                found.held_out[key] = probed.held_out(language)
                 found.relations[key] = probed.relations(language, batches)
                 probed.draw(language, found.scores[key], found.relations[key])
                 write_report(study, found)

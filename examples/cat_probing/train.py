@@ -113,7 +113,7 @@ def blocks(tokenizer: PreTrainedTokenizerFast, code: list[str], length: int, see
             yield ids[start : start + length]
 
 
-def _share(step: int, *, steps: int) -> float:
+def share_of_rate(step: int, *, steps: int) -> float:
     """Of the learning rate: up for a tenth of the steps, then down to 0."""
     return min((step + 1) / max(1, steps // 10), (steps - step) / (0.9 * steps))
 
@@ -127,7 +127,7 @@ def main() -> None:
     model = make_model(args, tokenizer).train()
     collate = DataCollatorForLanguageModeling(tokenizer, mlm=args.kind == "bert")
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_share, steps=args.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(share_of_rate, steps=args.steps))
     source = blocks(tokenizer, code, args.block, args.seed)
     print(f"{len(code)} functions, {len(tokenizer)} tokens in the vocabulary, {model.num_parameters():,} weights")
     losses: list[float] = []

@@ -11,7 +11,7 @@ from torch import Tensor
 from bertology import AttentionEntropy, AttentionGradients, AttentionPatterns, Head, HeadDistances
 from bertology.measures.behaviours import head_behaviours
 from bertology.results.figures import head_map, over_layers
-from bertology.syntax import CoreferenceHeads, DependencyHeads, ProbeResult, RelationScore, show_head
+from bertology.syntax import CoreferenceHeads, DependencyHeads, ProbeResult, RelationScore, StructuralProbe, show_head
 
 if TYPE_CHECKING:
     from clark.study import Study
@@ -30,6 +30,7 @@ def write_report(study: Study, found: Mapping[str, Any]) -> None:
         _examples(study, found["dependencies"][args.treebank], out),
         _coreference(found["coreference"]),
         _probes(found["probes"]),
+        _structure(found["structure"]),
         "## Which heads are alike (§6)\n",
         _alike(found["distances"], found["patterns"], found["entropy"], found["uniform"], out),
     ]
@@ -93,15 +94,23 @@ def _by_layer(series: Mapping[str, Tensor], labels: tuple[str, ...], percent: bo
     return "\n".join(lines)
 
 
-def _gradients(gradients: AttentionGradients | None, out: Path) -> str:
-    if gradients is None:
+def _gradients(found: Mapping[str, AttentionGradients], out: Path) -> str:
+    if not found:
         return "No --classifier, and no masked language model: figure 3, the gradient of the loss, is left out.\n"
-    series = {name: gradients.gradient_to(name) for name in gradients.classes}
-    over_layers(series, gradients.labels, unit="|∂L/∂α|", path=out / "gradients.png")
-    lines = [f"| mean gradient to | {' | '.join(gradients.labels)} |", f"|{'---|' * (1 + len(gradients.labels))}"]
-    for name, values in series.items():
-        lines.append(f"| {name} | {' | '.join(f'{x:.1e}' for x in values.nanmean(1).tolist())} |")
-    return "\n".join([*lines, "", "![gradients](gradients.png)", ""])
+    parts = []
+    for number, (loss, gradients) in enumerate(found.items()):
+        series = {name: gradients.gradient_to(name) for name in gradients.classes}
+        name = f"gradients{f'-{number}' if number else ''}.png"
+        over_layers(series, gradients.labels, unit="|∂L/∂α|", title=f"Gradient of {loss}", path=out / name)
+        parts += [
+            f"Gradient of {loss}:\n",
+            f"| mean gradient to | {' | '.join(gradients.labels)} |",
+            f"|{'---|' * (1 + len(gradients.labels))}",
+        ]
+        for kind, values in series.items():
+            parts.append(f"| {kind} | {' | '.join(f'{x:.1e}' for x in values.nanmean(1).tolist())} |")
+        parts += ["", f"![gradients]({name})", ""]
+    return "\n".join(parts)
 
 
 def _dependencies(found: Mapping[str, DependencyHeads], first: str, least: int) -> str:
@@ -174,6 +183,18 @@ def _probes(found: Mapping[str, ProbeResult]) -> str:
     lines += [f"| {name} | {100 * uas:.1f} | |" for name, uas in some.baselines.items()]
     lines += ["", f"{int(some.words.sum())} words that count, trained on {len(some.losses)} sentences.", ""]
     return "\n".join(lines)
+
+
+def _structure(found: Mapping[str, StructuralProbe]) -> str:
+    if not found:
+        return ""
+    parts = [
+        "A structural probe (Hewitt and Manning 2019) on hidden states. Its arcs have no direction and no root: UUAS "
+        "cannot be compared with the UAS above.\n"
+    ]
+    for name, one in found.items():
+        parts.append(f"{name}:\n\n{one}\n")
+    return "\n".join(parts)
 
 
 def _alike(

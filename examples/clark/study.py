@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -24,6 +25,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from clark.brackets import read_brackets
+from clark.masked import masked, with_trained_head
 from clark.report import write_report
 from clark.segments import paragraph_pairs
 from glue import find_task, make_batches, read_examples
@@ -40,6 +42,7 @@ from bertology import (
     Result,
     accumulate,
     attention_gradients,
+    score,
 )
 from bertology.errors import DataError
 from bertology.syntax import (
@@ -47,6 +50,7 @@ from bertology.syntax import (
     CoreferenceHeads,
     DependencyHeads,
     ProbeResult,
+    StructuralProbe,
     Treebank,
     align,
     attention_probe,
@@ -62,8 +66,11 @@ from bertology.syntax import (
     read_gap,
     read_json,
     read_winobias,
+    structural_probe,
 )
 
+LM_EPOCHS, STRUCTURE_EPOCHS = 8, 3
+"""Over the training texts, of a masked language model head, and of structural probes."""
 READERS = {".conllu": read_conllu, ".txt": read_depparse, ".json": read_json, ".ptb": read_brackets}
 
 
@@ -76,6 +83,7 @@ def parse() -> argparse.Namespace:
     add("--other", nargs="*", default=[], help="treebanks on which the chosen heads are scored")
     add("--train", help="a treebank to train attention probes on; they are tested on --treebank")
     add("--classifier", help="a sequence classifier, of whose loss the gradients are taken (figure 3)")
+    add("--train_masked_lm", action="store_true", help="train a masked language model head on --train, for figure 3")
     add("--task_name", help="its GLUE task")
     add("--data_dir", help="a folder of that task's TSV files, or a datasets name")
     add("--coref", help="documents in the columns of CoNLL-2012 or OntoGUM")
@@ -94,6 +102,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if len({bool(args.classifier), bool(args.task_name), bool(args.data_dir)}) > 1:
         parser.error("--classifier, --task_name and --data_dir go together")
+    if args.train_masked_lm and not args.train:
+        parser.error("--train_masked_lm needs --train, the text that the head is trained on")
     return args
 
 
@@ -127,10 +137,10 @@ class Study(BaseStudy):
         print(f"{Path(name).name}: {made}", flush=True)
         return made
 
-    def texts(self) -> list[dict[str, Any]]:
-        """Texts of two paragraphs each."""
+    def texts(self, treebank: Treebank | None = None) -> list[dict[str, Any]]:
+        """Texts of two paragraphs each, by default of the treebank on which heads are chosen."""
         batches, left_out, single = paragraph_pairs(
-            self.tokenizer, self.treebank, max_length=self.args.max_length, batch_size=self.args.batch_size
+            self.tokenizer, treebank or self.treebank, max_length=self.args.max_length, batch_size=self.args.batch_size
         )
         many = sum(len(batch["input_ids"]) for batch in batches)
         if not many:
@@ -163,33 +173,45 @@ def surface(study: Study) -> dict[str, Any]:
     return {**found, "uniform": sum(uniform) / len(uniform), "gradients": gradients(study, texts)}
 
 
-def gradients(study: Study, texts: list[dict[str, Any]]) -> AttentionGradients | None:
-    """The gradient of a classifier's loss, or of the masked language model's, for a model that is one."""
-    args = study.args
-    kinds = AutoConfig.from_pretrained(args.model_name_or_path).architectures or ()
-    if args.classifier:
+def gradients(study: Study, texts: list[dict[str, Any]]) -> dict[str, AttentionGradients]:
+    """The gradients of a classifier's loss, and of the loss of a masked language model, by name (figure 3)."""
+    args, found = study.args, {}
+
+    def measure(model: Any, tokenizer: Any, batches: Any) -> AttentionGradients:
+        start = {} if tokenizer.cls_token_id is None else {"start": tokenizer.cls_token_id}
+        return attention_gradients(
+            model.to(study.device).eval(), batches, tokens={**start, **study.classes}, tokenizer=tokenizer,
+            progress="gradients",
+        )  # fmt: skip
+
+    def of_classifier() -> AttentionGradients:
         tokenizer = AutoTokenizer.from_pretrained(args.classifier)
         model = AutoModelForSequenceClassification.from_pretrained(args.classifier)
         examples = read_examples(find_task(args.task_name), args.data_dir, train=False)
         batches, cut = make_batches(tokenizer, examples, max_seq_length=args.max_length, batch_size=args.batch_size)
         print(f"{len(examples.texts)} texts of {args.task_name}, {cut} of them cut to {args.max_length} tokens")
-    elif any("MaskedLM" in kind for kind in kinds):
-        tokenizer, model = study.tokenizer, AutoModelForMaskedLM.from_pretrained(args.model_name_or_path)
-        # No token is masked, as in the paper: the loss is that of telling all tokens from themselves.
-        batches = [
-            {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)} for batch in texts
-        ]
-    else:
-        return None
-    start = {} if tokenizer.cls_token_id is None else {"start": tokenizer.cls_token_id}
-    return study.kept(
-        "gradients",
-        AttentionGradients,
-        lambda: attention_gradients(
-            model.to(study.device).eval(), batches, tokens={**start, **study.classes}, tokenizer=tokenizer,
-            progress="gradients",
-        ),
-    )  # fmt: skip
+        return measure(model, tokenizer, batches)
+
+    def of_masked_lm() -> AttentionGradients:
+        generator = torch.Generator().manual_seed(args.seed)
+        if args.train_masked_lm:
+            train = study.texts(read_treebank(args.train, args.train_subset))
+            model = with_trained_head(
+                args.model_name_or_path, study.tokenizer, train, epochs=LM_EPOCHS, seed=args.seed, device=study.device
+            )
+        else:
+            model = AutoModelForMaskedLM.from_pretrained(args.model_name_or_path).to(study.device)
+        batches = masked(texts, study.tokenizer, generator)
+        shown = score(model, batches, metric="accuracy").value, 1 / score(model, batches, metric="inverse_loss").value
+        print(f"masked tokens that the model tells: {100 * shown[0]:.1f} %, loss {shown[1]:.2f} nats", flush=True)
+        return measure(model, study.tokenizer, batches)
+
+    kinds = AutoConfig.from_pretrained(args.model_name_or_path).architectures or ()
+    if args.classifier:
+        found[f"the classifier's loss on {args.task_name}"] = study.kept("gradients", AttentionGradients, of_classifier)
+    if args.train_masked_lm or any("MaskedLM" in kind for kind in kinds):
+        found["the loss of the masked language model"] = study.kept("gradients-lm", AttentionGradients, of_masked_lm)
+    return found
 
 
 def dependencies(study: Study) -> dict[str, DependencyHeads]:
@@ -249,6 +271,25 @@ def probes(study: Study) -> dict[str, ProbeResult]:
     return {name: study.kept(f"probe-{name.replace(' ', '-')}", ProbeResult, make) for name, make in runs.items()}
 
 
+def structure(study: Study) -> dict[str, StructuralProbe]:
+    """How much of the trees is in the hidden states (table 3: Hewitt and Manning 2019), and in random layers'."""
+    args = study.args
+    if not args.train:
+        return {}
+    train, test = study.align(read_treebank(args.train, args.train_subset), args.train), study.chosen_on
+    models = {"hidden states": study.model, "random weights": randomized(study.model, seed=args.seed).eval()}
+
+    def probe(model: Any) -> Any:
+        return lambda: structural_probe(
+            model, train, test, epochs=STRUCTURE_EPOCHS * args.epochs, seed=args.seed, progress="structure"
+        )
+
+    return {
+        name: study.kept(f"structure-{name.replace(' ', '-')}", StructuralProbe, probe(model))
+        for name, model in models.items()
+    }
+
+
 def main() -> None:
     """Run, or go on, and write the report."""
     with errors_in_a_line():
@@ -258,6 +299,7 @@ def main() -> None:
             "dependencies": dependencies(study),
             "coreference": coreference(study),
             "probes": probes(study),
+            "structure": structure(study),
         }
         write_report(study, found)
     print(f"written: {study.kept.out / 'report.md'}")

@@ -13,6 +13,7 @@ from bertology import HeadAblation, ImportanceSeries, PruningCurve, Significance
 from bertology.errors import need
 from bertology.importance.significance import Test
 from bertology.plot import curves as draw_curves
+from bertology.plot import head_scatter
 
 # Michel et al. 2019, figures 3 and 6: the share of BERT-base's heads that goes without a loss that the authors noticed.
 PRUNABLE = {"mnli": 40, "mnli-mm": 40, "sst-2": 60, "cola": 50, "mrpc": 50}
@@ -38,17 +39,32 @@ def write_report(out: Path, args: argparse.Namespace, found: Mapping[str, Any]) 
         "![curves](curves.png)\n",
     ]
     if found["transfer"] is not None:
-        r, of_loss = (ablation.correlation(found["transfer"], of=of) for of in ("metric", "loss"))
-        parts += [
-            "## Another data set (§3.4, figure 2)\n",
-            f"The heads' effects on {Path(args.data_dir).name} and on {Path(args.transfer_data_dir).name} correlate "
-            f"with r = {r:.2f}, those on the loss with r = {of_loss:.2f} "
-            "(BERT-base on MNLI matched and mismatched: 0.68).\n",
-        ]
+        parts += ["## Another data set (§3.4, figure 2)\n", _transfer(ablation, found["transfer"], args, out)]
     if found["training"] is not None:
         parts += ["## Through training (§6, figure 5)\n", _training(*found["training"])]
     parts += ["## What half of the heads cost (§4.3, table 4)\n", f"```\n{found['efficiency']}\n```\n"]
     (out / "report.md").write_text("\n".join(parts))
+
+
+def _transfer(ablation: HeadAblation, other: HeadAblation, args: argparse.Namespace, out: Path) -> str:
+    """Figure 2: each head's effect on both data sets."""
+    r, of_loss = (ablation.correlation(other, of=of) for of in ("metric", "loss"))
+    names = [f"{task}, {Path(data).name}" for task, data in (
+        (args.task_name, args.data_dir), (args.transfer_task_name, args.transfer_data_dir)
+    )]  # fmt: skip
+    head_scatter(ablation, other, names=names, path=out / "transfer.png")
+    head_scatter(ablation, other, field="loss_change", names=names, path=out / "transfer-loss.png")
+    return "\n".join(
+        [
+            f"The heads' effects on {names[0]} and on {names[1]} correlate with r = {r:.2f}, those on the loss with "
+            f"r = {of_loss:.2f} (BERT-base on MNLI matched and mismatched: 0.68). {other.examples} examples, "
+            f"{other.metric} {other.base:.4f} there.",
+            "",
+            "![effects on two data sets](transfer.png)",
+            "![effects on two losses](transfer-loss.png)",
+            "",
+        ]
+    )
 
 
 def _effects(ablation: HeadAblation, significance: Significance) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from tenney.beside import beside_table, draw_beside, read_study
 
 from bertology.edge_probing import (
     CodeLength,
@@ -56,6 +57,7 @@ def write_report(study: Study, found: Found) -> None:
         _scores(found.scores),
         "## In which order\n",
         _order(found.scores, statistics),
+        _beside(study, statistics),
         _controls(study, found),
         _codes(found.codes),
         _sentences(found.sentences, out),
@@ -117,6 +119,15 @@ def _order(scores: Mapping[str, LayerScores], statistics: Mapping[str, LayerStat
             f"{agreement.p:.2f}, {len(agreement.tasks)} tasks).",
         ]
     return "\n".join([*lines, ""])
+
+
+def _beside(study: Study, statistics: Mapping[str, LayerStatistics]) -> str:
+    if not study.args.beside:
+        return ""
+    ours, theirs = Path(study.args.model_name_or_path).name, Path(study.args.beside).name
+    models = {ours: statistics, theirs: read_study(study.args.beside, list(statistics))}
+    draw_beside(models, study.kept.out / "beside.png")
+    return f"## Beside another model\n\n{beside_table(models)}\n\n![places of tasks in two models](beside.png)\n"
 
 
 def _controls(study: Study, found: Found) -> str:

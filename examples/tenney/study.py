@@ -59,6 +59,7 @@ def parse() -> argparse.Namespace:
     add("--sentences", nargs="*", default=[], metavar="TASK", help="follow this task's sentences through the layers")
     add("--code_lengths", nargs="*", default=[], metavar="TASK", help="count the bits of this task's labels, too")
     add("--output_dir", default="tenney-output")
+    add("--beside", help="the --output_dir of a study of another model, to compare the places of the same tasks with")
     add("--seeds", type=int, nargs="+", default=[0], help="of the probes; all train at once")
     add("--lexical", choices=("word", "embeddings"), default="word", help="what layer 0 is")
     add("--dev_share", type=float, default=0.2, help="of a single file")

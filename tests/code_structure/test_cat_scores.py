@@ -85,6 +85,61 @@ def test_equals_loops_over_the_maps(name, types, upgraded):
             check_counts(found, maps, expected, **{**options, **wrong})
 
 
+TYPES = ("identifier", "(", ")", "=")
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_positions_among_the_leaves_that_count(name, elsewhere):
+    """Both null models, with means over the map itself or over other snippets, which here are shorter and longer."""
+    batches, others = aligned(some=slice(0, 3)), aligned(some=slice(2, 5))
+    more = {"means_from": others} if elsewhere else {}
+    both = cat_scores(built(name), batches, types=TYPES, offsets="both", **more)
+    suffix = ", other snippets" if elsewhere else ""
+    assert both.kinds == (*KINDS[:2], f"positional{suffix}", f"positional, kept leaves{suffix}")
+    maps = list(twin.rows_of(built(name, "eager"), batches))
+    of_others = list(twin.rows_of(built(name, "eager"), others))
+    for offsets, places in (("snippet", [0, 1, 2]), ("kept", [0, 1, 3])):
+        one = cat_scores(built(name), batches, types=TYPES, offsets=offsets, **more)
+        assert one.kinds == tuple(both.kinds[place] for place in places)
+        assert all(torch.equal(getattr(one, count), getattr(both, count)[places]) for count in COUNTS)
+        for wrong in (False, True):
+            good = 0
+            for example, (code, layers) in enumerate(sorted(maps, key=lambda pair: pair[0].number)):
+                for layer, rows in enumerate(layers):
+                    for row, weights in enumerate(rows):
+                        some = [(other, every[layer][row]) for other, every in of_others] if elsewhere else ()
+                        expected = twin.counts(
+                            code, weights, TYPES, causal=name != "bert", others=some,
+                            kept_offsets=(offsets == "kept") != wrong,
+                        )  # fmt: skip
+                        at = (slice(None), layer, *([] if row == 0 else [row - 1]), example)
+                        counts = (one.matched, one.either) if row == 0 else (one.head_matched, one.head_either)
+                        good += expected == [tuple(x) for x in torch.stack([x[at] for x in counts], -1).tolist()]
+            assert (good == 3 * 2 * 5) is not wrong
+
+
+def test_nothing_is_chosen_on_the_snippets_that_are_scored():
+    batches, others, model = aligned(some=slice(0, 3)), aligned(some=slice(2, 5)), built("bert")
+    found = cat_scores(model, batches, top=2, means_from=others)
+    of_others, of_these = (leaf_types(model, some) for some in (others, batches))
+    assert found.types == tuple(of_others.frequent(row, top=2) for row in range(2))
+    assert found.types != tuple(of_these.frequent(row, top=2) for row in range(2))
+    assert found.names == ("f0", "f1", "f2")
+
+
+def test_all_leaves_have_one_positional_null_model():
+    found = cat_scores(built("bert"), aligned(), types="all", offsets="both")
+    assert all(torch.equal(getattr(found, count)[2], getattr(found, count)[3]) for count in COUNTS)
+
+
+def test_offsets_are_checked_before_the_model_runs():
+    model = built("bert")
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(DataError, match="offsets must be 'snippet', 'kept' or 'both', got 'leaves'"):
+        cat_scores(model, aligned(), offsets="leaves")
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2", "causal bert"])
 def test_another_quantile(name):
     """And one at which more than leaves with themselves are near for a decoder, so that edges matter."""

@@ -89,6 +89,17 @@ def test_equal_to_loops_over_eager_maps(tokenizer, name, causal):
         check(found, build(name, attention="eager", seed=1), batches, causal)
 
 
+def test_the_control_relation_equals_loops(tokenizer):
+    """It is not among the default relations, and no pair of it is a pair of definition and use."""
+    batches, names = batches_of(tokenizer), ("definition to use", "same name, no definition")
+    found = relation_heads(build("bert", attention="sdpa"), batches, relations=names)
+    assert found.relations == names
+    assert (found.pairs + found.unmatched)[:, 0].tolist() == [[7, 1, 0], [5, 5, 0]]
+    check(found, build("bert", attention="eager"), batches, False)
+    with pytest.raises(AssertionError):
+        check(found, build("bert", attention="eager"), batches, False, spoil=1e-6)
+
+
 def test_a_decoder_is_asked_for_what_it_sees(tokenizer):
     batches = batches_of(tokenizer)
     back, both = (relation_heads(build(name), batches) for name in ("gpt2", "bert"))
@@ -229,7 +240,9 @@ def test_other_languages_are_refused_before_the_model_runs(tokenizer):
     batches = align_code(tokenizer, [CodeTree(tree.code, "", "cobol", *parts)])
     model = build("bert")
     model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
-    with pytest.raises(DataError, match="relations are known in python, java, javascript, go, not in cobol"):
+    with pytest.raises(
+        DataError, match="relations are known in python, java, javascript, go, typescript, .*, not in cobol"
+    ):
         relation_heads(model, batches)
 
 

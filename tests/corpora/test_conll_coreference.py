@@ -1,11 +1,15 @@
+import os
 from collections import Counter
 
 import pytest
 
 from bertology.corpora.conll_coreference import read_conll_coref
+from bertology.edge_probing import coreference_edges
 from bertology.errors import DataError
 from helpers.coreference_files import lines_of, spans
 from oracles import coreference as oracles
+
+pytestmark = pytest.mark.any_transformers
 
 
 def ontogum(cells, words=None):
@@ -218,3 +222,133 @@ def test_ontogum_with_trees(gum):
     tags = Counter(document.tags[m.head] for document in parsed for m in document.mentions)
     assert sum(tags[tag] for tag in ("NN", "NNS", "NNP", "NNPS", "PRP", "PRP$")) / len(pairs) > 0.94
     assert sum(len(document.sentences) for document in parsed) == gum[1].read_text().count("(ROOT")
+
+
+def conll(name, *sentences, part="0"):
+    """A document in CoNLL-2012: (word, tag, bit, cell) for each word of each sentence."""
+    lines = [
+        "\n".join(
+            f"{name} {part} {n} {word} {tag} {bit} - - - S * {cell}" for n, (word, tag, bit, cell) in enumerate(one)
+        )
+        for one in sentences
+    ]
+    return f"#begin document ({name}); part 00{part}\n" + "\n\n".join(lines) + "\n\n#end document\n"
+
+
+SHE = [("Mia", "NNP", "(S(NP*)", "(1)"), ("loves", "VBZ", "(VP*", "-"), ("her", "PRP$", "(NP*", "(1)|(1)")]
+HER = [*SHE, ("cat", "NN", "*)))", "-")]
+
+
+def test_a_mention_that_is_written_twice_is_one(tmp_path):
+    found = read_conll_coref(lines_of(tmp_path / "some.conll", conll("d/0", HER)))
+    assert spans(found[0]) == [("Mia", 1), ("her", 1)]
+    assert found[0].sentences == (0,)
+
+
+def test_documents_of_one_sentence_without_trees(tmp_path):
+    """The files of WinoBias."""
+    words = [("The", "(1"), ("cook", "1)"), ("left", "-"), ("as", "-"), ("she", "(1)"), ("could", "-")]
+    lines = "".join(
+        f"wb/1\t0\t{n}\t{word}\t-\t-\t-\t-\t-\tSpeaker#1\t*\t*\t*\t*\t{cell}\n" for n, (word, cell) in enumerate(words)
+    )
+    (one,) = read_conll_coref(
+        lines_of(tmp_path / "some.conll", f"#begin document (wb/1); part 000\n{lines}\n#end document\n")
+    )
+    assert (one.sentences, one.tags) == ((0,), None)
+    assert spans(one) == [("The cook", 1), ("she", 1)]
+    assert [m.head for m in one.mentions] == [1, 4]
+    task = coreference_edges([one])
+    assert [(t.span1, t.span2, t.labels) for t in task[0].targets] == [((0, 2), (4, 5), ("1",))]
+
+
+def test_a_sentence_may_have_no_tree_where_others_have(tmp_path):
+    bare = [("Yes", "UH", "-", "(2)"), ("Sir", "NN", "*", "-")]
+    (one,) = read_conll_coref(lines_of(tmp_path / "some.conll", conll("d/0", bare, HER)))
+    assert one.sentences == (0, 2)
+    assert [m.head for m in one.mentions] == [0, 2, 4]
+
+
+SEMEVAL = """#begin document 7
+1\tThe\tthe\tthe\tDT\tDT\t_\t_\t3\t3\tN\tN\t_\t_\t_\t_\t(4
+2\told\told\told\tJJ\tJJ\t_\t_\t3\t3\tN\tN\t_\t_\t_\t_\t_
+3\tqueen\tq\tq\tNN\tNN\t_\t_\t5\t5\tS\tS\t_\t_\t_\t_\t_
+4\tregnant\tr\tr\tJJ\tJJ\t_\t_\t3\t3\tN\tN\t_\t_\t_\t_\t4)
+5\tsings\ts\ts\tVBZ\tVBZ\t_\t_\t0\t0\tR\tR\t_\t_\t_\t_\t_
+
+1\tShe\tshe\tshe\tPRP\tPRP\t_\t_\t2\t2\tS\tS\t_\t_\t_\t_\t(4)
+2\tsleeps\ts\ts\tVBZ\tVBZ\t_\t_\t0\t0\tR\tR\t_\t_\t_\t_\t_
+
+#end document 7
+"""
+
+
+def test_semeval_2010(tmp_path):
+    (one,) = read_conll_coref(lines_of(tmp_path / "some.txt", SEMEVAL))
+    assert one.name == "7"
+    assert one.words == ("The", "old", "queen", "regnant", "sings", "She", "sleeps")
+    assert one.tags == ("DT", "JJ", "NN", "JJ", "VBZ", "PRP", "VBZ")
+    assert one.sentences == (0, 5)
+    assert spans(one) == [("The old queen regnant", 4), ("She", 4)]
+    assert [(m.head, m.kind) for m in one.mentions] == [(2, "nominal"), (5, "pronoun")]  # by the dependencies
+    other = read_conll_coref(lines_of(tmp_path / "ca.txt", SEMEVAL.replace("\tDT\tDT", "\td\td")))[0]
+    assert other.tags is None  # tags of another language say nothing of names and pronouns
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "d/0 0 2 her",
+            "d/0 0 1 her",
+            "line 4: document 'd/0 part 000': wanted word number 2, got '1': words count up",
+        ),
+        (
+            "d/0 0 2 her",
+            "d/0 0 0 her",
+            "line 4: document 'd/0 part 000': wanted word number 2, got '0': .* a blank line",
+        ),
+        ("d/0 0 0 Mia", "d/0 0 5 Mia", "line 2: document 'd/0 part 000': wanted word number 0, got '5'"),
+        ("d/0 0 0 Mia", "d/0 x 0 Mia", "line 2: document 'd/0 part 000': wanted 3 columns .*, got 12"),
+        ("(NP*)", "NP", "line 2: document 'd/0 part 000': wanted 3 columns .* or those of CoNLL-2012 .*, got 12"),
+        (" VBZ (VP*", " VBZ VP", "line 3: document 'd/0 part 000': wanted a part of a tree such as .*, got 'VP'"),
+        ("*)))", "*))", "line 5: document 'd/0 part 000': the sentence ends inside a tree: 1 brackets"),
+        ("*)))", "*))))", r"line 5: document 'd/0 part 000': '\)' is outside of all trees"),
+        (" S * (1)|(1)", " S (1)|(1)", "line 4: document 'd/0 part 000': wanted 12 columns of CoNLL-2012, .*, got 11"),
+        ("#end document\n", "", "line 6: the file ends before document 'd/0 part 000': wanted a line `#end document`"),
+    ],
+)
+def test_broken_documents_have_a_place_and_can_be_left_out(tmp_path, old, new, message):
+    text = conll("d/0", HER)
+    assert old in text
+    path = lines_of(tmp_path / "some.conll", text.replace(old, new, 1))
+    with pytest.raises(DataError, match=rf"some.conll, {message}.*\(skip_broken=True leaves such documents out\)"):
+        read_conll_coref(path)
+    end = "" if new else "#end document\n"
+    rest = conll("d/1", HER)
+    path.write_text(text.replace(old, new, 1) + rest + end if new else rest + text.replace(old, new, 1))
+    found = read_conll_coref(path, skip_broken=True)
+    assert [one.name for one in found] == ["d/1 part 000"]
+    assert len(found.skipped) == 1
+    assert found.skipped[0].name.startswith("some.conll, line ")
+
+
+def test_a_folder_of_files(tmp_path):
+    (tmp_path / "bc" / "cctv").mkdir(parents=True)
+    (tmp_path / "wb").mkdir()
+    lines_of(tmp_path / "wb" / "b.v4_gold_conll", conll("wb/b", HER))
+    lines_of(tmp_path / "bc" / "cctv" / "a.v4_gold_conll", conll("bc/a", HER))
+    lines_of(tmp_path / "bc" / "cctv" / "a.v4_auto_conll", "no file that is read")
+    lines_of(tmp_path / "bc" / "empty.v4_gold_conll", "\n")
+    lines_of(tmp_path / "readme.txt", "no file that is read")
+    found = read_conll_coref(tmp_path)
+    assert [one.name for one in found] == ["bc/a part 000", "wb/b part 000"]
+    assert [(skip.name, skip.reason) for skip in found.skipped] == [
+        (os.path.join("bc", "empty.v4_gold_conll"), "holds no documents")
+    ]
+    with pytest.raises(DataError, match=r"is a folder: wanted a file, or a folder with files \*gold_conll or \*conll"):
+        read_conll_coref(empty_folder(tmp_path))
+
+
+def empty_folder(tmp_path):
+    (tmp_path / "none").mkdir()
+    return tmp_path / "none"

@@ -29,6 +29,7 @@ def test_text_is_the_same_however_it_is_stored(tmp_path, encoding, packed, end):
         (gzip.compress(b"one two three")[:12] + b"nothing compressed", "a.txt"),
         ("Größe".encode("utf-16")[:-1], "UTF-8|UTF-16"),
     ],
+    ids=["Latin-1", "gzip of Latin-1", "half of a gzip file", "gzip that goes wrong", "half of UTF-16"],
 )
 def test_what_is_no_text_is_named(tmp_path, content, message):
     (tmp_path / "a.txt").write_bytes(content)

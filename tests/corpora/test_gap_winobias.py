@@ -87,6 +87,42 @@ def test_broken_winobias_files(tmp_path, line):
         read_winobias(lines_of(path, "1 The [cook]ie met [her] aunt.\n"))
 
 
+def test_winobias_in_the_form_of_allennlp(tmp_path):
+    text = (
+        "[The salesperson] sold (some books) to the librarian because [she] was trying to sell (them).\n"
+        "The salesperson greeted [the librarian] and [they] left.\n"
+    )
+    one, two = read_winobias(lines_of(tmp_path / "wino.txt", text))
+    assert spans(one) == [
+        ("The salesperson", 0), ("some books", 1), ("the librarian", 2), ("she", 0), ("them", 1)
+    ]  # fmt: skip
+    assert [one.mentions[target].head for target in one.targets] == [9, 14]
+    assert spans(two) == [("The salesperson", 1), ("the librarian", 0), ("they", 0)]
+    assert [m.kind for m in two.mentions] == ["nominal", "nominal", "pronoun"]
+    assert (one.sentences, two.sentences) == ((0,), (0,))
+    with pytest.raises(DataError, match=r"wino.txt, line 3: wanted a sentence, got '3 \[The cook\]"):
+        read_winobias(lines_of(tmp_path / "wino.txt", text + "3 [The cook] met [her].\n"))
+
+
+@pytest.mark.parametrize(
+    ("pronoun", "words"), [("they", 1), ("Their", 1), ("he or she", 3), ("his/her", 3), ("themself", 1), ("she", 1)]
+)
+def test_pronouns_of_any_gender(tmp_path, pronoun, words):
+    text = f"1 [The cook] met the guard as [{pronoun}] could.\n2 The cook met [the guard] as [he] left.\n"
+    one = read_winobias(lines_of(tmp_path / "wino.txt", text))[0]
+    target = one.mentions[one.targets[0]]
+    assert (target.kind, target.end - target.start) == ("pronoun", words)
+
+
+def test_broken_lines_of_gap_and_winobias_are_left_out(tmp_path):
+    found = read_gap(lines_of(tmp_path / "gap.tsv", GAP.replace("\tshe\t29", "\tshe\t28")), skip_broken=True)
+    assert [document.name for document in found] == ["two", "three"]
+    assert found.skipped[0].name == "gap.tsv, line 2"
+    wino = read_winobias(lines_of(tmp_path / "wino.txt", "0 Nobody [left].\n" + WINO), skip_broken=True)
+    assert [document.name for document in wino] == ["wino.txt 2", "wino.txt 3"]
+    assert [skip.name for skip in wino.skipped] == ["wino.txt, line 1", "wino.txt 4"]
+
+
 @pytest.mark.shared
 def test_gap_and_winobias_files(shared):
     gap = read_gap(shared / "coref" / "gap-validation.tsv")

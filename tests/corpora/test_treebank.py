@@ -62,6 +62,77 @@ def test_ewt(shared):
     assert [name for one in found for name in one.relations] == [row[7] for row in plain]
 
 
+@pytest.mark.shared
+def test_ewt_is_read_as_the_package_conllu_reads_it(shared):
+    conllu = pytest.importorskip("conllu")
+    with open(shared / "ud" / "en_ewt-ud-dev.conllu", encoding="utf-8") as file:
+        wanted = [
+            (
+                [w["form"] for w in words],
+                [w["head"] for w in words],
+                [w["deprel"] for w in words],
+                one.metadata["sent_id"],
+            )
+            for one in conllu.parse_incr(file)
+            if (words := [word for word in one if isinstance(word["id"], int)])
+        ]
+    found = read_conllu(shared / "ud" / "en_ewt-ud-dev.conllu")
+    assert [(list(one.words), list(one.heads), list(one.relations), one.name) for one in found] == wanted
+
+
+def test_the_columns_of_a_file_may_be_named(write):
+    text = "# global.columns = ID FORM HEAD DEPREL\n1\tBirds\t2\tnsubj\n2\tsing\t0\troot\n\n1\tYes\t0\troot\n"
+    assert [one.heads for one in read_conllu(write(text))] == [(2, 0), (0,)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "3\tgo",
+            "1\tgo",
+            "line 6: the line is not CoNLL-U: wanted word 3 of the sentence, got word '1': .* a blank line",
+        ),
+        ("1\tDo", "0\tDo", "line 4: the line is not CoNLL-U: the number of a word must be 1 or more, got '0'"),
+        ("1\tDo", "1a\tDo", "line 4: the line is not CoNLL-U: the number of a word must be 1 or more, got '1a'"),
+        ("\tDo\t", "\t\t", "line 4: the line is not CoNLL-U: the word is empty"),
+        ("\t3\taux\t_\t_", "\t3\taux", "line 4: the line is not CoNLL-U: wanted 10 columns, parted by tabs, got 8"),
+        (
+            "\t3\taux",
+            "\tx\taux",
+            r"line 4: sentence 'a-1': the head must be a number from 0 \(the root\) to 3, got 'x'",
+        ),
+        (
+            "\t3\taux",
+            "\t4\taux",
+            r"line 4: sentence 'a-1': the head must be a number from 0 \(the root\) to 3, got '4'",
+        ),
+        (
+            "\t3\taux",
+            "\t_\taux",
+            r"line 4: sentence 'a-1': the head must be a number from 0 \(the root\) to 3, got '_'",
+        ),
+        ("\t3\taux", "\t1\taux", "line 3: sentence 'a-1' is not a tree: words 1 form a cycle"),
+    ],
+)
+def test_broken_lines_have_a_place_and_can_be_left_out(write, old, new, message):
+    assert old in CONLLU
+    path = write(CONLLU.replace(old, new, 1), "some.conllu")
+    with pytest.raises(DataError, match=f"some.conllu, {message}.*skip_broken=True leaves such sentences out"):
+        read_conllu(path)
+    found = read_conllu(path, skip_broken=True)
+    assert [one.words for one in found] == [("New", "10 000")]
+    assert [skip.name for skip in found.skipped] == ["some.conllu 1"]
+    assert str(found) == f"1 sentences, 2 words; 1 skipped: {found.skipped[0].reason}"
+
+
+def test_a_folder_of_treebanks(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a.conllu").write_text(CONLLU, encoding="utf-8")
+    (tmp_path / "a.conllu").write_text("# nothing\n\n" + CONLLU, encoding="utf-8")
+    assert [one.name for one in read_conllu(tmp_path)] == ["a-1", "a.conllu 2", "a-1", "b/a.conllu 2"]
+
+
 def test_depparse_text(write):
     """Slip C4.7: the last sentence needs no blank line, a relation may hold a hyphen, blank lines may be several."""
     text = "Birds 2-nsubj\nsing 0-root\n\n\n\nNew 2-nn-x\nYork 0-root"

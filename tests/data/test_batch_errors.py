@@ -1,4 +1,4 @@
-"""Batches that a model does not run on: the cause is found in the batch, and any other error of the model stays."""
+"""Batches that a model does not run on: the cause is found in the batch, another error of a library is told with it, and those of the user's code stay."""
 
 import pytest
 import torch
@@ -72,3 +72,33 @@ def test_errors_of_the_model_itself_stay():
             raise error
     with pytest.raises(Broken), explained(model, {"input_ids": torch.tensor([[5, 600]])}):
         raise Broken  # a batch that is wrong, too, does not hide it
+
+
+def test_errors_of_a_model_without_a_known_cause_tell_what_the_batch_holds():
+    """Landmarks, of which there must be as many as the text can be divided into."""
+    own = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.NystromformerConfig(**own, intermediate_size=24, segment_means_seq_len=16, num_landmarks=8)
+    model, ids = transformers.NystromformerModel(config).eval(), torch.randint(3, 50, (2, 13))
+    for measure in (b.hidden_states, b.head_outputs, b.head_means):
+        with pytest.raises(
+            DataError, match=r"does not run on this batch, which holds input_ids \[2, 13\] int64"
+        ) as told:
+            measure(model, {"input_ids": ids})
+        assert isinstance(told.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, ValueError, KeyboardInterrupt, torch.OutOfMemoryError])
+def test_errors_of_the_users_own_hooks_stay(raised):
+    def stop(*_):
+        raise raised("own")
+
+    model = gpt2()
+    handle = model.transformer.h[1].register_forward_hook(stop)
+    with pytest.raises(raised, match="own"):
+        b.hidden_states(model, {"input_ids": torch.tensor([[5, 6]])})
+    handle.remove()
+
+
+def test_an_encoder_decoder_without_a_target():
+    with pytest.raises(DataError, match="needs decoder_input_ids, or labels"):
+        b.hidden_states(small_t5(), {"input_ids": torch.tensor([[5, 6]])})

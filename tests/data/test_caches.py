@@ -9,6 +9,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from bertology import (
     attention_entropy,
+    attention_maps,
     compare_efficiency,
     head_ablation,
     head_importance,
@@ -156,3 +157,45 @@ def test_several_batches_with_caches_give_the_same_in_any_order():
     sums = [attention_entropy(model, some).mean for some in ([one, other], [other, one], [one, other])]
     for first, second in pairwise(sums):
         torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("padded", [0, 2])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_rest_of_a_text_gives_what_it_gives_in_the_whole_text(name, padded):
+    """The mask is of all tokens; the queries are those after the cache, at the positions that the mask tells."""
+    model, mask = BY_NAME[name].build("lm"), torch.ones_like(TEXT)
+    mask[1, :padded] = 0
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    cache = model(TEXT[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6], use_cache=True)[NAME]
+    rest = {"input_ids": TEXT[:, 6:], "attention_mask": mask, NAME: cache}
+    whole = {"input_ids": TEXT, "attention_mask": mask}
+    expected = hidden_states(model, whole).values[:, :, 6:]
+    torch.testing.assert_close(hidden_states(model, rest).values, expected)
+    maps = attention_maps(model, whole).values[:, :, :, 6:]
+    entropy = attention_entropy(model, rest)
+    torch.testing.assert_close(
+        entropy.mean, torch.special.entr(maps).sum(-1).mean((1, 3)).double(), rtol=1e-5, atol=1e-6
+    )
+    assert entropy.queries.tolist() == [9, 9]
+    # The first of these tokens is predicted from a token in the cache, so it has no loss.
+    labels = TEXT.clone()
+    labels[:, :7] = -100
+    found = head_importance(model, rest | {"labels": TEXT[:, 6:]}).scores
+    assert found.isfinite().all()
+    given = [
+        score(model, one, metric="inverse_loss").value
+        for one in (rest | {"labels": TEXT[:, 6:]}, whole | {"labels": labels})
+    ]
+    assert given[0] == pytest.approx(given[1])
+    if padded:  # without positions from the mask, padding would be counted
+        wrong = hidden_states(model, rest | {"position_ids": torch.arange(6, 9)[None].expand(3, 3)})
+        assert (wrong.values - expected).abs().max() > (1e-3 if name == "gpt2" else -1)
+
+
+@pytest.mark.parametrize("width", [3, 6, 8, 10])
+def test_a_mask_beside_a_cache_is_of_all_tokens(width):
+    model = llama()
+    cache = model(TEXT[:, :6], use_cache=True)[NAME]
+    batch = {"input_ids": TEXT[:, 6:], "attention_mask": torch.ones(3, width).long(), NAME: cache}
+    with pytest.raises(DataError, match=r"attention_mask must be \[3, 9\], .* 6 earlier tokens .* 3 tokens"):
+        hidden_states(model, batch)

@@ -472,6 +472,8 @@ SYNTAX: dict[str, tuple[Call, tuple[str, ...]]] = {
     "attention_probe, decode": (lambda x: sy.attention_probe(x.reader, x.aligned, x.aligned, decode="max"), ("decode", "'max'")),
     "attention_probe, vectors": (lambda x: sy.attention_probe(x.reader, x.aligned, x.aligned, vectors="glove"), ("vectors", "'glove'")),
     "attention_probe, seed": (lambda x: sy.attention_probe(x.reader, x.aligned, x.aligned, seed=2**70), ("seed",)),
+    "structural_probe, rank": (lambda x: sy.structural_probe(x.reader, x.aligned, x.aligned, rank=0), ("rank", "got 0")),
+    "structural_probe, lr": (lambda x: sy.structural_probe(x.reader, x.aligned, x.aligned, lr=-1), ("lr", "-1")),
     "distance_probe, vectors": (lambda x: sy.distance_probe(x.aligned, x.aligned, vectors="glove"), ("vectors", "'glove'")),
     "randomized, seed": (lambda x: sy.randomized(x.reader, seed=2**70), ("seed",)),
     "show_head, a text": (lambda x: sy.show_head(x.reader, x.tokenizer, "the cat sat", (0, 1)), ("sentence", "'the cat sat'")),
@@ -601,6 +603,10 @@ CODE: dict[str, tuple[Call, tuple[str, ...]]] = {
     "cat_scores, top": (lambda x: cs.cat_scores(x.reader, x.code, top=0), ("top", "0")),
     "cat_scores, quantile": (lambda x: cs.cat_scores(x.reader, x.code, types="all", quantile=2), ("quantile", "2")),
     "cat_scores, seed": (lambda x: cs.cat_scores(x.reader, x.code, types="all", seed=-1), ("seed", "-1")),
+    "cat_scores, offsets": (lambda x: cs.cat_scores(x.reader, x.code, types="all", offsets="some"), ("offsets", "'some'")),
+    "cat_scores, means_from": (lambda x: cs.cat_scores(x.reader, x.code, types="all", means_from=x.aligned), ("align_code",)),
+    "frequent_types, top": (lambda x: cs.frequent_types(cs.leaf_types(x.reader, x.code), top=0), ("top", "0")),
+    "syntax_tree, too long": (lambda x: cs.syntax_tree(cs.parse_code("x = 1\n" * 50, "python")), ("150 leaves",)),
     "leaf_types, quantile": (lambda x: cs.leaf_types(x.reader, x.code, quantile=-1), ("quantile", "-1")),
     "attention_mask, quantile": (lambda x: cs.attention_mask(torch.ones(3, 3), quantile=float("nan")), ("quantile", "nan")),
     "attention_mask, one axis": (lambda x: cs.attention_mask(torch.ones(3)), ("[3]",)),
@@ -642,7 +648,7 @@ CODE: dict[str, tuple[Call, tuple[str, ...]]] = {
     "scores.interval": (lambda x: x.cat_scores.interval(level=-1), ("level", "-1")),
     "read_code, field": (lambda x: cs.read_code(x.file('{"code": "x"}', "a.jsonl"), "python", field="text"), ("'text'",)),
     "read_code, language": (lambda x: cs.read_code(x.file('{"code": "x"}', "a.jsonl")), ("pass language=",)),
-    "read_code, no gzip": (lambda x: cs.read_code(x.file("x", "a.jsonl.gz"), "python"), ("is damaged",)),
+    "read_code, no gzip": (lambda x: cs.read_code(x.file("x", "a.jsonl.gz"), "python"), ("a.jsonl.gz, line 1: not JSON",)),
 }  # fmt: skip
 for _name, (_call, _words) in CODE.items():
     bad(_name, _call, *_words, error=BertologyError)
@@ -737,7 +743,7 @@ READERS: dict[str, Callable[..., Any]] = {
 }
 FILES: dict[str, tuple[Call, tuple[str, ...]]] = {
     "missing": (lambda x: x.folder / "missing.txt", ("missing.txt does not exist", "wanted a file")),
-    "a folder": (lambda x: x.folder, ("is a folder: wanted a file",)),
+    "a folder": (lambda x: empty_folder(x), ("is a folder: wanted a file",)),
     "empty": (lambda x: x.file("", "empty.txt"), ()),
     "bytes": (lambda x: x.file(b"\xff\xfe\x00\x81\n\n", "bytes.txt"), ("bytes.txt",)),
     "another format": (lambda x: x.file("{}[]\t!!\n(a\n", "other.txt"), ("other.txt",)),
@@ -749,6 +755,11 @@ for _name in ("missing", "a folder", "bytes"):
     _file, _words = FILES[_name]
     bad(f"labels of read_edges, {_name}", lambda x, file=_file: ep.read_edges(good_edges(x), labels=file(x)), *_words)
     bad(f"trees of read_conll_coref, {_name}", lambda x, file=_file: sy.read_conll_coref(coref(x), trees=file(x)), *_words)  # fmt: skip
+
+
+def empty_folder(x: GoodInputs) -> Any:
+    (x.folder / "empty").mkdir(exist_ok=True)
+    return x.folder / "empty"
 
 
 def good_edges(x: GoodInputs) -> Any:

@@ -241,6 +241,7 @@ def _syntax(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "coreference_heads": {"model": x.reader, "batches": x.documents},
         "dependency_heads": {"model": x.reader, "batches": x.aligned},
         "distance_probe": {**train, "vectors": x.vectors},
+        "structural_probe": {"model": x.reader, **train, "epochs": 1, "rank": 4},
         "embedding_vectors": {"model": x.reader},
         "head_arcs": {"view": x.view},
         "head_columns": {"view": x.view},
@@ -327,6 +328,7 @@ def _code_structure(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "cat_scores": {"model": x.reader, "batches": x.code, "types": "all"},
         "code_arcs": one,
         "distance_mask": {"distance": distance},
+        "frequent_types": {"found": code_structure.leaf_types(x.reader, x.code)},
         "graph_edges": {"tree": x.tree},
         "leaf_attention": one,
         "leaf_distances": {"tree": x.tree},
@@ -348,6 +350,7 @@ def _code_structure(x: GoodInputs) -> dict[str, dict[str, Any]]:
             "labels": ("0", "1"),
         },
         "shuffled": {"x": maps, "snippet": 0},
+        "syntax_tree": {"tree": x.tree},
         "token_map": {"attention": maps, "leaf_of": (0, 1, 1), "leaves": 2},
         "visible": {"leaves": 3},
     }  # fmt: skip

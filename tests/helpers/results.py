@@ -6,6 +6,7 @@ import bertology
 import bertology.code_structure
 import bertology.edge_probing
 import bertology.syntax
+from bertology.code_structure.position_means import PositionAccumulator
 from bertology.importance.ablation import one_off
 from bertology.importance.many_gates import score_variants
 from helpers.edge_sources import random_source
@@ -51,6 +52,7 @@ def of_code(model):
         found.beyond("positional"),
         code.leaf_types(model, batches),
         code.relation_heads(model, batches),
+        bertology.accumulate(model, batches, PositionAccumulator(batches.examples))[0],
     ]
 
 

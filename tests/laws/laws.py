@@ -16,12 +16,13 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_p
 
 def snapshot(model: Any) -> dict[str, Any]:
     """Everything about a model, and about torch and transformers, that a measure must leave alone."""
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    modules, parameters = list(model.modules()), list(model.parameters())
+    configs = {id(m.config): m.config for m in modules if hasattr(m, "config")}
     return {
-        "training": [m.training for m in model.modules()],
-        "hooks": [[list(getattr(m, name)) for name in HOOKS] for m in model.modules()],
-        "requires_grad": [p.requires_grad for p in model.parameters()],
-        "gradients": [p.grad is None for p in model.parameters()],
+        "training": [m.training for m in modules],
+        "hooks": [[list(getattr(m, name)) for name in HOOKS] for m in modules],
+        "requires_grad": [p.requires_grad for p in parameters],
+        "gradients": [p.grad is None for p in parameters],
         "weights": [p.detach().clone() for p in model.state_dict().values()],
         "configs": [dict(vars(config)) for config in configs.values()],
         "rng": torch.get_rng_state(),
@@ -29,7 +30,7 @@ def snapshot(model: Any) -> dict[str, Any]:
         "stance": torch._dynamo.eval_frame._stance,
         "attention functions": sorted(AttentionInterface._global_mapping),
         "mask functions": sorted(AttentionMaskInterface._global_mapping),
-        "classes": [type(m) for m in model.modules()],
+        "classes": [type(m) for m in modules],
     }
 
 

@@ -130,9 +130,10 @@ KINDS = TAPS | MEASURES | {"all at once": all_at_once}
 
 def everything(model: Any) -> dict[str, Any]:
     """What must not change: `laws.snapshot`, and whatever else a tap could leave behind."""
-    flags = [[len(x) for name, x in vars(m).items() if "_hooks_" in name] for m in model.modules()]
+    modules = list(model.modules())
+    flags = [[len(x) for name, x in vars(m).items() if "_hooks_" in name] for m in modules]
     return snapshot(model) | {
-        "attributes": [sorted(vars(m)) for m in model.modules()],
+        "attributes": [sorted(vars(m)) for m in modules],
         "hook flags": flags,
         "function modes": torch._C._len_torch_function_stack(),
         "readings": len(interface._readings),

@@ -59,6 +59,7 @@ MEASURES |= {
     "attention_patterns of classes": lambda m: b.attention_patterns(m, batch(), tokens={"low": [3, 4]}),
     "attention_gradients": lambda m: b.attention_gradients(m, batch(), tokens={"low": [3, 4]}),
     "coreference_heads": lambda m: syntax.coreference_heads(m, DOCUMENTS),
+    "structural_probe": lambda m: syntax.structural_probe(m, PARSED, PARSED, epochs=1),
     "attention_probe": lambda m: syntax.attention_probe(m, PARSED, PARSED, vectors="embeddings"),
     "show_head": lambda m: syntax.show_head(m, wordpiece_tokenizer(), CATS[0], (0, 0)),
     "cat_scores with random weights": lambda m: code_structure.cat_scores(m, CODE, random_weights=True),

@@ -172,6 +172,32 @@ def test_of_encoder_decoders(name, measure):
         run(model, targets("left"))
 
 
+def untrained(kind: str) -> Any:
+    """A classifier as transformers makes it: its heads hardly change its loss."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"segment_means_seq_len": 8, "num_landmarks": 8} if kind == "Nystromformer" else {}
+    config = getattr(t, kind + "Config")(**sizes, intermediate_size=48, max_position_embeddings=64, **more)
+    return getattr(t, kind + "ForSequenceClassification")(config).eval()
+
+
+@pytest.mark.parametrize("measure", ["head_importance", "attention_entropy", "head_outputs"])
+@pytest.mark.parametrize("kind", ["Nystromformer", "ConvBert"])
+def test_a_model_that_counts_padding_at_the_end_says_so(kind, measure):
+    """A loss alone does not tell: padding changes it by less than what is allowed for rounding."""
+    model, inputs = untrained(kind), batch((16, 8))
+    with pytest.warns(UserWarning, match=f"padding changes the hidden states of {kind}ForSequenceClassification"):
+        found = getattr(b, measure)(model, inputs)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if measure == "head_importance":
+            alone = b.head_importance(model, each_alone(inputs))
+            assert (found.scores - alone.scores).abs().max() > 1e-4 * alone.scores.max()
+        getattr(b, measure)(model, batch((8, 8)))
+        getattr(b, measure)(untrained("Bert"), inputs)
+    assert told == []
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bert", "roberta"])
 def test_the_law_can_fail(name, monkeypatch):
     """Without positions from the mask, texts that are padded on the left are other texts."""

@@ -53,6 +53,24 @@ def by_offset(values: Map) -> Map:
     return {(i, j): sum(some) / len(some) for i, j in values for some in [found[place[j] - place[i]]]}
 
 
+def by_means(values: Map, others: Sequence[Map]) -> Map:
+    """The map with the mean of other maps at each offset; 0 at an offset that they do not have."""
+    sums: dict[int, list[float]] = {}
+    for other in others:
+        place = {leaf: n for n, leaf in enumerate(sorted({i for i, _ in other}))}
+        for (i, j), value in other.items():
+            sums.setdefault(place[j] - place[i], []).append(value)
+    place = {leaf: n for n, leaf in enumerate(sorted({i for i, _ in values}))}
+    means = {offset: sum(some) / len(some) for offset, some in sums.items()}
+    return {(i, j): means.get(place[j] - place[i], 0.0) for i, j in values}
+
+
+def counted(one: AlignedCode, values: Map, types: Sequence[str] | None) -> Map:
+    """The pairs of leaves of the types that count."""
+    kept = {leaf for leaf, kind in enumerate(one.tree.types) if types is None or kind in types}
+    return {pair: value for pair, value in values.items() if kept.issuperset(pair)}
+
+
 def moved(near: dict[tuple[int, int], bool], number: int, seed: int) -> dict[tuple[int, int], bool]:
     """The pairs in the order of `shuffled`, which is tested by itself."""
     leaves = sorted({i for i, _ in near})
@@ -73,15 +91,24 @@ def overlap(values: Map, high: dict[Any, bool], near: dict[Any, bool]) -> tuple[
 
 def counts(
     one: AlignedCode, row: np.ndarray, types: Sequence[str] | None, *, causal: bool = False, upgraded: bool = True,
-    q: float = 0.25, seed: int = 0,
+    q: float = 0.25, seed: int = 0, kept_offsets: bool = False, others: Sequence[tuple[AlignedCode, np.ndarray]] = (),
 ) -> list[tuple[int, int]]:  # fmt: skip
-    """[kind]: matched and either, of one map of one snippet."""
+    """[kind]: matched and either, of one map of one snippet.
+
+    The positional null model counts offsets in the snippet, or among the leaves that count. Its means are over this
+    map, or over the maps of `others`.
+    """
     distance = oracles.distances(one.tree.code, one.tree.language, upgraded)
     whole = leaf_map(row, one.leaf_of[: len(row)], causal)
-    kept = {leaf for leaf, kind in enumerate(one.tree.types) if types is None or kind in types}
-    values, offsets = (
-        {pair: value for pair, value in x.items() if kept.issuperset(pair)} for x in (whole, by_offset(whole))
-    )
+    values = counted(one, whole, types)
+    if others:
+        maps = [(other, leaf_map(some, other.leaf_of[: len(some)], causal)) for other, some in others]
+        offsets = by_means(values if kept_offsets else whole, [
+            counted(other, some, types) if kept_offsets else some for other, some in maps
+        ])  # fmt: skip
+    else:
+        offsets = by_offset(values if kept_offsets else whole)
+    offsets = counted(one, offsets, types)
     if not values:
         return [(0, 0)] * 3
     far = {(i, j): float(distance[i][j]) for i, j in values}

@@ -136,3 +136,40 @@ def mean_embedding(table: Tensor, ids: list[int], word_of: tuple[int, ...], word
     """The mean of the embeddings of a word's tokens."""
     rows = [table[token] for token, of in zip(ids, word_of, strict=True) if of == word]
     return sum(rows[1:], rows[0]) / len(rows)
+
+
+def path_length(heads: tuple[int, ...], one: int, other: int) -> int:
+    """The number of arcs between two words of a tree, counted from 0, over their lowest common ancestor."""
+    ways = []
+    for word in (one + 1, other + 1):
+        way = [word]
+        while way[-1]:
+            way.append(heads[way[-1] - 1])
+        ways.append(way)
+    return min(ways[0].index(word) + ways[1].index(word) for word in ways[0] if word in ways[1])
+
+
+def squared_distance(b: Tensor, one: Tensor, other: Tensor) -> float:
+    """Hewitt and Manning 2019, eq. 1: (B (h_i - h_j))^T (B (h_i - h_j))."""
+    moved = [float(sum(w * (x - y) for w, x, y in zip(row, one, other, strict=True))) for row in b]
+    return sum(x * x for x in moved)
+
+
+def structural_loss(b: Tensor, words: Tensor, heads: tuple[int, ...]) -> float:
+    """§2.1: Σ_ij |d_T - d_B²| / |s|²."""
+    n = len(words)
+    every = [
+        abs(path_length(heads, i, j) - squared_distance(b, words[i], words[j])) for i in range(n) for j in range(n)
+    ]
+    return sum(every) / n**2
+
+
+def kruskal(distances: list[list[float]]) -> set[tuple[int, int]]:
+    """A minimum spanning tree: the shortest arcs that close no circle."""
+    part = list(range(len(distances)))
+    arcs = set()
+    for _, i, j in sorted((distances[i][j], i, j) for i in part for j in part if i < j):
+        if part[i] != part[j]:
+            arcs.add((i, j))
+            part = [part[i] if x == part[j] else x for x in part]
+    return arcs

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from bertology.errors import DataError, UnknownAnatomy, checked, readable, writable
 
+pytestmark = pytest.mark.any_transformers
+
 RAN: list[Any] = []
 
 

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import HeadAblation, PruningCurve, dissect, load_pruned
+from bertology.code_structure import CatComparison
 from bertology.errors import DataError
 from helpers.scripts import run_script
 
@@ -146,7 +147,7 @@ def test_the_study_of_michel(minilm, tmp_path):
         "half",
     ):
         assert re.search(f"^## .*{section}", report, re.MULTILINE)
-    for picture in ("curves.png", "effects.png"):
+    for picture in ("curves.png", "effects.png", "transfer.png", "transfer-loss.png"):
         assert (out / picture).read_bytes()[:4] == b"\x89PNG"
     made = {file: file.stat().st_mtime_ns for file in out.glob("*.safetensors")}
     (out / "curve-fisher.safetensors").unlink()
@@ -183,9 +184,49 @@ def test_the_reversal_experiment(tmp_path):
         PruningCurve.load(tmp_path / "reversal-output" / f"{s}.safetensors") for s in ("encoder", "decoder", "cross")
     ]
     assert [curve.heads_left.tolist() for curve in curves] == [[2, 1, 0]] * 3
+    ablation = HeadAblation.load(tmp_path / "reversal-output" / "ablation-bleu.safetensors").stack("cross")
+    assert (ablation.metric, ablation.change.shape) == ("bleu", (1, 2))
+    by_tokens = HeadAblation.load(tmp_path / "reversal-output" / "ablation.safetensors").stack("cross")
+    cells = [f"{100 * x:+.2f}" for x in by_tokens.change[0].tolist()]
+    assert re.search(
+        rf"^\| cross, tokens right, points \| 0 \| {re.escape(' | '.join(cells))} \|$", printed, re.MULTILINE
+    )
+    bleu = PruningCurve.load(tmp_path / "reversal-output" / "cross-bleu.safetensors")
+    assert (bleu.metric, bleu.heads_left.tolist()) == ("bleu", [2, 1, 0])
+    assert (tmp_path / "reversal-output" / "curves-bleu.png").read_bytes()[:4] == b"\x89PNG"
     assert len({float(curve.scores[0]) for curve in curves}) == 1
     assert re.findall(r"^ +([012])   ", printed, re.MULTILINE) == ["2", "1", "0"]
     assert (tmp_path / "reversal-output" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_made_pairs(tmp_path, seed):
+    run("michel/pairs.py", "--train", 300, "--dev", 200, "--seed", seed, "--output_dir", "pairs", cwd=tmp_path)
+    task = glue.find_task("mnli")
+    train, matched = (glue.read_examples(task, tmp_path / "pairs" / "MNLI", train=train) for train in (True, False))
+    other = glue.read_examples(glue.find_task("mnli-mm"), tmp_path / "pairs" / "MNLI")
+    assert [len(x.texts) for x in (train, matched, other)] == [300, 200, 200]
+    assert {*train.labels} == {*other.labels} == {0, 1, 2}
+    words = [{w for pair in x.texts for text in pair for w in text.lower().strip(".").split()} for x in (train, other)]
+    assert not {"lawyers", "printed", "boats", "pier"} & words[0]
+    assert not {"farmers", "tasted", "soups", "barn"} & words[1]
+    mrpc = glue.read_examples(glue.find_task("mrpc"), tmp_path / "pairs" / "MRPC")
+    assert 0.4 < sum(mrpc.labels) / len(mrpc.labels) < 0.6
+    # The same things in the same number, by the same people, are a paraphrase; anything else is none.
+    same = {
+        "aged": "old",
+        "recent": "new",
+        "big": "large",
+        "little": "small",
+        "low-priced": "cheap",
+        "expensive": "costly",
+    }
+    for texts, label in zip(mrpc.texts, mrpc.labels, strict=True):
+        one, two = (
+            sorted(same.get(w, w) for w in re.findall(r"[\w-]+", text.lower()) if w not in ("were", "by"))
+            for text in texts
+        )
+        assert (one == two) == (label == 1), texts
 
 
 BAD = [
@@ -529,6 +570,7 @@ def test_the_study_of_clark(tmp_path, minilm, shared):
         "--model_name_or_path", minilm, "--treebank", data, "--data_subset", 60, "--other", tmp_path / "small.ptb",
         "--classifier", tmp_path / "classifier", "--task_name", "cola", "--data_dir", tmp_path / "CoLA",
         "--train", data, "--train_subset", 40, "--gap", tmp_path / "small.tsv", "--least", 20, "--output_dir", tmp_path / "out",
+        "--train_masked_lm",
     ]  # fmt: skip
     head(shared / "glue" / "CoLA" / "dev.tsv", tmp_path / "CoLA" / "dev.tsv", 20)
     AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2).save_pretrained(tmp_path / "classifier")
@@ -539,7 +581,10 @@ def test_the_study_of_clark(tmp_path, minilm, shared):
     for heading in ("Where heads look", "Which heads follow syntax", "coreference", "What all heads know", "are alike"):
         assert heading in report
     assert "previous token: 1 (L0H2)" in report
-    assert "| mean gradient to | 0 | 1 |" in report
+    assert report.count("| mean gradient to | 0 | 1 |") == 2  # of the classifier, and of the masked language model
+    assert "Gradient of the loss of the masked language model" in report
+    assert re.search(r"masked tokens that the model tells: [\d.]+ %, loss [\d.]+ nats", said)
+    assert "| each word with the next | " in report
     assert "| det |" in report
     assert "chosen elsewhere" in report
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
@@ -656,6 +701,14 @@ def test_the_study_of_tenney(tmp_path, minilm):
     assert {path: path.stat().st_mtime_ns for path in files_then} == files_then
     told = run("tenney/study.py", *arguments, "--lr", 1, cwd=tmp_path, ok=False)
     assert "was written with other settings" in told
+    run("tenney/study.py", *arguments, "--beside", tmp_path / "out", cwd=tmp_path)
+    beside = (tmp_path / "out" / "report.md").read_text().split("## Beside another model")[1].split("## ")[0]
+    row = re.search(r"^\| pos \| (.*) \|$", beside, re.M)[1].split(" | ")
+    assert row[:2] == row[2:]
+    assert re.fullmatch(r"[\d.]+ of 6, \d+ %|undefined", row[0])
+    assert (tmp_path / "out" / "beside.png").stat().st_size > 1000
+    told = run("tenney/study.py", *arguments, "--beside", tmp_path, cwd=tmp_path, ok=False)
+    assert "--beside takes the --output_dir of a study" in told
     arguments = ["--model_name_or_path", minilm, "--output_dir", tmp_path / "other"]
     told = run("tenney/study.py", *arguments, "--pos", tmp_path / "a.xml", cwd=tmp_path, ok=False)
     assert "a file of parts of speech is .jsonl, .conllu, .ptb, by its name" in told
@@ -707,17 +760,25 @@ def test_the_study_of_code(tmp_path):
             model, "python", "go", "Leaves that belong together, python", "Leaves that belong together, go"
         )
     ]  # fmt: skip
-    assert "| layer | CAT-score, 95 % | pooled | shuffled | positional | random weights | heads |" in report
+    nulls = "shuffled | positional | positional, kept leaves | random weights"
+    assert f"| layer | CAT-score, 95 % | pooled | {nulls} | heads |" in report
     assert "beyond positional, by layer 0: " in report
+    assert report.count("beyond positional, kept leaves, other snippets, by layer 0: ") == 4
+    assert "| same name, no definition | L" in report
+    assert "To an earlier leaf with the same name that is not the definition it gives 0." in report
     assert re.search(r"\| definition to use \| L\dH\d \| 1[0-9] \|", report)
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
     assert len(pictures) == 2 * (1 + 4)
     assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in pictures)
     files_then = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
-    assert len(files_then) == 8
+    assert len(files_then) == 12
     run("cat_probing/study.py", *arguments, cwd=tmp_path)
     assert (tmp_path / "out" / "report.md").read_text() == report
     assert {path: path.stat().st_mtime_ns for path in files_then} == files_then
+    said = run("cat_probing/study.py", "--plain_ast", *arguments[:-1], tmp_path / "plain", cwd=tmp_path)
+    plain = CatComparison.load(tmp_path / "plain" / "scores-small-bert-python.safetensors")
+    assert not plain.upgraded
+    assert plain.kinds == ("attention", *nulls.split(" | "))
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text("\n".join(file.read_text() for file in files))
     told = run(
@@ -725,3 +786,23 @@ def test_the_study_of_code(tmp_path):
         cwd=tmp_path, ok=False,
     )  # fmt: skip
     assert "has code in go, python: wanted one language a file" in told
+
+
+@pytest.mark.slow
+def test_scores_beside_the_performance_of_models(tmp_path):
+    pytest.importorskip("tree_sitter_go")
+    files = small_code(tmp_path)
+    arguments = [
+        "--code", *files, "--sizes", 32, 48, "--at", 0, 4, "--held_out", 4, "--scored", 2, "--layers", 2,
+        "--vocabulary", 300, "--output_dir", tmp_path / "out",
+    ]  # fmt: skip
+    run("cat_probing/performance.py", *arguments, cwd=tmp_path)
+    report = (tmp_path / "out" / "report.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d) \| 0\.\d{3} \|", report, re.M)
+    assert rows == [("32", "0"), ("32", "4"), ("48", "0"), ("48", "4")]
+    assert re.search(r"over 4 models: last layer -?[01]\.\d\d, mean of layers -?[01]\.\d\d, beyond", report)
+    assert (tmp_path / "out" / "performance.png").stat().st_size > 1000
+    trained = (tmp_path / "out" / "hidden-48-step-4" / "model.safetensors").stat().st_mtime_ns
+    run("cat_probing/performance.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "out" / "report.md").read_text() == report
+    assert (tmp_path / "out" / "hidden-48-step-4" / "model.safetensors").stat().st_mtime_ns == trained

@@ -9,6 +9,8 @@ import pytest
 
 import bertology
 
+pytestmark = pytest.mark.any_transformers
+
 CHECKOUT = Path(__file__).parents[2]
 WHEEL = os.environ.get("BERTOLOGY_WHEEL")
 built = pytest.mark.skipif(WHEEL is None, reason="BERTOLOGY_WHEEL names no built wheel")

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 
 from bertology import dissect, gated, head_importance, prune_heads
 from helpers.pruning import SOME, gates_for, heads_for, logits, seq2seq
@@ -98,3 +99,24 @@ def test_writes_what_the_gated_model_writes(name, options):
     prune_heads(model, [(row, head) for row, head in (gates == 0).nonzero().tolist()])
     assert torch.equal(write(), expected)
     assert not torch.equal(whole, expected)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("multi_query", [True, False])
+def test_falcon_adds_its_bias_for_each_head_to_the_mask(multi_query, attention):
+    torch.manual_seed(0)
+    config = transformers.FalconConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, multi_query=multi_query
+    )
+    config._attn_implementation = attention
+    model = transformers.FalconForCausalLM(config).eval()
+    inputs = {"input_ids": torch.randint(3, 40, (2, 7)), "attention_mask": torch.ones(2, 7).long()}
+    inputs["attention_mask"][1, 5:] = 0
+    gates = torch.ones(2, 4)
+    gates[0, 1] = gates[1, 2] = gates[1, 3] = 0
+    with torch.no_grad():
+        with gated(model, gates):
+            expected = model(**inputs).logits
+        prune_heads(model, {0: [1], 1: [3]})
+        prune_heads(model, {1: [2]})
+        torch.testing.assert_close(model(**inputs).logits, expected)

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -109,6 +110,17 @@ def test_one_flipped_bit_is_noticed(saved, tmp_path, bit):
     write(path, header, bytes(changed))
     with pytest.raises(DataError, match=f"{path} is damaged"):
         Result.load(path)
+
+
+def test_an_element_out_of_a_large_tensor_is_saved(tmp_path):
+    """It keeps the stride of the tensor that it was cut out of, which is no stride of bytes."""
+    scores = torch.as_strided(torch.arange(20, dtype=torch.float64), (1, 1), (7, 9), 3)
+    found = HeadImportance(**{**vars(head_importance(BY_NAME["gpt2"].build(), batch())), "scores": scores})
+    cut = {f.name: getattr(found, f.name) for f in fields(found)}
+    cut = {name: x[:1, :1] if isinstance(x, torch.Tensor) and x.dim() == 2 else x for name, x in cut.items()}
+    one = HeadImportance(**{**cut, "scores": scores, "labels": ("0",)})
+    one.save(tmp_path / "one")
+    assert HeadImportance.load(tmp_path / "one").scores.tolist() == [[3.0]]
 
 
 def test_other_files_are_refused(saved, tmp_path):

@@ -11,6 +11,8 @@ import bertology.syntax
 from bertology.errors import DataError
 from bertology.streaming.progress import progress_bar, titled
 
+pytestmark = pytest.mark.any_transformers
+
 MODULES = (bertology, bertology.syntax, bertology.edge_probing, bertology.code_structure)
 SHOWN = {
     name: getattr(module, name)

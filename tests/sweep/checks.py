@@ -120,8 +120,10 @@ class Probabilities(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if not self.inside or func not in SOFTMAX:
+            return out
         axis = (kwargs or {}).get("dim", args[1] if len(args) > 1 else None)
-        if self.inside and func in SOFTMAX and out.dim() in (3, 4) and axis in (-1, out.dim() - 1):
+        if out.dim() in (3, 4) and axis in (-1, out.dim() - 1):
             self.seen.append(out)
             heads = self.site.width
             if self.head is not None and (out.shape[1] % heads == 0 or out.dim() == 3):
@@ -207,7 +209,7 @@ def laid(state: Tensor) -> Tensor:
 
 def attention_maps(tiny: Tiny) -> None:
     """Every map equals that of the eager softmax, and transformers' own where it gives one."""
-    ours = b.attention_maps(tiny.model, tiny.batch)
+    ours = own_maps(tiny)
     again = b.attention_maps(tiny.eager, tiny.batch)
     seen = softmaxes(tiny)
     given = theirs(tiny, "attentions")
@@ -232,9 +234,22 @@ def attention_maps(tiny: Tiny) -> None:
             assert (mine.sum(-1) < 1 + 1e-4).all(), f"map {site} sums to {mine.sum(-1).max()}"
 
 
-@torch.no_grad()
+def own_maps(tiny: Tiny) -> b.AttentionMaps:
+    """What `attention_maps` gives, computed once."""
+    if tiny.maps is None:
+        tiny.maps = b.attention_maps(tiny.model, tiny.batch)
+    return tiny.maps
+
+
 def softmaxes(tiny: Tiny) -> list[Tensor]:
-    """[layer] of [batch, head, query, key]: what the eager softmax of each site gives, sinks left out."""
+    """[layer] of [batch, head, query, key]: what the eager softmax of each site gives, sinks left out; computed once."""
+    if tiny.softmaxes is None:
+        tiny.softmaxes = watched_softmaxes(tiny)
+    return tiny.softmaxes
+
+
+@torch.no_grad()
+def watched_softmaxes(tiny: Tiny) -> list[Tensor]:
     found = []
     for site in b.dissect(tiny.eager).sites:
         if type(site.attention).__name__ in BANDED:
@@ -304,12 +319,14 @@ def importance(tiny: Tiny) -> None:
     anatomy = b.dissect(tiny.eager)
     found = b.head_importance(tiny.model, tiny.batch, loss=loss)
     for row, head in some_heads(anatomy):
-        apart = []
-        # A kink of a ReLU or a router near by spoils one step, rounding the other.
+        apart: list[float] = []
+        # A kink of a ReLU or a router near by spoils one step, rounding the other: one of them must agree.
         for step in (1e-3, 1e-4) if tiny.double else (1e-2, 3e-3):
             up, down, far_up, far_down = (at(tiny, anatomy.sites[row], head, 1 + k * step) for k in (1, -1, 2, -2))
             expected = ((8 * (up - down) - (far_up - far_down)) / (12 * step)).abs().mean().double()
             apart.append(((found.scores[row, head] - expected).abs() / expected.clamp_min(1)).item())
+            if apart[-1] <= tiny.difference_tolerance:
+                break
         assert min(apart) <= tiny.difference_tolerance, f"importance of head {head} of layer {row}: {apart} apart"
     assert found.scores[anatomy.present].max() > 0
 
@@ -319,7 +336,7 @@ def entropy(tiny: Tiny) -> None:
     found = b.attention_entropy(tiny.model, tiny.batch)
     small = b.attention_entropy(tiny.model, tiny.batch, rows=2)
     anatomy = b.dissect(tiny.model)
-    maps = b.attention_maps(tiny.model, tiny.batch).stacks
+    maps = own_maps(tiny).stacks
     for site, seen in zip(anatomy.sites, softmaxes(tiny), strict=True):
         weights = seen[..., : maps[site.stack].shape[-1]] if site.stack in maps else seen
         if tiny.model_type in BY_COLUMNS:

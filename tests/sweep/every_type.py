@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,23 +29,35 @@ _ATTENTION = re.compile(r"(Attention|Attn|MHA)(?!\w*(Output|Norm|MLP|Bias|Residu
 
 def every_type() -> list[str]:
     """The types of models that have a class to build."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # modules of models are imported here
-        return [name for name in sorted(configuration_auto.CONFIG_MAPPING) if class_of_type(name) is not None]
+    return [name for name in sorted(configuration_auto.CONFIG_MAPPING) if _name_of_class(name) is not None]
 
 
 def class_of_type(model_type: str) -> Any:
     """The class without a task head, or the first with one, or None."""
-    names = [
-        "MODEL_MAPPING_NAMES",
-        *(name for name in dir(modeling_auto) if re.fullmatch("MODEL_.*_MAPPING_NAMES", name)),
-    ]
-    for name in names:
-        found = getattr(modeling_auto, name).get(model_type)
+    name = _name_of_class(model_type)
+    return None if name is None else getattr(transformers, name)
+
+
+def _name_of_class(model_type: str) -> str | None:
+    for classes in _classes():
+        found = classes.get(model_type)
         for one in found if isinstance(found, (tuple, list)) else [found]:
-            if one is not None and hasattr(transformers, one):
-                return getattr(transformers, one)
+            if one in _exported():
+                return one
     return None
+
+
+@cache
+def _classes() -> list[dict[str, Any]]:
+    """{model type: names of classes} of each task, that of no task first."""
+    names = [name for name in dir(modeling_auto) if re.fullmatch("MODEL_.*_MAPPING_NAMES", name)]
+    return [getattr(modeling_auto, name) for name in ["MODEL_MAPPING_NAMES", *names]]
+
+
+@cache
+def _exported() -> frozenset[str]:
+    """What transformers has; to ask for it by `hasattr` would import every model while tests are collected."""
+    return frozenset(dir(transformers))
 
 
 class CannotBuildError(Exception):

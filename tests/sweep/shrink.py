@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers.models.auto import configuration_auto, modeling_auto
 
 VOCAB = 60
@@ -405,6 +406,9 @@ class Tiny:
         # Recurrent Gemma bounds a derivative in its own backward pass.
         self.difference_tolerance = 3e-2 if model_type == "recurrent_gemma" else 1e-2
         self.mixes_examples = False
+        # What several checks read of the model, before any of them changes it.
+        self.maps: Any = None
+        self.softmaxes: list[Tensor] | None = None
 
     def prunable_heads(self, anatomy: Any) -> list[tuple[int, int]]:
         """Half of the heads of every layer, one of each group where keys are grouped in twos."""

@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given
 from bertology import prune_heads
 from bertology.errors import DataError, ShapeError
 from bertology.measures.random_weights import randomized
+from bertology.results.files import write_file
 from bertology.results.result import Result
 from bertology.syntax import AlignedBatches, align, read_conllu
 from bertology.syntax.attention_probe import (
@@ -25,7 +27,7 @@ from bertology.syntax.attention_probe import (
 )
 from bertology.syntax.picks import picks
 from bertology.syntax.probe_inputs import MapReader, Seen, StaticVectors, embedding_vectors
-from bertology.syntax.probe_scores import count_right, heads_of, left_branching
+from bertology.syntax.probe_scores import WEIGHTS, count_right, heads_of, left_branching
 from helpers.syntax_probes import close, spoiled
 from helpers.trees import CATS, batches_for, heads, sentence, wordpiece_tokenizer
 from helpers.zoo import BY_NAME
@@ -291,9 +293,9 @@ def test_pruned_heads_are_no_features():
     prune_heads(model, {0: [1, 2], 1: [0]})
     found = attention_probe(model, batches, batches, vectors="embeddings")
     gone = torch.tensor([[False, True, True, False], [True, False, False, False]])
-    for weights in (found.from_dependent, found.from_head, found.vector_weights[..., 0, 0]):
+    for weights in (found.from_dependent, found.from_head, *(x[..., 0] for x in found.vector_weights.values())):
         assert torch.equal(weights.isnan(), gone)
-    assert found.vector_weights.shape == (2, 4, 2, 32)
+    assert {name: x.shape for name, x in found.vector_weights.items()} == dict.fromkeys(WEIGHTS, (2, 4, 32))
 
 
 def test_encoder_decoders_show_their_encoder():
@@ -309,7 +311,7 @@ def test_encoder_decoders_show_their_encoder():
     assert found.from_head[2:].isnan().all()  # though the decoder sees as many tokens here
     encoder = found.stack("encoder")
     assert encoder.from_head.shape == (2, 4)
-    assert encoder.vector_weights.shape == (2, 4, 2, 0)
+    assert {name: x.shape for name, x in encoder.vector_weights.items()} == dict.fromkeys(WEIGHTS, (2, 4, 0))
     assert not encoder.from_head.isnan().any()
 
 
@@ -319,13 +321,33 @@ def test_weights_are_those_of_their_heads():
     found = attention_probe(model, batches, batches, vectors="embeddings", epochs=5)
     reader, vectors = MapReader(model, batches.batches[0], "mean"), embedding_vectors(model)
     u, w = found.from_dependent.flatten(), found.from_head.flatten()
-    tables = found.vector_weights.flatten(0, 1)
-    hits = []
-    for batch in batches:
-        for maps, v, one in zip(reader(batch), vectors.of(batch), batch["annotations"], strict=True):
-            scores = oracles.vector_scores(maps, v, tables[:, 1], tables[:, 0], w, u, found.root_start, found.root_end)
-            hits.append(count_right(one.source, heads_of(scores, "greedy")))
-    assert hits == found.right_with_punct.tolist()
+    U, W = (found.vector_weights[name].flatten(0, 1) for name in ("from_dependent", "from_head"))
+
+    def hits(W, U):
+        counts = []
+        for batch in batches:
+            for maps, v, one in zip(reader(batch), vectors.of(batch), batch["annotations"], strict=True):
+                scores = oracles.vector_scores(maps, v, W, U, w, u, found.root_start, found.root_end)
+                counts.append(count_right(one.source, heads_of(scores, "greedy")))
+        return counts
+
+    assert hits(W, U) == found.right_with_punct.tolist()
+    assert hits(U, W) != found.right_with_punct.tolist()
+
+
+def test_files_of_before_have_the_same_weights(tmp_path):
+    """They held one tensor [layer, head, direction, dim], with u before w along the direction."""
+    model, batches = BY_NAME["bert"].build(), align(wordpiece_tokenizer(), CATS)
+    found = attention_probe(model, batches, batches, vectors="embeddings", epochs=2)
+    values = {f.name: getattr(found, f.name) for f in fields(found)}
+    values["vector_weights"] = torch.stack([found.vector_weights[name] for name in ("from_dependent", "from_head")], 2)
+    write_file(tmp_path / "before", "ProbeResult", values)
+    loaded = ProbeResult.load(tmp_path / "before")
+    for name, table in found.vector_weights.items():
+        assert torch.equal(loaded.vector_weights[name], table)
+    write_file(tmp_path / "broken", "ProbeResult", values | {"vector_weights": values["vector_weights"][..., :1, :]})
+    with pytest.raises(DataError, match="damaged"):
+        ProbeResult.load(tmp_path / "broken")
 
 
 def test_results_are_kept_and_shown(tmp_path):
@@ -341,7 +363,9 @@ def test_results_are_kept_and_shown(tmp_path):
         assert isinstance(loaded, ProbeResult)
         assert str(loaded) == str(result)
         assert loaded.baselines == result.baselines
-        assert torch.equal(loaded.vector_weights.nan_to_num(), result.vector_weights.nan_to_num())
+        assert list(loaded.vector_weights) == list(WEIGHTS)
+        for name, table in result.vector_weights.items():
+            assert torch.equal(loaded.vector_weights[name].nan_to_num(), table.nan_to_num())
         assert f"| {['attention', 'attention and vectors', 'distances and vectors'][number]} | " in str(result)
     assert kinds[0].plot().axes[0].get_title().endswith("from_dependent")
     assert "tested on 4 sentences of 14 words, 12 of them without a vector; 2 sentences skipped" in str(kinds[2])
@@ -396,6 +420,25 @@ def test_errors():
 # A real model
 
 
+def read_by_the_formula(found, model, test):
+    """How many words get the right head by Σ_k (W_k · (v_i ⊕ v_j) + w_k) α_ij + (U_k · (v_i ⊕ v_j) + u_k) α_ji."""
+    reader, vectors = MapReader(model, test.batches[0], "mean"), embedding_vectors(model)
+    layers, heads = torch.tensor(reader.places).T
+    right = 0
+    for batch in test:
+        for maps, v, one in zip(reader(batch), vectors.of(batch), batch["annotations"], strict=True):
+            v = torch.cat([v.new_zeros(1, v.shape[1]), v]).double()  # ROOT first
+            scores = 0
+            for name, alpha in (("from_head", maps.mT), ("from_dependent", maps)):  # [map, j, i]
+                of_i, of_j = found.vector_weights[name][layers, heads].chunk(2, dim=1)
+                weights = (of_i @ v.T)[:, None] + (of_j @ v[1:].T)[:, :, None]
+                weights = weights + getattr(found, name)[layers, heads][:, None, None]
+                root = found.root_start * alpha[:, 1:-1, :1] + found.root_end * alpha[:, 1:-1, -1:]
+                scores = scores + (weights * torch.cat([root, alpha[:, 1:-1, 1:-1]], dim=2)).sum(0)
+            right += count_right(one.source, heads_of(scores, "greedy"), ("punct",))
+    return right
+
+
 @pytest.mark.shared
 @pytest.mark.slow
 def test_attention_knows_more_than_its_control(minilm, shared):
@@ -413,3 +456,7 @@ def test_attention_knows_more_than_its_control(minilm, shared):
     assert control.uas < distance.uas < both.uas
     assert both.words.sum() == distance.words.sum() < both.words_with_punct.sum()
     assert both.baselines == distance.baselines
+    # Read as the formula says, the saved weights score as the trained probe did; read the other way, much lower.
+    assert read_by_the_formula(both, model, test) == both.right.sum()
+    turned = dict(zip(WEIGHTS, reversed(both.vector_weights.values()), strict=True))
+    assert read_by_the_formula(replace(both, vector_weights=turned), model, test) < 0.9 * both.right.sum()

@@ -1,3 +1,4 @@
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from bertology import EntropyAccumulator, Head, PatternsAccumulator, accumulate, attention_maps, prune_heads
 from bertology.errors import DataError
+from bertology.results.files import write_file
 from bertology.syntax import (
     DependencyAccumulator,
     DependencyHeads,
@@ -82,7 +84,9 @@ def test_offsets_of_a_chain():
     )
     assert found.offset_right[0].tolist() == [0, 0, 0, 0, 3, 1]  # +2 is cut to the last word: right for the third
     row = found.table()["dep"]
-    assert (row.offset, row.baseline) == (1, 0.75)
+    assert (row.offset, row.baseline, row.arcs) == (1, 1, 3)  # the last word is the root, which depends on no word
+    every = found.table()["all"]
+    assert (every.offset, every.baseline, every.arcs) == (1, 0.75, 4)  # as in the paper, all words
 
 
 def test_offsets_before_the_sentence_are_the_root():
@@ -123,9 +127,38 @@ def test_words_are_the_mean_of_their_tokens_unless_asked_otherwise():
 def test_relations_that_no_head_gets_right_are_there():
     """Slip C4.5: relations without a right or a wrong arc are missing from the paper's scores."""
     found = dependency_heads(BY_NAME["bert"].build(), align(wordpiece_tokenizer(), CATS))
-    assert found.accuracy[found.relations.index("root")].max() == 0
-    assert found.table()["root"].accuracy == 0
-    assert {row.relation for row in found.table()} == {*RELATIONS, "all"}
+    assert {row.relation for row in found.table()} == {*RELATIONS, "all"} - {"root"}
+    assert any(row.accuracy < 1 for row in found.table())
+
+
+def test_roots_have_no_head_to_pick():
+    """No share stands for them, whatever their relation is called; among all words they count, as in the paper."""
+    some = [sentence("the cat sat on", [2, 3, 0, 3], "det nsubj HEAD dep"), sentence("cat sat", [0, 1], "dep HEAD")]
+    found = dependency_heads(BY_NAME["bert"].build(), align(wordpiece_tokenizer(), some))
+    head, dep = (found.relations.index(name) for name in ("HEAD", "dep"))
+    assert (found.arcs[head], found.roots[head], found.roots[dep]) == (2, 1, 1)
+    assert torch.equal(found.accuracy[head], found.right[head].double())  # of the one word that depends on another
+    table = found.table()
+    assert (table["HEAD"].arcs, table["dep"].arcs, table["all"].arcs) == (1, 1, 6)
+    # The previous word is right for one word of either relation; before the sentence, -1 also finds a root.
+    assert (table["dep"].offset, table["dep"].baseline) == (-1, 1)
+    assert found.offset_right[dep, 2] == 2
+    assert table["all"].accuracy == found.right.sum(0).max() / 6
+    alone = dependency_heads(BY_NAME["bert"].build(), align(wordpiece_tokenizer(), [sentence("the", [0], "root")] * 2))
+    assert alone.accuracy.isnan().all()
+    assert list(alone.table()) == []
+    with pytest.raises(DataError, match="no word has the relation 'root' to another word: there is no head to pick"):
+        alone.plot(relation="root")
+
+
+def test_files_of_before_did_not_count_roots(tmp_path):
+    found = dependency_heads(BY_NAME["bert"].build(), align(wordpiece_tokenizer(), CATS))
+    values = {f.name: getattr(found, f.name) for f in fields(found) if "root" not in f.name}
+    write_file(tmp_path / "before", "DependencyHeads", values)
+    loaded = DependencyHeads.load(tmp_path / "before")
+    assert torch.equal(loaded.roots, found.roots)
+    assert torch.equal(loaded.root_offset_right, found.root_offset_right)
+    assert str(loaded) == str(found)
 
 
 def test_any_number_of_layers_and_heads():

@@ -47,6 +47,7 @@ def read(model: Any, inputs: dict[str, Tensor], *places: str, rows: int | None =
 # (a) The measure: any block size, and the slow twin.
 
 
+@pytest.mark.filterwarnings("ignore:padding before the text changes:UserWarning")
 @few
 @given(names, heads_of, texts(), st.integers(1, 10))
 def test_entropy_does_not_depend_on_the_blocks_and_equals_the_slow_twin(name, heads, inputs, rows):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...corpora.files import open_text, words_of
+from ...corpora.files import words_of
 from ...corpora.skips import Broken, placed
+from ...corpora.tables import rows_of
 from ...corpora.treebank import Sentence, read_conllu
-from ...errors import DataError, checked
+from ...errors import DataError, checked, shown
 from ..tasks import EdgeTask
 from .relations import ProtoRole, proto_role_edges
 
@@ -54,9 +55,9 @@ def spr2_edges(
         ...     spr2_edges(f"{folder}/spr2.tsv", folder)[0].targets
         (Target(span1=(1, 2), labels=('volition',), span2=(0, 1), info=''),)
     """
-    answers, phrases = _answers(path, split)
-    sentences = _Sentences(Path(treebank))
     broken = Broken(skip_broken, "such arguments")
+    answers, phrases = _answers(path, split, broken)
+    sentences = _Sentences(Path(treebank))
     rows: list[ProtoRole] = []
     for argument, scores in answers.items():
         line, phrase = phrases[argument]
@@ -64,42 +65,49 @@ def spr2_edges(
             rows.append(_row(argument, scores, phrase, sentences))
     if not rows:
         raise DataError(f"{path} has no answers{f' of the split {split!r}' if split else ''} that can be used")
-    task = proto_role_edges(rows, above=4, or_equal=True, name=name)
-    return EdgeTask.of(name, task.records, labels=task.labels, skipped=broken.skipped)
+    with placed(path):
+        task = proto_role_edges(rows, above=4, or_equal=True, name=name)
+        return EdgeTask.of(name, task.records, labels=task.labels, skipped=broken.skipped)
 
 
 _Answers = dict[_Argument, dict[str, "list[float]"]]
 
 
-def _answers(path: str | Path, split: str | None) -> tuple[_Answers, dict[_Argument, tuple[int, str]]]:
+def _answers(path: str | Path, split: str | None, broken: Broken) -> tuple[_Answers, dict[_Argument, tuple[int, str]]]:
     """For each argument the answers by property, and its first line and phrase."""
     answers: _Answers = {}
     phrases: dict[_Argument, tuple[int, str]] = {}
-    with open_text(path, newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path} has no column {', '.join(missing)}: wanted the table of SPR2, with its header")
-        for row in reader:
-            place = f"{path}, line {reader.line_num}"
-            argument, response = _argument(row, place), _number(row, "Response", place)
-            if (split is None or row["Split"] == split) and row["Applicable"] != "no" and response == response:
+    for number, cells in rows_of(path, _COLUMNS, broken, "the table of SPR2, with its header"):
+        row = {column: _unquoted(cell) for column, cell in cells.items()}
+        with broken.part(), placed(path, number):
+            argument, response = _argument(row), _response(row)
+            if (split is None or row["Split"] == split) and row["Applicable"] != "no" and response is not None:
                 answers.setdefault(argument, {}).setdefault(row["Property"], []).append(response)
-                phrases.setdefault(argument, (reader.line_num, row["Arg.Phrase"]))
+                phrases.setdefault(argument, (number, row["Arg.Phrase"]))
     return answers, phrases
 
 
-def _argument(row: Mapping[str, str | None], place: str) -> _Argument:
-    predicate, start, last = (int(_number(row, f"{x}", place)) for x in ("Pred.Token", *_COLUMNS[2:4]))
-    return str(row["Sentence.ID"]), predicate, start, last + 1
+def _unquoted(cell: str) -> str:
+    """A cell as it was before a program for tables put it into quotes."""
+    return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
 
 
-def _number(row: Mapping[str, str | None], column: str, place: str) -> float:
-    value = row[column]
-    try:
-        return float("nan") if column == "Response" and value in ("", "NA") else float(value or "")
-    except ValueError as error:
-        raise DataError(f"{place}: {column} must be a number, got {value!r}") from error
+def _argument(row: Mapping[str, str]) -> _Argument:
+    for column in ("Pred.Token", *_COLUMNS[2:4]):
+        if not re.fullmatch(r"[0-9]{1,9}(\.0)?", row[column]):
+            raise DataError(f"{column} must be a number, got {shown(row[column])}")
+    predicate, start, last = (int(float(row[column])) for column in ("Pred.Token", *_COLUMNS[2:4]))
+    return row["Sentence.ID"], predicate, start, last + 1
+
+
+def _response(row: Mapping[str, str]) -> float | None:
+    """The answer, 1 to 5; None if there is none."""
+    value = row["Response"]
+    if value.lower() in ("", "na", "nan"):
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", value):
+        raise DataError(f"Response must be a number, got {shown(value)}")
+    return float(value)
 
 
 def _row(argument: _Argument, scores: Mapping[str, Sequence[float]], phrase: str, sentences: _Sentences) -> ProtoRole:
@@ -109,7 +117,9 @@ def _row(argument: _Argument, scores: Mapping[str, Sequence[float]], phrase: str
         raise DataError(f"sentence {called!r} has {len(words)} words there: wanted word {max(predicate, end - 1)}, too")
     found = " ".join(words[start:end])
     if words_of(found) != words_of(phrase):
-        raise DataError(f"the argument is {phrase!r}, but sentence {called!r} has {found!r} there: wanted UD 1.2")
+        raise DataError(
+            f"the argument is {shown(phrase)}, but sentence {called!r} has {shown(found)} there: wanted UD 1.2"
+        )
     return ProtoRole(words, (predicate, predicate + 1), (start, end), scores, called)
 
 

@@ -166,3 +166,18 @@ def test_real_roles_in_columns(shared, tmp_path):
     mine = srl_edges(tmp_path / "roles", word=0, first=1, last=0)
     assert [sorted(one) for one in edges(mine)] == wanted
     assert mine.targets == found.targets
+
+
+def test_a_folder_of_files_in_columns(tmp_path):
+    """OntoNotes' tree of files: files without targets are counted."""
+    (tmp_path / "bc").mkdir()
+    (tmp_path / "bc" / "one.v4_gold_conll").write_text(CONLL2012)
+    (tmp_path / "two.v4_gold_conll").write_text("#begin document (x)\nx 0 0 Yes A (S*) - - - - * -\n\n#end document\n")
+    (tmp_path / "one.v4_auto_conll").write_text("no file that is read")
+    found = srl_edges(tmp_path)
+    assert edges(found) == edges(srl_edges(tmp_path / "bc" / "one.v4_gold_conll"))
+    assert found[0].name == "bc/one.v4_gold_conll 1, column 11"
+    assert found.skipped[0] == Skip("two.v4_gold_conll", "no targets")
+    entities = entity_edges(tmp_path, word=3, tag=10, scheme="brackets")
+    assert edges(entities) == [[(1, 2, "PER")]]
+    assert Skip("two.v4_gold_conll 1", "no targets") in entities.skipped

@@ -10,6 +10,8 @@ from bertology.syntax import Document, Documents, Mention, read_conll_coref
 from helpers.edge_formats import bracketed, edges
 from helpers.trees import sentence
 
+pytestmark = pytest.mark.any_transformers
+
 TEXT = ("Ann", "met", "Eve", ".", "She", "told", "her", "sister", ".")
 MENTIONS = (
     Mention(0, 1, 0, 1, "proper"), Mention(2, 3, 2, 2, "proper"), Mention(4, 5, 4, 1, "pronoun"),

@@ -229,10 +229,10 @@ def test_arguments_that_are_not_in_the_treebank(write, treebank, row, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\tb\n", "some has no column Sentence.ID, Pred.Token"),
+        ("a\tb\n", "some, line 1: the file has no column Sentence.ID, Pred.Token"),
         (answers((*CAT, "awareness", "five", "yes")), "some, line 2: Response must be a number, got 'five'"),
         (answers(("dev", "en-ud-dev.conllu 1", "one", *CAT[3:], "awareness", 5, "yes")), "some, line 2: Pred.Token must be"),
-        (answers(("dev", "en-ud-dev.conllu 1", 1)), "some, line 2: Arg.Tokens.Begin must be a number, got None"),
+        (answers(("dev", "en-ud-dev.conllu 1", 1)), "some, line 2: wanted 9 columns or more, got fewer: 3"),
         (answers(), "some has no answers of the split 'dev'"),
     ],
 )  # fmt: skip

@@ -9,6 +9,8 @@ from bertology.syntax import Treebank, read_conllu
 from helpers.edge_formats import bracketed, edges
 from helpers.trees import sentence
 
+pytestmark = pytest.mark.any_transformers
+
 CONLLU = """# sent_id = a-1
 1-2\tDon't\t_\t_\t_\t_\t_\t_\t_\t_
 1\tDo\tdo\tAUX\tVB\t_\t3\taux\t_\t_
@@ -115,3 +117,80 @@ def test_gum_trees(shared):
     assert merged.targets == sum(len({edge[:2] for edge in one}) for one, _ in trees)
     spoiled = bracketed(text.replace("(NP ", "(XP ", 1))
     assert [sorted(one) for one in edges(phrases)] != [sorted(one) for one, _ in spoiled]
+
+
+def columns(*sentences):
+    lines = [
+        "".join(f"d/0 0 {n} {word} {tag} {bit} - - - S * -\n" for n, (word, tag, bit) in enumerate(one))
+        for one in sentences
+    ]
+    return "#begin document (d/0); part 000\n" + "\n".join(lines) + "\n#end document\n"
+
+
+ONTONOTES = columns(
+    [
+        ("-LRB-", "-LRB-", "(TOP(S*"),
+        ("Birds", "NNS", "(NP-SBJ*)"),
+        ("sing", "VBP", "(VP*"),
+        ("today", "NN", "(NP-TMP*))))"),
+    ],
+    [("Yes", "UH", "-")],
+    [("Rain", "NN", "(TOP(NP-HLN*))")],
+)
+
+
+def test_constituents_and_parts_of_speech_from_the_columns_of_conll_2012(write):
+    found = constituent_edges(write(ONTONOTES))
+    assert edges(found) == [
+        [(0, 4, "TOP"), (0, 4, "S"), (1, 2, "NP"), (2, 4, "VP"), (3, 4, "NP")], [(0, 1, "TOP"), (0, 1, "NP")]
+    ]  # fmt: skip
+    assert found[0].words == ("(", "Birds", "sing", "today")
+    assert [record.name for record in found] == ["some 1", "some 3"]
+    assert found.skipped == (Skip("some 2", "no tree"),)
+    assert edges(constituent_edges(write(ONTONOTES), top=False))[0] == edges(found)[0][1:]
+    functions = constituent_edges(write(ONTONOTES), label="function")
+    assert edges(functions) == [[(1, 2, "SBJ"), (3, 4, "TMP")], [(0, 1, "HLN")]]
+    tags = bracket_pos_edges(write(ONTONOTES))
+    assert edges(tags) == [
+        [(0, 1, "-LRB-"), (1, 2, "NNS"), (2, 3, "VBP"), (3, 4, "NN")], [(0, 1, "UH")], [(0, 1, "NN")]
+    ]  # fmt: skip
+
+
+def test_columns_can_be_named(write):
+    text = "Birds NNS (S(NP*)\nsing VBP (VP*))\n"
+    assert edges(constituent_edges(write(text), columns=(0, 1, 2))) == [[(0, 2, "S"), (0, 1, "NP"), (1, 2, "VP")]]
+    assert edges(bracket_pos_edges(write(text), columns=(0, 1, 2))) == [[(0, 1, "NNS"), (1, 2, "VBP")]]
+    with pytest.raises(DataError, match=r"columns must be three, of word, tag and part of the tree, got \[0, 1\]"):
+        constituent_edges(write(text), columns=(0, 1))
+    with pytest.raises(DataError, match="label must be 'phrase' or 'function', got 'both'"):
+        constituent_edges(write(text), label="both")
+
+
+def test_functions_from_brackets(write):
+    found = constituent_edges(write("(S (NP-SBJ-1 (NN x)) (PP-LOC-PRD (IN in) (NP (NN y))))"), label="function")
+    assert edges(found) == [[(0, 1, "SBJ"), (1, 3, "LOC", "PRD")]]
+
+
+def test_broken_trees_in_columns_have_a_place_and_can_be_left_out(write):
+    path = write(ONTONOTES.replace("(NP-TMP*))))", "(NP-TMP*)))"))
+    with pytest.raises(
+        DataError, match="some, line 5: the sentence ends inside a tree.*skip_broken=True leaves such tr"
+    ):
+        constituent_edges(path)
+    found = constituent_edges(path, skip_broken=True)
+    assert [skip.name for skip in found.skipped] == ["some 1", "some 2"]
+    with pytest.raises(DataError, match="some, line 3: the word 'Birds' has no tag"):
+        bracket_pos_edges(write(ONTONOTES.replace("NNS", "-")))
+
+
+def test_a_folder_of_trees(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.gold_conll").write_text(ONTONOTES)
+    (tmp_path / "two.gold_conll").write_text("\n")
+    (tmp_path / "two.parse").write_text("(no tree")
+    found = constituent_edges(tmp_path)
+    assert [record.name for record in found] == ["a/one.gold_conll 1", "a/one.gold_conll 3"]
+    assert found.skipped[-1] == Skip("two.gold_conll", "no targets")
+    (tmp_path / "trees").mkdir()
+    (tmp_path / "trees" / "wsj_0001.mrg").write_text(TREES)
+    assert edges(constituent_edges(tmp_path / "trees")) == edges(constituent_edges(tmp_path / "trees" / "wsj_0001.mrg"))

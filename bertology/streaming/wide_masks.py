@@ -1,4 +1,4 @@
-"""Attention masks with a value for each pair of tokens: does the model hide what they hide, and no more?
+"""A check of attention masks with a value for each pair of tokens: the model must hide what they hide, and no more.
 
 Models take such masks in different shapes, or flatten them without a word. Its attention maps tell.
 """

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..anatomy.dissect import dissect
 from ..anatomy.names import IDS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
-from ..corpora.files import open_text
+from ..corpora.files import BLANKS, open_text
 from ..corpora.skips import Broken, BrokenPart, Skip, placed, reasons_for
 from ..corpora.treebank import Sentence
 from ..corpora.words import Aligned, AlignedBatches, Rows, word_attention
@@ -187,8 +187,8 @@ def _lines(path: str | Path, broken: Broken) -> Iterator[tuple[int, str, list[st
     announced, dim, seen = None, 0, 0
     with open_text(path, newline="\n") as file:
         for number, line in enumerate(file, 1):
-            # Fields are separated only by blanks: words may contain other kinds of space.
-            fields = line.rstrip("\r\n ").split(" ")
+            # Fields are separated by blanks and tabs only: words may contain other kinds of space.
+            fields = line.rstrip(BLANKS).replace("\t", " ").split(" ")
             if number == 1 and len(fields) == 2 and all(field.isdecimal() for field in fields):
                 announced, dim = int(fields[0]), int(fields[1])
             elif fields != [""]:

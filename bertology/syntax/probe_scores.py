@@ -114,9 +114,9 @@ class ProbeResult(Result):
     from_head: Annotated[Tensor, axes("layer head", words="weight of the attention from the head", scale="signed")]
     """[layer, head]: w, the weight of the attention from the candidate to the dependent; NaN as in `from_dependent`."""
     vector_weights: Annotated[dict[str, Tensor], axes("layer head dim")]
-    """[layer, head, dim], each of "from_dependent" and "from_head": U and W, by which the vectors v_i ⊕ v_j are
-    multiplied: along dim, the weights for the candidate's vector are followed by those for the dependent's. Without
-    vectors, dim is 0. NaN as in `from_dependent`."""
+    """[layer, head, dim] for "from_dependent", U, and "from_head", W, by which the vectors v_i ⊕ v_j are multiplied:
+    along dim, the weights for the candidate's vector are followed by those for the dependent's. Without vectors, dim is
+    0. NaN as in `from_dependent`."""
     losses: Annotated[Tensor, axes("step", unit="nats")]
     """[step], nats: the loss of each training sentence in the order of training, summed over its words."""
     labels: Annotated[tuple[str, ...], axes("layer")]

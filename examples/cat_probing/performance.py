@@ -2,10 +2,11 @@
 
     python examples/cat_probing/performance.py --code python.jsonl go.jsonl --output_dir performance
 
-Every BERT is trained from random weights on the same code, and saved at several steps. Its performance is the accuracy
-with which it predicts masked tokens of the first `--held_out` functions of each file, which it is not trained on. Its
-CAT-scores are those of the same functions. All models are scored on the same leaves (`types="published"`). Writes
-report.md and performance.png to the output folder; models that are in the folder are not trained again.
+Every model is trained from random weights on the same code, and saved at several steps. Its performance is the accuracy
+with which a GPT-2 predicts the next token, or a BERT masked tokens, of the first `--held_out` functions of each file,
+which it is not trained on. Its CAT-scores are those of the same functions. All models are scored on the same leaves
+(`types="published"`). Writes report.md and performance.png to the output folder; models that are in the folder are not
+trained again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModel, BertForMaskedLM, DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    BertForMaskedLM,
+    DataCollatorForLanguageModeling,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cat_probing.train import blocks, make_model, make_tokenizer, read, share_of_rate
@@ -37,6 +44,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--code", nargs="+", required=True, help="JSON Lines of functions, a language each")
+    add("--kind", choices=("gpt2", "bert"), default="gpt2", help="a BERT learns much more slowly")
     add("--sizes", nargs="+", type=int, default=[64, 128, 192], help="the hidden sizes of the models")
     add("--at", nargs="+", type=int, default=[0, 100, 300, 600, 1200], help="the steps at which models are scored")
     add("--held_out", type=int, default=100, help="the first so many functions of each file are not trained on")
@@ -50,7 +58,7 @@ def parse() -> argparse.Namespace:
     add("--lr", type=float, default=1e-3)
     add("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.kind, args.room, args.at = "bert", 512, sorted(set(args.at))
+    args.room, args.at = 512, sorted(set(args.at))
     return args
 
 
@@ -61,7 +69,7 @@ class Scored:
     size: int
     step: int
     accuracy: float
-    """Of predicted masked tokens, 0 to 1."""
+    """Of predicted tokens, 0 to 1."""
     last: float
     """The CAT-score of the last layer, averaged over languages."""
     mean: float
@@ -77,7 +85,7 @@ def train(args: argparse.Namespace, size: int, tokenizer: PreTrainedTokenizerFas
     torch.manual_seed(args.seed)
     args.hidden, steps = size, max(args.at)
     model = make_model(args, tokenizer).train()
-    collate = DataCollatorForLanguageModeling(tokenizer)
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm=args.kind == "bert")
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(share_of_rate, steps=max(1, steps)))
     source = blocks(tokenizer, code, args.block, args.seed)
@@ -93,19 +101,21 @@ def train(args: argparse.Namespace, size: int, tokenizer: PreTrainedTokenizerFas
             optimizer.zero_grad()
 
 
-def accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, code: list[str], seed: int) -> float:
-    """The share of masked tokens that are predicted: 15 % of the tokens, the same ones for all models."""
-    torch.manual_seed(seed)
-    collate = DataCollatorForLanguageModeling(tokenizer)
+def accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, code: list[str], args: argparse.Namespace) -> float:
+    """The share of tokens that are predicted: each next one, or 15 % that are masked, the same ones for all models."""
+    torch.manual_seed(args.seed)
+    masked = args.kind == "bert"
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm=masked)
     right = many = 0
     for start in range(0, len(code), 16):
         ids = tokenizer(code[start : start + 16], truncation=True, max_length=256)["input_ids"]
         batch = collate([{"input_ids": one} for one in ids])
         with torch.no_grad():
             guesses: Tensor = model(**batch).logits.argmax(-1)
-        masked = batch["labels"] != -100
-        right += int((guesses == batch["labels"])[masked].sum())
-        many += int(masked.sum())
+        labels: Tensor = batch["labels"]
+        guesses, labels = (guesses, labels) if masked else (guesses[:, :-1], labels[:, 1:])
+        right += int((guesses == labels)[labels != -100].sum())
+        many += int((labels != -100).sum())
     return right / many
 
 
@@ -115,8 +125,8 @@ def score(
     """Measure a saved model."""
     folder = _folder(args, size, step)
     code = [tree.code for snippets in held_out for tree in snippets]
-    masked: Any = BertForMaskedLM.from_pretrained(folder)
-    performance = accuracy(masked.eval(), tokenizer, code, args.seed)
+    kind: Any = BertForMaskedLM if args.kind == "bert" else GPT2LMHeadModel
+    performance = accuracy(kind.from_pretrained(folder).eval(), tokenizer, code, args)
     model, sums = AutoModel.from_pretrained(folder).eval(), torch.zeros(4, dtype=torch.float64)
     for snippets in held_out:
         batches = align_code(tokenizer, snippets, max_length=args.room)
@@ -150,7 +160,7 @@ def write_report(args: argparse.Namespace, found: list[Scored]) -> None:
     told_trained = ", ".join(f"{name} {value:.2f}" for name, value in correlations(trained).items())
     lines += [
         "",
-        f"Spearman correlation with the accuracy of masked tokens, over {len(found)} models: {told}.",
+        f"Spearman correlation with the accuracy, over {len(found)} models: {told}.",
         f"Without the models that were not trained, over {len(trained)}: {told_trained}.",
     ]
     Path(args.output_dir, "report.md").write_text("\n".join([*lines, ""]))
@@ -163,7 +173,7 @@ def write_report(args: argparse.Namespace, found: list[Scored]) -> None:
         for axes, name in zip(panels, ("mean", "beyond"), strict=True):
             axes.plot([one.accuracy for one in some], [getattr(one, name) for one in some], linewidth=0.8, **style)
     for axes, name in zip(panels, ("CAT-score, mean of layers", "CAT-score minus positions alone"), strict=True):
-        axes.set_xlabel("accuracy of masked tokens")
+        axes.set_xlabel("accuracy of predicted tokens")
         axes.set_ylabel(name)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import AutoModelForMaskedLM
 
 from bertology.data.batches import IGNORED
+from bertology.errors import DataError
 
 Batch = dict[str, Any]
 
@@ -37,20 +38,24 @@ def with_trained_head(
     """
     torch.manual_seed(seed)
     model = AutoModelForMaskedLM.from_pretrained(path).to(device).eval()
-    head = [(name, x) for name, x in model.named_parameters() if not name.startswith(model.base_model_prefix)]
-    model.requires_grad_(False)
-    for _, x in head:
-        x.requires_grad_(True)
-    optimizer = torch.optim.AdamW([x for _, x in head], lr=2e-3)
+    heads = [part for name, part in model.named_children() if name != model.base_model_prefix]
+    if len(heads) != 1:
+        raise DataError(f"{type(model).__name__} has {len(heads)} parts above its encoder: wanted one head")
+    trained = [x for name, x in model.named_parameters() if not name.startswith(model.base_model_prefix)]
+    optimizer = torch.optim.AdamW(trained, lr=5e-3)
     generator = torch.Generator().manual_seed(seed)
     order = [i for _ in range(epochs) for i in torch.randperm(len(batches), generator=generator).tolist()]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=len(order))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=len(order))
     for number in (bar := tqdm(order, desc="masked language model head", mininterval=5)):
         (batch,) = masked([batches[number]], tokenizer, generator)
-        loss = model(**{name: x.to(device) for name, x in batch.items()}).loss
+        labels = batch.pop("labels").to(device)
+        with torch.no_grad():
+            hidden = model.base_model(**{name: x.to(device) for name, x in batch.items()}).last_hidden_state
+        there = labels != IGNORED  # the head is applied to the masked tokens alone, which saves most of the time
+        loss = torch.nn.functional.cross_entropy(heads[0](hidden[there]), labels[there])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
-    return model.requires_grad_(True)
+    return model

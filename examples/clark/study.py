@@ -69,7 +69,7 @@ from bertology.syntax import (
     structural_probe,
 )
 
-LM_EPOCHS, STRUCTURE_EPOCHS = 8, 3
+LM_EPOCHS, STRUCTURE_EPOCHS = 6, 8
 """Over the training texts, of a masked language model head, and of structural probes."""
 READERS = {".conllu": read_conllu, ".txt": read_depparse, ".json": read_json, ".ptb": read_brackets}
 
@@ -281,7 +281,13 @@ def structure(study: Study) -> dict[str, StructuralProbe]:
 
     def probe(model: Any) -> Any:
         return lambda: structural_probe(
-            model, train, test, epochs=STRUCTURE_EPOCHS * args.epochs, seed=args.seed, progress="structure"
+            model,
+            train,
+            test,
+            epochs=STRUCTURE_EPOCHS * args.epochs,
+            lr=0.003,
+            seed=args.seed,
+            progress="structure",
         )
 
     return {

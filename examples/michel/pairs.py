@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def inference(genre: str, draw: random.Random) -> tuple[str, str, str]:
     return draw.choice([one.active(), one.passive(), one.first_the_place()]), draw.choice(hypotheses[label]), label
 
 
-def write(path: Path, header: str, rows: list[tuple[str, ...]]) -> None:
+def write(path: Path, header: str, rows: Iterable[tuple[str, ...]]) -> None:
     """One TSV file, every sentence with a capital and a full stop."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["\t".join(f"{x.capitalize()}." if " " in x else x for x in row) for row in rows]

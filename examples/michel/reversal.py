@@ -69,7 +69,7 @@ def words(ids: list[int]) -> str:
     return " ".join(str(one) for one in ids if one >= FIRST)
 
 
-METRICS = {
+METRICS: dict[str, tuple[Any, str, float]] = {
     "tokens right": ("accuracy", "", 100),
     "BLEU": (bleu(words, tokenize="none", max_new_tokens=LONGEST + 2), "-bleu", 1),
 }

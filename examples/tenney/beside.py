@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from bertology.edge_probing import LayerScores, LayerStatistics
 from bertology.errors import DataError
-from bertology.results.figures import COLOURS, MARKERS, new_figure, written
+from bertology.results.figures import COLOURS, new_figure, written
 
 Models = Mapping[str, Mapping[str, LayerStatistics]]
 
@@ -22,40 +24,49 @@ def read_study(folder: str | Path, tasks: list[str]) -> dict[str, LayerStatistic
 
 
 def beside_table(models: Models) -> str:
-    """The expected layer and the centre of gravity of each task, as shares of each model's depth, in %."""
+    """Of each task and model: the layers up to the one with the highest F1, the expected layer, the centre of gravity.
+
+    Each is also given as a share of the model's depth, in %.
+    """
     first = next(iter(models.values()))
-    lines = [
-        "| task | " + " | ".join(f"{name}: expected layer | centre of gravity" for name in models) + " |",
-        f"|{'---|' * (1 + 2 * len(models))}",
-    ]
+    titles = [f"{name}: highest F1 at | expected layer | centre of gravity" for name in models]
+    lines = [f"| task | {' | '.join(titles)} |", f"|{'---|' * (1 + 3 * len(models))}"]
     for task in first:
         cells = []
         for statistics in models.values():
             one = statistics.get(task)
-            for value in () if one is None else (one.expected_layer, one.centre_of_gravity):
-                depth = _depth(one)
-                cells.append(f"{value:.2f} of {depth}, {100 * value / depth:.0f} %" if value == value else "undefined")
-            cells += [""] * 2 if one is None else []
+            if one is None:
+                cells += ["", "", ""]
+            else:
+                best = int(one.f1.mean(0).argmax())
+                cells += [
+                    f"{best}, {100 * best / _depth(one):.0f} %",
+                    *(_place(x, one) for x in (one.expected_layer, one.centre_of_gravity)),
+                ]
         lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def draw_beside(models: Models, path: Path) -> None:
-    """A row for each task; the place of its expected layer in each model, from the first layer to the last."""
+    """The gain in F1 over layer 0, with all layers up to each one; a colour for each task, a line for each model."""
     tasks = list(next(iter(models.values())))
-    figure = new_figure(6.4, 0.45 * len(tasks) + 1.4)
+    figure = new_figure(7.6, 4.4)
     axes = figure.subplots()
-    for number, (name, statistics) in enumerate(models.items()):
-        rows = [row for row, task in enumerate(tasks) if task in statistics]
-        shares = [statistics[tasks[row]].expected_layer / _depth(statistics[tasks[row]]) for row in rows]
-        axes.scatter([100 * x for x in shares], rows, 50, color=COLOURS[number], marker=MARKERS[number], label=name)
-    axes.set_yticks(range(len(tasks)), labels=tasks)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("expected layer, % of the depth")
+    for (name, statistics), style in zip(models.items(), ("-", "--"), strict=True):
+        for task, one in statistics.items():
+            f1 = 100 * one.f1.mean(0)
+            depth = 100 * torch.arange(len(f1)) / _depth(one)
+            colour = COLOURS[tasks.index(task) % len(COLOURS)]
+            axes.plot(depth, f1 - f1[0], style, color=colour, label=f"{task}, {name}")
+    axes.set_xlabel("layers up to, % of the depth")
+    axes.set_ylabel("F1 less F1 at layer 0, points")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize="small")
     written(figure, path)
+
+
+def _place(layer: float, one: LayerStatistics) -> str:
+    return f"{layer:.2f}, {100 * layer / _depth(one):.0f} %" if layer == layer else "undefined"
 
 
 def _depth(one: LayerStatistics) -> int:

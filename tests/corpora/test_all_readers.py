@@ -94,7 +94,7 @@ def test_every_public_reader_has_a_row():
         if name.startswith("read_") or name.endswith("_edges")
     }  # fmt: skip
     of_files = {name for name, one in public.items() if next(iter(inspect.signature(one).parameters)) == "path"}
-    assert of_files == {name for name in READERS if not name.startswith("examples")}, "give a new reader its row"
+    assert of_files == {name.partition(",")[0] for name in READERS} - {"examples"}, "give a new reader its row"
 
 
 @readers

@@ -332,6 +332,63 @@ def test_broken_documents_have_a_place_and_can_be_left_out(tmp_path, old, new, m
     assert found.skipped[0].name.startswith("some.conll, line ")
 
 
+def ud(number, word, tag, head, entity):
+    return f"{number}\t{word}\t_\tX\t{tag}\t_\t{head}\tdep\t_\t{entity}\n"
+
+
+GUM = (
+    "# newdoc id = GUM_a\n# global.Entity = eid-etype-head-other\n# text = The (old) queen's cat sleeps\n"
+    + ud(1, "The", "DT", 4, "Entity=(e3-animal-5-new(e1-person-4-new")
+    + ud(2, "(", "-LRB-", 3, "_")
+    + ud(3, "old", "JJ", 4, "_")
+    + ud("4-5", "queen's", "_", "_", "_")
+    + ud(4, "queen", "NN", 6, "SpaceAfter=No|Entity=e1)")
+    + ud(5, "'s", "POS", 4, "_")
+    + ud(6, "cat", "NN", 7, "Entity=e3)|Bridge=e1<e3")
+    + ud(7, "sleeps", "VBZ", 0, "_")
+    + "\n# text = She\n"
+    + ud("0.1", "_", "_", "_", "Entity=(e9-person-1-new)")
+    + ud(1, "She", "PRP", 2, "Entity=(e1-person-1-ana)")
+    + ud(2, "left", "VBD", 0, "_")
+    + "\n# newdoc id = GUM_b\n"
+    + ud(1, "It", "PRP", 2, "Entity=(e1[1/2]-person-1-new)")
+    + ud(2, "rains", "VBZ", 0, "Entity=(e1[2/2]-person-1-new)(e7-event-1-new)")
+    + "\n"
+)
+
+
+def test_mentions_in_universal_dependencies(tmp_path):
+    """GUM and CorefUD: `Entity=` in the last column."""
+    found = read_conll_coref(lines_of(tmp_path / "gum.conllu", GUM))
+    one, two = found
+    assert (one.name, two.name) == ("GUM_a", "GUM_b")
+    assert one.words == ("The", "(", "old", "queen", "'s", "cat", "sleeps", "She", "left")
+    assert one.sentences == (0, 7)
+    assert spans(one) == [("The ( old queen 's cat", 3), ("The ( old queen", 1), ("She", 1)]
+    assert [(m.head, m.kind) for m in one.mentions] == [(5, "nominal"), (3, "nominal"), (7, "pronoun")]
+    assert spans(two) == [("rains", 7)]
+    assert [(skip.name, skip.reason) for skip in found.skipped] == [("GUM_b", "a mention has several pieces")]
+    without = GUM.replace("# newdoc id = GUM_a\n", "").partition("# newdoc")[0]
+    assert read_conll_coref(lines_of(tmp_path / "part.conllu", without))[0].name == "part 1"
+    with pytest.raises(DataError, match="gum.conllu, line 8: document 'GUM_a': a mention of cluster e4 is closed but"):
+        read_conll_coref(lines_of(tmp_path / "gum.conllu", GUM.replace("Entity=e1)", "Entity=e4)")))
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["(e1-person", "_", "e1)"], [(0, 3, 1)]),
+        (["(e1-person-1-new-coref)", "(e2-place(e1-person", "e1)e2)"], [(0, 1, 1), (1, 3, 1), (1, 3, 2)]),
+        (["(person-1", "person-1)", "(place-12)"], [(0, 2, 1), (2, 3, 12)]),
+        (["(1-abstract-new-cf1*-1-sgl", "_", "1)"], [(0, 3, 1)]),
+        (["(e1-person)", "(x1-person)", "_"], [(0, 1, 1), (1, 2, 2)]),  # two entities with one number
+    ],
+)
+def test_cells_that_say_more_than_a_number(tmp_path, cells, expected):
+    (one,) = read_conll_coref(lines_of(tmp_path / "some.conll", ontogum(cells)))
+    assert [(m.start, m.end, m.cluster) for m in one.mentions] == expected
+
+
 def test_a_folder_of_files(tmp_path):
     (tmp_path / "bc" / "cctv").mkdir(parents=True)
     (tmp_path / "wb").mkdir()

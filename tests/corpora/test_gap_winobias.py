@@ -65,6 +65,8 @@ def test_winobias(tmp_path):
     assert spans(one) == [("The construction worker", 0), ("the guard", 1), ("he", 0)]
     assert [m.head for m in one.mentions] == [2, 5, 7]
     assert spans(two) == [("The construction worker", 1), ("the guard", 0), ("he", 0), ("his", 0)]
+    with_tabs = read_winobias(lines_of(tmp_path / "wino.txt", WINO.replace(" ", "\t", 1)))
+    assert with_tabs.documents == found.documents
     assert (one.targets, two.targets) == ((2,), (2,))
     assert [(s.name, s.reason) for s in found.skipped] == [("wino.txt 3", "the other occupation was not found")]
 

@@ -55,6 +55,10 @@ def targets(found):
     return [[*record.words, *(label for target in record.targets for label in target.labels)] for record in found]
 
 
+def with_clusters(found):
+    return [[*one.words, *(str(m.cluster) for m in one.mentions)] for one in found]
+
+
 def row(number, word, head, relation):
     return f"{number}\t{word}\t_\tX\t_\t_\t{head}\t{relation}\t_\t_\n"
 
@@ -132,6 +136,17 @@ CODE = '{"code": "Birds = 1", "language": "python"}\n{"code": "y = 2", "language
 TASK = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\tBirds sing\tThey sing\n0\t3\t4\tNo\tYes\n"
 TREE_WORDS = [["Birds", "sing"], ["Yes"]]
 
+THREE = "# begin document\n0\tBirds\t(1)\n1\tsing\t_\n# end document\n"
+ENTITY = (
+    "# newdoc id = a\n"
+    + row(1, "Birds", 2, "nsubj").replace("_\n", "Entity=(e1-animal)\n")
+    + row(2, "sing", 0, "root")
+    + "\n"
+)
+SEMEVAL = (
+    "#begin document 1\n1\tBirds" + "\t_" * 2 + "\tNNS\tNNS\t_\t_\t2\t2" + "\t_" * 6 + "\t(1)\n"
+    "2\tsing" + "\t_" * 2 + "\tVBP\tVBP\t_\t_\t0\t0" + "\t_" * 6 + "\t_\n\n#end document 1\n"
+)
 CONTROL = ("file separator",)
 """JSON has no control characters as they are."""
 
@@ -162,8 +177,25 @@ READERS = {
     ),
     "read_conll_coref": Reader(
         syntax.read_conll_coref, COREFERENCE,
-        lambda found: [[*one.words, *(str(m.cluster) for m in one.mentions)] for one in found],
+        with_clusters,
         [["Birds", "sing", "They", "fly", "1", "1"]], COREFERENCE + SECOND.replace("(VP*))", "(VP*)", 1), 11,
+    ),
+    "read_conll_coref, three columns": Reader(
+        syntax.read_conll_coref, THREE, with_clusters, [["Birds", "sing", "1"]],
+        THREE + THREE.replace("(1)", "1)"), 6,
+    ),
+    "read_conll_coref, CoNLL-U": Reader(
+        syntax.read_conll_coref, ENTITY, with_clusters, [["Birds", "sing", "1"]],
+        ENTITY + ENTITY.replace("(e1-animal)", "e1)"), 6,
+    ),
+    "read_conll_coref, SemEval-2010": Reader(
+        syntax.read_conll_coref, SEMEVAL, with_clusters, [["Birds", "sing", "1"]],
+        SEMEVAL + SEMEVAL.replace("2\tsing", "3\tsing"), 8,
+    ),
+    "constituent_edges, columns": Reader(
+        edge_probing.constituent_edges, COREFERENCE, targets,
+        [["Birds", "sing", "S", "NP", "VP"], ["They", "fly", "S", "NP", "VP"]],
+        COREFERENCE + SECOND.partition("\n\n")[0].replace("(VP*))", "VP") + "\n", 11,
     ),
     "read_gap": Reader(
         syntax.read_gap, GAP, same_words, GAP_WORDS, GAP + "3\tAl left.\the\t3\tAl\t0\tTRUE\tBob\t7\tFALSE\n", 4,

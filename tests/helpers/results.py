@@ -24,7 +24,7 @@ def of_syntax(model):
         syntax.dependency_heads(model, batches),
         syntax.coreference_heads(model, documents),
         syntax.attention_probe(model, batches, batches, vectors="embeddings"),
-        syntax.structural_probe(model, batches, batches, epochs=1),
+        syntax.structural_probe(model, batches, batches, epochs=1, rank=5),
         syntax.show_head(model, wordpiece_tokenizer(), CATS[0], (0, 0)),
     ]
 

@@ -53,6 +53,11 @@ def written(tmp_path, text):
     return tmp_path / "vectors.txt"
 
 
+def test_tabs_part_a_word_from_its_vector(tmp_path):
+    found = read_vectors(written(tmp_path, "cat\t1\t2\nmat\t3 4\n10\u00a0000 5 6\n"))
+    close(found.look_up(["cat", "mat", "10\u00a0000"]), torch.tensor([[1.0, 2], [3, 4], [5, 6]]))
+
+
 @pytest.mark.parametrize("first", ["", "3 2\n"])
 @pytest.mark.parametrize("last", ["", " "])
 def test_both_formats_are_read(tmp_path, first, last):

@@ -103,7 +103,7 @@ def test_reads_hidden_states_of_every_family(family):
 def test_it_learns(tmp_path):
     model, batches = BY_NAME["bert"].build(), align(wordpiece_tokenizer(), CATS)
     one, longer = (structural_probe(model, batches, batches, epochs=epochs, lr=0.01) for epochs in (1, 60))
-    assert (longer.losses[:, -1] < one.losses[:, 0] / 2).all()
+    assert (longer.losses[:, -1] < 0.7 * longer.losses[:, 0]).all()
     assert longer.uuas.max() > one.uuas.max()
     again = structural_probe(model, batches, batches, epochs=1, lr=0.01)
     assert torch.equal(again.projection, one.projection)

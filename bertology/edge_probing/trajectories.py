@@ -48,7 +48,7 @@ class LabelTrajectories(Result):
     """[layer]: `0`, `1` ..."""
 
     @property
-    def top(self) -> Tensor:
+    def top(self) -> Tensor:  # type: ignore[override]  # a result of labels has no heads to rank
         """[layer, target], int64: the most probable label, right or wrong; the first one if several are equal."""
         return self.probabilities.argmax(-1)
 

@@ -350,7 +350,9 @@ def importance_through_training(
     counts = sorted({one.examples for one in measured.values()})
     if len(counts) > 1:
         raise DataError(f"the batches must be the same for each checkpoint, got {counts} examples")
-    fields = {name: torch.stack([getattr(one, name) for one in measured.values()]) for name in ImportanceSeries._fields}
+    fields: dict[str, Any] = {
+        name: torch.stack([getattr(one, name) for one in measured.values()]) for name in ImportanceSeries._fields
+    }
     return ImportanceSeries(
         steps=torch.tensor(list(measured)),
         examples=first.examples,

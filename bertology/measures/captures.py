@@ -50,11 +50,13 @@ class Capture(Result):
         """Only one stack: "encoder", "decoder" or "cross"; its `values` can then be taken."""
         if name not in self.stacks:
             raise DataError(f"no stack {name!r} in this result: it has {', '.join(self.stacks)}")
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        cut = {key: {name: part[name]} if isinstance(part, dict) else part for key, part in parts.items()}
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        cut: dict[str, Any] = {
+            key: {name: part[name]} if isinstance(part, dict) else part for key, part in parts.items()
+        }
         if len(self.stacks) > 1:
             cut["labels"] = tuple(label for label in self.labels if label.rpartition(".")[0] == name)
-        return replace(self, **cut)  # type: ignore[type-var]
+        return replace(self, **cut)
 
 
 def only(stacks: dict[str, Tensor]) -> Tensor:

@@ -217,7 +217,7 @@ class PatternsAccumulator(MapAccumulator):
         over = self.over.cpu()[:, None]
         there = self.anatomy.present & (over > 0)
         placed = there & (self.unplaced.cpu() == 0)[:, None]
-        means = {
+        means: dict[str, Any] = {
             name: finite(
                 cpu64(getattr(self, name)) / over, there if name == "confidence" else placed, f"patterns ({name})"
             )
@@ -225,7 +225,7 @@ class PatternsAccumulator(MapAccumulator):
         }
         classed = (placed & (self.unclassed.cpu() == 0)[:, None])[..., None]
         divisors = (over.expand(-1, len(self._classes.names)), self.over_within.cpu(), self.over_rest.cpu())
-        classes = {
+        classes: dict[str, Any] = {
             name: (cpu64(getattr(self, name)) / divisor[:, None]).masked_fill(
                 ~(classed & (divisor > 0)[:, None]), float("nan")
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ class RepeatsAccumulator(MapAccumulator):
         """Divide by the number of queries with such tokens before them."""
         self.check_measured(self.queries, "real query")
         counts = {"induction": self.followers, "duplicate": self.repeats, "previous": self.queries}
-        means = {}
+        means: dict[str, Any] = {}
         for name, many in counts.items():
             there = self.anatomy.present & (many.cpu() > 0)[:, None]
             means[name] = finite(cpu64(getattr(self, name)) / many.cpu()[:, None], there, f"repeat scores ({name})")

@@ -89,7 +89,7 @@ def axes_in(ax: Any, panels: int = 1) -> list[Axes]:
     return flat
 
 
-def finished(figure: Figure, ax: Any, path: str | Path | None) -> Any:
+def finished(figure: Any, ax: Any, path: str | Path | None) -> Any:
     """What a picture returns: its figure, or the axes that it was given. Written to `path` if one is given."""
     if ax is None:
         return written(figure, path)
@@ -133,7 +133,7 @@ def common_title(figure: Figure, ax: Any, title: str) -> None:
 
 
 def common_legend(
-    figure: Figure, panels: Sequence[Axes], ax: Any, handles: Sequence[Any], loc: str, **options: Any
+    figure: Figure, panels: Sequence[Axes], ax: Any, handles: Sequence[Any], loc: Any, **options: Any
 ) -> None:
     """A legend outside of the panels of a new figure, or inside the last of the caller's axes."""
     if ax is None:

@@ -66,8 +66,8 @@ class Result(Fields):
     @checked
     def save(self, path: str | Path) -> None:
         """Write the result to one safetensors file. Raises `DataError` for a path that cannot be a file."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        if self.labels == () and any(f.name == "labels" and f.default == () for f in fields(self)):  # type: ignore[arg-type]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.labels == () and any(f.name == "labels" and f.default == () for f in fields(self)):
             del values["labels"]  # captures of earlier versions have none
         for f in fields(Measured):
             if values[f.name] == f.default:
@@ -117,7 +117,7 @@ class Result(Fields):
         for field, axes in axes_of(type(self)).items():
             if "layer" in axes.names:
                 cut[field] = _taken(getattr(self, field), axes.names.index("layer"), rows)
-        return replace(self, **cut)  # type: ignore[type-var]
+        return replace(self, **cut)
 
     @checked
     def plot(self, *, field: str | None = None, ax: Any = None, **options: Any) -> Any:

@@ -74,7 +74,9 @@ def as_repr(result: Fields) -> str:
 
 def shown(result: Fields) -> list[Field[Any]]:
     """The fields in the order of the text: those that a class shares with others are keyword-only, and come last."""
-    return sorted((f for f in fields(result) if f.name not in ("model_name", "n_examples")), key=lambda f: f.kw_only)
+    return sorted(
+        (f for f in fields(result) if f.name not in ("model_name", "n_examples")), key=lambda f: bool(f.kw_only)
+    )
 
 
 def short(value: Any, most: int = 60) -> str:
@@ -178,7 +180,7 @@ def as_html(result: Fields) -> str:
 
 
 def _fields_table(result: Fields, drawn: str | None) -> str:
-    declared, rows = axes_of(type(result)), []
+    declared, rows = axes_of(type(result)), list[str]()
     for f in shown(result):
         value = getattr(result, f.name)
         if f.name in ("labels", drawn) or value is None or len(rows) == 30:

@@ -6,7 +6,7 @@ import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,22 @@ class Head:
         return f"{prefix}L{self.layer}H{self.head}"
 
 
-Heads = Mapping[int, Iterable[int]] | Iterable[Head | tuple[int, int] | str]
-"""Heads as `{layer: [heads]}`, as `(layer, head)` pairs, as `Head`s, or by their printed names, `"L5H3"`."""
+class HeadScore(NamedTuple):
+    """A head and its value in a result; wherever heads are taken, the pair stands for the head."""
+
+    head: Head
+    score: float
+
+    def __repr__(self) -> str:
+        return f"{self.head}: {self.score:.4g}"
+
+
+Heads = Mapping[int, Iterable[int]] | Iterable[Head | tuple[int, int] | str | HeadScore]
+"""Heads as `{layer: [heads]}`, as `(layer, head)` pairs, as `Head`s, by their printed names, `"L5H3"`, or as the heads
+with their values that a result's `top` and `bottom` return."""
+
+OneHead = Head | tuple[int, int] | str | HeadScore
+"""One head: a `Head`, a (layer, head) pair, a printed name, `"L5H3"`, or a head with its value."""
 
 
 class LayerLabels(tuple[str, ...]):
@@ -86,6 +100,7 @@ def each_head(heads: Heads) -> list[Head | tuple[int, int]]:
 def _one_head(head: Any, heads: Any) -> Head | tuple[int, int]:
     if isinstance(head, str):
         return head_named(head)
+    head = head.head if isinstance(head, HeadScore) else head
     if isinstance(head, Head):
         return Head(_number(head.layer, head), _number(head.head, head), head.stack)
     try:
@@ -224,6 +239,11 @@ class Anatomy:
     stacks: tuple[Stack, ...]
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """{path of a module that looks like attention and is not among the sites: why}."""
+
+    def __repr__(self) -> str:
+        stacks = ", ".join(dict.fromkeys(site.stack for site in self.sites))
+        left = f"; {len(self.unmeasured)} modules are not measured" if self.unmeasured else ""
+        return f"Anatomy({type(self.model).__name__}: {self.layers} layers of {self.heads} heads in {stacks}{left})"
 
     @property
     def layers(self) -> int:

@@ -14,6 +14,7 @@ from ..anatomy.names import IDS_ARGUMENT
 from ..corpora.skips import Skip
 from ..corpora.words import AlignedBatches, check_tokenizer, padded
 from ..errors import DataError, checked
+from ..results.views import brief
 from .trees import CodeTree
 
 SPECIAL, PADDING, OUTSIDE = -1, -2, -3
@@ -31,6 +32,8 @@ class AlignedCode:
     """The number of tokens with characters of several leaves; they belong to the first of these leaves."""
     number: int = 0
     """Its index in the list that was passed to `align_code`."""
+
+    __repr__ = brief
 
     @property
     def covered(self) -> tuple[int, ...]:

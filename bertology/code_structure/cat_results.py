@@ -66,13 +66,13 @@ class CatScores(Result):
     snippet could be used."""
     micro: Annotated[Tensor, axes("layer")]
     """[layer], 0 to 1: the sum of matched over the sum of either, so that long snippets have more weight."""
-    head_macro: Annotated[Tensor, axes("layer head")]
+    head_macro: Annotated[Tensor, axes("layer head", words="CAT-score, mean over snippets")]
     """[layer, head], 0 to 1: `macro` for each head's own attention; NaN for pruned heads."""
-    head_micro: Annotated[Tensor, axes("layer head")]
+    head_micro: Annotated[Tensor, axes("layer head", words="CAT-score over all pairs")]
     """[layer, head], 0 to 1: `micro` for each head's own attention; NaN for pruned heads."""
     used: Annotated[Tensor, axes("layer")]
     """[layer]: the number of snippets in the score."""
-    head_used: Annotated[Tensor, axes("layer head")]
+    head_used: Annotated[Tensor, axes("layer head", words="snippets with a score")]
     """[layer, head]: the number of snippets in each head's score; 0 for pruned heads."""
     matched: Annotated[Tensor, axes("layer example")]
     """[layer, example] int32: pairs of leaves of high attention that are near in the tree, in each snippet."""
@@ -160,7 +160,7 @@ class CatScores(Result):
         of_layers = _gain(mine, other, average, level, resamples, seed)
         mine, other = ((x.head_matched, x.head_either) for x in (self, null))
         of_heads = _gain(mine, other, average, level, resamples, seed)
-        return CatGain(*of_layers, *of_heads, average, level, self.labels)
+        return CatGain(*of_layers, *of_heads, average, level, self.labels, model_name=self.model_name)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,13 +175,13 @@ class CatGain(Result):
     """[layer]: the upper end."""
     used: Annotated[Tensor, axes("layer")]
     """[layer]: the number of snippets that both can use."""
-    head_gain: Annotated[Tensor, axes("layer head")]
+    head_gain: Annotated[Tensor, axes("layer head", words="gain of the CAT-score over the null model", scale="signed")]
     """[layer, head]: the gain of each head; NaN for pruned heads."""
-    head_low: Annotated[Tensor, axes("layer head")]
+    head_low: Annotated[Tensor, axes("layer head", words="lower end of the interval of the gain", scale="signed")]
     """[layer, head]: the lower end."""
-    head_high: Annotated[Tensor, axes("layer head")]
+    head_high: Annotated[Tensor, axes("layer head", words="upper end of the interval of the gain", scale="signed")]
     """[layer, head]: the upper end."""
-    head_used: Annotated[Tensor, axes("layer head")]
+    head_used: Annotated[Tensor, axes("layer head", words="snippets with a score")]
     """[layer, head]: the number of snippets that both can use; 0 for pruned heads."""
     average: str
     """`macro` or `micro`."""
@@ -321,7 +321,8 @@ class CatComparison(Result):
         place = self.kinds.index(kind)
         counts = (x[place] for x in (self.matched, self.either, self.head_matched, self.head_either))
         settings = f"{kind}, quantile {self.quantile}, {'U-AST' if self.upgraded else 'AST'}"
-        return scores_of(*counts, names=self.names, labels=self.labels, settings=settings)
+        found = scores_of(*counts, names=self.names, labels=self.labels, settings=settings)
+        return replace(found, model_name=self.model_name, n_examples=self.n_examples)
 
     @checked
     def beyond(self, null: str, *, average: Average = "macro", level: float = 0.95) -> CatGain:

@@ -9,15 +9,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import DataError, checked, need
-from ..results.figures import COLOURS, MARKERS, layer_cells, new_figure, width_of, written
+from ..results.canvas import (
+    COLOURS,
+    MARKERS,
+    MISSING,
+    canvas,
+    common_legend,
+    common_title,
+    finished,
+    headline,
+    ink,
+    set_title,
+    width_of,
+)
+from ..results.figures import head_cells, layer_cells
 from ..results.result import draws
-from .cat_results import CHANCE, Average, CatComparison
+from .cat_results import CHANCE, Average, CatComparison, CatGain
 from .leaf_types import LeafTypes
 from .relation_heads import RelationHeads
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _DASHES = ((0, (1, 1.5)), (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)))
 
@@ -30,8 +42,9 @@ def cat_over_layers(
     average: Average = "macro",
     level: float = 0.95,
     title: str | None = None,
+    ax: Any = None,
     path: str | Path | None = None,
-) -> Figure:
+) -> Any:
     """Draw the CAT-scores of several languages or models over the layers, and those of null models (extra `plot`).
 
     Bold lines show the scores of the attention, with their intervals over snippets. Thin lines in the same colour show
@@ -44,7 +57,10 @@ def cat_over_layers(
         average: "macro", every snippet has the same weight, or "micro", every pair of leaves has.
         level: the confidence level of the intervals.
         title: the title of the picture.
+        ax: axes to draw in, one for each panel, in the place of a new figure.
         path: a file to write the picture to as well.
+
+    Returns the figure, or the axes that were given.
 
     Raises `DataError` for no comparisons, for a null model that is in none of them, and for models whose layers have
     different labels.
@@ -61,8 +77,8 @@ def cat_over_layers(
     kinds = available if nulls is None else list(nulls)
     if unknown := [kind for kind in kinds if kind not in available]:
         raise DataError(f"there are no scores of {unknown[0]!r}: the null models are {', '.join(available) or 'none'}")
-    figure = new_figure(width_of(labels), 4.2)
-    axes, line = figure.subplots(), need("matplotlib.lines", extra="plot").Line2D
+    figure, (axes,) = canvas(ax, width_of(labels), 4.2)
+    line = need("matplotlib.lines", extra="plot").Line2D
     handles: list[Any] = []
     for number, (name, one) in enumerate(comparisons.items()):
         style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
@@ -75,22 +91,24 @@ def cat_over_layers(
     axes.axhline(CHANCE, color="#999999", linewidth=1, zorder=0)
     for place, kind in enumerate(kinds):
         dashes = _DASHES[place % len(_DASHES)]
-        handles.append(line([], [], color="#333333", label=kind, linestyle=dashes, linewidth=1))
+        handles.append(line([], [], color=ink(), label=kind, linestyle=dashes, linewidth=1))
     handles.append(line([], [], color="#999999", linewidth=1, label="chance, 1/7"))
     axes.set_xticks(range(len(rows)), labels=labels, rotation=90 if max(map(len, labels)) > 3 else 0)
     axes.set_xlim(-0.5, len(rows) - 0.5)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer")
     axes.set_ylabel(f"CAT-score, {100 * level:g} % interval over snippets")
-    axes.set_title(title or "")
+    set_title(axes, title or "")
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
-    return written(figure, path)
+    common_legend(figure, [axes], ax, handles, "outside right upper")
+    return finished(figure, ax, path)
 
 
 @checked
-def relation_maps(found: RelationHeads, *, title: str | None = None, path: str | Path | None = None) -> Figure:
+def relation_maps(
+    found: RelationHeads, *, title: str | None = None, ax: Any = None, path: str | Path | None = None
+) -> Any:
     """Draw how much more attention each head pays to related leaves than position explains (extra `plot`).
 
     There is one map for each relation, with layer 0 at the bottom and pruned heads in grey. Blue means more attention
@@ -100,7 +118,10 @@ def relation_maps(found: RelationHeads, *, title: str | None = None, path: str |
     Args:
         found: a result of `relation_heads`.
         title: the title of the picture.
+        ax: axes to draw in, one for each panel, in the place of a new figure.
         path: a file to write the picture to as well.
+
+    Returns the figure, or the axes that were given.
 
     Raises `DataError` if no pair of any relation was compared.
 
@@ -119,16 +140,13 @@ def relation_maps(found: RelationHeads, *, title: str | None = None, path: str |
     columns = min(2, len(drawn))
     deep = -(-len(drawn) // columns)
     size = (columns * max(3.4, 0.24 * gains.shape[2] + 1.5), deep * max(2.5, 0.24 * len(rows) + 1.2) + 0.3)
-    figure = new_figure(*size)
-    panels = figure.subplots(deep, columns, squeeze=False).flatten()
-    for axes, place in zip(panels, drawn, strict=False):
+    figure, panels = canvas(ax, *size, shape=(deep, columns), panels=len(drawn))
+    for axes, place in zip(panels, drawn, strict=True):
         _gains(axes, gains[place], [found.labels[row] for row in rows])
         best = found.best(found.relations[place])
         axes.set_title(f"{found.relations[place]}: {best.head} {best.gain:+.3f}", fontsize="medium")
-    for axes in panels[len(drawn) :]:
-        axes.set_visible(False)
-    figure.suptitle(title or "Attention to related leaves, beyond position")
-    return written(figure, path)
+    common_title(figure, ax, title or headline(found, "Attention to related leaves, beyond position"))
+    return finished(figure, ax, path)
 
 
 def _layers(comparisons: Mapping[str, CatComparison]) -> tuple[list[str], list[int]]:
@@ -163,7 +181,7 @@ def _scores(
 def _gains(axes: Axes, gains: torch.Tensor, labels: Sequence[str]) -> None:
     """Draw a cell for each head, and a frame around the best one."""
     edge = gains.nan_to_num(0).abs().max().item() or 1.0
-    axes.set_facecolor("#bbbbbb")
+    axes.set_facecolor(MISSING)
     image = axes.imshow(gains.numpy(), origin="lower", aspect="auto", cmap="RdBu", vmin=-edge, vmax=edge)
     row, head = divmod(int(gains.nan_to_num(-torch.inf).argmax()), gains.shape[1])
     frame = need("matplotlib.patches", extra="plot").Rectangle
@@ -174,6 +192,7 @@ def _gains(axes: Axes, gains: torch.Tensor, labels: Sequence[str]) -> None:
     axes.set_xlabel("head", fontsize="small")
     axes.set_ylabel("layer", fontsize="small")
     bar = axes.figure.colorbar(image, ax=axes)
+    bar.set_label("attention beyond position", fontsize="x-small")
     bar.locator = need("matplotlib.ticker", extra="plot").MaxNLocator(4)
     bar.update_ticks()
     bar.ax.tick_params(labelsize="x-small")
@@ -184,17 +203,37 @@ draws(RelationHeads)(relation_maps)
 
 @draws(CatComparison)
 def _comparison(
-    result: CatComparison, *, average: Average = "macro", title: str | None = None, path: str | Path | None = None
-) -> Figure:
-    return cat_over_layers({result.kinds[0]: result}, average=average, title=title, path=path)
+    result: CatComparison, *, average: Average = "macro", title: str | None = None, ax: Any = None,
+    path: str | Path | None = None,
+) -> Any:  # fmt: skip
+    title = headline(result, "CAT-scores") if title is None else title
+    return cat_over_layers({result.kinds[0]: result}, average=average, title=title, ax=ax, path=path)
+
+
+@draws(CatGain)
+def draw_gain(result: CatGain, *, ax: Any = None, path: str | Path | None = None) -> Any:
+    """Draw the gain of each layer with its interval, and a map of the gains of the heads."""
+    width, height = max(7.4, 0.3 * result.head_gain.shape[1] + 4.4), max(3.4, 0.3 * len(result.labels) + 1)
+    figure, (layers, heads) = canvas(ax, width, height, shape=(1, 2))
+    rows = torch.arange(len(result.labels))
+    ends = torch.stack([result.gain - result.low, result.high - result.gain]).clamp_min(0).nan_to_num(0)
+    layers.errorbar(result.gain.numpy(), rows.numpy(), xerr=ends.numpy(), marker="o", color=COLOURS[0], elinewidth=1.1)
+    layers.axvline(0, color="#999999", linewidth=1)
+    layers.set_yticks(rows.tolist(), labels=result.labels)
+    layers.set_ylabel("layer")
+    layers.locator_params(axis="x", nbins=5)
+    layers.set_xlabel(f"gain, {100 * result.level:g} % interval")
+    image = head_cells(heads, result.head_gain, result.labels, scale="signed")
+    figure.colorbar(image, ax=heads, label="gain of the head")
+    common_title(figure, ax, headline(result, "CAT-scores beyond the null model"))
+    return finished(figure, ax, path)
 
 
 @draws(LeafTypes)
-def draw_types(result: LeafTypes, *, path: str | Path | None = None) -> Figure:
+def draw_types(result: LeafTypes, *, ax: Any = None, path: str | Path | None = None) -> Any:
     """Draw the share of high attention of each type of leaves, in each layer."""
-    figure = new_figure(max(6.4, 0.25 * len(result.types) + 2), max(3.6, 0.3 * len(result.labels) + 2))
-    axes = figure.subplots()
+    figure, (axes,) = canvas(ax, max(6.4, 0.25 * len(result.types) + 2), max(3.6, 0.3 * len(result.labels) + 2))
     image = layer_cells(axes, result.share, result.labels, "type of leaf", result.types)
-    axes.set_title("Leaf types: share")
+    set_title(axes, headline(result, "Leaf types: share"))
     figure.colorbar(image, ax=axes, label="share of pairs with high attention")
-    return written(figure, path)
+    return finished(figure, ax, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -236,6 +236,8 @@ def restricted(x: Tensor, leaves: Tensor) -> Tensor:
 class LeafTypes(Result):
     """How often each layer's attention, averaged over heads, is high from or to leaves of each type."""
 
+    main: ClassVar[str | None] = "share"
+
     high: Annotated[Tensor, axes("layer class")]
     """[layer, class] int64: how often a leaf of the type is in a pair of high attention; both sides of a pair count."""
     total: Annotated[Tensor, axes("layer class")]
@@ -250,7 +252,7 @@ class LeafTypes(Result):
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
     @property
-    def share(self) -> Tensor:
+    def share(self) -> Annotated[Tensor, axes("layer class", words="share of pairs with high attention")]:
         """[layer, class], 0 to 1: P, the share of a type's pairs with high attention; NaN for a type without pairs."""
         return self.high / self.total.double()
 

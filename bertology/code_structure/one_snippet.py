@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.sites import Anatomy, Head, Site, head_at
+from ..anatomy.sites import Anatomy, OneHead, Site, head_at
 from ..data.batches import check_fits, reads_text
 from ..errors import DataError, HeadError, checked, is_whole
 from ..results.result import cpu64
+from ..results.views import brief
 from ..streaming.one_batch import one_batch, run
 from ..tap import tap
 from .align import align_code
@@ -35,6 +36,8 @@ class LeafAttention:
     causal: bool
     """Whether leaves see only themselves and earlier leaves."""
     tree: CodeTree
+
+    __repr__ = brief
 
     @cached_property
     def distances(self) -> Tensor:
@@ -71,17 +74,15 @@ class LeafAttention:
 
 
 @checked
-def leaf_attention(
-    model: nn.Module, tokenizer: Any, tree: CodeTree, where: int | Head | tuple[int, int]
-) -> LeafAttention:
+def leaf_attention(model: nn.Module, tokenizer: Any, tree: CodeTree, where: int | OneHead) -> LeafAttention:
     """Read the attention from leaf to leaf in one snippet.
 
     Args:
         model: any model with self attention over the text, under any attention implementation; left as it was found.
         tokenizer: the model's, a fast one.
         tree: a tree from `parse_code`.
-        where: a layer, by its row in results, for the mean over its heads; or a head, as a `Head` or a pair of its
-            layer and number.
+        where: a layer, by its row in results, for the mean over its heads; or a head, as a `Head`, by its name such as
+            "L5H3", or as a pair of its layer and number.
 
     Raises `HeadError` for a layer or head that is not there, `DataError` for code that does not fit the tokenizer or
     the model, and for a layer that does not read the text.

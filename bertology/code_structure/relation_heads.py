@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import percentile_interval
+from ..results.views import html_table, plain_table
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
 from ..streaming.processes import skipped_in
@@ -50,6 +51,8 @@ class RelatedHead:
 class RelationHeads(Result):
     """How much attention each head pays to related leaves, and to unrelated leaves at the same offsets."""
 
+    main: ClassVar[str | None] = "gain"
+
     related: Annotated[Tensor, axes("relation layer head example")]
     """[relation, layer, head, example] float64: the sum of the attention to related leaves; NaN for pruned heads."""
     control: Annotated[Tensor, axes("relation layer head example")]
@@ -70,23 +73,23 @@ class RelationHeads(Result):
     """The number of snippets that were left out of the batches, such as those that are too long for the model."""
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Annotated[Tensor, axes("relation layer head", words="attention to related leaves")]:
         """[relation, layer, head], 0 to 1: the mean attention to a related leaf, over all pairs of all snippets; NaN
         for pruned heads, and where no pair was compared."""
         return self.related.sum(-1) / self.pairs.sum(-1)[:, :, None]
 
     @property
-    def expected(self) -> Tensor:
+    def expected(self) -> Annotated[Tensor, axes("relation layer head", words="attention at the same offset")]:
         """[relation, layer, head], 0 to 1: the mean attention to unrelated leaves at the same offsets."""
         return self.control.sum(-1) / self.pairs.sum(-1)[:, :, None]
 
     @property
-    def gain(self) -> Tensor:
+    def gain(self) -> Annotated[Tensor, axes("relation layer head", words="attention beyond position", scale="signed")]:
         """[relation, layer, head], -1 to 1: how much more attention related leaves get than position explains."""
         return self.mean - self.expected
 
     @property
-    def ratio(self) -> Tensor:
+    def ratio(self) -> Annotated[Tensor, axes("relation layer head")]:
         """[relation, layer, head]: `mean` divided by `expected`."""
         return self.mean / self.expected
 
@@ -133,22 +136,22 @@ class RelationHeads(Result):
         )  # fmt: skip
 
     def __str__(self) -> str:
-        lines = [
-            "| relation | pairs | head, chosen here | attention | at the same offset | gain, 95 % |",
-            f"|{'---|' * 6}",
-        ]
+        rows = []
         for place, relation in enumerate(self.relations):
             if self.pairs[place].any():
                 one = self.best(relation)
-                low, high = one.interval
-                lines.append(
-                    f"| {relation} | {one.pairs} | {one.head} | {one.mean:.4f} | {one.expected:.4f} | "
-                    f"{one.gain:+.4f} ({low:+.4f} to {high:+.4f}) |"
-                )
+                gain = f"{one.gain:+.3f} ({one.interval[0]:+.3f}, {one.interval[1]:+.3f})"
+                rows.append((relation, str(one.pairs), str(one.head), f"{one.mean:.3f}", f"{one.expected:.3f}", gain))
             else:
-                lines.append(f"| {relation} | 0 | | | | |")
+                rows.append((relation, "0", "", "", "", ""))
         left = f", {self.skipped} skipped" if self.skipped else ""
-        return "\n".join([*lines, f"attention to related leaves in {len(self.names)} snippets{left}"])
+        titles = ("relation", "pairs", "head", "attention", "expected", "gain, 95 %")
+        told = f"attention to related leaves in {len(self.names)} snippets{left}; heads chosen here"
+        return f"{plain_table(titles, rows)}\n{told}"
+
+    def _table_html(self) -> str | None:
+        some = [one for place, one in enumerate(self.relations) if self.pairs[place].any()]
+        return html_table([vars(self.best(relation)) for relation in some])
 
     def _only(self, relation: str) -> RelationHeads:
         """The result of one relation alone."""

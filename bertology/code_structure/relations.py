@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError, checked
+from ..results.views import brief
 from .definitions import definitions_of, names_of
 from .masks import slanted
 from .relation_tables import ANGLED, BRACKETS, Grammar
@@ -43,6 +44,8 @@ class RelationSums:
     """The number of related pairs that were compared."""
     unmatched: int
     """The number of related pairs that were not compared, because the snippet has no unrelated pair at their offset."""
+
+    __repr__ = brief
 
     @property
     def mean(self) -> Tensor:

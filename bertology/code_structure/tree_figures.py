@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import DataError, check_least, checked, need
-from ..results.figures import COLOURS, new_figure, written
+from ..results.canvas import COLOURS, canvas, common_legend, finished
 from .leaf_types import TOP, LeafTypes
 from .trees import CodeTree, graph_edges
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MAX_DRAWN = 120
 """The maximum number of leaves in a picture of a tree. Of more leaves, their names could not be read."""
@@ -27,8 +26,8 @@ _LABEL: dict[str, Any] = {"ha": "center", "parse_math": False}
 
 @checked
 def syntax_tree(
-    tree: CodeTree, *, upgraded: bool = True, title: str | None = None, path: str | Path | None = None
-) -> Figure:
+    tree: CodeTree, *, upgraded: bool = True, title: str | None = None, ax: Any = None, path: str | Path | None = None
+) -> Any:
     """Draw a syntax tree, and the edges that make it the U-AST of Chen et al. (2022) (extra `plot`).
 
     The leaves are at the bottom, in the order of the text, and every node is drawn above its children with its type.
@@ -39,7 +38,10 @@ def syntax_tree(
         tree: a tree from `parse_code`.
         upgraded: whether to draw the edges between leaves, or only those of the tree.
         title: the title of the picture; by default the name of the code.
+        ax: axes to draw in, in the place of a new figure.
         path: a file to write the picture to as well.
+
+    Returns the figure, or the axes that were given.
 
     Raises `DataError` for a tree of more than 120 leaves.
 
@@ -54,8 +56,7 @@ def syntax_tree(
         )
     places = _places(tree)
     height = int(places[:, 1].max())
-    figure = new_figure(max(4.5, 0.42 * len(tree) + 0.8), max(2.6, 0.42 * (height + 3)))
-    axes = figure.subplots()
+    figure, (axes,) = canvas(ax, max(4.5, 0.42 * len(tree) + 0.8), max(2.6, 0.42 * (height + 3)))
     axes.set_axis_off()
     kinds = {"syntax tree": _BRANCH}
     _lines(axes, places[graph_edges(tree, upgraded=False)], _BRANCH)
@@ -71,14 +72,14 @@ def syntax_tree(
     axes.set_title(tree.name if title is None else title, parse_math=False)
     line = need("matplotlib.lines", extra="plot").Line2D
     handles = [line([], [], color=colour, label=name) for name, colour in kinds.items()]
-    figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize="small")
-    return written(figure, path)
+    common_legend(figure, [axes], ax, handles, "outside lower left", ncols=3, fontsize="small")
+    return finished(figure, ax, path)
 
 
 @checked
 def frequent_types(
-    found: LeafTypes, *, top: int = TOP, title: str | None = None, path: str | Path | None = None
-) -> Figure:
+    found: LeafTypes, *, top: int = TOP, title: str | None = None, ax: Any = None, path: str | Path | None = None
+) -> Any:
     """Draw the types of leaves that get the most high attention in each layer (extra `plot`).
 
     A cell has the share of a type's pairs with high attention. A frame marks the types that are frequent in the layer,
@@ -89,7 +90,10 @@ def frequent_types(
         found: a result of `leaf_types`.
         top: the number of frequent types of each layer.
         title: the title of the picture.
+        ax: axes to draw in, in the place of a new figure.
         path: a file to write the picture to as well.
+
+    Returns the figure, or the axes that were given.
 
     Raises `DataError` if no layer read the code, and for a `top` below 1.
 
@@ -109,8 +113,7 @@ def frequent_types(
         raise DataError("nothing to draw: no layer has a type of leaves with high attention")
     mean = {kind: float(share[rows, found.types.index(kind)].mean()) for kind in layers}
     types = sorted(layers, key=lambda kind: (-layers[kind], -mean[kind]))
-    figure = new_figure(max(4.5, 0.36 * len(types) + 2.2), max(2.8, 0.36 * len(rows) + 1.6))
-    axes = figure.subplots()
+    figure, (axes,) = canvas(ax, max(4.5, 0.36 * len(types) + 2.2), max(2.8, 0.36 * len(rows) + 1.6))
     cells = share[rows][:, [found.types.index(kind) for kind in types]]
     image = axes.imshow(cells.numpy(), origin="lower", aspect="auto", cmap="Blues", vmin=0)
     frame = need("matplotlib.patches", extra="plot").Rectangle
@@ -121,7 +124,7 @@ def frequent_types(
     _axes_of_types(axes, types, [found.labels[row] for row in rows])
     axes.set_title(title or "Frequent types of leaves")
     figure.colorbar(image, ax=axes, label="share of pairs with high attention")
-    return written(figure, path)
+    return finished(figure, ax, path)
 
 
 def _axes_of_types(axes: Axes, types: Sequence[str], labels: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 from ..anatomy.names import IDS_ARGUMENT
 from ..data.token_classes import check_is_tokenizer
 from ..errors import DataError, checked
+from ..results.views import brief
 from .skips import Skip, reasons_for
 
 KINDS = ("pronoun", "proper", "nominal")
@@ -65,6 +66,8 @@ class Document:
     """The mentions whose antecedent is to be found, by index; None for all mentions that have one."""
     both_sides: bool = False
     """Whether an antecedent may also follow the mention, as in GAP, where a name may follow its pronoun."""
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         many = len(self.words)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from ..errors import DataError, check_strings, checked, described, shown
+from ..results.views import brief
 from .files import BLANKS, blocks_of, columns_of, files_in, json_of, name_in, text_of, words_of
 from .raw_text import Span, joined_text, spans_in_text
 from .skips import Broken, BrokenPart, Skip, placed, reasons_for
@@ -36,6 +37,8 @@ class Sentence:
     """The sentence as it is written, for `align(..., raw_text=True)`; empty if it is not known."""
     spans: tuple[tuple[int, int], ...] = field(default=(), compare=False)
     """[word] (first character, character after the last): where each word is in `text`; empty if it is not known."""
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         for part in ("words", "relations"):

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..errors import DataError, checked
+from ..results.views import brief
 from .raw_text import Span
 from .skips import Skip, reasons_for
 
@@ -42,6 +43,8 @@ class Aligned:
     """The `Sentence`, `Document` or other text that was aligned."""
     word_of: tuple[int, ...]
     """[token]: the word, counted from 0; -1 for special tokens, -2 for padding."""
+
+    __repr__ = brief
 
     @property
     def groups(self) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import DataError, checked, need
-from ..results.figures import COLOURS, new_figure, written
+from ..results.canvas import COLOURS, canvas, common_legend, common_title, finished, ink
+from ..results.fields import measured
 from ..results.result import draws
 from .layer_statistics import LayerStatistics
 from .order import last_layer, order_of
@@ -20,7 +21,6 @@ from .trajectories import LabelTrajectories
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _ADDED, _MIXED = COLOURS[1], COLOURS[0]
 _LIGHT, _GREY = "#9cc3de", "#777777"
@@ -28,8 +28,8 @@ _LIGHT, _GREY = "#9cc3de", "#777777"
 
 @checked
 def layers_of_tasks(
-    tasks: Mapping[str, LayerStatistics], *, title: str | None = None, path: str | Path | None = None
-) -> Figure:
+    tasks: Mapping[str, LayerStatistics], *, title: str | None = None, ax: Any = None, path: str | Path | None = None
+) -> Any:
     """Draw the expected layer and the centre of gravity of each task, beside its F1 (extra `plot`).
 
     Figure 1 of Tenney et al. (2019): tasks in the order of their expected layers, with F1 in percent at layer 0 and
@@ -39,7 +39,10 @@ def layers_of_tasks(
     Args:
         tasks: `{name: statistics}`; all models must have the same number of layers.
         title: the title of the picture.
+        ax: axes to draw in, one for each panel, in the place of a new figure.
         path: a file to write the picture to as well.
+
+    Returns the figure, or the axes that were given.
 
     Raises `DataError` for no tasks, and for models with different numbers of layers.
 
@@ -49,9 +52,7 @@ def layers_of_tasks(
         ['task', 'F1 at 0', 'at 2', 'POS', '50.0', '90.0', '1.25']
     """
     last = last_layer(tasks)
-    size = (7.4, 0.46 * len(tasks) + 1.5)
-    figure = new_figure(*size)
-    axes = figure.subplots()
+    figure, (axes,) = canvas(ax, 7.4, 0.46 * len(tasks) + 1.5)
     _cells(axes, -0.75, "task", "F1 at 0", f"at {last}", color=_GREY, fontsize="small")
     for row, name in enumerate(order_of(tasks)):
         one = tasks[name]
@@ -72,8 +73,8 @@ def layers_of_tasks(
     axes.set_title(title or "")
     patch = need("matplotlib.patches", extra="plot").Patch
     handles = [patch(color=_MIXED, label="expected layer"), patch(color=_LIGHT, label="centre of gravity")]
-    figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False, fontsize="small")
-    return written(figure, path)
+    common_legend(figure, [axes], ax, handles, "outside lower right", ncols=2, fontsize="small")
+    return finished(figure, ax, path)
 
 
 @checked
@@ -82,20 +83,24 @@ def layer_panels(
     *,
     columns: int = 2,
     title: str | None = None,
+    ax: Any = None,
     path: str | Path | None = None,
-) -> Figure:
+) -> Any:
     """Draw each task's mixing weights and differential scores over the layers (extra `plot`).
 
     Figure 2 of Tenney et al. (2019): tasks in the order of their expected layers, row by row. Both quantities are
     shares that sum to 1: the differential scores are divided by the total gain F_L - F_0; some of them may be negative.
-    Dashed lines mark the expected layer and the centre of gravity. With several seeds, all values are means over seeds.
-    For tasks without an expected layer, no differential scores are drawn.
+    Dashed lines mark the expected layer and the centre of gravity. With several seeds, all values are means over seeds,
+    with their standard deviations as error bars. For tasks without an expected layer, no differential scores are drawn.
 
     Args:
         tasks: `{name: statistics}`; all models must have the same number of layers.
         columns: the number of panels side by side.
         title: the title of the picture.
+        ax: axes to draw in, one for each panel, in the place of a new figure.
         path: a file to write the picture to as well.
+
+    Returns the figure, or the axes that were given.
 
     Raises `DataError` for no tasks, and for models with different numbers of layers.
 
@@ -110,11 +115,8 @@ def layer_panels(
     columns = min(columns, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     size = (max(4.6, 4.6 * columns if last > 12 else 3.6 * columns), 1.55 * rows + 0.9)
-    figure = new_figure(*size)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
-    for axes in panels[len(tasks) :]:
-        axes.set_visible(False)
-    for number, (axes, name) in enumerate(zip(panels, order_of(tasks), strict=False)):
+    figure, panels = canvas(ax, *size, shape=(rows, columns), panels=len(tasks), sharex=True)
+    for number, (axes, name) in enumerate(zip(panels, order_of(tasks), strict=True)):
         _panel(axes, name, tasks[name])
         axes.set_xlim(-0.7, last + 0.7)
         axes.set_xticks(_ticks(last))
@@ -125,16 +127,17 @@ def layer_panels(
         patch(color=_LIGHT, label="mixing weights s; blue line: centre of gravity"),
         patch(fill=False, edgecolor=_ADDED, label="differential scores Δ, share of the gain; red line: expected layer"),
     ]
-    figure.legend(handles=both, loc="outside lower center", frameon=False, fontsize="small")
-    figure.supylabel("share", fontsize="medium")
-    figure.suptitle(title or "")
-    return written(figure, path)
+    common_legend(figure, panels, ax, both, "outside lower center", fontsize="small")
+    if ax is None:
+        figure.supylabel("share", fontsize="medium")
+    common_title(figure, ax, title or "")
+    return finished(figure, ax, path)
 
 
 @checked
 def sentence_strips(
-    trajectories: LabelTrajectories, *, title: str | None = None, path: str | Path | None = None
-) -> Figure:
+    trajectories: LabelTrajectories, *, title: str | None = None, ax: Any = None, path: str | Path | None = None
+) -> Any:
     """Draw what the probes up to each layer predict for the targets in one sentence (extra `plot`).
 
     Figure 3 of Tenney et al. (2019). Each target has one strip for each label that is true, or that is the most
@@ -145,7 +148,10 @@ def sentence_strips(
         trajectories: the trajectories of one record, `label_trajectories(...).sentence(5)`, or of some of its targets
             (`subset`).
         title: the title of the picture; by default the sentence.
+        ax: axes to draw in, one for each panel, in the place of a new figure.
         path: a file to write the picture to as well.
+
+    Returns the figure, or the axes that were given.
 
     Raises `DataError` for several records, and for no targets.
 
@@ -165,19 +171,18 @@ def sentence_strips(
     shown = [trajectories.shown(target) for target in range(trajectories.targets)]
     longest = max(len(trajectories.label_names[label]) for labels in shown for label in labels)
     size = (max(4.2, 0.34 * layers + 1.5 + 0.075 * longest), 0.3 * sum(map(len, shown)) + 0.42 * len(shown) + 1.2)
-    figure = new_figure(*size)
-    panels = figure.subplots(len(shown), 1, squeeze=False, sharex=True, height_ratios=[*map(len, shown)])[:, 0]
+    figure, panels = canvas(ax, *size, shape=(len(shown), 1), sharex=True, height_ratios=[*map(len, shown)])
     for target, (axes, labels) in enumerate(zip(panels, shown, strict=True)):
         _strips(axes, trajectories, target, labels)
-    axes.set_xticks(range(layers), labels=trajectories.labels)
-    axes.set_xlabel("layer")
+    panels[-1].set_xticks(range(layers), labels=trajectories.labels)
+    panels[-1].set_xlabel("layer")
     patch = need("matplotlib.patches", extra="plot").Patch
     frame = patch(fill=False, edgecolor=_ADDED, linewidth=1.6, label="most probable label")
     cell = patch(color=_LIGHT, label="probability, %; +: true label")
-    figure.legend(handles=[cell, frame], loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    common_legend(figure, panels, ax, [cell, frame], "outside lower center", ncols=2, fontsize="small")
     sentence = " ".join(trajectories.words[0])
-    figure.suptitle(title or "\n".join(textwrap.wrap(sentence, int(13 * size[0]))), fontsize="medium")
-    return written(figure, path)
+    common_title(figure, ax, title or "\n".join(textwrap.wrap(sentence, int(13 * size[0]))))
+    return finished(figure, ax, path)
 
 
 def _ticks(last: int) -> range:
@@ -198,7 +203,7 @@ def _bar(axes: Axes, row: float, value: float, ends: tuple[Any, Any], colour: st
     axes.barh(row, value, height=0.36, color=colour)
     low, high = (end.item() for end in ends)
     if not math.isnan(low):
-        axes.plot([low, high], [row, row], color="#333333", linewidth=1.2)
+        axes.plot([low, high], [row, row], color=ink(), linewidth=1.2)
     _beside(axes, row, value if math.isnan(high) else max(value, high), f"{value:.2f}")
 
 
@@ -209,22 +214,30 @@ def _beside(axes: Axes, row: float, place: float, text: str) -> None:
 def _panel(axes: Axes, name: str, one: LayerStatistics) -> None:
     layers, title = range(one.f1.shape[1]), [name]
     if not one.mix.isnan().any():
-        axes.bar(layers, one.mix.mean(0).numpy(), width=0.8, color=_LIGHT)
+        axes.bar(layers, one.mix.mean(0).numpy(), width=0.8, color=_LIGHT, **_spread(one.mix, _MIXED))
         axes.axvline(one.centre_of_gravity, color=_MIXED, linestyle="--", linewidth=1)
         title.append(f"K(s) = {one.kl_of_mix:.2f} bits")
     if not math.isnan(one.expected_layer):
         added = one.differential[:, 1:].mean(0) / one.gain
-        axes.bar(layers[1:], added.numpy(), width=0.8, color="none", edgecolor=_ADDED, linewidth=1.1)
+        spread = _spread(one.differential[:, 1:] / one.gain, _ADDED)
+        axes.bar(layers[1:], added.numpy(), width=0.8, color="none", edgecolor=_ADDED, linewidth=1.1, **spread)
         axes.axvline(one.expected_layer, color=_ADDED, linestyle="--", linewidth=1)
         title.append(f"K(Δ) = {one.kl_of_differential:.2f} bits")
     else:
         title.append("no expected layer")
-    axes.axhline(0, color="#333333", linewidth=0.8)
+    axes.axhline(0, color=ink(), linewidth=0.8)
     axes.set_title("   ".join(title), fontsize="small", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.locator_params(axis="y", nbins=4)
     if not axes.patches:
         axes.set_yticks([])
+
+
+def _spread(values: torch.Tensor, colour: str) -> dict[str, Any]:
+    """The error bars of means over seeds: a standard deviation to either side, if there are several seeds."""
+    if len(values) < 2:
+        return {}
+    return {"yerr": values.std(0).numpy(), "error_kw": {"ecolor": colour, "elinewidth": 0.9}}
 
 
 def _strips(axes: Axes, trajectories: LabelTrajectories, target: int, labels: list[int]) -> None:
@@ -250,10 +263,10 @@ draws(LabelTrajectories)(sentence_strips)
 
 
 @draws(LayerStatistics)
-def _statistics(result: LayerStatistics, *, name: str = "", path: str | Path | None = None) -> Figure:
-    return layer_panels({name: result}, path=path)
+def _statistics(result: LayerStatistics, *, name: str = "", ax: Any = None, path: str | Path | None = None) -> Any:
+    return layer_panels({name: result}, title=measured(result), ax=ax, path=path)
 
 
 @draws(LayerScores)
-def _scores(result: LayerScores, *, name: str = "", path: str | Path | None = None) -> Figure:
-    return _statistics(result.statistics(), name=name, path=path)
+def _scores(result: LayerScores, *, name: str = "", ax: Any = None, path: str | Path | None = None) -> Any:
+    return _statistics(result.statistics(), name=name, ax=ax, path=path)

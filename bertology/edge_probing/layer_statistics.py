@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -172,11 +172,13 @@ class LayerStatistics(Result):
     has the reason. A mean over seeds is NaN if the value of one seed is NaN.
     """
 
+    main: ClassVar[str | None] = "f1"
+
     f1: Annotated[Tensor, axes("seed layer")]
     """[seed, layer], 0 to 1: F1 of the cumulative probes, which read layers 0 to this one."""
     mix: Annotated[Tensor, axes("seed layer")]
     """[seed, layer]: the mixing weights of the probe that reads all layers; they sum to 1. NaN if not given."""
-    differential: Annotated[Tensor, axes("seed layer")]
+    differential: Annotated[Tensor, axes("seed layer", scale="signed")]
     """[seed, layer]: how much each layer adds to the F1 of the layer below (Eq 3); may be negative. NaN at layer 0."""
     expected_layers: Annotated[Tensor, axes("seed", unit="layers")]
     """[seed], layers from 1 to L: the mean layer, weighted by the differential scores (Eq 4); NaN if not defined."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -151,6 +151,8 @@ class LayerScores(Result):
 
     Layer 0 is the lexical layer. Layer l is the output of the model's l-th block, whose heads are in layer l - 1.
     """
+
+    main: ClassVar[str | None] = "f1"
 
     f1: Annotated[Tensor, axes("seed layer")]
     """[seed, layer], 0 to 1: micro-F1 over all labels that count; a label is predicted when p >= 1/2. It is 0 when no

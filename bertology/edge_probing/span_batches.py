@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError, described
+from ..results.views import brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,8 @@ class EdgeBatch:
     """For each side, [pair] int64, ascending: the target whose span this is. Every target has a token on every side."""
     gold: Tensor
     """[target, label] float32: 1 for the labels that are true of a target, else 0."""
+
+    __repr__ = brief
 
     @property
     def count(self) -> int:

@@ -13,6 +13,7 @@ from typing import Literal, overload
 from ..corpora.skips import Skip, few_of, reasons_for
 from ..corpora.treebank import check_spans
 from ..errors import DataError, checked, is_number, is_whole
+from ..results.views import brief
 
 Counted = Literal["coref", "srl", "relations"] | Sequence[str] | None
 """A rule by its name, the labels themselves, or None for all."""
@@ -152,6 +153,8 @@ class Record:
     """The text as it is written, for `encode(..., raw_text=True)`; empty if it is not known."""
     spans: tuple[tuple[int, int], ...] = field(default=(), compare=False)
     """[word] (first character, character after the last): where each word is in `text`; empty if it is not known."""
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         many = len(self.words)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DataError, checked
+from ..results.views import brief
 from ..streaming.checkpoint import Checkpoint
 from ..streaming.identity import add_tensor
 from ..streaming.progress import Progress, progress_bar
@@ -69,6 +70,8 @@ class Trained:
     stopped: tuple[str, ...]
     """[probe]: why each probe stopped: its "patience" ended, its "learning rate" became too low, or all "validations"
     were used up. In the last case more training may help."""
+
+    __repr__ = brief
 
 
 @checked

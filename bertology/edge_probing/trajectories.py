@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class LabelTrajectories(Result):
     For a single record, `print` shows a table: each label's probability at every layer, in percent.
     """
 
+    main: ClassVar[str | None] = "probabilities"
+
     probabilities: Annotated[Tensor, axes("layer target label")]
     """[layer, target, label], 0 to 1: the probability by the probe that reads layers 0 to this one."""
     gold: Annotated[Tensor, axes("target label")]
@@ -46,7 +48,7 @@ class LabelTrajectories(Result):
     """[layer]: `0`, `1` ..."""
 
     @property
-    def top(self) -> Tensor:
+    def top(self) -> Tensor:  # type: ignore[override]  # a result of labels has no heads to rank
         """[layer, target], int64: the most probable label, right or wrong; the first one if several are equal."""
         return self.probabilities.argmax(-1)
 

@@ -27,10 +27,10 @@ from .significance import Of, PairedResult
 class HeadAblation(PairedResult):
     """What a model loses when one head is removed, for each head."""
 
-    change: Annotated[Tensor, axes("layer head")]
+    change: Annotated[Tensor, axes("layer head", words="change of the metric without the head", scale="signed")]
     """[layer, head]: the metric without the head minus that of the whole model; below 0 the head helps. NaN for
     pruned heads, and where a layer did not run."""
-    loss_change: Annotated[Tensor, axes("layer head")]
+    loss_change: Annotated[Tensor, axes("layer head", words="change of the loss without the head", scale="signed")]
     """[layer, head]: the mean loss without the head minus that of the whole model; above 0 the head helps."""
     base: float
     """The whole model's metric."""
@@ -116,7 +116,7 @@ def head_ablation(
 class SoleHeadAblation(PairedResult):
     """What a model loses when all heads of a layer but one are removed, for each head."""
 
-    scores: Annotated[Tensor, axes("layer head")]
+    scores: Annotated[Tensor, axes("layer head", words="the metric with this head alone in its layer")]
     """[layer, head]: the metric when only this head is left in its layer; NaN for pruned heads, and where a layer
     did not run."""
     base: float
@@ -220,6 +220,7 @@ def _paired(found: VariantScores, replace: Kind | Tensor) -> dict[str, Any]:
         "replace": replacement_name(replace),
         "examples": found.losses.shape[1],
         "labels": found.labels,
+        "model_name": found.model_name,
     }
 
 

@@ -34,14 +34,14 @@ class HeadImportance(Result):
     With g = ∂L(x)/∂ξ, the gradient of one example's loss with respect to the head's gate ξ, at ξ = 1.
     """
 
-    scores: Annotated[Tensor, axes("layer head")]
+    scores: Annotated[Tensor, axes("layer head", words="importance, E|g|")]
     """[layer, head]: E|g|, the importance of Michel et al. 2019, eq. 2; NaN for pruned heads. By token, E Σ|g| with
     the part of g that comes from each token."""
-    signed: Annotated[Tensor, axes("layer head")]
+    signed: Annotated[Tensor, axes("layer head", words="mean gradient of the gate, E[g]", scale="signed")]
     """[layer, head]: E[g]; to first order the loss grows by -E[g] when the head is removed."""
-    fisher: Annotated[Tensor, axes("layer head")]
+    fisher: Annotated[Tensor, axes("layer head", words="Fisher information, E[g²]")]
     """[layer, head]: E[g²], the diagonal Fisher information of the gate (Kwon et al. 2022)."""
-    stderr: Annotated[Tensor, axes("layer head")]
+    stderr: Annotated[Tensor, axes("layer head", words="standard error of the importance")]
     """[layer, head]: the standard error of `scores` over examples; infinite with one example."""
     examples: int
     """How many examples were averaged over."""
@@ -246,6 +246,7 @@ class ImportanceSeries(Result):
 
     instead_of_plot: ClassVar[str] = "at(step) gives the importance at one step, which has a picture"
 
+    main: ClassVar[str | None] = "scores"
     _fields: ClassVar = ("scores", "signed", "fisher", "stderr")
 
     steps: Annotated[Tensor, axes("step")]
@@ -273,7 +274,9 @@ class ImportanceSeries(Result):
             raise DataError(f"step {step} is not in this series: it has {', '.join(map(str, self.steps.tolist()))}")
         scores, signed, fisher, stderr = (getattr(self, name)[places[0]] for name in self._fields)
         n, labels = self.examples, self.labels
-        return HeadImportance(scores, signed, fisher, stderr, n, labels, granularity=self.granularity)
+        return HeadImportance(
+            scores, signed, fisher, stderr, n, labels, granularity=self.granularity, model_name=self.model_name
+        )
 
     @checked
     def correlation(self, normalize: Literal["layer", "all"] | None = "layer") -> Tensor:
@@ -347,12 +350,15 @@ def importance_through_training(
     counts = sorted({one.examples for one in measured.values()})
     if len(counts) > 1:
         raise DataError(f"the batches must be the same for each checkpoint, got {counts} examples")
-    fields = {name: torch.stack([getattr(one, name) for one in measured.values()]) for name in ImportanceSeries._fields}
+    fields: dict[str, Any] = {
+        name: torch.stack([getattr(one, name) for one in measured.values()]) for name in ImportanceSeries._fields
+    }
     return ImportanceSeries(
         steps=torch.tensor(list(measured)),
         examples=first.examples,
         labels=first.labels,
         granularity=granularity,
+        model_name=first.model_name,
         **fields,
     )
 

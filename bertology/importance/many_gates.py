@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ NAN = float("nan")
 @dataclass(frozen=True, eq=False, repr=False)
 class VariantScores(Result):
     """The scores of the full model, in row 0, and under each set of gates, in the rows after it."""
+
+    main: ClassVar[str | None] = "scores"
 
     scores: Annotated[Tensor, axes("variant")]
     """[variant]: the metric."""

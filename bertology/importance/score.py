@@ -39,6 +39,7 @@ class Score(Result):
     """The score of a model over a data set."""
 
     instead_of_plot: ClassVar[str] = "it is one number: print it"
+    main: ClassVar[str | None] = "value"
 
     value: float
     """The metric, higher is better."""

@@ -30,9 +30,9 @@ Correction = Literal["holm", "bh"] | None
 class Significance(Result):
     """How likely a change at least this large is by chance, for each head that was tested."""
 
-    p: Annotated[Tensor, axes("layer head")]
+    p: Annotated[Tensor, axes("layer head", words="p-value, corrected", scale="p-value")]
     """[layer, head]: the p-value, corrected for the number of heads that were tested; NaN for all others."""
-    uncorrected: Annotated[Tensor, axes("layer head")]
+    uncorrected: Annotated[Tensor, axes("layer head", words="p-value", scale="p-value")]
     """[layer, head]: the p-value of each head alone."""
     test: str
     """Which test: "t", "mcnemar" or "bootstrap"."""
@@ -113,7 +113,10 @@ class PairedResult(Result):
             resamples = max(1000, 400 * int(there.sum()) if correction else 0)
         p = torch.full(there.shape, float("nan"), dtype=torch.float64)
         p[there], tested = _Pairs(self, there).p_values(test, of, metric, resamples, seed)
-        return Significance(corrected(p, correction), p, test, tested, correction, self.labels)
+        return Significance(
+            corrected(p, correction), p, test, tested, correction, self.labels,
+            model_name=self.model_name, n_examples=self.examples,
+        )  # fmt: skip
 
 
 class _Pairs:

@@ -14,12 +14,14 @@ from ..anatomy.sites import LayerLabels, Site, Stack
 from ..data.batches import (
     Batch,
     ReadBatch,
+    examples,
     run_model,
     token_count,
 )
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
+from ..results.fields import model_name
 from ..results.result import Result
 from ..streaming.first_example import FirstExample
 from ..streaming.gradient_check import check_gradient
@@ -32,6 +34,8 @@ C = TypeVar("C", bound="Capture")
 
 class Capture(Result):
     """Mixin of the captures of one batch: dataclasses whose tensors are kept by stack, `{stack: tensor}`."""
+
+    main: ClassVar[str | None] = "stacks"
 
     stacks: dict[str, Tensor]
     masks: dict[str, Tensor]
@@ -46,11 +50,13 @@ class Capture(Result):
         """Only one stack: "encoder", "decoder" or "cross"; its `values` can then be taken."""
         if name not in self.stacks:
             raise DataError(f"no stack {name!r} in this result: it has {', '.join(self.stacks)}")
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        cut = {key: {name: part[name]} if isinstance(part, dict) else part for key, part in parts.items()}
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        cut: dict[str, Any] = {
+            key: {name: part[name]} if isinstance(part, dict) else part for key, part in parts.items()
+        }
         if len(self.stacks) > 1:
             cut["labels"] = tuple(label for label in self.labels if label.rpartition(".")[0] == name)
-        return replace(self, **cut)  # type: ignore[type-var]
+        return replace(self, **cut)
 
 
 def only(stacks: dict[str, Tensor]) -> Tensor:
@@ -153,7 +159,12 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
                     states = _as_text(stack, states, final, final.shape[1])
                 tie = stack.ties_last if tie_last_hidden_states is None else tie_last_hidden_states
                 stacks[_run_name(stack.name, number, len(found))] = pile(_ended(states, final if tie else None))
-        return HiddenStates(stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks))
+        return HiddenStates(stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks), **_measured(model, batch))
+
+
+def _measured(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """Which model was captured, and on how many examples."""
+    return {"model_name": model_name(model), "n_examples": examples(batch)}
 
 
 def _run_name(stack: str, number: int, runs: int) -> str:
@@ -244,7 +255,8 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
             whole = {site: torch.cat(some[number], dim=2) for site, some in runs.items() if number < len(some)}
             for name, maps in by_stack(anatomy, whole, head_axis=1).items():
                 stacks[_run_name(name, number, often.get(name, 1))] = maps
-        return AttentionMaps(stacks, masks(anatomy, batch, stacks, axis=3), layer_labels(anatomy, whole))
+        real, labels = masks(anatomy, batch, stacks, axis=3), layer_labels(anatomy, whole)
+        return AttentionMaps(stacks, real, labels, **_measured(model, batch))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -344,4 +356,5 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
                     check_gradient(anatomy, batch, chosen, lost[0], labelled=loss != "auto")
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
         stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
-        return HeadOutputs(stacks, gradients, masks(anatomy, batch, stacks, axis=2), layer_labels(anatomy, found))
+        real, labels = masks(anatomy, batch, stacks, axis=2), layer_labels(anatomy, found)
+        return HeadOutputs(stacks, gradients, real, labels, **_measured(model, batch))

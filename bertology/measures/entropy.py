@@ -45,9 +45,9 @@ def batch_average(sums: Tensor, counts: Tensor, average: Average) -> tuple[Tenso
 class AttentionEntropy(Result):
     """How spread out each head's attention is, over a data set."""
 
-    mean: Annotated[Tensor, axes("layer head", unit="nats")]
+    mean: Annotated[Tensor, axes("layer head", unit="nats", words="entropy of the attention")]
     """[layer, head], nats: 0 for attention to one token, ln n if uniform over n tokens; NaN for pruned heads."""
-    first: Annotated[Tensor, axes("layer head", unit="nats")]
+    first: Annotated[Tensor, axes("layer head", unit="nats", words="entropy of the attention of the first token")]
     """[layer, head], nats: of the text's first token alone ([CLS] in BERT)."""
     queries: Annotated[Tensor, axes("layer")]
     """[layer]: the real query tokens that were averaged over."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,11 @@ from ..streaming.progress import Progress
 class AttentionGradients(Result):
     """The gradient of the loss with respect to attention, by the class of the attended-to token."""
 
-    values: Annotated[Tensor, axes("layer head class", unit="loss per weight")]
+    main: ClassVar[str | None] = "values"
+
+    values: Annotated[Tensor, axes("layer head class", unit="loss per weight", words="mean |∂L/∂α|")]
     """[layer, head, class], loss per weight: the mean of |∂L/∂α| over pairs of a query and a key of the class."""
-    pairs: Annotated[Tensor, axes("layer class")]
+    pairs: Annotated[Tensor, axes("layer class", words="pairs of tokens")]
     """[layer, class], int64: how many pairs of real tokens were averaged over."""
     classes: Annotated[tuple[str, ...], axes("class")]
     """[class]: the names of the token classes; the last is `other`, all tokens in none of them."""

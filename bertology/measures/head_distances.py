@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.sites import Head, Site, head_at
+from ..anatomy.sites import Head, OneHead, Site, each_head, head_at
 from ..data.batches import Batch, Batches
 from ..errors import DataError, HeadError, checked, need
 from ..results.axes import axes
@@ -34,7 +34,7 @@ class HeadDistances(Result):
     The rows of `js` are all heads of all layers, layer by layer: head h of layer l is row `l * heads_per_layer + h`.
     """
 
-    js: Annotated[Tensor, axes("head head", unit="nats")]
+    js: Annotated[Tensor, axes("head head", unit="nats", words="Jensen-Shannon divergence")]
     """[head, head], nats: 0 for the same attention, ln 2 for no common key; NaN for pruned heads and across stacks."""
     queries: Annotated[Tensor, axes("layer")]
     """[layer]: the real query tokens that were compared."""
@@ -48,13 +48,13 @@ class HeadDistances(Result):
     """Whether `js` is the mean over all query tokens, or their sum."""
 
     @property
-    def heads(self) -> list[Head]:
-        """The name of each row of `js`, pruned heads included."""
+    def heads(self) -> Annotated[list[Head], axes("head")]:
+        """[head]: the name of each row of `js`, pruned heads included."""
         return [head_at(self.labels, row, h) for row in range(len(self.labels)) for h in range(self.heads_per_layer)]
 
     @checked
-    def between(self, a: Head | tuple[int, int], b: Head | tuple[int, int]) -> float:
-        """The distance of two heads, given as `Head`s or (layer, head) pairs; NaN where they have none.
+    def between(self, a: OneHead, b: OneHead) -> float:
+        """The distance of two heads, given as `Head`s, names or (layer, head) pairs; NaN where they have none.
 
         Raises `HeadError` for a head that is not in this result.
         """
@@ -149,7 +149,8 @@ class HeadDistances(Result):
             raise DataError("no head is left in this result: there is nothing to compare")
         return there, js
 
-    def _row(self, head: Head | tuple[int, int]) -> int:
+    def _row(self, head: OneHead) -> int:
+        (head,) = each_head([head])
         if isinstance(head, Head):
             rows = [row for row, one in enumerate(self.heads) if _is(head, one)]
             if len(rows) == 1:

@@ -67,19 +67,19 @@ class AttentionPatterns(Result):
     cross attention, with a cache of earlier keys, and in layers that pool tokens, all fields but `confidence` are NaN.
     """
 
-    previous: Annotated[Tensor, axes("layer head")]
+    previous: Annotated[Tensor, axes("layer head", words="attention to the previous token")]
     """[layer, head], 0 to 1: the attention to the previous token; the first token has none."""
-    next: Annotated[Tensor, axes("layer head")]
+    next: Annotated[Tensor, axes("layer head", words="attention to the next token")]
     """[layer, head], 0 to 1: the attention to the next token; the last token has none."""
-    self: Annotated[Tensor, axes("layer head")]
+    self: Annotated[Tensor, axes("layer head", words="attention to the token itself")]
     """[layer, head], 0 to 1: the attention to the token itself."""
-    first: Annotated[Tensor, axes("layer head")]
+    first: Annotated[Tensor, axes("layer head", words="attention to the first token")]
     """[layer, head], 0 to 1: the attention to the text's first token."""
-    distance: Annotated[Tensor, axes("layer head", unit="tokens")]
+    distance: Annotated[Tensor, axes("layer head", unit="tokens", words="distance of the attended tokens")]
     """[layer, head], tokens: how far away the attended tokens are, on average."""
-    confidence: Annotated[Tensor, axes("layer head")]
+    confidence: Annotated[Tensor, axes("layer head", words="largest attention weight of a query")]
     """[layer, head], 0 to 1: the largest weight of a query (Voita et al. 2019)."""
-    sink: Annotated[Tensor, axes("layer head")]
+    sink: Annotated[Tensor, axes("layer head", words="share of examples whose first token is a sink")]
     """[layer, head], 0 to 1: the share of examples in which the first token gets more than 0.3 of the attention, or
     another threshold (Gu et al. 2024); its mean over heads is the model's sink rate."""
     to: Annotated[Tensor, axes("layer head class")]
@@ -217,7 +217,7 @@ class PatternsAccumulator(MapAccumulator):
         over = self.over.cpu()[:, None]
         there = self.anatomy.present & (over > 0)
         placed = there & (self.unplaced.cpu() == 0)[:, None]
-        means = {
+        means: dict[str, Any] = {
             name: finite(
                 cpu64(getattr(self, name)) / over, there if name == "confidence" else placed, f"patterns ({name})"
             )
@@ -225,7 +225,7 @@ class PatternsAccumulator(MapAccumulator):
         }
         classed = (placed & (self.unclassed.cpu() == 0)[:, None])[..., None]
         divisors = (over.expand(-1, len(self._classes.names)), self.over_within.cpu(), self.over_rest.cpu())
-        classes = {
+        classes: dict[str, Any] = {
             name: (cpu64(getattr(self, name)) / divisor[:, None]).masked_fill(
                 ~(classed & (divisor > 0)[:, None]), float("nan")
             )

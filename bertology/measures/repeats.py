@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,11 @@ class RepeatScores(Result):
     2023).
     """
 
-    induction: Annotated[Tensor, axes("layer head")]
+    induction: Annotated[Tensor, axes("layer head", words="attention to the tokens after earlier occurrences")]
     """[layer, head], 0 to 1: the attention to the next tokens of earlier occurrences of the same token; NaN if none."""
-    duplicate: Annotated[Tensor, axes("layer head")]
+    duplicate: Annotated[Tensor, axes("layer head", words="attention to earlier occurrences")]
     """[layer, head], 0 to 1: the attention to earlier occurrences of the same token; NaN if no token has any."""
-    previous: Annotated[Tensor, axes("layer head")]
+    previous: Annotated[Tensor, axes("layer head", words="attention to the previous token")]
     """[layer, head], 0 to 1: the attention to the previous token, from all tokens that have one; NaN if none has."""
     followers: Annotated[Tensor, axes("layer")]
     """[layer], int64: how many tokens have an earlier occurrence whose next token comes before them."""
@@ -88,7 +88,7 @@ class RepeatsAccumulator(MapAccumulator):
         """Divide by the number of queries with such tokens before them."""
         self.check_measured(self.queries, "real query")
         counts = {"induction": self.followers, "duplicate": self.repeats, "previous": self.queries}
-        means = {}
+        means: dict[str, Any] = {}
         for name, many in counts.items():
             there = self.anatomy.present & (many.cpu() > 0)[:, None]
             means[name] = finite(cpu64(getattr(self, name)) / many.cpu()[:, None], there, f"repeat scores ({name})")

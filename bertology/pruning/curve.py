@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ..errors import DataError, check_share, checked, is_number, is_whole
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from ..importance.score import scorer
 from ..results.axes import axes
+from ..results.fields import model_name
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.progress import Progress, progress_bar
@@ -73,6 +74,8 @@ def silence(scores: Tensor, gates: Tensor, size: int, keep: int) -> Tensor:
 @dataclass(frozen=True, eq=False, repr=False)
 class PruningCurve(Result):
     """The score of a model as it loses its heads, least important first."""
+
+    main: ClassVar[str | None] = "scores"
 
     heads_left: Annotated[Tensor, axes("step")]
     """[step]: how many heads are left, of those that may go; the first step is the whole model."""
@@ -234,6 +237,7 @@ def pruning_curve(
         by=by_name(by),
         seed=seed if by_name(by) == "random" else None,
         only=only,
+        model_name=model_name(model),
     )
 
 

@@ -103,6 +103,7 @@ class Efficiency(Result):
     """What two models cost, on the axis `model`: the first before, the second after pruning."""
 
     instead_of_plot: ClassVar[str] = "print(result.table())"
+    axis_names: ClassVar = {"model": ("before", "after")}
 
     parameters: Annotated[Tensor, axes("model")]
     """[model]: how many parameters there are."""
@@ -118,8 +119,8 @@ class Efficiency(Result):
     """[model, size, round]: how fast a forward pass is."""
     tokens: Annotated[Tensor, axes("size")]
     """[size]: the real tokens of a batch."""
-    batch_sizes: tuple[int, ...]
-    """The numbers of examples in a batch, along the axis `size`."""
+    batch_sizes: Annotated[tuple[int, ...], axes("size")]
+    """[size]: the numbers of examples in a batch."""
     device: str
     """What it was measured on."""
     labels: tuple[str, ...] = ()

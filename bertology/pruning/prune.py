@@ -16,6 +16,7 @@ from ..anatomy.sites import Anatomy, Head, Heads, head_at
 from ..data.models import config_of
 from ..errors import DataError, PruningError, checked
 from ..results.axes import axes
+from ..results.fields import model_name
 from ..results.result import Result
 from ..tap import one_thread
 from .cut_weights import Cut, Tied, cut_heads, plan_cut
@@ -86,7 +87,7 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
         for part, labels, some in written:
             _write_down(part, labels, some)
     names = tuple(head_at(anatomy.labels, row, head) for row, head in places)
-    return Pruned(names, before, _count(model), anatomy.labels)
+    return Pruned(names, before, _count(model), anatomy.labels, model_name=model_name(model))
 
 
 def _count(model: nn.Module) -> int:

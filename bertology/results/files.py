@@ -37,7 +37,8 @@ def write_file(path: str | Path, kind: str, values: Mapping[str, Any], stack: st
             tensors |= {f"{name}/{key}": x for key, x in value.items()}
         else:
             rest[name] = value
-    tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    # `contiguous` keeps odd strides of axes with one element.
+    tensors = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
     about = {"result": kind, "fields": json.dumps(rest, default=vars)} | ({"stack": stack} if stack else {})
     save_file(tensors, str(path), metadata=about | {"checksum": _checksum(tensors, about)})
 
@@ -94,11 +95,14 @@ def checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         x = tensors[name]
         found = zlib.crc32(f"{name} {list(x.shape)} {x.dtype}".encode(), found)
-        flat = x.contiguous().reshape(-1)
-        if flat.stride() != (1,):  # one element alone is contiguous whatever its stride, but is no view of bytes
-            flat = flat.clone(memory_format=torch.contiguous_format)
-        found = zlib.crc32(flat.view(torch.uint8).numpy().data, found)
+        found = zlib.crc32(bytes_of(x).data, found)
     return f"{found:08x}"
+
+
+def bytes_of(x: Tensor) -> Any:
+    """[byte], a NumPy array: the bytes of a tensor, wherever it is."""
+    # One element may be contiguous with any stride, and is then no row of bytes.
+    return x.detach().cpu().contiguous().reshape(-1).as_strided((x.numel(),), (1,)).view(torch.uint8).numpy()
 
 
 def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

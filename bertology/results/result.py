@@ -1,23 +1,26 @@
 """The base class of all results: saving, loading, printing, and the registry of pictures.
 
 Every measure returns a frozen dataclass with this mixin: it prints itself, saves itself to one safetensors file
-(tensors as tensors, the rest as JSON in the header; no pickle), and knows the labels of its layers.
+(tensors as tensors, the rest as JSON in the header; no pickle), knows the labels of its layers, and becomes a pandas
+frame, a numpy array or plain Python values.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import Field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..anatomy.sites import LayerLabels
+from ..anatomy.sites import Head, HeadScore, LayerLabels
 from ..errors import DataError, checked
-from .axes import FieldAxes, axes_of
+from . import frames, heads, views
+from .axes import axes_of
+from .fields import Fields, Measured
 from .files import check_fields, damaged, read_file, write_file
 
 Self = TypeVar("Self", bound="Result")
@@ -43,15 +46,16 @@ def _options(picture: Callable[..., Any]) -> set[str]:
     return set(list(inspect.signature(picture).parameters)[1:])
 
 
-class Result:
-    """Mixin of all results: `save`, `load`, `stack`, `plot`, printing.
+class Result(Fields):
+    """Mixin of all results: `save`, `load`, `stack`, `plot`, `to_frame`, `to_dict`, `top`, printing.
 
-    A field declares its axes in its annotation, `Annotated[Tensor, axes("layer head")]`; `stack`, printing and pictures
-    read them.
+    A field declares its axes in its annotation, `Annotated[Tensor, axes("layer head")]`; `stack`, printing, frames and
+    pictures read them. Two results are equal (`==`) if they are of one class and hold the same values, where NaN equals
+    NaN; `allclose` compares them within a tolerance. `numpy.asarray` gives the values of the field that a result is
+    about, and `result["L5H3"]` the value of one head.
     """
 
     _kinds: ClassVar[dict[str, type[Result]]] = {}
-    labels: tuple[str, ...]
     instead_of_plot: ClassVar[str] = "print it, or draw its fields with matplotlib"
     """What to call where a result has no picture."""
 
@@ -62,9 +66,12 @@ class Result:
     @checked
     def save(self, path: str | Path) -> None:
         """Write the result to one safetensors file. Raises `DataError` for a path that cannot be a file."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        if self.labels == () and any(f.name == "labels" and f.default == () for f in fields(self)):  # type: ignore[arg-type]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.labels == () and any(f.name == "labels" and f.default == () for f in fields(self)):
             del values["labels"]  # captures of earlier versions have none
+        for f in fields(Measured):
+            if values[f.name] == f.default:
+                del values[f.name]  # as in files of earlier versions
         write_file(path, type(self).__name__, values, getattr(self.labels, "stack", ""))
 
     @classmethod
@@ -110,15 +117,19 @@ class Result:
         for field, axes in axes_of(type(self)).items():
             if "layer" in axes.names:
                 cut[field] = _taken(getattr(self, field), axes.names.index("layer"), rows)
-        return replace(self, **cut)  # type: ignore[type-var]
+        return replace(self, **cut)
 
     @checked
-    def plot(self, *, field: str | None = None, **options: Any) -> Any:
+    def plot(self, *, field: str | None = None, ax: Any = None, **options: Any) -> Any:
         """Draw the result (extra `plot`): the picture that its class has registered with `draws`.
 
-        `field` names a `[layer, head]` field, of which a heat map is drawn instead. The other options are those of the
-        registered picture; each of them takes `path`, the file to which the picture is also written.
+        `field` names a `[layer, head]` field, of which a heat map is drawn instead. `ax` are matplotlib axes to draw
+        in, or a list of them for a picture of several panels. The other options are those of the registered picture;
+        each of them takes `path`, the file to which the picture is also written.
+
+        Returns a matplotlib figure, which notebooks show where it is the value of a cell; or the axes that were given.
         """
+        options |= {} if ax is None else {"ax": ax}
         if field is not None:
             picture, options = _pictures[Result], {"field": field, **options}
         else:
@@ -130,45 +141,64 @@ class Result:
             )
         return picture(self, **options)
 
+    @checked
+    def to_frame(self, field: str | None = None) -> Any:
+        """A pandas frame in long form (extra `frames`): a row for each cell, a column for each axis.
+
+        Without `field` it holds the field that the result is about, and those with the same axes. Pruned heads are NaN.
+        Raises `DataError` for a field that is not there.
+        """
+        return frames.to_frame(self, field)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain Python values: tensors as nested lists."""
+        return frames.to_dict(self)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return frames.to_array(self, dtype, copy)
+
+    @checked
+    def allclose(self, other: Result, *, rtol: float = 1e-5, atol: float = 1e-8) -> bool:
+        """Whether another result is of the same class and holds the same values within a tolerance; NaN equals NaN.
+
+        Which model was measured, and on how many examples, does not count.
+        """
+        return frames.same(self, other, rtol=rtol, atol=atol)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Result):
+            return NotImplemented
+        return frames.same(self, other, rtol=0, atol=0) and all(
+            getattr(self, f.name) == getattr(other, f.name) for f in fields(Measured)
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self).__name__, tuple(self.labels)))  # equal results have equal labels
+
+    def __getitem__(self, head: str | Head | tuple[int, int]) -> float:
+        return heads.value_of(self, head)
+
+    @checked
+    def top(self, n: int = 5, *, field: str | None = None) -> list[HeadScore]:
+        """The `n` heads with the highest values, highest first, each with its value.
+
+        By default of the `[layer, head]` field that the result is about. Pruned heads are never among them.
+        """
+        return heads.ranked(self, n, field, descending=True)
+
+    @checked
+    def bottom(self, n: int = 5, *, field: str | None = None) -> list[HeadScore]:
+        """The `n` heads with the lowest values, lowest first, each with its value: `prune_heads` takes them."""
+        return heads.ranked(self, n, field, descending=False)
+
     def __str__(self) -> str:
-        lines, declared = [type(self).__name__], axes_of(type(self))
-        heads = any(axes.names == ("layer", "head") for axes in declared.values())
-        for f in _shown(self):
-            value = getattr(self, f.name)
-            axes = declared.get(f.name, FieldAxes(()))
-            if isinstance(value, dict):
-                lines.append(f"{f.name}: {_shapes(value)}")
-            elif axes.names[:1] == ("layer",) and len(axes.names) == 2:
-                lines += [f"{f.name} {axes}:", _table(value, self.labels, names_on(self, axes.names[1]))]
-            elif isinstance(value, Tensor):
-                lines.append(f"{f.name}: {list(value.shape)} {str(value.dtype).removeprefix('torch.')}")
-                if axes.names[:2] == ("layer", "head") and axes.names[2:] == ("class",) and not heads:
-                    for place, name in enumerate(names_on(self, "class") or ()):
-                        lines += [f"{f.name} of {name} [layer, head]:", _table(value[..., place], self.labels)]
-            elif f.name != "labels" and value is not None:
-                lines.append(f"{f.name}: {value}")
-        return "\n".join(lines)
+        return views.as_text(self)
 
     def __repr__(self) -> str:
-        shown = []
-        for f in _shown(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                shown.append(f"{f.name}={list(value.shape)}")
-            elif isinstance(value, dict):
-                shown.append(f"{f.name}={_shapes(value)}")
-            elif f.name != "labels" and value is not None:
-                shown.append(f"{f.name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return views.as_repr(self)
 
-
-def _shown(result: Result) -> list[Field[Any]]:
-    """The fields in the order of the text: those that a class shares with others are keyword-only, and come last."""
-    return sorted(fields(result), key=lambda f: f.kw_only)  # type: ignore[arg-type, return-value]
-
-
-def _shapes(tensors: dict[str, Tensor]) -> str:
-    return "{" + ", ".join(f"{name}: {list(x.shape)}" for name, x in tensors.items()) + "}"
+    def _repr_html_(self) -> str:
+        return views.as_html(self)
 
 
 def _taken(values: Any, axis: int, rows: list[int]) -> Any:
@@ -178,24 +208,6 @@ def _taken(values: Any, axis: int, rows: list[int]) -> Any:
     if isinstance(values, Tensor):
         return values.index_select(axis, torch.tensor(rows, device=values.device))
     return tuple(_taken(part, axis - 1, rows) for part in values) if axis else tuple(values[row] for row in rows)
-
-
-def names_on(result: Result, axis: str) -> tuple[str, ...] | None:
-    """The names along an axis, which a field of the result holds; None if they are only numbered."""
-    for name, declared in axes_of(type(result)).items():
-        value = getattr(result, name)
-        if declared.names == (axis,) and isinstance(value, tuple):
-            return value
-    return None
-
-
-def _table(values: Tensor, labels: tuple[str, ...], names: tuple[str, ...] | None = None) -> str:
-    """A row for each layer of `values [layer, ...]`, a column for each position on the other axis."""
-    rows = [["", *(names or map(str, range(values.shape[1])))]]
-    for label, row in zip(labels, values.tolist(), strict=True):
-        rows.append([label, *("" if v != v else f"{v:.4g}" for v in row)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
 def finite(values: Tensor, there: Tensor, what: str) -> Tensor:

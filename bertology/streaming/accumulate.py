@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence, Sized
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_model
 from ..errors import DataError, checked
+from ..results.fields import model_name
+from ..results.result import Result
 from ..tap import uncached, undisturbed
 from ..tap.gradient_cuts import lost_gradients
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
@@ -55,7 +58,7 @@ def accumulate(
     with torch.inference_mode(False):
         error: Exception | None = None
         try:
-            seen, saved = _take(model, batches, accumulators, checkpoint, progress)
+            seen, measured, saved = _take(model, batches, accumulators, checkpoint, progress)
         except Exception as raised:
             if processes() == 1:
                 raise
@@ -64,10 +67,19 @@ def accumulate(
             raise_together(error)
             check_same_work(model, accumulators)
             check_counts(seen, batches)
+            measured = sum(gathered(measured))
         results = tuple(all_merge(accumulator).compute() for accumulator in accumulators)
     if saved is not None:
         saved.remove()
-    return results
+    return tuple(_named(result, model, measured) for result in results)
+
+
+def _named(result: Any, model: nn.Module, measured: int) -> Any:
+    """A result that knows its model, and on how many examples that was measured."""
+    if not isinstance(result, Result) or result.model_name:
+        return result
+    counted = {} if hasattr(result, "examples") else {"n_examples": measured}
+    return replace(result, model_name=model_name(model), **counted)
 
 
 def check_accumulators(accumulators: Sequence[Accumulator]) -> None:
@@ -89,8 +101,8 @@ def _take(
     accumulators: Sequence[Accumulator],
     checkpoint: str | Path | None,
     progress: Progress,
-) -> tuple[int, _SavedPass | None]:
-    """Update the accumulators with all batches of this process; how many items those had, and what was saved."""
+) -> tuple[int, int, _SavedPass | None]:
+    """Update the accumulators with all batches of this process: how many items and examples, and what was saved."""
     check_sampler(batches)
     anatomy = dissect(model)
     for accumulator in accumulators:
@@ -104,13 +116,14 @@ def _take(
     check: Any = partial(lost_gradients, anatomy) if backward else nullcontext
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     whole = getattr(batches, "batch_size", 1) is None  # a DataLoader over a data set of batches
-    seen, padding_checked = 0, False
+    seen, measured, padding_checked = 0, 0, False
     # A pass with gradients has no use for a cache, which may be filled without them.
     cache: Any = uncached(model) if backward else nullcontext()
     with undisturbed(model), cache, torch.set_grad_enabled(bool(backward)):
         # A process among several may have no batches: its sums stay 0.
         given = each_batch(model, batches, may_be_empty=processes() > 1)
         for batch in progress_bar(progress, given, total=total):
+            measured += examples(batch)
             seen += 1 if whole else examples(batch)
             if saved is None or not saved.has(batch):
                 padding_checked = padding_checked or check_padding(anatomy, batch)
@@ -120,7 +133,7 @@ def _take(
                     saved.keep()
     if saved is not None:
         saved.check_complete()
-    return seen, saved
+    return seen, measured, saved
 
 
 def _check_weights(anatomy: Anatomy) -> None:

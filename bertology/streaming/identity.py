@@ -23,6 +23,7 @@ from transformers import PretrainedConfig
 
 from ..data.models import config_of
 from ..errors import DataError
+from ..results.files import bytes_of
 from ..tap.private_api import code_parts, function_parts, globals_read
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, torch.dtype, torch.device, range, slice)
@@ -207,11 +208,6 @@ def add_tensor(digest: Any, x: Tensor) -> None:
     """Add the shape, the type and every byte of a tensor to a digest of hashlib."""
     digest.update(f"{list(x.shape)} {x.dtype}".encode())
     digest.update(bytes_of(x))
-
-
-def bytes_of(x: Tensor) -> Any:
-    """[byte], a NumPy array: the bytes of a tensor, wherever it is."""
-    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def config_settings(model: nn.Module) -> dict[str, Any]:

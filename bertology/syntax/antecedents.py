@@ -13,6 +13,7 @@ from ..corpora.documents import KINDS, Document, Mention, document_of
 from ..corpora.phrases import POSSESSIVES, TRAITS, Traits
 from ..data.batches import Batch
 from ..errors import DataError, checked
+from ..results.views import brief
 from .picks import aligned_in
 
 Candidates = Literal["mentions", "words"]
@@ -137,6 +138,8 @@ class AntecedentBaselines:
     """[kind], int64: the number of mentions that were scored."""
     chance: Tensor
     """[kind], 0 to 1: the expected accuracy of a random choice among the candidates; NaN for kinds without mentions."""
+
+    __repr__ = brief
 
     @property
     def accuracy(self) -> Tensor:

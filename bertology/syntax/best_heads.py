@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -12,11 +12,15 @@ from torch import Tensor
 from ..anatomy.sites import Head, head_at
 from ..corpora.documents import KINDS
 from ..errors import DataError
+from ..results.frames import frame_of
 from ..results.statistics import Interval, gain_interval, wilson_interval
+from ..results.views import html_table, plain_table, short
 from .antecedents import ALL, BASELINES
 
 OFFSETS = (-3, -2, -1, 0, 1, 2)
 """The offsets of the paper's baseline, which include 0 but not 3."""
+
+_ALSO = "intervals and more by to_frame()"
 
 Score = TypeVar("Score", bound="RelationScore | KindScore")
 
@@ -86,7 +90,7 @@ class Counts(NamedTuple):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadTable(Generic[Score]):
     """Scores of the best heads, by the name of a relation or kind."""
 
@@ -107,6 +111,20 @@ class HeadTable(Generic[Score]):
         if name not in names:
             raise DataError(f"no {self._key} {name!r}: this result has {', '.join(names)}")
         return self.rows[names.index(name)]
+
+    def to_frame(self) -> Any:
+        """A pandas frame (extra `frames`) with a row for each relation or kind, and a column for each field."""
+        return frame_of(self._records())
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [_record(row) for row in self.rows]
+
+    def __repr__(self) -> str:
+        names = [getattr(row, self._key) for row in self.rows]
+        return f"{type(self).__name__}({self._key}={short(names)}, {self._chosen})"
+
+    def _repr_html_(self) -> str:
+        return f"<div>heads {self._chosen}</div>{html_table(self._records())}"
 
     @property
     def _chosen(self) -> str:
@@ -135,24 +153,19 @@ class RelationScore:
     """The accuracy of the head that is best on these same arcs. The paper reports this; it is optimistic."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RelationTable(HeadTable[RelationScore]):
     """The relations, most frequent first, and `all` words together, with roots, as in the paper."""
 
     _key = "relation"
 
     def __str__(self) -> str:
-        lines = [
-            f"| relation | arcs | head, {self._chosen} | direction | accuracy | offset | its accuracy | gain "
-            "| best here |",
-            f"|{'---|' * 9}",
+        titles = ("relation", "arcs", "head", "direction", "accuracy", "offset", "gain, %")
+        rows = [
+            (r.relation[:16], str(r.arcs), str(r.head), r.direction, _percent(r.accuracy), f"{r.offset:+d}", _gain(r))
+            for r in self.rows
         ]
-        for r in self.rows:
-            lines.append(
-                f"| {r.relation} | {r.arcs} | {r.head} | {r.direction} | {_accuracy(r)} | {r.offset:+d} "
-                f"| {100 * r.baseline:.1f} | {_gain(r)} | {100 * r.best_here:.1f} |"
-            )
-        return "\n".join(lines)
+        return f"{plain_table(titles, rows)}\n(heads {self._chosen}; {_ALSO})"
 
 
 @dataclass(frozen=True)
@@ -179,25 +192,19 @@ class KindScore:
     """The accuracy of the head that is best on these same mentions. The paper reports this; it is optimistic."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CoreferenceTable(HeadTable[KindScore]):
     """`all` mentions, and each kind of them."""
 
     _key = "kind"
 
     def __str__(self) -> str:
-        lines = [
-            f"| kind | mentions | chance | {' | '.join(BASELINES)} | head, {self._chosen} | direction | accuracy "
-            "| gain over the best rule | best here |",
-            f"|{'---|' * (8 + len(BASELINES))}",
+        titles = ("kind", "mentions", "head", "direction", "accuracy", "chance", "gain, %")
+        rows = [
+            (r.kind, str(r.mentions), str(r.head), r.direction, _percent(r.accuracy), _percent(r.chance), _gain(r))
+            for r in self.rows
         ]
-        for r in self.rows:
-            rules = " | ".join(f"{100 * r.baselines[name]:.1f}" for name in BASELINES)
-            lines.append(
-                f"| {r.kind} | {r.mentions} | {100 * r.chance:.1f} | {rules} | {r.head} | {r.direction} "
-                f"| {_accuracy(r)} | {_gain(r)} | {100 * r.best_here:.1f} |"
-            )
-        return "\n".join(lines)
+        return f"{plain_table(titles, rows)}\n(gain over the best rule; heads {self._chosen}; {_ALSO})"
 
 
 def relation_table(scored: Counts, chosen: Counts, elsewhere: bool, least: int, level: float) -> RelationTable:
@@ -254,11 +261,22 @@ def check_same_model(scored: Counts, chosen: Counts) -> None:
         )
 
 
-def _accuracy(row: RelationScore | KindScore) -> str:
-    low, high = row.interval
-    return f"{100 * row.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _record(row: Any) -> dict[str, Any]:
+    """{column: value} of a row: both ends of an interval have a column, and so has each baseline."""
+    record: dict[str, Any] = {}
+    for f in fields(row):
+        value = getattr(row, f.name)
+        if isinstance(value, tuple):
+            record |= {f"{f.name}_low": value[0], f"{f.name}_high": value[1]}
+        else:
+            record |= {f"by_{name}": x for name, x in value.items()} if isinstance(value, dict) else {f.name: value}
+    return record
 
 
 def _gain(row: RelationScore | KindScore) -> str:
     low, high = row.gain_interval
-    return f"{100 * row.gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * row.gain:+.1f} ({100 * low:+.1f}, {100 * high:+.1f})"

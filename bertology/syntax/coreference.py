@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ class CoreferenceHeads(Result):
     The order of kinds, baselines and directions is that of `KINDS`, `BASELINES` and `DIRECTIONS`.
     """
 
+    main: ClassVar[str | None] = "accuracy"
+    axis_names: ClassVar = {"kind": KINDS, "direction": DIRECTIONS, "baseline": BASELINES}
+
     right: Annotated[Tensor, axes("kind direction layer head")]
     """[kind, direction, layer, head], int64: for how many mentions an antecedent was picked; -1 for pruned heads, and
     in layers that do not read the text."""
@@ -54,7 +57,7 @@ class CoreferenceHeads(Result):
     """The number of documents that `align` left out of the batches."""
 
     @property
-    def accuracy(self) -> Tensor:
+    def accuracy(self) -> Annotated[Tensor, axes("kind direction layer head")]:
         """[kind, direction, layer, head], 0 to 1: the share of mentions whose antecedent was picked.
 
         NaN where `right` is -1, and for kinds that do not occur.
@@ -92,6 +95,9 @@ class CoreferenceHeads(Result):
     def _counts(self) -> Counts:
         counts = self.right, self.right_with_baseline, self.baseline_right, self.mentions
         return Counts(KINDS, DIRECTIONS, self.labels, *counts)
+
+    def _table_html(self) -> str | None:
+        return self.table()._repr_html_()
 
     def __str__(self) -> str:
         return f"{self.table()}\n{self.skipped} documents skipped"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ NO_HEAD = -2
 @dataclass(frozen=True, eq=False, repr=False)
 class DependencyHeads(Result):
     """How often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2)."""
+
+    main: ClassVar[str | None] = "accuracy"
+    axis_names: ClassVar = {"direction": DIRECTIONS, "offset": OFFSETS}
 
     right: Annotated[Tensor, axes("relation direction layer head")]
     """[relation, direction, layer, head], int64: for how many words the syntactic head was picked; -1 for pruned heads,
@@ -60,7 +63,7 @@ class DependencyHeads(Result):
             object.__setattr__(self, "root_offset_right", self.offset_right * named[:, None])
 
     @property
-    def accuracy(self) -> Tensor:
+    def accuracy(self) -> Annotated[Tensor, axes("relation direction layer head")]:
         """[relation, direction, layer, head], 0 to 1: the share of words whose syntactic head is picked.
 
         Roots have no head to pick, and do not count. NaN where `right` is -1, and for a relation of roots only.
@@ -94,6 +97,9 @@ class DependencyHeads(Result):
         if not words.any():
             return counts
         return counts._replace(rest=int(self.roots.sum()), rest_by_rule=self.root_offset_right.sum(0))
+
+    def _table_html(self) -> str | None:
+        return self.table()._repr_html_()
 
     def __str__(self) -> str:
         return f"{self.table()}\n{self.skipped} sentences skipped"

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..corpora.documents import KINDS
-from ..errors import DataError, checked, need, writable
-from ..results.figures import empty_figure, head_cells, head_panels, new_figure, written
+from ..errors import DataError, checked, need
+from ..results.canvas import axes_in, empty_figure, finished, headline, ink, paper
+from ..results.figures import head_panels
 from ..results.result import draws
 from .coreference import DIRECTIONS as MENTION_DIRECTIONS
 from .coreference import CoreferenceHeads
@@ -28,7 +29,7 @@ _LEVEL, _GAP, _EDGE, _ROW = 0.2, 0.13, 0.25, 0.2
 
 
 @checked
-def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path | None = None) -> Figure:
+def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, ax: Any = None, path: str | Path | None = None) -> Any:
     """Draw a sentence in one row: the head's attention as arcs above it, the gold tree below (extra `plot`).
 
     An arc above the sentence goes from a word to the word that it attends to; its width is the weight. A word's
@@ -38,7 +39,10 @@ def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path 
     Args:
         view: a result of `show_head`, or any other `HeadView`.
         threshold: attention below this weight is not drawn, unless it picks a gold head.
+        ax: axes to draw in, in the place of a new figure of the size that the sentence needs.
         path: a file to write the picture to as well.
+
+    Returns the figure, or the axes that were given.
 
     Raises `MissingExtra` without matplotlib.
 
@@ -47,7 +51,7 @@ def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path 
         >>> [patch.get_gid() for patch in head_arcs(view).axes[0].patches]
         ['attention 1 0', 'attention 0 1', 'gold 0 1']
     """
-    figure, axes = _empty_axes()
+    figure, axes = _empty_axes(ax)
     arcs = view.arcs
     texts = [_word(axes, view, place) for place in range(len(view.words))]
     names = [_relation(axes, arc) for arc in arcs]
@@ -75,13 +79,15 @@ def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path 
         _curve(axes, curve, [1, 3, 3, 2, 3, 3], gid=f"gold {arc.dependent} {arc.head}", **_gold(arc))
         axes.plot(end, -0.12, "^", markersize=3, color=_RED if arc.right else _GREY, markeredgewidth=0)
         name.set_position(((start + end) / 2, low))
-        name.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
+        name.set_bbox({"facecolor": paper(), "edgecolor": "none", "pad": 0.6})
     width = x[-1] + _width(texts[-1]) / 2
-    return _finished(figure, axes, view, (-_EDGE, width + _EDGE), (-bottom, top), path)
+    return _finished(figure, axes, view, (-_EDGE, width + _EDGE), (-bottom, top), ax, path)
 
 
 @checked
-def head_columns(view: HeadView, *, threshold: float = THRESHOLD, path: str | Path | None = None) -> Figure:
+def head_columns(
+    view: HeadView, *, threshold: float = THRESHOLD, ax: Any = None, path: str | Path | None = None
+) -> Any:
     """Draw a sentence in two columns, with lines from words on the left to the words they attend to (extra `plot`).
 
     Figure 5 of Clark et al. (2019), for sentences of any length. The width of a line is the weight. Lines that pick a
@@ -92,7 +98,7 @@ def head_columns(view: HeadView, *, threshold: float = THRESHOLD, path: str | Pa
         >>> [line.get_linewidth() for line in head_columns(view).axes[0].lines]
         [0.8, 1.25, 2.5, 2.5, 3.75]
     """
-    figure, axes = _empty_axes()
+    figure, axes = _empty_axes(ax)
     left, right = (
         [_word(axes, view, place, ha=side) for place in range(len(view.words))] for side in ("right", "left")
     )
@@ -118,10 +124,13 @@ def head_columns(view: HeadView, *, threshold: float = THRESHOLD, path: str | Pa
         axes.plot([start, end], ys, gid=gid, solid_capstyle="butt", **_style(line.weight, line.right))
     for at, what, side in ((width, "attends", "right"), (end + 0.08, "is attended to", "left")):
         _text(axes, what, size=7, color=_GREY, ha=side).set_position((at, 0.24))
-    return _finished(figure, axes, view, (edges[0] - _EDGE, edges[1] + _EDGE), (rows[-1] - 0.2, 0.4), path)
+    return _finished(figure, axes, view, (edges[0] - _EDGE, edges[1] + _EDGE), (rows[-1] - 0.2, 0.4), ax, path)
 
 
-def _empty_axes() -> tuple[Figure, Axes]:
+def _empty_axes(ax: Axes | None) -> tuple[Figure, Axes]:
+    if ax is not None:
+        (axes,) = axes_in(ax)
+        return axes.figure, axes  # type: ignore[return-value]
     figure = empty_figure()
     return figure, figure.add_axes((0, 0, 1, 1))
 
@@ -132,8 +141,9 @@ def _finished(
     view: HeadView,
     wide: tuple[float, float],
     high: tuple[float, float],
+    ax: Axes | None,
     path: str | Path | None,
-) -> Figure:
+) -> Any:
     """Fit the size of the figure to its content, with the title above and the legend below."""
     lines = need("matplotlib.lines", extra="plot").Line2D
     handles = [lines([], [], color=_BLUE, linewidth=2, label="attention; the width is its weight")]
@@ -143,18 +153,16 @@ def _finished(
     middle, half = sum(wide) / 2, max(wide[1] - wide[0], 6.2 if view.heads else 3.0) / 2
     axes.set_xlim(middle - half, middle + half)
     axes.set_ylim(high[0] - 0.35, high[1] + 0.35)
-    figure.set_size_inches(2 * half, high[1] - high[0] + 0.7)
+    if ax is None:
+        figure.set_size_inches(2 * half, high[1] - high[0] + 0.7)
     axes.set_axis_off()
     axes.text(middle, high[1] + 0.15, view.title, ha="center", va="center", fontsize=10, parse_math=False)
     axes.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=8, borderaxespad=0.3)
-    if path is not None:
-        with writable(path):
-            figure.savefig(path, dpi=150)
-    return figure
+    return finished(figure, ax, path)
 
 
 def _word(axes: Axes, view: HeadView, place: int, ha: str = "center") -> Text:
-    return _text(axes, view.words[place], size=9, color=_GREY if place in view.special else "black", ha=ha)
+    return _text(axes, view.words[place], size=9, color=_GREY if place in view.special else ink(), ha=ha)
 
 
 def _relation(axes: Axes, arc: Arc) -> Text:
@@ -221,16 +229,19 @@ def _gold(arc: Arc) -> dict[str, Any]:
 
 @draws(HeadView)
 def _view(
-    view: HeadView, *, layout: str = "columns", threshold: float = THRESHOLD, path: str | Path | None = None
-) -> Figure:
+    view: HeadView, *, layout: str = "columns", threshold: float = THRESHOLD, ax: Any = None,
+    path: str | Path | None = None,
+) -> Any:  # fmt: skip
     layouts = {"columns": head_columns, "arcs": head_arcs}
     if layout not in layouts:
         raise DataError(f"layout must be {' or '.join(map(repr, layouts))}, got {layout!r}")
-    return layouts[layout](view, threshold=threshold, path=path)
+    return layouts[layout](view, threshold=threshold, ax=ax, path=path)
 
 
 @draws(CoreferenceHeads)
-def draw_coreference(result: CoreferenceHeads, *, kind: str = "all", path: str | Path | None = None) -> Figure:
+def draw_coreference(
+    result: CoreferenceHeads, *, kind: str = "all", ax: Any = None, path: str | Path | None = None
+) -> Any:
     """Draw how often each head picks the antecedents of mentions: a heat map per direction, on the same scale.
 
     `kind` draws the accuracies of this kind of mentions alone. Raises `DataError` for a kind that does not exist.
@@ -241,14 +252,14 @@ def draw_coreference(result: CoreferenceHeads, *, kind: str = "all", path: str |
     right, mentions = result.right[some].sum(0), int(result.mentions[some].sum())
     shares = (right.double() / mentions).masked_fill(result.right[0] < 0, float("nan"))
     panels = dict(zip(MENTION_DIRECTIONS, shares, strict=True))
-    title = f"Coreference heads: {kind} mentions, {mentions}"
-    return head_panels(panels, result.labels, unit="share of antecedents picked", title=title, path=path)
+    title = headline(result, f"Coreference heads: {kind} mentions, {mentions}")
+    return head_panels(panels, result.labels, unit="share of antecedents picked", title=title, ax=ax, path=path)
 
 
 @draws(DependencyHeads)
 def draw_dependencies(
-    result: DependencyHeads, *, relation: str | None = None, path: str | Path | None = None
-) -> Figure:
+    result: DependencyHeads, *, relation: str | None = None, ax: Any = None, path: str | Path | None = None
+) -> Any:
     """Draw how often each head picks the syntactic heads of words: a heat map per direction, on the same scale.
 
     `relation` draws the accuracies of this relation alone; without it, the shares are of all words, with roots. Raises
@@ -264,13 +275,6 @@ def draw_dependencies(
         if not arcs:
             raise DataError(f"no word has the relation {relation!r} to another word: there is no head to pick")
     shares = (right.double() / arcs).masked_fill(right < 0, float("nan"))
-    figure = new_figure(0.62 * shares.shape[2] + 2.4, max(3.2, 0.32 * shares.shape[1] + 1.2))
-    both = figure.subplots(1, 2, sharey=True)
-    top = shares.nan_to_num(0).max().item()
-    for axes, direction, values in zip(both, DIRECTIONS, shares, strict=True):
-        image = head_cells(axes, values, result.labels, top)
-        axes.set_title(direction, fontsize="medium")
-    both[1].set_ylabel("")
-    figure.colorbar(image, ax=list(both), label="share of syntactic heads picked")
-    figure.suptitle(f"Dependency heads: {relation or 'all relations'}, {int(arcs)} arcs")
-    return written(figure, path)
+    title = headline(result, f"Dependency heads: {relation or 'all relations'}, {int(arcs)} arcs")
+    panels = dict(zip(DIRECTIONS, shares, strict=True))
+    return head_panels(panels, result.labels, unit="share of syntactic heads picked", title=title, ax=ax, path=path)

@@ -10,7 +10,7 @@ from unicodedata import east_asian_width
 from torch import Tensor, nn
 
 from ..anatomy.names import IDS_ARGUMENT
-from ..anatomy.sites import Head, Site, head_at
+from ..anatomy.sites import OneHead, Site, head_at
 from ..corpora.treebank import Sentence
 from ..corpora.words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
 from ..data.batches import check_fits, reads_text
@@ -284,7 +284,7 @@ def show_head(
     model: nn.Module,
     tokenizer: Any,
     sentence: HasWords,
-    head: Head | tuple[int, int],
+    head: OneHead,
     *,
     direction: Direction = "from dependent",
     rows: Rows = "mean",
@@ -296,7 +296,7 @@ def show_head(
         model: any model with self attention over the text, under any attention implementation; left as it was found.
         tokenizer: the model's, a fast one.
         sentence: a `Sentence` with its tree, or any other object with `words`.
-        head: a `Head`, or a pair of its layer and number.
+        head: a `Head`, its name such as "L5H3", or a pair of its layer and number.
         direction: which attention picks a word's syntactic head: the attention that the word pays ("from dependent")
             or receives ("from head").
         rows: how the attention from the tokens of a word is combined, as in `word_attention`.

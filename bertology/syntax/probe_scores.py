@@ -106,10 +106,12 @@ class ProbeResult(Result):
     """[example], int64: the number of words, including ignored relations."""
     baseline_right: Annotated[Tensor, axes("baseline example")]
     """[baseline, example], int64: to how many of `words` each baseline gives the correct head."""
-    from_dependent: Annotated[Tensor, axes("layer head")]
+    from_dependent: Annotated[
+        Tensor, axes("layer head", words="weight of the attention from the dependent", scale="signed")
+    ]
     """[layer, head]: u, the weight of the attention from the dependent to the candidate; with word vectors, the weight
     for words whose vectors are 0. NaN for pruned heads, and in layers that do not read the text."""
-    from_head: Annotated[Tensor, axes("layer head")]
+    from_head: Annotated[Tensor, axes("layer head", words="weight of the attention from the head", scale="signed")]
     """[layer, head]: w, the weight of the attention from the candidate to the dependent; NaN as in `from_dependent`."""
     vector_weights: Annotated[dict[str, Tensor], axes("layer head dim")]
     """[layer, head, dim] for "from_dependent", U, and "from_head", W, by which the vectors v_i ⊕ v_j are multiplied:

@@ -33,8 +33,8 @@ def test_heat_maps_show_the_values(tmp_path):
     assert (tmp_path / "entropy.png").read_bytes()[:4] == b"\x89PNG"
     image = figure.axes[0].images[0].get_array()
     torch.testing.assert_close(torch.tensor(image.filled(0.0)), entropy.mean.nan_to_num(), check_dtype=False)
-    assert figure.axes[0].get_title() == "Attention entropy: mean"
-    assert figure.axes[1].get_ylabel() == "nats"
+    assert figure.axes[0].get_title() == "Attention entropy: mean\nBertForSequenceClassification, 3 examples"
+    assert figure.axes[1].get_ylabel() == "entropy of the attention (nats)"
     importance = head_importance(model, batch())
     assert draw(importance.normalized("layer")).axes[1].get_ylabel() == "share of the layer's l2 norm"
 
@@ -58,10 +58,13 @@ def test_several_curves_share_a_plot(tmp_path):
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     for line, result in zip(axes.lines, many, strict=True):
         x, y = line.get_data()
-        assert (x.tolist(), y.tolist()) == ([100, 75, 50, 25, 0], result.scores.tolist())
+        assert (x.tolist(), y.tolist()) == ([0, 25, 50, 75, 100], result.scores.tolist())
     told = [text.get_text() for text in axes.get_legend().get_texts()]
     assert told == ["importance", "magnitude", "random (seed 7)", "given"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("heads left, %", "accuracy")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("heads silenced, % of 8", "accuracy")
+    alone = many[0].plot().axes[0]
+    assert alone.get_xlabel() == axes.get_xlabel()
+    assert alone.get_xlim() == axes.get_xlim()
     own = curves(many[:2], labels=["a", "b"]).axes[0].get_legend().get_texts()
     assert [text.get_text() for text in own] == ["a", "b"]
     other = pruning_curve(model, inputs, metric="inverse_loss", amount=4)
@@ -234,7 +237,7 @@ def test_patterns_are_points_over_the_layers():
     nowhere = dataclasses.replace(found, to=torch.full_like(found.to, torch.nan))
     assert len(nowhere.plot().axes) == 1
     one = found.plot(field="confidence").axes[0]
-    assert one.get_title() == "Attention patterns: confidence"
+    assert one.get_title() == "Attention patterns: confidence\nBertForSequenceClassification, 3 examples"
     assert one.images[0].get_array().filled(0).tolist() == found.confidence.nan_to_num().tolist()
 
 

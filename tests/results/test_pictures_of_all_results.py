@@ -2,16 +2,26 @@
 
 import dataclasses
 import pickle
+from dataclasses import replace
+from io import BytesIO
 from typing import get_type_hints
 
+import matplotlib.pyplot as plt
+import matplotlib.style
 import pytest
 import torch
+from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import bertology.code_structure
 import bertology.edge_probing
 import bertology.syntax  # noqa: F401
 from bertology import (
+    Head,
+    HeadImportance,
     Result,
+    Significance,
     attention_gradients,
     attention_maps,
     head_means,
@@ -22,9 +32,11 @@ from bertology import (
 from bertology.code_structure import LeafTypes
 from bertology.corpora.documents import KINDS
 from bertology.errors import DataError
+from bertology.plot import head_map, over_layers
 from bertology.results.axes import axes_of
 from bertology.results.result import _pictures
 from bertology.syntax import CoreferenceHeads
+from helpers.results import made
 from helpers.zoo import BY_NAME, batch
 
 SIZES = {"layer": 2, "head": 3, "class": 2, "kind": len(KINDS), "direction": 2, "probe": 2, "seed": 2, "model": 2}
@@ -85,7 +97,7 @@ def test_gradients_show_their_values_by_class(gradients):
     assert titles[:3] == ["to low: values", "to high: values", "to other: values"]
     drawn = torch.tensor(figure.axes[1].images[0].get_array().filled(0.0))
     torch.testing.assert_close(drawn, gradients.values[..., 1])
-    assert figure._suptitle.get_text() == "Attention gradients"
+    assert figure._suptitle.get_text() == "Attention gradients\nBertForSequenceClassification, 3 examples"
 
 
 def test_a_field_of_other_axes_names_them(gradients):
@@ -136,3 +148,92 @@ def test_notebooks_show_figures():
     figure = attention_gradients(BY_NAME["bert"].build(), batch(), tokens={"low": [3]}).plot()
     assert figure._repr_png_()[:4] == b"\x89PNG"
     assert pickle.loads(pickle.dumps(figure))._repr_png_()[:4] == b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return {type(result).__name__: result for result in made()}
+
+
+def has_map(kind):
+    return any(axes.names == ("layer", "head") for axes in axes_of(kind).values())
+
+
+def one_record(result):
+    """The result, or of a result over several records that of the first: pictures of trajectories are of one."""
+    return result.sentence(0) if hasattr(result, "sentence") else result
+
+
+PICTURES = [
+    kind.__name__
+    for kind in KINDS_OF_RESULTS
+    if not kind.__subclasses__() and (set(kind.__mro__) & (_pictures.keys() - {Result}) or has_map(kind))
+]
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_in_axes_of_the_caller(kind, measured):
+    result = one_record(measured[kind])
+    figure = result.plot()
+    bars = {axes for axes in figure.axes if axes.get_label() == "<colorbar>"}
+    panels = len([axes for axes in figure.axes if axes.get_visible() and axes not in bars])
+    own = Figure(figsize=(12, 8))
+    given = list(own.subplots(1, panels, squeeze=False)[0])
+    ax = given[0] if panels == 1 else given
+    assert result.plot(ax=ax) is ax
+    assert all(axes.has_data() or axes.patches for axes in given)
+    assert own.get_suptitle() == ""
+    own.savefig(BytesIO(), dpi=50)
+    with pytest.raises(DataError, match=rf"this picture has {panels} panels?: pass as many axes"):
+        result.plot(ax=[*given, *given])
+    with pytest.raises(DataError, match="ax takes matplotlib axes, as figure.subplots"):
+        result.plot(ax="here")
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_are_readable_on_dark_paper(kind, measured):
+    with matplotlib.style.context("dark_background"):
+        figure = one_record(measured[kind]).plot()
+        for axes in figure.axes:
+            inside = {id(text) for text in axes.texts if axes.images}  # on the colour of its cell
+            for text in axes.findobj(Text):
+                if text.get_text() and text.get_visible() and id(text) not in inside:
+                    assert sum(to_rgb(text.get_color())) > 0.8, text
+    assert plt.get_fignums() == []
+
+
+def test_signs_and_p_values_have_scales_of_their_own():
+    values = torch.tensor([[0.2, -0.1], [0.4, float("nan")]])
+    importance = HeadImportance(values.abs(), values, values.abs(), values.abs(), 3, ("0", "1"))
+    signed = importance.plot(field="signed").axes
+    assert signed[0].images[0].get_clim() == pytest.approx((-0.4, 0.4))
+    assert signed[0].images[0].get_cmap().name == "RdBu"
+    assert signed[1].get_ylabel() == "mean gradient of the gate, E[g]"
+    above = replace(importance, signed=values.abs()).plot(field="signed").axes[0].images[0]
+    assert above.get_clim() == pytest.approx((-0.4, 0.4))
+    assert importance.plot().axes[0].images[0].get_cmap().name == "viridis"
+    p = torch.tensor([[0.5, 0.04], [0.002, float("nan")], [1e-9, 0.0]])
+    axes, bar = Significance(p, p, "t", "loss", "holm", ("0", "1", "2")).plot().axes
+    assert isinstance(axes.images[0].norm, LogNorm)
+    marks = {(text.get_position()[0], round(text.get_position()[1])): text.get_text() for text in axes.texts}
+    assert marks == {(1, 0): "*", (0, 1): "**", (0, 2): "***", (1, 2): "***"}
+    assert bar.get_ylabel() == "p-value, corrected\n* below 0.05, ** below 0.01, *** below 0.001"
+
+
+def test_an_outlier_does_not_hide_the_other_heads():
+    heads = [Head(n // 12, n % 12) for n in range(72)]
+    places = torch.randn(72, 2, generator=torch.Generator().manual_seed(0))
+    places[7] = torch.tensor([90.0, -40.0])
+    axes = head_map(places, heads).axes[0]
+    assert axes.get_xlim()[1] - axes.get_xlim()[0] < 12
+    assert axes.get_xlabel() == "not shown, far from all others: L0H7"
+    assert "L0H7" not in {text.get_text() for text in axes.texts}
+    assert len(axes.texts) > 20
+
+
+def test_error_bars_of_points_over_layers():
+    values, errors = torch.rand(2, 3), torch.rand(2, 3)
+    axes = over_layers({"a": values}, ["0", "1"], unit="x", errors={"a": errors}).axes[0]
+    (bars,) = [one for one in axes.collections if hasattr(one, "get_segments")]
+    lengths = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
+    assert lengths == pytest.approx((2 * errors).flatten().tolist())

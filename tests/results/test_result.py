@@ -74,7 +74,7 @@ def test_printing():
     entropy = AttentionEntropy(values, values, torch.tensor([3, 3]), ("0", "1"))
     table = "      0  1\n0   0.5   \n1  1.25  2"
     assert str(entropy) == (
-        f"AttentionEntropy\nmean [layer, head]:\n{table}\nfirst [layer, head]:\n{table}\nqueries: [2] int64"
+        f"AttentionEntropy\nmean [layer, head]:\n{table}\nfirst [layer, head]: 0.5 to 2\nqueries: [2] int64"
     )
     assert repr(entropy) == "AttentionEntropy(mean=[2, 2], first=[2, 2], queries=[2])"
 

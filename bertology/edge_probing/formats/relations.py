@@ -11,6 +11,7 @@ from pathlib import Path
 from ...corpora.files import BLANKS, blocks_of, json_of, lines_of
 from ...corpora.skips import Broken, BrokenPart, placed
 from ...errors import DataError, checked, shown
+from ...results.views import brief
 from ..tasks import EdgeTask, Record, Span, Target
 
 _SENTENCE = re.compile(rf'([0-9]+)[{BLANKS}]+"(.*)"')
@@ -80,6 +81,8 @@ class ProtoRole:
     """{property: its score, the scores of several annotators, or None where the question does not apply}"""
     name: str = ""
     """The name of the sentence in messages."""
+
+    __repr__ = brief
 
 
 @checked

@@ -1,0 +1,152 @@
+"""Where pictures are drawn: in a new figure, or in axes of the caller's; and the style that all pictures share."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, described, need, writable
+from .fields import Fields, measured
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; markers also differ, for print without colours.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+MARKERS = "os^DvPX*"
+MISSING = "#c8c8c8"
+"""The colour of cells without a value, such as pruned heads: neither colour map has it."""
+
+
+def empty_figure(**options: Any) -> Figure:
+    """An empty figure (extra `plot`) that notebooks show as a picture.
+
+    It is made past pyplot: no list of figures keeps it in memory, and no backend opens a window or shows it twice.
+    """
+    figure: Figure = need("matplotlib.figure", extra="plot").Figure(**options)
+    # IPython asks objects for a method of this name. A subclass could only be made where matplotlib is installed.
+    setattr(figure, "_repr_png_", partial(_png, figure))  # noqa: B010
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue()
+
+
+def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
+    """An empty figure of this size in inches (extra `plot`)."""
+    return empty_figure(figsize=(width, height), layout="constrained")
+
+
+def canvas(
+    ax: Any, width: float = 6.4, height: float = 4.0, *, shape: tuple[int, int] = (1, 1), panels: int | None = None,
+    **options: Any,
+) -> tuple[Figure, list[Axes]]:  # fmt: skip
+    """The figure and the axes of each panel: those that were given, or those of a new figure of this size in inches.
+
+    Args:
+        ax: the caller's axes, one for each panel; None for a new figure.
+        width: of the new figure; the same holds for `height`.
+        shape: the rows and columns of the new figure.
+        panels: how many of its axes are drawn in, if not all; the others are hidden.
+        options: of `Figure.subplots`.
+
+    Raises `DataError` for what is no axes, and for fewer or more axes than panels.
+    """
+    rows, columns = shape
+    panels = rows * columns if panels is None else panels
+    if ax is None:
+        figure = new_figure(width, height)
+        every = list(figure.subplots(rows, columns, squeeze=False, **options).flatten())
+        for axes in every[panels:]:
+            axes.set_visible(False)
+        return figure, every[:panels]
+    given = axes_in(ax, panels)
+    return given[0].figure, given  # type: ignore[return-value]
+
+
+def axes_in(ax: Any, panels: int = 1) -> list[Axes]:
+    """A list of axes: of one, of a sequence, or of an array as `subplots` returns it.
+
+    Raises `DataError` for what is no axes, and for fewer or more axes than panels.
+    """
+    kind = need("matplotlib.axes", extra="plot").Axes
+    flat = [ax] if isinstance(ax, kind) else list(getattr(ax, "flat", ax if isinstance(ax, Sequence) else [ax]))
+    for one in flat:
+        if not isinstance(one, kind):
+            raise DataError(f"ax takes matplotlib axes, as figure.subplots() returns them, got {described(one)}")
+    if len(flat) != panels:
+        raise DataError(
+            f"this picture has {panels} panel{'s' * (panels > 1)}: pass as many axes as ax, got {len(flat)}"
+        )
+    return flat
+
+
+def finished(figure: Any, ax: Any, path: str | Path | None) -> Any:
+    """What a picture returns: its figure, or the axes that it was given. Written to `path` if one is given."""
+    if ax is None:
+        return written(figure, path)
+    written(figure.canvas.figure, path)  # in a figure of figures, the outermost
+    return ax
+
+
+def written(figure: Figure, path: str | Path | None) -> Figure:
+    """The figure, written to `path` if one is given."""
+    if path is not None:
+        with writable(path):
+            figure.savefig(path, dpi=150)
+    return figure
+
+
+def ink() -> Any:
+    """The colour of text in the style that is in use: dark on light paper, light on dark."""
+    return need("matplotlib", extra="plot").rcParams["text.color"]
+
+
+def paper() -> Any:
+    """The colour that text and lines are drawn on in the style that is in use."""
+    return need("matplotlib", extra="plot").rcParams["axes.facecolor"]
+
+
+def headline(result: Fields, text: str) -> str:
+    """A title: what is drawn, and below it of which model and how many examples, if that is known."""
+    of = measured(result)
+    return "\n".join([text, *textwrap.wrap(of, 60)]) if of else text
+
+
+def set_title(axes: Axes, title: str) -> None:
+    """Write the title of a picture of one panel; one of several lines in smaller letters."""
+    axes.set_title(title, fontsize="medium" if "\n" in title else "large", parse_math=False)
+
+
+def common_title(figure: Figure, ax: Any, title: str) -> None:
+    """Write a title above all panels of a new figure; the caller's figures have titles of their own."""
+    if ax is None:
+        figure.suptitle(title, fontsize="medium" if "\n" in title else "large", parse_math=False)
+
+
+def common_legend(
+    figure: Figure, panels: Sequence[Axes], ax: Any, handles: Sequence[Any], loc: Any, **options: Any
+) -> None:
+    """A legend outside of the panels of a new figure, or inside the last of the caller's axes."""
+    if ax is None:
+        figure.legend(handles=handles, loc=loc, frameon=False, **options)
+    else:
+        panels[-1].legend(handles=handles, loc="best", fontsize="x-small")
+
+
+def width_of(labels: Sequence[str]) -> float:
+    """How wide a picture of these layers is, in inches, its legend included."""
+    return max(6.4, 0.42 * len(labels) + 2.8)
+
+
+def marker_of(number: int) -> str:
+    """The shape of the points of a series; from the ninth on, colours repeat with other shapes."""
+    return MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]

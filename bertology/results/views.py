@@ -1,0 +1,275 @@
+"""Results as text: a table that fits a terminal, one line for `repr`, and HTML for notebooks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, fields
+from html import escape
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import MissingExtra
+from .axes import FieldAxes, all_axes_of, axes_of, main_field, names_along
+from .fields import Fields, measured
+from .frames import frame_of
+
+WIDTH = 80
+"""Tables of text are not wider than this many characters."""
+MOST = 1200
+"""The most characters of a `repr`."""
+MOST_RECORDS = 200
+"""The most rows of a table in HTML."""
+_ROWS, _COLUMNS = 64, 64  # of a table of text; larger ones show their first and last
+_CELLS = 40  # the most rows and columns of a map in HTML
+_NUMBERED = 16  # maps of more columns than this show no numbers in HTML
+
+
+def as_text(result: Fields) -> str:
+    """What it is, of what, the table of the field that it is about, and what else there is."""
+    of = measured(result)
+    lines, declared = [f"{type(result).__name__}{f' of {of}' if of else ''}"], axes_of(type(result))
+    main = main_field(type(result))
+    for f in shown(result):
+        value, axes = getattr(result, f.name), declared.get(f.name, FieldAxes(()))
+        if isinstance(value, dict):
+            lines.append(f"{f.name}: {_shapes(value)}")
+        elif isinstance(value, Tensor):
+            lines += _lines(result, f.name, value, axes, main)
+        elif f.name != "labels" and value is not None:
+            lines.append(f"{f.name}: {short(value)}")
+    return "\n".join(lines)
+
+
+def _lines(result: Fields, name: str, value: Tensor, axes: FieldAxes, main: str | None) -> Iterator[str]:
+    pairs = axes.names[:1] == ("layer",) and len(axes.names) == 2
+    if pairs and (name == main or axes.names[1] != "head"):
+        yield f"{name} {axes}:"
+        yield table(value, result.labels, names_along(result, axes.names[1]))
+    elif pairs:
+        yield f"{name} {axes}: {_range(value)}"
+    else:
+        yield f"{name}: {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if name == main and axes.names == ("layer", "head", "class"):
+        for place, one in enumerate(names_along(result, "class") or ()):
+            yield f"{name} of {one} [layer, head]:"
+            yield table(value[..., place], result.labels)
+
+
+def as_repr(result: Fields) -> str:
+    """One line: shapes in the place of tensors, and long values cut."""
+    parts = []
+    for f in shown(result):
+        value = getattr(result, f.name)
+        if isinstance(value, Tensor):
+            parts.append(f"{f.name}={list(value.shape)}")
+        elif isinstance(value, dict):
+            parts.append(f"{f.name}={_shapes(value)}")
+        elif f.name != "labels" and value not in (None, ""):
+            parts.append(f"{f.name}={short(value)}")
+    text = ", ".join(parts)
+    return f"{type(result).__name__}({text if len(text) <= MOST else text[: MOST - 1] + '…'})"
+
+
+def shown(result: Fields) -> list[Field[Any]]:
+    """The fields in the order of the text: those that a class shares with others are keyword-only, and come last."""
+    return sorted(
+        (f for f in fields(result) if f.name not in ("model_name", "n_examples")), key=lambda f: bool(f.kw_only)
+    )
+
+
+def short(value: Any, most: int = 60) -> str:
+    """The `repr` of a value; of a long sequence its first elements and their number, of a long text its beginning."""
+    if isinstance(value, (tuple, list)):
+        text = ""
+        for element in value[:8]:
+            text += f"{', ' if text else ''}{short(element, most // 2)}"
+            if len(text) > most:
+                break
+        if len(value) <= 8 and len(text) <= most:
+            return f"({text}{',' if len(value) == 1 else ''})"
+        return f"({text[:most]}…, {len(value)} in all)"
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _shapes(tensors: dict[str, Tensor]) -> str:
+    return "{" + ", ".join(f"{name}: {list(x.shape)}" for name, x in list(tensors.items())[:8]) + "}"
+
+
+def _range(values: Tensor) -> str:
+    there = values[~values.isnan()] if values.is_floating_point() else values
+    return f"{there.min().item():.4g} to {there.max().item():.4g}" if there.numel() else "no values"
+
+
+def table(values: Tensor, labels: Sequence[str], names: Sequence[Any] | None = None) -> str:
+    """A row for each layer of `values [layer, ...]`, a column for each position on the other axis.
+
+    A table that is wider than a terminal has two decimals, and goes on below if that is not enough.
+    """
+    rows, columns = _some(values.shape[0], _ROWS), _some(values.shape[1], _COLUMNS)
+    titles = [str(names[column]) if names else str(column) for column in columns]
+    sides = [labels[row] for row in rows]
+    part = values.detach()[rows][:, columns].tolist()
+    side, notes = max(map(len, sides), default=0), []
+    cells = [["" if v != v else f"{v:.4g}" for v in row] for row in part]
+    if not _fits(widths := _widths(titles, cells), side) and values.is_floating_point():
+        scale = _scale(part)
+        cells = [["" if v != v else f"{v / scale:.2f}" for v in row] for row in part]
+        widths = _widths(titles, cells)
+        notes += [f"all values × {scale:g}"] if scale != 1 else []
+    notes += [f"{values.shape[0] - len(rows)} more layers"] if len(rows) < values.shape[0] else []
+    notes += [f"{values.shape[1] - len(columns)} more columns"] if len(columns) < values.shape[1] else []
+    blocks = [_block(sides, titles, cells, widths, side, some) for some in _fitting(widths, side)]
+    return "\n".join([*blocks, *([f"({', '.join(notes)})"] if notes else [])])
+
+
+def _widths(titles: list[str], cells: list[list[str]]) -> list[int]:
+    return [max(len(title), *(len(row[i]) for row in cells)) for i, title in enumerate(titles)]
+
+
+def _fits(widths: list[int], side: int) -> bool:
+    return side + sum(widths) + 2 * len(widths) <= WIDTH
+
+
+def _scale(cells: list[list[float]]) -> float:
+    """The power of ten by which values are divided, so that two decimals show the largest of them well."""
+    most = max((abs(v) for row in cells for v in row if math.isfinite(v)), default=0.0)
+    power = math.floor(math.log10(most)) if most else 0
+    return 1.0 if -1 <= power <= 2 else 10.0**power
+
+
+def _block(
+    sides: list[str], titles: list[str], cells: list[list[str]], widths: list[int], side: int, some: range
+) -> str:
+    lines = [" " * side + "".join(f"  {titles[i].rjust(widths[i])}" for i in some)]
+    for label, row in zip(sides, cells, strict=True):
+        lines.append(label.rjust(side) + "".join(f"  {row[i].rjust(widths[i])}" for i in some))
+    return "\n".join(lines)
+
+
+def _fitting(widths: list[int], side: int) -> Iterator[range]:
+    """The columns of each block that fits the width."""
+    start, used = 0, side
+    for column, width in enumerate(widths):
+        if used + width + 2 > WIDTH and column > start:
+            yield range(start, column)
+            start, used = column, side
+        used += width + 2
+    if start < len(widths) or not widths:
+        yield range(start, len(widths))
+
+
+def _some(many: int, most: int) -> list[int]:
+    """All positions, or the first and the last of them."""
+    return list(range(many)) if many <= most else [*range(most // 2), *range(many - most // 2, many)]
+
+
+def as_html(result: Fields) -> str:
+    """What it is, of what, and a map of cells or a table; all text is escaped, and all is bounded in size."""
+    of, kind = measured(result), type(result)
+    head = f"<b>{escape(kind.__name__)}</b>{escape(f' of {of}') if of else ''}"
+    body = result._table_html()
+    main = main_field(kind)
+    if body is None and main is not None:
+        value, axes = getattr(result, main), all_axes_of(kind).get(main)
+        if isinstance(value, Tensor) and axes is not None and value.dim() == 2 and value.numel():
+            body = _map(result, main, value, axes)
+    return f"<div>{head}{body or ''}{_fields_table(result, main if body else None)}</div>"
+
+
+def _fields_table(result: Fields, drawn: str | None) -> str:
+    declared, rows = axes_of(type(result)), list[str]()
+    for f in shown(result):
+        value = getattr(result, f.name)
+        if f.name in ("labels", drawn) or value is None or len(rows) == 30:
+            continue
+        if isinstance(value, Tensor):
+            told = f"{declared.get(f.name, '')} {list(value.shape)}"
+            told += f": {value.item():.4g}" if value.numel() == 1 else f", {_range(value)}"
+        else:
+            told = _shapes(value) if isinstance(value, dict) else short(value)
+        rows.append(f"<tr><td>{escape(f.name)}</td><td style='text-align:left'>{escape(told[:200])}</td></tr>")
+    return f"<table>{''.join(rows)}</table>" if rows else ""
+
+
+def _map(result: Fields, name: str, values: Tensor, axes: FieldAxes) -> str:
+    rows, columns = _some(values.shape[0], _CELLS), _some(values.shape[1], _CELLS)
+    part = values.detach().cpu().double()[rows][:, columns]
+    sides, titles = ((names_along(result, axis) or range(n)) for axis, n in zip(axes.names, values.shape, strict=True))
+    numbered = len(columns) <= _NUMBERED
+    there = part[part.isfinite()]
+    low, high = (there.min().item(), there.max().item()) if there.numel() else (0.0, 1.0)
+    signed = axes.scale == "signed" or low < 0
+    edge = max(abs(low), abs(high)) or 1.0
+    low, high = (-edge, edge) if signed else (low, high)
+    lines = ["<tr><td></td>" + "".join(f"<th>{escape(str(titles[i])[:12])}</th>" for i in columns) + "</tr>"]
+    pairs = list(zip(rows, part.tolist(), strict=True))
+    for row, cells in (
+        reversed(pairs) if axes.names[0] == "layer" else pairs
+    ):  # layer 0 is at the bottom, as in pictures
+        inside = "".join(_cell(value, low, high, signed, numbered) for value in cells)
+        lines.append(f"<tr><th>{escape(str(sides[row])[:16])}</th>{inside}</tr>")
+    cut = "" if len(rows) * len(columns) == values.numel() else f", {len(rows)} rows and {len(columns)} columns shown"
+    told = f"{name} {axes}{f': {axes.label}' if axes.label else ''}; {_range(values)}{cut}"
+    style = "border-collapse:collapse;font-size:11px"
+    return f"<div>{escape(told)}</div><table style='{style}'>{''.join(lines)}</table>"
+
+
+def _cell(value: float, low: float, high: float, signed: bool, numbered: bool) -> str:
+    if not math.isfinite(value):
+        return "<td></td>"
+    share = (value - low) / (high - low) if high > low else 0.5
+    # Light means least, or 0 where values have a sign: blue above it and orange below, which colour-blind readers see.
+    ends = ((213, 94, 0), (0, 114, 178)) if signed else ((0, 114, 178), (0, 114, 178))
+    strength = abs(2 * share - 1) if signed else share
+    end = ends[1] if share >= 0.5 or not signed else ends[0]
+    colour = "".join(f"{round(250 + (one - 250) * strength):02x}" for one in end)
+    if not numbered:
+        return f"<td style='background:#{colour}'></td>"
+    ink = "fff" if strength > 0.6 else "000"
+    return f"<td style='background:#{colour};color:#{ink};padding:1px 3px'>{value:.2g}</td>"
+
+
+def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = []
+    for row in (titles, *rows):
+        cells = [cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in
+                 enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def html_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """A table in HTML of rows that have the same columns: a frame of pandas, if that is installed."""
+    records = records[:MOST_RECORDS]
+    try:
+        return str(frame_of(records)._repr_html_())
+    except MissingExtra:
+        titles = "".join(f"<th>{escape(name)}</th>" for name in (records[0] if records else ()))
+        lines = ["".join(f"<td>{escape(_told(x))}</td>" for x in record.values()) for record in records]
+        return f"<table><tr>{titles}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _told(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def brief(record: Any) -> str:
+    """The `repr` of a dataclass of any size: shapes in the place of arrays, and long values cut.
+
+    >>> from dataclasses import make_dataclass
+    >>> brief(make_dataclass("Numbers", ["values"])(tuple(range(1000))))
+    'Numbers(values=(0, 1, 2, 3, 4, 5, 6, 7…, 1000 in all))'
+    """
+    shown = (f"{f.name}={_brief_value(getattr(record, f.name))}" for f in fields(record) if f.repr)
+    text = ", ".join(shown)
+    return f"{type(record).__name__}({text if len(text) <= MOST else text[: MOST - 1] + '…'})"
+
+
+def _brief_value(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return str(list(shape)) if shape is not None else short(value)

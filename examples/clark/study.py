@@ -69,7 +69,7 @@ from bertology.syntax import (
     structural_probe,
 )
 
-LM_EPOCHS, STRUCTURE_EPOCHS = 6, 8
+LM_EPOCHS, STRUCTURE_EPOCHS = 6, 4
 """Over the training texts, of a masked language model head, and of structural probes."""
 READERS = {".conllu": read_conllu, ".txt": read_depparse, ".json": read_json, ".ptb": read_brackets}
 
@@ -284,8 +284,8 @@ def structure(study: Study) -> dict[str, StructuralProbe]:
             model,
             train,
             test,
+            rank=64,
             epochs=STRUCTURE_EPOCHS * args.epochs,
-            lr=0.003,
             seed=args.seed,
             progress="structure",
         )

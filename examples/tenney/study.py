@@ -147,15 +147,14 @@ class Study(BaseStudy):
         """The same training where there is nothing to find: F1 of all layers."""
 
         def make() -> LayerScores:
-            (train, dev), model = self.tasks[name], self.model
-            if kind == "control":
-                train, dev = control_tasks(train, dev)
-            elif kind == "shuffled":
-                train, dev = shuffled_labels(train), shuffled_labels(dev)
+            tasks, title = self.tasks[name], f"{name}-{kind}"
+            if kind == "random":
+                stores = self.stored(title, tasks, randomized(self.model).eval())
             else:
-                model = randomized(model).eval()
-            stores = self.stored(f"{name}-{kind}", (train, dev), model)
-            return score_layers(self.trained(f"{name}-{kind}", *stores, self.settings(name)), stores[1])
+                others = control_tasks(*tasks) if kind == "control" else [shuffled_labels(task) for task in tasks]
+                train, dev = self.stored(name, tasks, self.model)
+                stores = train.with_labels(others[0]), dev.with_labels(others[1])  # no second pass of the model
+            return score_layers(self.trained(title, *stores, self.settings(name)), stores[1])
 
         return self.kept(f"{kind}-{name}", LayerScores, make)
 

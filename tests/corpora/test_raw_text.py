@@ -33,7 +33,7 @@ def bytes_of_text():
     return PreTrainedTokenizerFast(tokenizer_object=made)
 
 
-def pieces_of_text():
+def pieces_of_text(more=()):
     # Pieces that end inside a word of the tree, such as "don" of "do" and "n't", and one of two words: "can" "not".
     pieces = [(c, -5.0) for c in CHARACTERS] + [
         ("▁", -2.0),
@@ -96,6 +96,13 @@ def test_the_model_reads_what_is_written():
     # "don" has two characters of "do" and one of "n't", "cann" three of "can"; the blank is part of the next word.
     assert found["annotations"][0].word_of == (0, 1, 1, 2, 2, 3, 3, 4)
     assert tokenizer.convert_ids_to_tokens(plain["input_ids"][0])[:5] == ["▁", "d", "o", "▁", "n"]
+
+
+def test_a_token_may_belong_to_the_later_of_its_words():
+    tokenizer = pieces_of_text([("nnot", -0.5)])
+    found = next(iter(align(tokenizer, [written(ENGLISH[1:])], raw_text=True)))
+    assert tokenizer.convert_ids_to_tokens(found["input_ids"][0]) == ["▁", "c", "a", "nnot", "."]
+    assert found["annotations"][0].word_of == (0, 0, 0, 1, 2)
 
 
 @pytest.mark.parametrize("make", TOKENIZERS)

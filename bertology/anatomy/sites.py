@@ -242,7 +242,8 @@ class Anatomy:
 
     def __repr__(self) -> str:
         stacks = ", ".join(dict.fromkeys(site.stack for site in self.sites))
-        left = f"; {len(self.unmeasured)} modules are not measured" if self.unmeasured else ""
+        some = ", ".join(map(repr, list(self.unmeasured)[:3])) + ", ..." * (len(self.unmeasured) > 3)
+        left = f"; unmeasured={{{some}}}" if self.unmeasured else ""
         return f"Anatomy({type(self.model).__name__}: {self.layers} layers of {self.heads} heads in {stacks}{left})"
 
     @property

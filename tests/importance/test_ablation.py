@@ -268,7 +268,10 @@ def test_comes_back_from_a_file_and_prints(tmp_path):
     assert isinstance(again, HeadAblation)
     assert torch.equal(again.losses, found.losses)
     assert str(again) == str(found)
-    assert found.plot().axes[0].get_title() == "Head ablation: change"
+    assert (
+        found.plot().axes[0].get_title()
+        == f"Head ablation: change\nBertForSequenceClassification, {found.examples} examples"
+    )
 
 
 def test_correlation_of_two_data_sets():

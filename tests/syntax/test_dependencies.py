@@ -206,7 +206,7 @@ def test_one_pass_with_other_measures_merging_and_saving(tmp_path):
     )
     found.save(tmp_path / "found")
     assert str(DependencyHeads.load(tmp_path / "found")) == str(found)
-    assert "| all | 14 |" in str(found)
+    assert any(line.split()[:2] == ["all", "14"] for line in str(found).splitlines())
 
 
 def test_chosen_elsewhere():

@@ -60,7 +60,7 @@ class PositionAccumulator(LeafMapAccumulator):
     pairs: Tensor = stat("layer offset", torch.int64)
 
     def __init__(self, examples: Sequence[AlignedCode], *, types: Sequence[Sequence[str] | None] | None = None) -> None:
-        self._longest = max(len(one.tree) for one in examples)
+        self._longest = max((len(one.tree) for one in examples), default=1)
         self._types = types
 
     def settings(self) -> str:
@@ -90,4 +90,5 @@ class PositionAccumulator(LeafMapAccumulator):
 
     def compute(self) -> PositionMeans:
         """The sums as a result."""
+        self.check_measured(self.pairs, "pair of leaves")
         return PositionMeans(self.total.cpu(), self.head_total.cpu(), self.pairs.cpu(), self.anatomy.labels)

@@ -7,9 +7,11 @@ import torch
 
 import bertology as b
 from bertology import code_structure, edge_probing, syntax
+from bertology.metrics import GenerationMetric
 from helpers.code_snippets import snippets
 from helpers.coreference_documents import CAT
 from helpers.edges import NOUNS
+from helpers.generation import bart, texts
 from helpers.public import accumulators, public_functions, required, takes_a_model
 from helpers.trees import CATS, wordpiece_tokenizer
 from helpers.zoo import BY_NAME, batch
@@ -63,6 +65,7 @@ MEASURES |= {
     "attention_probe": lambda m: syntax.attention_probe(m, PARSED, PARSED, vectors="embeddings"),
     "show_head": lambda m: syntax.show_head(m, wordpiece_tokenizer(), CATS[0], (0, 0)),
     "cat_scores with random weights": lambda m: code_structure.cat_scores(m, CODE, random_weights=True),
+    "cat_scores with means of other snippets": lambda m: code_structure.cat_scores(m, CODE, means_from=CODE),
     "leaf_attention": lambda m: code_structure.leaf_attention(m, wordpiece_tokenizer(), snippets()[0], 0),
     "attention_and_distance": lambda m: code_structure.attention_and_distance(
         m, wordpiece_tokenizer(), snippets()[0], 0
@@ -84,6 +87,13 @@ RUNS = list(MEASURES)
 MEASURES |= NO_RUN
 
 
+WRITTEN = GenerationMetric(lambda ours, theirs: float(len(ours)), max_new_tokens=3)
+
+
+def test_what_is_generated_leaves_the_model_alone():
+    check_leaves_model_alone(bart(), lambda m: b.score(m, texts(), metric=WRITTEN))
+
+
 def test_every_public_function_of_a_model_is_here():
     """This test fails where a new function was not added."""
     there = {name.split(",")[0].split(" ")[0] for name in [*MEASURES, *CHANGE_THE_MODEL, *CONTEXTS]}
@@ -103,6 +113,7 @@ def test_every_accumulator_is_run_here(monkeypatch):
     monkeypatch.setattr(b.Accumulator, "zero", noted)
     for name in RUNS:
         MEASURES[name](BY_NAME["bert"].build())
+    b.score(bart(), texts(), metric=WRITTEN)
     missing = sorted(f"{one.__module__}.{one.__name__}" for one in accumulators() - run)
     assert missing == [], (
         f"export the function that runs it, or add it to MEASURES in tests/laws/test_laws.py: {missing}"

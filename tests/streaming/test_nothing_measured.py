@@ -9,6 +9,8 @@ import bertology.code_structure
 import bertology.syntax  # noqa: F401
 from bertology import Accumulator, accumulate, dissect, prune_heads, pruning_curve
 from bertology.errors import BertologyError, DataError
+from bertology.metrics import GenerationMetric
+from helpers.generation import bart
 from helpers.zoo import BY_NAME, batch
 
 MADE = {
@@ -19,6 +21,8 @@ MADE = {
     "TypesAccumulator": lambda kind: kind(["name"]),
     "CatAccumulator": lambda kind: kind([]),
     "RelationAccumulator": lambda kind: kind([]),
+    "GenerationAccumulator": lambda kind: kind(GenerationMetric(lambda ours, theirs: 1.0)),
+    "PositionAccumulator": lambda kind: kind([]),
     "VariantAccumulator": lambda kind: kind(lambda anatomy: torch.ones(2, *anatomy.present.shape), "accuracy"),
 }
 
@@ -39,7 +43,7 @@ ALL = sorted(set(kinds()), key=lambda kind: kind.__name__)
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 def test_no_batches_at_all(kind):
-    model = BY_NAME["bert"].build()
+    model = bart() if kind.__name__ == "GenerationAccumulator" else BY_NAME["bert"].build()
     with pytest.raises(DataError):
         made(kind).zero(dissect(model)).compute()
     with pytest.raises(DataError, match="no batches"):

@@ -121,7 +121,10 @@ def leaf_attention(model: nn.Module, tokenizer: Any, tree: CodeTree, where: int 
 def _place(anatomy: Anatomy, where: Any) -> tuple[int, int | None, str]:
     """The row of the layer, the number of the head if there is one, and its name."""
     if not is_whole(where):
-        row, head = anatomy.resolve([where])[0]
+        try:
+            row, head = anatomy.resolve([where])[0]
+        except HeadError as error:
+            raise HeadError(f"where must be the number of a layer, or a head of the model: {error}") from error
         return row, head, str(head_at(anatomy.labels, row, head))
     if not 0 <= where < anatomy.layers:
         raise HeadError(f"layer {where} is out of range: this model's attention layers are 0 to {anatomy.layers - 1}")

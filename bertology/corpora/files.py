@@ -43,7 +43,7 @@ def open_text(path: str | Path, *, newline: str | None = None, errors: str = "st
             encoding = _encoding_of(content, path)
             with io.TextIOWrapper(content, encoding=encoding, newline=newline, errors=errors) as text:
                 yield text
-        except (EOFError, zlib.error) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(f"{path} is not a complete gzip file ({error}): fetch or compress it again") from error
         except UnicodeDecodeError as error:
             raise DataError(

@@ -243,6 +243,12 @@ def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in (titles, *rows)]
+    return "\n".join([lines[0], f"|{'---|' * len(titles)}", *lines[1:]])
+
+
 def html_table(records: Sequence[Mapping[str, Any]]) -> str:
     """A table in HTML of rows that have the same columns: a frame of pandas, if that is installed."""
     records = records[:MOST_RECORDS]

@@ -14,7 +14,7 @@ from ..corpora.documents import KINDS
 from ..errors import DataError
 from ..results.frames import frame_of
 from ..results.statistics import Interval, gain_interval, wilson_interval
-from ..results.views import html_table, plain_table, short
+from ..results.views import html_table, markdown_table, plain_table, short
 from .antecedents import ALL, BASELINES
 
 OFFSETS = (-3, -2, -1, 0, 1, 2)
@@ -167,6 +167,16 @@ class RelationTable(HeadTable[RelationScore]):
         ]
         return f"{plain_table(titles, rows)}\n(heads {self._chosen}; {_ALSO})"
 
+    def to_markdown(self) -> str:
+        """A table in Markdown for reports, with intervals, the offset's accuracy and the head that is best here."""
+        first = ("relation", "arcs", f"head, {self._chosen}", "direction")
+        titles = (*first, "accuracy", "offset", "its accuracy", "gain", "best here")
+        rows = [
+            (r.relation, str(r.arcs), str(r.head), r.direction, _accuracy(r), f"{r.offset:+d}", _percent(r.baseline),
+             _gain(r), _percent(r.best_here)) for r in self.rows
+        ]  # fmt: skip
+        return markdown_table(titles, rows)
+
 
 @dataclass(frozen=True)
 class KindScore:
@@ -205,6 +215,16 @@ class CoreferenceTable(HeadTable[KindScore]):
             for r in self.rows
         ]
         return f"{plain_table(titles, rows)}\n(gain over the best rule; heads {self._chosen}; {_ALSO})"
+
+    def to_markdown(self) -> str:
+        """A table in Markdown for reports, with intervals, all baselines and the head that is best here."""
+        titles = ("kind", "mentions", "chance", *BASELINES, f"head, {self._chosen}", "direction", "accuracy",
+                  "gain over the best rule", "best here")  # fmt: skip
+        rows = [
+            (r.kind, str(r.mentions), _percent(r.chance), *(_percent(r.baselines[name]) for name in BASELINES),
+             str(r.head), r.direction, _accuracy(r), _gain(r), _percent(r.best_here)) for r in self.rows
+        ]  # fmt: skip
+        return markdown_table(titles, rows)
 
 
 def relation_table(scored: Counts, chosen: Counts, elsewhere: bool, least: int, level: float) -> RelationTable:
@@ -275,6 +295,11 @@ def _record(row: Any) -> dict[str, Any]:
         else:
             record |= {f"by_{name}": x for name, x in value.items()} if isinstance(value, dict) else {f.name: value}
     return record
+
+
+def _accuracy(row: RelationScore | KindScore) -> str:
+    low, high = row.interval
+    return f"{100 * row.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _gain(row: RelationScore | KindScore) -> str:

@@ -117,7 +117,7 @@ def _dependencies(found: Mapping[str, DependencyHeads], first: str, least: int) 
     parts = [
         f"Chosen and scored on {Path(first).name}, {found[first].skipped} sentences skipped. A head's accuracy on the "
         "data that it was chosen on flatters; below, heads and offsets are fixed.\n",
-        f"{found[first].table(least=least)}\n",
+        f"{found[first].table(least=least).to_markdown()}\n",
     ]
     for path, other in found.items():
         if path == first:
@@ -130,7 +130,8 @@ def _dependencies(found: Mapping[str, DependencyHeads], first: str, least: int) 
         kept = sum(row.gain_interval[0] > 0 for row in named)
         parts.append(
             f"Chosen on {Path(first).name}, scored on {Path(path).name} ({other.skipped} sentences skipped): in {kept} "
-            f"of {len(named)} relations the head is better than the offset, beyond chance.{ruled}\n\n{table}\n"
+            f"of {len(named)} relations the head is better than the offset, beyond chance.{ruled}\n\n"
+            f"{table.to_markdown()}\n"
         )
     return "\n".join(parts)
 
@@ -166,7 +167,7 @@ def _coreference(found: Mapping[str, CoreferenceHeads]) -> str:
     for path, one in found.items():
         chosen = None if path == first else found[first]
         table = one.table(choose_on=chosen)
-        parts.append(f"{Path(path).name}, {one.skipped} skipped:\n\n{table}\n")
+        parts.append(f"{Path(path).name}, {one.skipped} skipped:\n\n{table.to_markdown()}\n")
     return "\n".join(parts)
 
 

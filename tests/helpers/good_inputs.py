@@ -301,7 +301,7 @@ def _edge_probing(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "read_edges": {"path": file},
         "score_layers": {"trained": x.trained, "source": x.source},
         "semeval_edges": {"path": file},
-        "sentence_strips": {"trajectories": x.trajectories},
+        "sentence_strips": {"trajectories": x.trajectories.sentence(0)},
         "shared_types": {"train": x.task, "dev": x.task},
         "shuffled_labels": {"task": x.task},
         "spr1_edges": {"path": file},

@@ -36,7 +36,7 @@ from . import pictures as pictures
 from . import plot as plot  # registers the pictures of results
 from .anatomy.dissect import dissect, register_names
 from .anatomy.names import Names
-from .anatomy.sites import Anatomy, Head
+from .anatomy.sites import Anatomy, Head, HeadScore
 from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
 from .importance.head_importance import (
@@ -86,6 +86,7 @@ __all__ = [
     "HeadImportance",
     "HeadMeans",
     "HeadOutputs",
+    "HeadScore",
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",

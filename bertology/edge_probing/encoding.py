@@ -25,8 +25,8 @@ from ..streaming.one_batch import one_batch, run
 from ..streaming.progress import Progress, progress_bar
 from ..tap import tap
 from .store import Store
-from .store_folder import Appending, Folder, Layout, Numbers, differences, identity, row_bytes
-from .store_parts import part_of
+from .store_folder import Appending, Folder, Layout, Numbers, row_bytes
+from .store_identity import differences, identity, part_of
 from .tasks import EdgeTask
 from .token_spans import Plan, plan, texts_of
 
@@ -262,7 +262,7 @@ def encode(
     sight = _Sight(tower, lexical, dtype, planned)
     if not folder.is_begun():
         about = {"name": task.name, "dtype": settings["dtype"], "made_of": made_of, "lost": planned.lost}
-        about["parts"] = [part_of(task, raw_text)]
+        about["parts"] = [part_of(task, made_of["data"])]
         folder.begin({**about, **sight.sizes(batches.batches[0])}, planned.layout)
     _run(folder, sight, batches, planned, progress)
     return Store.open(path)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import DataError, checked, described
 from .span_batches import EdgeBatch
 from .store_folder import Folder, Layout, Numbers, check_of, ranges, row_bytes
-from .store_parts import joined_about, relabelled_about
+from .store_identity import joined_about, relabelled_about
 from .tasks import EdgeTask
 
 

@@ -1,4 +1,4 @@
-"""The folder of a store: its files, their layout, and the identity of model, data and settings.
+"""The folder of a store: its files and their layout.
 
 meta.json      model, data, settings and sizes; written once all is known but the vectors
 targets.npz    which rows belong to which target, and the labels
@@ -8,112 +8,23 @@ checks.bin     a checksum for each record's rows, written together with them: it
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from ..errors import DataError
 from ..streaming.checkpoint import complete_file
-from ..streaming.identity import config_settings, weights_digest
 from .tasks import EdgeTask
-
-# Text in which tokenizers differ: case, accents, digits, signs, scripts, blanks.
-_SAMPLE = "Él ate 1,234.5 naïve cafés, isn't HE?  日本語 x_y@z.com — №7"
-
-
-def identity(
-    model: nn.Module, tokenizer: Any, task: EdgeTask, settings: Mapping[str, Any], sizes: Sequence[int] = ()
-) -> dict[str, Any]:
-    """The identity of an encoding, as values for JSON; `sizes` are the numbers of records of joined parts."""
-    return {
-        "model": type(model).__name__,
-        "weights": weights_digest(model),
-        "config": config_settings(model),
-        "tokenizer": tokenizer_digest(tokenizer),
-        "data": joined_digest([data_digest(part, settings["raw_text"]) for part in parts_of_sizes(task, sizes)]),
-        "labels": list(task.labels),
-        "counted": list(task.counted),
-        **settings,
-    }
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The differences between two identities, in words; empty if there is none."""
-    found = []
-    for name, wanted in here.items():
-        # Stores of earlier versions are of words joined by blanks.
-        got = there.get(name, False if name == "raw_text" else None)
-        if name == "config":
-            # Versions of transformers write down more settings or fewer: those in both are compared.
-            found += [
-                f"the model's {key} ({got[key]!r} there, {value!r} here)"
-                for key, value in wanted.items()
-                if isinstance(got, Mapping) and key in got and got[key] != value
-            ]
-        elif name in ("weights", "data", "tokenizer", "labels", "counted"):
-            said = {"counted": "labels that count", "weights": "model's weights"}.get(name, name)
-            found += [f"the {said}"] if got != wanted else []
-        elif got != wanted:
-            found.append(f"{name} ({got!r} there, {wanted!r} here)")
-    return found
-
-
-def data_digest(task: EdgeTask, raw_text: bool) -> str:
-    """A digest of all words, spans and labels of a task, in their order, and of its text if that is read.
-
-    Names and further information don't count.
-    """
-    digest = hashlib.sha256()
-    for record in task.records:
-        targets = [(target.span1, target.span2, target.labels) for target in record.targets]
-        digest.update(repr((record.words, targets)).encode())
-        if raw_text:
-            digest.update(repr((record.text, record.spans)).encode())
-    return digest.hexdigest()
-
-
-def spans_digest(task: EdgeTask) -> str:
-    """A digest of all words and spans of a task, in their order: the same whatever the labels are."""
-    digest = hashlib.sha256()
-    for record in task.records:
-        digest.update(repr((record.words, [(target.span1, target.span2) for target in record.targets])).encode())
-    return digest.hexdigest()
-
-
-def joined_digest(digests: Sequence[str]) -> str:
-    """The digest of parts that follow one another; of one part it is its own."""
-    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
-
-
-def parts_of_sizes(task: EdgeTask, sizes: Sequence[int]) -> list[EdgeTask]:
-    """The task cut into parts of these numbers of records; whole if their sum is not that of the task."""
-    if sum(sizes) != len(task):
-        return [task]
-    ends = list(accumulate(sizes))
-    return [task[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """A digest of a tokenizer's vocabulary, and of what it makes of a text in which tokenizers differ."""
-    made: list[Any] = []
-    with suppress(Exception):  # `align` raises if this is no tokenizer, or has no token for such text
-        made.append(sorted(tokenizer.get_vocab().items()))
-        made.append(sorted((name, list(x)) for name, x in dict(tokenizer(_SAMPLE, verbose=False)).items()))
-    return hashlib.sha256(repr(made).encode()).hexdigest()
-
 
 Numbers = npt.NDArray[Any]
 

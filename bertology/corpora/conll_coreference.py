@@ -19,6 +19,8 @@ from .skips import Broken, BrokenPart, Skip, placed, reasons_for
 _BEGIN = re.compile(r"#\s*begin document\s*(?:\((.*)\)|([^;\s]\S*))?\s*;?\s*(?:part (\d+))?")
 _NEW_DOCUMENT = re.compile(r"#\s*newdoc\b(?:\s+id)?\s*=?\s*(.*)")
 _WHOLE = re.compile("[0-9]{1,9}")
+_FIRST_ID = re.compile("1|0[.]1|1-[0-9]+")
+"""What the first line of a sentence in CoNLL-U is numbered."""
 _BIT = re.compile(rf"(\([^{BLANKS}()*]+)*\*\)*|-|_")
 _Trees = Sequence[tuple[int, Parse]]
 """The first word of each tree, and the tree."""
@@ -203,7 +205,7 @@ def _is_conllu(path: Path) -> bool:
             return False
         if not line.startswith("#"):
             columns = columns_of(line)
-            return len(columns) == 10 and bool(re.fullmatch("1|0[.]1|1-[0-9]+", columns[0]))
+            return len(columns) == 10 and bool(_FIRST_ID.fullmatch(columns[0]))
     return False
 
 
@@ -252,7 +254,7 @@ def _layout_of(columns: Sequence[str], name: str, line: str) -> _Layout:
     """The format of a document, by its first line. Raises `DataError` for other formats."""
     if len(columns) == 3 and _WHOLE.fullmatch(columns[0]):
         return _THREE
-    if len(columns) == 10 and re.fullmatch("1|0[.]1|1-[0-9]+", columns[0]):
+    if len(columns) == 10 and _FIRST_ID.fullmatch(columns[0]):
         return _CONLLU
     if len(columns) >= 7 and all(map(_WHOLE.fullmatch, columns[1:3])) and _BIT.fullmatch(columns[5]):
         return _CONLL_2012

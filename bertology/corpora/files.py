@@ -151,6 +151,18 @@ def name_in(root: str | Path, file: Path) -> str:
     return file.name if file == Path(root) else str(file.relative_to(root))
 
 
+def json_list_of(path: str | Path, what: str) -> list[Any]:
+    """The list that a JSON file holds. Raises `DataError`, which says `what` is wanted, for anything else."""
+    text = text_of(path)
+    try:
+        found = json_of(text)
+    except DataError as error:
+        raise DataError(f"{path} is {error}") from error
+    if not isinstance(found, list):
+        raise DataError(f"{path} must hold a list of {what}, got {type(found).__name__}")
+    return found
+
+
 def json_of(text: str) -> Any:
     """What some JSON says. Raises `DataError` for what is no JSON, and for bytes that were no text."""
     if _NO_UTF8.search(text):

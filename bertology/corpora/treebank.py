@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
 from ..errors import DataError, check_strings, checked, described, shown
 from ..results.views import brief
-from .files import BLANKS, blocks_of, columns_of, files_in, json_of, name_in, text_of, words_of
+from .files import BLANKS, blocks_of, columns_of, files_in, json_list_of, name_in, words_of
 from .raw_text import Span, joined_text, spans_in_text
 from .skips import Broken, BrokenPart, Skip, placed, reasons_for
 
@@ -167,48 +168,33 @@ def conllu_sentences(path: str | Path, broken: Broken) -> Iterator[ConlluSentenc
         for block in blocks_of(file):
             comments = {m[1]: m[2] for _, line in block if (m := _COMMENT.match(line))}
             columns = tuple(words_of(comments.get("global.columns", ""))) or columns
-            rows = [(line, text) for line, text in block if not text.startswith("#")]
-            if not rows:
+            lines = [(line, text) for line, text in block if not text.startswith("#")]
+            if not lines:
                 continue
             number += 1
             place = f"{name_in(path, file)} {number}"
             with broken.part(place):
-                found = dict(_conllu_words(rows, columns, file))
-                lines, words = tuple(found), tuple(found.values())
+                rows = [(line, _cells(line, text, columns, file)) for line, text in lines]
+                found = dict(_words_in(rows, file))
                 name = comments.get("sent_id") or place
-                yield ConlluSentence(file, rows[0][0], place, name, comments, words, lines, _written(rows, columns))
+                yield ConlluSentence(
+                    file, lines[0][0], place, name, comments, tuple(found.values()), tuple(found), _written(rows)
+                )
 
 
-def _written(rows: Sequence[tuple[int, str]], columns: Sequence[str]) -> tuple[tuple[str, int, bool], ...]:
-    """Multiword tokens, and the words that are not in one: the form, how many words, and whether a blank follows."""
-    written = []
-    inside = 0
-    for _, text in rows:
-        word = dict(zip(columns, columns_of(text), strict=True))
-        first, _, last = word["ID"].partition("-")
-        if "." in first or (not last and int(first) <= inside):
-            continue
-        inside = int(last or first)
-        blank = "SpaceAfter=No" not in word.get("MISC", "").split("|")
-        written.append((word["FORM"], inside - int(first) + 1, blank))
-    return tuple(written)
+def _cells(line: int, text: str, columns: Sequence[str], path: Path) -> dict[str, str]:
+    """{column: what a line has in it}."""
+    cells = columns_of(text)
+    if len(cells) != len(columns):
+        wanted = f"wanted {len(columns)} columns, parted by tabs, got {len(cells)}: {shown(text)}"
+        raise BrokenPart(path, line, f"the line is not CoNLL-U: {wanted}")
+    return dict(zip(columns, cells, strict=True))
 
 
-def _conllu_words(
-    rows: Sequence[tuple[int, str]], columns: Sequence[str], path: Path
-) -> Iterator[tuple[int, dict[str, str]]]:
+def _words_in(rows: Sequence[tuple[int, dict[str, str]]], path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """The line and the columns of each word."""
     last = 0
-    for line, text in rows:
-        cells = columns_of(text)
-        if len(cells) != len(columns):
-            raise BrokenPart(
-                path,
-                line,
-                f"the line is not CoNLL-U: wanted {len(columns)} columns, parted by tabs, got {len(cells)}: "
-                f"{shown(text)}",
-            )
-        word = dict(zip(columns, cells, strict=True))
+    for line, word in rows:
         if _RANGE_OR_EMPTY.fullmatch(word["ID"]):
             continue
         if not _NUMBER.fullmatch(word["ID"]):
@@ -224,6 +210,20 @@ def _conllu_words(
             raise BrokenPart(path, line, "the line is not CoNLL-U: the word is empty")
         last += 1
         yield line, word
+
+
+def _written(rows: Sequence[tuple[int, dict[str, str]]]) -> tuple[tuple[str, int, bool], ...]:
+    """Multiword tokens, and the words that are not in one: the form, how many words, and whether a blank follows."""
+    written = []
+    inside = 0
+    for _, word in rows:
+        first, _, last = word["ID"].partition("-")
+        if "." in first or (not last and int(first) <= inside):
+            continue
+        inside = int(last or first)
+        blank = "SpaceAfter=No" not in word.get("MISC", "").split("|")
+        written.append((word["FORM"], inside - int(first) + 1, blank))
+    return tuple(written)
 
 
 @checked
@@ -264,16 +264,9 @@ def read_json(path: str | Path, *, skip_broken: bool = False) -> Treebank:
         ...     len(read_json(file.name))
         1
     """
-    text = text_of(path)
-    try:
-        records = json_of(text)
-    except DataError as error:
-        raise DataError(f"{path} is {error}") from error
-    if not isinstance(records, list):
-        raise DataError(f"{path} must hold a list of sentences, got {type(records).__name__}")
     broken = Broken(skip_broken, "such sentences")
     sentences = []
-    for number, record in enumerate(records, 1):
+    for number, record in enumerate(json_list_of(path, "sentences"), 1):
         name = f"{Path(path).name} {number}"
         with broken.part(name), placed(path):
             sentences.append(_sentence_from(record, name))
@@ -303,10 +296,10 @@ def _sentence_of(found: ConlluSentence, subtypes: bool) -> Sentence:
 def text_as_written(found: ConlluSentence) -> tuple[str, tuple[Span, ...]]:
     """The sentence as it is written, and the characters of each word; both empty if its words are not in its text."""
     forms = iter(found.forms)
-    tokens = [(form, [next(forms) for _ in range(many)]) for form, many, _ in found.written]
+    tokens = [(form, list(islice(forms, many))) for form, many, _ in found.written if many > 0]
     text = found.comments.get("text") or joined_text([(form, blank) for form, _, blank in found.written])
-    spans = spans_in_text(text, tokens)
-    return (text, spans) if spans else ("", ())
+    spans = spans_in_text(text, tokens) or ()
+    return (text, spans) if len(spans) == len(found.forms) else ("", ())
 
 
 def _sentence_in(block: Sequence[tuple[int, str]], name: str, path: str | Path) -> Sentence:

@@ -175,6 +175,15 @@ def test_the_text_of_a_treebank(tmp_path):
     assert first == Sentence(first.words, first.heads, first.relations, "a")
 
 
+@pytest.mark.parametrize("numbers", ["2-9", "2-2"])
+def test_multiword_tokens_of_words_that_are_not_there(tmp_path, numbers):
+    """They are no words, so that the tree can be read; the text is not known."""
+    (tmp_path / "some.conllu").write_text(CONLLU.replace("2-3\tdon't", f"{numbers}\tdon't"), encoding="utf-8")
+    first = read_conllu(tmp_path / "some.conllu")[0]
+    assert first.words == ("I", "do", "n't", "know", '"', "it", '"', ".")
+    assert (first.text, first.spans) == ("", ())
+
+
 def test_every_sentence_of_a_real_treebank_has_its_text(shared):
     treebank = read_conllu(shared / "ud" / "en_ewt-ud-dev.conllu")
     assert all(sentence.spans for sentence in treebank)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...corpora.bracketed_trees import unescaped
-from ...corpora.files import json_of, text_of
+from ...corpora.files import json_list_of
 from ...corpora.skips import Broken, placed
 from ...errors import DataError, checked, described
 from ..tasks import EdgeTask, Record, Span, Target
@@ -48,22 +48,12 @@ def tacred_edges(
         raise DataError(f"targets must be 'relations' or 'entities', got {targets!r}")
     broken = Broken(skip_broken, "such examples")
     records = []
-    for number, example in enumerate(_examples(path), 1):
+    for number, example in enumerate(json_list_of(path, "examples"), 1):
         with broken.part(f"{Path(path).name} {number}"), placed(path, f"example {number}"):
             records.append(_record(example, targets, f"{Path(path).name} {number}"))
     with placed(path):
         counted = "relations" if targets == "relations" else None
         return EdgeTask.of(name or targets, records, counted=counted, skipped=broken.skipped)
-
-
-def _examples(path: str | Path) -> list[Any]:
-    try:
-        found = json_of(text_of(path))
-    except DataError as error:
-        raise DataError(f"{path} is {error}") from error
-    if not isinstance(found, list):
-        raise DataError(f"{path} must hold a list of examples, got {described(found)}")
-    return found
 
 
 def _record(example: Any, targets: str, called: str) -> Record:

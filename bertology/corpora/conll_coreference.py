@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..errors import DataError, checked, shown
 from .bracketed_trees import Parse, Row, parses, trees_in_columns, unescaped
 from .documents import Document, Documents, Mention
-from .files import BLANKS, columns_of, files_in, lines_of, name_in, open_text, text_of
+from .files import BLANKS, columns_of, files_in, lines_of, open_text, text_of
 from .mention_brackets import MentionBrackets
 from .phrases import PENN_TAGS, head_in_tree, head_in_words, kind_of
 from .skips import Broken, BrokenPart, Skip, placed, reasons_for
@@ -144,14 +144,12 @@ def read_conll_coref(path: str | Path, *, trees: str | Path | None = None, skip_
     broken = Broken(skip_broken, "such documents")
     read: list[tuple[_Lines, _Trees]] = []
     for file in files_in(path, "*gold_conll", "*conll", "*.conllu"):
-        before = len(read), len(broken.skipped)
-        for text in _texts(file, broken):
-            with broken.part():
-                lines = _lines_of(text)
-                read.append((lines, _own_trees(lines) if trees is None else ()))
-                broken.skipped += [Skip(text.name, "a mention has several pieces")] * lines.mentions.in_pieces
-        if before == (len(read), len(broken.skipped)) and Path(path).is_dir():
-            broken.skipped.append(Skip(name_in(path, file), "holds no documents"))
+        with broken.file(path, file, read, "holds no documents"):
+            for text in _texts(file, broken):
+                with broken.part():
+                    lines = _lines_of(text)
+                    read.append((lines, _own_trees(lines) if trees is None else ()))
+                    broken.skipped += [Skip(text.name, "a mention has several pieces")] * lines.mentions.in_pieces
     if not read:
         told = "; ".join(reasons_for(broken.skipped)) or "wanted lines `# begin document` before the words"
         raise DataError(f"{path} holds no documents: {told}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError
+from .files import name_in
 
 MOST_REASONS, MOST_OF_A_REASON = 4, 200
 
@@ -64,6 +65,14 @@ class Broken:
                 raise DataError(f"{error}{advice}") from error
             reason = f"{error.place}: {error.problem}" if name and error.place else error.problem
             self.skipped.append(Skip(name or f"{error.file}, {error.place}".removesuffix(", "), reason))
+
+    @contextmanager
+    def file(self, root: str | Path, file: Path, found: Sized, what: str) -> Iterator[None]:
+        """Read one file inside. One of a folder that adds nothing, neither to `found` nor here, is listed."""
+        before = len(found), len(self.skipped)
+        yield
+        if Path(root).is_dir() and before == (len(found), len(self.skipped)):
+            self.skipped.append(Skip(name_in(root, file), what))
 
 
 def reasons_for(skipped: Iterable[Skip]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ...corpora.bracketed_trees import unescaped
 from ...corpora.files import BLANKS, columns_of, files_in, lines_of, name_in
-from ...corpora.skips import Broken, BrokenPart, Skip, placed
+from ...corpora.skips import Broken, BrokenPart, placed
 from ...errors import DataError, checked, shown
 from ..tasks import EdgeTask, Record, Target
 
@@ -68,11 +68,9 @@ def records_in(path: str | Path, broken: Broken, make: Callable[[Rows], Iterable
     """The records of a file in columns, or of those in a folder; files without any are listed."""
     records: list[Record] = []
     for file in files_in(path, *COLUMN_FILES):
-        before = len(records), len(broken.skipped)
-        for rows in sentences_in(file, name_in(path, file)):
-            records += make(rows)
-        if Path(path).is_dir() and before == (len(records), len(broken.skipped)):
-            broken.skipped.append(Skip(name_in(path, file), "no targets"))
+        with broken.file(path, file, records, "no targets"):
+            for rows in sentences_in(file, name_in(path, file)):
+                records += make(rows)
     return records
 
 

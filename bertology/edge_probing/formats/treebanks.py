@@ -177,15 +177,11 @@ def _parses(
     if columns is not None and len(columns) != 3:
         raise DataError(f"columns must be three, of word, tag and part of the tree, got {shown(list(columns))}")
     for file in files_in(path, *COLUMN_FILES, *_TREE_FILES):
-        called, before = name_in(path, file), len(broken.skipped)
+        called, found = name_in(path, file), list[tuple[str, Parse]]()
         which = columns or (_CONLL_2012 if _is_in_columns(file) else None)
-        found = _in_columns(file, called, which, broken, trees) if which else _in_brackets(file, called, broken)
-        empty = True
-        for one in found:
-            empty = False
-            yield one
-        if Path(path).is_dir() and empty and len(broken.skipped) == before:
-            broken.skipped.append(Skip(called, "no targets"))
+        with broken.file(path, file, found, "no targets"):
+            found += _in_columns(file, called, which, broken, trees) if which else _in_brackets(file, called, broken)
+        yield from found
 
 
 def _is_in_columns(path: Path) -> bool:

@@ -123,8 +123,8 @@ def _take(
         # A process among several may have no batches: its sums stay 0.
         given = each_batch(model, batches, may_be_empty=processes() > 1)
         for batch in progress_bar(progress, given, total=total):
-            measured += examples(batch)
-            seen += 1 if whole else examples(batch)
+            many = examples(batch)
+            measured, seen = measured + many, seen + (1 if whole else many)
             if saved is None or not saved.has(batch):
                 padding_checked = padding_checked or check_padding(anatomy, batch)
                 _update(model, batch, accumulators, check)

@@ -1,6 +1,6 @@
 """A check of attention masks with a value for each pair of tokens: the model must hide what they hide, and no more.
 
-Models take such masks in different shapes, or flatten them without a word. Its attention maps tell.
+Models take such masks in different shapes, or flatten them silently. The attention maps of a model tell.
 """
 
 from __future__ import annotations

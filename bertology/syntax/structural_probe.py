@@ -19,6 +19,7 @@ from ..measures.captures import hidden_states
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import Interval, wilson_interval
+from ..results.views import markdown_table
 from ..streaming.progress import Progress, progress_bar
 from .attention_probe import PUNCT, check_training
 from .picks import aligned_in
@@ -81,16 +82,15 @@ class StructuralProbe(Result):
         return wilson_interval(int(self.right[layer].sum()), int(self.arcs.sum()), level)
 
     def __str__(self) -> str:
-        lines = ["| layer | UUAS, % | Spearman |", "|---|---|---|"]
-        for row, (label, uuas, rho) in enumerate(
-            zip(self.labels, self.uuas.tolist(), self.spearman.tolist(), strict=True)
-        ):
-            low, high = self.interval(row)
-            lines.append(f"| {label} | {100 * uuas:.1f} ({100 * low:.1f} to {100 * high:.1f}) | {rho:.2f} |")
+        rows = []
+        scores = zip(self.labels, self.uuas.tolist(), self.spearman.tolist(), strict=True)
+        for row, (label, share, rho) in enumerate(scores):
+            uuas, low, high = (100 * x for x in (share, *self.interval(row)))
+            rows.append((label, f"{uuas:.1f} ({low:.1f} to {high:.1f})", f"{rho:.2f}"))
         left_out = f" without {', '.join(self.ignored)}" if self.ignored else ""
         return "\n".join(
             [
-                *lines,
+                markdown_table(("layer", "UUAS, %", "Spearman"), rows),
                 f"| each word with the next | {100 * self.adjacent:.1f} | |",
                 f"{int(self.arcs.sum())} arcs{left_out} of {len(self.arcs)} sentences; trained in "
                 f"{self.losses.shape[1]} steps; {self.skipped} sentences skipped",

@@ -316,10 +316,10 @@ _MADE_BY = {
 }
 _CHECKED_BY_FUNCTIONS = {"rows": "int | None", "ignore": "Sequence[str]", "progress": "Progress"}
 """Parameters of a type that have a check of their own wherever they occur, which says better what is wanted."""
-_ADVICE = {
-    "batches": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
-    "inputs": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
-}
+_MODEL_ARGUMENTS = (
+    ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'; texts need tokenizer= as well"
+)
+_ADVICE = {"batches": _MODEL_ARGUMENTS, "inputs": _MODEL_ARGUMENTS}
 
 
 def _words(hint: Any, *, many: bool = False) -> str:

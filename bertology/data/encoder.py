@@ -132,9 +132,10 @@ class Encoder:
 
     def _given(self, row: Row, number: int) -> Encoded:
         """A row with token ids: of its other columns, those that are arguments of the model."""
-        wanted = {IDS_ARGUMENT, MASK_ARGUMENT, *SPAN_ARGUMENTS, *getattr(self.tokenizer, "model_input_names", ())}
+        wanted = {MASK_ARGUMENT, *SPAN_ARGUMENTS, *getattr(self.tokenizer, "model_input_names", ())}
         if self.model is not None:
             wanted = (wanted - set(self._not_taken)) | set(signature(self.model.forward).parameters)
+        wanted |= {IDS_ARGUMENT}
         arguments = {name: _plain(x) for name, x in row.arguments.items() if name in wanted and x is not None}
         return Encoded(arguments, row.label, f"example {number}")
 

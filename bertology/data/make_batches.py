@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import DataError, check_least, checked, described
@@ -113,8 +113,13 @@ def _made(data: Any, encoder: Encoder) -> Any:
     """Batches of what holds texts; what is a batch, or a list of batches, itself."""
     if type(data).__name__ == "DataFrame" and hasattr(data, "to_dict"):
         data = data.to_dict("records")  # iterating over a frame gives the names of its columns
+    if is_columns(data):
+        return list(encoder.batches(rows_of(data, columns=encoder.columns)))
+    if is_batch(data):
+        return data
     if isinstance(data, Mapping) and not is_row(data):
-        return list(encoder.batches(rows_of(data, columns=encoder.columns))) if is_columns(data) else data
+        _check_no_splits(data)
+        return data
     if isinstance(data, (str, Mapping)) or _is_labelled_text(data):
         return list(_each_made([data], encoder))
     if with_labels(data):
@@ -128,6 +133,14 @@ def _made(data: Any, encoder: Encoder) -> Any:
         first = next(iter(items), None)
         return data if first is None or is_batch(first) else list(_each_made(items, encoder))
     return _Made(data, encoder) if isinstance(data, Iterable) else data
+
+
+def _check_no_splits(data: Mapping[str, Any]) -> None:
+    """Raise `DataError` for several data sets by name, as a `datasets.DatasetDict` is."""
+    sets = {name: x for name, x in data.items() if hasattr(x, "__iter__") and not isinstance(x, (Tensor, Mapping))}
+    splits = [name for name, x in sets.items() if is_row(next(iter(x), None))]
+    if splits:
+        raise DataError(f"wanted one data set, got {', '.join(splits)}: choose one, data[{splits[0]!r}]")
 
 
 def _is_labelled_text(data: Any) -> bool:

@@ -11,12 +11,14 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..anatomy.modules import each_module, with_attribute
 from ..anatomy.names import LABELLING_CLASSES, LABELS_ARGUMENT, TASK_CLASSES, UNUSED_MASKS
 
 
 def config_of(model: nn.Module) -> Any:
     """The outermost config in the model, or None."""
-    return next((module.config for module in model.modules() if hasattr(module, "config")), None)
+    config = vars(model).get("config")
+    return config or next((module.config for module in with_attribute(each_module(model), "config")), None)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:

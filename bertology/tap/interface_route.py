@@ -18,6 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 from ..anatomy.forward_source import eager_function
+from ..anatomy.modules import each_module, with_attribute
 from ..anatomy.names import OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from .map_reader import Reading
@@ -67,11 +68,10 @@ def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
 def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str, undo: ExitStack) -> None:
     """Switch the configs around these attention modules to an attention function, while `undo` is open."""
     inside = set(attentions)
-    configs: dict[int, Any] = {
-        id(module.config): module.config
-        for module in anatomy.model.modules()
-        if hasattr(module, "config") and not inside.isdisjoint(module.modules())
-    }
+    configs: dict[int, Any] = {}
+    for module in with_attribute(each_module(anatomy.model), "config"):
+        if id(module.config) not in configs and not inside.isdisjoint(each_module(module)):
+            configs[id(module.config)] = module.config
     for config in configs.values():
         turn(config, ATTENTION_SETTING, name, undo)
 

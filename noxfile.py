@@ -81,8 +81,9 @@ def lint(session: nox.Session) -> None:
 
 @shared_one_core
 def types(session: nox.Session) -> None:
-    """Strict types, of the library, the scripts and README's example."""
+    """Strict types, of the library, the scripts and README's example; and of a user's code, by pyright too."""
     python(session, "-m", "mypy")
+    python(session, "-m", "basedpyright")  # pyright, with the node that it needs in its wheel
     with tempfile.TemporaryDirectory() as folder:
         example = Path(folder) / "readme_example.py"
         example.write_text("\n".join(re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)))

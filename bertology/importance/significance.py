@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Head, head_at
-from ..data.metrics import METRICS, Metric
+from ..data.metrics import METRICS, Metric, number_of
 from ..errors import DataError, checked, need
 from ..results.axes import axes
 from ..results.result import Result
@@ -183,8 +183,8 @@ class _Pairs:
             starts = [0, *ends.tolist()]
             rows = torch.cat([order[starts[i] : starts[i + 1]] for i in examples.tolist()])
         truths = self.truths[rows]
-        base = score(self.base_logits[rows], truths)
-        return torch.tensor([score(some[rows], truths) - base for some in self.logits], dtype=torch.float64)
+        base = number_of(score, self.base_logits[rows], truths)
+        return torch.tensor([number_of(score, some[rows], truths) - base for some in self.logits], dtype=torch.float64)
 
     def _one_row_each(self) -> bool:
         return torch.equal(self.example_of, torch.arange(len(self.base_losses)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -15,7 +14,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Head, head_at
 from ..data.batches import Batches, check_repeatable
 from ..data.losses import ExampleLoss
-from ..data.metrics import metric_name
+from ..data.metrics import Metric, MetricName, metric_name
 from ..errors import DataError, check_share, checked, is_number, is_whole
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from ..importance.score import scorer
@@ -139,7 +138,7 @@ def pruning_curve(
     model: nn.Module,
     batches: Batches,
     *,
-    metric: str | Callable[[Tensor, Tensor], float],
+    metric: MetricName | Metric,
     by: Literal["importance", "fisher", "magnitude", "random"] | Tensor = "importance",
     importance: HeadImportance | Batches | None = None,
     reestimate: bool = False,
@@ -261,7 +260,7 @@ class _GatedModel(NamedTuple):
     model: nn.Module
     batches: Batches
     ranked_on: Batches
-    metric: str | Callable[[Tensor, Tensor], float]
+    metric: MetricName | Metric
     by: str | Tensor
     loss: ExampleLoss | None
 

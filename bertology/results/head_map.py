@@ -142,7 +142,11 @@ def _coloured(
 
 
 def _name_heads(axes: Axes, placed: Mapping[Head, Tensor], shown: Sequence[Head], where: Tensor, scale: float) -> None:
-    """Write the names of heads beside their points where they cover nothing; `scale` is points of print a unit."""
+    """Write the names of heads beside their points where they cover nothing; `scale` is points of print a unit.
+
+    A name without room is left out. adjustText leaves none out: it moves them until time is up, and with 144 heads
+    hundreds of them still cover each other.
+    """
     # All in points of print: boxes (left, bottom, right, top) that are taken, by markers and names.
     taken = torch.cat([where * scale - 3.2, where * scale + 3.2], dim=1)
     (left, right), (bottom, top) = (

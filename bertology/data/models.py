@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..anatomy.modules import each_module, with_attribute
 from ..anatomy.names import LABELLING_CLASSES, LABELS_ARGUMENT, TASK_CLASSES, UNUSED_MASKS
@@ -34,7 +34,7 @@ def writes(model: nn.Module) -> bool:
 
 def task_model(model: nn.Module) -> nn.Module:
     """The outermost `PreTrainedModel`, without wrappers around it."""
-    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+    return next((module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)), model)
 
 
 def task_name(model: nn.Module) -> str:

@@ -243,8 +243,7 @@ def pruning_curve(
     gates = anatomy.present.double()
     value, estimated = gated_model.measure(gates, ranking=fixed is None)
     current = fixed if fixed is not None else estimated
-    if threshold is not None and value <= 0:
-        raise DataError(f"threshold is a share of the whole model's score, which must be above 0, got {value:.4g}")
+    _check_whole(value, threshold)
     steps, scores, order = [gates], [value], torch.full_like(gates, float("nan"))
     with progress_bar(progress, total=len(sizes)) as bar:
         for size in sizes:
@@ -313,6 +312,11 @@ def _check(threshold: float | None, keep: int) -> None:
     if threshold is not None and (not is_number(threshold) or not 0 < threshold <= 1):
         raise DataError(f"threshold is a share of the whole model's score, above 0 and at most 1, got {threshold}")
     _check_keep(keep)
+
+
+def _check_whole(value: float, threshold: float | None) -> None:
+    if threshold is not None and value <= 0:
+        raise DataError(f"threshold is a share of the whole model's score, which must be above 0, got {value:.4g}")
 
 
 def _check_keep(keep: int) -> None:

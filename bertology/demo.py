@@ -105,7 +105,7 @@ def topic_classifier() -> TopicClassifier:
         names = dict(enumerate(TOPICS))
         config = body.config
         config.update({"id2label": names, "label2id": {topic: number for number, topic in names.items()}})
-        model: Any = AutoModelForSequenceClassification.from_config(config)
+        model: Any = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     model.config.name_or_path = "all-MiniLM-L6-v2, four topics"
     model.base_model.load_state_dict(body.state_dict())
     _fit(model.eval(), encoded(tokenizer, *sentences("train")))
@@ -126,7 +126,7 @@ def _fit(model: Any, batch: dict[str, Tensor], decay: float = 1e-3) -> None:
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = torch.nn.functional.cross_entropy(head(vectors), labels) + decay * head.weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():

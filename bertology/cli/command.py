@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from ..errors import BertologyError, DataError, need
 from ..pruning.rankings import RANKINGS
@@ -50,25 +51,17 @@ def _add_data(one: argparse.ArgumentParser) -> None:
     add = one.add_argument
     add("model", help=f"a folder or name that transformers loads, or {DEMO!r}")
     add("data", nargs="?", help=".tsv or .csv with a header, .jsonl, or a file with a text on each line")
-    add(
-        "--text-column",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="twice for pairs; by default text, sentence ...",
-    )
+    add("--text-column", action="append", default=[], metavar="NAME", help="twice for pairs; else text, sentence ...")
     add("--label-column", metavar="NAME", help="by default label, if it is there; a causal language model needs none")
     add("--output", default="bertology-output", metavar="FOLDER", help="by default %(default)s")
     add("--limit", type=_positive, metavar="N", help="read the first N examples")
-    add(
-        "--max-length", type=_positive, metavar="N", help="cut longer texts, in tokens; by default what the model takes"
-    )
+    add("--max-length", type=_positive, metavar="N", help="cut longer texts; by default what the model takes")
     add("--batch-size", type=_positive, default=32, metavar="N")
     add("--tokenizer", metavar="NAME", help="a folder or name, if not the model's")
     add("--device", help="cpu, cuda, cuda:1 ...; by default cuda where there is one")
     add("--quiet", action="store_true", help="no progress bars")
     one.set_defaults(
-        metric=None, by="importance", amount=0.1, threshold=0.9, keep=1, reestimate=False, seed=0, heads=[]
+        metric=None, by="importance", amount=0.1, threshold=0.9, keep=1, reestimate=False, seed=0, heads=None
     )
 
 
@@ -76,17 +69,30 @@ def _add_curve(one: argparse.ArgumentParser) -> None:
     add = one.add_argument
     add("--metric", choices=METRIC_NAMES, help="by default accuracy, pearson or inverse_loss, as the model's task is")
     add("--by", choices=RANKINGS, help="what ranks the heads; by default %(default)s")
-    add("--amount", type=float, help="the share of heads to mask at each step; by default %(default)s")
-    add("--threshold", type=float, help="the share of the score that must stay; by default %(default)s")
-    add("--keep", type=int, help="heads that stay in each layer; by default %(default)s")
+    add("--amount", type=_share, help="the share of heads to mask at each step; by default %(default)s")
+    add("--threshold", type=_share, help="the share of the score that must stay; by default %(default)s")
+    add("--keep", type=_whole, help="heads that stay in each layer; by default %(default)s")
     add("--reestimate", action="store_true", help="estimate the importance anew before each step")
     add("--seed", type=int, help="of a random order")
 
 
+def _whole(text: str, least: int = 0) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"wanted a whole number, {least} or more, got {text!r}")
+    return int(text)
+
+
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, got {number}")
+    return _whole(text, 1)
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"wanted a share, above 0 and at most 1, got {text!r}")
     return number
 
 
@@ -106,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     need("matplotlib", extra="plot")
     need("pandas", extra="frames")
+    if args.quiet:
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     out = Path(args.output)
     check_folder(out)
     if args.data is None and args.model != DEMO:

@@ -32,6 +32,8 @@ class Section:
     result: Result
     rows: Sequence[tuple[str, str]] = ()
     """What else the page says: a name and a value each."""
+    parts: tuple[str, ...] = ("png", "csv", "json", "safetensors")
+    """Its files: a picture, a table, plain values, and what `Result.load` reads."""
 
 
 def check_folder(path: Path) -> None:
@@ -43,11 +45,16 @@ def check_folder(path: Path) -> None:
 
 
 def write_section(out: Path, section: Section) -> None:
-    """Write a result as safetensors, JSON, a table and a picture."""
-    section.result.save(out / f"{section.name}.safetensors")
-    write_json(out / f"{section.name}.json", {"result": type(section.result).__name__, **section.result.to_dict()})
-    section.result.to_frame().to_csv(out / f"{section.name}.csv", index=False)
-    section.result.plot(path=out / f"{section.name}.png")
+    """Write the files of a result."""
+    result, path = section.result, out / section.name
+    if "safetensors" in section.parts:
+        result.save(path.with_suffix(".safetensors"))
+    if "json" in section.parts:
+        write_json(path.with_suffix(".json"), {"result": type(result).__name__, **result.to_dict()})
+    if "csv" in section.parts:
+        result.to_frame().to_csv(path.with_suffix(".csv"), index=False)
+    if "png" in section.parts:
+        result.plot(path=path.with_suffix(".png"))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -67,8 +74,8 @@ def write_page(out: Path, title: str, facts: Sequence[tuple[str, str]], sections
     """Write index.html, which shows the pictures that lie beside it."""
     body = "\n".join([f"<h1>{escape(title)}</h1>", _table(facts), *map(_shown, sections)])
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    page = f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n'
-    (out / "index.html").write_text(page, encoding="utf-8")
+    page = f'<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>'
+    (out / "index.html").write_text(f"<!doctype html>\n{page}\n", encoding="utf-8")
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
@@ -77,12 +84,13 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _shown(section: Section) -> str:
-    files = ", ".join(f'<a href="{section.name}.{kind}">{kind}</a>' for kind in ("csv", "json", "safetensors"))
+    files = ", ".join(f'<a href="{section.name}.{kind}">{kind}</a>' for kind in section.parts)
+    picture = f'<img src="{section.name}.png" alt="{escape(section.title)}">' if "png" in section.parts else ""
     return "\n".join(
         [
             f"<h2>{escape(section.title)}</h2>",
             f"<p>{escape(section.words)}</p>",
-            f'<img src="{section.name}.png" alt="{escape(section.title)}">',
+            picture,
             _table(section.rows),
             f'<p class="files">Files: {files}</p>',
         ]

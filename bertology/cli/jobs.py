@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from ..anatomy.sites import HeadScore
 from ..data.losses import is_causal
@@ -21,7 +19,7 @@ from ..streaming.accumulate import accumulate
 from .files import Section
 from .models import Loaded
 
-Batches = list[dict[str, Tensor]]
+Batches = list[Mapping[str, Any]]
 Job = Callable[[Namespace, Loaded, Batches], list[Section]]
 
 
@@ -70,9 +68,9 @@ def curve(args: Namespace, loaded: Loaded, batches: Batches) -> list[Section]:
 def prune(args: Namespace, loaded: Loaded, batches: Batches) -> list[Section]:
     """Remove the heads that are not needed, or those that were named, and save the model."""
     metric = _metric(args, loaded.model)
-    section = None if args.heads else curve(args, loaded, batches)[0]
-    before = section.result.scores[0].item() if section else score(loaded.model, batches, metric=metric).value  # type: ignore[attr-defined]
-    heads: Sequence[Any] = args.heads or section.result.heads_off(args.threshold, keep=args.keep)  # type: ignore[union-attr,attr-defined]
+    found = None if args.heads else _curve(args, loaded, batches)
+    before = score(loaded.model, batches, metric=metric).value if found is None else found.scores[0].item()
+    heads: Sequence[Any] = args.heads if found is None else found.heads_off(args.threshold, keep=args.keep)
     pruned = prune_heads(loaded.model, heads)
     folder = Path(args.output) / "model"
     save_pruned(loaded.model, folder)
@@ -85,7 +83,8 @@ def prune(args: Namespace, loaded: Loaded, batches: Batches) -> list[Section]:
         ("saved in", f"{folder}; load it with bertology.load_pruned"),
     ]
     words = "The heads that are left in each layer, after the others were removed from the weights."
-    return [*([section] if section else []), Section("pruned", "Pruned model", words, pruned, rows)]
+    curves = [] if found is None else [_curve_section(args, found)]
+    return [*curves, Section("pruned", "Pruned model", words, pruned, rows, ("json", "safetensors"))]
 
 
 def report(args: Namespace, loaded: Loaded, batches: Batches) -> list[Section]:

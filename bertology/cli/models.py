@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 
-from ..anatomy.names import IDS_ARGUMENT, LABELS_ARGUMENT
-from ..data.batches import IGNORED
+from ..anatomy.names import IDS_ARGUMENT
 from ..data.losses import is_causal
-from ..data.models import is_encoder_decoder, task_name
+from ..data.make_batches import make_batches
+from ..data.models import is_encoder_decoder
+from ..data.positions import room_of
 from ..demo import topic_classifier
 from ..errors import DataError, shown
 from ..pruning.load import load_pruned
@@ -39,21 +40,21 @@ class Loaded:
 def load(name: str, *, tokenizer: str | None = None, device: str | None = None) -> Loaded:
     """Load a model with the task head that it was saved with, pruned or not; "demo" is the classifier of the demo.
 
-    Raises `DataError` for what transformers cannot load.
+    Raises `DataError` for what transformers cannot load, and for encoder-decoders.
     """
+    place = _device(device)
     if name == DEMO and not Path(name).exists():
         demo = topic_classifier()
-        places = [f"the demo, sentence {number}" for number, _ in enumerate(demo.texts)]
-        return Loaded(
-            demo.model.to(_device(device)), demo.tokenizer, Texts([(x,) for x in demo.texts], demo.labels, places)
-        )
+        texts: list[tuple[str, ...]] = [(text,) for text in demo.texts]
+        places = [f"the demo, sentence {number}" for number, _ in enumerate(texts)]
+        return Loaded(demo.model.to(place), demo.tokenizer, Texts(texts, demo.labels, places))
     with loading(f"no model can be loaded from {name!r}"):
         model = load_pruned(name) if Path(name).is_dir() else _from_hub(name)
-    with loading(f"no tokenizer can be loaded from {tokenizer or name!r} (--tokenizer names another)"):
-        found = transformers.AutoTokenizer.from_pretrained(tokenizer or name)
     if is_encoder_decoder(model):
         raise DataError(f"{name!r} is an encoder-decoder, whose texts come in pairs: call the functions in Python")
-    return Loaded(model.to(_device(device)).eval(), found)
+    with loading(f"no tokenizer can be loaded from {tokenizer or name!r} (--tokenizer names another)"):
+        found = transformers.AutoTokenizer.from_pretrained(tokenizer or name)
+    return Loaded(model.to(place).eval(), found)
 
 
 @contextmanager
@@ -74,9 +75,7 @@ def _from_hub(name: str) -> Any:
     kind = next((kind for kind in kinds if kind is not None), transformers.AutoModel)
     model, told = kind.from_pretrained(name, output_loading_info=True)
     if told["missing_keys"]:
-        print(
-            f"bertology: warning: these weights are random: {', '.join(sorted(told['missing_keys']))}", file=sys.stderr
-        )
+        warnings.warn(f"these weights are random: {', '.join(sorted(told['missing_keys']))}", stacklevel=2)
     return model
 
 
@@ -91,43 +90,26 @@ def _device(name: str | None) -> torch.device:
 
 def batches_of(
     loaded: Loaded, texts: Texts, *, batch_size: int, max_length: int | None
-) -> tuple[list[dict[str, Tensor]], int]:
+) -> tuple[list[Mapping[str, Any]], int]:
     """Batches of texts of similar length, with labels if there are any; and how many texts were cut.
 
-    A causal language model predicts its own texts.
+    A causal language model predicts its own texts. Raises `DataError` for labels that are none of the model.
     """
-    tokenizer = loaded.tokenizer
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if _needs_one_text_a_batch(loaded):
-        batch_size = 1
-    both = [list(part) for part in zip(*texts.texts, strict=True)]
-    limit = min(max_length or sys.maxsize, _room(loaded))
-    whole = tokenizer(*both)[IDS_ARGUMENT]
+    model, tokenizer = loaded.model, loaded.tokenizer
+    room = room_of(model)
+    limit = min(max_length or sys.maxsize, room or sys.maxsize, tokenizer.model_max_length)
+    labels = None if texts.labels is None or is_causal(model) else numbers(texts, model.config)
+    whole = tokenizer(*map(list, zip(*texts.texts, strict=True)))[IDS_ARGUMENT]
     cut = sum(len(ids) > limit for ids in whole)
-    encoded = tokenizer(*both, truncation=True, max_length=limit) if cut else tokenizer(*both)
-    labels = None if texts.labels is None or is_causal(loaded.model) else numbers(texts, loaded.model.config)
-    order = sorted(range(len(whole)), key=lambda i: -len(encoded[IDS_ARGUMENT][i]))
-    made = []
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = dict(tokenizer.pad({k: [v[i] for i in rows] for k, v in encoded.items()}, return_tensors="pt"))
-        if is_causal(loaded.model):
-            batch[LABELS_ARGUMENT] = batch[IDS_ARGUMENT].masked_fill(batch["attention_mask"] == 0, IGNORED)
-        elif labels is not None:
-            batch[LABELS_ARGUMENT] = torch.tensor([labels[i] for i in rows])
-        made.append(batch)
-    return made, cut
-
-
-def _needs_one_text_a_batch(loaded: Loaded) -> bool:
-    """Whether a classifier cannot find the last token of a padded text."""
-    return task_name(loaded.model).endswith("SequenceClassification") and loaded.model.config.pad_token_id is None
-
-
-def _room(loaded: Loaded) -> int:
-    most = getattr(loaded.model.config, "max_position_embeddings", None) or sys.maxsize
-    return int(min(most, loaded.tokenizer.model_max_length))
+    columns = ("text", "text_pair")[: len(texts.texts[0])]
+    rows: list[dict[str, Any]] = [dict(zip(columns, one, strict=True)) for one in texts.texts]
+    if labels is not None:
+        rows = [row | {"label": label} for row, label in zip(rows, labels, strict=True)]
+    length = max_length or (int(limit) if cut else None)
+    made = make_batches(
+        rows, tokenizer, model=model, columns=columns, batch_size=batch_size, truncation=bool(cut), max_length=length
+    )  # fmt: skip
+    return list(made), cut
 
 
 def numbers(texts: Texts, config: Any) -> list[int] | list[float]:
@@ -139,9 +121,8 @@ def numbers(texts: Texts, config: Any) -> list[int] | list[float]:
         try:
             found.append(_number(label, names, config.num_labels))
         except ValueError:
-            wanted = (
-                "a number" if config.num_labels == 1 else f"0 to {config.num_labels - 1}, or one of {', '.join(names)}"
-            )
+            classes = f"0 to {config.num_labels - 1}, or one of {', '.join(sorted(names, key=names.__getitem__))}"
+            wanted = "a number" if config.num_labels == 1 else classes
             raise DataError(f"{place}: {shown(label)} is no label of this model: wanted {wanted}") from None
     return found
 

@@ -66,6 +66,7 @@ from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate
 from .streaming.accumulator import Accumulator, MapAccumulator, stat
+from .streaming.own_share import own_share
 from .tap import tap
 from .tap.gates import ablated, gated
 
@@ -125,6 +126,7 @@ __all__ = [
     "importance_through_training",
     "load_pruned",
     "make_batches",
+    "own_share",
     "prune_heads",
     "pruning_curve",
     "register_names",

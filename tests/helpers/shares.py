@@ -16,6 +16,7 @@ from bertology import (
     attention_entropy,
     head_importance,
     head_means,
+    own_share,
     pruning_curve,
     score,
 )
@@ -67,6 +68,9 @@ WORK = {
     "cat": lambda rank, size: cat_scores(model(), code(rank, size), types="all"),
     "code": lambda rank, size: relation_heads(model(), code(rank, size)),
     "whole shares": lambda rank, size: head_importance(model(), loader(rank, size, drop_last=True)),
+    "own shares": lambda rank, size: head_importance(model(), own_share(TEXTS)),
+    "own shares of a generator": lambda rank, size: head_importance(model(), own_share(one for one in TEXTS)),
+    "own shares of trees": lambda rank, size: dependency_heads(model(), align(wordpiece_tokenizer(), own_share(CATS))),
     "a group": lambda rank, size: head_importance(
         model(), TEXTS[rank::size], merge=torch.distributed.new_group(list(range(size)))
     ),

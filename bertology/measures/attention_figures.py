@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..anatomy.sites import head_at
 from ..errors import DataError
-from ..results.canvas import MISSING, canvas, common_title, finished, headline, paper, set_title
+from ..results.canvas import MISSING, canvas, common_title, finished, paper, set_title
 from ..results.result import draws
 from .captures import AttentionMaps
 from .example_maps import ExampleMaps, example_maps
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 COLOURS = "Blues"
 UNIT = "attention weight"
-MOST_LABELS = 100
-"""The most tokens of which each has its label; of more, every second, third ... has one."""
+LEAST_SIZE, MOST_SIZE = 5.5, 9.0
+"""The sizes of the letters of labels. Where there is less room, only every second, third ... token has one."""
 MOST_IN_TILE = 48
 """The most rows and columns of one head in the picture of all heads; larger maps show the largest weight of several."""
 
@@ -62,17 +62,18 @@ def _draw_head(shown: ExampleMaps, row: int, head: int, ax: Any, path: str | Pat
     _label(axes, shown, 72 * cell * 0.72 if ax is None else 8)
     axes.set_xlabel("to: key" if shown.named else "to: position of the key")
     axes.set_ylabel("from: query" if shown.named else "from: position of the query")
-    set_title(axes, headline(shown.result, f"Attention of {name}"))
-    figure.colorbar(image, ax=axes, label=UNIT)
+    set_title(axes, f"Attention of {name}: {shown.title}")
+    figure.colorbar(image, ax=axes, label=UNIT, shrink=0.8)
     return finished(figure, ax, path)
 
 
 def _label(axes: Axes, shown: ExampleMaps, size: float) -> None:
     """Write the tokens beside the rows and below the columns."""
-    size = max(4.0, min(9.0, size))
+    step = max(1, math.ceil(LEAST_SIZE / size))
     for axis, names in ((axes.xaxis, shown.keys), (axes.yaxis, shown.queries)):
-        places = range(0, len(names), math.ceil(len(names) / MOST_LABELS))
-        axis.set_ticks(list(places), labels=[_short(names[place]) for place in places], fontsize=size, parse_math=False)
+        places = range(0, len(names), step)
+        labels = [_short(names[place]) for place in places]
+        axis.set_ticks(list(places), labels=labels, fontsize=max(LEAST_SIZE, min(MOST_SIZE, size)), parse_math=False)
     upright = all(len(name) <= 2 for name in shown.keys) and len(shown.keys) <= 30
     axes.tick_params(axis="x", rotation=0 if upright else 90)
     axes.tick_params(length=2)
@@ -99,7 +100,7 @@ def _draw_layer(shown: ExampleMaps, row: int, ax: Any, path: str | Path | None) 
         _label(axes, shown, 72 * side / tokens * 0.8)
         axes.tick_params(labelbottom=head + columns >= len(maps), labelleft=head % columns == 0)
     figure.colorbar(image, ax=list(every), label=UNIT)
-    common_title(figure, ax, headline(shown.result, f"Attention of layer {shown.result.labels[row]}: {_text(shown)}"))
+    common_title(figure, ax, f"Attention of layer {shown.result.labels[row]}: {shown.title}")
     return finished(figure, ax, path)
 
 
@@ -108,7 +109,7 @@ def _draw_all(shown: ExampleMaps, ax: Any, path: str | Path | None) -> Any:
     tiles = _tiles(shown.maps)
     layers, heads, height, width = tiles.shape
     inches = max(0.36, min(0.75, 12 / max(layers, heads)))
-    figure, (axes,) = canvas(ax, heads * inches + 2.2, layers * inches + 1.6)
+    figure, (axes,) = canvas(ax, max(6.4, heads * inches + 2.2), layers * inches + 1.6)
     whole = tiles.flip(0).permute(0, 2, 1, 3).reshape(layers * height, heads * width)
     norm = _square_root()
     image = axes.imshow(
@@ -126,8 +127,9 @@ def _draw_all(shown: ExampleMaps, ax: Any, path: str | Path | None) -> Any:
     axes.set_ylabel("layer")
     for side in axes.spines.values():
         side.set_visible(False)
-    set_title(axes, headline(shown.result, f"Attention of all heads: {_text(shown)}"))
-    figure.colorbar(image, ax=axes, label=f"{UNIT}, on a square-root scale\n(in each map: rows attend to columns)")
+    set_title(axes, f"Attention of all heads: {shown.title}")
+    label = f"{UNIT}, on a square-root scale\n(in each map: rows attend to columns)"
+    figure.colorbar(image, ax=axes, label=label, shrink=min(1.0, 5 / (layers * inches)))
     return finished(figure, ax, path)
 
 
@@ -149,15 +151,3 @@ def _square_root() -> Any:
 
 def _some(many: int) -> Sequence[int]:
     return range(0, many, 1 if many <= 32 else 2 if many <= 64 else 8)
-
-
-def _text(shown: ExampleMaps) -> str:
-    """The beginning of the text, in quotes; the number of its positions where the tokens are not known."""
-    if not shown.named:
-        return f"{len(shown.keys)} positions"
-    text = ""
-    for name in shown.keys:
-        text += name[2:] if name.startswith("##") else f" {name}"
-        if len(text) > 44:
-            return f"“{text.strip()} …”"
-    return f"“{text.strip()}”"

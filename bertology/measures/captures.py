@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -29,6 +30,7 @@ from ..streaming.gradient_check import check_gradient
 from ..streaming.one_batch import by_stack, layer_labels, masks, one_batch, pile, run
 from ..tap import tap, uncached
 from ..tap.gradient_cuts import lost_gradients
+from .attention_view import InteractiveView, interactive_view
 from .captured_texts import CapturedTexts, texts_of
 
 C = TypeVar("C", bound="Capture")
@@ -239,6 +241,29 @@ class AttentionMaps(Capture):
         for `words=True` where the words are not known.
         """
         return super().plot(field=field, ax=ax, **options if head is None else {"head": head, **options})
+
+    @checked
+    def show(
+        self, head: str | Head | tuple[int, int] | None = None, *, layers: Sequence[int] | None = None,
+        example: int = 0, stack: str | None = None, words: bool = False, height: int = 760,
+    ) -> InteractiveView:  # fmt: skip
+        """Look at the maps in a notebook: choose a layer, a head and a token, and see where it attends (extra `show`).
+
+        The page is made by attnview, and needs no network. Pruned heads are 0.
+
+        Args:
+            head: a head, "L2H0" or (2, 0): the view then has its layer alone, and begins with this head.
+            layers: the layers that the view has, by default all of them.
+            example: the number of the text in the batch, from 0.
+            stack: "encoder", "decoder" or "cross", where there are several.
+            words: join the tokens of each word, as in `plot`.
+            height: of the view in a notebook, in pixels.
+
+        Returns what a notebook shows where it is the value of a cell; `.save(path)` writes the page to a file.
+
+        Raises `MissingExtra` without attnview, `DataError` for more than 3,000,000 attention weights, and as `plot`.
+        """
+        return interactive_view(self, head, layers=layers, example=example, stack=stack, words=words, height=height)
 
 
 @checked

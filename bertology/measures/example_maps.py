@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..corpora.words import Aligned, word_attention
-from ..data.tokens import PADDING, label_of, word_strings
+from ..data.tokens import PADDING, beginning, label_of, word_strings
 from ..errors import DataError, is_whole
 from ..results.heads import place_of
 
@@ -31,6 +31,8 @@ class ExampleMaps:
     """The tokens or words that are attended to."""
     named: bool
     """Whether these are tokens or words, and not the numbers of positions."""
+    title: str
+    """The beginning of the text, in quotes, of which model it is, and its number among several."""
 
     def place(self, head: object) -> tuple[int, int]:
         """The row and the column of a head, however given. Raises `HeadError`."""
@@ -57,6 +59,8 @@ def example_maps(
         for tokens, size in zip(result.tokens_of(name), maps.shape[-2:], strict=True)
     )
     named = bool(queries and keys)
+    text = beginning([key for key, there in zip(keys, asked, strict=True) if there], 44) if named else ""
+    title = _title(result, f"“{text}”" if text else f"{int(asked.sum())} positions", example, count)
     if words:
         word_of = result.word_of[example] if result.word_of else ()
         if not named or len(word_of) != len(keys) or queries != keys:
@@ -66,7 +70,7 @@ def example_maps(
             )
         joined = _of_words(maps, [word if there else PADDING for word, there in zip(word_of, asked, strict=True)])
         labels = word_strings(keys, [w if there else PADDING for w, there in zip(word_of, asked, strict=True)])
-        return ExampleMaps(part, joined, labels, labels, True)
+        return ExampleMaps(part, joined, labels, labels, True, title)
     maps = maps[:, :, asking][..., asked]
     if not named:
         queries, keys = ([str(place) for place in range(size)] for size in values.shape[-2:])
@@ -74,7 +78,12 @@ def example_maps(
         [label_of(one) if named else one for one, there in zip(names, real, strict=True) if there]
         for names, real in ((queries, asking.tolist()), (keys, asked.tolist()))
     )
-    return ExampleMaps(part, maps, rows, columns, named)
+    return ExampleMaps(part, maps, rows, columns, named, title)
+
+
+def _title(result: AttentionMaps, text: str, example: int, count: int) -> str:
+    of = [result.model_name] if result.model_name else []
+    return "\n".join([text, ", ".join(of + ([f"example {example} of {count}"] if count > 1 else []))]).strip()
 
 
 def _stack_of(result: AttentionMaps, head: object) -> str:

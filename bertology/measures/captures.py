@@ -20,6 +20,7 @@ from ..data.batches import (
     run_model,
     token_count,
 )
+from ..data.captured_texts import CapturedTexts, texts_of
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
@@ -31,7 +32,6 @@ from ..streaming.one_batch import by_stack, layer_labels, masks, one_batch, pile
 from ..tap import tap, uncached
 from ..tap.gradient_cuts import lost_gradients
 from .attention_view import InteractiveView, interactive_view
-from .captured_texts import CapturedTexts, texts_of
 
 C = TypeVar("C", bound="Capture")
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
 from ..anatomy.sites import Head, LayerLabels, Site, Stack
@@ -24,7 +25,9 @@ from ..data.captured_texts import texts_of
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
+from ..results.canvas import AxesT
 from ..results.fields import model_name
+from ..results.result import PlotOptions
 from ..streaming.first_example import FirstExample
 from ..streaming.gradient_check import check_gradient
 from ..streaming.one_batch import Capture as Capture
@@ -183,9 +186,9 @@ class AttentionMaps(Capture):
 
     @checked
     def plot(
-        self, head: str | int | Head | tuple[int, int] | None = None, *, field: str | None = None, ax: Any = None,
-        **options: Any,
-    ) -> Any:  # fmt: skip
+        self, head: str | int | Head | tuple[int, int] | None = None, /, *, field: str | None = None,
+        ax: AxesT | None = None, **options: Unpack[PlotOptions],
+    ) -> AxesT:  # fmt: skip
         """Draw the map of one head with its tokens, the maps of one layer, or all of them (extra `plot`).
 
         Args:
@@ -199,7 +202,9 @@ class AttentionMaps(Capture):
         Raises `HeadError` for a head that is not there, `DataError` for an example or a stack that is not there, and
         for `words=True` where the words are not known.
         """
-        return super().plot(field=field, ax=ax, **options if head is None else {"head": head, **options})
+        if head is not None:
+            options["head"] = head
+        return super().plot(field=field, ax=ax, **options)
 
     @checked
     def show(
@@ -356,7 +361,7 @@ def head_outputs(
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad(), uncached(model):
-                with lost_gradients(anatomy) as lost:
+                with lost_gradients(anatomy, batch) as lost:
                     outputs = run_model(model, batch, labels=loss != "auto")
                 losses = example_losses(chosen, outputs, noted)
                 if first is not None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..anatomy.sites import head_at
 from ..errors import DataError, need
 from ..results.axes import axes_of
-from ..results.canvas import MISSING, canvas, common_title, finished, headline, paper, set_title, width_of
+from ..results.canvas import MISSING, AxesT, canvas, common_title, finished, headline, paper, set_title, width_of
 from ..results.figures import head_panels, layer_points
 from ..results.head_map import head_map
 from ..results.result import draws
@@ -35,14 +35,14 @@ MOST_IN_TILE = 48
 
 
 @draws(HeadDistances)
-def draw_distances(result: HeadDistances, *, ax: Any = None, path: str | Path | None = None) -> Any:
+def draw_distances(result: HeadDistances, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw a map on which heads with similar attention are close to each other (extra `syntax`)."""
     title = headline(result, "Heads whose attention is alike")
     return head_map(result.embed(2), result.heads, title=title, ax=ax, path=path)
 
 
 @draws(AttentionPatterns)
-def draw_patterns(result: AttentionPatterns, *, ax: Any = None, path: str | Path | None = None) -> Any:
+def draw_patterns(result: AttentionPatterns, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw how much attention goes to each place, and to each class of tokens if there are classes."""
     places = {name: getattr(result, name) for name in ("previous", "next", "self", "first")}
     classes = {name: result.attention_to(name) for name in result.classes[:-1]}  # the last is all others
@@ -57,7 +57,7 @@ def draw_patterns(result: AttentionPatterns, *, ax: Any = None, path: str | Path
 
 
 @draws(AttentionGradients)
-def draw_gradients(result: AttentionGradients, *, ax: Any = None, path: str | Path | None = None) -> Any:
+def draw_gradients(result: AttentionGradients, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw the gradients to each class of tokens: a heat map per class, on the same scale."""
     panels = {f"to {name}: values": result.gradient_to(name) for name in result.classes}
     unit, title = axes_of(AttentionGradients)["values"].label, headline(result, "Attention gradients")
@@ -73,9 +73,9 @@ def draw_attention_maps(
     example: int = 0,
     stack: str | None = None,
     words: bool = False,
-    ax: Any = None,
+    ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Any:
+) -> AxesT:
     """Draw one head with its tokens, the heads of one layer, or all heads."""
     wanted = (layer, head) if layer is not None and head is not None else head
     if isinstance(head, int) and layer is None:
@@ -88,7 +88,7 @@ def draw_attention_maps(
     return _draw_all(shown, ax, path)
 
 
-def _draw_head(shown: ExampleMaps, row: int, head: int, ax: Any, path: str | Path | None) -> Any:
+def _draw_head(shown: ExampleMaps, row: int, head: int, ax: AxesT | None, path: str | Path | None) -> AxesT:
     values, name = shown.maps[row, head], head_at(shown.result.labels, row, head)
     queries, keys = values.shape
     cell = max(0.06, min(0.3, 14 / max(queries, keys)))
@@ -119,7 +119,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 16 else f"{name[:15]}…"
 
 
-def _draw_layer(shown: ExampleMaps, row: int, ax: Any, path: str | Path | None) -> Any:
+def _draw_layer(shown: ExampleMaps, row: int, ax: AxesT | None, path: str | Path | None) -> AxesT:
     """A panel for each head of a layer, all on one scale, with the tokens at the outer sides."""
     maps = shown.maps[row]
     columns = min(len(maps), 4 if len(maps) <= 16 else 8)
@@ -140,7 +140,7 @@ def _draw_layer(shown: ExampleMaps, row: int, ax: Any, path: str | Path | None) 
     return finished(figure, ax, path)
 
 
-def _draw_all(shown: ExampleMaps, ax: Any, path: str | Path | None) -> Any:
+def _draw_all(shown: ExampleMaps, ax: AxesT | None, path: str | Path | None) -> AxesT:
     """A small map for each head, layer 0 at the bottom, in one image: a hundred axes would take seconds."""
     tiles = _tiles(shown.maps)
     layers, heads, height, width = tiles.shape

@@ -233,7 +233,8 @@ def prune(
         print(f"WARNING: the heads were masked but not pruned: {error}")
         return summary
     save_pruned(small, out / "pruned_model")
-    tokenizer.save_pretrained(out / "pruned_model")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out / "pruned_model")
     again = load_pruned(out / "pruned_model").to(next(model.parameters()).device)
     after = score(again, batches, metric=metric)
     # In turn, so that a change in the machine's speed affects both.

@@ -23,14 +23,14 @@ from run_bertology import Batches, check_output, mask, measure, prune, report
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bertology.corpora.files import lines_of, open_text
-from bertology.data.losses import is_causal
 from bertology.data.positions import room_of
 from bertology.errors import BertologyError, DataError
 from bertology.importance.score import INVERSE_LOSS
 
 # The old script took any name, and always scored the loss.
 METRIC_NAMES = ("acc", "loss", INVERSE_LOSS)
-IDS = re.compile(r"\s*\d+(\.\d*)?([eE][+-]?\d+)?(\s+\d+(\.\d*)?([eE][+-]?\d+)?)*\s*")
+NUMBER = r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?"
+IDS = re.compile(rf"\s*{NUMBER}(\s+{NUMBER})*\s*")
 
 
 def parse() -> argparse.Namespace:
@@ -58,8 +58,8 @@ def read_ids(path: str) -> list[list[int]]:
     rows = []
     for number, line in lines_of(path):
         values = [float(cell) for cell in line.split()]
-        if any(value != int(value) for value in values):
-            raise DataError(f"{path}, line {number}: a token id is a whole number")
+        if any(value < 0 or value != int(value) for value in values):
+            raise DataError(f"{path}, line {number}: a token id is a whole number, 0 or more")
         rows.append([int(value) for value in values])
     return rows
 
@@ -98,16 +98,25 @@ def make_batches(rows: list[list[int]], batch_size: int) -> Batches:
 
 
 def load(args: argparse.Namespace) -> Any:
-    """Load the model. Raises `DataError` where tokens are not predicted from those before them."""
+    """Load the model."""
     config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, cache_dir=args.cache_dir)
-    model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, config=config, cache_dir=args.cache_dir)
-    if not is_causal(model):
-        raise DataError(f"{type(model).__name__} does not predict the next token: pass a causal language model")
+    model: Any = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, config=config, cache_dir=args.cache_dir)
     return model.to(device(args)).eval()
 
 
-def read_data(args: argparse.Namespace, model: Any) -> list[list[int]]:
-    """The examples of the file."""
+@torch.no_grad()
+def check_predicts(model: Any, ids: list[int]) -> None:
+    """Raise `DataError` for a model, such as BERT, whose prediction of a token depends on the token itself."""
+    first, other = (torch.tensor([ids], device=model.device) for _ in range(2))
+    other[0, -1] = (ids[-1] + 1) % model.get_input_embeddings().num_embeddings
+    before, after = (model(input_ids=x).logits[:, 0] for x in (first, other))
+    if not torch.allclose(before, after, atol=1e-4):
+        raise DataError(f"{type(model).__name__} reads the tokens that it is to predict: pass a causal language model")
+
+
+def read_data(args: argparse.Namespace, model: Any) -> tuple[list[list[int]], Any]:
+    """The examples of the file; and the tokenizer, if it is text."""
+    tokenizer = None
     if holds_ids(args.data_dir):
         rows = read_ids(args.data_dir)
     else:
@@ -115,14 +124,7 @@ def read_data(args: argparse.Namespace, model: Any) -> list[list[int]]:
         tokenizer = AutoTokenizer.from_pretrained(name, cache_dir=args.cache_dir)
         rows = read_text(args.data_dir, tokenizer, min(args.max_seq_length, room_of(model) or args.max_seq_length))
     rows = check_ids(rows, model, args.data_dir)
-    return rows[: args.data_subset] if args.data_subset > 0 else rows
-
-
-class NoTokenizer:
-    """Where the file holds ids, there may be no tokenizer to save with the pruned model."""
-
-    def save_pretrained(self, path: Path) -> None:
-        """Save nothing."""
+    return rows[: args.data_subset] if args.data_subset > 0 else rows, tokenizer
 
 
 def main() -> None:
@@ -134,14 +136,15 @@ def main() -> None:
         raise DataError(f"--data_dir must be a file of text or of token ids, got {args.data_dir}")
     torch.manual_seed(args.seed)
     model = load(args)
-    rows = read_data(args, model)
+    rows, tokenizer = read_data(args, model)
+    check_predicts(model, rows[0])
     batches = make_batches(rows, args.batch_size)
     summary: dict[str, Any] = {"task": Path(args.data_dir).name, "examples": len(rows), "truncated": 0}
     summary |= {f"argument_{name}": value for name, value in vars(args).items()}
     measure(args, model, batches, out)
     if args.try_masking:
         curve = mask(args, model, batches, INVERSE_LOSS, out)
-        summary |= prune(model, NoTokenizer(), batches, curve, INVERSE_LOSS, out)
+        summary |= prune(model, tokenizer, batches, curve, INVERSE_LOSS, out)
     report(summary, out)
 
 

@@ -143,8 +143,8 @@ def main() -> None:
     summary |= {f"argument_{name}": value for name, value in vars(args).items()}
     measure(args, model, batches, out)
     if args.try_masking:
-        curve = mask(args, model, batches, INVERSE_LOSS, out)
-        summary |= prune(model, tokenizer, batches, curve, INVERSE_LOSS, out)
+        curve = mask(args, model, batches, "inverse_loss", out)
+        summary |= prune(model, tokenizer, batches, curve, "inverse_loss", out)
     report(summary, out)
 
 

@@ -316,6 +316,7 @@ def test_arguments_are_checked_before_any_work(tmp_path, monkeypatch, capsys, ar
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_in_a_process_of_its_own(models, files):
     def run(*arguments):
         command = [sys.executable, "-m", "bertology", *arguments]

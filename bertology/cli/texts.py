@@ -39,9 +39,9 @@ def read_texts(
 ) -> Texts:
     """Read the texts of a file, and their labels if it has any; the kind of the file is told by its name.
 
-    A .tsv or .csv file has a header, or else its columns are called 1, 2 and so on. A .json or .jsonl file has an object
-    on each line. In any other file each line is a text. Blank lines do not count, and the first `limit` examples are
-    read.
+    A .tsv or .csv file has a header, or else its columns are called 1, 2 and so on. A .json or .jsonl file has an
+    object on each line. In any other file each line is a text. Blank lines do not count, and the first `limit` examples
+    are read.
 
     Raises `DataError` for columns that are not there, for what is no text, and for a file without examples.
     """

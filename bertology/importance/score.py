@@ -28,6 +28,7 @@ from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
 from ..streaming.first_example import FirstExample
 from ..streaming.identity import identity
+from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 
 INVERSE_LOSS = "inverse_loss"
@@ -251,6 +252,7 @@ def scorer(metric: MetricName | Metric, loss: ExampleLoss | None = None) -> Accu
 
 
 @checked
+@merges
 def score(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -259,6 +261,7 @@ def score(
     loss: ExampleLoss | None = None,
     tokenizer: Any = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> Score:
     """Score the model on a data set.
 
@@ -273,6 +276,8 @@ def score(
         loss: for "inverse_loss", `f(outputs, batch) -> [batch]`; by default that of the task head.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` when labels or logits are missing, no metric is known by that name, or the metric is NaN.
 

@@ -25,11 +25,12 @@ from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint
 from .first_example import check_padding
 from .identity import add_tensor, config_settings, identity, weights_digest
-from .processes import check_counts, check_same_work, check_sampler, gathered, processes, raise_together
+from .processes import Merge, check_counts, check_same_work, check_sampler, gathered, merges, processes, raise_together
 from .progress import Progress, progress_bar
 
 
 @checked
+@merges
 def accumulate(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -37,6 +38,7 @@ def accumulate(
     tokenizer: Any = None,
     checkpoint: str | Path | None = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> tuple[Any, ...]:
     """Take several measures in one pass over the data.
 
@@ -49,13 +51,16 @@ def accumulate(
         checkpoint: a file to which the sums are written every minute, and from which an interrupted pass resumes, given
             the same model and data. It is removed when the pass is complete. Each process needs its own.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Returns one result an accumulator, in their order. Under `torch.distributed`, give each process its share of the
     batches: the sums are merged over all processes, and every process returns the same results. A process may have no
     batches. An error in one of them is raised in all.
 
     Raises `DataError` for batches that cannot be used, when a checkpoint is of another model or other data, and when
-    processes measure with other models or settings than others.
+    processes measure with other models or settings than others. With `merge="none"` one process may measure alone,
+    such as in `if rank == 0:`; any other call waits for the others.
     """
     check_accumulators(accumulators)
     with torch.inference_mode(False):

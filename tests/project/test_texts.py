@@ -22,7 +22,7 @@ FUNCTIONS = {
     name: function
     for module, name, function in public_functions()
     if DATA & set(inspect.signature(function).parameters)
-    and (takes_a_model(function) or "checkpoints" in inspect.signature(function).parameters)
+    and takes_a_model(function)
     and not module.__name__.startswith(ANNOTATED)
 }
 

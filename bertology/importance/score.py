@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from ..anatomy.names import DECODER_PREFIX, LABELS_ARGUMENT, LOGITS_OUTPUT
 from ..anatomy.sites import Anatomy
-from ..data.batches import IGNORED, Batch, Batches, examples, model_arguments, token_mask
+from ..data.batches import IGNORED, Batch, BatchesOrTexts, examples, model_arguments, token_mask
 from ..data.losses import (
     ExampleLoss,
     example_losses,
@@ -21,7 +20,7 @@ from ..data.losses import (
     next_tokens,
     token_logits,
 )
-from ..data.metrics import GenerationMetric, Metric, find_metric, measured, metric_name
+from ..data.metrics import GenerationMetric, Metric, MetricName, find_metric, measured, metric_name
 from ..data.models import is_encoder_decoder, task_model, writes
 from ..errors import DataError, LossError, checked
 from ..results.result import Result
@@ -58,7 +57,7 @@ class ScoreAccumulator(Accumulator):
     examples: Tensor = stat("", torch.int64)
 
     @checked
-    def __init__(self, metric: str | Metric) -> None:
+    def __init__(self, metric: MetricName | Metric) -> None:
         self._metric = find_metric(metric)
         self._name = metric_name(metric)
 
@@ -244,7 +243,7 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
     return Predictions(logits, labels, torch.arange(len(labels), device=labels.device))
 
 
-def scorer(metric: str | Metric, loss: ExampleLoss | None = None) -> Accumulator:
+def scorer(metric: MetricName | Metric, loss: ExampleLoss | None = None) -> Accumulator:
     """The accumulator for a metric: a function of (logits, labels) or of what is generated, or a metric by name."""
     if isinstance(metric, GenerationMetric):
         return GenerationAccumulator(metric)
@@ -254,22 +253,25 @@ def scorer(metric: str | Metric, loss: ExampleLoss | None = None) -> Accumulator
 @checked
 def score(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *,
-    metric: str | Callable[[Tensor, Tensor], float],
+    metric: MetricName | Metric,
     loss: ExampleLoss | None = None,
+    tokenizer: Any = None,
     progress: Progress = None,
 ) -> Score:
     """Score the model on a data set.
 
     Args:
         model: a model with a task head; measured in eval mode, left as it was found.
-        batches: one mapping of model arguments with labels, or an iterable of them.
+        batches: one mapping of model arguments with labels, or an iterable of them; or texts with labels (see
+            `make_batches`).
         metric: "accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman" (see `metrics`);
             "inverse_loss", one over the mean loss of an example, for language models; `f(logits, labels) -> float`
             over all examples at once, higher is better; or a `GenerationMetric` such as `metrics.bleu(...)`, of what an
             encoder-decoder model generates.
         loss: for "inverse_loss", `f(outputs, batch) -> [batch]`; by default that of the task head.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` when labels or logits are missing, no metric is known by that name, or the metric is NaN.
@@ -282,4 +284,4 @@ def score(
         >>> score(model, batch, metric="accuracy").value in (0.0, 0.5, 1.0)
         True
     """
-    return accumulate(model, batches, scorer(metric, loss), progress=progress)[0]
+    return accumulate(model, batches, scorer(metric, loss), tokenizer=tokenizer, progress=progress)[0]

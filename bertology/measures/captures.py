@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
-from ..anatomy.sites import LayerLabels, Site, Stack
+from ..anatomy.sites import Head, LayerLabels, Site, Stack
 from ..data.batches import (
     Batch,
+    BatchesOrTexts,
     ReadBatch,
     examples,
     run_model,
@@ -28,11 +29,12 @@ from ..streaming.gradient_check import check_gradient
 from ..streaming.one_batch import by_stack, layer_labels, masks, one_batch, pile, run
 from ..tap import tap, uncached
 from ..tap.gradient_cuts import lost_gradients
+from .captured_texts import CapturedTexts, texts_of
 
 C = TypeVar("C", bound="Capture")
 
 
-class Capture(Result):
+class Capture(CapturedTexts, Result):
     """Mixin of the captures of one batch: dataclasses whose tensors are kept by stack, `{stack: tensor}`."""
 
     main: ClassVar[str | None] = "stacks"
@@ -105,12 +107,15 @@ class HiddenStates(Capture):
 
 
 @checked
-def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bool | None = None) -> HiddenStates:
+def hidden_states(
+    model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None, tie_last_hidden_states: bool | None = None
+) -> HiddenStates:
     """Capture every hidden state of a batch: the embeddings, and what each block returns.
 
     Args:
         model: any model with attention heads, with or without a task head.
-        inputs: one mapping of model arguments; labels are not looked at.
+        inputs: one mapping of model arguments, or a text or several (see `make_batches`); labels are not looked at.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         tie_last_hidden_states: with True the last layer is the model's `last_hidden_state`: in GPT-2, Llama and other
             pre-norm models what comes out of the final norm. With False it is what the last block returned, before
             any final norm: the residual stream itself, comparable with the layers below. By default it is what
@@ -140,7 +145,7 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
     def read_last(stack: str, x: Tensor) -> None:
         last.setdefault(stack, []).append(x.detach())
 
-    with one_batch(model, inputs) as (anatomy, batch):
+    with one_batch(model, inputs, tokenizer) as (anatomy, batch):
         listed = [stack for stack in anatomy.stacks if not stack.single] or list(anatomy.stacks)
         if not all(stack.blocks for stack in listed):
             asked[OUTPUT_STATES_ARGUMENT] = True
@@ -159,12 +164,14 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
                     states = _as_text(stack, states, final, final.shape[1])
                 tie = stack.ties_last if tie_last_hidden_states is None else tie_last_hidden_states
                 stacks[_run_name(stack.name, number, len(found))] = pile(_ended(states, final if tie else None))
-        return HiddenStates(stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks), **_measured(model, batch))
+        return HiddenStates(
+            stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks), **_measured(model, batch, tokenizer)
+        )
 
 
-def _measured(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Which model was captured, and on how many examples."""
-    return {"model_name": model_name(model), "n_examples": examples(batch)}
+def _measured(model: nn.Module, batch: Batch, tokenizer: Any) -> dict[str, Any]:
+    """Which model was captured, and on which examples."""
+    return {"model_name": model_name(model), "n_examples": examples(batch), **texts_of(model, batch, tokenizer)}
 
 
 def _run_name(stack: str, number: int, runs: int) -> str:
@@ -199,10 +206,6 @@ def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: i
 class AttentionMaps(Capture):
     """The attention weights of one batch."""
 
-    instead_of_plot: ClassVar[str] = (
-        "draw one head over a text with bertology.syntax.head_view, or attention_entropy of all heads"
-    )
-
     stacks: Annotated[dict[str, Tensor], axes("layer batch head query key")]
     """{stack: [layer, batch, head, query, key]}: each row of keys sums to 1; NaN for pruned heads."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
@@ -217,14 +220,35 @@ class AttentionMaps(Capture):
         """[layer, batch, head, query, key]: the weights of the model's only stack."""
         return only(self.stacks)
 
+    @checked
+    def plot(
+        self, head: str | int | Head | tuple[int, int] | None = None, *, field: str | None = None, ax: Any = None,
+        **options: Any,
+    ) -> Any:  # fmt: skip
+        """Draw the map of one head with its tokens, the maps of one layer, or all of them (extra `plot`).
+
+        Args:
+            head: a head, "L2H0" or (2, 0), or its number where `layer` is given. Without it all heads are drawn.
+            field: as in `Result.plot`; these maps have none.
+            ax: matplotlib axes to draw in, as many as the picture has panels.
+            options: `layer`, its number; `example`, the number of the text in the batch, from 0; `words=True` joins the
+                tokens of each word, attention to them summed and from them averaged (Clark et al. 2019, §4.1);
+                `stack`, which is needed where there are several; `path`, the file to which the picture is written.
+
+        Raises `HeadError` for a head that is not there, `DataError` for an example or a stack that is not there, and
+        for `words=True` where the words are not known.
+        """
+        return super().plot(field=field, ax=ax, **options if head is None else {"head": head, **options})
+
 
 @checked
-def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
+def attention_maps(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None) -> AttentionMaps:
     """Capture every head's attention weights, whatever attention implementation the model was loaded with.
 
     Args:
         model: any model with attention heads, with or without a task head.
-        inputs: one mapping of model arguments; labels are not looked at.
+        inputs: one mapping of model arguments, or a text or several (see `make_batches`); labels are not looked at.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
 
     A model that runs a stack several times in one forward pass (an encoder that two texts share) has an entry for each
     run, `stack("encoder (run 1)")`.
@@ -246,7 +270,7 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
             runs.setdefault(site, []).append([])
         runs[site][-1].append(x.detach())
 
-    with one_batch(model, inputs) as (anatomy, batch):
+    with one_batch(model, inputs, tokenizer) as (anatomy, batch):
         with tap(anatomy, "attention", read=read, once=False):
             run(model, batch)
         stacks: dict[str, Tensor] = {}
@@ -256,7 +280,7 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
             for name, maps in by_stack(anatomy, whole, head_axis=1).items():
                 stacks[_run_name(name, number, often.get(name, 1))] = maps
         real, labels = masks(anatomy, batch, stacks, axis=3), layer_labels(anatomy, whole)
-        return AttentionMaps(stacks, real, labels, **_measured(model, batch))
+        return AttentionMaps(stacks, real, labels, **_measured(model, batch, tokenizer))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -296,12 +320,16 @@ class HeadOutputs(Capture):
 
 
 @checked
-def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | None = None) -> HeadOutputs:
+def head_outputs(
+    model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None, loss: ExampleLoss | str | None = None
+) -> HeadOutputs:
     """Capture every head's output for a batch and, given a loss, its gradient.
 
     Args:
         model: any model with attention heads.
-        inputs: one mapping of model arguments, with labels if the loss needs them.
+        inputs: one mapping of model arguments, or a text or several (see `make_batches`), with labels if the loss needs
+            them.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         loss: None for no gradients; "auto" for the loss of the model's task head (see `losses.find_loss`); or
             `f(outputs, batch) -> [batch]`, one loss per example.
 
@@ -331,7 +359,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
         found[site] = x.requires_grad_()
         return found[site]
 
-    with one_batch(model, inputs) as (anatomy, batch), ExitStack() as taps:
+    with one_batch(model, inputs, tokenizer) as (anatomy, batch), ExitStack() as taps:
         if chosen is None:
             taps.enter_context(tap(anatomy, "heads", read=read))
             run(model, batch)
@@ -344,7 +372,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad(), uncached(model):
-                with lost_gradients(anatomy) as lost:
+                with lost_gradients(anatomy, batch) as lost:
                     outputs = run_model(model, batch, labels=loss != "auto")
                 losses = example_losses(chosen, outputs, noted)
                 if first is not None:
@@ -357,4 +385,4 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
         stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
         real, labels = masks(anatomy, batch, stacks, axis=2), layer_labels(anatomy, found)
-        return HeadOutputs(stacks, gradients, real, labels, **_measured(model, batch))
+        return HeadOutputs(stacks, gradients, real, labels, **_measured(model, batch, tokenizer))

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence, Sized
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_model
+from ..data.batches import Batch, Batches, BatchesOrTexts, ReadBatch, each_batch, examples, run_model
+from ..data.make_batches import as_batches
 from ..errors import DataError, checked
 from ..results.fields import model_name
 from ..results.result import Result
@@ -32,8 +32,9 @@ from .progress import Progress, progress_bar
 @checked
 def accumulate(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *accumulators: Accumulator,
+    tokenizer: Any = None,
     checkpoint: str | Path | None = None,
     progress: Progress = None,
 ) -> tuple[Any, ...]:
@@ -41,8 +42,10 @@ def accumulate(
 
     Args:
         model: any model with attention heads; measured in eval mode, and left as it was found.
-        batches: one mapping of model arguments, or an iterable of them.
+        batches: one mapping of model arguments, or an iterable of them; or texts (see `make_batches`).
         accumulators: what to measure, for example `ImportanceAccumulator(), EntropyAccumulator()`.
+        tokenizer: needed for texts: the model's. It makes batches of texts of similar length, unless a measure has
+            values for each example.
         checkpoint: a file to which the sums are written every minute, and from which an interrupted pass resumes, given
             the same model and data. It is removed when the pass is complete. Each process needs its own.
         progress: True for a progress bar, or its title; no bar without it.
@@ -58,7 +61,7 @@ def accumulate(
     with torch.inference_mode(False):
         error: Exception | None = None
         try:
-            seen, measured, saved = _take(model, batches, accumulators, checkpoint, progress)
+            seen, measured, saved = _take(model, batches, accumulators, checkpoint, progress, tokenizer)
         except Exception as raised:
             if processes() == 1:
                 raise
@@ -97,12 +100,15 @@ def check_accumulators(accumulators: Sequence[Accumulator]) -> None:
 
 def _take(
     model: nn.Module,
-    batches: Batches,
+    given: BatchesOrTexts,
     accumulators: Sequence[Accumulator],
     checkpoint: str | Path | None,
     progress: Progress,
+    tokenizer: Any,
 ) -> tuple[int, int, _SavedPass | None]:
     """Update the accumulators with all batches of this process: how many items and examples, and what was saved."""
+    by_example = any(accumulator.by_example for accumulator in accumulators)
+    batches: Batches = as_batches(model, given, tokenizer, sort=not by_example)
     check_sampler(batches)
     anatomy = dissect(model)
     for accumulator in accumulators:
@@ -113,22 +119,21 @@ def _take(
     for accumulator in backward:
         accumulator.keeps_graph = accumulator is not backward[-1]
     saved = _SavedPass(checkpoint, model, accumulators) if checkpoint is not None else None
-    check: Any = partial(lost_gradients, anatomy) if backward else nullcontext
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     whole = getattr(batches, "batch_size", 1) is None  # a DataLoader over a data set of batches
-    seen, measured, padding_checked = 0, 0, False
+    follow, seen, measured, padding_checked = bool(backward), 0, 0, False
     # A pass with gradients has no use for a cache, which may be filled without them.
     cache: Any = uncached(model) if backward else nullcontext()
     with undisturbed(model), cache, torch.set_grad_enabled(bool(backward)):
         # A process among several may have no batches: its sums stay 0.
-        given = each_batch(model, batches, may_be_empty=processes() > 1)
-        for batch in progress_bar(progress, given, total=total):
+        each = each_batch(model, batches, may_be_empty=processes() > 1)
+        for batch in progress_bar(progress, each, total=total):
             many = examples(batch)
             measured, seen = measured + many, seen + (1 if whole else many)
             if saved is None or not saved.has(batch):
                 padding_checked = padding_checked or check_padding(anatomy, batch)
-                _update(model, batch, accumulators, check)
-                check = nullcontext  # the parts of a model are the same in every batch
+                _update(anatomy, batch, accumulators, follow=follow)
+                follow = False  # the parts of a model are the same in every batch
                 if saved is not None:
                     saved.keep()
     if saved is not None:
@@ -215,14 +220,16 @@ def _describe(model: nn.Module, accumulators: Sequence[Accumulator]) -> str:
     return "\n".join([*lines, *(accumulator.described() for accumulator in accumulators)])
 
 
-def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator], check: Any) -> None:
+def _update(anatomy: Anatomy, batch: dict[str, Any], accumulators: Sequence[Accumulator], *, follow: bool) -> None:
+    """Run a batch and update the accumulators with it; `follow` says whether to see that gradients reach the heads."""
+    model = anatomy.model
     labelled = any(accumulator.needs_labels for accumulator in accumulators)
     for accumulator in accumulators:
         accumulator.check_batch(batch)
     noted = ReadBatch(batch)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        with check() as lost:
+        with lost_gradients(anatomy, batch) if follow else nullcontext() as lost:
             outputs = run_model(model, batch, labels=labelled)
         for accumulator in accumulators:
             accumulator.update(noted, outputs)

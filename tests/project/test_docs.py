@@ -27,8 +27,14 @@ def names_of(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_snippets_run(page, minilm):
-    names_of(page)
+def test_snippets_run(page, minilm, capsys):
+    names = names_of(page)
+    if page == ROOT / "README.md":
+        heads = ", ".join(str(one.head) for one in names["importance"].top(3))
+        text = page.read_text()
+        assert f"# {heads}\n" in text
+        assert f"# {len(names['off'])}\n" in text
+        assert f"{len(names['off'])} of 72 heads are not needed" in capsys.readouterr().out
 
 
 def encoder_decoder():

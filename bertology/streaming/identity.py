@@ -210,6 +210,16 @@ def add_tensor(digest: Any, x: Tensor) -> None:
     digest.update(bytes_of(x))
 
 
+def add_batch(digest: Any, batch: Mapping[str, Any]) -> None:
+    """Add all values of a batch to a digest of hashlib."""
+    for name in sorted(batch):
+        if isinstance(batch[name], Tensor):
+            digest.update(name.encode())
+            add_tensor(digest, batch[name])
+        else:
+            digest.update(f"{name} {identity(batch[name])}".encode())
+
+
 def config_settings(model: nn.Module) -> dict[str, Any]:
     """The settings of the architecture, such as its activation or its number of heads."""
     config = config_of(model)

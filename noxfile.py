@@ -149,6 +149,12 @@ def examples(session: nox.Session) -> None:
 
 
 @shared_one_core
+def engines(session: nox.Session) -> None:
+    """The example of several machines, on Dask and Ray, under torchrun and accelerate, and as a job array."""
+    python(session, "-m", "pytest", "tests/project/test_many_machines.py")
+
+
+@shared_one_core
 def notebooks(session: nox.Session) -> None:
     """Run every notebook of the docs and examples, from top to bottom."""
     found = sorted(str(path) for folder in ("docs", "examples") for path in Path(folder).rglob("*.ipynb"))

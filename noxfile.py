@@ -144,6 +144,12 @@ def examples(session: nox.Session) -> None:
 
 
 @shared_one_core
+def engines(session: nox.Session) -> None:
+    """The example of several machines, on Dask and Ray, under torchrun and accelerate, and as a job array."""
+    python(session, "-m", "pytest", "tests/project/test_many_machines.py")
+
+
+@shared_one_core
 def notebooks(session: nox.Session) -> None:
     """Run every notebook in a clean kernel. One whose model is not installed is skipped, and named."""
     python(session, "examples/notebooks/run.py", "--check")

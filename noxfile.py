@@ -21,12 +21,6 @@ TORCH = "torch==2.13.0"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 TOOLS = ("test", "dev", "docs")  # extras of those who work on the library
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
-RUN_NOTEBOOKS = """
-import sys, nbclient, nbformat
-for path in sys.argv[1:]:
-    nbclient.NotebookClient(nbformat.read(path, 4), resources={"metadata": {"path": "."}}).execute()
-    print(path, "ran")
-"""
 shared = nox.session(venv_backend="none", requires=["base"])
 # Those that use one core, which `nox --parallel 2` runs side by side.
 shared_one_core = nox.session(venv_backend="none", requires=["base"], allow_parallel=True)
@@ -123,13 +117,14 @@ def lowest() -> list[str]:
     project = nox.project.load_toml("pyproject.toml")["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(one for name in extras if name not in TOOLS for one in extras[name])]
-    return [one.replace(">=", "==") for one in wanted if not one.startswith("torch>")]
+    return [one.partition(",")[0].replace(">=", "==") for one in wanted if not one.startswith("torch>")]
 
 
 @nox.session(default=False)
 def oldest(session: nox.Session) -> None:
     """The tests on the oldest versions that are allowed: `nox -s oldest -- tests/results` for some of them."""
-    install(session, *lowest(), "-e", ".[test]")
+    # A later pyarrow, which datasets brings, needs a newer numpy without saying so.
+    install(session, *lowest(), "pyarrow==15", "-e", ".[test]")
     # Old versions warn of one another.
     suites = session.posargs or ["-m", "not slow", "--families", "bert,gpt2"]
     session.run("python", "-m", "pytest", *PARALLEL, "-W", "default", *suites, env=OFFLINE)
@@ -150,11 +145,8 @@ def examples(session: nox.Session) -> None:
 
 @shared_one_core
 def notebooks(session: nox.Session) -> None:
-    """Run every notebook of the docs and examples, from top to bottom."""
-    found = sorted(str(path) for folder in ("docs", "examples") for path in Path(folder).rglob("*.ipynb"))
-    if found:
-        python(session, "-c", RUN_NOTEBOOKS, *found)
-    session.log(f"{len(found)} notebooks run" if found else "there are no notebooks to run")
+    """Run every notebook in a clean kernel. One whose model is not installed is skipped, and named."""
+    python(session, "examples/notebooks/run.py", "--check")
 
 
 @shared

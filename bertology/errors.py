@@ -226,7 +226,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     for name, hint in (*_CHECKED_BY_FUNCTIONS.items(), ("return", written.get("return"))):
         if written.get(name) == hint:
             written.pop(name, None)
-    names = getattr(inspect.unwrap(function), "__globals__", {})
+    names = getattr(function, "__globals__", {})
     return get_type_hints(SimpleNamespace(__annotations__=written), names)
 
 

@@ -181,8 +181,8 @@ class _Snippet:
 RANDOM = "random weights"
 
 
-@checked
 @merges
+@checked
 def cat_scores(
     model: nn.Module, batches: Batches, *, types: Literal["frequent", "published", "all"] | Sequence[str] = "frequent",
     top: int = TOP, quantile: float = QUARTER, upgraded: bool = True, offsets: Offsets = "snippet",
@@ -251,8 +251,8 @@ def cat_scores(
     return replace(found, skipped=skipped_in(batches))
 
 
-@checked
 @merges
+@checked
 def leaf_types(
     model: nn.Module, batches: Batches, *, quantile: float = QUARTER, progress: Progress = None, merge: Merge = "all"
 ) -> LeafTypes:

@@ -211,8 +211,8 @@ class RelationAccumulator(LeafMapAccumulator):
         )  # fmt: skip
 
 
-@checked
 @merges
+@checked
 def relation_heads(
     model: nn.Module,
     batches: Batches,

@@ -50,8 +50,8 @@ class HeadAblation(PairedResult):
         return r
 
 
-@checked
 @merges
+@checked
 def head_ablation(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -147,8 +147,8 @@ class SoleHeadAblation(PairedResult):
         return there
 
 
-@checked
 @merges
+@checked
 def sole_head_ablation(
     model: nn.Module,
     batches: BatchesOrTexts,

@@ -201,8 +201,8 @@ def _of_tokens(sites: list[Site], found: Sequence[Tensor | None], zeros: Tensor)
     return signed, absolute
 
 
-@checked
 @merges
+@checked
 def head_importance(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -303,8 +303,8 @@ class ImportanceSeries(Result):
         return torch.tensor([[spearman(a[:, None], b) for b in ranked] for a in ranked], dtype=torch.float64)
 
 
-@checked
 @merges
+@checked
 def importance_through_training(
     checkpoints: Iterable[tuple[int, Any]],
     batches: BatchesOrTexts,

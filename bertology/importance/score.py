@@ -259,8 +259,8 @@ def scorer(metric: MetricName | Metric, loss: ExampleLoss | None = None) -> Accu
     return InverseLossAccumulator(loss) if metric == INVERSE_LOSS else ScoreAccumulator(metric)
 
 
-@checked
 @merges
+@checked
 def score(
     model: nn.Module,
     batches: BatchesOrTexts,

@@ -110,8 +110,8 @@ class EntropyAccumulator(MapAccumulator):
         return AttentionEntropy(mean, first, self.queries.cpu(), self.anatomy.labels)
 
 
-@checked
 @merges
+@checked
 def attention_entropy(
     model: nn.Module,
     batches: BatchesOrTexts,

@@ -135,8 +135,8 @@ class GradientsAccumulator(MapAccumulator):
         )
 
 
-@checked
 @merges
+@checked
 def attention_gradients(
     model: nn.Module,
     batches: BatchesOrTexts,

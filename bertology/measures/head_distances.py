@@ -333,8 +333,8 @@ def _comparable(maps: dict[Site, Tensor]) -> list[list[Site]]:
     return list(groups.values())
 
 
-@checked
 @merges
+@checked
 def head_distances(
     model: nn.Module,
     batches: BatchesOrTexts,

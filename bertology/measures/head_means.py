@@ -80,8 +80,8 @@ class MeansAccumulator(Accumulator):
         return HeadMeans(values, tokens, self.anatomy.labels)
 
 
-@checked
 @merges
+@checked
 def head_means(
     model: nn.Module, batches: BatchesOrTexts, *, tokenizer: Any = None, progress: Progress = None, merge: Merge = "all"
 ) -> HeadMeans:

@@ -239,8 +239,8 @@ class PatternsAccumulator(MapAccumulator):
         )  # fmt: skip
 
 
-@checked
 @merges
+@checked
 def attention_patterns(
     model: nn.Module,
     batches: BatchesOrTexts,

@@ -109,8 +109,8 @@ def _patterns(ids: Tensor, real: Tensor, mask: Tensor, rows: slice) -> dict[str,
     return {"duplicate": same, "induction": after & before, "previous": (places == places[rows, None] - 1) & before}
 
 
-@checked
 @merges
+@checked
 def repeat_scores(
     model: nn.Module,
     batches: BatchesOrTexts,

@@ -166,8 +166,8 @@ class PruningCurve(Result):
         return [head_at(self.labels, row, head) for row, head in off.nonzero().tolist()]
 
 
-@checked
 @merges
+@checked
 def pruning_curve(
     model: nn.Module,
     batches: BatchesOrTexts,

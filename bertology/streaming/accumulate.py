@@ -30,8 +30,8 @@ from .progress import Progress, progress_bar
 from .shards import DigestedBatches, Shard, ShardFile
 
 
-@checked
 @merges
+@checked
 def accumulate(
     model: nn.Module,
     batches: BatchesOrTexts,

@@ -206,8 +206,8 @@ def _by_kind(hits: Tensor, kind: Tensor) -> Tensor:
     return hits.new_zeros(len(KINDS), *hits.shape[1:]).index_add_(0, kind, hits)
 
 
-@checked
 @merges
+@checked
 def coreference_heads(
     model: nn.Module, batches: Batches, *, candidates: Candidates = "mentions", rows: Rows = "mean",
     progress: Progress = None,

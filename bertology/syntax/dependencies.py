@@ -223,8 +223,8 @@ def _relations_in(batches: Batches) -> set[str]:
     return {name for batch in every for sentence in sentences_in(batch) for name in sentence.relations}
 
 
-@checked
 @merges
+@checked
 def dependency_heads(
     model: nn.Module, batches: Batches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
     progress: Progress = None, merge: Merge = "all",

@@ -19,6 +19,7 @@ nox.options.reuse_existing_virtualenvs = True
 # A CPU build where one is to be had; an unpinned torch may bring gigabytes of CUDA.
 TORCH = "torch==2.13.0"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
+STRICT = ("--fail-on-warning", "--keep-going", "--quiet", "--jobs", "2")
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
 RUN_NOTEBOOKS = """
 import sys, nbclient, nbformat
@@ -118,8 +119,11 @@ def newest(session: nox.Session) -> None:
 
 @shared_one_core
 def docs(session: nox.Session) -> None:
-    """Build the site, strictly. Its snippets run in the tests: `nox -s tests -- tests/project/test_docs.py`."""
-    python(session, "-m", "mkdocs", "build", "--strict", "--clean")
+    """Build the site, strictly, and the one in Chinese inside it. The code of its pages runs in the tests."""
+    shutil.rmtree("site", ignore_errors=True)
+    python(session, "-m", "sphinx", *STRICT, "docs", "site")
+    chinese = ("-c", "docs", "-t", "zh", "-D", "language=zh_CN", "-D", "python_inventory=site/objects.inv")
+    python(session, "-m", "sphinx", *STRICT, *chinese, "docs/zh", "site/zh")
 
 
 @shared_one_core

@@ -234,7 +234,7 @@ def mask(args: argparse.Namespace, model: Any, batches: Batches, metric: str | M
         normalize=None if args.dont_normalize_importance_by_layer else "layer",
         progress="masking heads",
     )
-    np.save(out / "head_mask.npy", curve.mask().numpy())
+    np.save(out / "head_mask.npy", curve.mask(keep=0).numpy())
     curve.plot(path=out / "pruning_curve.png")
     print(f"\nheads left  {curve.metric}")
     for left, value in zip(curve.heads_left.tolist(), curve.scores.tolist(), strict=True):
@@ -253,18 +253,18 @@ def prune(
     model: Any, tokenizer: Any, batches: Batches, curve: PruningCurve, metric: str | Metric, out: Path
 ) -> dict[str, Any]:
     """Cut the masked heads out, save the model, load it again, and compare: parameters, speed, scores."""
-    with gated(model, curve.mask()):
+    with gated(model, curve.mask(keep=0)):
         masked = score(model, batches, metric=metric)
     summary = {
         "heads": int(curve.heads_left[0]),
-        "heads_masked": len(curve.heads_off()),
+        "heads_masked": len(curve.heads_off(keep=0)),
         "metric": curve.metric,
         "score": curve.scores[0].item(),
         "score_masked": masked.value,
     }
     small = copy.deepcopy(model)
     try:
-        pruned = prune_heads(small, curve.heads_off())
+        pruned = prune_heads(small, curve.heads_off(keep=0))
     except PruningError as error:
         print(f"WARNING: the heads were masked but not pruned: {error}")
         return summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
@@ -71,6 +71,13 @@ def silence(scores: Tensor, gates: Tensor, size: int, keep: int) -> Tensor:
     return new
 
 
+def _note_order(order: Tensor, gone: Tensor, scores: Tensor) -> None:
+    """Number the heads that are gone after a step on from those of the steps before, lowest score first."""
+    found = gone.flatten().nonzero().flatten()
+    ranked = found[scores.flatten()[found].argsort(stable=True)]
+    order.view(-1)[ranked] = int((~order.isnan()).sum()) + torch.arange(len(ranked), dtype=order.dtype)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class PruningCurve(Result):
     """The score of a model as it loses its heads, least important first."""
@@ -95,6 +102,8 @@ class PruningCurve(Result):
     """The seed of a random order."""
     only: str | None = None
     """The stack to which pruning was limited, if any."""
+    order: Annotated[Tensor, axes("layer head")] = field(default_factory=lambda: torch.empty(0))
+    """[layer, head]: which head went first (0), second (1) and so on; NaN for those that stayed to the end."""
 
     @checked
     def stack(self, name: str) -> PruningCurve:
@@ -102,32 +111,53 @@ class PruningCurve(Result):
         raise DataError(f"a curve has no part for one stack: call pruning_curve(..., only={name!r})")
 
     @checked
-    def mask(self, threshold: float | None = None) -> Tensor:
+    def mask(self, threshold: float | None = None, *, keep: int = 1) -> Tensor:
         """[layer, head], 0 or 1: the gates of the last step before the score first fell below the threshold.
 
-        The threshold is a share of the whole model's score; by default the one that the curve was made with,
-        or, without any, the last step.
+        A layer that would lose all its heads keeps those that went last. The score of such a set of heads is not among
+        `scores`: a curve made with `pruning_curve(..., keep=1)` empties no layer, and scores each set that it returns.
+
+        Args:
+            threshold: a share of the whole model's score; by default the one that the curve was made with, or,
+                without any, the last step is taken.
+            keep: so many heads of each layer stay. With 0, whole layers of attention can go.
+
+        Raises `DataError` for a threshold that is no share, and for a number of heads that is not whole.
         """
+        _check_keep(keep)
         threshold = self.threshold if threshold is None else threshold
         if threshold is None:
-            return self.gates[-1]
+            return self._kept(self.gates[-1], int(keep))
         check_share("threshold", threshold)
         below = (self.scores < threshold * self.scores[0]).nonzero().flatten().tolist()
-        return self.gates[below[0] - 1 if below and below[0] else -1]
+        return self._kept(self.gates[below[0] - 1 if below and below[0] else -1], int(keep))
+
+    def _kept(self, gates: Tensor, keep: int) -> Tensor:
+        """The gates, with `keep` heads open in each layer that had so many: those that went last."""
+        there, gates = self.gates[0] > 0, gates.clone()
+        order = self.order if self.order.numel() else (self.gates > 0).sum(0)
+        for row in range(len(gates)):
+            missing = min(keep, int(there[row].sum())) - int((gates[row] > 0).sum())
+            if missing > 0:
+                gone = (there[row] & (gates[row] == 0)).nonzero().flatten()
+                last = order[row, gone].argsort(descending=True, stable=True)[:missing]
+                gates[row, gone[last]] = self.gates[0, row, gone[last]]
+        return gates
 
     @checked
-    def heads_off(self, threshold: float | None = None) -> list[Head]:
-        """The heads that `mask` silences, for `prune_heads`.
+    def heads_off(self, threshold: float | None = None, *, keep: int = 1) -> list[Head]:
+        """The heads that `mask` silences with the same arguments, for `prune_heads`.
 
-        Warns where the score stays above the threshold to the end, so that no head of the model would be left.
+        By default one head stays in each layer. With `keep=0`, warns where the score stays above the threshold to the
+        end, so that no head of the model would be left.
         """
-        mask = self.mask(threshold)
+        mask = self.mask(threshold, keep=keep)
         off = (self.gates[0] > 0) & (mask == 0)
         by_score = (self.threshold if threshold is None else threshold) not in (None, 0)
         if by_score and off.any() and not (mask > 0).any():
             warnings.warn(
                 f"all {int(off.sum())} heads are silent, and none is left: the score does not fall, so the data does "
-                "not show which heads are needed. Make the curve with keep=1 to leave one head in each layer",
+                "not show which heads are needed. Pass keep=1 to leave one head in each layer",
                 UserWarning,
                 stacklevel=2,
             )
@@ -174,7 +204,8 @@ def pruning_curve(
         reestimate: estimate the importance of the remaining heads again before every step.
         amount: a share of all heads (0.1: after k steps, ⌊0.1 k heads⌋ are gone), or a whole number of heads a step.
         threshold: stop after the first step that scores below this share of the whole model's score.
-        keep: so many heads stay in every layer, its most important ones.
+        keep: so many heads stay in every layer, its most important ones. With 0, the curve is drawn down to a model
+            without heads; its `heads_off` keeps one in each layer all the same.
         normalize: how scores are compared across layers: "layer" and "all" scale them by `HeadImportance.normalized`'s
             rules, None takes them as they are. "auto" is "layer" for importance, as published, and None for the rest:
             Fisher information and magnitudes were published for comparison across layers as they are, and scores of
@@ -212,14 +243,14 @@ def pruning_curve(
     gates = anatomy.present.double()
     value, estimated = gated_model.measure(gates, ranking=fixed is None)
     current = fixed if fixed is not None else estimated
-    if threshold is not None and value <= 0:
-        raise DataError(f"threshold is a share of the whole model's score, which must be above 0, got {value:.4g}")
-    steps, scores = [gates], [value]
+    _check_whole(value, threshold)
+    steps, scores, order = [gates], [value], torch.full_like(gates, float("nan"))
     with progress_bar(progress, total=len(sizes)) as bar:
         for size in sizes:
             assert current is not None
             ranks = scaled(current.masked_fill(~anatomy.present, float("nan")), by, normalize)
             gates = silence(ranks.masked_fill(~there, float("nan")), gates, size, keep)
+            _note_order(order, steps[-1] - gates > 0, ranks)
             value, estimated = gated_model.measure(gates, ranking=reestimate)
             current = estimated if reestimate else current
             steps.append(gates)
@@ -237,6 +268,7 @@ def pruning_curve(
         by=by_name(by),
         seed=seed if by_name(by) == "random" else None,
         only=only,
+        order=order,
         model_name=model_name(model),
     )
 
@@ -279,5 +311,14 @@ class _GatedModel(NamedTuple):
 def _check(threshold: float | None, keep: int) -> None:
     if threshold is not None and (not is_number(threshold) or not 0 < threshold <= 1):
         raise DataError(f"threshold is a share of the whole model's score, above 0 and at most 1, got {threshold}")
+    _check_keep(keep)
+
+
+def _check_whole(value: float, threshold: float | None) -> None:
+    if threshold is not None and value <= 0:
+        raise DataError(f"threshold is a share of the whole model's score, which must be above 0, got {value:.4g}")
+
+
+def _check_keep(keep: int) -> None:
     if not is_whole(keep) or keep < 0:
         raise DataError(f"keep is a number of heads in every layer, got {keep!r}: wanted a whole number, 0 or more")

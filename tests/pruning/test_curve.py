@@ -1,10 +1,12 @@
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bertology import Head, Result, gated, head_importance, prune_heads, pruning_curve, score
+from bertology import Head, Result, dissect, gated, head_importance, prune_heads, pruning_curve, score
 from bertology.errors import DataError
 from bertology.pruning.curve import silence, step_sizes
 from helpers.zoo import BY_NAME, batch
@@ -49,7 +51,7 @@ def test_the_old_scripts_loop():
         expected.append(now)
     curve = pruning_curve(model, inputs, metric=metric, reestimate=True, amount=n, threshold=0.9, normalize="all")
     assert curve.scores.tolist() == pytest.approx(expected)
-    assert torch.equal(curve.mask(), masks[-1] if now < start * 0.9 else gates)
+    assert torch.equal(curve.mask(keep=0), masks[-1] if now < start * 0.9 else gates)
     assert curve.threshold == 0.9
 
 
@@ -59,7 +61,7 @@ def test_importance_from_elsewhere():
     by_result = pruning_curve(model, inputs, metric="accuracy", importance=head_importance(model, other), amount=3)
     assert torch.equal(by_data.gates, by_result.gates)
     order = head_importance(model, other).normalized("layer").ranking()
-    assert set(by_data.heads_off(0.0)) == set(order)
+    assert set(by_data.heads_off(0.0, keep=0)) == set(order)
     assert not torch.equal(pruning_curve(model, inputs, metric="accuracy", amount=3).gates, by_data.gates)
 
 
@@ -79,17 +81,74 @@ def test_a_pruned_model_loses_the_heads_that_are_left():
     prune_heads(model, {0: [2, 3], 1: [0]})
     curve = pruning_curve(model, inputs, metric="accuracy", amount=2)
     assert curve.heads_left.tolist() == [5, 3, 1, 0]
-    assert Head(0, 2) not in curve.heads_off()
-    assert len(curve.heads_off()) == 5
+    assert Head(0, 2) not in curve.heads_off(keep=0)
+    assert len(curve.heads_off(keep=0)) == 5
+    assert len(curve.heads_off()) == 3
 
 
 def test_heads_off_can_be_pruned():
     model, inputs = BY_NAME["bert"].build(), many()
     curve = pruning_curve(model, inputs, metric="accuracy", amount=3)
     with pytest.warns(UserWarning, match="all 8 heads are silent"):
-        heads = curve.heads_off(0.5)
+        heads = curve.heads_off(0.5, keep=0)
     prune_heads(model, heads)
     assert score(model, inputs, metric="accuracy").value >= 0.5 * curve.scores[0]
+
+
+@pytest.mark.parametrize(("name", "seed"), [("bert", 1), ("llama", 4)])
+@pytest.mark.parametrize(("amount", "reestimate"), [(8, False), (3, False), (3, True)])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_heads_that_stay_are_those_that_went_last(name, seed, amount, reestimate, keep):
+    """Also of those that went in one step. What is returned is what a curve that never took them would return."""
+    model, inputs = BY_NAME[name].build(), many(seed)
+    options = {"metric": "inverse_loss", "amount": amount, "reestimate": reestimate}
+    curve = pruning_curve(model, inputs, **options)
+    assert sorted(curve.order.flatten().tolist()) == list(range(8))
+    off = curve.heads_off(keep=keep)
+    assert [sum(head.layer == layer for head in off) for layer in (0, 1)] == [4 - keep] * 2
+    expected = torch.zeros(2, 4, dtype=torch.float64)
+    for layer in (0, 1):
+        expected[layer, curve.order[layer].topk(keep).indices] = 1
+    assert torch.equal(curve.mask(keep=keep), expected)
+    if not reestimate:
+        assert {(h.layer, h.head) for h in off} == {
+            (h.layer, h.head) for h in pruning_curve(model, inputs, keep=keep, **options).heads_off()
+        }
+
+
+def test_one_head_a_layer_stays_by_default():
+    model, inputs = BY_NAME["bert"].build(), many()
+    curve = pruning_curve(model, inputs, metric="accuracy", amount=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        off = curve.heads_off(0.01)
+    assert len(off) == 6
+    assert set(off) < set(curve.heads_off(0.0, keep=0))
+    prune_heads(model, off)
+    assert dissect(model).present.sum(1).tolist() == [1, 1]
+
+
+def test_stacks_that_keep_their_heads_are_left_alone():
+    model, inputs = BY_NAME["bert"].build(), many()
+    prune_heads(model, {0: [0, 1, 3]})
+    curve = pruning_curve(model, inputs, metric="accuracy", amount=2)
+    assert [str(head) for head in curve.heads_off(keep=2) if head.layer == 0] == []
+    assert torch.isnan(curve.order[0, [0, 1, 3]]).all()
+
+
+def test_a_curve_of_an_earlier_version_keeps_heads_by_its_steps():
+    curve = pruning_curve(BY_NAME["bert"].build(), many(), metric="inverse_loss", amount=1)
+    old = replace(curve, order=torch.empty(0))
+    assert old.heads_off() == curve.heads_off()
+    assert len(old.heads_off()) == 6
+
+
+@pytest.mark.parametrize("keep", [-1, 0.5, True, "1"])
+@pytest.mark.parametrize("method", ["mask", "heads_off"])
+def test_heads_that_stay_are_a_whole_number(method, keep):
+    curve = pruning_curve(BY_NAME["bert"].build(), many(), metric="accuracy", amount=8)
+    with pytest.raises(DataError, match="keep"):
+        getattr(curve, method)(keep=keep)
 
 
 def test_mask_is_the_last_step_before_the_first_fall():

@@ -64,7 +64,7 @@ def test_a_curve_that_never_falls_says_that_no_head_is_left():
     inputs = batch() | {"labels": torch.zeros(3, dtype=torch.long)}
     whole = pruning_curve(model, inputs, metric="accuracy")
     with pytest.warns(UserWarning, match="all 8 heads are silent, and none is left: .*keep=1"):
-        assert len(whole.heads_off(threshold=0.95)) == 8
+        assert len(whole.heads_off(threshold=0.95, keep=0)) == 8
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(pruning_curve(model, inputs, metric="accuracy", keep=1).heads_off()) == 6

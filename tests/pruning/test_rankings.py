@@ -93,7 +93,7 @@ def test_a_pruned_model_by_each_ranking():
     for by in ("importance", "fisher", "magnitude", "random", own):
         curve = curve_of(model, by=by, amount=2)
         assert curve.heads_left.tolist() == [5, 3, 1, 0]
-        assert len(curve.heads_off()) == 5
+        assert len(curve.heads_off(keep=0)) == 5
 
 
 @pytest.mark.parametrize("by", ["importance", "magnitude", "random"])
@@ -107,7 +107,7 @@ def test_only_one_stack_loses_heads(by, tmp_path):
         others = [row for row in range(6) if row not in rows]
         assert (curve.gates[:, others] == 1).all()
         assert (curve.gates[-1, rows] == 0).all()
-        assert {str(head)[0] for head in curve.heads_off()} == {"EDX"[first]}
+        assert {str(head)[0] for head in curve.heads_off(keep=0)} == {"EDX"[first]}
         with gated(model, curve.gates[1]):
             assert score(model, inputs, metric="inverse_loss").value == pytest.approx(curve.scores[1].item())
     assert pruning_curve(model, inputs, metric="inverse_loss", only="cross", amount=0.5, keep=1).heads_left[-1] == 2

@@ -126,6 +126,12 @@ def docs(session: nox.Session) -> None:
     python(session, "-m", "sphinx", *STRICT, *chinese, "docs/zh", "site/zh")
 
 
+@shared
+def outputs(session: nox.Session) -> None:
+    """Store below the code of the guides, or of those that are named, what it prints and draws."""
+    python(session, "tests/helpers/pages.py", *session.posargs)
+
+
 @shared_one_core
 def examples(session: nox.Session) -> None:
     """The main job, as README runs it."""

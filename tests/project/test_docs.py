@@ -2,33 +2,79 @@
 
 import pkgutil
 import re
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from matplotlib.figure import Figure
 
 from bertology import accumulate, attention_maps, prune_heads
+from helpers import pages
 from helpers.public import SUITES
-from helpers.zoo import BY_NAME, batch
+from helpers.zoo import BY_NAME, V4, batch
 from sweep.shrink import covered_types
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(p for p in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")] if "```python" in p.read_text())
+STALE = "run `nox -s outputs` to store what this gives now"
+
+
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+COLUMNS = 88
 
 
 def names_of(page):
     """What the snippets of a page define."""
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
-    names = {"__name__": "__main__"}
-    exec(compile(code, str(page), "exec"), names)
-    return names
+    *_, last = pages.run(page)
+    return last.names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_snippets_run(page, minilm):
-    names_of(page)
+def test_snippets_run_and_give_what_is_stored(page, minilm):
+    """Random weights, and with them some outputs, depend on the version of transformers."""
+    for ran in pages.run(page):
+        if not V4 and page.name != "README.md":
+            assert pages.same_text(ran.stored, ran.text), f"{STALE}: {ran.block['code']}\n{ran.text}"
+            has_picture = (ran.block["picture"] or "").startswith(f"img/{page.stem}-")
+            assert has_picture == (ran.figure is not None), f"{STALE}: {ran.block['code']}"
+            if ran.figure is not None:
+                assert ran.block["words"], f"say in words what {ran.block['picture']} shows"
+                assert pages.same_picture(page.parent / ran.block["picture"], ran.figure), ran.block["picture"]
+
+
+def test_what_is_stored_is_compared():
+    """Other words, other numbers, more numbers and other pictures are noticed; a last digit is not."""
+    assert pages.same_text("L0H2: 0.512\n", "L0H2:  0.513\n")
+    for other in ("L0H3: 0.512", "L0H2: 0.532", "L0H2: 0.512 0.1", "L0H2: 5e-3", ""):
+        assert not pages.same_text("L0H2: 0.512\n", other)
+    figure = heat_map([[0.0, 1.0], [0.5, 0.2]])
+    with tempfile.TemporaryDirectory() as folder:
+        pages.drawn(figure).save(f"{folder}/stored.png")
+        assert pages.same_picture(Path(folder) / "stored.png", figure)
+        assert not pages.same_picture(Path(folder) / "stored.png", heat_map([[1.0, 0.0], [0.5, 0.2]]))
+
+
+def heat_map(values):
+    figure = Figure()
+    figure.subplots().imshow(values)
+    return figure
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda p: str(p.relative_to(ROOT / "docs")))
+def test_code_fits_the_page(page):
+    too_long = [line for block in pages.blocks(page) for line in block["code"].splitlines() if len(line) > COLUMNS]
+    assert too_long == [], f"at most {COLUMNS} columns"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "zh").glob("*.md")), ids=lambda p: p.stem)
+def test_a_page_in_chinese_has_the_code_and_outputs_of_the_english_one(page):
+    """So what is tested there holds here. Pages whose English one has more may leave blocks out."""
+    english = {(block["code"], block["text"]) for block in pages.blocks(ROOT / "docs" / page.name)}
+    for block in pages.blocks(page):
+        assert (block["code"], block["text"]) in english, f"not in docs/{page.name}:\n{block['code']}"
 
 
 def encoder_decoder():

@@ -58,8 +58,12 @@ def run(page: Path) -> Iterator[Ran]:
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         printed = io.StringIO()
         with redirect_stdout(printed):
-            exec(compile(tree, str(page), "exec"), names)
-            value = None if last is None else eval(compile(ast.Expression(last.value), str(page), "eval"), names)
+            exec(compile(tree, str(page), "exec", dont_inherit=True), names)
+            value = (
+                None
+                if last is None
+                else eval(compile(ast.Expression(last.value), str(page), "eval", dont_inherit=True), names)
+            )
         figure = value if hasattr(value, "savefig") else None
         shown = "" if value is None or figure is not None else f"{value!r}\n"
         text = "\n".join(line.rstrip() for line in (printed.getvalue() + shown).splitlines())

@@ -37,6 +37,7 @@ from . import plot as plot  # registers the pictures of results
 from .anatomy.dissect import dissect, register_names
 from .anatomy.names import Names
 from .anatomy.sites import Anatomy, Head, HeadScore
+from .data.make_batches import make_batches
 from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
 from .importance.head_importance import (
@@ -123,6 +124,7 @@ __all__ = [
     "hidden_states",
     "importance_through_training",
     "load_pruned",
+    "make_batches",
     "prune_heads",
     "pruning_curve",
     "register_names",

@@ -106,7 +106,7 @@ def topic_classifier() -> TopicClassifier:
         config = body.config
         config.update({"id2label": names, "label2id": {topic: number for number, topic in names.items()}})
         model: Any = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
-    model.config.name_or_path = "all-MiniLM-L6-v2, four topics"
+    model.config.name_or_path = "four topics"
     model.base_model.load_state_dict(body.state_dict())
     _fit(model.eval(), encoded(tokenizer, *sentences("train")))
     return TopicClassifier(model, tokenizer, *sentences("test"))

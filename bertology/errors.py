@@ -31,6 +31,7 @@ from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin,
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -246,8 +247,9 @@ def _fits(value: Any, hint: Any) -> bool:
         listed = isinstance(value, (list, tuple)) and (
             isinstance(inner[0], type) or get_origin(inner[0]) is abc.Sequence
         )
+        # A data set of torch has items and no `__iter__`.
         several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
-        return several and (not listed or _misfit(value, origin, inner) is _NONE)
+        return (several or isinstance(value, Dataset)) and (not listed or _misfit(value, origin, inner) is _NONE)
     if origin in (abc.Mapping, dict):
         pairs = value.items() if isinstance(value, abc.Mapping) else ()
         return isinstance(value, abc.Mapping) and all(_fits(k, inner[0]) and _fits(x, inner[1]) for k, x in pairs)
@@ -316,10 +318,10 @@ _MADE_BY = {
 }
 _CHECKED_BY_FUNCTIONS = {"rows": "int | None", "ignore": "Sequence[str]", "progress": "Progress"}
 """Parameters of a type that have a check of their own wherever they occur, which says better what is wanted."""
-_ADVICE = {
-    "batches": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
-    "inputs": ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'",
-}
+_MODEL_ARGUMENTS = (
+    ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'; texts need tokenizer= as well"
+)
+_ADVICE = {"batches": _MODEL_ARGUMENTS, "inputs": _MODEL_ARGUMENTS}
 
 
 def _words(hint: Any, *, many: bool = False) -> str:

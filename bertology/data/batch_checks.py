@@ -20,6 +20,7 @@ from ..anatomy.names import (
 )
 from ..errors import DataError
 from .caches import cached_tokens
+from .rows import PASS_TOKENIZER, is_columns, is_row
 
 Batch = Mapping[str, Any]
 INPUTS = (IDS_ARGUMENT, EMBEDS_ARGUMENT, *NO_TEXT_ARGUMENTS)
@@ -36,15 +37,17 @@ def without_weights(model: nn.Module) -> str:
 def check_inputs(batch: Batch) -> str:
     """The name of the argument that holds the inputs, which must be a tensor with a batch axis, or `DataError`."""
     if not isinstance(batch, Mapping):
+        texts = isinstance(batch, (str, list, tuple))
         raise DataError(
             f"a batch must be a mapping of model arguments such as a tokenizer returns, got {type(batch).__name__}"
+            + (f": {PASS_TOKENIZER}, if these are texts" if texts else "")
         )
     name = input_name(batch)
     x = batch[name]
     if not isinstance(x, Tensor):
         raise DataError(
             f"{name} must be a tensor, got {type(x).__name__}: "
-            "call the tokenizer with return_tensors='pt' and padding=True"
+            f"call the tokenizer with return_tensors='pt' and padding=True, or {PASS_TOKENIZER}"
         )
     if x.dim() < LEAST_AXES.get(name, 1):
         raise DataError(
@@ -127,4 +130,6 @@ def input_name(batch: Batch) -> str:
     for name in INPUTS:
         if batch.get(name) is not None:
             return name
-    raise DataError(f"a batch needs input_ids or inputs_embeds, got {', '.join(map(str, batch)) or 'no keys at all'}")
+    hint = f": {PASS_TOKENIZER}, if these are texts" if is_row(batch) or is_columns(batch) else ""
+    came = ", ".join(map(str, batch)) or "no keys at all"
+    raise DataError(f"a batch needs input_ids or inputs_embeds, got {came}{hint}")

@@ -36,6 +36,8 @@ from .models import config_of, is_encoder_decoder, not_taken, writes
 from .positions import room_of, with_positions
 
 Batches = Batch | Iterable[Batch]
+BatchesOrTexts = Batch | str | Iterable[Any]
+"""Batches, or texts, of which a tokenizer makes batches: see `make_batches`."""
 
 IGNORED = -100
 """The label that losses ignore, in transformers and torch."""
@@ -112,7 +114,7 @@ def _moved(name: str, x: Any, device: torch.device) -> Any:
     return x.to(device, torch.int64 if whole else x.dtype)
 
 
-def check_repeatable(batches: Batches, *, why: str) -> None:
+def check_repeatable(batches: BatchesOrTexts, *, why: str) -> None:
     """Raise `DataError` for an iterator, which can be read only once."""
     if isinstance(batches, Iterator):
         raise DataError(f"{why} goes over the batches several times: pass a list or a DataLoader, not an iterator")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batches
+from ..data.batches import BatchesOrTexts
 from ..data.losses import ExampleLoss
 from ..data.metrics import Metric
 from ..errors import DataError, checked
@@ -52,13 +52,14 @@ class HeadAblation(PairedResult):
 @checked
 def head_ablation(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *,
     metric: str | Metric,
     replace: Kind | Tensor = "zero",
     loss: ExampleLoss | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    tokenizer: Any = None,
     progress: Progress = None,
 ) -> HeadAblation:
     """Remove one head at a time, and measure how the metric and the loss change (Michel et al. 2019, §3.2).
@@ -68,7 +69,8 @@ def head_ablation(
 
     Args:
         model: a model with a task head; it is gated, and never changed.
-        batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them.
+        batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them; or texts
+            with labels (see `make_batches`).
         metric: as in `score`: a GLUE metric by name, "inverse_loss" (for language models), or
             `f(logits, labels) -> float`. Logits of all examples are kept for each head. With a `GenerationMetric`, the
             model generates from all examples once for each head.
@@ -78,6 +80,7 @@ def head_ablation(
         loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
         seed: the seed of the draws for "resample".
         checkpoint: as in `accumulate`: a file from which an interrupted pass resumes.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar over batches, or its title; no bar without it.
 
     Raises `DataError` for a metric that is NaN or unknown, `LossError` when labels are missing or no loss is known,
@@ -99,6 +102,7 @@ def head_ablation(
         replace=replace,
         loss=loss,
         seed=seed,
+        tokenizer=tokenizer,
         checkpoint=checkpoint,
         progress=progress,
     )
@@ -141,14 +145,15 @@ class SoleHeadAblation(PairedResult):
 @checked
 def sole_head_ablation(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *,
     metric: str | Metric,
-    choose_on: Batches | None = None,
+    choose_on: BatchesOrTexts | None = None,
     replace: Kind | Tensor = "zero",
     loss: ExampleLoss | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    tokenizer: Any = None,
     progress: Progress = None,
 ) -> SoleHeadAblation:
     """Keep a single head in one layer, and measure how the metric changes (Michel et al. 2019, §3.3 and appendix A).
@@ -158,7 +163,8 @@ def sole_head_ablation(
 
     Args:
         model: a model with a task head; it is gated, and never changed.
-        batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them.
+        batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them; or texts
+            with labels (see `make_batches`).
         metric: as in `head_ablation`.
         choose_on: the data that the heads are chosen on; by default `batches`, and the result is marked as `leaking`.
         replace: what replaces the output of the other heads, as in `head_ablation`.
@@ -166,6 +172,7 @@ def sole_head_ablation(
         seed: the seed of the draws for "resample".
         checkpoint: as in `accumulate`: a file from which the pass over `batches` resumes. The pass over `choose_on` has
             a second file, whose name ends in `.choose`; if that pass was complete, it is run again.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar over batches, or its title; no bar without it.
 
     Raises the errors of `head_ablation`.
@@ -188,6 +195,7 @@ def sole_head_ablation(
         replace=replace,
         loss=loss,
         seed=seed,
+        tokenizer=tokenizer,
         progress=progress,
     )
     own_file = None if checkpoint is None else f"{checkpoint}.choose"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Head, Site, head_at
-from ..data.batches import Batch, Batches, check_repeatable, device_of, examples, rows_per_example
+from ..data.batches import Batch, BatchesOrTexts, check_repeatable, device_of, examples, rows_per_example
 from ..data.losses import ExampleLoss, example_losses
 from ..data.metrics import spearman
 from ..errors import DataError, UnknownAnatomy, checked, is_whole
@@ -201,10 +201,11 @@ def _of_tokens(sites: list[Site], found: Sequence[Tensor | None], zeros: Tensor)
 @checked
 def head_importance(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *,
     loss: ExampleLoss | None = None,
     granularity: Literal["example", "token"] = "example",
+    tokenizer: Any = None,
     progress: Progress = None,
 ) -> HeadImportance:
     """Estimate how much the loss depends on each head, from one backward pass for each batch.
@@ -216,11 +217,13 @@ def head_importance(
 
     Args:
         model: a model with a task head, under any attention implementation; measured in eval mode, left as it was.
-        batches: one mapping of model arguments with labels, or an iterable of them.
+        batches: one mapping of model arguments with labels, or an iterable of them; or texts with labels (see
+            `make_batches`).
         loss: `f(outputs, batch) -> [batch]`, one loss per example; by default the task head's (`losses.find_loss`).
         granularity: "example" takes the absolute value of an example's whole gradient, as eq. 2 says. "token" takes
             that of each token's part and then sums over the tokens, E_x Σ_t |Σ_dim x ∂L/∂x|, as the paper's released
             code does. It is never smaller, and the same where the loss sees a layer at one token only.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
 
     Raises `LossError` when labels are missing, no loss is known, the model itself computes another loss, or a loss is
@@ -237,7 +240,9 @@ def head_importance(
         >>> len(importance.normalized("layer").ranking())
         8
     """
-    return accumulate(model, batches, ImportanceAccumulator(loss, granularity), progress=progress)[0]
+    return accumulate(model, batches, ImportanceAccumulator(loss, granularity), tokenizer=tokenizer, progress=progress)[
+        0
+    ]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -294,11 +299,12 @@ class ImportanceSeries(Result):
 @checked
 def importance_through_training(
     checkpoints: Iterable[tuple[int, Any]],
-    batches: Batches,
+    batches: BatchesOrTexts,
     *,
     load: Callable[[Any], nn.Module] | None = None,
     loss: ExampleLoss | None = None,
     granularity: Literal["example", "token"] = "example",
+    tokenizer: Any = None,
     progress: Progress = None,
 ) -> ImportanceSeries:
     """Estimate the importance of all heads at each of several checkpoints of one training (Michel et al. 2019, §6).
@@ -341,7 +347,7 @@ def importance_through_training(
             model = where if isinstance(where, nn.Module) else (load or _load)(where)
             if measured:
                 _check_heads(dissect(model), step, next(iter(measured.values())))
-            measured[step] = head_importance(model, batches, loss=loss, granularity=granularity)
+            measured[step] = head_importance(model, batches, loss=loss, granularity=granularity, tokenizer=tokenizer)
             del model, where, pair  # before the next one comes
             bar.update()
     if not measured:

@@ -18,12 +18,14 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import (
     Batch,
     Batches,
+    BatchesOrTexts,
     check_repeatable,
     with_labels,
     without_labels,
 )
 from ..data.caches import check_no_cache
 from ..data.losses import ExampleLoss, example_losses
+from ..data.make_batches import as_batches
 from ..data.metrics import GenerationMetric, Metric, find_metric, measured, metric_name
 from ..errors import DataError
 from ..measures.head_means import head_means
@@ -81,6 +83,7 @@ class VariantAccumulator(Accumulator):
     """Runs every batch under many sets of gates. It runs the model itself, and cannot share a pass with others."""
 
     needs_finite_weights = True
+    by_example = True
 
     _loss: ExampleLoss
 
@@ -193,7 +196,7 @@ class VariantAccumulator(Accumulator):
 
 def score_variants(
     model: nn.Module,
-    batches: Batches,
+    given: BatchesOrTexts,
     make_gates: Callable[[Anatomy], Tensor],
     *,
     metric: str | Metric,
@@ -202,8 +205,10 @@ def score_variants(
     seed: int,
     checkpoint: str | Path | None,
     progress: Progress,
+    tokenizer: Any = None,
 ) -> VariantScores:
     """Score a model under sets of gates; the means of heads, if needed, are computed over the same data."""
+    batches: Batches = as_batches(model, given, tokenizer, sort=False)
     if isinstance(metric, GenerationMetric):
         batches = _repeatable(batches, "a GenerationMetric")
         scores = _generation_scores(model, batches, make_gates, metric, replace, progress)

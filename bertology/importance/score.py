@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..anatomy.names import DECODER_PREFIX, LABELS_ARGUMENT, LOGITS_OUTPUT
 from ..anatomy.sites import Anatomy
-from ..data.batches import IGNORED, Batch, Batches, examples, model_arguments, token_mask
+from ..data.batches import IGNORED, Batch, BatchesOrTexts, examples, model_arguments, token_mask
 from ..data.losses import (
     ExampleLoss,
     example_losses,
@@ -254,22 +254,25 @@ def scorer(metric: str | Metric, loss: ExampleLoss | None = None) -> Accumulator
 @checked
 def score(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *,
     metric: str | Callable[[Tensor, Tensor], float],
     loss: ExampleLoss | None = None,
+    tokenizer: Any = None,
     progress: Progress = None,
 ) -> Score:
     """Score the model on a data set.
 
     Args:
         model: a model with a task head; measured in eval mode, left as it was found.
-        batches: one mapping of model arguments with labels, or an iterable of them.
+        batches: one mapping of model arguments with labels, or an iterable of them; or texts with labels (see
+            `make_batches`).
         metric: "accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman" (see `metrics`);
             "inverse_loss", one over the mean loss of an example, for language models; `f(logits, labels) -> float`
             over all examples at once, higher is better; or a `GenerationMetric` such as `metrics.bleu(...)`, of what an
             encoder-decoder model generates.
         loss: for "inverse_loss", `f(outputs, batch) -> [batch]`; by default that of the task head.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` when labels or logits are missing, no metric is known by that name, or the metric is NaN.
@@ -282,4 +285,4 @@ def score(
         >>> score(model, batch, metric="accuracy").value in (0.0, 0.5, 1.0)
         True
     """
-    return accumulate(model, batches, scorer(metric, loss), progress=progress)[0]
+    return accumulate(model, batches, scorer(metric, loss), tokenizer=tokenizer, progress=progress)[0]

@@ -13,6 +13,7 @@ from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_
 from ..anatomy.sites import LayerLabels, Site, Stack
 from ..data.batches import (
     Batch,
+    BatchesOrTexts,
     ReadBatch,
     examples,
     run_model,
@@ -105,12 +106,15 @@ class HiddenStates(Capture):
 
 
 @checked
-def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bool | None = None) -> HiddenStates:
+def hidden_states(
+    model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None, tie_last_hidden_states: bool | None = None
+) -> HiddenStates:
     """Capture every hidden state of a batch: the embeddings, and what each block returns.
 
     Args:
         model: any model with attention heads, with or without a task head.
-        inputs: one mapping of model arguments; labels are not looked at.
+        inputs: one mapping of model arguments, or a text or several (see `make_batches`); labels are not looked at.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         tie_last_hidden_states: with True the last layer is the model's `last_hidden_state`: in GPT-2, Llama and other
             pre-norm models what comes out of the final norm. With False it is what the last block returned, before
             any final norm: the residual stream itself, comparable with the layers below. By default it is what
@@ -140,7 +144,7 @@ def hidden_states(model: nn.Module, inputs: Batch, *, tie_last_hidden_states: bo
     def read_last(stack: str, x: Tensor) -> None:
         last.setdefault(stack, []).append(x.detach())
 
-    with one_batch(model, inputs) as (anatomy, batch):
+    with one_batch(model, inputs, tokenizer) as (anatomy, batch):
         listed = [stack for stack in anatomy.stacks if not stack.single] or list(anatomy.stacks)
         if not all(stack.blocks for stack in listed):
             asked[OUTPUT_STATES_ARGUMENT] = True
@@ -219,12 +223,13 @@ class AttentionMaps(Capture):
 
 
 @checked
-def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
+def attention_maps(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None) -> AttentionMaps:
     """Capture every head's attention weights, whatever attention implementation the model was loaded with.
 
     Args:
         model: any model with attention heads, with or without a task head.
-        inputs: one mapping of model arguments; labels are not looked at.
+        inputs: one mapping of model arguments, or a text or several (see `make_batches`); labels are not looked at.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
 
     A model that runs a stack several times in one forward pass (an encoder that two texts share) has an entry for each
     run, `stack("encoder (run 1)")`.
@@ -246,7 +251,7 @@ def attention_maps(model: nn.Module, inputs: Batch) -> AttentionMaps:
             runs.setdefault(site, []).append([])
         runs[site][-1].append(x.detach())
 
-    with one_batch(model, inputs) as (anatomy, batch):
+    with one_batch(model, inputs, tokenizer) as (anatomy, batch):
         with tap(anatomy, "attention", read=read, once=False):
             run(model, batch)
         stacks: dict[str, Tensor] = {}
@@ -296,12 +301,16 @@ class HeadOutputs(Capture):
 
 
 @checked
-def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | None = None) -> HeadOutputs:
+def head_outputs(
+    model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None, loss: ExampleLoss | str | None = None
+) -> HeadOutputs:
     """Capture every head's output for a batch and, given a loss, its gradient.
 
     Args:
         model: any model with attention heads.
-        inputs: one mapping of model arguments, with labels if the loss needs them.
+        inputs: one mapping of model arguments, or a text or several (see `make_batches`), with labels if the loss needs
+            them.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         loss: None for no gradients; "auto" for the loss of the model's task head (see `losses.find_loss`); or
             `f(outputs, batch) -> [batch]`, one loss per example.
 
@@ -331,7 +340,7 @@ def head_outputs(model: nn.Module, inputs: Batch, *, loss: ExampleLoss | str | N
         found[site] = x.requires_grad_()
         return found[site]
 
-    with one_batch(model, inputs) as (anatomy, batch), ExitStack() as taps:
+    with one_batch(model, inputs, tokenizer) as (anatomy, batch), ExitStack() as taps:
         if chosen is None:
             taps.enter_context(tap(anatomy, "heads", read=read))
             run(model, batch)

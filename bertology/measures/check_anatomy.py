@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import Batch
+from ..data.batches import Batch, BatchesOrTexts
 from ..errors import UnknownAnatomy, checked
 from ..streaming.one_batch import one_batch, run
 from ..tap import silenced, tap
 
 
 @checked
-def check_anatomy(model: nn.Module | Anatomy, inputs: Batch) -> None:
+def check_anatomy(model: nn.Module | Anatomy, inputs: BatchesOrTexts, *, tokenizer: Any = None) -> None:
     """Prove on the model at hand that its heads are where `dissect` says, from one batch of inputs.
 
     One head after another is silenced in all layers by its attention probabilities, independently of the anatomy.
@@ -23,7 +25,8 @@ def check_anatomy(model: nn.Module | Anatomy, inputs: Batch) -> None:
 
     Args:
         model: any model with attention heads, or an `Anatomy` of one (with some of its sites only, for example).
-        inputs: one mapping of model arguments that reaches every site.
+        inputs: one mapping of model arguments that reaches every site; or texts (see `make_batches`).
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
 
     Raises `UnknownAnatomy` when a site is not what it should be, cannot be checked, or does not run on these inputs.
 
@@ -33,7 +36,7 @@ def check_anatomy(model: nn.Module | Anatomy, inputs: Batch) -> None:
         >>> check_anatomy(model, {"input_ids": torch.tensor([[5, 6, 7]])})
     """
     anatomy = model if isinstance(model, Anatomy) else dissect(model)
-    with one_batch(anatomy.model, inputs) as (_, batch):
+    with one_batch(anatomy.model, inputs, tokenizer) as (_, batch):
         clean: dict[Site, Tensor] = {}
         read = tap(anatomy, "heads", read=lambda site, x: clean.update({site: x.detach().clone()}))
         with silenced(anatomy, None), read:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Site
-from ..data.batches import Batch, Batches
+from ..data.batches import Batch, BatchesOrTexts
 from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
@@ -112,10 +112,11 @@ class EntropyAccumulator(MapAccumulator):
 @checked
 def attention_entropy(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *,
     average: Average = "query",
     rows: int | None = None,
+    tokenizer: Any = None,
     progress: Progress = None,
 ) -> AttentionEntropy:
     """Measure how spread out each head's attention is: the mean entropy of a query's attention weights, in nats.
@@ -127,10 +128,11 @@ def attention_entropy(
 
     Args:
         model: any model with attention heads, under any attention implementation; left as it was found.
-        batches: one mapping of model arguments, or an iterable of them.
+        batches: one mapping of model arguments, or an iterable of them; or texts (see `make_batches`).
         average: whether every "query" has the same weight, or every "example", as in Clark et al. (2019).
         rows: how many query rows are read at a time; by default as many as fit into 64 MiB. The result does not
             depend on it.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches that cannot be used.
@@ -141,4 +143,6 @@ def attention_entropy(
         >>> attention_entropy(model, {"input_ids": torch.tensor([[5, 6, 7]])}).mean.shape
         torch.Size([2, 4])
     """
-    return accumulate(model, batches, EntropyAccumulator(rows, average=average), progress=progress)[0]
+    return accumulate(
+        model, batches, EntropyAccumulator(rows, average=average), tokenizer=tokenizer, progress=progress
+    )[0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import Batch, Batches
+from ..data.batches import Batch, BatchesOrTexts
 from ..data.losses import ExampleLoss, example_losses
 from ..data.token_classes import OTHER, TokenClass, TokenClasses
 from ..errors import DataError, UnknownAnatomy, checked
@@ -137,7 +137,7 @@ class GradientsAccumulator(MapAccumulator):
 @checked
 def attention_gradients(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *,
     tokens: Mapping[str, TokenClass],
     tokenizer: Any = None,
@@ -152,10 +152,11 @@ def attention_gradients(
 
     Args:
         model: a model with a task head, under any attention implementation; left as it was found.
-        batches: one mapping of model arguments with labels, or an iterable of them.
+        batches: one mapping of model arguments with labels, or an iterable of them; or texts with labels (see
+            `make_batches`).
         tokens: classes of tokens by name: token ids, strings, or a function of the batch that gives [batch, token],
             bool; all other tokens are the class `other`.
-        tokenizer: needed for classes that are given as strings: it looks up their ids.
+        tokenizer: needed for texts, and for classes that are given as strings: it looks up their ids.
         loss: one loss per example, `f(outputs, batch) -> [batch]`; by default that of the task head.
         progress: True for a progress bar, or its title; no bar without it.
 
@@ -170,6 +171,5 @@ def attention_gradients(
         >>> found.gradient_to("separator").shape
         torch.Size([2, 4])
     """
-    return accumulate(model, batches, GradientsAccumulator(tokens, tokenizer=tokenizer, loss=loss), progress=progress)[
-        0
-    ]
+    accumulator = GradientsAccumulator(tokens, tokenizer=tokenizer, loss=loss)
+    return accumulate(model, batches, accumulator, tokenizer=tokenizer, progress=progress)[0]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Head, OneHead, Site, each_head, head_at
-from ..data.batches import Batch, Batches
+from ..data.batches import Batch, BatchesOrTexts
 from ..errors import DataError, HeadError, checked, need
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
@@ -335,10 +335,11 @@ def _comparable(maps: dict[Site, Tensor]) -> list[list[Site]]:
 @checked
 def head_distances(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *,
     smoothing: float = 0.0,
     reduce: Reduce = "mean",
+    tokenizer: Any = None,
     progress: Progress = None,
 ) -> HeadDistances:
     """Measure how far apart the attention of every two heads is: their Jensen-Shannon divergence, in nats.
@@ -349,10 +350,12 @@ def head_distances(
 
     Args:
         model: any model with attention heads, under any attention implementation; left as it was found.
-        batches: one mapping of model arguments, or an iterable of them. The maps of all layers of a batch are kept
-            while it runs, layers x batch x heads x queries x keys elements: use small batches of long texts.
+        batches: one mapping of model arguments, or an iterable of them; or texts (see `make_batches`). The maps of all
+            layers of a batch are kept while it runs, layers x batch x heads x queries x keys elements: use small
+            batches of long texts.
         smoothing: s in p <- (1 - s) p + s/n, for the n real keys of a text; the paper's code has 0.001.
         reduce: "mean" over all query tokens, as the paper's caption says, or "sum", as its formula and code have it.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches that cannot be used, and for a smoothing or reduction that is none.
@@ -364,4 +367,6 @@ def head_distances(
         >>> found.js.shape, found.between((0, 1), (1, 3)) < 0.7
         (torch.Size([8, 8]), True)
     """
-    return accumulate(model, batches, DistancesAccumulator(smoothing, reduce), progress=progress)[0]
+    return accumulate(model, batches, DistancesAccumulator(smoothing, reduce), tokenizer=tokenizer, progress=progress)[
+        0
+    ]

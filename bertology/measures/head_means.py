@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import Batch, Batches
+from ..data.batches import Batch, BatchesOrTexts
 from ..data.padding import real_positions
 from ..errors import checked
 from ..results.axes import axes
@@ -80,14 +80,17 @@ class MeansAccumulator(Accumulator):
 
 
 @checked
-def head_means(model: nn.Module, batches: Batches, *, progress: Progress = None) -> HeadMeans:
+def head_means(
+    model: nn.Module, batches: BatchesOrTexts, *, tokenizer: Any = None, progress: Progress = None
+) -> HeadMeans:
     """Average every head's output over the real tokens of a data set.
 
     The means are what a head is replaced by in a mean ablation: `ablated(model, heads, replace=means.values)`.
 
     Args:
         model: any model with attention heads; measured in eval mode, left as it was found.
-        batches: one mapping of model arguments, or an iterable of them.
+        batches: one mapping of model arguments, or an iterable of them; or texts (see `make_batches`).
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches that cannot be used, `UnknownAnatomy` where heads cannot be read.
@@ -98,4 +101,4 @@ def head_means(model: nn.Module, batches: Batches, *, progress: Progress = None)
         >>> head_means(model, {"input_ids": torch.tensor([[5, 6, 7]])}).values.shape
         torch.Size([2, 4, 8])
     """
-    return accumulate(model, batches, MeansAccumulator(), progress=progress)[0]
+    return accumulate(model, batches, MeansAccumulator(), tokenizer=tokenizer, progress=progress)[0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.sites import Site
-from ..data.batches import Batch, Batches
+from ..data.batches import Batch, BatchesOrTexts
 from ..data.padding import RealQueries
 from ..data.token_classes import TokenClass, TokenClasses
 from ..errors import DataError, check_share, checked
@@ -241,7 +241,7 @@ class PatternsAccumulator(MapAccumulator):
 @checked
 def attention_patterns(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *,
     tokens: Mapping[str, TokenClass] | None = None,
     tokenizer: Any = None,
@@ -257,10 +257,10 @@ def attention_patterns(
 
     Args:
         model: any model with attention heads, under any attention implementation; left as it was found.
-        batches: one mapping of model arguments, or an iterable of them.
+        batches: one mapping of model arguments, or an iterable of them; or texts (see `make_batches`).
         tokens: classes of tokens whose share of the attention is measured too, by name: token ids, strings, or a
             function of the batch that gives [batch, token], bool. All other tokens are the class `other`.
-        tokenizer: knows the ids of strings.
+        tokenizer: needed for texts, and for classes that are given as strings: it looks up their ids.
         average: whether every "query" counts alike, or every "example", as in the paper.
         sink_threshold: the share of the attention from which on the first token is called a sink.
         rows: how many query rows are looked at at a time; by default as many as fit into 64 MiB. The result does not
@@ -279,4 +279,4 @@ def attention_patterns(
     accumulator = PatternsAccumulator(
         rows, tokens=tokens, tokenizer=tokenizer, average=average, sink_threshold=sink_threshold
     )
-    return accumulate(model, batches, accumulator, progress=progress)[0]
+    return accumulate(model, batches, accumulator, tokenizer=tokenizer, progress=progress)[0]

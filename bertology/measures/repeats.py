@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..anatomy.sites import Site
-from ..data.batches import Batch, Batches, token_ids
+from ..data.batches import Batch, BatchesOrTexts, token_ids
 from ..data.padding import RealQueries
 from ..errors import DataError, checked
 from ..results.axes import axes
@@ -110,7 +110,12 @@ def _patterns(ids: Tensor, real: Tensor, mask: Tensor, rows: slice) -> dict[str,
 
 @checked
 def repeat_scores(
-    model: nn.Module, batches: Batches, *, rows: int | None = None, progress: Progress = None
+    model: nn.Module,
+    batches: BatchesOrTexts,
+    *,
+    rows: int | None = None,
+    tokenizer: Any = None,
+    progress: Progress = None,
 ) -> RepeatScores:
     """Measure how much each head attends to earlier occurrences of a token, to the tokens after them, and to the
     previous token.
@@ -120,8 +125,9 @@ def repeat_scores(
 
     Args:
         model: any model that attends from the text's tokens to themselves, given `input_ids`; left as it was found.
-        batches: one mapping of model arguments, or an iterable of them.
+        batches: one mapping of model arguments, or an iterable of them; or texts (see `make_batches`).
         rows: how many query rows are read at a time; by default as many as fit into 64 MiB.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
 
     Raises `DataError` for batches without token ids.
@@ -131,7 +137,7 @@ def repeat_scores(
         >>> repeat_scores(model, repeated_tokens(range(100), length=8)).induction.shape
         torch.Size([2, 4])
     """
-    return accumulate(model, batches, RepeatsAccumulator(rows), progress=progress)[0]
+    return accumulate(model, batches, RepeatsAccumulator(rows), tokenizer=tokenizer, progress=progress)[0]
 
 
 @checked

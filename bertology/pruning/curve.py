@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Head, head_at
-from ..data.batches import Batches, check_repeatable
+from ..data.batches import Batch, Batches, BatchesOrTexts, check_repeatable
 from ..data.losses import ExampleLoss
+from ..data.make_batches import as_batches
 from ..data.metrics import metric_name
 from ..errors import DataError, check_share, checked, is_number, is_whole
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
@@ -167,11 +168,11 @@ class PruningCurve(Result):
 @checked
 def pruning_curve(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *,
     metric: str | Callable[[Tensor, Tensor], float],
     by: Literal["importance", "fisher", "magnitude", "random"] | Tensor = "importance",
-    importance: HeadImportance | Batches | None = None,
+    importance: HeadImportance | Batch | Iterable[Any] | None = None,
     reestimate: bool = False,
     amount: float | int = 0.1,
     threshold: float | None = None,
@@ -180,6 +181,7 @@ def pruning_curve(
     only: str | None = None,
     seed: int = 0,
     loss: ExampleLoss | None = None,
+    tokenizer: Any = None,
     progress: Progress = None,
 ) -> PruningCurve:
     """Silence heads step by step, least important first, and score the model at every step.
@@ -191,7 +193,7 @@ def pruning_curve(
     Args:
         model: a model with a task head; it is only gated, never changed.
         batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them
-            (not an iterator: it is gone over at every step).
+            (not an iterator: it is gone over at every step); or texts with labels (see `make_batches`).
         metric: as in `score`: a GLUE metric by name, "inverse_loss", `f(logits, labels) -> float`, or a
             `GenerationMetric` such as `metrics.bleu(...)`.
         by: what ranks the heads. "importance" is E|g|; "fisher" is E[g²], the diagonal Fisher information (Kwon et al.
@@ -214,6 +216,7 @@ def pruning_curve(
             then a share of its heads.
         seed: of the random order.
         loss: for importance, `f(outputs, batch) -> [batch]`; by default that of the task head.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar over steps, or its title; no bar without it.
 
     Raises `DataError` for options that make no sense, for scores that do not fit the model, and for a threshold where
@@ -233,13 +236,13 @@ def pruning_curve(
     check_ranking(by, importance, reestimate, normalize)
     _check(threshold, keep)
     threshold, keep = None if threshold is None else float(threshold), int(keep)
-    batches, ranked_on = _data(batches, importance, reestimate)
+    scored, ranked_on = _data(model, batches, importance, reestimate, tokenizer)
     anatomy = dissect(model)
     there = open_heads(anatomy, only)
     fixed = fixed_scores(anatomy, by, importance, seed)
     sizes = step_sizes(there, amount, keep)
 
-    gated_model = _GatedModel(model, batches, ranked_on, metric, by, loss)
+    gated_model = _GatedModel(model, scored, ranked_on, metric, by, loss)
     gates = anatomy.present.double()
     value, estimated = gated_model.measure(gates, ranking=fixed is None)
     current = fixed if fixed is not None else estimated
@@ -274,17 +277,19 @@ def pruning_curve(
 
 
 def _data(
-    batches: Batches, importance: HeadImportance | Batches | None, reestimate: bool
-) -> tuple[Batches, Batches]:  # fmt: skip
+    model: nn.Module, batches: BatchesOrTexts, importance: Any, reestimate: bool, tokenizer: Any
+) -> tuple[Batches, Batches]:
     """What is scored, and what heads are ranked on; both are checked to be the same in each pass."""
-    check_repeatable(batches, why="pruning_curve")
-    scored = same_data(batches, why="pruning_curve")
+    made = as_batches(model, batches, tokenizer)
+    check_repeatable(made, why="pruning_curve")
+    scored = same_data(made, why="pruning_curve")
     if importance is None or isinstance(importance, HeadImportance) or importance is batches:
         return scored, scored
+    ranked_on = as_batches(model, importance, tokenizer)
     if not reestimate:
-        return scored, importance
-    check_repeatable(importance, why="pruning_curve with reestimate=True")
-    return scored, same_data(importance, why="pruning_curve with reestimate=True")
+        return scored, ranked_on
+    check_repeatable(ranked_on, why="pruning_curve with reestimate=True")
+    return scored, same_data(ranked_on, why="pruning_curve with reestimate=True")
 
 
 class _GatedModel(NamedTuple):

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..anatomy.dissect import dissect
 from ..data.batch_errors import explained
 from ..data.batches import (
-    Batch,
+    BatchesOrTexts,
     device_of,
     examples,
     on_device,
@@ -28,6 +28,7 @@ from ..data.batches import (
     without_labels,
 )
 from ..data.caches import check_no_cache
+from ..data.make_batches import as_batch
 from ..errors import DataError, check_least, checked, is_whole
 from ..results.axes import axes
 from ..results.result import Result
@@ -174,11 +175,12 @@ class Efficiency(Result):
 def compare_efficiency(
     before: nn.Module,
     after: nn.Module,
-    inputs: Batch | Callable[[int], Batch],
+    inputs: BatchesOrTexts | Callable[[int], BatchesOrTexts],
     *,
     batch_sizes: Sequence[int] = (1, 4, 16, 64),
     rounds: int = 5,
     seconds: float = 0.2,
+    tokenizer: Any = None,
     progress: Progress = None,
 ) -> Efficiency:
     """Compare what two models cost: parameters, memory, operations, and the time of a forward pass (Michel et al. 2019,
@@ -192,10 +194,11 @@ def compare_efficiency(
         before: a model, in whatever form it will be used (compiled, in half precision); left as it was.
         after: the other, on the same device. `prune_heads` works in place: `before = copy.deepcopy(model)` first.
         inputs: a batch from which examples are taken, which are repeated from the start if it has too few; or
-            `f(size) -> batch`. Labels are left out.
+            `f(size) -> batch`; or texts (see `make_batches`). Labels are left out.
         batch_sizes: how many examples are in a batch.
         rounds: how often each model is timed at each batch size.
         seconds: how long a round takes at least: short passes are repeated, equally often for both models.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar over batch sizes and rounds, or its title; no bar without it.
 
     Operations are counted with attention as plain matrix products, since the counter does not see torch's
@@ -220,7 +223,7 @@ def compare_efficiency(
     _check(before, after, sizes, rounds)
     check_least("seconds", seconds, 0)
     models = (before, after)
-    batches = [_batch(before, inputs, size, device) for size in sizes]
+    batches = [_batch(before, inputs, tokenizer, size, device) for size in sizes]
     rates = torch.zeros(2, len(sizes), rounds, dtype=torch.float64)
     flops, activations = (torch.zeros(2, len(sizes), dtype=torch.int64) for _ in range(2))
     with (
@@ -276,9 +279,9 @@ def _check(before: nn.Module, after: nn.Module, sizes: list[int], rounds: int) -
         raise DataError("batch_sizes is empty: wanted at least one number of examples")
 
 
-def _batch(model: nn.Module, inputs: Any, size: int, device: torch.device) -> dict[str, Any]:
+def _batch(model: nn.Module, inputs: Any, tokenizer: Any, size: int, device: torch.device) -> dict[str, Any]:
     """A batch of so many examples, without labels."""
-    batch = inputs(size) if callable(inputs) else inputs
+    batch = as_batch(model, inputs(size) if callable(inputs) else inputs, tokenizer)
     check_no_cache(on_device(batch, device), why="a batch is run many times")
     batch = without_labels(model, on_device(batch, device))
     count = examples(batch)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, Batches, ReadBatch, each_batch, examples, run_model
+from ..data.batches import Batch, Batches, BatchesOrTexts, ReadBatch, each_batch, examples, run_model
+from ..data.make_batches import as_batches
 from ..errors import DataError, checked
 from ..results.fields import model_name
 from ..results.result import Result
@@ -32,8 +33,9 @@ from .progress import Progress, progress_bar
 @checked
 def accumulate(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchesOrTexts,
     *accumulators: Accumulator,
+    tokenizer: Any = None,
     checkpoint: str | Path | None = None,
     progress: Progress = None,
 ) -> tuple[Any, ...]:
@@ -41,8 +43,10 @@ def accumulate(
 
     Args:
         model: any model with attention heads; measured in eval mode, and left as it was found.
-        batches: one mapping of model arguments, or an iterable of them.
+        batches: one mapping of model arguments, or an iterable of them; or texts (see `make_batches`).
         accumulators: what to measure, for example `ImportanceAccumulator(), EntropyAccumulator()`.
+        tokenizer: needed for texts: the model's. It makes batches of texts of similar length, unless a measure has
+            values for each example.
         checkpoint: a file to which the sums are written every minute, and from which an interrupted pass resumes, given
             the same model and data. It is removed when the pass is complete. Each process needs its own.
         progress: True for a progress bar, or its title; no bar without it.
@@ -58,7 +62,7 @@ def accumulate(
     with torch.inference_mode(False):
         error: Exception | None = None
         try:
-            seen, measured, saved = _take(model, batches, accumulators, checkpoint, progress)
+            seen, measured, saved = _take(model, batches, accumulators, checkpoint, progress, tokenizer)
         except Exception as raised:
             if processes() == 1:
                 raise
@@ -97,12 +101,15 @@ def check_accumulators(accumulators: Sequence[Accumulator]) -> None:
 
 def _take(
     model: nn.Module,
-    batches: Batches,
+    given: BatchesOrTexts,
     accumulators: Sequence[Accumulator],
     checkpoint: str | Path | None,
     progress: Progress,
+    tokenizer: Any,
 ) -> tuple[int, int, _SavedPass | None]:
     """Update the accumulators with all batches of this process: how many items and examples, and what was saved."""
+    by_example = any(accumulator.by_example for accumulator in accumulators)
+    batches: Batches = as_batches(model, given, tokenizer, sort=not by_example)
     check_sampler(batches)
     anatomy = dissect(model)
     for accumulator in accumulators:
@@ -121,8 +128,8 @@ def _take(
     cache: Any = uncached(model) if backward else nullcontext()
     with undisturbed(model), cache, torch.set_grad_enabled(bool(backward)):
         # A process among several may have no batches: its sums stay 0.
-        given = each_batch(model, batches, may_be_empty=processes() > 1)
-        for batch in progress_bar(progress, given, total=total):
+        each = each_batch(model, batches, may_be_empty=processes() > 1)
+        for batch in progress_bar(progress, each, total=total):
             many = examples(batch)
             measured, seen = measured + many, seen + (1 if whole else many)
             if saved is None or not saved.has(batch):

@@ -81,6 +81,8 @@ class Accumulator(ABC):
     needs_labels: bool = False
     needs_finite_weights: ClassVar[bool] = False
     """Whether `accumulate` looks for NaN in the weights of queries and keys: fused attention does not pass it on."""
+    by_example: ClassVar[bool] = False
+    """Whether the result has values for each example: texts then stay in their order."""
     keeps_graph: bool = False
     """Whether another accumulator takes gradients of the same outputs after this one; `accumulate` sets it."""
     anatomy: Anatomy = _Unset()  # type: ignore[assignment]

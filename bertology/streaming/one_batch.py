@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, LayerLabels, Site
-from ..data.batches import Batch, device_of, on_device, run_model, shows_padding
+from ..data.batches import Batch, BatchesOrTexts, device_of, on_device, run_model, shows_padding
+from ..data.make_batches import as_batch
 from ..data.padding import real_positions
 from ..errors import DataError
 from ..tap import undisturbed
@@ -19,10 +20,12 @@ from .first_example import check_padding
 
 
 @contextmanager
-def one_batch(model: nn.Module, inputs: Batch) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
-    """Check one batch, and keep the model in eval mode and unchanged while it is captured."""
+def one_batch(
+    model: nn.Module, inputs: BatchesOrTexts, tokenizer: Any = None
+) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
+    """Check one batch, or make one of texts, and keep the model in eval mode and unchanged while it is captured."""
     anatomy = dissect(model)
-    batch = on_device(inputs, device_of(model))
+    batch = on_device(as_batch(model, inputs, tokenizer), device_of(model))
     with undisturbed(model):
         check_padding(anatomy, batch)
         yield anatomy, batch

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..data.batches import Batches
+from ..data.batches import Batches, BatchesOrTexts
 from ..errors import DataError
 from ..tap.private_api import library_versions
 from .accumulator import Accumulator
@@ -118,7 +118,7 @@ def _repeated(sampler: Any) -> str:
     return ""
 
 
-def check_counts(seen: int, batches: Batches) -> None:
+def check_counts(seen: int, batches: BatchesOrTexts) -> None:
     """Raise `DataError` if no process had a batch, or if all together saw more examples than their data set has.
 
     Args:

@@ -225,6 +225,7 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "save_pruned": {"model": x.model, "path": x.folder / "pruned"},
         "load_pruned": {"path": x.pruned},
         "register_names": {"names": bt.Names("to_q", "to_k", "to_v", "to_out")},
+        "make_batches": {"data": ["the cat", "sat"], "tokenizer": x.tokenizer},
         "repeated_tokens": {"vocabulary": range(5, 20), "length": 3},
     }  # fmt: skip
 

@@ -22,7 +22,8 @@ ORDER = [
     {"pruning"},
     {"syntax", "edge_probing", "code_structure"},
     {"plot", "demo", "losses", "metrics", "pictures"},
-    {"__init__"},
+    {"cli"},
+    {"__init__", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 

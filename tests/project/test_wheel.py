@@ -1,8 +1,10 @@
 """The built wheel holds the library of the checkout, byte for byte, and is what is installed."""
 
 import os
+import runpy
 import sys
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,20 @@ def test_what_is_installed_is_the_wheel():
 @built
 def test_the_checkout_is_not_on_the_path():
     assert CHECKOUT.resolve() not in [Path(entry).resolve() for entry in sys.path]
+
+
+@built
+def test_the_wheel_describes_itself_by_readme():
+    packaging = runpy.run_path(str(CHECKOUT / "setup.py"), run_name="packaging")
+    with zipfile.ZipFile(WHEEL) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        told = message_from_bytes(archive.read(name))
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert (
+        told.get_payload(decode=True).decode().strip()
+        == packaging["description"](readme, packaging["address"]()).strip()
+    )
+    assert len(told.get_all("Project-URL", [])) == len(packaging["urls"](packaging["address"]()))
 
 
 def test_a_wheel_that_differs_is_found(tmp_path):

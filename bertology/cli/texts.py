@@ -1,0 +1,131 @@
+"""Texts and labels of a file: plain text, TSV, CSV or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..corpora.files import BLANKS, lines_of, open_text
+from ..errors import DataError, shown
+
+# What columns of texts are usually called; two are the parts of one example.
+TEXT_COLUMNS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
+    ("text",), ("sentence",), ("content",), ("document",), ("code",),
+)  # fmt: skip
+LABEL_COLUMNS = ("label", "labels", "gold_label", "score")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The examples of a file, and where each is: "dev.tsv, line 4"."""
+
+    texts: list[tuple[str, ...]]
+    labels: list[Any] | None
+    places: list[str]
+
+
+def read_texts(
+    path: str | Path, *, text_columns: Sequence[str] = (), label_column: str | None = None, limit: int | None = None
+) -> Texts:
+    """Read the texts of a file, and their labels if it has any; the kind of the file is told by its name.
+
+    A .tsv or .csv file has a header; a .json or .jsonl file has an object on each line. In any other file each line is
+    a text. Blank lines do not count, and the first `limit` examples are read.
+
+    Raises `DataError` for columns that are not there, for what is no text, and for a file without examples.
+    """
+    kind = Path(str(path).removesuffix(".gz")).suffix.lower()
+    if kind not in ROWS and (text_columns or label_column):
+        raise DataError(f"{path} has no columns: its lines are texts. Columns are in .tsv, .csv and .jsonl files")
+    rows = ROWS.get(kind, _plain)(path)
+    texts: list[tuple[str, ...]] = []
+    labels: list[Any] = []
+    places: list[str] = []
+    columns: tuple[str, ...] = ()
+    for place, row in rows:
+        if not texts:
+            columns = _text_columns(row, text_columns, place)
+            label_column = _label_column(row, label_column, place)
+        texts.append(tuple(_text(row, name, place) for name in columns))
+        labels.append(_cell(row, label_column, place) if label_column else None)
+        places.append(place)
+        if len(texts) == limit:
+            break
+    if not texts:
+        raise DataError(f"{path} holds no texts")
+    return Texts(texts, labels if label_column else None, places)
+
+
+def _plain(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in lines_of(path):
+        yield f"{path}, line {number}", {"text": line.strip(BLANKS)}
+
+
+def _tabbed(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    header: list[str] = []
+    for number, line in lines_of(path):
+        cells = [cell.strip(BLANKS) for cell in line.split("\t")]
+        if header:
+            yield f"{path}, line {number}", dict(zip(header, cells, strict=False))
+        header = header or cells
+
+
+def _commas(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open_text(path, newline="") as file:
+        reader = csv.DictReader(file, restkey="")
+        try:
+            for row in reader:
+                yield f"{path}, line {reader.line_num}", row
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num}: no CSV ({error})") from error
+
+
+def _json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in lines_of(path):
+        place = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{place}: no JSON ({error}); wanted one object on each line") from error
+        if not isinstance(row, dict):
+            raise DataError(f'{place}: wanted an object, such as {{"text": ...}}, got {shown(row)}')
+        yield place, row
+
+
+ROWS = {".tsv": _tabbed, ".csv": _commas, ".json": _json_lines, ".jsonl": _json_lines, ".ndjson": _json_lines}
+
+
+def _text_columns(row: Mapping[str, Any], given: Sequence[str], place: str) -> tuple[str, ...]:
+    found = tuple(given) or next((names for names in TEXT_COLUMNS if row.keys() >= {*names}), ())
+    if not found or not row.keys() >= {*found}:
+        wanted = " and ".join(map(repr, found)) or "text, such as 'text' or 'sentence'"
+        raise DataError(f"{place}: no column {wanted}: name the text with --text-column; there are {_names(row)}")
+    return found
+
+
+def _label_column(row: Mapping[str, Any], given: str | None, place: str) -> str | None:
+    if given and given not in row:
+        raise DataError(f"{place}: no column {given!r}: --label-column takes one of {_names(row)}")
+    return given or next((name for name in LABEL_COLUMNS if name in row), None)
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, list(row)[:20]))
+
+
+def _cell(row: Mapping[str, Any], name: str, place: str) -> Any:
+    if row.get(name) is None:
+        raise DataError(f"{place}: the column {name!r} is missing")
+    return row[name]
+
+
+def _text(row: Mapping[str, Any], name: str, place: str) -> str:
+    cell = _cell(row, name, place)
+    if not isinstance(cell, str) or not cell.strip():
+        raise DataError(f"{place}: the column {name!r} must hold a text, got {shown(cell)}")
+    return cell

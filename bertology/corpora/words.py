@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
+from ..data.tokens import PADDING as PADDING
+from ..data.tokens import SPECIAL as SPECIAL
 from ..errors import DataError, checked
 from ..results.views import brief
 from .raw_text import Span
 from .skips import Skip, reasons_for
 
-SPECIAL, PADDING = -1, -2
 Rows = Literal["mean", "first", "max"]
 
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from ..anatomy.names import IDS_ARGUMENT, LABELS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT, SPAN_ARGUMENTS
 from ..errors import DataError, shown
-from .batches import IGNORED
+from .batches import ANNOTATIONS, IGNORED
 from .losses import is_causal
 from .models import config_of, not_taken, task_name, writes
 from .positions import room_of
 from .rows import Row
+from .tokens import WordsOfTokens, words_in
 
 NO_LIMIT = 10**6
 """Tokenizers that know no limit have a larger one."""
@@ -32,6 +33,8 @@ class Encoded:
     label: Any
     name: str
     """How messages call it."""
+    word_of: tuple[int, ...] = ()
+    """[token]: the word of each token, if the tokenizer tells."""
 
     def __len__(self) -> int:
         return len(self.arguments[IDS_ARGUMENT])
@@ -49,6 +52,7 @@ class Encoder:
     sort: bool = True
     truncation: bool | str = False
     max_length: int | None = None
+    notes_words: bool = False
 
     @cached_property
     def to_text(self) -> bool:
@@ -121,7 +125,12 @@ class Encoder:
         if self.model is not None:
             columns = {name: x for name, x in columns.items() if name == IDS_ARGUMENT or name not in self._not_taken}
         return [
-            Encoded({name: x[i] for name, x in columns.items()}, row.label, f"example {n}, {shown(row.texts[0])},")
+            Encoded(
+                {name: x[i] for name, x in columns.items()},
+                row.label,
+                f"example {n}, {shown(row.texts[0])},",
+                words_in(encoded[i], row.texts) if self.notes_words and getattr(encoded, "is_fast", False) else (),
+            )
             for i, (row, n) in enumerate(zip(rows, numbers, strict=True))
         ]
 
@@ -168,6 +177,8 @@ class Encoder:
             batch[name] = torch.tensor([self._filled(x, longest, self._padding(name)) for x in values])
         if MASK_ARGUMENT not in batch and (self.model is None or not not_taken(self.model, [MASK_ARGUMENT])):
             batch[MASK_ARGUMENT] = torch.tensor([self._filled([1] * len(one), longest, 0) for one in group])
+        if self.notes_words:
+            batch[ANNOTATIONS] = [WordsOfTokens(one.word_of) for one in group]
         labels = self._labels(group, batch)
         return batch if labels is None else {**batch, LABELS_ARGUMENT: labels}
 

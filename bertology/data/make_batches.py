@@ -92,7 +92,7 @@ def as_batch(model: nn.Module, inputs: BatchesOrTexts, tokenizer: Any) -> Any:
     check_is_tokenizer(tokenizer)
     if is_batch(inputs):
         return inputs
-    made = _made(inputs, Encoder(tokenizer, model, batch_size=0, max_tokens=0, sort=False))
+    made = _made(inputs, Encoder(tokenizer, model, batch_size=0, max_tokens=0, sort=False, notes_words=True))
     if made is inputs:
         return inputs
     batches = list(made)

@@ -1,3 +1,4 @@
 """What do heads and layers do? One question a file."""
 
-from . import figures as figures  # registers how results are drawn
+from . import attention_figures as attention_figures  # these two register how results are drawn
+from . import figures as figures

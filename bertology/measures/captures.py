@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
-from ..anatomy.sites import LayerLabels, Site, Stack
+from ..anatomy.sites import Head, LayerLabels, Site, Stack
 from ..data.batches import (
     Batch,
     BatchesOrTexts,
@@ -29,11 +30,13 @@ from ..streaming.gradient_check import check_gradient
 from ..streaming.one_batch import by_stack, layer_labels, masks, one_batch, pile, run
 from ..tap import tap, uncached
 from ..tap.gradient_cuts import lost_gradients
+from .attention_view import InteractiveView, interactive_view
+from .captured_texts import CapturedTexts, texts_of
 
 C = TypeVar("C", bound="Capture")
 
 
-class Capture(Result):
+class Capture(CapturedTexts, Result):
     """Mixin of the captures of one batch: dataclasses whose tensors are kept by stack, `{stack: tensor}`."""
 
     main: ClassVar[str | None] = "stacks"
@@ -163,12 +166,14 @@ def hidden_states(
                     states = _as_text(stack, states, final, final.shape[1])
                 tie = stack.ties_last if tie_last_hidden_states is None else tie_last_hidden_states
                 stacks[_run_name(stack.name, number, len(found))] = pile(_ended(states, final if tie else None))
-        return HiddenStates(stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks), **_measured(model, batch))
+        return HiddenStates(
+            stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks), **_measured(model, batch, tokenizer)
+        )
 
 
-def _measured(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Which model was captured, and on how many examples."""
-    return {"model_name": model_name(model), "n_examples": examples(batch)}
+def _measured(model: nn.Module, batch: Batch, tokenizer: Any) -> dict[str, Any]:
+    """Which model was captured, and on which examples."""
+    return {"model_name": model_name(model), "n_examples": examples(batch), **texts_of(model, batch, tokenizer)}
 
 
 def _run_name(stack: str, number: int, runs: int) -> str:
@@ -203,10 +208,6 @@ def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: i
 class AttentionMaps(Capture):
     """The attention weights of one batch."""
 
-    instead_of_plot: ClassVar[str] = (
-        "draw one head over a text with bertology.syntax.head_view, or attention_entropy of all heads"
-    )
-
     stacks: Annotated[dict[str, Tensor], axes("layer batch head query key")]
     """{stack: [layer, batch, head, query, key]}: each row of keys sums to 1; NaN for pruned heads."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
@@ -220,6 +221,49 @@ class AttentionMaps(Capture):
     def values(self) -> Tensor:
         """[layer, batch, head, query, key]: the weights of the model's only stack."""
         return only(self.stacks)
+
+    @checked
+    def plot(
+        self, head: str | int | Head | tuple[int, int] | None = None, *, field: str | None = None, ax: Any = None,
+        **options: Any,
+    ) -> Any:  # fmt: skip
+        """Draw the map of one head with its tokens, the maps of one layer, or all of them (extra `plot`).
+
+        Args:
+            head: a head, "L2H0" or (2, 0), or its number where `layer` is given. Without it all heads are drawn.
+            field: as in `Result.plot`; these maps have none.
+            ax: matplotlib axes to draw in, as many as the picture has panels.
+            options: `layer`, its number; `example`, the number of the text in the batch, from 0; `words=True` joins the
+                tokens of each word, attention to them summed and from them averaged (Clark et al. 2019, §4.1);
+                `stack`, which is needed where there are several; `path`, the file to which the picture is written.
+
+        Raises `HeadError` for a head that is not there, `DataError` for an example or a stack that is not there, and
+        for `words=True` where the words are not known.
+        """
+        return super().plot(field=field, ax=ax, **options if head is None else {"head": head, **options})
+
+    @checked
+    def show(
+        self, head: str | Head | tuple[int, int] | None = None, *, layers: Sequence[int] | None = None,
+        example: int = 0, stack: str | None = None, words: bool = False, height: int = 760,
+    ) -> InteractiveView:  # fmt: skip
+        """Look at the maps in a notebook: choose a layer, a head and a token, and see where it attends (extra `show`).
+
+        The page is made by attnview, and needs no network. Pruned heads are 0.
+
+        Args:
+            head: a head, "L2H0" or (2, 0): the view then has its layer alone, and begins with this head.
+            layers: the layers that the view has, by default all of them.
+            example: the number of the text in the batch, from 0.
+            stack: "encoder", "decoder" or "cross", where there are several.
+            words: join the tokens of each word, as in `plot`.
+            height: of the view in a notebook, in pixels.
+
+        Returns what a notebook shows where it is the value of a cell; `.save(path)` writes the page to a file.
+
+        Raises `MissingExtra` without attnview, `DataError` for more than 3,000,000 attention weights, and as `plot`.
+        """
+        return interactive_view(self, head, layers=layers, example=example, stack=stack, words=words, height=height)
 
 
 @checked
@@ -261,7 +305,7 @@ def attention_maps(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any =
             for name, maps in by_stack(anatomy, whole, head_axis=1).items():
                 stacks[_run_name(name, number, often.get(name, 1))] = maps
         real, labels = masks(anatomy, batch, stacks, axis=3), layer_labels(anatomy, whole)
-        return AttentionMaps(stacks, real, labels, **_measured(model, batch))
+        return AttentionMaps(stacks, real, labels, **_measured(model, batch, tokenizer))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -366,4 +410,4 @@ def head_outputs(
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
         stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
         real, labels = masks(anatomy, batch, stacks, axis=2), layer_labels(anatomy, found)
-        return HeadOutputs(stacks, gradients, real, labels, **_measured(model, batch))
+        return HeadOutputs(stacks, gradients, real, labels, **_measured(model, batch, tokenizer))

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
+
+ABOUT = {"about": True}
+"""The metadata of fields that say what was measured: they are no part of what a measure found."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Measured:
     """What was measured: the fields that all results share. They have defaults, and are keyword-only."""
 
-    model_name: str = field(default="", kw_only=True)
+    model_name: str = field(default="", kw_only=True, metadata=ABOUT)
     """The class of the model, and its name if it was loaded by one; empty if not known."""
-    n_examples: int | None = field(default=None, kw_only=True)
+    n_examples: int | None = field(default=None, kw_only=True, metadata=ABOUT)
     """How many examples were measured, if that is known."""
+
+
+def about_fields(kind: Any) -> list[Field[Any]]:
+    """The fields of a result, or of its class, that say what was measured."""
+    return [f for f in fields(kind) if f.metadata.get("about")]
 
 
 class Fields(Measured):

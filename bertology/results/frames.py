@@ -13,7 +13,7 @@ from torch import Tensor
 from ..anatomy.sites import Head
 from ..errors import DataError, need
 from .axes import FieldAxes, all_axes_of, axes_of, main_field, names_along
-from .fields import Fields
+from .fields import Fields, about_fields
 
 
 def to_frame(result: Fields, field: str | None) -> Any:
@@ -113,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 def same(a: Fields, b: Fields, *, rtol: float, atol: float) -> bool:
     """Whether two results are of one class and hold the same, within a tolerance; what was measured does not count."""
-    shared = {"model_name", "n_examples"}
+    shared = {f.name for f in about_fields(a)}
     return type(a) is type(b) and all(
         _close(getattr(a, f.name), getattr(b, f.name), rtol, atol) for f in fields(a) if f.name not in shared
     )

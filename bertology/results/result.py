@@ -20,7 +20,7 @@ from ..anatomy.sites import Head, HeadScore, LayerLabels
 from ..errors import DataError, checked
 from . import frames, heads, views
 from .axes import axes_of
-from .fields import Fields, Measured
+from .fields import Fields, about_fields
 from .files import check_fields, damaged, read_file, write_file
 
 Self = TypeVar("Self", bound="Result")
@@ -69,7 +69,7 @@ class Result(Fields):
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.labels == () and any(f.name == "labels" and f.default == () for f in fields(self)):
             del values["labels"]  # captures of earlier versions have none
-        for f in fields(Measured):
+        for f in about_fields(self):
             if values[f.name] == f.default:
                 del values[f.name]  # as in files of earlier versions
         write_file(path, type(self).__name__, values, getattr(self.labels, "stack", ""))
@@ -169,7 +169,7 @@ class Result(Fields):
         if not isinstance(other, Result):
             return NotImplemented
         return frames.same(self, other, rtol=0, atol=0) and all(
-            getattr(self, f.name) == getattr(other, f.name) for f in fields(Measured)
+            getattr(self, f.name) == getattr(other, f.name) for f in about_fields(self)
         )
 
     def __hash__(self) -> int:

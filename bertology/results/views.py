@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import MissingExtra
 from .axes import FieldAxes, all_axes_of, axes_of, main_field, names_along
-from .fields import Fields, measured
+from .fields import Fields, about_fields, measured
 from .frames import frame_of
 
 WIDTH = 80
@@ -74,9 +74,10 @@ def as_repr(result: Fields) -> str:
 
 def shown(result: Fields) -> list[Field[Any]]:
     """The fields in the order of the text: those that a class shares with others are keyword-only, and come last."""
-    return sorted(
-        (f for f in fields(result) if f.name not in ("model_name", "n_examples")), key=lambda f: bool(f.kw_only)
-    )
+    hidden = {
+        f.name for f in about_fields(result) if f.name in ("model_name", "n_examples") or not getattr(result, f.name)
+    }
+    return sorted((f for f in fields(result) if f.name not in hidden), key=lambda f: bool(f.kw_only))
 
 
 def short(value: Any, most: int = 60) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
 
 import bertology
 import bertology.code_structure
@@ -14,6 +16,7 @@ import bertology.edge_probing
 import bertology.syntax
 
 ROOMS = (bertology, bertology.syntax, bertology.edge_probing, bertology.code_structure)
+MOST_BYTES = 200_000
 CODE = re.compile(r"(\w?)(?<!`)`([^`\n]+)`(?!`)(\w?)")
 DECLARED = re.compile(r"Annotated\[(.*), axes\(.*\)\]$", re.DOTALL)
 
@@ -67,9 +70,17 @@ def without_fields(app: Sphinx, what: str, name: str, obj: Any, *rest: Any) -> t
     return ("", "") if is_result else None
 
 
+def check_sizes(app: Sphinx, exception: Exception | None) -> None:
+    """A page of the reference that is larger loads slowly, and nobody reads it to the end: divide it."""
+    large = [page.name for page in (Path(app.outdir) / "api").rglob("*.html") if page.stat().st_size > MOST_BYTES]
+    if large and exception is None:
+        raise SphinxError(f"divide these pages of docs/api, which have more than {MOST_BYTES} bytes: {large}")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect these functions; napoleon reads the sections of a docstring first."""
     app.connect("builder-inited", without_axes)
     app.connect("autodoc-process-docstring", read_docstring, priority=600)
     app.connect("autodoc-process-signature", without_fields)
+    app.connect("build-finished", check_sizes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -25,6 +25,9 @@ BLOCK = re.compile(
     r"(?:\n!\[(?P<words>[^\]\n]*)\]\((?P<picture>[^)\n]+)\)\n)?)",
     re.DOTALL | re.MULTILINE,
 )
+GALLERY = ROOT / "docs" / "gallery.md"
+ORDER = ("importance", "pruning", "ablation", "attention", "syntax", "probing", "code", "measures")
+ORDER += ("michel", "clark", "tenney", "cat")
 NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?")
 
 
@@ -121,8 +124,48 @@ def write(page: Path) -> None:
     page.write_text(text)
 
 
+def translate(page: Path) -> None:
+    """Store the same below the same code of the page in Chinese, if there is one."""
+    other = page.parent / "zh" / page.name
+    if other.is_file():
+        stored = {block["code"]: block["stored"].replace("](img/", "](../img/") for block in blocks(page)}
+        text = other.read_text()
+        for block in reversed(blocks(other)):
+            text = text[: block.start("stored")] + stored[block["code"]] + text[block.end("stored") :]
+        other.write_text(text)
+
+
+def gallery() -> str:
+    """The page of all pictures, page by page, each a link to the section of its code."""
+    out = [GALLERY.read_text().partition("\n## ")[0].rstrip(), ""]
+    for name in ORDER:
+        page = ROOT / "docs" / f"{name}.md"
+        cells = [f"[![{words}]({path})]({name}.md#{section})" for section, words, path in pictures(page)]
+        if cells:
+            title = page.read_text().partition("\n")[0].removeprefix("# ")
+            rows = [
+                cells[start : start + 2] + [""] * (2 - len(cells[start : start + 2]))
+                for start in range(0, len(cells), 2)
+            ]
+            out += [f"## {title}", "", "| | |", "|---|---|", *(f"| {left} | {right} |" for left, right in rows), ""]
+    return "\n".join(out)
+
+
+def pictures(page: Path) -> list[tuple[str, str, str]]:
+    """The pictures of a page: the address of the section, the words and the file of each."""
+    found, section = [], ""
+    for line in page.read_text().splitlines():
+        if line.startswith("#"):
+            section = re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        elif picture := re.match(r"!\[(.*)\]\((img/\S+)\)$", line):
+            found.append((section, picture[1], picture[2]))
+    return found
+
+
 if __name__ == "__main__":
     for argument in sys.argv[1:] or sorted(str(path) for path in (ROOT / "docs").glob("*.md")):
         if blocks(Path(argument)):
             write(Path(argument))
+            translate(Path(argument))
             print(argument)
+    GALLERY.write_text(gallery())

@@ -20,6 +20,7 @@ nox.options.reuse_existing_virtualenvs = True
 TORCH = "torch==2.13.0"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 STRICT = ("--fail-on-warning", "--keep-going", "--quiet", "--jobs", "2")
+TOOLS = ("test", "dev", "docs")  # extras of those who work on the library
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
 RUN_NOTEBOOKS = """
 import sys, nbclient, nbformat
@@ -82,8 +83,9 @@ def lint(session: nox.Session) -> None:
 
 @shared_one_core
 def types(session: nox.Session) -> None:
-    """Strict types, of the library, the scripts and README's example."""
+    """Strict types, of the library, the scripts and README's example; and of a user's code, by pyright too."""
     python(session, "-m", "mypy")
+    python(session, "-m", "basedpyright")  # pyright, with the node that it needs in its wheel
     with tempfile.TemporaryDirectory() as folder:
         example = Path(folder) / "readme_example.py"
         example.write_text("\n".join(re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)))
@@ -115,6 +117,23 @@ def newest(session: nox.Session) -> None:
     except nox.command.CommandFailed:
         session.error(f"transformers {version} breaks what is named above")
     session.log(f"transformers {version} breaks nothing")
+
+
+def lowest() -> list[str]:
+    """The oldest versions that pyproject.toml allows of what users install, torch aside: `["numpy==1.24", ...]`."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(one for name in extras if name not in TOOLS for one in extras[name])]
+    return [one.replace(">=", "==") for one in wanted if not one.startswith("torch>")]
+
+
+@nox.session(default=False)
+def oldest(session: nox.Session) -> None:
+    """The tests on the oldest versions that are allowed: `nox -s oldest -- tests/results` for some of them."""
+    install(session, *lowest(), "-e", ".[test]")
+    # Old versions warn of one another.
+    suites = session.posargs or ["-m", "not slow", "--families", "bert,gpt2"]
+    session.run("python", "-m", "pytest", *PARALLEL, "-W", "default", *suites, env=OFFLINE)
 
 
 @shared_one_core
@@ -174,16 +193,20 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(allow_parallel=True)
 def wheel(session: nox.Session) -> None:
-    """The built wheel is the checkout, byte for byte; its surface and doctests hold where only it is installed."""
-    folder = Path(session.create_tmp())
-    for old in folder.glob("*.whl"):
-        old.unlink()
-    shutil.rmtree("build", ignore_errors=True)  # setuptools packs what an earlier build left there
-    session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder), ".")
-    (made,) = folder.glob("*.whl")
+    """The sdist holds the checkout, and the wheel made from it the library; its tests run where only the wheel is."""
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder)
+    session.install("build")
+    session.run("python", "-m", "build", "--outdir", str(folder), ".")  # the wheel is made from the sdist
+    (made,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    shutil.unpack_archive(sdist, folder, filter="data")
     session.install(TORCH)
     session.install("--force-reinstall", "--no-deps", str(made))
-    session.install(f"bertology[test] @ {made.resolve().as_uri()}")
+    session.install(f"bertology[test] @ {made.as_uri()}")
+    checkout = Path.cwd()
+    session.chdir(folder / sdist.name.removesuffix(".tar.gz"))
+    # Not `python -m pytest`, which would put the folder of the sdist first on the path.
+    session.run("pytest", "-q", "--collect-only", *PARALLEL, silent=True, env=OFFLINE)
     suites = [str(path) for name in ("test_wheel.py", "test_surface.py") for path in Path("tests").rglob(name)]
-    # Not `python -m pytest`, which would put the checkout first on the path.
-    session.run("pytest", *suites, *session.posargs, env={**OFFLINE, "BERTOLOGY_WHEEL": str(made.resolve())})
+    told = {"BERTOLOGY_WHEEL": str(made), "BERTOLOGY_CHECKOUT": str(checkout)}
+    session.run("pytest", *suites, *session.posargs, env={**OFFLINE, **told})

@@ -12,6 +12,7 @@ import torch
 
 from bertology.corpora.files import BLANKS, lines_of
 from bertology.errors import DataError, need, shown
+from bertology.metrics import MetricName
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Task:
     texts: tuple[str, ...]
     label: str
     labels: tuple[str, ...]
-    metric: str
+    metric: MetricName
     header: tuple[str, ...] | None = None
     train: str = "train.tsv"
     dev: str = "dev.tsv"

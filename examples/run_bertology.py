@@ -42,7 +42,7 @@ from bertology import (
 )
 from bertology.demo import minilm_path
 from bertology.errors import BertologyError, DataError, PruningError, need
-from bertology.metrics import METRICS, Metric, accuracy, f1, find_metric
+from bertology.metrics import METRICS, Metric, MetricName, accuracy, f1, find_metric
 
 DEMO_DATA = Path(__file__).parent / "data" / "sentiment"
 # The old script's names of the scores of all tasks, and of those tasks that have names of their own.
@@ -121,7 +121,7 @@ def acc_and_f1(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return (accuracy(logits, labels) + f1(logits, labels)) / 2
 
 
-def find_score(name: str | None, task: Task, task_name: str) -> str | Metric:
+def find_score(name: str | None, task: Task, task_name: str) -> MetricName | Metric:
     """The metric of this name, which may be the old script's. Raises `DataError` before any work if it does not fit."""
     if name is None:
         return task.metric
@@ -130,9 +130,9 @@ def find_score(name: str | None, task: Task, task_name: str) -> str | Metric:
             raise DataError(f"the metric {name} is that of the task {name.removesuffix('/acc')}, not of {task_name}")
         return "accuracy"
     if name == acc_and_f1.__name__:
-        metric: str | Metric = acc_and_f1
+        metric: Metric = acc_and_f1
     elif METRIC_NAMES.get(name, name) in METRICS:
-        metric = METRIC_NAMES.get(name, name)
+        metric = METRICS[METRIC_NAMES.get(name, name)]
     else:
         every = ", ".join([*METRICS, *METRIC_NAMES, acc_and_f1.__name__, *METRIC_OF_TASK.values()])
         raise DataError(f"no metric is called {name!r}: --metric_name takes one of {every}")
@@ -192,7 +192,7 @@ def ranks(scores: np.ndarray) -> np.ndarray:
     return out.reshape(scores.shape)
 
 
-def check_score(model: Any, batches: Batches, metric: str | Metric) -> None:
+def check_score(model: Any, batches: Batches, metric: MetricName | Metric) -> None:
     """Check before the work that there is a score of which heads can keep a share."""
     whole = score(model, batches, metric=metric)
     if whole.value <= 0:
@@ -221,7 +221,9 @@ def measure(args: argparse.Namespace, model: Any, batches: Batches, out: Path) -
     print(f"least important: {', '.join(map(str, order[:8]))}; most: {', '.join(map(str, order[:-9:-1]))}\n")
 
 
-def mask(args: argparse.Namespace, model: Any, batches: Batches, metric: str | Metric, out: Path) -> PruningCurve:
+def mask(
+    args: argparse.Namespace, model: Any, batches: Batches, metric: MetricName | Metric, out: Path
+) -> PruningCurve:
     """Mask the least important heads, re-estimated at every step, while the score is above the threshold."""
     total = int(dissect(model).present.sum())
     curve = pruning_curve(
@@ -250,7 +252,7 @@ def seconds(run: Any) -> float:
 
 
 def prune(
-    model: Any, tokenizer: Any, batches: Batches, curve: PruningCurve, metric: str | Metric, out: Path
+    model: Any, tokenizer: Any, batches: Batches, curve: PruningCurve, metric: MetricName | Metric, out: Path
 ) -> dict[str, Any]:
     """Cut the masked heads out, save the model, load it again, and compare: parameters, speed, scores."""
     with gated(model, curve.mask(keep=0)):

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import UnknownAnatomy, UnmeasuredAttention, checked
 from .forward_source import acts_on_record
+from .kept import kept_anatomy
 from .names import (
     COUNT_NAMES,
     CROSS_NAMES,
@@ -138,6 +139,10 @@ def dissect(model: nn.Module) -> Anatomy:
         >>> dissect(BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))).labels
         ('0', '1')
     """
+    return kept_anatomy(model, _dissected)
+
+
+def _dissected(model: nn.Module) -> Anatomy:
     modules = dict(model.named_modules(remove_duplicate=False))
     found = find_attentions(modules)
     if not found:
@@ -187,7 +192,7 @@ def _warn(model: nn.Module, modules: dict[str, nn.Module], unmeasured: dict[str,
             f"{type(model).__name__} has attention that is not measured: {told(left_out)}. It has no rows in results, "
             "and nothing edits it. To name its parts by hand: register_names(Names(query, key, value, projection))",
             UnmeasuredAttention,
-            stacklevel=3,
+            stacklevel=5,
         )
         _warned.add(model)
 

@@ -267,10 +267,8 @@ class Anatomy:
     @property
     def present(self) -> Tensor:
         """[layer, head], bool: which heads there are; a pruned one is not."""
-        there = torch.zeros(self.layers, self.heads, dtype=torch.bool)
-        for site in self.sites:
-            there[site.row, list(site.kept)] = True
-        return there
+        heads = range(self.heads)
+        return torch.tensor([[head in kept for head in heads] for kept in (set(site.kept) for site in self.sites)])
 
     def runner(self, stack: str) -> nn.Module:
         """The module that runs a stack: for cross attention, the decoder."""

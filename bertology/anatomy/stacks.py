@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
 
 from .forward_source import ties_last
 from .names import IMAGE_CONFIG_NAMES, LOOPS, REPEATS, Loop, Names, block_oddities_of
@@ -64,7 +64,7 @@ def _returned(modules: dict[str, nn.Module], block: str) -> nn.Module:
     path = block
     while path:
         path = path.rpartition(".")[0]
-        if isinstance(modules[path], PreTrainedModel):
+        if isinstance(modules[path], transformers.PreTrainedModel):
             return modules[path]
     return _called(modules, block)
 

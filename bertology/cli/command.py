@@ -6,10 +6,10 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from ..errors import BertologyError, DataError, need
@@ -158,6 +158,6 @@ def _facts(args: argparse.Namespace, model: Any, texts: Texts, cut: int) -> dict
         "examples": len(texts.texts),
         "texts_that_were_cut": cut,
         "labels": "the texts themselves" if texts.labels is None else f"{len(texts.labels)}",
-        "torch": torch.__version__,
+        **{name: version(name) for name in ("torch", "transformers")},
         "arguments": vars(args),
     }

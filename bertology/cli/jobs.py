@@ -5,11 +5,11 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..anatomy.sites import HeadScore
 from ..data.losses import is_causal
-from ..data.metrics import METRICS
+from ..data.metrics import METRICS, MetricName
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from ..importance.score import INVERSE_LOSS, score
 from ..measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
@@ -111,12 +111,12 @@ def _curve(args: Namespace, loaded: Loaded, batches: Batches, **options: Any) ->
     )  # fmt: skip
 
 
-def _metric(args: Namespace, model: Any) -> str:
+def _metric(args: Namespace, model: Any) -> MetricName:
     """The metric that was named, or the usual one of the model's task."""
     if args.metric:
-        return str(args.metric)
+        return cast(MetricName, args.metric)
     if is_causal(model):
-        return INVERSE_LOSS
+        return "inverse_loss"
     return "pearson" if model.config.num_labels == 1 else "accuracy"
 
 

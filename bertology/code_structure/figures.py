@@ -13,6 +13,7 @@ from ..results.canvas import (
     COLOURS,
     MARKERS,
     MISSING,
+    AxesT,
     canvas,
     common_legend,
     common_title,
@@ -42,9 +43,9 @@ def cat_over_layers(
     average: Average = "macro",
     level: float = 0.95,
     title: str | None = None,
-    ax: Any = None,
+    ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Any:
+) -> AxesT:
     """Draw the CAT-scores of several languages or models over the layers, and those of null models (extra `plot`).
 
     Bold lines show the scores of the attention, with their intervals over snippets. Thin lines in the same colour show
@@ -107,8 +108,8 @@ def cat_over_layers(
 
 @checked
 def relation_maps(
-    found: RelationHeads, *, title: str | None = None, ax: Any = None, path: str | Path | None = None
-) -> Any:
+    found: RelationHeads, *, title: str | None = None, ax: AxesT | None = None, path: str | Path | None = None
+) -> AxesT:
     """Draw how much more attention each head pays to related leaves than position explains (extra `plot`).
 
     There is one map for each relation, with layer 0 at the bottom and pruned heads in grey. Blue means more attention
@@ -203,15 +204,15 @@ draws(RelationHeads)(relation_maps)
 
 @draws(CatComparison)
 def _comparison(
-    result: CatComparison, *, average: Average = "macro", title: str | None = None, ax: Any = None,
+    result: CatComparison, *, average: Average = "macro", title: str | None = None, ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Any:  # fmt: skip
+) -> AxesT:  # fmt: skip
     title = headline(result, "CAT-scores") if title is None else title
     return cat_over_layers({result.kinds[0]: result}, average=average, title=title, ax=ax, path=path)
 
 
 @draws(CatGain)
-def draw_gain(result: CatGain, *, ax: Any = None, path: str | Path | None = None) -> Any:
+def draw_gain(result: CatGain, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw the gain of each layer with its interval, and a map of the gains of the heads."""
     width, height = max(7.4, 0.3 * result.head_gain.shape[1] + 4.4), max(3.4, 0.3 * len(result.labels) + 1)
     figure, (layers, heads) = canvas(ax, width, height, shape=(1, 2))
@@ -230,7 +231,7 @@ def draw_gain(result: CatGain, *, ax: Any = None, path: str | Path | None = None
 
 
 @draws(LeafTypes)
-def draw_types(result: LeafTypes, *, ax: Any = None, path: str | Path | None = None) -> Any:
+def draw_types(result: LeafTypes, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw the share of high attention of each type of leaves, in each layer."""
     figure, (axes,) = canvas(ax, max(6.4, 0.25 * len(result.types) + 2), max(3.6, 0.3 * len(result.labels) + 2))
     image = layer_cells(axes, result.share, result.labels, "type of leaf", result.types)

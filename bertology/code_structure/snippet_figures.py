@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import OneHead
 from ..errors import checked, need
-from ..results.canvas import COLOURS, MISSING, axes_in, canvas, common_title, empty_figure, finished, ink, paper
+from ..results.canvas import COLOURS, MISSING, AxesT, axes_in, canvas, common_title, empty_figure, finished, ink, paper
 from .one_snippet import LeafAttention, leaf_attention
 from .trees import CodeTree
 
@@ -46,9 +46,9 @@ def code_arcs(
     pairs: int = 20,
     apart: int = 1,
     title: str | None = None,
-    ax: Any = None,
+    ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Any:
+) -> AxesT:
     """Draw the strongest attention between leaves as arcs over the code (extra `plot`).
 
     An arrow goes from the leaf that attends to the leaf that is attended to: between the lines of the code, and beside
@@ -114,10 +114,10 @@ def code_arcs(
     if ax is not None:
         axes.legend(handles=handles, loc="lower right", fontsize="x-small")
         axes.set_title(title or _title(found), parse_math=False)
-        return finished(axes.figure, ax, path)
-    figure.legend(handles=handles, loc="lower left", ncols=2, frameon=False, fontsize="small")
-    figure.text(2 * _LETTER_WIDTH / size[0], 1 - 0.24 / size[1], title or _title(found), parse_math=False)
-    return finished(figure, ax, path)
+    else:
+        figure.legend(handles=handles, loc="lower left", ncols=2, frameon=False, fontsize="small")
+        figure.text(2 * _LETTER_WIDTH / size[0], 1 - 0.24 / size[1], title or _title(found), parse_math=False)
+    return finished(axes.figure, ax, path)
 
 
 @checked
@@ -128,9 +128,9 @@ def attention_and_distance(
     where: int | OneHead,
     *,
     title: str | None = None,
-    ax: Any = None,
+    ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Any:
+) -> AxesT:
     """Draw the attention between the leaves of a snippet beside their distances in the U-AST (extra `plot`).
 
     Rows attend to columns. In the map on the left, dark means high attention; its scale ends at the 98th percentile, so

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import DataError, check_least, checked, need
-from ..results.canvas import COLOURS, canvas, common_legend, finished
+from ..results.canvas import COLOURS, AxesT, canvas, common_legend, finished
 from .leaf_types import TOP, LeafTypes
 from .trees import CodeTree, graph_edges
 
@@ -26,8 +26,13 @@ _LABEL: dict[str, Any] = {"ha": "center", "parse_math": False}
 
 @checked
 def syntax_tree(
-    tree: CodeTree, *, upgraded: bool = True, title: str | None = None, ax: Any = None, path: str | Path | None = None
-) -> Any:
+    tree: CodeTree,
+    *,
+    upgraded: bool = True,
+    title: str | None = None,
+    ax: AxesT | None = None,
+    path: str | Path | None = None,
+) -> AxesT:
     """Draw a syntax tree, and the edges that make it the U-AST of Chen et al. (2022) (extra `plot`).
 
     The leaves are at the bottom, in the order of the text, and every node is drawn above its children with its type.
@@ -78,8 +83,13 @@ def syntax_tree(
 
 @checked
 def frequent_types(
-    found: LeafTypes, *, top: int = TOP, title: str | None = None, ax: Any = None, path: str | Path | None = None
-) -> Any:
+    found: LeafTypes,
+    *,
+    top: int = TOP,
+    title: str | None = None,
+    ax: AxesT | None = None,
+    path: str | Path | None = None,
+) -> AxesT:
     """Draw the types of leaves that get the most high attention in each layer (extra `plot`).
 
     A cell has the share of a type's pairs with high attention. A frame marks the types that are frequent in the layer,

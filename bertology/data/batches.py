@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..anatomy.modules import each_module
 from ..anatomy.names import (
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
@@ -65,8 +66,8 @@ def each_batch(model: nn.Module, batches: Batches, *, may_be_empty: bool = False
 
 def device_of(model: nn.Module) -> torch.device:
     """The device for a model's inputs: the execution device of accelerate, or else that of the first weights."""
-    for module in model.modules():
-        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    for module in each_module(model):
+        device = getattr(vars(module).get("_hf_hook"), "execution_device", None)
         if device is not None:
             return torch.device(device)
     found = weights_device(model)

@@ -8,8 +8,8 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from ..anatomy.names import CACHE_ARGUMENTS, STATE_ARGUMENTS
 from ..errors import DataError
@@ -62,7 +62,7 @@ def _copy(value: Any, done: dict[int, Any]) -> Any:
         new = value.detach().clone()
     elif isinstance(value, (list, tuple, dict, set)):
         new = _copy_of_container(value, done)
-    elif hasattr(value, "__dict__") and not isinstance(value, _SHARED):
+    elif hasattr(value, "__dict__") and not isinstance(value, (*_SHARED, transformers.PretrainedConfig)):
         new = copy.copy(value)
         done[id(value)] = new
         for name, part in vars(value).items():
@@ -72,7 +72,7 @@ def _copy(value: Any, done: dict[int, Any]) -> Any:
 
 
 # What a cache refers to but does not own.
-_SHARED = (type, nn.Module, PretrainedConfig, FunctionType, MethodType, torch.device, torch.dtype)
+_SHARED = (type, nn.Module, FunctionType, MethodType, torch.device, torch.dtype)
 
 
 def _copy_of_container(value: Any, done: dict[int, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, SupportsFloat
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,9 @@ from torch import Tensor
 from ..errors import DataError, checked, described, need
 from .batches import IGNORED
 
-Metric = Callable[[Tensor, Tensor], Any]
+Metric = Callable[[Tensor, Tensor], SupportsFloat | Mapping[str, SupportsFloat]]
+MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman", "inverse_loss"]
+"""What `metric` takes by name: those of `METRICS`, and one over the mean loss of an example."""
 
 
 @checked
@@ -141,12 +143,23 @@ def find_metric(metric: str | Metric) -> Metric:
 
 
 def measured(metric: Metric, logits: Tensor, labels: Tensor, examples: int) -> float:
-    """The value of a metric over all examples; of a mapping, as libraries of metrics return, its only value.
+    """The value of a metric over all examples.
 
-    Raises `DataError` for NaN among the logits, and for a metric that is not one number.
+    Raises `DataError` for NaN among the logits, and for a metric that is NaN or not one number.
     """
     if logits.isnan().any():
         raise DataError("the logits hold NaN, so no metric of them means anything: look at the model's weights")
+    number = number_of(metric, logits, labels)
+    if number != number:
+        raise DataError(f"the metric {metric_name(metric)} is NaN over {examples} examples")
+    return number
+
+
+def number_of(metric: Metric, logits: Tensor, labels: Tensor) -> float:
+    """What a metric returns; of a mapping, as libraries of metrics return, its only value.
+
+    Raises `DataError` where it is not one number.
+    """
     value, name = metric(logits, labels), metric_name(metric)
     if isinstance(value, Mapping):
         if len(value) != 1:
@@ -161,8 +174,6 @@ def measured(metric: Metric, logits: Tensor, labels: Tensor, examples: int) -> f
         number = None
     if number is None:
         raise DataError(f"the metric {name} must return one number, got {described(value)}")
-    if number != number:
-        raise DataError(f"the metric {name} is NaN over {examples} examples")
     return number
 
 

@@ -8,15 +8,17 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
 
+from ..anatomy.modules import each_module, with_attribute
 from ..anatomy.names import LABELLING_CLASSES, LABELS_ARGUMENT, TASK_CLASSES, UNUSED_MASKS
 
 
 def config_of(model: nn.Module) -> Any:
     """The outermost config in the model, or None."""
-    return next((module.config for module in model.modules() if hasattr(module, "config")), None)
+    config = vars(model).get("config")
+    return config or next((module.config for module in with_attribute(each_module(model), "config")), None)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
@@ -32,7 +34,7 @@ def writes(model: nn.Module) -> bool:
 
 def task_model(model: nn.Module) -> nn.Module:
     """The outermost `PreTrainedModel`, without wrappers around it."""
-    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+    return next((module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)), model)
 
 
 def task_name(model: nn.Module) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..anatomy.dissect import dissect
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT
@@ -37,7 +37,7 @@ def text_tower(model: nn.Module) -> nn.Module:
         find: Any = model.get_encoder
         return find()
     # Heads that predict words take a third of the pass, and their outputs are not used.
-    return model.base_model if isinstance(model, PreTrainedModel) else model
+    return model.base_model if isinstance(model, transformers.PreTrainedModel) else model
 
 
 def text_states(model: nn.Module, batch: Batch) -> Tensor:

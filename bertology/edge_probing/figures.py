@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import DataError, checked, need
-from ..results.canvas import COLOURS, canvas, common_legend, common_title, finished, ink
+from ..results.canvas import COLOURS, AxesT, canvas, common_legend, common_title, finished, ink
 from ..results.fields import measured
 from ..results.result import draws
 from .layer_statistics import LayerStatistics
@@ -28,8 +28,12 @@ _LIGHT, _GREY = "#9cc3de", "#777777"
 
 @checked
 def layers_of_tasks(
-    tasks: Mapping[str, LayerStatistics], *, title: str | None = None, ax: Any = None, path: str | Path | None = None
-) -> Any:
+    tasks: Mapping[str, LayerStatistics],
+    *,
+    title: str | None = None,
+    ax: AxesT | None = None,
+    path: str | Path | None = None,
+) -> AxesT:
     """Draw the expected layer and the centre of gravity of each task, beside its F1 (extra `plot`).
 
     Figure 1 of Tenney et al. (2019): tasks in the order of their expected layers, with F1 in percent at layer 0 and
@@ -83,9 +87,9 @@ def layer_panels(
     *,
     columns: int = 2,
     title: str | None = None,
-    ax: Any = None,
+    ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Any:
+) -> AxesT:
     """Draw each task's mixing weights and differential scores over the layers (extra `plot`).
 
     Figure 2 of Tenney et al. (2019): tasks in the order of their expected layers, row by row. Both quantities are
@@ -136,8 +140,12 @@ def layer_panels(
 
 @checked
 def sentence_strips(
-    trajectories: LabelTrajectories, *, title: str | None = None, ax: Any = None, path: str | Path | None = None
-) -> Any:
+    trajectories: LabelTrajectories,
+    *,
+    title: str | None = None,
+    ax: AxesT | None = None,
+    path: str | Path | None = None,
+) -> AxesT:
     """Draw what the probes up to each layer predict for the targets in one sentence (extra `plot`).
 
     Figure 3 of Tenney et al. (2019). Each target has one strip for each label that is true, or that is the most
@@ -263,10 +271,12 @@ draws(LabelTrajectories)(sentence_strips)
 
 
 @draws(LayerStatistics)
-def _statistics(result: LayerStatistics, *, name: str = "", ax: Any = None, path: str | Path | None = None) -> Any:
+def _statistics(
+    result: LayerStatistics, *, name: str = "", ax: AxesT | None = None, path: str | Path | None = None
+) -> AxesT:
     return layer_panels({name: result}, title=measured(result), ax=ax, path=path)
 
 
 @draws(LayerScores)
-def _scores(result: LayerScores, *, name: str = "", ax: Any = None, path: str | Path | None = None) -> Any:
+def _scores(result: LayerScores, *, name: str = "", ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     return _statistics(result.statistics(), name=name, ax=ax, path=path)

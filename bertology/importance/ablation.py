@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import Anatomy
 from ..data.batches import BatchesOrTexts
 from ..data.losses import ExampleLoss
-from ..data.metrics import Metric
+from ..data.metrics import Metric, MetricName
 from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.scatter import heads_correlation
@@ -54,7 +54,7 @@ def head_ablation(
     model: nn.Module,
     batches: BatchesOrTexts,
     *,
-    metric: str | Metric,
+    metric: MetricName | Metric,
     replace: Kind | Tensor = "zero",
     loss: ExampleLoss | None = None,
     seed: int = 0,
@@ -147,7 +147,7 @@ def sole_head_ablation(
     model: nn.Module,
     batches: BatchesOrTexts,
     *,
-    metric: str | Metric,
+    metric: MetricName | Metric,
     choose_on: BatchesOrTexts | None = None,
     replace: Kind | Tensor = "zero",
     loss: ExampleLoss | None = None,

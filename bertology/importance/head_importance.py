@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Head, Site, head_at
-from ..data.batches import Batch, BatchesOrTexts, check_repeatable, device_of, examples, rows_per_example
+from ..data.batch_checks import input_name
+from ..data.batches import Batch, BatchesOrTexts, check_repeatable, examples, rows_per_example
 from ..data.losses import ExampleLoss, example_losses
 from ..data.metrics import spearman
 from ..errors import DataError, UnknownAnatomy, checked, is_whole
@@ -135,7 +136,8 @@ class ImportanceAccumulator(Accumulator):
             return
         shape = (self.anatomy.layers, examples(batch), self.anatomy.heads)
         first = next(self.anatomy.model.parameters())
-        self._gates = torch.ones(shape, dtype=first.dtype, device=device_of(self.anatomy.model), requires_grad=True)
+        device = batch[input_name(batch)].device
+        self._gates = torch.ones(shape, dtype=first.dtype, device=device, requires_grad=True)
         with gating(self.anatomy, self._gates.repeat_interleave(repeat, dim=1)):
             yield
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,7 +20,7 @@ from ..data.losses import (
     next_tokens,
     token_logits,
 )
-from ..data.metrics import GenerationMetric, Metric, find_metric, measured, metric_name
+from ..data.metrics import GenerationMetric, Metric, MetricName, find_metric, measured, metric_name
 from ..data.models import is_encoder_decoder, task_model, writes
 from ..errors import DataError, LossError, checked
 from ..results.result import Result
@@ -58,7 +57,7 @@ class ScoreAccumulator(Accumulator):
     examples: Tensor = stat("", torch.int64)
 
     @checked
-    def __init__(self, metric: str | Metric) -> None:
+    def __init__(self, metric: MetricName | Metric) -> None:
         self._metric = find_metric(metric)
         self._name = metric_name(metric)
 
@@ -244,7 +243,7 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
     return Predictions(logits, labels, torch.arange(len(labels), device=labels.device))
 
 
-def scorer(metric: str | Metric, loss: ExampleLoss | None = None) -> Accumulator:
+def scorer(metric: MetricName | Metric, loss: ExampleLoss | None = None) -> Accumulator:
     """The accumulator for a metric: a function of (logits, labels) or of what is generated, or a metric by name."""
     if isinstance(metric, GenerationMetric):
         return GenerationAccumulator(metric)
@@ -256,7 +255,7 @@ def score(
     model: nn.Module,
     batches: BatchesOrTexts,
     *,
-    metric: str | Callable[[Tensor, Tensor], float],
+    metric: MetricName | Metric,
     loss: ExampleLoss | None = None,
     tokenizer: Any = None,
     progress: Progress = None,

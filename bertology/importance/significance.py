@@ -1,7 +1,7 @@
 """Is the change of a metric more than chance?
 
-Two models are compared on the same examples, so all tests are paired. The t-test and McNemar's test need scipy (extra
-`stats`).
+Two models are compared on the same examples, so all tests are paired. The t-test, McNemar's test and the correction of
+Benjamini and Hochberg are scipy's (extra `stats`), which has none of Holm.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Head, head_at
-from ..data.metrics import METRICS, Metric
+from ..data.metrics import METRICS, Metric, number_of
 from ..errors import DataError, checked, need
 from ..results.axes import axes
 from ..results.result import Result
@@ -92,7 +92,7 @@ class PairedResult(Result):
         resamples: int | None = None,
         seed: int = 0,
     ) -> Significance:
-        """Test for each head whether the change is more than chance (extra `stats`, but for the bootstrap).
+        """Test for each head whether the change is more than chance (extra `stats`, but for the default test).
 
         Args:
             test: "bootstrap", of the metric or the loss, over resampled examples; "t", a paired t-test on the
@@ -107,6 +107,7 @@ class PairedResult(Result):
 
         Raises `DataError` for tests that do not fit the metric, `MissingExtra` without scipy.
         """
+        check_correction(correction)
         there = self._tested()
         if resamples is None:
             # The least p of so many draws is 2 / (draws + 1), which the correction multiplies by the number of heads.
@@ -183,8 +184,8 @@ class _Pairs:
             starts = [0, *ends.tolist()]
             rows = torch.cat([order[starts[i] : starts[i + 1]] for i in examples.tolist()])
         truths = self.truths[rows]
-        base = score(self.base_logits[rows], truths)
-        return torch.tensor([score(some[rows], truths) - base for some in self.logits], dtype=torch.float64)
+        base = number_of(score, self.base_logits[rows], truths)
+        return torch.tensor([number_of(score, some[rows], truths) - base for some in self.logits], dtype=torch.float64)
 
     def _one_row_each(self) -> bool:
         return torch.equal(self.example_of, torch.arange(len(self.base_losses)))
@@ -224,18 +225,22 @@ def bootstrap(change: Callable[[Tensor], Tensor], examples: int, resamples: int,
 
 def corrected(p: Tensor, how: Correction) -> Tensor:
     """p-values corrected for their number: "holm" (Holm 1979) or "bh" (Benjamini and Hochberg 1995); NaN stays."""
+    there = ~p.isnan()
+    if how is None or not there.any():
+        return p
+    found = p.clone()
+    if how == "bh":
+        found[there] = torch.from_numpy(need("scipy.stats", extra="stats").false_discovery_control(p[there].numpy()))
+    else:
+        values, order = p[there].sort()
+        values = (values * torch.arange(len(values), 0, -1)).cummax(0)[0]
+        found[there] = values.clamp_max(1)[order.argsort()]
+    return found
+
+
+def check_correction(how: Correction) -> None:
+    """Raise `DataError` for an unknown correction, `MissingExtra` for that of scipy without scipy."""
     if how not in ("holm", "bh", None):
         raise DataError(f"correction takes 'holm', 'bh' or None, got {how!r}")
-    there = ~p.isnan()
-    values, order = p[there].sort()
-    n = len(values)
-    if how is None or n == 0:
-        return p
-    ranks = torch.arange(1, n + 1, dtype=values.dtype)
-    if how == "holm":
-        values = (values * (n + 1 - ranks)).cummax(0)[0]
-    else:
-        values = (values * n / ranks).flip(0).cummin(0)[0].flip(0)
-    found = p.clone()
-    found[there] = values.clamp_max(1)[order.argsort()]
-    return found
+    if how == "bh":
+        need("scipy.stats", extra="stats")

@@ -397,7 +397,7 @@ def head_outputs(
             noted = ReadBatch(batch)
             taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
             with torch.inference_mode(False), torch.enable_grad(), uncached(model):
-                with lost_gradients(anatomy) as lost:
+                with lost_gradients(anatomy, batch) as lost:
                     outputs = run_model(model, batch, labels=loss != "auto")
                 losses = example_losses(chosen, outputs, noted)
                 if first is not None:

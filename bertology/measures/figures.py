@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ..results.axes import axes_of
-from ..results.canvas import canvas, finished, headline, width_of
+from ..results.canvas import AxesT, canvas, finished, headline, width_of
 from ..results.figures import head_panels, layer_points
 from ..results.head_map import head_map
 from ..results.result import draws
@@ -16,14 +15,14 @@ from .patterns import AttentionPatterns
 
 
 @draws(HeadDistances)
-def draw_distances(result: HeadDistances, *, ax: Any = None, path: str | Path | None = None) -> Any:
+def draw_distances(result: HeadDistances, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw a map on which heads with similar attention are close to each other (extra `syntax`)."""
     title = headline(result, "Heads whose attention is alike")
     return head_map(result.embed(2), result.heads, title=title, ax=ax, path=path)
 
 
 @draws(AttentionPatterns)
-def draw_patterns(result: AttentionPatterns, *, ax: Any = None, path: str | Path | None = None) -> Any:
+def draw_patterns(result: AttentionPatterns, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw how much attention goes to each place, and to each class of tokens if there are classes."""
     places = {name: getattr(result, name) for name in ("previous", "next", "self", "first")}
     classes = {name: result.attention_to(name) for name in result.classes[:-1]}  # the last is all others
@@ -38,7 +37,7 @@ def draw_patterns(result: AttentionPatterns, *, ax: Any = None, path: str | Path
 
 
 @draws(AttentionGradients)
-def draw_gradients(result: AttentionGradients, *, ax: Any = None, path: str | Path | None = None) -> Any:
+def draw_gradients(result: AttentionGradients, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw the gradients to each class of tokens: a heat map per class, on the same scale."""
     panels = {f"to {name}: values": result.gradient_to(name) for name in result.classes}
     unit, title = axes_of(AttentionGradients)["values"].label, headline(result, "Attention gradients")

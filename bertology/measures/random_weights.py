@@ -7,8 +7,8 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import DataError, checked
@@ -36,7 +36,7 @@ def randomized(model: M, *, seed: int = 0) -> M:
         True
     """
     new = copy.deepcopy(model)
-    if not any(isinstance(module, PreTrainedModel) for module in new.modules()):
+    if not any(isinstance(module, transformers.PreTrainedModel) for module in new.modules()):
         raise DataError(f"{type(model).__name__} is no model of transformers: how its weights begin is not known")
     embeddings = {id(p) for module in new.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     kept = [(p, p.detach().clone()) for p in new.parameters() if id(p) in embeddings]
@@ -68,7 +68,7 @@ def _draw(model: nn.Module, seed: int) -> None:
         torch.manual_seed(seed)
         for module in model.modules():
             _make(module)
-        outermost: Any = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+        outermost: Any = next(module for module in model.modules() if isinstance(module, transformers.PreTrainedModel))
         outermost.initialize_weights()
 
 

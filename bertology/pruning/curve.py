@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from ..anatomy.sites import Anatomy, Head, head_at
 from ..data.batches import Batch, Batches, BatchesOrTexts, check_repeatable
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
-from ..data.metrics import metric_name
+from ..data.metrics import Metric, MetricName, metric_name
 from ..errors import DataError, check_share, checked, is_number, is_whole
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from ..importance.score import scorer
@@ -170,7 +170,7 @@ def pruning_curve(
     model: nn.Module,
     batches: BatchesOrTexts,
     *,
-    metric: str | Callable[[Tensor, Tensor], float],
+    metric: MetricName | Metric,
     by: Literal["importance", "fisher", "magnitude", "random"] | Tensor = "importance",
     importance: HeadImportance | Batch | Iterable[Any] | None = None,
     reestimate: bool = False,
@@ -298,7 +298,7 @@ class _GatedModel(NamedTuple):
     model: nn.Module
     batches: Batches
     ranked_on: Batches
-    metric: str | Callable[[Tensor, Tensor], float]
+    metric: MetricName | Metric
     by: str | Tensor
     loss: ExampleLoss | None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, checked, described
-from ..results.canvas import COLOURS, canvas, finished, headline, marker_of, set_title
+from ..results.canvas import COLOURS, AxesT, canvas, finished, headline, marker_of, set_title
 from ..results.result import draws
 from .curve import PruningCurve
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @draws(PruningCurve)
-def draw_curve(result: PruningCurve, *, ax: Any = None, path: str | Path | None = None) -> Any:
+def draw_curve(result: PruningCurve, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw one pruning curve."""
     figure, (axes,) = canvas(ax)
     curve(result, axes)
@@ -41,9 +41,9 @@ def curves(
     *,
     labels: Sequence[str] | None = None,
     title: str | None = None,
-    ax: Any = None,
+    ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Any:
+) -> AxesT:
     """Draw several curves of one metric over the share of heads that are gone, and write them to `path` if given.
 
     `labels` name them; by default what ranked the heads, with the seed and the stack where there is one. Returns the

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
+import transformers
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
 
 from ..anatomy.dissect import dissect
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
@@ -161,7 +161,7 @@ def _shares_config(parts: list[nn.Module], pruned: nn.Module) -> bool:
 
 def models_inside(model: nn.Module) -> list[nn.Module]:
     """The models of transformers in a model, without those that are parts of others; the model itself if it is one."""
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, transformers.PreTrainedModel):
         return [model]
     found = [part for child in model.children() for part in models_inside(child)]
     return list(dict.fromkeys(found))
@@ -199,7 +199,7 @@ def save_pruned(model: nn.Module, path: str | Path) -> None:
     if Path(path).is_file():
         raise DataError(f"save_pruned writes a folder, but {path} is a file: name another path")
     inner = _unwrapped(model)
-    if not isinstance(inner, PreTrainedModel):
+    if not isinstance(inner, transformers.PreTrainedModel):
         raise DataError(_not_saved(model))
     check_in_memory(inner, "the model cannot be saved", DataError)
     inner.save_pretrained(str(path))

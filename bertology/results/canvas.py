@@ -9,12 +9,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypeVar
+
 from ..errors import DataError, described, need, writable
 from .fields import Fields, measured
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+AxesT = TypeVar("AxesT", bound="Figure | Axes | Sequence[Axes] | np.ndarray[Any, Any]", default="Figure")
+"""What a picture returns: the axes that it was given as `ax`, or else a figure."""
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers also differ, for print without colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
@@ -89,10 +95,10 @@ def axes_in(ax: Any, panels: int = 1) -> list[Axes]:
     return flat
 
 
-def finished(figure: Any, ax: Any, path: str | Path | None) -> Any:
+def finished(figure: Any, ax: AxesT | None, path: str | Path | None) -> AxesT:
     """What a picture returns: its figure, or the axes that it was given. Written to `path` if one is given."""
     if ax is None:
-        return written(figure, path)
+        return written(figure, path)  # type: ignore[return-value]
     written(figure.canvas.figure, path)  # in a figure of figures, the outermost
     return ax
 

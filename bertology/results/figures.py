@@ -13,7 +13,7 @@ from ..errors import DataError, ShapeError, checked, described, need
 from .axes import Scale, axes_of, names_along
 from .canvas import COLOURS as COLOURS
 from .canvas import MARKERS as MARKERS
-from .canvas import MISSING, canvas, common_title, finished, headline, marker_of, set_title
+from .canvas import MISSING, AxesT, canvas, common_title, finished, headline, marker_of, set_title
 from .canvas import empty_figure as empty_figure
 from .canvas import new_figure as new_figure
 from .canvas import width_of as width_of
@@ -32,7 +32,9 @@ LEAST_P = 1e-4
 
 
 @draws(Result)
-def draw_heatmap(result: Result, *, field: str | None = None, ax: Any = None, path: str | Path | None = None) -> Any:
+def draw_heatmap(
+    result: Result, *, field: str | None = None, ax: AxesT | None = None, path: str | Path | None = None
+) -> AxesT:
     """Draw the heat map of a `[layer, head]` field, by default the first: what `plot` draws of most results."""
     name = check_field(result, field)
     rows, columns = getattr(result, name).shape
@@ -133,9 +135,9 @@ def head_cells(
 
 
 def head_panels(
-    panels: Mapping[str, Tensor], labels: Sequence[str], *, unit: str, title: str = "", ax: Any = None,
+    panels: Mapping[str, Tensor], labels: Sequence[str], *, unit: str, title: str = "", ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Any:  # fmt: skip
+) -> AxesT:  # fmt: skip
     """A heat map of heads for each name, `{name: [layer, head]}`, on one scale."""
     layers, heads = next(iter(panels.values())).shape
     size = (len(panels) * (0.3 * heads + 0.6) + 1.6, max(3.2, 0.32 * layers + 1.2))
@@ -159,9 +161,9 @@ def over_layers(
     title: str | None = None,
     level: tuple[str, Tensor | float] | None = None,
     errors: Mapping[str, Tensor] | None = None,
-    ax: Any = None,
+    ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Any:
+) -> AxesT:
     """Draw a point for each head over its layer, and a line through the layers' means (extra `plot`).
 
     The pictures 2 and 4 of Clark et al. (2019). Heads that are not there have no point, layers without any a gap, and

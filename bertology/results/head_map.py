@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ..anatomy.sites import Head
 from ..errors import DataError, HeadError, ShapeError, checked, need
-from .canvas import COLOURS, axes_in, empty_figure, finished, ink, marker_of, set_title
+from .canvas import COLOURS, AxesT, axes_in, empty_figure, finished, ink, marker_of, set_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _GREY = "#a0a0a0"
 OTHER = "other"
@@ -29,9 +28,9 @@ def head_map(
     *,
     groups: Mapping[str, Iterable[Head]] | None = None,
     title: str | None = None,
-    ax: Any = None,
+    ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Any:
+) -> AxesT:
     """Draw heads on a plane, in the colour of their layer or of their group (extra `plot`).
 
     Picture 6 of Clark et al. (2019): only distances have a meaning, so no axes are drawn. Heads are named where
@@ -82,8 +81,9 @@ def head_map(
         if here:
             rest = name == OTHER
             marker = marker_of(number) if groups is not None and not rest else "o"
+            x, y = torch.stack(here).T
             axes.scatter(
-                *torch.stack(here).T, 12 if rest else 26, color=colours[name], marker=marker, linewidths=0,
+                x.numpy(), y.numpy(), 12 if rest else 26, color=colours[name], marker=marker, linewidths=0,
                 zorder=1 if rest else 2, label=f"{name} ({len(here)})",
             )  # fmt: skip
     shown = [head for name, some in named.items() for head in some if head in placed and name != OTHER]
@@ -96,11 +96,11 @@ def head_map(
     return finished(figure, ax, path)
 
 
-def _plane(ax: Axes | None) -> tuple[Figure, Any]:
+def _plane(ax: AxesT | None) -> tuple[Any, Axes]:
     """The figure and the axes of a map: a square, and room for its legend."""
     if ax is not None:
         (axes,) = axes_in(ax)
-        return axes.figure, axes  # type: ignore[return-value]
+        return axes.figure, axes
     figure = empty_figure(figsize=(7.6, 6.4))
     return figure, figure.add_axes((0.02, 0.05, 0.76, 0.87))
 
@@ -142,7 +142,11 @@ def _coloured(
 
 
 def _name_heads(axes: Axes, placed: Mapping[Head, Tensor], shown: Sequence[Head], where: Tensor, scale: float) -> None:
-    """Write the names of heads beside their points where they cover nothing; `scale` is points of print a unit."""
+    """Write the names of heads beside their points where they cover nothing; `scale` is points of print a unit.
+
+    A name without room is left out. adjustText leaves none out: it moves them until time is up, and with 144 heads
+    hundreds of them still cover each other.
+    """
     # All in points of print: boxes (left, bottom, right, top) that are taken, by markers and names.
     taken = torch.cat([where * scale - 3.2, where * scale + 3.2], dim=1)
     (left, right), (bottom, top) = (

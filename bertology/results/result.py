@@ -11,17 +11,22 @@ import inspect
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..anatomy.sites import Head, HeadScore, LayerLabels
 from ..errors import DataError, checked
 from . import frames, heads, views
 from .axes import axes_of
+from .canvas import AxesT
 from .fields import Fields, about_fields
 from .files import check_fields, damaged, read_file, write_file
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Self = TypeVar("Self", bound="Result")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,6 +49,19 @@ def draws(kind: type) -> Callable[[F], F]:
 def _options(picture: Callable[..., Any]) -> set[str]:
     """The options of a picture; its first argument is the result."""
     return set(list(inspect.signature(picture).parameters)[1:])
+
+
+class PlotOptions(TypedDict, total=False):
+    """The options of `Result.plot`. Each result takes those of its own picture."""
+
+    path: str | Path | None
+    average: Literal["macro", "micro"]
+    kind: Literal["all", "pronoun", "proper", "nominal"]
+    layout: Literal["columns", "arcs"]
+    name: str
+    relation: str | None
+    threshold: float
+    title: str | None
 
 
 class Result(Fields):
@@ -120,7 +138,7 @@ class Result(Fields):
         return replace(self, **cut)
 
     @checked
-    def plot(self, *, field: str | None = None, ax: Any = None, **options: Any) -> Any:
+    def plot(self, *, field: str | None = None, ax: AxesT | None = None, **options: Unpack[PlotOptions]) -> AxesT:
         """Draw the result (extra `plot`): the picture that its class has registered with `draws`.
 
         `field` names a `[layer, head]` field, of which a heat map is drawn instead. `ax` are matplotlib axes to draw
@@ -129,20 +147,20 @@ class Result(Fields):
 
         Returns a matplotlib figure, which notebooks show where it is the value of a cell; or the axes that were given.
         """
-        options |= {} if ax is None else {"ax": ax}
+        given: dict[str, Any] = {**options, **({} if ax is None else {"ax": ax})}
         if field is not None:
-            picture, options = _pictures[Result], {"field": field, **options}
+            picture, given = _pictures[Result], {"field": field, **given}
         else:
             picture = next(_pictures[kind] for kind in type(self).__mro__ if kind in _pictures)
-        for name in options.keys() - _options(picture):
+        for name in given.keys() - _options(picture):
             kinds = sorted(kind.__name__ for kind, other in _pictures.items() if name in _options(other))
             raise DataError(
-                f"{name}={options[name]!r} is for {', '.join(kinds) or 'no result'}, got {type(self).__name__}"
+                f"{name}={given[name]!r} is for {', '.join(kinds) or 'no result'}, got {type(self).__name__}"
             )
-        return picture(self, **options)
+        return picture(self, **given)
 
     @checked
-    def to_frame(self, field: str | None = None) -> Any:
+    def to_frame(self, field: str | None = None) -> DataFrame:
         """A pandas frame in long form (extra `frames`): a row for each cell, a column for each axis.
 
         Without `field` it holds the field that the result is about, and those with the same axes. Pruned heads are NaN.

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, checked, described
 from .axes import axes_of
-from .figures import COLOURS, MARKERS, check_field, new_figure, words_of, written
+from .canvas import COLOURS, MARKERS, AxesT, canvas, finished
+from .figures import check_field, words_of
 from .result import Result
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @checked
@@ -26,8 +23,9 @@ def head_scatter(
     field: str | None = None,
     names: Sequence[str] = ("first data set", "second data set"),
     title: str | None = None,
+    ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Figure:
+) -> AxesT:
     """Draw a point for each head, by its value on two data sets, with Pearson's r (extra `plot`).
 
     Figure 2 of Michel et al. (2019), for two results of `head_ablation`: do the same heads matter on other data? For
@@ -39,8 +37,11 @@ def head_scatter(
         other: a result of the same kind and the same model, on other data.
         field: the `[layer, head]` field; by default the first, which for `HeadAblation` is `change`.
         names: the names of both data sets.
-        title: above the figure.
-        path: the file to which the figure is also written.
+        title: above the picture.
+        ax: axes to draw in, in the place of a new figure.
+        path: the file to which the picture is also written.
+
+    Returns the figure, or the axes that were given.
 
     Raises `DataError` for results of different kinds or models, and where r is not defined.
 
@@ -65,8 +66,7 @@ def head_scatter(
         raise DataError(f"head_scatter draws a [layer, head] field, got {name!r} {axes_of(type(one))[name]}")
     pairs = torch.stack([getattr(x, name).detach().cpu().double() for x in (one, other)])
     r, there = heads_correlation(pairs[0], pairs[1])
-    figure = new_figure(5.4, 4.8)
-    axes = figure.subplots()
+    figure, (axes,) = canvas(ax, 5.4, 4.8)
     ends = [pairs[:, there].min().item(), pairs[:, there].max().item()]
     axes.plot(ends, ends, linestyle="--", color="grey", linewidth=1, zorder=1)
     stacks = [label.rpartition(".")[0] for label in one.labels]
@@ -83,7 +83,7 @@ def head_scatter(
     axes.set_ylabel(f"{name} on {names[1]}")
     axes.set_title(title or f"{words_of(type(one).__name__)}: r = {r:.2f}, {int(there.sum())} heads")
     axes.grid(alpha=0.3)
-    return written(figure, path)
+    return finished(figure, ax, path)
 
 
 def heads_correlation(one: Tensor, other: Tensor) -> tuple[float, Tensor]:

@@ -76,6 +76,9 @@ Interval = tuple[float, float]
 def wilson_interval(right: int, total: int, level: float = 0.95) -> Interval:
     """Wilson's score interval of a share: of `right` in `total`. NaN if `total` is 0.
 
+    As `scipy.stats.binomtest(right, total).proportion_ci(level, "wilson")`, of which tables need one for each row, also
+    where scipy is not installed.
+
     >>> [round(end, 3) for end in wilson_interval(8, 10)]
     [0.49, 0.943]
     """

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence, Sized
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +119,9 @@ def _take(
     for accumulator in backward:
         accumulator.keeps_graph = accumulator is not backward[-1]
     saved = _SavedPass(checkpoint, model, accumulators) if checkpoint is not None else None
-    check: Any = partial(lost_gradients, anatomy) if backward else nullcontext
     total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
     whole = getattr(batches, "batch_size", 1) is None  # a DataLoader over a data set of batches
-    seen, measured, padding_checked = 0, 0, False
+    follow, seen, measured, padding_checked = bool(backward), 0, 0, False
     # A pass with gradients has no use for a cache, which may be filled without them.
     cache: Any = uncached(model) if backward else nullcontext()
     with undisturbed(model), cache, torch.set_grad_enabled(bool(backward)):
@@ -134,8 +132,8 @@ def _take(
             measured, seen = measured + many, seen + (1 if whole else many)
             if saved is None or not saved.has(batch):
                 padding_checked = padding_checked or check_padding(anatomy, batch)
-                _update(model, batch, accumulators, check)
-                check = nullcontext  # the parts of a model are the same in every batch
+                _update(anatomy, batch, accumulators, follow=follow)
+                follow = False  # the parts of a model are the same in every batch
                 if saved is not None:
                     saved.keep()
     if saved is not None:
@@ -222,14 +220,16 @@ def _describe(model: nn.Module, accumulators: Sequence[Accumulator]) -> str:
     return "\n".join([*lines, *(accumulator.described() for accumulator in accumulators)])
 
 
-def _update(model: nn.Module, batch: dict[str, Any], accumulators: Sequence[Accumulator], check: Any) -> None:
+def _update(anatomy: Anatomy, batch: dict[str, Any], accumulators: Sequence[Accumulator], *, follow: bool) -> None:
+    """Run a batch and update the accumulators with it; `follow` says whether to see that gradients reach the heads."""
+    model = anatomy.model
     labelled = any(accumulator.needs_labels for accumulator in accumulators)
     for accumulator in accumulators:
         accumulator.check_batch(batch)
     noted = ReadBatch(batch)
     with ExitStack() as watching:
         _watch(accumulators, batch, watching)
-        with check() as lost:
+        with lost_gradients(anatomy, batch) if follow else nullcontext() as lost:
             outputs = run_model(model, batch, labels=labelled)
         for accumulator in accumulators:
             accumulator.update(noted, outputs)

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from ..data.models import config_of
 from ..errors import DataError
@@ -213,9 +213,9 @@ def add_tensor(digest: Any, x: Tensor) -> None:
 def config_settings(model: nn.Module) -> dict[str, Any]:
     """The settings of the architecture, such as its activation or its number of heads."""
     config = config_of(model)
-    if not isinstance(config, PretrainedConfig):
+    if not isinstance(config, transformers.PretrainedConfig):
         return {}
-    return dict(_own(config.to_dict(), set(PretrainedConfig().to_dict()) | {"model_type"}))
+    return dict(_own(config.to_dict(), set(transformers.PretrainedConfig().to_dict()) | {"model_type"}))
 
 
 def _own(settings: Mapping[str, Any], common: Collection[str], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from ..results.frames import frame_of
 from ..results.statistics import Interval, gain_interval, wilson_interval
 from ..results.views import html_table, markdown_table, plain_table, short
 from .antecedents import ALL, BASELINES
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 OFFSETS = (-3, -2, -1, 0, 1, 2)
 """The offsets of the paper's baseline, which include 0 but not 3."""
@@ -112,7 +115,7 @@ class HeadTable(Generic[Score]):
             raise DataError(f"no {self._key} {name!r}: this result has {', '.join(names)}")
         return self.rows[names.index(name)]
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> DataFrame:
         """A pandas frame (extra `frames`) with a row for each relation or kind, and a column for each field."""
         return frame_of(self._records())
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..corpora.documents import KINDS
 from ..errors import DataError, checked, need
-from ..results.canvas import axes_in, empty_figure, finished, headline, ink, paper
+from ..results.canvas import AxesT, axes_in, empty_figure, finished, headline, ink, paper
 from ..results.figures import head_panels
 from ..results.result import draws
 from .coreference import DIRECTIONS as MENTION_DIRECTIONS
@@ -29,7 +29,9 @@ _LEVEL, _GAP, _EDGE, _ROW = 0.2, 0.13, 0.25, 0.2
 
 
 @checked
-def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, ax: Any = None, path: str | Path | None = None) -> Any:
+def head_arcs(
+    view: HeadView, *, threshold: float = THRESHOLD, ax: AxesT | None = None, path: str | Path | None = None
+) -> AxesT:
     """Draw a sentence in one row: the head's attention as arcs above it, the gold tree below (extra `plot`).
 
     An arc above the sentence goes from a word to the word that it attends to; its width is the weight. A word's
@@ -86,8 +88,8 @@ def head_arcs(view: HeadView, *, threshold: float = THRESHOLD, ax: Any = None, p
 
 @checked
 def head_columns(
-    view: HeadView, *, threshold: float = THRESHOLD, ax: Any = None, path: str | Path | None = None
-) -> Any:
+    view: HeadView, *, threshold: float = THRESHOLD, ax: AxesT | None = None, path: str | Path | None = None
+) -> AxesT:
     """Draw a sentence in two columns, with lines from words on the left to the words they attend to (extra `plot`).
 
     Figure 5 of Clark et al. (2019), for sentences of any length. The width of a line is the weight. Lines that pick a
@@ -127,10 +129,10 @@ def head_columns(
     return _finished(figure, axes, view, (edges[0] - _EDGE, edges[1] + _EDGE), (rows[-1] - 0.2, 0.4), ax, path)
 
 
-def _empty_axes(ax: Axes | None) -> tuple[Figure, Axes]:
+def _empty_axes(ax: AxesT | None) -> tuple[Any, Axes]:
     if ax is not None:
         (axes,) = axes_in(ax)
-        return axes.figure, axes  # type: ignore[return-value]
+        return axes.figure, axes
     figure = empty_figure()
     return figure, figure.add_axes((0, 0, 1, 1))
 
@@ -141,9 +143,9 @@ def _finished(
     view: HeadView,
     wide: tuple[float, float],
     high: tuple[float, float],
-    ax: Axes | None,
+    ax: AxesT | None,
     path: str | Path | None,
-) -> Any:
+) -> AxesT:
     """Fit the size of the figure to its content, with the title above and the legend below."""
     lines = need("matplotlib.lines", extra="plot").Line2D
     handles = [lines([], [], color=_BLUE, linewidth=2, label="attention; the width is its weight")]
@@ -229,9 +231,9 @@ def _gold(arc: Arc) -> dict[str, Any]:
 
 @draws(HeadView)
 def _view(
-    view: HeadView, *, layout: str = "columns", threshold: float = THRESHOLD, ax: Any = None,
+    view: HeadView, *, layout: str = "columns", threshold: float = THRESHOLD, ax: AxesT | None = None,
     path: str | Path | None = None,
-) -> Any:  # fmt: skip
+) -> AxesT:  # fmt: skip
     layouts = {"columns": head_columns, "arcs": head_arcs}
     if layout not in layouts:
         raise DataError(f"layout must be {' or '.join(map(repr, layouts))}, got {layout!r}")
@@ -240,8 +242,8 @@ def _view(
 
 @draws(CoreferenceHeads)
 def draw_coreference(
-    result: CoreferenceHeads, *, kind: str = "all", ax: Any = None, path: str | Path | None = None
-) -> Any:
+    result: CoreferenceHeads, *, kind: str = "all", ax: AxesT | None = None, path: str | Path | None = None
+) -> AxesT:
     """Draw how often each head picks the antecedents of mentions: a heat map per direction, on the same scale.
 
     `kind` draws the accuracies of this kind of mentions alone. Raises `DataError` for a kind that does not exist.
@@ -258,8 +260,8 @@ def draw_coreference(
 
 @draws(DependencyHeads)
 def draw_dependencies(
-    result: DependencyHeads, *, relation: str | None = None, ax: Any = None, path: str | Path | None = None
-) -> Any:
+    result: DependencyHeads, *, relation: str | None = None, ax: AxesT | None = None, path: str | Path | None = None
+) -> AxesT:
     """Draw how often each head picks the syntactic heads of words: a heat map per direction, on the same scale.
 
     `relation` draws the accuracies of this relation alone; without it, the shares are of all words, with roots. Raises

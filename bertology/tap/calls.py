@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
+from ..anatomy.modules import each_module
 from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Site
 from ..errors import UnknownAnatomy
@@ -162,7 +163,7 @@ class Calls(Generic[Place]):
 
     def _by_stack(self, anatomy: Anatomy) -> dict[nn.Module, list[nn.Module]]:
         """{module that runs a stack: modules in it}; of nested stacks (a text model, an image tower), the inner one."""
-        all_parts = {stack.module: set(stack.module.modules()) for stack in anatomy.stacks}
+        all_parts = {stack.module: set(each_module(stack.module)) for stack in anatomy.stacks}
         inner_first = sorted(all_parts, key=lambda stack: len(all_parts[stack]))
         inside: dict[nn.Module, list[nn.Module]] = {stack: [] for stack in inner_first}
         for module, places in self._places.items():

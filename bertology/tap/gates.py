@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
@@ -147,7 +146,9 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
     def edit(site: Site, x: Tensor) -> Tensor:
         if gates.requires_grad and not torch.is_grad_enabled() and not was_off:
             raise UnknownAnatomy(f"the model runs {site.label} without gradients: its gates would seem to do nothing")
-        gate = gates[site.row].to(x).index_select(-1, torch.tensor(site.kept, device=x.device))
+        gate = gates[site.row].to(x)
+        if len(site.kept) < gate.shape[-1]:
+            gate = gate.index_select(-1, torch.tensor(site.kept, device=x.device))
         if gate.dim() == 1:
             return x * gate[:, None]
         if anatomy.reads_images(site.stack) and (example_of := _examples_of_images(anatomy, batch, x)) is not None:
@@ -157,7 +158,7 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
             return x * of_rows.view(x.shape[0], -1, *of_rows.shape[1:], 1)
         if gate.shape[0] != x.shape[0]:
             raise _other_batch(len(gate), x.shape[0])
-        return x * rearrange(gate, "batch head -> batch 1 head 1")
+        return x * gate[:, None, :, None]
 
     batch: dict[str, Any] = {}
     with ExitStack() as taps:

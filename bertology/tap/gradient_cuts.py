@@ -8,25 +8,31 @@ watched: a floating tensor that was computed from the heads, that has no gradien
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..anatomy.kept import attributes
+from ..anatomy.modules import Outline, each_module, each_weight, with_attribute
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .function_mode import reader_runs
-from .private_api import push_mode, running_module
+from .private_api import module_state, push_mode, running_module
 
 
 @contextmanager
-def lost_gradients(anatomy: Anatomy) -> Iterator[list[UnknownAnatomy]]:
+def lost_gradients(anatomy: Anatomy, batch: Iterable[str]) -> Iterator[list[UnknownAnatomy]]:
     """Watch whether gradients reach the heads from all that the model computes of them, in the pass in this `with`.
 
-    It is for one pass of several: the parts of a model are the same in all of them. At the end the list holds an error
+    It is for one pass of several, with arguments of these names: the parts of a model are the same in all of them. A
+    model of torch's and transformers' own modules in which nothing was lost is not watched again while it is as it was.
+    At the end the list holds an error
     that names the module where a part of the gradient is lost, if one is. It may be a part that the loss is not
     affected by.
 
@@ -34,28 +40,62 @@ def lost_gradients(anatomy: Anatomy) -> Iterator[list[UnknownAnatomy]]:
     """
     check_not_inference(anatomy.model)
     lost: list[UnknownAnatomy] = []
+    outline = Outline.of(anatomy.model)
+    seen = _state(outline, batch)
+    if seen is not None and _is_whole(anatomy.model, outline, seen):
+        yield lost
+        return
     mode = _Following(anatomy.model)
     with ExitStack() as undo:
         push_mode(mode, undo)
         for attention in {site.attention for site in anatomy.sites}:
             undo.callback(attention.register_forward_pre_hook(mode.start).remove)
-        for module in anatomy.model.modules():
+        for module in each_module(anatomy.model):
             undo.callback(module.register_forward_hook(mode.end, with_kwargs=True).remove)
         yield lost
     if mode.met:
         lost.append(UnknownAnatomy(_told(anatomy.model, mode.met)))
+    elif seen is not None:
+        _whole[anatomy.model] = [ref(module) for module in outline.modules], seen
     if mode.no_derivative:
         raise lost[0]
 
 
 def check_not_inference(model: nn.Module) -> None:
     """Raise `UnknownAnatomy` for weights that were made in inference mode, through which no gradient can pass."""
-    for name, x in (*model.named_parameters(), *model.named_buffers()):
-        if x.is_inference():
-            raise UnknownAnatomy(
-                f"{name} was made in torch.inference_mode(), so no gradient can pass through it: build or load the "
-                "model outside of inference mode, or measure copy.deepcopy(model)"
-            )
+    if any(x.is_inference() for x in each_weight(model)):
+        named = (*model.named_parameters(), *model.named_buffers())
+        first = next((name for name, x in named if x.is_inference()), "a weight")
+        raise UnknownAnatomy(
+            f"{first} was made in torch.inference_mode(), so no gradient can pass through it: build or load the model "
+            "outside of inference mode, or measure copy.deepcopy(model)"
+        )
+
+
+# {model: (its modules, what was known of it when all gradients reached the heads)}
+_whole: WeakKeyDictionary[nn.Module, tuple[list[ref[nn.Module]], Any]] = WeakKeyDictionary()
+
+
+def _is_whole(model: nn.Module, outline: Outline, seen: Any) -> bool:
+    """Whether nothing was lost in a pass of the model, and it is as it was then."""
+    modules, then = _whole.get(model, ((), None))
+    return bool(then == seen and outline.modules == [module() for module in modules])
+
+
+def _state(outline: Outline, batch: Iterable[str]) -> Any:
+    """What decides how a model of torch's and transformers' own modules computes a batch; None for any other model."""
+    if not all(kind.__module__.startswith(("torch.nn.modules.", "transformers.")) for kind in outline.types):
+        return None
+    configs = {id(module.config): module.config for module in with_attribute(outline.modules, "config")}
+    return (
+        outline.types,
+        [getattr(kind, "forward", None) for kind in dict.fromkeys(outline.types)],
+        outline.children,
+        [module_state(module) for module in outline.modules],
+        [attributes(config) for config in configs.values()],
+        sorted(batch),
+        torch.is_autocast_enabled(),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +116,7 @@ class _Following(TorchFunctionMode):
         self._started = False
         # {id: (tensor, where it was cut off the graph; None for what is not computed from the heads)}
         self._known: dict[int, tuple[weakref.ref[Tensor], Cut | None]] = {}
-        self._weights = {id(x) for x in (*model.parameters(), *model.buffers())}
+        self._weights = {id(x) for x in each_weight(model)}
         self._outside: Cut | None = None
 
     def start(self, *_: Any) -> None:

@@ -161,22 +161,27 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         calls.edit_again(place, undo)
 
 
-def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
-    """[batch, token, head, dim], and the elements after all heads (ConvBERT), of the input of `place`."""
-    layout = _layout(site, x)
-    flat = rearrange(x, f"{layout} -> {_flat(layout)}")
-    heads = len(site.kept) * site.dim
-    return rearrange(flat[..., :heads], "... (head dim) -> ... head dim", dim=site.dim), flat[..., heads:]
+def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """[batch, token, head, dim], and the elements after all heads (ConvBERT) if any, of the input of `place`."""
+    layout, heads = _layout(site, x), len(site.kept) * site.dim
+    flat = x if layout == _PLAIN_LAYOUT else rearrange(x, f"{layout} -> {_flat(layout)}")
+    rest = flat[..., heads:] if flat.shape[-1] > heads else None
+    flat = flat if rest is None else flat[..., :heads]
+    return flat.reshape(*flat.shape[:-1], len(site.kept), site.dim), rest
 
 
-def _join(site: Site, heads: Tensor, rest: Tensor, like: Tensor) -> Tensor:
-    flat = rearrange(heads, "... head dim -> ... (head dim)")
-    flat = torch.cat([flat, rest], dim=-1) if rest.shape[-1] else flat
+def _join(site: Site, heads: Tensor, rest: Tensor | None, like: Tensor) -> Tensor:
+    flat = heads.flatten(-2)
+    flat = flat if rest is None else torch.cat([flat, rest], dim=-1)
     layout = _layout(site, like)
+    if layout == _PLAIN_LAYOUT:
+        return flat
     sizes = {name: size for name, size in zip(layout.split(), like.shape, strict=True) if name in _SIZED}
     return rearrange(flat, f"{_flat(layout)} -> {layout}", **sizes)
 
 
+# That of nearly all models, which is read without being laid anew.
+_PLAIN_LAYOUT = "batch token width"
 # The layouts, by their number of axes, of heads that most often come as [batch, token, width]: an image tower may have
 # the patches of all images in one row, or keep them in rows and columns.
 _OTHER_LAYOUTS = {2: "token width", 4: "batch row column width"}
@@ -193,9 +198,9 @@ _SIZED = ("group", "stream", "row")
 
 def _layout(site: Site, x: Tensor) -> str:
     """How the heads of a site lie in `x`."""
-    if x.dim() == len(site.layout.split()):
+    if x.dim() == site.layout.count(" ") + 1:
         return site.layout
-    if site.layout == "batch token width" and x.dim() in _OTHER_LAYOUTS:
+    if site.layout == _PLAIN_LAYOUT and x.dim() in _OTHER_LAYOUTS:
         return _OTHER_LAYOUTS[x.dim()]
     raise UnknownAnatomy(f"{site.path} got {list(x.shape)}, wanted [{site.layout.replace(' ', ', ')}]")
 

@@ -7,17 +7,18 @@ soft-capping, sinks and position biases stay the model's own, and no map is ever
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
-from transformers.modeling_utils import AttentionInterface
 
 from ..anatomy.forward_source import eager_function
+from ..anatomy.modules import each_module, with_attribute
 from ..anatomy.names import OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from .map_reader import Reading
@@ -57,6 +58,7 @@ def _start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these sites to the reader, while `undo` is open."""
+    register()
     for attention in reading.calls.modules:
         _readings.setdefault(attention, []).append(reading)
         undo.callback(_forget, attention, reading)
@@ -67,11 +69,10 @@ def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
 def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str, undo: ExitStack) -> None:
     """Switch the configs around these attention modules to an attention function, while `undo` is open."""
     inside = set(attentions)
-    configs: dict[int, Any] = {
-        id(module.config): module.config
-        for module in anatomy.model.modules()
-        if hasattr(module, "config") and not inside.isdisjoint(module.modules())
-    }
+    configs: dict[int, Any] = {}
+    for module in with_attribute(each_module(anatomy.model), "config"):
+        if id(module.config) not in configs and not inside.isdisjoint(each_module(module)):
+            configs[id(module.config)] = module.config
     for config in configs.values():
         turn(config, ATTENTION_SETTING, name, undo)
 
@@ -178,17 +179,27 @@ def _fitting(query: Tensor, key: Tensor, memory: int) -> int:
     return max(1, memory // max(1, row))
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+def _finite(eager_mask: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
     """The eager mask, with a lowest value that stays finite when a float64 model takes its softmax in float32 (Llama).
 
     Else a padded query that sees no key at all would be NaN, and through the next layer so would everything.
     """
-    mask = eager_mask(*args, **kwargs)
-    if mask is None or mask.dtype != torch.float64:
-        return mask
-    return mask.clamp_min(torch.finfo(torch.float32).min)
+
+    def mask(*args: Any, **kwargs: Any) -> Tensor | None:
+        made = eager_mask(*args, **kwargs)
+        if made is None or made.dtype != torch.float64:
+            return made
+        return made.clamp_min(torch.finfo(torch.float32).min)
+
+    return mask
 
 
-AttentionInterface.register(NAME, _attend)
-# Without a mask function of the same name transformers would drop the padding mask.
-AttentionMaskInterface.register(NAME, _mask)
+@cache
+def register() -> None:
+    """Register our functions with transformers, once: where they are first needed, since its modules load slowly."""
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(NAME, _attend)
+    # Without a mask function of the same name transformers would drop the padding mask.
+    AttentionMaskInterface.register(NAME, _finite(eager_mask))

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ..anatomy.forward_source import attention_interface, has_own_eager, is_of_transformers, is_transformers_4
 from ..anatomy.names import CAUSAL_NAME, OUTPUT_MAPS_ARGUMENT, PAGED_PREFIX
@@ -59,6 +58,8 @@ def own_entry(attention: nn.Module) -> Entry | None:
         function = function.func  # a kernel of the hub, which transformers registers itself
     if has_own_eager(attention) or not is_of_transformers(function):
         return entry
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS  # loads slowly
+
     return None if is_of_transformers(ALL_MASK_ATTENTION_FUNCTIONS.get(name)) else entry
 
 

@@ -122,6 +122,14 @@ def has_pre_hooks(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks)
 
 
+def module_state(module: nn.Module) -> tuple[int, ...]:
+    """How many attributes and hooks a module has, and whether it runs again in the backward pass."""
+    # Fragile: rests on the private dictionaries of a module's hooks, and on the name of transformers' own switch.
+    held = vars(module)
+    again = bool(held.get("gradient_checkpointing"))
+    return len(held), len(held["_forward_hooks"]), len(held["_forward_pre_hooks"]), again
+
+
 def code_parts(code: types.CodeType) -> tuple[Any, ...]:
     """What a function computes: its instructions, the names that they use, and its constants."""
     # Fragile: rests on CPython's code objects. Instructions differ between releases of Python, so that one release

@@ -15,6 +15,7 @@ import numpy
 import torch
 from torch import nn
 
+from ..anatomy.modules import each_module, each_weight, with_attribute
 from ..anatomy.names import SWITCHED_NAME, USE_CACHE_ARGUMENT, block_oddities_of
 from .private_api import may_be_compiled
 from .threads import one_thread
@@ -85,21 +86,33 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as undo:
         undo.enter_context(one_thread(model))  # first: a mode that another thread set is not the one to restore
-        modes = [(module, module.training) for module in model.modules()]
-        configs: list[Any] = list({id(m.config): m.config for m, _ in modes if hasattr(m, "config")}.values())
-        devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+        modules = each_module(model)
+        devices = {x.device.index for x in each_weight(model) if x.is_cuda}
         undo.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
-        for config in configs:
+        for config in _configs(modules):
             if hasattr(config, "return_dict"):
                 turn(config, "return_dict", True, undo)  # outputs are read by name
             if hasattr(config, "problem_type"):
                 # A sequence classifier that is given labels writes the problem type that it guessed into its config.
                 turn(config, "problem_type", config.problem_type, undo)
-        _keep_attention([module for module, _ in modes], undo)
-        for module, mode in modes:
-            undo.callback(setattr, module, "training", mode)
-            module.training = False
+        _keep_attention(modules, undo)
+        undo.callback(_set_modes, [(module, module.training) for module in modules])
+        for module in modules:
+            if module.training:
+                module.training = False
         yield
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, mode in modes:
+        if module.training is not mode:
+            module.training = mode
+
+
+def _configs(modules: list[nn.Module]) -> list[Any]:
+    """The configs of these modules, each once."""
+    configs: dict[int, Any] = {id(module.config): module.config for module in with_attribute(modules, "config")}
+    return list(configs.values())
 
 
 def _keep_attention(modules: list[nn.Module], undo: ExitStack) -> None:
@@ -108,7 +121,7 @@ def _keep_attention(modules: list[nn.Module], undo: ExitStack) -> None:
     At the end the model is as its passes would have left it without this library: transformers can return no attention
     maps of a short text before BigBird has changed.
     """
-    switched = [module for module in modules if hasattr(module, SWITCHED_NAME)]
+    switched = with_attribute(modules, SWITCHED_NAME)
     if not switched:
         return
     before = _held(switched)
@@ -159,12 +172,10 @@ def _hold(states: list[_Held]) -> None:
 @contextmanager
 def uncached(model: nn.Module) -> Iterator[None]:
     """Turn off the cache of keys and values: a pass that skips blocks would leave gaps in it."""
-    modules = list(model.modules())
-    configs: dict[int, Any] = {id(m.config): m.config for m in modules if hasattr(m, "config")}
-    if any(block_oddities_of(module).needs_cache for module in modules):
-        configs = {}
+    modules = each_module(model)
+    needed = any(block_oddities_of(module).needs_cache for module in modules)
     with ExitStack() as undo:
-        for config in configs.values():
+        for config in () if needed else _configs(modules):
             if getattr(config, USE_CACHE_ARGUMENT, False):
                 turn(config, USE_CACHE_ARGUMENT, False, undo)
         yield

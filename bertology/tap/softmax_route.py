@@ -189,4 +189,6 @@ def _attend(
             else attn_mask
         )
         scores = scores + mask
-    return F.dropout(weigh(F.softmax(scores, dim=-1)), dropout_p) @ value
+    # A query that sees no key (padding before a text) gets 0, as torch gives it: NaN would reach all later layers.
+    weights = F.softmax(scores, dim=-1).masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
+    return F.dropout(weigh(weights), dropout_p) @ value

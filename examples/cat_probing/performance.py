@@ -37,6 +37,7 @@ from keeping import errors_in_a_line
 from bertology.code_structure import Snippets, align_code, cat_scores, read_code
 from bertology.data.metrics import spearman
 from bertology.results.figures import COLOURS, MARKERS, new_figure, written
+from bertology.results.views import markdown_table
 
 
 def parse() -> argparse.Namespace:
@@ -147,14 +148,12 @@ def correlations(found: list[Scored]) -> dict[str, float]:
 
 def write_report(args: argparse.Namespace, found: list[Scored]) -> None:
     """Write the table, the correlations and the picture."""
-    lines = [
-        "# CAT-scores and performance\n",
-        "| hidden size | step | accuracy | last layer | mean of layers | beyond positions | plain tree |",
-        f"|{'---|' * 7}",
-    ]
+    titles = ["hidden size", "step", "accuracy", "last layer", "mean of layers", "beyond positions", "plain tree"]
+    rows = []
     for one in found:
-        cells = (one.last, one.mean, one.beyond, one.plain)
-        lines.append(f"| {one.size} | {one.step} | {one.accuracy:.3f} | {' | '.join(f'{x:.3f}' for x in cells)} |")
+        cells = (one.accuracy, one.last, one.mean, one.beyond, one.plain)
+        rows.append([str(one.size), str(one.step), *(f"{x:.3f}" for x in cells)])
+    lines = ["# CAT-scores and performance\n", markdown_table(titles, rows)]
     told = ", ".join(f"{name} {value:.2f}" for name, value in correlations(found).items())
     trained = [one for one in found if one.step]
     told_trained = ", ".join(f"{name} {value:.2f}" for name, value in correlations(trained).items())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bertology.code_structure import CatComparison, RelationHeads, cat_over_layers
 from bertology.code_structure.relations import CONTROL
+from bertology.results.views import markdown_table
 
 if TYPE_CHECKING:
     from cat_probing.study import Study
@@ -51,28 +52,26 @@ def _scores(language: str, one: CatComparison) -> str:
     """A row for each layer: the score with its interval, and the null models'."""
     scores, (low, high) = one.scores, one.scores.interval()
     nulls = {kind: one.of(kind).macro for kind in one.kinds[1:]}
-    lines = [
-        f"### {language}\n",
-        f"| layer | CAT-score, 95 % | pooled | {' | '.join(nulls)} | heads |",
-        f"|{'---|' * (4 + len(nulls))}",
-    ]
+    rows = []
     for row, label in enumerate(one.labels):
         heads = scores.head_macro[row]
         there = heads[~heads.isnan()]
         if not len(there):
             continue
         cells = [
+            label,
             f"{scores.macro[row]:.3f} ({low[row]:.3f} to {high[row]:.3f})",
             f"{scores.micro[row]:.3f}",
             *(f"{null[row]:.3f}" for null in nulls.values()),
             f"{there.min():.3f} to {there.max():.3f}",
         ]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        rows.append(cells)
     told = f"{len(one.names)} functions, {one.skipped} left out; chance is about 1/7 = 0.143."
     known = PAPER.get(one_language := language.lower())
     if known:
         told += f" CodeBERT's last layer, in {one_language}: {known:.3f}."
-    return "\n".join([*lines, "", told, ""])
+    table = markdown_table(["layer", "CAT-score, 95 %", "pooled", *nulls, "heads"], rows)
+    return f"### {language}\n\n{table}\n\n{told}\n"
 
 
 def _beyond(scores: dict[str, CatComparison], some: Sequence[int] | None = None) -> str:
@@ -99,20 +98,19 @@ def _beyond(scores: dict[str, CatComparison], some: Sequence[int] | None = None)
 def _relations(language: str, one: RelationHeads) -> str:
     """The best head of each relation, chosen on every second function and scored on the others."""
     chosen, scored = _half(one, 0), _half(one, 1)
-    lines = [
-        f"### Leaves that belong together, {language}\n",
-        "| relation | head | pairs | attention | at the same offset | gain, 95 % |",
-        f"|{'---|' * 6}",
-    ]
+    rows = []
     for relation in one.relations:
         if not all(half.pairs[half.relations.index(relation)].any() for half in (chosen, scored)):
             continue
         best = scored.best(relation, choose_on=chosen)
         low, high = best.interval
-        cells = f"{best.mean:.3f} | {best.expected:.3f} | {best.gain:+.3f} ({low:+.3f} to {high:+.3f})"
-        lines.append(f"| {relation} | {best.head} | {best.pairs} | {cells} |")
-    lines += ["", "Heads are chosen on every second function, and scored on the others.", ""]
-    return "\n".join([*lines, *_same_name(chosen, scored)])
+        gain = f"{best.gain:+.3f} ({low:+.3f} to {high:+.3f})"
+        rows.append([relation, str(best.head), str(best.pairs), f"{best.mean:.3f}", f"{best.expected:.3f}", gain])
+    table = markdown_table(["relation", "head", "pairs", "attention", "at the same offset", "gain, 95 %"], rows)
+    told = "Heads are chosen on every second function, and scored on the others."
+    return "\n".join(
+        [f"### Leaves that belong together, {language}\n", table, "", told, "", *_same_name(chosen, scored)]
+    )
 
 
 def _same_name(chosen: RelationHeads, scored: RelationHeads) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from bertology import AttentionEntropy, AttentionGradients, AttentionPatterns, Head, HeadDistances
 from bertology.measures.behaviours import head_behaviours
 from bertology.results.figures import head_map, over_layers
+from bertology.results.views import markdown_table
 from bertology.syntax import CoreferenceHeads, DependencyHeads, ProbeResult, RelationScore, StructuralProbe, show_head
 
 if TYPE_CHECKING:
@@ -83,15 +84,13 @@ def _counts(patterns: AttentionPatterns) -> str:
 
 def _by_layer(series: Mapping[str, Tensor], labels: tuple[str, ...], percent: bool = True) -> str:
     """The mean and the largest head of each layer."""
-    lines = [
-        f"| layer | {' | '.join(f'{name}, mean | most' for name in series)} |",
-        f"|{'---|' * (1 + 2 * len(series))}",
-    ]
+    titles = [title for name in series for title in (f"{name}, mean", "most")]
+    rows = []
     scale, digits = (100, 1) if percent else (1, 2)
     for row, label in enumerate(labels):
         cells = [x for values in series.values() for x in (values[row].nanmean(), values[row].nan_to_num(-1).max())]
-        lines.append(f"| {label} | {' | '.join(f'{scale * cell:.{digits}f}' for cell in cells)} |")
-    return "\n".join(lines)
+        rows.append([label, *(f"{scale * cell:.{digits}f}" for cell in cells)])
+    return markdown_table(["layer", *titles], rows)
 
 
 def _gradients(found: Mapping[str, AttentionGradients], out: Path) -> str:
@@ -102,14 +101,9 @@ def _gradients(found: Mapping[str, AttentionGradients], out: Path) -> str:
         series = {name: gradients.gradient_to(name) for name in gradients.classes}
         name = f"gradients{f'-{number}' if number else ''}.png"
         over_layers(series, gradients.labels, unit="|∂L/∂α|", title=f"Gradient of {loss}", path=out / name)
-        parts += [
-            f"Gradient of {loss}:\n",
-            f"| mean gradient to | {' | '.join(gradients.labels)} |",
-            f"|{'---|' * (1 + len(gradients.labels))}",
-        ]
-        for kind, values in series.items():
-            parts.append(f"| {kind} | {' | '.join(f'{x:.1e}' for x in values.nanmean(1).tolist())} |")
-        parts += ["", f"![gradients]({name})", ""]
+        rows = [[kind, *(f"{x:.1e}" for x in values.nanmean(1).tolist())] for kind, values in series.items()]
+        table = markdown_table(["mean gradient to", *gradients.labels], rows)
+        parts += [f"Gradient of {loss}:\n", table, "", f"![gradients]({name})", ""]
     return "\n".join(parts)
 
 
@@ -174,16 +168,15 @@ def _coreference(found: Mapping[str, CoreferenceHeads]) -> str:
 def _probes(found: Mapping[str, ProbeResult]) -> str:
     if not found:
         return ""
-    lines = ["## What all heads know together (§5)\n", "| probe | UAS, % | with punctuation |", "|---|---|---|"]
+    rows = []
     for name, one in found.items():
-        low, high = one.interval()
-        lines.append(
-            f"| {name} | {100 * one.uas:.1f} ({100 * low:.1f} to {100 * high:.1f}) | {100 * one.uas_with_punct:.1f} |"
-        )
+        low, high = (100 * end for end in one.interval())
+        rows.append([name, f"{100 * one.uas:.1f} ({low:.1f} to {high:.1f})", f"{100 * one.uas_with_punct:.1f}"])
     some = next(iter(found.values()))
-    lines += [f"| {name} | {100 * uas:.1f} | |" for name, uas in some.baselines.items()]
-    lines += ["", f"{int(some.words.sum())} words that count, trained on {len(some.losses)} sentences.", ""]
-    return "\n".join(lines)
+    rows += [[name, f"{100 * uas:.1f}", ""] for name, uas in some.baselines.items()]
+    table = markdown_table(["probe", "UAS, %", "with punctuation"], rows)
+    told = f"{int(some.words.sum())} words that count, trained on {len(some.losses)} sentences."
+    return f"## What all heads know together (§5)\n\n{table}\n\n{told}\n"
 
 
 def _structure(found: Mapping[str, StructuralProbe]) -> str:
@@ -205,11 +198,13 @@ def _alike(
     behaviours = head_behaviours(patterns, entropy, broad=0.78 * uniform)
     head_map(distances.embed(2), distances.heads, path=out / "layers.png")
     head_map(distances.embed(2), distances.heads, groups=behaviours, path=out / "behaviours.png")
-    lines = [f"```\n{distances}\n```\n", "| behaviour | heads |", "|---|---|"]
-    lines += [f"| {name} | {', '.join(map(str, heads)) or 'none'} |" for name, heads in behaviours.items()]
+    named = [[name, ", ".join(map(str, heads)) or "none"] for name, heads in behaviours.items()]
     clusters = distances.clusters(min(8, len(distances.js)))
-    lines += ["", "| cluster | heads |", "|---|---|"]
-    for number in range(int(clusters.max()) + 1):
-        heads = [str(Head(row, head)) for row, head in (clusters == number).nonzero().tolist()]
-        lines.append(f"| {number} | {', '.join(heads)} |")
-    return "\n".join([*lines, "", "![layers](layers.png)", "![behaviours](behaviours.png)", ""])
+    grouped = [
+        [str(number), ", ".join(str(Head(row, head)) for row, head in (clusters == number).nonzero().tolist())]
+        for number in range(int(clusters.max()) + 1)
+    ]
+    tables = [markdown_table(["behaviour", "heads"], named), "", markdown_table(["cluster", "heads"], grouped)]
+    return "\n".join(
+        [f"```\n{distances}\n```\n", *tables, "", "![layers](layers.png)", "![behaviours](behaviours.png)", ""]
+    )

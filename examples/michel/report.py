@@ -14,6 +14,7 @@ from bertology.errors import need
 from bertology.importance.significance import Test
 from bertology.plot import curves as draw_curves
 from bertology.plot import head_scatter
+from bertology.results.views import markdown_table
 
 # Michel et al. 2019, figures 3 and 6: the share of BERT-base's heads that goes without a loss that the authors noticed.
 PRUNABLE = {"mnli": 40, "mnli-mm": 40, "sst-2": 60, "cola": 50, "mrpc": 50}
@@ -68,14 +69,15 @@ def _transfer(ablation: HeadAblation, other: HeadAblation, args: argparse.Namesp
 
 
 def _effects(ablation: HeadAblation, significance: Significance) -> str:
-    heads = ablation.change.shape[1]
-    lines = [f"| layer | {' | '.join(map(str, range(heads)))} |", f"|{'---|' * (heads + 1)}"]
+    titles = ["layer", *map(str, range(ablation.change.shape[1]))]
+    rows = []
     for label, changes, p in zip(ablation.labels, ablation.change.tolist(), significance.p.tolist(), strict=True):
         cells = [_cell(100 * change, value < 0.01) for change, value in zip(changes, p, strict=True)]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        rows.append([label, *cells])
     there = ~ablation.change.isnan()
     changes, total = ablation.change[there], int(there.sum())
-    lines += [
+    lines = [
+        markdown_table(titles, rows),
         "",
         f"Change of the {ablation.metric} in points when a head goes; * is p < 0.01 by {significance.test}, "
         f"corrected for {total} heads ({significance.correction}): {len(significance.heads(0.01))} of {total} "
@@ -91,24 +93,27 @@ def _effects(ablation: HeadAblation, significance: Significance) -> str:
 
 def _sole(sole: SoleHeadAblation, test: Test) -> str:
     p = sole.significance(test, correction="holm").p
-    lines = ["| layer | head, chosen elsewhere | change | best on this data |", "|---|---|---|---|"]
+    rows = []
     for row, label in enumerate(sole.labels):
         head = int(sole.chosen[row])
         change, leaking = (float(100 * x[row]) for x in (sole.change, sole.leaking_change))
-        lines.append(f"| {label} | {head} | {_cell(change, float(p[row, head]) < 0.01)} | {leaking:+.2f} |")
-    lines += ["", "In points; BERT-base on MNLI loses at most 0.96 in any one layer, none of it significant.", ""]
-    return "\n".join(lines)
+        rows.append([label, str(head), _cell(change, float(p[row, head]) < 0.01), f"{leaking:+.2f}"])
+    table = markdown_table(["layer", "head, chosen elsewhere", "change", "best on this data"], rows)
+    return f"{table}\n\nIn points; BERT-base on MNLI loses at most 0.96 in any one layer, none of it significant.\n"
 
 
 def _curves(curves: Mapping[str, PruningCurve], task: str) -> str:
     first = next(iter(curves.values()))
-    lines = [f"| heads left | {' | '.join(curves)} |", f"|{'---|' * (len(curves) + 1)}"]
-    for step, left in enumerate(first.heads_left.tolist()):
-        lines.append(f"| {left} | {' | '.join(f'{curve.scores[step]:.4f}' for curve in curves.values())} |")
-    lines += ["", f"| heads that go at a loss of | {' | '.join(curves)} |", f"|{'---|' * (len(curves) + 1)}"]
+    scores = [
+        [str(left), *(f"{curve.scores[step]:.4f}" for curve in curves.values())]
+        for step, left in enumerate(first.heads_left.tolist())
+    ]
+    gone = []
     for points in (1, 5):
         shares = [f"{100 * share_within(curve, points / 100):.0f} %" for curve in curves.values()]
-        lines.append(f"| {points} point{'s' if points > 1 else ''} at most | {' | '.join(shares)} |")
+        gone.append([f"{points} point{'s' if points > 1 else ''} at most", *shares])
+    lines = [markdown_table(["heads left", *curves], scores), ""]
+    lines.append(markdown_table(["heads that go at a loss of", *curves], gone))
     known = PRUNABLE.get(task.lower())
     if known:
         lines += ["", f"The paper takes about {known} % of BERT-base's heads on {task} without a noticeable loss."]
@@ -120,13 +125,11 @@ def _curves(curves: Mapping[str, PruningCurve], task: str) -> str:
 
 def _training(series: ImportanceSeries, curves: Mapping[int, PruningCurve]) -> str:
     shares = [1 - left / int(series.scores[0].numel()) for left in next(iter(curves.values())).heads_left.tolist()]
-    lines = [
-        f"| step | likeness to the last | {' | '.join(f'{share:.0%}' for share in shares)} |",
-        f"|{'---|' * (len(shares) + 2)}",
-    ]
+    rows = []
     for (step, curve), likeness in zip(curves.items(), series.correlation()[:, -1].tolist(), strict=True):
-        lines.append(f"| {step} | {likeness:.2f} | {' | '.join(f'{x:.4f}' for x in curve.scores.tolist())} |")
-    lines += [
+        rows.append([str(step), f"{likeness:.2f}", *(f"{x:.4f}" for x in curve.scores.tolist())])
+    lines = [
+        markdown_table(["step", "likeness to the last", *(f"{share:.0%}" for share in shares)], rows),
         "",
         f"The {next(iter(curves.values())).metric} with a share of the heads gone, least important first, at each "
         "checkpoint; likeness is the rank correlation of the heads' importance. In the paper the share that can go is "

@@ -21,6 +21,7 @@ from bertology import HeadAblation, PruningCurve, head_ablation, pruning_curve, 
 from bertology.data.batches import IGNORED
 from bertology.metrics import bleu
 from bertology.plot import curves as draw_curves
+from bertology.results.views import markdown_table
 
 PAD, START, END, FIRST, WORDS = 0, 1, 2, 3, 26
 LONGEST = 12
@@ -76,14 +77,14 @@ METRICS: dict[str, tuple[Any, str, float]] = {
 """{name: the metric, the ending of its files, and how many points 1 is}."""
 
 
-def effects(ablation: HeadAblation, name: str, points: float) -> list[str]:
-    """Rows of a table: what goes with each head."""
+def effects(ablation: HeadAblation, name: str, points: float) -> str:
+    """A table: what goes with each head."""
     rows = []
     for label, changes in zip(ablation.labels, ablation.change.tolist(), strict=True):
         stack, _, layer = label.rpartition(".")
         cells = [f"{points * change:+.2f}" for change in changes]
-        rows.append(f"| {stack}, {name}, points | {layer} | {' | '.join(cells)} |")
-    return rows
+        rows.append([f"{stack}, {name}, points", layer, *cells])
+    return markdown_table(["attention", "layer", *map(str, range(ablation.change.shape[1]))], rows)
 
 
 def measure(model: Any, test: list[dict[str, torch.Tensor]], out: Path, name: str) -> list[PruningCurve]:
@@ -91,10 +92,8 @@ def measure(model: Any, test: list[dict[str, torch.Tensor]], out: Path, name: st
     metric, ending, points = METRICS[name]
     ablation = head_ablation(model, test, metric=metric, progress=f"{name}: one head less")
     ablation.save(out / f"ablation{ending}.safetensors")
-    heads = ablation.change.shape[1]
     print(f"\n{name}: {points * ablation.base:.2f}; without one head")
-    print(f"| attention | layer | {' | '.join(map(str, range(heads)))} |\n|{'---|' * (heads + 2)}")
-    print("\n".join(effects(ablation, name, points)))
+    print(effects(ablation, name, points))
     curves = [
         pruning_curve(model, test, metric=metric, amount=1, only=stack, progress=f"{name}, {stack}") for stack in STACKS
     ]

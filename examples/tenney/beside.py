@@ -10,6 +10,7 @@ import torch
 from bertology.edge_probing import LayerScores, LayerStatistics
 from bertology.errors import DataError
 from bertology.results.figures import COLOURS, new_figure, written
+from bertology.results.views import markdown_table
 
 Models = Mapping[str, Mapping[str, LayerStatistics]]
 
@@ -29,10 +30,10 @@ def beside_table(models: Models) -> str:
     Each is also given as a share of the model's depth, in %.
     """
     first = next(iter(models.values()))
-    titles = [f"{name}: highest F1 at | expected layer | centre of gravity" for name in models]
-    lines = [f"| task | {' | '.join(titles)} |", f"|{'---|' * (1 + 3 * len(models))}"]
+    titles = [x for name in models for x in (f"{name}: highest F1 at", "expected layer", "centre of gravity")]
+    rows = []
     for task in first:
-        cells = []
+        cells = [task]
         for statistics in models.values():
             one = statistics.get(task)
             if one is None:
@@ -43,8 +44,8 @@ def beside_table(models: Models) -> str:
                     f"{best}, {100 * best / _depth(one):.0f} %",
                     *(_place(x, one) for x in (one.expected_layer, one.centre_of_gravity)),
                 ]
-        lines.append(f"| {task} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(["task", *titles], rows)
 
 
 def draw_beside(models: Models, path: Path) -> None:

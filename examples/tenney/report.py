@@ -23,6 +23,7 @@ from bertology.edge_probing import (
     sentence_strips,
     shared_types,
 )
+from bertology.results.views import markdown_table
 
 if TYPE_CHECKING:
     from tenney.study import Study
@@ -78,28 +79,26 @@ def _layers(statistics: Mapping[str, LayerStatistics], out: Path) -> str:
 def _scores(scores: Mapping[str, LayerScores]) -> str:
     """F1 in percent, the mean over seeds, and how far its interval over texts reaches to both sides."""
     layers = next(iter(scores.values())).labels
-    lines = [f"| task | {' | '.join(layers)} |", f"|{'---|' * (1 + len(layers))}"]
+    rows = []
     for name, one in scores.items():
         low, high = one.bootstrap().mean(1).quantile(torch.tensor([0.025, 0.975]).double(), 0)
         half = (high - low) / 2
         cells = [
             f"{100 * f1:.1f} ± {100 * h:.1f}" for f1, h in zip(one.f1.mean(0).tolist(), half.tolist(), strict=True)
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        rows.append([name, *cells])
     told = "Layer 0 is lexical. F1 in %, and its 95 % interval over the dev set's texts drawn anew."
     seeds = [one.f1[:, -1] for one in scores.values() if len(one.f1) > 1]
     if seeds:
         apart = max((x.max() - x.min()).item() for x in seeds)
         told += f" With all layers, the seeds' F1 are at most {100 * apart:.1f} points apart."
-    return "\n".join([*lines, "", told, ""])
+    return f"{markdown_table(['task', *layers], rows)}\n\n{told}\n"
 
 
 def _order(scores: Mapping[str, LayerScores], statistics: Mapping[str, LayerStatistics]) -> str:
     last = len(next(iter(scores.values())).labels) - 1
-    lines = [
-        f"| task | expected layer, of {last} | over texts, 95 % | over seeds | BERT-large's, of {DEPTH} |",
-        f"|{'---|' * 5}",
-    ]
+    titles = ["task", f"expected layer, of {last}", "over texts, 95 %", "over seeds", f"BERT-large's, of {DEPTH}"]
+    rows = []
     for name in order_of(statistics):
         one = statistics[name]
         if one.expected_layer == one.expected_layer:
@@ -107,9 +106,10 @@ def _order(scores: Mapping[str, LayerScores], statistics: Mapping[str, LayerStat
             texts = f"{low:.2f} to {high:.2f}" if low == low else "undefined in some"
             seeds = f"{one.expected_layers.min():.2f} to {one.expected_layers.max():.2f}"
             cells = [f"{one.expected_layer:.2f}", texts, seeds, f"{PAPER[name]:.2f}"]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            rows.append([name, *cells])
         else:
-            lines.append(f"| {name} | undefined |  |  | {PAPER[name]:.2f} |")
+            rows.append([name, "undefined", "", "", f"{PAPER[name]:.2f}"])
+    lines = [markdown_table(titles, rows)]
     defined = [name for name, one in statistics.items() if one.expected_layer == one.expected_layer]
     if len(defined) > 2:
         agreement = order_agreement(statistics, PAPER)
@@ -133,12 +133,11 @@ def _beside(study: Study, statistics: Mapping[str, LayerStatistics]) -> str:
 def _controls(study: Study, found: Found) -> str:
     if not found.controls:
         return ""
-    lines = [
-        "## How much of it the probe knows by itself\n",
-        "| task | F1 at 0 | with all layers | control task at 0 | with all layers | selectivity | words known "
-        "| shuffled | always the same | random weights |",
-        f"|{'---|' * 10}",
-    ]
+    titles = [
+        "task", "F1 at 0", "with all layers", "control task at 0", "with all layers", "selectivity", "words known",
+        "shuffled", "always the same", "random weights",
+    ]  # fmt: skip
+    rows = []
     for name, kinds in found.controls.items():
         one, control = found.scores[name], kinds["control"]
         cells = [
@@ -150,14 +149,14 @@ def _controls(study: Study, found: Found) -> str:
             _constant(one),
             kinds["random"].f1[:, -1].mean().item(),
         ]
-        lines.append(f"| {name} | {' | '.join(f'{100 * cell:.1f}' for cell in cells)} |")
+        rows.append([name, *(f"{100 * cell:.1f}" for cell in cells)])
     told = (
         "Everything in %. Control task (Hewitt and Liang 2019): each word, or pair of spans, has a label drawn at "
         "random; selectivity is F1 less that. It says something where the dev set's words are known. Shuffled: "
         "labels dealt out anew; always the same: the best answer that does not look at the text. Random "
         "weights: all layers of a model whose embeddings alone are trained."
     )
-    return "\n".join([*lines, "", told, ""])
+    return f"## How much of it the probe knows by itself\n\n{markdown_table(titles, rows)}\n\n{told}\n"
 
 
 def _constant(scores: LayerScores) -> float:
@@ -172,16 +171,13 @@ def _codes(found: Mapping[str, CodeLength]) -> str:
     if not found:
         return ""
     layers = next(iter(found.values())).labels
-    lines = [
-        "## How easily it is learnt\n",
-        f"| task, kbit | uniform | {' | '.join(layers)} |",
-        f"|{'---|' * (2 + len(layers))}",
-    ]
+    rows = []
     for name, one in found.items():
         cells = [one.uniform.sum().item(), *one.online.tolist()]
-        lines.append(f"| {name} | {' | '.join(f'{bits / 1000:.1f}' for bits in cells)} |")
+        rows.append([name, *(f"{bits / 1000:.1f}" for bits in cells)])
+    table = markdown_table(["task, kbit", "uniform", *layers], rows)
     told = "Online code (Voita and Titov 2020) of the training set's labels, with the probes of layers 0 to each one."
-    return "\n".join([*lines, "", told, ""])
+    return f"## How easily it is learnt\n\n{table}\n\n{told}\n"
 
 
 def _sentences(found: Mapping[str, LabelTrajectories], out: Path) -> str:

@@ -15,10 +15,12 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from bertology.anatomy.forward_source import (
     acts_on_record,
     asks_config,
+    children_of,
     eager_function,
     is_transformers_4,
     names_in,
     ties_last,
+    weights_of,
 )
 from helpers.zoo import BY_NAME, LLAMA, V4, batch
 
@@ -101,3 +103,18 @@ def test_names_are_read_below_decorators():
     for one in (method, wrapper):
         assert set(names_in(one)) == {"pruned_heads", "len"}, "Python keeps the names that a function reads elsewhere"
     assert names_in("no method") == names_in(len) == ()
+
+
+def test_children_and_weights_are_those_of_the_public_walks(family):
+    for module in family.build().modules():
+        assert list(children_of(module).items()) == list(module.named_children()), (
+            "modules keep their children elsewhere: dissect would find no attention"
+        )
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        assert [id(x) for x in weights_of(module)] == [id(x) for _, x in own], (
+            "modules keep their weights elsewhere: weights made in inference mode would not be seen"
+        )
+    assert children_of(nn.Sequential(nn.Linear(2, 2))).keys() == {"0"}
+    empty = nn.Module()
+    empty.register_module("gone", None)
+    assert children_of(empty) == {}

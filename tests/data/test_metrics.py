@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from sklearn import metrics as sk
 
 from bertology.data import metrics
 from bertology.errors import DataError
+from bertology.importance.score import INVERSE_LOSS
 
 pytestmark = pytest.mark.any_transformers
 
@@ -66,3 +69,7 @@ def test_ignored_labels_are_left_out():
 def test_errors(call, message):
     with pytest.raises(DataError, match=message):
         call()
+
+
+def test_type_checkers_know_the_names_of_all_metrics():
+    assert set(get_args(metrics.MetricName)) == {*metrics.METRICS, INVERSE_LOSS}

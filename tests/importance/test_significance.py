@@ -177,6 +177,8 @@ def test_errors(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(MissingExtra, match=r"pip install 'bertology\[stats\]'"):
         found.significance("t")
+    with pytest.raises(MissingExtra, match=r"pip install 'bertology\[stats\]'"):
+        found.significance(of="loss", correction="bh")
     found.significance(of="loss", resamples=2)
 
 

@@ -11,6 +11,9 @@ import torch
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
+from bertology.tap.interface_route import register
+
+register()  # done once, by the first measure of attention maps; nothing is registered later
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

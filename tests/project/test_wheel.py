@@ -1,7 +1,11 @@
-"""The built wheel holds the library of the checkout, byte for byte, and is what is installed."""
+"""The sdist holds the checkout, and the built wheel the library, byte for byte; the wheel is what is installed.
+
+The session `wheel` runs this file in the folder of the unpacked sdist.
+"""
 
 import os
 import runpy
+import subprocess
 import sys
 import zipfile
 from email import message_from_bytes
@@ -13,7 +17,8 @@ import bertology
 
 pytestmark = pytest.mark.any_transformers
 
-CHECKOUT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
+CHECKOUT = Path(os.environ.get("BERTOLOGY_CHECKOUT", ROOT))
 WHEEL = os.environ.get("BERTOLOGY_WHEEL")
 built = pytest.mark.skipif(WHEEL is None, reason="BERTOLOGY_WHEEL names no built wheel")
 
@@ -39,6 +44,34 @@ def differences(wanted: dict[str, bytes], got: dict[str, bytes]) -> list[str]:
     )
 
 
+def tracked_files(folder: Path) -> dict[str, bytes]:
+    """{path: content} of the files that git has in a checkout."""
+    told = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, check=True).stdout
+    names = [name for name in told.decode().split("\0") if name and (folder / name).is_file()]
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def lost(wanted: dict[str, bytes], folder: Path) -> list[str]:
+    """Which of these files a folder lacks, or has with another content."""
+    return sorted(
+        name for name in wanted if not (folder / name).is_file() or (folder / name).read_bytes() != wanted[name]
+    )
+
+
+@built
+def test_the_sdist_holds_the_checkout():
+    checkout = tracked_files(CHECKOUT)
+    assert ROOT != CHECKOUT
+    assert {"tests/conftest.py", "docs/index.md", "examples/run_bertology.py"} <= checkout.keys()
+    assert lost(checkout, ROOT) == []
+
+
+def test_what_an_sdist_lacks_is_found(tmp_path):
+    (tmp_path / "README.md").write_bytes(b"other")
+    (tmp_path / "LICENSE").write_bytes(b"text")
+    assert lost({"README.md": b"text", "LICENSE": b"text", "tests/a.py": b""}, tmp_path) == ["README.md", "tests/a.py"]
+
+
 @built
 def test_the_wheel_holds_the_checkout():
     checkout = files_of(CHECKOUT)
@@ -55,7 +88,7 @@ def test_what_is_installed_is_the_wheel():
 
 @built
 def test_the_checkout_is_not_on_the_path():
-    assert CHECKOUT.resolve() not in [Path(entry).resolve() for entry in sys.path]
+    assert not {ROOT.resolve(), CHECKOUT.resolve()} & {Path(entry).resolve() for entry in sys.path}
 
 
 @built

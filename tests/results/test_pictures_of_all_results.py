@@ -34,7 +34,7 @@ from bertology.corpora.documents import KINDS
 from bertology.errors import DataError
 from bertology.plot import head_map, over_layers
 from bertology.results.axes import axes_of
-from bertology.results.result import _pictures
+from bertology.results.result import PlotOptions, _options, _pictures
 from bertology.syntax import CoreferenceHeads
 from helpers.results import made
 from helpers.zoo import BY_NAME, batch
@@ -237,3 +237,8 @@ def test_error_bars_of_points_over_layers():
     (bars,) = [one for one in axes.collections if hasattr(one, "get_segments")]
     lengths = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
     assert lengths == pytest.approx((2 * errors).flatten().tolist())
+
+
+def test_type_checkers_know_the_options_of_all_pictures():
+    ours = [picture for picture in _pictures.values() if picture.__module__.startswith("bertology.")]
+    assert {"field", "ax", *PlotOptions.__annotations__} == set().union(*map(_options, ours))

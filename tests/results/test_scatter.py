@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from bertology import attention_entropy, head_ablation, head_importance, prune_heads
 from bertology.errors import DataError
@@ -29,6 +30,16 @@ def test_a_point_for_each_head_and_r(tmp_path):
     assert figure.axes[0].get_title() == f"Head ablation: r = {r:.2f}, 7 heads"
     assert figure.axes[0].get_xlabel() == "change on here"
     assert (tmp_path / "scatter.png").stat().st_size > 0
+
+
+def test_in_axes_of_the_callers():
+    one, other = ablations()
+    left, right = Figure().subplots(1, 2)
+    assert head_scatter(one, other, ax=right) is right
+    assert len(right.collections[0].get_offsets()) == 7
+    assert not left.collections
+    with pytest.raises(DataError, match="pass as many axes as ax, got 2"):
+        head_scatter(one, other, ax=[left, right])
 
 
 def test_other_fields_and_other_measures():

@@ -20,6 +20,7 @@ import transformers
 from tqdm import tqdm
 
 from bertology.errors import BertologyError
+from bertology.results.views import markdown_table
 from sweep.checks import CHECKS
 from sweep.every_type import CannotBuildError, attentions_of, every_type, on_meta
 from sweep.shrink import NO_HEADS, NOT_BUILT, CannotRunError, Tiny, covered_types, text_types
@@ -71,15 +72,14 @@ def table() -> str:
         for name, told in outcomes(model_type).items():
             shares[name] += told == YES
             cells.append(YES if told == YES else f"[{reasons.setdefault(told, len(reasons) + 1)}]")
-        rows.append(f"| {model_type} | {' | '.join(cells)} |")
-    head = f"| model type | {' | '.join(CHECKS)} |\n|{'---|' * (len(CHECKS) + 1)}"
-    share = f"| **of {len(types)}** | {' | '.join(f'**{n}**' for n in shares.values())} |"
+        rows.append([model_type, *cells])
+    rows.append([f"**of {len(types)}**", *(f"**{n}**" for n in shares.values())])
     notes = [f"{number}. {told}" for told, number in reasons.items()]
     installed = set(text_types())
     out = [f"- {name}: {why}" for name, why in sorted(NOT_BUILT.items()) if name in installed]
     without = ", ".join(name for name in NO_HEADS if name in installed)
     return "\n".join(
-        [f"transformers {transformers.__version__}.", "", head, *rows, share, "", "Why not:", "", *notes, "",
+        [f"transformers {transformers.__version__}.", "", markdown_table(["model type", *CHECKS], rows), "", "Why not:", "", *notes, "",
          f"No attention heads: {without}. Not tried:", "", *out]
     )  # fmt: skip
 
@@ -102,11 +102,11 @@ def table_of_types() -> str:
             no_attention.append(model_type)
             continue
         notes = dict.fromkeys(reasons.setdefault(of_class(why), len(reasons) + 1) for why in told)
-        rows.append(f"| {model_type} | {', '.join(found.stacks) or '-'} | {', '.join(f'[{n}]' for n in notes)} |")
+        rows.append([model_type, ", ".join(found.stacks) or "-", ", ".join(f"[{n}]" for n in notes)])
+    table = markdown_table(["model type", "stacks with rows", "not measured"], rows)
     notes = [f"{number}. {why}" for why, number in reasons.items()]
     return "\n".join(
-        [f"transformers {transformers.__version__}.", "", "| model type | stacks with rows | not measured |",
-         "|---|---|---|", *rows, "", "Why not:", "", *notes, "", f"No attention: {', '.join(no_attention)}.", "",
+        [f"transformers {transformers.__version__}.", "", table, "", "Why not:", "", *notes, "", f"No attention: {', '.join(no_attention)}.", "",
          f"Not built here from their default configs: {', '.join(not_built)}."]
     )  # fmt: skip
 

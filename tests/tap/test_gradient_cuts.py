@@ -4,6 +4,7 @@ import copy
 import sys
 import warnings
 from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_unchecked_a_cut_gives_other_scores_although_ablation_gives_the_same(mon
         head_ablation(without, batch(), metric="accuracy").loss_change,
         head_ablation(whole, batch(), metric="accuracy").loss_change,
     )
-    monkeypatch.setattr(sys.modules["bertology.streaming.accumulate"], "lost_gradients", lambda _: nullcontext())
+    monkeypatch.setattr(sys.modules["bertology.streaming.accumulate"], "lost_gradients", lambda *_: nullcontext())
     wrong, right = (head_importance(model, batch()).scores for model in (without, whole))
     assert not torch.allclose(wrong, right, rtol=0.05)
 
@@ -195,3 +196,45 @@ def test_a_part_without_gradient_that_the_loss_ignores_is_no_cut(name, dtype):
         torch.testing.assert_close(came.scores, wanted.scores, rtol=1e-4, atol=1e-6)
     came, wanted = (head_outputs(x, batch(), loss="auto").gradients for x in (model, plain))
     torch.testing.assert_close(came, wanted, rtol=1e-4, atol=1e-6)
+
+
+def cut_forward(model):
+    layer = model.bert.encoder.layer[0].intermediate.dense
+    layer.forward = torch.no_grad()(layer.forward)
+
+
+def cut_by_hook(model):
+    model.bert.encoder.layer[1].output.dense.register_forward_hook(lambda module, args, output: output.detach())
+
+
+def cut_module(model):
+    model.bert.encoder.layer[0].output.dense = Without(model.bert.encoder.layer[0].output.dense, "detach")
+
+
+def cut_class(model):
+    kind = type(model.bert.encoder.layer[0].intermediate)
+    return mock.patch.object(kind, "forward", torch.no_grad()(kind.forward))
+
+
+@pytest.mark.parametrize("cut", [cut_forward, cut_by_hook, cut_module, cut_class])
+@pytest.mark.parametrize("measure", ["importance", "gradients of heads", "several"])
+def test_a_part_that_is_cut_after_a_first_pass_is_found(cut, measure):
+    """Of transformers' own models a pass is remembered in which all gradients reached the heads."""
+    model = BY_NAME["bert"].build()
+    for _ in range(2):
+        MEASURES[measure](model, batch())
+    with cut(model) or nullcontext(), pytest.raises(UnknownAnatomy, match="incomplete"):
+        MEASURES[measure](model, batch())
+
+
+def test_a_model_in_which_nothing_was_lost_is_not_watched_again():
+    model, watched = BY_NAME["bert"].build(), []
+    watch = lambda *_: watched.append(1) or nullcontext()  # noqa: E731
+    with mock.patch("bertology.tap.gradient_cuts.push_mode", watch):
+        for _ in range(3):
+            head_importance(model, batch())
+        assert len(watched) == 1
+        model.bert.encoder.layer[0].output.dense = Without(model.bert.encoder.layer[0].output.dense, "detach")
+        head_importance(model, batch())
+        head_importance(model, batch())
+    assert len(watched) == 3, "a module of another package is watched every time"

@@ -20,6 +20,7 @@ from bertology.tap.private_api import (
     has_pre_hooks,
     library_versions,
     may_be_compiled,
+    module_state,
     push_mode,
     replace_entry,
     replace_forward,
@@ -216,3 +217,20 @@ def test_hooks_on_inputs_are_seen():
     assert has_pre_hooks(module)
     hook.remove()
     assert not has_pre_hooks(module)
+
+
+def test_the_state_of_a_module_changes_with_its_attributes_hooks_and_checkpointing():
+    model = BY_NAME["bert"].build()
+    layer = model.bert.encoder.layer[0]
+    assert hasattr(layer, "gradient_checkpointing"), "transformers' switch has another name"
+    states = [module_state(layer)]
+    for change in (
+        lambda: layer.register_forward_hook(lambda *_: None),
+        lambda: layer.register_forward_pre_hook(lambda *_: None),
+        lambda: setattr(layer, "forward", layer.forward),
+        lambda: setattr(layer, "gradient_checkpointing", True),
+        lambda: setattr(layer, "gradient_checkpointing", False),
+    ):
+        change()
+        states.append(module_state(layer))
+        assert states[-1] != states[-2], "a part that loses gradients would not be seen after a first pass without it"

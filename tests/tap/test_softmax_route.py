@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -273,3 +274,22 @@ def test_padding_that_counts_is_noticed(name):
         found = attention_entropy(model, HOLES).mean
         with pytest.raises(AssertionError):
             torch.testing.assert_close(found, alone, **exactness(name))
+
+
+def test_queries_that_see_no_key_do_not_reach_the_tokens_after_them():
+    """Falcon gives scaled dot product attention a mask of True and False, which hides all keys from padding."""
+    config = transformers.FalconConfig(
+        vocab_size=60, hidden_size=32, num_attention_heads=4, num_hidden_layers=3, new_decoder_architecture=True,
+        num_kv_heads=2, alibi=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.FalconForCausalLM(config).eval()
+    alone = {"input_ids": torch.tensor([[5, 9, 31, 8]])}
+    padded = {
+        "input_ids": torch.tensor([[7, 6, 4, 12, 11, 3], [0, 0, 5, 9, 31, 8]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]),
+    }
+    expected = attention_maps(model, alone).values[:, 0]
+    torch.testing.assert_close(attention_maps(model, padded).values[:, 1, :, 2:, 2:], expected)
+    both = [{name: x[:1] for name, x in padded.items()}, alone]
+    torch.testing.assert_close(attention_entropy(model, padded).mean, attention_entropy(model, both).mean)

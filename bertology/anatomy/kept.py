@@ -1,0 +1,110 @@
+"""Whether a model is as it was when something was found out about it.
+
+To find the heads of a model takes about as long as a forward pass of a small one. What was found is kept for as long as
+the model lives, and is used again where nothing has changed of what it was found from. Modules are held weakly: what is
+kept holds no model, and no module that was taken out of one, in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary, ref
+
+from torch import nn
+
+from .modules import Outline, with_attribute
+from .names import NAMES, PRUNED_NAME
+from .sites import Anatomy, Site, Stack
+
+_PLAIN = frozenset((bool, int, float, str, type(None)))
+Part = TypeVar("Part", Site, Stack)
+
+
+def attributes(owner: Any) -> list[Any]:
+    """What a module or a config says of itself in numbers and words, and which heads were pruned."""
+    held = vars(owner)
+    return [*(value for value in held.values() if type(value) in _PLAIN), set(held.get(PRUNED_NAME) or ())]
+
+
+class _Place(NamedTuple):
+    """The number of a module in an outline."""
+
+    number: int
+
+
+class _Kept:
+    """What was found, with all that it was found from."""
+
+    def __init__(self, anatomy: Anatomy, outline: Outline) -> None:
+        numbers = {module: number for number, module in reversed(list(enumerate(outline.modules)))}
+        self._parts = [ref(module) for module in outline.modules]
+        self._types, self._children, self._names = outline.types, outline.children, list(NAMES)
+        parents = {child: module for module in outline.modules for child in module.children()}
+        owners = {
+            part
+            for site in anatomy.sites
+            for part in (site.attention, parents.get(site.attention), site.projection, site.record)
+            if part is not None
+        }
+        self._owners = sorted(numbers[owner] for owner in owners)
+        self._attributes = _attributes(outline.modules, self._owners)
+        self._sites = [_packed(site, numbers) for site in anatomy.sites]
+        self._stacks = [_packed(stack, numbers) for stack in anatomy.stacks]
+        self._unmeasured = dict(anatomy.unmeasured)
+
+    def fits(self, outline: Outline) -> bool:
+        """Whether a model with this outline is as it was."""
+        return (
+            outline.children == self._children
+            and outline.types == self._types
+            and outline.modules == [kept() for kept in self._parts]
+            and self._names == NAMES
+            and _attributes(outline.modules, self._owners) == self._attributes
+        )
+
+    def anatomy(self, model: nn.Module, modules: list[nn.Module]) -> Anatomy:
+        """The anatomy, made anew of the model's modules."""
+        sites = tuple(Site(*_unpacked(one, modules)) for one in self._sites)
+        stacks = tuple(Stack(*_unpacked(one, modules)) for one in self._stacks)
+        return Anatomy(model, sites, stacks, dict(self._unmeasured))
+
+
+def _attributes(modules: list[nn.Module], owners: list[int]) -> list[list[Any]]:
+    """What some modules, and all configs, say of themselves."""
+    configs = {id(module.config): module.config for module in with_attribute(modules, "config")}
+    return [attributes(one) for one in (*(modules[number] for number in owners), *configs.values())]
+
+
+def _packed(part: Part, numbers: dict[nn.Module, int]) -> tuple[Any, ...]:
+    """The fields of a part of an anatomy, with the numbers of modules in their place."""
+
+    def pack(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(pack, value))
+        return _Place(numbers[value]) if isinstance(value, nn.Module) else value
+
+    return tuple(pack(getattr(part, field.name)) for field in fields(part))
+
+
+def _unpacked(values: Iterable[Any], modules: list[nn.Module]) -> list[Any]:
+    def unpack(value: Any) -> Any:
+        if type(value) is _Place:
+            return modules[value.number]
+        return tuple(map(unpack, value)) if type(value) is tuple else value
+
+    return [unpack(value) for value in values]
+
+
+_kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+
+
+def kept_anatomy(model: nn.Module, find: Callable[[nn.Module], Anatomy]) -> Anatomy:
+    """The anatomy of a model: as it was found before where the model is as it was, else found now."""
+    outline, kept = Outline.of(model), _kept.get(model)
+    if kept is not None and kept.fits(outline):
+        return kept.anatomy(model, outline.modules)
+    anatomy = find(model)
+    _kept[model] = _Kept(anatomy, outline)
+    return anatomy

@@ -1,0 +1,60 @@
+"""The modules of a model, listed in little time: a small call pays for each walk over all of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from .forward_source import children_of, weights_of
+
+
+def each_module(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, each once, in the order of `model.modules()`."""
+    found: dict[nn.Module, None] = {}
+
+    def add(module: nn.Module) -> None:
+        if module not in found:
+            found[module] = None
+            for child in children_of(module).values():
+                add(child)
+
+    add(model)
+    return list(found)
+
+
+def each_weight(model: nn.Module) -> list[Tensor]:
+    """All parameters and buffers of a model; one that several modules share may be there several times."""
+    return [x for module in each_module(model) for x in weights_of(module)]
+
+
+def with_attribute(modules: list[nn.Module], name: str) -> list[nn.Module]:
+    """Those of the modules that hold an attribute themselves: a wrapper that hands on those of another does not.
+
+    To ask a module for an attribute that it does not have takes torch some microseconds.
+    """
+    return [module for module in modules if name in vars(module) or hasattr(type(module), name)]
+
+
+class Outline(NamedTuple):
+    """The modules of a model in the order of their paths, with their types and the names of their children."""
+
+    modules: list[nn.Module]
+    types: list[type]
+    children: list[tuple[str, ...]]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Outline:
+        """The outline of a model as it is now; a module that is known by two names is there twice."""
+        modules: list[nn.Module] = []
+        children: list[tuple[str, ...]] = []
+
+        def add(module: nn.Module) -> None:
+            named = children_of(module)
+            modules.append(module)
+            children.append(tuple(named))
+            for child in named.values():
+                add(child)
+
+        add(model)
+        return cls(modules, [type(module) for module in modules], children)

@@ -1,0 +1,190 @@
+"""An anatomy that is kept is never stale: whatever changes in a model, `dissect` says what it would say the first time."""
+
+import copy
+import gc
+import weakref
+from dataclasses import fields
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from bertology import Names, attention_entropy, dissect, gated, head_importance, prune_heads, register_names
+from bertology.anatomy.dissect import _dissected
+from bertology.anatomy.modules import each_module, each_weight
+from bertology.anatomy.names import NAMES
+from bertology.errors import UnknownAnatomy
+from helpers.zoo import BY_NAME, batch
+
+
+def parts(anatomy):
+    """All that an anatomy says."""
+    return [[getattr(one, field.name) for field in fields(one)] for one in (*anatomy.sites, *anatomy.stacks)] + [
+        anatomy.model, dict(anatomy.unmeasured), anatomy.labels,
+    ]  # fmt: skip
+
+
+def check(model):
+    for _ in range(2):
+        assert parts(dissect(model)) == parts(_dissected(model))
+
+
+def test_it_is_what_was_found(family):
+    for kind in ("classifier", "lm"):
+        check(family.build(kind))
+
+
+def test_modules_and_weights_are_those_of_torch(family):
+    model = family.build()
+    assert each_module(model) == list(model.modules())
+    assert {id(x) for x in each_weight(model)} == {id(x) for x in (*model.parameters(), *model.buffers())}
+
+
+def prune(model):
+    prune_heads(model, {0: [1], 1: [0, 2]})
+
+
+def prune_as_transformers_did(model):
+    attention = model.bert.encoder.layer[1].attention
+    attention.pruned_heads = {3}
+    inner = attention.self
+    inner.num_attention_heads, inner.all_head_size = 3, 3 * inner.attention_head_size
+    for name in ("query", "key", "value"):
+        setattr(inner, name, nn.Linear(inner.query.in_features, 3 * inner.attention_head_size))
+    attention.output.dense = nn.Linear(3 * inner.attention_head_size, attention.output.dense.out_features)
+
+
+def swap_a_block(model):
+    model.bert.encoder.layer[0] = copy.deepcopy(model.bert.encoder.layer[0])
+
+
+def swap_a_projection(model):
+    old = model.bert.encoder.layer[1].attention.output.dense
+    model.bert.encoder.layer[1].attention.output.dense = nn.Linear(old.in_features, old.out_features)
+
+
+def drop_a_block(model):
+    del model.bert.encoder.layer[1]
+
+
+def add_a_block(model):
+    model.bert.encoder.layer.append(copy.deepcopy(model.bert.encoder.layer[0]))
+
+
+def share_a_block(model):
+    model.bert.encoder.layer[1] = model.bert.encoder.layer[0]
+
+
+def turn_the_blocks_around(model):
+    model.bert.encoder.layer = nn.ModuleList(reversed(model.bert.encoder.layer))
+
+
+def wrap_a_projection(model):
+    output = model.bert.encoder.layer[0].attention.output
+    output.dense = nn.Sequential(output.dense)
+
+
+def read_other_heads(model):
+    for block in model.bert.encoder.layer:
+        block.attention.self.num_attention_heads, block.attention.self.attention_head_size = 2, 8
+
+
+CHANGES = [
+    prune, prune_as_transformers_did, swap_a_block, swap_a_projection, drop_a_block, add_a_block, share_a_block,
+    turn_the_blocks_around, wrap_a_projection, read_other_heads,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_it_is_never_stale(change):
+    model = BY_NAME["bert"].build()
+    before = parts(dissect(model))
+    change(model)
+    assert parts(dissect(model)) != before, "the change matters"
+    check(model)
+
+
+def test_a_wrapper_and_what_is_in_it_have_their_own():
+    model = BY_NAME["gpt2"].build()
+    for whole in (model, nn.Sequential(model), model.transformer, nn.DataParallel(model), model):
+        check(whole)
+
+
+def test_names_that_are_registered_later_are_seen():
+    class Attention(nn.Module):
+        num_heads, head_dim = 4, 8
+
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three, self.four = (nn.Linear(32, 32) for _ in range(4))
+
+    model, before = nn.ModuleList([Attention(), Attention()]), list(NAMES)
+    with pytest.raises(UnknownAnatomy):
+        dissect(model)
+    try:
+        register_names(Names("one", "two", "three", "four"))
+        check(model)
+        NAMES[:] = [Names("two", "one", "three", "four"), *before]
+        check(model)
+    finally:
+        NAMES[:] = before
+    with pytest.raises(UnknownAnatomy):
+        dissect(model)
+
+
+def test_it_is_searched_once():
+    model = BY_NAME["bert"].build()
+    with mock.patch("bertology.anatomy.kept.Anatomy", side_effect=AssertionError("was kept")):
+        dissect(model)  # the first time it is found
+        with pytest.raises(AssertionError, match="was kept"):
+            dissect(model)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_it_keeps_no_model_and_no_part_of_one_in_memory(name):
+    model = BY_NAME[name].build("lm")
+    dissect(model)
+    old = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    path = next(path for path, module in model.named_modules() if module is old)
+    model.set_submodule(path, nn.Linear(old.in_features, old.out_features, bias=False).double())
+    gone = weakref.ref(old)
+    del old
+    gc.collect()
+    assert gone() is None
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_measures_between_changes_are_those_of_a_new_model():
+    """Heads are cut, a block is taken out and put back, and gates are open meanwhile."""
+    model = BY_NAME["bert"].build()
+    second, same = model.bert.encoder.layer[1], lambda: copy.deepcopy(model)
+
+    def check_measures():
+        torch.testing.assert_close(
+            head_importance(model, batch()).scores, head_importance(same(), batch()).scores, equal_nan=True
+        )
+        torch.testing.assert_close(
+            attention_entropy(model, batch()).mean, attention_entropy(same(), batch()).mean, equal_nan=True
+        )
+
+    check_measures()
+    prune_heads(model, {0: [2]})
+    check_measures()
+    del model.bert.encoder.layer[1]
+    check_measures()
+    model.bert.encoder.layer.append(second)
+    with gated(model, torch.full((2, 4), 0.5)):
+        assert dissect(model).layers == 2
+    check_measures()
+
+
+def test_a_copy_of_a_model_has_modules_of_its_own():
+    model = BY_NAME["bert"].build()
+    dissect(model)
+    other = copy.deepcopy(model)
+    check(other)
+    assert not {site.attention for site in dissect(other).sites} & {site.attention for site in dissect(model).sites}

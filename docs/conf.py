@@ -45,11 +45,12 @@ html_css_files = ["site.css"]
 html_js_files = [("chinese_search.js", {"priority": 100})] if chinese else []
 html_extra_path = [] if chinese else ["versions.json"]
 templates_path = ["_templates"]
+html_sidebars = {name: [] for name in (["**"] if chinese else ["index", "quickstart", "gallery"])}
 html_show_sourcelink = html_copy_source = False
 html_theme_options = {
     "navbar_align": "left",
-    "navbar_start": ["navbar-logo", "version-switcher"],
-    "navbar_end": ["language", "theme-switcher", "navbar-icon-links"],
+    "navbar_start": ["navbar-logo"],
+    "navbar_end": ["version-switcher", "language", "theme-switcher", "navbar-icon-links"],
     "header_links_before_dropdown": 6,
     "show_toc_level": 2,
     "switcher": {"json_url": f"{site.url}versions.json" if site.url else "versions.json", "version_match": version},

@@ -15,7 +15,7 @@ from sphinx.util.inventory import InventoryFile
 
 NAME = re.compile(r"(?:bertology\.)?([\w.]+)(?:\(.*\))?", re.DOTALL)
 # These are also words of the language, of torch or of other code on the pages.
-TOO_COMMON = {"axes", "stat", "score", "Result", "Head"}
+TOO_COMMON = {"axes", "stat", "score", "plot", "Result", "Head"}
 SKIPPED = (nodes.reference, nodes.title, addnodes.desc_signature, addnodes.pending_xref)
 
 

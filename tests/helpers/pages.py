@@ -143,11 +143,7 @@ def gallery() -> str:
         cells = [f"[![{words}]({path})]({name}.md#{section})" for section, words, path in pictures(page)]
         if cells:
             title = page.read_text().partition("\n")[0].removeprefix("# ")
-            rows = [
-                cells[start : start + 2] + [""] * (2 - len(cells[start : start + 2]))
-                for start in range(0, len(cells), 2)
-            ]
-            out += [f"## {title}", "", "| | |", "|---|---|", *(f"| {left} | {right} |" for left, right in rows), ""]
+            out += [f"## {title}", "", *cells, ""]
     return "\n".join(out)
 
 

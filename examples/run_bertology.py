@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from finetune import train
 from glue import TASKS, Examples, Task, find_task, make_batches, read_examples
+from old_flags import add_flags, check_flags, device
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import (
@@ -48,12 +49,6 @@ DEMO_DATA = Path(__file__).parent / "data" / "sentiment"
 # The old script's names of the scores of all tasks, and of those tasks that have names of their own.
 METRIC_NAMES = {"acc": "accuracy", "mcc": "matthews", "spearmanr": "spearman", "corr": "pearson_spearman"}
 METRIC_OF_TASK = {"mnli": "mnli/acc", "mnli-mm": "mnli-mm/acc"}
-NO_EFFECT = {
-    "overwrite_output_dir": "files of earlier runs are always overwritten",
-    "overwrite_cache": "nothing is cached",
-    "server_ip": "no debugger is attached",
-    "server_port": "no debugger is attached",
-}
 
 Batches = list[dict[str, torch.Tensor]]
 
@@ -63,37 +58,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model_name_or_path", help="a sequence classifier; without it, a small BERT is trained on the spot")
-    add("--config_name", help="where the config is, if not with the model")
-    add("--tokenizer_name", help="where the tokenizer is, if not with the model")
-    add("--cache_dir", help="where downloaded models are kept")
-    add(
-        "--task_name",
-        default="sst-2",
-        help=f"a GLUE task: {', '.join(TASKS)}",
-    )
+    add("--task_name", default="sst-2", help=f"a GLUE task: {', '.join(TASKS)}")
     add("--data_dir", help="a folder of GLUE TSV files, or a datasets name such as nyu-mll/glue")
-    add("--output_dir", default="bertology-output")
-    add("--max_seq_length", type=int, default=128, help="longer texts are cut, and counted")
-    add("--batch_size", type=int, default=32, help="changes only the speed")
-    add("--data_subset", type=int, default=-1, help="use the first so many examples")
-    add("--try_masking", action="store_true", help="mask and prune heads (always done in the demo)")
-    add("--masking_threshold", type=float, default=0.9, help="stop below this share of the score")
-    add("--masking_amount", type=float, default=0.1, help="share of all heads to mask at each step")
     add(
         "--metric_name",
         help="accuracy (acc), f1, acc_and_f1, matthews (mcc), pearson, spearman (spearmanr), pearson_spearman (corr), "
         "mnli/acc, mnli-mm/acc; by default the task's",
     )
-    add("--dont_normalize_importance_by_layer", action="store_true")
-    add("--dont_normalize_global_importance", action="store_true")
-    add("--seed", type=int, default=42)
-    add("--no_cuda", action="store_true")
-    old = parser.add_argument_group("flags of the old script that are taken and have no effect")
-    old.add_argument("--overwrite_output_dir", action="store_true")
-    old.add_argument("--overwrite_cache", action="store_true")
-    old.add_argument("--local_rank", type=int, default=-1, help="-1: the work of one process")
-    old.add_argument("--server_ip", default="")
-    old.add_argument("--server_port", default="")
+    add_flags(parser, batch_size=32)
     args = parser.parse_args()
     check(args, parser)
     return args
@@ -105,15 +77,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error("--data_dir is needed with --model_name_or_path")
     if args.data_dir and not args.model_name_or_path:
         parser.error("--model_name_or_path is needed with --data_dir: the demo has its own data")
-    if not 0 < args.masking_threshold < 1:
-        parser.error(f"--masking_threshold must be between 0 and 1, got {args.masking_threshold}")
-    if not 0 < args.masking_amount <= 1:
-        parser.error(f"--masking_amount must be above 0 and at most 1, got {args.masking_amount}")
-    if args.local_rank != -1:
-        parser.error("--local_rank is not supported: this script runs in one process, on one device")
-    for name, why in NO_EFFECT.items():
-        if getattr(args, name):
-            print(f"NOTICE: --{name} has no effect: {why}")
+    check_flags(args, parser)
 
 
 def acc_and_f1(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -164,7 +128,7 @@ def load(args: argparse.Namespace, labels: int) -> tuple[Any, Any]:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    model.to("cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu")
+    model.to(device(args))
     if not args.model_name_or_path:
         examples = read_examples(find_task("sst-2"), DEMO_DATA, train=True)
         train(
@@ -271,7 +235,8 @@ def prune(
         print(f"WARNING: the heads were masked but not pruned: {error}")
         return summary
     save_pruned(small, out / "pruned_model")
-    tokenizer.save_pretrained(out / "pruned_model")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out / "pruned_model")
     again = load_pruned(out / "pruned_model").to(next(model.parameters()).device)
     after = score(again, batches, metric=metric)
     # In turn, so that a change in the machine's speed affects both.

@@ -50,6 +50,17 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm() -> Path:
+    from bertology.demo import smollm_path
+    from bertology.errors import MissingExtra
+
+    try:
+        return smollm_path()
+    except MissingExtra as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def shared_model() -> Iterator[SharedModels]:
     """`shared_model(load, ...)` is `load(...).eval()`, once a session; the session fails where a test has changed it."""
     share = SharedModels()

@@ -53,6 +53,7 @@ def _add_data(one: argparse.ArgumentParser) -> None:
     add("data", nargs="?", help=".tsv or .csv with a header, .jsonl, or a file with a text on each line")
     add("--text-column", action="append", default=[], metavar="NAME", help="twice for pairs; else text, sentence ...")
     add("--label-column", metavar="NAME", help="by default label, if it is there; a causal language model needs none")
+    add("--no-header", action="store_true", help="columns of a .tsv or .csv file are called 1, 2 ...")
     add("--output", default="bertology-output", metavar="FOLDER", help="by default %(default)s")
     add("--limit", type=_positive, metavar="N", help="read the first N examples")
     add("--max-length", type=_positive, metavar="N", help="cut longer texts; by default what the model takes")
@@ -106,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (BertologyError, OSError) as error:
             print(f"bertology: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("bertology: interrupted", file=sys.stderr)
+            return 130
     return 0
 
 
@@ -139,9 +143,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _texts(args: argparse.Namespace) -> Texts:
-    return read_texts(
-        args.data, text_columns=args.text_column, label_column=args.label_column, limit=args.limit
-    )  # fmt: skip
+    columns = {"text_columns": args.text_column, "label_column": args.label_column, "header": not args.no_header}
+    return read_texts(args.data, limit=args.limit, **columns)
 
 
 def _of_the_demo(loaded: Loaded, limit: int | None) -> Texts:

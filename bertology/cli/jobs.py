@@ -46,7 +46,10 @@ def _curve_section(args: Namespace, found: PruningCurve) -> Section:
         (f"{found.metric} of the whole model", f"{found.scores[0]:.4g}"),
         (f"heads not needed for {args.threshold:.0%} of it", f"{len(off)} of {many}"),
     ]
-    words = f"The {found.metric} as heads are masked step by step, least important first (Michel et al. 2019, §4)."
+    words = (
+        f"The {found.metric} as heads are masked step by step, least important first (Michel et al. 2019, §4). Heads "
+        "are ranked and scored on the same texts, so that other texts may need more of them."
+    )
     return Section("curve", "Pruning curve", words, found, rows)
 
 

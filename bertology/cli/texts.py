@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,27 @@ class Texts:
 
 
 def read_texts(
-    path: str | Path, *, text_columns: Sequence[str] = (), label_column: str | None = None, limit: int | None = None
+    path: str | Path,
+    *,
+    text_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    header: bool = True,
+    limit: int | None = None,
 ) -> Texts:
     """Read the texts of a file, and their labels if it has any; the kind of the file is told by its name.
 
-    A .tsv or .csv file has a header; a .json or .jsonl file has an object on each line. In any other file each line is
-    a text. Blank lines do not count, and the first `limit` examples are read.
+    A .tsv or .csv file has a header, or else its columns are called 1, 2 and so on. A .json or .jsonl file has an
+    object on each line. In any other file each line is a text. Blank lines do not count, and the first `limit` examples
+    are read.
 
     Raises `DataError` for columns that are not there, for what is no text, and for a file without examples.
     """
     kind = Path(str(path).removesuffix(".gz")).suffix.lower()
-    if kind not in ROWS and (text_columns or label_column):
+    if kind not in (*ROWS, *HEADED) and (text_columns or label_column):
         raise DataError(f"{path} has no columns: its lines are texts. Columns are in .tsv, .csv and .jsonl files")
-    rows = ROWS.get(kind, _plain)(path)
+    if not header and kind not in HEADED:
+        raise DataError(f"{path} has no header in any case: --no-header is for .tsv and .csv files")
+    rows = HEADED[kind](path, header) if kind in HEADED else ROWS.get(kind, _plain)(path)
     texts: list[tuple[str, ...]] = []
     labels: list[Any] = []
     places: list[str] = []
@@ -66,23 +74,31 @@ def _plain(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}, line {number}", {"text": line.strip(BLANKS)}
 
 
-def _tabbed(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    header: list[str] = []
-    for number, line in lines_of(path):
-        cells = [cell.strip(BLANKS) for cell in line.split("\t")]
-        if header:
-            yield f"{path}, line {number}", dict(zip(header, cells, strict=False))
-        header = header or cells
+def _tabbed(path: str | Path, header: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    lines = ((number, [cell.strip(BLANKS) for cell in line.split("\t")]) for number, line in lines_of(path))
+    return _named(path, lines, header)
 
 
-def _commas(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _commas(path: str | Path, header: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     with open_text(path, newline="") as file:
-        reader = csv.DictReader(file, restkey="")
+        reader = csv.reader(file)
         try:
-            for row in reader:
-                yield f"{path}, line {reader.line_num}", row
+            yield from _named(path, ((reader.line_num, cells) for cells in reader if cells), header)
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: no CSV ({error})") from error
+
+
+def _named(
+    path: str | Path, lines: Iterable[tuple[int, list[str]]], header: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The cells of each line by the names of their columns, or by the numbers of these, from 1 on."""
+    names: list[str] = []
+    for number, cells in lines:
+        if header and not names:
+            names = cells
+        else:
+            known = names or [str(column) for column in range(1, len(cells) + 1)]
+            yield f"{path}, line {number}", dict(zip(known, cells, strict=False))
 
 
 def _json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -97,7 +113,8 @@ def _json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, row
 
 
-ROWS = {".tsv": _tabbed, ".csv": _commas, ".json": _json_lines, ".jsonl": _json_lines, ".ndjson": _json_lines}
+HEADED = {".tsv": _tabbed, ".csv": _commas}
+ROWS = {".json": _json_lines, ".jsonl": _json_lines, ".ndjson": _json_lines}
 
 
 def _text_columns(row: Mapping[str, Any], given: Sequence[str], place: str) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ def _each_made(
     """Yield batches as they are, what holds several rows as one batch, and single rows put together."""
     pool: list[Row] = []
     for number, item in enumerate(items):
-        several = is_columns(item) or (in_batches and (with_labels(item) or are_texts(item)))
+        several = is_columns(item) or (in_batches and (with_labels(item, collated=True) or are_texts(item)))
         if pool and (several or is_batch(item) or len(pool) == window):
             yield from encoder.batches(pool, number - len(pool))
             pool = []

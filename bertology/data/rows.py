@@ -73,15 +73,20 @@ def are_texts(item: Any) -> bool:
     return _is_listed(item) and len(item) > 0 and all(isinstance(one, str) for one in item)
 
 
-def with_labels(item: Any) -> bool:
-    """Whether this is a list of texts and a list of their labels, in this order."""
+def with_labels(item: Any, *, collated: bool = False) -> bool:
+    """Whether this is a list of texts and a list of their labels, in this order.
+
+    Two pairs of strings are not, unless a DataLoader has put them together: `[("a", "b"), ("c", "d")]`.
+    """
     if not isinstance(item, (tuple, list)) or len(item) != 2 or not are_texts(item[0]):
         return False
+    if are_texts(item[1]) and not collated:
+        return isinstance(item, tuple) and not isinstance(item[0], tuple)
     return hasattr(item[1], "__len__") and not isinstance(item[1], (str, Mapping))
 
 
 def rows_of(item: Any, *, columns: Sequence[str] = ()) -> Iterator[Row]:
-    """Read what holds several rows: columns, texts with labels, or texts."""
+    """Read what holds several rows: columns, texts with labels, or texts; what it is was found out before."""
     if isinstance(item, Mapping):
         sizes = {name: len(x) for name, x in item.items() if hasattr(x, "__len__") and not isinstance(x, str)}
         count = sizes[next(name for name, x in item.items() if name == IDS_ARGUMENT or are_texts(x))]
@@ -92,7 +97,7 @@ def rows_of(item: Any, *, columns: Sequence[str] = ()) -> Iterator[Row]:
         for number in range(count):
             yield read_row({name: x[number] for name, x in listed.items()}, columns=columns)
         return
-    texts, labels = item if with_labels(item) else (item, [None] * len(item))
+    texts, labels = item if with_labels(item, collated=True) else (item, [None] * len(item))
     if len(texts) != len(labels):
         raise DataError(f"there must be a label for each of the {len(texts)} texts, got {len(labels)} labels")
     for text, label in zip(texts, labels, strict=True):

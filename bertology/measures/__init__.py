@@ -1,4 +1,3 @@
 """What do heads and layers do? One question a file."""
 
-from . import attention_figures as attention_figures  # these two register how results are drawn
-from . import figures as figures
+from . import figures as figures  # registers how results are drawn

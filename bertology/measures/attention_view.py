@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import DataError, check_least, checked, need, writable
+from ..streaming.one_batch import Capture
 from .example_maps import ExampleMaps, example_maps
-
-if TYPE_CHECKING:
-    from .captures import AttentionMaps
 
 MOST_WEIGHTS = 3_000_000
 """The most attention weights in one view: they make about 20 MB."""
@@ -47,7 +45,7 @@ class InteractiveView:
 
 
 def interactive_view(
-    result: AttentionMaps, head: Any, *, layers: Sequence[int] | None, example: int, stack: str | None, words: bool,
+    result: Capture, head: Any, *, layers: Sequence[int] | None, example: int, stack: str | None, words: bool,
     height: int,
 ) -> InteractiveView:  # fmt: skip
     """The view of one example: all layers, some of them, or that of one head."""

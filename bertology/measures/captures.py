@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
 from ..anatomy.sites import Head, LayerLabels, Site, Stack
@@ -20,59 +21,20 @@ from ..data.batches import (
     run_model,
     token_count,
 )
+from ..data.captured_texts import texts_of
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
+from ..results.canvas import AxesT
 from ..results.fields import model_name
-from ..results.result import Result
+from ..results.result import PlotOptions
 from ..streaming.first_example import FirstExample
 from ..streaming.gradient_check import check_gradient
-from ..streaming.one_batch import by_stack, layer_labels, masks, one_batch, pile, run
+from ..streaming.one_batch import Capture as Capture
+from ..streaming.one_batch import by_stack, layer_labels, masks, one_batch, only, pile, run
 from ..tap import tap, uncached
 from ..tap.gradient_cuts import lost_gradients
 from .attention_view import InteractiveView, interactive_view
-from .captured_texts import CapturedTexts, texts_of
-
-C = TypeVar("C", bound="Capture")
-
-
-class Capture(CapturedTexts, Result):
-    """Mixin of the captures of one batch: dataclasses whose tensors are kept by stack, `{stack: tensor}`."""
-
-    main: ClassVar[str | None] = "stacks"
-
-    stacks: dict[str, Tensor]
-    masks: dict[str, Tensor]
-
-    @property
-    def mask(self) -> Tensor:
-        """[batch, token], bool: which tokens of the model's only stack are real."""
-        return only(self.masks)
-
-    @checked
-    def stack(self: C, name: str) -> C:
-        """Only one stack: "encoder", "decoder" or "cross"; its `values` can then be taken."""
-        if name not in self.stacks:
-            raise DataError(f"no stack {name!r} in this result: it has {', '.join(self.stacks)}")
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        cut: dict[str, Any] = {
-            key: {name: part[name]} if isinstance(part, dict) else part for key, part in parts.items()
-        }
-        if len(self.stacks) > 1:
-            cut["labels"] = tuple(label for label in self.labels if label.rpartition(".")[0] == name)
-        return replace(self, **cut)
-
-
-def only(stacks: dict[str, Tensor]) -> Tensor:
-    """The only stack's tensor, or a `DataError` that names the stacks."""
-    if not stacks:
-        raise DataError(
-            "it is not known which tokens are real: the attention mask is not [batch, token]. Pass one that is, or"
-            " leave padding out yourself"
-        )
-    if len(stacks) != 1:
-        raise DataError(f"this model has several stacks: take .stack(name) first, of {', '.join(map(repr, stacks))}")
-    return next(iter(stacks.values()))
 
 
 def _numbers(stacks: dict[str, Tensor]) -> tuple[str, ...]:
@@ -224,9 +186,9 @@ class AttentionMaps(Capture):
 
     @checked
     def plot(
-        self, head: str | int | Head | tuple[int, int] | None = None, *, field: str | None = None, ax: Any = None,
-        **options: Any,
-    ) -> Any:  # fmt: skip
+        self, head: str | int | Head | tuple[int, int] | None = None, /, *, field: str | None = None,
+        ax: AxesT | None = None, **options: Unpack[PlotOptions],
+    ) -> AxesT:  # fmt: skip
         """Draw the map of one head with its tokens, the maps of one layer, or all of them (extra `plot`).
 
         Args:
@@ -240,7 +202,9 @@ class AttentionMaps(Capture):
         Raises `HeadError` for a head that is not there, `DataError` for an example or a stack that is not there, and
         for `words=True` where the words are not known.
         """
-        return super().plot(field=field, ax=ax, **options if head is None else {"head": head, **options})
+        if head is not None:
+            options["head"] = head
+        return super().plot(field=field, ax=ax, **options)
 
     @checked
     def show(

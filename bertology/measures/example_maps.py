@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,16 +11,14 @@ from ..corpora.words import Aligned, word_attention
 from ..data.tokens import PADDING, beginning, label_of, word_strings
 from ..errors import DataError, is_whole
 from ..results.heads import place_of
-
-if TYPE_CHECKING:
-    from .captures import AttentionMaps
+from ..streaming.one_batch import Capture
 
 
 @dataclass(frozen=True)
 class ExampleMaps:
     """The maps of one example in one stack, with what stands beside them in pictures."""
 
-    result: AttentionMaps
+    result: Capture
     """The maps of this stack alone."""
     maps: Tensor
     """[layer, head, query, key], float32 on the CPU: NaN for pruned heads."""
@@ -39,9 +36,7 @@ class ExampleMaps:
         return place_of(self.result, head, self.maps.shape[1])
 
 
-def example_maps(
-    result: AttentionMaps, example: int, stack: str | None, *, words: bool, head: object = None
-) -> ExampleMaps:
+def example_maps(result: Capture, example: int, stack: str | None, *, words: bool, head: object = None) -> ExampleMaps:
     """Take one example out of the maps of a batch, and join the tokens of words if wanted.
 
     Raises `DataError` for an example or a stack that is not there, and where words are not known.
@@ -81,12 +76,12 @@ def example_maps(
     return ExampleMaps(part, maps, rows, columns, named, title)
 
 
-def _title(result: AttentionMaps, text: str, example: int, count: int) -> str:
+def _title(result: Capture, text: str, example: int, count: int) -> str:
     of = [result.model_name] if result.model_name else []
     return "\n".join([text, ", ".join(of + ([f"example {example} of {count}"] if count > 1 else []))]).strip()
 
 
-def _stack_of(result: AttentionMaps, head: object) -> str:
+def _stack_of(result: Capture, head: object) -> str:
     """The stack of a head that names one, or the only stack. Raises `DataError` if there are several."""
     if len(result.stacks) == 1:
         return next(iter(result.stacks))
@@ -96,7 +91,7 @@ def _stack_of(result: AttentionMaps, head: object) -> str:
     raise DataError(f"this result has several stacks: say which, stack='...', one of {', '.join(result.stacks)}")
 
 
-def _real(result: AttentionMaps, stack: str, example: int, sizes: torch.Size) -> tuple[Tensor, Tensor]:
+def _real(result: Capture, stack: str, example: int, sizes: torch.Size) -> tuple[Tensor, Tensor]:
     """[query] and [key], bool: which of them are no padding; all of them where that is not known."""
     found = []
     # The keys of cross attention are those of the encoder.

@@ -1,17 +1,37 @@
-"""Pictures of attention patterns, of gradients, and of the distances between heads."""
+"""Pictures of attention maps, of attention patterns, of gradients, and of the distances between heads."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..anatomy.sites import head_at
+from ..errors import DataError, need
 from ..results.axes import axes_of
-from ..results.canvas import AxesT, canvas, finished, headline, width_of
+from ..results.canvas import MISSING, AxesT, canvas, common_title, finished, headline, paper, set_title, width_of
 from ..results.figures import head_panels, layer_points
 from ..results.head_map import head_map
 from ..results.result import draws
+from .captures import AttentionMaps
+from .example_maps import ExampleMaps, example_maps
 from .gradients import AttentionGradients
 from .head_distances import HeadDistances
 from .patterns import AttentionPatterns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = "Blues"
+UNIT = "attention weight"
+LEAST_SIZE, MOST_SIZE = 5.5, 9.0
+"""The sizes of the letters of labels. Where there is less room, only every second, third ... token has one."""
+MOST_IN_TILE = 48
+"""The most rows and columns of one head in the picture of all heads; larger maps show the largest weight of several."""
 
 
 @draws(HeadDistances)
@@ -42,3 +62,122 @@ def draw_gradients(result: AttentionGradients, *, ax: AxesT | None = None, path:
     panels = {f"to {name}: values": result.gradient_to(name) for name in result.classes}
     unit, title = axes_of(AttentionGradients)["values"].label, headline(result, "Attention gradients")
     return head_panels(panels, result.labels, unit=unit, title=title, ax=ax, path=path)
+
+
+@draws(AttentionMaps)
+def draw_attention_maps(
+    result: AttentionMaps,
+    *,
+    head: Any = None,
+    layer: int | None = None,
+    example: int = 0,
+    stack: str | None = None,
+    words: bool = False,
+    ax: AxesT | None = None,
+    path: str | Path | None = None,
+) -> AxesT:
+    """Draw one head with its tokens, the heads of one layer, or all heads."""
+    wanted = (layer, head) if layer is not None and head is not None else head
+    if isinstance(head, int) and layer is None:
+        raise DataError(f"head={head} is the number of a head in a layer: say the layer too, layer=..., or 'L2H{head}'")
+    shown = example_maps(result, example, stack, words=words, head=wanted)
+    if wanted is not None:
+        return _draw_head(shown, *shown.place(wanted), ax, path)
+    if layer is not None:
+        return _draw_layer(shown, shown.place((layer, 0))[0], ax, path)
+    return _draw_all(shown, ax, path)
+
+
+def _draw_head(shown: ExampleMaps, row: int, head: int, ax: AxesT | None, path: str | Path | None) -> AxesT:
+    values, name = shown.maps[row, head], head_at(shown.result.labels, row, head)
+    queries, keys = values.shape
+    cell = max(0.06, min(0.3, 14 / max(queries, keys)))
+    figure, (axes,) = canvas(ax, max(4.8, cell * keys + 2.6), max(3.6, cell * queries + 1.9))
+    image = axes.imshow(values.numpy(), cmap=COLOURS, vmin=0, aspect="equal" if ax is None else "auto")
+    axes.set_facecolor(MISSING)
+    _label(axes, shown, 72 * cell * 0.72 if ax is None else 8)
+    axes.set_xlabel("to: key" if shown.named else "to: position of the key")
+    axes.set_ylabel("from: query" if shown.named else "from: position of the query")
+    set_title(axes, f"Attention of {name}: {shown.title}")
+    figure.colorbar(image, ax=axes, label=UNIT, shrink=0.8)
+    return finished(figure, ax, path)
+
+
+def _label(axes: Axes, shown: ExampleMaps, size: float) -> None:
+    """Write the tokens beside the rows and below the columns."""
+    step = max(1, math.ceil(LEAST_SIZE / size))
+    for axis, names in ((axes.xaxis, shown.keys), (axes.yaxis, shown.queries)):
+        places = range(0, len(names), step)
+        labels = [_short(names[place]) for place in places]
+        axis.set_ticks(list(places), labels=labels, fontsize=max(LEAST_SIZE, min(MOST_SIZE, size)), parse_math=False)
+    upright = all(len(name) <= 2 for name in shown.keys) and len(shown.keys) <= 30
+    axes.tick_params(axis="x", rotation=0 if upright else 90)
+    axes.tick_params(length=2)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else f"{name[:15]}…"
+
+
+def _draw_layer(shown: ExampleMaps, row: int, ax: AxesT | None, path: str | Path | None) -> AxesT:
+    """A panel for each head of a layer, all on one scale, with the tokens at the outer sides."""
+    maps = shown.maps[row]
+    columns = min(len(maps), 4 if len(maps) <= 16 else 8)
+    rows = math.ceil(len(maps) / columns)
+    tokens = max(maps.shape[-2:])
+    side = max(1.5, min(3.2, 0.16 * tokens))
+    size = (columns * side + 2.2, rows * (side + 0.25) + 1.4)
+    figure, every = canvas(ax, *size, shape=(rows, columns), panels=len(maps), sharex=True, sharey=True)
+    top = maps.nan_to_num(0).max().item() or 1.0
+    for head, axes in enumerate(every):
+        image = axes.imshow(maps[head].numpy(), cmap=COLOURS, vmin=0, vmax=top, aspect="auto")
+        axes.set_facecolor(MISSING)
+        axes.set_title(str(head_at(shown.result.labels, row, head)), fontsize="medium")
+        _label(axes, shown, 72 * side / tokens * 0.8)
+        axes.tick_params(labelbottom=head + columns >= len(maps), labelleft=head % columns == 0)
+    figure.colorbar(image, ax=list(every), label=UNIT)
+    common_title(figure, ax, f"Attention of layer {shown.result.labels[row]}: {shown.title}")
+    return finished(figure, ax, path)
+
+
+def _draw_all(shown: ExampleMaps, ax: AxesT | None, path: str | Path | None) -> AxesT:
+    """A small map for each head, layer 0 at the bottom, in one image: a hundred axes would take seconds."""
+    tiles = _tiles(shown.maps)
+    layers, heads, height, width = tiles.shape
+    inches = max(0.36, min(0.75, 12 / max(layers, heads)))
+    figure, (axes,) = canvas(ax, max(6.4, heads * inches + 2.2), layers * inches + 1.6)
+    whole = tiles.flip(0).permute(0, 2, 1, 3).reshape(layers * height, heads * width)
+    norm = need("matplotlib.colors", extra="plot").PowerNorm(0.5, 0, 1)
+    image = axes.imshow(
+        whole.numpy(), cmap=COLOURS, norm=norm, aspect="auto", extent=(-0.5, heads - 0.5, -0.5, layers - 0.5),
+        interpolation="nearest",
+    )  # fmt: skip
+    axes.set_facecolor(MISSING)
+    for where, line in ((range(1, heads), axes.axvline), (range(1, layers), axes.axhline)):
+        for place in where:
+            line(place - 0.5, color=paper(), linewidth=2.5)
+    axes.set_xticks(_some(heads), labels=[str(head) for head in _some(heads)])
+    axes.set_yticks(_some(layers), labels=[shown.result.labels[row] for row in _some(layers)])
+    axes.tick_params(length=0)
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    for side in axes.spines.values():
+        side.set_visible(False)
+    set_title(axes, f"Attention of all heads: {shown.title}")
+    label = f"{UNIT}, on a square-root scale\n(in each map: rows attend to columns)"
+    figure.colorbar(image, ax=axes, label=label, shrink=min(1.0, 5 / (layers * inches)))
+    return finished(figure, ax, path)
+
+
+def _tiles(maps: Tensor) -> Tensor:
+    """[layer, head, row, column]: the maps, made smaller where they have many tokens."""
+    sizes = [min(size, MOST_IN_TILE) for size in maps.shape[-2:]]
+    if list(maps.shape[-2:]) == sizes:
+        return maps
+    pruned = maps.isnan().flatten(2).all(-1)
+    smaller = F.adaptive_max_pool2d(maps.nan_to_num(0), sizes)
+    return smaller.masked_fill(pruned[..., None, None], float("nan"))
+
+
+def _some(many: int) -> Sequence[int]:
+    return range(0, many, 1 if many <= 32 else 2 if many <= 64 else 8)

@@ -56,12 +56,17 @@ class PlotOptions(TypedDict, total=False):
 
     path: str | Path | None
     average: Literal["macro", "micro"]
+    example: int
+    head: Any
     kind: Literal["all", "pronoun", "proper", "nominal"]
+    layer: int | None
     layout: Literal["columns", "arcs"]
     name: str
     relation: str | None
+    stack: str | None
     threshold: float
     title: str | None
+    words: bool
 
 
 class Result(Fields):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,54 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, LayerLabels, Site
 from ..data.batches import Batch, BatchesOrTexts, device_of, on_device, run_model, shows_padding
+from ..data.captured_texts import CapturedTexts
 from ..data.make_batches import as_batch
 from ..data.padding import real_positions
-from ..errors import DataError
+from ..errors import DataError, checked
+from ..results.result import Result
 from ..tap import undisturbed
 from .first_example import check_padding
+
+C = TypeVar("C", bound="Capture")
+
+
+class Capture(CapturedTexts, Result):
+    """Mixin of the captures of one batch: dataclasses whose tensors are kept by stack, `{stack: tensor}`."""
+
+    main: ClassVar[str | None] = "stacks"
+
+    stacks: dict[str, Tensor]
+    masks: dict[str, Tensor]
+
+    @property
+    def mask(self) -> Tensor:
+        """[batch, token], bool: which tokens of the model's only stack are real."""
+        return only(self.masks)
+
+    @checked
+    def stack(self: C, name: str) -> C:
+        """Only one stack: "encoder", "decoder" or "cross"; its `values` can then be taken."""
+        if name not in self.stacks:
+            raise DataError(f"no stack {name!r} in this result: it has {', '.join(self.stacks)}")
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        cut: dict[str, Any] = {
+            key: {name: part[name]} if isinstance(part, dict) else part for key, part in parts.items()
+        }
+        if len(self.stacks) > 1:
+            cut["labels"] = tuple(label for label in self.labels if label.rpartition(".")[0] == name)
+        return replace(self, **cut)
+
+
+def only(stacks: dict[str, Tensor]) -> Tensor:
+    """The only stack's tensor, or a `DataError` that names the stacks."""
+    if not stacks:
+        raise DataError(
+            "it is not known which tokens are real: the attention mask is not [batch, token]. Pass one that is, or"
+            " leave padding out yourself"
+        )
+    if len(stacks) != 1:
+        raise DataError(f"this model has several stacks: take .stack(name) first, of {', '.join(map(repr, stacks))}")
+    return next(iter(stacks.values()))
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from bertology import (
     make_batches,
     pruning_curve,
 )
+from bertology.cli import command
 from bertology.cli.command import main
 from helpers.small_models import small_t5
 from helpers.trees import WORDS, wordpiece_tokenizer
@@ -248,6 +249,27 @@ def test_pruning_heads_by_name(models, files, capsys):
     assert "heads removed: 2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("kind", "separator"), [("tsv", "\t"), ("csv", ",")])
+def test_a_file_without_a_header(models, files, kind, separator):
+    """As GLUE's CoLA is."""
+    rows = [separator.join(["x", str(n), "", text]) for text, n in zip(TEXTS, LABELS, strict=True)]
+    (files / f"cola.{kind}").write_text("\n".join(rows))
+    arguments = ["importance", models["classifier"], f"cola.{kind}", "--no-header", "--text-column", "4"]
+    assert main([*arguments, "--label-column", "2", "--output", "out", "--quiet"]) == 0
+    wanted = head_importance(*expected_batches(models["classifier"], LABELS))
+    found = HeadImportance.load("out/importance.safetensors")
+    torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-6, atol=1e-12)
+
+
+def test_an_interrupted_command_says_so(models, files, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(command.JOBS, "entropy", interrupt)
+    assert main(["entropy", models["masked"], "texts.txt", "--quiet"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "bertology: interrupted"
+
+
 def test_texts_that_are_cut_are_counted(models, files, capsys):
     (files / "long.txt").write_text("the cat " * 30 + "\nthe cat\n")
     assert main(["entropy", models["masked"], "long.txt", "--output", "out", "--quiet"]) == 0
@@ -265,6 +287,8 @@ BAD = [
     (["importance", "classifier", "texts.tsv", "--text-column", "body"], "texts.tsv, line 2: no column 'body': name the text with --text-column; there are 'sentence', 'label'"),
     (["importance", "classifier", "texts.tsv", "--label-column", "gold"], "texts.tsv, line 2: no column 'gold': --label-column takes one of 'sentence', 'label'"),
     (["importance", "classifier", "texts.jsonl"], "texts.jsonl, line 1: no column text, such as 'text' or 'sentence'"),
+    (["importance", "classifier", "texts.jsonl", "--no-header"], "texts.jsonl has no header in any case"),
+    (["importance", "classifier", "texts.tsv", "--no-header"], "texts.tsv, line 1: no column text, such as 'text' or 'sentence'"),
     (["importance", "classifier", "texts.txt", "--text-column", "a"], "texts.txt has no columns"),
     (["importance", "classifier", "bad.tsv"], "bad.tsv, line 3: 'huge' is no label of this model: wanted 0 to 2, or one of low, middle, high"),
     (["importance", "classifier", "seven.tsv"], "seven.tsv, line 2: '7' is no label of this model"),
@@ -290,9 +314,9 @@ def test_mistakes_are_one_line(models, files, capsys, arguments, message):
         "list.jsonl": "[1]\n", "number.jsonl": '{"text": 5}\n',
     }.items():  # fmt: skip
         (files / name).write_text(text)
-    command, model, *others = arguments
+    name, model, *others = arguments
     output = [] if "--output" in others else ["--output", "out"]
-    assert main([command, models.get(model, model), *others, *output, "--quiet"]) == 2
+    assert main([name, models.get(model, model), *others, *output, "--quiet"]) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if not one.startswith("bertology: warning")]
     assert line.startswith("bertology: ")
     assert message in line
@@ -316,6 +340,7 @@ def test_arguments_are_checked_before_any_work(tmp_path, monkeypatch, capsys, ar
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_in_a_process_of_its_own(models, files):
     def run(*arguments):
         command = [sys.executable, "-m", "bertology", *arguments]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch.utils.data import DataLoader
 
 import bertology as bt
 from bertology import make_batches
@@ -96,6 +97,11 @@ def test_an_encoder_decoder_writes_the_text_of_its_labels(tokenizer: Any) -> Non
         vocab_size=40, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
     )
     model = transformers.T5ForConditionalGeneration(config).eval()
+    loader = DataLoader([("the cat", "sat"), ("a mat", "cat")], batch_size=2)  # type: ignore[arg-type]
+    for data in ([("the cat", "sat"), ("a mat", "cat")], (["the cat", "a mat"], ["sat", "cat"]), loader):
+        (batch,) = make_batches(data, tokenizer, model=model, sort=False)
+        assert batch["input_ids"][0].tolist() == tokenizer("the cat")["input_ids"]
+        assert batch["labels"][0].tolist() == tokenizer("sat")["input_ids"]
     for data in ([("the cat", "sat"), ("sat", "the cat sat")], [{"text": "the cat", "label": "sat"}] * 2):
         (batch,) = make_batches(data, tokenizer, model=model)
         assert sorted(tokenizer("sat")["input_ids"]) in [sorted(x[x >= 0].tolist()) for x in batch["labels"]]

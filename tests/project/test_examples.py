@@ -1,5 +1,6 @@
 """The scripts, run as a user runs them, on small real and made-up data."""
 
+import importlib
 import json
 import random
 import re
@@ -10,12 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from bertology import HeadAblation, PruningCurve, dissect, load_pruned
+from bertology import (
+    HeadAblation,
+    PruningCurve,
+    attention_entropy,
+    dissect,
+    gated,
+    head_importance,
+    load_pruned,
+    score,
+)
 from bertology.code_structure import CatComparison
 from bertology.errors import DataError
 from helpers.scripts import run_script
+from helpers.trees import WORDS, wordpiece_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -237,7 +248,7 @@ BAD = [
     (["--data_dir", "data"], "--model_name_or_path is needed with --data_dir"),
     (["--masking_threshold", "1.5"], "--masking_threshold must be between 0 and 1, got 1.5"),
     (["--masking_amount", "0"], "--masking_amount must be above 0 and at most 1, got 0.0"),
-    (["--local_rank", "0"], "--local_rank is not supported: this script runs in one process"),
+    (["--batch_size", "0"], "--batch_size must be 1 or more, got 0"),
     (["--metric_name", "bleu"], "no metric is called 'bleu': --metric_name takes one of accuracy, f1,"),
     (["--metric_name", "mnli/acc"], "the metric mnli/acc is that of the task mnli, not of sst-2"),
     (["--metric_name", "corr", "--model_name_or_path", "m", "--data_dir", "data", "--task_name", "rte"], "the metric corr does not fit the task rte"),
@@ -282,34 +293,156 @@ def test_accuracy_and_f1_are_averaged():
     assert found(logits, torch.tensor([1, 0, 0, 0])) == pytest.approx((3 / 4 + 2 / 3) / 2)
 
 
-def test_flags_of_the_old_script_are_taken_with_a_notice(tmp_path, monkeypatch, capsys):
+OLD_FLAGS = {
+    "--config_name": "c", "--tokenizer_name": "t", "--cache_dir": "d", "--output_dir": "o", "--data_subset": "7",
+    "--overwrite_output_dir": None, "--overwrite_cache": None, "--dont_normalize_importance_by_layer": None,
+    "--dont_normalize_global_importance": None, "--try_masking": None, "--masking_threshold": "0.5",
+    "--masking_amount": "0.2", "--metric_name": "acc", "--max_seq_length": "64", "--batch_size": "1", "--seed": "3",
+    "--local_rank": "0", "--no_cuda": None, "--server_ip": "1.1.1.1", "--server_port": "9",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", ["run_bertology", "run_prune_gpt"])
+def test_every_flag_of_the_old_scripts_is_taken(tmp_path, monkeypatch, capsys, script):
+    flags = [part for name, value in OLD_FLAGS.items() for part in ([name] if value is None else [name, value])]
+    required = ["--data_dir", str(tmp_path), "--model_name_or_path", "m"]
+    task = ["--task_name", "cola"] if script == "run_bertology" else []
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *required, *task, *flags])
+    args = vars(importlib.import_module(script).parse())
+    for name, value in OLD_FLAGS.items():
+        found = args[name.removeprefix("--")]
+        assert found is True if value is None else str(found) == value
+    notices = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    without_effect = ["--overwrite_output_dir", "--overwrite_cache", "--server_ip", "--server_port", "--local_rank"]
+    assert notices == without_effect + ["--metric_name"] * (script == "run_prune_gpt")
+
+
+def test_of_the_processes_of_a_launcher_the_first_does_the_work(monkeypatch, capsys):
     import run_bertology
 
-    old = [
-        "--overwrite_output_dir",
-        "--overwrite_cache",
-        "--local_rank",
-        "-1",
-        "--server_ip",
-        "1.1.1.1",
-        "--config_name",
-        "c",
-    ]
-    monkeypatch.setattr(
-        sys, "argv", ["run_bertology.py", "--data_dir", str(tmp_path), "--model_name_or_path", "m", *old]
-    )
-    args = run_bertology.parse()
-    assert args.config_name == "c"
-    told = capsys.readouterr().out
-    assert [line.split(" has no effect")[0] for line in told.splitlines()] == [
-        "NOTICE: --overwrite_output_dir", "NOTICE: --overwrite_cache", "NOTICE: --server_ip",
-    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["run_bertology.py", "--local_rank", "1"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as end:
+        run_bertology.parse()
+    assert not end.value.code
+    assert "NOTICE: process 1 has nothing to do: the first process does all the work" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "0")
+    assert run_bertology.parse().local_rank == 1
 
 
 def test_errors_close_the_script_with_a_line(tmp_path):
     (tmp_path / "file").write_text("")
     printed = run("run_bertology.py", "--output_dir", "file", cwd=tmp_path, ok=False)
     assert printed.splitlines()[-1] == "run_bertology: --output_dir must be a folder, but file is a file"
+
+
+@pytest.fixture(scope="module")
+def gpts(tmp_path_factory):
+    """A folder with two small decoders, and a BERT."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("gpts")
+    torch.manual_seed(2)
+    sizes = {"vocab_size": 40, "bos_token_id": 2, "eos_token_id": 3, "initializer_range": 0.4}
+    gpt2 = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=24, **sizes)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+    llama = transformers.LlamaConfig(**small, num_key_value_heads=4, max_position_embeddings=24, **sizes)
+    transformers.GPT2LMHeadModel(gpt2).save_pretrained(folder / "gpt2")
+    transformers.LlamaForCausalLM(llama).save_pretrained(folder / "llama")
+    transformers.BertForMaskedLM(
+        transformers.BertConfig(vocab_size=40, initializer_range=0.4, **small)
+    ).save_pretrained(folder / "bert")
+    for name in ("gpt2", "llama"):
+        wordpiece_tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_decoder_is_pruned_by_its_loss_on_ids(gpts, tmp_path, kind):
+    ids = np.random.default_rng(0).integers(4, 40, (10, 8))
+    np.savetxt(tmp_path / "ids.txt", ids, fmt=["%d", "%.18e"][kind == "llama"])
+    arguments = [
+        "--model_name_or_path", gpts / kind, "--data_dir", "ids.txt", "--output_dir", "out", "--try_masking",
+        "--masking_threshold", 0.2, "--masking_amount", 0.25, "--batch_size", 4, "--data_subset", 9, "--seed", 1,
+    ]  # fmt: skip
+    printed = run("run_prune_gpt.py", *arguments, cwd=tmp_path)
+    out = tmp_path / "out"
+    model = AutoModelForCausalLM.from_pretrained(gpts / kind).eval()
+    batch = {"input_ids": torch.tensor(ids[:9])}
+    batch["labels"] = batch["input_ids"]
+    with torch.no_grad():
+        losses = [model(input_ids=row[None], labels=row[None]).loss.item() for row in batch["input_ids"]]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["score"] == pytest.approx(1 / np.mean(losses), rel=1e-5)
+    assert summary["examples"] == 9
+    mask = np.load(out / "head_mask.npy")
+    assert summary["heads_masked"] == 8 - mask.sum() > 0
+    with gated(model, torch.from_numpy(mask)):
+        assert summary["score_masked"] == pytest.approx(score(model, batch, metric="inverse_loss").value, rel=1e-5)
+    pruned = load_pruned(out / "pruned_model")
+    assert score(pruned, batch, metric="inverse_loss").value == pytest.approx(summary["score_pruned"], rel=1e-5)
+    scores = head_importance(model, batch).normalized("all").scores
+    np.testing.assert_allclose(np.load(out / "head_importance.npy"), scores, rtol=1e-4, atol=1e-6)
+    for picture in ("attn_entropy.png", "head_importance.png", "pruning_curve.png"):
+        assert (out / picture).read_bytes()[:4] == b"\x89PNG"
+    assert f"heads       8 before, {int(mask.sum())} after" in printed
+
+
+def test_a_text_is_cut_in_examples(gpts, tmp_path, monkeypatch, capsys):
+    import run_prune_gpt
+
+    text = " ".join(WORDS * 4)
+    (tmp_path / "book.txt").write_text(text[:60] + "\n\n" + text[60:])
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model_name_or_path", str(gpts / "gpt2"), "--data_dir", "book.txt", "--max_seq_length", "9"]
+    monkeypatch.setattr(sys, "argv", ["run_prune_gpt.py", *arguments, "--output_dir", "out"])
+    run_prune_gpt.main()
+    ids = wordpiece_tokenizer()((tmp_path / "book.txt").read_text(), add_special_tokens=False)["input_ids"]
+    rows = [ids[i : i + 9] for i in range(0, len(ids), 9)]
+    rows = [row for row in rows if len(row) > 1]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["examples"] == len(rows)
+    model = load_pruned(gpts / "gpt2")
+    wanted = attention_entropy(model, [{"input_ids": torch.tensor([row])} for row in rows]).mean
+    np.testing.assert_allclose(np.load("out/attn_entropy.npy"), wanted, rtol=1e-5)
+
+
+BAD_GPT = [
+    ("gpt2", "4 5 6\n7 41 9\n", "holds the token id 41, but the model knows 40, from 0 on"),
+    ("gpt2", "4 5 -6\n", "line 1: a token id is a whole number, 0 or more"),
+    ("gpt2", "4 5.5\n", "line 1: a token id is a whole number, 0 or more"),
+    ("gpt2", "4\n5\n", "holds no example of two tokens or more"),
+    ("gpt2", "4 " * 25, "holds an example of 25 tokens, but the model takes 24 at most"),
+    ("gpt2", "", "holds no example of two tokens or more"),
+    ("bert", "4 5 6\n", "reads the tokens that it is to predict: pass a causal language model"),
+    ("gpt2", None, "--data_dir must be a file of text or of token ids, got ids.txt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "text", "message"), BAD_GPT, ids=range(len(BAD_GPT)))
+def test_bad_data_for_a_decoder(gpts, tmp_path, monkeypatch, model, text, message):
+    import run_prune_gpt
+
+    if text is not None:
+        (tmp_path / "ids.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model_name_or_path", str(gpts / model), "--data_dir", "ids.txt", "--output_dir", "out"]
+    monkeypatch.setattr(sys, "argv", ["run_prune_gpt.py", *arguments])
+    with pytest.raises(DataError, match=re.escape(message)):
+        run_prune_gpt.main()
+
+
+def test_an_unknown_metric_of_a_decoder_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    import run_prune_gpt
+
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model_name_or_path", "m", "--data_dir", "d", "--metric_name", "bleu"]
+    monkeypatch.setattr(sys, "argv", ["run_prune_gpt.py", *arguments])
+    with pytest.raises(SystemExit):
+        run_prune_gpt.main()
+    assert "invalid choice: 'bleu'" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_sentiment_data():

@@ -1,5 +1,6 @@
 """README as people meet it: in the checkout, and on a package index, with a public address and without one."""
 
+import pkgutil
 import re
 import runpy
 from pathlib import Path
@@ -79,6 +80,18 @@ def test_the_commands():
     assert marked["main job"].endswith("python3 examples/run_bertology.py")
     assert marked["tests"].endswith("python3 -m pytest -n auto --dist worksteal")
     assert (ROOT / "examples" / "run_bertology.py").is_file()
+
+
+def test_the_extras_are_those_of_the_package(packaging):
+    told = re.findall(r"`bertology\[(\w+)\]`", README.partition("## Install")[2].partition("## First")[0])
+    extras = packaging["tomllib"].loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert sorted(told) == sorted(extras.keys() - {"test", "dev", "docs"})
+
+
+def test_the_command_is_a_function_of_the_package(packaging):
+    scripts = packaging["tomllib"].loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert callable(pkgutil.resolve_name(scripts["bertology"]))
+    assert "bertology report demo" in README
 
 
 def test_citations_are_of_this_version_and_the_same_everywhere():

@@ -23,7 +23,6 @@ from bertology import (
     Result,
     Significance,
     attention_gradients,
-    attention_maps,
     head_means,
     head_outputs,
     hidden_states,
@@ -132,7 +131,6 @@ def test_shares_of_types_and_of_mentions_are_drawn():
 @pytest.mark.parametrize(
     ("measure", "told"),
     [
-        (attention_maps, "AttentionMaps has no picture: draw one head over a text with bertology.syntax.head_view"),
         (hidden_states, "HiddenStates has no picture: it holds a vector for each token and layer"),
         (head_outputs, "HeadOutputs has no picture: plot.over_layers draws a norm"),
         (head_means, "HeadMeans has no picture: plot.over_layers draws a norm"),

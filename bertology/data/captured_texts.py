@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.names import DECODER_IDS_ARGUMENT
-from ..data.batches import ANNOTATIONS, Batch, token_ids, token_mask, without_labels
-from ..data.models import is_encoder_decoder
-from ..data.tokens import PADDING, WordsOfTokens, token_strings
 from ..results.axes import axes
 from ..results.fields import ABOUT
+from .batches import ANNOTATIONS, Batch, token_ids, token_mask, without_labels
+from .models import is_encoder_decoder
+from .tokens import PADDING, WordsOfTokens, token_strings
 
 
 @dataclass(frozen=True, eq=False, repr=False)

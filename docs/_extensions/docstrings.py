@@ -29,24 +29,47 @@ def escaped(text: str) -> str:
 def line_of(line: str) -> str:
     """A line of prose: `code` becomes ``code``, also with a letter behind it."""
     if line.lstrip().startswith((":param", ":type", ":raises", ".. ", "===", "---")):
-        head, sep, rest = line.partition(": ") if line.lstrip().startswith(":") else (line, "", "")
+        head, sep, rest = (
+            line.partition(": ") if line.lstrip().startswith(":") else (line, "", "")
+        )
         return head + sep + line_of(rest) if rest else line
     found, end = [], 0
     for code in CODE.finditer(line):
         found.append(escaped(line[end : code.start()]))
-        before, after = (rf"{code[1]}\ " if code[1] else ""), (rf"\ {code[3]}" if code[3] else "")
+        before, after = (
+            (rf"{code[1]}\ " if code[1] else ""),
+            (rf"\ {code[3]}" if code[3] else ""),
+        )
         found.append(f"{before}``{code[2]}``{after}")
         end = code.end()
     return "".join(found) + escaped(line[end:])
 
 
-def read_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def read_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """Change the lines of prose; examples stay as they are."""
     # Of "[layer, head]: the mean" under a field, napoleon takes the shape for a type.
     if what in ("attribute", "property") and lines and lines[-1].startswith(":type: "):
         shape = lines.pop().removeprefix(":type: ")
-        lines[0] = f"`{shape}`: {lines[0]}" if shape.startswith("[") else f"{shape}: {lines[0]}"
+        lines[0] = (
+            f"`{shape}`: {lines[0]}"
+            if shape.startswith("[")
+            else f"{shape}: {lines[0]}"
+        )
     example = False
+    for i, line in enumerate(lines[:-2]):
+        follows = lines[i + 2].lstrip()
+        indented = len(lines[i + 2]) - len(follows) >= 4 + len(line) - len(
+            line.lstrip()
+        )
+        if (
+            line.endswith(":")
+            and not lines[i + 1]
+            and indented
+            and not follows.startswith((">>>", ":", ".. "))
+        ):
+            lines[i] += ":"  # what is indented below it is code
     for i, line in enumerate(lines):
         example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
         if not example:
@@ -64,17 +87,27 @@ def without_axes(app: Sphinx) -> None:
                     notes[name] = found[1]
 
 
-def without_fields(app: Sphinx, what: str, name: str, obj: Any, *rest: Any) -> tuple[str, str] | None:
+def without_fields(
+    app: Sphinx, what: str, name: str, obj: Any, *rest: Any
+) -> tuple[str, str] | None:
     """A result is made by its measure, so its constructor is not shown."""
-    is_result = what == "class" and inspect.isclass(obj) and issubclass(obj, bertology.Result)
+    is_result = (
+        what == "class" and inspect.isclass(obj) and issubclass(obj, bertology.Result)
+    )
     return ("", "") if is_result else None
 
 
 def check_sizes(app: Sphinx, exception: Exception | None) -> None:
     """A page of the reference that is larger loads slowly, and nobody reads it to the end: divide it."""
-    large = [page.name for page in (Path(app.outdir) / "api").rglob("*.html") if page.stat().st_size > MOST_BYTES]
+    large = [
+        page.name
+        for page in (Path(app.outdir) / "api").rglob("*.html")
+        if page.stat().st_size > MOST_BYTES
+    ]
     if large and exception is None:
-        raise SphinxError(f"divide these pages of docs/api, which have more than {MOST_BYTES} bytes: {large}")
+        raise SphinxError(
+            f"divide these pages of docs/api, which have more than {MOST_BYTES} bytes: {large}"
+        )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

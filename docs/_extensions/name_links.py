@@ -22,11 +22,16 @@ SKIPPED = (nodes.reference, nodes.title, addnodes.desc_signature, addnodes.pendi
 def entries(app: Sphinx) -> dict[str, str]:
     """{full name: address from the root of the site}, of this build or of the English site that it stands in."""
     if app.config.python_inventory:
-        kinds = InventoryFile.loads(Path(app.config.python_inventory).read_bytes(), uri="..").data
+        kinds = InventoryFile.loads(
+            Path(app.config.python_inventory).read_bytes(), uri=".."
+        ).data
         python = [items for kind, items in kinds.items() if kind.startswith("py:")]
         return {name: item.uri for items in python for name, item in items.items()}
     found = app.env.domains["py"].objects
-    return {name: f"{app.builder.get_target_uri(one.docname)}#{one.node_id}" for name, one in found.items()}
+    return {
+        name: f"{app.builder.get_target_uri(one.docname)}#{one.node_id}"
+        for name, one in found.items()
+    }
 
 
 def short_names(full: dict[str, str]) -> dict[str, str]:
@@ -40,7 +45,11 @@ def short_names(full: dict[str, str]) -> dict[str, str]:
             # A plain word stands for a function only where that is what `import bertology` gives.
             if not is_plain_word or len(parts) == 1:
                 short.setdefault(end, set()).add(name)
-    found = {end: min(names, key=len) for end, names in short.items() if len(names) == 1 or end in names}
+    found = {
+        end: min(names, key=len)
+        for end, names in short.items()
+        if len(names) == 1 or end in names
+    }
     found |= {name.partition(".")[2]: name for name in full if "." in name}
     return {end: name for end, name in found.items() if end not in TOO_COMMON}
 
@@ -57,11 +66,17 @@ class LinkNames(SphinxPostTransform):
         here = self.app.builder.get_target_uri(self.env.docname)
         for code in list(self.document.findall(nodes.literal)):
             found = NAME.fullmatch(code.astext())
-            if found is None or found[1] not in short or self.is_skipped(code, short[found[1]]):
+            if (
+                found is None
+                or found[1] not in short
+                or self.is_skipped(code, short[found[1]])
+            ):
                 continue
             target = full[short[found[1]]]
             address = posixpath.relpath(target, posixpath.dirname(here) or ".")
-            link = nodes.reference("", "", refuri=address, internal=True, reftitle=short[found[1]])
+            link = nodes.reference(
+                "", "", refuri=address, internal=True, reftitle=short[found[1]]
+            )
             code.replace_self(link)
             link += code
 

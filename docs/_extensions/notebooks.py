@@ -14,7 +14,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Copy them into the sources, where git ignores them."""
     folder = Path(app.srcdir) / "notebooks"
     folder.mkdir(exist_ok=True)
-    wanted = {path.name: path for path in (ROOT / "examples" / "notebooks").glob("*.ipynb")}
+    wanted = {
+        path.name: path for path in (ROOT / "examples" / "notebooks").glob("*.ipynb")
+    }
     for name, path in wanted.items():
         copy = folder / name
         if not copy.is_file() or copy.read_bytes() != path.read_bytes():

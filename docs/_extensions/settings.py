@@ -28,4 +28,8 @@ def settings(root: Path) -> Settings:
     read = tomllib.loads((root / "pyproject.toml").read_text())
     ours = read["tool"].get("bertology", {})
     url = ours.get("site", "")
-    return Settings(read["project"]["version"], ours.get("repository", "").rstrip("/"), url and url.rstrip("/") + "/")
+    return Settings(
+        read["project"]["version"],
+        ours.get("repository", "").rstrip("/"),
+        url and url.rstrip("/") + "/",
+    )

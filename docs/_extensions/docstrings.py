@@ -45,35 +45,44 @@ def line_of(line: str) -> str:
     return "".join(found) + escaped(line[end:])
 
 
+def indent(line: str) -> int:
+    """How many spaces a line begins with."""
+    return len(line) - len(line.lstrip())
+
+
+def is_code(line: str, before: str) -> bool:
+    """Whether a line after a blank one is code: as in Markdown, where it is four spaces further in than the prose."""
+    is_prose = not before.lstrip().startswith((">>>", ":", ".. ", "- "))
+    is_plain = not line.lstrip().startswith((">>>", ":", ".. ", "- "))
+    return is_prose and is_plain and indent(line) >= indent(before) + 4
+
+
+def marked_up(lines: list[str]) -> list[str]:
+    """Change the lines of prose; examples stay as they are, and code is marked as such."""
+    out: list[str] = []
+    example, code, before = False, 0, ""
+    for number, line in enumerate(lines):
+        code = 0 if line.strip() and indent(line) < code else code
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
+        is_first = bool(line.strip() and before) and not lines[number - 1].strip()
+        if is_first and not code and is_code(line, before):
+            out += [" " * indent(before) + "::", ""]
+            code = indent(line)
+        out.append(line if example or code else line_of(line))
+        before = line if line.strip() else before
+    return out
+
+
 def read_docstring(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """Change the lines of prose; examples stay as they are."""
+    """Give Sphinx the docstring in its own markup."""
     # Of "[layer, head]: the mean" under a field, napoleon takes the shape for a type.
     if what in ("attribute", "property") and lines and lines[-1].startswith(":type: "):
         shape = lines.pop().removeprefix(":type: ")
-        lines[0] = (
-            f"`{shape}`: {lines[0]}"
-            if shape.startswith("[")
-            else f"{shape}: {lines[0]}"
-        )
-    example = False
-    for i, line in enumerate(lines[:-2]):
-        follows = lines[i + 2].lstrip()
-        indented = len(lines[i + 2]) - len(follows) >= 4 + len(line) - len(
-            line.lstrip()
-        )
-        if (
-            line.endswith(":")
-            and not lines[i + 1]
-            and indented
-            and not follows.startswith((">>>", ":", ".. "))
-        ):
-            lines[i] += ":"  # what is indented below it is code
-    for i, line in enumerate(lines):
-        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
-        if not example:
-            lines[i] = line_of(line)
+        shape = f"`{shape}`" if shape.startswith("[") else shape
+        lines[0] = f"{shape}: {lines[0]}"
+    lines[:] = marked_up(lines)
 
 
 def without_axes(app: Sphinx) -> None:

@@ -66,6 +66,7 @@ from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate
 from .streaming.accumulator import Accumulator, MapAccumulator, stat
+from .streaming.shards import merge_shards, shard_batches
 from .tap import tap
 from .tap.gates import ablated, gated
 
@@ -125,6 +126,7 @@ __all__ = [
     "importance_through_training",
     "load_pruned",
     "make_batches",
+    "merge_shards",
     "prune_heads",
     "pruning_curve",
     "register_names",
@@ -132,6 +134,7 @@ __all__ = [
     "repeated_tokens",
     "save_pruned",
     "score",
+    "shard_batches",
     "sole_head_ablation",
     "stat",
     "tap",

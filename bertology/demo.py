@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -68,7 +69,7 @@ def smollm_path(cache_dir: str | Path | None = None) -> Path:
     Raises `MissingExtra` without the packages, `DataError` when the weights have another sha256 or cannot be written.
     """
     # The files of one major version of transformers are not those of another.
-    version = transformers.__version__.partition(".")[0]
+    version = importlib.metadata.version("transformers").partition(".")[0]
     folder = _cache(cache_dir) / f"smollm2-135m-instruct-{DECODER_SHA256[:8]}-transformers-{version}"
     if _is_whole(folder):
         return folder

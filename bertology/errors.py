@@ -226,7 +226,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     for name, hint in (*_CHECKED_BY_FUNCTIONS.items(), ("return", written.get("return"))):
         if written.get(name) == hint:
             written.pop(name, None)
-    names = getattr(function, "__globals__", {})
+    names = getattr(inspect.unwrap(function), "__globals__", {})
     return get_type_hints(SimpleNamespace(__annotations__=written), names)
 
 
@@ -316,7 +316,7 @@ _MADE_BY = {
     "Document": ("a Document", "documents with mentions, as read_conll_coref reads them"),
     "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
 }
-_CHECKED_BY_FUNCTIONS = {"rows": "int | None", "ignore": "Sequence[str]", "progress": "Progress"}
+_CHECKED_BY_FUNCTIONS = {"rows": "int | None", "ignore": "Sequence[str]", "progress": "Progress", "merge": "Merge"}
 """Parameters of a type that have a check of their own wherever they occur, which says better what is wanted."""
 _MODEL_ARGUMENTS = (
     ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'; texts need tokenizer= as well"

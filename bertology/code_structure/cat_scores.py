@@ -17,7 +17,7 @@ from ..errors import DataError, checked
 from ..measures.random_weights import randomized
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
-from ..streaming.processes import skipped_in
+from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress, titled
 from .align import AlignedCode
 from .cat_results import CatComparison
@@ -182,10 +182,12 @@ RANDOM = "random weights"
 
 
 @checked
+@merges
 def cat_scores(
     model: nn.Module, batches: Batches, *, types: Literal["frequent", "published", "all"] | Sequence[str] = "frequent",
     top: int = TOP, quantile: float = QUARTER, upgraded: bool = True, offsets: Offsets = "snippet",
     means_from: Batches | None = None, random_weights: bool = False, seed: int = 0, progress: Progress = None,
+    merge: Merge = "all",
 ) -> CatComparison:  # fmt: skip
     """Measure how well the attention of each layer and head agrees with the structure of code (Chen et al. 2022).
 
@@ -216,6 +218,8 @@ def cat_scores(
         random_weights: whether to also measure the model with random weights, on the same types of leaves.
         seed: the seed of shuffled pairs and random weights.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for batches that are not from `align_code`, for an iterator of batches, for "frequent" or
     "published" types of code in several languages, for types that no leaf has, for other offsets, and if no layer reads
@@ -248,8 +252,9 @@ def cat_scores(
 
 
 @checked
+@merges
 def leaf_types(
-    model: nn.Module, batches: Batches, *, quantile: float = QUARTER, progress: Progress = None
+    model: nn.Module, batches: Batches, *, quantile: float = QUARTER, progress: Progress = None, merge: Merge = "all"
 ) -> LeafTypes:
     """Count how often each layer's attention is high at leaves of each type (Chen et al. 2022).
 
@@ -258,6 +263,8 @@ def leaf_types(
         batches: the batches of `align_code`.
         quantile: the share of pairs that count as high in attention.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for batches that are not from `align_code`, for an iterator, and if no layer reads the code.
 

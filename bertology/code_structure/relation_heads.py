@@ -18,7 +18,7 @@ from ..results.statistics import percentile_interval
 from ..results.views import html_table, plain_table
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
-from ..streaming.processes import skipped_in
+from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress
 from .align import AlignedCode
 from .cat_results import bootstrap
@@ -212,8 +212,14 @@ class RelationAccumulator(LeafMapAccumulator):
 
 
 @checked
+@merges
 def relation_heads(
-    model: nn.Module, batches: Batches, *, relations: Sequence[Relation] = RELATIONS, progress: Progress = None
+    model: nn.Module,
+    batches: Batches,
+    *,
+    relations: Sequence[Relation] = RELATIONS,
+    progress: Progress = None,
+    merge: Merge = "all",
 ) -> RelationHeads:
     """Measure how much attention each head pays to related leaves of code, beyond what their position explains.
 
@@ -228,6 +234,8 @@ def relation_heads(
         relations: "same block", "same call", "definition to use" and "matching brackets", or some of them, or the
             control relation "same name, no definition"; `related` defines them.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for batches that are not from `align_code`, for an iterator of batches, and for another relation
     or language.

@@ -17,6 +17,7 @@ from ..data.metrics import Metric, MetricName
 from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.scatter import heads_correlation
+from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from ..tap.gates import Kind, replacement_name
 from .many_gates import NAN, VariantScores, score_variants
@@ -50,6 +51,7 @@ class HeadAblation(PairedResult):
 
 
 @checked
+@merges
 def head_ablation(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -61,6 +63,7 @@ def head_ablation(
     checkpoint: str | Path | None = None,
     tokenizer: Any = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> HeadAblation:
     """Remove one head at a time, and measure how the metric and the loss change (Michel et al. 2019, §3.2).
 
@@ -82,6 +85,8 @@ def head_ablation(
         checkpoint: as in `accumulate`: a file from which an interrupted pass resumes.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar over batches, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for a metric that is NaN or unknown, `LossError` when labels are missing or no loss is known,
     `HeadError` for another replacement, `ShapeError` for a tensor of another shape.
@@ -143,6 +148,7 @@ class SoleHeadAblation(PairedResult):
 
 
 @checked
+@merges
 def sole_head_ablation(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -155,6 +161,7 @@ def sole_head_ablation(
     checkpoint: str | Path | None = None,
     tokenizer: Any = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> SoleHeadAblation:
     """Keep a single head in one layer, and measure how the metric changes (Michel et al. 2019, §3.3 and appendix A).
 
@@ -174,6 +181,8 @@ def sole_head_ablation(
             a second file, whose name ends in `.choose`; if that pass was complete, it is run again.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar over batches, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises the errors of `head_ablation`.
 

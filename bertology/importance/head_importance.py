@@ -24,6 +24,7 @@ from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
 from ..streaming.identity import identity
+from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress, progress_bar
 from ..tap.gates import gating, token_gating
 
@@ -201,6 +202,7 @@ def _of_tokens(sites: list[Site], found: Sequence[Tensor | None], zeros: Tensor)
 
 
 @checked
+@merges
 def head_importance(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -209,6 +211,7 @@ def head_importance(
     granularity: Literal["example", "token"] = "example",
     tokenizer: Any = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> HeadImportance:
     """Estimate how much the loss depends on each head, from one backward pass for each batch.
 
@@ -227,6 +230,8 @@ def head_importance(
             code does. It is never smaller, and the same where the loss sees a layer at one token only.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `LossError` when labels are missing, no loss is known, the model itself computes another loss, or a loss is
     not one finite value per example.
@@ -299,6 +304,7 @@ class ImportanceSeries(Result):
 
 
 @checked
+@merges
 def importance_through_training(
     checkpoints: Iterable[tuple[int, Any]],
     batches: BatchesOrTexts,
@@ -308,6 +314,7 @@ def importance_through_training(
     granularity: Literal["example", "token"] = "example",
     tokenizer: Any = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> ImportanceSeries:
     """Estimate the importance of all heads at each of several checkpoints of one training (Michel et al. 2019, §6).
 
@@ -322,6 +329,8 @@ def importance_through_training(
         loss: as in `head_importance`.
         granularity: as in `head_importance`.
         progress: True for a progress bar over checkpoints, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for checkpoints that are not such pairs, for a step that is given twice, for no checkpoints, and
     for heads that differ from those of the first checkpoint.

@@ -28,6 +28,7 @@ from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
 from ..streaming.first_example import FirstExample
 from ..streaming.identity import identity
+from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 
 INVERSE_LOSS = "inverse_loss"
@@ -63,10 +64,14 @@ class ScoreAccumulator(Accumulator):
 
     def zero(self, anatomy: Anatomy) -> ScoreAccumulator:
         """Forget everything."""
-        self._logits: list[Tensor] = []
-        self._labels: list[Tensor] = []
         self._alone = FirstExample(anatomy, lambda out, batch: predictions(anatomy.model, out, batch).logits)
         return super().zero(anatomy)
+
+    def forget(self, anatomy: Anatomy, device: torch.device) -> None:
+        """Forget all examples."""
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        super().forget(anatomy, device)
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Keep the batch's logits and labels, on the CPU."""
@@ -115,9 +120,13 @@ class GenerationAccumulator(Accumulator):
                 "a GenerationMetric needs an encoder-decoder model that generates, such as "
                 f"BartForConditionalGeneration, got {type(self._writer).__name__}"
             )
+        return super().zero(anatomy)
+
+    def forget(self, anatomy: Anatomy, device: torch.device) -> None:
+        """Forget all examples."""
         self._generated: list[Tensor] = []
         self._references: list[Tensor] = []
-        return super().zero(anatomy)
+        super().forget(anatomy, device)
 
     def check_batch(self, batch: Batch) -> None:
         """Generate from the batch, without its labels: before other accumulators watch, which only watch one pass."""
@@ -251,6 +260,7 @@ def scorer(metric: MetricName | Metric, loss: ExampleLoss | None = None) -> Accu
 
 
 @checked
+@merges
 def score(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -259,6 +269,7 @@ def score(
     loss: ExampleLoss | None = None,
     tokenizer: Any = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> Score:
     """Score the model on a data set.
 
@@ -273,6 +284,8 @@ def score(
         loss: for "inverse_loss", `f(outputs, batch) -> [batch]`; by default that of the task head.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` when labels or logits are missing, no metric is known by that name, or the metric is NaN.
 

@@ -15,6 +15,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 
 Average = Literal["query", "example"]
@@ -110,6 +111,7 @@ class EntropyAccumulator(MapAccumulator):
 
 
 @checked
+@merges
 def attention_entropy(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -118,6 +120,7 @@ def attention_entropy(
     rows: int | None = None,
     tokenizer: Any = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> AttentionEntropy:
     """Measure how spread out each head's attention is: the mean entropy of a query's attention weights, in nats.
 
@@ -134,6 +137,8 @@ def attention_entropy(
             depend on it.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for batches that cannot be used.
 

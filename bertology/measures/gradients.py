@@ -19,6 +19,7 @@ from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
 from ..streaming.identity import identity
+from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 
 
@@ -135,6 +136,7 @@ class GradientsAccumulator(MapAccumulator):
 
 
 @checked
+@merges
 def attention_gradients(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -143,6 +145,7 @@ def attention_gradients(
     tokenizer: Any = None,
     loss: ExampleLoss | None = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> AttentionGradients:
     """Measure how much the loss would change with each head's attention, by token class (Clark et al. 2019, figure 3).
 
@@ -159,6 +162,8 @@ def attention_gradients(
         tokenizer: needed for texts, and for classes that are given as strings: it looks up their ids.
         loss: one loss per example, `f(outputs, batch) -> [batch]`; by default that of the task head.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for batches or token classes that cannot be used, `LossError` when no loss is known,
     `UnknownAnatomy` where no gradient reaches the attention.

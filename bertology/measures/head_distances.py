@@ -21,6 +21,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 
 Reduce = Literal["mean", "sum"]
@@ -333,6 +334,7 @@ def _comparable(maps: dict[Site, Tensor]) -> list[list[Site]]:
 
 
 @checked
+@merges
 def head_distances(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -341,6 +343,7 @@ def head_distances(
     reduce: Reduce = "mean",
     tokenizer: Any = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> HeadDistances:
     """Measure how far apart the attention of every two heads is: their Jensen-Shannon divergence, in nats.
 
@@ -357,6 +360,8 @@ def head_distances(
         reduce: "mean" over all query tokens, as the paper's caption says, or "sum", as its formula and code have it.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for batches that cannot be used, and for a smoothing or reduction that is none.
 

@@ -18,6 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
+from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from ..tap import tap
 
@@ -80,8 +81,9 @@ class MeansAccumulator(Accumulator):
 
 
 @checked
+@merges
 def head_means(
-    model: nn.Module, batches: BatchesOrTexts, *, tokenizer: Any = None, progress: Progress = None
+    model: nn.Module, batches: BatchesOrTexts, *, tokenizer: Any = None, progress: Progress = None, merge: Merge = "all"
 ) -> HeadMeans:
     """Average every head's output over the real tokens of a data set.
 
@@ -92,6 +94,8 @@ def head_means(
         batches: one mapping of model arguments, or an iterable of them; or texts (see `make_batches`).
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for batches that cannot be used, `UnknownAnatomy` where heads cannot be read.
 

@@ -18,6 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from .entropy import Average, batch_average, check_average
 
@@ -239,6 +240,7 @@ class PatternsAccumulator(MapAccumulator):
 
 
 @checked
+@merges
 def attention_patterns(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -249,6 +251,7 @@ def attention_patterns(
     sink_threshold: float = 0.3,
     rows: int | None = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> AttentionPatterns:
     """Measure what each head's attention looks like: to the previous, next, same and first token, how far, how surely.
 
@@ -266,6 +269,8 @@ def attention_patterns(
         rows: how many query rows are looked at at a time; by default as many as fit into 64 MiB. The result does not
             depend on it.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for batches or token classes that cannot be used.
 

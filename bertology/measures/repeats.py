@@ -17,6 +17,7 @@ from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 
 
@@ -109,6 +110,7 @@ def _patterns(ids: Tensor, real: Tensor, mask: Tensor, rows: slice) -> dict[str,
 
 
 @checked
+@merges
 def repeat_scores(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -116,6 +118,7 @@ def repeat_scores(
     rows: int | None = None,
     tokenizer: Any = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> RepeatScores:
     """Measure how much each head attends to earlier occurrences of a token, to the tokens after them, and to the
     previous token.
@@ -129,6 +132,8 @@ def repeat_scores(
         rows: how many query rows are read at a time; by default as many as fit into 64 MiB.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for batches without token ids.
 

@@ -24,6 +24,7 @@ from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
+from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress, progress_bar
 from ..streaming.same_data import same_data
 from ..tap.gates import gated
@@ -166,6 +167,7 @@ class PruningCurve(Result):
 
 
 @checked
+@merges
 def pruning_curve(
     model: nn.Module,
     batches: BatchesOrTexts,
@@ -183,6 +185,7 @@ def pruning_curve(
     loss: ExampleLoss | None = None,
     tokenizer: Any = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> PruningCurve:
     """Silence heads step by step, least important first, and score the model at every step.
 
@@ -218,6 +221,8 @@ def pruning_curve(
         loss: for importance, `f(outputs, batch) -> [batch]`; by default that of the task head.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar over steps, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for options that make no sense, for scores that do not fit the model, and for a threshold where
     the whole model scores 0 or less, of which no share can be taken; `UnknownAnatomy` for "magnitude" where it is not

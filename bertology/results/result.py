@@ -248,3 +248,10 @@ def finite(values: Tensor, there: Tensor, what: str) -> Tensor:
 def cpu64(x: Tensor) -> Tensor:
     """A float64 copy on the CPU: what results over a data set hold."""
     return x.detach().to("cpu").to(torch.float64)
+
+
+def with_measured(result: Any, name: str, many: int) -> Any:
+    """A result that knows its model, by name, and on how many examples that was measured."""
+    if not isinstance(result, Result) or result.model_name:
+        return result
+    return replace(result, model_name=name, **({} if hasattr(result, "examples") else {"n_examples": many}))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,30 @@ from ..data.batches import Batch, Batches, BatchesOrTexts, ReadBatch, each_batch
 from ..data.make_batches import as_batches
 from ..errors import DataError, checked
 from ..results.fields import model_name
-from ..results.result import Result
+from ..results.result import with_measured
 from ..tap import uncached, undisturbed
 from ..tap.gradient_cuts import lost_gradients
 from .accumulator import A, Accumulator, MapAccumulator, read_maps
 from .checkpoint import Checkpoint
 from .first_example import check_padding
-from .identity import add_tensor, config_settings, identity, weights_digest
-from .processes import check_counts, check_same_work, check_sampler, gathered, processes, raise_together
+from .identity import add_batch, config_settings, weights_digest
+from .processes import Merge, check_counts, check_same_work, check_sampler, gathered, merges, processes, raise_together
 from .progress import Progress, progress_bar
+from .shards import DigestedBatches, Shard, ShardFile
 
 
 @checked
+@merges
 def accumulate(
     model: nn.Module,
     batches: BatchesOrTexts,
     *accumulators: Accumulator,
     tokenizer: Any = None,
     checkpoint: str | Path | None = None,
+    shard: Shard | None = None,
+    save: str | Path | None = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> tuple[Any, ...]:
     """Take several measures in one pass over the data.
 
@@ -48,20 +53,33 @@ def accumulate(
             values for each example.
         checkpoint: a file to which the sums are written every minute, and from which an interrupted pass resumes, given
             the same model and data. It is removed when the pass is complete. Each process needs its own.
+        shard: (k, n), where these batches are share k, from 0, of n shares of the data, which other machines measure.
+        save: the folder in which such a shard's sums are written to a file, for `merge_shards`. A shard that is there
+            already is not measured again. Processes do not merge their sums then.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
-    Returns one result an accumulator, in their order. Under `torch.distributed`, give each process its share of the
+    Returns one result an accumulator, in their order; with `save`, that of this shard, and () for a shard without a
+    batch. Under `torch.distributed`, give each process its share of the
     batches: the sums are merged over all processes, and every process returns the same results. A process may have no
     batches. An error in one of them is raised in all.
 
     Raises `DataError` for batches that cannot be used, when a checkpoint is of another model or other data, and when
-    processes measure with other models or settings than others.
+    processes measure with other models or settings than others. With `merge="none"` one process may measure alone,
+    such as in `if rank == 0:`; any other call waits for the others.
     """
     check_accumulators(accumulators)
+    by_example = any(accumulator.by_example for accumulator in accumulators)
+    made = partial(as_batches, model, batches, tokenizer, sort=not by_example)
+    take = partial(_take, checkpoint=checkpoint, progress=progress)
     with torch.inference_mode(False):
+        if save is not None or shard is not None:
+            file = ShardFile(save, shard, model, accumulators)
+            return _of_shard(model, made(), accumulators, file, take)
         error: Exception | None = None
         try:
-            seen, measured, saved = _take(model, batches, accumulators, checkpoint, progress, tokenizer)
+            seen, measured, saved = take(model, made(), accumulators, may_be_empty=processes() > 1)
         except Exception as raised:
             if processes() == 1:
                 raise
@@ -74,15 +92,32 @@ def accumulate(
         results = tuple(all_merge(accumulator).compute() for accumulator in accumulators)
     if saved is not None:
         saved.remove()
-    return tuple(_named(result, model, measured) for result in results)
+    return tuple(with_measured(result, model_name(model), measured) for result in results)
 
 
-def _named(result: Any, model: nn.Module, measured: int) -> Any:
-    """A result that knows its model, and on how many examples that was measured."""
-    if not isinstance(result, Result) or result.model_name:
-        return result
-    counted = {} if hasattr(result, "examples") else {"n_examples": measured}
-    return replace(result, model_name=model_name(model), **counted)
+def _of_shard(
+    model: nn.Module,
+    batches: Batches,
+    accumulators: Sequence[Accumulator],
+    file: ShardFile,
+    take: Callable[..., tuple[int, int, _SavedPass | None]],
+) -> tuple[Any, ...]:
+    """Measure a shard and write its sums, or read what was measured of it before."""
+    check_sampler(batches)
+    data, there = DigestedBatches(batches), file.read()
+    if there is None:
+        _, many, saved = take(model, data, accumulators, may_be_empty=True)
+        file.write(accumulators, many, data.digest)
+        if saved is not None:
+            saved.remove()
+    else:
+        many = sum(map(examples, data))
+        if data.digest != there.about["data"]:
+            raise DataError(f"{there.path} is there already, of other data: name another folder, or remove it")
+        for number, accumulator in enumerate(accumulators):
+            accumulator.zero(dissect(model)).merge(there.of(number))
+    results = [accumulator.compute() for accumulator in accumulators] if many else []
+    return tuple(with_measured(result, model_name(model), many) for result in results)
 
 
 def check_accumulators(accumulators: Sequence[Accumulator]) -> None:
@@ -100,15 +135,14 @@ def check_accumulators(accumulators: Sequence[Accumulator]) -> None:
 
 def _take(
     model: nn.Module,
-    given: BatchesOrTexts,
+    batches: Batches,
     accumulators: Sequence[Accumulator],
     checkpoint: str | Path | None,
     progress: Progress,
-    tokenizer: Any,
+    *,
+    may_be_empty: bool,
 ) -> tuple[int, int, _SavedPass | None]:
     """Update the accumulators with all batches of this process: how many items and examples, and what was saved."""
-    by_example = any(accumulator.by_example for accumulator in accumulators)
-    batches: Batches = as_batches(model, given, tokenizer, sort=not by_example)
     check_sampler(batches)
     anatomy = dissect(model)
     for accumulator in accumulators:
@@ -126,7 +160,7 @@ def _take(
     cache: Any = uncached(model) if backward else nullcontext()
     with undisturbed(model), cache, torch.set_grad_enabled(bool(backward)):
         # A process among several may have no batches: its sums stay 0.
-        each = each_batch(model, batches, may_be_empty=processes() > 1)
+        each = each_batch(model, batches, may_be_empty=may_be_empty)
         for batch in progress_bar(progress, each, total=total):
             many = examples(batch)
             measured, seen = measured + many, seen + (1 if whole else many)
@@ -164,12 +198,7 @@ class _SavedPass:
 
     def has(self, batch: Batch) -> bool:
         """Whether this batch, the next in turn, is in the sums already."""
-        for name in sorted(batch):
-            if isinstance(batch[name], Tensor):
-                self._digest.update(name.encode())
-                add_tensor(self._digest, batch[name])
-            else:
-                self._digest.update(f"{name} {identity(batch[name])}".encode())
+        add_batch(self._digest, batch)
         self._seen += 1
         if self._seen == self._done and self._digest.hexdigest() != self._wanted:
             raise DataError(

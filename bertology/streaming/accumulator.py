@@ -98,16 +98,19 @@ class Accumulator(ABC):
 
     def zero(self: A, anatomy: Anatomy) -> A:
         """Forget everything, and get ready for a model."""
+        device = device_of(anatomy.model)
+        # The device of Apple has no float64.
+        self.forget(anatomy, torch.device("cpu") if device.type == "mps" else device)
+        return self
+
+    def forget(self, anatomy: Anatomy, device: torch.device) -> None:
+        """Set all sums to 0, on a device. It needs no model: sums of other machines are merged without one."""
         self.anatomy = anatomy
         stats = self._stats()
         if stats:
             sizes = {"layer": anatomy.layers, "head": anatomy.heads, **self.sizes()}
-            device = device_of(anatomy.model)
-            if device.type == "mps":
-                device = torch.device("cpu")  # the device has no float64
             for name, kind in stats.items():
                 setattr(self, name, kind.zeros(sizes, device))
-        return self
 
     def choose_loss(self, anatomy: Anatomy, loss: ExampleLoss | None) -> None:
         """Measure by a custom loss, or else by that of the model's task, which is compared with the model's own."""

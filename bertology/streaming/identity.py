@@ -44,7 +44,11 @@ def identity(value: Any) -> str:
         >>> identity(lambda x: 2 * x) == identity(lambda x: 3 * x)
         False
     """
-    return hashlib.sha256("\n".join(_lines(value, {})).encode()).hexdigest()
+    return _digest(value, {})
+
+
+def _digest(value: Any, seen: dict[int, Any]) -> str:
+    return hashlib.sha256("\n".join(_lines(value, seen)).encode()).hexdigest()
 
 
 def _lines(x: Any, seen: dict[int, Any]) -> Iterator[str]:
@@ -72,7 +76,7 @@ def _parts(x: Any, seen: dict[int, Any]) -> Iterator[str]:
         yield f"{type(x).__qualname__} of {len(x)}"
         yield from _each(x, seen)
     elif isinstance(x, (set, frozenset)):
-        yield f"set {sorted(identity(one) for one in x)}"
+        yield f"set {sorted(_digest(one, dict(seen)) for one in x)}"
     elif isinstance(x, Mapping):
         yield f"mapping of {len(x)}"
         yield from _each((part for item in x.items() for part in item), seen)
@@ -208,6 +212,16 @@ def add_tensor(digest: Any, x: Tensor) -> None:
     """Add the shape, the type and every byte of a tensor to a digest of hashlib."""
     digest.update(f"{list(x.shape)} {x.dtype}".encode())
     digest.update(bytes_of(x))
+
+
+def add_batch(digest: Any, batch: Mapping[str, Any]) -> None:
+    """Add all values of a batch to a digest of hashlib."""
+    for name in sorted(batch):
+        if isinstance(batch[name], Tensor):
+            digest.update(name.encode())
+            add_tensor(digest, batch[name])
+        else:
+            digest.update(f"{name} {identity(batch[name])}".encode())
 
 
 def config_settings(model: nn.Module) -> dict[str, Any]:

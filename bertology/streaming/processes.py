@@ -2,40 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
-from typing import Any, TypeVar
+import functools
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.distributed import GroupMember, ProcessGroup
 
 from ..data.batches import Batches, BatchesOrTexts
-from ..errors import DataError
+from ..errors import DataError, described
 from ..tap.private_api import library_versions
 from .accumulator import Accumulator
 from .identity import config_settings, weights_checksum
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+Merge = Literal["all", "none"] | ProcessGroup
+"""Whose sums are merged: those of all processes of `torch.distributed`, of a group of them, or of none but this one."""
+_sharing: ContextVar[Merge] = ContextVar("_sharing", default="all")
+
+
+def merges(function: F) -> F:
+    """Decorate a measure with a keyword argument `merge`: these processes share the work while it runs.
+
+    Raises `DataError` for what is neither "all" nor "none" nor a group, and for a group that this process is not in.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with sharing(kwargs.get("merge", "all")):
+            return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+@contextmanager
+def sharing(merge: Any) -> Iterator[None]:
+    """Share work with these processes inside; "all" are all that share the work around it."""
+    if merge is GroupMember.NON_GROUP_MEMBER:
+        raise DataError(
+            "this process is not in the group that merge= names: measure in the processes of the group only"
+        )
+    named = isinstance(merge, str) and merge in ("all", "none")
+    if not named and not isinstance(merge, ProcessGroup):
+        raise DataError(
+            f"merge takes 'all', 'none' or a group of torch.distributed.new_group(), got {described(merge)}"
+        )
+    before = _sharing.set(_sharing.get() if named and merge == "all" else merge)
+    try:
+        yield
+    finally:
+        _sharing.reset(before)
+
+
+def _group() -> ProcessGroup | None:
+    merge = _sharing.get()
+    return None if isinstance(merge, str) else merge
 
 
 def processes() -> int:
-    """How many processes share the data: those of `torch.distributed`, or 1."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    """How many processes share the data: those of `torch.distributed`, of a group of them, or 1."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or _sharing.get() == "none":
         return 1
-    return torch.distributed.get_world_size()
+    return torch.distributed.get_world_size(_group())
 
 
 def process() -> int:
-    """The number of this process, from 0."""
-    return torch.distributed.get_rank() if processes() > 1 else 0
+    """The place of this process among those that share the data, from 0."""
+    return torch.distributed.get_rank(_group()) if processes() > 1 else 0
 
 
 def gathered(value: Any) -> list[Any]:
-    """The values of all processes, in their order."""
+    """The values of all processes that share the data, in their order."""
     if processes() == 1:
         return [value]
     values: list[Any] = [None] * processes()
-    torch.distributed.all_gather_object(values, value)
+    torch.distributed.all_gather_object(values, value, group=_group())
     return values
+
+
+def _number(place: int) -> int:
+    """The number among all processes of one that shares the data."""
+    group = _group()
+    return place if group is None else torch.distributed.get_global_rank(group, place)
+
+
+def _told(place: int) -> str:
+    """One of the processes that share the data, in words."""
+    every = f" of {processes()}" if _group() is None else f", one of {processes()} in a group,"
+    return f"process {_number(place)}{every}"
 
 
 def raise_together(error: Exception | None) -> None:
@@ -45,7 +103,7 @@ def raise_together(error: Exception | None) -> None:
         raise error
     failed = [rank for rank, message in enumerate(told) if message is not None]
     if failed:
-        raise DataError(f"process {failed[0]} of {len(told)} failed, so nothing is merged: {told[failed[0]]}")
+        raise DataError(f"{_told(failed[0])} failed, so nothing is merged: {told[failed[0]]}")
 
 
 def values_of_all(find: Callable[[], T]) -> list[T]:
@@ -79,8 +137,9 @@ def check_same_work(model: nn.Module, accumulators: Sequence[Accumulator]) -> No
         other = [name for name in theirs if theirs[name] != every[0][name]]
         if other:
             raise DataError(
-                f"process {rank} of {len(every)} differs from process 0 in the {other[0]}: their sums do not belong "
-                "together. Pass the same model and measures in every process, and to each its share of the batches"
+                f"{_told(rank)} differs from process {_number(0)} in the {other[0]}: their sums do not belong "
+                "together. Pass the same model and measures in every process, and to each its share of the batches; or "
+                "pass merge='none', and nothing is merged"
             )
 
 

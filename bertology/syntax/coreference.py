@@ -18,7 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
-from ..streaming.processes import skipped_in
+from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress
 from .antecedents import BASELINES, Candidates, Question, picks_of, questions
 from .best_heads import CoreferenceTable, Counts, KindScore, coreference_table
@@ -203,9 +203,11 @@ def _by_kind(hits: Tensor, kind: Tensor) -> Tensor:
 
 
 @checked
+@merges
 def coreference_heads(
     model: nn.Module, batches: Batches, *, candidates: Candidates = "mentions", rows: Rows = "mean",
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> CoreferenceHeads:  # fmt: skip
     """Measure how often each head picks an antecedent of a mention (Clark et al. 2019, §4.3).
 
@@ -224,6 +226,8 @@ def coreference_heads(
         rows: how the attention from the tokens of a word is combined: their "mean" (as in the paper's text), the
             "first" or the "max".
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for batches without mentions, and if no mention has an antecedent.
 

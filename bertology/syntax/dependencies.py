@@ -18,7 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
-from ..streaming.processes import skipped_in, values_of_all
+from ..streaming.processes import Merge, merges, skipped_in, values_of_all
 from ..streaming.progress import Progress
 from .best_heads import OFFSETS, Counts, RelationTable, relation_table
 from .picks import DIRECTIONS, WordMapAccumulator, padded, picks, sentences_in
@@ -224,9 +224,10 @@ def _relations_in(batches: Batches) -> set[str]:
 
 
 @checked
+@merges
 def dependency_heads(
     model: nn.Module, batches: Batches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
-    progress: Progress = None,
+    progress: Progress = None, merge: Merge = "all",
 ) -> DependencyHeads:  # fmt: skip
     """Measure how often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2).
 
@@ -242,6 +243,8 @@ def dependency_heads(
         possessives: relations in which, if "'s" follows the word, the pick of the "'s" counts as the word's pick, as in
             the paper.
         progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
 
     Raises `DataError` for batches without trees.
 

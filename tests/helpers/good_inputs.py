@@ -225,9 +225,17 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "save_pruned": {"model": x.model, "path": x.folder / "pruned"},
         "load_pruned": {"path": x.pruned},
         "register_names": {"names": bt.Names("to_q", "to_k", "to_v", "to_out")},
+        "merge_shards": {"folder": _shards(x)},
+        "shard_batches": {"batches": [x.batch], "shard": (0, 1)},
         "make_batches": {"data": ["the cat", "sat"], "tokenizer": x.tokenizer},
         "repeated_tokens": {"vocabulary": range(5, 20), "length": 3},
     }  # fmt: skip
+
+
+def _shards(x: GoodInputs) -> Path:
+    folder = x.folder / "shards"
+    bt.accumulate(x.model, x.batch, bt.EntropyAccumulator(), shard=(0, 1), save=folder)
+    return folder
 
 
 def _syntax(x: GoodInputs) -> dict[str, dict[str, Any]]:

@@ -67,6 +67,15 @@ WORK = {
     "cat": lambda rank, size: cat_scores(model(), code(rank, size), types="all"),
     "code": lambda rank, size: relation_heads(model(), code(rank, size)),
     "whole shares": lambda rank, size: head_importance(model(), loader(rank, size, drop_last=True)),
+    "a group": lambda rank, size: head_importance(
+        model(), TEXTS[rank::size], merge=torch.distributed.new_group(list(range(size)))
+    ),
+    "process 0 alone": lambda rank, size: (
+        None if rank else pruning_curve(model(), TEXTS, metric="accuracy", merge="none")
+    ),
+    "relations of each alone": lambda rank, size: dependency_heads(model(), trees(rank, size), merge="none"),
+    "code of process 1 alone": lambda rank, size: cat_scores(model(), code(0, 1), merge="none") if rank else None,
+    "a group without process 0": lambda rank, size: head_means(model(), TEXTS, merge=torch.distributed.new_group([1])),
     "no texts": lambda rank, size: attention_entropy(model(), []),
     "other weights": lambda rank, size: attention_entropy(model(rank), TEXTS[rank::size]),
     "other activation": lambda rank, size: attention_entropy(
@@ -103,5 +112,9 @@ def each(rank: int, size: int, store: str, queue: Any) -> None:
 
 
 def plain(result: Any) -> dict[str, Any]:
-    """{field: value} of a result, tensors as lists."""
-    return {name: x.tolist() if isinstance(x, torch.Tensor) else x for name, x in vars(result).items()}
+    """{field: value} of a result, tensors as lists; empty without a result."""
+    return (
+        {}
+        if result is None
+        else {name: x.tolist() if isinstance(x, torch.Tensor) else x for name, x in vars(result).items()}
+    )

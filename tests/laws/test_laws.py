@@ -44,6 +44,12 @@ def encode(model):
         edge_probing.encode(model, wordpiece_tokenizer(), NOUNS, f"{folder}/nouns", dtype=torch.float32)
 
 
+def merge_a_shard(model):
+    with TemporaryDirectory() as folder:
+        b.accumulate(model, batch(), b.EntropyAccumulator(), shard=(0, 1), save=folder)
+        b.merge_shards(folder, model=model)
+
+
 # Measures that need no more than the model and batches are found, and need no line here.
 MEASURES = {
     name: measure_of(function, DATA[module])
@@ -72,6 +78,7 @@ MEASURES |= {
     ),
     "code_arcs": lambda m: code_structure.code_arcs(m, wordpiece_tokenizer(), snippets()[0], 0),
     "encode": encode,
+    "merge_shards": merge_a_shard,
     "accumulate": lambda m: b.accumulate(m, batch(), b.ImportanceAccumulator(), b.EntropyAccumulator()),
     "score": lambda m: b.score(m, batch(), metric="accuracy"),
     "score by inverse loss": lambda m: b.score(m, batch(), metric="inverse_loss"),
@@ -82,7 +89,12 @@ MEASURES |= {
     "compare_efficiency": lambda m: b.compare_efficiency(m, OTHER, batch(), batch_sizes=(2,), rounds=1, seconds=0),
 }
 # These read the model, and do not run it.
-NO_RUN = {"dissect": b.dissect, "randomized": syntax.randomized, "embedding_vectors": syntax.embedding_vectors}
+NO_RUN = {
+    "dissect": b.dissect,
+    "make_batches": lambda m: b.make_batches(["the cat"], wordpiece_tokenizer(), model=m),
+    "randomized": syntax.randomized,
+    "embedding_vectors": syntax.embedding_vectors,
+}
 RUNS = list(MEASURES)
 MEASURES |= NO_RUN
 

@@ -62,6 +62,13 @@ def test_what_users_install_has_a_lower_bound():
     assert [one for one in every if not re.fullmatch(r"[\w.-]+>=\d[\d.]*", one)] == []
 
 
+def test_readme_tells_what_each_extra_is_for():
+    readme = (ROOT / "README.md").read_text()
+    assert [
+        name for name in EXTRAS if not re.search(rf"^\|.*`bertology\[{name}\]`.*\|.+\|$", readme, re.MULTILINE)
+    ] == []
+
+
 def test_pythons():
     assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
     tests = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]["tests"]["strategy"]["matrix"]

@@ -12,7 +12,7 @@ import torch
 import bertology as bt
 from bertology.errors import DataError
 from helpers.good_inputs import GoodInputs, good_arguments
-from helpers.public import public_functions
+from helpers.public import public_functions, takes_a_model
 
 # Their batches are annotated with words, mentions or code: only `align` and `align_code` make them.
 ANNOTATED = ("bertology.syntax", "bertology.code_structure")
@@ -21,7 +21,9 @@ TEXTS = ["the cat", "the cat sat on a mat", "sat"]
 FUNCTIONS = {
     name: function
     for module, name, function in public_functions()
-    if DATA & set(inspect.signature(function).parameters) and not module.__name__.startswith(ANNOTATED)
+    if DATA & set(inspect.signature(function).parameters)
+    and takes_a_model(function)
+    and not module.__name__.startswith(ANNOTATED)
 }
 
 

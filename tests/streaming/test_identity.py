@@ -163,3 +163,16 @@ def test_checksums_take_weights_of_all_types(dtype):
     assert weights_checksum(module) not in seen
     assert len(seen) == 5
     assert len({weights_checksum(module), weights_digest(module)}) == 2
+
+
+def test_a_function_that_is_in_a_set_that_it_reads_is_identified():
+    def made(value):
+        known = set()
+
+        def call():
+            return value, known
+
+        known.add(call)
+        return call
+
+    assert identity(made(1)) == identity(made(1)) != identity(made(2))

@@ -22,7 +22,18 @@ ALONE = {
     "types": lambda: leaf_types(model(), code(0, 1)),
     "cat": lambda: cat_scores(model(), code(0, 1), types="all"),
     "code": lambda: relation_heads(model(), code(0, 1)),
+    "a group": lambda: head_importance(model(), TEXTS),
     "whole shares": lambda: head_importance(model(), DataLoader(Subset(Texts(), range(4)))),
+}
+# What each process finds in its own data; a string is an error.
+APART = {
+    "process 0 alone": [lambda: pruning_curve(model(), TEXTS, metric="accuracy"), None],
+    "relations of each alone": [
+        lambda: dependency_heads(model(), trees(0, 2)),
+        lambda: dependency_heads(model(), trees(1, 2)),
+    ],
+    "code of process 1 alone": [None, lambda: cat_scores(model(), code(0, 1))],
+    "a group without process 0": ["DataError: this process is not in the group", lambda: head_means(model(), TEXTS)],
 }
 REFUSED = {
     "no texts": ["no batches in any process"] * 2,
@@ -68,7 +79,7 @@ def by_name(fields):
 
 
 def test_all_work_has_its_outcome():
-    assert ALONE.keys() | REFUSED.keys() == WORK.keys()
+    assert ALONE.keys() | APART.keys() | REFUSED.keys() == WORK.keys()
     assert len(CATS) == 4
 
 
@@ -76,16 +87,31 @@ def test_all_work_has_its_outcome():
 def test_shares_come_to_the_same_as_the_whole(found, name):
     wanted = by_name(plain(ALONE[name]()))
     for rank in (0, 1):
-        assert not isinstance(found[rank][name], str), found[rank][name]
-        came = by_name(found[rank][name])
-        assert came.keys() == wanted.keys()
-        for field, value in wanted.items():
-            if isinstance(value, (list, torch.Tensor, float)) and field != "names":
-                torch.testing.assert_close(
-                    torch.as_tensor(came[field]), torch.as_tensor(value), rtol=1e-9, atol=1e-9, equal_nan=True
-                )
-            else:
-                assert came[field] == value
+        check_same(found[rank][name], wanted)
+
+
+def check_same(came, wanted):
+    assert not isinstance(came, str), came
+    came = by_name(came)
+    assert came.keys() == wanted.keys()
+    for field, value in wanted.items():
+        if isinstance(value, (list, torch.Tensor, float)) and field != "names":
+            torch.testing.assert_close(
+                torch.as_tensor(came[field]), torch.as_tensor(value), rtol=1e-9, atol=1e-9, equal_nan=True
+            )
+        else:
+            assert came[field] == value
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_is_not_merged_is_of_one_process(found, name):
+    for rank, wanted in enumerate(APART[name]):
+        if isinstance(wanted, str):
+            assert wanted in found[rank][name]
+        elif wanted is None:
+            assert found[rank][name] == {}
+        else:
+            check_same(found[rank][name], by_name(plain(wanted())))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -55,7 +55,7 @@ REPOSITORY_ICON = {
 }
 html_theme = "pydata_sphinx_theme"
 html_title = "bertology"
-html_baseurl = site.url
+html_baseurl = site.url and site.url + ("zh/" if chinese else "")
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = [("chinese_search.js", {"priority": 100})] if chinese else []

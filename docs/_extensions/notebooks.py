@@ -10,6 +10,11 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).parents[2]
 
 
+def link_copies(app: Sphinx, name: str, source: list[str]) -> None:
+    """Pages link to the notebooks where the repository has them."""
+    source[0] = source[0].replace("](../examples/notebooks/", "](notebooks/")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Copy them into the sources, where git ignores them."""
     folder = Path(app.srcdir) / "notebooks"
@@ -24,4 +29,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     for copy in folder.glob("*.ipynb"):
         if copy.name not in wanted:
             copy.unlink()
+    app.connect("source-read", link_copies)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -19,7 +19,7 @@ nox.options.reuse_existing_virtualenvs = True
 # A CPU build where one is to be had; an unpinned torch may bring gigabytes of CUDA.
 TORCH = "torch==2.13.0"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
-STRICT = ("--fail-on-warning", "--keep-going", "--quiet", "--jobs", "2")
+STRICT = ("--fail-on-warning", "--keep-going", "--quiet")
 TOOLS = ("test", "dev", "docs")  # extras of those who work on the library
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
 shared = nox.session(venv_backend="none", requires=["base"])

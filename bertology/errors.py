@@ -358,7 +358,9 @@ def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) ->
     # The parts of a string are strings, which says nothing.
     within = inside and not isinstance(value, (str, bytes))
     came = f"{described(value)} with {described(inside[0])} in it" if within else described(value)
-    return error(f"{what}: {name} must be {_words(hint)}, got {came}{_ADVICE.get(name, '')}")
+    texts = name in _ADVICE and str in get_args(hint)
+    wanted = "a mapping of model arguments, an iterable of them, or texts" if texts else _words(hint)
+    return error(f"{what}: {name} must be {wanted}, got {came}{_ADVICE.get(name, '')}")
 
 
 def _inside(value: Any, hint: Any) -> Any:

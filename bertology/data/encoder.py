@@ -254,6 +254,8 @@ class Encoder:
 def _plain(x: Any) -> Any:
     """Numbers and lists of Python of a tensor or an array, and the value itself otherwise."""
     x = x.tolist() if hasattr(x, "tolist") else x
+    if isinstance(x, float) and x != x:
+        return None  # what is missing in a frame
     return list(x) if isinstance(x, tuple) else x
 
 

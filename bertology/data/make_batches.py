@@ -93,11 +93,12 @@ def as_batch(model: nn.Module, inputs: BatchesOrTexts, tokenizer: Any) -> Any:
     if is_batch(inputs):
         return inputs
     made = _made(inputs, Encoder(tokenizer, model, batch_size=0, max_tokens=0, sort=False, notes_words=True))
-    if made is inputs:
+    if made is inputs and isinstance(inputs, Mapping):
         return inputs
     batches = list(made)
-    if len(batches) != 1:
-        raise DataError(f"wanted one batch, or texts of which one batch can be made, got {len(batches)} batches")
+    if len(batches) != 1 or (made is inputs and is_batch(batches[0])):
+        came = "a list of batches" if made is inputs and batches else f"{len(batches) or 'no'} batches"
+        raise DataError(f"wanted one batch, or texts of which one batch can be made, got {came}")
     return batches[0]
 
 

@@ -163,6 +163,8 @@ def _text_columns(row: Mapping[str, Any]) -> Sequence[str]:
 
 def _is_listed(x: Any) -> bool:
     """Whether this is a list or the like: several values in order, and no string."""
+    if getattr(x, "shape", None) == ():  # one number
+        return False
     return hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, (str, bytes, Mapping))
 
 

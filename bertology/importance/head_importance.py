@@ -259,7 +259,7 @@ class ImportanceSeries(Result):
     instead_of_plot: ClassVar[str] = "at(step) gives the importance at one step, which has a picture"
 
     main: ClassVar[str | None] = "scores"
-    _fields: ClassVar = ("scores", "signed", "fisher", "stderr")
+    _fields: ClassVar[tuple[str, ...]] = ("scores", "signed", "fisher", "stderr")
 
     steps: Annotated[Tensor, axes("step")]
     """[step]: the training steps, as they were given."""

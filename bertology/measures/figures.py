@@ -156,6 +156,7 @@ def _draw_all(shown: ExampleMaps, ax: AxesT | None, path: str | Path | None) -> 
     for where, line in ((range(1, heads), axes.axvline), (range(1, layers), axes.axhline)):
         for place in where:
             line(place - 0.5, color=paper(), linewidth=2.5)
+            line(place - 0.5, color=MISSING, linewidth=0.6)  # maps may be as light as the paper
     axes.set_xticks(_some(heads), labels=[str(head) for head in _some(heads)])
     axes.set_yticks(_some(layers), labels=[shown.result.labels[row] for row in _some(layers)])
     axes.tick_params(length=0)

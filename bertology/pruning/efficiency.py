@@ -104,7 +104,7 @@ class Efficiency(Result):
     """What two models cost, on the axis `model`: the first before, the second after pruning."""
 
     instead_of_plot: ClassVar[str] = "print(result.table())"
-    axis_names: ClassVar = {"model": ("before", "after")}
+    axis_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {"model": ("before", "after")}
 
     parameters: Annotated[Tensor, axes("model")]
     """[model]: how many parameters there are."""

@@ -159,7 +159,7 @@ def check_sampler(batches: Batches) -> None:
             raise DataError(
                 f"the {type(sampler).__name__} of the DataLoader gives {repeated} to two processes, so that all have "
                 "equally many, and what is counted twice changes every figure. Give each process its own share: "
-                "Subset(data, range(rank, len(data), processes)), without a sampler"
+                "Subset(data, range(rank, len(data), processes)), without a sampler; or shard_batches(batches)"
             )
 
 

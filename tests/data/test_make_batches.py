@@ -191,6 +191,11 @@ def test_truncation_is_never_silent(tokenizer: Any) -> None:
         ({"text": ["the", "cat"], "label": [1]}, "the column label must have a value for each of the 2 rows, got 1"),
         ([("the", "cat"), 3], "ambiguous"),
         ([3, 4], r"got 3 \(int\)"),
+        (torch.tensor([3, 4]), r"got a tensor \[\] of int64"),
+        (
+            (["the", "cat"], [1, float("nan")]),
+            "all examples must have a label, or none, but example 1, 'cat', has none",
+        ),
         ([("the", {"a": 1})], "a label must be a number, a list of numbers or the name of a class"),
         ((["the", "cat"], ["good", "bad"]), "the label 'good' is no class of the model, which has none"),
         ([("the", 1), ("cat", [1, 0])], "labels must be of one kind"),
@@ -237,5 +242,8 @@ def test_one_batch_holds_all_texts_in_their_order(tokenizer: Any) -> None:
     assert batch["input_ids"].shape == (100, 8)
     assert as_batch(model, ("the cat", 1), tokenizer)["labels"].tolist() == [1]
     assert as_batch(model, tokenizer("the cat"), tokenizer)["input_ids"].shape == (1, 4)
+    for nothing in ([], iter([])):
+        with pytest.raises(DataError, match="wanted one batch, .* got no batches"):
+            as_batch(model, nothing, tokenizer)
     with pytest.raises(DataError, match="wanted one batch, .* got 2 batches"):
         as_batch(model, DataLoader(TEXTS, batch_size=3), tokenizer)  # type: ignore[arg-type]

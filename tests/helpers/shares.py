@@ -18,6 +18,7 @@ from bertology import (
     head_means,
     pruning_curve,
     score,
+    shard_batches,
 )
 from bertology.code_structure import align_code, cat_scores, leaf_types, relation_heads
 from bertology.errors import BertologyError
@@ -67,6 +68,9 @@ WORK = {
     "cat": lambda rank, size: cat_scores(model(), code(rank, size), types="all"),
     "code": lambda rank, size: relation_heads(model(), code(rank, size)),
     "whole shares": lambda rank, size: head_importance(model(), loader(rank, size, drop_last=True)),
+    "own shares": lambda rank, size: head_importance(model(), shard_batches(TEXTS)),
+    "own shares of a generator": lambda rank, size: head_importance(model(), shard_batches(one for one in TEXTS)),
+    "own shares of trees": lambda rank, size: dependency_heads(model(), shard_batches(trees(0, 1))),
     "a group": lambda rank, size: head_importance(
         model(), TEXTS[rank::size], merge=torch.distributed.new_group(list(range(size)))
     ),

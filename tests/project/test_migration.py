@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import copy
+import importlib
 import io
 import re
 import sys
@@ -89,17 +90,10 @@ def flags_of(script):
     ]
 
 
-def test_the_script_takes_every_flag(monkeypatch):
-    import run_bertology
-
-    flags = [part for flag in flags_of("run_bertology.py") for part in flag.split()]
-    monkeypatch.setattr(sys, "argv", ["run_bertology.py", *flags])
-    taken = vars(run_bertology.parse())
-    there = [
-        name
-        for heading, rows in TABLES
-        if heading == "run_bertology.py"
-        for row in rows
-        for name in re.findall("`--(\\w+)`", row["there"])
-    ]
-    assert sorted(taken) == sorted(there)
+@pytest.mark.parametrize("script", ["run_bertology", "run_prune_gpt"])
+def test_the_script_takes_every_flag(script, monkeypatch, capsys):
+    flags = [part for flag in flags_of(f"{script}.py") for part in flag.split()]
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags])
+    taken = vars(importlib.import_module(script).parse())
+    rows = [row for heading, rows in TABLES if heading == f"{script}.py" for row in rows]
+    assert sorted(taken) == sorted(name for row in rows for name in re.findall(r"`--(\w+)`", row["there"]))

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "notebooks"
 sys.path.insert(0, str(FOLDER))
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LARGEST = 300_000
-MACHINE = re.compile(r"/tmp/|/home/|/root/|/Users/|site-packages|0x[0-9a-f]{6}")
+MACHINE = re.compile(r"(?<!\w)/(?:tmp|home|root|Users|work)/|site-packages|0x[0-9a-f]{6}")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -52,7 +52,7 @@ def test_every_cell_was_run_in_order_and_without_complaints(path):
 def test_code_is_short_and_text_stands_between(path):
     notebook = nbformat.read(path, 4)
     assert notebook.cells[0].source.startswith("# ")
-    assert len(cells(path, "markdown")) >= 8
+    assert len(cells(path, "markdown")) >= 6
     # Data may be long: strings do not count.
     lengths = [
         len(re.sub(r'"""(?s:.*?)"""|\'\'\'(?s:.*?)\'\'\'', "", cell.source).splitlines())

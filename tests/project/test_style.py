@@ -44,3 +44,21 @@ def test_functions_stay_under_forty_lines_of_code():
 def test_lines_of_code_are_counted_without_words():
     source = 'def f(\n    x,\n):\n    """Two\n    lines."""\n\n    # Why.\n    y = (\n        x\n    )\n    return y\n'
     assert lengths(source) == {"f:1": 4}
+
+
+def bare_class_variables(source):
+    """The lines with an annotation `ClassVar` alone, which Python 3.10 cannot read as the type of a string."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation).rpartition(".")[2] == "ClassVar"
+    ]
+
+
+def test_class_variables_say_of_which_type_they_are():
+    assert bare_class_variables("class A:\n    x: ClassVar = 1\n    y: ClassVar[int] = 2\n    z: typing.ClassVar") == [
+        2,
+        4,
+    ]
+    found = {path.name: bare_class_variables(path.read_text()) for path in ROOT.rglob("*.py")}
+    assert {name: lines for name, lines in found.items() if lines} == {}

@@ -5,13 +5,16 @@ Each line with `ignore` holds a mistake that both must find: an `ignore` that is
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from typing_extensions import assert_type
 
 import bertology
-from bertology import Head, HeadImportance, HeadScore, Pruned, PruningCurve, Score
+from bertology import AttentionMaps, Head, HeadImportance, HeadScore, Pruned, PruningCurve, Score
 from bertology.metrics import accuracy
 from bertology.plot import curves, head_scatter, heatmap
 
@@ -54,3 +57,18 @@ def heads(model: nn.Module, batches: list[dict[str, Tensor]]) -> None:
     assert_type(found.ranking(), list[Head])
     assert_type(bertology.prune_heads(model, found.bottom(3)), Pruned)
     bertology.head_importance(batches, model)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def texts(model: nn.Module, tokenizer: Any, data: DataLoader[tuple[str, int]]) -> None:
+    """Texts are taken in every form, and pictures of maps are typed."""
+    maps = bertology.attention_maps(model, "The keys are here.", tokenizer=tokenizer)
+    assert_type(maps, AttentionMaps)
+    assert_type(maps.tokens, tuple[tuple[str, ...], ...])
+    assert_type(maps.plot("L2H0", words=True), Figure)
+    assert_type(maps.plot(layer=2, head=0), Figure)
+    assert_type(maps.show("L2H0").html, str)
+    bertology.head_importance(model, (["good", "bad"], [1, 0]), tokenizer=tokenizer)
+    bertology.head_importance(model, [("good", 1), ("bad", 0)], tokenizer=tokenizer)
+    bertology.head_importance(model, data, tokenizer=tokenizer)
+    bertology.head_importance(model, bertology.make_batches(["good"], tokenizer, model=model))
+    bertology.attention_maps(model, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -15,16 +15,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.any_transformers]
 
 MAKE = """
 import torch
-from bertology import AttentionEntropy, Head
+from bertology import AttentionEntropy, AttentionMaps, Head
+from bertology.measures.attention_view import InteractiveView
 from bertology.plot import curves, head_map, heatmap, over_layers
 values = torch.rand(2, 3)
 result = AttentionEntropy(values, values, torch.tensor([3, 3]), ("0", "1"), model_name="<b>", n_examples=7)
+tokens = (("the", "keys"),)
+maps = AttentionMaps({"encoder": torch.rand(2, 1, 3, 2, 2)}, {"encoder": torch.ones(1, 2) > 0}, ("0", "1"), tokens=tokens)
 """
 CELLS = {
     "of a result": "result.plot()",
     "of a function": "over_layers({'a': values}, ['0', '1'], unit='nats')",
     "the result": "result",
     "a frame": "result.to_frame()",
+    "of a head": "maps.plot('L1H2')",
+    "a view": "InteractiveView('<p>\"page\"</p>')",
     "kept": "figure = result.plot()",
     "in axes": "import matplotlib.pyplot as plt\nfigure, ax = plt.subplots()\nresult.plot(ax=ax)",
     "beside pyplot": "head_map(torch.rand(3, 2), [Head(0, n) for n in range(3)])",
@@ -52,7 +57,7 @@ def outputs(tmp_path_factory):
     return {name: [one for one in some if one.output_type != "stream"] for name, some in found.items()}
 
 
-@pytest.mark.parametrize("name", ["of a result", "of a function", "beside pyplot"])
+@pytest.mark.parametrize("name", ["of a result", "of a function", "of a head", "beside pyplot"])
 def test_a_picture_is_in_the_cell_once(outputs, name):
     (shown,) = outputs[name]
     assert shown.output_type == "execute_result"
@@ -63,6 +68,11 @@ def test_a_picture_is_in_the_cell_once(outputs, name):
 def test_a_picture_in_axes_of_pyplot_is_shown_once(outputs):
     pictures = [one for one in outputs["in axes"] if "image/png" in one.data]
     assert [one.output_type for one in pictures] == ["display_data"]
+
+
+def test_an_interactive_view_is_in_a_frame_of_its_own(outputs):
+    (shown,) = outputs["a view"]
+    assert '<iframe srcdoc="&lt;p&gt;&quot;page&quot;&lt;/p&gt;"' in shown.data["text/html"]
 
 
 def test_what_is_kept_is_not_shown(outputs):

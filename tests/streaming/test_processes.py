@@ -22,6 +22,9 @@ ALONE = {
     "types": lambda: leaf_types(model(), code(0, 1)),
     "cat": lambda: cat_scores(model(), code(0, 1), types="all"),
     "code": lambda: relation_heads(model(), code(0, 1)),
+    "own shares": lambda: head_importance(model(), TEXTS),
+    "own shares of a generator": lambda: head_importance(model(), TEXTS),
+    "own shares of trees": lambda: dependency_heads(model(), trees(0, 1)),
     "a group": lambda: head_importance(model(), TEXTS),
     "whole shares": lambda: head_importance(model(), DataLoader(Subset(Texts(), range(4)))),
 }

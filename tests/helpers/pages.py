@@ -26,7 +26,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 GALLERY = ROOT / "docs" / "gallery.md"
-ORDER = ("importance", "pruning", "ablation", "attention", "decoder", "syntax", "probing", "code", "measures")
+ORDER = ("importance", "pruning", "ablation", "attention", "decoder", "syntax", "probing", "code", "measures", "data")
 ORDER += ("michel", "clark", "tenney", "cat")
 NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?")
 

@@ -244,9 +244,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return callable(value)
     if origin is abc.Iterable:
         # Mappings and pairs in it are left to the function; an iterator is not read.
-        listed = isinstance(value, (list, tuple)) and (
-            isinstance(inner[0], type) or get_origin(inner[0]) is abc.Sequence
-        )
+        listed = isinstance(value, (list, tuple)) and (_is_class(inner[0]) or get_origin(inner[0]) is abc.Sequence)
         # A data set of torch has items and no `__iter__`.
         several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
         return (several or isinstance(value, Dataset)) and (not listed or _misfit(value, origin, inner) is _NONE)
@@ -260,7 +258,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return not isinstance(hint.__bound__, type) or isinstance(value, hint.__bound__)
     if Protocol in getattr(hint, "__bases__", ()):  # what has some of it, since a function may need no more
         return any(hasattr(value, name) for name in vars(hint) if not name.startswith("_"))
-    return not isinstance(hint, type) or isinstance(value, hint)
+    return not _is_class(hint) or isinstance(value, hint)
+
+
+def _is_class(hint: Any) -> bool:
+    """Whether a type is a class alone; `list[int]` is one in the eyes of Python 3.10, and cannot be asked for."""
+    return isinstance(hint, type) and get_origin(hint) is None
 
 
 def _misfit(value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:

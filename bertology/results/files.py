@@ -175,7 +175,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(x, args[1]) for x in value.values())
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    if isinstance(hint, type):
+    if isinstance(hint, type) and origin is None:
         return isinstance(value, hint) or (is_dataclass(hint) and isinstance(value, dict))
     return True
 

@@ -230,7 +230,7 @@ def test_a_part_that_is_cut_after_a_first_pass_is_found(cut, measure):
 def test_a_model_in_which_nothing_was_lost_is_not_watched_again():
     model, watched = BY_NAME["bert"].build(), []
     watch = lambda *_: watched.append(1) or nullcontext()  # noqa: E731
-    with mock.patch("bertology.tap.gradient_cuts.push_mode", watch):
+    with mock.patch.object(sys.modules["bertology.tap.gradient_cuts"], "push_mode", watch):
         for _ in range(3):
             head_importance(model, batch())
         assert len(watched) == 1

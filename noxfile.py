@@ -19,6 +19,7 @@ nox.options.reuse_existing_virtualenvs = True
 # A CPU build where one is to be had; an unpinned torch may bring gigabytes of CUDA.
 TORCH = "torch==2.13.0"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
+STRICT = ("--fail-on-warning", "--keep-going", "--quiet")
 TOOLS = ("test", "dev", "docs")  # extras of those who work on the library
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
 shared = nox.session(venv_backend="none", requires=["base"])
@@ -132,8 +133,19 @@ def oldest(session: nox.Session) -> None:
 
 @shared_one_core
 def docs(session: nox.Session) -> None:
-    """Build the site, strictly. Its snippets run in the tests: `nox -s tests -- tests/project/test_docs.py`."""
-    python(session, "-m", "mkdocs", "build", "--strict", "--clean")
+    """Build the site, strictly, and the one in Chinese inside it. The code of its pages runs in the tests."""
+    shutil.rmtree("site", ignore_errors=True)
+    python(session, "-m", "sphinx", *STRICT, "docs", "site")
+    chinese = ("-c", "docs", "-t", "zh", "-D", "language=zh_CN", "-D", "python_inventory=site/objects.inv")
+    python(session, "-m", "sphinx", *STRICT, *chinese, "docs/zh", "site/zh")
+    for folder in ("site", "site/zh"):
+        shutil.rmtree(f"{folder}/.doctrees")  # 40 MB that only a second build would read
+
+
+@shared
+def outputs(session: nox.Session) -> None:
+    """Store below the code of the guides, or of those that are named, what it prints and draws."""
+    python(session, "tests/helpers/pages.py", *session.posargs)
 
 
 @shared_one_core

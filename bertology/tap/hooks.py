@@ -44,14 +44,16 @@ def tap(
 
     `anatomy` is what `dissect(model)` returned; a model is dissected there and then.
 
-    | place       | called with       | x                                                                        |
-    |-------------|-------------------|--------------------------------------------------------------------------|
-    | "inputs"    | (kwargs)          | no x: the arguments of the model's call, by name                         |
-    | "block"     | (stack, layer, x) | [batch, token, hidden]: what a block returns; layer 0: what block 1 gets |
-    | "last"      | (stack, x)        | [batch, token, hidden]: what the stack returns, its final norm included  |
-    | "heads"     | (site, x)         | [batch, token, head, dim]: the heads before the output projection        |
-    | "attention" | (site, x, rows)   | [batch, head, query, key]: the weights of the query rows `rows`, a slice |
-    | "entropy"   | (site, x, rows)   | [batch, head, query], nats: the entropies of those weights               |
+    ===========  =================  ========================================================================
+    place        called with        x
+    ===========  =================  ========================================================================
+    "inputs"     (kwargs)           no x: the arguments of the model's call, by name
+    "block"      (stack, layer, x)  [batch, token, hidden]: what a block returns; layer 0: what block 1 gets
+    "last"       (stack, x)         [batch, token, hidden]: what the stack returns, its final norm included
+    "heads"      (site, x)          [batch, token, head, dim]: the heads before the output projection
+    "attention"  (site, x, rows)    [batch, head, query, key]: the weights of the query rows `rows`, a slice
+    "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
+    ===========  =================  ========================================================================
 
     What `read` returns is dropped. `edit`, at "block" and "heads", returns a tensor of the same shape that takes the
     place of x. `rows` is how many query rows an attention reader is given at a time; by default, as many as fit

@@ -2,41 +2,104 @@
 
 import pkgutil
 import re
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from matplotlib.figure import Figure
 
 from bertology import accumulate, attention_maps, prune_heads
+from helpers import pages
 from helpers.public import SUITES
-from helpers.zoo import BY_NAME, batch
+from helpers.zoo import BY_NAME, V4, batch
 from sweep.shrink import covered_types
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(p for p in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")] if "```python" in p.read_text())
+STALE = "run `nox -s outputs` to store what this gives now"
+
+
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+COLUMNS = 88
 
 
 def names_of(page):
     """What the snippets of a page define."""
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
-    names = {"__name__": "__main__"}
-    exec(compile(code, str(page), "exec"), names)
-    return names
+    *_, last = pages.run(page)
+    return last.names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_snippets_run(page, minilm, capsys):
+def test_snippets_run_and_give_what_is_stored(page, minilm, request):
+    """Random weights, and with them some outputs, depend on the version of transformers."""
+    if "smollm_path" in page.read_text():
+        request.getfixturevalue("smollm")
     if "from datasets import" in page.read_text():
         pytest.importorskip("datasets", exc_type=ImportError)
-    names = names_of(page)
     if page == ROOT / "README.md":
-        heads = ", ".join(str(one.head) for one in names["importance"].top(3))
-        text = page.read_text()
-        assert f"# {heads}\n" in text
-        assert f"# {len(names['off'])}\n" in text
-        assert f"{len(names['off'])} of 72 heads are not needed" in capsys.readouterr().out
+        readme_says_what_it_gives(page.read_text(), list(pages.run(page)))
+        return
+    for ran in pages.run(page):
+        if not V4:
+            assert pages.same_text(ran.stored, ran.text), f"{STALE}: {ran.block['code']}\n{ran.text}"
+            has_picture = (ran.block["picture"] or "").startswith(f"img/{page.stem}-")
+            assert has_picture == (ran.figure is not None), f"{STALE}: {ran.block['code']}"
+            if ran.figure is not None:
+                assert ran.block["words"], f"say in words what {ran.block['picture']} shows"
+                assert pages.same_picture(page.parent / ran.block["picture"], ran.figure), ran.block["picture"]
+
+
+def readme_says_what_it_gives(text, ran):
+    """README says it in comments, so that its block can be pasted."""
+    names, printed = ran[-1].names, "".join(one.text for one in ran)
+    heads = ", ".join(str(one.head) for one in names["importance"].top(3))
+    assert f"# {heads}\n" in text
+    assert f"# {len(names['off'])}\n" in text
+    assert f"{len(names['off'])} of 72 heads are not needed" in printed
+
+
+def test_what_is_stored_is_compared():
+    """Other words, other numbers, more numbers and other pictures are noticed; a last digit is not."""
+    assert pages.same_text("L0H2: 0.512\n", "L0H2:  0.513\n")
+    for other in ("L0H3: 0.512", "L0H2: 0.532", "L0H2: 0.512 0.1", "L0H2: 5e-3", ""):
+        assert not pages.same_text("L0H2: 0.512\n", other)
+    figure = heat_map([[0.0, 1.0], [0.5, 0.2]])
+    with tempfile.TemporaryDirectory() as folder:
+        pages.drawn(figure).save(f"{folder}/stored.png")
+        assert pages.same_picture(Path(folder) / "stored.png", figure)
+        assert not pages.same_picture(Path(folder) / "stored.png", heat_map([[1.0, 0.0], [0.5, 0.2]]))
+
+
+def heat_map(values):
+    figure = Figure()
+    figure.subplots().imshow(values)
+    return figure
+
+
+def test_the_gallery_has_all_pictures():
+    assert pages.GALLERY.read_text() == pages.gallery(), STALE
+    shown = {path for name in pages.ORDER for _, _, path in pages.pictures(ROOT / "docs" / f"{name}.md")}
+    made = {f"img/{path.name}" for path in (ROOT / "docs" / "img").glob("*-[0-9].png")}
+    in_guides = {path for path in made if path.removeprefix("img/").rpartition("-")[0] in pages.ORDER}
+    assert in_guides <= shown
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda p: str(p.relative_to(ROOT / "docs")))
+def test_code_fits_the_page(page):
+    too_long = [line for block in pages.blocks(page) for line in block["code"].splitlines() if len(line) > COLUMNS]
+    assert too_long == [], f"at most {COLUMNS} columns"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "zh").glob("*.md")), ids=lambda p: p.stem)
+def test_a_page_in_chinese_has_the_code_and_outputs_of_the_english_one(page):
+    """So what is tested there holds here. Pages whose English one has more may leave blocks out."""
+    english = {(block["code"], block["stored"]) for block in pages.blocks(ROOT / "docs" / page.name)}
+    for block in pages.blocks(page):
+        found = block["code"], block["stored"].replace("](../img/", "](img/")
+        assert found in english, f"not in docs/{page.name}:\n{block['code']}"
 
 
 def encoder_decoder():
@@ -73,20 +136,21 @@ def test_the_measure_of_the_guide_is_right(build, side, minilm):
     torch.testing.assert_close(found.share, torch.stack(expected), equal_nan=True)
 
 
-API = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+API_PAGES = sorted((ROOT / "docs" / "api").rglob("*.md"))
+API = [name for page in API_PAGES for name in re.findall(r"^\.\. auto\w+:: (\S+)$", page.read_text(), re.MULTILINE)]
 
 
-def test_every_export_is_in_the_api_page():
-    """An export is there by its name, or because the page shows all of its module (as of the exceptions)."""
+def test_every_export_is_in_the_api_pages():
+    """An export is there by its name, or because a page shows all of its module (as of the exceptions)."""
     exports = {f"{one.__name__}.{name}": getattr(one, name).__module__ for one in SUITES for name in one.__all__}
     missing = sorted(name for name, module in exports.items() if name not in API and module not in API)
-    assert missing == [], f"add to docs/api.md: {[f'::: {name}' for name in missing]}"
+    assert missing == [], f"add to a page of docs/api: {missing}"
 
 
 @pytest.mark.parametrize("path", API)
-def test_the_api_page_names_what_is_there(path):
-    assert API.count(path) == 1, f"{path} is in docs/api.md more than once"
-    assert pkgutil.resolve_name(path), f"docs/api.md names {path}, which cannot be imported"
+def test_the_api_pages_name_what_is_there_once(path):
+    assert API.count(path) == 1, f"{path} is in docs/api more than once"
+    assert pkgutil.resolve_name(path), f"docs/api names {path}, which cannot be imported"
 
 
 def test_changelog_names_the_version():

@@ -18,7 +18,7 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -94,9 +94,9 @@ def find_score(name: str | None, task: Task, task_name: str) -> MetricName | Met
             raise DataError(f"the metric {name} is that of the task {name.removesuffix('/acc')}, not of {task_name}")
         return "accuracy"
     if name == acc_and_f1.__name__:
-        metric: Metric = acc_and_f1
+        metric: MetricName | Metric = acc_and_f1
     elif METRIC_NAMES.get(name, name) in METRICS:
-        metric = METRICS[METRIC_NAMES.get(name, name)]
+        metric = cast(MetricName, METRIC_NAMES.get(name, name))
     else:
         every = ", ".join([*METRICS, *METRIC_NAMES, acc_and_f1.__name__, *METRIC_OF_TASK.values()])
         raise DataError(f"no metric is called {name!r}: --metric_name takes one of {every}")

@@ -7,7 +7,7 @@ kept holds no model, and no module that was taken out of one, in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -24,7 +24,7 @@ Part = TypeVar("Part", Site, Stack)
 
 def attributes(owner: Any) -> list[Any]:
     """What a module or a config says of itself in numbers and words, and which heads were pruned."""
-    held = vars(owner)
+    held = owner if isinstance(owner, Mapping) else getattr(owner, "__dict__", {"": owner})
     return [*(value for value in held.values() if type(value) in _PLAIN), set(held.get(PRUNED_NAME) or ())]
 
 

@@ -44,7 +44,7 @@ CAPTURES = {
     "head_outputs": lambda m, x: b.head_outputs(m, x, loss="auto"),
 }
 # They change the model, time it, or look at their inputs in another way.
-OTHERS = {"prune_heads", "save_pruned", "load_pruned", "compare_efficiency", "check_anatomy"}
+OTHERS = {"prune_heads", "save_pruned", "load_pruned", "compare_efficiency", "check_anatomy", "shard_batches"}
 
 
 def test_every_measure_of_batches_is_here():

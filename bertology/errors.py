@@ -319,7 +319,13 @@ _MADE_BY = {
     "Document": ("a Document", "documents with mentions, as read_conll_coref reads them"),
     "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
 }
-_CHECKED_BY_FUNCTIONS = {"rows": "int | None", "ignore": "Sequence[str]", "progress": "Progress", "merge": "Merge"}
+_CHECKED_BY_FUNCTIONS = {
+    "heads": "Heads",
+    "rows": "int | None",
+    "ignore": "Sequence[str]",
+    "progress": "Progress",
+    "merge": "Merge",
+}
 """Parameters of a type that have a check of their own wherever they occur, which says better what is wanted."""
 _MODEL_ARGUMENTS = (
     ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'; texts need tokenizer= as well"

@@ -91,7 +91,7 @@ def visible(leaves: int, device: torch.device | str | None = None) -> Tensor:
 
 def code_in(batch: Batch) -> list[AlignedCode]:
     """The batch's snippets. Raises `DataError` if the batch has none."""
-    found = batch.get(ANNOTATIONS)
+    found = batch.get(ANNOTATIONS) if isinstance(batch, Mapping) else None
     if not found or not all(isinstance(one, AlignedCode) for one in found):
         raise DataError(
             "these batches are not annotated with the leaf of each token: make them with "

@@ -23,6 +23,8 @@ from .tokens import WordsOfTokens, words_in
 
 NO_LIMIT = 10**6
 """Tokenizers that know no limit have a larger one."""
+FEWEST_TOKENS = 10
+"""A tokenizer without its files knows its special tokens alone."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,12 @@ class Encoder:
 
     def _check_length(self, one: Encoded) -> None:
         if not len(one):
+            if hasattr(self.tokenizer, "__len__") and len(self.tokenizer) < FEWEST_TOKENS:
+                raise DataError(
+                    f"the tokenizer knows {len(self.tokenizer)} tokens, so that {one.name} has none: it was loaded "
+                    "from a folder without the files of a tokenizer. Load that of the original model, and save it "
+                    "beside the model with tokenizer.save_pretrained(folder)"
+                )
             raise DataError(f"{one.name} has no token: leave empty texts out")
         if self.most is not None and len(one) > self.most:
             limit = f"max_length is {self.most}" if self.max_length is not None else f"the limit is {self.most}"

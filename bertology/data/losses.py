@@ -172,7 +172,9 @@ def _multiple_choice(model: nn.Module) -> ExampleLoss:
 def _tokens(model: nn.Module) -> ExampleLoss:
     def loss(outputs: Any, batch: Batch) -> Tensor:
         (labels,) = _labels(batch, model, LABELS_ARGUMENT)
-        return _token_mean(token_logits(outputs, labels), labels, token_mask(model, batch))
+        real = token_mask(model, batch)
+        check_token_labels(labels, real)
+        return _token_mean(token_logits(outputs, labels), labels, real)
 
     return loss
 
@@ -191,6 +193,7 @@ def next_tokens(outputs: Any, labels: Tensor, real: Tensor) -> tuple[Tensor, Ten
     Padding predicts nothing and is not predicted. Where it lies between two tokens, it is passed over. The first token
     is predicted where a prompt is before it, which has logits and no labels.
     """
+    check_token_labels(labels, real)
     logits = _of_tokens(outputs, labels)
     prompt = logits.shape[1] - labels.shape[1]
     labels, real = F.pad(labels, (prompt, 0), value=IGNORED), F.pad(real, (prompt, 0), value=True)
@@ -244,6 +247,15 @@ def found(outputs: Any, *names: str) -> list[Tensor]:
                 "for such a model pass loss=f, where f(outputs, batch) returns one value per example"
             )
     return some
+
+
+def check_token_labels(labels: Tensor, real: Tensor) -> None:
+    """Raise `LossError` unless there is a label for each token, as `real`, [batch, token], says which there are."""
+    if labels.shape != real.shape:
+        raise LossError(
+            f"labels must have a value for each token, [batch, token] = {list(real.shape)}, got {list(labels.shape)}; "
+            f"{IGNORED} is for a token without a label"
+        )
 
 
 def token_logits(outputs: Any, labels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat, get_args
 
 import torch
 import torch.nn.functional as F
@@ -136,9 +136,8 @@ def find_metric(metric: str | Metric) -> Metric:
     if callable(metric):
         return metric
     if not isinstance(metric, str) or metric not in METRICS:
-        raise DataError(
-            f"no metric is called {metric!r}: wanted a function of (logits, labels) or one of {', '.join(METRICS)}"
-        )
+        known = ", ".join(name for name in get_args(MetricName) if name != metric)
+        raise DataError(f"no metric is called {metric!r}: wanted a function of (logits, labels) or one of {known}")
     return METRICS[metric]
 
 

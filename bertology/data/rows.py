@@ -152,7 +152,7 @@ def _text_columns(row: Mapping[str, Any]) -> Sequence[str]:
         if set(pair) <= set(strings):
             return pair
     usual = [name for name in TEXT_COLUMNS if name in strings]
-    found = usual[:1] or strings
+    found = usual[:1] or strings or [name for name in TEXT_COLUMNS if name in row][:1]
     if len(found) != 1:
         raise DataError(
             f"it is not known which column holds the text, got {', '.join(map(str, row)) or 'none'}: name it, "

@@ -14,6 +14,7 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import IGNORED, Batch, BatchesOrTexts, examples, model_arguments, token_mask
 from ..data.losses import (
     ExampleLoss,
+    check_token_labels,
     example_losses,
     found,
     is_causal,
@@ -243,6 +244,7 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
     if labels.dim() == 2 and logits.dim() == 3:
         stack = "decoder" if is_encoder_decoder(model) else "encoder"
         real = token_mask(model, batch, stack)
+        check_token_labels(labels, real)
         if is_causal(model):
             logits, labels, real = next_tokens(outputs, labels, real)
         else:

@@ -42,7 +42,12 @@ class Stat:
         return self
 
     def zeros(self, sizes: dict[str, int], device: torch.device) -> Tensor:
-        """The sum of nothing."""
+        """The sum of nothing. Raises `DataError` for an axis whose size is not known."""
+        if unknown := [axis for axis in self.axes if axis not in sizes]:
+            raise DataError(
+                f"stat names the axis {unknown[0]!r}, whose size is not known: its axes are {', '.join(sizes)}, and "
+                "those that the method sizes() returns"
+            )
         return torch.zeros([sizes[axis] for axis in self.axes], dtype=self.dtype, device=device)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ DIRECTIONS = ("from dependent", "from head")
 
 def aligned_in(batch: Batch) -> list[Aligned]:
     """The alignment of each text in a batch. Raises `DataError` if the batch was not made by `align`."""
-    found = batch.get(ANNOTATIONS)
+    found = batch.get(ANNOTATIONS) if isinstance(batch, Mapping) else None
     if not found or not all(isinstance(one, Aligned) for one in found):
         raise DataError(
             "these batches do not say which word each token is part of: make them with bertology.syntax.align"

@@ -136,3 +136,21 @@ def test_labels_of_every_kind(tokenizer: Any) -> None:
     assert batch["labels"].tolist() == [[1, 0, 1], [1, -100, -100]]
     with pytest.raises(DataError, match="has 3 tokens and 1 labels. Align them first"):
         make_batches([("sat", [1])], tokenizer, model=tagger)
+
+
+def test_a_tokenizer_without_its_files_is_named() -> None:
+    bare = transformers.PreTrainedTokenizerFast(tokenizer_object=empty_tokenizer(), eos_token="<|end|>")
+    with pytest.raises(DataError, match=r"knows \d tokens.*loaded from a folder without the files"):
+        make_batches(["a cat"], bare)
+
+
+def empty_tokenizer() -> Any:
+    """What transformers makes of a folder without the files of a tokenizer."""
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.BPE())
+
+
+def test_a_column_without_a_text_is_named() -> None:
+    with pytest.raises(DataError, match="example 0 .* the column 'text' must hold a text, got None"):
+        make_batches([{"text": None, "label": 1}], wordpiece_tokenizer())

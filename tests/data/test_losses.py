@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as t
 
-from bertology import head_ablation, score
+from bertology import head_ablation, head_importance, score
 from bertology.data.batches import without_labels
 from bertology.data.losses import example_losses, find_loss, is_causal
 from bertology.errors import LossError
@@ -261,3 +261,14 @@ def test_a_derived_class_with_a_loss_of_its_own_is_refused():
     model = Doubled(t.BertConfig(num_labels=3, **SMALL)).eval()
     with pytest.raises(LossError, match="Doubled has a loss that is not known"):
         head_ablation(model, {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([1])}, metric="accuracy")
+
+
+@pytest.mark.parametrize("width", [1, 6, 9])
+@pytest.mark.parametrize("measure", [head_importance, lambda m, x: score(m, x, metric="accuracy")])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_labels_of_another_number_than_the_tokens_are_refused(name, measure, width):
+    """Fewer ended in an error of torch, and one label was taken for all tokens."""
+    inputs = {**batch(labels=False), "labels": torch.ones(3, width, dtype=torch.long)}
+    for model in (BY_NAME[name].build("lm"), *([bert("TokenClassification", num_labels=3)] if name == "bert" else [])):
+        with pytest.raises(LossError, match=r"\[3, 7.*got \[3, "):
+            measure(model, inputs)

@@ -185,7 +185,7 @@ def test_truncation_is_never_silent(tokenizer: Any) -> None:
         ([["the", "cat", "sat"]], "is one string, got a list of 3, .*is_split_into_words"),
         ([("the", "cat")], r"the pair \('the', 'cat'\) is ambiguous: .*'text_pair'"),
         ([{"a": "the", "b": "cat"}], r"not known which column holds the text, got a, b: name it, make_batches"),
-        ([{"text": 3, "label": 1}], "example 0 .*which column holds the text, got text, label"),
+        ([{"text": 3, "label": 1}], "example 0 .*the column 'text' must hold a text, got 3"),
         ([("the", 1), "cat"], "all examples must have a label, or none, but example 1, 'cat', has none"),
         ((["the", "cat"], [1]), "a label for each of the 2 texts, got 1 labels"),
         ({"text": ["the", "cat"], "label": [1]}, "the column label must have a value for each of the 2 rows, got 1"),

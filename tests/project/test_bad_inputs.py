@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from bertology.errors import BertologyError
+import bertology.code_structure
+import bertology.syntax
+from bertology.errors import BertologyError, DataError
 from helpers.bad_inputs import ROWS, Row
 from helpers.good_inputs import GoodInputs, good_arguments
 from helpers.public import public_functions
+from helpers.trees import CATS
+from helpers.zoo import BY_NAME
 
 # They declare parts of classes; their rows are in the table by hand.
 OTHERS = {"axes", "stat"}
@@ -98,3 +102,14 @@ def test_the_table_can_fail(good: GoodInputs) -> None:
 def raising(error: Exception) -> Any:
     raise error
     yield
+
+
+def test_data_that_was_not_aligned_is_named() -> None:
+    """The sentences of a treebank, or trees of code, in the place of batches of them."""
+    model = BY_NAME["bert"].build()
+    code = [bertology.code_structure.parse_code("x = 1", "python")]
+    for measure in (bertology.code_structure.relation_heads, bertology.code_structure.leaf_types):
+        with pytest.raises(DataError, match="make them with bertology.code_structure.align_code"):
+            measure(model, code)
+    with pytest.raises(DataError, match=r"make them with bertology.syntax.align"):
+        bertology.syntax.dependency_heads(model, CATS)

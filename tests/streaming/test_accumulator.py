@@ -236,3 +236,17 @@ def test_a_measure_without_read_is_told_so():
 
     with pytest.raises(TypeError, match="Forgetful.*read"):
         Forgetful()
+
+
+def test_an_axis_whose_size_is_not_known_is_named():
+    class Misspelt(Accumulator):
+        total: torch.Tensor = stat("layers head")
+
+        def update(self, batch, outputs):
+            raise AssertionError("no batch is run")
+
+        def compute(self):
+            return self.total
+
+    with pytest.raises(BertologyError, match=r"the axis 'layers', whose size is not known: its axes are layer, head"):
+        accumulate(BY_NAME["bert"].build(), batch(), Misspelt())

@@ -38,11 +38,15 @@ def install(session: nox.Session, *wanted: str) -> None:
     (session.cache_dir / session.name).write_text(session.bin)
 
 
+def program(session: nox.Session, of: str = "base") -> str:
+    """The Python of the environment of another session."""
+    return str(Path((session.cache_dir / of).read_text()).resolve() / "python")
+
+
 def python(session: nox.Session, *arguments: str, of: str = "base") -> None:
     """Run the Python of the environment of another session."""
-    program = Path((session.cache_dir / of).read_text()).resolve() / "python"
     threads = {"OMP_NUM_THREADS": "1"} if session.parallel else {}
-    session.run(str(program), *arguments, env={**OFFLINE, **threads}, external=True)
+    session.run(program(session, of), *arguments, env={**OFFLINE, **threads}, external=True)
 
 
 @nox.session(default=False)
@@ -79,7 +83,8 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Strict types, of the library, the scripts and README's example; and of a user's code, by pyright too."""
     python(session, "-m", "mypy")
-    python(session, "-m", "basedpyright")  # pyright, with the node that it needs in its wheel
+    # pyright, with the node that it needs in its wheel; it looks for packages where it is told.
+    python(session, "-m", "basedpyright", "--pythonpath", program(session))
     with tempfile.TemporaryDirectory() as folder:
         example = Path(folder) / "readme_example.py"
         example.write_text("\n".join(re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)))
@@ -140,6 +145,7 @@ def docs(session: nox.Session) -> None:
     python(session, "-m", "sphinx", *STRICT, *chinese, "docs/zh", "site/zh")
     for folder in ("site", "site/zh"):
         shutil.rmtree(f"{folder}/.doctrees")  # 40 MB that only a second build would read
+    shutil.rmtree("jupyter_execute", ignore_errors=True)  # the code of the notebooks once more
 
 
 @shared

@@ -79,22 +79,23 @@ def _attributes(modules: list[nn.Module], owners: list[int]) -> list[list[Any]]:
 
 def _packed(part: Part, numbers: dict[nn.Module, int]) -> tuple[Any, ...]:
     """The fields of a part of an anatomy, with the numbers of modules in their place."""
+    return tuple(_numbered(getattr(part, field.name), numbers) for field in fields(part))
 
-    def pack(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(pack, value))
-        return _Place(numbers[value]) if isinstance(value, nn.Module) else value
 
-    return tuple(pack(getattr(part, field.name)) for field in fields(part))
+def _numbered(value: Any, numbers: dict[nn.Module, int]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_numbered(one, numbers) for one in value)
+    return _Place(numbers[value]) if isinstance(value, nn.Module) else value
 
 
 def _unpacked(values: Iterable[Any], modules: list[nn.Module]) -> list[Any]:
-    def unpack(value: Any) -> Any:
-        if type(value) is _Place:
-            return modules[value.number]
-        return tuple(map(unpack, value)) if type(value) is tuple else value
+    return [_filled(value, modules) for value in values]
 
-    return [unpack(value) for value in values]
+
+def _filled(value: Any, modules: list[nn.Module]) -> Any:
+    if type(value) is _Place:
+        return modules[value.number]
+    return tuple(_filled(one, modules) for one in value) if type(value) is tuple else value
 
 
 _kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()

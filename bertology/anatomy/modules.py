@@ -12,15 +12,16 @@ from .forward_source import children_of, weights_of
 def each_module(model: nn.Module) -> list[nn.Module]:
     """All modules of a model, each once, in the order of `model.modules()`."""
     found: dict[nn.Module, None] = {}
-
-    def add(module: nn.Module) -> None:
-        if module not in found:
-            found[module] = None
-            for child in children_of(module).values():
-                add(child)
-
-    add(model)
+    _add(model, found)
     return list(found)
+
+
+# No function inside of another: one that calls itself is a cycle, which would keep all modules until it is collected.
+def _add(module: nn.Module, found: dict[nn.Module, None]) -> None:
+    if module not in found:
+        found[module] = None
+        for child in children_of(module).values():
+            _add(child, found)
 
 
 def each_weight(model: nn.Module) -> list[Tensor]:
@@ -46,15 +47,14 @@ class Outline(NamedTuple):
     @classmethod
     def of(cls, model: nn.Module) -> Outline:
         """The outline of a model as it is now; a module that is known by two names is there twice."""
-        modules: list[nn.Module] = []
-        children: list[tuple[str, ...]] = []
+        outline = cls([], [], [])
+        outline._add(model)
+        return outline
 
-        def add(module: nn.Module) -> None:
-            named = children_of(module)
-            modules.append(module)
-            children.append(tuple(named))
-            for child in named.values():
-                add(child)
-
-        add(model)
-        return cls(modules, [type(module) for module in modules], children)
+    def _add(self, module: nn.Module) -> None:
+        named = children_of(module)
+        self.modules.append(module)
+        self.types.append(type(module))
+        self.children.append(tuple(named))
+        for child in named.values():
+            self._add(child)

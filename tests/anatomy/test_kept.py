@@ -158,6 +158,25 @@ def test_it_keeps_no_model_and_no_part_of_one_in_memory(name):
     assert gone() is None
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_a_model_is_freed_at_once_and_not_when_cycles_are_collected(name):
+    model = BY_NAME[name].build()
+    gc.collect()
+    gc.disable()
+    try:
+        head_importance(model, batch())
+        attention_entropy(model, batch())
+        with gated(model, torch.ones(2, 4)):
+            pass
+        assert each_module(model)
+        assert each_weight(model)
+        gone = weakref.ref(model)
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_measures_between_changes_are_those_of_a_new_model():
     """Heads are cut, a block is taken out and put back, and gates are open meanwhile."""
     model = BY_NAME["bert"].build()

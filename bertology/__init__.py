@@ -40,13 +40,8 @@ from .anatomy.sites import Anatomy, Head, HeadScore
 from .data.make_batches import make_batches
 from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
-from .importance.head_importance import (
-    HeadImportance,
-    ImportanceAccumulator,
-    ImportanceSeries,
-    head_importance,
-    importance_through_training,
-)
+from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
+from .importance.importance_through_training import ImportanceSeries, importance_through_training
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
 from .measures.behaviours import head_behaviours

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .modules import Outline, with_attribute
+from .modules import KeptOutline, Outline, configs_of
 from .names import NAMES, PRUNED_NAME
 from .sites import Anatomy, Site, Stack
 
@@ -39,8 +39,7 @@ class _Kept:
 
     def __init__(self, anatomy: Anatomy, outline: Outline) -> None:
         numbers = {module: number for number, module in reversed(list(enumerate(outline.modules)))}
-        self._parts = [ref(module) for module in outline.modules]
-        self._types, self._children, self._names = outline.types, outline.children, list(NAMES)
+        self._outline, self._names = KeptOutline(outline), list(NAMES)
         parents = {child: module for module in outline.modules for child in module.children()}
         owners = {
             part
@@ -57,15 +56,13 @@ class _Kept:
     def fits(self, outline: Outline) -> bool:
         """Whether a model with this outline is as it was."""
         return (
-            outline.children == self._children
-            and outline.types == self._types
-            and outline.modules == [kept() for kept in self._parts]
+            self._outline.fits(outline)
             and self._names == NAMES
             and _attributes(outline.modules, self._owners) == self._attributes
         )
 
     def anatomy(self, model: nn.Module, modules: list[nn.Module]) -> Anatomy:
-        """The anatomy, made anew of the model's modules."""
+        """The anatomy of a model that has these modules."""
         sites = tuple(Site(*_unpacked(one, modules)) for one in self._sites)
         stacks = tuple(Stack(*_unpacked(one, modules)) for one in self._stacks)
         return Anatomy(model, sites, stacks, dict(self._unmeasured))
@@ -73,8 +70,7 @@ class _Kept:
 
 def _attributes(modules: list[nn.Module], owners: list[int]) -> list[list[Any]]:
     """What some modules, and all configs, say of themselves."""
-    configs = {id(module.config): module.config for module in with_attribute(modules, "config")}
-    return [attributes(one) for one in (*(modules[number] for number in owners), *configs.values())]
+    return [attributes(one) for one in (*(modules[number] for number in owners), *configs_of(modules))]
 
 
 def _packed(part: Part, numbers: dict[nn.Module, int]) -> tuple[Any, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+from weakref import ref
 
 from torch import Tensor, nn
 
@@ -24,9 +26,9 @@ def _add(module: nn.Module, found: dict[nn.Module, None]) -> None:
             _add(child, found)
 
 
-def each_weight(model: nn.Module) -> list[Tensor]:
-    """All parameters and buffers of a model; one that several modules share may be there several times."""
-    return [x for module in each_module(model) for x in weights_of(module)]
+def each_weight(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The parameters and buffers of modules; one that several of them share is there several times."""
+    return [x for module in modules for x in weights_of(module)]
 
 
 def with_attribute(modules: list[nn.Module], name: str) -> list[nn.Module]:
@@ -35,6 +37,12 @@ def with_attribute(modules: list[nn.Module], name: str) -> list[nn.Module]:
     To ask a module for an attribute that it does not have takes torch some microseconds.
     """
     return [module for module in modules if name in vars(module) or hasattr(type(module), name)]
+
+
+def configs_of(modules: list[nn.Module]) -> list[Any]:
+    """The configs of these modules, each once."""
+    configs: dict[int, Any] = {id(module.config): module.config for module in with_attribute(modules, "config")}
+    return list(configs.values())
 
 
 class Outline(NamedTuple):
@@ -58,3 +66,19 @@ class Outline(NamedTuple):
         self.children.append(tuple(named))
         for child in named.values():
             self._add(child)
+
+
+class KeptOutline:
+    """An outline that holds no module in memory."""
+
+    def __init__(self, outline: Outline) -> None:
+        self._parts = [ref(module) for module in outline.modules]
+        self._types, self._children = outline.types, outline.children
+
+    def fits(self, outline: Outline) -> bool:
+        """Whether these are the same modules, in the same places, with the same types."""
+        return (
+            outline.children == self._children
+            and outline.types == self._types
+            and outline.modules == [part() for part in self._parts]
+        )

@@ -21,10 +21,10 @@ from ..results.fields import model_name
 from ..results.result import with_measured
 from ..tap import uncached, undisturbed
 from ..tap.gradient_cuts import lost_gradients
-from .accumulator import A, Accumulator, MapAccumulator, read_maps
+from .accumulator import A, Accumulator, MapAccumulator, read_maps, states_of
 from .checkpoint import Checkpoint
 from .first_example import check_padding
-from .identity import add_batch, config_settings, weights_digest
+from .identity import add_batch, model_identity
 from .processes import Merge, check_counts, check_same_work, check_sampler, gathered, merges, processes, raise_together
 from .progress import Progress, progress_bar
 from .shards import DigestedBatches, Shard, ShardFile
@@ -221,7 +221,7 @@ class _SavedPass:
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums of all accumulators."""
-        return {f"{i}.{name}": x for i, a in enumerate(self._accumulators) for name, x in a.state().items()}
+        return states_of(self._accumulators)
 
     def numbers(self) -> dict[str, Any]:
         """How many batches are in the sums, and their digest."""
@@ -239,14 +239,7 @@ def _describe(model: nn.Module, accumulators: Sequence[Accumulator]) -> str:
 
     Raises `DataError` for weights and functions that cannot be identified.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise DataError(
-            "a checkpoint needs to identify the model, some of whose weights are not in memory (they are on the meta "
-            "device): load the model without offloading, or measure without a checkpoint"
-        )
-    lines = [f"{type(model).__module__} {type(model).__qualname__}", weights_digest(model)]
-    lines.append(repr(sorted(config_settings(model).items())))
-    return "\n".join([*lines, *(accumulator.described() for accumulator in accumulators)])
+    return "\n".join([*model_identity(model, "checkpoint"), *(one.described() for one in accumulators)])
 
 
 def _update(anatomy: Anatomy, batch: dict[str, Any], accumulators: Sequence[Accumulator], *, follow: bool) -> None:

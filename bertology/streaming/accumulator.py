@@ -210,6 +210,11 @@ def _owner(kind: type, name: str) -> type:
     return next(c for c in kind.__mro__ if name in vars(c))
 
 
+def states_of(accumulators: Sequence[Accumulator]) -> dict[str, Tensor]:
+    """The sums of several accumulators, by the number and the name of each: `0.total`."""
+    return {f"{number}.{name}": x for number, one in enumerate(accumulators) for name, x in one.state().items()}
+
+
 class MapAccumulator(Accumulator):
     """A measure of attention maps over a data set: say in `read` what a block of query rows adds to the sums.
 

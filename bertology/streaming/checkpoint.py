@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -94,7 +95,13 @@ class Checkpoint:
 
 @contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
-    """Give the path of a file to write, which replaces `path` once it is complete: there is never half a file."""
-    part = path.with_name(f"{path.name}.part")
-    yield part
-    os.replace(part, path)
+    """Give the path of a file to write, which replaces `path` once it is complete: there is never half a file.
+
+    The file has a name of its own, so that two processes that write the same do not meet, and is removed on an error.
+    """
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -159,6 +159,20 @@ def _instance(x: Any, seen: dict[int, Any]) -> Iterator[str]:
         yield from _lines(value, seen)
 
 
+def model_identity(model: nn.Module, what: str) -> list[str]:
+    """The class, the weights and the settings of a model: what tells it from others in a file, which is `what`.
+
+    Raises `DataError` for weights that are not in memory.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise DataError(
+            f"a {what} needs to identify the model, some of whose weights are not in memory (they are on the meta "
+            f"device): load the model without offloading, or measure without a {what}"
+        )
+    kind = f"{type(model).__module__} {type(model).__qualname__}"
+    return [kind, weights_digest(model), repr(sorted(config_settings(model).items()))]
+
+
 def weights_digest(model: nn.Module) -> str:
     """A digest of all weights: names, shapes, types and every byte, wherever they are. Modes and hooks don't count."""
     kept = model.state_dict()

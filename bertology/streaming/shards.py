@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import torch
 from safetensors.torch import save_file
@@ -30,8 +28,9 @@ from ..results.fields import model_name
 from ..results.files import checksum, read_tensors
 from ..results.result import with_measured
 from ..tap.private_api import library_versions
-from .accumulator import Accumulator
-from .identity import add_batch, config_settings, identity, weights_digest
+from .accumulator import Accumulator, states_of
+from .checkpoint import complete_file
+from .identity import add_batch, identity, model_identity
 from .processes import process, processes
 
 Shard = tuple[int, int]
@@ -149,19 +148,9 @@ class ShardFile:
     def write(self, accumulators: Sequence[Accumulator], examples: int, data: str) -> None:
         """Write the sums, all or nothing."""
         about = json.dumps({**self._about, "examples": examples, "data": data}, sort_keys=True)
-        tensors = {
-            f"{number}.{name}": x.detach().cpu().contiguous().clone()
-            for number, accumulator in enumerate(accumulators)
-            for name, x in accumulator.state().items()
-        }
-        # A name of its own: a job that was started twice does not meet itself.
-        part = self.path.with_name(f".{self.path.name}.{uuid4().hex}.part")
-        try:
-            with writable(self.path):
-                save_file(tensors, str(part), metadata={"sums": about, "content": checksum(tensors, about)})
-                os.replace(part, self.path)
-        finally:
-            part.unlink(missing_ok=True)
+        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in states_of(accumulators).items()}
+        with writable(self.path), complete_file(self.path) as part:
+            save_file(tensors, str(part), metadata={"sums": about, "content": checksum(tensors, about)})
 
 
 @checked
@@ -213,12 +202,9 @@ def merge_shards(folder: str | Path, *accumulators: Accumulator, model: nn.Modul
 
 def _work(model: nn.Module, anatomy: Anatomy, accumulators: Sequence[Accumulator]) -> dict[str, Any]:
     """What tells work from other work."""
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise DataError("a shard needs to identify the model, some of whose weights are not in memory")
-    kind = f"{type(model).__module__} {type(model).__qualname__}"
     return {
         "versions": list(library_versions()),
-        "model": [kind, weights_digest(model), identity(repr(sorted(config_settings(model).items())))],
+        "model": model_identity(model, "shard"),
         "anatomy": [_plain(site) for site in anatomy.sites],
         **_measures(accumulators),
     }

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..anatomy.kept import attributes
-from ..anatomy.modules import Outline, each_module, each_weight, with_attribute
+from ..anatomy.modules import KeptOutline, Outline, configs_of, each_module, each_weight
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .function_mode import reader_runs
@@ -32,15 +32,14 @@ def lost_gradients(anatomy: Anatomy, batch: Iterable[str]) -> Iterator[list[Unkn
 
     It is for one pass of several, with arguments of these names: the parts of a model are the same in all of them. A
     model of torch's and transformers' own modules in which nothing was lost is not watched again while it is as it was.
-    At the end the list holds an error
-    that names the module where a part of the gradient is lost, if one is. It may be a part that the loss is not
-    affected by.
+    At the end the list holds an error that names the module where a part of the gradient is lost, if one is. The loss
+    may not depend on that part.
 
     Raises `UnknownAnatomy` itself where torch has no derivative of a function.
     """
     check_not_inference(anatomy.model)
-    lost: list[UnknownAnatomy] = []
     outline = Outline.of(anatomy.model)
+    lost: list[UnknownAnatomy] = []
     seen = _state(outline, batch)
     if seen is not None and _is_whole(anatomy.model, outline, seen):
         yield lost
@@ -56,14 +55,14 @@ def lost_gradients(anatomy: Anatomy, batch: Iterable[str]) -> Iterator[list[Unkn
     if mode.met:
         lost.append(UnknownAnatomy(_told(anatomy.model, mode.met)))
     elif seen is not None:
-        _whole[anatomy.model] = [ref(module) for module in outline.modules], seen
+        _whole[anatomy.model] = KeptOutline(outline), seen
     if mode.no_derivative:
         raise lost[0]
 
 
 def check_not_inference(model: nn.Module) -> None:
     """Raise `UnknownAnatomy` for weights that were made in inference mode, through which no gradient can pass."""
-    if any(x.is_inference() for x in each_weight(model)):
+    if any(x.is_inference() for x in each_weight(each_module(model))):
         named = (*model.named_parameters(), *model.named_buffers())
         first = next((name for name, x in named if x.is_inference()), "a weight")
         raise UnknownAnatomy(
@@ -73,26 +72,23 @@ def check_not_inference(model: nn.Module) -> None:
 
 
 # {model: (its modules, what was known of it when all gradients reached the heads)}
-_whole: WeakKeyDictionary[nn.Module, tuple[list[ref[nn.Module]], Any]] = WeakKeyDictionary()
+_whole: WeakKeyDictionary[nn.Module, tuple[KeptOutline, Any]] = WeakKeyDictionary()
 
 
 def _is_whole(model: nn.Module, outline: Outline, seen: Any) -> bool:
     """Whether nothing was lost in a pass of the model, and it is as it was then."""
-    modules, then = _whole.get(model, ((), None))
-    return bool(then == seen and outline.modules == [module() for module in modules])
+    kept, then = _whole.get(model, (None, None))
+    return bool(kept is not None and then == seen and kept.fits(outline))
 
 
 def _state(outline: Outline, batch: Iterable[str]) -> Any:
     """What decides how a model of torch's and transformers' own modules computes a batch; None for any other model."""
     if not all(kind.__module__.startswith(("torch.nn.modules.", "transformers.")) for kind in outline.types):
         return None
-    configs = {id(module.config): module.config for module in with_attribute(outline.modules, "config")}
     return (
-        outline.types,
         [getattr(kind, "forward", None) for kind in dict.fromkeys(outline.types)],
-        outline.children,
         [module_state(module) for module in outline.modules],
-        [attributes(config) for config in configs.values()],
+        [attributes(config) for config in configs_of(outline.modules)],
         sorted(batch),
         torch.is_autocast_enabled(),
     )
@@ -116,7 +112,7 @@ class _Following(TorchFunctionMode):
         self._started = False
         # {id: (tensor, where it was cut off the graph; None for what is not computed from the heads)}
         self._known: dict[int, tuple[weakref.ref[Tensor], Cut | None]] = {}
-        self._weights = {id(x) for x in each_weight(model)}
+        self._weights = {id(x) for x in each_weight(each_module(model))}
         self._outside: Cut | None = None
 
     def start(self, *_: Any) -> None:

@@ -180,7 +180,7 @@ def _join(site: Site, heads: Tensor, rest: Tensor | None, like: Tensor) -> Tenso
     return rearrange(flat, f"{_flat(layout)} -> {layout}", **sizes)
 
 
-# That of nearly all models, which is read without being laid anew.
+# That of nearly all models, which needs no rearrangement.
 _PLAIN_LAYOUT = "batch token width"
 # The layouts, by their number of axes, of heads that most often come as [batch, token, width]: an image tower may have
 # the patches of all images in one row, or keep them in rows and columns.

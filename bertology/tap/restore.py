@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch import nn
 
-from ..anatomy.modules import each_module, each_weight, with_attribute
+from ..anatomy.modules import configs_of, each_module, each_weight, with_attribute
 from ..anatomy.names import SWITCHED_NAME, USE_CACHE_ARGUMENT, block_oddities_of
 from .private_api import may_be_compiled
 from .threads import one_thread
@@ -87,9 +87,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as undo:
         undo.enter_context(one_thread(model))  # first: a mode that another thread set is not the one to restore
         modules = each_module(model)
-        devices = {x.device.index for x in each_weight(model) if x.is_cuda}
+        devices = {x.device.index for x in each_weight(modules) if x.is_cuda}
         undo.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
-        for config in _configs(modules):
+        for config in configs_of(modules):
             if hasattr(config, "return_dict"):
                 turn(config, "return_dict", True, undo)  # outputs are read by name
             if hasattr(config, "problem_type"):
@@ -107,12 +107,6 @@ def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, mode in modes:
         if module.training is not mode:
             module.training = mode
-
-
-def _configs(modules: list[nn.Module]) -> list[Any]:
-    """The configs of these modules, each once."""
-    configs: dict[int, Any] = {id(module.config): module.config for module in with_attribute(modules, "config")}
-    return list(configs.values())
 
 
 def _keep_attention(modules: list[nn.Module], undo: ExitStack) -> None:
@@ -175,7 +169,7 @@ def uncached(model: nn.Module) -> Iterator[None]:
     modules = each_module(model)
     needed = any(block_oddities_of(module).needs_cache for module in modules)
     with ExitStack() as undo:
-        for config in () if needed else _configs(modules):
+        for config in () if needed else configs_of(modules):
             if getattr(config, USE_CACHE_ARGUMENT, False):
                 turn(config, USE_CACHE_ARGUMENT, False, undo)
         yield

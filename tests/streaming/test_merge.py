@@ -12,17 +12,14 @@ import bertology.edge_probing
 import bertology.syntax
 from bertology.errors import DataError
 from bertology.streaming.processes import gathered, process, processes, sharing
+from helpers.public import public_functions
 
 pytestmark = pytest.mark.any_transformers
 
-MODULES = (bertology, bertology.syntax, bertology.edge_probing, bertology.code_structure)
 MEASURES = {
-    name: getattr(module, name)
-    for module in MODULES
-    for name in module.__all__
-    if inspect.isfunction(getattr(module, name))
-    and {"batches", "checkpoints"} & (taken := inspect.signature(getattr(module, name)).parameters).keys()
-    and "progress" in taken
+    name: function
+    for _, name, function in public_functions()
+    if {"batches", "checkpoints"} & (taken := inspect.signature(function).parameters).keys() and "progress" in taken
 }
 
 

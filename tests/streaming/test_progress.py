@@ -4,21 +4,14 @@ import inspect
 
 import pytest
 
-import bertology
-import bertology.code_structure
-import bertology.edge_probing
-import bertology.syntax
 from bertology.errors import DataError
 from bertology.streaming.progress import progress_bar, titled
+from helpers.public import public_functions
 
 pytestmark = pytest.mark.any_transformers
 
-MODULES = (bertology, bertology.syntax, bertology.edge_probing, bertology.code_structure)
 SHOWN = {
-    name: getattr(module, name)
-    for module in MODULES
-    for name in module.__all__
-    if inspect.isfunction(getattr(module, name)) and "progress" in inspect.signature(getattr(module, name)).parameters
+    name: function for _, name, function in public_functions() if "progress" in inspect.signature(function).parameters
 }
 
 

@@ -102,7 +102,7 @@ def measured(folder, shards=2, model=None, make=b.EntropyAccumulator, batches=TE
     return model
 
 
-def test_measures_are_made_anew_from_the_files(tmp_path):
+def test_measures_are_made_from_the_files(tmp_path):
     model = BY_NAME["bert"].build()
     every = [b.EntropyAccumulator(), b.PatternsAccumulator(tokens={"low": [3, 4]})]
     wanted = b.accumulate(model, TEXTS, *every)

@@ -163,7 +163,7 @@ class TopicClassifier:
 
     @property
     def batch(self) -> dict[str, Tensor]:
-        """All sentences and labels as one batch of model arguments; each call makes it anew."""
+        """All sentences and labels as one batch of model arguments, a new one each time."""
         return encoded(self.tokenizer, self.texts, self.labels)
 
 

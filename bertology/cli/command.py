@@ -73,7 +73,7 @@ def _add_curve(one: argparse.ArgumentParser) -> None:
     add("--amount", type=_share, help="the share of heads to mask at each step; by default %(default)s")
     add("--threshold", type=_share, help="the share of the score that must stay; by default %(default)s")
     add("--keep", type=_whole, help="heads that stay in each layer; by default %(default)s")
-    add("--reestimate", action="store_true", help="estimate the importance anew before each step")
+    add("--reestimate", action="store_true", help="estimate the importance again before each step")
     add("--seed", type=int, help="of a random order")
 
 

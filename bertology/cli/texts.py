@@ -37,7 +37,7 @@ def read_texts(
     header: bool = True,
     limit: int | None = None,
 ) -> Texts:
-    """Read the texts of a file, and their labels if it has any; the kind of the file is told by its name.
+    """Read the texts of a file, and their labels if it has any; the ending of its name tells its format.
 
     A .tsv or .csv file has a header, or else its columns are called 1, 2 and so on. A .json or .jsonl file has an
     object on each line. In any other file each line is a text. Blank lines do not count, and the first `limit` examples

@@ -195,7 +195,7 @@ class Encoder:
         return fill + values if getattr(self.tokenizer, "padding_side", "right") == "left" else values + fill
 
     def _padding(self, name: str) -> int:
-        """What stands in the place of tokens that are not there. Models may find padding by the id of their config."""
+        """The padding value of an argument. Models may find padding by the padding id of their config."""
         if name == SEGMENTS_ARGUMENT:
             return int(getattr(self.tokenizer, "pad_token_type_id", 0) or 0)
         if name != IDS_ARGUMENT:

@@ -11,7 +11,7 @@ from bertology.errors import DataError
 from helpers.small_models import small_t5
 from helpers.zoo import BY_NAME, V4, batch
 
-# oracle: `head_importance` of each checkpoint alone, which has oracles of its own, and the rank correlation of scipy.
+# oracle: the importance of each checkpoint alone, which has oracles of its own, and the rank correlation of scipy.
 FIELDS = ("scores", "signed", "fisher", "stderr")
 
 

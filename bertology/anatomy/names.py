@@ -246,6 +246,11 @@ NEURON_NORM_NAMES = ("ffn_sub_norm", "ffn_layernorm", "ffn_layer_norm")
 NEURON_SPARSITY_NAME = "activation_sparsity"
 # Where the indices of pruned neurons are recorded: in the MLP's down projection and in the config, and the count before.
 PRUNED_NEURONS_NAME, UNPRUNED_NEURONS_NAME = "pruned_neurons", "unpruned_neurons"
+# Where a config, or the module that holds an MLP, says how many neurons it has.
+NEURON_COUNT_NAMES = (
+    "intermediate_size", "ffn_dim", "d_ff", "n_inner", "inner_dim", "hidden_dim", "d_inner", "ffn_hidden_size", "dff",
+    "encoder_ffn_dim", "decoder_ffn_dim", "dim_ff", "block_ff_dim", "feed_forward_size", "intermediate_dim",
+)  # fmt: skip
 # Names of modules of cross attention, or of the modules around them.
 CROSS_NAMES = (
     "crossattention",

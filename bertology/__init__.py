@@ -35,6 +35,7 @@ from . import metrics as metrics
 from . import pictures as pictures
 from . import plot as plot  # registers the pictures of results
 from .anatomy.dissect import dissect, register_names
+from .anatomy.mlps import MlpAnatomy, Neuron, dissect_mlps
 from .anatomy.names import Names
 from .anatomy.sites import Anatomy, Head, HeadScore
 from .data.make_batches import make_batches
@@ -42,6 +43,7 @@ from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
+from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
 from .measures.behaviours import head_behaviours
@@ -57,6 +59,7 @@ from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.load import load_pruned
 from .pruning.prune import Pruned, prune_heads, save_pruned
+from .pruning.prune_neurons import PrunedNeurons, prune_neurons
 from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate
@@ -89,9 +92,14 @@ __all__ = [
     "ImportanceSeries",
     "MapAccumulator",
     "MeansAccumulator",
+    "MlpAnatomy",
     "Names",
+    "Neuron",
+    "NeuronImportance",
+    "NeuronImportanceAccumulator",
     "PatternsAccumulator",
     "Pruned",
+    "PrunedNeurons",
     "PruningCurve",
     "RepeatScores",
     "RepeatsAccumulator",
@@ -110,6 +118,7 @@ __all__ = [
     "check_anatomy",
     "compare_efficiency",
     "dissect",
+    "dissect_mlps",
     "gated",
     "head_ablation",
     "head_behaviours",
@@ -122,7 +131,9 @@ __all__ = [
     "load_pruned",
     "make_batches",
     "merge_shards",
+    "neuron_importance",
     "prune_heads",
+    "prune_neurons",
     "pruning_curve",
     "register_names",
     "repeat_scores",

@@ -246,7 +246,8 @@ def fits(holder: nn.Module, names: MlpNames) -> bool:
         up, down = (holder.get_submodule(name) for name in (names.up, names.down))
         gate = holder.get_submodule(names.gate) if names.gate else up
         width = input_width(down) * (2 if names.fused else 1)
-        return bool(output_width(up) == width == output_width(gate) and input_width(up) == input_width(gate))
+        same = output_width(up) == width == output_width(gate) and input_width(up) == input_width(gate)
+        return bool(same and (not names.mark or hasattr(holder, names.mark)))
     except (AttributeError, UnknownAnatomy):
         return False
 
@@ -263,11 +264,11 @@ def _add_stack(sites: list[Mlp], anatomy: Anatomy, stack: Stack, search: _Search
         if down in taken:
             continue  # a stack without blocks of its own may hold those of another
         layer = place if by_block else count
-        sites.append(_mlp(one, len(sites), stack.name, layer, done.count(down)))
+        sites.append(_mlp(one, len(sites), stack, layer, done.count(down)))
         done.append(down)
 
 
-def _mlp(one: _Found, row: int, stack: str, layer: int, call: int) -> Mlp:
+def _mlp(one: _Found, row: int, stack: Stack, layer: int, call: int) -> Mlp:
     names, holder = one.names, one.holder
     up, down = holder.get_submodule(names.up), holder.get_submodule(names.down)
     gate = holder.get_submodule(names.gate) if names.gate else up
@@ -278,7 +279,8 @@ def _mlp(one: _Found, row: int, stack: str, layer: int, call: int) -> Mlp:
     # An MLP that lost all its neurons keeps one of zeros, which is no neuron.
     if len(kept) != here and not (not kept and here == 1):
         raise UnknownAnatomy(f"{path} has {here} neurons, but of {width} neurons {len(pruned)} are said to be pruned")
+    layout = "token batch width" if stack.layout.startswith("token") else names.layout
     return Mlp(
-        row, stack, layer, call, 1, width, kept, path, names.layout, names.fused,
-        holder, gate, up, up, down, down, down,
+        row, stack.name, layer, call, 1, width, kept, path, layout, names.fused,
+        holder, gate, up, up, down, down, down, "", names.runs,
     )  # fmt: skip

@@ -113,7 +113,11 @@ class MlpNames(NamedTuple):
     fused: str = ""
     """"parts" where `up` returns both, one after the other."""
     layout: str = "batch token width"
-    """How the neurons are laid out, in the notation of einops."""
+    """How the neurons are laid out, in the notation of einops, in stacks whose hidden states have the batch first."""
+    mark: str = ""
+    """An attribute that tells such an MLP from others that name their layers alike."""
+    runs: int = 1
+    """How often the MLP runs in one pass of its block, where it runs on several kinds of tokens."""
 
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -207,7 +211,8 @@ MLP_NAMES = [
     # BERT and its kin, whose block holds both; the layers of BLIP-2 that query images
     MlpNames("intermediate.dense", "output.dense"),
     MlpNames("intermediate_query.dense", "output_query.dense"),
-    # BART, OPT, Phi, CLIP, Whisper; Moshi
+    # Pegasus-X's encoder, with global tokens beside the text's; BART, OPT, Phi, CLIP, Whisper; Moshi
+    MlpNames("fc1", "fc2", mark="global_self_attn_layer_norm", runs=2),
     MlpNames("fc1", "fc2"),
     MlpNames("fc1", "fc2", fused="parts"),
     # DistilBERT, XLM; GPT, GPT-2, GPT-Neo, BigCode, Starcoder 2; GPT-NeoX, BLOOM, Falcon, Persimmon; GPT-J, CodeGen

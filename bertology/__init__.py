@@ -44,6 +44,7 @@ from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, 
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
 from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
+from .importance.part_ablation import PartAblation, mlp_ablation
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
 from .measures.behaviours import head_behaviours
@@ -53,11 +54,13 @@ from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_en
 from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
+from .measures.neurons import NeuronActivations, neuron_activations
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.load import load_pruned
+from .pruning.neuron_curve import NeuronCurve, neuron_curve
 from .pruning.prune import Pruned, prune_heads, save_pruned
 from .pruning.prune_neurons import PrunedNeurons, prune_neurons
 from .results.axes import axes
@@ -95,8 +98,11 @@ __all__ = [
     "MlpAnatomy",
     "Names",
     "Neuron",
+    "NeuronActivations",
+    "NeuronCurve",
     "NeuronImportance",
     "NeuronImportanceAccumulator",
+    "PartAblation",
     "PatternsAccumulator",
     "Pruned",
     "PrunedNeurons",
@@ -131,6 +137,9 @@ __all__ = [
     "load_pruned",
     "make_batches",
     "merge_shards",
+    "mlp_ablation",
+    "neuron_activations",
+    "neuron_curve",
     "neuron_importance",
     "prune_heads",
     "prune_neurons",

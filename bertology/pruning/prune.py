@@ -128,9 +128,7 @@ Written = tuple[nn.Module, tuple[str, ...], list[tuple[int, int]]]
 """A model with a config, the labels of its layers, and the heads or neurons that it loses."""
 
 
-def by_model(
-    anatomy: Anatomy, places: list[tuple[int, int]], find: Callable[[nn.Module], Anatomy]
-) -> list[Written]:
+def by_model(anatomy: Anatomy, places: list[tuple[int, int]], find: Callable[[nn.Module], Anatomy]) -> list[Written]:
     """The models of transformers that lose heads, or neurons, as `find` finds them.
 
     Each is saved and loaded by itself, also from inside a wrapper.

@@ -63,6 +63,7 @@ from .pruning.load import load_pruned
 from .pruning.neuron_curve import NeuronCurve, neuron_curve
 from .pruning.prune import Pruned, prune_heads, save_pruned
 from .pruning.prune_neurons import PrunedNeurons, prune_neurons
+from .pruning.uniform import save_plain
 from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate
@@ -147,6 +148,7 @@ __all__ = [
     "register_names",
     "repeat_scores",
     "repeated_tokens",
+    "save_plain",
     "save_pruned",
     "score",
     "shard_batches",

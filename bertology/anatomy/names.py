@@ -251,6 +251,8 @@ NEURON_NORM_NAMES = ("ffn_sub_norm", "ffn_layernorm", "ffn_layer_norm")
 NEURON_SPARSITY_NAME = "activation_sparsity"
 # Where the indices of pruned neurons are recorded: in the MLP's down projection and in the config, and the count before.
 PRUNED_NEURONS_NAME, UNPRUNED_NEURONS_NAME = "pruned_neurons", "unpruned_neurons"
+# The setting of a config that says how wide a head is.
+HEAD_WIDTH_NAME = "head_dim"
 # Where a config, or the module that holds an MLP, says how many neurons it has.
 NEURON_COUNT_NAMES = (
     "intermediate_size", "ffn_dim", "d_ff", "n_inner", "inner_dim", "hidden_dim", "d_inner", "ffn_hidden_size", "dff",
@@ -300,6 +302,7 @@ IMAGE_CONFIG_NAMES = ("image_size", "num_channels", "patch_size")
 # Where the indices of pruned heads are recorded: transformers 4's name, ours for the count before pruning, and
 # the config's place for models with several stacks, which transformers 4 had no name for.
 PRUNED_NAME, UNPRUNED_NAME, PRUNED_BY_LABEL_NAME = "pruned_heads", "unpruned_heads", "pruned_heads_by_label"
+RECORDS = (PRUNED_NAME, PRUNED_BY_LABEL_NAME, PRUNED_NEURONS_NAME)
 SWITCHED_NAME = "attention_type"  # BigBird's, which it changes in its modules, but not in its config
 # Parts of an attention module with a share for each query head, to be cut along with it: gates, sinks, more queries
 # (for Longformer's global tokens, LUKE's entities), DeBERTa's biases and positions.
@@ -324,7 +327,7 @@ IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
 )  # fmt: skip
 # The positions of the tokens, as an argument, and as the buffer in which a model keeps those of a text without padding.
 POSITIONS_ARGUMENT = POSITIONS_NAME = "position_ids"
-DECODER_PREFIX = "decoder_"
+DECODER_PREFIX, ENCODER_PREFIX = "decoder_", "encoder_"
 DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
 # The labels: of a class, of tokens or of numbers, and of the span that answers a question.
 LABELS_ARGUMENT, SPAN_ARGUMENTS = "labels", ("start_positions", "end_positions")

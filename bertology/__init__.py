@@ -44,10 +44,11 @@ from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, 
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
 from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
-from .importance.part_ablation import PartAblation, mlp_ablation
+from .importance.part_ablation import PartAblation, block_ablation, mlp_ablation
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
 from .measures.behaviours import head_behaviours
+from .measures.block_influence import BlockInfluence, BlockInfluenceAccumulator, block_influence
 from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
 from .measures.check_anatomy import check_anatomy
 from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
@@ -58,6 +59,7 @@ from .measures.neurons import NeuronActivations, neuron_activations
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .pruning.curve import PruningCurve, pruning_curve
+from .pruning.drop_blocks import DroppedBlocks, drop_blocks
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.load import load_pruned
 from .pruning.neuron_curve import NeuronCurve, neuron_curve
@@ -80,7 +82,10 @@ __all__ = [
     "AttentionMaps",
     "AttentionPatterns",
     "BertologyError",
+    "BlockInfluence",
+    "BlockInfluenceAccumulator",
     "DistancesAccumulator",
+    "DroppedBlocks",
     "Efficiency",
     "EntropyAccumulator",
     "GradientsAccumulator",
@@ -122,10 +127,13 @@ __all__ = [
     "attention_maps",
     "attention_patterns",
     "axes",
+    "block_ablation",
+    "block_influence",
     "check_anatomy",
     "compare_efficiency",
     "dissect",
     "dissect_mlps",
+    "drop_blocks",
     "gated",
     "head_ablation",
     "head_behaviours",

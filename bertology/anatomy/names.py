@@ -249,7 +249,7 @@ MLP_CLASSES = re.compile(r"(MLP|FFN|FeedForward|Intermediate)$", re.IGNORECASE)
 # Norms over all neurons of an MLP, and a setting under which its neurons are compared with each other.
 NEURON_NORM_NAMES = ("ffn_sub_norm", "ffn_layernorm", "ffn_layer_norm")
 NEURON_SPARSITY_NAME = "activation_sparsity"
-# Where the indices of pruned neurons are recorded: in the MLP's down projection and in the config, and the count before.
+# Where the indices of pruned neurons are recorded, in the MLP's down projection and in the config; the count before.
 PRUNED_NEURONS_NAME, UNPRUNED_NEURONS_NAME = "pruned_neurons", "unpruned_neurons"
 # The setting of a config that says how wide a head is.
 HEAD_WIDTH_NAME = "head_dim"
@@ -302,6 +302,13 @@ IMAGE_CONFIG_NAMES = ("image_size", "num_channels", "patch_size")
 # Where the indices of pruned heads are recorded: transformers 4's name, ours for the count before pruning, and
 # the config's place for models with several stacks, which transformers 4 had no name for.
 PRUNED_NAME, UNPRUNED_NAME, PRUNED_BY_LABEL_NAME = "pruned_heads", "unpruned_heads", "pruned_heads_by_label"
+# Settings for the number of blocks, and those with an entry for each block; attributes of modules for a block's number.
+BLOCK_COUNT_NAMES = (
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_encoder_layers",
+    "num_decoder_layers",
+)  # fmt: skip
+FOR_EACH_BLOCK = re.compile("layer|block|pattern")
+BLOCK_NUMBER_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
 RECORDS = (PRUNED_NAME, PRUNED_BY_LABEL_NAME, PRUNED_NEURONS_NAME)
 SWITCHED_NAME = "attention_type"  # BigBird's, which it changes in its modules, but not in its config
 # Parts of an attention module with a share for each query head, to be cut along with it: gates, sinks, more queries

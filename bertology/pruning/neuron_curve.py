@@ -45,7 +45,7 @@ class NeuronCurve(Result):
     scores: Annotated[Tensor, axes("step")]
     """[step]: the metric with so many, higher is better."""
     neurons_gone: Annotated[Tensor, axes("layer neuron")]
-    """[layer, neuron]: the step at which a neuron goes, from 1; NaN for those that stay to the end, or are not there."""
+    """[layer, neuron]: the step at which a neuron goes, from 1; NaN for those that stay, or are not there."""
     heads_gone: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the step at which a head goes; NaN for those that stay. Its layers are those of attention."""
     metric: str

@@ -158,8 +158,8 @@ def by_model(anatomy: Anatomy, places: list[tuple[int, int]], find: Callable[[nn
     configs = [id(config_of(part)) for part, _, _ in written]
     if len(set(configs)) < len(configs) or (len(written) == 1 and _shares_config(parts, written[0][0])):
         raise PruningError(
-            "several models share one config, in which only one set of what was pruned can be written down: give each its "
-            "own, model.config = copy.deepcopy(model.config)"
+            "several models share one config, in which only one set of what was pruned can be written down: give each "
+            "its own, model.config = copy.deepcopy(model.config)"
         )
     return written
 

@@ -119,7 +119,7 @@ def save_plain(model: nn.Module, path: str | Path, *, inputs: Batch | None = Non
     mlps = _mlps(model)
     if mlps is not None:
         _tell_neurons(config, mlps)
-    plain = _built(model, config)
+    plain = built(model, config, model.state_dict(), CANNOT)
     _compare(model, plain, inputs)
     plain.save_pretrained(str(path))
 
@@ -131,8 +131,11 @@ def _mlps(model: nn.Module) -> MlpAnatomy | None:
         return None  # no neurons can have been pruned
 
 
+CANNOT = "no ordinary checkpoint can hold this model, save_pruned and load_pruned can"
+
+
 def _cannot(why: str) -> PruningError:
-    return PruningError(f"no ordinary checkpoint can hold this model: {why}. save_pruned and load_pruned can")
+    return PruningError(f"{CANNOT}: {why}")
 
 
 def _one_number(numbers: dict[str, int], unit: str) -> int:
@@ -182,47 +185,63 @@ def _tell_neurons(config: Any, mlps: MlpAnatomy) -> None:
         raise _cannot(f"{type(config).__name__} has no setting for the number of neurons")
 
 
-def _built(model: Any, config: Any) -> Any:
-    """A model of this config with the weights of the pruned one. Raises `PruningError` where they do not fit."""
+def built(model: Any, config: Any, weights: dict[str, Tensor], cannot: str) -> Any:
+    """A model of a config with the weights of another. Raises `PruningError` where they do not fit."""
+    there = {name: list(x.shape) for name, x in weights.items()}
     try:
         with torch.device("meta"):
             wanted = {name: list(x.shape) for name, x in type(model)(copy.deepcopy(config)).state_dict().items()}
     except NotImplementedError:  # it computes with its weights when it is built
-        wanted = {name: list(x.shape) for name, x in model.state_dict().items()}
+        wanted = there
     except Exception as error:  # those of the checks of configs
-        raise _cannot(f"{type(config).__name__} refuses these numbers ({error})") from error
-    there = {name: list(x.shape) for name, x in model.state_dict().items()}
+        raise PruningError(f"{cannot}: {type(config).__name__} refuses these numbers ({error})") from error
     for name in [*there, *wanted]:
         if there.get(name) != wanted.get(name):
-            raise _cannot(
-                f"{name} is {there.get(name, 'not there')}, and by its config it would be "
+            raise PruningError(
+                f"{cannot}: {name} is {there.get(name, 'not there')}, and by its config it would be "
                 f"{wanted.get(name, 'not there')}, since {type(config).__name__} has no setting for what was pruned"
             )
     plain = type(model)(config).to(device=model.device, dtype=model.dtype).eval()
-    plain.load_state_dict(model.state_dict())
+    plain.load_state_dict(weights)
     plain.generation_config = getattr(model, "generation_config", None)
     return plain
 
 
 @torch.no_grad()
+def check_same(before: list[Tensor], plain: Any, given: Batch, cannot: str, *, caches: bool = False) -> None:
+    """Raise `PruningError` unless a model computes the same numbers from these arguments."""
+    after = numbers(plain(**given, use_cache=False) if caches else plain(**given))
+    apart = max(float((x.double() - y.double()).abs().max()) for x, y in zip(before, after, strict=True))
+    size = max(float(x.double().abs().max()) for x in before)
+    if not apart <= max(1.0, size) * 64 * torch.finfo(plain.dtype).eps:
+        raise PruningError(f"{cannot}: loaded by its config it would compute something else ({apart:.2g} apart)")
+
+
+@torch.no_grad()
 def _compare(model: Any, plain: Any, inputs: Batch | None) -> None:
     """Raise `PruningError` unless both models compute the same."""
+    given = arguments(model, inputs)
+    with undisturbed(model):
+        before = numbers(_ran(model, given))
+    check_same(before, plain, given, CANNOT)
+
+
+def arguments(model: Any, inputs: Batch | None) -> dict[str, Any]:
+    """Model arguments on the device of a model, by default a few tokens of transformers' own."""
     given = dict(model.dummy_inputs if inputs is None else inputs)
-    given = {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in given.items()}
+    return {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in given.items()}
+
+
+def _ran(model: Any, given: Batch) -> Any:
     try:
-        with undisturbed(model):
-            before = _numbers(model(**given))
-        after = _numbers(plain(**given))
+        return model(**given)
     except Exception as error:  # whatever the model's own code raises
         raise DataError(
             f"it could not be seen that the checkpoint computes the same ({type(error).__name__}: {error}): pass "
             "inputs=, a batch that the model runs on"
         ) from error
-    apart = max(float((x.double() - y.double()).abs().max()) for x, y in zip(before, after, strict=True))
-    size = max(float(x.double().abs().max()) for x in before)
-    if not apart <= max(1.0, size) * 64 * torch.finfo(model.dtype).eps:
-        raise _cannot(f"loaded by its config it would compute something else ({apart:.2g} apart)")
 
 
-def _numbers(outputs: Any) -> list[Tensor]:
+def numbers(outputs: Any) -> list[Tensor]:
+    """The floating tensors among the outputs of a model."""
     return [x for x in outputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]

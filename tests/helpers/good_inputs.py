@@ -196,6 +196,8 @@ def _on_data(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "head_distances": both,
         "head_importance": both,
         "head_means": both,
+        "block_ablation": accuracy,
+        "block_influence": both,
         "mlp_ablation": accuracy,
         "neuron_curve": {**accuracy, "amount": 0.5},
         "neuron_importance": both,
@@ -224,6 +226,8 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "dissect_mlps": {"model": x.model},
         "neuron_activations": one,
         "prune_neurons": {"model": changed, "neurons": [(0, 1)]},
+        "save_plain": {"model": x.model, "path": x.folder / "plain"},
+        "drop_blocks": {"model": x.copied(), "blocks": [1]},
         "compare_efficiency": {
             "before": x.model, "after": changed, "inputs": x.batch, "batch_sizes": (1,), "rounds": 1, "seconds": 0,
         },

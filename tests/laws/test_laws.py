@@ -29,7 +29,7 @@ CONTEXTS = {
     "tap block": lambda m: b.tap(b.dissect(m), "block", read=lambda *_: None),
 }
 # These change the model, or write it to a file: tests/pruning.
-CHANGE_THE_MODEL = {"prune_heads", "prune_neurons", "save_pruned", "load_pruned"}
+CHANGE_THE_MODEL = {"prune_heads", "prune_neurons", "save_pruned", "load_pruned", "save_plain", "drop_blocks"}
 # What a measure is given whose arguments, other than the model and its batches, have defaults.
 DATA = {b: batch(), syntax: PARSED, code_structure: CODE}
 OF_BATCHES = ({"model", "batches"}, {"model", "inputs"})
@@ -87,6 +87,7 @@ MEASURES |= {
     "head_ablation": lambda m: b.head_ablation(m, batch(), metric="accuracy"),
     "sole_head_ablation": lambda m: b.sole_head_ablation(m, batch(), metric="accuracy"),
     "mlp_ablation": lambda m: b.mlp_ablation(m, batch(), metric="accuracy"),
+    "block_ablation": lambda m: b.block_ablation(m, batch(), metric="accuracy"),
     "neuron_curve": lambda m: b.neuron_curve(m, batch(), metric="accuracy", amount=0.4, kinds="both"),
     "compare_efficiency": lambda m: b.compare_efficiency(m, OTHER, batch(), batch_sizes=(2,), rounds=1, seconds=0),
 }

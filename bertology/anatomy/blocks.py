@@ -32,9 +32,8 @@ def blocks_of(anatomy: Anatomy) -> BlockAnatomy:
     for stack in anatomy.stacks:
         for layer, block in enumerate(() if stack.single else stack.blocks):
             call = stack.blocks[:layer].count(block)
-            sites.append(
-                Block(len(sites), stack.name, layer, call, 1, 1, (0,), paths[block], stack.layout, "", *[block] * 7)
-            )
+            parts = (block, block, block, block, block, block, block)
+            sites.append(Block(len(sites), stack.name, layer, call, 1, 1, (0,), paths[block], stack.layout, "", *parts))
     if not sites:
         raise UnknownAnatomy(f"no module of {type(anatomy.model).__name__} is a block: its layers are several lists")
     return BlockAnatomy(anatomy.model, tuple(sites), anatomy.stacks)

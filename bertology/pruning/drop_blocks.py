@@ -132,7 +132,7 @@ def _lists(model: nn.Module, there: BlockAnatomy, rows: list[int]) -> dict[nn.Mo
             raise PruningError(f"block {there.labels[row]} runs in several layers, which share its weights")
         if not isinstance(modules.get(folder), nn.ModuleList) or not number.isdigit():
             raise PruningError(f"block {there.labels[row]} ({site.path}) is in no list of blocks")
-        lists.setdefault(modules[folder], []).append(int(number))  # type: ignore[arg-type]
+        lists.setdefault(modules[folder], []).append(int(number))
     return lists
 
 

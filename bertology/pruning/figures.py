@@ -40,7 +40,7 @@ def curve(result: PruningCurve, axes: Axes, *, title: str | None = None) -> None
 
 @checked
 def curves(
-    results: Sequence[PruningCurve] | Sequence[NeuronCurve],
+    results: Sequence[PruningCurve | NeuronCurve],
     *,
     labels: Sequence[str] | None = None,
     title: str | None = None,

@@ -151,7 +151,7 @@ def neuron_curve(
     scored = _repeatable(model, batches, tokenizer)
     ranked_on = scored if importance is None else _repeatable(model, importance, tokenizer)
     mlps, anatomy = dissect_mlps(model), dissect(model)
-    parts = [mlps, anatomy] if kinds == "both" else [mlps]
+    parts: list[Anatomy] = [mlps, anatomy] if kinds == "both" else [mlps]
     ranks = _scores(model, parts, by, ranked_on, loss, seed)
     units = [_Units(part, scores, _cost(part)) for part, scores in zip(parts, ranks, strict=True)]
     gone, left = _order(units, float(amount), int(keep), by_cost=by != "random")

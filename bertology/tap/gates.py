@@ -172,7 +172,7 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
             if x.shape[0] > 1 or not batch or x.shape[1] != len(gate) * token_count(anatomy.model, batch, site.stack):
                 raise _other_batch(len(gate), x.shape[0])
             # The tokens of all examples in one row, example by example (OPT).
-            return (x.unflatten(1, (len(gate), -1))[0] * gate[:, None, :, None]).flatten(0, 1)[None]
+            return (x.reshape(len(gate), -1, *x.shape[2:]) * gate[:, None, :, None]).reshape(x.shape)
         return x * gate[:, None, :, None]
 
     batch: dict[str, Any] = {}

@@ -297,6 +297,11 @@ STATE_ARGUMENTS = (
     "decoder_cache", "padding_cache",
 )  # fmt: skip
 USE_CACHE_ARGUMENT = "use_cache"
+# Settings of `generate` under which a step is not one new token of each text, and the values under which it is.
+GENERATION_ALTERNATIVES = {
+    "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "guidance_scale": 1, "penalty_alpha": None,
+    "dola_layers": None, "assistant_model": None, "prompt_lookup_num_tokens": None, "prefill_chunk_size": None,
+}  # fmt: skip
 # Settings: how many positions and how many segments a model has.
 MOST_POSITIONS_NAME, SEGMENT_KINDS_NAME = "max_position_embeddings", "type_vocab_size"
 # Arguments that make a model or an eager attention function return more, and the name of the first such output.

@@ -161,14 +161,18 @@ class HiddenReader(Reader):
 
     kind, axis = "hidden", 1
 
-    def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping, tie_last: bool | None = None) -> None:
+    def __init__(
+        self, anatomy: Anatomy, batch: Batch, keeping: Keeping, tie_last: bool | None = None, *, stepwise: bool = False
+    ) -> None:
         super().__init__(anatomy, batch, keeping)
-        self._tie_last = tie_last
+        self._tie_last, self._stepwise = tie_last, stepwise
         self._listed = listed_stacks(anatomy)
         self._tokens: dict[str, int] = {}
         self._runs: dict[str, list[list[_State]]] = {}
         self._last: dict[str, list[Tensor]] = {}
         self._ends: dict[str, int] = {}
+        self.numbers: dict[str, list[int]] = {}
+        """{stack: [layer]}: the numbers of the layers that were kept, after the pass."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -194,7 +198,9 @@ class HiddenReader(Reader):
 
     def _kept(self, stack: str, state: _State) -> _State:
         """The state where it is kept, unless it may have more positions than the text: the end of the pass tells."""
-        if state.done or stack not in {one.name for one in self._listed} or state.x.shape[1] != self._width(stack):
+        if state.done or stack not in {one.name for one in self._listed}:
+            return state
+        if not self._stepwise and state.x.shape[1] != self._width(stack):
             return state
         return _State(state.layer, self.keep(stack, self.chosen(stack, state.x)), done=True)
 
@@ -210,7 +216,6 @@ class HiddenReader(Reader):
     def found(self, outputs: Any = None) -> Found:
         """The hidden states of all stacks, each run of a stack by itself."""
         stacks: dict[str, Tensor] = {}
-        numbers: dict[str, list[int]] = {}
         for stack in self._listed:
             runs = self._runs.get(stack.name, []) if stack.blocks else [self._handed_up(outputs, stack)]
             finals = self._last.get(stack.name, [])
@@ -228,8 +233,21 @@ class HiddenReader(Reader):
                 name = run_name(stack.name, number, len(runs))
                 each = [x if done else self.keeping.converted(self.chosen(stack.name, x)) for _, x, done in states]
                 stacks |= self.pile({name: each})
-                numbers[name] = [layer for layer, _, _ in states]
-        return Found(stacks, self.real(stacks), _numbers(stacks, numbers))
+                self.numbers[name] = [layer for layer, _, _ in states]
+        return Found(stacks, self.real(stacks), state_labels(stacks, self.numbers))
+
+    def steps(self) -> dict[str, list[list[Tensor]]]:
+        """{stack: for each run of it, a tensor for each layer}: what generation reads, a run for each step."""
+        found: dict[str, list[list[Tensor]]] = {}
+        for stack in self._listed:
+            runs, finals = self._runs.get(stack.name, []), self._last.get(stack.name, [])
+            tie = stack.ties_last if self._tie_last is None else self._tie_last
+            if not stack.blocks or (tie and len(finals) != len(runs)):
+                raise UnknownAnatomy(f"the hidden states of the {stack.name} cannot be read step by step")
+            ended = [self._ended(stack, states, finals[i] if tie else None) for i, states in enumerate(runs)]
+            found[stack.name] = [[x if done else self.keeping.converted(x) for _, x, done in one] for one in ended]
+            self.numbers[stack.name] = [layer for layer, _, _ in runs[0]] if runs else []
+        return {stack: runs for stack, runs in found.items() if runs and runs[0]}
 
     def _ended(self, stack: Stack, states: list[_State], final: Tensor | None) -> list[_State]:
         """The states with the last one replaced by what the stack returns, if that is given."""
@@ -253,7 +271,7 @@ class HiddenReader(Reader):
         )
 
 
-def _numbers(stacks: Mapping[str, Tensor], numbers: Mapping[str, list[int]]) -> tuple[str, ...]:
+def state_labels(stacks: Mapping[str, Any], numbers: Mapping[str, list[int]]) -> tuple[str, ...]:
     """[layer]: the labels of hidden states, from 0, the embeddings."""
     if len(stacks) == 1:
         return LayerLabels(map(str, next(iter(numbers.values()))), *stacks)
@@ -276,8 +294,8 @@ class MapsReader(Reader):
 
     def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping) -> None:
         super().__init__(anatomy, batch, keeping)
-        self._sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
-        self._wanted = set(self._sites)
+        self.sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
+        self._wanted = set(self.sites)
         self._runs: dict[Site, list[Tensor]] = {}
         self._site: Site | None = None
         self._blocks: list[Tensor] = []
@@ -304,6 +322,11 @@ class MapsReader(Reader):
         whole = self.chosen(site.stack, torch.cat(blocks, dim=2))
         runs.append(self.keep(site.stack, site.spread(whole, self.anatomy.heads, 1)))
 
+    def steps(self) -> dict[Site, list[Tensor]]:
+        """{site: its map in each run}: what generation reads, a run for each step."""
+        self._end_map()
+        return self._runs
+
     def found(self, outputs: Any = None) -> Found:
         """The maps of all stacks, each run of a stack by itself."""
         self._end_map()
@@ -311,9 +334,9 @@ class MapsReader(Reader):
         often = {site.stack: len(some) for site, some in self._runs.items()}
         for number in range(max(often.values(), default=1)):
             whole = {site: some[number] for site, some in self._runs.items() if number < len(some)}
-            each = by_stack(self._sites, whole).items()
+            each = by_stack(self.sites, whole).items()
             stacks |= self.pile({run_name(stack, number, often.get(stack, 1)): layers for stack, layers in each})
-        return Found(stacks, self.real(stacks), layer_labels(self._sites, whole))
+        return Found(stacks, self.real(stacks), layer_labels(self.sites, whole))
 
 
 class HeadsReader(Reader):
@@ -323,8 +346,8 @@ class HeadsReader(Reader):
 
     def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping, *, leaves: bool = False) -> None:
         super().__init__(anatomy, batch, keeping)
-        self._sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
-        self._wanted = set(self._sites)
+        self.sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
+        self._wanted = set(self.sites)
         self._leaves = leaves
         self.outputs: dict[Site, Tensor] = {}
         """The output of each layer; as the model computed it where gradients are wanted."""
@@ -356,13 +379,13 @@ class HeadsReader(Reader):
         each = self.outputs
         if self._leaves:
             each = {site: self._placed(site, x.detach()) for site, x in each.items()}
-        stacks = self.pile(by_stack(self._sites, each))
-        return Found(stacks, self.real(stacks), layer_labels(self._sites, each))
+        stacks = self.pile(by_stack(self.sites, each))
+        return Found(stacks, self.real(stacks), layer_labels(self.sites, each))
 
     def gradients(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         """{stack: [layer, batch, token, head, dim]} of the gradients of the outputs, in the order in which they ran."""
         each = {site: self._placed(site, x, "gradients") for site, x in zip(self.outputs, gradients, strict=True)}
-        return self.pile(by_stack(self._sites, each), "gradients")
+        return self.pile(by_stack(self.sites, each), "gradients")
 
 
 def chosen_loss(model: nn.Module, loss: ExampleLoss | str | None) -> ExampleLoss | None:

@@ -50,7 +50,8 @@ class OneBatch(NamedTuple):
     heads: HeadOutputs | None = None
 
 
-_KINDS: dict[str, type[Capture]] = {"hidden": HiddenStates, "maps": AttentionMaps, "heads": HeadOutputs}
+KINDS: dict[str, type[Capture]] = {"hidden": HiddenStates, "maps": AttentionMaps, "heads": HeadOutputs}
+"""The results of each kind of capture."""
 _WORDS = {"hidden": "hidden states", "maps": "attention maps", "heads": "head outputs"}
 
 
@@ -137,7 +138,7 @@ class Captures(Sequence["Captures"]):
     def __repr__(self) -> str:
         if len(self) != 1:
             return f"Captures({len(self)} batches)"
-        there = [f"{kind}={one!r}" for kind, one in zip(_KINDS, self._batches[0], strict=True) if one is not None]
+        there = [f"{kind}={one!r}" for kind, one in zip(KINDS, self._batches[0], strict=True) if one is not None]
         return f"Captures({', '.join(there)})"
 
 
@@ -172,7 +173,7 @@ class _Saved(Sequence[OneBatch]):
         fields["labels"] = LayerLabels(labels, stack) if stack else tuple(labels)
         if kind == "heads":
             fields["gradient_stacks"] = tensors("gradients") or None
-        return _KINDS[kind](**fields, **{name: _tuples(value) for name, value in line["texts"].items()})
+        return KINDS[kind](**fields, **{name: _tuples(value) for name, value in line["texts"].items()})
 
 
 def _tuples(value: Any) -> Any:
@@ -208,7 +209,7 @@ class Wanted(NamedTuple):
 
     def settings(self) -> str:
         """What tells this capture from others of the same data and model."""
-        flags = [kind for kind in _KINDS if getattr(self, kind)]
+        flags = [kind for kind in KINDS if getattr(self, kind)]
         positions = None if self.positions is None else Positions(self.positions).given
         return f"{flags} {self.layers} {positions} {self.dtype} {self.tie_last} {identity(self.loss)}"
 
@@ -273,7 +274,7 @@ def capture(
         (torch.Size([1, 1, 3, 32]), torch.Size([1, 1, 4, 3, 3]))
     """
     wanted = Wanted(
-        hidden, maps, heads, Layers(layers), positions, dtype, _device(device), loss, tie_last_hidden_states
+        hidden, maps, heads, Layers(layers), positions, dtype, device_named(device), loss, tie_last_hidden_states
     )
     wanted.check()
     if save is not None:
@@ -285,7 +286,8 @@ def capture(
         return Captures([take_batch(anatomy, batch, wanted, keeping, chosen, tokenizer)])
 
 
-def _device(device: torch.device | str | None) -> torch.device | None:
+def device_named(device: torch.device | str | None) -> torch.device | None:
+    """A device of torch. Raises `DataError` for what is none."""
     try:
         return None if device is None else torch.device(device)
     except RuntimeError as error:
@@ -313,7 +315,7 @@ def take_batch(
     for kind, reader in readers.items():
         stacks, real, labels = reader.found(outputs)
         more = {"gradient_stacks": gradients} if kind == "heads" else {}
-        found[kind] = _KINDS[kind](stacks=stacks, masks=real, labels=labels, **more, **texts)
+        found[kind] = KINDS[kind](stacks=stacks, masks=real, labels=labels, **more, **texts)
     return OneBatch(**found)
 
 
@@ -381,7 +383,7 @@ def _add_batch(
     check_padding(anatomy, batch)
     positions = None if wanted.positions is None else Positions(wanted.positions, all_short=True)
     found = take_batch(anatomy, batch, wanted, _keeping(wanted, positions, place=disk), loss, tokenizer)
-    there = {kind: one for kind, one in zip(_KINDS, found, strict=True) if one is not None}
+    there = {kind: one for kind, one in zip(KINDS, found, strict=True) if one is not None}
     some = next(iter(there.values()))
     texts = {f.name: getattr(some, f.name) for f in about_fields(some)}
     labels = {kind: (list(one.labels), getattr(one.labels, "stack", "")) for kind, one in there.items()}

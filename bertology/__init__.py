@@ -23,6 +23,7 @@
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
 | several measures      | `accumulate`                               |                                         |
+| several captures      | `capture`, `capture_generation`            |                                         |
 
 Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label class`. `dim` is a head's
 width, `hidden` the width of the residual stream, `key` always the attended-to position, `class` a class of tokens. Over
@@ -48,9 +49,11 @@ from .measures.behaviours import head_behaviours
 from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
 from .measures.check_anatomy import check_anatomy
 from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
+from .measures.generation import GenerationCaptures, capture_generation
 from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
+from .measures.one_pass import Captures, capture
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .pruning.curve import PruningCurve, pruning_curve
@@ -73,9 +76,11 @@ __all__ = [
     "AttentionMaps",
     "AttentionPatterns",
     "BertologyError",
+    "Captures",
     "DistancesAccumulator",
     "Efficiency",
     "EntropyAccumulator",
+    "GenerationCaptures",
     "GradientsAccumulator",
     "Head",
     "HeadAblation",
@@ -107,6 +112,8 @@ __all__ = [
     "attention_maps",
     "attention_patterns",
     "axes",
+    "capture",
+    "capture_generation",
     "check_anatomy",
     "compare_efficiency",
     "dissect",

@@ -34,18 +34,35 @@ class Layers:
         """Whether a layer is kept."""
         return self._given is None or not self._names.isdisjoint((layer, str(layer), f"{stack}.{layer}"))
 
-    def check(self, what: str, there: Sequence[tuple[str, int]]) -> None:
-        """Raise `DataError` for a layer that is not among these, the stacks and numbers of all layers."""
-        known = {name for stack, layer in there for name in (layer, str(layer), f"{stack}.{layer}")}
+    def check(self, kinds: Mapping[str, Sequence[tuple[str, int]]]) -> None:
+        """Raise `DataError` for a layer that is not there, before the model runs.
+
+        `kinds` are the stacks and numbers of all layers, by the name of what is captured of them. A number must be that
+        of a layer of each kind, a label of one of them; and each kind must have a layer that is kept.
+        """
         for one in self._given or ():
-            if one not in known:
-                stacks = list(dict.fromkeys(stack for stack, _ in there))
-                told = [_numbers([layer for name, layer in there if name == stack]) for stack in stacks]
-                of = told[0] if len(stacks) == 1 else ", ".join(f"{s}: {t}" for s, t in zip(stacks, told, strict=True))
-                raise DataError(f"layer {one} is out of range: the {what} of this model have the layers {of}")
+            missing = [what for what, there in kinds.items() if one not in _names_of(there)]
+            if missing and (not isinstance(one, str) or len(missing) == len(kinds)):
+                raise DataError(f"layer {one} is out of range: {_told(missing[0], kinds[missing[0]])}")
+        for what, there in kinds.items():
+            if not any(self.wants(stack, layer) for stack, layer in there):
+                raise DataError(f"none of the layers {self} is one of the {what}: {_told(what, there)}")
 
     def __repr__(self) -> str:
         return "all" if self._given is None else repr(sorted(map(str, self._names)))
+
+
+def _names_of(there: Sequence[tuple[str, int]]) -> set[int | str]:
+    """All names by which these layers may be chosen."""
+    return {name for stack, layer in there for name in (layer, str(layer), f"{stack}.{layer}")}
+
+
+def _told(what: str, there: Sequence[tuple[str, int]]) -> str:
+    """The layers that there are, in words."""
+    stacks = list(dict.fromkeys(stack for stack, _ in there))
+    each = {stack: _numbers([layer for name, layer in there if name == stack]) for stack in stacks}
+    layers = each[stacks[0]] if len(stacks) == 1 else ", ".join(f"{stack}: {told}" for stack, told in each.items())
+    return f"the {what} of this model have the layers {layers}"
 
 
 def _numbers(layers: list[int]) -> str:

@@ -138,14 +138,14 @@ def listed_stacks(anatomy: Anatomy) -> list[Stack]:
     return [stack for stack in anatomy.stacks if not stack.single] or list(anatomy.stacks)
 
 
-def check_layers(anatomy: Anatomy, layers: Layers, *, hidden: bool, of_heads: str) -> None:
-    """Raise `DataError` for a layer that the model does not have; `of_heads` says what is captured of heads, if any."""
-    stacks = listed_stacks(anatomy)
+def check_layers(anatomy: Anatomy, layers: Layers, *, hidden: bool, maps: bool, heads: bool) -> None:
+    """Raise `DataError` for a layer that the model does not have."""
+    stacks, kinds = listed_stacks(anatomy), {}
     if hidden and all(stack.blocks for stack in stacks):  # else only the pass tells
-        there = [(stack.name, layer) for stack in stacks for layer in range(len(stack.blocks) + 1)]
-        layers.check("hidden states", there)
-    if of_heads:
-        layers.check(of_heads, [(site.stack, site.layer) for site in anatomy.sites])
+        kinds["hidden states"] = [(stack.name, layer) for stack in stacks for layer in range(len(stack.blocks) + 1)]
+    of_heads = [(site.stack, site.layer) for site in anatomy.sites]
+    kinds |= {what: of_heads for what, there in (("attention maps", maps), ("head outputs", heads)) if there}
+    layers.check(kinds)
 
 
 class _State(NamedTuple):
@@ -252,8 +252,8 @@ class HiddenReader(Reader):
     def _ended(self, stack: Stack, states: list[_State], final: Tensor | None) -> list[_State]:
         """The states with the last one replaced by what the stack returns, if that is given."""
         # Several residual streams end in a state of another width: the last block's own is kept.
-        last = states[-1]
-        if final is None or last.done or last.layer != self._ends[stack.name] or final.shape != last.x.shape:
+        last = states[-1] if states else None
+        if final is None or last is None or last.done or last.layer != self._ends[stack.name] or final.shape != last.x.shape:
             return states
         return [*states[:-1], _State(last.layer, final)]
 
@@ -264,7 +264,7 @@ class HiddenReader(Reader):
             if states:
                 self._ends[stack.name] = len(states) - 1
                 layers = self.keeping.layers
-                layers.check("hidden states", [(stack.name, layer) for layer in range(len(states))])
+                layers.check({"hidden states": [(stack.name, layer) for layer in range(len(states))]})
                 return [_State(i, x.detach()) for i, x in enumerate(states) if layers.wants(stack.name, i)]
         raise UnknownAnatomy(
             f"no module is a block of the {stack.name}, and transformers returns no hidden states of it"
@@ -274,7 +274,7 @@ class HiddenReader(Reader):
 def state_labels(stacks: Mapping[str, Any], numbers: Mapping[str, list[int]]) -> tuple[str, ...]:
     """[layer]: the labels of hidden states, from 0, the embeddings."""
     if len(stacks) == 1:
-        return LayerLabels(map(str, next(iter(numbers.values()))), *stacks)
+        return LayerLabels((str(number) for name in stacks for number in numbers[name]), *stacks)
     return tuple(f"{name}.{number}" for name in stacks for number in numbers[name])
 
 

@@ -23,7 +23,7 @@ from ..data.batches import Batch, BatchesOrTexts, model_arguments, token_mask
 from ..data.caches import has_cache
 from ..data.models import is_encoder_decoder, task_model
 from ..data.positions import room_of
-from ..errors import DataError, UnknownAnatomy, check_least, checked
+from ..errors import BertologyError, DataError, UnknownAnatomy, check_least, checked
 from ..streaming.one_batch import by_stack, layer_labels, one_batch, pile
 from ..tap import tap
 from .capture_choice import Layers
@@ -134,8 +134,8 @@ def _check_options(writer: Any, options: Mapping[str, Any]) -> None:
         came = options.get(name, getattr(writer.generation_config, name, None))
         if came not in (None, False, plain):
             raise DataError(
-                f"{name}={came!r}: the steps of such a generation cannot be laid together, since they are not one token "
-                f"of each text after the other. Pass {name}={plain!r}"
+                f"{name}={came!r}: the steps of such a generation are not one token of each text after the other, and "
+                f"cannot be laid together. Pass {name}={plain!r}"
             )
 
 
@@ -201,15 +201,23 @@ def _generate(writer: Any, given: Mapping[str, Any], options: Mapping[str, Any])
     try:
         with torch.no_grad():
             written: Tensor = writer.generate(**given, **options, return_dict_in_generate=False)
+    except BertologyError:
+        raise
     except (TypeError, ValueError) as error:
-        raise DataError(f"generate does not take these arguments: {error}") from error
+        told = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise DataError(f"generate does not take these arguments, {told}: {error}") from error
     return written
 
 
 def _laid_together(
-    anatomy: Anatomy, given: Batch, readers: Mapping[str, Any], sequences: Tensor, prompt: int, options: Mapping[str, Any],
+    anatomy: Anatomy,
+    given: Batch,
+    readers: Mapping[str, Any],
+    sequences: Tensor,
+    prompt: int,
+    options: Mapping[str, Any],
     tokenizer: Any,
-) -> GenerationCaptures:  # fmt: skip
+) -> GenerationCaptures:
     """The steps of all readers, with the masks and texts of what was generated."""
     writes = is_encoder_decoder(anatomy.model)
     real = _real(task_model(anatomy.model), sequences, prompt, options)
@@ -222,7 +230,7 @@ def _laid_together(
     for kind, reader in readers.items():
         reader.batch = batch
         laid = _states if kind == "hidden" else _of_sites
-        stacks, labels = laid(reader, sequences.shape[1] - 1)
+        stacks, labels = laid(reader, real[:, :-1])
         fields = {"stacks": stacks, "masks": reader.real(stacks), "labels": labels, **texts}
         found[kind] = KINDS[kind](**fields, **({"gradient_stacks": None} if kind == "heads" else {}))
     return GenerationCaptures(OneBatch(**found), sequences, prompt)
@@ -236,22 +244,25 @@ def _real(writer: Any, sequences: Tensor, prompt: int, options: Mapping[str, Any
     return (ended.cumsum(1) == ended).long()
 
 
-def _states(reader: HiddenReader, tokens: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _states(reader: HiddenReader, real: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The hidden states of each stack, and their labels."""
     stacks = {
-        stack: pile([_laid(list(steps), tokens, axis=1) for steps in zip(*runs, strict=True)])
+        stack: pile([_laid(list(steps), real.shape[1], axis=1) for steps in zip(*runs, strict=True)])
         for stack, runs in reader.steps().items()
     }
     return stacks, state_labels(stacks, reader.numbers)
 
 
-def _of_sites(reader: Any, tokens: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _of_sites(reader: Any, real: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The maps or head outputs of each stack, and their labels."""
     found: dict[Site, Tensor] = {}
     for site, steps in reader.steps().items():
         if reader.kind == "maps" and not site.crosses:
-            steps = _all_keys(steps)
-        found[site] = _laid(steps, tokens, axis=reader.axis)
+            steps = _all_keys(steps, real)
+        found[site] = _laid(steps, real.shape[1], axis=reader.axis)
+        gone = [head for head in range(reader.anatomy.heads) if head not in site.kept]
+        if gone and reader.kind == "maps":
+            found[site][:, gone] = float("nan")  # of pruned heads also at later keys
     return {name: pile(x) for name, x in by_stack(reader.sites, found).items()}, layer_labels(reader.sites, found)
 
 
@@ -267,7 +278,7 @@ def _laid(steps: list[Tensor], tokens: int, axis: int) -> Tensor:
     return laid
 
 
-def _all_keys(steps: list[Tensor]) -> list[Tensor]:
+def _all_keys(steps: list[Tensor], real: Tensor) -> list[Tensor]:
     """Maps [batch, head, query, key] of steps, with all keys that the last step has: 0 for those that came later.
 
     A cache of a sliding window holds the newest keys alone, and one of a fixed size has room for later keys.
@@ -277,7 +288,8 @@ def _all_keys(steps: list[Tensor]) -> list[Tensor]:
     for number, x in enumerate(steps):
         end = first + number
         if x.shape[3] > end:
-            if bool(x[..., end:].any()):
+            seen = x[..., end:].any(-1).any(1)  # padding may look anywhere
+            if bool(seen[real[:, end - x.shape[2] : end] != 0].any()):
                 raise _not_step_by_step("keys that came later have attention")
             x = x[..., :end]
         placed.append(F.pad(x, (end - x.shape[3], first + many - 1 - end)))

@@ -50,7 +50,7 @@ class OneBatch(NamedTuple):
     heads: HeadOutputs | None = None
 
 
-KINDS: dict[str, type[Capture]] = {"hidden": HiddenStates, "maps": AttentionMaps, "heads": HeadOutputs}
+KINDS: dict[str, Any] = {"hidden": HiddenStates, "maps": AttentionMaps, "heads": HeadOutputs}
 """The results of each kind of capture."""
 _WORDS = {"hidden": "hidden states", "maps": "attention maps", "heads": "head outputs"}
 
@@ -204,8 +204,7 @@ class Wanted(NamedTuple):
 
     def check_layers(self, anatomy: Anatomy) -> None:
         """Raise `DataError` for a layer that the model does not have."""
-        of_heads = "attention maps" if self.maps else "head outputs" if self.heads else ""
-        check_layers(anatomy, self.layers, hidden=self.hidden, of_heads=of_heads)
+        check_layers(anatomy, self.layers, hidden=self.hidden, maps=self.maps, heads=self.heads)
 
     def settings(self) -> str:
         """What tells this capture from others of the same data and model."""
@@ -367,9 +366,10 @@ def _check_same(folder: CaptureFolder, line: dict[str, Any], digest: str) -> Non
 
 def _end(folder: CaptureFolder, lines: list[dict[str, Any]], disk: OnDisk | None, many: int) -> None:
     """Write that there are no more batches than these, or see that the index says so."""
-    if disk is None and (many < len(lines) - 1 or (many == len(lines) - 1 and "end" not in lines[-1])):
-        raise DataError(f"{folder.path} holds {len(lines)} batches, the data has only {many}")
-    if disk is None and many == len(lines):
+    done = [line for line in lines if "end" not in line]
+    if many < len(done):
+        raise DataError(f"{folder.path} holds {len(done)} batches, the data has only {many}")
+    if disk is None and len(done) == len(lines):  # all batches are there, but not the end
         disk = OnDisk(folder, lines)
     if disk is not None:
         with disk:

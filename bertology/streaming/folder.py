@@ -187,7 +187,7 @@ def mapped(path: Path, record: Record) -> Tensor:
     dtype = getattr(torch, record.dtype)
     if not record.bytes:
         return torch.empty(record.shape, dtype=dtype)
-    storage = torch.UntypedStorage.from_file(str(path), False, record.end)
+    storage: Any = torch.UntypedStorage.from_file(str(path), False, record.end)
     strides = torch.empty(record.shape, device="meta").stride()
     return torch.empty(0, dtype=dtype).set_(storage, record.start // dtype.itemsize, record.shape, strides)
 

@@ -82,9 +82,10 @@ class Positions:
         """With `all_short`, no text needs to have these tokens."""
         if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
             raise DataError(f"positions must be a list of whole numbers, such as [0, -1], got {described(given)}")
-        self.given = tuple(given.tolist() if isinstance(given, Tensor) else given)
-        if not self.given or not all(is_whole(one) for one in self.given):
-            raise DataError(f"positions must be one whole number or more, such as [0, -1], got {list(self.given)}")
+        found = tuple(given.tolist() if isinstance(given, Tensor) else given)
+        if not found or not all(is_whole(one) for one in found):
+            raise DataError(f"positions must be one whole number or more, such as [0, -1], got {list(found)}")
+        self.given = tuple(map(int, found))
         self._all_short = all_short
         self.there: dict[str, Tensor] = {}
         """{stack: [batch, position]}, bool: which of the chosen tokens each text has."""

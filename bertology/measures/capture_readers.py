@@ -253,7 +253,13 @@ class HiddenReader(Reader):
         """The states with the last one replaced by what the stack returns, if that is given."""
         # Several residual streams end in a state of another width: the last block's own is kept.
         last = states[-1] if states else None
-        if final is None or last is None or last.done or last.layer != self._ends[stack.name] or final.shape != last.x.shape:
+        if (
+            final is None
+            or last is None
+            or last.done
+            or last.layer != self._ends[stack.name]
+            or final.shape != last.x.shape
+        ):
             return states
         return [*states[:-1], _State(last.layer, final)]
 

@@ -277,7 +277,8 @@ def capture(
     )
     wanted.check()
     if save is not None:
-        return _saved(model, as_batches(model, inputs, tokenizer, sort=False), wanted, tokenizer, save, progress)
+        batches = as_batches(model, inputs, tokenizer, sort=False, notes_words=True)
+        return _saved(model, batches, wanted, tokenizer, save, progress)
     chosen = chosen_loss(model, loss)
     with one_batch(model, inputs, tokenizer) as (anatomy, batch):
         wanted.check_layers(anatomy)
@@ -310,6 +311,7 @@ def take_batch(
         readers["heads"] = HeadsReader(anatomy, batch, keeping, leaves=loss is not None)
     outputs, gradients = run_readers(anatomy, batch, list(readers.values()), loss, own=wanted.loss == "auto")
     texts = measured_texts(anatomy.model, batch, tokenizer)
+    texts |= {"positions": keeping.positions.given} if keeping.positions is not None else {}
     found: dict[str, Any] = {}
     for kind, reader in readers.items():
         stacks, real, labels = reader.found(outputs)

@@ -5,6 +5,7 @@ import torch
 import transformers
 
 from bertology import (
+    AttentionMaps,
     Captures,
     attention_maps,
     capture,
@@ -16,6 +17,7 @@ from bertology import (
 )
 from bertology.errors import DataError, LossError, UnknownAnatomy
 from bertology.measures import capture_readers
+from bertology.measures.example_maps import example_maps
 from helpers.generation import bart, texts
 from helpers.trees import wordpiece_tokenizer
 from helpers.zoo import BY_NAME, SMALL, batch, each_alone
@@ -148,6 +150,15 @@ def test_texts(tmp_path):
     texts = ["the cat sat", "the cat"]
     whole = capture(model, texts, tokenizer=tokenizer, maps=True, hidden=True)
     assert whole.maps.tokens == attention_maps(model, texts, tokenizer=tokenizer).tokens
+    chosen = {"maps": True, "positions": [-1, 0, 1, 2, 3]}  # as many as there are keys
+    some = capture(model, texts, tokenizer=tokenizer, **chosen)
+    assert some.maps.tokens == whole.maps.tokens
+    shown = example_maps(some.maps, 1, None, words=False)
+    assert (shown.queries, shown.keys) == (["[SEP]", "[CLS]", "the", "cat", "[SEP]"], ["[CLS]", "the", "cat", "[SEP]"])
+    torch.testing.assert_close(shown.maps[0, 0, 0], whole.maps.values[0, 1, 0, 3, :4])
+    assert capture(model, texts, tokenizer=tokenizer, **chosen, save=tmp_path / "some").maps == some.maps
+    some.maps.save(tmp_path / "maps.safetensors")
+    assert AttentionMaps.load(tmp_path / "maps.safetensors") == some.maps
     saved = capture(model, texts, tokenizer=tokenizer, maps=True, save=tmp_path / "captures")
     assert saved.maps.tokens == whole.maps.tokens
     assert torch.equal(saved.maps.values, whole.maps.values)

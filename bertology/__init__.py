@@ -36,6 +36,7 @@ from . import metrics as metrics
 from . import pictures as pictures
 from . import plot as plot  # registers the pictures of results
 from .anatomy.dissect import dissect, register_names
+from .anatomy.mlps import MlpAnatomy, Neuron, dissect_mlps
 from .anatomy.names import Names
 from .anatomy.sites import Anatomy, Head, HeadScore
 from .data.make_batches import make_batches
@@ -43,6 +44,8 @@ from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
+from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
+from .importance.part_ablation import PartAblation, mlp_ablation
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
 from .measures.behaviours import head_behaviours
@@ -53,13 +56,16 @@ from .measures.generation import GenerationCaptures, capture_generation
 from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
+from .measures.neurons import NeuronActivations, neuron_activations
 from .measures.one_pass import Captures, capture
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.load import load_pruned
+from .pruning.neuron_curve import NeuronCurve, neuron_curve
 from .pruning.prune import Pruned, prune_heads, save_pruned
+from .pruning.prune_neurons import PrunedNeurons, prune_neurons
 from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate
@@ -94,9 +100,17 @@ __all__ = [
     "ImportanceSeries",
     "MapAccumulator",
     "MeansAccumulator",
+    "MlpAnatomy",
     "Names",
+    "Neuron",
+    "NeuronActivations",
+    "NeuronCurve",
+    "NeuronImportance",
+    "NeuronImportanceAccumulator",
+    "PartAblation",
     "PatternsAccumulator",
     "Pruned",
+    "PrunedNeurons",
     "PruningCurve",
     "RepeatScores",
     "RepeatsAccumulator",
@@ -117,6 +131,7 @@ __all__ = [
     "check_anatomy",
     "compare_efficiency",
     "dissect",
+    "dissect_mlps",
     "gated",
     "head_ablation",
     "head_behaviours",
@@ -129,7 +144,12 @@ __all__ = [
     "load_pruned",
     "make_batches",
     "merge_shards",
+    "mlp_ablation",
+    "neuron_activations",
+    "neuron_curve",
+    "neuron_importance",
     "prune_heads",
+    "prune_neurons",
     "pruning_curve",
     "register_names",
     "repeat_scores",

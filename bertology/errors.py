@@ -3,6 +3,7 @@
     BertologyError
     ├── UnknownAnatomy        no attention heads were found in the model, or they ran elsewhere than expected
     ├── HeadError             the model does not have this head or layer, or it was pruned before
+    ├── NeuronError           the model does not have this neuron, or it was pruned before
     ├── ShapeError            a tensor has the wrong shape, or holds NaN
     ├── DataError             a batch, a data set, a label or a file cannot be used
     ├── LossError             no loss is known for the model, or a loss is not one finite value per example
@@ -79,6 +80,10 @@ class UnmeasuredAttention(UserWarning):
 
 class HeadError(BertologyError, IndexError):
     """A head or layer is out of range, or was pruned before."""
+
+
+class NeuronError(BertologyError, IndexError):
+    """A neuron or MLP is out of range, or was pruned before."""
 
 
 class ShapeError(BertologyError, ValueError):

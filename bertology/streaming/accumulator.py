@@ -105,8 +105,12 @@ class Accumulator(ABC):
         """Forget everything, and get ready for a model."""
         device = device_of(anatomy.model)
         # The device of Apple has no float64.
-        self.forget(anatomy, torch.device("cpu") if device.type == "mps" else device)
+        self.forget(self.part_of(anatomy), torch.device("cpu") if device.type == "mps" else device)
         return self
+
+    def part_of(self, anatomy: Anatomy) -> Anatomy:
+        """What is measured of a model: its heads, as they are given, or other parts, whose anatomy is returned."""
+        return anatomy
 
     def forget(self, anatomy: Anatomy, device: torch.device) -> None:
         """Set all sums to 0, on a device. It needs no model: sums of other machines are merged without one."""

@@ -20,6 +20,7 @@ from ..data.losses import (
     is_causal,
     next_tokens,
     token_logits,
+    where_labels_are,
 )
 from ..data.metrics import GenerationMetric, Metric, MetricName, find_metric, measured, metric_name
 from ..data.models import is_encoder_decoder, task_model, writes
@@ -233,7 +234,8 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
     """Logits and the labels that they are scored against: shifted for causal LMs, without padding for token labels."""
     labels = batch.get(LABELS_ARGUMENT)
     if labels is None:
-        raise DataError(f"a score needs labels in every batch; for other models use metric='{INVERSE_LOSS}'")
+        to_do = where_labels_are(model, batch, [LABELS_ARGUMENT])
+        raise DataError(f"a score needs labels in every batch{to_do}. For other models use metric='{INVERSE_LOSS}'")
     try:
         (logits,) = found(outputs, LOGITS_OUTPUT)
     except LossError as error:

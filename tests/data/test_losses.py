@@ -192,6 +192,11 @@ def test_wrappers_do_not_hide_the_task():
         ("SequenceClassification", {**batch(), "labels": torch.tensor([0, 1])}, r"one class per example, \[batch\] = \[3\]"),
         ("SequenceClassification", {**batch(), "labels": torch.tensor([0, 1, -100])}, r"one class per example.*-100"),
         ("SequenceClassification", {**batch(), "labels": torch.ones(3)}, r"labels must be \[batch, label\] = \[3, 2\], got \[3\]"),
+        ("SequenceClassification", {**batch(), "labels": torch.rand(3)}, r"got \[3\]: labels of float32 say for each of the 2 classes .* pass whole numbers, labels.long\(\)"),
+        ("TokenClassification", {**batch(), "labels": torch.full((3, 7), 0.5)}, "labels must be whole numbers, the numbers of classes, got 0.5"),
+        ("MaskedLM", {**batch(), "labels": torch.full((3, 7), 2.25)}, "labels must be whole numbers, .* got 2.25"),
+        ("TokenClassification", batch(labels=False), r"pass batches with 'labels', or texts with their labels, such as \["),
+        ("SequenceClassification", {**batch(labels=False), "label": torch.tensor([0, 1, 0])}, "rename 'label' to 'labels'"),
         ("TokenClassification", {**batch(), "labels": torch.full((3, 7), -100)}, r"example\(s\) \[0, 1, 2\] of the batch have no labelled token"),
         ("QuestionAnswering", {**batch(), "start_positions": torch.tensor([0, 5, 0]), "end_positions": torch.tensor([0, 0, 0])},
          r"losses must be finite, got inf for example\(s\) \[1\] of a batch of 3"),
@@ -202,6 +207,27 @@ def test_wrappers_do_not_hide_the_task():
 def test_errors(head, inputs, message):
     with pytest.raises(LossError, match=message):
         losses(bert(head), inputs)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_labels": 3, "problem_type": "regression"}, "problem_type .* is 'regression', which wants a number for each label"),
+        ({"num_labels": 4, "problem_type": "multi_label_classification"}, "problem_type .* is 'multi_label_classification', which wants a number"),
+        ({"num_labels": 1}, "a model with one output predicts one number for each text"),
+    ],
+)  # fmt: skip
+def test_labels_of_another_task(config, message):
+    with pytest.raises(LossError, match=rf"labels must be \[batch, label\] = .*, got \[2\]: {message}"):
+        losses(bert("SequenceClassification", **config), {**batch(), "labels": torch.rand(2)})
+
+
+def test_whole_numbers_as_floats_are_classes():
+    model, labels = bert("TokenClassification"), torch.randint(0, 2, (3, 7))
+    for wide in (labels.float(), labels.double()):
+        torch.testing.assert_close(
+            losses(model, {**batch(), "labels": wide}), losses(model, {**batch(), "labels": labels})
+        )
 
 
 def test_names_that_mislead():

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from bertology import (
     Head,
     attention_entropy,
+    attention_maps,
     attention_patterns,
     head_importance,
     prune_heads,
@@ -274,6 +275,24 @@ def test_dependencies_are_two_heat_maps():
         dependencies().plot(relation="iobj")
     with pytest.raises(DataError, match="relation='obj' is for DependencyHeads, got AttentionEntropy"):
         attention_entropy(BY_NAME["bert"].build(), batch()).plot(relation="obj")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"colour": "red"}, r"colour='red' is no option of AttentionMaps.plot, which takes field, head, layer, example, "),
+        ({"relation": "obj"}, "relation='obj' is for DependencyHeads.*, got AttentionMaps, which takes field, head"),
+        ({"pth": "x"}, "pth='x' is no option of AttentionMaps.plot, which takes field, .*path"),
+        ({"path": 3}, "path must be a string or a path or None, got 3"),
+        ({"words": "yes"}, "words must be True or False, got 'yes'"),
+    ],
+)  # fmt: skip
+def test_an_unknown_option_is_told_the_options_there_are(options, message):
+    maps = attention_maps(BY_NAME["llama"].build(), batch())
+    with pytest.raises(DataError, match=message):
+        maps.plot("L1H0", **options)
+    with pytest.raises(DataError, match="is no option of DependencyHeads.plot, which takes field, relation"):
+        dependencies().plot(colour="red")
 
 
 def test_errors():

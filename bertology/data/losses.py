@@ -8,6 +8,7 @@ is not predicted, and nothing is predicted from it. Question answering gives it 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 
 from ..anatomy.names import (
     CAUSAL_CLASSES,
+    DECODES_NAME,
+    ENCODER_LM_CLASSES,
     GENERATING_CLASSES,
     LABELS_ARGUMENT,
     LOGITS_OUTPUT,
@@ -57,6 +60,7 @@ def find_loss(model: nn.Module) -> ExampleLoss:
     task = task_model(model)
     for pattern, make in _LOSSES.items():
         if re.search(f"({pattern})$", task_name(task)):
+            warn_if_it_sees_what_it_predicts(model)
             return make(task)
     raise LossError(
         f"no loss is known for {type(model).__name__}: wanted a model of transformers with a head for {_TASKS}. "
@@ -96,6 +100,19 @@ def _labels(batch: Batch, model: nn.Module, *names: str) -> Any:
             f"got {', '.join(batch)}{hint}"
         )
     return [batch[name] for name in names]
+
+
+def warn_if_it_sees_what_it_predicts(model: nn.Module) -> None:
+    """Warn of a causal language model of a family of encoders that was not told to be a decoder."""
+    task = task_model(model)
+    if re.fullmatch(ENCODER_LM_CLASSES, task_name(task)) and not getattr(config_of(task), DECODES_NAME, False):
+        warnings.warn(
+            f"{type(task).__name__} sees the tokens that it predicts, since {DECODES_NAME} is False in its config: its "
+            " loss says nothing of the heads that a text needs. Load it with "
+            f"from_pretrained(..., {DECODES_NAME}=True), or load the masked language model and mask tokens",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def where_labels_are(model: nn.Module, batch: Batch, missing: Sequence[str]) -> str:

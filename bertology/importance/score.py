@@ -20,6 +20,7 @@ from ..data.losses import (
     is_causal,
     next_tokens,
     token_logits,
+    warn_if_it_sees_what_it_predicts,
     where_labels_are,
 )
 from ..data.metrics import GenerationMetric, Metric, MetricName, find_metric, measured, metric_name
@@ -67,6 +68,8 @@ class ScoreAccumulator(Accumulator):
     def zero(self, anatomy: Anatomy) -> ScoreAccumulator:
         """Forget everything."""
         self._alone = FirstExample(anatomy, lambda out, batch: predictions(anatomy.model, out, batch).logits)
+        if is_causal(anatomy.model):
+            warn_if_it_sees_what_it_predicts(anatomy.model)
         return super().zero(anatomy)
 
     def forget(self, anatomy: Anatomy, device: torch.device) -> None:

@@ -1,10 +1,15 @@
 """Each example's loss is what transformers returns for a batch of it alone."""
 
+import inspect
+import re
+import warnings
+
 import pytest
 import torch
 import transformers as t
 
 from bertology import head_ablation, head_importance, score
+from bertology.anatomy.names import CAUSAL_CLASSES, ENCODER_LM_CLASSES
 from bertology.data.batches import without_labels
 from bertology.data.losses import example_losses, find_loss, is_causal
 from bertology.errors import LossError
@@ -228,6 +233,46 @@ def test_whole_numbers_as_floats_are_classes():
         torch.testing.assert_close(
             losses(model, {**batch(), "labels": wide}), losses(model, {**batch(), "labels": labels})
         )
+
+
+ENCODER_LMS = [
+    name
+    for name in dir(t)
+    if re.search(f"({CAUSAL_CLASSES})$", name)
+    and "as a standalone, add" in "".join(inspect.getsource(getattr(t, name).__init__).split('"'))
+]
+"""The classes of which transformers itself says that they must be told to be decoders."""
+
+
+def test_classes_that_must_be_told_to_be_decoders_are_known():
+    assert len(ENCODER_LMS) > 10
+    assert [name for name in ENCODER_LMS if not re.fullmatch(ENCODER_LM_CLASSES, name)] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["BertLMHeadModel", "CamembertForCausalLM", "RemBertForCausalLM", "BertGenerationDecoder"]
+)
+def test_a_decoder_that_sees_what_it_predicts(name):
+    """The warning comes where a later token changes an earlier prediction, and nowhere else."""
+    kind, inputs = getattr(t, name), batch()
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    for decodes in (False, True):
+        model = kind(kind.config_class(**SMALL, pad_token_id=PAD, is_decoder=decodes)).eval()
+        with torch.no_grad():
+            first, other = (model(torch.tensor([[5, 6, last]])).logits[0, 0] for last in (7, 8))
+        sees = not torch.equal(first, other)
+        assert sees is not decodes
+        for measure in (head_importance, lambda *given: score(*given, metric="accuracy")):
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                measure(model, inputs)
+            assert any("sees the tokens that it predicts" in str(one.message) for one in told) is sees
+
+
+def test_other_decoders_are_not_warned_of(recwarn):
+    for name in ("gpt2", "llama"):
+        find_loss(BY_NAME[name].build("lm"))
+    assert not recwarn.list
 
 
 def test_names_that_mislead():

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 
 from bertology import (
     Head,
+    Result,
     attention_entropy,
     attention_maps,
     attention_patterns,
@@ -303,6 +305,16 @@ def test_errors():
         heatmap(importance, Figure().subplots(), field="entropy")
     with pytest.raises(DataError, match="Score has no picture: it is one number: print it"):
         score(BY_NAME["bert"].build(), batch(), metric="accuracy").plot()
+
+
+def test_a_result_of_ones_own_is_told_to_declare_axes():
+    @dataclass(frozen=True, eq=False, repr=False)
+    class Mine(Result):
+        total: torch.Tensor
+        labels: tuple[str, ...]
+
+    with pytest.raises(DataError, match=r"Mine has no picture: declare the axes .* total: Annotated\[Tensor, axes\("):
+        Mine(torch.rand(2, 4), ("0", "1")).plot()
 
 
 def test_without_matplotlib(monkeypatch):

@@ -62,10 +62,10 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
 
     Args:
         model: BERT, RoBERTa, ELECTRA, ALBERT, DistilBERT, GPT, GPT-2, Llama and models built like them.
-        heads: `{layer: [heads]}` or `(layer, head)` pairs, by the rows of results, or `Head`s. In ALBERT, whose layers
-            share their heads, a head must be named in every layer that runs it. With grouped keys (Llama), whole groups
-            go, or equally many heads of every group. The same holds where heads are divided evenly among groups of
-            another kind (CodeGen).
+        heads: `{layer: [heads]}`, names as results print them, `["L1H0", "L5H3"]`, `(layer, head)` pairs, by the rows
+            of results, or `Head`s, such as `result.bottom(5)` returns. In ALBERT, whose layers share their heads, a
+            head must be named in every layer that runs it. With grouped keys (Llama), whole groups go, or equally many
+            heads of every group. The same holds where heads are divided evenly among groups of another kind (CodeGen).
 
     Raises `HeadError` for heads that are out of range or were pruned before, `PruningError` where heads cannot be cut
     out; the model is then left as it was.

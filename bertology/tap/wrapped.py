@@ -42,7 +42,9 @@ def divided_over(model: nn.Module) -> set[int]:
     groups = divided_groups(each_module(model))
     if not are_divided(groups):
         return set()
-    return {rank for x in model.parameters() if hasattr(x, "device_mesh") for rank in x.device_mesh.mesh.flatten().tolist()}
+    return {
+        rank for x in model.parameters() if hasattr(x, "device_mesh") for rank in x.device_mesh.mesh.flatten().tolist()
+    }
 
 
 def whole_weights(model: nn.Module, undo: ExitStack) -> None:

@@ -300,6 +300,8 @@ IMAGE_CONFIG_NAMES = ("image_size", "num_channels", "patch_size")
 # Where the indices of pruned heads are recorded: transformers 4's name, ours for the count before pruning, and
 # the config's place for models with several stacks, which transformers 4 had no name for.
 PRUNED_NAME, UNPRUNED_NAME, PRUNED_BY_LABEL_NAME = "pruned_heads", "unpruned_heads", "pruned_heads_by_label"
+# Which transformers sets to the number of processes that share each layer, and the first version of FSDP.
+TENSOR_PARALLEL_NAME, FSDP_1_NAME = "_tp_size", "FullyShardedDataParallel"
 SWITCHED_NAME = "attention_type"  # BigBird's, which it changes in its modules, but not in its config
 # Parts of an attention module with a share for each query head, to be cut along with it: gates, sinks, more queries
 # (for Longformer's global tokens, LUKE's entities), DeBERTa's biases and positions.

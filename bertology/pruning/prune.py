@@ -79,6 +79,11 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
     anatomy = dissect(model)
     places = anatomy.resolve(heads)
     check_in_memory(model, "heads cannot be cut out", PruningError, loading=True)
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise PruningError(
+            "heads cannot be cut out: DistributedDataParallel would not send the gradients of the new, smaller weights "
+            "around. Prune the model inside, model.module, in every process, and wrap it again"
+        )
     cuts = _plan(anatomy, places)
     written = by_model(anatomy, places, dissect)
     before = count_parameters(model)

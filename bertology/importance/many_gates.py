@@ -142,7 +142,7 @@ class VariantAccumulator(Accumulator):
         self.check_values(base.losses[0])
         # Gates that change nothing give the results of the full model.
         losses, logits = (torch.cat([x] * (1 + len(self._gates))) for x in base[:2])
-        for some, seen in self._branches.each(self._record, base, batch, self._gates, _largest(outputs)):
+        for some, seen in self._branches.each(self._record, base, batch, self._gates, largest(outputs)):
             losses[1 + some], logits[1 + some] = seen.losses, seen.logits
         before = sum(seen.losses.shape[1] for seen in self._kept)
         self._kept.append(Seen(losses, logits, base.truths, base.example_of + before))
@@ -251,7 +251,7 @@ def _generation_scores(
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _largest(outputs: Any) -> int:
+def largest(outputs: Any) -> int:
     """The number of elements of the largest output."""
     values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple) else [outputs]
     return max((x.numel() for x in values if isinstance(x, Tensor)), default=1)

@@ -44,7 +44,8 @@ from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
-from .importance.patching import HeadPatching, LayerPatching, activation_patching, attribution_patching
+from .importance.patching import activation_patching, attribution_patching
+from .importance.patching_results import HeadPatching, LayerPatching
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
 from .measures.behaviours import head_behaviours

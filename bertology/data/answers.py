@@ -191,9 +191,8 @@ def _ids(model: nn.Module, answers: Answer, tokenizer: Any) -> Tensor:
     """One id, or [example]: ids of answers."""
     if is_whole(answers) or isinstance(answers, str):
         return torch.tensor(_id(model, answers, tokenizer))
-    if isinstance(answers, Tensor):
-        answers = answers.tolist()
-    return torch.tensor([_id(model, one, tokenizer) for one in answers], dtype=torch.int64)
+    each: Any = answers.tolist() if isinstance(answers, Tensor) else answers
+    return torch.tensor([_id(model, one, tokenizer) for one in each], dtype=torch.int64)
 
 
 def _id(model: nn.Module, answer: Any, tokenizer: Any) -> int:

@@ -9,7 +9,7 @@ from ..results.axes import axes_of
 from ..results.canvas import AxesT, canvas, finished, headline, set_title
 from ..results.figures import layer_cells, layer_points, width_of
 from ..results.result import draws
-from .patching import LayerPatching
+from .patching_results import LayerPatching
 
 
 @draws(LayerPatching)

@@ -150,7 +150,7 @@ def check_positions(positions: Positions | None, *, swap: bool) -> tuple[tuple[i
         return None
     found: list[tuple[int, int]] = []
     for one in positions:
-        pair = (one, one) if is_whole(one) else tuple(one) if isinstance(one, (tuple, list)) else ()
+        pair: tuple[Any, ...] = (one, one) if is_whole(one) else tuple(one) if isinstance(one, (tuple, list)) else ()
         if len(pair) != 2 or not all(is_whole(x) for x in pair):
             raise DataError(
                 f"positions are whole numbers, or pairs (in clean, in corrupted) of them, got {described(one)}"

@@ -42,6 +42,7 @@ class Runs(ABC):
         self.aligned: Aligned
         self.first = 0
         self.followed = False
+        self._embedded: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
 
     @abstractmethod
     def names(self) -> list[Place]:
@@ -63,6 +64,7 @@ class Runs(ABC):
             self.source, self.source_values = self._activations(aligned.source)
             self.base, self.values = self._activations(aligned.base)
         self._moved: dict[Place, Tensor] = {}
+        self._embedded = None
 
     def moved(self, place: Place, stack: str, positions: int) -> Tensor:
         """[row, position, ...]: what is put in at a place."""
@@ -163,8 +165,8 @@ class Runs(ABC):
     @contextmanager
     def _inputs_between(self, alpha: float) -> Iterator[None]:
         """Move what the first block of each stack gets this far from one run to the other."""
-        if not hasattr(self, "_embedded") or self._embedded_of is not self.aligned:
-            self._embedded, self._embedded_of = [self._first_inputs(x) for x in self._both()], self.aligned
+        if self._embedded is None:
+            self._embedded = self._first_inputs(self.aligned.base), self._first_inputs(self.aligned.source)
         mine, theirs = self._embedded
         if not mine or mine.keys() != theirs.keys() or any(mine[s].shape != theirs[s].shape for s in mine):
             raise DataError(
@@ -176,9 +178,6 @@ class Runs(ABC):
 
         with tap(self.anatomy, "block", edit=edit, once=True):
             yield
-
-    def _both(self) -> tuple[Batch, Batch]:
-        return self.aligned.base, self.aligned.source
 
     @torch.no_grad()
     def _first_inputs(self, batch: Batch) -> dict[str, Tensor]:

@@ -20,6 +20,8 @@
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
 | effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
+| what carries an answer| `activation_patching`                      | [layer, head]                           |
+| and its estimate      | `attribution_patching`                     | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
 | several measures      | `accumulate`                               |                                         |
@@ -46,6 +48,8 @@ from .importance.head_importance import HeadImportance, ImportanceAccumulator, h
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
 from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
 from .importance.part_ablation import PartAblation, mlp_ablation
+from .importance.patching import activation_patching, attribution_patching
+from .importance.patching_results import HeadPatching, LayerPatching
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
 from .measures.behaviours import head_behaviours
@@ -94,10 +98,12 @@ __all__ = [
     "HeadImportance",
     "HeadMeans",
     "HeadOutputs",
+    "HeadPatching",
     "HeadScore",
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "LayerPatching",
     "MapAccumulator",
     "MeansAccumulator",
     "MlpAnatomy",
@@ -121,10 +127,12 @@ __all__ = [
     "SoleHeadAblation",
     "ablated",
     "accumulate",
+    "activation_patching",
     "attention_entropy",
     "attention_gradients",
     "attention_maps",
     "attention_patterns",
+    "attribution_patching",
     "axes",
     "capture",
     "capture_generation",

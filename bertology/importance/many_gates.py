@@ -144,11 +144,7 @@ class VariantAccumulator(Accumulator):
         self.check_values(base.losses[0])
         # Gates that change nothing give the results of the full model.
         losses, logits = (torch.cat([x] * (1 + len(self._gates))) for x in base[:2])
-<<<<<<< HEAD
         for some, seen in self._branches.each(self._record, base, batch, self._gates, outputs):
-=======
-        for some, seen in self._branches.each(self._record, base, batch, self._gates, largest(outputs)):
->>>>>>> patching
             losses[1 + some], logits[1 + some] = seen.losses, seen.logits
         before = sum(seen.losses.shape[1] for seen in self._kept)
         self._kept.append(Seen(losses, logits, base.truths, base.example_of + before))
@@ -265,12 +261,3 @@ def _generation_scores(
         with ablated(model, off, replace=replace):  # type: ignore[arg-type]
             values.append(score(model, batches, metric=metric).value if off else whole)
     return torch.tensor(values, dtype=torch.float64)
-<<<<<<< HEAD
-=======
-
-
-def largest(outputs: Any) -> int:
-    """The number of elements of the largest output."""
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple) else [outputs]
-    return max((x.numel() for x in values if isinstance(x, Tensor)), default=1)
->>>>>>> patching

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.dissect import dissect
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, check_repeatable, examples

@@ -17,10 +17,9 @@ from ..data.batches import Batch, device_of, examples, rows_per_example, run_mod
 from ..errors import DataError, UnknownAnatomy
 from ..streaming.gradient_check import check_gradient
 from ..tap import copied, tap, uncached
-from ..tap.branches import POSITIONS, POSITIONS_ON_CPU, Branches, Seen
+from ..tap.branches import POSITIONS, POSITIONS_ON_CPU, Branches, Seen, largest
 from ..tap.gates import Replacement
 from ..tap.gradient_cuts import lost_gradients
-from .many_gates import largest
 from .paired_inputs import Aligned
 
 Place = int | tuple[str, int]
@@ -258,7 +257,7 @@ class HeadRuns(Runs):
             found = base.losses.expand(len(tokens), len(self._gates), -1).clone()
             for number, token in enumerate(tokens):
                 self._put_in.token = token
-                for some, seen in self._branches.each(record, base, batch, self._gates, self._largest_output):
+                for some, seen in self._branches.each(record, base, batch, self._gates, outputs):
                     found[number, some] = seen.losses
         return found
 

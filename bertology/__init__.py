@@ -20,9 +20,12 @@
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
 | effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
+| what carries an answer| `activation_patching`                      | [layer, head]                           |
+| and its estimate      | `attribution_patching`                     | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
 | several measures      | `accumulate`                               |                                         |
+| several captures      | `capture`, `capture_generation`            |                                         |
 
 Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label class`. `dim` is a head's
 width, `hidden` the width of the residual stream, `key` always the attended-to position, `class` a class of tokens. Over
@@ -45,6 +48,8 @@ from .importance.head_importance import HeadImportance, ImportanceAccumulator, h
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
 from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
 from .importance.part_ablation import PartAblation, block_ablation, mlp_ablation
+from .importance.patching import activation_patching, attribution_patching
+from .importance.patching_results import HeadPatching, LayerPatching
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
 from .measures.behaviours import head_behaviours
@@ -52,10 +57,12 @@ from .measures.block_influence import BlockInfluence, BlockInfluenceAccumulator,
 from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
 from .measures.check_anatomy import check_anatomy
 from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
+from .measures.generation import GenerationCaptures, capture_generation
 from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
 from .measures.neurons import NeuronActivations, neuron_activations
+from .measures.one_pass import Captures, capture
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .pruning.curve import PruningCurve, pruning_curve
@@ -84,10 +91,12 @@ __all__ = [
     "BertologyError",
     "BlockInfluence",
     "BlockInfluenceAccumulator",
+    "Captures",
     "DistancesAccumulator",
     "DroppedBlocks",
     "Efficiency",
     "EntropyAccumulator",
+    "GenerationCaptures",
     "GradientsAccumulator",
     "Head",
     "HeadAblation",
@@ -95,10 +104,12 @@ __all__ = [
     "HeadImportance",
     "HeadMeans",
     "HeadOutputs",
+    "HeadPatching",
     "HeadScore",
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "LayerPatching",
     "MapAccumulator",
     "MeansAccumulator",
     "MlpAnatomy",
@@ -122,13 +133,17 @@ __all__ = [
     "SoleHeadAblation",
     "ablated",
     "accumulate",
+    "activation_patching",
     "attention_entropy",
     "attention_gradients",
     "attention_maps",
     "attention_patterns",
+    "attribution_patching",
     "axes",
     "block_ablation",
     "block_influence",
+    "capture",
+    "capture_generation",
     "check_anatomy",
     "compare_efficiency",
     "dissect",

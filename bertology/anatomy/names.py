@@ -310,6 +310,8 @@ BLOCK_COUNT_NAMES = (
 FOR_EACH_BLOCK = re.compile("layer|block|pattern")
 BLOCK_NUMBER_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
 RECORDS = (PRUNED_NAME, PRUNED_BY_LABEL_NAME, PRUNED_NEURONS_NAME)
+# Which transformers sets to the number of processes that share each layer, and the first version of FSDP.
+TENSOR_PARALLEL_NAME, FSDP_1_NAME = "_tp_size", "FullyShardedDataParallel"
 SWITCHED_NAME = "attention_type"  # BigBird's, which it changes in its modules, but not in its config
 # Parts of an attention module with a share for each query head, to be cut along with it: gates, sinks, more queries
 # (for Longformer's global tokens, LUKE's entities), DeBERTa's biases and positions.
@@ -352,6 +354,13 @@ UNSHIFTED_CLASSES = (
     "Speech2Text2|CpmAnt)ForCausalLM"
 )
 CAUSAL_CLASSES = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM|BertGenerationDecoder|ReformerModelWithLMHead"
+# Causal language models of families of encoders: with `is_decoder` in their config they see earlier tokens alone, and
+# without it all of them, also the one that they are to predict.
+ENCODER_LM_CLASSES = (
+    "(Bert|BigBird|Camembert|Data2VecText|Electra|Ernie|MegatronBert|RemBert|RoCBert|RoFormer|Roberta|"
+    "RobertaPreLayerNorm|XLMRoberta|XLMRobertaXL|Xmod|QDQBert|Mega)(LMHeadModel|ForCausalLM)|BertGenerationDecoder"
+)
+DECODES_NAME = "is_decoder"
 GENERATING_CLASSES = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
 TASK_CLASSES = "For[A-Z]|LMHead|EncoderDecoderModel|MTModel|GenerationDecoder"
 LABELLING_CLASSES = "Classification|ForQuestionAnswering|ForMultipleChoice"
@@ -381,6 +390,11 @@ STATE_ARGUMENTS = (
     "decoder_cache", "padding_cache",
 )  # fmt: skip
 USE_CACHE_ARGUMENT = "use_cache"
+# Settings of `generate` under which a step is not one new token of each text, and the values under which it is.
+GENERATION_ALTERNATIVES = {
+    "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "guidance_scale": 1, "penalty_alpha": None,
+    "dola_layers": None, "assistant_model": None, "prompt_lookup_num_tokens": None, "prefill_chunk_size": None,
+}  # fmt: skip
 # Settings: how many positions and how many segments a model has.
 MOST_POSITIONS_NAME, SEGMENT_KINDS_NAME = "max_position_embeddings", "type_vocab_size"
 # Arguments that make a model or an eager attention function return more, and the name of the first such output.

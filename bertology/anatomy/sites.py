@@ -295,7 +295,10 @@ class Anatomy:
                 )
 
     def resolve(self, heads: Heads) -> list[tuple[int, int]]:
-        """Turn heads into sorted places `(row, head)` of a `[layer, head]` result, or raise `HeadError`."""
+        """Turn heads into sorted places `(row, head)` of a `[layer, head]` result, or raise `HeadError`.
+
+        Heads are given as `{layer: [heads]}`, as names, `["L1H0"]`, as (layer, head) pairs or as `Head`s.
+        """
         places = sorted({self._place(head) for head in each_head(heads)})
         for row, head in places:
             if head not in self.sites[row].kept:

@@ -20,7 +20,7 @@ from ..errors import HeadError, PruningError, checked, is_whole
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
-from ..tap import one_thread, undisturbed
+from ..tap import one_thread, uncached, undisturbed
 from ..tap.gates import skipping
 from .parts_of_heads import check_in_memory
 from .prune import count_parameters
@@ -165,13 +165,9 @@ def _prove(
             weights[name] = x
     given = arguments(model, inputs)
     smaller = built(model, config, weights, "blocks cannot be dropped")
-    with undisturbed(model), torch.no_grad(), skipping(there, rows):
-        wanted = numbers(model(**given, use_cache=False) if _caches(model) else model(**given))
-    check_same(wanted, smaller, given, "blocks cannot be dropped", caches=_caches(model))
-
-
-def _caches(model: Any) -> bool:
-    return hasattr(model.config, "use_cache") and bool(model.config.use_cache)
+    with undisturbed(model), uncached(model), torch.no_grad(), skipping(there, rows):
+        wanted = numbers(model(**given))
+    check_same(wanted, smaller, given, "blocks cannot be dropped")
 
 
 def _cut(blocks: nn.ModuleList, gone: list[int]) -> None:

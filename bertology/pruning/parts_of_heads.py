@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..anatomy.divided import is_divided
 from ..anatomy.forward_source import acts_on_record, is_transformers_4
 from ..anatomy.names import (
     BIAS_TABLE_NAMES,
@@ -102,7 +103,7 @@ def check_in_memory(model: nn.Module, cannot: str, error: type[BertologyError], 
     weights = dict(model.named_parameters())
     meta = [name for name, x in weights.items() if x.is_meta]
     hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
-    divided = [name for name, x in weights.items() if type(x.data) is not Tensor and hasattr(x.data, "to_local")]
+    divided = [name for name, x in weights.items() if is_divided(x)]
     sharded = [name for name in weights if name.rpartition(".")[2].startswith("_flat_param")]
     if meta and (hooked or not loading):
         raise error(

@@ -63,10 +63,10 @@ def prune_heads(model: nn.Module, heads: Heads, *, uniform: bool = False, scores
 
     Args:
         model: BERT, RoBERTa, ELECTRA, ALBERT, DistilBERT, GPT, GPT-2, Llama and models built like them.
-        heads: `{layer: [heads]}` or `(layer, head)` pairs, by the rows of results, or `Head`s. In ALBERT, whose layers
-            share their heads, a head must be named in every layer that runs it. With grouped keys (Llama), whole groups
-            go, or equally many heads of every group. The same holds where heads are divided evenly among groups of
-            another kind (CodeGen).
+        heads: `{layer: [heads]}`, names as results print them, `["L1H0", "L5H3"]`, `(layer, head)` pairs, by the rows
+            of results, or `Head`s, such as `result.bottom(5)` returns. In ALBERT, whose layers share their heads, a
+            head must be named in every layer that runs it. With grouped keys (Llama), whole groups go, or equally many
+            heads of every group. The same holds where heads are divided evenly among groups of another kind (CodeGen).
 
     Raises `HeadError` for heads that are out of range or were pruned before, `PruningError` where heads cannot be cut
     out; the model is then left as it was.
@@ -81,6 +81,11 @@ def prune_heads(model: nn.Module, heads: Heads, *, uniform: bool = False, scores
     places = anatomy.resolve(heads)
     places = uniform_places(anatomy, places, scores) if uniform else places
     check_in_memory(model, "heads cannot be cut out", PruningError, loading=True)
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise PruningError(
+            "heads cannot be cut out: DistributedDataParallel would not send the gradients of the new, smaller weights "
+            "around. Prune the model inside, model.module, in every process, and wrap it again"
+        )
     cuts = _plan(anatomy, places)
     written = by_model(anatomy, places, dissect)
     before = count_parameters(model)

@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.forward_source import is_transformers_4
 from ..anatomy.mlps import MlpAnatomy, dissect_mlps
 from ..anatomy.names import (
     COUNT_NAMES,
@@ -19,12 +20,13 @@ from ..anatomy.names import (
     HEAD_WIDTH_NAME,
     KEY_COUNT_NAMES,
     NEURON_COUNT_NAMES,
+    PRUNED_NAME,
     RECORDS,
 )
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch
 from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked
-from ..tap import undisturbed
+from ..tap import uncached, undisturbed
 from .parts_of_heads import check_in_memory, count_key_heads
 
 
@@ -114,7 +116,8 @@ def save_plain(model: nn.Module, path: str | Path, *, inputs: Batch | None = Non
     config = copy.deepcopy(model.config)
     for name in RECORDS:
         if hasattr(config, name):
-            delattr(config, name)
+            # transformers 4 has the first of them in each config.
+            setattr(config, name, {}) if is_transformers_4() and name == PRUNED_NAME else delattr(config, name)
     _tell_heads(config, dissect(model))
     mlps = _mlps(model)
     if mlps is not None:
@@ -208,9 +211,10 @@ def built(model: Any, config: Any, weights: dict[str, Tensor], cannot: str) -> A
 
 
 @torch.no_grad()
-def check_same(before: list[Tensor], plain: Any, given: Batch, cannot: str, *, caches: bool = False) -> None:
+def check_same(before: list[Tensor], plain: Any, given: Batch, cannot: str) -> None:
     """Raise `PruningError` unless a model computes the same numbers from these arguments."""
-    after = numbers(plain(**given, use_cache=False) if caches else plain(**given))
+    with uncached(plain):
+        after = numbers(plain(**given))
     apart = max(float((x.double() - y.double()).abs().max()) for x, y in zip(before, after, strict=True))
     size = max(float(x.double().abs().max()) for x in before)
     if not apart <= max(1.0, size) * 64 * torch.finfo(plain.dtype).eps:
@@ -221,7 +225,7 @@ def check_same(before: list[Tensor], plain: Any, given: Batch, cannot: str, *, c
 def _compare(model: Any, plain: Any, inputs: Batch | None) -> None:
     """Raise `PruningError` unless both models compute the same."""
     given = arguments(model, inputs)
-    with undisturbed(model):
+    with undisturbed(model), uncached(model):
         before = numbers(_ran(model, given))
     check_same(before, plain, given, CANNOT)
 

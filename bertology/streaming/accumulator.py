@@ -227,11 +227,12 @@ class MapAccumulator(Accumulator):
     `end_batch` at last. Most measures need `read` alone.
 
         >>> from dataclasses import dataclass
+        >>> from typing import Annotated
         >>> import torch
         >>> from transformers import BertConfig, BertModel
         >>> @dataclass(frozen=True, eq=False, repr=False)
         ... class ToFirst(Result):
-        ...     total: torch.Tensor
+        ...     total: Annotated[torch.Tensor, axes("layer head")]
         ...     labels: tuple[str, ...]
         >>> class ToFirstAccumulator(MapAccumulator):
         ...     total = stat("layer head")
@@ -241,7 +242,8 @@ class MapAccumulator(Accumulator):
         ...     def compute(self):
         ...         return ToFirst(self.total, self.anatomy.labels)
         >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
-        >>> accumulate(model, {"input_ids": torch.tensor([[5, 6, 7]])}, ToFirstAccumulator())[0].total.shape
+        >>> (found,) = accumulate(model, {"input_ids": torch.tensor([[5, 6, 7]])}, ToFirstAccumulator())
+        >>> found.total.shape
         torch.Size([2, 4])
     """
 

@@ -61,8 +61,8 @@ def tap(
 
     What `read` returns is dropped. `edit`, at "block", "heads", "neurons" and "mlp", returns a tensor of the same shape
     that takes the place of x. `rows` is how many query rows an attention reader is given at a time; by default, as many
-    as fit into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that want gradients
-    through it. Attention maps are read under any attention implementation: for as long as the `with` lasts, a model
+    as fit into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that want
+    gradients through it. Attention maps are read under any attention implementation: for as long as the `with` lasts, a model
     on transformers' attention interface computes attention with its own eager function, and in any other the softmax
     of its attention modules is watched. A model with an attention function of your own keeps it: the weights that it
     returns are read; if it returns none, it must agree with the model's eager function.

@@ -216,6 +216,8 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
     changed = x.copied()
     return {
         "attention_maps": one,
+        "capture": {**one, "hidden": True, "heads": True, "loss": "auto"},
+        "capture_generation": {"model": x.gpt2, "inputs": {"input_ids": x.ids}, "max_new_tokens": 2, "maps": True},
         "head_outputs": {**one, "loss": "auto"},
         "hidden_states": one,
         "check_anatomy": one,

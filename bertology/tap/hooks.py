@@ -59,13 +59,13 @@ def tap(
     "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
     ===========  =================  ========================================================================
 
-    What `read` returns is dropped. `edit`, at "block", "heads", "neurons" and "mlp", returns a tensor of the same shape
-    that takes the place of x. `rows` is how many query rows an attention reader is given at a time; by default, as many
-    as fit into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that want
-    gradients through it. Attention maps are read under any attention implementation: for as long as the `with` lasts, a model
-    on transformers' attention interface computes attention with its own eager function, and in any other the softmax
-    of its attention modules is watched. A model with an attention function of your own keeps it: the weights that it
-    returns are read; if it returns none, it must agree with the model's eager function.
+    What `read` returns is dropped. `edit`, at "block", "heads", "neurons" and "mlp", returns a tensor of the same
+    shape that takes the place of x. `rows` is how many query rows an attention reader is given at a time; by default,
+    as many as fit into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that
+    want gradients through it. Attention maps are read under any attention implementation: for as long as the `with`
+    lasts, a model on transformers' attention interface computes attention with its own eager function, and in any
+    other the softmax of its attention modules is watched. A model with an attention function of your own keeps it:
+    the weights that it returns are read; if it returns none, it must agree with the model's eager function.
 
     A model that runs a stack several times in one forward pass (an encoder that two texts share) is edited in every
     run. `once=True` refuses that, as readers do by default; with `once=False` a reader is given every run in turn.

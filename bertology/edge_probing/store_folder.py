@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
-from ..streaming.checkpoint import complete_file
+from ..errors import DataError, writable
+from ..results.complete_file import complete_file, is_part, locked
 from .tasks import EdgeTask
 
 Numbers = npt.NDArray[Any]
@@ -151,7 +151,12 @@ def ranges(starts: Numbers, ends: Numbers) -> Numbers:
 
 FORMAT = 1
 META, TARGETS, VECTORS, CHECKS = "meta.json", "targets.npz", "vectors.bin", "checks.bin"
-_NAMES = {name + end for name in (META, TARGETS, VECTORS, CHECKS) for end in ("", ".part")}
+_NAMES = (META, TARGETS, VECTORS, CHECKS)
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file is of a store, or a part that a process left that was killed."""
+    return any(name in (own, f"{own}.part") or is_part(name, own) for own in _NAMES)
 
 
 class Folder:
@@ -165,7 +170,7 @@ class Folder:
         if (self.path / META).exists():
             return True
         if self.path.is_dir():
-            others = sorted({file.name for file in self.path.iterdir()} - _NAMES)
+            others = sorted(file.name for file in self.path.iterdir() if not _is_own(file.name))
             if others:
                 raise DataError(f"{self.path} holds other files ({others[0]}): name an empty folder, or a new one")
         elif self.path.exists() or not self.path.absolute().parent.is_dir():
@@ -178,22 +183,24 @@ class Folder:
 
     def begin(self, about: dict[str, Any], layout: Layout) -> None:
         """Write all files but the vectors. Raises `DataError` if the disk has no room for the vectors."""
-        self.path.mkdir(exist_ok=True)
-        self._check_room(layout.rows * row_bytes(about))
-        (self.path / VECTORS).write_bytes(b"")
-        (self.path / CHECKS).write_bytes(b"")
-        self._write_about(about, layout)
+        with writable(self.path):
+            self.path.mkdir(exist_ok=True)
+            self._check_room(layout.rows * row_bytes(about))
+            (self.path / VECTORS).write_bytes(b"")
+            (self.path / CHECKS).write_bytes(b"")
+            self._write_about(about, layout)
 
     def join(self, parts: Sequence[Folder], about: dict[str, Any], layout: Layout) -> None:
         """Write the files of several folders into this one. meta.json is last: without it nothing has begun."""
-        self.path.mkdir(exist_ok=True)
-        self._check_room(layout.rows * row_bytes(about))
-        for name in (VECTORS, CHECKS):
-            with complete_file(self.path / name) as part, open(part, "wb") as file:
-                for one in parts:
-                    with open(one.path / name, "rb") as content:
-                        shutil.copyfileobj(content, file)
-        self._write_about(about, layout)
+        with writable(self.path), locked(self.path):
+            self.path.mkdir(exist_ok=True)
+            self._check_room(layout.rows * row_bytes(about))
+            for name in (VECTORS, CHECKS):
+                with complete_file(self.path / name) as part, open(part, "wb") as file:
+                    for one in parts:
+                        with open(one.path / name, "rb") as content:
+                            shutil.copyfileobj(content, file)
+            self._write_about(about, layout)
 
     def _write_about(self, about: dict[str, Any], layout: Layout) -> None:
         targets = layout.to_bytes()
@@ -281,27 +288,31 @@ class Appending:
     """The vectors and checksums of a folder, open for appending after the first `done` records."""
 
     def __init__(self, folder: Folder, done: int, size: int) -> None:
-        self._files = [open(folder.path / name, "r+b") for name in (VECTORS, CHECKS)]  # noqa: SIM115
-        # An interrupted pass may have left vectors without checksums.
-        for file, end in zip(self._files, (size, 4 * done), strict=True):
-            file.truncate(end)
-            file.seek(end)
+        self._path = folder.path
+        with writable(self._path):
+            self._files = [open(folder.path / name, "r+b") for name in (VECTORS, CHECKS)]  # noqa: SIM115
+            # An interrupted pass may have left vectors without checksums.
+            for file, end in zip(self._files, (size, 4 * done), strict=True):
+                file.truncate(end)
+                file.seek(end)
 
     def __enter__(self) -> Appending:
         return self
 
     def __exit__(self, *_: object) -> None:
         for file in self._files:
-            file.close()
+            with suppress(OSError):  # what is on no disk yet was told before
+                file.close()
 
     def add(self, vectors: Numbers, tokens: Sequence[int]) -> None:
         """Add the vectors of some records, `[token, layer, hidden]`, with the number of tokens of each record."""
         parts = np.split(vectors, np.cumsum(tokens)[:-1])
         content, checks = (vectors.tobytes(), np.array([check_of(part) for part in parts], dtype="<u4").tobytes())
         # In this order: a record with a checksum has its vectors.
-        for file, data in zip(self._files, (content, checks), strict=True):
-            file.write(data)
-            file.flush()
+        with writable(self._path):
+            for file, data in zip(self._files, (content, checks), strict=True):
+                file.write(data)
+                file.flush()
 
 
 def check_of(vectors: Numbers) -> int:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 from safetensors.torch import save_file
@@ -24,12 +26,12 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batch_checks import Batch, check_inputs
 from ..data.batches import Batches
 from ..errors import DataError, checked, is_whole, writable
+from ..results.complete_file import complete_file
 from ..results.fields import model_name
 from ..results.files import checksum, read_tensors
 from ..results.result import with_measured
 from ..tap.private_api import library_versions
 from .accumulator import Accumulator, states_of
-from .checkpoint import complete_file
 from .identity import add_batch, identity, model_identity
 from .processes import process, processes
 
@@ -134,6 +136,7 @@ class ShardFile:
         check_shard(shard)
         with writable(folder):
             Path(folder).mkdir(parents=True, exist_ok=True)
+            _try_to_write(Path(folder))
         self.path = Path(folder) / f"{shard[0]:05d}-of-{shard[1]:05d}.safetensors"
         self._about = {"shard": list(shard), "name": model_name(model), **_work(model, dissect(model), accumulators)}
 
@@ -151,6 +154,16 @@ class ShardFile:
         tensors = {name: x.detach().cpu().contiguous().clone() for name, x in states_of(accumulators).items()}
         with writable(self.path), complete_file(self.path) as part:
             save_file(tensors, str(part), metadata={"sums": about, "content": checksum(tensors, about)})
+
+
+def _try_to_write(folder: Path) -> None:
+    """Write a file and remove it: that there is no room for the sums is said before anything is measured."""
+    part = folder / f".{uuid4().hex}.part"
+    try:
+        part.write_bytes(b"0" * 4096)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @checked

@@ -330,6 +330,14 @@ def input_width(projection: nn.Module) -> int:
     return int(weight.shape[0]) if weight is not None else input_width(_wrapped_layer(projection))
 
 
+def output_width(projection: nn.Module) -> int:
+    """The output size of a projection for each token, as `input_width`."""
+    for name in ("out_features", "out_channels", "nf"):
+        if hasattr(projection, name):
+            return int(getattr(projection, name))
+    return output_width(_wrapped_layer(projection))
+
+
 def _wrapped_layer(wrapper: nn.Module) -> nn.Module:
     """The layer that takes the input of a wrapper without a weight of its own (Moshi)."""
     inside = {name: child for name, child in wrapper.named_children() if any(True for _ in child.parameters())}

@@ -26,6 +26,7 @@ from .accumulator import A, Accumulator, MapAccumulator, read_maps, states_of
 from .checkpoint import Checkpoint
 from .first_example import check_padding
 from .identity import add_batch, model_identity
+from .named_axes import merge_by_name
 from .processes import Merge, check_counts, check_same_work, check_sampler, gathered, merges, processes
 from .progress import Progress, progress_bar
 from .shards import DigestedBatches, Shard, ShardFile
@@ -110,7 +111,9 @@ def _of_shard(
         if data.digest != there.about["data"]:
             raise DataError(f"{there.path} is there already, of other data: name another folder, or remove it")
         for number, accumulator in enumerate(accumulators):
-            accumulator.zero(dissect(model)).merge(there.of(number))
+            empty = accumulator.zero(dissect(model)).state()
+            parts = [(accumulator.names(), empty), there.of(number)]
+            merge_by_name(accumulator, parts, partial(accumulator.zero, accumulator.anatomy))
     results = [accumulator.compute() for accumulator in accumulators] if many else []
     return tuple(with_measured(result, model_name(model), many) for result in results)
 
@@ -273,9 +276,7 @@ def all_merge(accumulator: A) -> A:
     """Merge an accumulator over all processes of `torch.distributed`; alone, it stays as it is."""
     if processes() == 1:
         return accumulator
-    sums = {name: x.cpu() for name, x in accumulator.state().items()}
-    states = gathered(sums, f"sums of {type(accumulator).__name__}")
-    accumulator.zero(accumulator.anatomy)
-    for state in states:
-        accumulator.merge(state)
+    sums = accumulator.names(), {name: x.cpu() for name, x in accumulator.state().items()}
+    parts = gathered(sums, f"sums of {type(accumulator).__name__}")
+    merge_by_name(accumulator, parts, partial(accumulator.zero, accumulator.anatomy))
     return accumulator

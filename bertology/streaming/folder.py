@@ -62,7 +62,7 @@ class ValueFolder:
             about, check = found["about"], found["check"]
         except (FileNotFoundError, NotADirectoryError) as error:
             raise DataError(f"{self.path} holds no {self.holds}: wanted a folder that {self.maker} made") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.damaged(f"{META} cannot be read ({error})") from error
         if check != check_of_values(about):
             raise self.damaged(f"{META} was changed")

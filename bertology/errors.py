@@ -17,6 +17,7 @@ Every message says what was wanted, what came, and what to do.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import inspect
@@ -31,6 +32,7 @@ from types import ModuleType, SimpleNamespace, UnionType
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from typing_extensions import Unpack
@@ -139,7 +141,11 @@ def writable(path: str | Path) -> Iterator[None]:
         yield
     except BertologyError:
         raise
-    except (OSError, ValueError) as error:  # the latter for a format that is not known
+    except OSError as error:
+        room = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+        then = "make room on the disk, or name a file elsewhere" if room else "name a file in a folder that exists"
+        raise DataError(f"{path} cannot be written ({error}): {then}") from error
+    except (ValueError, SafetensorError) as error:  # such as for a format that is not known; safetensors hides an errno
         raise DataError(f"{path} cannot be written ({error}): name a file in a folder that exists") from error
 
 

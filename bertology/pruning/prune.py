@@ -16,7 +16,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from ..anatomy.sites import Anatomy, Head, Heads, head_at
 from ..data.models import config_of
-from ..errors import DataError, PruningError, checked
+from ..errors import DataError, PruningError, checked, writable
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
@@ -226,7 +226,8 @@ def save_pruned(model: nn.Module, path: str | Path) -> None:
     if not isinstance(inner, transformers.PreTrainedModel):
         raise DataError(_not_saved(model))
     check_in_memory(inner, "the model cannot be saved", DataError)
-    inner.save_pretrained(str(path))
+    with writable(path):
+        inner.save_pretrained(str(path))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

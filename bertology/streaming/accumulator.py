@@ -27,6 +27,8 @@ from .gradient_check import check_gradient
 from .identity import identity
 
 A = TypeVar("A", bound="Accumulator")
+Names = dict[str, tuple[Any, ...]]
+"""{axis: names}, of the axes along which sums have names that come from the data."""
 
 
 class Stat:
@@ -129,6 +131,21 @@ class Accumulator(ABC):
     def sizes(self) -> dict[str, int]:
         """How long the axes of its sums are other than `layer` and `head`, by name."""
         return {}
+
+    def names(self) -> Names:
+        """The names along axes that come from the data, such as relations: sums of several parts are merged by them.
+
+        A measure that has some also defines `rename`, which replaces them.
+        """
+        return {}
+
+    def rename(self, names: Names) -> None:
+        """Replace the names along axes that come from the data; `forget` or `zero` follows."""
+
+    @classmethod
+    def axes(cls) -> dict[str, list[str]]:
+        """The axes of each sum, by its name."""
+        return {name: kind.axes for name, kind in cls._stats().items()}
 
     def settings(self) -> str:
         """What tells this measure from others of its kind: a checkpoint of another one is refused.

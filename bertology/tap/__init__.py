@@ -9,7 +9,8 @@ attention maps by one of two routes: `interface_route` for models on transformer
 for all others. `gates` scales or replaces heads' outputs. `resume` records a pass and resumes it at a later layer, and
 `branches` runs copies of a batch under several sets of gates from there.
 `recompute` repeats edits in parts that run again in the backward pass.
-`restore` leaves a model as it was found; `wrapped` lets it run without other processes. `private_api` holds the private names of torch and transformers.
+`restore` leaves a model as it was found; `wrapped` lets it run without other processes. `private_api` holds the private
+names of torch and transformers.
 """
 
 from .hooks import check_rows, is_tapped, tap

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -117,6 +117,7 @@ def capture_generation(
             taps.enter_context(tap(anatomy, "last", read=lambda stack, _: steps.update([stack])))
             for reader in readers.values():
                 reader.open(taps)
+            taps.enter_context(_padding_is_seen(writer, given))
             sequences = _generate(writer, given, {**options, "max_new_tokens": max_new_tokens})
         prompt = sequences.shape[1] - max(steps.values())  # each step chose a token
         if not is_encoder_decoder(model) and prompt != given[IDS_ARGUMENT].shape[1]:
@@ -194,6 +195,23 @@ def _readers(anatomy: Anatomy, batch: Batch, wanted: Wanted, keeping: Keeping) -
     if wanted.heads:
         readers["heads"] = _StepHeads(anatomy, batch, keeping)
     return readers
+
+
+@contextmanager
+def _padding_is_seen(writer: Any, given: Batch) -> Iterator[None]:
+    """Raise `DataError` where a model does not get the padding mask of its prompts: it would read the padding."""
+    mask = given.get(MASK_ARGUMENT)
+    if mask is None or bool(mask.all()) or is_encoder_decoder(writer):
+        yield
+        return
+    masked: list[bool] = []
+    with tap(writer, "inputs", read=lambda arguments: masked.append(arguments.get(MASK_ARGUMENT) is not None)):
+        yield
+    if not all(masked):
+        raise DataError(
+            f"{type(writer).__name__} generates without the mask of its prompts, and would read their padding: pass "
+            "prompts of one length, or one after the other"
+        )
 
 
 def _generate(writer: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Tensor:

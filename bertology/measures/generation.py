@@ -17,12 +17,13 @@ from ..anatomy.names import (
     IDS_ARGUMENT,
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
+    POSITIONS_ARGUMENT,
 )
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, model_arguments, token_mask
 from ..data.caches import has_cache
 from ..data.models import is_encoder_decoder, task_model
-from ..data.positions import room_of
+from ..data.positions import room_of, with_positions
 from ..errors import BertologyError, DataError, UnknownAnatomy, check_least, checked
 from ..streaming.one_batch import by_stack, layer_labels, one_batch, pile
 from ..tap import tap
@@ -199,18 +200,23 @@ def _readers(anatomy: Anatomy, batch: Batch, wanted: Wanted, keeping: Keeping) -
 
 @contextmanager
 def _padding_is_seen(writer: Any, given: Batch) -> Iterator[None]:
-    """Raise `DataError` where a model does not get the padding mask of its prompts: it would read the padding."""
+    """Raise `DataError` where a model does not get the mask or the positions of padded prompts."""
     mask = given.get(MASK_ARGUMENT)
     if mask is None or bool(mask.all()) or is_encoder_decoder(writer):
         yield
         return
-    masked: list[bool] = []
-    with tap(writer, "inputs", read=lambda arguments: masked.append(arguments.get(MASK_ARGUMENT) is not None)):
+    wanted = {MASK_ARGUMENT, *({POSITIONS_ARGUMENT} & with_positions(writer, given).keys())}
+    lacking: set[str] = set()
+
+    def look(arguments: dict[str, Any]) -> None:
+        lacking.update(name for name in wanted if arguments.get(name) is None)
+
+    with tap(writer, "inputs", read=look):
         yield
-    if not all(masked):
+    if lacking:
         raise DataError(
-            f"{type(writer).__name__} generates without the mask of its prompts, and would read their padding: pass "
-            "prompts of one length, or one after the other"
+            f"{type(writer).__name__} generates without the {' and the '.join(sorted(lacking))} of padded prompts, so "
+            "that their padding would count: pass prompts of one length, or one after the other"
         )
 
 

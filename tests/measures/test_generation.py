@@ -59,7 +59,7 @@ def test_equals_one_pass_over_what_was_generated(name, options):
     if name == "gpt" and "cache_implementation" in options:
         pytest.skip("it has no cache")
     if name == "gpt" and V4:
-        with pytest.raises(DataError, match="generates without the mask of its prompts"):
+        with pytest.raises(DataError, match="generates without the position_ids of padded prompts"):
             capture_generation(model, prompts(), max_new_tokens=2, maps=True)
         return
     found = capture_generation(model, prompts(), max_new_tokens=4, pad_token_id=PAD, **ALL, **options)

@@ -199,7 +199,7 @@ def _readers(anatomy: Anatomy, batch: Batch, wanted: Wanted, keeping: Keeping) -
 
 
 @contextmanager
-def _padding_is_seen(writer: Any, given: Batch) -> Iterator[None]:
+def _padding_is_seen(writer: Any, given: dict[str, Any]) -> Iterator[None]:
     """Raise `DataError` where a model does not get the mask or the positions of padded prompts."""
     mask = given.get(MASK_ARGUMENT)
     if mask is None or bool(mask.all()) or is_encoder_decoder(writer):

@@ -322,12 +322,16 @@ class _TappedBlocks:
         streams = "stream" in layout
         flat = "batch token (stream hidden)" if streams else "batch token hidden"
         flat = "1 token hidden" if layout == "token hidden" else flat
-        states = rearrange(x, f"{layout} -> {flat}")
+        states = x if layout == flat else rearrange(x, f"{layout} -> {flat}")
         if self._edit is None:
             self._read(*at, states)
             return None
         new = _same_shape(self._edit(*at, states), states, str(at))
-        return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
+        return (
+            new
+            if layout == flat
+            else rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
+        )
 
 
 def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:

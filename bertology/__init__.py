@@ -53,6 +53,7 @@ from .measures.head_distances import DistancesAccumulator, HeadDistances, head_d
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
+from .measures.rollout import AttentionRollout, attention_relevance, attention_rollout
 from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.load import load_pruned
@@ -72,6 +73,7 @@ __all__ = [
     "AttentionGradients",
     "AttentionMaps",
     "AttentionPatterns",
+    "AttentionRollout",
     "BertologyError",
     "DistancesAccumulator",
     "Efficiency",
@@ -106,6 +108,8 @@ __all__ = [
     "attention_gradients",
     "attention_maps",
     "attention_patterns",
+    "attention_relevance",
+    "attention_rollout",
     "axes",
     "check_anatomy",
     "compare_efficiency",

@@ -28,11 +28,12 @@ from ..results.axes import axes
 from ..results.canvas import AxesT
 from ..results.fields import model_name
 from ..results.result import PlotOptions
+from ..streaming.accumulator import Weighting, check_weighting
 from ..streaming.first_example import FirstExample
 from ..streaming.gradient_check import check_gradient
 from ..streaming.one_batch import Capture as Capture
 from ..streaming.one_batch import by_stack, layer_labels, masks, one_batch, only, pile, run
-from ..tap import tap, uncached
+from ..tap import shares, tap, uncached
 from ..tap.gradient_cuts import lost_gradients
 from .attention_view import InteractiveView, interactive_view
 
@@ -129,11 +130,11 @@ def hidden_states(
                 tie = stack.ties_last if tie_last_hidden_states is None else tie_last_hidden_states
                 stacks[_run_name(stack.name, number, len(found))] = pile(_ended(states, final if tie else None))
         return HiddenStates(
-            stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks), **_measured(model, batch, tokenizer)
+            stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks), **measured_fields(model, batch, tokenizer)
         )
 
 
-def _measured(model: nn.Module, batch: Batch, tokenizer: Any) -> dict[str, Any]:
+def measured_fields(model: nn.Module, batch: Batch, tokenizer: Any) -> dict[str, Any]:
     """Which model was captured, and on which examples."""
     return {"model_name": model_name(model), "n_examples": examples(batch), **texts_of(model, batch, tokenizer)}
 
@@ -178,6 +179,8 @@ class AttentionMaps(Capture):
     A stack whose attention mask is not [batch, token] is left out, and one that ran several times."""
     labels: Annotated[tuple[str, ...], axes("layer")] = ()
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
+    weighting: str = "attention"
+    """Whether these are attention weights, "attention", or shares of the norms of what arrives, "norm"."""
 
     @property
     def values(self) -> Tensor:
@@ -231,16 +234,24 @@ class AttentionMaps(Capture):
 
 
 @checked
-def attention_maps(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None) -> AttentionMaps:
+def attention_maps(
+    model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None, weighting: Weighting = "attention"
+) -> AttentionMaps:
     """Capture every head's attention weights, whatever attention implementation the model was loaded with.
 
     Args:
         model: any model with attention heads, with or without a task head.
         inputs: one mapping of model arguments, or a text or several (see `make_batches`); labels are not looked at.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
+        weighting: "attention" for the attention weights α; "norm" for each query's shares of |α f(x)|, the norms of the
+            vectors that arrive from its keys, f(x) being a key's value through the head's rows of the output projection
+            (Kobayashi et al. 2020). A key that gets much attention and has a short value adds little. The norms
+            themselves are read by `tap(model, "norms", read=...)`.
 
     A model that runs a stack several times in one forward pass (an encoder that two texts share) has an entry for each
     run, `stack("encoder (run 1)")`.
+
+    Raises `UnknownAnatomy` for norms of attention whose heads pass on something else than the weighted sum of values.
 
     Returns the weights that the model's own eager attention computes. They take
     layers x batch x heads x queries x keys elements: for a measure over long texts or many, use `accumulate`,
@@ -257,10 +268,11 @@ def attention_maps(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any =
     def read(site: Site, x: Tensor, rows: slice) -> None:
         if rows.start == 0:
             runs.setdefault(site, []).append([])
-        runs[site][-1].append(x.detach())
+        runs[site][-1].append(x.detach() if place == "attention" else shares(x))
 
+    place = "norms" if check_weighting(weighting) == "norm" else "attention"
     with one_batch(model, inputs, tokenizer) as (anatomy, batch):
-        with tap(anatomy, "attention", read=read, once=False):
+        with tap(anatomy, place, read=read, once=False):
             run(model, batch)
         stacks: dict[str, Tensor] = {}
         often = {site.stack: len(some) for site, some in runs.items()}
@@ -269,7 +281,7 @@ def attention_maps(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any =
             for name, maps in by_stack(anatomy, whole, head_axis=1).items():
                 stacks[_run_name(name, number, often.get(name, 1))] = maps
         real, labels = masks(anatomy, batch, stacks, axis=3), layer_labels(anatomy, whole)
-        return AttentionMaps(stacks, real, labels, **_measured(model, batch, tokenizer))
+        return AttentionMaps(stacks, real, labels, weighting, **measured_fields(model, batch, tokenizer))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -374,4 +386,4 @@ def head_outputs(
             gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
         stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
         real, labels = masks(anatomy, batch, stacks, axis=2), layer_labels(anatomy, found)
-        return HeadOutputs(stacks, gradients, real, labels, **_measured(model, batch, tokenizer))
+        return HeadOutputs(stacks, gradients, real, labels, **measured_fields(model, batch, tokenizer))

@@ -1,4 +1,4 @@
-"""Pictures of attention maps, of attention patterns, of gradients, and of the distances between heads."""
+"""Pictures of attention maps and rollouts, of attention patterns, of gradients, and of the distances between heads."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .example_maps import ExampleMaps, example_maps
 from .gradients import AttentionGradients
 from .head_distances import HeadDistances
 from .patterns import AttentionPatterns
+from .rollout import AttentionRollout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,6 +101,28 @@ def _draw_head(shown: ExampleMaps, row: int, head: int, ax: AxesT | None, path: 
     axes.set_ylabel("from: query" if shown.named else "from: position of the query")
     set_title(axes, f"Attention of {name}: {shown.title}")
     figure.colorbar(image, ax=axes, label=UNIT, shrink=0.8)
+    return finished(figure, ax, path)
+
+
+@draws(AttentionRollout)
+def draw_rollout(
+    result: AttentionRollout, *, layer: int | None = None, example: int = 0, stack: str | None = None,
+    ax: AxesT | None = None, path: str | Path | None = None,
+) -> AxesT:  # fmt: skip
+    """Draw what the positions of one layer, by default the last, have of each token of one text."""
+    maps = {name: x[:, :, None] for name, x in result.stacks.items()}
+    about = {"tokens": result.tokens, "decoder_tokens": result.decoder_tokens, "model_name": result.model_name}
+    shown = example_maps(AttentionMaps(maps, result.masks, result.labels, **about), example, stack, words=False)
+    row = len(shown.maps) - 1 if layer is None else shown.place((layer, 0))[0]
+    queries, keys = shown.maps.shape[-2:]
+    cell = max(0.06, min(0.3, 14 / max(queries, keys)))
+    figure, (axes,) = canvas(ax, max(4.8, cell * keys + 2.6), max(3.6, cell * queries + 1.9))
+    image = axes.imshow(shown.maps[row, 0].numpy(), cmap=COLOURS, vmin=0, aspect="equal" if ax is None else "auto")
+    _label(axes, shown, 72 * cell * 0.72 if ax is None else 8)
+    axes.set_xlabel("token of the input" if shown.named else "position in the input")
+    axes.set_ylabel(f"position after layer {shown.result.labels[row]}")
+    set_title(axes, f"Rollout ({result.weighting}): {shown.title}")
+    figure.colorbar(image, ax=axes, label="share" if result.weighting != "gradient" else "relevance", shrink=0.8)
     return finished(figure, ax, path)
 
 

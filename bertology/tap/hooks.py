@@ -16,6 +16,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
+from .arriving import Arriving
 from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
@@ -25,7 +26,7 @@ from .restore import uncompiled
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
-PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
+PLACES = ("inputs", "block", "last", "heads", "attention", "norms", "entropy")
 
 
 @contextmanager
@@ -52,6 +53,7 @@ def tap(
     "last"       (stack, x)         [batch, token, hidden]: what the stack returns, its final norm included
     "heads"      (site, x)          [batch, token, head, dim]: the heads before the output projection
     "attention"  (site, x, rows)    [batch, head, query, key]: the weights of the query rows `rows`, a slice
+    "norms"      (site, x, rows)    [batch, head, query, key]: |α f(x)|, the norms of what arrives from each key
     "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
     ===========  =================  ========================================================================
 
@@ -86,9 +88,12 @@ def tap(
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
         hold_off_fast_path((site.attention for site in anatomy.sites), undo)
-        if place in ("attention", "entropy"):
+        if place in ("attention", "norms", "entropy"):
             assert read is not None
-            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once))
+            arriving = Arriving() if place == "norms" else None
+            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once, arriving))
+            if arriving is not None:
+                _tap_heads(anatomy, undo, of_reader(of_first_run(arriving.check)), None, once)
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield

@@ -10,6 +10,7 @@
 | the residual stream   | `hidden_states`                            | [layer, batch, token, hidden]           |
 | attention             | `attention_maps`                           | [layer, batch, head, query, key]        |
 | attention, streamed   | `attention_entropy`, `attention_patterns`  | [layer, head]                           |
+| over all layers       | `attention_rollout`, `attention_relevance` | [layer, batch, query, key]              |
 | and its gradient      | `attention_gradients`                      | [layer, head, class]                    |
 | repeated tokens       | `repeat_scores`                            | [layer, head]                           |
 | heads that are alike  | `head_distances`                           | [head, head]                            |

@@ -211,6 +211,8 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
     changed = x.copied()
     return {
         "attention_maps": one,
+        "attention_relevance": one,
+        "attention_rollout": one,
         "head_outputs": {**one, "loss": "auto"},
         "hidden_states": one,
         "check_anatomy": one,

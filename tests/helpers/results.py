@@ -63,6 +63,7 @@ def made():
     return [
         bertology.hidden_states(model, inputs),
         bertology.attention_maps(model, inputs),
+        bertology.attention_rollout(model, inputs),
         bertology.head_outputs(model, inputs, loss="auto"),
         bertology.head_importance(model, inputs),
         bertology.attention_entropy(model, inputs),

@@ -14,10 +14,12 @@
 | and its gradient      | `attention_gradients`                      | [layer, head, class]                    |
 | repeated tokens       | `repeat_scores`                            | [layer, head]                           |
 | heads that are alike  | `head_distances`                           | [head, head]                            |
+| layers, read out      | `logit_lens`                               | [layer, batch, token]                   |
 | heads and grammar     | `bertology.syntax`                         | [relation, direction, layer, head]      |
 | layers and tasks      | `bertology.edge_probing`                   | [seed, layer]                           |
 | heads and code        | `bertology.code_structure`                 | [layer, head]                           |
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
+| heads and a logit     | `head_attribution`                         | [layer, batch, head]                    |
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
 | effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
@@ -52,6 +54,7 @@ from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_en
 from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
+from .measures.lens import HeadAttribution, LogitLens, head_attribution, logit_lens
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .measures.rollout import AttentionRollout, attention_relevance, attention_rollout
@@ -82,6 +85,7 @@ __all__ = [
     "GradientsAccumulator",
     "Head",
     "HeadAblation",
+    "HeadAttribution",
     "HeadDistances",
     "HeadImportance",
     "HeadMeans",
@@ -90,6 +94,7 @@ __all__ = [
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "LogitLens",
     "MapAccumulator",
     "MeansAccumulator",
     "Names",
@@ -117,6 +122,7 @@ __all__ = [
     "dissect",
     "gated",
     "head_ablation",
+    "head_attribution",
     "head_behaviours",
     "head_distances",
     "head_importance",
@@ -125,6 +131,7 @@ __all__ = [
     "hidden_states",
     "importance_through_training",
     "load_pruned",
+    "logit_lens",
     "make_batches",
     "merge_shards",
     "prune_heads",

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..anatomy.sites import head_at
-from ..errors import DataError, need
+from ..data.tokens import label_of
+from ..errors import DataError, is_whole, need
 from ..results.axes import axes_of
 from ..results.canvas import MISSING, AxesT, canvas, common_title, finished, headline, paper, set_title, width_of
 from ..results.figures import head_panels, layer_points
@@ -21,6 +22,7 @@ from .captures import AttentionMaps
 from .example_maps import ExampleMaps, example_maps
 from .gradients import AttentionGradients
 from .head_distances import HeadDistances
+from .lens import HeadAttribution, LogitLens
 from .patterns import AttentionPatterns
 from .rollout import AttentionRollout
 
@@ -111,8 +113,11 @@ def draw_rollout(
 ) -> AxesT:  # fmt: skip
     """Draw what the positions of one layer, by default the last, have of each token of one text."""
     maps = {name: x[:, :, None] for name, x in result.stacks.items()}
-    about = {"tokens": result.tokens, "decoder_tokens": result.decoder_tokens, "model_name": result.model_name}
-    shown = example_maps(AttentionMaps(maps, result.masks, result.labels, **about), example, stack, words=False)
+    like = AttentionMaps(
+        maps, result.masks, result.labels, tokens=result.tokens, decoder_tokens=result.decoder_tokens,
+        model_name=result.model_name,
+    )  # fmt: skip
+    shown = example_maps(like, example, stack, words=False)
     row = len(shown.maps) - 1 if layer is None else shown.place((layer, 0))[0]
     queries, keys = shown.maps.shape[-2:]
     cell = max(0.06, min(0.3, 14 / max(queries, keys)))
@@ -123,6 +128,43 @@ def draw_rollout(
     axes.set_ylabel(f"position after layer {shown.result.labels[row]}")
     set_title(axes, f"Rollout ({result.weighting}): {shown.title}")
     figure.colorbar(image, ax=axes, label="share" if result.weighting != "gradient" else "relevance", shrink=0.8)
+    return finished(figure, ax, path)
+
+
+@draws(HeadAttribution)
+def draw_attribution(result: HeadAttribution, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
+    """Draw what each head adds to the number, as a mean over the batch."""
+    title = headline(result, "What each head adds")
+    panels = {"on the direct path: mean": result.mean}
+    return head_panels(panels, result.labels, unit="logit", title=title, ax=ax, path=path)
+
+
+@draws(LogitLens)
+def draw_lens(
+    result: LogitLens, *, example: int = 0, ax: AxesT | None = None, path: str | Path | None = None
+) -> AxesT:  # fmt: skip
+    """Draw what each layer would answer at each position of one text; dark where it is sure of the target."""
+    count = result.best.shape[1]
+    if not is_whole(example) or not 0 <= example < count:
+        raise DataError(f"example must be from 0 to {count - 1}, got {example!r}")
+    real = result.mask[example].cpu()
+    values = result.probability[:, example].cpu()[:, real].float().numpy()
+    layers, positions = values.shape
+    figure, (axes,) = canvas(ax, max(4.8, 0.75 * positions + 2.4), max(3.2, 0.26 * layers + 1.6))
+    image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=1, aspect="auto", origin="lower")
+    for layer, names in enumerate(result.names):
+        for place, name in enumerate(one for one, there in zip(names[example], real.tolist(), strict=True) if there):
+            colour = "white" if values[layer, place] > 0.55 else "black"
+            axes.text(place, layer, _short(label_of(name)), ha="center", va="center", color=colour, fontsize=6.5,
+                      parse_math=False)  # fmt: skip
+    tokens = result.tokens[example] if result.tokens and len(result.tokens[example]) == len(real) else ()
+    shown = [_short(label_of(one)) for one, there in zip(tokens, real.tolist(), strict=False) if there]
+    axes.set_xticks(range(positions), labels=shown or [str(place) for place in range(positions)], parse_math=False)
+    axes.set_yticks(range(0, layers, max(1, layers // 16)), labels=result.labels[:: max(1, layers // 16)])
+    axes.tick_params(axis="x", rotation=90 if shown else 0, length=0)
+    axes.set_ylabel("layer")
+    set_title(axes, headline(result, "What each layer would answer"))
+    figure.colorbar(image, ax=axes, label="probability of the target")
     return finished(figure, ax, path)
 
 

@@ -34,7 +34,7 @@ def output_weights(site: Site) -> Tensor:
     heads, module = len(site.kept), site.projection
     with torch.no_grad():
         if type(module).forward is nn.Linear.forward:
-            weight: Tensor = module.weight.T  # type: ignore[assignment, operator]
+            weight: Tensor = module.weight.T  # type: ignore[assignment]
         elif type(module) is Conv1D:
             weight = module.weight
         else:

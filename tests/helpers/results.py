@@ -64,6 +64,8 @@ def made():
         bertology.hidden_states(model, inputs),
         bertology.attention_maps(model, inputs),
         bertology.attention_rollout(model, inputs),
+        bertology.logit_lens(model, inputs),
+        bertology.head_attribution(model, inputs),
         bertology.head_outputs(model, inputs, loss="auto"),
         bertology.head_importance(model, inputs),
         bertology.attention_entropy(model, inputs),

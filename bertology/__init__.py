@@ -15,6 +15,7 @@
 | repeated tokens       | `repeat_scores`                            | [layer, head]                           |
 | heads that are alike  | `head_distances`                           | [head, head]                            |
 | layers, read out      | `logit_lens`                               | [layer, batch, token]                   |
+| layers, compared      | `layer_similarity`, `contextuality`        | [layer, layer], [layer]                 |
 | heads and grammar     | `bertology.syntax`                         | [relation, direction, layer, head]      |
 | layers and tasks      | `bertology.edge_probing`                   | [seed, layer]                           |
 | heads and code        | `bertology.code_structure`                 | [layer, head]                           |
@@ -50,10 +51,12 @@ from .importance.significance import Significance
 from .measures.behaviours import head_behaviours
 from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
 from .measures.check_anatomy import check_anatomy
+from .measures.contextuality import Contextuality, ContextualityAccumulator, contextuality
 from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
 from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
+from .measures.layer_similarity import LayerSimilarity, SimilarityAccumulator, layer_similarity
 from .measures.lens import HeadAttribution, LogitLens, head_attribution, logit_lens
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
@@ -79,6 +82,8 @@ __all__ = [
     "AttentionPatterns",
     "AttentionRollout",
     "BertologyError",
+    "Contextuality",
+    "ContextualityAccumulator",
     "DistancesAccumulator",
     "Efficiency",
     "EntropyAccumulator",
@@ -94,6 +99,7 @@ __all__ = [
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "LayerSimilarity",
     "LogitLens",
     "MapAccumulator",
     "MeansAccumulator",
@@ -107,6 +113,7 @@ __all__ = [
     "Score",
     "ScoreAccumulator",
     "Significance",
+    "SimilarityAccumulator",
     "SoleHeadAblation",
     "ablated",
     "accumulate",
@@ -119,6 +126,7 @@ __all__ = [
     "axes",
     "check_anatomy",
     "compare_efficiency",
+    "contextuality",
     "dissect",
     "gated",
     "head_ablation",
@@ -130,6 +138,7 @@ __all__ = [
     "head_outputs",
     "hidden_states",
     "importance_through_training",
+    "layer_similarity",
     "load_pruned",
     "logit_lens",
     "make_batches",

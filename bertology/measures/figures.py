@@ -14,14 +14,27 @@ from ..anatomy.sites import head_at
 from ..data.tokens import label_of
 from ..errors import DataError, is_whole, need
 from ..results.axes import axes_of
-from ..results.canvas import MISSING, AxesT, canvas, common_title, finished, headline, paper, set_title, width_of
+from ..results.canvas import (
+    MISSING,
+    AxesT,
+    canvas,
+    common_title,
+    finished,
+    headline,
+    marker_of,
+    paper,
+    set_title,
+    width_of,
+)
 from ..results.figures import head_panels, layer_points
 from ..results.head_map import head_map
 from ..results.result import draws
 from .captures import AttentionMaps
+from .contextuality import Contextuality
 from .example_maps import ExampleMaps, example_maps
 from .gradients import AttentionGradients
 from .head_distances import HeadDistances
+from .layer_similarity import LayerSimilarity
 from .lens import HeadAttribution, LogitLens
 from .patterns import AttentionPatterns
 from .rollout import AttentionRollout
@@ -165,6 +178,43 @@ def draw_lens(
     axes.set_ylabel("layer")
     set_title(axes, headline(result, "What each layer would answer"))
     figure.colorbar(image, ax=axes, label="probability of the target")
+    return finished(figure, ax, path)
+
+
+@draws(LayerSimilarity)
+def draw_similarity(result: LayerSimilarity, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
+    """Draw the similarity of every two layers, layer 0 at the bottom left, beside that of shuffled examples."""
+    panels = {"linear CKA": result.cka, "shuffled examples": result.null}
+    rows, columns = result.cka.shape
+    figure, every = canvas(
+        ax, 2 * max(3.0, 0.32 * columns) + 1.8, max(3.2, 0.32 * rows + 1.4), shape=(1, 2), sharey=True
+    )
+    for axes, (title, values) in zip(every, panels.items(), strict=True):
+        image = axes.imshow(values.numpy(), cmap=COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto")
+        axes.set_facecolor(MISSING)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xticks(_some(columns), labels=[result.other_labels[place] for place in _some(columns)])
+        axes.set_yticks(_some(rows), labels=[result.labels[place] for place in _some(rows)])
+        axes.set_xlabel("layer")
+    every[0].set_ylabel("layer")
+    figure.colorbar(image, ax=list(every), label="linear CKA, debiased")
+    common_title(figure, ax, headline(result, "How alike layers are"))
+    return finished(figure, ax, path)
+
+
+@draws(Contextuality)
+def draw_contextuality(result: Contextuality, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
+    """Draw the mean cosines over the layers."""
+    series = {"any two tokens": result.anisotropy, "a token and its text": result.within_text}
+    series |= {f"two of “{name}”": result.self_similarity[:, number] for number, name in enumerate(result.classes)}
+    figure, (axes,) = canvas(ax, width_of(result.labels), 3.6)
+    for number, (name, values) in enumerate(series.items()):
+        axes.plot(range(len(values)), values.numpy(), marker=marker_of(number), label=name)
+    axes.set_xticks(_some(len(result.labels)), labels=[result.labels[place] for place in _some(len(result.labels))])
+    axes.set_xlabel("layer")
+    axes.set_ylabel("mean cosine")
+    axes.legend(frameon=False)
+    set_title(axes, headline(result, "Cosines between tokens"))
     return finished(figure, ax, path)
 
 

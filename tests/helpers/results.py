@@ -73,6 +73,8 @@ def made():
         bertology.attention_gradients(model, inputs, tokens={"low": [3]}),
         bertology.repeat_scores(model, inputs),
         bertology.head_distances(model, inputs),
+        bertology.layer_similarity(model, inputs),
+        bertology.contextuality(model, inputs, tokens={"low": [3]}),
         *of_syntax(model),
         *of_edge_probing(),
         *of_code(model),

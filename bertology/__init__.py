@@ -24,9 +24,12 @@
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
 | effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
+| what carries an answer| `activation_patching`                      | [layer, head]                           |
+| and its estimate      | `attribution_patching`                     | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
 | several measures      | `accumulate`                               |                                         |
+| several captures      | `capture`, `capture_generation`            |                                         |
 
 Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label class`. `dim` is a head's
 width, `hidden` the width of the residual stream, `key` always the attended-to position, `class` a class of tokens. Over
@@ -39,6 +42,7 @@ from . import metrics as metrics
 from . import pictures as pictures
 from . import plot as plot  # registers the pictures of results
 from .anatomy.dissect import dissect, register_names
+from .anatomy.mlps import MlpAnatomy, Neuron, dissect_mlps
 from .anatomy.names import Names
 from .anatomy.sites import Anatomy, Head, HeadScore
 from .data.make_batches import make_batches
@@ -46,6 +50,10 @@ from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
+from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
+from .importance.part_ablation import PartAblation, mlp_ablation
+from .importance.patching import activation_patching, attribution_patching
+from .importance.patching_results import HeadPatching, LayerPatching
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
 from .measures.behaviours import head_behaviours
@@ -53,18 +61,23 @@ from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attenti
 from .measures.check_anatomy import check_anatomy
 from .measures.contextuality import Contextuality, ContextualityAccumulator, contextuality
 from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
+from .measures.generation import GenerationCaptures, capture_generation
 from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
 from .measures.layer_similarity import LayerSimilarity, SimilarityAccumulator, layer_similarity
 from .measures.lens import HeadAttribution, LogitLens, head_attribution, logit_lens
+from .measures.neurons import NeuronActivations, neuron_activations
+from .measures.one_pass import Captures, capture
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .measures.rollout import AttentionRollout, attention_relevance, attention_rollout
 from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.load import load_pruned
+from .pruning.neuron_curve import NeuronCurve, neuron_curve
 from .pruning.prune import Pruned, prune_heads, save_pruned
+from .pruning.prune_neurons import PrunedNeurons, prune_neurons
 from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate
@@ -82,11 +95,13 @@ __all__ = [
     "AttentionPatterns",
     "AttentionRollout",
     "BertologyError",
+    "Captures",
     "Contextuality",
     "ContextualityAccumulator",
     "DistancesAccumulator",
     "Efficiency",
     "EntropyAccumulator",
+    "GenerationCaptures",
     "GradientsAccumulator",
     "Head",
     "HeadAblation",
@@ -95,17 +110,27 @@ __all__ = [
     "HeadImportance",
     "HeadMeans",
     "HeadOutputs",
+    "HeadPatching",
     "HeadScore",
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "LayerPatching",
     "LayerSimilarity",
     "LogitLens",
     "MapAccumulator",
     "MeansAccumulator",
+    "MlpAnatomy",
     "Names",
+    "Neuron",
+    "NeuronActivations",
+    "NeuronCurve",
+    "NeuronImportance",
+    "NeuronImportanceAccumulator",
+    "PartAblation",
     "PatternsAccumulator",
     "Pruned",
+    "PrunedNeurons",
     "PruningCurve",
     "RepeatScores",
     "RepeatsAccumulator",
@@ -117,17 +142,22 @@ __all__ = [
     "SoleHeadAblation",
     "ablated",
     "accumulate",
+    "activation_patching",
     "attention_entropy",
     "attention_gradients",
     "attention_maps",
     "attention_patterns",
     "attention_relevance",
     "attention_rollout",
+    "attribution_patching",
     "axes",
+    "capture",
+    "capture_generation",
     "check_anatomy",
     "compare_efficiency",
     "contextuality",
     "dissect",
+    "dissect_mlps",
     "gated",
     "head_ablation",
     "head_attribution",
@@ -143,7 +173,12 @@ __all__ = [
     "logit_lens",
     "make_batches",
     "merge_shards",
+    "mlp_ablation",
+    "neuron_activations",
+    "neuron_curve",
+    "neuron_importance",
     "prune_heads",
+    "prune_neurons",
     "pruning_curve",
     "register_names",
     "repeat_scores",

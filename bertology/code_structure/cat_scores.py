@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.divided import check_not_divided
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
 from ..errors import DataError, checked
@@ -240,6 +241,8 @@ def cat_scores(
         (torch.Size([2, 4]), ('attention', 'shuffled', 'positional'))
     """
     kinds_of(offsets)
+    if random_weights:
+        check_not_divided(model, "random_weights needs a copy of the model")
     snippets = snippets_in(batches)
     choose_on = batches if means_from is None else means_from
     chosen = _chosen(model, choose_on, snippets, types, top, quantile, weighting, progress)

@@ -21,7 +21,7 @@ from ..results.result import Result
 from ..streaming.one_batch import one_batch, run
 from ..tap import copied, recorded, tap
 from ..tap.direct_path import DirectPath, direct_path_noted
-from .captures import measured_fields
+from .captures import measured_texts
 from .rollout import Score
 
 CHANGED, EXACT = 1e-3, 1e-4
@@ -105,7 +105,7 @@ def logit_lens(
         if mask.shape[1] > 1:
             mask = real_positions(anatomy, batch, stack.name, *chosen.shape).to(chosen.device)
         labels = LayerLabels(map(str, range(len(best))), stack.name)
-        about = measured_fields(model, batch, tokenizer)
+        about = measured_texts(model, batch, tokenizer)
         return LogitLens(best, probability, rank, divergence, chosen, mask, names, labels, **about)
 
 
@@ -229,7 +229,7 @@ def head_attribution(
         if not held.is_sum(values):
             values = held.one_by_one()
         together = held.effect(lambda site, x: torch.zeros_like(x))
-        about = measured_fields(model, batch, tokenizer)
+        about = measured_texts(model, batch, tokenizer)
         return HeadAttribution(values, held.total, together, anatomy.labels, **about)
 
 

@@ -17,7 +17,7 @@ from ..results.axes import axes
 from ..streaming.accumulator import Weighting, check_weighting
 from ..streaming.one_batch import Capture, layer_labels, masks, one_batch, only, pile, run
 from ..tap import shares, tap, uncached
-from .captures import measured_fields
+from .captures import measured_texts
 
 Score = Callable[[Any, Batch], Tensor]
 """A function of the model's outputs and of the batch that gives one number for each example, [batch]."""
@@ -190,5 +190,5 @@ def _multiplied(
         stacks[name] = pile(layers)
     if not stacks:
         raise DataError("there is no self attention to follow: every head of this model was pruned")
-    real, labels = masks(anatomy, batch, stacks, axis=2), layer_labels(anatomy, steps)
-    return AttentionRollout(stacks, real, labels, weighting, **measured_fields(anatomy.model, batch, tokenizer))
+    real, labels = masks(anatomy, batch, stacks, axis=2), layer_labels(anatomy.sites, steps)
+    return AttentionRollout(stacks, real, labels, weighting, **measured_texts(anatomy.model, batch, tokenizer))

@@ -10,7 +10,7 @@ for all others. `arriving` weighs them by the norms of what arrives. `gates` sca
 `resume` records a pass and resumes it at a later layer, and `branches` runs copies of a batch under several sets of
 gates from there.
 `recompute` repeats edits in parts that run again in the backward pass.
-`restore` leaves a model as it was found. `private_api` holds the private names of torch and transformers.
+`restore` leaves a model as it was found; `wrapped` lets it run without other processes. `private_api` holds the private names of torch and transformers.
 """
 
 from .arriving import output_weights, shares
@@ -21,12 +21,14 @@ from .restore import uncached, uncompiled, undisturbed
 from .resume import Recording, copied, first_position_only, matrix, recorded, tail_noted
 from .silence import silenced
 from .threads import one_thread
+from .wrapped import divided_over, whole_weights
 
 __all__ = [
     "Recording",
     "attention_entropies",
     "check_rows",
     "copied",
+    "divided_over",
     "first_position_only",
     "is_tapped",
     "matrix",
@@ -42,4 +44,5 @@ __all__ = [
     "uncached",
     "uncompiled",
     "undisturbed",
+    "whole_weights",
 ]

@@ -10,13 +10,17 @@
 | the residual stream   | `hidden_states`                            | [layer, batch, token, hidden]           |
 | attention             | `attention_maps`                           | [layer, batch, head, query, key]        |
 | attention, streamed   | `attention_entropy`, `attention_patterns`  | [layer, head]                           |
+| over all layers       | `attention_rollout`, `attention_relevance` | [layer, batch, query, key]              |
 | and its gradient      | `attention_gradients`                      | [layer, head, class]                    |
 | repeated tokens       | `repeat_scores`                            | [layer, head]                           |
 | heads that are alike  | `head_distances`                           | [head, head]                            |
+| layers, read out      | `logit_lens`                               | [layer, batch, token]                   |
+| layers, compared      | `layer_similarity`, `contextuality`        | [layer, layer], [layer]                 |
 | heads and grammar     | `bertology.syntax`                         | [relation, direction, layer, head]      |
 | layers and tasks      | `bertology.edge_probing`                   | [seed, layer]                           |
 | heads and code        | `bertology.code_structure`                 | [layer, head]                           |
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
+| heads and a logit     | `head_attribution`                         | [layer, batch, head]                    |
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
 | effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
@@ -56,15 +60,19 @@ from .measures.behaviours import head_behaviours
 from .measures.block_influence import BlockInfluence, BlockInfluenceAccumulator, block_influence
 from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
 from .measures.check_anatomy import check_anatomy
+from .measures.contextuality import Contextuality, ContextualityAccumulator, contextuality
 from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
 from .measures.generation import GenerationCaptures, capture_generation
 from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
+from .measures.layer_similarity import LayerSimilarity, SimilarityAccumulator, layer_similarity
+from .measures.lens import HeadAttribution, LogitLens, head_attribution, logit_lens
 from .measures.neurons import NeuronActivations, neuron_activations
 from .measures.one_pass import Captures, capture
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
+from .measures.rollout import AttentionRollout, attention_relevance, attention_rollout
 from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.drop_blocks import DroppedBlocks, drop_blocks
 from .pruning.efficiency import Efficiency, compare_efficiency
@@ -88,10 +96,13 @@ __all__ = [
     "AttentionGradients",
     "AttentionMaps",
     "AttentionPatterns",
+    "AttentionRollout",
     "BertologyError",
     "BlockInfluence",
     "BlockInfluenceAccumulator",
     "Captures",
+    "Contextuality",
+    "ContextualityAccumulator",
     "DistancesAccumulator",
     "DroppedBlocks",
     "Efficiency",
@@ -100,6 +111,7 @@ __all__ = [
     "GradientsAccumulator",
     "Head",
     "HeadAblation",
+    "HeadAttribution",
     "HeadDistances",
     "HeadImportance",
     "HeadMeans",
@@ -110,6 +122,8 @@ __all__ = [
     "ImportanceAccumulator",
     "ImportanceSeries",
     "LayerPatching",
+    "LayerSimilarity",
+    "LogitLens",
     "MapAccumulator",
     "MeansAccumulator",
     "MlpAnatomy",
@@ -130,6 +144,7 @@ __all__ = [
     "Score",
     "ScoreAccumulator",
     "Significance",
+    "SimilarityAccumulator",
     "SoleHeadAblation",
     "ablated",
     "accumulate",
@@ -138,6 +153,8 @@ __all__ = [
     "attention_gradients",
     "attention_maps",
     "attention_patterns",
+    "attention_relevance",
+    "attention_rollout",
     "attribution_patching",
     "axes",
     "block_ablation",
@@ -146,11 +163,13 @@ __all__ = [
     "capture_generation",
     "check_anatomy",
     "compare_efficiency",
+    "contextuality",
     "dissect",
     "dissect_mlps",
     "drop_blocks",
     "gated",
     "head_ablation",
+    "head_attribution",
     "head_behaviours",
     "head_distances",
     "head_importance",
@@ -158,7 +177,9 @@ __all__ = [
     "head_outputs",
     "hidden_states",
     "importance_through_training",
+    "layer_similarity",
     "load_pruned",
+    "logit_lens",
     "make_batches",
     "merge_shards",
     "mlp_ablation",

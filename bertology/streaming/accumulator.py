@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..data.losses import ExampleLoss, find_loss
 from ..data.padding import RealQueries
 from ..errors import DataError, UnknownAnatomy, checked, described
 from ..results.result import Result
-from ..tap import check_rows, tap
+from ..tap import check_rows, shares, tap
 from .first_example import FirstExample
 from .gradient_check import check_gradient
 from .identity import identity
@@ -29,6 +29,8 @@ from .identity import identity
 A = TypeVar("A", bound="Accumulator")
 Names = dict[str, tuple[Any, ...]]
 """{axis: names}, of the axes along which sums have names that come from the data."""
+Weighting = Literal["attention", "norm"]
+"""What attention is measured by: its weights, or each query's shares of the norms of what arrives, |α f(x)|."""
 
 
 class Stat:
@@ -68,6 +70,13 @@ def _not_zeroed(accumulator: object) -> DataError:
     return DataError(
         f"{name} has no sums yet: pass it to accumulate(model, batches, ...), or call zero(dissect(model)) first"
     )
+
+
+def check_weighting(weighting: str) -> Weighting:
+    """The weighting, if it is "attention" or "norm"; else raise `DataError`."""
+    if weighting not in get_args(Weighting):
+        raise DataError(f"weighting must be 'attention' or 'norm', got {weighting!r}")
+    return weighting  # type: ignore[return-value]
 
 
 @checked
@@ -273,6 +282,18 @@ class MapAccumulator(Accumulator):
     attention, no decoder after an encoder, no layer that pools tokens."""
     rows: int | None = None
     """The most query rows that `read` is given at a time; by default as many as fit into 64 MiB."""
+    weighting: Weighting = "attention"
+    """Whether `read` is given attention weights, or, with "norm", each query's shares of the norms of what arrives from
+    the keys (Kobayashi et al. 2020), which sum to 1 as well."""
+
+    @property
+    def tapped(self) -> str:
+        """The place of the tap that it reads."""
+        return "norms" if self.weighting == "norm" else self.place
+
+    def described(self) -> str:
+        """As of every accumulator, and the weighting."""
+        return f"{super().described()} {self.weighting}"
 
     def start_batch(self, batch: Batch) -> None:
         """Get ready for a batch, before the forward pass."""
@@ -302,7 +323,8 @@ class MapAccumulator(Accumulator):
 
 @contextmanager
 def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None]:
-    """Give the attention maps of a forward pass to several measures of one `place`, through one tap."""
+    """Give the attention maps of a forward pass to several measures that tap one place, through one tap."""
+    tapped = measures[0].tapped
     for measure in measures:
         check_rows(measure.rows)
         measure.start_batch(batch)
@@ -313,13 +335,13 @@ def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None
         of_text = real.are_of_text(site, x)
         given = [measure for measure in measures if of_text or not measure.text_only]
         if given:
-            queries, values = real.among(site, rows, x), x.detach()
+            queries, values = real.among(site, rows, x), shares(x) if tapped == "norms" else x.detach()
             for measure in given:
                 measure.read(site, x if measure.needs_gradient else values, rows, queries)
 
     fewest = min((measure.rows for measure in measures if measure.rows is not None), default=None)
     whole = any(measure.whole or measure.text_only for measure in measures)
-    with tap(anatomy, measures[0].place, read=read, rows=fewest, whole=whole):
+    with tap(anatomy, tapped, read=read, rows=fewest, whole=whole):
         yield
     real.check()
     for measure in measures:

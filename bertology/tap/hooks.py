@@ -17,6 +17,7 @@ from ..anatomy.mlps import dissect_mlps
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
+from .arriving import Arriving
 from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
@@ -26,7 +27,7 @@ from .restore import uncompiled
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
-PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "entropy")
+PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "entropy")
 EDITED = ("block", "heads", "neurons", "mlp")
 
 
@@ -56,6 +57,7 @@ def tap(
     "neurons"    (mlp, x)           [batch, token, neuron]: the neurons before the down projection
     "mlp"        (mlp, x)           [batch, token, hidden]: what the down projection returns
     "attention"  (site, x, rows)    [batch, head, query, key]: the weights of the query rows `rows`, a slice
+    "norms"      (site, x, rows)    [batch, head, query, key]: |α f(x)|, the norms of what arrives from each key
     "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
     ===========  =================  ========================================================================
 
@@ -90,9 +92,12 @@ def tap(
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
         hold_off_fast_path((site.attention for site in anatomy.sites), undo)
-        if place in ("attention", "entropy"):
+        if place in ("attention", "norms", "entropy"):
             assert read is not None
-            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once))
+            arriving = Arriving() if place == "norms" else None
+            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once, arriving))
+            if arriving is not None:
+                _tap_heads(anatomy, undo, of_reader(of_first_run(arriving.check)), None, once)
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield

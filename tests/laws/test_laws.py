@@ -86,6 +86,11 @@ MEASURES |= {
     "pruning_curve by magnitude": lambda m: b.pruning_curve(m, batch(), metric="accuracy", amount=4, by="magnitude"),
     "head_ablation": lambda m: b.head_ablation(m, batch(), metric="accuracy"),
     "sole_head_ablation": lambda m: b.sole_head_ablation(m, batch(), metric="accuracy"),
+    "activation_patching": lambda m: b.activation_patching(m, batch(), batch(seed=2), metric="loss"),
+    "activation_patching of blocks": lambda m: b.activation_patching(
+        m, batch(), batch(seed=2), metric="loss", parts="blocks"
+    ),
+    "attribution_patching": lambda m: b.attribution_patching(m, batch(), batch(seed=2), metric="loss", steps=2),
     "compare_efficiency": lambda m: b.compare_efficiency(m, OTHER, batch(), batch_sizes=(2,), rounds=1, seconds=0),
 }
 # These read the model, and do not run it.

@@ -25,6 +25,7 @@
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
 | several measures      | `accumulate`                               |                                         |
+| several captures      | `capture`, `capture_generation`            |                                         |
 
 Axis glossary, one word for one axis: `layer head query key token batch dim hidden span label class`. `dim` is a head's
 width, `hidden` the width of the residual stream, `key` always the attended-to position, `class` a class of tokens. Over
@@ -37,6 +38,7 @@ from . import metrics as metrics
 from . import pictures as pictures
 from . import plot as plot  # registers the pictures of results
 from .anatomy.dissect import dissect, register_names
+from .anatomy.mlps import MlpAnatomy, Neuron, dissect_mlps
 from .anatomy.names import Names
 from .anatomy.sites import Anatomy, Head, HeadScore
 from .data.make_batches import make_batches
@@ -44,6 +46,8 @@ from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
+from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
+from .importance.part_ablation import PartAblation, mlp_ablation
 from .importance.patching import activation_patching, attribution_patching
 from .importance.patching_results import HeadPatching, LayerPatching
 from .importance.score import Score, ScoreAccumulator, score
@@ -52,15 +56,20 @@ from .measures.behaviours import head_behaviours
 from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
 from .measures.check_anatomy import check_anatomy
 from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
+from .measures.generation import GenerationCaptures, capture_generation
 from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
+from .measures.neurons import NeuronActivations, neuron_activations
+from .measures.one_pass import Captures, capture
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .pruning.curve import PruningCurve, pruning_curve
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.load import load_pruned
+from .pruning.neuron_curve import NeuronCurve, neuron_curve
 from .pruning.prune import Pruned, prune_heads, save_pruned
+from .pruning.prune_neurons import PrunedNeurons, prune_neurons
 from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate
@@ -77,9 +86,11 @@ __all__ = [
     "AttentionMaps",
     "AttentionPatterns",
     "BertologyError",
+    "Captures",
     "DistancesAccumulator",
     "Efficiency",
     "EntropyAccumulator",
+    "GenerationCaptures",
     "GradientsAccumulator",
     "Head",
     "HeadAblation",
@@ -95,9 +106,17 @@ __all__ = [
     "LayerPatching",
     "MapAccumulator",
     "MeansAccumulator",
+    "MlpAnatomy",
     "Names",
+    "Neuron",
+    "NeuronActivations",
+    "NeuronCurve",
+    "NeuronImportance",
+    "NeuronImportanceAccumulator",
+    "PartAblation",
     "PatternsAccumulator",
     "Pruned",
+    "PrunedNeurons",
     "PruningCurve",
     "RepeatScores",
     "RepeatsAccumulator",
@@ -115,9 +134,12 @@ __all__ = [
     "attention_patterns",
     "attribution_patching",
     "axes",
+    "capture",
+    "capture_generation",
     "check_anatomy",
     "compare_efficiency",
     "dissect",
+    "dissect_mlps",
     "gated",
     "head_ablation",
     "head_behaviours",
@@ -130,7 +152,12 @@ __all__ = [
     "load_pruned",
     "make_batches",
     "merge_shards",
+    "mlp_ablation",
+    "neuron_activations",
+    "neuron_curve",
+    "neuron_importance",
     "prune_heads",
+    "prune_neurons",
     "pruning_curve",
     "register_names",
     "repeat_scores",

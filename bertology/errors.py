@@ -3,6 +3,7 @@
     BertologyError
     ├── UnknownAnatomy        no attention heads were found in the model, or they ran elsewhere than expected
     ├── HeadError             the model does not have this head or layer, or it was pruned before
+    ├── NeuronError           the model does not have this neuron, or it was pruned before
     ├── ShapeError            a tensor has the wrong shape, or holds NaN
     ├── DataError             a batch, a data set, a label or a file cannot be used
     ├── LossError             no loss is known for the model, or a loss is not one finite value per example
@@ -32,6 +33,7 @@ from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin,
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from typing_extensions import Unpack
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,6 +81,10 @@ class UnmeasuredAttention(UserWarning):
 
 class HeadError(BertologyError, IndexError):
     """A head or layer is out of range, or was pruned before."""
+
+
+class NeuronError(BertologyError, IndexError):
+    """A neuron or MLP is out of range, or was pruned before."""
 
 
 class ShapeError(BertologyError, ValueError):
@@ -224,10 +230,13 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """
     written = dict(function.__annotations__)
     for name, hint in (*_CHECKED_BY_FUNCTIONS.items(), ("return", written.get("return"))):
-        if written.get(name) == hint:
+        if written.get(name) in (hint, f"{hint} | None"):
             written.pop(name, None)
     names = getattr(function, "__globals__", {})
-    return get_type_hints(SimpleNamespace(__annotations__=written), names)
+    hints = get_type_hints(SimpleNamespace(__annotations__=written), names)
+    for options in [get_args(hint)[0] for hint in hints.values() if get_origin(hint) is Unpack]:
+        hints |= get_type_hints(options)
+    return hints
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -318,6 +327,16 @@ _MADE_BY = {
     "Sentence": ("a Sentence", "sentences, as read_conllu reads them"),
     "Document": ("a Document", "documents with mentions, as read_conll_coref reads them"),
     "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
+    "BatchSource": ("a Store, as encode returns it and Store.open reads it from its folder",) * 2,
+    "EdgeTask": ("a task, as read_edges and the functions that end in _edges return it", "tasks"),
+    "Probes": ("probes, such as cumulative_probes returns",) * 2,
+    "Trained": ("trained probes, as train_probes returns them",) * 2,
+    "WordVectors": ("vectors of words, as read_vectors and embedding_vectors return them",) * 2,
+    "HeadView": ("a view of a head, as show_head returns it", "views of heads"),
+    "LabelTrajectories": ("trajectories, as follow_targets and label_trajectories return them",) * 2,
+    "LayerStatistics": ("statistics of layers, as layer_statistics returns them",) * 2,
+    "HasWords": ("a Sentence of a treebank, a Document, or what has words as they have", "sentences or documents"),
+    "LeafTypes": ("types of leaves, as leaf_types returns them",) * 2,
 }
 _CHECKED_BY_FUNCTIONS = {
     "heads": "Heads",
@@ -325,6 +344,7 @@ _CHECKED_BY_FUNCTIONS = {
     "ignore": "Sequence[str]",
     "progress": "Progress",
     "merge": "Merge",
+    "tokens": "Mapping[str, TokenClass]",
 }
 """Parameters of a type that have a check of their own wherever they occur, which says better what is wanted."""
 _MODEL_ARGUMENTS = (

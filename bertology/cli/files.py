@@ -22,6 +22,11 @@ th { font-weight: 600; } h2 { margin-top: 2.5rem; } .files { font-size: .9rem; }
 """
 
 
+NAMES = ("importance", "entropy", "curve", "pruned")
+"""What the files of results are called."""
+KINDS = ("png", "csv", "json", "safetensors")
+
+
 @dataclass(frozen=True)
 class Section:
     """A result, what its files are called, and what it says in words."""
@@ -32,7 +37,7 @@ class Section:
     result: Result
     rows: Sequence[tuple[str, str]] = ()
     """What else the page says: a name and a value each."""
-    parts: tuple[str, ...] = ("png", "csv", "json", "safetensors")
+    parts: tuple[str, ...] = KINDS
     """Its files: a picture, a table, plain values, and what `Result.load` reads."""
 
 
@@ -42,6 +47,20 @@ def check_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--output must be a folder, {path} cannot be one: {error.strerror}") from error
+
+
+def clear(out: Path) -> None:
+    """Remove the tables, pictures and pages that an earlier run has left in the folder; a pruned model stays there.
+
+    Only a folder with the `run.json` of a run is touched, and in it only files with the names of results.
+    """
+    try:
+        about = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(about, dict) and "arguments" in about:
+        for name in ("index.html", "run.json", *(f"{name}.{kind}" for name in NAMES for kind in KINDS)):
+            (out / name).unlink(missing_ok=True)
 
 
 def write_section(out: Path, section: Section) -> None:

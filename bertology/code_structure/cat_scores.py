@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.divided import check_not_divided
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, Batches
 from ..errors import DataError, checked
@@ -236,6 +237,8 @@ def cat_scores(
         (torch.Size([2, 4]), ('attention', 'shuffled', 'positional'))
     """
     kinds_of(offsets)
+    if random_weights:
+        check_not_divided(model, "random_weights needs a copy of the model")
     snippets = snippets_in(batches)
     chosen = _chosen(model, batches if means_from is None else means_from, snippets, types, top, quantile, progress)
     means = None if means_from is None else _means(model, means_from, chosen, offsets, progress)

@@ -278,7 +278,9 @@ class LeafTypes(Result):
             if self.snippets[row]:
                 shares = dict(zip(self.types, self.share[row].tolist(), strict=True))
                 listed = ", ".join(f"{kind} {100 * shares[kind]:.0f} %" for kind in self.frequent(row))
-                lines.append(f"layer {label}: {listed}")
+            else:
+                listed = ""
+            lines.append(f"layer {label}: {listed or 'none, since no pair of leaves has high attention'}")
         return "\n".join(lines)
 
 

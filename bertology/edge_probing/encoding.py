@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.divided import check_not_divided
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT
 from ..corpora.words import AlignedBatches, align
 from ..data.batches import Batch, device_of, model_arguments, some_examples
@@ -245,6 +246,7 @@ def encode(
         raise DataError(f"lexical must be 'word' or 'embeddings', got {lexical!r}")
     if dtype not in DTYPES:
         raise DataError(f"dtype must be torch.float16 or torch.float32, got {dtype}")
+    check_not_divided(model, "its hidden states cannot be kept")
     folder = Folder(path)
     tower = text_tower(model)
     longest = longest_text(tower, tokenizer, max_length)

@@ -10,6 +10,7 @@ from ..errors import DataError, checked, described
 from ..results.canvas import COLOURS, AxesT, canvas, finished, headline, marker_of, set_title
 from ..results.result import draws
 from .curve import PruningCurve
+from .neuron_curve import NeuronCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,6 +62,20 @@ def curves(
         axes.plot(_gone(result), result.scores.numpy(), marker=marker, markersize=4, color=colour, label=label)
     _dress(axes, results, title or "Pruning curves")
     axes.legend()
+    return finished(figure, ax, path)
+
+
+@draws(NeuronCurve)
+def draw_neuron_curve(result: NeuronCurve, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
+    """Draw the score against the share of parameters that are gone."""
+    figure, (axes,) = canvas(ax)
+    gone = 100 - 100 * result.parameters_left.double() / result.parameters_left[0]
+    axes.plot(gone.numpy(), result.scores.numpy(), marker="o", color=COLOURS[0])
+    what = "heads and neurons" if result.kinds == "both" else "neurons"
+    axes.set_xlabel(f"parameters of {what} silenced, %")
+    axes.set_ylabel(result.metric)
+    axes.grid(alpha=0.3)
+    set_title(axes, headline(result, "Pruning curve"))
     return finished(figure, ax, path)
 
 

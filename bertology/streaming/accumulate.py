@@ -25,7 +25,7 @@ from .accumulator import A, Accumulator, MapAccumulator, read_maps, states_of
 from .checkpoint import Checkpoint
 from .first_example import check_padding
 from .identity import add_batch, model_identity
-from .processes import Merge, check_counts, check_same_work, check_sampler, gathered, merges, processes, raise_together
+from .processes import Merge, check_counts, check_same_work, check_sampler, gathered, merges, processes
 from .progress import Progress, progress_bar
 from .shards import DigestedBatches, Shard, ShardFile
 
@@ -77,18 +77,11 @@ def accumulate(
         if save is not None or shard is not None:
             file = ShardFile(save, shard, model, accumulators)
             return _of_shard(model, made(), accumulators, file, take)
-        error: Exception | None = None
-        try:
-            seen, measured, saved = take(model, made(), accumulators, may_be_empty=processes() > 1)
-        except Exception as raised:
-            if processes() == 1:
-                raise
-            error = raised
+        seen, measured, saved = take(model, made(), accumulators, may_be_empty=processes() > 1)
         if processes() > 1:
-            raise_together(error)
             check_same_work(model, accumulators)
             check_counts(seen, batches)
-            measured = sum(gathered(measured))
+            measured = sum(gathered(measured, "number of examples"))
         results = tuple(all_merge(accumulator).compute() for accumulator in accumulators)
     if saved is not None:
         saved.remove()
@@ -278,7 +271,8 @@ def all_merge(accumulator: A) -> A:
     """Merge an accumulator over all processes of `torch.distributed`; alone, it stays as it is."""
     if processes() == 1:
         return accumulator
-    states = gathered({name: x.cpu() for name, x in accumulator.state().items()})
+    sums = {name: x.cpu() for name, x in accumulator.state().items()}
+    states = gathered(sums, f"sums of {type(accumulator).__name__}")
     accumulator.zero(accumulator.anatomy)
     for state in states:
         accumulator.merge(state)

@@ -105,8 +105,12 @@ class Accumulator(ABC):
         """Forget everything, and get ready for a model."""
         device = device_of(anatomy.model)
         # The device of Apple has no float64.
-        self.forget(anatomy, torch.device("cpu") if device.type == "mps" else device)
+        self.forget(self.part_of(anatomy), torch.device("cpu") if device.type == "mps" else device)
         return self
+
+    def part_of(self, anatomy: Anatomy) -> Anatomy:
+        """What is measured of a model: its heads, as they are given, or other parts, whose anatomy is returned."""
+        return anatomy
 
     def forget(self, anatomy: Anatomy, device: torch.device) -> None:
         """Set all sums to 0, on a device. It needs no model: sums of other machines are merged without one."""
@@ -223,11 +227,12 @@ class MapAccumulator(Accumulator):
     `end_batch` at last. Most measures need `read` alone.
 
         >>> from dataclasses import dataclass
+        >>> from typing import Annotated
         >>> import torch
         >>> from transformers import BertConfig, BertModel
         >>> @dataclass(frozen=True, eq=False, repr=False)
         ... class ToFirst(Result):
-        ...     total: torch.Tensor
+        ...     total: Annotated[torch.Tensor, axes("layer head")]
         ...     labels: tuple[str, ...]
         >>> class ToFirstAccumulator(MapAccumulator):
         ...     total = stat("layer head")
@@ -237,7 +242,8 @@ class MapAccumulator(Accumulator):
         ...     def compute(self):
         ...         return ToFirst(self.total, self.anatomy.labels)
         >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
-        >>> accumulate(model, {"input_ids": torch.tensor([[5, 6, 7]])}, ToFirstAccumulator())[0].total.shape
+        >>> (found,) = accumulate(model, {"input_ids": torch.tensor([[5, 6, 7]])}, ToFirstAccumulator())
+        >>> found.total.shape
         torch.Size([2, 4])
     """
 

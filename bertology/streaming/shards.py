@@ -41,6 +41,7 @@ SAME = {
     "versions": "versions of torch and transformers",
     "model": "model",
     "anatomy": "heads, such as the pruned ones,",
+    "parts": "MLPs or blocks, such as pruned neurons,",
     "measures": "measures, settings or names",
 }
 
@@ -193,7 +194,9 @@ def merge_shards(folder: str | Path, *accumulators: Accumulator, model: nn.Modul
     own = _measures(measures) if model is None else _work(model, anatomy, measures)
     _check_same(shards[0], own, "the model and the accumulators that were passed")
     for number, accumulator in enumerate(measures):
-        accumulator.forget(anatomy, torch.device("cpu"))
+        there = first.get("parts", {}).get(str(number))
+        part = accumulator.part_of(anatomy) if model is not None or there is None else _anatomy(there)
+        accumulator.forget(part, torch.device("cpu"))
         for sums in shards:
             accumulator.merge(sums.of(number))
     examples = sum(sums.about["examples"] for sums in shards)
@@ -206,6 +209,11 @@ def _work(model: nn.Module, anatomy: Anatomy, accumulators: Sequence[Accumulator
         "versions": list(library_versions()),
         "model": model_identity(model, "shard"),
         "anatomy": [_plain(site) for site in anatomy.sites],
+        "parts": {
+            str(number): [_plain(site) for site in part.sites]
+            for number, one in enumerate(accumulators)
+            if (part := one.part_of(anatomy)) is not anatomy
+        },
         **_measures(accumulators),
     }
 
@@ -312,5 +320,5 @@ def _check_complete(shards: Sequence[Sums]) -> None:
 def _check_same(sums: Sums, other: Mapping[str, Any], whose: str) -> None:
     """Raise `DataError` for a file whose work is not that of another."""
     for name, words in SAME.items():
-        if name in other and sums.about[name] != other[name]:
+        if name in other and sums.about.get(name, {}) != other[name]:
             raise DataError(f"{sums.path} has other {words} than {whose}: their sums do not belong together")

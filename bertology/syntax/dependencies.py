@@ -18,7 +18,7 @@ from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
-from ..streaming.processes import Merge, merges, skipped_in, values_of_all
+from ..streaming.processes import Merge, gathered, merges, skipped_in
 from ..streaming.progress import Progress
 from .best_heads import OFFSETS, Counts, RelationTable, relation_table
 from .picks import DIRECTIONS, WordMapAccumulator, padded, picks, sentences_in
@@ -258,7 +258,7 @@ def dependency_heads(
         >>> dependency_heads(model, batches).accuracy.shape
         torch.Size([2, 2, 2, 4])
     """
-    relations = set().union(*values_of_all(lambda: _relations_in(batches)))
+    relations = set().union(*gathered(_relations_in(batches), "relations"))
     counter = DependencyAccumulator(sorted(relations), rows=rows, possessives=possessives)
     found = accumulate(model, batches, counter, progress=progress)[0]
     return replace(found, skipped=skipped_in(batches))

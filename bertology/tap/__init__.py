@@ -9,7 +9,7 @@ attention maps by one of two routes: `interface_route` for models on transformer
 for all others. `gates` scales or replaces heads' outputs. `resume` records a pass and resumes it at a later layer, and
 `branches` runs copies of a batch under several sets of gates from there.
 `recompute` repeats edits in parts that run again in the backward pass.
-`restore` leaves a model as it was found. `private_api` holds the private names of torch and transformers.
+`restore` leaves a model as it was found; `wrapped` lets it run without other processes. `private_api` holds the private names of torch and transformers.
 """
 
 from .hooks import check_rows, is_tapped, tap
@@ -19,12 +19,14 @@ from .restore import uncached, uncompiled, undisturbed
 from .resume import Recording, copied, first_position_only, matrix, recorded, tail_noted
 from .silence import silenced
 from .threads import one_thread
+from .wrapped import divided_over, whole_weights
 
 __all__ = [
     "Recording",
     "attention_entropies",
     "check_rows",
     "copied",
+    "divided_over",
     "first_position_only",
     "is_tapped",
     "matrix",
@@ -38,4 +40,5 @@ __all__ = [
     "uncached",
     "uncompiled",
     "undisturbed",
+    "whole_weights",
 ]

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.mlps import dissect_mlps
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
@@ -25,7 +26,8 @@ from .restore import uncompiled
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
-PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
+PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "entropy")
+EDITED = ("block", "heads", "neurons", "mlp")
 
 
 @contextmanager
@@ -51,11 +53,13 @@ def tap(
     "block"      (stack, layer, x)  [batch, token, hidden]: what a block returns; layer 0: what block 1 gets
     "last"       (stack, x)         [batch, token, hidden]: what the stack returns, its final norm included
     "heads"      (site, x)          [batch, token, head, dim]: the heads before the output projection
+    "neurons"    (mlp, x)           [batch, token, neuron]: the neurons before the down projection
+    "mlp"        (mlp, x)           [batch, token, hidden]: what the down projection returns
     "attention"  (site, x, rows)    [batch, head, query, key]: the weights of the query rows `rows`, a slice
     "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
     ===========  =================  ========================================================================
 
-    What `read` returns is dropped. `edit`, at "block" and "heads", returns a tensor of the same shape that takes the
+    What `read` returns is dropped. `edit`, at all places but the inputs, "last" and maps, returns a tensor of the same shape that takes the
     place of x. `rows` is how many query rows an attention reader is given at a time; by default, as many as fit
     into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that want gradients
     through it. Attention maps are read under any attention implementation: for as long as the `with` lasts, a model
@@ -74,8 +78,8 @@ def tap(
         raise BertologyError(f"no place is called {place!r}: wanted one of {', '.join(PLACES)}")
     if (read is None) == (edit is None):
         raise BertologyError("a tap either reads or edits: pass one of read= and edit=")
-    if edit is not None and place not in ("block", "heads"):
-        raise BertologyError(f"{place!r} can be read but not edited; edit 'block' or 'heads'")
+    if edit is not None and place not in EDITED:
+        raise BertologyError(f"{place!r} can be read but not edited; edit one of {', '.join(map(repr, EDITED))}")
     check_rows(rows)
     anatomy = dissect(anatomy) if isinstance(anatomy, nn.Module) else anatomy
     once = edit is None if once is None else once
@@ -136,7 +140,7 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         if edit is None:
             read(site, x)
             return None
-        return _join(site, _same_shape(edit(site, x), x, f"heads of {site.label}"), rest, whole)
+        return _join(site, _same_shape(edit(site, x), x, f"{site.unit}s of {site.label}"), rest, whole)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not calls.count:
@@ -155,6 +159,42 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         for module in calls.modules:
             if module not in bare:
                 undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+
+    place(undo)
+    if edit is not None:
+        calls.edit_again(place, undo)
+
+
+def _tap_neurons(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
+    """Neurons are units of one element each: the axis of that element is left out."""
+
+    def look(site: Site, x: Tensor) -> None:
+        read(site, x.squeeze(-1))
+
+    def change(site: Site, x: Tensor) -> Tensor:
+        neurons = x.squeeze(-1)
+        return _same_shape(edit(site, neurons), neurons, f"neurons of {site.label}").unsqueeze(-1)
+
+    _tap_heads(dissect_mlps(anatomy), undo, look if edit is None else None, change if read is None else None, once)
+
+
+def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
+    mlps = dissect_mlps(anatomy)
+    calls = Calls([(site.place, site) for site in mlps.sites], once=once)
+
+    def after(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if not calls.count:
+            return None
+        site = calls.next(module)
+        if edit is None:
+            read(site, output)
+            return None
+        return _same_shape(edit(site, output), output, f"MLP of {site.label}")
+
+    def place(undo: ExitStack) -> None:
+        calls.watch(mlps, undo)
+        for module in calls.modules:
+            undo.callback(module.register_forward_hook(after).remove)
 
     place(undo)
     if edit is not None:
@@ -311,4 +351,11 @@ def _same_shape(new: Any, old: Tensor, where: str) -> Tensor:
     return new.to(old.dtype)
 
 
-_TAPS = {"inputs": _tap_inputs, "block": _tap_blocks, "last": _tap_last, "heads": _tap_heads}
+_TAPS = {
+    "inputs": _tap_inputs,
+    "block": _tap_blocks,
+    "last": _tap_last,
+    "heads": _tap_heads,
+    "neurons": _tap_neurons,
+    "mlp": _tap_mlps,
+}

@@ -18,6 +18,8 @@ import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
+from ..anatomy.divided import is_fully_sharded
+
 # Fragile: the attribute of a config that says which attention function its modules look up when they run. The public
 # setter also checks and changes the configs of parts, which could not be undone.
 ATTENTION_SETTING = "_attn_implementation_internal"
@@ -163,3 +165,44 @@ def library_versions() -> tuple[str, str]:
     """The versions of torch and transformers."""
     # Fragile: two processes are taken to compute alike if both are of one version.
     return torch.__version__, transformers.__version__
+
+
+def divided_groups(modules: list[nn.Module]) -> list[tuple[nn.Module, Any]]:
+    """The modules that `fully_shard` divides, each with its groups of parameters; none without torch.distributed."""
+    # Fragile: rests on the private groups of parameters of torch's FSDP; up to 2.10 a module has one of them at most.
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return []
+    found = []
+    for module in modules:
+        if is_fully_sharded(module):
+            state = module._get_fsdp_state()  # type: ignore[operator]
+            groups = getattr(state, "_fsdp_param_groups", None)
+            groups = [state._fsdp_param_group] if groups is None else groups
+            found += [(module, group) for group in groups if group is not None]
+    return found
+
+
+def are_divided(groups: list[tuple[nn.Module, Any]]) -> bool:
+    """Whether this process holds a part of some of these weights only."""
+    # Fragile: rests on a private state of torch's groups of parameters.
+    return any(not group.is_unsharded for _, group in groups)
+
+
+def bring_together(groups: list[tuple[nn.Module, Any]], undo: ExitStack) -> None:
+    """Give this process whole weights, and keep them through all passes, while `undo` is open; all processes do it."""
+    # Fragile: rests on the two private settings that say when torch divides them again, which no public name reads.
+    for module, group in groups:
+        undo.callback(_divide_again, module, group, group.post_forward_mesh_info, group.reshard_after_backward)
+        group.post_forward_mesh_info, group.reshard_after_backward = None, False
+        if not group.is_unsharded:
+            undo.callback(group.reshard)
+    for module in dict.fromkeys(module for module, _ in groups):
+        module.unshard()  # type: ignore[operator]
+
+
+def _divide_again(module: Any, group: Any, after_forward: Any, after_backward: bool) -> None:
+    state = module._get_fsdp_state()
+    # Of the outermost module torch itself turns the first one off, in the first pass.
+    if not (state._is_root and getattr(state, "_auto_reshard_after_forward", True)):
+        group.post_forward_mesh_info = after_forward
+    group.reshard_after_backward = after_backward

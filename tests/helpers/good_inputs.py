@@ -200,6 +200,9 @@ def _on_data(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "head_distances": both,
         "head_importance": both,
         "head_means": both,
+        "mlp_ablation": accuracy,
+        "neuron_curve": {**accuracy, "amount": 0.5},
+        "neuron_importance": both,
         "pruning_curve": {**accuracy, "amount": 4},
         "repeat_scores": both,
         "score": accuracy,
@@ -217,6 +220,8 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
     changed = x.copied()
     return {
         "attention_maps": one,
+        "capture": {**one, "hidden": True, "heads": True, "loss": "auto"},
+        "capture_generation": {"model": x.gpt2, "inputs": {"input_ids": x.ids}, "max_new_tokens": 2, "maps": True},
         "head_outputs": {**one, "loss": "auto"},
         "hidden_states": one,
         "check_anatomy": one,
@@ -224,6 +229,9 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "gated": {"model": x.model, "gates": torch.ones(2, 4)},
         "tap": {"anatomy": bt.dissect(x.model), "place": "heads", "read": print},
         "dissect": {"model": x.model},
+        "dissect_mlps": {"model": x.model},
+        "neuron_activations": one,
+        "prune_neurons": {"model": changed, "neurons": [(0, 1)]},
         "compare_efficiency": {
             "before": x.model, "after": changed, "inputs": x.batch, "batch_sizes": (1,), "rounds": 1, "seconds": 0,
         },

@@ -47,8 +47,9 @@ MADE = {
     "CoreferenceAccumulator": (lambda kind: kind(), list(DOCUMENTS)),
     "GenerationAccumulator": (lambda kind: kind(GenerationMetric(length, max_new_tokens=3)), written_texts()),
 }
-# It runs the model itself, for `head_ablation`, which is no single pass.
-OTHERS = {"VariantAccumulator"}
+# The first runs the model itself, for `head_ablation`, which is no single pass; the second keeps the losses in the order
+# of the shards, for `mlp_ablation`, which compares each pass with another over the same ones.
+OTHERS = {"VariantAccumulator", "ExampleLossAccumulator"}
 OF_CODE = {"TypesAccumulator", "CatAccumulator", "RelationAccumulator", "PositionAccumulator"}
 NAMES = sorted(KINDS.keys() - OTHERS)
 

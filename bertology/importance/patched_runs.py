@@ -319,7 +319,7 @@ class LayerRuns(Runs):
             if x.dim() == 3:
                 return apply(site.stack, site.row, x)
             # The tokens of all examples in one row (OPT).
-            return apply(site.stack, site.row, x.unflatten(0, (self.running_rows, -1))).flatten(0, 1)
+            return apply(site.stack, site.row, x.reshape(self.running_rows, -1, x.shape[-1])).flatten(0, 1)
 
         where, place, call = self.anatomy, "block", apply
         if self._mlps is not None:

@@ -72,6 +72,10 @@ class GoodInputs:
         return {"input_ids": self.ids, "labels": torch.tensor([0, 1])}
 
     @cached_property
+    def flipped(self) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids.flip(1)}
+
+    @cached_property
     def sentence(self) -> Sentence:
         return Sentence(("the", "cat", "sat"), (2, 3, 0), ("det", "nsubj", "root"), "cats")
 
@@ -208,6 +212,8 @@ def _on_data(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "score": accuracy,
         "sole_head_ablation": accuracy,
         "accumulate": {"model": x.model, "batches": x.batch},
+        "activation_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
+        "attribution_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
         "importance_through_training": {"checkpoints": [(0, x.model)], "batches": x.batch},
         "head_behaviours": {"patterns": x.patterns},
     }

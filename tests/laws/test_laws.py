@@ -97,6 +97,11 @@ MEASURES |= {
     "pruning_curve by magnitude": lambda m: b.pruning_curve(m, batch(), metric="accuracy", amount=4, by="magnitude"),
     "head_ablation": lambda m: b.head_ablation(m, batch(), metric="accuracy"),
     "sole_head_ablation": lambda m: b.sole_head_ablation(m, batch(), metric="accuracy"),
+    "activation_patching": lambda m: b.activation_patching(m, batch(), batch(seed=2), metric="loss"),
+    "activation_patching of blocks": lambda m: b.activation_patching(
+        m, batch(), batch(seed=2), metric="loss", parts="blocks"
+    ),
+    "attribution_patching": lambda m: b.attribution_patching(m, batch(), batch(seed=2), metric="loss", steps=2),
     "mlp_ablation": lambda m: b.mlp_ablation(m, batch(), metric="accuracy"),
     "block_ablation": lambda m: b.block_ablation(m, batch(), metric="accuracy"),
     "neuron_curve": lambda m: b.neuron_curve(m, batch(), metric="accuracy", amount=0.4, kinds="both"),

@@ -19,13 +19,15 @@ from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
 from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
+from .map_reader import Wants
 from .private_api import has_pre_hooks
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
+from .row_statistics import Wanted
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
-PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
+PLACES = ("inputs", "block", "last", "heads", "attention", "entropy", "statistics")
 
 
 @contextmanager
@@ -39,21 +41,23 @@ def tap(
     rows: int | None = None,
     whole: bool = False,
     once: bool | None = None,
+    wants: Wants | None = None,
 ) -> Iterator[None]:
     """Call `read` or `edit` at one place of the model while the `with` lasts.
 
     `anatomy` is what `dissect(model)` returned; a model is dissected there and then.
 
-    ===========  =================  ========================================================================
+    ============ =================  ========================================================================
     place        called with        x
-    ===========  =================  ========================================================================
+    ============ =================  ========================================================================
     "inputs"     (kwargs)           no x: the arguments of the model's call, by name
     "block"      (stack, layer, x)  [batch, token, hidden]: what a block returns; layer 0: what block 1 gets
     "last"       (stack, x)         [batch, token, hidden]: what the stack returns, its final norm included
     "heads"      (site, x)          [batch, token, head, dim]: the heads before the output projection
     "attention"  (site, x, rows)    [batch, head, query, key]: the weights of the query rows `rows`, a slice
     "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
-    ===========  =================  ========================================================================
+    "statistics" (site, x, rows)    `RowStatistics` of those weights: what `wants` asks for
+    ============ =================  ========================================================================
 
     What `read` returns is dropped. `edit`, at "block" and "heads", returns a tensor of the same shape that takes the
     place of x. `rows` is how many query rows an attention reader is given at a time; by default, as many as fit
@@ -62,6 +66,10 @@ def tap(
     on transformers' attention interface computes attention with its own eager function, and in any other the softmax
     of its attention modules is watched. A model with an attention function of your own keeps it: the weights that it
     returns are read; if it returns none, it must agree with the model's eager function.
+
+    Statistics of a map, and entropies, are computed without it where that is faster: on long texts, if the attention is
+    plain. `wants(site, shape)` says which, as `Wanted`, for a map of this shape; by default entropy, largest weight and
+    mean distance.
 
     A model that runs a stack several times in one forward pass (an encoder that two texts share) is edited in every
     run. `once=True` refuses that, as readers do by default; with `once=False` a reader is given every run in turn.
@@ -86,12 +94,17 @@ def tap(
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
         hold_off_fast_path((site.attention for site in anatomy.sites), undo)
-        if place in ("attention", "entropy"):
+        if place in ("attention", "entropy", "statistics"):
             assert read is not None
-            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once))
+            wants = of_reader(wants or _all_statistics)
+            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once, wants))
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
+
+
+def _all_statistics(site: Site, shape: tuple[int, int, int, int]) -> Wanted:
+    return Wanted(entropy=True, largest=True, distance=True)
 
 
 def is_tapped(anatomy: Anatomy) -> bool:

@@ -53,5 +53,11 @@ class Plain(NamedTuple):
         """[query, query]: what hides later keys, where the last keys of a tile are at the positions of its queries."""
         if not self.causal or keys.stop <= rows.start:
             return None
-        many = rows.stop - rows.start
-        return self.query.new_full((many, many), torch.finfo(self.query.dtype).min).triu_(1)
+        return causal_mask(rows, rows, self.query)
+
+
+def causal_mask(rows: slice, keys: slice, like: Tensor) -> Tensor:
+    """[query, key]: what hides later keys from queries, in the type of another tensor."""
+    shape = (rows.stop - rows.start, keys.stop - keys.start)
+    lowest = max(torch.finfo(like.dtype).min, torch.finfo(torch.float32).min)
+    return like.new_full(shape, lowest).triu_(1 + rows.start - keys.start)

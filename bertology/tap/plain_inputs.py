@@ -35,7 +35,7 @@ class Plain(NamedTuple):
 
     def score_at(self, keys: Tensor) -> Tensor:
         """[batch, head, query]: each query's score of one key, whose position is given as [batch or 1, query]."""
-        batch, heads, queries, dim = self.query.shape
+        batch, _, queries, dim = self.query.shape
         places = keys[:, None, :, None].expand(batch, self.key.shape[1], queries, dim)
         wide = torch.promote_types(self.query.dtype, torch.float32)
         chosen = self.key.gather(2, places).to(wide).unflatten(1, (self.key.shape[1], 1))

@@ -409,6 +409,7 @@ DROPOUT_ARGUMENT, SCALE_ARGUMENT = "dropout", "scaling"
 # An attribute of attention on this interface: whether it is causal where there is no mask. And what comes before the
 # name of a function for continuous batching.
 CAUSAL_NAME, PAGED_PREFIX = "is_causal", "paged|"
+FUSED_NAME = "_supports_sdpa"  # whether a model can use torch's fused attention
 # Arguments that hold a share for each query head, made for all layers at once.
 BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos", "relative_position_bias")
 # Settings under which a block adds a bias for each head to its mask (BEiT).

@@ -18,7 +18,7 @@ from ..data.batches import Batch, device_of, examples, rows_per_example, run_mod
 from ..errors import DataError, UnknownAnatomy
 from ..streaming.gradient_check import check_gradient
 from ..tap import copied, tap, uncached
-from ..tap.branches import POSITIONS, POSITIONS_ON_CPU, Branches, Seen, largest
+from ..tap.branches import POSITIONS, POSITIONS_ON_CPU, Branches, Seen
 from ..tap.gates import Replacement
 from ..tap.gradient_cuts import lost_gradients
 from .paired_inputs import Aligned

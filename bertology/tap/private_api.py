@@ -209,6 +209,8 @@ def _divide_again(module: Any, group: Any, after_forward: Any, after_backward: b
     if not (state._is_root and getattr(state, "_auto_reshard_after_forward", True)):
         group.post_forward_mesh_info = after_forward
     group.reshard_after_backward = after_backward
+
+
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor] | None:

@@ -277,6 +277,15 @@ class MapAccumulator(Accumulator):
         return read_maps([self], batch)
 
 
+def add_to(sums: Tensor, site: Site, values: Tensor) -> None:
+    """Add `values [head, ...]`, of the heads of a site that are left, to `sums [layer, head, ...]`."""
+    row = sums[site.row]
+    if len(site.kept) == len(row):
+        row += values  # indices of all heads would take longer than the sum
+    else:
+        row[list(site.kept)] += values
+
+
 @contextmanager
 def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None]:
     """Give the attention maps of a forward pass to several measures of one `place`, through one tap."""
@@ -285,9 +294,10 @@ def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None
         measure.start_batch(batch)
     anatomy = measures[0].anatomy
     real = RealQueries(anatomy, batch, text_only=all(measure.text_only for measure in measures))
+    some_want_text = any(measure.text_only for measure in measures)
 
     def read(site: Site, x: Tensor, rows: slice) -> None:
-        of_text = real.are_of_text(site, x)
+        of_text = some_want_text and real.are_of_text(site, x)
         given = [measure for measure in measures if of_text or not measure.text_only]
         if given:
             queries, values = real.among(site, rows, x), x.detach()

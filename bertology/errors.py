@@ -3,6 +3,7 @@
     BertologyError
     ├── UnknownAnatomy        no attention heads were found in the model, or they ran elsewhere than expected
     ├── HeadError             the model does not have this head or layer, or it was pruned before
+    ├── NeuronError           the model does not have this neuron, or it was pruned before
     ├── ShapeError            a tensor has the wrong shape, or holds NaN
     ├── DataError             a batch, a data set, a label or a file cannot be used
     ├── LossError             no loss is known for the model, or a loss is not one finite value per example
@@ -16,6 +17,7 @@ Every message says what was wanted, what came, and what to do.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import inspect
@@ -30,6 +32,7 @@ from types import ModuleType, SimpleNamespace, UnionType
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from typing_extensions import Unpack
@@ -80,6 +83,10 @@ class UnmeasuredAttention(UserWarning):
 
 class HeadError(BertologyError, IndexError):
     """A head or layer is out of range, or was pruned before."""
+
+
+class NeuronError(BertologyError, IndexError):
+    """A neuron or MLP is out of range, or was pruned before."""
 
 
 class ShapeError(BertologyError, ValueError):
@@ -134,7 +141,11 @@ def writable(path: str | Path) -> Iterator[None]:
         yield
     except BertologyError:
         raise
-    except (OSError, ValueError) as error:  # the latter for a format that is not known
+    except OSError as error:
+        room = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+        then = "make room on the disk, or name a file elsewhere" if room else "name a file in a folder that exists"
+        raise DataError(f"{path} cannot be written ({error}): {then}") from error
+    except (ValueError, SafetensorError) as error:  # such as for a format that is not known; safetensors hides an errno
         raise DataError(f"{path} cannot be written ({error}): name a file in a folder that exists") from error
 
 

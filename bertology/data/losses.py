@@ -43,6 +43,9 @@ from .models import config_of, is_encoder_decoder, task_model, task_name
 ExampleLoss = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [batch]`: one loss per example, from the model's outputs and the batch."""
 
+# How many tokens an output layer that was left out of a pass is applied to at once.
+TOKENS_AT_ONCE, TOKENS_AT_ONCE_ON_CPU = 2048, 128
+
 _TASKS = (
     "sequence, image, audio or token classification, masked LM, causal LM, question answering, multiple choice or "
     "sequence-to-sequence generation"
@@ -154,16 +157,50 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _token_mean(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
-    """[batch]: the mean loss over an example's labelled tokens."""
-    labels = labels.masked_fill(~real, IGNORED)
-    counts = (labels != IGNORED).sum(-1)
+class TokenLoss:
+    """The mean loss over an example's labelled tokens.
+
+    `targets(outputs, batch)` gives the logits [batch, token, class], their labels, and which of these count.
+    """
+
+    def __init__(self, targets: Callable[[Any, Batch], tuple[Tensor, Tensor, Tensor]]) -> None:
+        self._targets = targets
+
+    def __call__(self, outputs: Any, batch: Batch) -> Tensor:
+        """[batch]: the losses."""
+        return _token_mean(*self._targets(outputs, batch))
+
+    def of_states(self, outputs: Any, batch: Batch, layer: nn.Module) -> Tensor:
+        """[batch]: the losses, if `outputs` hold in place of logits the states that `layer` makes logits of.
+
+        The logits of labelled tokens alone are computed, some at a time, and none is kept.
+        """
+        states, labels, real = self._targets(outputs, batch)
+        labelled = real & (labels != IGNORED)
+        at_once = TOKENS_AT_ONCE_ON_CPU if states.device.type == "cpu" else TOKENS_AT_ONCE
+        pairs = zip(torch.split(states[labelled], at_once), torch.split(labels[labelled], at_once), strict=True)
+        each = [_classes(layer(some), wanted) for some, wanted in pairs]
+        losses = torch.zeros(labels.shape, dtype=each[0].dtype if each else None, device=states.device)
+        if each:
+            losses[labelled] = torch.cat(each)
+        return losses.sum(-1) / _counts(labels, real)
+
+
+def _counts(labels: Tensor, real: Tensor) -> Tensor:
+    """[batch]: how many tokens of each example have a label. Raises `LossError` where one has none."""
+    counts = (real & (labels != IGNORED)).sum(-1)
     if (counts == 0).any():
         empty = (counts == 0).nonzero().flatten().tolist()
         raise LossError(
             f"example(s) {empty} of the batch have no labelled token: every label is {IGNORED} or on padding"
         )
-    return _classes(logits, labels).sum(-1) / counts
+    return counts
+
+
+def _token_mean(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
+    """[batch]: the mean loss over an example's labelled tokens."""
+    counts = _counts(labels, real)
+    return _classes(logits, labels.masked_fill(~real, IGNORED)).sum(-1) / counts
 
 
 def _sequence_classification(model: nn.Module) -> ExampleLoss:
@@ -215,21 +252,21 @@ def _multiple_choice(model: nn.Module) -> ExampleLoss:
 
 
 def _tokens(model: nn.Module) -> ExampleLoss:
-    def loss(outputs: Any, batch: Batch) -> Tensor:
+    def targets(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         (labels,) = _labels(batch, model, LABELS_ARGUMENT)
         real = token_mask(model, batch)
         check_token_labels(labels, real)
-        return _token_mean(token_logits(outputs, labels), labels, real)
+        return token_logits(outputs, labels), labels, real
 
-    return loss
+    return TokenLoss(targets)
 
 
 def _next_tokens(model: nn.Module) -> ExampleLoss:
-    def loss(outputs: Any, batch: Batch) -> Tensor:
+    def targets(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         (labels,) = _labels(batch, model, LABELS_ARGUMENT)
-        return _token_mean(*next_tokens(outputs, labels, token_mask(model, batch)))
+        return next_tokens(outputs, labels, token_mask(model, batch))
 
-    return loss
+    return TokenLoss(targets)
 
 
 def next_tokens(outputs: Any, labels: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,11 +288,11 @@ def next_tokens(outputs: Any, labels: Tensor, real: Tensor) -> tuple[Tensor, Ten
 
 
 def _sequence_to_sequence(model: nn.Module) -> ExampleLoss:
-    def loss(outputs: Any, batch: Batch) -> Tensor:
+    def targets(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         (labels,) = _labels(batch, model, LABELS_ARGUMENT)
-        return _token_mean(token_logits(outputs, labels), labels, labels != IGNORED)
+        return token_logits(outputs, labels), labels, labels != IGNORED
 
-    return loss
+    return TokenLoss(targets)
 
 
 def _question_answering(model: nn.Module) -> ExampleLoss:

@@ -79,15 +79,20 @@ def make_batches(
     return _made(data, encoder)
 
 
-def as_batches(model: nn.Module | None, data: BatchesOrTexts, tokenizer: Any, *, sort: bool = True) -> Any:
+def as_batches(
+    model: nn.Module | None, data: BatchesOrTexts, tokenizer: Any, *, sort: bool = True, notes_words: bool = False
+) -> Any:
     """Turn texts into batches, if there is a tokenizer; batches stay as they are.
 
-    Texts are sorted by length unless a result has values by example.
+    Texts are sorted by length unless a result has values by example. With `notes_words` captures know their words.
     """
     if tokenizer is None:
         _check_no_text(data)
         check_same_classes(data, model)
         return data
+    if notes_words:
+        check_is_tokenizer(tokenizer)
+        return _made(data, Encoder(tokenizer, model, sort=sort, notes_words=True))
     return make_batches(data, tokenizer, model=model, sort=sort)
 
 

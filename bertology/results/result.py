@@ -234,7 +234,9 @@ def _no_option(kind: type, name: str, value: Any, known: list[str]) -> DataError
 
 
 def _taken(values: Any, axis: int, rows: list[int]) -> Any:
-    """Some rows along an axis of a tensor, of the tensors of a dictionary, or of tuples in tuples."""
+    """Some rows along an axis of a tensor, of the tensors of a dictionary, or of tuples in tuples; None stays."""
+    if values is None:
+        return None
     if isinstance(values, dict):
         return {name: _taken(x, axis, rows) for name, x in values.items()}
     if isinstance(values, Tensor):

@@ -44,7 +44,8 @@ def as_text(result: Fields) -> str:
 
 def _lines(result: Fields, name: str, value: Tensor, axes: FieldAxes, main: str | None) -> Iterator[str]:
     pairs = axes.names[:1] == ("layer",) and len(axes.names) == 2
-    if pairs and (name == main or axes.names[1] != "head"):
+    # Of thousands of neurons no table can be read.
+    if pairs and axes.names[1] != "neuron" and (name == main or axes.names[1] != "head"):
         yield f"{name} {axes}:"
         yield table(value, result.labels, names_along(result, axes.names[1]))
     elif pairs:

@@ -26,7 +26,19 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 GALLERY = ROOT / "docs" / "gallery.md"
-ORDER = ("importance", "pruning", "ablation", "attention", "decoder", "syntax", "probing", "code", "measures", "data")
+ORDER = (
+    "importance",
+    "pruning",
+    "ablation",
+    "neurons-and-layers",
+    "attention",
+    "decoder",
+    "syntax",
+    "probing",
+    "code",
+    "measures",
+    "data",
+)
 ORDER += ("michel", "clark", "tenney", "cat")
 NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?")
 

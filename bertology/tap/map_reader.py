@@ -20,7 +20,7 @@ Wants = Callable[[Site, tuple[int, int, int, int]], Wanted]
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A reader, the sites that it reads, and in what form: "attention", "entropy" or "statistics", in blocks or whole."""
+    """A reader, the sites that it reads, and in what form (attention, entropy, statistics), in blocks or whole."""
 
     calls: Calls[Site]
     read: Reader

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -24,7 +25,7 @@ from ..data.batches import (
     without_labels,
 )
 from ..data.caches import check_no_cache
-from ..data.losses import ExampleLoss, example_losses
+from ..data.losses import ExampleLoss, TokenLoss, example_losses
 from ..data.make_batches import as_batches
 from ..data.metrics import GenerationMetric, Metric, find_metric, measured, metric_name
 from ..errors import DataError
@@ -107,7 +108,8 @@ class VariantAccumulator(Accumulator):
         self.choose_loss(anatomy, self._own)
         self._gates = self._make_gates(anatomy)
         replacement = Replacement(anatomy, check_replacement(anatomy, self._replace), self._seed)
-        self._branches = Branches(anatomy, replacement, self._inputs, self._look)
+        states = self._look_at_states if self._metric is None and isinstance(self._loss, TokenLoss) else None
+        self._branches = Branches(anatomy, replacement, self._inputs, self._look, states)
         self._kept: list[Seen] = []
         self._ran = torch.zeros(anatomy.layers, dtype=torch.bool)
         return super().zero(anatomy)
@@ -142,7 +144,7 @@ class VariantAccumulator(Accumulator):
         self.check_values(base.losses[0])
         # Gates that change nothing give the results of the full model.
         losses, logits = (torch.cat([x] * (1 + len(self._gates))) for x in base[:2])
-        for some, seen in self._branches.each(self._record, base, batch, self._gates, _largest(outputs)):
+        for some, seen in self._branches.each(self._record, base, batch, self._gates, outputs):
             losses[1 + some], logits[1 + some] = seen.losses, seen.logits
         before = sum(seen.losses.shape[1] for seen in self._kept)
         self._kept.append(Seen(losses, logits, base.truths, base.example_of + before))
@@ -155,12 +157,18 @@ class VariantAccumulator(Accumulator):
     def _look(self, outputs: Any, batch: Batch, copies: int) -> Seen:
         losses = example_losses(self._loss, outputs, batch).detach().double().cpu().reshape(copies, -1)
         if self._metric is None:
-            return Seen(losses, torch.empty(copies, 0), torch.empty(0), torch.empty(0, dtype=torch.long))
+            return _only(losses)
         found = predictions(self.anatomy.model, outputs, batch)
         logits = found.logits.detach().cpu()
         rows = len(logits) // copies
         logits = logits.reshape(copies, rows, *logits.shape[1:])
         return Seen(losses, logits, found.labels[:rows].cpu(), found.example[:rows].cpu())
+
+    def _look_at_states(self, outputs: Any, batch: Batch, copies: int, layer: nn.Module) -> Seen:
+        """The same, without logits, of the states before the output layer."""
+        assert isinstance(self._loss, TokenLoss)
+        losses = example_losses(partial(self._loss.of_states, layer=layer), outputs, batch)
+        return _only(losses.detach().double().cpu().reshape(copies, -1))
 
     def state(self) -> dict[str, Tensor]:
         """All losses and logits so far."""
@@ -192,6 +200,10 @@ class VariantAccumulator(Accumulator):
             scores = torch.tensor(values, dtype=torch.float64)
         there, labels = self.anatomy.present, self.anatomy.labels
         return VariantScores(scores, losses, logits, truths, example_of, there, self._ran, self._name, labels)
+
+
+def _only(losses: Tensor) -> Seen:
+    return Seen(losses, torch.empty(len(losses), 0), torch.empty(0), torch.empty(0, dtype=torch.long))
 
 
 def score_variants(
@@ -249,9 +261,3 @@ def _generation_scores(
         with ablated(model, off, replace=replace):  # type: ignore[arg-type]
             values.append(score(model, batches, metric=metric).value if off else whole)
     return torch.tensor(values, dtype=torch.float64)
-
-
-def _largest(outputs: Any) -> int:
-    """The number of elements of the largest output."""
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple) else [outputs]
-    return max((x.numel() for x in values if isinstance(x, Tensor)), default=1)

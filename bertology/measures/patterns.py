@@ -17,7 +17,7 @@ from ..errors import DataError, check_share, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.accumulator import MapAccumulator, Weighting, check_weighting, stat
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from ..tap import RowStatistics, Wanted
@@ -92,6 +92,8 @@ class AttentionPatterns(Result):
     """[class]: the names of the token classes; the last is `other`, all tokens in none of them."""
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
+    weighting: str = "attention"
+    """Whether attention weights were measured, "attention", or the norms of what arrives, "norm"."""
 
     @checked
     def attention_to(self, name: str, *, queries: Literal["all", "same", "rest"] = "all") -> Tensor:
@@ -136,8 +138,10 @@ class PatternsAccumulator(MapAccumulator):
         tokenizer: Any = None,
         average: Average = "query",
         sink_threshold: float = 0.3,
+        weighting: Weighting = "attention",
     ) -> None:
         check_average(average)
+        self.weighting = check_weighting(weighting)
         check_share("sink_threshold", sink_threshold)
         self.rows, self._average, self._threshold = rows, average, sink_threshold
         self._classes = TokenClasses(tokens, tokenizer)
@@ -247,7 +251,7 @@ class PatternsAccumulator(MapAccumulator):
         sink = finite(cpu64(self.sink) / self.examples.cpu()[:, None], placed, "patterns (sink)")
         return AttentionPatterns(
             **means, **classes, sink=sink, queries=self.queries.cpu(), classes=self._classes.names,
-            labels=self.anatomy.labels,
+            labels=self.anatomy.labels, weighting=self.weighting,
         )  # fmt: skip
 
 
@@ -261,6 +265,7 @@ def attention_patterns(
     tokenizer: Any = None,
     average: Average = "query",
     sink_threshold: float = 0.3,
+    weighting: Weighting = "attention",
     rows: int | None = None,
     progress: Progress = None,
     merge: Merge = "all",
@@ -278,13 +283,16 @@ def attention_patterns(
         tokenizer: needed for texts, and for classes that are given as strings: it looks up their ids.
         average: whether every "query" counts alike, or every "example", as in the paper.
         sink_threshold: the share of the attention from which on the first token is called a sink.
+        weighting: "attention" measures attention weights; "norm" each query's shares of |α f(x)|, the norms of what
+            arrives from the keys (see `attention_maps`).
         rows: how many query rows are looked at at a time; by default as many as fit into 64 MiB. The result does not
             depend on it.
         progress: True for a progress bar, or its title; no bar without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
 
-    Raises `DataError` for batches or token classes that cannot be used.
+    Raises `DataError` for batches or token classes that cannot be used, `UnknownAnatomy` where the norms of what
+    arrives cannot be known.
 
         >>> import torch
         >>> from transformers import BertConfig, BertModel
@@ -294,6 +302,7 @@ def attention_patterns(
         (torch.Size([2, 4]), torch.Size([2, 4]))
     """
     accumulator = PatternsAccumulator(
-        rows, tokens=tokens, tokenizer=tokenizer, average=average, sink_threshold=sink_threshold
-    )
+        rows, tokens=tokens, tokenizer=tokenizer, average=average, sink_threshold=sink_threshold,
+        weighting=weighting,
+    )  # fmt: skip
     return accumulate(model, batches, accumulator, tokenizer=tokenizer, progress=progress)[0]

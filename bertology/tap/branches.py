@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace as changed
 from typing import Any, NamedTuple
 
@@ -15,15 +15,16 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, call, device_of, examples, has_rows, rows_per_example, some_examples
 from . import Recording, copied, first_position_only, matrix, recorded, tail_noted, tap
 from .gates import Replacement
+from .output_layer import Noted, output_layer, output_layer_left_out, products_noted
 
 # The maximum number of positions, and of elements of the output, in the copies of a batch that run at once. On a CPU,
 # more positions are not faster, because they do not fit into its caches.
 POSITIONS, POSITIONS_ON_CPU = 32768, 768
 ELEMENTS = 2**25
 
-# How a pass resumes: at the output projection of the changed layer, at its block, at the start on copies of the batch,
+# Where a pass starts: at the output projection of the changed layer, at its block, at the start on copies of the batch,
 # or at the start on the batch itself, which is correct for every model.
-WAYS = ("projection", "block", "copies", "alone")
+STARTS = ("projection", "block", "copies", "alone")
 
 
 class Seen(NamedTuple):
@@ -39,11 +40,29 @@ class Seen(NamedTuple):
     """[row]"""
 
 
+class LeftOut(NamedTuple):
+    """Parts of a model that its outputs do not need, on a batch."""
+
+    tail: bool = False
+    """All but the first position in the products after the attention of the last block."""
+    output_layer: bool = False
+    """The output layer, which is applied later to the positions that a loss reads."""
+
+
+class Way(NamedTuple):
+    """How a pass on copies of a batch runs."""
+
+    start: str
+    """One of `STARTS`."""
+    left_out: LeftOut = LeftOut()
+
+
 class Branches:
     """Runs copies of a batch under gates `[copy, layer, head]`, resumed from a recorded pass if that is exact.
 
     `inputs` turns a batch into the arguments of the model. `look` takes outputs, the batch and the number of copies,
-    and returns the results to keep.
+    and returns the results to keep. If these are losses alone that can be computed of the states before the output
+    layer, `look_at_states` does so; it takes the layer too.
     """
 
     def __init__(
@@ -52,58 +71,90 @@ class Branches:
         replacement: Replacement,
         inputs: Callable[[Batch], Batch],
         look: Callable[[Any, Batch, int], Seen],
+        look_at_states: Callable[[Any, Batch, int, nn.Module], Seen] | None = None,
     ) -> None:
-        self._anatomy, self._replacement, self._inputs, self._look = anatomy, replacement, inputs, look
-        self._ways: dict[int, str] = {}
-        self._tail: list[nn.Module] = []
-        self._short: set[int] = set()  # the layers from which the tail may run for first positions only
-        self.first_position_only = False
+        self._anatomy, self._replacement, self._inputs = anatomy, replacement, inputs
+        self._look, self._look_at_states = look, look_at_states
+        self._ways: dict[tuple[int, LeftOut], Way] = {}
+        self._tail: list[nn.Module] | None = None  # None until the first pass was recorded
+        self._products: Noted = []
+        self._output_layer: nn.Module | None = None
+        self.left_out = LeftOut()
+        """The parts that were left out of the last batch."""
 
-    def recorded(self, batch: Batch) -> AbstractContextManager[Recording]:
+    @contextmanager
+    def recorded(self, batch: Batch) -> Iterator[Recording]:
         """Record the pass on a batch that runs in this `with` block."""
-        return recorded(self._anatomy, examples(batch) * rows_per_example(batch))
+        with ExitStack() as noting:
+            if self._tail is None:
+                tail = noting.enter_context(tail_noted(self._anatomy))
+                self._products = noting.enter_context(products_noted(self._anatomy)) if self._look_at_states else []
+            else:
+                tail = self._tail
+            yield noting.enter_context(recorded(self._anatomy, examples(batch) * rows_per_example(batch)))
+        self._tail = tail
 
     def each(
-        self, record: Recording, base: Seen, batch: Batch, gates: Tensor, elements: int
+        self, record: Recording, base: Seen, batch: Batch, gates: Tensor, outputs: Any
     ) -> Iterator[tuple[Tensor, Seen]]:
         """Run a recorded batch under each set of gates [variant, layer, head]; yield the variants and their results.
 
-        Variants that change no layer that ran are left out. `base` holds the results of the recorded pass, and
-        `elements` is the number of elements of its largest output.
+        Variants that change no layer that ran are left out. `outputs` are those of the recorded pass, and `base` holds
+        its results.
         """
         starts: dict[int, list[int]] = {row: [] for row in record.attentions}
         for variant, rows in enumerate((gates != 1).any(-1)):
             starts.get(record.first_of(rows.nonzero().flatten().tolist()), []).append(variant)
         starts = {row: variants for row, variants in starts.items() if variants}
-        if starts.keys() - self._ways.keys():
-            self._prove(batch, list(starts))
-        self.first_position_only = bool(self._short) and self._reads_first(record, base, batch)
+        ways = self._find_ways(record, base, batch, list(starts), outputs)
         positions = POSITIONS_ON_CPU if device_of(self._anatomy.model).type == "cpu" else POSITIONS
-        at_once = max(1, min(positions // record.positions, ELEMENTS // max(1, elements))) if record.positions else 1
         for row, variants in starts.items():
-            way = self._ways[row]
-            for some in torch.split(torch.tensor(variants), 1 if way == "alone" else at_once):
+            way, at_once = ways[row], 1
+            if record.positions and way.start != "alone":
+                elements = 1 if way.left_out.output_layer else largest(outputs)
+                at_once = max(1, min(positions // record.positions, ELEMENTS // elements))
+            for some in torch.split(torch.tensor(variants), at_once):
                 yield some, self._run(record, batch, row, gates[some], way)
 
-    def _run(self, record: Recording, batch: Batch, row: int, gates: Tensor, way: str) -> Seen:
+    def _find_ways(self, record: Recording, base: Seen, batch: Batch, rows: list[int], outputs: Any) -> dict[int, Way]:
+        """How to resume at each of these layers, on a batch whose recorded pass gave these outputs and results."""
+        if self._products:
+            self._output_layer = output_layer(self._products, outputs)
+            self._products = []  # which hold logits
+        possible = LeftOut(
+            tail=bool(self._tail) and self._reads_first(record, base, batch),
+            output_layer=self._output_layer is not None,
+        )
+        new = [row for row in rows if (row, possible) not in self._ways]
+        if new:
+            self._prove(batch, new, possible)
+        ways = {row: self._ways[row, possible] for row in rows}
+        self.left_out = LeftOut(*(any(part) for part in zip(*(way.left_out for way in ways.values()), strict=True)))
+        return ways
+
+    def _run(self, record: Recording, batch: Batch, row: int, gates: Tensor, way: Way) -> Seen:
         """Run copies of the batch under gates that change no layer before this row."""
-        copies, resumes = len(gates), way in ("projection", "block")
+        copies, resumes = len(gates), way.start in ("projection", "block")
         sites = record.sites_from(row) if resumes else self._anatomy.sites
         changing = (gates != 1).any(-1).any(0)
         # If several layers share a place, their calls are counted there, so none of these sites may be left out.
         places = {site.place for site in sites if changing[site.row]}
-        sites = tuple(site for site in sites if site.place in places and (way, site.row) != ("projection", row))
+        sites = tuple(site for site in sites if site.place in places and (way.start, site.row) != ("projection", row))
         with ExitStack() as taps:
-            if self.first_position_only and row in self._short and way != "alone":
-                taps.enter_context(first_position_only(self._tail))
+            if way.left_out.tail:
+                taps.enter_context(first_position_only(self._tail or []))
+            if way.left_out.output_layer and self._output_layer:
+                taps.enter_context(output_layer_left_out(self._output_layer))
             if resumes:
-                projected = self._projected(record, row, gates, batch) if way == "projection" else None
+                projected = self._projected(record, row, gates, batch) if way.start == "projection" else None
                 taps.enter_context(record.resumed(row, copies, projected))
             if sites:
                 mix = self._mix(gates, batch)
                 once = self._replacement.depends_on_batch  # each run of a stack has its own tokens
                 taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix, once=once))
             outputs = call(self._anatomy.model, _copies(self._inputs(batch), batch, copies))
+        if way.left_out.output_layer and self._output_layer and self._look_at_states:
+            return self._look_at_states(outputs, _copies(batch, batch, copies), copies, self._output_layer)
         return self._look(outputs, _copies(batch, batch, copies), copies)
 
     def _projected(self, record: Recording, row: int, gates: Tensor, batch: Batch) -> Tensor:
@@ -146,7 +197,7 @@ class Branches:
 
         return edit
 
-    def _prove(self, batch: Batch, rows: list[int]) -> None:
+    def _prove(self, batch: Batch, rows: list[int], possible: LeftOut) -> None:
         """Find out how a pass can resume at each layer, on the first two examples of the batch.
 
         If several examples share a tensor of images, the whole batch is used.
@@ -156,22 +207,20 @@ class Branches:
         must give the same outputs as full passes, directly after a pass that changed every layer.
         """
         few = some_examples(batch, slice(2)) if has_rows(batch) else batch
-        self.first_position_only = False
-        with self.recorded(few) as record, tail_noted(self._anatomy) as tail:
+        with self.recorded(few) as record:
             outputs = call(self._anatomy.model, self._inputs(few))
         base = self._look(outputs, few, 1)
         ones = torch.ones(1, self._anatomy.layers, self._anatomy.heads)
         half = {row: ones.index_fill(1, torch.tensor([row]), 0.5) for row in rows}
-        edited = {row: self._run(record, few, row, half[row], "alone") for row in rows}
-        self._run(record, few, rows[0], ones / 2, "alone")
+        edited = {row: self._run(record, few, row, half[row], Way("alone")) for row in rows}
+        self._run(record, few, rows[0], ones / 2, Way("alone"))
         wanted = {row: [torch.cat(pair) for pair in zip(base[:2], edited[row][:2], strict=True)] for row in rows}
         gates = {row: torch.cat([ones, half[row]]) for row in rows}
+        shorter = [Way(start, possible) for start in STARTS if start != "alone" and any(possible)]
+        ways = [*shorter, *map(Way, STARTS)]
         for row in reversed(rows):
-            self._ways[row] = next(way for way in WAYS if self._works(way, record, few, row, gates[row], wanted[row]))
-        self._tail, self.first_position_only, self._short = tail, True, self._short.union(rows)
-        for row in rows:
-            if not tail or not self._works(self._ways[row], record, few, row, gates[row], wanted[row]):
-                self._short.discard(row)
+            works = (way for way in ways if self._works(way, record, few, row, gates[row], wanted[row]))
+            self._ways[row, possible] = next(works)
 
     def _reads_first(self, record: Recording, base: Seen, batch: Batch) -> bool:
         """Whether the model reads only the first position of the last block in all rows of this batch."""
@@ -182,10 +231,10 @@ class Branches:
 
         return self._gives(end, base)
 
-    def _works(self, way: str, record: Recording, batch: Batch, row: int, gates: Tensor, wanted: list[Tensor]) -> bool:
-        if way == "alone":
+    def _works(self, way: Way, record: Recording, batch: Batch, row: int, gates: Tensor, wanted: list[Tensor]) -> bool:
+        if way.start == "alone":
             return True
-        if way == "projection" and not record.can_resume_at_projection(row):
+        if way.start == "projection" and not record.can_resume_at_projection(row):
             return False
         return self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
 
@@ -201,6 +250,12 @@ class Branches:
 
 def _copies(values: Batch, batch: Batch, copies: int) -> dict[str, Any]:
     return {key: copied(x, examples(batch), copies, 0) for key, x in values.items()}
+
+
+def largest(outputs: Any) -> int:
+    """The number of elements of the largest output."""
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple) else [outputs]
+    return max((x.numel() for x in values if isinstance(x, Tensor)), default=0) or 1
 
 
 def _of_heads(x: Tensor, heads: Tensor) -> Tensor:

@@ -188,7 +188,9 @@ def attend_in_blocks(
         else:
             (output, weights), entropies = eager(module, part, key, value, mask, **kwargs), None
         for reading, site in readings:
-            reading.give(site, *_placed(pieces, weights, rows), entropies)
+            in_pieces = pieces is not None and pieces.tokens is not None
+            weighed = reading.weighed(site, weights, rows, None if in_pieces else value)
+            reading.give(site, *_placed(pieces, weighed, rows), entropies)
         outputs.append(output)
     return torch.cat(outputs, dim=1)
 

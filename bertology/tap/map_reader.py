@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..anatomy.sites import Site
+from .arriving import Arriving
 from .calls import Calls
 from .recompute import of_first_run
 from .row_statistics import RowStatistics, Wanted, attention_entropies, of_map
@@ -20,7 +21,8 @@ Wants = Callable[[Site, tuple[int, int, int, int]], Wanted]
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A reader, the sites that it reads, and in what form (attention, entropy, statistics), in blocks or whole."""
+    """A reader, the sites that it reads, in what form ("attention", "norms", "entropy" or "statistics"), in blocks or
+    whole."""
 
     calls: Calls[Site]
     read: Reader
@@ -28,11 +30,18 @@ class Reading:
     rows: int | None
     whole: bool
     wants: Wants
+    arriving: Arriving | None = None
+
+    def weighed(self, site: Site, weights: Tensor, rows: slice, value: Tensor | None) -> Tensor:
+        """The weights of a block, or, for a reader of norms, |α f(x)| with the values of all keys."""
+        if self.arriving is None or not self.calls.count:
+            return weights
+        return self.arriving.weighed(site, weights, value, rows)
 
     @property
     def needs_map(self) -> bool:
         """Whether it reads the weights themselves."""
-        return self.what == "attention" or self.whole
+        return self.what in ("attention", "norms") or self.whole
 
     def wanted(self, site: Site, shape: tuple[int, int, int, int]) -> Wanted:
         """Which statistics it reads of a map of this shape."""
@@ -42,7 +51,7 @@ class Reading:
         """Give the reader what it reads of a block of attention weights; not of a part that runs again."""
         if not self.calls.count:
             return
-        if self.what == "attention":
+        if self.what in ("attention", "norms"):
             self.read(site, weights, rows)
         elif self.what == "statistics":
             batch, heads, queries, keys = weights.shape

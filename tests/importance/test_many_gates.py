@@ -19,7 +19,7 @@ from sweep.shrink import Tiny
 def ways(model, batches, metric="inverse_loss"):
     accumulator = VariantAccumulator(one_off, metric)
     accumulate(model, batches, accumulator)
-    return {row: accumulator._branches._ways[row] for row in sorted(accumulator._branches._ways)}
+    return {row: way.start for (row, _), way in sorted(accumulator._branches._ways.items())}
 
 
 @pytest.mark.parametrize("kind", ["classifier", "lm"])

@@ -21,7 +21,7 @@ def used(model, batches, loss=None):
 
     def noting(inputs, outputs):
         update(inputs, outputs)
-        seen.append(accumulator._branches.first_position_only)
+        seen.append(accumulator._branches.left_out.tail)
 
     accumulator.update = noting
     accumulate(model, batches, accumulator)

@@ -89,9 +89,11 @@ def compare(tokens: int, causal: bool, dtype: torch.dtype, rounds: int) -> None:
     memory = {way: peak(run) for way, run in ways.items()}
     goal = 1.0 if tokens <= 512 else 0.2
     ratio, more = middle["entropy"] / middle["eager"], memory["entropy"] / memory["plain"]
+    said = "reached" if ratio <= goal else "missed"
     print(
-        f"  {tokens:>7,} causal {causal!s:5} {dtype}: entropy {ratio:.2f} x eager ({'reached' if ratio <= goal else 'missed'}), "
-        f"{middle['entropy'] / middle['plain']:.2f} x plain; with patterns {middle['both'] / middle['eager']:.2f} x eager; "
+        f"  {tokens:>7,} causal {causal!s:5} {dtype}: entropy {ratio:.2f} x eager ({said}), "
+        f"{middle['entropy'] / middle['plain']:.2f} x plain; with patterns "
+        f"{middle['both'] / middle['eager']:.2f} x eager; "
         f"memory {more:.2f} x plain ({'reached' if more <= 1.2 else 'missed'})",
         flush=True,
     )

@@ -148,7 +148,7 @@ class Accumulator(ABC):
         """
         return {}
 
-    def rename(self, names: Names) -> None:
+    def rename(self, names: Names) -> None:  # noqa: B027: a measure without names has nothing to do
         """Replace the names along axes that come from the data; `forget` or `zero` follows."""
 
     @classmethod

@@ -90,7 +90,9 @@ def test_wrong_use():
         tap(anatomy, "query", read=print).__enter__()
     with pytest.raises(BertologyError, match="pass one of read= and edit="):
         tap(anatomy, "heads").__enter__()
-    with pytest.raises(BertologyError, match="'attention' can be read but not edited; edit one of 'block', 'heads', 'neurons', 'mlp'"):
+    with pytest.raises(
+        BertologyError, match="'attention' can be read but not edited; edit one of 'block', 'heads', 'neurons', 'mlp'"
+    ):
         tap(anatomy, "attention", edit=lambda *x: x[1]).__enter__()
     for rows in (0, -1, 2.5, True):
         with pytest.raises(BertologyError, match=rf"a whole number from 1 up; got {rows}"):

@@ -148,7 +148,7 @@ class Accumulator(ABC):
         """
         return {}
 
-    def rename(self, names: Names) -> None:  # noqa: B027: a measure without names has nothing to do
+    def rename(self, names: Names) -> None:  # noqa: B027
         """Replace the names along axes that come from the data; `forget` or `zero` follows."""
 
     @classmethod

@@ -89,14 +89,10 @@ def compare(tokens: int, causal: bool, dtype: torch.dtype, rounds: int) -> None:
     memory = {way: peak(run) for way, run in ways.items()}
     goal = 1.0 if tokens <= 512 else 0.2
     ratio, more = middle["entropy"] / middle["eager"], memory["entropy"] / memory["plain"]
-    said = "reached" if ratio <= goal else "missed"
-    print(
-        f"  {tokens:>7,} causal {causal!s:5} {dtype}: entropy {ratio:.2f} x eager ({said}), "
-        f"{middle['entropy'] / middle['plain']:.2f} x plain; with patterns "
-        f"{middle['both'] / middle['eager']:.2f} x eager; "
-        f"memory {more:.2f} x plain ({'reached' if more <= 1.2 else 'missed'})",
-        flush=True,
-    )
+    first, second = ("reached" if reached else "missed" for reached in (ratio <= goal, more <= 1.2))
+    over, both = middle["entropy"] / middle["plain"], middle["both"] / middle["eager"]
+    print(f"  {tokens:>7,} causal {causal!s:5} {dtype}: entropy {ratio:.2f} x eager ({first}), {over:.2f} x plain;")
+    print(f"          with patterns {both:.2f} x eager; memory {more:.2f} x plain ({second})", flush=True)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
 | effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
 | what carries an answer| `activation_patching`                      | [layer, head]                           |
+| a set of heads        | `fit_gates`                                | [layer, head]                           |
 | and its estimate      | `attribution_patching`                     | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
@@ -46,6 +47,7 @@ from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
+from .importance.learned_gates import LearnedGates, fit_gates
 from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
 from .importance.part_ablation import PartAblation, mlp_ablation
 from .importance.patching import activation_patching, attribution_patching
@@ -104,6 +106,7 @@ __all__ = [
     "ImportanceAccumulator",
     "ImportanceSeries",
     "LayerPatching",
+    "LearnedGates",
     "MapAccumulator",
     "MeansAccumulator",
     "MlpAnatomy",
@@ -140,6 +143,7 @@ __all__ = [
     "compare_efficiency",
     "dissect",
     "dissect_mlps",
+    "fit_gates",
     "gated",
     "head_ablation",
     "head_behaviours",

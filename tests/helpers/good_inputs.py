@@ -209,6 +209,7 @@ def _on_data(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "sole_head_ablation": accuracy,
         "accumulate": {"model": x.model, "batches": x.batch},
         "activation_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
+        "fit_gates": {**both, "steps": 1},
         "attribution_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
         "importance_through_training": {"checkpoints": [(0, x.model)], "batches": x.batch},
         "head_behaviours": {"patterns": x.patterns},

@@ -85,6 +85,7 @@ def made():
         bertology.attribution_patching(
             model, inputs, other, metric=logit_difference(1, 0), parts="blocks", positions=[1], by_token=True
         ),
+        bertology.fit_gates(model, inputs, steps=1, method="soft"),
         bertology.sole_head_ablation(model, inputs, metric="accuracy"),
         bertology.head_means(model, inputs),
         bertology.prune_heads(BY_NAME["bert"].build(), {0: [1]}),

@@ -101,6 +101,7 @@ MEASURES |= {
     "activation_patching of blocks": lambda m: b.activation_patching(
         m, batch(), batch(seed=2), metric="loss", parts="blocks"
     ),
+    "fit_gates": lambda m: b.fit_gates(m, batch(), steps=2),
     "attribution_patching": lambda m: b.attribution_patching(m, batch(), batch(seed=2), metric="loss", steps=2),
     "mlp_ablation": lambda m: b.mlp_ablation(m, batch(), metric="accuracy"),
     "neuron_curve": lambda m: b.neuron_curve(m, batch(), metric="accuracy", amount=0.4, kinds="both"),

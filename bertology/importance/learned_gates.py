@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -21,6 +20,7 @@ from ..errors import DataError, UnknownAnatomy, check_least, checked, is_whole
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result, cpu64
+from ..streaming.checkpoint import Checkpoint
 from ..streaming.first_example import FirstExample, check_padding
 from ..streaming.progress import Progress, progress_bar
 from ..tap import uncached, undisturbed
@@ -162,24 +162,35 @@ def fit_gates(
             FirstExample(anatomy, chosen, chosen).check(data[0])
         signs = (1, -1) if method == "soft" else (1,)
         trained: list[GateTraining] = []
-        with ExitStack() as files:
-            for seed, sign in progress_bar(progress, [(seed, sign) for seed in seeds for sign in signs]):
-                one = GateTraining(anatomy, data, chosen, settings, seed, sign, labelled=loss is not None)
-                file = None if checkpoint is None else checkpoint_of(one, checkpoint, len(trained))
-                with torch.enable_grad():
-                    trained.append(one.run(file))
-                if file is not None:
-                    files.callback(file.remove)
-            found = _measured(anatomy, trained, other, chosen, settings, labelled=loss is not None)
-            files_are_done = files.pop_all()
-    files_are_done.close()
+        files: list[Checkpoint] = []
+        for seed, sign in progress_bar(progress, [(seed, sign) for seed in seeds for sign in signs]):
+            one = GateTraining(anatomy, data, chosen, settings, seed, sign, labelled=loss is not None)
+            if checkpoint is not None:
+                files.append(checkpoint_of(one, checkpoint, len(trained)))
+            with torch.enable_grad():
+                trained.append(one.run(files[-1] if files else None))
+        found = _measured(anatomy, trained, other, chosen, settings, labelled=loss is not None)
+    for file in files:
+        file.remove()
     gates, logits, rewarded, losses, open_losses, base = found
+    rows = [one.losses for one in trained if one.sign > 0]
     return LearnedGates(
-        gates=gates.mean(0), scores=logits.mean(0), rewarded=rewarded, each=gates, losses=losses,
-        open_losses=open_losses, base_loss=base, training=torch.tensor([one.losses for one in trained if one.sign > 0], dtype=torch.float64),
-        seeds=seeds, method=method, penalty=settings.penalty, leaking=held_out is None, labels=anatomy.labels,
-        model_name=model_name(model), n_examples=sum(map(examples, data)),
-    )  # fmt: skip
+        gates=gates.mean(0),
+        scores=logits.mean(0),
+        rewarded=rewarded,
+        each=gates,
+        losses=losses,
+        open_losses=open_losses,
+        base_loss=base,
+        training=torch.tensor(rows, dtype=torch.float64),
+        seeds=seeds,
+        method=method,
+        penalty=settings.penalty,
+        leaking=held_out is None,
+        labels=anatomy.labels,
+        model_name=model_name(model),
+        n_examples=sum(map(examples, data)),
+    )
 
 
 def _check(method: str, penalty: float, steps: int, lr: float, seeds: Sequence[int]) -> None:

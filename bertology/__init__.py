@@ -45,6 +45,7 @@ from .anatomy.sites import Anatomy, Head, HeadScore
 from .data.make_batches import make_batches
 from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
+from .importance.faithfulness import Faithfulness, HeadAgreement, faithfulness, head_agreement
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
 from .importance.learned_gates import LearnedGates, fit_gates
@@ -92,10 +93,12 @@ __all__ = [
     "DistancesAccumulator",
     "Efficiency",
     "EntropyAccumulator",
+    "Faithfulness",
     "GenerationCaptures",
     "GradientsAccumulator",
     "Head",
     "HeadAblation",
+    "HeadAgreement",
     "HeadDistances",
     "HeadImportance",
     "HeadMeans",
@@ -143,9 +146,11 @@ __all__ = [
     "compare_efficiency",
     "dissect",
     "dissect_mlps",
+    "faithfulness",
     "fit_gates",
     "gated",
     "head_ablation",
+    "head_agreement",
     "head_behaviours",
     "head_distances",
     "head_importance",

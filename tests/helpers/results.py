@@ -64,6 +64,9 @@ def made():
     return [
         bertology.hidden_states(model, inputs),
         bertology.attention_maps(model, inputs),
+        bertology.attention_rollout(model, inputs),
+        bertology.logit_lens(model, inputs),
+        bertology.head_attribution(model, inputs),
         bertology.head_outputs(model, inputs, loss="auto"),
         bertology.head_importance(model, inputs),
         bertology.attention_entropy(model, inputs),
@@ -71,6 +74,8 @@ def made():
         bertology.attention_gradients(model, inputs, tokens={"low": [3]}),
         bertology.repeat_scores(model, inputs),
         bertology.head_distances(model, inputs),
+        bertology.layer_similarity(model, inputs),
+        bertology.contextuality(model, inputs, tokens={"low": [3]}),
         *of_syntax(model),
         *of_edge_probing(),
         *of_code(model),

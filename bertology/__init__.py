@@ -52,6 +52,7 @@ from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, 
 from .importance.faithfulness import Faithfulness, HeadAgreement, faithfulness, head_agreement
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
+from .importance.integrated_importance import IntegratedImportance, integrated_importance
 from .importance.learned_gates import LearnedGates, fit_gates
 from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
 from .importance.part_ablation import PartAblation, block_ablation, mlp_ablation
@@ -126,6 +127,7 @@ __all__ = [
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "IntegratedImportance",
     "LayerPatching",
     "LayerSimilarity",
     "LearnedGates",
@@ -186,6 +188,7 @@ __all__ = [
     "head_outputs",
     "hidden_states",
     "importance_through_training",
+    "integrated_importance",
     "layer_similarity",
     "load_pruned",
     "logit_lens",

@@ -215,6 +215,7 @@ def _on_data(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "activation_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
         "faithfulness": {**both, "heads": [(0, 1)], "metric": "inverse_loss", "random_sets": 1},
         "head_agreement": {"results": [x.importance, x.importance], "size": 2},
+        "integrated_importance": {**both, "steps": 1},
         "fit_gates": {**both, "steps": 1},
         "attribution_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
         "importance_through_training": {"checkpoints": [(0, x.model)], "batches": x.batch},

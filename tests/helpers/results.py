@@ -92,6 +92,7 @@ def made():
         ),
         bertology.faithfulness(model, inputs, ["L0H1"], metric="inverse_loss", random_sets=2),
         bertology.head_agreement([bertology.head_importance(model, one) for one in (inputs, other)], 2),
+        bertology.integrated_importance(model, inputs, steps=1),
         bertology.fit_gates(model, inputs, steps=1, method="soft"),
         bertology.sole_head_ablation(model, inputs, metric="accuracy"),
         bertology.head_means(model, inputs),

@@ -25,6 +25,7 @@
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
 | effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
 | what carries an answer| `activation_patching`                      | [layer, head]                           |
+| a set of heads        | `fit_gates`                                | [layer, head]                           |
 | and its estimate      | `attribution_patching`                     | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
@@ -48,8 +49,11 @@ from .anatomy.sites import Anatomy, Head, HeadScore
 from .data.make_batches import make_batches
 from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
+from .importance.faithfulness import Faithfulness, HeadAgreement, faithfulness, head_agreement
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
+from .importance.integrated_importance import IntegratedImportance, integrated_importance
+from .importance.learned_gates import LearnedGates, fit_gates
 from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
 from .importance.part_ablation import PartAblation, block_ablation, mlp_ablation
 from .importance.patching import activation_patching, attribution_patching
@@ -107,10 +111,12 @@ __all__ = [
     "DroppedBlocks",
     "Efficiency",
     "EntropyAccumulator",
+    "Faithfulness",
     "GenerationCaptures",
     "GradientsAccumulator",
     "Head",
     "HeadAblation",
+    "HeadAgreement",
     "HeadAttribution",
     "HeadDistances",
     "HeadImportance",
@@ -121,8 +127,10 @@ __all__ = [
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "IntegratedImportance",
     "LayerPatching",
     "LayerSimilarity",
+    "LearnedGates",
     "LogitLens",
     "MapAccumulator",
     "MeansAccumulator",
@@ -167,8 +175,11 @@ __all__ = [
     "dissect",
     "dissect_mlps",
     "drop_blocks",
+    "faithfulness",
+    "fit_gates",
     "gated",
     "head_ablation",
+    "head_agreement",
     "head_attribution",
     "head_behaviours",
     "head_distances",
@@ -177,6 +188,7 @@ __all__ = [
     "head_outputs",
     "hidden_states",
     "importance_through_training",
+    "integrated_importance",
     "layer_similarity",
     "load_pruned",
     "logit_lens",

@@ -101,6 +101,8 @@ MEASURES |= {
     "activation_patching of blocks": lambda m: b.activation_patching(
         m, batch(), batch(seed=2), metric="loss", parts="blocks"
     ),
+    "faithfulness": lambda m: b.faithfulness(m, batch(), ["L0H1"], metric="inverse_loss", random_sets=2),
+    "fit_gates": lambda m: b.fit_gates(m, batch(), steps=2),
     "attribution_patching": lambda m: b.attribution_patching(m, batch(), batch(seed=2), metric="loss", steps=2),
     "mlp_ablation": lambda m: b.mlp_ablation(m, batch(), metric="accuracy"),
     "block_ablation": lambda m: b.block_ablation(m, batch(), metric="accuracy"),

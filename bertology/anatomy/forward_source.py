@@ -135,6 +135,12 @@ def each_children_of(modules: Iterable[nn.Module]) -> list[Mapping[str, nn.Modul
     return [module._modules for module in modules]
 
 
+def parameters_of(module: nn.Module) -> Iterable[Tensor | None]:
+    """The parameters of a module itself; None where one was left out."""
+    # Fragile: rests on the private dictionary of a module's parameters.
+    return module._parameters.values()
+
+
 def weights_of(module: nn.Module) -> list[Tensor]:
     """The parameters and buffers of a module itself, where the public walks take ten times as long."""
     # Fragile: rests on the private dictionaries of a module's parameters and buffers.

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from operator import methodcaller
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
-from .forward_source import children_of, each_children_of, weights_of
+from .forward_source import children_of, each_children_of, parameters_of, weights_of
 
 
 def each_module(model: nn.Module) -> list[nn.Module]:
     """All modules of a model, each once, in the order of `model.modules()`."""
     return list(dict.fromkeys(Outline.of(model).modules))
+
+
+def first_weight(model: nn.Module) -> Tensor | None:
+    """The first parameter of a model, the one that `model.parameters()` begins with; None where it has none."""
+    own = next((x for x in parameters_of(model) if x is not None), None)
+    if own is not None:
+        return own
+    return next((x for x in map(first_weight, children_of(model).values()) if x is not None), None)
 
 
 def each_weight(modules: Iterable[nn.Module]) -> list[Tensor]:
@@ -71,8 +81,10 @@ class KeptOutline:
     def __init__(self, outline: Outline) -> None:
         self._parts = [ref(module) for module in outline.modules]
         self._types, self._children = outline.types, outline.children
-        self._names = [name for names in self._children for name in names]
-        self._numbers = _numbers_of_children(self._children)
+        held = each_children_of(outline.modules)
+        self._names = list(chain.from_iterable(held))
+        self._many = list(map(len, held))
+        self._numbers = _numbers_of_children(held)
 
     def fits(self, outline: Outline) -> bool:
         """Whether these are the same modules, in the same places, with the same types."""
@@ -87,30 +99,34 @@ class KeptOutline:
 
         This asks each module for its children, and compares lists, which takes a fraction of the time of a walk.
         """
-        modules = [part() for part in self._parts]
-        if any(module is None for module in modules):
+        modules: list[Any] = [part() for part in self._parts]
+        if None in modules:
             return None
-        there: list[nn.Module] = modules  # type: ignore[assignment]
-        held = each_children_of(there)
-        children = [child for named in held for child in named.values() if child is not None]
+        held = each_children_of(modules)
+        modules.append(None)  # where a child was left out
         same = (
-            list(map(len, held)) == list(map(len, self._children))
-            and children == [there[number] for number in self._numbers]
-            and [name for named in held for name in named.keys()] == self._names  # noqa: SIM118
-            and list(map(type, there)) == self._types
+            list(map(len, held)) == self._many
+            and list(chain.from_iterable(held)) == self._names
+            and list(chain.from_iterable(map(_values, held))) == [modules[number] for number in self._numbers]
         )
-        return Outline(there, self._types, self._children) if same else None
+        modules.pop()
+        return (
+            Outline(modules, self._types, self._children) if same and list(map(type, modules)) == self._types else None
+        )
 
 
-def _numbers_of_children(children: list[tuple[str, ...]]) -> list[int]:
-    """The place in an outline of each child of each module, in their order."""
-    sizes = [1] * len(children)
-    found: list[list[int]] = [[] for _ in children]
-    for number in reversed(range(len(children))):
+_values = methodcaller("values")
+
+
+def _numbers_of_children(held: list[Mapping[str, nn.Module | None]]) -> list[int]:
+    """The place in an outline of each child of each module, in their order; -1 for a child that was left out."""
+    sizes = [1] * len(held)
+    found: list[list[int]] = [[] for _ in held]
+    for number in reversed(range(len(held))):
         after = number + 1
-        for _ in children[number]:
-            found[number].append(after)
-            after += sizes[after]
+        for child in held[number].values():
+            found[number].append(-1 if child is None else after)
+            after += 0 if child is None else sizes[after]
         sizes[number] = after - number
     return [one for numbers in found for one in numbers]
 

@@ -310,8 +310,9 @@ BLOCK_COUNT_NAMES = (
 FOR_EACH_BLOCK = re.compile("layer|block|pattern")
 BLOCK_NUMBER_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
 RECORDS = (PRUNED_NAME, PRUNED_BY_LABEL_NAME, PRUNED_NEURONS_NAME)
-# Which transformers sets to the number of processes that share each layer, and the first version of FSDP.
-TENSOR_PARALLEL_NAME, FSDP_1_NAME = "_tp_size", "FullyShardedDataParallel"
+# Which transformers sets to the number of processes that share each layer; the first version of FSDP, and the class
+# that the second one adds to a module.
+TENSOR_PARALLEL_NAME, FSDP_1_NAME, FSDP_2_NAME = "_tp_size", "FullyShardedDataParallel", "FSDPModule"
 SWITCHED_NAME = "attention_type"  # BigBird's, which it changes in its modules, but not in its config
 # Parts of an attention module with a share for each query head, to be cut along with it: gates, sinks, more queries
 # (for Longformer's global tokens, LUKE's entities), DeBERTa's biases and positions.

@@ -64,8 +64,9 @@ def activation_patching(
         parts: what is put in: "heads", each head's output; "attentions", those of all heads of a layer; "mlps", what
             the down projection of each MLP returns; "blocks", the hidden states that each block returns, of which
             layer 0 is what the first block gets.
-        heads: with parts="heads", the heads that are put in; the others are NaN. By default all, which takes about half
-            a forward pass of each: `attribution_patching` finds those that are worth it.
+        heads: with parts="heads", the heads that are put in, such as `["L1H0", "L5H3"]` or `{1: [0]}`; the others are
+            NaN. By default all, which takes about half a forward pass of each: `attribution_patching` finds those that
+            are worth it.
         into: which run is patched. Into "corrupted", with clean activations, shows what is enough for the answer; into
             "clean", with corrupted ones, what it cannot do without.
         positions: the tokens at which outputs are put in, among the real tokens of a text, from 0, or from the end if

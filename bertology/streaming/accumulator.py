@@ -148,7 +148,7 @@ class Accumulator(ABC):
         """
         return {}
 
-    def rename(self, names: Names) -> None:
+    def rename(self, names: Names) -> None:  # noqa: B027
         """Replace the names along axes that come from the data; `forget` or `zero` follows."""
 
     @classmethod
@@ -326,6 +326,15 @@ class MapAccumulator(Accumulator):
         return read_maps([self], batch)
 
 
+def add_to(sums: Tensor, site: Site, values: Tensor) -> None:
+    """Add `values [head, ...]`, of the heads of a site that are left, to `sums [layer, head, ...]`."""
+    row = sums[site.row]
+    if len(site.kept) == len(row):
+        row += values  # indices of all heads would take longer than the sum
+    else:
+        row[list(site.kept)] += values
+
+
 def _given(measures: Sequence[MapAccumulator], site: Site, x: Any, rows: slice) -> list[Any]:
     """What each measure is given of what was read for all of them."""
     if isinstance(x, RowStatistics):
@@ -350,12 +359,13 @@ def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None
         measure.start_batch(batch)
     anatomy = measures[0].anatomy
     real = RealQueries(anatomy, batch, text_only=all(measure.text_only for measure in measures))
+    some_want_text = any(measure.text_only for measure in measures)
 
     def wants(site: Site, shape: tuple[int, int, int, int]) -> Wanted:
         return together([measure.wants(site, shape) for measure in measures])
 
     def read(site: Site, x: Any, rows: slice) -> None:
-        of_text = real.are_of_text(site, x)
+        of_text = some_want_text and real.are_of_text(site, x)
         given = [measure for measure in measures if of_text or not measure.text_only]
         if given:
             queries = real.among(site, rows, x)

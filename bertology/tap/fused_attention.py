@@ -23,8 +23,9 @@ from .tiled_attention import TILE_QUERIES
 # The memory of a block of scores, of which the largest are taken.
 SCORE_BYTES = 32 * 2**20
 HALVES = (torch.float16, torch.bfloat16)
-# The mean error, in nats, of an entropy in half precision that is always let pass.
-_FINE = 1e-3
+# The mean error, in nats, of an entropy in half precision that is always let pass; and how many times the eager
+# function's, measured on so few rows. On random inputs it is 0.4 to 1.05 times that.
+_FINE, _TIMES = 1e-3, 1.5
 _ROWS = 8
 
 
@@ -149,4 +150,4 @@ def is_fine_in_half(plain: Plain, weigh: Callable[[Plain], Tensor]) -> bool:
     scores = some.scale * query.float() @ key.float().repeat_interleave(query.shape[1] // key.shape[1], 1).mT
     exact = attention_entropies(scores.softmax(-1))
     ours, theirs = ((one - exact).abs().mean() for one in (found[1].entropy, attention_entropies(weigh(some))))
-    return bool(ours <= torch.maximum(theirs, theirs.new_tensor(_FINE)))
+    return float(ours) <= max(_TIMES * float(theirs), _FINE)

@@ -221,18 +221,18 @@ def fused_attention(
     # Fragile: rests on torch's private kernels, whose public function keeps the logarithms to itself.
     width, heads = value.shape[3], query.shape[1]
     # The kernels want one width, which on a GPU is a multiple of 8; zeros change no score.
-    many = max(query.shape[3], width) if query.device.type == "cpu" else -(-max(query.shape[3], width) // 8) * 8
+    many = max(query.shape[3], width) if _device_of(query) == "cpu" else -(-max(query.shape[3], width) // 8) * 8
     query, key, value = (x if x.shape[3] == many else F.pad(x, (0, many - x.shape[3])) for x in (query, key, value))
     aten = torch.ops.aten
     if mask is not None:
         # In the kernels the lowest value is multiplied; a query that sees no key would become NaN.
         mask = mask.clamp_min(torch.finfo(mask.dtype).min / 4).to(query.dtype)
-    if query.device.type == "cpu":
+    if _device_of(query) == "cpu":
         found = aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=mask, scale=scale
         )
         return found[0][..., :width], found[1]
-    if query.device.type != "cuda":
+    if _device_of(query) != "cuda":
         return None
     given = SDPAParams(query, key, value, mask, 0.0, causal, heads != key.shape[1])
     if mask is None and can_use_flash_attention(given):
@@ -245,6 +245,10 @@ def fused_attention(
         return None
     found = aten._scaled_dot_product_efficient_attention(query, key, value, mask, True, 0.0, causal, scale=scale)
     return found[0][..., :width], found[1][..., : query.shape[2]]
+
+
+def _device_of(x: Tensor) -> str:
+    return x.device.type
 
 
 def _aligned(mask: Tensor) -> Tensor:

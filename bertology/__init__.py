@@ -23,6 +23,7 @@
 | heads and a logit     | `head_attribution`                         | [layer, batch, head]                    |
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
+| edges cut             | `masked_attention`, `edge_ablation`        | [class, class]                          |
 | effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
 | what carries an answer| `activation_patching`                      | [layer, head]                           |
 | and its estimate      | `attribution_patching`                     | [layer, head]                           |
@@ -48,6 +49,7 @@ from .anatomy.sites import Anatomy, Head, HeadScore
 from .data.make_batches import make_batches
 from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
+from .importance.edge_ablation import EdgeAblation, edge_ablation
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
 from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
@@ -85,6 +87,7 @@ from .streaming.accumulator import Accumulator, MapAccumulator, stat
 from .streaming.shards import merge_shards, shard_batches
 from .tap import tap
 from .tap.gates import ablated, gated
+from .tap.masked import masked_attention
 
 __all__ = [
     "Accumulator",
@@ -99,6 +102,7 @@ __all__ = [
     "Contextuality",
     "ContextualityAccumulator",
     "DistancesAccumulator",
+    "EdgeAblation",
     "Efficiency",
     "EntropyAccumulator",
     "GenerationCaptures",
@@ -158,6 +162,7 @@ __all__ = [
     "contextuality",
     "dissect",
     "dissect_mlps",
+    "edge_ablation",
     "gated",
     "head_ablation",
     "head_attribution",
@@ -172,6 +177,7 @@ __all__ = [
     "load_pruned",
     "logit_lens",
     "make_batches",
+    "masked_attention",
     "merge_shards",
     "mlp_ablation",
     "neuron_activations",

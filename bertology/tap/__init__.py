@@ -10,7 +10,8 @@ for all others. `arriving` weighs them by the norms of what arrives. `gates` sca
 `resume` records a pass and resumes it at a later layer, and `branches` runs copies of a batch under several sets of
 gates from there.
 `recompute` repeats edits in parts that run again in the backward pass.
-`restore` leaves a model as it was found; `wrapped` lets it run without other processes. `private_api` holds the private names of torch and transformers.
+`restore` leaves a model as it was found; `wrapped` lets it run without other processes. `private_api` holds the private
+names of torch and transformers.
 """
 
 from .arriving import output_weights, shares

@@ -84,6 +84,7 @@ def made():
         bertology.head_ablation(model, inputs, metric="accuracy"),
         bertology.head_ablation(model, inputs, metric="accuracy").significance("bootstrap", resamples=2),
         bertology.sole_head_ablation(model, inputs, metric="accuracy"),
+        bertology.edge_ablation(model, inputs, tokens={"low": [3]}, by_layer=True),
         bertology.head_means(model, inputs),
         bertology.prune_heads(BY_NAME["bert"].build(), {0: [1]}),
         bertology.score(model, inputs, metric="accuracy"),

@@ -136,7 +136,7 @@ class _Losses:
         """[example]: the losses with these edges cut."""
         with masked_attention(self.model, cuts):
             found = accumulate(self.model, self.data, ExampleLossAccumulator(self.loss))[0].losses
-        return found  # type: ignore[no-any-return]
+        return found
 
 
 def _between(

@@ -23,6 +23,7 @@
 | heads and a logit     | `head_attribution`                         | [layer, batch, head]                    |
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
+| edges cut             | `masked_attention`, `edge_ablation`        | [class, class]                          |
 | effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
 | what carries an answer| `activation_patching`                      | [layer, head]                           |
 | a set of heads        | `fit_gates`                                | [layer, head]                           |
@@ -49,6 +50,7 @@ from .anatomy.sites import Anatomy, Head, HeadScore
 from .data.make_batches import make_batches
 from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
+from .importance.edge_ablation import EdgeAblation, edge_ablation
 from .importance.faithfulness import Faithfulness, HeadAgreement, faithfulness, head_agreement
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
@@ -92,6 +94,7 @@ from .streaming.accumulator import Accumulator, MapAccumulator, stat
 from .streaming.shards import merge_shards, shard_batches
 from .tap import tap
 from .tap.gates import ablated, gated
+from .tap.masked import masked_attention
 
 __all__ = [
     "Accumulator",
@@ -109,6 +112,7 @@ __all__ = [
     "ContextualityAccumulator",
     "DistancesAccumulator",
     "DroppedBlocks",
+    "EdgeAblation",
     "Efficiency",
     "EntropyAccumulator",
     "Faithfulness",
@@ -175,6 +179,7 @@ __all__ = [
     "dissect",
     "dissect_mlps",
     "drop_blocks",
+    "edge_ablation",
     "faithfulness",
     "fit_gates",
     "gated",
@@ -193,6 +198,7 @@ __all__ = [
     "load_pruned",
     "logit_lens",
     "make_batches",
+    "masked_attention",
     "merge_shards",
     "mlp_ablation",
     "neuron_activations",

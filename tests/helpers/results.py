@@ -95,6 +95,7 @@ def made():
         bertology.integrated_importance(model, inputs, steps=1),
         bertology.fit_gates(model, inputs, steps=1, method="soft"),
         bertology.sole_head_ablation(model, inputs, metric="accuracy"),
+        bertology.edge_ablation(model, inputs, tokens={"low": [3]}, by_layer=True),
         bertology.head_means(model, inputs),
         bertology.prune_heads(BY_NAME["bert"].build(), {0: [1]}),
         bertology.score(model, inputs, metric="accuracy"),

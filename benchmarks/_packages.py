@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def by_hand(model: nn.Module, paths: Sequence[str], inputs: dict[str, Tensor], p
 
 def with_captum(model: nn.Module, paths: Sequence[str], inputs: dict[str, Tensor], places: Places, dim: int) -> Run:
     """`FeatureAblation` of gates that hooks multiply with the heads; the logits are kept as it runs."""
-    from captum.attr import FeatureAblation
+    captum: Any = import_module("captum.attr")
 
     logits: list[Tensor] = []
 
@@ -62,7 +63,7 @@ def with_captum(model: nn.Module, paths: Sequence[str], inputs: dict[str, Tensor
     @torch.no_grad()
     def run() -> Tensor:
         logits.clear()
-        FeatureAblation(forward).attribute(torch.ones(1, len(places)), baselines=0)
+        captum.FeatureAblation(forward).attribute(torch.ones(1, len(places)), baselines=0)
         return torch.stack(logits[-len(places) :])
 
     return run
@@ -70,11 +71,11 @@ def with_captum(model: nn.Module, paths: Sequence[str], inputs: dict[str, Tensor
 
 def with_nnsight(model: nn.Module, paths: Sequence[str], inputs: dict[str, Tensor], places: Places, dim: int) -> Run:
     """A trace for each head, which edits the input of the projection."""
-    from nnsight import NNsight
+    nnsight: Any = import_module("nnsight")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = NNsight(model)
+        wrapped = nnsight.NNsight(model)
 
     @torch.no_grad()
     def run() -> Tensor:
@@ -96,7 +97,7 @@ def with_nnsight(model: nn.Module, paths: Sequence[str], inputs: dict[str, Tenso
 
 def with_pyvene(model: nn.Module, paths: Sequence[str], inputs: dict[str, Tensor], places: Places, dim: int) -> Run:
     """An intervention for each head on the input of the projection."""
-    import pyvene
+    pyvene: Any = import_module("pyvene")
 
     def without(head: int) -> Callable[[Tensor, Any], Tensor]:
         def change(base: Tensor, source: Any) -> Tensor:
@@ -127,14 +128,12 @@ def transformer_lens(layers: int, heads: int, dim: int, tokens: Tensor, places: 
 
     It has its own implementation of the models, with random weights here: its loop is compared with its own pass.
     """
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
+    bridge: Any = import_module("transformer_lens.model_bridge").TransformerBridge
     width, vocabulary = heads * dim, int(tokens.max()) + 1
-    config = HookedTransformerConfig(
-        n_layers=layers, d_model=width, n_ctx=tokens.shape[1], d_head=dim, n_heads=heads, d_mlp=4 * width,
-        d_vocab=vocabulary, d_vocab_out=2, act_fn="gelu", attention_dir="bidirectional", seed=0,
-    )  # fmt: skip
-    model: Any = HookedTransformer(config).eval()
+    model = bridge.boot_native({
+        "n_layers": layers, "d_model": width, "n_ctx": tokens.shape[1], "d_head": dim, "n_heads": heads,
+        "d_mlp": 4 * width, "d_vocab": vocabulary, "d_vocab_out": 2, "act_fn": "gelu", "seed": 0,
+    }).eval()  # fmt: skip
 
     def without(head: int, z: Tensor, hook: Any) -> Tensor:
         z[:, :, head] = 0

@@ -49,7 +49,7 @@ class Case:
 
     model: Any
     batches: Batches
-    metric: str = "accuracy"
+    metric: Any = "accuracy"
     goal: float | None = None
 
     @property
@@ -74,16 +74,19 @@ def bert(layers: int, width: int = 384, heads: int = 12) -> Any:
     config = BertConfig(
         num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width
     )
-    return BertForSequenceClassification(config).eval()
+    model: Any = BertForSequenceClassification(config)
+    return model.eval()
 
 
 def minilm() -> Any:
-    return AutoModelForSequenceClassification.from_pretrained(minilm_path()).eval()
+    model: Any = AutoModelForSequenceClassification.from_pretrained(minilm_path())
+    return model.eval()
 
 
 def smollm() -> Case:
     """The real decoder, on 8 sentences."""
-    model: Any = AutoModelForCausalLM.from_pretrained(smollm_path()).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm_path())
+    model.eval()
     model.config.use_cache = False
     tokenizer: Any = AutoTokenizer.from_pretrained(smollm_path())
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -91,7 +94,7 @@ def smollm() -> Case:
     chosen = [text for text in texts if 12 <= len(text.split()) <= 20][:8]
     batch = dict(tokenizer(chosen, padding=True, return_tensors="pt"))
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    return Case(model, [batch], "inverse_loss", goal=0.6)
+    return Case(model, [batch], "inverse_loss", goal=0.52)
 
 
 CASES: dict[str, Callable[[], Case]] = {

@@ -3,6 +3,7 @@
     BertologyError
     ├── UnknownAnatomy        no attention heads were found in the model, or they ran elsewhere than expected
     ├── HeadError             the model does not have this head or layer, or it was pruned before
+    ├── NeuronError           the model does not have this neuron, or it was pruned before
     ├── ShapeError            a tensor has the wrong shape, or holds NaN
     ├── DataError             a batch, a data set, a label or a file cannot be used
     ├── LossError             no loss is known for the model, or a loss is not one finite value per example
@@ -16,6 +17,7 @@ Every message says what was wanted, what came, and what to do.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import inspect
@@ -30,8 +32,10 @@ from types import ModuleType, SimpleNamespace, UnionType
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from typing_extensions import Unpack
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,6 +83,10 @@ class UnmeasuredAttention(UserWarning):
 
 class HeadError(BertologyError, IndexError):
     """A head or layer is out of range, or was pruned before."""
+
+
+class NeuronError(BertologyError, IndexError):
+    """A neuron or MLP is out of range, or was pruned before."""
 
 
 class ShapeError(BertologyError, ValueError):
@@ -133,7 +141,11 @@ def writable(path: str | Path) -> Iterator[None]:
         yield
     except BertologyError:
         raise
-    except (OSError, ValueError) as error:  # the latter for a format that is not known
+    except OSError as error:
+        room = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+        then = "make room on the disk, or name a file elsewhere" if room else "name a file in a folder that exists"
+        raise DataError(f"{path} cannot be written ({error}): {then}") from error
+    except (ValueError, SafetensorError) as error:  # such as for a format that is not known; safetensors hides an errno
         raise DataError(f"{path} cannot be written ({error}): name a file in a folder that exists") from error
 
 
@@ -224,10 +236,13 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """
     written = dict(function.__annotations__)
     for name, hint in (*_CHECKED_BY_FUNCTIONS.items(), ("return", written.get("return"))):
-        if written.get(name) == hint:
+        if written.get(name) in (hint, f"{hint} | None"):
             written.pop(name, None)
     names = getattr(function, "__globals__", {})
-    return get_type_hints(SimpleNamespace(__annotations__=written), names)
+    hints = get_type_hints(SimpleNamespace(__annotations__=written), names)
+    for options in [get_args(hint)[0] for hint in hints.values() if get_origin(hint) is Unpack]:
+        hints |= get_type_hints(options)
+    return hints
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -318,6 +333,16 @@ _MADE_BY = {
     "Sentence": ("a Sentence", "sentences, as read_conllu reads them"),
     "Document": ("a Document", "documents with mentions, as read_conll_coref reads them"),
     "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
+    "BatchSource": ("a Store, as encode returns it and Store.open reads it from its folder",) * 2,
+    "EdgeTask": ("a task, as read_edges and the functions that end in _edges return it", "tasks"),
+    "Probes": ("probes, such as cumulative_probes returns",) * 2,
+    "Trained": ("trained probes, as train_probes returns them",) * 2,
+    "WordVectors": ("vectors of words, as read_vectors and embedding_vectors return them",) * 2,
+    "HeadView": ("a view of a head, as show_head returns it", "views of heads"),
+    "LabelTrajectories": ("trajectories, as follow_targets and label_trajectories return them",) * 2,
+    "LayerStatistics": ("statistics of layers, as layer_statistics returns them",) * 2,
+    "HasWords": ("a Sentence of a treebank, a Document, or what has words as they have", "sentences or documents"),
+    "LeafTypes": ("types of leaves, as leaf_types returns them",) * 2,
 }
 _CHECKED_BY_FUNCTIONS = {
     "heads": "Heads",
@@ -325,11 +350,16 @@ _CHECKED_BY_FUNCTIONS = {
     "ignore": "Sequence[str]",
     "progress": "Progress",
     "merge": "Merge",
+    "tokens": "Mapping[str, TokenClass]",
 }
 """Parameters of a type that have a check of their own wherever they occur, which says better what is wanted."""
 _MODEL_ARGUMENTS = (
     ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'; texts need tokenizer= as well"
 )
+_MAKERS = {
+    "bertology.syntax": "bertology.syntax.align, of a treebank or of documents",
+    "bertology.code_structure": "bertology.code_structure.align_code, of code",
+}
 _ADVICE = {"batches": _MODEL_ARGUMENTS, "inputs": _MODEL_ARGUMENTS}
 
 
@@ -369,7 +399,13 @@ def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) ->
     came = f"{described(value)} with {described(inside[0])} in it" if within else described(value)
     texts = name in _ADVICE and str in get_args(hint)
     wanted = "a mapping of model arguments, an iterable of them, or texts" if texts else _words(hint)
-    return error(f"{what}: {name} must be {wanted}, got {came}{_ADVICE.get(name, '')}")
+    return error(f"{what}: {name} must be {wanted}, got {came}{_advice(function, name)}")
+
+
+def _advice(function: Callable[..., Any], name: str) -> str:
+    """What to do about wrong batches; the suites take those with annotations, which texts do not have."""
+    package = function.__module__.rpartition(".")[0]
+    return f": make them with {_MAKERS[package]}" if name == "batches" and package in _MAKERS else _ADVICE.get(name, "")
 
 
 def _inside(value: Any, hint: Any) -> Any:

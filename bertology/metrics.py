@@ -1,3 +1,5 @@
-"""Where are the metrics? In `bertology.data.metrics`, which can also be imported from here."""
+"""Where are the metrics? In `bertology.data.metrics` and `bertology.data.answers`; they can be imported from here."""
 
+from .data.answers import logit_difference as logit_difference
+from .data.answers import probability as probability
 from .data.metrics import *  # noqa: F403

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import checked
+from .importance import figures as _figures  # noqa: F401 (registers its pictures)
 from .pruning.figures import curve, curves
 from .results.figures import head_map, heatmap, over_layers
 from .results.result import Result

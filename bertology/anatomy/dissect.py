@@ -14,6 +14,7 @@ from weakref import WeakSet
 from torch import nn
 
 from ..errors import UnknownAnatomy, UnmeasuredAttention, checked
+from .divided import check_whole_layers
 from .forward_source import acts_on_record
 from .kept import kept_anatomy
 from .names import (
@@ -133,12 +134,14 @@ def dissect(model: nn.Module) -> Anatomy:
     What looks like attention but is not known is in `unmeasured` of what comes, with the reason, and is named in one
     warning for each model, `bertology.errors.UnmeasuredAttention`.
 
-    Raises `UnknownAnatomy` when no attention output projection is found, or when what is found does not fit together.
+    Raises `UnknownAnatomy` when no attention output projection is found, when what is found does not fit together, or
+    when each process holds some of the heads (tensor parallelism).
 
         >>> from transformers import BertConfig, BertModel
         >>> dissect(BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))).labels
         ('0', '1')
     """
+    check_whole_layers(model)
     return kept_anatomy(model, _dissected)
 
 
@@ -325,6 +328,14 @@ def input_width(projection: nn.Module) -> int:
             return int(getattr(projection, name))
     weight: Any = getattr(projection, "weight", None)
     return int(weight.shape[0]) if weight is not None else input_width(_wrapped_layer(projection))
+
+
+def output_width(projection: nn.Module) -> int:
+    """The output size of a projection for each token, as `input_width`."""
+    for name in ("out_features", "out_channels", "nf"):
+        if hasattr(projection, name):
+            return int(getattr(projection, name))
+    return output_width(_wrapped_layer(projection))
 
 
 def _wrapped_layer(wrapper: nn.Module) -> nn.Module:

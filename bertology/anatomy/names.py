@@ -101,6 +101,25 @@ class Oddities(NamedTuple):
     """Why its own backward pass is not the derivative of its forward pass."""
 
 
+class MlpNames(NamedTuple):
+    """How the module that holds an MLP names its linear layers, as paths below it."""
+
+    up: str
+    """The layer whose outputs, after the activation, are the neurons."""
+    down: str
+    """The layer that the neurons go into."""
+    gate: str = ""
+    """The layer whose outputs, after the activation, are multiplied with those of `up`."""
+    fused: str = ""
+    """"parts" where `up` returns both, one after the other."""
+    layout: str = "batch token width"
+    """How the neurons are laid out, in the notation of einops, in stacks whose hidden states have the batch first."""
+    mark: str = ""
+    """An attribute that tells such an MLP from others that name their layers alike."""
+    runs: int = 1
+    """How often the MLP runs in one pass of its block, where it runs on several kinds of tokens."""
+
+
 QKV = ("q_proj", "k_proj", "v_proj")
 # The first line that fits is used: lines with more conditions come before lines with fewer.
 NAMES = [
@@ -182,6 +201,63 @@ NAMES = [
 ]
 # torch's own module, whose projections of queries, keys and values are parameters of itself.
 TORCH_NAMES = Names("", "", "", "out_proj")
+# The first line that fits is used, by the names and by the sizes of the layers.
+MLP_NAMES = [
+    # Llama and its many kin; Gemma 4's images; with a fused projection Phi-3, GLM; without a gate Nemotron, Arcee, MPT
+    MlpNames("up_proj", "down_proj", gate="gate_proj"),
+    MlpNames("up_proj.linear", "down_proj.linear", gate="gate_proj.linear"),
+    MlpNames("gate_up_proj", "down_proj", fused="parts"),
+    MlpNames("up_proj", "down_proj"),
+    # BERT and its kin, whose block holds both; the layers of BLIP-2 that query images
+    MlpNames("intermediate.dense", "output.dense"),
+    MlpNames("intermediate_query.dense", "output_query.dense"),
+    # Pegasus-X's encoder, with global tokens beside the text's; BART, OPT, Phi, CLIP, Whisper; Moshi
+    MlpNames("fc1", "fc2", mark="global_self_attn_layer_norm", runs=2),
+    MlpNames("fc1", "fc2"),
+    MlpNames("fc1", "fc2", fused="parts"),
+    # DistilBERT, XLM; GPT, GPT-2, GPT-Neo, BigCode, Starcoder 2; GPT-NeoX, BLOOM, Falcon, Persimmon; GPT-J, CodeGen
+    MlpNames("lin1", "lin2"),
+    MlpNames("c_fc", "c_proj"),
+    MlpNames("dense_h_to_4h", "dense_4h_to_h"),
+    MlpNames("fc_in", "fc_out"),
+    # T5, with a gate and without; ModernBERT; ALBERT; CPM-Ant; CTRL
+    MlpNames("wi_1", "wo", gate="wi_0"),
+    MlpNames("wi", "wo"),
+    MlpNames("Wi", "Wo", fused="parts"),
+    MlpNames("ffn", "ffn_output"),
+    MlpNames("w_in.w_1", "w_out", gate="w_in.w_0"),
+    MlpNames("ffn.0", "ffn.2"),
+    # Funnel; XLNet; LFM2; Granite; ProphetNet; wav2vec 2.0; Reformer; Perceiver; Gemma 4's sounds; SqueezeBERT; torch
+    MlpNames("linear_1", "linear_2"),
+    MlpNames("layer_1", "layer_2"),
+    MlpNames("w3", "w2", gate="w1"),
+    MlpNames("input_linear", "output_linear", fused="parts"),
+    MlpNames("intermediate", "output"),
+    MlpNames("intermediate_dense", "output_dense"),
+    MlpNames("dense.dense", "output.dense"),
+    MlpNames("dense1", "dense2"),
+    MlpNames("ffw_layer_1.linear", "ffw_layer_2.linear"),
+    MlpNames("intermediate.conv1d", "output.conv1d", layout="batch width token"),
+    MlpNames("linear1", "linear2"),
+]
+# Parts of a mixture of experts: which of its neurons run depends on the token.
+EXPERT_NAMES = ("experts", "router")
+# Modules in which layers of these names are no MLP of the block: small networks inside of norms, adapters, routers.
+NO_MLP = re.compile(r"norm|adapter|router|altup|laurel|_hc$", re.IGNORECASE)
+# Classes that are MLPs by their names.
+MLP_CLASSES = re.compile(r"(MLP|FFN|FeedForward|Intermediate)$", re.IGNORECASE)
+# Norms over all neurons of an MLP, and a setting under which its neurons are compared with each other.
+NEURON_NORM_NAMES = ("ffn_sub_norm", "ffn_layernorm", "ffn_layer_norm")
+NEURON_SPARSITY_NAME = "activation_sparsity"
+# Where the indices of pruned neurons are recorded, in the MLP's down projection and in the config; the count before.
+PRUNED_NEURONS_NAME, UNPRUNED_NEURONS_NAME = "pruned_neurons", "unpruned_neurons"
+# The setting of a config that says how wide a head is.
+HEAD_WIDTH_NAME = "head_dim"
+# Where a config, or the module that holds an MLP, says how many neurons it has.
+NEURON_COUNT_NAMES = (
+    "intermediate_size", "ffn_dim", "d_ff", "n_inner", "inner_dim", "hidden_dim", "d_inner", "ffn_hidden_size", "dff",
+    "encoder_ffn_dim", "decoder_ffn_dim", "dim_ff", "block_ff_dim", "feed_forward_size", "intermediate_dim",
+)  # fmt: skip
 # Names of modules of cross attention, or of the modules around them.
 CROSS_NAMES = (
     "crossattention",
@@ -226,6 +302,17 @@ IMAGE_CONFIG_NAMES = ("image_size", "num_channels", "patch_size")
 # Where the indices of pruned heads are recorded: transformers 4's name, ours for the count before pruning, and
 # the config's place for models with several stacks, which transformers 4 had no name for.
 PRUNED_NAME, UNPRUNED_NAME, PRUNED_BY_LABEL_NAME = "pruned_heads", "unpruned_heads", "pruned_heads_by_label"
+# Settings for the number of blocks, and those with an entry for each block; attributes of modules for a block's number.
+BLOCK_COUNT_NAMES = (
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_encoder_layers",
+    "num_decoder_layers",
+)  # fmt: skip
+FOR_EACH_BLOCK = re.compile("layer|block|pattern")
+BLOCK_NUMBER_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
+RECORDS = (PRUNED_NAME, PRUNED_BY_LABEL_NAME, PRUNED_NEURONS_NAME)
+# Which transformers sets to the number of processes that share each layer; the first version of FSDP, and the class
+# that the second one adds to a module.
+TENSOR_PARALLEL_NAME, FSDP_1_NAME, FSDP_2_NAME = "_tp_size", "FullyShardedDataParallel", "FSDPModule"
 SWITCHED_NAME = "attention_type"  # BigBird's, which it changes in its modules, but not in its config
 # Parts of an attention module with a share for each query head, to be cut along with it: gates, sinks, more queries
 # (for Longformer's global tokens, LUKE's entities), DeBERTa's biases and positions.
@@ -250,7 +337,7 @@ IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
 )  # fmt: skip
 # The positions of the tokens, as an argument, and as the buffer in which a model keeps those of a text without padding.
 POSITIONS_ARGUMENT = POSITIONS_NAME = "position_ids"
-DECODER_PREFIX = "decoder_"
+DECODER_PREFIX, ENCODER_PREFIX = "decoder_", "encoder_"
 DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
 # The labels: of a class, of tokens or of numbers, and of the span that answers a question.
 LABELS_ARGUMENT, SPAN_ARGUMENTS = "labels", ("start_positions", "end_positions")
@@ -268,6 +355,13 @@ UNSHIFTED_CLASSES = (
     "Speech2Text2|CpmAnt)ForCausalLM"
 )
 CAUSAL_CLASSES = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM|BertGenerationDecoder|ReformerModelWithLMHead"
+# Causal language models of families of encoders: with `is_decoder` in their config they see earlier tokens alone, and
+# without it all of them, also the one that they are to predict.
+ENCODER_LM_CLASSES = (
+    "(Bert|BigBird|Camembert|Data2VecText|Electra|Ernie|MegatronBert|RemBert|RoCBert|RoFormer|Roberta|"
+    "RobertaPreLayerNorm|XLMRoberta|XLMRobertaXL|Xmod|QDQBert|Mega)(LMHeadModel|ForCausalLM)|BertGenerationDecoder"
+)
+DECODES_NAME = "is_decoder"
 GENERATING_CLASSES = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
 TASK_CLASSES = "For[A-Z]|LMHead|EncoderDecoderModel|MTModel|GenerationDecoder"
 LABELLING_CLASSES = "Classification|ForQuestionAnswering|ForMultipleChoice"
@@ -297,6 +391,11 @@ STATE_ARGUMENTS = (
     "decoder_cache", "padding_cache",
 )  # fmt: skip
 USE_CACHE_ARGUMENT = "use_cache"
+# Settings of `generate` under which a step is not one new token of each text, and the values under which it is.
+GENERATION_ALTERNATIVES = {
+    "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "guidance_scale": 1, "penalty_alpha": None,
+    "dola_layers": None, "assistant_model": None, "prompt_lookup_num_tokens": None, "prefill_chunk_size": None,
+}  # fmt: skip
 # Settings: how many positions and how many segments a model has.
 MOST_POSITIONS_NAME, SEGMENT_KINDS_NAME = "max_position_embeddings", "type_vocab_size"
 # Arguments that make a model or an eager attention function return more, and the name of the first such output.
@@ -311,6 +410,7 @@ DROPOUT_ARGUMENT, SCALE_ARGUMENT = "dropout", "scaling"
 # An attribute of attention on this interface: whether it is causal where there is no mask. And what comes before the
 # name of a function for continuous batching.
 CAUSAL_NAME, PAGED_PREFIX = "is_causal", "paged|"
+FUSED_NAME = "_supports_sdpa"  # whether a model can use torch's fused attention
 # Arguments that hold a share for each query head, made for all layers at once.
 BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos", "relative_position_bias")
 # Settings under which a block adds a bias for each head to its mask (BEiT).

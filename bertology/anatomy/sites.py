@@ -6,14 +6,14 @@ import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import HeadError, UnknownAnatomy, described
 
-_PREFIX = {"encoder": "E", "decoder": "D", "cross": "X"}
+PREFIXES = {"encoder": "E", "decoder": "D", "cross": "X"}
 
 
 @dataclass(frozen=True, order=True)
@@ -39,7 +39,7 @@ class Head:
             raise HeadError(f"the stack of a Head must be a string such as 'encoder', got {described(self.stack)}")
 
     def __str__(self) -> str:
-        prefix = _PREFIX.get(self.stack, f"{self.stack}." if self.stack else "")
+        prefix = PREFIXES.get(self.stack, f"{self.stack}." if self.stack else "")
         return f"{prefix}L{self.layer}H{self.head}"
 
 
@@ -143,7 +143,7 @@ def _no_heads(heads: Any, part: Any) -> HeadError:
 def head_named(name: str) -> Head:
     """The head with a printed name: `L5H3`, `EL0H1`, `DL0H1`, `XL0H1`, or `tower.L0H1`. Raises `HeadError`."""
     found = re.fullmatch(r"(.*?)L(\d+)H(\d+)", name)
-    stacks = {prefix: stack for stack, prefix in _PREFIX.items()} | {"": ""}
+    stacks = {prefix: stack for stack, prefix in PREFIXES.items()} | {"": ""}
     if found is None or not (found[1] in stacks or found[1].endswith(".")):
         raise _no_heads(name, name)
     return Head(int(found[2]), int(found[3]), stacks.get(found[1], found[1][:-1]))
@@ -161,8 +161,10 @@ class Site:
     were pruned. `layout` says, in the notation of einops, how the heads are laid out there,
     and `fused` how the output of a fused projection is ordered. Where the projection is a bare parameter of the
     attention (XLNet), `weight` is its name, and all these modules are the attention itself. `runs` says how often
-    `place` runs in one pass of the attention, on several kinds of tokens.
+    `place` runs in one pass of the attention, on several kinds of tokens. `unit` is what is concatenated there.
     """
+
+    unit: ClassVar[str] = "head"
 
     row: int
     stack: str
@@ -267,8 +269,10 @@ class Anatomy:
     @property
     def present(self) -> Tensor:
         """[layer, head], bool: which heads there are; a pruned one is not."""
-        heads = range(self.heads)
-        return torch.tensor([[head in kept for head in heads] for kept in (set(site.kept) for site in self.sites)])
+        there = torch.zeros(self.layers, self.heads, dtype=torch.bool)
+        for row, site in enumerate(self.sites):
+            there[row, list(site.kept)] = True
+        return there
 
     def runner(self, stack: str) -> nn.Module:
         """The module that runs a stack: for cross attention, the decoder."""
@@ -291,7 +295,10 @@ class Anatomy:
                 )
 
     def resolve(self, heads: Heads) -> list[tuple[int, int]]:
-        """Turn heads into sorted places `(row, head)` of a `[layer, head]` result, or raise `HeadError`."""
+        """Turn heads into sorted places `(row, head)` of a `[layer, head]` result, or raise `HeadError`.
+
+        Heads are given as `{layer: [heads]}`, as names, `["L1H0"]`, as (layer, head) pairs or as `Head`s.
+        """
         places = sorted({self._place(head) for head in each_head(heads)})
         for row, head in places:
             if head not in self.sites[row].kept:

@@ -14,7 +14,7 @@ import transformers
 
 from ..errors import BertologyError, DataError, need
 from ..pruning.rankings import RANKINGS
-from .files import check_folder, write_json, write_page, write_section
+from .files import check_folder, clear, write_json, write_page, write_section
 from .jobs import JOBS, METRIC_NAMES
 from .models import DEMO, Loaded, batches_of, load
 from .texts import Texts, read_texts
@@ -27,6 +27,12 @@ examples:
   bertology curve my-model dev.jsonl --text-column premise --text-column hypothesis --label-column gold
   bertology prune my-model dev.tsv --heads L0H3 L5H1        these heads; the smaller model is in bertology-output/model
 """
+
+
+CURVE = {
+    "metric": None, "by": "importance", "amount": 0.1, "threshold": 0.9, "keep": 1, "reestimate": False, "seed": 0,
+}  # fmt: skip
+"""The options of a pruning curve, and their defaults."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,9 +67,7 @@ def _add_data(one: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="NAME", help="a folder or name, if not the model's")
     add("--device", help="cpu, cuda, cuda:1 ...; by default cuda where there is one")
     add("--quiet", action="store_true", help="no progress bars")
-    one.set_defaults(
-        metric=None, by="importance", amount=0.1, threshold=0.9, keep=1, reestimate=False, seed=0, heads=None
-    )
+    one.set_defaults(heads=None, **CURVE)
 
 
 def _add_curve(one: argparse.ArgumentParser) -> None:
@@ -122,6 +126,7 @@ def _run(args: argparse.Namespace) -> None:
     check_folder(out)
     if args.data is None and args.model != DEMO:
         raise DataError("name a file of texts after the model (.tsv, .csv, .jsonl, or a text on each line)")
+    _check_used(args)
     texts = _texts(args) if args.data else None
     loaded = load(args.model, tokenizer=args.tokenizer, device=args.device)
     texts = texts or _of_the_demo(loaded, args.limit)
@@ -129,6 +134,7 @@ def _run(args: argparse.Namespace) -> None:
     if cut:
         print(f"bertology: warning: {cut} of {len(texts.texts)} texts are too long and were cut", file=sys.stderr)
     sections = JOBS[args.command](args, loaded, batches)
+    clear(out)
     for section in sections:
         write_section(out, section)
     about = _facts(args, loaded.model, texts, cut)
@@ -139,7 +145,24 @@ def _run(args: argparse.Namespace) -> None:
         print(f"\n{section.title}")
         for name, value in section.rows:
             print(f"  {name}: {value}")
+    if texts.columns:
+        print(f"\nColumns of {args.data}: {texts.columns}")
     print(f"\nTables and pictures: {out / 'index.html'}")
+
+
+def _check_used(args: argparse.Namespace) -> None:
+    """Raise `DataError` for options that this call would leave unread."""
+    of_files = {"--text-column": args.text_column, "--label-column": args.label_column, "--no-header": args.no_header}
+    if args.data is None:
+        unread = [name for name, given in of_files.items() if given]
+        why = f"{DEMO!r} has texts of its own: name a file of texts after it"
+    elif args.heads:
+        unread = [f"--{name}" for name, usual in CURVE.items() if name != "metric" and getattr(args, name) != usual]
+        why = "--heads says which heads to remove, so that no curve is drawn: leave one of them out"
+    else:
+        unread, why = [], ""
+    if unread:
+        raise DataError(f"nothing reads {' and '.join(unread)} here, since {why}")
 
 
 def _texts(args: argparse.Namespace) -> Texts:
@@ -159,6 +182,7 @@ def _facts(args: argparse.Namespace, model: Any, texts: Texts, cut: int) -> dict
         "model": f"{args.model} ({type(model).__name__})",
         "data": args.data or "the sentences of the demo",
         "examples": len(texts.texts),
+        **({"columns": texts.columns} if texts.columns else {}),
         "texts_that_were_cut": cut,
         "labels": "the texts themselves" if texts.labels is None else f"{len(texts.labels)}",
         **{name: version(name) for name in ("torch", "transformers")},

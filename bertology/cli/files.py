@@ -10,7 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, writable
+from ..results.complete_file import complete_file
 from ..results.result import Result
 
 STYLE = """
@@ -20,6 +21,11 @@ img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 table { border-collapse: collapse; } th, td { padding: .1rem 1rem .1rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; } h2 { margin-top: 2.5rem; } .files { font-size: .9rem; }
 """
+
+
+NAMES = ("importance", "entropy", "curve", "pruned")
+"""What the files of results are called."""
+KINDS = ("png", "csv", "json", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Section:
     result: Result
     rows: Sequence[tuple[str, str]] = ()
     """What else the page says: a name and a value each."""
-    parts: tuple[str, ...] = ("png", "csv", "json", "safetensors")
+    parts: tuple[str, ...] = KINDS
     """Its files: a picture, a table, plain values, and what `Result.load` reads."""
 
 
@@ -42,6 +48,20 @@ def check_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--output must be a folder, {path} cannot be one: {error.strerror}") from error
+
+
+def clear(out: Path) -> None:
+    """Remove the tables, pictures and pages that an earlier run has left in the folder; a pruned model stays there.
+
+    Only a folder with the `run.json` of a run is touched, and in it only files with the names of results.
+    """
+    try:
+        about = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(about, dict) and "arguments" in about:
+        for name in ("index.html", "run.json", *(f"{name}.{kind}" for name in NAMES for kind in KINDS)):
+            (out / name).unlink(missing_ok=True)
 
 
 def write_section(out: Path, section: Section) -> None:
@@ -59,7 +79,8 @@ def write_section(out: Path, section: Section) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values; what is no number, such as the score of a head that is pruned, is null."""
-    path.write_text(json.dumps(_plain(values), indent=1) + "\n", encoding="utf-8")
+    with writable(path), complete_file(path) as part:
+        part.write_text(json.dumps(_plain(values), indent=1) + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
@@ -75,7 +96,9 @@ def write_page(out: Path, title: str, facts: Sequence[tuple[str, str]], sections
     body = "\n".join([f"<h1>{escape(title)}</h1>", _table(facts), *map(_shown, sections)])
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     page = f'<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>'
-    (out / "index.html").write_text(f"<!doctype html>\n{page}\n", encoding="utf-8")
+    path = out / "index.html"
+    with writable(path), complete_file(path) as part:
+        part.write_text(f"<!doctype html>\n{page}\n", encoding="utf-8")
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from ..anatomy.names import LABELS_ARGUMENT
 from ..anatomy.sites import HeadScore
 from ..data.losses import is_causal
 from ..data.metrics import METRICS, MetricName
@@ -92,7 +94,9 @@ def prune(args: Namespace, loaded: Loaded, batches: Batches) -> list[Section]:
 
 def report(args: Namespace, loaded: Loaded, batches: Batches) -> list[Section]:
     """Importance and entropy in one pass and, where there are labels, the pruning curve."""
-    if "labels" not in batches[0]:
+    if LABELS_ARGUMENT not in batches[0]:
+        told = "bertology: warning: the texts have no labels, so that importance and the curve are left out"
+        print(told, file=sys.stderr)
         return entropy(args, loaded, batches)
     accumulators = ImportanceAccumulator(), EntropyAccumulator()
     ranked, spread = accumulate(

@@ -44,6 +44,8 @@ def load(name: str, *, tokenizer: str | None = None, device: str | None = None) 
     """
     place = _device(device)
     if name == DEMO and not Path(name).exists():
+        if tokenizer:
+            raise DataError(f"nothing reads --tokenizer here, since {DEMO!r} has a tokenizer of its own")
         demo = topic_classifier()
         texts: list[tuple[str, ...]] = [(text,) for text in demo.texts]
         places = [f"the demo, sentence {number}" for number, _ in enumerate(texts)]

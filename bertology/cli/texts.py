@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..corpora.files import BLANKS, lines_of, open_text
+from ..data.rows import FILE_LABEL_COLUMNS, PAIRED_COLUMNS, TEXT_COLUMNS
 from ..errors import DataError, shown
-
-# What columns of texts are usually called; two are the parts of one example.
-TEXT_COLUMNS = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
-    ("text",), ("sentence",), ("content",), ("document",), ("code",),
-)  # fmt: skip
-LABEL_COLUMNS = ("label", "labels", "gold_label", "score")
 
 
 @dataclass(frozen=True)
@@ -27,6 +21,8 @@ class Texts:
     texts: list[tuple[str, ...]]
     labels: list[Any] | None
     places: list[str]
+    columns: str = ""
+    """Which columns were read and which were not, in words."""
 
 
 def read_texts(
@@ -55,10 +51,12 @@ def read_texts(
     labels: list[Any] = []
     places: list[str] = []
     columns: tuple[str, ...] = ()
+    told = ""
     for place, row in rows:
         if not texts:
             columns = _text_columns(row, text_columns, place)
             label_column = _label_column(row, label_column, place)
+            told = _told(row, columns, label_column)
         texts.append(tuple(_text(row, name, place) for name in columns))
         labels.append(_cell(row, label_column, place) if label_column else None)
         places.append(place)
@@ -66,7 +64,7 @@ def read_texts(
             break
     if not texts:
         raise DataError(f"{path} holds no texts")
-    return Texts(texts, labels if label_column else None, places)
+    return Texts(texts, labels if label_column else None, places, told if kind in (*ROWS, *HEADED) else "")
 
 
 def _plain(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -118,7 +116,8 @@ ROWS = {".json": _json_lines, ".jsonl": _json_lines, ".ndjson": _json_lines}
 
 
 def _text_columns(row: Mapping[str, Any], given: Sequence[str], place: str) -> tuple[str, ...]:
-    found = tuple(given) or next((names for names in TEXT_COLUMNS if row.keys() >= {*names}), ())
+    usual = (*PAIRED_COLUMNS, *((name,) for name in TEXT_COLUMNS))
+    found = tuple(given) or next((names for names in usual if row.keys() >= {*names}), ())
     if not found or not row.keys() >= {*found}:
         wanted = " and ".join(map(repr, found)) or "text, such as 'text' or 'sentence'"
         raise DataError(f"{place}: no column {wanted}: name the text with --text-column; there are {_names(row)}")
@@ -128,7 +127,16 @@ def _text_columns(row: Mapping[str, Any], given: Sequence[str], place: str) -> t
 def _label_column(row: Mapping[str, Any], given: str | None, place: str) -> str | None:
     if given and given not in row:
         raise DataError(f"{place}: no column {given!r}: --label-column takes one of {_names(row)}")
-    return given or next((name for name in LABEL_COLUMNS if name in row), None)
+    return given or next((name for name in FILE_LABEL_COLUMNS if name in row), None)
+
+
+def _told(row: Mapping[str, Any], columns: Sequence[str], label: str | None) -> str:
+    """Which columns are read, and which are not."""
+    others = [name for name in row if name not in (*columns, label)]
+    parts = [f"text in {' and '.join(map(repr, columns))}", f"label in {label!r}" if label else "no label"]
+    if others:
+        parts.append(f"not read: {', '.join(map(repr, others[:20]))}{' ...' if len(others) > 20 else ''}")
+    return "; ".join(parts)
 
 
 def _names(row: Mapping[str, Any]) -> str:

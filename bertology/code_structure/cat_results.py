@@ -48,6 +48,7 @@ def bootstrap(matched: Tensor, either: Tensor, average: Average, resamples: int,
     return above / below
 
 
+NO_PAIR = "no snippet has a pair of leaves that is high in attention or near in the tree"
 CHANCE = 1 / 7
 """The score of two independent masks, each with a quarter of the pairs: 1/16 of the pairs are in both masks, and
 1/4 + 1/4 - 1/16 = 7/16 in at least one. If ties among distances leave fewer pairs near, chance is lower; shuffled
@@ -96,9 +97,12 @@ class CatScores(Result):
         return len(self.names) - self.used
 
     def __str__(self) -> str:
-        lines = [f"CAT-scores of {len(self.names)} snippets, {self.settings or 'no settings'}; chance is {CHANCE:.3f}"]
+        lines = [f"CAT-scores of {_counted(self.names)}, {self.settings or 'no settings'}; chance is {CHANCE:.3f}"]
         low, high = self.interval()
         for row, label in enumerate(self.labels):
+            if not self.used[row]:
+                lines.append(f"layer {label}: no score, since {NO_PAIR}")
+                continue
             lines.append(
                 f"layer {label}: {self.macro[row]:.4f} (95 % from {low[row]:.4f} to {high[row]:.4f}), "
                 f"pooled {self.micro[row]:.4f}, {int(self.used[row])} snippets used, "
@@ -160,7 +164,8 @@ class CatScores(Result):
         of_layers = _gain(mine, other, average, level, resamples, seed)
         mine, other = ((x.head_matched, x.head_either) for x in (self, null))
         of_heads = _gain(mine, other, average, level, resamples, seed)
-        return CatGain(*of_layers, *of_heads, average, level, self.labels, model_name=self.model_name)
+        return CatGain(*of_layers, *of_heads, average, level, self.labels, model_name=self.model_name,
+                       n_examples=self.n_examples)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -200,6 +205,8 @@ class CatGain(Result):
                     f"layer {label}: {self.gain[row]:+.4f} ({100 * self.level:g} % from {self.low[row]:+.4f} to "
                     f"{self.high[row]:+.4f}) of {int(self.used[row])} snippets; {heads} of {there} heads above 0"
                 )
+            else:
+                lines.append(f"layer {label}: no gain, since there is no snippet in which both have a score")
         return "\n".join(lines)
 
 
@@ -259,6 +266,10 @@ def scores_of(
         settings=settings,
         labels=labels,
     )
+
+
+def _counted(names: tuple[str, ...]) -> str:
+    return f"{len(names)} snippet{'' if len(names) == 1 else 's'}"
 
 
 def _range(scores: Tensor) -> str:
@@ -360,4 +371,11 @@ class CatComparison(Result):
             if scores[0].used[row]:
                 lines.append(f"| {label} | {' | '.join(f'{one.macro[row]:.3f}' for one in scores)} |")
         left = f", {self.skipped} skipped" if self.skipped else ""
-        return "\n".join([*lines, f"CAT-scores of {len(self.names)} snippets{left}; chance is about 1/7 = 0.143"])
+        told = f"CAT-scores of {_counted(self.names)}{left}; chance is about 1/7 = 0.143"
+        without = [label for label, used in zip(self.labels, scores[0].used.tolist(), strict=True) if not used]
+        if not without:
+            return "\n".join([*lines, told])
+        if len(without) < len(self.labels):
+            return "\n".join([*lines, told, f"No score in layers {', '.join(without)}, since {NO_PAIR} there"])
+        hint = "Two leaves or more of the types that count are needed; types='all' counts all of them"
+        return f"{told}\nNo layer has a score, since {NO_PAIR}. {hint}"

@@ -15,7 +15,7 @@ from ..anatomy.sites import Site
 from ..data.batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable
 from ..errors import DataError, ShapeError, check_least, checked
 from ..streaming.accumulator import MapAccumulator
-from ..streaming.processes import process, values_of_all
+from ..streaming.processes import gathered, process
 from .align import PADDING, AlignedCode
 from .masks import as_floats, check_finite
 
@@ -112,7 +112,7 @@ def snippets_in(batches: Batches) -> list[AlignedCode]:
     With several processes these are the snippets of all of them, because their results share one axis of examples. If
     each process aligned its own code, the snippets of the other processes get numbers that it does not use itself.
     """
-    every = values_of_all(lambda: _own_snippets(batches))
+    every = gathered(_own_snippets(batches), "snippets")
     found = [one for part in every for one in part]
     numbers = {one.number for one in found}
     if not found or any(len({one.number for one in part}) < len(part) for part in every):

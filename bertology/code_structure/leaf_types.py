@@ -14,7 +14,7 @@ from ..anatomy.sites import Site
 from ..errors import DataError, HeadError, ShapeError, check_least, checked, described
 from ..results.axes import axes
 from ..results.result import Result
-from ..streaming.accumulator import stat
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
 from .masks import QUARTER, HighAttention, attention_mask
 
@@ -278,7 +278,9 @@ class LeafTypes(Result):
             if self.snippets[row]:
                 shares = dict(zip(self.types, self.share[row].tolist(), strict=True))
                 listed = ", ".join(f"{kind} {100 * shares[kind]:.0f} %" for kind in self.frequent(row))
-                lines.append(f"layer {label}: {listed}")
+            else:
+                listed = ""
+            lines.append(f"layer {label}: {listed or 'none, since no pair of leaves has high attention'}")
         return "\n".join(lines)
 
 
@@ -290,9 +292,18 @@ class TypesAccumulator(LeafMapAccumulator):
     once: Tensor = stat("layer")
     seen: Tensor = stat("layer", torch.int64)
 
-    def __init__(self, types: Sequence[str], *, quantile: float = QUARTER) -> None:
+    def __init__(self, types: Sequence[str], *, quantile: float = QUARTER, weighting: Weighting = "attention") -> None:
+        self.weighting = check_weighting(weighting)
         self._number = {kind: place for place, kind in enumerate(sorted(set(types)))}
         self._quantile = quantile
+
+    def names(self) -> Names:
+        """The types of leaves."""
+        return {"class": tuple(self._number)}
+
+    def rename(self, names: Names) -> None:
+        """Count other types."""
+        self._number = {kind: place for place, kind in enumerate(names["class"])}
 
     def settings(self) -> str:
         """The types, and the quantile of high attention."""

@@ -36,11 +36,21 @@ class CapturedTexts:
     A word begins after a blank, and where the tokenizer splits a text, such as at punctuation. Empty where it is not
     known: for batches that were not made of texts, and for tokenizers that do not tell."""
 
+    positions: Annotated[tuple[int, ...], axes("token")] = field(default=(), kw_only=True, metadata=ABOUT)
+    """[token]: which tokens of each text were kept, from 0 at its first real token, and from -1 back from its last one;
+    empty where all were. Of attention maps these are the queries. `tokens` are those of the whole text."""
+
     def tokens_of(self, stack: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
         """The tokens that attend in a stack, and those that are attended to, each [batch, token]."""
         decodes = bool(self.decoder_tokens) and not stack.startswith("encoder")
         queries = self.decoder_tokens if decodes else self.tokens
-        return queries, self.tokens if stack.startswith("cross") else queries
+        keys = self.tokens if stack.startswith("cross") else queries
+        return tuple(map(self._chosen, queries)) if self.positions else queries, keys
+
+    def _chosen(self, tokens: tuple[str, ...]) -> tuple[str, ...]:
+        """The tokens of a text at the positions that were kept, an empty string where it does not have one."""
+        real = [token for token in tokens if token]
+        return tuple(real[one] if -len(real) <= one < len(real) else "" for one in self.positions)
 
 
 def texts_of(model: nn.Module, batch: Batch, tokenizer: Any) -> dict[str, Any]:

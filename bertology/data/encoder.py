@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
 from itertools import groupby
@@ -55,6 +55,8 @@ class Encoder:
     truncation: bool | str = False
     max_length: int | None = None
     notes_words: bool = False
+    class_numbers: Mapping[int, int] = field(default_factory=dict)
+    """{number of a class in the data: its number in the model}, where the two differ."""
 
     @cached_property
     def to_text(self) -> bool:
@@ -205,7 +207,7 @@ class Encoder:
         return next((x for x in (own, of_tokenizer) if isinstance(x, int) and x >= 0), 0)
 
     def _labels(self, group: list[Encoded], batch: dict[str, Any]) -> Tensor | None:
-        labels = [_plain(one.label) for one in group]
+        labels = [self._numbered(_plain(one.label)) for one in group]
         if all(x is None for x in labels):
             if self.model is None or not is_causal(self.model):
                 return None
@@ -226,6 +228,12 @@ class Encoder:
                 f"a label must be a number, a list of numbers or the name of a class, got {shown(wrong[0])}"
             )
         return torch.tensor([int(x) if isinstance(x, bool) else x for x in labels])
+
+    def _numbered(self, label: Any) -> Any:
+        """The number of a class, or of the class of each token, in the model."""
+        if isinstance(label, list) and not self._classifies:
+            return [self._numbered(x) for x in label]
+        return self.class_numbers.get(label, label) if isinstance(label, int) else label
 
     def _class(self, name: str) -> int:
         """The number of a class that is given by its name in the config of the model."""

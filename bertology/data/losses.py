@@ -8,7 +8,8 @@ is not predicted, and nothing is predicted from it. Question answering gives it 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 
 from ..anatomy.names import (
     CAUSAL_CLASSES,
+    DECODES_NAME,
+    ENCODER_LM_CLASSES,
     GENERATING_CLASSES,
     LABELS_ARGUMENT,
     LOGITS_OUTPUT,
@@ -60,6 +63,7 @@ def find_loss(model: nn.Module) -> ExampleLoss:
     task = task_model(model)
     for pattern, make in _LOSSES.items():
         if re.search(f"({pattern})$", task_name(task)):
+            warn_if_it_sees_what_it_predicts(model)
             return make(task)
     raise LossError(
         f"no loss is known for {type(model).__name__}: wanted a model of transformers with a head for {_TASKS}. "
@@ -93,12 +97,37 @@ def loss_name(loss: ExampleLoss | None) -> str:
 def _labels(batch: Batch, model: nn.Module, *names: str) -> Any:
     missing = [name for name in names if batch.get(name) is None]
     if missing:
-        hint = "; for a causal LM pass labels=input_ids" if is_causal(model) else ""
+        hint = where_labels_are(model, batch, missing)
         raise LossError(
             f"the loss of {type(model).__name__} needs {' and '.join(missing)} in every batch, "
             f"got {', '.join(batch)}{hint}"
         )
     return [batch[name] for name in names]
+
+
+def warn_if_it_sees_what_it_predicts(model: nn.Module) -> None:
+    """Warn of a causal language model of a family of encoders that was not told to be a decoder."""
+    task = task_model(model)
+    if re.fullmatch(ENCODER_LM_CLASSES, task_name(task)) and not getattr(config_of(task), DECODES_NAME, False):
+        warnings.warn(
+            f"{type(task).__name__} sees the tokens that it predicts, since {DECODES_NAME} is False in its config: its "
+            " loss says nothing of the heads that a text needs. Load it with "
+            f"from_pretrained(..., {DECODES_NAME}=True), or load the masked language model and mask tokens",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def where_labels_are(model: nn.Module, batch: Batch, missing: Sequence[str]) -> str:
+    """What to do about labels that are missing."""
+    if is_causal(model):
+        return "; for a causal LM pass labels=input_ids"
+    if missing != [LABELS_ARGUMENT]:
+        return ": pass batches with them"
+    other = next((name for name in ("label", "label_ids") if name in batch), None)
+    if other is not None:
+        return f": rename {other!r} to {LABELS_ARGUMENT!r}"
+    return f": pass batches with {LABELS_ARGUMENT!r}, or texts with their labels, such as [('A text.', 1), ...]"
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -117,6 +146,9 @@ def _classes(logits: Tensor, labels: Tensor) -> Tensor:
     wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= count))]
     if wrong.numel():
         raise LossError(f"labels must be from 0 to {count - 1}, or {IGNORED} to be ignored, got {wrong[0].item()}")
+    broken = labels[labels != labels.trunc()] if labels.is_floating_point() else labels[:0]
+    if broken.numel():
+        raise LossError(f"labels must be whole numbers, the numbers of classes, got {broken[0].item():g}")
     flat, target = _wide(logits).reshape(-1, count), labels.reshape(-1).long()
     return F.cross_entropy(flat, target, reduction="none", ignore_index=IGNORED).reshape(labels.shape)
 
@@ -183,12 +215,25 @@ def _sequence_classification(model: nn.Module) -> ExampleLoss:
             return _classes(logits, _one_each(labels, batch))
         wide = _wide(logits)
         if labels.numel() != wide.numel():
-            raise LossError(f"labels must be [batch, label] = {list(wide.shape)}, got {list(labels.shape)}")
+            raise LossError(_not_each(kind, wide, labels, getattr(model.config, "problem_type", None)))
         target = labels.reshape(wide.shape).to(wide.dtype)
         each = F.mse_loss if kind == "regression" else F.binary_cross_entropy_with_logits
         return each(wide, target, reduction="none").mean(-1)
 
     return loss
+
+
+def _not_each(kind: str, logits: Tensor, labels: Tensor, given: str | None) -> str:
+    """Why there must be a number for each label, and what to do about labels of another shape."""
+    told = f"labels must be [batch, label] = {list(logits.shape)}, got {list(labels.shape)}"
+    if given is not None:
+        return f"{told}: problem_type in the model's config is {given!r}, which wants a number for each label"
+    if kind == "regression":
+        return f"{told}: a model with one output predicts one number for each text"
+    return (
+        f"{told}: labels of {str(labels.dtype).removeprefix('torch.')} say for each of the {logits.shape[-1]} classes "
+        "whether it is one of a text's. For one class a text, pass whole numbers, labels.long()"
+    )
 
 
 def _one_each(labels: Tensor, batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import DataError, check_least, checked, described
 from .batches import BatchesOrTexts
+from .class_names import check_same_classes, class_numbers
 from .encoder import Encoder
 from .rows import PASS_TOKENIZER, Row, are_texts, is_batch, is_columns, is_row, read_row, rows_of, with_labels
 from .token_classes import check_is_tokenizer
@@ -43,7 +44,8 @@ def make_batches(
             of texts, or any iterable of texts, pairs or rows. Batches of model arguments stay as they are.
         tokenizer: the model's. It is not changed; where it has no padding token, padding is masked all the same.
         model: what the batches are for. It tells how long a text may be, which arguments it takes, and what a label
-            is: a class by its name, the text to write, and for causal language models the text itself.
+            is: a class by its name, the text to write, and for causal language models the text itself. Where a
+            `datasets.Dataset` names its classes as the model does and in another order, labels are renumbered.
         columns: the names of the columns with the text, one or two; by default the usual ones, such as `text`,
             `sentence`, or `premise` and `hypothesis`.
         batch_size: the most examples in a batch.
@@ -57,7 +59,8 @@ def make_batches(
     Returns a list of batches. Of an iterator, or a DataLoader, it returns an iterable that reads the data when it is
     asked for the batches. Padding is on the tokenizer's `padding_side`.
 
-    Raises `DataError` for what is no text, and for a text that is too long or without a token.
+    Raises `DataError` for what is no text, for a text that is too long or without a token, and for a data set with
+    some classes of the model and some others.
 
         >>> from transformers import AutoTokenizer
         >>> from bertology.demo import minilm_path
@@ -69,18 +72,27 @@ def make_batches(
     check_is_tokenizer(tokenizer)
     check_least("batch_size", batch_size, 1)
     check_least("max_tokens", max_tokens, 1)
-    encoder = Encoder(tokenizer, model, tuple(columns), batch_size, max_tokens, sort, truncation, max_length)
+    encoder = Encoder(
+        tokenizer, model, tuple(columns), batch_size, max_tokens, sort, truncation, max_length,
+        class_numbers=class_numbers(data, model),
+    )  # fmt: skip
     return _made(data, encoder)
 
 
-def as_batches(model: nn.Module | None, data: BatchesOrTexts, tokenizer: Any, *, sort: bool = True) -> Any:
+def as_batches(
+    model: nn.Module | None, data: BatchesOrTexts, tokenizer: Any, *, sort: bool = True, notes_words: bool = False
+) -> Any:
     """Turn texts into batches, if there is a tokenizer; batches stay as they are.
 
-    Texts are sorted by length unless a result has values by example.
+    Texts are sorted by length unless a result has values by example. With `notes_words` captures know their words.
     """
     if tokenizer is None:
         _check_no_text(data)
+        check_same_classes(data, model)
         return data
+    if notes_words:
+        check_is_tokenizer(tokenizer)
+        return _made(data, Encoder(tokenizer, model, sort=sort, notes_words=True))
     return make_batches(data, tokenizer, model=model, sort=sort)
 
 
@@ -92,7 +104,9 @@ def as_batch(model: nn.Module, inputs: BatchesOrTexts, tokenizer: Any) -> Any:
     check_is_tokenizer(tokenizer)
     if is_batch(inputs):
         return inputs
-    made = _made(inputs, Encoder(tokenizer, model, batch_size=0, max_tokens=0, sort=False, notes_words=True))
+    numbers = class_numbers(inputs, model)
+    options: dict[str, Any] = {"batch_size": 0, "max_tokens": 0, "sort": False, "notes_words": True}
+    made = _made(inputs, Encoder(tokenizer, model, class_numbers=numbers, **options))
     if made is inputs and isinstance(inputs, Mapping):
         return inputs
     batches = list(made)
@@ -160,6 +174,7 @@ def _each_made(
             yield from encoder.batches(pool, number - len(pool))
             pool = []
         if is_batch(item):
+            check_same_classes(items, encoder.model)
             yield item
         elif several:
             yield encoder.together(list(rows_of(item, columns=encoder.columns)), 0)

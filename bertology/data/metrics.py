@@ -185,7 +185,8 @@ def _classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if logits.shape[:-1] != labels.shape or labels.is_floating_point():
         raise DataError(
             f"this metric wants logits [example, label] and integer labels [example], "
-            f"got {list(logits.shape)} and {labels.dtype} {list(labels.shape)}"
+            f"got {list(logits.shape)} and {labels.dtype} {list(labels.shape)}: for one class a text, pass whole "
+            "numbers; for other labels, a function of (logits, labels) as metric="
         )
     there = labels != IGNORED
     if not there.any():

@@ -24,8 +24,10 @@ PAIRED_COLUMNS = (
     ("question", "context"),
 )
 """Columns of two texts that belong together, as in GLUE, SNLI and SQuAD."""
-TEXT_COLUMNS = ("text", "sentence", "content", "document")
+TEXT_COLUMNS = ("text", "sentence", "content", "document", "code")
 LABEL_COLUMNS = (LABELS_ARGUMENT, "label", "label_ids")
+FILE_LABEL_COLUMNS = (*LABEL_COLUMNS, "gold_label", "score")
+"""In files of texts also the columns of SNLI and STS-B; in other data, a score may be of something else."""
 AMBIGUOUS = (
     "it may be two texts, or a text and a label: pass rows, {'text': ..., 'text_pair': ...} or "
     "{'text': ..., 'label': ...}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..anatomy.names import block_oddities_of
 from ..anatomy.sites import Anatomy
-from ..errors import DataError, described
+from ..errors import DataError, described, is_whole, shown
 from .batches import Batch, reads_text, token_ids
 
 TokenClass = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Batch], Tensor]
@@ -27,7 +27,7 @@ class TokenClasses:
     """
 
     def __init__(self, tokens: Mapping[str, TokenClass] | None, tokenizer: Any = None) -> None:
-        given = dict(tokens or {})
+        given = _by_name({} if tokens is None else tokens)
         if tokenizer is not None:
             check_is_tokenizer(tokenizer)
         if OTHER in given:
@@ -94,14 +94,38 @@ def check_is_tokenizer(tokenizer: Any) -> None:
         )
 
 
+def _by_name(tokens: Any) -> dict[str, Any]:
+    """The classes by name. Raises `DataError` for classes without names."""
+    if not isinstance(tokens, Mapping):
+        raise DataError(
+            f"tokens must be a mapping from the name of each class to its tokens, got {shown(tokens)}: give the class "
+            f"a name, as in tokens={{'my class': {shown(tokens)}}}"
+        )
+    wrong = [name for name in tokens if not isinstance(name, str)]
+    if wrong:
+        raise DataError(f"the name of a class of tokens must be a string, got {described(wrong[0])} in {shown(tokens)}")
+    return dict(tokens)
+
+
+def _listed(given: Any) -> list[Any]:
+    """The ids or strings of a class; empty for what is neither."""
+    if isinstance(given, str) or is_whole(given):
+        return [given]
+    return list(given.tolist() if hasattr(given, "tolist") else given) if isinstance(given, Iterable) else []
+
+
 def _ids(name: str, given: Any, tokenizer: Any) -> Tensor:
-    many = given.tolist() if isinstance(given, Tensor) else [given] if isinstance(given, (int, str)) else list(given)
-    if not many or not (all(type(one) is int for one in many) or all(isinstance(one, str) for one in many)):
-        raise DataError(f"class {name!r} must be token ids, strings or a function of the batch, got {given!r}")
-    if isinstance(many[0], int):
-        if torch.tensor(many).min() < 0:
+    many = _listed(given)
+    if not many or not (all(map(is_whole, many)) or all(isinstance(one, str) for one in many)):
+        raise DataError(
+            f"class {name!r} must be token ids, strings or a function of the batch, got {shown(given)}: such as "
+            f"tokens={{{name!r}: ['.', ',']}}"
+        )
+    if not isinstance(many[0], str):
+        ids = torch.tensor([int(one) for one in many])
+        if ids.min() < 0:
             raise DataError(f"class {name!r}: a token id is 0 or more, got {many}")
-        return torch.tensor(many)
+        return ids
     if tokenizer is None:
         raise DataError(f"class {name!r} is given as strings: pass tokenizer= as well, to look up their ids")
     reading: dict[str, list[int]] = {}
@@ -112,5 +136,9 @@ def _ids(name: str, given: Any, tokenizer: Any) -> Tensor:
             reading.setdefault(read, []).append(number)
     missing = [one for one in many if one not in reading]
     if missing:
-        raise DataError(f"class {name!r}: {', '.join(map(repr, missing))} is not a token of this tokenizer")
+        are = "is not a token" if len(missing) == 1 else "are not tokens"
+        raise DataError(
+            f"class {name!r}: {', '.join(map(shown, missing))} {are} "
+            f"of this tokenizer: tokenizer.tokenize({shown(missing[0])}) lists the tokens of a text"
+        )
     return torch.tensor(sorted({number for one in map(str, many) for number in reading[one]}))

@@ -11,6 +11,8 @@ SPECIAL, PADDING = -1, -2
 """In the place of a word: a special token such as [CLS], and a position without a token."""
 BEFORE_WORDS = ("▁", "Ġ")
 """How tokens of SentencePiece and of byte-level vocabularies begin where a blank stands before them."""
+LITTLE = 8
+"""So many more characters of a text are not cut."""
 INSIDE_WORDS = "##"
 """How tokens of WordPiece begin inside a word."""
 
@@ -67,14 +69,22 @@ def word_strings(tokens: Sequence[str], word_of: Sequence[int]) -> list[str]:
 
 
 def beginning(tokens: Sequence[str], most: int) -> str:
-    """The beginning of a text, as its tokens tell it."""
+    """The beginning of a text, as its tokens tell it; it ends in "…" if anything was cut, which is not done for little.
+
+    >>> beginning(["[CLS]", "birds", "sing", ".", "[SEP]"], 16)
+    '[CLS] birds sing . [SEP]'
+    >>> beginning(["birds", "sing", "in", "the", "morning"], 16)
+    'birds sing in the …'
+    """
     blanks = any(token.startswith(" ") for token in tokens)  # else a token does not say whether a blank is before it
-    text = ""
+    text = short = ""
     for token in tokens:
         inside = blanks or token.startswith(INSIDE_WORDS) or not text
         text += (token if blanks else token.removeprefix(INSIDE_WORDS)) if inside else f" {token}"
-        if len(text.strip()) > most:
-            return f"{' '.join(text.split())} …"
+        if len(text.strip()) > most and not short:
+            short = text
+        if len(text.strip()) > most + LITTLE:
+            return f"{' '.join(short.split())} …" if len(short) < len(text) else f"{text.strip()[:most]}…"
     return " ".join(text.split())
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..corpora.files import BLANKS, json_of, open_text, text_of, words_of
 from ..corpora.skips import Broken, BrokenPart, placed
 from ..errors import DataError, checked, shown, writable
+from ..results.files import check_suffix
 from .tasks import Counted, EdgeTask, Record, Target, check_inside
 
 _OF_TARGET, _OF_RECORD = ("span1", "span2", "label"), ("text", "tokens", "targets", "name")
@@ -71,7 +72,8 @@ def write_edges(task: EdgeTask, path: str | Path, *, labels: str | Path | None =
     """Write a task in the format of `read_edges`; `labels` names a file for its labels, one per line.
 
     Both words and text are written, so that other programs can read the file. `read_edges` reads the same task from
-    the two files. Raises `DataError` for labels that contain a line break.
+    the two files. Raises `DataError` for labels that contain a line break, and for a name that ends as a file of
+    another format does, such as `.csv`.
 
         >>> from tempfile import TemporaryDirectory
         >>> from bertology.edge_probing import Record, Target
@@ -81,6 +83,7 @@ def write_edges(task: EdgeTask, path: str | Path, *, labels: str | Path | None =
         ...     read_edges(f"{folder}/pos.jsonl") == task
         True
     """
+    check_suffix(path, (".jsonl", ".json", ".txt"), "a task is written as JSON lines")
     ends = [label for label in task.labels if "\n" in label or "\r" in label]
     if labels is not None and ends:
         raise DataError(f"labels must not contain line breaks, got {ends[0]!r}")

@@ -9,21 +9,19 @@ checks.bin     a checksum for each record's rows, written together with them: it
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
-from ..streaming.checkpoint import complete_file
+from ..errors import DataError, writable
+from ..results.complete_file import complete_file, is_part, locked
+from ..streaming.folder import META, TensorFiles, ValueFolder
 from .tasks import EdgeTask
 
 Numbers = npt.NDArray[Any]
@@ -149,28 +147,21 @@ def ranges(starts: Numbers, ends: Numbers) -> Numbers:
     return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - before, lengths)
 
 
-FORMAT = 1
-META, TARGETS, VECTORS, CHECKS = "meta.json", "targets.npz", "vectors.bin", "checks.bin"
-_NAMES = {name + end for name in (META, TARGETS, VECTORS, CHECKS) for end in ("", ".part")}
+TARGETS, VECTORS, CHECKS = "targets.npz", "vectors.bin", "checks.bin"
+_NAMES = (META, TARGETS, VECTORS, CHECKS)
 
 
-class Folder:
+class Folder(ValueFolder):
     """The files of a store. Nothing is deleted: files that cannot be used raise a `DataError`."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    format = 1
+    holds = "encoded task"
+    maker = "encode()"
+    again = "encode the task again"
 
-    def is_begun(self) -> bool:
-        """Whether a pass was begun here. Raises `DataError` if none can begin."""
-        if (self.path / META).exists():
-            return True
-        if self.path.is_dir():
-            others = sorted({file.name for file in self.path.iterdir()} - _NAMES)
-            if others:
-                raise DataError(f"{self.path} holds other files ({others[0]}): name an empty folder, or a new one")
-        elif self.path.exists() or not self.path.absolute().parent.is_dir():
-            raise DataError(f"wanted a folder, or the name of a new one in a folder that exists; got {self.path}")
-        return False
+    def is_own(self, name: str) -> bool:
+        """Whether a file is of a store, or a part that a process left that was killed."""
+        return any(name in (own, f"{own}.part") or is_part(name, own) for own in _NAMES)
 
     def sizes_of_parts(self) -> list[int]:
         """The numbers of records of the parts that were joined here; empty if nothing has begun."""
@@ -178,67 +169,50 @@ class Folder:
 
     def begin(self, about: dict[str, Any], layout: Layout) -> None:
         """Write all files but the vectors. Raises `DataError` if the disk has no room for the vectors."""
-        self.path.mkdir(exist_ok=True)
-        self._check_room(layout.rows * row_bytes(about))
-        (self.path / VECTORS).write_bytes(b"")
-        (self.path / CHECKS).write_bytes(b"")
-        self._write_about(about, layout)
+        with writable(self.path):
+            self.path.mkdir(exist_ok=True)
+            self.check_room(layout.rows * row_bytes(about))
+            (self.path / VECTORS).write_bytes(b"")
+            (self.path / CHECKS).write_bytes(b"")
+            self._write_about(about, layout)
 
     def join(self, parts: Sequence[Folder], about: dict[str, Any], layout: Layout) -> None:
         """Write the files of several folders into this one. meta.json is last: without it nothing has begun."""
-        self.path.mkdir(exist_ok=True)
-        self._check_room(layout.rows * row_bytes(about))
-        for name in (VECTORS, CHECKS):
-            with complete_file(self.path / name) as part, open(part, "wb") as file:
-                for one in parts:
-                    with open(one.path / name, "rb") as content:
-                        shutil.copyfileobj(content, file)
-        self._write_about(about, layout)
+        with writable(self.path), locked(self.path):
+            self.path.mkdir(exist_ok=True)
+            self.check_room(layout.rows * row_bytes(about))
+            for name in (VECTORS, CHECKS):
+                with complete_file(self.path / name) as part, open(part, "wb") as file:
+                    for one in parts:
+                        with open(one.path / name, "rb") as content:
+                            shutil.copyfileobj(content, file)
+            self._write_about(about, layout)
 
     def _write_about(self, about: dict[str, Any], layout: Layout) -> None:
         targets = layout.to_bytes()
-        self._write(TARGETS, targets)
-        about = {**about, "format": FORMAT, "targets_check": zlib.crc32(targets)}
-        self._write(META, json.dumps({"about": about, "check": _check(about)}, ensure_ascii=False).encode())
-
-    def about(self) -> dict[str, Any]:
-        """The content of meta.json. Raises `DataError` if it is damaged or of another version."""
-        try:
-            found = json.loads((self.path / META).read_bytes())
-            about, check = found["about"], found["check"]
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise DataError(f"{self.path} holds no encoded task: wanted a folder that encode() made") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise self.damaged(f"{META} cannot be read ({error})") from error
-        if check != _check(about):
-            raise self.damaged(f"{META} was changed")
-        if about.get("format") != FORMAT:
-            raise DataError(
-                f"{self.path} is of format {about.get('format')}, this version reads {FORMAT}: encode the task again, "
-                "in another folder"
-            )
-        return dict(about)
+        self.write(TARGETS, targets)
+        self.write_about({**about, "targets_check": zlib.crc32(targets)})
 
     def layout(self, about: dict[str, Any]) -> Layout:
         """The layout of the targets. Raises `DataError` if the file is missing or damaged."""
-        content = self._read(TARGETS)
+        content = self.read(TARGETS)
         if zlib.crc32(content) != about["targets_check"]:
             raise self.damaged(f"{TARGETS} was changed or is incomplete")
         return Layout.from_bytes(content)
 
     def done(self, about: dict[str, Any], layout: Layout) -> int:
         """The number of records that have vectors. Raises `DataError` if the number of vectors does not agree."""
-        done = len(self._read(CHECKS)) // 4
+        done = len(self.read(CHECKS)) // 4
         if done > len(layout.place):
             raise self.damaged(f"{CHECKS} has {done} records, the task {len(layout.place)}")
-        have, want = self._size(VECTORS), int(layout.row_at[done]) * row_bytes(about)
+        have, want = self.size(VECTORS), int(layout.row_at[done]) * row_bytes(about)
         if have < want or (done == len(layout.place) and have > want):
             raise self.damaged(f"{VECTORS} has {have} bytes, wanted {want}")
         return done
 
     def checks(self) -> Numbers:
         """[record]: the checksums, in the order of the vectors."""
-        return np.frombuffer(self._read(CHECKS), dtype="<u4")
+        return np.frombuffer(self.read(CHECKS), dtype="<u4")
 
     def vectors(self, about: dict[str, Any], rows: int) -> Numbers:
         """[token, layer, hidden]: the vectors, mapped into memory and read only.
@@ -251,57 +225,29 @@ class Folder:
         except (OSError, ValueError) as error:
             raise self.damaged(f"{VECTORS} cannot be read ({error})") from error
 
-    def damaged(self, what: str) -> DataError:
-        """An error that says what is wrong, and what to do."""
-        return DataError(f"{self.path} is damaged: {what}. Remove the folder and encode the task again")
-
-    def _check_room(self, wanted: int) -> None:
-        free = shutil.disk_usage(self.path).free
-        if wanted > free:
-            raise DataError(f"the vectors take {wanted / 1e9:.1f} GB, {self.path} has room for {free / 1e9:.1f} GB")
-
-    def _write(self, name: str, content: bytes) -> None:
-        """Write a file, all or nothing."""
-        with complete_file(self.path / name) as part:
-            part.write_bytes(content)
-
-    def _read(self, name: str) -> bytes:
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise self.damaged(f"{name} cannot be read ({error})") from error
-
-    def _size(self, name: str) -> int:
-        with suppress(OSError):
-            return (self.path / name).stat().st_size
-        raise self.damaged(f"{name} is not there")
-
 
 class Appending:
     """The vectors and checksums of a folder, open for appending after the first `done` records."""
 
     def __init__(self, folder: Folder, done: int, size: int) -> None:
-        self._files = [open(folder.path / name, "r+b") for name in (VECTORS, CHECKS)]  # noqa: SIM115
+        self._files = TensorFiles(folder.path)
         # An interrupted pass may have left vectors without checksums.
-        for file, end in zip(self._files, (size, 4 * done), strict=True):
-            file.truncate(end)
-            file.seek(end)
+        self._files.open(VECTORS, size)
+        self._files.open(CHECKS, 4 * done)
 
     def __enter__(self) -> Appending:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for file in self._files:
-            file.close()
+    def __exit__(self, *error: object) -> None:
+        self._files.__exit__(*error)
 
     def add(self, vectors: Numbers, tokens: Sequence[int]) -> None:
         """Add the vectors of some records, `[token, layer, hidden]`, with the number of tokens of each record."""
         parts = np.split(vectors, np.cumsum(tokens)[:-1])
-        content, checks = (vectors.tobytes(), np.array([check_of(part) for part in parts], dtype="<u4").tobytes())
+        checks = np.array([check_of(part) for part in parts], dtype="<u4")
         # In this order: a record with a checksum has its vectors.
-        for file, data in zip(self._files, (content, checks), strict=True):
-            file.write(data)
-            file.flush()
+        self._files.write(VECTORS, vectors.tobytes())
+        self._files.write(CHECKS, checks.tobytes())
 
 
 def check_of(vectors: Numbers) -> int:
@@ -317,7 +263,3 @@ def dtype_of(about: dict[str, Any]) -> np.dtype[Any]:
 def row_bytes(about: dict[str, Any]) -> int:
     """How many bytes a token's vectors take."""
     return int(about["layers"]) * int(about["hidden"]) * dtype_of(about).itemsize
-
-
-def _check(about: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(about, sort_keys=True).encode())

@@ -116,8 +116,9 @@ class ImportanceAccumulator(Accumulator):
 
     def zero(self, anatomy: Anatomy) -> ImportanceAccumulator:
         """Set the sums to 0, and find the loss before any work is done."""
-        if not anatomy.present.any():
-            raise DataError("there is nothing to rank: every head of this model was pruned")
+        part = self.part_of(anatomy)
+        if not part.present.any():
+            raise DataError(f"there is nothing to rank: every {part.sites[0].unit} of this model was pruned")
         for site in anatomy.sites:
             if why := oddities_of(site.attention).inexact_gradient:
                 raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
@@ -145,14 +146,16 @@ class ImportanceAccumulator(Accumulator):
         self.check_values(losses)
         loss = losses.sum()
         if not loss.requires_grad:
+            unit = self.anatomy.sites[0].unit
             raise UnknownAnatomy(
-                "the loss does not depend on any head: it was detached from the graph, or no head was run"
+                f"the loss does not depend on any {unit}: it was detached from the graph, or no {unit} was run"
             )
         gates = [gate for _, gate in self._token_gates] if self._granularity == "token" else [self._gates]
         found = torch.autograd.grad(loss, gates, retain_graph=self.keeps_graph, allow_unused=True) if gates else ()
         if all(gradient is None for gradient in found):
             raise UnknownAnatomy(
-                "the gradient does not reach the heads: the model builds its own autograd graph (reversible layers)"
+                f"the gradient does not reach the {self.anatomy.sites[0].unit}s: the model builds its own autograd "
+                "graph (reversible layers)"
             )
         device = self.absolute.device
         if self._granularity == "token":
@@ -170,16 +173,19 @@ class ImportanceAccumulator(Accumulator):
         self.squared += gradient.square().sum(1)
         self.examples += examples(batch)
 
-    def compute(self) -> HeadImportance:
+    def compute(self) -> Result:
         """Divide by the number of examples."""
+        return HeadImportance(*self._means(), self.anatomy.labels, granularity=self._granularity)
+
+    def _means(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """The scores, the mean gradient, the Fisher information, the standard error, and the number of examples."""
         self.check_measured(self.examples, "example")
-        n = int(self.examples)
+        n, there, what = int(self.examples), self.anatomy.present, f"{self.anatomy.sites[0].unit} importance"
         sums = [cpu64(x) for x in (self.absolute, self.signed, self.squared, self.squared_absolute)]
-        scores, signed, fisher, square = (finite(x / n, self.anatomy.present, "head importance") for x in sums)
+        scores, signed, fisher, square = (finite(x / n, there, what) for x in sums)
         spread = (square - scores.square()).clamp_min(0)
         stderr = (spread / (n - 1)).sqrt() if n > 1 else torch.full_like(scores, float("inf"))
-        labels, how = self.anatomy.labels, self._granularity
-        return HeadImportance(scores, signed, fisher, stderr, n, labels, granularity=how)
+        return scores, signed, fisher, stderr, n
 
 
 def _of_tokens(sites: list[Site], found: Sequence[Tensor | None], zeros: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ from ..data.losses import (
     is_causal,
     next_tokens,
     token_logits,
+    warn_if_it_sees_what_it_predicts,
+    where_labels_are,
 )
 from ..data.metrics import GenerationMetric, Metric, MetricName, find_metric, measured, metric_name
 from ..data.models import is_encoder_decoder, task_model, writes
@@ -66,6 +68,8 @@ class ScoreAccumulator(Accumulator):
     def zero(self, anatomy: Anatomy) -> ScoreAccumulator:
         """Forget everything."""
         self._alone = FirstExample(anatomy, lambda out, batch: predictions(anatomy.model, out, batch).logits)
+        if is_causal(anatomy.model):
+            warn_if_it_sees_what_it_predicts(anatomy.model)
         return super().zero(anatomy)
 
     def forget(self, anatomy: Anatomy, device: torch.device) -> None:
@@ -233,7 +237,8 @@ def predictions(model: nn.Module, outputs: Any, batch: Batch) -> Predictions:
     """Logits and the labels that they are scored against: shifted for causal LMs, without padding for token labels."""
     labels = batch.get(LABELS_ARGUMENT)
     if labels is None:
-        raise DataError(f"a score needs labels in every batch; for other models use metric='{INVERSE_LOSS}'")
+        to_do = where_labels_are(model, batch, [LABELS_ARGUMENT])
+        raise DataError(f"a score needs labels in every batch{to_do}. For other models use metric='{INVERSE_LOSS}'")
     try:
         (logits,) = found(outputs, LOGITS_OUTPUT)
     except LossError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, check_least, checked, need, writable
+from ..results.files import check_suffix
 from ..streaming.one_batch import Capture
 from .example_maps import ExampleMaps, example_maps
 
@@ -39,7 +40,11 @@ class InteractiveView:
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write the page to a file, which a browser shows without a network. Raises `DataError` if it cannot."""
+        """Write the page to a file, which a browser shows without a network.
+
+        Raises `DataError` if it cannot be written, and for a name that ends as no page does, such as `.png`.
+        """
+        check_suffix(path, (".html", ".htm"), "a view is saved as a page")
         with writable(path):
             Path(path).write_text(self.html, encoding="utf-8")
 

@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
-from ..anatomy.sites import Head, LayerLabels, Site, Stack
-from ..data.batches import (
-    Batch,
-    BatchesOrTexts,
-    ReadBatch,
-    examples,
-    run_model,
-    token_count,
-)
+from ..anatomy.sites import Head
+from ..data.batches import Batch, BatchesOrTexts, examples
 from ..data.captured_texts import texts_of
-from ..data.losses import ExampleLoss, example_losses, find_loss
-from ..errors import DataError, UnknownAnatomy, checked
+from ..data.losses import ExampleLoss
+from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.canvas import AxesT
 from ..results.fields import model_name
 from ..results.result import PlotOptions
-from ..streaming.first_example import FirstExample
-from ..streaming.gradient_check import check_gradient
+from ..streaming.accumulator import Weighting
 from ..streaming.one_batch import Capture as Capture
-from ..streaming.one_batch import by_stack, layer_labels, masks, one_batch, only, pile, run
-from ..tap import tap, uncached
-from ..tap.gradient_cuts import lost_gradients
+from ..streaming.one_batch import one_batch, only
 from .attention_view import InteractiveView, interactive_view
-
-
-def _numbers(stacks: dict[str, Tensor]) -> tuple[str, ...]:
-    """[layer]: the labels of hidden states, from 0, the embeddings."""
-    if len(stacks) == 1:
-        return LayerLabels(map(str, range(len(only(stacks)))), *stacks)
-    return tuple(f"{name}.{number}" for name, x in stacks.items() for number in range(len(x)))
+from .capture_readers import HeadsReader, HiddenReader, Keeping, MapsReader, chosen_loss, run_readers
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -97,73 +78,15 @@ def hidden_states(
         >>> hidden_states(model, {"input_ids": torch.tensor([[5, 6, 7]])}).values.shape
         torch.Size([3, 1, 3, 32])
     """
-    runs: dict[str, list[list[Tensor]]] = {}
-    last: dict[str, list[Tensor]] = {}
-    asked: dict[str, Any] = {}
-
-    def read(stack: str, layer: int, x: Tensor) -> None:
-        if layer == 0:
-            runs.setdefault(stack, []).append([])
-        runs[stack][-1].append(x.detach())
-
-    def read_last(stack: str, x: Tensor) -> None:
-        last.setdefault(stack, []).append(x.detach())
-
     with one_batch(model, inputs, tokenizer) as (anatomy, batch):
-        listed = [stack for stack in anatomy.stacks if not stack.single] or list(anatomy.stacks)
-        if not all(stack.blocks for stack in listed):
-            asked[OUTPUT_STATES_ARGUMENT] = True
-        with tap(anatomy, "block", read=read, once=False), tap(anatomy, "last", read=read_last):
-            outputs = run(model, {**batch, **asked})
-        stacks: dict[str, Tensor] = {}
-        for stack in listed:
-            found = runs.get(stack.name, []) if stack.blocks else [_handed_up(outputs, stack.name)]
-            finals = last.get(stack.name, [])
-            for number, states in enumerate(found):
-                # A stack that runs once may be called several times by itself: its last output is then the state.
-                final = finals[number] if len(finals) == len(found) else finals[-1] if finals else None
-                if len(found) == 1:
-                    states = _as_text(stack, states, final, token_count(model, batch, stack.name))
-                elif final is not None:
-                    states = _as_text(stack, states, final, final.shape[1])
-                tie = stack.ties_last if tie_last_hidden_states is None else tie_last_hidden_states
-                stacks[_run_name(stack.name, number, len(found))] = pile(_ended(states, final if tie else None))
-        return HiddenStates(
-            stacks, masks(anatomy, batch, stacks, axis=2), _numbers(stacks), **_measured(model, batch, tokenizer)
-        )
+        reader = HiddenReader(anatomy, batch, Keeping(), tie_last_hidden_states)
+        outputs, _ = run_readers(anatomy, batch, [reader])
+        return HiddenStates(*reader.found(outputs), **measured_texts(model, batch, tokenizer))
 
 
-def _measured(model: nn.Module, batch: Batch, tokenizer: Any) -> dict[str, Any]:
+def measured_texts(model: nn.Module, batch: Batch, tokenizer: Any) -> dict[str, Any]:
     """Which model was captured, and on which examples."""
     return {"model_name": model_name(model), "n_examples": examples(batch), **texts_of(model, batch, tokenizer)}
-
-
-def _run_name(stack: str, number: int, runs: int) -> str:
-    """The name of a stack in a capture: with the number of the run, from 1, where it runs several times in a pass."""
-    return stack if runs == 1 else f"{stack} (run {number + 1})"
-
-
-def _ended(states: list[Tensor], final: Tensor | None) -> list[Tensor]:
-    """The states with the last one replaced by what the stack returns, if that is given."""
-    # Several residual streams end in a state of another width: the last block's own is kept.
-    return states if final is None or final.shape != states[-1].shape else [*states[:-1], final]
-
-
-def _handed_up(outputs: Any, stack: str) -> list[Tensor]:
-    """The hidden states that transformers itself returns."""
-    for name in (STATES_NAME, f"{stack}_{STATES_NAME}"):
-        states = getattr(outputs, name, None)
-        if states:
-            return [x.detach() for x in states]
-    raise UnknownAnatomy(f"no module is a block of the {stack}, and transformers returns no hidden states of it")
-
-
-def _as_text(stack: Stack, states: list[Tensor], final: Tensor | None, tokens: int) -> list[Tensor]:
-    """The states of the text's own tokens, where a stack works on more: padding (Longformer), a prompt (CPM-Ant)."""
-    if final is None or stack.reads_images or final.shape[1] != tokens:
-        return states
-    prefixed = block_oddities_of(stack.module).prefixes
-    return [x[:, x.shape[1] - tokens :] if prefixed else x[:, :tokens] for x in states]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -178,6 +101,8 @@ class AttentionMaps(Capture):
     A stack whose attention mask is not [batch, token] is left out, and one that ran several times."""
     labels: Annotated[tuple[str, ...], axes("layer")] = ()
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
+    weighting: str = "attention"
+    """Whether these are attention weights, "attention", or shares of the norms of what arrives, "norm"."""
 
     @property
     def values(self) -> Tensor:
@@ -231,16 +156,24 @@ class AttentionMaps(Capture):
 
 
 @checked
-def attention_maps(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None) -> AttentionMaps:
+def attention_maps(
+    model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None, weighting: Weighting = "attention"
+) -> AttentionMaps:
     """Capture every head's attention weights, whatever attention implementation the model was loaded with.
 
     Args:
         model: any model with attention heads, with or without a task head.
         inputs: one mapping of model arguments, or a text or several (see `make_batches`); labels are not looked at.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
+        weighting: "attention" for the attention weights α; "norm" for each query's shares of |α f(x)|, the norms of the
+            vectors that arrive from its keys, f(x) being a key's value through the head's rows of the output projection
+            (Kobayashi et al. 2020). A key that gets much attention and has a short value adds little. The norms
+            themselves are read by `tap(model, "norms", read=...)`.
 
     A model that runs a stack several times in one forward pass (an encoder that two texts share) has an entry for each
     run, `stack("encoder (run 1)")`.
+
+    Raises `UnknownAnatomy` for norms of attention whose heads pass on something else than the weighted sum of values.
 
     Returns the weights that the model's own eager attention computes. They take
     layers x batch x heads x queries x keys elements: for a measure over long texts or many, use `accumulate`,
@@ -252,24 +185,10 @@ def attention_maps(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any =
         >>> attention_maps(model, {"input_ids": torch.tensor([[5, 6, 7]])}).values.shape
         torch.Size([2, 1, 4, 3, 3])
     """
-    runs: dict[Site, list[list[Tensor]]] = {}
-
-    def read(site: Site, x: Tensor, rows: slice) -> None:
-        if rows.start == 0:
-            runs.setdefault(site, []).append([])
-        runs[site][-1].append(x.detach())
-
     with one_batch(model, inputs, tokenizer) as (anatomy, batch):
-        with tap(anatomy, "attention", read=read, once=False):
-            run(model, batch)
-        stacks: dict[str, Tensor] = {}
-        often = {site.stack: len(some) for site, some in runs.items()}
-        for number in range(max(often.values(), default=1)):
-            whole = {site: torch.cat(some[number], dim=2) for site, some in runs.items() if number < len(some)}
-            for name, maps in by_stack(anatomy, whole, head_axis=1).items():
-                stacks[_run_name(name, number, often.get(name, 1))] = maps
-        real, labels = masks(anatomy, batch, stacks, axis=3), layer_labels(anatomy, whole)
-        return AttentionMaps(stacks, real, labels, **_measured(model, batch, tokenizer))
+        reader = MapsReader(anatomy, batch, Keeping(), weighting)
+        run_readers(anatomy, batch, [reader])
+        return AttentionMaps(*reader.found(), weighting, **measured_texts(model, batch, tokenizer))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -335,43 +254,9 @@ def head_outputs(
         >>> head_outputs(model, batch, loss="auto").gradients.shape
         torch.Size([2, 1, 3, 4, 8])
     """
-    found: dict[Site, Tensor] = {}
-    chosen = find_loss(model) if loss == "auto" else loss
-    if isinstance(chosen, str):
-        raise DataError(f"loss must be None, 'auto' or a function of (outputs, batch), got {chosen!r}")
-
-    def read(site: Site, x: Tensor) -> None:
-        found[site] = x.detach()
-
-    def edit(site: Site, x: Tensor) -> Tensor:
-        # In a frozen model no earlier operation requires a gradient: the graph starts here.
-        found[site] = x.requires_grad_()
-        return found[site]
-
-    with one_batch(model, inputs, tokenizer) as (anatomy, batch), ExitStack() as taps:
-        if chosen is None:
-            taps.enter_context(tap(anatomy, "heads", read=read))
-            run(model, batch)
-            gradients = None
-        else:
-            anatomy.check_readable()
-            first = FirstExample(anatomy, chosen, chosen) if loss == "auto" else None
-            if first is not None:
-                first.check(batch)
-            noted = ReadBatch(batch)
-            taps.enter_context(tap(anatomy, "heads", edit=edit, once=True))
-            with torch.inference_mode(False), torch.enable_grad(), uncached(model):
-                with lost_gradients(anatomy, batch) as lost:
-                    outputs = run_model(model, batch, labels=loss != "auto")
-                losses = example_losses(chosen, outputs, noted)
-                if first is not None:
-                    first.compare(losses)
-                noted.check(model)
-                each = torch.autograd.grad(losses.sum(), list(found.values()), materialize_grads=True)
-                taps.close()
-                if lost:
-                    check_gradient(anatomy, batch, chosen, lost[0], labelled=loss != "auto")
-            gradients = by_stack(anatomy, dict(zip(found, each, strict=True)), head_axis=2)
-        stacks = by_stack(anatomy, {site: x.detach() for site, x in found.items()}, head_axis=2)
-        real, labels = masks(anatomy, batch, stacks, axis=2), layer_labels(anatomy, found)
-        return HeadOutputs(stacks, gradients, real, labels, **_measured(model, batch, tokenizer))
+    chosen = chosen_loss(model, loss)
+    with one_batch(model, inputs, tokenizer) as (anatomy, batch):
+        reader = HeadsReader(anatomy, batch, Keeping(), leaves=chosen is not None)
+        _, gradients = run_readers(anatomy, batch, [reader], chosen, own=loss == "auto")
+        stacks, real, labels = reader.found()
+        return HeadOutputs(stacks, gradients, real, labels, **measured_texts(model, batch, tokenizer))

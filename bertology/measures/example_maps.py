@@ -53,6 +53,8 @@ def example_maps(result: Capture, example: int, stack: str | None, *, words: boo
         list(tokens[example]) if tokens and len(tokens[example]) == size else []
         for tokens, size in zip(result.tokens_of(name), maps.shape[-2:], strict=True)
     )
+    if result.positions:  # the mask is that of the queries
+        asked = torch.tensor([bool(key) for key in keys]) if keys else torch.ones_like(asked)
     named = bool(queries and keys)
     text = beginning([key for key, there in zip(keys, asked, strict=True) if there], 44) if named else ""
     title = _title(result, f"“{text}”" if text else f"{int(asked.sum())} positions", example, count)
@@ -69,6 +71,7 @@ def example_maps(result: Capture, example: int, stack: str | None, *, words: boo
     maps = maps[:, :, asking][..., asked]
     if not named:
         queries, keys = ([str(place) for place in range(size)] for size in values.shape[-2:])
+        queries = [str(position) for position in result.positions] or queries
     rows, columns = (
         [label_of(one) if named else one for one, there in zip(names, real, strict=True) if there]
         for names, real in ((queries, asking.tolist()), (keys, asked.tolist()))

@@ -55,7 +55,7 @@ class HeadDistances(Result):
 
     @checked
     def between(self, a: OneHead, b: OneHead) -> float:
-        """The distance of two heads, given as `Head`s, names or (layer, head) pairs; NaN where they have none.
+        """The distance of two heads, given as names, "L1H0", `Head`s or (layer, head) pairs; NaN where they have none.
 
         Raises `HeadError` for a head that is not in this result.
         """

@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..anatomy.divided import check_not_divided
 from ..errors import DataError, checked
 
 M = TypeVar("M", bound=nn.Module)
@@ -27,7 +28,8 @@ def randomized(model: M, *, seed: int = 0) -> M:
         model: a model of transformers. It is not changed, and neither is the random state of torch.
         seed: the seed of the random weights.
 
-    Raises `DataError` for a model that is not one of transformers, or that has weights which it does not initialize.
+    Raises `DataError` for a model that is not one of transformers, that has weights which it does not initialize, or
+    that is divided among processes.
 
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
@@ -35,6 +37,7 @@ def randomized(model: M, *, seed: int = 0) -> M:
         >>> bool((new.embeddings.word_embeddings.weight == model.embeddings.word_embeddings.weight).all())
         True
     """
+    check_not_divided(model, "no copy with random weights can be made")
     new = copy.deepcopy(model)
     if not any(isinstance(module, transformers.PreTrainedModel) for module in new.modules()):
         raise DataError(f"{type(model).__name__} is no model of transformers: how its weights begin is not known")

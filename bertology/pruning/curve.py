@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from ..data.make_batches import as_batches
 from ..data.metrics import Metric, MetricName, metric_name
 from ..errors import DataError, check_share, checked, is_number, is_whole
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
-from ..importance.score import scorer
+from ..importance.score import Score, scorer
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
@@ -249,24 +249,24 @@ def pruning_curve(
 
     gated_model = _GatedModel(model, scored, ranked_on, metric, by, loss)
     gates = anatomy.present.double()
-    value, estimated = gated_model.measure(gates, ranking=fixed is None)
+    whole, estimated = gated_model.measure(gates, ranking=fixed is None)
     current = fixed if fixed is not None else estimated
-    _check_whole(value, threshold)
-    steps, scores, order = [gates], [value], torch.full_like(gates, float("nan"))
+    _check_whole(whole.value, threshold)
+    steps, scores, order = [gates], [whole.value], torch.full_like(gates, float("nan"))
     with progress_bar(progress, total=len(sizes)) as bar:
         for size in sizes:
             assert current is not None
             ranks = scaled(current.masked_fill(~anatomy.present, float("nan")), by, normalize)
             gates = silence(ranks.masked_fill(~there, float("nan")), gates, size, keep)
             _note_order(order, steps[-1] - gates > 0, ranks)
-            value, estimated = gated_model.measure(gates, ranking=reestimate)
+            found, estimated = gated_model.measure(gates, ranking=reestimate)
             current = estimated if reestimate else current
             steps.append(gates)
-            scores.append(value)
+            scores.append(found.value)
             bar.update()
-            if threshold is not None and value < threshold * scores[0]:
+            if threshold is not None and found.value < threshold * scores[0]:
                 break
-    return PruningCurve(
+    curve = PruningCurve(
         heads_left=torch.tensor([int(g[there].sum()) for g in steps]),
         scores=torch.tensor(scores, dtype=torch.float64),
         gates=torch.stack(steps),
@@ -277,8 +277,8 @@ def pruning_curve(
         seed=seed if by_name(by) == "random" else None,
         only=only,
         order=order,
-        model_name=model_name(model),
     )
+    return replace(curve, model_name=model_name(model), n_examples=whole.examples)
 
 
 def _data(
@@ -307,7 +307,7 @@ class _GatedModel(NamedTuple):
     by: str | Tensor
     loss: ExampleLoss | None
 
-    def measure(self, gates: Tensor, *, ranking: bool) -> tuple[float, Tensor | None]:
+    def measure(self, gates: Tensor, *, ranking: bool) -> tuple[Score, Tensor | None]:
         """Score the gated model; rank its heads in the same pass where the data is the same."""
         together = ranking and self.ranked_on is self.batches
         accumulators = [ImportanceAccumulator(self.loss)] if together else []
@@ -315,7 +315,7 @@ class _GatedModel(NamedTuple):
             results = accumulate(self.model, self.batches, scorer(self.metric, self.loss), *accumulators)
             if ranking and not together:
                 results = (results[0], head_importance(self.model, self.ranked_on, loss=self.loss))
-        return results[0].value, estimated_scores(results[1], self.by) if ranking else None
+        return results[0], estimated_scores(results[1], self.by) if ranking else None
 
 
 def _check(threshold: float | None, keep: int) -> None:

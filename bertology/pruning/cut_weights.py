@@ -117,7 +117,7 @@ def cut_heads(cut: Cut, tied: Tied) -> None:
     for name, part in shared_out(site):
         if isinstance(part, nn.Module):
             inner = inner_layer(part)
-            _keep(inner, indices_of(cut.queries, output_size(inner) // heads), tied, outputs=True)
+            keep_units(inner, indices_of(cut.queries, output_size(inner) // heads), tied, outputs=True)
         else:
             _keep_parameter(site.attention, name, 0, indices_of(cut.queries, part.shape[0] // heads), tied)
     for table in (getattr(site.attention, name, None) for name in BIAS_TABLE_NAMES):
@@ -135,16 +135,16 @@ def _cut_projections(cut: Cut, whole: dict[str, nn.Module], tied: Tied) -> None:
     for module in dict.fromkeys((site.query, site.key, site.value)):
         if module not in whole.values():
             inner = inner_layer(module)
-            _keep(inner, kept_outputs(site, module, cut.queries, cut.keys), tied, outputs=True)
+            keep_units(inner, kept_outputs(site, module, cut.queries, cut.keys), tied, outputs=True)
             if cut.blank:
-                _blank(inner.weight, inner.bias)
+                blank(inner.weight, inner.bias)
     projection = inner_layer(site.projection)
     if "group" in site.layout.split():
         _keep_in_groups(cut, projection, tied)
     else:
-        _keep(projection, indices_of(cut.queries, site.dim), tied, outputs=False)
+        keep_units(projection, indices_of(cut.queries, site.dim), tied, outputs=False)
     if cut.blank:
-        _blank(projection.weight)
+        blank(projection.weight)
 
 
 def _cut_listed(cut: Cut, tied: Tied) -> None:
@@ -155,7 +155,7 @@ def _cut_listed(cut: Cut, tied: Tied) -> None:
         stay = indices_of(cut.queries, size // heads)
         _keep_parameter(owner, name, axis, stay, tied)
         if cut.blank and cut.site.weight:
-            _blank(getattr(owner, name))
+            blank(getattr(owner, name))
         if owner is cut.site.attention:
             continue
         # A depthwise convolution has a group for each of its channels.
@@ -181,7 +181,7 @@ def _keep_in_groups(cut: Cut, projection: Any, tied: Tied) -> None:
     projection.in_features = projection.weight.shape[1]
 
 
-def _keep(module: Any, indices: list[int], tied: Tied, *, outputs: bool) -> None:
+def keep_units(module: Any, indices: list[int], tied: Tied, *, outputs: bool) -> None:
     """Keep only some outputs, or some inputs, of a Linear or Conv1D."""
     axis = (1 if outputs else 0) if isinstance(module, Conv1D) else (0 if outputs else 1)
     for name in ("weight", "bias") if outputs else ("weight",):
@@ -222,7 +222,8 @@ def _keep_norm(norm: Any, indices: list[int], tied: Tied) -> None:
 
 
 @torch.no_grad()
-def _blank(*parameters: Any) -> None:
+def blank(*parameters: Any) -> None:
+    """Set parameters to 0, those that are there."""
     for parameter in parameters:
         if parameter is not None:
             parameter.zero_()

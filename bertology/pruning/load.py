@@ -13,9 +13,11 @@ import transformers
 from safetensors import safe_open
 
 from ..anatomy.dissect import dissect
-from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME
-from ..errors import BertologyError, DataError, checked
+from ..anatomy.mlps import dissect_mlps
+from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, PRUNED_NEURONS_NAME, RECORDS
+from ..errors import BertologyError, DataError, checked, shown
 from .prune import prune_heads
+from .prune_neurons import prune_neurons
 
 
 @checked
@@ -43,7 +45,7 @@ def load_pruned(
     original = _model_class(model_class, said, path)
     config = _config(path, original)
     # transformers 4 would prune by itself, but not every family, and not as a whole layer is pruned here.
-    for name in (PRUNED_NAME, PRUNED_BY_LABEL_NAME):
+    for name in RECORDS:
         if hasattr(config, name):
             setattr(config, name, {})
 
@@ -51,6 +53,8 @@ def load_pruned(
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
             prune_heads(self, written_down(said, dissect(self).labels))
+            if said.get(PRUNED_NEURONS_NAME):
+                prune_neurons(self, neurons_written_down(said, dissect_mlps(self).labels))
 
     # transformers looks up by the class's name and module how the weights of some models are renamed in files.
     Loading.__name__, Loading.__module__ = original.__name__, original.__module__
@@ -86,18 +90,18 @@ def _said(path: str | Path) -> dict[str, Any]:
         raise _unusable(path, f"its config.json is no JSON ({error})") from error
     if not isinstance(said, dict):
         raise _unusable(path, "its config.json holds no settings")
-    for name in (PRUNED_NAME, PRUNED_BY_LABEL_NAME):
+    for name in RECORDS:
         for layer, heads in _layers(said, name, path).items():
             numbers = isinstance(heads, list) and all(type(head) is int and head >= 0 for head in heads)
             if not numbers or len(set(heads)) < len(heads) or (name == PRUNED_NAME and not str(layer).isdecimal()):
-                raise _unusable(path, f"its {name} must be {{layer: [heads]}}, got {layer!r}: {heads!r}")
+                raise _unusable(path, f"its {name} must be {{layer: [numbers]}}, got {layer!r}: {shown(heads)}")
     return said
 
 
 def _layers(said: Mapping[str, Any], name: str, path: str | Path) -> dict[str, Any]:
     layers = said.get(name) or {}
     if not isinstance(layers, dict):
-        raise _unusable(path, f"its {name} must be {{layer: [heads]}}, got {layers!r}")
+        raise _unusable(path, f"its {name} must be {{layer: [numbers]}}, got {shown(layers)}")
     return layers
 
 
@@ -108,6 +112,17 @@ def written_down(said: Mapping[str, Any], labels: tuple[str, ...]) -> dict[int, 
         if label not in labels:
             raise DataError(f"the config says that heads of {label!r} were pruned: the layers are {', '.join(labels)}")
         rows[labels.index(label)] = list(heads)
+    return rows
+
+
+def neurons_written_down(said: Mapping[str, Any], labels: tuple[str, ...]) -> dict[int, list[int]]:
+    """{row: neurons}: what a config says was pruned of the MLPs with these labels."""
+    rows: dict[int, list[int]] = {}
+    for label, neurons in (said.get(PRUNED_NEURONS_NAME) or {}).items():
+        if label not in labels:
+            told = ", ".join(labels)
+            raise DataError(f"the config says that neurons of layer {label!r} were pruned: those with MLPs are {told}")
+        rows[labels.index(label)] = list(neurons)
     return rows
 
 

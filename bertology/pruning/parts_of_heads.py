@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..anatomy.divided import is_divided
 from ..anatomy.forward_source import acts_on_record, is_transformers_4
 from ..anatomy.names import (
     BIAS_TABLE_NAMES,
@@ -102,7 +103,7 @@ def check_in_memory(model: nn.Module, cannot: str, error: type[BertologyError], 
     weights = dict(model.named_parameters())
     meta = [name for name, x in weights.items() if x.is_meta]
     hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
-    divided = [name for name, x in weights.items() if type(x.data) is not Tensor and hasattr(x.data, "to_local")]
+    divided = [name for name, x in weights.items() if is_divided(x)]
     sharded = [name for name in weights if name.rpartition(".")[2].startswith("_flat_param")]
     if meta and (hooked or not loading):
         raise error(
@@ -116,9 +117,9 @@ def check_in_memory(model: nn.Module, cannot: str, error: type[BertologyError], 
         )
 
 
-def _refusal(site: Site, why: str, then: str = "silence them with gated()") -> PruningError:
-    """The error that says why heads cannot be cut out, and what to do then."""
-    return PruningError(f"the heads of {site.label} cannot be cut out: {why}; {then}")
+def refusal(site: Site, why: str, then: str = "silence them with gated()") -> PruningError:
+    """The error that says why heads, or neurons, cannot be cut out, and what to do then."""
+    return PruningError(f"the {site.unit}s of {site.label} cannot be cut out: {why}; {then}")
 
 
 def _inputs_of(site: Site) -> set[nn.Module]:
@@ -129,48 +130,53 @@ def _inputs_of(site: Site) -> set[nn.Module]:
 def _check_kind(site: Site) -> None:
     """Whether attention of this kind can have fewer heads at all."""
     if site.layout != "batch token width" and oddities_of(site.attention).shares is None:
-        raise _refusal(site, f"its projection takes them as [{site.layout.replace(' ', ', ')}]")
+        raise refusal(site, f"its projection takes them as [{site.layout.replace(' ', ', ')}]")
     for kind in type(site.attention).__mro__:
         odd = ODDITIES.get(kind.__name__, Oddities())
         why = odd.uncut or (odd.uncut_4 if is_transformers_4() else "")
         if why:
-            raise _refusal(site, why)
+            raise refusal(site, why)
     if site.place is not site.projection and not _is_root_mean_square(site.place):
-        raise _refusal(site, f"{site.path} is a norm over all of them, which would change")
+        raise refusal(site, f"{site.path} is a norm over all of them, which would change")
     equal = shares_of(site).equal
     if len({getattr(site.attention, name) for name in equal}) > 1:
-        raise _refusal(site, f"its {' and '.join(equal)} differ, which mixes heads")
+        raise refusal(site, f"its {' and '.join(equal)} differ, which mixes heads")
 
 
 def _check_projections(site: Site) -> None:
     """Whether the projections, and the parts with a share for each head, are plain layers whose weights can be cut."""
     inputs = _inputs_of(site)
     if inputs and len(inputs) < 3 and not site.fused:
-        raise _refusal(site, "it is not known in which order its fused projection returns queries, keys and values")
+        raise refusal(site, "it is not known in which order its fused projection returns queries, keys and values")
     known = () if site.weight else (*inputs, site.projection)
     for module in (*known, *(part for _, part in shared_out(site) if isinstance(part, nn.Module))):
-        inner = inner_layer(module)
-        weight = getattr(inner, "weight", None)
-        if hasattr(inner, "parametrizations") or (isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter)):
-            why = f"a weight of {type(inner).__name__} is computed from others (parametrization, weight norm, masks)"
-            raise _refusal(site, why, "remove the parametrization first")
-        plain = isinstance(weight, Tensor) and weight.is_floating_point() and type(weight.data) is Tensor
-        if not plain or not _is_linear(inner, groups_allowed=module in inputs):
-            why = f"only Linear and Conv1D layers with plain weights can be cut, got {type(inner).__name__}"
-            raise _refusal(site, why, "merge adapters and undo quantization first")
+        check_plain(site, module, groups_allowed=module in inputs)
+
+
+def check_plain(site: Site, module: nn.Module, *, groups_allowed: bool = False) -> None:
+    """Raise `PruningError` for a layer of a site whose weights cannot be cut."""
+    inner = inner_layer(module)
+    weight = getattr(inner, "weight", None)
+    if hasattr(inner, "parametrizations") or (isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter)):
+        why = f"a weight of {type(inner).__name__} is computed from others (parametrization, weight norm, masks)"
+        raise refusal(site, why, "remove the parametrization first")
+    plain = isinstance(weight, Tensor) and weight.is_floating_point() and type(weight.data) is Tensor
+    if not plain or not _is_linear(inner, groups_allowed=groups_allowed):
+        why = f"only Linear and Conv1D layers with plain weights can be cut, got {type(inner).__name__}"
+        raise refusal(site, why, "merge adapters and undo quantization first")
 
 
 def _check_position_bias(site: Site) -> None:
     """Whether a position bias for all heads prevents it."""
     attention = site.attention
     if acts_on_record(attention) and getattr(attention, PRUNED_NAME):
-        raise _refusal(site, "transformers pruned it before, and divides its position bias among the heads itself")
+        raise refusal(site, "transformers pruned it before, and divides its position bias among the heads itself")
     config = getattr(attention, "config", None)
     if any(getattr(config, name, False) for name in BIASED_MASK_NAMES):
-        raise _refusal(site, "its mask holds a position bias for all of them")
+        raise refusal(site, "its mask holds a position bias for all of them")
     tables = any(hasattr(attention, name) for name in BIAS_TABLE_NAMES)
     if (tables or takes_bias(attention)) and not oddities_of(attention).takes_bias:
-        raise _refusal(site, "it shares a position bias with other layers")
+        raise refusal(site, "it shares a position bias with other layers")
 
 
 def _check_every_parameter(site: Site) -> None:
@@ -186,7 +192,7 @@ def _check_every_parameter(site: Site) -> None:
         if all(id(parameter) in accounted for parameter in parameters):
             continue
         if part is not site.place and name not in known_names and not _of_one_head(site, part):
-            raise _refusal(site, f"it is not known what {name!r} ({type(part).__name__}) has to do with heads")
+            raise refusal(site, f"it is not known what {name!r} ({type(part).__name__}) has to do with heads")
 
 
 def _check_listed(site: Site) -> None:

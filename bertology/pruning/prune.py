@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..anatomy.dissect import dissect
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from ..anatomy.sites import Anatomy, Head, Heads, head_at
 from ..data.models import config_of
-from ..errors import DataError, PruningError, checked
+from ..errors import DataError, PruningError, checked, writable
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
 from ..tap import one_thread
 from .cut_weights import Cut, Tied, cut_heads, plan_cut
 from .parts_of_heads import check_in_memory
+from .uniform import uniform_places
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,7 +55,7 @@ class Pruned(Result):
 
 
 @checked
-def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
+def prune_heads(model: nn.Module, heads: Heads, *, uniform: bool = False, scores: Tensor | None = None) -> Pruned:
     """Remove heads from the model, in place: their query, key and value rows, their output projection columns.
 
     The model then computes what it computed with these heads gated to 0. The heads that stay keep their numbers.
@@ -60,10 +63,10 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
 
     Args:
         model: BERT, RoBERTa, ELECTRA, ALBERT, DistilBERT, GPT, GPT-2, Llama and models built like them.
-        heads: `{layer: [heads]}` or `(layer, head)` pairs, by the rows of results, or `Head`s. In ALBERT, whose layers
-            share their heads, a head must be named in every layer that runs it. With grouped keys (Llama), whole groups
-            go, or equally many heads of every group. The same holds where heads are divided evenly among groups of
-            another kind (CodeGen).
+        heads: `{layer: [heads]}`, names as results print them, `["L1H0", "L5H3"]`, `(layer, head)` pairs, by the rows
+            of results, or `Head`s, such as `result.bottom(5)` returns. In ALBERT, whose layers share their heads, a
+            head must be named in every layer that runs it. With grouped keys (Llama), whole groups go, or equally many
+            heads of every group. The same holds where heads are divided evenly among groups of another kind (CodeGen).
 
     Raises `HeadError` for heads that are out of range or were pruned before, `PruningError` where heads cannot be cut
     out; the model is then left as it was.
@@ -76,10 +79,16 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
     """
     anatomy = dissect(model)
     places = anatomy.resolve(heads)
+    places = uniform_places(anatomy, places, scores) if uniform else places
     check_in_memory(model, "heads cannot be cut out", PruningError, loading=True)
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise PruningError(
+            "heads cannot be cut out: DistributedDataParallel would not send the gradients of the new, smaller weights "
+            "around. Prune the model inside, model.module, in every process, and wrap it again"
+        )
     cuts = _plan(anatomy, places)
-    written = _by_model(anatomy, places)
-    before = _count(model)
+    written = by_model(anatomy, places, dissect)
+    before = count_parameters(model)
     tied: Tied = {}
     with one_thread(model):
         for cut in cuts:
@@ -87,17 +96,17 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
         for part, labels, some in written:
             _write_down(part, labels, some)
     names = tuple(head_at(anatomy.labels, row, head) for row, head in places)
-    return Pruned(names, before, _count(model), anatomy.labels, model_name=model_name(model))
+    return Pruned(names, before, count_parameters(model), anatomy.labels, model_name=model_name(model))
 
 
-def _count(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
+    """How many parameters a model has; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _plan(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[Cut]:
     """Check everything before anything is changed."""
-    if config_of(anatomy.model) is None:
-        raise PruningError("the model has no config in which to write down what was pruned: pass a transformers model")
+    check_config(anatomy.model)
     gone: dict[int, set[int]] = {}
     for row, head in places:
         gone.setdefault(row, set()).add(head)
@@ -116,12 +125,21 @@ def _plan(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[Cut]:
     return [cut for cut in cuts.values() if cut.gone]
 
 
+def check_config(model: nn.Module) -> None:
+    """Raise `PruningError` for a model without a config."""
+    if config_of(model) is None:
+        raise PruningError("the model has no config in which to write down what was pruned: pass a transformers model")
+
+
 Written = tuple[nn.Module, tuple[str, ...], list[tuple[int, int]]]
-"""A model with a config, the labels of its layers, and the heads that it loses."""
+"""A model with a config, the labels of its layers, and the heads or neurons that it loses."""
 
 
-def _by_model(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[Written]:
-    """The models of transformers that lose heads: each is saved and loaded by itself, also from inside a wrapper."""
+def by_model(anatomy: Anatomy, places: list[tuple[int, int]], find: Callable[[nn.Module], Anatomy]) -> list[Written]:
+    """The models of transformers that lose heads, or neurons, as `find` finds them.
+
+    Each is saved and loaded by itself, also from inside a wrapper.
+    """
     parts = models_inside(anatomy.model) or [anatomy.model]
     if len(parts) == 1 and parts[0] is anatomy.model:
         return [(anatomy.model, anatomy.labels, places)] if places else []
@@ -130,7 +148,7 @@ def _by_model(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[Written]:
     for part in parts:
         if losing.isdisjoint(part.modules()):
             continue
-        own = dissect(part)
+        own = find(part)
         rows = {(site.attention, site.call): site.row for site in own.sites}
         mine = [(row, head) for row, head in places if _site_key(anatomy, row) in rows]
         if mine:
@@ -139,14 +157,14 @@ def _by_model(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[Written]:
     if left:
         row, head = min(left)
         raise PruningError(
-            f"head {head_at(anatomy.labels, row, head)} is in no model of transformers, so it cannot be written down "
-            "what was pruned: silence it with gated()"
+            f"{anatomy.sites[row].unit} {head} of layer {anatomy.labels[row]} is in no model of transformers, so it "
+            "cannot be written down what was pruned: silence it with gated()"
         )
     configs = [id(config_of(part)) for part, _, _ in written]
     if len(set(configs)) < len(configs) or (len(written) == 1 and _shares_config(parts, written[0][0])):
         raise PruningError(
-            "several models share one config, in which only one set of pruned heads can be written down: give each its "
-            "own, model.config = copy.deepcopy(model.config)"
+            "several models share one config, in which only one set of what was pruned can be written down: give each "
+            "its own, model.config = copy.deepcopy(model.config)"
         )
     return written
 
@@ -171,14 +189,20 @@ def _write_down(model: nn.Module, labels: tuple[str, ...], places: list[tuple[in
     """Record in the config what was pruned: by layer, or by its label where there are several stacks."""
     config = config_of(model)
     name = PRUNED_BY_LABEL_NAME if "." in labels[0] else PRUNED_NAME
-    pruned = {_key(name, key): set(heads) for key, heads in (getattr(config, name, None) or {}).items()}
-    for row, head in places:
-        pruned.setdefault(_key(name, labels[row] if "." in labels[row] else row), set()).add(head)
-    setattr(config, name, {key: sorted(heads) for key, heads in sorted(pruned.items())})
+    keys = [_key(name, label if "." in label else row) for row, label in enumerate(labels)]
+    record(config, name, [(keys[row], head) for row, head in places], partial(_key, name))
     # BigBird's heads were cut out of its attention for short texts, so it must be loaded with that attention.
     kinds = {getattr(module, SWITCHED_NAME) for module in model.modules() if hasattr(module, SWITCHED_NAME)}
     if getattr(config, SWITCHED_NAME, None) == "block_sparse" and kinds == {"original_full"}:
         setattr(config, SWITCHED_NAME, "original_full")
+
+
+def record(config: Any, name: str, pruned: list[tuple[Any, int]], key_of: Callable[[Any], Any]) -> None:
+    """Add (layer, unit) pairs to what a config says was pruned: `{layer: [units]}`."""
+    known = {key_of(key): set(units) for key, units in (getattr(config, name, None) or {}).items()}
+    for key, unit in pruned:
+        known.setdefault(key, set()).add(unit)
+    setattr(config, name, {key: sorted(units) for key, units in sorted(known.items())})
 
 
 def _key(name: str, key: Any) -> Any:
@@ -202,7 +226,8 @@ def save_pruned(model: nn.Module, path: str | Path) -> None:
     if not isinstance(inner, transformers.PreTrainedModel):
         raise DataError(_not_saved(model))
     check_in_memory(inner, "the model cannot be saved", DataError)
-    inner.save_pretrained(str(path))
+    with writable(path):
+        inner.save_pretrained(str(path))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from ..errors import checked
 GLOSSARY = {
     "layer": "the layers of the model, counted from 0, in the order of a result's `labels`",
     "head": "the heads of a layer, counted from 0",
+    "neuron": "the neurons of the MLP of a layer, counted from 0",
     "query": "the positions that attend",
     "key": "the positions that are attended to",
     "token": "the tokens of a text",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -40,13 +42,46 @@ class Fields(Measured):
         return None
 
 
+NO_NAME = re.compile(
+    r"((pruned|trained|fine-?tuned|saved|best|last|final|hf|my)[-_]?)?(models?|checkpoints?|weights|outputs?|out|best|last|final|"
+    r"snapshots|tmp|temp|home|root|data|runs?|results?)",
+    re.IGNORECASE,
+)
+"""Folders that say nothing of a model: the name is then that of a folder above."""
+NUMBERED = re.compile(r"(checkpoint|epoch|step|ckpt|iter)[-_]?\d+", re.IGNORECASE)
+"""Folders of one model at several times: the name is then that of the folder above, and this one."""
+REVISION = re.compile(r"[0-9a-f]{40}")
+CACHED = "models--"
+"""How folders of the hub's cache begin: `models--google--electra-small/snapshots/<revision>`."""
+
+
 def model_name(model: Any) -> str:
-    """What a model is called in results: its class, and what it was loaded from, without the folders above."""
+    """What a model is called in results: its class, and what it was loaded from.
+
+    Of a folder that is its name; where that is a word such as `model`, the name of the folder above.
+    """
     path = getattr(getattr(model, "config", None), "name_or_path", "")
     if not isinstance(path, str) or not path:
         return type(model).__name__
-    name = Path(path).name if Path(path).is_absolute() or path.startswith(".") else path
-    return f"{type(model).__name__} ({name[:60]})"
+    folder = Path(path).is_absolute() or path.startswith(".")
+    name = name_of_folder(Path(path)) if folder else path
+    return f"{type(model).__name__} ({name if len(name) <= 60 else f'{name[:59]}…'})"
+
+
+def name_of_folder(path: Path) -> str:
+    """The name of a model in a folder.
+
+    >>> name_of_folder(Path("/runs/sst2/model")), name_of_folder(Path("/runs/sst2/checkpoint-500"))
+    ('sst2', 'sst2/checkpoint-500')
+    """
+    path = Path(os.path.abspath(path))
+    numbered = [path.name] if NUMBERED.fullmatch(path.name) else []
+    for part in reversed(path.parts[1 : len(path.parts) - len(numbered)]):
+        if part.startswith(CACHED):
+            return "/".join([part.removeprefix(CACHED).replace("--", "/"), *numbered])
+        if not NO_NAME.fullmatch(part) and not REVISION.fullmatch(part):
+            return "/".join([part, *numbered])
+    return path.name
 
 
 def measured(result: Fields) -> str:

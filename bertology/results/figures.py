@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +77,17 @@ def check_field(result: Result, field: str | None) -> str:
     if field is not None:
         told = f"has no [layer, head] field {field}: it has {', '.join(heads) or 'none'}"
     else:
-        told = f"has no picture: {result.instead_of_plot}"
+        told = f"has no picture: {_undeclared(result) or result.instead_of_plot}"
     others = f"; plot(field=...) draws {', '.join(pairs)}" if pairs and not heads else ""
     raise DataError(f"{kind.__name__} {told}{others}")
+
+
+def _undeclared(result: Result) -> str:
+    """What to do where a class of the user's own declares no axes; empty for other results."""
+    tensors = [f.name for f in fields(result) if isinstance(getattr(result, f.name), Tensor)]
+    if axes_of(type(result)) or not tensors:
+        return ""
+    return f"declare the axes of its fields, such as {tensors[0]}: Annotated[Tensor, axes('layer head')]"
 
 
 def layer_cells(

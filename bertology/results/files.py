@@ -6,7 +6,7 @@ import json
 import os
 import types
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, writable
 from .axes import axes_of
+from .complete_file import complete_file
 
 
 def write_file(path: str | Path, kind: str, values: Mapping[str, Any], stack: str = "") -> None:
@@ -26,6 +27,7 @@ def write_file(path: str | Path, kind: str, values: Mapping[str, Any], stack: st
     Raises `DataError` for a path that cannot be a file.
     """
     check_path(path)
+    check_suffix(path, (".safetensors",), "a result is saved as a safetensors file", OTHER_FORMATS)
     if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
         raise DataError(f"a result is saved to a file in a folder that exists, got {path}")
     tensors: dict[str, Tensor] = {}
@@ -40,13 +42,35 @@ def write_file(path: str | Path, kind: str, values: Mapping[str, Any], stack: st
     # `contiguous` keeps odd strides of axes with one element.
     tensors = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
     about = {"result": kind, "fields": json.dumps(rest, default=vars)} | ({"stack": stack} if stack else {})
-    save_file(tensors, str(path), metadata=about | {"checksum": _checksum(tensors, about)})
+    with writable(path), complete_file(Path(path)) as part:
+        save_file(tensors, str(part), metadata=about | {"checksum": _checksum(tensors, about)})
 
 
 def check_path(path: Any) -> None:
     """Raise `DataError` for something else than a path, of which `str` would make a file name."""
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise DataError(f"path must be the name of a file, got {path!r}")
+
+
+_TABLE = "call to_frame().to_csv(path), which writes a table"
+_PICTURE = "call plot(path=path), which draws a picture"
+OTHER_FORMATS = {
+    **dict.fromkeys((".csv", ".tsv", ".xlsx", ".parquet", ".feather"), _TABLE),
+    **dict.fromkeys((".json", ".jsonl", ".yaml"), "call json.dumps(result.to_dict()), which gives plain values"),
+    **dict.fromkeys((".npy", ".npz"), "call numpy.save(path, numpy.asarray(result)), which writes an array"),
+    **dict.fromkeys((".png", ".svg", ".pdf", ".jpg", ".jpeg"), _PICTURE),
+    **dict.fromkeys((".html", ".md", ".txt"), "call print(result), which shows it as text"),
+    **dict.fromkeys((".pt", ".pth", ".bin", ".pkl", ".pickle", ".h5", ".safetensors", ".gz", ".zip"), ""),
+}
+"""The endings of files of known formats, and how else a result becomes one. Other names may end as they like."""
+
+
+def check_suffix(path: str | Path, own: Sequence[str], what: str, advice: Mapping[str, str] | None = None) -> None:
+    """Raise `DataError` for a name that ends as a file of another format does."""
+    ending = Path(path).suffix.lower()
+    if ending in OTHER_FORMATS and ending not in own:
+        told = f", or {advice[ending]}" if advice and advice[ending] else ""
+        raise DataError(f"{what}, got the name {str(path)!r}: let it end in {own[0]}{told}")
 
 
 def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..anatomy.sites import Head, HeadScore, LayerLabels
-from ..errors import DataError, checked
+from ..errors import DataError, checked, shown
 from . import frames, heads, views
 from .axes import axes_of
 from .canvas import AxesT
@@ -46,9 +46,9 @@ def draws(kind: type) -> Callable[[F], F]:
     return register
 
 
-def _options(picture: Callable[..., Any]) -> set[str]:
+def _options(picture: Callable[..., Any]) -> list[str]:
     """The options of a picture; its first argument is the result."""
-    return set(list(inspect.signature(picture).parameters)[1:])
+    return list(inspect.signature(picture).parameters)[1:]
 
 
 class PlotOptions(TypedDict, total=False):
@@ -88,7 +88,11 @@ class Result(Fields):
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write the result to one safetensors file. Raises `DataError` for a path that cannot be a file."""
+        """Write the result to one safetensors file.
+
+        Raises `DataError` for a path that cannot be a file, and for a name that ends as a file of another format does,
+        such as `.csv`: `to_frame().to_csv(path)` writes a table.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.labels == () and any(f.name == "labels" and f.default == () for f in fields(self)):
             del values["labels"]  # captures of earlier versions have none
@@ -157,11 +161,9 @@ class Result(Fields):
             picture, given = _pictures[Result], {"field": field, **given}
         else:
             picture = next(_pictures[kind] for kind in type(self).__mro__ if kind in _pictures)
-        for name in given.keys() - _options(picture):
-            kinds = sorted(kind.__name__ for kind, other in _pictures.items() if name in _options(other))
-            raise DataError(
-                f"{name}={given[name]!r} is for {', '.join(kinds) or 'no result'}, got {type(self).__name__}"
-            )
+        for name in given:
+            if name not in _options(picture):
+                raise _no_option(type(self), name, given[name], _options(picture))
         return picture(self, **given)
 
     @checked
@@ -224,8 +226,17 @@ class Result(Fields):
         return views.as_html(self)
 
 
+def _no_option(kind: type, name: str, value: Any, known: list[str]) -> DataError:
+    """An error that names the classes whose pictures have this option, and the options of this one."""
+    others = sorted(other.__name__ for other, picture in _pictures.items() if name in _options(picture))
+    told = f"is for {', '.join(others)}, got {kind.__name__}," if others else f"is no option of {kind.__name__}.plot,"
+    return DataError(f"{name}={shown(value)} {told} which takes {', '.join(dict.fromkeys(['field', *known]))}")
+
+
 def _taken(values: Any, axis: int, rows: list[int]) -> Any:
-    """Some rows along an axis of a tensor, of the tensors of a dictionary, or of tuples in tuples."""
+    """Some rows along an axis of a tensor, of the tensors of a dictionary, or of tuples in tuples; None stays."""
+    if values is None:
+        return None
     if isinstance(values, dict):
         return {name: _taken(x, axis, rows) for name, x in values.items()}
     if isinstance(values, Tensor):

@@ -21,6 +21,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from ..anatomy.divided import is_divided, is_fully_sharded
 from ..data.models import config_of
 from ..errors import DataError
 from ..results.files import bytes_of
@@ -175,13 +176,15 @@ def model_identity(model: nn.Module, what: str) -> list[str]:
 
 def weights_digest(model: nn.Module) -> str:
     """A digest of all weights: names, shapes, types and every byte, wherever they are. Modes and hooks don't count."""
-    kept = model.state_dict()
+    # `fully_shard` divides the weights when a state dict is made, and must be able to free what it brings together.
+    shared = any(map(is_fully_sharded, model.modules()))
+    kept = dict(model.named_buffers()) if shared else model.state_dict()
     digest = hashlib.sha256()
     named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]
     for name, x in named:
         digest.update(f"{name} {list(x.shape)} {x.dtype}\n".encode())
         if not x.is_meta:  # weights that are not loaded yet have no bytes
-            digest.update(bytes_of(x))
+            digest.update(bytes_of(x.detach().clone() if shared else x))
     # Quantized modules keep their weights neither as parameters nor as buffers.
     known = {name for name, _ in named}
     for name, value in kept.items():
@@ -196,9 +199,10 @@ def weights_checksum(model: nn.Module) -> int:
     Weights of which each process holds a part count by their names and shapes alone.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
-    there = [x for _, x in named if not x.is_meta and not hasattr(x, "to_local")]
+    there = [x for _, x in named if not x.is_meta and not is_divided(x)]
+    shared = any(map(is_fully_sharded, model.modules()))  # as above
     with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
-        sums = list(pool.map(lambda x: zlib.crc32(bytes_of(x)), there))
+        sums = list(pool.map(lambda x: zlib.crc32(bytes_of(x.detach().clone() if shared else x)), there))
     return zlib.crc32(repr([*((name, list(x.shape), x.dtype) for name, x in named), *sums]).encode())
 
 

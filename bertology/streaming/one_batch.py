@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, ClassVar, TypeVar
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, LayerLabels, Site
+from ..data.batch_checks import input_name
 from ..data.batches import Batch, BatchesOrTexts, device_of, on_device, run_model, shows_padding
 from ..data.captured_texts import CapturedTexts
 from ..data.make_batches import as_batch
@@ -81,38 +82,30 @@ def run(model: nn.Module, batch: Batch) -> Any:
     return run_model(model, batch, labels=False)
 
 
-def by_stack(anatomy: Anatomy, found: dict[Site, Tensor], head_axis: int) -> dict[str, Tensor]:
-    """Stack the tensors of all sites to one tensor for each stack, `[layer, ...]`; NaN at pruned heads."""
+def by_stack(sites: Sequence[Site], found: Mapping[Site, Tensor]) -> dict[str, list[Tensor]]:
+    """{stack: a tensor for each of these sites}, in their order; NaN where all heads of a site were pruned."""
     if not found:
-        raise DataError("there is nothing to capture: every head of this model was pruned")
-    stacks: dict[str, list[tuple[Site, Tensor]]] = {}
-    for site in anatomy.sites:
+        raise DataError("there is nothing to capture: every head of this model, or of these layers, was pruned")
+    stacks: dict[str, list[Tensor | None]] = {}
+    for site in sites:
         if site in found or not site.kept:
-            stacks.setdefault(site.stack, []).append((site, found.get(site)))  # type: ignore[arg-type]
-    return {
-        name: _pile(anatomy, pairs, head_axis)
-        for name, pairs in stacks.items()
-        if any(x is not None for _, x in pairs)  # else every head of the stack was pruned
-    }
+            stacks.setdefault(site.stack, []).append(found.get(site))
+    # A stack of which every head was pruned is left out.
+    return {name: _filled(layers) for name, layers in stacks.items() if any(x is not None for x in layers)}
 
 
-def layer_labels(anatomy: Anatomy, found: dict[Site, Tensor]) -> tuple[str, ...]:
-    """[layer]: the labels of the layers that `by_stack` stacks."""
-    sites = [site for site in anatomy.sites if site in found or not site.kept]
+def _filled(layers: list[Tensor | None]) -> list[Tensor]:
+    some = next(x for x in layers if x is not None)
+    return [torch.full_like(some, float("nan")) if x is None else x for x in layers]
+
+
+def layer_labels(sites: Sequence[Site], found: Mapping[Site, Tensor]) -> tuple[str, ...]:
+    """[layer]: the labels of the layers that `by_stack` returns."""
+    sites = [site for site in sites if site in found or not site.kept]
     stacks = {site.stack for site in sites}
     if len(stacks) == 1:
         return LayerLabels((str(site.layer) for site in sites), *stacks)
     return tuple(site.label for name in dict.fromkeys(s.stack for s in sites) for site in sites if site.stack == name)
-
-
-def _pile(anatomy: Anatomy, pairs: list[tuple[Site, Tensor]], head_axis: int) -> Tensor:
-    some = next(x for _, x in pairs if x is not None)
-    layers = []
-    for site, x in pairs:
-        # All heads of this layer were pruned: an empty tensor takes their place.
-        x = some.narrow(head_axis, 0, 0) if x is None else x
-        layers.append(site.spread(x, anatomy.heads, head_axis))
-    return pile(layers)
 
 
 def pile(layers: list[Tensor]) -> Tensor:
@@ -135,7 +128,7 @@ def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) 
     A stack whose attention mask does not show its padding, since it is not `[batch, token]`, is left out, and so is one
     that ran several times: the batch does not say which of its texts has which mask.
     """
-    device = device_of(anatomy.model)
+    device = batch[input_name(batch)].device
     known = {site.stack for site in anatomy.sites} | {stack.name for stack in anatomy.stacks}
     return {
         name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device)

@@ -17,8 +17,8 @@ from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import stat
-from ..streaming.processes import Merge, merges, skipped_in, values_of_all
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
+from ..streaming.processes import Merge, gathered, merges, skipped_in
 from ..streaming.progress import Progress
 from .best_heads import OFFSETS, Counts, RelationTable, relation_table
 from .picks import DIRECTIONS, WordMapAccumulator, padded, picks, sentences_in
@@ -55,6 +55,8 @@ class DependencyHeads(Result):
         default_factory=lambda: torch.empty(0, dtype=torch.int64)
     )
     """[relation, offset], int64: for how many of `roots` the offset reaches before the sentence: it means the root."""
+    weighting: str = "attention"
+    """Whether attention weights were measured, "attention", or the norms of what arrives, "norm"."""
 
     def __post_init__(self) -> None:
         if self.relations and not self.roots.numel():  # a file of an earlier version, which did not count them
@@ -123,10 +125,24 @@ class DependencyAccumulator(WordMapAccumulator):
 
     @checked
     def __init__(
-        self, relations: Sequence[str], *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",)
+        self,
+        relations: Sequence[str],
+        *,
+        rows: Rows = "mean",
+        possessives: Sequence[str] = ("poss",),
+        weighting: Weighting = "attention",
     ) -> None:
+        self.weighting = check_weighting(weighting)
         self._relations = {name: number for number, name in enumerate(sorted(set(relations)))}
         self.word_rows, self._possessives = rows, tuple(possessives)
+
+    def names(self) -> Names:
+        """The relations."""
+        return {"relation": tuple(self._relations)}
+
+    def rename(self, names: Names) -> None:
+        """Count other relations."""
+        self._relations = {name: number for number, name in enumerate(names["relation"])}
 
     def settings(self) -> str:
         """The relations, and how the rows of words are made."""
@@ -171,7 +187,7 @@ class DependencyAccumulator(WordMapAccumulator):
             self.right.cpu().masked_fill(gone, -1),
             self.right_with_offset.cpu().masked_fill(gone, -1),
             self.offset_right.cpu(), self.arcs.cpu(), tuple(self._relations), self.anatomy.labels,
-            roots=self.roots.cpu(), root_offset_right=self.root_offset_right.cpu(),
+            roots=self.roots.cpu(), root_offset_right=self.root_offset_right.cpu(), weighting=self.weighting,
         )  # fmt: skip
 
 
@@ -227,7 +243,7 @@ def _relations_in(batches: Batches) -> set[str]:
 @checked
 def dependency_heads(
     model: nn.Module, batches: Batches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
-    progress: Progress = None, merge: Merge = "all",
+    weighting: Weighting = "attention", progress: Progress = None, merge: Merge = "all",
 ) -> DependencyHeads:  # fmt: skip
     """Measure how often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2).
 
@@ -242,6 +258,8 @@ def dependency_heads(
             "first" (as in its code) or the "max".
         possessives: relations in which, if "'s" follows the word, the pick of the "'s" counts as the word's pick, as in
             the paper.
+        weighting: "attention" measures attention weights; "norm" each query's shares of |α f(x)|, the norms of what
+            arrives from the keys (see `attention_maps`).
         progress: True for a progress bar, or its title; no bar without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
@@ -258,7 +276,7 @@ def dependency_heads(
         >>> dependency_heads(model, batches).accuracy.shape
         torch.Size([2, 2, 2, 4])
     """
-    relations = set().union(*values_of_all(lambda: _relations_in(batches)))
-    counter = DependencyAccumulator(sorted(relations), rows=rows, possessives=possessives)
+    relations = set().union(*gathered(_relations_in(batches), "relations"))
+    counter = DependencyAccumulator(sorted(relations), rows=rows, possessives=possessives, weighting=weighting)
     found = accumulate(model, batches, counter, progress=progress)[0]
     return replace(found, skipped=skipped_in(batches))

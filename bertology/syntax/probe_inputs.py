@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anatomy.dissect import dissect
+from ..anatomy.divided import check_not_divided
 from ..anatomy.names import IDS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..corpora.files import BLANKS, open_text
@@ -125,13 +126,14 @@ class EmbeddingVectors:
 def embedding_vectors(model: nn.Module) -> EmbeddingVectors:
     """Use a model's input embeddings as word vectors: if there are no others, or for a fair control.
 
-    Raises `DataError` for a model without a table of token embeddings.
+    Raises `DataError` for a model without a table of token embeddings, or that is divided among processes.
 
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
         >>> embedding_vectors(model).dim
         32
     """
+    check_not_divided(model, "its table of embeddings cannot be used")
     table = None
     with suppress(AttributeError, NotImplementedError):
         table = model.get_input_embeddings().weight  # type: ignore[operator]

@@ -28,6 +28,8 @@ from .probe_scores import check_ignored, counting
 
 LENGTHS = range(5, 51)
 """The lengths of sentences, in words, over which Spearman's correlation is averaged (Hewitt and Manning 2019, §4.1)."""
+KEPT_BYTES = 2**30
+"""How many bytes of training vectors are kept from one pass over the sentences to the next."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,7 +128,8 @@ def structural_probe(
         test: the batches of `align` for another treebank.
         rank: the number of rows of B; by default the size of the hidden states.
         ignore: relations of words that are left out of the spanning tree. The probe is trained on all words.
-        epochs: the number of passes over the training sentences; each pass runs the model again.
+        epochs: the number of passes over the training sentences. The model runs once on each batch as long as all
+            vectors together take at most 1 GiB; on the batches beyond that it runs in each pass.
         lr: the learning rate of Adam.
         seed: the seed of B and of the training order. The global random state of torch is not changed.
         progress: True for a progress bar over training batches, or its title; no bar without it.
@@ -200,8 +203,14 @@ def _fit(
     optimizer = torch.optim.Adam([projection], lr=lr)
     losses = []
     order = [i for _ in range(epochs) for i in torch.randperm(len(train), generator=generator).tolist()]
+    kept: dict[int, list[Words]] = {}
+    room = KEPT_BYTES
     for number in progress_bar(progress, order):
-        each = [sentence_loss(words, projection) for words in words_of(model, train.batches[number])]
+        sentences = kept.get(number) or list(words_of(model, train.batches[number]))
+        if number not in kept and (size := sum(words.vectors.nbytes for words in sentences)) <= room:
+            kept[number] = sentences
+            room -= size
+        each = [sentence_loss(words, projection) for words in sentences]
         loss = torch.stack(each).mean(0)
         optimizer.zero_grad()
         torch.autograd.backward(loss.sum())  # the layers share no parameter

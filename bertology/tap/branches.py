@@ -111,7 +111,7 @@ class Branches:
         for row, variants in starts.items():
             way, at_once = ways[row], 1
             if record.positions and way.start != "alone":
-                elements = 1 if way.left_out.output_layer else _largest(outputs)
+                elements = 1 if way.left_out.output_layer else largest(outputs)
                 at_once = max(1, min(positions // record.positions, ELEMENTS // elements))
             for some in torch.split(torch.tensor(variants), at_once):
                 yield some, self._run(record, batch, row, gates[some], way)
@@ -252,7 +252,7 @@ def _copies(values: Batch, batch: Batch, copies: int) -> dict[str, Any]:
     return {key: copied(x, examples(batch), copies, 0) for key, x in values.items()}
 
 
-def _largest(outputs: Any) -> int:
+def largest(outputs: Any) -> int:
     """The number of elements of the largest output."""
     values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple) else [outputs]
     return max((x.numel() for x in values if isinstance(x, Tensor)), default=0) or 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -10,10 +10,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.blocks import BlockAnatomy
 from ..anatomy.dissect import dissect
+from ..anatomy.mlps import MlpAnatomy, dissect_mlps
 from ..anatomy.names import CACHE_ARGUMENTS
 from ..anatomy.sites import Anatomy, Heads, Site
-from ..data.batches import Batch, examples, token_mask
+from ..data.batches import Batch, examples, token_count, token_mask
 from ..data.images import example_of_each
 from ..data.padding import real_positions
 from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
@@ -110,8 +112,8 @@ def _check_tensor(anatomy: Anatomy, replace: Tensor, places: list[tuple[int, int
 
 @contextmanager
 @checked
-def gated(model: nn.Module, gates: Any) -> Iterator[None]:
-    """Multiply every head's output by its gate while the `with` lasts.
+def gated(model: nn.Module, gates: Any = None, *, neurons: Any = None) -> Iterator[None]:
+    """Multiply every head's output, or every neuron, by its gate while the `with` lasts.
 
     A gate of 1 leaves a head as it is, 0 silences it: the head's output, value bias included, is 0 before the output
     projection, exactly what `head_mask` did in transformers 4. It works under every attention implementation, and a
@@ -121,8 +123,10 @@ def gated(model: nn.Module, gates: Any) -> Iterator[None]:
         model: any model with attention heads.
         gates: `[layer, head]`, or `[layer, batch, head]` for gates of each example's own. Numbers, a numpy array or
             a tensor. Gates of pruned heads are not looked at.
+        neurons: gates of MLP neurons, `[layer, neuron]` or `[layer, batch, neuron]`, with a row for each MLP that
+            `dissect_mlps` finds: a neuron is one element of the input of the down projection.
 
-    Raises `ShapeError` when the gates have another shape or hold NaN.
+    Raises `ShapeError` when the gates have another shape or hold NaN, `HeadError` where none are given.
 
         >>> import torch
         >>> from transformers import BertConfig, BertModel
@@ -133,14 +137,22 @@ def gated(model: nn.Module, gates: Any) -> Iterator[None]:
         ...     model(input_ids=torch.tensor([[5, 6, 7]])).last_hidden_state.shape
         torch.Size([1, 3, 32])
     """
+    if gates is None and neurons is None:
+        raise HeadError("gated needs gates: of heads, gated(model, gates), or gated(model, neurons=gates)")
     anatomy = dissect(model)
-    with gating(anatomy, checked_gates(anatomy, gates)):
+    given = [] if gates is None else [(anatomy, checked_gates(anatomy, gates))]
+    if neurons is not None:
+        mlps = dissect_mlps(anatomy)
+        given.append((mlps, checked_gates(mlps, neurons)))
+    with ExitStack() as opened:
+        for where, which in given:
+            opened.enter_context(gating(where, which))
         yield
 
 
 @contextmanager
 def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
-    """`gated`, for gates that were checked before, on a model that was dissected before."""
+    """`gated`, for gates that were checked before, on a model that was dissected before: of heads, or of neurons."""
     was_off = not torch.is_grad_enabled()
 
     def edit(site: Site, x: Tensor) -> Tensor:
@@ -157,12 +169,15 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
             of_rows = gate[example_of.to(gate.device)]
             return x * of_rows.view(x.shape[0], -1, *of_rows.shape[1:], 1)
         if gate.shape[0] != x.shape[0]:
-            raise _other_batch(len(gate), x.shape[0])
+            if x.shape[0] > 1 or not batch or x.shape[1] != len(gate) * token_count(anatomy.model, batch, site.stack):
+                raise _other_batch(len(gate), x.shape[0])
+            # The tokens of all examples in one row, example by example (OPT).
+            return (x.reshape(len(gate), -1, *x.shape[2:]) * gate[:, None, :, None]).reshape(x.shape)
         return x * gate[:, None, :, None]
 
     batch: dict[str, Any] = {}
     with ExitStack() as taps:
-        if gates.dim() == 3 and any(stack.reads_images for stack in anatomy.stacks):
+        if gates.dim() == 3 and (isinstance(anatomy, MlpAnatomy) or any(s.reads_images for s in anatomy.stacks)):
             taps.enter_context(tap(anatomy, "inputs", read=batch.update))
         taps.enter_context(tap(anatomy, "heads", edit=edit))
         yield
@@ -210,13 +225,14 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     try:
         gates = torch.as_tensor(gates)
     except (TypeError, ValueError, RuntimeError) as error:
-        form = "numbers [layer, head] or [layer, batch, head]"
+        unit = anatomy.sites[0].unit
+        form = f"numbers [layer, {unit}] or [layer, batch, {unit}]"
         raise ShapeError(f"gates must be {form}, got {described(gates)}") from error
     if gates.is_complex():
         raise ShapeError(f"gates must be real numbers, got a tensor of {gates.dtype}".replace("torch.", ""))
-    wanted = [anatomy.layers, anatomy.heads]
+    wanted, unit = [anatomy.layers, anatomy.heads], anatomy.sites[0].unit
     if gates.dim() not in (2, 3) or [gates.shape[0], gates.shape[-1]] != wanted:
-        kind = "[layer, batch, head]" if gates.dim() == 3 else "[layer, head]"
+        kind = f"[layer, batch, {unit}]" if gates.dim() == 3 else f"[layer, {unit}]"
         want = [wanted[0], "batch", wanted[1]] if gates.dim() == 3 else wanted
         raise ShapeError(f"gates must be {kind} = {want}, got {list(gates.shape)}".replace("'", ""))
     if not gates.is_floating_point():
@@ -227,8 +243,22 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     broken = gates.detach()[looked_at]
     broken = broken[~broken.isfinite()]
     if len(broken):
-        raise ShapeError(f"gates must be finite numbers, got {broken[0].item()} for a head that is there")
+        raise ShapeError(f"gates must be finite numbers, got {broken[0].item()} for a {unit} that is there")
     return gates
+
+
+@contextmanager
+def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[None]:
+    """Skip these blocks while the `with` lasts: each passes on what it gets. They run all the same."""
+    skipped = {(blocks.sites[row].stack, blocks.sites[row].layer + 1) for row in rows}
+    before: dict[str, Tensor] = {}
+
+    def edit(stack: str, layer: int, x: Tensor) -> Tensor:
+        before[stack] = before[stack] if (stack, layer) in skipped else x
+        return before[stack]
+
+    with tap(blocks, "block", edit=edit):
+        yield
 
 
 @contextmanager
@@ -244,7 +274,8 @@ def ablated(
 
     Args:
         model: any model with attention heads.
-        heads: `{layer: [heads]}` or `(layer, head)` pairs, by the rows of results, or `Head`s.
+        heads: `{layer: [heads]}`, names as results print them, `["L1H0", "L5H3"]`, `(layer, head)` pairs, by the rows
+            of results, or `Head`s, such as `result.top(5)` returns.
         replace: what stands where the head's output was: "zero"; "mean", the head's own mean output over the real
             tokens of the batch at hand; "resample", at every token its output at a real token of the batch, drawn at
             random, the same one for all heads of a layer; or a tensor `[layer, head, dim]`, such as

@@ -13,19 +13,24 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.mlps import dissect_mlps
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
+from .arriving import Arriving
 from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
+from .map_reader import Wants
 from .private_api import has_pre_hooks
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
+from .row_statistics import Wanted
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
-PLACES = ("inputs", "block", "last", "heads", "attention", "entropy")
+PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "entropy", "statistics")
+EDITED = ("block", "heads", "neurons", "mlp")
 
 
 @contextmanager
@@ -39,29 +44,38 @@ def tap(
     rows: int | None = None,
     whole: bool = False,
     once: bool | None = None,
+    wants: Wants | None = None,
 ) -> Iterator[None]:
     """Call `read` or `edit` at one place of the model while the `with` lasts.
 
     `anatomy` is what `dissect(model)` returned; a model is dissected there and then.
 
-    ===========  =================  ========================================================================
+    ============ =================  ========================================================================
     place        called with        x
-    ===========  =================  ========================================================================
+    ============ =================  ========================================================================
     "inputs"     (kwargs)           no x: the arguments of the model's call, by name
     "block"      (stack, layer, x)  [batch, token, hidden]: what a block returns; layer 0: what block 1 gets
     "last"       (stack, x)         [batch, token, hidden]: what the stack returns, its final norm included
     "heads"      (site, x)          [batch, token, head, dim]: the heads before the output projection
+    "neurons"    (mlp, x)           [batch, token, neuron]: the neurons before the down projection
+    "mlp"        (mlp, x)           [batch, token, hidden]: what the down projection returns
     "attention"  (site, x, rows)    [batch, head, query, key]: the weights of the query rows `rows`, a slice
+    "norms"      (site, x, rows)    [batch, head, query, key]: |α f(x)|, the norms of what arrives from each key
     "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
-    ===========  =================  ========================================================================
+    "statistics" (site, x, rows)    `RowStatistics` of those weights: what `wants` asks for
+    ============ =================  ========================================================================
 
-    What `read` returns is dropped. `edit`, at "block" and "heads", returns a tensor of the same shape that takes the
-    place of x. `rows` is how many query rows an attention reader is given at a time; by default, as many as fit
-    into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that want gradients
-    through it. Attention maps are read under any attention implementation: for as long as the `with` lasts, a model
-    on transformers' attention interface computes attention with its own eager function, and in any other the softmax
-    of its attention modules is watched. A model with an attention function of your own keeps it: the weights that it
-    returns are read; if it returns none, it must agree with the model's eager function.
+    What `read` returns is dropped. `edit`, at "block", "heads", "neurons" and "mlp", returns a tensor of the same
+    shape that takes the place of x. `rows` is how many query rows an attention reader is given at a time; by default,
+    as many as fit into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that
+    want gradients through it. Attention maps are read under any attention implementation: for as long as the `with`
+    lasts, a model on transformers' attention interface computes attention with its own eager function, and in any
+    other the softmax of its attention modules is watched. A model with an attention function of your own keeps it:
+    the weights that it returns are read; if it returns none, it must agree with the model's eager function.
+
+    Statistics of a map, and entropies, are computed without it where that is faster: on long texts, if the attention is
+    plain. `wants(site, shape)` says which, as `Wanted`, for a map of this shape; by default entropy, largest weight and
+    mean distance.
 
     A model that runs a stack several times in one forward pass (an encoder that two texts share) is edited in every
     run. `once=True` refuses that, as readers do by default; with `once=False` a reader is given every run in turn.
@@ -74,8 +88,8 @@ def tap(
         raise BertologyError(f"no place is called {place!r}: wanted one of {', '.join(PLACES)}")
     if (read is None) == (edit is None):
         raise BertologyError("a tap either reads or edits: pass one of read= and edit=")
-    if edit is not None and place not in ("block", "heads"):
-        raise BertologyError(f"{place!r} can be read but not edited; edit 'block' or 'heads'")
+    if edit is not None and place not in EDITED:
+        raise BertologyError(f"{place!r} can be read but not edited; edit one of {', '.join(map(repr, EDITED))}")
     check_rows(rows)
     anatomy = dissect(anatomy) if isinstance(anatomy, nn.Module) else anatomy
     once = edit is None if once is None else once
@@ -86,12 +100,20 @@ def tap(
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
         hold_off_fast_path((site.attention for site in anatomy.sites), undo)
-        if place in ("attention", "entropy"):
+        if place in ("attention", "norms", "entropy", "statistics"):
             assert read is not None
-            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once))
+            arriving = Arriving() if place == "norms" else None
+            wants = of_reader(wants or _all_statistics)
+            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once, wants, arriving))
+            if arriving is not None:
+                _tap_heads(anatomy, undo, of_reader(of_first_run(arriving.check)), None, once)
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
+
+
+def _all_statistics(site: Site, shape: tuple[int, int, int, int]) -> Wanted:
+    return Wanted(entropy=True, largest=True, distance=True)
 
 
 def is_tapped(anatomy: Anatomy) -> bool:
@@ -136,7 +158,7 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         if edit is None:
             read(site, x)
             return None
-        return _join(site, _same_shape(edit(site, x), x, f"heads of {site.label}"), rest, whole)
+        return _join(site, _same_shape(edit(site, x), x, f"{site.unit}s of {site.label}"), rest, whole)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not calls.count:
@@ -155,6 +177,42 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         for module in calls.modules:
             if module not in bare:
                 undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+
+    place(undo)
+    if edit is not None:
+        calls.edit_again(place, undo)
+
+
+def _tap_neurons(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
+    """Neurons are units of one element each: the axis of that element is left out."""
+
+    def look(site: Site, x: Tensor) -> None:
+        read(site, x.squeeze(-1))
+
+    def change(site: Site, x: Tensor) -> Tensor:
+        neurons = x.squeeze(-1)
+        return _same_shape(edit(site, neurons), neurons, f"neurons of {site.label}").unsqueeze(-1)
+
+    _tap_heads(dissect_mlps(anatomy), undo, look if edit is None else None, change if read is None else None, once)
+
+
+def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
+    mlps = dissect_mlps(anatomy)
+    calls = Calls([(site.place, site) for site in mlps.sites], once=once)
+
+    def after(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if not calls.count:
+            return None
+        site = calls.next(module)
+        if edit is None:
+            read(site, output)
+            return None
+        return _same_shape(edit(site, output), output, f"MLP of {site.label}")
+
+    def place(undo: ExitStack) -> None:
+        calls.watch(mlps, undo)
+        for module in calls.modules:
+            undo.callback(module.register_forward_hook(after).remove)
 
     place(undo)
     if edit is not None:
@@ -282,12 +340,16 @@ class _TappedBlocks:
         streams = "stream" in layout
         flat = "batch token (stream hidden)" if streams else "batch token hidden"
         flat = "1 token hidden" if layout == "token hidden" else flat
-        states = rearrange(x, f"{layout} -> {flat}")
+        states = x if layout == flat else rearrange(x, f"{layout} -> {flat}")
         if self._edit is None:
             self._read(*at, states)
             return None
         new = _same_shape(self._edit(*at, states), states, str(at))
-        return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
+        return (
+            new
+            if layout == flat
+            else rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
+        )
 
 
 def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
@@ -311,4 +373,11 @@ def _same_shape(new: Any, old: Tensor, where: str) -> Tensor:
     return new.to(old.dtype)
 
 
-_TAPS = {"inputs": _tap_inputs, "block": _tap_blocks, "last": _tap_last, "heads": _tap_heads}
+_TAPS = {
+    "inputs": _tap_inputs,
+    "block": _tap_blocks,
+    "last": _tap_last,
+    "heads": _tap_heads,
+    "neurons": _tap_neurons,
+    "mlp": _tap_mlps,
+}

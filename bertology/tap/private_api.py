@@ -13,10 +13,15 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
 from typing import Any
 
+import torch
 import torch.utils.checkpoint
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+
+from ..anatomy.divided import is_fully_sharded
 
 # Fragile: the attribute of a config that says which attention function its modules look up when they run. The public
 # setter also checks and changes the configs of parts, which could not be undone.
@@ -163,3 +168,90 @@ def library_versions() -> tuple[str, str]:
     """The versions of torch and transformers."""
     # Fragile: two processes are taken to compute alike if both are of one version.
     return torch.__version__, transformers.__version__
+
+
+def divided_groups(modules: list[nn.Module]) -> list[tuple[nn.Module, Any]]:
+    """The modules that `fully_shard` divides, each with its groups of parameters; none without torch.distributed."""
+    # Fragile: rests on the private groups of parameters of torch's FSDP; up to 2.10 a module has one of them at most.
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return []
+    found = []
+    for module in modules:
+        if is_fully_sharded(module):
+            state = module._get_fsdp_state()  # type: ignore[operator]
+            groups = getattr(state, "_fsdp_param_groups", None)
+            groups = [state._fsdp_param_group] if groups is None else groups
+            found += [(module, group) for group in groups if group is not None]
+    return found
+
+
+def are_divided(groups: list[tuple[nn.Module, Any]]) -> bool:
+    """Whether this process holds a part of some of these weights only."""
+    # Fragile: rests on a private state of torch's groups of parameters.
+    return any(not group.is_unsharded for _, group in groups)
+
+
+def bring_together(groups: list[tuple[nn.Module, Any]], undo: ExitStack) -> None:
+    """Give this process whole weights, and keep them through all passes, while `undo` is open; all processes do it."""
+    # Fragile: rests on the two private settings that say when torch divides them again, which no public name reads.
+    for module, group in groups:
+        undo.callback(_divide_again, module, group, group.post_forward_mesh_info, group.reshard_after_backward)
+        group.post_forward_mesh_info, group.reshard_after_backward = None, False
+        if not group.is_unsharded:
+            undo.callback(group.reshard)
+    for module in dict.fromkeys(module for module, _ in groups):
+        module.unshard()  # type: ignore[operator]
+
+
+def _divide_again(module: Any, group: Any, after_forward: Any, after_backward: bool) -> None:
+    state = module._get_fsdp_state()
+    # Of the outermost module torch itself turns the first one off, in the first pass.
+    if not (state._is_root and getattr(state, "_auto_reshard_after_forward", True)):
+        group.post_forward_mesh_info = after_forward
+    group.reshard_after_backward = after_backward
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor] | None:
+    """[batch, head, query, width] of attention by a fused kernel, and [batch, head, query] of ln Σ exp(score).
+
+    None where there is no such kernel for the device, the type and the shapes. Without a gradient; `mask` is added.
+    """
+    # Fragile: rests on torch's private kernels, whose public function keeps the logarithms to itself.
+    width, heads = value.shape[3], query.shape[1]
+    # The kernels want one width, which on a GPU is a multiple of 8; zeros change no score.
+    many = max(query.shape[3], width) if _device_of(query) == "cpu" else -(-max(query.shape[3], width) // 8) * 8
+    query, key, value = (x if x.shape[3] == many else F.pad(x, (0, many - x.shape[3])) for x in (query, key, value))
+    aten = torch.ops.aten
+    if mask is not None:
+        # In the kernels the lowest value is multiplied; a query that sees no key would become NaN.
+        mask = mask.clamp_min(torch.finfo(mask.dtype).min / 4).to(query.dtype)
+    if _device_of(query) == "cpu":
+        found = aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, attn_mask=mask, scale=scale
+        )
+        return found[0][..., :width], found[1]
+    if _device_of(query) != "cuda":
+        return None
+    given = SDPAParams(query, key, value, mask, 0.0, causal, heads != key.shape[1])
+    if mask is None and can_use_flash_attention(given):
+        found = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, False, scale=scale)
+        return found[0][..., :width], found[1][..., : query.shape[2]]
+    groups = heads // key.shape[1]
+    key, value = (x if groups == 1 else x.repeat_interleave(groups, 1) for x in (key, value))
+    mask = None if mask is None else _aligned(mask.expand(*query.shape[:3], -1))
+    if not can_use_efficient_attention(SDPAParams(query, key, value, mask, 0.0, causal, False)):
+        return None
+    found = aten._scaled_dot_product_efficient_attention(query, key, value, mask, True, 0.0, causal, scale=scale)
+    return found[0][..., :width], found[1][..., : query.shape[2]]
+
+
+def _device_of(x: Tensor) -> str:
+    return x.device.type
+
+
+def _aligned(mask: Tensor) -> Tensor:
+    """A mask whose rows begin at multiples of 16 numbers, as the kernel wants it."""
+    keys = mask.shape[3]
+    return F.pad(mask, (0, -keys % 16))[..., :keys]

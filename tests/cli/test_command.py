@@ -26,6 +26,8 @@ from bertology import (
 )
 from bertology.cli import command
 from bertology.cli.command import main
+from bertology.cli.texts import read_texts
+from bertology.data.rows import PAIRED_COLUMNS, TEXT_COLUMNS
 from helpers.small_models import small_t5
 from helpers.trees import WORDS, wordpiece_tokenizer
 
@@ -212,6 +214,63 @@ def test_pairs_of_texts(models, files):
     )
 
 
+def test_a_pair_is_read_as_a_pair(models, files, capsys):
+    """Under the names that `make_batches` knows, in each kind of file; what is not read is said."""
+    rows = [("the cat", "dogs purred", 1), ("under", "stars", 0)]
+    results = []
+    for first, second in PAIRED_COLUMNS:
+        lines = [{"id": 3, first: a, second: b, "label": label} for a, b, label in rows]
+        (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        assert main(["importance", models["classifier"], "pairs.jsonl", "--output", "out", "--quiet"]) == 0
+        told = f"text in {first!r} and {second!r}; label in 'label'; not read: 'id'"
+        assert told in capsys.readouterr().out
+        assert json.loads((files / "out" / "run.json").read_text())["columns"] == told
+        results.append(HeadImportance.load("out/importance.safetensors").scores)
+    data = [{"text": a, "text_pair": b, "label": label} for a, b, label in rows]
+    model = load_pruned(models["classifier"])
+    wanted = head_importance(model, data, tokenizer=wordpiece_tokenizer()).scores
+    for found in results:
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-12)
+
+
+def test_all_usual_columns_are_found(tmp_path):
+    for name in TEXT_COLUMNS:
+        (tmp_path / "a.csv").write_text(f"id,{name},score\n1,a text,0.5\n")
+        found = read_texts(tmp_path / "a.csv")
+        assert (found.texts, found.labels) == ([("a text",)], ["0.5"])
+        assert found.columns == f"text in {name!r}; label in 'score'; not read: 'id'"
+
+
+def test_files_of_an_earlier_run_are_removed(models, files):
+    names = lambda: {file.name for file in (files / "out").iterdir()}  # noqa: E731
+    assert main(["report", models["classifier"], "texts.tsv", "--amount", "0.5", "--output", "out", "--quiet"]) == 0
+    (files / "out" / "notes.csv").write_text("mine")
+    assert {"curve.png", "importance.csv"} < names()
+    assert main(["entropy", models["masked"], "none.txt", "--output", "out", "--quiet"]) == 2
+    assert {"curve.png", "importance.csv"} < names()  # a call that fails removes nothing
+    assert main(["entropy", models["masked"], "texts.txt", "--output", "out", "--quiet"]) == 0
+    kinds = ("csv", "json", "png", "safetensors")
+    assert names() == {"notes.csv", "index.html", "run.json", *(f"entropy.{kind}" for kind in kinds)}
+
+
+def test_only_files_of_a_run_are_removed(models, files):
+    (files / "out").mkdir()
+    (files / "out" / "curve.csv").write_text("mine")
+    (files / "out" / "run.json").write_text('{"of": "another program"}')
+    assert main(["entropy", models["masked"], "texts.txt", "--output", "out", "--quiet"]) == 0
+    assert (files / "out" / "curve.csv").read_text() == "mine"
+    # The pruned model of one run may be what the next one measures.
+    assert main(["prune", models["decoder"], "texts.txt", "--heads", "L0H1", "--output", "two", "--quiet"]) == 0
+    assert main(["entropy", "two/model", "texts.txt", "--output", "two", "--quiet"]) == 0
+    assert not (files / "two" / "pruned.json").exists()
+    assert dissect(load_pruned("two/model")).present.sum() == 7
+
+
+def test_a_report_without_labels_says_so(models, files, capsys):
+    assert main(["report", models["masked"], "texts.txt", "--output", "out", "--quiet"]) == 0
+    assert "warning: the texts have no labels, so that importance and the curve are left out" in capsys.readouterr().err
+
+
 def test_pruning_by_the_curve(models, files):
     before = {file.name: file.read_bytes() for file in (files / models["classifier"]).iterdir()}
     arguments = [
@@ -303,6 +362,10 @@ BAD = [
     (["importance", "classifier", "texts.tsv", "--max-length", "99"], "max_length"),
     (["prune", "classifier", "texts.tsv", "--heads", "L9H0"], "L9"),
     (["curve", "classifier", "texts.tsv", "--metric", "f1"], "two classes"),
+    (["report", "demo", "--text-column", "body"], "nothing reads --text-column here, since 'demo' has texts of its own"),
+    (["entropy", "demo", "--no-header", "--label-column", "x"], "nothing reads --label-column and --no-header here"),
+    (["entropy", "demo", "texts.txt", "--tokenizer", "x"], "nothing reads --tokenizer here"),
+    (["prune", "decoder", "texts.txt", "--heads", "L0H1", "--by", "random"], "nothing reads --by here, since --heads says"),
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bertology import Result
-from bertology.code_structure.cat_results import CatGain, CatScores, cat_mean, scores_of
+from bertology.code_structure.cat_results import CatComparison, CatGain, CatScores, cat_mean, scores_of
 from bertology.errors import DataError, ShapeError
 from oracles import cat as oracles
 
@@ -80,6 +80,33 @@ def test_scores_are_kept(tmp_path):
     gain = scores.beyond(made(counted(1)), resamples=20)
     gain.save(tmp_path / "gain.safetensors")
     assert isinstance(Result.load(tmp_path / "gain.safetensors"), CatGain)
+
+
+def comparison(either):
+    """A comparison of [layer, example] counts, in which nothing matches."""
+    counts = torch.tensor(either)[None].expand(2, -1, -1)
+    heads = counts[:, :, None].expand(-1, -1, 3, -1)
+    layers, examples = counts.shape[1:]
+    return CatComparison(
+        torch.zeros_like(counts), counts, torch.zeros_like(heads), heads, ("attention", "shuffled"), (None,) * layers,
+        tuple("abcdef"[:examples]), 0.25, True, tuple(map(str, range(layers))),
+    )  # fmt: skip
+
+
+def test_a_table_without_scores_says_why():
+    nothing = comparison([[0], [0]])
+    assert "|" not in str(nothing)
+    assert "CAT-scores of 1 snippet; " in str(nothing)
+    assert "No layer has a score, since no snippet has a pair of leaves that is high in attention or near" in str(
+        nothing
+    )
+    assert str(nothing.scores).count("no score, since no snippet has a pair of leaves") == 2
+    assert str(nothing.beyond("shuffled")).count("no gain, since there is no snippet in which both have a score") == 2
+    some = comparison([[0, 0], [3, 0], [0, 0]])
+    assert "| 1 | 0.000 | 0.000 |" in str(some)
+    assert "No score in layers 0, 2, since no snippet has a pair" in str(some)
+    assert "| 0 |" not in str(some)
+    assert "score in layers" not in str(comparison([[3], [4]]))
 
 
 @pytest.mark.parametrize("average", ["macro", "micro"])

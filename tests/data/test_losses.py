@@ -1,10 +1,15 @@
 """Each example's loss is what transformers returns for a batch of it alone."""
 
+import re
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 import transformers as t
 
 from bertology import head_ablation, head_importance, score
+from bertology.anatomy.names import ENCODER_LM_CLASSES
 from bertology.data.batches import without_labels
 from bertology.data.losses import example_losses, find_loss, is_causal
 from bertology.errors import LossError
@@ -192,6 +197,10 @@ def test_wrappers_do_not_hide_the_task():
         ("SequenceClassification", {**batch(), "labels": torch.tensor([0, 1])}, r"one class per example, \[batch\] = \[3\]"),
         ("SequenceClassification", {**batch(), "labels": torch.tensor([0, 1, -100])}, r"one class per example.*-100"),
         ("SequenceClassification", {**batch(), "labels": torch.ones(3)}, r"labels must be \[batch, label\] = \[3, 2\], got \[3\]"),
+        ("SequenceClassification", {**batch(), "labels": torch.rand(3)}, r"got \[3\]: labels of float32 say for each of the 2 classes .* pass whole numbers, labels.long\(\)"),
+        ("TokenClassification", {**batch(), "labels": torch.full((3, 7), 0.5)}, "labels must be whole numbers, the numbers of classes, got 0.5"),
+        ("MaskedLM", {**batch(), "labels": torch.full((3, 7), 2.25)}, "labels must be whole numbers, .* got 2.25"),
+        ("TokenClassification", batch(labels=False), r"pass batches with 'labels', or texts with their labels, such as \["),
         ("TokenClassification", {**batch(), "labels": torch.full((3, 7), -100)}, r"example\(s\) \[0, 1, 2\] of the batch have no labelled token"),
         ("QuestionAnswering", {**batch(), "start_positions": torch.tensor([0, 5, 0]), "end_positions": torch.tensor([0, 0, 0])},
          r"losses must be finite, got inf for example\(s\) \[1\] of a batch of 3"),
@@ -202,6 +211,73 @@ def test_wrappers_do_not_hide_the_task():
 def test_errors(head, inputs, message):
     with pytest.raises(LossError, match=message):
         losses(bert(head), inputs)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_labels": 3, "problem_type": "regression"}, "problem_type .* is 'regression', which wants a number for each label"),
+        ({"num_labels": 4, "problem_type": "multi_label_classification"}, "problem_type .* is 'multi_label_classification', which wants a number"),
+        ({"num_labels": 1}, "a model with one output predicts one number for each text"),
+    ],
+)  # fmt: skip
+def test_labels_of_another_task(config, message):
+    with pytest.raises(LossError, match=rf"labels must be \[batch, label\] = .*, got \[2\]: {message}"):
+        losses(bert("SequenceClassification", **config), {**batch(), "labels": torch.rand(2)})
+
+
+def test_labels_under_another_name():
+    inputs = {**batch(labels=False), "label": torch.tensor([0, 1, 0])}
+    with pytest.raises(
+        LossError, match=r"needs labels in every batch, got input_ids, .*label: rename 'label' to 'labels'"
+    ):
+        find_loss(bert("SequenceClassification"))(None, inputs)
+
+
+def test_whole_numbers_as_floats_are_classes():
+    model, labels = bert("TokenClassification"), torch.randint(0, 2, (3, 7))
+    for wide in (labels.float(), labels.double()):
+        torch.testing.assert_close(
+            losses(model, {**batch(), "labels": wide}), losses(model, {**batch(), "labels": labels})
+        )
+
+
+def test_classes_that_must_be_told_to_be_decoders_are_known():
+    """They are those of which transformers' own code says so."""
+    found = set()
+    for file in Path(t.__file__).parent.glob("models/*/modeling_*.py"):
+        for part in re.split(r"^class ", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+            if "as a standalone, add `is_decoder=True.`" in part:
+                found.add(re.match(r"\w+", part)[0])
+    found = {name for name in found if not name.startswith("TF")}
+    assert len(found) > 10
+    assert [name for name in found if not re.fullmatch(ENCODER_LM_CLASSES, name)] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["BertLMHeadModel", "CamembertForCausalLM", "RemBertForCausalLM", "BertGenerationDecoder"]
+)
+def test_a_decoder_that_sees_what_it_predicts(name):
+    """The warning comes where a later token changes an earlier prediction, and nowhere else."""
+    kind, inputs = getattr(t, name), batch()
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    for decodes in (False, True):
+        model = kind(kind.config_class(**SMALL, pad_token_id=PAD, is_decoder=decodes)).eval()
+        with torch.no_grad():
+            first, other = (model(torch.tensor([[5, 6, last]])).logits[0, 0] for last in (7, 8))
+        sees = not torch.equal(first, other)
+        assert sees is not decodes
+        for measure in (head_importance, lambda *given: score(*given, metric="accuracy")):
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                measure(model, inputs)
+            assert any("sees the tokens that it predicts" in str(one.message) for one in told) is sees
+
+
+def test_other_decoders_are_not_warned_of(recwarn):
+    for name in ("gpt2", "llama"):
+        find_loss(BY_NAME[name].build("lm"))
+    assert not recwarn.list
 
 
 def test_names_that_mislead():

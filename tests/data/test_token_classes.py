@@ -1,7 +1,16 @@
+import numpy as np
 import pytest
 import torch
 
-from bertology import PatternsAccumulator, accumulate, attention_entropy, attention_maps, attention_patterns, dissect
+from bertology import (
+    GradientsAccumulator,
+    PatternsAccumulator,
+    accumulate,
+    attention_entropy,
+    attention_maps,
+    attention_patterns,
+    dissect,
+)
 from bertology.data.token_classes import TokenClasses
 from bertology.errors import DataError
 from helpers.zoo import BY_NAME, PAD, V4, batch, each_alone
@@ -139,6 +148,15 @@ def test_encoder_decoders_know_their_decoder_s_tokens_when_given():
         ({"a": []}, "class 'a' must be token ids, strings or a function of the batch"),
         ({"a": [1, "x"]}, "class 'a' must be token ids, strings or a function of the batch"),
         ({"a": [True]}, "class 'a' must be token ids"),
+        ({"a": 2.5}, r"class 'a' must be token ids.*, got 2.5: such as tokens=\{'a': \['.', ','\]\}"),
+        ({"a": None}, "class 'a' must be token ids.*, got None"),
+        (
+            ["."],
+            r"from the name of each class to its tokens, got \['.'\]: give the class a name, as in tokens=\{'my class'",
+        ),
+        (".", "give the class a name, as in tokens={'my class': '.'}"),
+        ([], "from the name of each class to its tokens"),
+        ({7: [5]}, r"the name of a class of tokens must be a string, got 7 \(int\)"),
         (
             {"a": lambda batch: batch["input_ids"]},
             r"must return a bool tensor \[batch, token\], got torch.int64 \[3, 7\]",
@@ -152,6 +170,20 @@ def test_encoder_decoders_know_their_decoder_s_tokens_when_given():
 def test_classes_that_are_none(tokens, message):
     with pytest.raises(DataError, match=message):
         attention_patterns(BY_NAME["bert"].build(), batch(), tokens=tokens)
+
+
+@pytest.mark.parametrize("tokens", [["."], {"a": 2.5}, {7: [5]}, {"a": "x"}])
+def test_accumulators_refuse_them_at_once(tokens):
+    for kind in (PatternsAccumulator, GradientsAccumulator):
+        with pytest.raises(DataError, match="class"):
+            kind(tokens=tokens)
+
+
+def test_ids_of_numpy():
+    model, inputs = BY_NAME["gpt2"].build(), batch()
+    wanted = attention_patterns(model, inputs, tokens={"some": [5, 7]})
+    for ids in (np.array([5, 7]), [np.int64(5), np.int32(7)], torch.tensor([5, 7])):
+        assert attention_patterns(model, inputs, tokens={"some": ids}) == wanted
 
 
 def test_other_errors(minilm):

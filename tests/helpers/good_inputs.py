@@ -72,6 +72,10 @@ class GoodInputs:
         return {"input_ids": self.ids, "labels": torch.tensor([0, 1])}
 
     @cached_property
+    def flipped(self) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids.flip(1)}
+
+    @cached_property
     def sentence(self) -> Sentence:
         return Sentence(("the", "cat", "sat"), (2, 3, 0), ("det", "nsubj", "root"), "cats")
 
@@ -192,15 +196,24 @@ def _on_data(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "attention_entropy": both,
         "attention_gradients": {**both, "tokens": five},
         "attention_patterns": {**both, "tokens": five},
+        "contextuality": {**both, "tokens": five},
         "head_ablation": accuracy,
         "head_distances": both,
         "head_importance": both,
         "head_means": both,
+        "block_ablation": accuracy,
+        "block_influence": both,
+        "layer_similarity": both,
+        "mlp_ablation": accuracy,
+        "neuron_curve": {**accuracy, "amount": 0.5},
+        "neuron_importance": both,
         "pruning_curve": {**accuracy, "amount": 4},
         "repeat_scores": both,
         "score": accuracy,
         "sole_head_ablation": accuracy,
         "accumulate": {"model": x.model, "batches": x.batch},
+        "activation_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
+        "attribution_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
         "importance_through_training": {"checkpoints": [(0, x.model)], "batches": x.batch},
         "head_behaviours": {"patterns": x.patterns},
     }
@@ -211,13 +224,24 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
     changed = x.copied()
     return {
         "attention_maps": one,
+        "attention_relevance": one,
+        "attention_rollout": one,
+        "head_attribution": one,
+        "capture": {**one, "hidden": True, "heads": True, "loss": "auto"},
+        "capture_generation": {"model": x.gpt2, "inputs": {"input_ids": x.ids}, "max_new_tokens": 2, "maps": True},
         "head_outputs": {**one, "loss": "auto"},
+        "logit_lens": one,
         "hidden_states": one,
         "check_anatomy": one,
         "ablated": {"model": x.model, "heads": [(0, 1)]},
         "gated": {"model": x.model, "gates": torch.ones(2, 4)},
         "tap": {"anatomy": bt.dissect(x.model), "place": "heads", "read": print},
         "dissect": {"model": x.model},
+        "dissect_mlps": {"model": x.model},
+        "neuron_activations": one,
+        "prune_neurons": {"model": changed, "neurons": [(0, 1)]},
+        "save_plain": {"model": x.model, "path": x.folder / "plain"},
+        "drop_blocks": {"model": x.copied(), "blocks": [1]},
         "compare_efficiency": {
             "before": x.model, "after": changed, "inputs": x.batch, "batch_sizes": (1,), "rounds": 1, "seconds": 0,
         },

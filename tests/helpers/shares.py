@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import traceback
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +28,7 @@ from bertology.errors import BertologyError
 from bertology.syntax import align, dependency_heads
 from helpers.code_snippets import snippets
 from helpers.trees import CATS, wordpiece_tokenizer
+from helpers.wrapped_models import answers, others
 from helpers.zoo import BY_NAME, batch, each_alone
 
 TEXTS = each_alone(batch((7, 4, 5, 2, 6)))
@@ -96,23 +100,61 @@ WORK = {
     "not a tree": lambda rank, size: dependency_heads(model(), TEXTS if rank else trees(rank, size)),
 }
 
+# One process has an argument that cannot be used, before there is any batch: process 1 where nothing else is said.
+WRONG: dict[str, Callable[[int], Any]] = {
+    "no batches at all": lambda rank: attention_entropy(model(), 3 if rank else TEXTS),
+    "no model": lambda rank: head_importance("bert" if rank else model(), TEXTS),
+    "an option": lambda rank: attention_entropy(model(), TEXTS, average="word" if rank else "query"),
+    "an argument of another name": lambda rank: score(
+        model(), TEXTS, metric="accuracy", **({"layer": 1} if rank else {})
+    ),
+    "a merge": lambda rank: head_means(model(), TEXTS, merge="both" if rank else "all"),
+    "a checkpoint in no folder": lambda rank: accumulate(
+        model(), TEXTS, EntropyAccumulator(), checkpoint="/no/such/folder/file" if rank else None
+    ),
+    "a file that is not there": lambda rank: attention_entropy(model(), _read(rank)),
+    "a loss": lambda rank: head_importance(model(), TEXTS, loss=(lambda *_: 1 / 0) if rank == 0 else None),
+    "an amount": lambda rank: pruning_curve(model(), TEXTS, metric="accuracy", amount=-1 if rank else 4),
+    "relations given": lambda rank: (dependency_heads if rank else head_means)(model(), trees(rank, 2)),
+    "texts without a tokenizer": lambda rank: attention_entropy(model(), ["a"] if rank else TEXTS),
+    "code without leaves": lambda rank: leaf_types(model(), TEXTS if rank else code(0, 1)),
+}
 
-def each(rank: int, size: int, store: str, queue: Any) -> None:
+
+def _read(rank: int) -> Iterator[Any]:
+    yield TEXTS[rank]
+    if rank:
+        Path("/no/such/file").read_bytes()
+
+
+def each(rank: int, size: int, folder: str, queue: Any) -> None:
     """Do all of it, and put the results and the errors into the queue."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
-    found: dict[str, Any] = {}
+    try:
+        queue.put((rank, _found(rank, size, Path(folder))))
+    except BaseException:  # else the test would wait for it
+        queue.put((rank, {"failed": traceback.format_exc()}))
+    torch.distributed.destroy_process_group()
+
+
+def _found(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"wrapped": answers(rank, folder), "others": others(rank, folder)}
+    for name, wrong in WRONG.items():
+        try:
+            found[f"wrong: {name}"] = repr(wrong(rank))
+        except Exception as error:  # not of this library where the process itself made the mistake
+            found[f"wrong: {name}"] = f"{type(error).__name__}: {error}"
     for name, work in WORK.items():
         try:
             # Lists, since tensors would travel through files that end with the process.
             found[name] = plain(work(rank, size))
         except BertologyError as error:
             found[name] = f"{type(error).__name__}: {error}"
-    queue.put((rank, found))
-    torch.distributed.destroy_process_group()
+    return found
 
 
 def plain(result: Any) -> dict[str, Any]:

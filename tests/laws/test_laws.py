@@ -1,5 +1,6 @@
 """Every public function leaves the model as it found it, on success and when the forward pass raises in the middle."""
 
+from functools import partial
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -29,7 +30,9 @@ CONTEXTS = {
     "tap block": lambda m: b.tap(b.dissect(m), "block", read=lambda *_: None),
 }
 # These change the model, or write it to a file: tests/pruning.
-CHANGE_THE_MODEL = {"prune_heads", "save_pruned", "load_pruned"}
+CHANGE_THE_MODEL = {"prune_heads", "prune_neurons", "save_pruned", "load_pruned", "save_plain", "drop_blocks"}
+# This one runs on a model that generates.
+GENERATES = {"capture_generation"}
 # What a measure is given whose arguments, other than the model and its batches, have defaults.
 DATA = {b: batch(), syntax: PARSED, code_structure: CODE}
 OF_BATCHES = ({"model", "batches"}, {"model", "inputs"})
@@ -44,6 +47,11 @@ def encode(model):
         edge_probing.encode(model, wordpiece_tokenizer(), NOUNS, f"{folder}/nouns", dtype=torch.float32)
 
 
+def captured_to_a_folder(model):
+    with TemporaryDirectory() as folder:
+        b.capture(model, [batch(), batch()], hidden=True, maps=True, heads=True, save=folder)
+
+
 def merge_a_shard(model):
     with TemporaryDirectory() as folder:
         b.accumulate(model, batch(), b.EntropyAccumulator(), shard=(0, 1), save=folder)
@@ -54,7 +62,7 @@ def merge_a_shard(model):
 MEASURES = {
     name: measure_of(function, DATA[module])
     for module, name, function in public_functions(DATA)
-    if required(function) in OF_BATCHES and name not in CHANGE_THE_MODEL | {"coreference_heads"}
+    if required(function) in OF_BATCHES and name not in CHANGE_THE_MODEL | GENERATES | {"coreference_heads"}
 }
 MEASURES |= {
     "head_outputs with gradients": lambda m: b.head_outputs(m, batch(), loss="auto"),
@@ -78,6 +86,9 @@ MEASURES |= {
     ),
     "code_arcs": lambda m: code_structure.code_arcs(m, wordpiece_tokenizer(), snippets()[0], 0),
     "encode": encode,
+    "capture": lambda m: b.capture(m, batch(), hidden=True, maps=True, heads=True, positions=[0, -1]),
+    "capture with gradients": lambda m: b.capture(m, batch(), hidden=True, maps=True, heads=True, loss="auto"),
+    "capture to a folder": captured_to_a_folder,
     "merge_shards": merge_a_shard,
     "accumulate": lambda m: b.accumulate(m, batch(), b.ImportanceAccumulator(), b.EntropyAccumulator()),
     "score": lambda m: b.score(m, batch(), metric="accuracy"),
@@ -86,11 +97,20 @@ MEASURES |= {
     "pruning_curve by magnitude": lambda m: b.pruning_curve(m, batch(), metric="accuracy", amount=4, by="magnitude"),
     "head_ablation": lambda m: b.head_ablation(m, batch(), metric="accuracy"),
     "sole_head_ablation": lambda m: b.sole_head_ablation(m, batch(), metric="accuracy"),
+    "activation_patching": lambda m: b.activation_patching(m, batch(), batch(seed=2), metric="loss"),
+    "activation_patching of blocks": lambda m: b.activation_patching(
+        m, batch(), batch(seed=2), metric="loss", parts="blocks"
+    ),
+    "attribution_patching": lambda m: b.attribution_patching(m, batch(), batch(seed=2), metric="loss", steps=2),
+    "mlp_ablation": lambda m: b.mlp_ablation(m, batch(), metric="accuracy"),
+    "block_ablation": lambda m: b.block_ablation(m, batch(), metric="accuracy"),
+    "neuron_curve": lambda m: b.neuron_curve(m, batch(), metric="accuracy", amount=0.4, kinds="both"),
     "compare_efficiency": lambda m: b.compare_efficiency(m, OTHER, batch(), batch_sizes=(2,), rounds=1, seconds=0),
 }
 # These read the model, and do not run it.
 NO_RUN = {
     "dissect": b.dissect,
+    "dissect_mlps": b.dissect_mlps,
     "make_batches": lambda m: b.make_batches(["the cat"], wordpiece_tokenizer(), model=m),
     "randomized": syntax.randomized,
     "embedding_vectors": syntax.embedding_vectors,
@@ -106,9 +126,18 @@ def test_what_is_generated_leaves_the_model_alone():
     check_leaves_model_alone(bart(), lambda m: b.score(m, texts(), metric=WRITTEN))
 
 
+def test_captured_generation_leaves_the_model_alone():
+    prompt = {"input_ids": texts()[0]["input_ids"]}
+    everything = {"hidden": True, "maps": True, "heads": True}
+    measure = partial(b.capture_generation, inputs=prompt, max_new_tokens=3, **everything)
+    check_leaves_model_alone(bart(), measure)
+    model = bart()
+    check_leaves_model_alone(model, measure, broken=model.model.decoder.layers[1].fc1)
+
+
 def test_every_public_function_of_a_model_is_here():
     """This test fails where a new function was not added."""
-    there = {name.split(",")[0].split(" ")[0] for name in [*MEASURES, *CHANGE_THE_MODEL, *CONTEXTS]}
+    there = {name.split(",")[0].split(" ")[0] for name in [*MEASURES, *CHANGE_THE_MODEL, *GENERATES, *CONTEXTS]}
     missing = {name for _, name, function in public_functions() if takes_a_model(function)} - there
     assert missing == set(), f"add to MEASURES in tests/laws/test_laws.py: {sorted(missing)}"
 

@@ -216,4 +216,9 @@ def test_tokens_are_readable_strings() -> None:
     assert [label_of(one) for one in found[:5]] == ["keys", "un", "␣", "åľ", "\\n\\n"]
     assert word_strings((" un", "##like", "ly", "[SEP]"), (0, 0, 0, -1)) == ["unlikely", "[SEP]"]
     assert beginning(["The", " keys", " are", " here"], 7) == "The keys …"
+    assert beginning(["The", " keys", " are"], 7) == "The keys are"  # nothing is cut for so little
+    for tokens in (["the", "cat", "[SEP]"], ["The", " cat", " sat"], ["a" * 50], ["é"]):
+        assert "…" not in beginning(tokens, len("".join(tokens)) + 2)
+        assert "…" not in beginning(tokens, len("".join(tokens)) - 1)
+    assert beginning(["a" * 50, "b"], 20) == f"{'a' * 20}…"
     assert beginning(["the", "key", "##s"], 40) == "the keys"

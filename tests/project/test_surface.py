@@ -53,6 +53,26 @@ def test_doctests(module):
     assert runner.summarize(verbose=False).failed == 0
 
 
+def taking_heads():
+    """The public functions and methods that take heads by any of their names."""
+    for module in (bertology, bertology.syntax, bertology.edge_probing, bertology.code_structure):
+        for name in module.__all__:
+            one = getattr(module, name)
+            methods = [x for key, x in vars(one).items() if key[0] != "_"] if inspect.isclass(one) else []
+            for method in [one, *methods]:
+                hints = getattr(inspect.unwrap(method), "__annotations__", {}) if inspect.isfunction(method) else {}
+                if any(re.search(r"\b(Heads|OneHead)\b", str(x)) for what, x in hints.items() if what != "return"):
+                    yield method
+
+
+def test_help_names_the_printed_form_of_heads():
+    found = {method.__qualname__: method.__doc__ for method in taking_heads()}
+    assert {"prune_heads", "ablated", "HeadDistances.between", "show_head"} <= found.keys()
+    elsewhere = r"the same holds for|heads: likewise"  # another function of the same arguments says it
+    told = re.compile(rf'"L\d+H\d+|`L\d|{elsewhere}')
+    assert [name for name, text in found.items() if not told.search(text)] == []
+
+
 def test_doctests_of_decorated_functions_are_found():
     for decorated in (bertology.score, bertology.gated):
         module = importlib.import_module(decorated.__module__)

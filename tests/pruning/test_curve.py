@@ -29,6 +29,9 @@ def test_michels_curve():
         with gated(model, gates):
             assert score(model, inputs, metric="accuracy").value == value
     assert curve.metric == "accuracy"
+    assert curve.n_examples == 8
+    assert str(curve).startswith("PruningCurve of BertForSequenceClassification, 8 examples\n")
+    assert pruning_curve(model, inputs, metric="inverse_loss", importance=batch(), amount=8).n_examples == 8
 
 
 def test_the_old_scripts_loop():

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from matplotlib.figure import Figure
 
 from bertology import (
     Head,
+    Result,
     attention_entropy,
+    attention_maps,
     attention_patterns,
     head_importance,
     prune_heads,
@@ -276,6 +279,24 @@ def test_dependencies_are_two_heat_maps():
         attention_entropy(BY_NAME["bert"].build(), batch()).plot(relation="obj")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"colour": "red"}, r"colour='red' is no option of AttentionMaps.plot, which takes field, head, layer, example, "),
+        ({"relation": "obj"}, "relation='obj' is for DependencyHeads.*, got AttentionMaps, which takes field, head"),
+        ({"pth": "x"}, "pth='x' is no option of AttentionMaps.plot, which takes field, .*path"),
+        ({"path": 3}, "path must be a string or a path or None, got 3"),
+        ({"words": "yes"}, "words must be True or False, got 'yes'"),
+    ],
+)  # fmt: skip
+def test_an_unknown_option_is_told_the_options_there_are(options, message):
+    maps = attention_maps(BY_NAME["llama"].build(), batch())
+    with pytest.raises(DataError, match=message):
+        maps.plot("L1H0", **options)
+    with pytest.raises(DataError, match="is no option of DependencyHeads.plot, which takes field, relation"):
+        dependencies().plot(colour="red")
+
+
 def test_errors():
     importance = head_importance(BY_NAME["bert"].build(), batch())
     with pytest.raises(
@@ -284,6 +305,16 @@ def test_errors():
         heatmap(importance, Figure().subplots(), field="entropy")
     with pytest.raises(DataError, match="Score has no picture: it is one number: print it"):
         score(BY_NAME["bert"].build(), batch(), metric="accuracy").plot()
+
+
+def test_a_result_of_ones_own_is_told_to_declare_axes():
+    @dataclass(frozen=True, eq=False, repr=False)
+    class Mine(Result):
+        total: torch.Tensor
+        labels: tuple[str, ...]
+
+    with pytest.raises(DataError, match=r"Mine has no picture: declare the axes .* total: Annotated\[Tensor, axes\("):
+        Mine(torch.rand(2, 4), ("0", "1")).plot()
 
 
 def test_without_matplotlib(monkeypatch):

@@ -144,6 +144,30 @@ def test_other_files_are_refused(saved, tmp_path):
             Result.load(missing)
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("x.csv", r"let it end in .safetensors, or call to_frame\(\).to_csv"),
+        ("X.TSV", r"to_frame\(\).to_csv"),
+        ("a/x.parquet", r"to_frame\(\).to_csv"),
+        ("x.json", r"json.dumps\(result.to_dict\(\)\)"),
+        ("x.npy", "numpy.save"),
+        ("x.png", "plot"),
+        ("x.pkl", "let it end in .safetensors$"),
+    ],
+)
+def test_a_name_of_another_format_is_refused(saved, tmp_path, name, advice):
+    with pytest.raises(DataError, match=f"a result is saved as a safetensors file, got the name .*: .*{advice}"):
+        saved.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["result", "bert-base-1.5", "2024.result", "x.safetensors", ".hidden"])
+def test_other_names_are_as_they_were(saved, tmp_path, name):
+    saved.save(tmp_path / name)
+    assert Result.load(tmp_path / name) == saved
+
+
 @pytest.mark.parametrize("path", [None, 3, "", b"name", ["a"]])
 def test_a_path_is_a_name(saved, tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,8 @@
 """Measures of attention maps share one reading of each map, whatever they ask for."""
 
+import doctest
+import sys
+import types
 from dataclasses import dataclass
 
 import pytest
@@ -250,3 +253,16 @@ def test_an_axis_whose_size_is_not_known_is_named():
 
     with pytest.raises(BertologyError, match=r"the axis 'layers', whose size is not known: its axes are layer, head"):
         accumulate(BY_NAME["bert"].build(), batch(), Misspelt())
+
+
+def test_the_example_of_a_measure_plots(monkeypatch):
+    """Pasted into a file of one's own, as a reader would do it."""
+    module = types.ModuleType("a_file_of_mine")
+    vars(module).update({name: getattr(bertology, name) for name in bertology.__all__})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for one in doctest.DocTestParser().get_examples(MapAccumulator.__doc__):
+        exec(compile(one.source, module.__name__, "exec", dont_inherit=True), vars(module))
+    (axes, _) = module.found.plot().axes
+    assert axes.get_title().startswith("To first: total")
+    assert module.found["L1H3"] == module.found.total[1, 3]
+    assert module.found.to_frame().columns.tolist() == ["layer", "head", "total"]

@@ -49,7 +49,7 @@ def test_work_inside_is_shared_with_those_around_it(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 3)
     assert processes() == 3
     with sharing("none"), sharing("all"):
-        assert (processes(), process(), gathered("x")) == (1, 0, ["x"])
+        assert (processes(), process(), gathered("x", "a letter")) == (1, 0, ["x"])
     assert processes() == 3
     with pytest.raises(DataError, match="wanted a DataError"), sharing("none"):
         raise DataError("wanted a DataError")

@@ -9,7 +9,9 @@ from torch.utils.data import DataLoader, Subset
 from bertology import head_importance, head_means, pruning_curve, score
 from bertology.code_structure import cat_scores, leaf_types, relation_heads
 from bertology.syntax import dependency_heads
-from helpers.shares import CATS, TEXTS, WORK, Texts, code, each, model, plain, trees
+from helpers.good_inputs import GoodInputs
+from helpers.shares import CATS, TEXTS, WORK, WRONG, Texts, code, each, model, plain, trees
+from helpers.wrapped_models import WRAPPED, names
 
 pytestmark = pytest.mark.slow
 ALONE = {
@@ -54,14 +56,18 @@ REFUSED = {
 def found(tmp_path_factory):
     """{rank: {name: result or error}}."""
     context = multiprocessing.get_context("spawn")
-    queue, store = context.Queue(), str(tmp_path_factory.mktemp("store") / "file")
-    workers = [context.Process(target=each, args=(rank, 2, store, queue)) for rank in range(2)]
+    queue, folder = context.Queue(), str(tmp_path_factory.mktemp("two"))
+    workers = [context.Process(target=each, args=(rank, 2, folder, queue)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    results = dict(queue.get(timeout=240) for _ in workers)
-    for worker in workers:
-        worker.join(timeout=60)
-    return results
+    try:
+        results = dict(queue.get(timeout=400) for _ in workers)
+        assert not any("failed" in found for found in results.values()), results
+        return results
+    finally:
+        for worker in workers:
+            worker.join(timeout=30)
+            worker.kill()
 
 
 def by_name(fields):
@@ -122,3 +128,69 @@ def test_what_does_not_belong_together_is_refused_in_both(found, name):
     for rank in (0, 1):
         assert isinstance(found[rank][name], str), found[rank][name]
         assert REFUSED[name][rank] in found[rank][name]
+
+
+# {case: (the process that is wrong, what is wrong)}; all others are told of it
+MISTAKES = {
+    "no batches at all": (1, "batches must be a mapping of model arguments"),
+    "no model": (1, "wanted a model"),
+    "an option": (1, "average must be 'query' or 'example', got 'word'"),
+    "an argument of another name": (1, "unexpected keyword argument 'layer'"),
+    "a merge": (1, "merge takes 'all', 'none' or a group"),
+    "a checkpoint in no folder": (1, "must be a file in a folder that exists"),
+    "a file that is not there": (1, "FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file'"),
+    "a loss": (0, "ZeroDivisionError: division by zero"),
+    "an amount": (1, "amount"),
+    "texts without a tokenizer": (1, "tokenizer"),
+    "code without leaves": (1, "not annotated with the leaf of each token"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_in_one_process_is_raised_in_all(found, name):
+    told = [found[rank][f"wrong: {name}"] for rank in (0, 1)]
+    if name == "relations given":  # another function in each
+        assert told == [told[0]] * 2
+        assert "of dependency_heads, process 0 is at" in told[0]
+        return
+    rank, words = MISTAKES[name]
+    assert words in told[rank]
+    assert told[1 - rank].startswith(f"DataError: process {rank} of 2 failed, so nothing is merged: ")
+    assert words in told[1 - rank]
+
+
+REFUSED_WRAPPED = {
+    ("ddp", "prune_heads"): "would not send the gradients of the new, smaller weights around",
+    ("ddp", "embedding_vectors"): "has no table of token embeddings",
+    ("ddp", "encode"): "has no table of token embeddings",
+    ("fully_shard", "prune_heads"): "its weights are divided among processes",
+    ("fully_shard", "save_pruned"): "its weights are divided among processes",
+    ("fully_shard", "embedding_vectors"): "are divided among processes by fully_shard",
+    ("fully_shard", "encode"): "are divided among processes by fully_shard",
+    ("fully_shard", "randomized"): "no copy with random weights can be made",
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_every_function_is_right_for_wrapped_models_or_refuses_them(found, wrapper, tmp_path):
+    wanted = names(GoodInputs(tmp_path))
+    for rank in (0, 1):
+        came = found[rank]["wrapped"][wrapper]
+        for (kind, name), why in REFUSED_WRAPPED.items():
+            if kind == wrapper:
+                assert came[name].startswith("refused: ")
+                assert why in came[name]
+        others = {name: told for name, told in came.items() if (wrapper, name) not in REFUSED_WRAPPED}
+        assert others == {name: "same" for name in wanted if (wrapper, name) not in REFUSED_WRAPPED}
+        assert sorted(came) == wanted
+
+
+def test_models_that_are_divided_or_wrapped_otherwise(found, tmp_path):
+    for rank in (0, 1):
+        came = found[rank]["others"]
+        assert came["accelerate"] == 1
+        assert came["left as it was"]
+        assert "must all measure it together: leave out merge=" in came["divided and alone"]
+        assert "process 1 of 2 failed" in came["divided, and no batch"] or rank == 1
+        assert "each process runs some of the heads of this LlamaForCausalLM" in came["tensor parallelism"]
+    assert found[0]["others"]["importance"] == found[1]["others"]["importance"]

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import bertology as b
+from bertology.anatomy.blocks import blocks_of
 from bertology.data.padding import real_positions
+from bertology.tap.gates import skipping
 from helpers.zoo import V4
 from sweep.bands import BANDED, dense_map
 from sweep.shrink import Tiny, plain_experts
@@ -411,6 +413,86 @@ def pruning(tiny: Tiny) -> None:
     close(logits(run(again, tiny.batch)), expected, tiny.tolerance, "logits of the pruned model from its files")
 
 
+@contextmanager
+def neurons_off(mlps: Any, places: list[tuple[int, int]]) -> Iterator[None]:
+    """Neurons silenced by their columns of the down projection, without a hook of the library."""
+    layers = [getattr(site.place, "linear", site.place) for site in mlps.sites]
+    kept = {layer: layer.weight.clone() for layer in layers}
+    try:
+        for row, neuron in places:
+            layer = layers[row]
+            # A convolution in groups has the columns of each group in rows of its own.
+            group, column = divmod(neuron, mlps.sites[row].width // getattr(layer, "groups", 1))
+            rows = slice(None)
+            if getattr(layer, "groups", 1) > 1:
+                size = len(layer.weight) // layer.groups
+                rows = slice(group * size, (group + 1) * size)
+            by_rows = type(layer).__name__ == "Conv1D"
+            layer.weight[rows].select(0 if by_rows else 1, column if layer.weight.dim() == 3 else neuron).zero_()
+        yield
+    finally:
+        for layer, weight in kept.items():
+            layer.weight.copy_(weight)
+
+
+@torch.no_grad()
+def neurons(tiny: Tiny) -> None:
+    """A gate of 0 is a column of zeros in the down projection; a model without a neuron computes the same."""
+    mlps, batch = b.dissect_mlps(tiny.model), tiny.batch
+    ran = set()
+    hooks = [site.place.register_forward_pre_hook(lambda module, args: ran.add(module)) for site in mlps.sites]
+    bare = logits(run(tiny.model, batch))
+    for hook in hooks:
+        hook.remove()
+    places = [(site.row, neuron) for site in mlps.sites if site.place in ran for neuron in (0, site.width - 1)]
+    assert places, "no MLP ran"
+    with neurons_off(mlps, places):
+        expected = logits(run(tiny.model, batch))
+    gates = torch.ones(mlps.layers, mlps.neurons)
+    for row, neuron in places:
+        gates[row, neuron] = 0
+    with b.gated(tiny.model, neurons=gates):
+        close(logits(run(tiny.model, batch)), expected, tiny.tolerance, "logits without neurons")
+    assert (expected - bare).abs().max() > 100 * tiny.tolerance, "these neurons have no effect"
+    per_example = torch.ones(mlps.layers, 3, mlps.neurons)
+    per_example[:, 1] = gates
+    with b.gated(tiny.model, neurons=per_example):
+        if not tiny.mixes_examples:
+            close(logits(run(tiny.model, batch))[[0, 2]], bare[[0, 2]], tiny.tolerance, "logits of the other examples")
+    before = sum(p.numel() for p in tiny.model.parameters())
+    b.prune_neurons(tiny.model, places)
+    close(logits(run(tiny.model, batch)), expected, tiny.tolerance, "logits of the model without neurons")
+    assert sum(p.numel() for p in tiny.model.parameters()) < before
+    if tiny.model_type not in POSITIONS_NOT_KEPT:
+        with tempfile.TemporaryDirectory() as folder:
+            b.save_pruned(tiny.model, folder)
+            again = b.load_pruned(folder)
+        again = again.double() if tiny.double else again.float()
+        plain_experts(again.config)
+        close(logits(run(again, batch)), expected, tiny.tolerance, "logits of the model from its files")
+
+
+@torch.no_grad()
+def layers(tiny: Tiny) -> None:
+    """Without a block the model computes what it computes with the block's output replaced by its input."""
+    blocks, batch = blocks_of(b.dissect(tiny.model)), tiny.batch
+    row = blocks.layers - 1
+    bare = logits(run(tiny.model, batch))
+    b.drop_blocks(tiny.model, [row], inputs=batch)
+    found = logits(run(tiny.model, batch))
+    with skipping(blocks_of(b.dissect(tiny.eager)), {row}):
+        expected = logits(run(tiny.eager, batch))
+    close(found, expected, tiny.tolerance, "logits without a block")
+    assert (found - bare).abs().max() > 100 * tiny.tolerance, "the block has no effect"
+    if tiny.model_type not in POSITIONS_NOT_KEPT:
+        with tempfile.TemporaryDirectory() as folder:
+            tiny.model.save_pretrained(folder)
+            again = type(tiny.model).from_pretrained(folder).eval()
+        again = again.double() if tiny.double else again.float()
+        plain_experts(again.config)
+        close(logits(run(again, batch)), expected, tiny.tolerance, "logits of the shorter model from its files")
+
+
 def proof(tiny: Tiny) -> None:
     """The library's own proof of its sites agrees."""
     anatomy = b.dissect(tiny.model)
@@ -426,4 +508,5 @@ CHECKS: dict[str, Callable[[Tiny], None]] = {
     "entropy": entropy,
     "ablation": ablation,
     "pruning": pruning,
+    "neurons": neurons,
 }

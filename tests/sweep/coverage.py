@@ -52,7 +52,8 @@ def outcomes(model_type: str) -> dict[str, str]:
 
 def reason(message: str) -> str:
     """What an error says, without which layer it is about and what to do instead."""
-    message = re.sub(r"^the heads of \S+ cannot be cut out: ", "", message)
+    message = re.sub(r"^the (heads|neurons) of \S+ cannot be cut out: ", "", message)
+    message = re.sub(r"^no MLPs found in .*? is (a mixture of experts[^)]*)\).*", r"each MLP is \1", message)
     message = re.sub(
         r"^\S+ is a norm over all of them.*", "a norm over all heads stands before their projection", message
     )

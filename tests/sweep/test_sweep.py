@@ -39,6 +39,15 @@ REFUSED = {
         "convbert", "dory", "fsmt", "jetmoe", "led", "lilt", "longformer", "pegasus_x", "prophetnet", "reformer",
         "trocr", "zaya",
     },
+    # Mixtures of experts; a norm over all neurons; convolutions in groups; an adapter for each call.
+    "neurons": {
+        "aria_text", "bitnet", "cohere2_moe", "deepseek_v4", "dory", "dots1", "flex_olmo", "gpt_oss", "granitemoe",
+        "granitemoe_swa", "granitemoeshared", "hunyuan_v1_moe", "inkling2_loop_text", "inkling2_text",
+        "inkling_text", "jetmoe", "kolibri1", "lara_mini", "llama4", "llama4_text", "mellum", "minimax",
+        "minimax_m2", "minimax_m3_vl_text", "mistral4", "mixtral", "nemotron_h", "olmoe", "openai_privacy_filter",
+        "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "qwen4_exp",
+        "qwen4_exp_text", "solar_open", "squeezebert", "zamba2", "zaya",
+    },
 }  # fmt: skip
 
 
@@ -104,6 +113,7 @@ def test_the_shares_that_are_claimed():
     assert len(types) > 100
     for name, refused in REFUSED.items():
         share = 1 - len(refused & types) / len(types)
-        least = {"pruning": 0.93 if V4 else 0.95, "proof": 0.92 if V4 else 0.95}.get(name, 0.96 if V4 else 0.97)
+        least = {"pruning": 0.93 if V4 else 0.95, "proof": 0.92 if V4 else 0.95, "neurons": 0.83}
+        least = least.get(name, 0.96 if V4 else 0.97)
         assert share >= least, f"{name}: {share:.1%}"
     assert not set(NOT_BUILT) & types

@@ -115,6 +115,24 @@ def test_it_learns(tmp_path):
     assert f"{int(longer.arcs.sum())} arcs without punct of 4 sentences" in str(longer)
 
 
+def test_the_model_runs_once_on_what_is_kept(monkeypatch):
+    model, batches = BY_NAME["bert"].build(), align(wordpiece_tokenizer(), CATS, batch_size=1)
+    runs = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+
+    def probe(kept_bytes):
+        monkeypatch.setitem(sentence_loss.__globals__, "KEPT_BYTES", kept_bytes)
+        runs.clear()
+        return structural_probe(model, batches, batches, epochs=3, rank=2), len(runs)
+
+    (none, many), (whole, few), (some, between) = probe(0), probe(2**30), probe(1000)
+    once = 1 + len(batches)  # the layers' sizes, and the test sentences
+    assert (many, few) == (once + 3 * len(batches), once + len(batches))
+    assert few < between < many
+    for other in (whole, some):
+        assert torch.equal(other.projection, none.projection)
+
+
 def test_errors():
     model, batches = BY_NAME["bert"].build(), align(wordpiece_tokenizer(), CATS)
     alone = align(wordpiece_tokenizer(), [sentence("cat", [0]), sentence("cat sat", [0, 1], "root punct")])

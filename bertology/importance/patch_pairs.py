@@ -1,0 +1,186 @@
+"""The loop over pairs of inputs that patches a model, or estimates its patches."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy.dissect import dissect
+from ..anatomy.sites import Anatomy, Heads
+from ..data.answers import ExampleMetric, token_index
+from ..data.batches import Batch, BatchesOrTexts, reads_text, token_ids, token_mask
+from ..data.tokens import token_strings
+from ..errors import DataError
+from ..results.fields import model_name
+from ..streaming.first_example import check_padding
+from ..streaming.progress import Progress, progress_bar
+from ..tap import uncached, undisturbed
+from .paired_inputs import Aligned, Positions, check_positions, pairs
+from .patched_runs import Group, HeadRuns, LayerRuns, Runs
+from .patching_results import HeadPatching, LayerPatching
+
+
+class PatchOptions(NamedTuple):
+    """What is patched, and how; `steps` is None where every patch is run."""
+
+    parts: str
+    heads: Heads | None
+    into: str
+    positions: Positions | None
+    by_token: bool
+    only: str | None
+    steps: int | None
+
+
+def patch_pairs(
+    model: nn.Module,
+    clean: BatchesOrTexts,
+    corrupted: BatchesOrTexts,
+    metric: Any,
+    options: PatchOptions,
+    tokenizer: Any,
+    progress: Progress,
+) -> HeadPatching | LayerPatching:
+    """Patch all pairs of batches, by running every patch or by gradients."""
+    anatomy = dissect(model)
+    measured = ExampleMetric(model, metric, tokenizer)
+    if options.into not in ("corrupted", "clean"):
+        raise DataError(f"into is 'corrupted' or 'clean', got {options.into!r}")
+    places = check_positions(options.positions, swap=options.into == "clean")
+    runs = _runs(anatomy, measured, options)
+    stacks = list(dict.fromkeys(stack for _, stack in runs.stacks()))
+    kept: list[tuple[Tensor, ...]] = []
+    names: tuple[str, ...] | None = None
+    with undisturbed(model), torch.inference_mode(False), uncached(model):
+        for one, other in progress_bar(progress, pairs(model, clean, corrupted, tokenizer)):
+            base, source = (other, one) if options.into == "corrupted" else (one, other)
+            aligned = Aligned(anatomy, base, source, places, options.by_token)
+            aligned.check(stacks)
+            if not kept:
+                check_padding(anatomy, base)
+                names = _token_names(one, stacks[0], options, model, tokenizer)
+            runs.read(aligned, sum(len(x[0]) for x in kept))
+            tokens: list[int | None] = [None, *(range(aligned.tokens(stacks[0])) if options.by_token else ())]
+            if options.steps is None:
+                values = runs.patched(tokens)
+            else:
+                values = runs.values + runs.estimated(tokens, options.steps)
+            kept.append((runs.values, runs.source_values, values))
+            _check_tokens(kept)
+    joined = [torch.cat(x, -1) for x in zip(*kept, strict=True)]
+    measured.check_examples(len(joined[0]))
+    return _result(runs, joined, options, names)
+
+
+def _runs(anatomy: Anatomy, metric: ExampleMetric, options: PatchOptions) -> Runs:
+    """What runs the patches of these parts. Raises `DataError` for parts and stacks that are not there."""
+    parts, only = options.parts, options.only
+    if parts not in ("heads", "attentions", "mlps", "blocks"):
+        raise DataError(f"parts is 'heads', 'attentions', 'mlps' or 'blocks', got {parts!r}")
+    if options.heads is not None and parts != "heads":
+        raise DataError(f"heads= is for parts='heads', got {parts!r}")
+    if parts in ("heads", "attentions") and not anatomy.present.any():
+        raise DataError("there is no head to patch: all heads of this model were pruned")
+    found = (
+        [site.stack for site in anatomy.sites]
+        if parts in ("heads", "attentions")
+        else [one.name for one in anatomy.stacks]
+    )
+    stacks = list(dict.fromkeys(found))
+    if only is not None and only not in stacks:
+        raise DataError(f"only= takes a stack of this model, {' or '.join(map(repr, stacks))}, got {only!r}")
+    mine = [stack for stack in stacks if only in (None, stack)]
+    some_tokens = options.by_token or options.positions is not None
+    if some_tokens and len({reads_text(anatomy.model, stack) for stack in mine}) > 1:
+        raise DataError(
+            f"the tokens of {' and '.join(mine)} are not the same: with positions= or by_token=True, say with only= "
+            "which stack is patched"
+        )
+    if parts in ("blocks", "mlps"):
+        return LayerRuns(anatomy, metric, only=only, mlps=parts == "mlps")
+    return HeadRuns(anatomy, metric, _groups(anatomy, options))
+
+
+def _groups(anatomy: Anatomy, options: PatchOptions) -> list[Group]:
+    """The groups of heads that are put in together."""
+    sites = [site for site in anatomy.sites if options.only in (None, site.stack) and site.kept]
+    if options.parts == "attentions":
+        return [(site.row, site.kept) for site in sites]
+    if options.heads is None:
+        return [(site.row, [head]) for site in sites for head in site.kept]
+    rows = {site.row for site in sites}
+    groups: list[Group] = [(row, [head]) for row, head in anatomy.resolve(options.heads) if row in rows]
+    if not groups:
+        raise DataError("heads= names no head that can be patched: wanted at least one, of the stack in only=")
+    return groups
+
+
+def _check_tokens(kept: list[tuple[Tensor, ...]]) -> None:
+    """Raise `DataError` where by_token=True meets batches of other lengths."""
+    if len(kept[-1][2]) != len(kept[0][2]):
+        raise DataError(
+            f"by_token=True needs examples of one length, got {len(kept[0][2]) - 1} and {len(kept[-1][2]) - 1} tokens: "
+            "pass positions= to say which tokens are meant, from 0, or from the end if negative"
+        )
+
+
+def _result(
+    runs: Runs, values: list[Tensor], options: PatchOptions, names: tuple[str, ...] | None
+) -> HeadPatching | LayerPatching:
+    """The effects, of the metric of both runs, [example], and of the patched ones, [token, part, example]."""
+    base, source, patched = values
+    anatomy, gap = runs.anatomy, source.mean() - base.mean()
+    if gap == 0:
+        raise DataError(
+            f"the mean {runs.metric.name} is {base.mean():.6g} for clean and for corrupted inputs: there is no "
+            "difference of which a patch could restore a share. Look at the answers, and at what differs between them"
+        )
+    clean, corrupted = (source, base) if options.into == "corrupted" else (base, source)
+    common: dict[str, Any] = {
+        "clean": clean, "corrupted": corrupted, "metric": runs.metric.name, "into": options.into,
+        "tokens": names, "steps": options.steps, "examples": len(base), "model_name": model_name(anatomy.model),
+    }  # fmt: skip
+    # The part is last while values are laid out.
+    parts = [((patched.mean(-1) - base.mean()) / gap)[0], patched[0].T, ((patched[1:].mean(-1) - base.mean()) / gap)]
+    if isinstance(runs, LayerRuns):
+        labels = runs.labels
+    else:
+        assert isinstance(runs, HeadRuns)
+        labels, by_head = anatomy.labels, options.parts == "heads"
+        ran = torch.tensor([row in runs.base for row, _ in runs.groups])
+        groups = [group for group in runs.groups if group[0] in runs.base]
+        places = [torch.tensor([row for row, _ in groups])]
+        places += [torch.tensor([heads[0] for _, heads in groups])] if by_head else []
+        shape = (anatomy.layers, anatomy.heads) if by_head else (anatomy.layers,)
+        parts = [_laid_out(x[..., ran], tuple(places), shape) for x in parts]
+    effect, raw, each = parts
+    common |= {"effect": effect, "patched": raw.movedim(0, -1).contiguous(), "labels": labels}
+    if options.by_token:
+        common["token_effect"] = each.movedim(0, -1).contiguous()
+    return HeadPatching(**common) if options.parts == "heads" else LayerPatching(parts=options.parts, **common)
+
+
+def _token_names(
+    clean: Batch, stack: str, options: PatchOptions, model: nn.Module, tokenizer: Any
+) -> tuple[str, ...] | None:
+    """[token]: the tokens of the first clean input that are patched one by one, if they can be named."""
+    ids = token_ids(model, clean, stack) if options.by_token and tokenizer is not None else None
+    if ids is None:
+        return None
+    real = token_mask(model, clean, stack)[:1]
+    if options.positions is None:
+        wanted = list(range(int(real.sum())))
+    else:
+        wanted = [clean for clean, _ in check_positions(options.positions, swap=True) or ()]
+    at = token_index(real, wanted)[0]
+    return tuple(token_strings(tokenizer, ids[:1], real)[0][place] for place in at.tolist())
+
+
+def _laid_out(x: Tensor, places: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
+    """[..., *shape]: the values [..., part] at their places, NaN elsewhere."""
+    new = x.new_full((*x.shape[:-1], *shape), float("nan"))
+    where: tuple[Any, ...] = (..., *places)
+    new[where] = x
+    return new

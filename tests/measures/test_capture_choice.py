@@ -1,0 +1,43 @@
+"""Layers by their numbers and labels, positions by the tokens of each text."""
+
+import pytest
+import torch
+
+from bertology import dissect
+from bertology.errors import DataError
+from bertology.measures.capture_choice import Layers, Positions
+from helpers.zoo import BY_NAME
+
+# oracle: positions counted by hand, text by text.
+
+
+def test_layers_by_numbers_and_labels():
+    layers = Layers([0, "decoder.2"])
+    assert [layers.wants("decoder", n) for n in range(4)] == [True, False, True, False]
+    assert [layers.wants("encoder", n) for n in range(3)] == [True, False, False]
+    assert all(Layers().wants("encoder", n) for n in range(3))
+    maps, states = [("encoder", 0), ("decoder", 2)], [("encoder", 0), ("decoder", 0)]
+    layers.check({"maps": maps, "states": states})
+    with pytest.raises(DataError, match=r"layer decoder.2 is out of range: the maps .* encoder: 0 to 1, decoder: 0, 3"):
+        layers.check({"maps": [("encoder", 0), ("encoder", 1), ("decoder", 0), ("decoder", 3)]})
+    with pytest.raises(DataError, match=r"none of the layers \['decoder.2'\] is one of the states"):
+        Layers(["decoder.2"]).check({"maps": maps, "states": states})
+    with pytest.raises(DataError, match=r"layer 2 is out of range: the states .* encoder: 0, decoder: 0"):
+        Layers([2]).check({"maps": maps, "states": states})
+
+
+@pytest.mark.parametrize(
+    "mask", [[[1, 1, 1, 0], [1, 1, 0, 0]], [[0, 1, 1, 1], [0, 0, 1, 1]], [[1, 0, 1, 1], [0, 1, 0, 1]]]
+)
+def test_positions_by_hand(mask):
+    mask, wanted = torch.tensor(mask), [0, -1, 2, 1]
+    x = torch.randn(2, 4, 3)
+    inputs = {"input_ids": torch.ones_like(mask), "attention_mask": mask}
+    positions = Positions(wanted)
+    found = positions.of(dissect(BY_NAME["bert"].build()), inputs, "encoder", x, axis=1)
+    for row in range(2):
+        tokens = [x[row, place] for place in range(4) if mask[row, place]]
+        for number, position in enumerate(wanted):
+            there = -len(tokens) <= position < len(tokens)
+            assert bool(positions.there["encoder"][row, number]) == there
+            assert torch.equal(found[row, number], tokens[position]) if there else found[row, number].isnan().all()

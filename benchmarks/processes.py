@@ -31,8 +31,8 @@ SHARDS = 7
 
 def made(batches: int) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    one = {"attention_mask": torch.ones(16, 64, dtype=torch.long)}
-    return [{"input_ids": torch.randint(1000, 20000, (16, 64), generator=generator), **one} for _ in range(batches)]
+    one = {"attention_mask": torch.ones(8, 32, dtype=torch.long)}
+    return [{"input_ids": torch.randint(1000, 20000, (8, 32), generator=generator), **one} for _ in range(batches)]
 
 
 def small_bert() -> Any:
@@ -78,7 +78,7 @@ def in_shards(model: Any, batches: list[dict[str, Tensor]], folder: str) -> Any:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--batches", type=int, default=14)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, batches = small_bert(), made(args.batches)

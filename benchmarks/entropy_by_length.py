@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _timing import parser_of
+from _timing import Goal, Row, at_most, parser_of, table
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from bertology import EntropyAccumulator, PatternsAccumulator, accumulate, attention_entropy
@@ -74,7 +73,7 @@ def check(model: Any, batch: dict[str, torch.Tensor]) -> float:
     return float((ours - truth).abs().max())
 
 
-def report(tokens: int, causal: bool, rounds: int) -> None:
+def report(tokens: int, causal: bool, rounds: int) -> list[Row]:
     model, batch = build(tokens, causal)
     ways = ways_of(model, batch)
     if 2 * 12 * tokens**2 * 4 < 2**30:
@@ -89,24 +88,30 @@ def report(tokens: int, causal: bool, rounds: int) -> None:
             for _ in range(repeats):
                 run()
             found[way].append((time.process_time() - cpu, time.perf_counter() - wall))
+    rows = []
     for way in list(ways)[1:]:
         pairs = list(zip(found[way], found["plain"], strict=True))[1:]  # without the first round
-        cpu, wall = (statistics.median(a[i] / b[i] for a, b in pairs) for i in (0, 1))
-        goal = GOALS[way].get(tokens)
-        missed = "" if goal is None else f"  goal {goal}: {'reached' if cpu <= goal else 'missed'}"
-        print(f"{tokens:>7,}  {way:21} {cpu:5.2f} x CPU {wall:5.2f} x wall{missed}", flush=True)
+        cpu, wall = (round(statistics.median(a[i] / b[i] for a, b in pairs), 3) for i in (0, 1))
+        print(f"{tokens:>7,}  {way:21} {cpu:5.2f} x CPU {wall:5.2f} x wall", flush=True)
+        rows.append({"way": f"{way}, {tokens:,} tokens", "cpu": cpu, "wall": wall})
+    return rows
 
 
-def memory(tokens: int, causal: bool) -> None:
+def memory(tokens: int, causal: bool) -> dict[str, float]:
+    """Peak memory of each way, in that of the plain pass."""
     command = [sys.executable, __file__, "--tokens", str(tokens), *(["--causal"] if causal else [])]
     peaks = {}
     for way in ("plain", *GOALS):
         out = subprocess.run([*command, "--measure", way], capture_output=True, text=True, check=True).stdout
         peaks[way] = json.loads(out)
-    for way in GOALS:
-        ratio = peaks[way] / peaks["plain"]
-        end = "reached" if ratio <= MEMORY_GOAL else "missed"
-        print(f"{tokens:>7,}  {way:21} {ratio:5.2f} x peak memory ({peaks[way]:.2f} GiB)  goal {MEMORY_GOAL}: {end}")
+    return {way: round(peaks[way] / peaks["plain"], 3) for way in GOALS}
+
+
+def goals_of(rows: list[Row]) -> list[Goal]:
+    """The goals for rows that were measured."""
+    found = [at_most(row["way"], "memory", MEMORY_GOAL) for row in rows if "memory" in row]
+    limits = {f"{way}, {tokens:,} tokens": limit for way, some in GOALS.items() for tokens, limit in some.items()}
+    return found + [at_most(row["way"], "cpu", limits[row["way"]]) for row in rows if row["way"] in limits]
 
 
 def main() -> None:
@@ -121,12 +126,15 @@ def main() -> None:
         ways_of(*build(args.tokens[0], args.causal))[args.measure]()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
         return
-    load = os.getloadavg()[0]
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {load:.1f}")
+    rows: list[Row] = []
     for tokens in args.tokens:
-        report(tokens, args.causal, args.rounds if tokens < 8192 else min(args.rounds, 3))
+        made = report(tokens, args.causal, args.rounds if tokens < 8192 else min(args.rounds, 3))
         if not args.no_memory and tokens >= 4096:
-            memory(tokens, args.causal)
+            for row, ratio in zip(made, memory(tokens, args.causal).values(), strict=True):
+                row["memory"] = ratio
+        rows += made
+    note = "CPU time, wall time and peak memory, in those of a plain forward pass."
+    table("Entropy and patterns by the length of the text", rows, goals_of(rows), note=note)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,11 @@ def build(layers: int, attention: str) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = GPT2Config(
         n_layer=layers, n_head=12, n_embd=96, vocab_size=1000, bos_token_id=1, eos_token_id=2,
-        attn_implementation=attention,
+        **{"attn_implementation": attention},
     )  # fmt: skip
-    return GPT2LMHeadModel(config).eval()
+    model = GPT2LMHeadModel(config)
+    model.train(False)
+    return model
 
 
 @torch.no_grad()
@@ -64,7 +66,7 @@ def hooked_importance(model: Any, batch: Batch) -> Tensor:
 
     def before(row: int, projection: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         x = args[0]
-        return ((x.unflatten(-1, (12, -1)) * gates[row][:, None]).flatten(-2),)
+        return ((x.reshape(*x.shape[:-1], 12, -1) * gates[row][:, None]).flatten(-2),)
 
     with ExitStack() as undo:
         for row, block in enumerate(blocks):

@@ -93,7 +93,7 @@ def _call(plain: Plain, value: Tensor, *, causal: bool | None = None) -> tuple[T
 def _sums(plain: Plain, columns: Tensor) -> Tensor:
     """[batch, head, query, column]: A(q, k, columns); as many columns in a call as a key has numbers."""
     columns = columns.expand(plain.key.shape[0], plain.key.shape[1], -1, -1)
-    return torch.cat([_call(plain, some.contiguous())[0] for some in columns.split(plain.key.shape[3], -1)], -1)
+    return torch.cat([_call(plain, some.contiguous())[0] for some in torch.split(columns, plain.key.shape[3], -1)], -1)
 
 
 def _distance(plain: Plain, top: Tensor, blind: Tensor) -> Tensor:

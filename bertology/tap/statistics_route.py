@@ -38,8 +38,9 @@ def attend_without_map(
     `weigh` gives the weights of the model's own function, [batch, head, query, key].
     """
     if plain.mask is not None:
-        plain = plain._replace(mask=plain.mask[..., : plain.key.shape[2]])
-        if bool(torch.isneginf(plain.mask.amax(-1)).any()):
+        mask = plain.mask[..., : plain.key.shape[2]]
+        plain = plain._replace(mask=mask)
+        if bool(torch.isneginf(mask.amax(-1)).any()):
             return None  # a query that sees no key: the model's own function may give NaN
     shape = (*plain.query.shape[:3], plain.key.shape[2])
     wanted = [reading.wanted(site, shape) for reading, site in readings]

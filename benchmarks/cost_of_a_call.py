@@ -30,10 +30,8 @@ Batch = dict[str, Tensor]
 def build(layers: int, attention: str) -> GPT2LMHeadModel:
     """The model, the same weights each time."""
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=layers, n_head=12, n_embd=96, vocab_size=1000, bos_token_id=1, eos_token_id=2,
-        **{"attn_implementation": attention},
-    )  # fmt: skip
+    chosen: dict[str, Any] = {"attn_implementation": attention}
+    config = GPT2Config(n_layer=layers, n_head=12, n_embd=96, vocab_size=1000, bos_token_id=1, eos_token_id=2, **chosen)
     model = GPT2LMHeadModel(config)
     model.train(False)
     return model

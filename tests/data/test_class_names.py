@@ -86,6 +86,7 @@ def test_batches_are_taken_as_they_are_and_refused():
     with pytest.raises(DataError, match="align_labels_with_mapping"):
         attention_entropy(model, loader)
     aligned = data.align_labels_with_mapping(model.config.label2id, "label").remove_columns("text")
+    aligned = aligned.rename_column("label", "labels")
     loader = torch.utils.data.DataLoader(aligned.with_format("torch"), batch_size=7)
     attention_entropy(model, loader)
 

@@ -22,6 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import transformers
+
+_logging: Any = transformers.utils.logging
+_logging.set_verbosity_error()
+_logging.disable_progress_bar()
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -145,11 +150,18 @@ def table(
         note: what the columns mean, in a sentence.
         skipped: ways that did not run, and why.
         packages: distributions whose versions matter here, besides torch and transformers.
+
+    Raises `ValueError` for a goal of a figure that is not there.
     """
     goals = list(goals)
+    for goal in goals:
+        if not any(next(iter(row.values())) == goal.row and goal.column in row for row in rows):
+            raise ValueError(f"no row {goal.row!r} with a column {goal.column!r}, for which there is a goal")
     verdicts = [_judged(row, goals) for row in rows]
-    behind = [f"{title}: {next(iter(row.values()))}: {said}" for row, said in zip(rows, verdicts, strict=True)
-              if "behind" in said]  # fmt: skip
+    behind = [
+        f"{title}: {next(iter(row.values()))}: {said}"
+        for row, said in zip(rows, verdicts, strict=True) if "behind" in said
+    ]  # fmt: skip
     columns = list(dict.fromkeys(name for row in rows for name in row))
     shown = [dict(row) for row in rows]
     if goals:

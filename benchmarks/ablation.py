@@ -1,88 +1,196 @@
 """How long does it take to ablate every head of a model, one by one?
 
-    python benchmarks/ablation.py --data_dir SST-2 --model sst2-minilm
-    python benchmarks/ablation.py --layers 12 --examples 64     # a random BERT of the width of bert-base
+    python benchmarks/ablation.py                          # all models
+    python benchmarks/ablation.py --models minilm smollm --rounds 5
 
-Three ways run over the same batches, one after the other, in several rounds. Ratios are computed in each round.
-- ours: `head_ablation`.
-- plain: forward passes of the whole model without any hook. A few are timed, and the time of as many passes as there
-  are heads is computed from it.
-- naive (with `--naive`): a loop written by hand, with `gated` around a forward pass for every head. Its losses must be
-  equal to ours.
+Each row is compared with plain forward passes of the whole model, without any hook: as many as there are heads. A few
+of them are timed in each round, and so is `head_ablation`. Loops over heads, by hand and with other packages, run for
+one head of each layer, and are compared with so many passes; their losses must be those of `head_ablation`.
+
+The small BERT (MiniLM) and a BERT of its width with 12 layers read 8 texts of 64 tokens, in one batch, and in 8 of
+them: a first batch also pays for the proof that resuming is exact. A BERT of 2 layers reads 16 tokens, and a real
+decoder (SmolLM2) 8 sentences. The share of floating-point operations is counted, not timed: it is what a ratio can
+reach.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from _sentiment import Batches, add_arguments, read_batches
-from _timing import parser_of, timed
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from _packages import PACKAGES, by_hand, transformer_lens
+from _timing import Goal, Row, at_most, installed, parser_of, rounds, table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
-from bertology import gated, head_ablation
+from bertology import dissect, head_ablation
+from bertology.data.losses import find_loss
+from bertology.demo import minilm_path, smollm_path
 
-PASSES = 8
-
-
-def plain(model: Any, batches: Batches) -> torch.Tensor:
-    losses = []
-    with torch.no_grad():
-        for batch in batches:
-            logits = model(**{name: x for name, x in batch.items() if name != "labels"}).logits
-            losses.append(torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none"))
-    return torch.cat(losses)
+PASSES = 4
+SENTENCES = Path(__file__).parents[1] / "examples" / "data" / "sentiment" / "train.tsv"
+Batches = list[dict[str, Tensor]]
 
 
-def naive(model: Any, batches: Batches) -> torch.Tensor:
-    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    losses = []
-    for layer in range(layers):
-        for head in range(heads):
-            gates = torch.ones(layers, heads)
-            gates[layer, head] = 0
-            with gated(model, gates):
-                losses.append(plain(model, batches))
-    return torch.stack(losses).reshape(layers, heads, -1)
+@dataclass
+class Case:
+    """A model, the batches that it reads, and the metric."""
+
+    model: Any
+    batches: Batches
+    metric: Any = "accuracy"
+    goal: float | None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The first batch without its labels."""
+        return {name: x for name, x in self.batches[0].items() if name != "labels"}
+
+
+def tokens(batches: int, examples: int = 8, length: int = 64) -> Batches:
+    """Batches of random tokens, with a class for each example."""
+    return [
+        {
+            "input_ids": torch.randint(1000, 20000, (examples, length)),
+            "attention_mask": torch.ones(examples, length, dtype=torch.long),
+            "labels": torch.randint(0, 2, (examples,)),
+        }
+        for _ in range(batches)
+    ]
+
+
+def bert(layers: int, width: int = 384, heads: int = 12) -> Any:
+    config = BertConfig(
+        num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width
+    )
+    model: Any = BertForSequenceClassification(config)
+    return model.eval()
+
+
+def minilm() -> Any:
+    model: Any = AutoModelForSequenceClassification.from_pretrained(minilm_path())
+    return model.eval()
+
+
+def smollm() -> Case:
+    """The real decoder, on 8 sentences."""
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm_path())
+    model.eval()
+    model.config.use_cache = False
+    tokenizer: Any = AutoTokenizer.from_pretrained(smollm_path())
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    texts = [line.rpartition("\t")[0] for line in SENTENCES.read_text(encoding="utf-8").splitlines()[1:]]
+    chosen = [text for text in texts if 12 <= len(text.split()) <= 20][:8]
+    batch = dict(tokenizer(chosen, padding=True, return_tensors="pt"))
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    return Case(model, [batch], "inverse_loss", goal=0.52)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "bert-2": lambda: Case(bert(2, 128, 4), tokens(1, 1, 16), goal=3),
+    "minilm": lambda: Case(minilm(), tokens(1), goal=0.45),
+    "minilm, 8 batches": lambda: Case(minilm(), tokens(8), goal=0.45),
+    "bert-12": lambda: Case(bert(12), tokens(1), goal=0.45),
+    "bert-12, 8 batches": lambda: Case(bert(12), tokens(8), goal=0.45),
+    "smollm": smollm,
+}
+
+
+def operations(run: Callable[[], Any]) -> float:
+    """How many floating-point operations a call takes."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return float(counter.get_total_flops())
+
+
+def measure(name: str, case: Case, number: int) -> Row:
+    """`head_ablation` in plain passes for each head."""
+    bare = [{key: x for key, x in batch.items() if key != "labels"} for batch in case.batches]
+    heads = int(dissect(case.model).present.sum())
+
+    @torch.no_grad()
+    def plain(passes: int = PASSES) -> None:
+        for _ in range(passes):
+            for batch in bare:
+                case.model(**batch)
+
+    def ours() -> Any:
+        return head_ablation(case.model, case.batches, metric=case.metric)
+
+    share = operations(ours) / operations(lambda: plain(1)) / heads
+    times = rounds({"plain": plain, name: ours}, rounds=number, warm_up=0)
+    (_, row) = times.rows("plain", shares={name: heads / PASSES})
+    return {"model": name, "heads": heads, "ms": row["ms"], "operations": round(share, 3), "cpu": row["cpu"],
+            "wall": row["wall"]}  # fmt: skip
+
+
+def loops(case: Case, number: int) -> tuple[list[Row], dict[str, str]]:
+    """Loops over heads, of one head in each layer; every loss is compared with ours."""
+    anatomy = dissect(case.model)
+    places = [(layer, layer % anatomy.heads) for layer in range(anatomy.layers)]
+    names = {module: name for name, module in case.model.named_modules()}
+    paths, dim = [names[site.projection] for site in anatomy.sites], anatomy.sites[0].dim
+    skipped = installed(*PACKAGES, "transformer-lens")
+    given = case.model, paths, case.inputs, places, dim
+    ways = {"by hand": by_hand(*given)}
+    ways |= {package: make(*given) for package, make in PACKAGES.items() if package not in skipped}
+    found = head_ablation(case.model, case.batches, metric=case.metric)
+    loss = find_loss(case.model)
+    for way, run in ways.items():
+        for (layer, head), logits in zip(places, run(), strict=True):
+            torch.testing.assert_close(
+                loss({"logits": logits}, case.batches[0]).double(), found.losses[layer, head], rtol=1e-3, atol=1e-3,
+                msg=f"{way} gives other losses",
+            )  # fmt: skip
+
+    @torch.no_grad()
+    def plain() -> None:
+        for _ in places:
+            case.model(**case.inputs)
+
+    times = rounds({"plain": plain, **ways}, rounds=number)
+    rows = times.rows("plain")[1:]
+    if "transformer-lens" not in skipped:
+        own, run = transformer_lens(anatomy.layers, anatomy.heads, dim, case.inputs["input_ids"], places)
+        own_times = rounds({"plain": lambda: [own() for _ in places], "transformer-lens": run}, rounds=number)
+        rows += own_times.rows("plain")[1:]
+    return rows, skipped
 
 
 def main() -> None:
     parser = parser_of(__doc__)
-    add_arguments(parser, examples=256)
-    parser.add_argument(
-        "--layers", type=int, help="use a random BERT with this number of layers, of the width of bert-base"
-    )
-    parser.add_argument("--naive", action="store_true", help="run the loop once too, and compare every loss")
-    args = parser.parse_args()
+    parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no_loops", action="store_true", help="leave out the loops over heads of others")
+    args: argparse.Namespace = parser.parse_args()
     torch.manual_seed(0)
-    name, _, examples, batches = read_batches(args)
-    model: Any
-    if args.layers:
-        model = BertForSequenceClassification(BertConfig(num_hidden_layers=args.layers))
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(name)
-    model.eval()
-    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    print(f"{len(examples.texts)} examples, {layers} layers of {heads} heads, {torch.get_num_threads()} threads")
-    print(f"transformers {transformers.__version__}, torch {torch.__version__}")
-    # The part of a block after the attention's output projection has two thirds of the block's products.
-    print(f"blocks that must run for a head, on average, at most: {((layers - 1) / 2 + 2 / 3) / layers:.3f} of all")
-    plain(model, batches)
-    ratios = []
-    for number in range(args.rounds):
-        before, _ = timed(lambda: [plain(model, batches) for _ in range(PASSES)])
-        ours, ablation = timed(lambda: head_ablation(model, batches, metric="accuracy"))
-        after, _ = timed(lambda: [plain(model, batches) for _ in range(PASSES)])
-        one = (before + after) / 2 / PASSES
-        ratios.append(ours / (layers * heads * one))
-        print(f"round {number}: ours {ours:.2f} s, a plain pass {one:.3f} s: {ratios[-1]:.3f} x", flush=True)
-    print(f"ours / as many plain passes as heads: {statistics.median(ratios):.3f} x")
-    if args.naive:
-        seconds, losses = timed(lambda: naive(model, batches))
-        error = (losses - ablation.losses).abs().max().item()
-        print(f"naive loop / ours: {seconds / ours:.2f} x; largest difference of a loss: {error:.1e}")
+    rows: list[Row] = []
+    goals: list[Goal] = []
+    for name in args.models:
+        case = CASES[name]()
+        rows.append(measure(name, case, 1 if name == "smollm" else args.rounds))
+        goals += [at_most(name, "cpu", case.goal)] if case.goal else []
+    table(
+        "Ablation of every head",
+        rows,
+        goals,
+        note="Operations, CPU time and wall time of head_ablation, divided by those of one plain pass for each head.",
+    )
+    if not args.no_loops:
+        others, skipped = loops(CASES["minilm"](), args.rounds)
+        note = "A pass without a head, in plain passes, on the small BERT; TransformerLens: in its own plain passes."
+        table("Loops over heads", others, note=note, skipped=skipped, packages=(*PACKAGES, "transformer-lens"))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Any
 import networkx
 import numpy as np
 import torch
-from _timing import parser_of, timed
+from _timing import Row, at_least, parser_of, table, timed
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
@@ -201,13 +201,19 @@ def tell(ours: np.ndarray, both: np.ndarray) -> None:
     """Seconds [function, stage] of all functions; and of those that went both ways, [function, way, stage]."""
     of_all, some = ours.sum(0), both.sum(0)
     guessed = some / len(both) * len(ours)  # by their seconds a function
-    print(f"  {'':9} | {len(both)} functions: ours, lists, arrays | all {len(ours)}: ours; by these: lists, arrays")
+    rows: list[Row] = []
     for name, at in (*((stage, [n]) for n, stage in enumerate(STAGES)), ("together", [0, 1, 2])):
         fast, lists, arrays = (float(way[at].sum()) for way in some)
-        print(
-            f"  {name:9} | {fast:.3f} s, {lists:.2f} s ({lists / fast:.0f} x), {arrays:.2f} s ({arrays / fast:.0f} x)"
-            f" | {of_all[at].sum():.1f} s; {guessed[1, at].sum():.0f} s, {guessed[2, at].sum():.0f} s"
-        )
+        rows.append({
+            "stage": name, "ours, ms": round(1000 * fast, 1), "lists / ours": round(lists / fast, 1),
+            "arrays / ours": round(arrays / fast, 1), "all, seconds": round(float(of_all[at].sum()), 1),
+            "all by arrays": round(float(guessed[1, at].sum())),
+        })  # fmt: skip
+    note = (
+        f"{len(both)} functions both ways, and all {len(ours)} by ours; the seconds of all by loops over arrays are "
+        "extrapolated."
+    )
+    table("Trees and CAT-scores", rows, [at_least("together", "arrays / ours", 40)], note=note)
 
 
 def whole(sources: list[tuple[str, str]], batch_size: int) -> None:

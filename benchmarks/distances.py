@@ -19,12 +19,14 @@ from __future__ import annotations
 import resource
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _timing import parser_of, timed
+from _timing import at_least, at_most, parser_of, table
+from _timing import rounds as interleaved
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
@@ -100,19 +102,17 @@ def compare(name: str, texts: list[str], rounds: int, batch_size: int) -> None:
         "model and ours": lambda: head_distances(model, batches, smoothing=SMOOTHING, reduce="sum").js.numpy(),
     }
     ours(whole[:1]), head_distances(model, batches[:1])
-    found: dict[str, np.ndarray] = {}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(rounds):
-        for way, run in ways.items():
-            took, found[way] = timed(run)
-            seconds[way].append(took)
+    times = interleaved(ways, rounds=rounds, warm_up=0)
+    rows = []
     for way in ways:
-        worst = np.abs(found[way] - found["loop, float64"]).max() / tokens
-        print(f"  {way:14} {statistics.median(seconds[way]):8.3f} s   off by {worst:.1e} nats at most")
+        worst = float(np.abs(times.results[way] - times.results["loop, float64"]).max() / tokens)
         assert worst < 1e-6, way
-    for slow, fast in (("loop, float64", "ours"), ("loop, float32", "ours"), ("model and loop", "model and ours")):
-        ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
-        print(f"  {slow} / {fast}: {statistics.median(ratios):.1f} x")
+        slow = "model and loop" if "model" in way else "loop, float64"
+        gains = {f"loop / this, {clock}": round(times.ratio(slow, way, clock), 1) for clock in ("cpu", "wall")}
+        seconds = round(statistics.median(times.wall[way]), 3)
+        rows.append({"way": way, "seconds": seconds, **gains, "nats off": float(f"{worst:.1e}")})
+    goals = [at_least("ours", "loop / this, cpu", 20)]
+    table(f"Distances between heads: {name}", rows, goals, note=f"{len(texts)} texts, {tokens} tokens.")
 
 
 def one_pass(sentences: list[str], batch_size: int) -> None:
@@ -129,12 +129,17 @@ def one_pass(sentences: list[str], batch_size: int) -> None:
         ordered = sorted(sentences, key=len)
         parts = (ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size))
         batches = [dict(tokenizer(part, padding=True, return_tensors="pt")) for part in parts]
-    accumulate(model, batches[:1], *measures)
-    before = held()
-    seconds, results = timed(lambda: accumulate(model, batches, *measures))
-    bare, _ = timed(lambda: [plain(model, batch) for batch in batches])
-    print(f"{len(sentences)} sentences in one pass: {', '.join(type(result).__name__ for result in results)}")
-    print(f"  {seconds:.1f} s (the model alone: {bare:.1f} s), at most {held():.2f} GiB; {before:.2f} GiB before")
+    names = [type(measure).__name__.removesuffix("Accumulator") for measure in measures]
+    ways: dict[str, Callable[[], Any]] = {"plain": lambda: [plain(model, batch) for batch in batches]}
+    ways |= {name: partial(accumulate, model, batches, measure) for name, measure in zip(names, measures, strict=True)}
+    ways["all in one pass"] = lambda: accumulate(model, batches, *measures)
+    times = interleaved(ways, rounds=2)
+    rows = times.rows("plain")
+    dearest = max(names, key=lambda name: sum(times.cpu[name]))
+    for row in rows:
+        row["of the dearest"] = round(times.ratio(row["way"], dearest), 3)
+    note = f"{len(sentences)} sentences; in plain passes, and in passes of {dearest}. {held():.2f} GiB held at most."
+    table("Several measures in one pass", rows, [at_most("all in one pass", "of the dearest", 1.1)], note=note)
 
 
 @torch.no_grad()

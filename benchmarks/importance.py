@@ -13,13 +13,12 @@ round.
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import torch
 import transformers
 from _sentiment import Batches, add_arguments, read_batches
-from _timing import parser_of, timed
+from _timing import at_least, at_most, parser_of, rounds, table
 from transformers import AutoModelForSequenceClassification
 
 from bertology import gated, head_importance
@@ -54,7 +53,7 @@ def bare(model: Any, batches: Batches) -> None:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    add_arguments(parser, examples=-1)
+    add_arguments(parser, examples=200)
     args = parser.parse_args()
     torch.manual_seed(0)
     name, tokenizer, examples, batches = read_batches(args)
@@ -71,20 +70,23 @@ def main() -> None:
     bare(frozen, batches[:2])
     head_importance(model, batches[:2])
     old(slow, singles[:4])
-    rounds = []
-    for number in range(args.rounds):
-        seconds_ours, importance = timed(lambda: head_importance(model, batches))
-        seconds_bare, _ = timed(lambda: bare(frozen, batches))
-        seconds_old, expected = timed(lambda: old(slow, singles))
-        rounds.append((seconds_old, seconds_ours, seconds_bare))
-        n = len(examples.texts)
-        shown = (f"{name} {1000 * s / n:.2f}" for name, s in zip(("old", "ours", "bare"), rounds[-1], strict=True))
-        print(f"round {number}: ms an example: {', '.join(shown)}", flush=True)
-    error = ((importance.scores - expected).abs() / expected).max().item()
-    print(f"{len(examples.texts)} examples, transformers {transformers.__version__}, torch {torch.__version__}")
-    print(f"largest relative difference between old and ours: {error:.1e}")
-    print(f"old / ours: {statistics.median(o / u for o, u, _ in rounds):.1f} x")
-    print(f"ours / bare: {statistics.median(u / b for _, u, b in rounds):.2f} x")
+    ways = {
+        "bare": lambda: bare(frozen, batches),
+        "ours": lambda: head_importance(model, batches),
+        "old": lambda: old(slow, singles),
+    }
+    times = rounds(ways, rounds=args.rounds, warm_up=0)
+    expected = times.results["old"]
+    error = ((times.results["ours"].scores - expected).abs() / expected).max().item()
+    rows = times.rows("bare")
+    for row in rows:
+        row["old / this"] = round(times.ratio("old", row["way"], "wall"), 2)
+    goals = [at_most("ours", "cpu", 1.1), at_least("ours", "old / this", 10)]
+    note = (
+        f"{len(examples.texts)} sentences; CPU and wall time divided by those of a bare forward and backward pass, and "
+        f"the old loop divided by each. Old and ours differ by {error:.0e}, relative to a score."
+    )
+    table("Importance of heads", rows, goals, note=note)
 
 
 if __name__ == "__main__":

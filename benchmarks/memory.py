@@ -25,7 +25,7 @@ import time
 from typing import Any
 
 import torch
-from _timing import parser_of
+from _timing import Row, at_most, parser_of, table
 from transformers import BertConfig, BertModel
 
 WAYS = ("bare", "ours", "eager")
@@ -95,18 +95,18 @@ def report(tokens: int, layers: int, ways: list[str], rounds: int) -> None:
             command = [sys.executable, __file__, "--measure", way, "--tokens", str(tokens), "--layers", str(layers)]
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             found[way].append(json.loads(out))
+    rows: list[Row] = []
     for way in ways:
-        seconds, gib = (statistics.median(one[name] for one in found[way]) for name in ("seconds", "gib"))
-        print(f"  {way:6} {seconds:7.2f} s  {gib:6.2f} GiB  entropy {found[way][0]['entropy']:.6f}")
-    for a, b, name in (
-        ("ours", "bare", "gib"),
-        ("ours", "bare", "seconds"),
-        ("ours", "eager", "seconds"),
-        ("ours", "eager", "gib"),
-    ):
-        if a in ways and b in ways:
-            ratios = [x[name] / y[name] for x, y in zip(found[a], found[b], strict=True)]
-            print(f"  {a} / {b}, {name}: {statistics.median(ratios):.2f} x")
+        row: Row = {"way": way}
+        for name in ("seconds", "gib"):
+            row[name] = round(statistics.median(one[name] for one in found[way]), 2)
+            if "bare" in ways:
+                ratios = [x[name] / y[name] for x, y in zip(found[way], found["bare"], strict=True)]
+                row[f"{name} / bare"] = round(statistics.median(ratios), 2)
+        rows.append(row)
+    goals = [at_most("ours", "gib / bare", 1.1)] if {"ours", "bare"} <= set(ways) else []
+    title = f"Entropy and patterns of a text of {tokens:,} tokens"
+    table(title, rows, goals, note=f"A BERT of {layers} layers, {HIDDEN} wide; each way in a process of its own.")
 
 
 if __name__ == "__main__":

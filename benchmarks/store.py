@@ -14,11 +14,11 @@ from __future__ import annotations
 import os
 import random
 import resource
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter as clock
 
-from _timing import parser_of
+from _timing import parser_of, table
 from transformers import AutoModel, AutoTokenizer
 
 from bertology.demo import minilm_path
@@ -39,8 +39,12 @@ def drawn(words: list[tuple[str, str]], sentences: int, labels: tuple[str, ...])
     return EdgeTask.of("drawn", records, labels=labels)
 
 
+def gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def held() -> str:
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB held at most"
+    return f"{gib():.2f} GiB held at most"
 
 
 def main() -> None:
@@ -57,13 +61,17 @@ def main() -> None:
     train = drawn(words, -(-args.targets // LONG), real.labels)
     print(f"{train.targets} targets made: {held()}", flush=True)
     with TemporaryDirectory(dir=args.folder) as folder:
-        start = time.perf_counter()
+        start = clock()
         store = encode(model, tokenizer, train, Path(folder) / "train", batch_size=128)
-        print(f"{store}\nread by the model in {time.perf_counter() - start:.0f} s: {held()}", flush=True)
-        start = time.perf_counter()
+        read = clock() - start
+        print(f"{store}\nread by the model in {read:.0f} s: {held()}", flush=True)
+        start = clock()
         dev = encode(model, tokenizer, train[:5000], Path(folder) / "dev", batch_size=128)
         found = probe_layers(store, dev, settings=Training(lr=1e-3, validate_every=100, max_validations=1))
-        print(f"probes trained and scored in {time.perf_counter() - start:.0f} s: {held()}\n{found}")
+        print(f"probes trained and scored in {clock() - start:.0f} s: {held()}\n{found}")
+        row = {"targets": train.targets, "reading, seconds": round(read), "training, seconds": round(clock() - start),
+               "GiB held": round(gib(), 2)}  # fmt: skip
+        table("A task of many targets", [row], note="The vectors of all layers in a folder, probes trained from it.")
 
 
 if __name__ == "__main__":

@@ -10,17 +10,23 @@
 | the residual stream   | `hidden_states`                            | [layer, batch, token, hidden]           |
 | attention             | `attention_maps`                           | [layer, batch, head, query, key]        |
 | attention, streamed   | `attention_entropy`, `attention_patterns`  | [layer, head]                           |
+| over all layers       | `attention_rollout`, `attention_relevance` | [layer, batch, query, key]              |
 | and its gradient      | `attention_gradients`                      | [layer, head, class]                    |
 | repeated tokens       | `repeat_scores`                            | [layer, head]                           |
 | heads that are alike  | `head_distances`                           | [head, head]                            |
+| layers, read out      | `logit_lens`                               | [layer, batch, token]                   |
+| layers, compared      | `layer_similarity`, `contextuality`        | [layer, layer], [layer]                 |
 | heads and grammar     | `bertology.syntax`                         | [relation, direction, layer, head]      |
 | layers and tasks      | `bertology.edge_probing`                   | [seed, layer]                           |
 | heads and code        | `bertology.code_structure`                 | [layer, head]                           |
 | heads                 | `head_outputs`, `head_importance`          | [layer, batch, token, head, dim]        |
+| heads and a logit     | `head_attribution`                         | [layer, batch, head]                    |
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
+| edges cut             | `masked_attention`, `edge_ablation`        | [class, class]                          |
 | effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
 | what carries an answer| `activation_patching`                      | [layer, head]                           |
+| a set of heads        | `fit_gates`                                | [layer, head]                           |
 | and its estimate      | `attribution_patching`                     | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
@@ -44,32 +50,43 @@ from .anatomy.sites import Anatomy, Head, HeadScore
 from .data.make_batches import make_batches
 from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
+from .importance.edge_ablation import EdgeAblation, edge_ablation
+from .importance.faithfulness import Faithfulness, HeadAgreement, faithfulness, head_agreement
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
+from .importance.integrated_importance import IntegratedImportance, integrated_importance
+from .importance.learned_gates import LearnedGates, fit_gates
 from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
-from .importance.part_ablation import PartAblation, mlp_ablation
+from .importance.part_ablation import PartAblation, block_ablation, mlp_ablation
 from .importance.patching import activation_patching, attribution_patching
 from .importance.patching_results import HeadPatching, LayerPatching
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
 from .measures.behaviours import head_behaviours
+from .measures.block_influence import BlockInfluence, BlockInfluenceAccumulator, block_influence
 from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
 from .measures.check_anatomy import check_anatomy
+from .measures.contextuality import Contextuality, ContextualityAccumulator, contextuality
 from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
 from .measures.generation import GenerationCaptures, capture_generation
 from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
 from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
+from .measures.layer_similarity import LayerSimilarity, SimilarityAccumulator, layer_similarity
+from .measures.lens import HeadAttribution, LogitLens, head_attribution, logit_lens
 from .measures.neurons import NeuronActivations, neuron_activations
 from .measures.one_pass import Captures, capture
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
+from .measures.rollout import AttentionRollout, attention_relevance, attention_rollout
 from .pruning.curve import PruningCurve, pruning_curve
+from .pruning.drop_blocks import DroppedBlocks, drop_blocks
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.load import load_pruned
 from .pruning.neuron_curve import NeuronCurve, neuron_curve
 from .pruning.prune import Pruned, prune_heads, save_pruned
 from .pruning.prune_neurons import PrunedNeurons, prune_neurons
+from .pruning.uniform import save_plain
 from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate
@@ -77,6 +94,7 @@ from .streaming.accumulator import Accumulator, MapAccumulator, stat
 from .streaming.shards import merge_shards, shard_batches
 from .tap import tap
 from .tap.gates import ablated, gated
+from .tap.masked import masked_attention
 
 __all__ = [
     "Accumulator",
@@ -85,15 +103,25 @@ __all__ = [
     "AttentionGradients",
     "AttentionMaps",
     "AttentionPatterns",
+    "AttentionRollout",
     "BertologyError",
+    "BlockInfluence",
+    "BlockInfluenceAccumulator",
     "Captures",
+    "Contextuality",
+    "ContextualityAccumulator",
     "DistancesAccumulator",
+    "DroppedBlocks",
+    "EdgeAblation",
     "Efficiency",
     "EntropyAccumulator",
+    "Faithfulness",
     "GenerationCaptures",
     "GradientsAccumulator",
     "Head",
     "HeadAblation",
+    "HeadAgreement",
+    "HeadAttribution",
     "HeadDistances",
     "HeadImportance",
     "HeadMeans",
@@ -103,7 +131,11 @@ __all__ = [
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "IntegratedImportance",
     "LayerPatching",
+    "LayerSimilarity",
+    "LearnedGates",
+    "LogitLens",
     "MapAccumulator",
     "MeansAccumulator",
     "MlpAnatomy",
@@ -124,6 +156,7 @@ __all__ = [
     "Score",
     "ScoreAccumulator",
     "Significance",
+    "SimilarityAccumulator",
     "SoleHeadAblation",
     "ablated",
     "accumulate",
@@ -132,16 +165,27 @@ __all__ = [
     "attention_gradients",
     "attention_maps",
     "attention_patterns",
+    "attention_relevance",
+    "attention_rollout",
     "attribution_patching",
     "axes",
+    "block_ablation",
+    "block_influence",
     "capture",
     "capture_generation",
     "check_anatomy",
     "compare_efficiency",
+    "contextuality",
     "dissect",
     "dissect_mlps",
+    "drop_blocks",
+    "edge_ablation",
+    "faithfulness",
+    "fit_gates",
     "gated",
     "head_ablation",
+    "head_agreement",
+    "head_attribution",
     "head_behaviours",
     "head_distances",
     "head_importance",
@@ -149,8 +193,12 @@ __all__ = [
     "head_outputs",
     "hidden_states",
     "importance_through_training",
+    "integrated_importance",
+    "layer_similarity",
     "load_pruned",
+    "logit_lens",
     "make_batches",
+    "masked_attention",
     "merge_shards",
     "mlp_ablation",
     "neuron_activations",
@@ -162,6 +210,7 @@ __all__ = [
     "register_names",
     "repeat_scores",
     "repeated_tokens",
+    "save_plain",
     "save_pruned",
     "score",
     "shard_batches",

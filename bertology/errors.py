@@ -356,6 +356,10 @@ _CHECKED_BY_FUNCTIONS = {
 _MODEL_ARGUMENTS = (
     ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'; texts need tokenizer= as well"
 )
+_MAKERS = {
+    "bertology.syntax": "bertology.syntax.align, of a treebank or of documents",
+    "bertology.code_structure": "bertology.code_structure.align_code, of code",
+}
 _ADVICE = {"batches": _MODEL_ARGUMENTS, "inputs": _MODEL_ARGUMENTS}
 
 
@@ -395,7 +399,13 @@ def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) ->
     came = f"{described(value)} with {described(inside[0])} in it" if within else described(value)
     texts = name in _ADVICE and str in get_args(hint)
     wanted = "a mapping of model arguments, an iterable of them, or texts" if texts else _words(hint)
-    return error(f"{what}: {name} must be {wanted}, got {came}{_ADVICE.get(name, '')}")
+    return error(f"{what}: {name} must be {wanted}, got {came}{_advice(function, name)}")
+
+
+def _advice(function: Callable[..., Any], name: str) -> str:
+    """What to do about wrong batches; the suites take those with annotations, which texts do not have."""
+    package = function.__module__.rpartition(".")[0]
+    return f": make them with {_MAKERS[package]}" if name == "batches" and package in _MAKERS else _ADVICE.get(name, "")
 
 
 def _inside(value: Any, hint: Any) -> Any:

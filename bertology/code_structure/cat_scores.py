@@ -17,7 +17,7 @@ from ..data.batches import Batch, Batches
 from ..errors import DataError, checked
 from ..measures.random_weights import randomized
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Names, stat
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress, titled
 from .align import AlignedCode
@@ -59,6 +59,7 @@ class CatAccumulator(LeafMapAccumulator):
         seed: the seed of the shuffled pairs.
         offsets: among which leaves the positional null model counts offsets: see `cat_scores`.
         means: the attention at each offset of other snippets, by kind, for a positional null model of other snippets.
+        weighting: "attention", or "norm" for the norms of what arrives.
     """
 
     matched: Tensor = stat("kind layer example", torch.int64)
@@ -69,8 +70,9 @@ class CatAccumulator(LeafMapAccumulator):
     def __init__(
         self, examples: Sequence[AlignedCode], *, types: Types | None = None, quantile: float = QUARTER,
         upgraded: bool = True, nulls: bool = True, seed: int = 0, offsets: Offsets = "snippet",
-        means: Mapping[str, PositionMeans] | None = None,
+        means: Mapping[str, PositionMeans] | None = None, weighting: Weighting = "attention",
     ) -> None:  # fmt: skip
+        self.weighting = check_weighting(weighting)
         self._names = [one.tree.name or str(one.number) for one in examples]
         self._place = {one.number: place for place, one in enumerate(examples)}
         self._types, self._quantile, self._upgraded, self._seed = types, quantile, upgraded, seed
@@ -195,8 +197,8 @@ RANDOM = "random weights"
 def cat_scores(
     model: nn.Module, batches: Batches, *, types: Literal["frequent", "published", "all"] | Sequence[str] = "frequent",
     top: int = TOP, quantile: float = QUARTER, upgraded: bool = True, offsets: Offsets = "snippet",
-    means_from: Batches | None = None, random_weights: bool = False, seed: int = 0, progress: Progress = None,
-    merge: Merge = "all",
+    means_from: Batches | None = None, random_weights: bool = False, seed: int = 0,
+    weighting: Weighting = "attention", progress: Progress = None, merge: Merge = "all",
 ) -> CatComparison:  # fmt: skip
     """Measure how well the attention of each layer and head agrees with the structure of code (Chen et al. 2022).
 
@@ -226,6 +228,8 @@ def cat_scores(
             version of the map that it is compared with, and not one that knows positions only.
         random_weights: whether to also measure the model with random weights, on the same types of leaves.
         seed: the seed of shuffled pairs and random weights.
+        weighting: "attention" measures attention weights; "norm" each query's shares of |α f(x)|, the norms of what
+            arrives from the keys (see `attention_maps`).
         progress: True for a progress bar, or its title; no bar without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
@@ -248,11 +252,12 @@ def cat_scores(
     if random_weights:
         check_not_divided(model, "random_weights needs a copy of the model")
     snippets = snippets_in(batches)
-    chosen = _chosen(model, batches if means_from is None else means_from, snippets, types, top, quantile, progress)
-    means = None if means_from is None else _means(model, means_from, chosen, offsets, progress)
+    choose_on = batches if means_from is None else means_from
+    chosen = _chosen(model, choose_on, snippets, types, top, quantile, weighting, progress)
+    means = None if means_from is None else _means(model, means_from, chosen, offsets, weighting, progress)
     counter = partial(
         CatAccumulator, snippets, types=chosen, quantile=quantile, upgraded=upgraded, seed=seed, offsets=offsets,
-        means=means,
+        means=means, weighting=weighting,
     )  # fmt: skip
     found: CatComparison = accumulate(model, batches, counter(), progress=progress)[0]
     if random_weights:
@@ -265,14 +270,17 @@ def cat_scores(
 @merges
 @checked
 def leaf_types(
-    model: nn.Module, batches: Batches, *, quantile: float = QUARTER, progress: Progress = None, merge: Merge = "all"
-) -> LeafTypes:
+    model: nn.Module, batches: Batches, *, quantile: float = QUARTER, weighting: Weighting = "attention",
+    progress: Progress = None, merge: Merge = "all",
+) -> LeafTypes:  # fmt: skip
     """Count how often each layer's attention is high at leaves of each type (Chen et al. 2022).
 
     Args:
         model: as in `cat_scores`.
         batches: the batches of `align_code`.
         quantile: the share of pairs that count as high in attention.
+        weighting: "attention" measures attention weights; "norm" each query's shares of |α f(x)|, the norms of what
+            arrives from the keys (see `attention_maps`).
         progress: True for a progress bar, or its title; no bar without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
@@ -288,24 +296,28 @@ def leaf_types(
         ('+', '=', 'identifier', 'integer')
     """
     every = {kind for one in snippets_in(batches) for kind in one.tree.types}
-    counter = TypesAccumulator(sorted(every), quantile=quantile)
+    counter = TypesAccumulator(sorted(every), quantile=quantile, weighting=weighting)
     found: LeafTypes = accumulate(model, batches, counter, progress=progress)[0]
     return found
 
 
 def _means(
-    model: nn.Module, batches: Batches, types: Types | None, offsets: Offsets, progress: Progress
-) -> dict[str, PositionMeans]:
+    model: nn.Module, batches: Batches, types: Types | None, offsets: Offsets, weighting: Weighting,
+    progress: Progress,
+) -> dict[str, PositionMeans]:  # fmt: skip
     """The means at each offset over other snippets, by kind of null model."""
     snippets, kinds = snippets_in(batches), kinds_of(offsets)[2:]
-    counters = [PositionAccumulator(snippets, types=types if kind == AMONG_KEPT else None) for kind in kinds]
+    counters = [
+        PositionAccumulator(snippets, types=types if kind == AMONG_KEPT else None, weighting=weighting)
+        for kind in kinds
+    ]
     found = accumulate(model, batches, *counters, progress=titled(progress, "means at each offset"))
     return dict(zip(kinds, found, strict=True))
 
 
 def _chosen(
     model: nn.Module, batches: Batches, snippets: Sequence[AlignedCode], types: str | Sequence[str], top: int,
-    quantile: float, progress: Progress,
+    quantile: float, weighting: Weighting, progress: Progress,
 ) -> Types | None:  # fmt: skip
     """[layer]: the types of leaves that count in each layer; None for all."""
     if types == "all":
@@ -318,7 +330,7 @@ def _chosen(
         )
     if types == "frequent":
         title = titled(progress, "types of leaves")
-        found = leaf_types(model, batches, quantile=quantile, progress=title)
+        found = leaf_types(model, batches, quantile=quantile, weighting=weighting, progress=title)
         return [found.frequent(row, top=top) if found.snippets[row] else None for row in range(len(found.labels))]
     if isinstance(types, str) and types != "published":
         raise DataError(f"types must be 'frequent', 'published', 'all' or a list of types, got {types!r}")

@@ -14,7 +14,7 @@ from ..anatomy.sites import Site
 from ..errors import DataError, HeadError, ShapeError, check_least, checked, described
 from ..results.axes import axes
 from ..results.result import Result
-from ..streaming.accumulator import Names, stat
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
 from .masks import QUARTER, HighAttention, attention_mask
 
@@ -292,7 +292,8 @@ class TypesAccumulator(LeafMapAccumulator):
     once: Tensor = stat("layer")
     seen: Tensor = stat("layer", torch.int64)
 
-    def __init__(self, types: Sequence[str], *, quantile: float = QUARTER) -> None:
+    def __init__(self, types: Sequence[str], *, quantile: float = QUARTER, weighting: Weighting = "attention") -> None:
+        self.weighting = check_weighting(weighting)
         self._number = {kind: place for place, kind in enumerate(sorted(set(types)))}
         self._quantile = quantile
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..anatomy.sites import Site
 from ..results.axes import axes
 from ..results.result import Result
-from ..streaming.accumulator import Names, stat
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from .align import AlignedCode
 from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
 from .leaf_types import leaves_of, restricted
@@ -53,13 +53,18 @@ class PositionAccumulator(LeafMapAccumulator):
     Args:
         examples: all snippets that can occur.
         types: [layer]: the types of the leaves among which offsets are counted; None for all leaves.
+        weighting: "attention", or "norm" for the norms of what arrives.
     """
 
     total: Tensor = stat("layer offset")
     head_total: Tensor = stat("layer head offset")
     pairs: Tensor = stat("layer offset", torch.int64)
 
-    def __init__(self, examples: Sequence[AlignedCode], *, types: Sequence[Sequence[str] | None] | None = None) -> None:
+    def __init__(
+        self, examples: Sequence[AlignedCode], *, types: Sequence[Sequence[str] | None] | None = None,
+        weighting: Weighting = "attention",
+    ) -> None:  # fmt: skip
+        self.weighting = check_weighting(weighting)
         self._longest = max((len(one.tree) for one in examples), default=1)
         self._types = types
 

@@ -17,7 +17,7 @@ from ..results.result import Result
 from ..results.statistics import percentile_interval
 from ..results.views import html_table, plain_table
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Names, stat
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress
 from .align import AlignedCode
@@ -170,7 +170,11 @@ class RelationAccumulator(LeafMapAccumulator):
     pairs: Tensor = stat("relation layer example", torch.int64)
     unmatched: Tensor = stat("relation layer example", torch.int64)
 
-    def __init__(self, examples: Sequence[AlignedCode], *, relations: Sequence[Relation] = RELATIONS) -> None:
+    def __init__(
+        self, examples: Sequence[AlignedCode], *, relations: Sequence[Relation] = RELATIONS,
+        weighting: Weighting = "attention",
+    ) -> None:  # fmt: skip
+        self.weighting = check_weighting(weighting)
         self._names = tuple(one.tree.name or str(one.number) for one in examples)
         self._place = {one.number: place for place, one in enumerate(examples)}
         self._relations = tuple(relations)
@@ -226,6 +230,7 @@ def relation_heads(
     batches: Batches,
     *,
     relations: Sequence[Relation] = RELATIONS,
+    weighting: Weighting = "attention",
     progress: Progress = None,
     merge: Merge = "all",
 ) -> RelationHeads:
@@ -241,6 +246,8 @@ def relation_heads(
             batches.
         relations: "same block", "same call", "definition to use" and "matching brackets", or some of them, or the
             control relation "same name, no definition"; `related` defines them.
+        weighting: "attention" measures attention weights; "norm" each query's shares of |α f(x)|, the norms of what
+            arrives from the keys (see `attention_maps`).
         progress: True for a progress bar, or its title; no bar without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
@@ -263,6 +270,6 @@ def relation_heads(
     for one in {one.tree.language: one for one in snippets}.values():
         for relation in relations:  # raises for an unknown relation or language before the model runs
             related(one.tree, relation)
-    counter = RelationAccumulator(snippets, relations=relations)
+    counter = RelationAccumulator(snippets, relations=relations, weighting=weighting)
     found: RelationHeads = accumulate(model, batches, counter, progress=progress)[0]
     return replace(found, skipped=skipped_in(batches))

@@ -18,10 +18,11 @@ from ..anatomy.sites import Anatomy, LayerLabels, Site, Stack
 from ..data.batches import Batch, ReadBatch, run_model, token_count
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..errors import DataError, UnknownAnatomy, described
+from ..streaming.accumulator import Weighting, check_weighting
 from ..streaming.first_example import FirstExample
 from ..streaming.gradient_check import check_gradient
 from ..streaming.one_batch import by_stack, layer_labels, masks, pile, run
-from ..tap import tap, uncached
+from ..tap import shares, tap, uncached
 from ..tap.gradient_cuts import lost_gradients
 from .capture_choice import Layers, Positions
 
@@ -298,8 +299,9 @@ class MapsReader(Reader):
 
     kind, axis = "maps", 2
 
-    def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping) -> None:
+    def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping, weighting: Weighting = "attention") -> None:
         super().__init__(anatomy, batch, keeping)
+        self.norms = check_weighting(weighting) == "norm"
         self.sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
         self._wanted = set(self.sites)
         self._runs: dict[Site, list[Tensor]] = {}
@@ -308,14 +310,14 @@ class MapsReader(Reader):
 
     def open(self, undo: ExitStack) -> None:
         """Read all maps while `undo` is open."""
-        undo.enter_context(tap(self.anatomy, "attention", read=self._read, once=False))
+        undo.enter_context(tap(self.anatomy, "norms" if self.norms else "attention", read=self._read, once=False))
 
     def _read(self, site: Site, x: Tensor, rows: slice) -> None:
         if rows.start == 0:
             self._end_map()
             self._site = site
         if site in self._wanted:
-            self._blocks.append(x.detach())
+            self._blocks.append(shares(x) if self.norms else x.detach())
 
     def _end_map(self) -> None:
         """Keep the map whose blocks were read."""

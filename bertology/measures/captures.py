@@ -18,6 +18,7 @@ from ..results.axes import axes
 from ..results.canvas import AxesT
 from ..results.fields import model_name
 from ..results.result import PlotOptions
+from ..streaming.accumulator import Weighting
 from ..streaming.one_batch import Capture as Capture
 from ..streaming.one_batch import one_batch, only
 from .attention_view import InteractiveView, interactive_view
@@ -100,6 +101,8 @@ class AttentionMaps(Capture):
     A stack whose attention mask is not [batch, token] is left out, and one that ran several times."""
     labels: Annotated[tuple[str, ...], axes("layer")] = ()
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
+    weighting: str = "attention"
+    """Whether these are attention weights, "attention", or shares of the norms of what arrives, "norm"."""
 
     @property
     def values(self) -> Tensor:
@@ -153,16 +156,24 @@ class AttentionMaps(Capture):
 
 
 @checked
-def attention_maps(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None) -> AttentionMaps:
+def attention_maps(
+    model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None, weighting: Weighting = "attention"
+) -> AttentionMaps:
     """Capture every head's attention weights, whatever attention implementation the model was loaded with.
 
     Args:
         model: any model with attention heads, with or without a task head.
         inputs: one mapping of model arguments, or a text or several (see `make_batches`); labels are not looked at.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
+        weighting: "attention" for the attention weights α; "norm" for each query's shares of |α f(x)|, the norms of the
+            vectors that arrive from its keys, f(x) being a key's value through the head's rows of the output projection
+            (Kobayashi et al. 2020). A key that gets much attention and has a short value adds little. The norms
+            themselves are read by `tap(model, "norms", read=...)`.
 
     A model that runs a stack several times in one forward pass (an encoder that two texts share) has an entry for each
     run, `stack("encoder (run 1)")`.
+
+    Raises `UnknownAnatomy` for norms of attention whose heads pass on something else than the weighted sum of values.
 
     Returns the weights that the model's own eager attention computes. They take
     layers x batch x heads x queries x keys elements: for a measure over long texts or many, use `accumulate`,
@@ -175,9 +186,9 @@ def attention_maps(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any =
         torch.Size([2, 1, 4, 3, 3])
     """
     with one_batch(model, inputs, tokenizer) as (anatomy, batch):
-        reader = MapsReader(anatomy, batch, Keeping())
+        reader = MapsReader(anatomy, batch, Keeping(), weighting)
         run_readers(anatomy, batch, [reader])
-        return AttentionMaps(*reader.found(), **measured_texts(model, batch, tokenizer))
+        return AttentionMaps(*reader.found(), weighting, **measured_texts(model, batch, tokenizer))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

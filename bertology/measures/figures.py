@@ -1,4 +1,4 @@
-"""Pictures of attention maps, of attention patterns, of gradients, and of the distances between heads."""
+"""Pictures of attention maps and rollouts, of attention patterns, of gradients, and of the distances between heads."""
 
 from __future__ import annotations
 
@@ -11,17 +11,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..anatomy.sites import head_at
-from ..errors import DataError, need
+from ..data.tokens import label_of
+from ..errors import DataError, is_whole, need
 from ..results.axes import axes_of
-from ..results.canvas import MISSING, AxesT, canvas, common_title, finished, headline, paper, set_title, width_of
+from ..results.canvas import (
+    MISSING,
+    AxesT,
+    canvas,
+    common_title,
+    finished,
+    headline,
+    marker_of,
+    paper,
+    set_title,
+    width_of,
+)
 from ..results.figures import head_panels, layer_points
 from ..results.head_map import head_map
 from ..results.result import draws
 from .captures import AttentionMaps
+from .contextuality import Contextuality
 from .example_maps import ExampleMaps, example_maps
 from .gradients import AttentionGradients
 from .head_distances import HeadDistances
+from .layer_similarity import LayerSimilarity
+from .lens import HeadAttribution, LogitLens
 from .patterns import AttentionPatterns
+from .rollout import AttentionRollout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,6 +116,105 @@ def _draw_head(shown: ExampleMaps, row: int, head: int, ax: AxesT | None, path: 
     axes.set_ylabel("from: query" if shown.named else "from: position of the query")
     set_title(axes, f"Attention of {name}: {shown.title}")
     figure.colorbar(image, ax=axes, label=UNIT, shrink=0.8)
+    return finished(figure, ax, path)
+
+
+@draws(AttentionRollout)
+def draw_rollout(
+    result: AttentionRollout, *, layer: int | None = None, example: int = 0, stack: str | None = None,
+    ax: AxesT | None = None, path: str | Path | None = None,
+) -> AxesT:  # fmt: skip
+    """Draw what the positions of one layer, by default the last, have of each token of one text."""
+    maps = {name: x[:, :, None] for name, x in result.stacks.items()}
+    like = AttentionMaps(
+        maps, result.masks, result.labels, tokens=result.tokens, decoder_tokens=result.decoder_tokens,
+        model_name=result.model_name,
+    )  # fmt: skip
+    shown = example_maps(like, example, stack, words=False)
+    row = len(shown.maps) - 1 if layer is None else shown.place((layer, 0))[0]
+    queries, keys = shown.maps.shape[-2:]
+    cell = max(0.06, min(0.3, 14 / max(queries, keys)))
+    figure, (axes,) = canvas(ax, max(4.8, cell * keys + 2.6), max(3.6, cell * queries + 1.9))
+    image = axes.imshow(shown.maps[row, 0].numpy(), cmap=COLOURS, vmin=0, aspect="equal" if ax is None else "auto")
+    _label(axes, shown, 72 * cell * 0.72 if ax is None else 8)
+    axes.set_xlabel("token of the input" if shown.named else "position in the input")
+    axes.set_ylabel(f"position after layer {shown.result.labels[row]}")
+    set_title(axes, f"Rollout ({result.weighting}): {shown.title}")
+    figure.colorbar(image, ax=axes, label="share" if result.weighting != "gradient" else "relevance", shrink=0.8)
+    return finished(figure, ax, path)
+
+
+@draws(HeadAttribution)
+def draw_attribution(result: HeadAttribution, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
+    """Draw what each head adds to the number, as a mean over the batch."""
+    title = headline(result, "What each head adds")
+    panels = {"on the direct path: mean": result.mean}
+    return head_panels(panels, result.labels, unit="logit", title=title, ax=ax, path=path)
+
+
+@draws(LogitLens)
+def draw_lens(
+    result: LogitLens, *, example: int = 0, ax: AxesT | None = None, path: str | Path | None = None
+) -> AxesT:  # fmt: skip
+    """Draw what each layer would answer at each position of one text; dark where it is sure of the target."""
+    count = result.best.shape[1]
+    if not is_whole(example) or not 0 <= example < count:
+        raise DataError(f"example must be from 0 to {count - 1}, got {example!r}")
+    real = result.mask[example].cpu()
+    values = result.probability[:, example].cpu()[:, real].float().numpy()
+    layers, positions = values.shape
+    figure, (axes,) = canvas(ax, max(4.8, 0.75 * positions + 2.4), max(3.2, 0.26 * layers + 1.6))
+    image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=1, aspect="auto", origin="lower")
+    for layer, names in enumerate(result.names):
+        for place, name in enumerate(one for one, there in zip(names[example], real.tolist(), strict=True) if there):
+            colour = "white" if values[layer, place] > 0.55 else "black"
+            axes.text(place, layer, _short(label_of(name)), ha="center", va="center", color=colour, fontsize=6.5,
+                      parse_math=False)  # fmt: skip
+    tokens = result.tokens[example] if result.tokens and len(result.tokens[example]) == len(real) else ()
+    shown = [_short(label_of(one)) for one, there in zip(tokens, real.tolist(), strict=False) if there]
+    axes.set_xticks(range(positions), labels=shown or [str(place) for place in range(positions)], parse_math=False)
+    axes.set_yticks(range(0, layers, max(1, layers // 16)), labels=result.labels[:: max(1, layers // 16)])
+    axes.tick_params(axis="x", rotation=90 if shown else 0, length=0)
+    axes.set_ylabel("layer")
+    set_title(axes, headline(result, "What each layer would answer"))
+    figure.colorbar(image, ax=axes, label="probability of the target")
+    return finished(figure, ax, path)
+
+
+@draws(LayerSimilarity)
+def draw_similarity(result: LayerSimilarity, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
+    """Draw the similarity of every two layers, layer 0 at the bottom left, beside that of shuffled examples."""
+    panels = {"linear CKA": result.cka, "shuffled examples": result.null}
+    rows, columns = result.cka.shape
+    figure, every = canvas(
+        ax, 2 * max(3.0, 0.32 * columns) + 1.8, max(3.2, 0.32 * rows + 1.4), shape=(1, 2), sharey=True
+    )
+    for axes, (title, values) in zip(every, panels.items(), strict=True):
+        image = axes.imshow(values.numpy(), cmap=COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto")
+        axes.set_facecolor(MISSING)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xticks(_some(columns), labels=[result.other_labels[place] for place in _some(columns)])
+        axes.set_yticks(_some(rows), labels=[result.labels[place] for place in _some(rows)])
+        axes.set_xlabel("layer")
+    every[0].set_ylabel("layer")
+    figure.colorbar(image, ax=list(every), label="linear CKA, debiased")
+    common_title(figure, ax, headline(result, "How alike layers are"))
+    return finished(figure, ax, path)
+
+
+@draws(Contextuality)
+def draw_contextuality(result: Contextuality, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
+    """Draw the mean cosines over the layers."""
+    series = {"any two tokens": result.anisotropy, "a token and its text": result.within_text}
+    series |= {f"two of “{name}”": result.self_similarity[:, number] for number, name in enumerate(result.classes)}
+    figure, (axes,) = canvas(ax, width_of(result.labels), 3.6)
+    for number, (name, values) in enumerate(series.items()):
+        axes.plot(range(len(values)), values.numpy(), marker=marker_of(number), label=name)
+    axes.set_xticks(_some(len(result.labels)), labels=[result.labels[place] for place in _some(len(result.labels))])
+    axes.set_xlabel("layer")
+    axes.set_ylabel("mean cosine")
+    axes.legend(frameon=False)
+    set_title(axes, headline(result, "Cosines between tokens"))
     return finished(figure, ax, path)
 
 

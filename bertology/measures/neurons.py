@@ -14,7 +14,7 @@ from ..data.captured_texts import texts_of
 from ..errors import checked
 from ..results.axes import axes
 from ..results.fields import model_name
-from ..streaming.one_batch import Capture, by_stack, layer_labels, masks, one_batch, only, run
+from ..streaming.one_batch import Capture, by_stack, layer_labels, masks, one_batch, only, pile, run
 from ..tap import tap
 
 
@@ -66,6 +66,9 @@ def neuron_activations(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: A
 
         with tap(mlps, "neurons", read=read):
             run(model, batch)
-        stacks = by_stack(mlps, found, head_axis=2)
+        each = {site: site.spread(x, mlps.heads, 2) for site, x in found.items()}
+        stacks = {stack: pile(layers) for stack, layers in by_stack(mlps.sites, each).items()}
         about = {"model_name": model_name(model), "n_examples": examples(batch), **texts_of(model, batch, tokenizer)}
-        return NeuronActivations(stacks, masks(anatomy, batch, stacks, axis=2), layer_labels(mlps, found), **about)
+        return NeuronActivations(
+            stacks, masks(anatomy, batch, stacks, axis=2), layer_labels(mlps.sites, found), **about
+        )

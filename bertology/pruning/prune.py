@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..anatomy.dissect import dissect
@@ -23,6 +23,7 @@ from ..results.result import Result
 from ..tap import one_thread
 from .cut_weights import Cut, Tied, cut_heads, plan_cut
 from .parts_of_heads import check_in_memory
+from .uniform import uniform_places
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +55,7 @@ class Pruned(Result):
 
 
 @checked
-def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
+def prune_heads(model: nn.Module, heads: Heads, *, uniform: bool = False, scores: Tensor | None = None) -> Pruned:
     """Remove heads from the model, in place: their query, key and value rows, their output projection columns.
 
     The model then computes what it computed with these heads gated to 0. The heads that stay keep their numbers.
@@ -78,6 +79,7 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
     """
     anatomy = dissect(model)
     places = anatomy.resolve(heads)
+    places = uniform_places(anatomy, places, scores) if uniform else places
     check_in_memory(model, "heads cannot be cut out", PruningError, loading=True)
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise PruningError(
@@ -161,8 +163,8 @@ def by_model(anatomy: Anatomy, places: list[tuple[int, int]], find: Callable[[nn
     configs = [id(config_of(part)) for part, _, _ in written]
     if len(set(configs)) < len(configs) or (len(written) == 1 and _shares_config(parts, written[0][0])):
         raise PruningError(
-            "several models share one config, in which only one set of what was pruned can be written down: give each its "
-            "own, model.config = copy.deepcopy(model.config)"
+            "several models share one config, in which only one set of what was pruned can be written down: give each "
+            "its own, model.config = copy.deepcopy(model.config)"
         )
     return written
 

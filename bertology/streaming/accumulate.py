@@ -265,7 +265,7 @@ def _watch(accumulators: Sequence[Accumulator], batch: Batch, watching: ExitStac
     readers: dict[str, list[MapAccumulator]] = {}
     for accumulator in accumulators:
         if isinstance(accumulator, MapAccumulator) and type(accumulator).watch is MapAccumulator.watch:
-            readers.setdefault(accumulator.place, []).append(accumulator)
+            readers.setdefault(accumulator.tapped, []).append(accumulator)
         else:
             watching.enter_context(accumulator.watch(batch))
     for measures in readers.values():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..data.losses import ExampleLoss, find_loss
 from ..data.padding import RealQueries
 from ..errors import DataError, UnknownAnatomy, checked, described
 from ..results.result import Result
-from ..tap import check_rows, tap
+from ..tap import RowStatistics, Wanted, apart, check_rows, of_map, shares, tap, together
 from .first_example import FirstExample
 from .gradient_check import check_gradient
 from .identity import identity
@@ -29,6 +29,8 @@ from .identity import identity
 A = TypeVar("A", bound="Accumulator")
 Names = dict[str, tuple[Any, ...]]
 """{axis: names}, of the axes along which sums have names that come from the data."""
+Weighting = Literal["attention", "norm"]
+"""What attention is measured by: its weights, or each query's shares of the norms of what arrives, |α f(x)|."""
 
 
 class Stat:
@@ -68,6 +70,13 @@ def _not_zeroed(accumulator: object) -> DataError:
     return DataError(
         f"{name} has no sums yet: pass it to accumulate(model, batches, ...), or call zero(dissect(model)) first"
     )
+
+
+def check_weighting(weighting: str) -> Weighting:
+    """The weighting, if it is "attention" or "norm"; else raise `DataError`."""
+    if weighting not in get_args(Weighting):
+        raise DataError(f"weighting must be 'attention' or 'norm', got {weighting!r}")
+    return weighting  # type: ignore[return-value]
 
 
 @checked
@@ -266,8 +275,9 @@ class MapAccumulator(Accumulator):
         torch.Size([2, 4])
     """
 
-    place: ClassVar[Literal["attention", "entropy"]] = "attention"
-    """What `read` is given: attention weights, or the entropies of each query's weights, `[batch, head, query]`."""
+    place: ClassVar[Literal["attention", "entropy", "statistics"]] = "attention"
+    """What `read` is given: attention weights, the entropies of each query's weights, `[batch, head, query]`, or the
+    statistics of these weights that `wants` asks for, which on long texts take no map."""
     whole: ClassVar[bool] = False
     """Whether `read` needs each map in one piece, not in blocks of query rows."""
     text_only: ClassVar[bool] = False
@@ -275,12 +285,28 @@ class MapAccumulator(Accumulator):
     attention, no decoder after an encoder, no layer that pools tokens."""
     rows: int | None = None
     """The most query rows that `read` is given at a time; by default as many as fit into 64 MiB."""
+    weighting: Weighting = "attention"
+    """Whether `read` is given attention weights, or, with "norm", each query's shares of the norms of what arrives from
+    the keys (Kobayashi et al. 2020), which sum to 1 as well."""
+
+    @property
+    def tapped(self) -> str:
+        """The place of the tap that it reads."""
+        return "norms" if self.weighting == "norm" else self.place
+
+    def described(self) -> str:
+        """As of every accumulator, and the weighting."""
+        return f"{super().described()} {self.weighting}"
 
     def start_batch(self, batch: Batch) -> None:
         """Get ready for a batch, before the forward pass."""
 
+    def wants(self, site: Site, shape: tuple[int, int, int, int]) -> Wanted:
+        """Which statistics `read` is given of a map [batch, head, query, key], at the place "statistics"."""
+        return Wanted(entropy=True, largest=True, distance=True)
+
     @abstractmethod
-    def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
+    def read(self, site: Site, weights: Any, rows: slice, real: Tensor) -> None:
         """Add a block of attention weights to the sums.
 
         Args:
@@ -302,26 +328,55 @@ class MapAccumulator(Accumulator):
         return read_maps([self], batch)
 
 
+def add_to(sums: Tensor, site: Site, values: Tensor) -> None:
+    """Add `values [head, ...]`, of the heads of a site that are left, to `sums [layer, head, ...]`."""
+    row = sums[site.row]
+    if len(site.kept) == len(row):
+        row += values  # indices of all heads would take longer than the sum
+    else:
+        row[list(site.kept)] += values
+
+
+def _given(measures: Sequence[MapAccumulator], site: Site, x: Any, rows: slice) -> list[Any]:
+    """What each measure is given of what was read for all of them."""
+    if isinstance(x, RowStatistics):
+        return apart(x, [measure.wants(site, x.shape) for measure in measures])
+    values = shares(x) if measures[0].weighting == "norm" else x.detach()
+    return [
+        of_map(values, rows, measure.wants(site, x.shape))
+        if measure.place == "statistics"
+        else x
+        if measure.needs_gradient
+        else values
+        for measure in measures
+    ]
+
+
 @contextmanager
 def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None]:
-    """Give the attention maps of a forward pass to several measures of one `place`, through one tap."""
+    """Give the attention maps of a forward pass to several measures that tap one place, through one tap."""
+    tapped = measures[0].tapped
     for measure in measures:
         check_rows(measure.rows)
         measure.start_batch(batch)
     anatomy = measures[0].anatomy
     real = RealQueries(anatomy, batch, text_only=all(measure.text_only for measure in measures))
+    some_want_text = any(measure.text_only for measure in measures)
 
-    def read(site: Site, x: Tensor, rows: slice) -> None:
-        of_text = real.are_of_text(site, x)
+    def wants(site: Site, shape: tuple[int, int, int, int]) -> Wanted:
+        return together([measure.wants(site, shape) for measure in measures])
+
+    def read(site: Site, x: Any, rows: slice) -> None:
+        of_text = some_want_text and real.are_of_text(site, x)
         given = [measure for measure in measures if of_text or not measure.text_only]
         if given:
-            queries, values = real.among(site, rows, x), x.detach()
-            for measure in given:
-                measure.read(site, x if measure.needs_gradient else values, rows, queries)
+            queries = real.among(site, rows, x)
+            for measure, own in zip(given, _given(given, site, x, rows), strict=True):
+                measure.read(site, own, rows, queries)
 
     fewest = min((measure.rows for measure in measures if measure.rows is not None), default=None)
     whole = any(measure.whole or measure.text_only for measure in measures)
-    with tap(anatomy, measures[0].place, read=read, rows=fewest, whole=whole):
+    with tap(anatomy, tapped, read=read, rows=fewest, whole=whole, wants=wants):
         yield
     real.check()
     for measure in measures:

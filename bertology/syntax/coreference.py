@@ -17,7 +17,7 @@ from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import stat
+from ..streaming.accumulator import Weighting, check_weighting, stat
 from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress
 from .antecedents import BASELINES, Candidates, Question, picks_of, questions
@@ -59,6 +59,8 @@ class CoreferenceHeads(Result):
     """The candidates: "mentions" or "words"."""
     skipped: int = 0
     """The number of documents that `align` left out of the batches."""
+    weighting: str = "attention"
+    """Whether attention weights were measured, "attention", or the norms of what arrives, "norm"."""
 
     @property
     def accuracy(self) -> Annotated[Tensor, axes("kind direction layer head")]:
@@ -121,7 +123,10 @@ class CoreferenceAccumulator(WordMapAccumulator):
     seen: Tensor = stat("layer", torch.int64)
 
     @checked
-    def __init__(self, *, candidates: Candidates = "mentions", rows: Rows = "mean") -> None:
+    def __init__(
+        self, *, candidates: Candidates = "mentions", rows: Rows = "mean", weighting: Weighting = "attention"
+    ) -> None:
+        self.weighting = check_weighting(weighting)
         self._candidates, self.word_rows = candidates, rows
 
     def settings(self) -> str:
@@ -163,6 +168,7 @@ class CoreferenceAccumulator(WordMapAccumulator):
         return CoreferenceHeads(
             self.right.cpu().masked_fill(gone, -1), self.right_with_baseline.cpu().masked_fill(gone, -1),
             self.baseline_right.cpu(), self.chance.cpu(), self.mentions.cpu(), self.anatomy.labels, self._candidates,
+            weighting=self.weighting,
         )  # fmt: skip
 
 
@@ -210,7 +216,7 @@ def _by_kind(hits: Tensor, kind: Tensor) -> Tensor:
 @checked
 def coreference_heads(
     model: nn.Module, batches: Batches, *, candidates: Candidates = "mentions", rows: Rows = "mean",
-    progress: Progress = None,
+    weighting: Weighting = "attention", progress: Progress = None,
     merge: Merge = "all",
 ) -> CoreferenceHeads:  # fmt: skip
     """Measure how often each head picks an antecedent of a mention (Clark et al. 2019, §4.3).
@@ -229,6 +235,8 @@ def coreference_heads(
             which is harder. The paper does not say which of the two it uses.
         rows: how the attention from the tokens of a word is combined: their "mean" (as in the paper's text), the
             "first" or the "max".
+        weighting: "attention" measures attention weights; "norm" each query's shares of |α f(x)|, the norms of what
+            arrives from the keys (see `attention_maps`).
         progress: True for a progress bar, or its title; no bar without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
@@ -246,6 +254,8 @@ def coreference_heads(
         >>> coreference_heads(model, align(tokenizer, [Document(words, mentions)])).accuracy.shape
         torch.Size([3, 2, 2, 4])
     """
-    counter = CoreferenceAccumulator(candidates=candidates, rows=rows)
+    if isinstance(batches, Sequence) and batches:
+        aligned_in(batches[0])
+    counter = CoreferenceAccumulator(candidates=candidates, rows=rows, weighting=weighting)
     found = accumulate(model, batches, counter, progress=progress)[0]
     return replace(found, skipped=skipped_in(batches))

@@ -17,7 +17,7 @@ from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Names, stat
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from ..streaming.processes import Merge, gathered, merges, skipped_in
 from ..streaming.progress import Progress
 from .best_heads import OFFSETS, Counts, RelationTable, relation_table
@@ -55,6 +55,8 @@ class DependencyHeads(Result):
         default_factory=lambda: torch.empty(0, dtype=torch.int64)
     )
     """[relation, offset], int64: for how many of `roots` the offset reaches before the sentence: it means the root."""
+    weighting: str = "attention"
+    """Whether attention weights were measured, "attention", or the norms of what arrives, "norm"."""
 
     def __post_init__(self) -> None:
         if self.relations and not self.roots.numel():  # a file of an earlier version, which did not count them
@@ -123,8 +125,14 @@ class DependencyAccumulator(WordMapAccumulator):
 
     @checked
     def __init__(
-        self, relations: Sequence[str], *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",)
+        self,
+        relations: Sequence[str],
+        *,
+        rows: Rows = "mean",
+        possessives: Sequence[str] = ("poss",),
+        weighting: Weighting = "attention",
     ) -> None:
+        self.weighting = check_weighting(weighting)
         self._relations = {name: number for number, name in enumerate(sorted(set(relations)))}
         self.word_rows, self._possessives = rows, tuple(possessives)
 
@@ -179,7 +187,7 @@ class DependencyAccumulator(WordMapAccumulator):
             self.right.cpu().masked_fill(gone, -1),
             self.right_with_offset.cpu().masked_fill(gone, -1),
             self.offset_right.cpu(), self.arcs.cpu(), tuple(self._relations), self.anatomy.labels,
-            roots=self.roots.cpu(), root_offset_right=self.root_offset_right.cpu(),
+            roots=self.roots.cpu(), root_offset_right=self.root_offset_right.cpu(), weighting=self.weighting,
         )  # fmt: skip
 
 
@@ -235,7 +243,7 @@ def _relations_in(batches: Batches) -> set[str]:
 @checked
 def dependency_heads(
     model: nn.Module, batches: Batches, *, rows: Rows = "mean", possessives: Sequence[str] = ("poss",),
-    progress: Progress = None, merge: Merge = "all",
+    weighting: Weighting = "attention", progress: Progress = None, merge: Merge = "all",
 ) -> DependencyHeads:  # fmt: skip
     """Measure how often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2).
 
@@ -250,6 +258,8 @@ def dependency_heads(
             "first" (as in its code) or the "max".
         possessives: relations in which, if "'s" follows the word, the pick of the "'s" counts as the word's pick, as in
             the paper.
+        weighting: "attention" measures attention weights; "norm" each query's shares of |α f(x)|, the norms of what
+            arrives from the keys (see `attention_maps`).
         progress: True for a progress bar, or its title; no bar without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
@@ -267,6 +277,6 @@ def dependency_heads(
         torch.Size([2, 2, 2, 4])
     """
     relations = set().union(*gathered(_relations_in(batches), "relations"))
-    counter = DependencyAccumulator(sorted(relations), rows=rows, possessives=possessives)
+    counter = DependencyAccumulator(sorted(relations), rows=rows, possessives=possessives, weighting=weighting)
     found = accumulate(model, batches, counter, progress=progress)[0]
     return replace(found, skipped=skipped_in(batches))

@@ -18,16 +18,23 @@ from ..anatomy.forward_source import eager_function
 from ..anatomy.names import DIFFERENCE_NAME
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
+from .arriving import Arriving
 from .calls import Calls, attention_modules
 from .interface_route import switch
-from .map_reader import Reader, Reading
+from .map_reader import Reader, Reading, Wants
 from .own_function import Entry, own_entry, read_own
 from .softmax_route import watch_softmax
 
 
 @contextmanager
-def tap_maps(anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole: bool, once: bool) -> Iterator[None]:
-    """Give `read(site, x, rows)` the attention maps of a forward pass, or their entropies, in blocks of query rows."""
+def tap_maps(
+    anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole: bool, once: bool, wants: Wants,
+    arriving: Arriving | None,
+) -> Iterator[None]:  # fmt: skip
+    """Give `read(site, x, rows)` the attention maps of a forward pass, or statistics, in blocks of query rows.
+
+    With `arriving`, the maps are weighed by the norms of what arrives.
+    """
     there = [site for site in anatomy.sites if site.kept]
     for site in there:
         if hasattr(site.attention, DIFFERENCE_NAME):
@@ -44,7 +51,7 @@ def tap_maps(anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole:
                 crossing = [modules[site] for site in sites if site.crosses]
                 calls = Calls([(modules[site], site) for site in sites], may_rest=crossing, once=once)
                 calls.watch(anatomy, undo)
-                route(anatomy, Reading(calls, read, what, rows, whole), undo)
+                route(anatomy, Reading(calls, read, what, rows, whole, wants, arriving), undo)
         yield
 
 

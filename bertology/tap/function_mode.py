@@ -51,6 +51,8 @@ class Pass(NamedTuple):
     site: Site
     seen: list[Tensor]
     readers: int
+    values: list[Tensor]
+    """What weights were multiplied with, where that is looked for."""
 
 
 class Watching(TorchFunctionMode):
@@ -72,7 +74,7 @@ class Watching(TorchFunctionMode):
             undo.callback(attention.register_forward_hook(self._end, with_kwargs=True, always_call=True).remove)
 
     def _start(self, module: nn.Module, args: Any) -> None:
-        self._running.append(Pass(self.next_site(module), [], _readers.running))
+        self._running.append(Pass(self.next_site(module), [], _readers.running, []))
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._running:

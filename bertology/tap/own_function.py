@@ -104,7 +104,7 @@ class _Read:
             _check_weights(weights, self.name, readings[0][1])
             if output.requires_grad and any(reading.whole for reading, _ in readings):
                 _check_graph(output, weights, self.name, readings[0][1])
-            _give_rows(weights, readings)
+            _give_rows(weights, value, readings)
             return found
         mask = _mask_for_eager(attention_mask, module, query, key, self.name)
         ours = attend_in_blocks(module, query, key, value, mask, readings, kwargs)
@@ -170,13 +170,14 @@ def _check_graph(output: Tensor, weights: Tensor, name: str, site: Site) -> None
         )
 
 
-def _give_rows(weights: Tensor, readings: list[tuple[Reading, Site]]) -> None:
+def _give_rows(weights: Tensor, value: Tensor, readings: list[tuple[Reading, Site]]) -> None:
     queries = weights.shape[2]
     for reading, site in readings:
         size = queries if reading.whole or not reading.rows else reading.rows
         for start in range(0, queries, size):
             rows = slice(start, min(start + size, queries))
-            reading.give(site, weights if size >= queries else weights[:, :, rows], rows)
+            block = weights if size >= queries else weights[:, :, rows]
+            reading.give(site, reading.weighed(site, block, rows, value), rows)
 
 
 def _mask_for_eager(mask: Any, module: nn.Module, query: Tensor, key: Tensor, name: str) -> Tensor | None:

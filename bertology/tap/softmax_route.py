@@ -90,6 +90,7 @@ def _laid(bands: Tensor, first_keys: Tensor, before: int) -> Tensor:
 
 
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
+PRODUCTS = (torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__)
 
 
 def watch_softmax(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
@@ -127,6 +128,17 @@ class _ReadingSoftmax(WatchingSoftmax):
         super().__init__(reading.calls.next)
         self.reading = reading
 
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        now, output = self.now, super().__torch_function__(func, types, args, kwargs)
+        if now is not None and self.reading.arriving is not None and now.seen and not now.values:
+            if func is F.scaled_dot_product_attention:
+                now.values.append((kwargs or {})["value"] if len(args) < 3 else args[2])
+            elif func in PRODUCTS and len(args) == 2 and _is_map(args[0], now.seen[-1]):
+                now.values.append(args[1])
+        return output
+
     def weigh(self, now: Pass, weights: Tensor, axis: Any) -> Tensor:
         laid = weights if is_banded(now.site.attention) else four_axes(weights, axis, len(now.site.kept))
         if laid is not None:
@@ -140,7 +152,7 @@ class _ReadingSoftmax(WatchingSoftmax):
             laid = lay_bands(site.attention, maps, args, kwargs)
             if laid is None:
                 raise UnknownAnatomy(f"the softmaxes of {site.label} ({kind}) are not over windows")
-            self.reading.give(site, laid, slice(0, laid.shape[2]))
+            self._give(ended, laid)
             return
         odd = oddities_of(site.attention)
         if len(maps) != odd.softmaxes and odd.unmapped:
@@ -150,8 +162,16 @@ class _ReadingSoftmax(WatchingSoftmax):
                 f"the attention of {site.label} ({kind}) took {len(maps)} softmaxes over [batch, head, query, key], "
                 f"wanted {odd.softmaxes}: its maps cannot be read"
             )
-        weights = maps[odd.map_number]
-        self.reading.give(site, weights, slice(0, weights.shape[2]))
+        self._give(ended, maps[odd.map_number])
+
+    def _give(self, ended: Pass, weights: Tensor) -> None:
+        rows, value = slice(0, weights.shape[2]), ended.values[0] if ended.values else None
+        self.reading.give(ended.site, self.reading.weighed(ended.site, weights, rows, value), rows)
+
+
+def _is_map(x: Any, weights: Tensor) -> bool:
+    """Whether a factor of a product is, by its shape, the weights that were seen before, in a type of their own."""
+    return isinstance(x, Tensor) and x.shape[-2:] == weights.shape[-2:] and x.numel() == weights.numel()
 
 
 def four_axes(weights: Tensor, axis: Any, heads: int) -> Tensor | None:

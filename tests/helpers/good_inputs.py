@@ -72,6 +72,10 @@ class GoodInputs:
         return {"input_ids": self.ids, "labels": torch.tensor([0, 1])}
 
     @cached_property
+    def flipped(self) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids.flip(1)}
+
+    @cached_property
     def sentence(self) -> Sentence:
         return Sentence(("the", "cat", "sat"), (2, 3, 0), ("det", "nsubj", "root"), "cats")
 
@@ -192,10 +196,15 @@ def _on_data(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "attention_entropy": both,
         "attention_gradients": {**both, "tokens": five},
         "attention_patterns": {**both, "tokens": five},
+        "contextuality": {**both, "tokens": five},
+        "edge_ablation": {**both, "tokens": five},
         "head_ablation": accuracy,
         "head_distances": both,
         "head_importance": both,
         "head_means": both,
+        "block_ablation": accuracy,
+        "block_influence": both,
+        "layer_similarity": both,
         "mlp_ablation": accuracy,
         "neuron_curve": {**accuracy, "amount": 0.5},
         "neuron_importance": both,
@@ -204,6 +213,12 @@ def _on_data(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "score": accuracy,
         "sole_head_ablation": accuracy,
         "accumulate": {"model": x.model, "batches": x.batch},
+        "activation_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
+        "faithfulness": {**both, "heads": [(0, 1)], "metric": "inverse_loss", "random_sets": 1},
+        "head_agreement": {"results": [x.importance, x.importance], "size": 2},
+        "integrated_importance": {**both, "steps": 1},
+        "fit_gates": {**both, "steps": 1},
+        "attribution_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
         "importance_through_training": {"checkpoints": [(0, x.model)], "batches": x.batch},
         "head_behaviours": {"patterns": x.patterns},
     }
@@ -214,9 +229,14 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
     changed = x.copied()
     return {
         "attention_maps": one,
+        "attention_relevance": one,
+        "attention_rollout": one,
+        "head_attribution": one,
         "capture": {**one, "hidden": True, "heads": True, "loss": "auto"},
         "capture_generation": {"model": x.gpt2, "inputs": {"input_ids": x.ids}, "max_new_tokens": 2, "maps": True},
         "head_outputs": {**one, "loss": "auto"},
+        "logit_lens": one,
+        "masked_attention": {"model": x.model, "cuts": {0: torch.zeros(3, 3, dtype=torch.bool)}},
         "hidden_states": one,
         "check_anatomy": one,
         "ablated": {"model": x.model, "heads": [(0, 1)]},
@@ -226,6 +246,8 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "dissect_mlps": {"model": x.model},
         "neuron_activations": one,
         "prune_neurons": {"model": changed, "neurons": [(0, 1)]},
+        "save_plain": {"model": x.model, "path": x.folder / "plain"},
+        "drop_blocks": {"model": x.copied(), "blocks": [1]},
         "compare_efficiency": {
             "before": x.model, "after": changed, "inputs": x.batch, "batch_sizes": (1,), "rounds": 1, "seconds": 0,
         },

@@ -9,6 +9,7 @@ import bertology.syntax
 from bertology.code_structure.position_means import PositionAccumulator
 from bertology.importance.ablation import one_off
 from bertology.importance.many_gates import score_variants
+from bertology.metrics import logit_difference
 from helpers.edge_sources import random_source
 from helpers.edges import NOUNS
 from helpers.trees import CATS, wordpiece_tokenizer
@@ -59,10 +60,13 @@ def of_code(model):
 
 def made():
     """One result of each kind; a new kind of result is one more line here."""
-    model, inputs = BY_NAME["bert"].build(), batch()
+    model, inputs, other = BY_NAME["bert"].build(), batch(), batch(seed=2)
     return [
         bertology.hidden_states(model, inputs),
         bertology.attention_maps(model, inputs),
+        bertology.attention_rollout(model, inputs),
+        bertology.logit_lens(model, inputs),
+        bertology.head_attribution(model, inputs),
         bertology.head_outputs(model, inputs, loss="auto"),
         bertology.head_importance(model, inputs),
         bertology.attention_entropy(model, inputs),
@@ -70,6 +74,8 @@ def made():
         bertology.attention_gradients(model, inputs, tokens={"low": [3]}),
         bertology.repeat_scores(model, inputs),
         bertology.head_distances(model, inputs),
+        bertology.layer_similarity(model, inputs),
+        bertology.contextuality(model, inputs, tokens={"low": [3]}),
         *of_syntax(model),
         *of_edge_probing(),
         *of_code(model),
@@ -78,7 +84,18 @@ def made():
         bertology.compare_efficiency(BY_NAME["bert"].build(), model, inputs, batch_sizes=(1,), rounds=1, seconds=0),
         bertology.head_ablation(model, inputs, metric="accuracy"),
         bertology.head_ablation(model, inputs, metric="accuracy").significance("bootstrap", resamples=2),
+        bertology.activation_patching(
+            model, inputs, other, metric=logit_difference(1, 0), positions=[1], by_token=True
+        ),
+        bertology.attribution_patching(
+            model, inputs, other, metric=logit_difference(1, 0), parts="blocks", positions=[1], by_token=True
+        ),
+        bertology.faithfulness(model, inputs, ["L0H1"], metric="inverse_loss", random_sets=2),
+        bertology.head_agreement([bertology.head_importance(model, one) for one in (inputs, other)], 2),
+        bertology.integrated_importance(model, inputs, steps=1),
+        bertology.fit_gates(model, inputs, steps=1, method="soft"),
         bertology.sole_head_ablation(model, inputs, metric="accuracy"),
+        bertology.edge_ablation(model, inputs, tokens={"low": [3]}, by_layer=True),
         bertology.head_means(model, inputs),
         bertology.prune_heads(BY_NAME["bert"].build(), {0: [1]}),
         bertology.score(model, inputs, metric="accuracy"),

@@ -1,0 +1,107 @@
+"""What do several processes gain, and what do shards cost?
+
+    python benchmarks/processes.py
+
+Entropy of the small BERT's heads over batches of random tokens: in one process, in 2 processes under
+`torch.distributed` (gloo), each with one thread; and in one process in 7 shards that are written to files and merged.
+All must be equal to 1e-12. Two processes share the work, so their wall time should be about half of one's where two
+cores are free; the time to start them is counted apart.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from _timing import Row, at_most, parser_of, rounds, table
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
+from transformers import AutoModel
+
+from bertology import EntropyAccumulator, accumulate, merge_shards
+from bertology.demo import minilm_path
+
+SHARDS = 7
+
+
+def made(batches: int) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    one = {"attention_mask": torch.ones(8, 32, dtype=torch.long)}
+    return [{"input_ids": torch.randint(1000, 20000, (8, 32), generator=generator), **one} for _ in range(batches)]
+
+
+def small_bert() -> Any:
+    model: Any = AutoModel.from_pretrained(minilm_path())
+    return model.eval()
+
+
+def work(rank: int, many: int, port: int, batches: int, number: int, file: str) -> None:
+    """One of several processes: it measures its share in each round, and the first one writes what came out."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=many)
+    model, share = small_bert(), made(batches)[rank::many]
+    seconds = []
+    for _ in range(number + 1):
+        distributed.barrier()
+        start = time.perf_counter()
+        result = accumulate(model, share, EntropyAccumulator())[0]
+        seconds.append(time.perf_counter() - start)
+    if rank == 0:
+        torch.save({"seconds": seconds[1:], "mean": result.mean}, file)
+    distributed.destroy_process_group()
+
+
+def together(many: int, batches: int, number: int, folder: str) -> tuple[list[float], Tensor]:
+    """The seconds of each round in so many processes, and the result."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    file = str(Path(folder) / f"{many}.pt")
+    spawn(work, (many, port, batches, number, file), nprocs=many)  # type: ignore[no-untyped-call]
+    found = torch.load(file)
+    return found["seconds"], found["mean"]
+
+
+def in_shards(model: Any, batches: list[dict[str, Tensor]], folder: str) -> Any:
+    with TemporaryDirectory(dir=folder) as shards:
+        for number in range(SHARDS):
+            accumulate(model, batches[number::SHARDS], EntropyAccumulator(), shard=(number, SHARDS), save=shards)
+        return merge_shards(shards, EntropyAccumulator(), model=model)[0]
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--batches", type=int, default=14)
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model, batches = small_bert(), made(args.batches)
+    with TemporaryDirectory() as folder:
+        times = rounds(
+            {
+                "1 process": lambda: accumulate(model, batches, EntropyAccumulator())[0],
+                f"{SHARDS} shards": lambda: in_shards(model, batches, folder),
+            },
+            rounds=args.rounds,
+        )
+        seconds, mean = together(2, args.batches, args.rounds, folder)
+    expected = times.results["1 process"].mean
+    for other in (mean, times.results[f"{SHARDS} shards"].mean):
+        torch.testing.assert_close(other, expected, rtol=1e-12, atol=1e-12)
+    rows: list[Row] = [{"way": row["way"], "ms": row["ms"], "wall": row["wall"]} for row in times.rows("1 process")]
+    ratio = sorted(a / b for a, b in zip(seconds, times.wall["1 process"], strict=True))[len(seconds) // 2]
+    rows.append(
+        {"way": "2 processes", "ms": round(1000 * sorted(seconds)[len(seconds) // 2], 2), "wall": round(ratio, 3)}
+    )
+    goals = [at_most(f"{SHARDS} shards", "wall", 1.1), at_most("2 processes", "wall", 0.6)]
+    table("Processes and shards", rows, goals, note="Wall time divided by that of one process with one thread.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""How alike are what two layers hold, of one model or of two?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy.dissect import dissect
+from ..anatomy.sites import Anatomy, Stack
+from ..data.batches import Batch, BatchesOrTexts, device_of, on_device
+from ..data.padding import real_positions
+from ..errors import DataError, UnknownAnatomy, checked, is_whole
+from ..results.axes import axes
+from ..results.result import Result, cpu64
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import Accumulator, stat
+from ..streaming.identity import model_identity
+from ..streaming.one_batch import run
+from ..streaming.processes import Merge, merges
+from ..streaming.progress import Progress
+from ..tap import output_weights, tap, undisturbed
+
+Over = Literal["token", "text"]
+MOST_FEATURES = 16_384
+"""The most dimensions, over all layers that are compared: their products take 2 GB, and as much for the null model."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerSimilarity(Result):
+    """The similarity of every two layers, and that of the same layers with their examples shuffled."""
+
+    main: ClassVar[str | None] = "cka"
+
+    cka: Annotated[Tensor, axes("layer layer", words="linear CKA, debiased")]
+    """[layer, layer], at most 1: linear CKA, debiased, of the layers of the model with those of the other model, or its
+    own. 1: equal but for a rotation, a factor and a shift; 0 on average for independent data."""
+    null: Annotated[Tensor, axes("layer layer", words="linear CKA of shuffled examples")]
+    """[layer, layer]: the same with the examples of each batch shuffled on one side: what chance gives. NaN if a batch
+    had one example only."""
+    examples: int
+    """How many tokens, or texts, were compared."""
+    labels: Annotated[tuple[str, ...], axes("layer")]
+    """[layer]: the layers of the model: `0`, the embeddings, `1`, what block 1 returns ..."""
+    other_labels: Annotated[tuple[str, ...], axes("layer")]
+    """[layer]: those of the other model, or the same."""
+
+
+class SimilarityAccumulator(Accumulator):
+    """Sums the products of all dimensions of hidden states, for `accumulate`; options as of `layer_similarity`."""
+
+    needs_finite_weights = True
+
+    products: Tensor = stat("feature feature")
+    shuffled: Tensor = stat("feature feature")
+    norms: Tensor = stat("state state")
+    shuffled_norms: Tensor = stat("state state")
+    weighted: Tensor = stat("feature state")
+    weighted_by_shuffled: Tensor = stat("feature state")
+    shuffled_weighted: Tensor = stat("feature state")
+    total: Tensor = stat("feature")
+    squares: Tensor = stat("state")
+    counted: Tensor = stat("", torch.int64)
+    alone: Tensor = stat("", torch.int64)
+
+    @checked
+    def __init__(
+        self, *, other: nn.Module | None = None, layers: Sequence[int] | None = None, over: Over = "token",
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        if over not in ("token", "text"):
+            raise DataError(f"over must be 'token' or 'text', got {over!r}")
+        if layers is not None and not (layers and all(is_whole(layer) for layer in layers)):
+            raise DataError(f"layers must be numbers of layers, from 0, the embeddings; got {layers!r}")
+        self._other, self._layers, self._over, self._seed = other, layers, over, seed
+
+    def settings(self) -> str:
+        """The layers, the examples, the seed, and the other model."""
+        other = "" if self._other is None else "\n".join(model_identity(self._other, "checkpoint"))
+        return f"{self._layers} {self._over} {self._seed} {other}"
+
+    def zero(self, anatomy: Anatomy) -> SimilarityAccumulator:
+        """Forget everything, and find the layers."""
+        self._sides = [anatomy] if self._other is None else [anatomy, dissect(self._other)]
+        self._numbers = [self._chosen(side) for side in self._sides]
+        self._widths = [hidden_width(side) for side in self._sides]
+        return super().zero(anatomy)
+
+    def _chosen(self, anatomy: Anatomy) -> list[int]:
+        depth = len(only_stack(anatomy).blocks)
+        chosen = list(range(depth + 1)) if self._layers is None else list(self._layers)
+        if wrong := [layer for layer in chosen if not 0 <= layer <= depth]:
+            raise DataError(f"layer {wrong[0]} is out of range: the layers are 0, the embeddings, to {depth}")
+        return chosen
+
+    def sizes(self) -> dict[str, int]:
+        """The dimensions of all layers together, and how many layers there are, of both models."""
+        features = sum(len(some) * width for some, width in zip(self._numbers, self._widths, strict=True))
+        if features > MOST_FEATURES:
+            raise DataError(
+                f"{sum(map(len, self._numbers))} layers have {features:,} dimensions, and all their products are kept: "
+                f"compare at most {MOST_FEATURES:,}, such as layers={self._numbers[0][::4]}"
+            )
+        return {"feature": features, "state": sum(map(len, self._numbers))}
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Read the hidden states of the model."""
+        with hidden_read(self._sides[0], self._numbers[0]) as self._states:
+            yield
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """Read those of the other model, and add the products."""
+        sides = [self._states]
+        if self._other is not None:
+            with undisturbed(self._other), hidden_read(self._sides[1], self._numbers[1]) as states:
+                run(self._other, on_device(batch, device_of(self._other)))
+            sides.append(states)
+        rows = [x for side, states in zip(self._sides, sides, strict=True) for x in self._rows(side, batch, states)]
+        if len({len(x) for x in rows}) != 1:
+            raise DataError("the two models have other tokens of the same batch: compare them over='text'")
+        self._add([x.to(self.total.device, torch.float64) for x in rows])
+
+    def _rows(self, side: Anatomy, batch: Batch, states: dict[int, Tensor]) -> list[Tensor]:
+        """[example, hidden] of each layer: real tokens, or their mean in each text."""
+        found, stack = [], only_stack(side).name
+        for x in states.values():
+            real = real_positions(side, batch, stack, *x.shape[:2]).to(x.device)
+            if self._over == "token":
+                found.append(x[real])
+            else:
+                found.append((x * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp_min(1))
+        return found
+
+    def _add(self, rows: list[Tensor]) -> None:
+        many, whole = len(rows[0]), torch.cat(rows, dim=1)
+        self.counted += many
+        self.alone += many if many == 1 else 0
+        # Anew in each batch, so that it is shuffled alike in any shard or process.
+        drawn = torch.Generator().manual_seed(self._seed)
+        step = int(torch.randint(1, many, (), generator=drawn)) if many > 1 else 0
+        order = torch.randperm(many, generator=drawn).to(whole.device)
+        moved = torch.empty_like(order)
+        moved[order] = order.roll(step)  # every example gets another one
+        squares = torch.stack([x.square().sum(1) for x in rows], dim=1)
+        other, other_squares = whole[moved], squares[moved]
+        self.products += whole.T @ whole
+        self.shuffled += whole.T @ other
+        self.norms += squares.T @ squares
+        self.shuffled_norms += squares.T @ other_squares
+        self.weighted += whole.T @ squares
+        self.weighted_by_shuffled += whole.T @ other_squares
+        self.shuffled_weighted += other.T @ squares
+        self.total += whole.sum(0)
+        self.squares += squares.sum(0)
+
+    def compute(self) -> LayerSimilarity:
+        """The ratio of the covariances."""
+        many = int(self.counted)
+        self.check_measured(many, "example")
+        if many < 4:
+            raise DataError(f"debiased CKA needs 4 {self._over}s or more, got {many}")
+        widths = [width for some, width in zip(self._numbers, self._widths, strict=True) for _ in some]
+        weighted, total, squares = cpu64(self.weighted), cpu64(self.total), cpu64(self.squares)
+        sums = _Sums(cpu64(self.products), cpu64(self.norms), weighted, weighted, total, squares)
+        of_null = _Sums(
+            cpu64(self.shuffled), cpu64(self.shuffled_norms), cpu64(self.weighted_by_shuffled),
+            cpu64(self.shuffled_weighted), total, squares,
+        )  # fmt: skip
+        hsic, shuffled = (some.covariances(many, widths) for some in (sums, of_null))
+        own = hsic.diagonal().clamp_min(0).sqrt()
+        scale = own[:, None] * own
+        cka, null = (torch.where(scale > 0, x / scale, torch.nan) for x in (hsic, shuffled))
+        if int(self.alone):
+            null = torch.full_like(null, float("nan"))
+        left, right = slice(0, len(self._numbers[0])), slice(len(widths) - len(self._numbers[-1]), None)
+        labels = [tuple(map(str, some)) for some in (self._numbers[0], self._numbers[-1])]
+        return LayerSimilarity(cka[left, right], null[left, right], many, *labels)
+
+
+class _Sums(NamedTuple):
+    """The sums over examples of which the covariance of two states is made, for all states."""
+
+    products: Tensor
+    """[feature, feature]: Σ x yᵀ."""
+    norms: Tensor
+    """[state, state]: Σ |x|²|y|²."""
+    left: Tensor
+    """[feature, state]: Σ x |y|²."""
+    right: Tensor
+    """[feature, state]: Σ y |x|²."""
+    total: Tensor
+    """[feature]: Σ x, and Σ y: shuffled examples have the same."""
+    squares: Tensor
+    """[state]: Σ |x|²."""
+
+    def covariances(self, n: int, widths: list[int]) -> Tensor:
+        """[state, state]: the unbiased HSIC of linear kernels (Song et al. 2012, eq. 5), of n examples.
+
+        With K = X Xᵀ and L = Y Yᵀ without their diagonals it is
+        (tr K L + 1ᵀK1 1ᵀL1 / ((n-1)(n-2)) - 2 1ᵀK L1 / (n-2)) / (n (n-3)).
+        """
+        parts = torch.split(torch.arange(len(self.total)), widths)
+        found = torch.empty_like(self.norms)
+        for i, x in enumerate(parts):
+            for j, y in enumerate(parts):
+                block, of_x, of_y = self.products[x][:, y], self.total[x], self.total[y]
+                trace = block.square().sum() - self.norms[i, j]
+                ones = (of_x.square().sum() - self.squares[i]) * (of_y.square().sum() - self.squares[j])
+                both = of_x @ block @ of_y - of_x @ self.left[x, j] - of_y @ self.right[y, i] + self.norms[i, j]
+                found[i, j] = (trace + ones / ((n - 1) * (n - 2)) - 2 * both / (n - 2)) / (n * (n - 3))
+        return found
+
+
+@contextmanager
+def hidden_read(anatomy: Anatomy, numbers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Yield {layer: [batch, token, hidden]} of the model's only stack, filled while the model runs."""
+    states: dict[int, Tensor] = {}
+
+    def read(stack: str, layer: int, x: Tensor) -> None:
+        if layer in numbers:
+            states[layer] = x.detach()
+
+    with tap(anatomy, "block", read=read):
+        yield states
+
+
+def only_stack(anatomy: Anatomy) -> Stack:
+    """The only stack of blocks. Raises `UnknownAnatomy` for models with several."""
+    stacks = [stack for stack in anatomy.stacks if stack.blocks and not stack.single]
+    if len(stacks) != 1:
+        there = ", ".join(stack.name for stack in stacks) or "none"
+        raise UnknownAnatomy(f"layers are those of one stack of blocks, and this model has {there}: pass a part of it")
+    return stacks[0]
+
+
+def hidden_width(anatomy: Anatomy) -> int:
+    """How wide the hidden states are: what the output projections return."""
+    stack = only_stack(anatomy).name
+    site = next((site for site in anatomy.sites if site.stack == stack and site.kept), None)
+    if site is None:
+        raise UnknownAnatomy(f"the {stack} has no heads: how wide its hidden states are is not known")
+    return output_weights(site).shape[-1]
+
+
+@merges
+@checked
+def layer_similarity(
+    model: nn.Module, batches: BatchesOrTexts, *, other: nn.Module | None = None, tokenizer: Any = None,
+    layers: Sequence[int] | None = None, over: Over = "token", seed: int = 0, progress: Progress = None,
+    merge: Merge = "all",
+) -> LayerSimilarity:  # fmt: skip
+    """Measure how alike the hidden states of every two layers are, by linear CKA (Kornblith et al. 2019).
+
+    CKA does not change with a rotation, a factor or a shift of either side, so that layers, and models of other sizes,
+    can be compared. With few examples and many dimensions the usual estimate is near 1 for anything: this one is
+    debiased (Nguyen et al. 2021, on all examples at once). A few dimensions with large values decide it: two layers can
+    be alike in all others and differ. Tokens of one text are not independent: `examples` of them say less than as many
+    texts.
+
+    Args:
+        model: a model with one stack of blocks.
+        batches: one mapping of model arguments, or an iterable of them; or texts (see `make_batches`).
+        other: a model that takes the same batches, such as the same model before fine-tuning or from another seed: its
+            layers are then the columns.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
+        layers: the numbers of the layers, from 0, the embeddings; by default all. All products of all their dimensions
+            are kept in memory: 16,384 dimensions at most.
+        over: what an example is: a real "token", or the mean of the tokens of a "text".
+        seed: of the shuffles for the null model.
+        progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
+
+    Raises `DataError` for layers that are not there, too many dimensions, and fewer than 4 examples; `UnknownAnatomy`
+    for models with several stacks.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> found = layer_similarity(model, {"input_ids": torch.arange(5, 25).reshape(2, 10)})
+        >>> found.cka.shape, found.cka.diagonal().allclose(torch.ones(3, dtype=torch.float64))
+        (torch.Size([3, 3]), True)
+    """
+    accumulator = SimilarityAccumulator(other=other, layers=layers, over=over, seed=seed)
+    return accumulate(model, batches, accumulator, tokenizer=tokenizer, progress=progress)[0]

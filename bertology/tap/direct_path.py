@@ -1,0 +1,131 @@
+"""The direct path of the heads: through the residual stream alone, with all else held as it was.
+
+A first pass notes what every matrix in the blocks returned, and by how much every norm scaled its input. In later
+passes the matrices, other than the output projections of the attention, return what was noted, whatever they are given;
+and the norms scale as before. What then changes in the outputs when a head is silent is what the head added to the
+residual stream, and no later head or MLP has answered to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy.modules import each_module
+from ..anatomy.sites import Anatomy
+from ..errors import UnknownAnatomy
+from .private_api import replace_forward
+from .restore import uncompiled
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A norm in one call, as the linear function that it was: what it adds, and what it multiplies its input with."""
+
+    centred: bool
+    added: Tensor
+    factor: Tensor
+
+    def of(self, x: Tensor) -> Tensor:
+        """[..., hidden]: the input, less its mean if the norm takes that away, times the factors of the noted call."""
+        return self.added + _centred(x, self.centred) * self.factor
+
+
+@dataclass
+class DirectPath:
+    """What was noted of a pass on a batch of `rows` rows."""
+
+    rows: int
+    outputs: dict[nn.Module, list[Any]] = field(default_factory=dict)
+    scales: dict[nn.Module, list[Scale]] = field(default_factory=dict)
+
+    @property
+    def can_copy(self) -> bool:
+        """Whether all that was noted has an axis of the batch: experts that get some tokens each have none."""
+        kept = [x for outputs in self.outputs.values() for x in outputs if isinstance(x, Tensor) and x.dim() > 1]
+        return all(len(x) % self.rows == 0 for x in kept)
+
+    @contextmanager
+    def held(self, copies: int) -> Iterator[None]:
+        """Hold all but the residual stream as it was, on `copies` of the batch, concatenated."""
+        with ExitStack() as undo:
+            undo.enter_context(uncompiled())
+            for module, outputs in self.outputs.items():
+                each = iter([self._copied(output, copies) for output in outputs])
+                replace_forward(module, partial(_next, each), undo)
+            for norm, scales in self.scales.items():
+                again = [Scale(s.centred, s.added, self._copied(s.factor, copies)) for s in scales]
+                replace_forward(norm, partial(_scaled, iter(again)), undo)
+            yield
+
+    def _copied(self, x: Any, copies: int) -> Any:
+        if type(x) in (tuple, list):
+            return type(x)(self._copied(part, copies) for part in x)
+        # Experts get all tokens in one row; what has no axis of the batch (position biases) is the same for all.
+        batched = isinstance(x, Tensor) and x.dim() > 1 and len(x) % self.rows == 0 and len(x) > 0
+        return torch.cat([x] * copies) if batched and copies > 1 else x
+
+
+def _next(outputs: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+    return next(outputs)
+
+
+def _scaled(scales: Iterator[Scale], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return next(scales).of(x)
+
+
+def _centred(x: Tensor, centred: bool) -> Tensor:
+    return x - x.mean(-1, keepdim=True) if centred else x
+
+
+def _scale(norm: nn.Module, x: Tensor, y: Tensor) -> Scale:
+    """The linear function that a norm was at `x`; whether it takes the mean away is tried."""
+    added = norm.forward(torch.zeros_like(x))
+    centred = torch.allclose(norm.forward(x + 1), y, rtol=1e-3, atol=1e-4)
+    below = _centred(x, centred)
+    factor = torch.where(below == 0, 0.0, (y - added) / below)
+    if not factor.isfinite().all():
+        raise UnknownAnatomy(f"a {type(norm).__name__} does not scale its input: its direct path is not known")
+    return Scale(centred, added[:1] if added.dim() == x.dim() else added, factor)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    parameters = module.parameters(recurse=False)
+    return not isinstance(module, nn.Embedding) and any(x.dim() > 1 for x in parameters)
+
+
+@contextmanager
+def direct_path_noted(anatomy: Anatomy, rows: int) -> Iterator[DirectPath]:
+    """Note the pass of the model in this `with`, on a batch of `rows` rows."""
+    anatomy.check_readable()
+    if bare := next((site for site in anatomy.sites if site.weight), None):
+        raise UnknownAnatomy(f"the heads of {bare.label} are multiplied with a bare parameter: their path is not known")
+    noted = DirectPath(rows)
+    projections = {part for site in anatomy.sites for part in each_module(site.projection)}
+    blocks = {module for stack in anatomy.stacks for block in stack.blocks for module in each_module(block)}
+    inside = blocks.union(*(each_module(part) for stack in anatomy.stacks for part in (stack.module, stack.last)))
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        noted.outputs.setdefault(module, []).append(output)
+
+    def note_scale(norm: nn.Module, args: Any, output: Tensor) -> None:
+        noted.scales.setdefault(norm, []).append(_scale(norm, args[0], output))
+
+    with ExitStack() as undo:
+        undo.enter_context(uncompiled())
+        for module in blocks - projections:
+            if _has_matrix(module):
+                undo.callback(module.register_forward_hook(note).remove)
+        for norm in filter(_is_norm, inside - projections):
+            undo.callback(norm.register_forward_hook(note_scale).remove)
+        yield noted

@@ -1,0 +1,134 @@
+"""Linear CKA between layers, streamed."""
+
+import numpy as np
+import pytest
+import torch
+
+from bertology import Result, SimilarityAccumulator, dissect, hidden_states, layer_similarity
+from bertology.errors import DataError, UnknownAnatomy
+from helpers.zoo import BY_NAME, batch
+from oracles import layer_similarity as oracles
+
+# oracle: kernels of all examples at once
+
+BATCHES = [batch((7, 6, 5)), batch((4, 8, 8), seed=2)]
+
+
+def rows(model, over="token"):
+    """[layer, example, hidden] over all batches."""
+    found = []
+    for inputs in BATCHES:
+        states, real = (
+            hidden_states(model, inputs, tie_last_hidden_states=False).values,
+            inputs["attention_mask"].bool(),
+        )
+        if over == "token":
+            found.append(states[:, real])
+        else:
+            found.append(torch.stack([states[:, b, real[b]].mean(1) for b in range(len(real))], 1))
+    return torch.cat(found, 1).numpy()
+
+
+@pytest.mark.parametrize("over", ["token", "text"])
+def test_equals_the_slow_twin(family, over):
+    model = family.build()
+    found, x = layer_similarity(model, BATCHES, over=over), rows(model, over)
+    expected = [[oracles.cka(one, other) for other in x] for one in x]
+    np.testing.assert_allclose(found.cka, expected, atol=1e-6)
+    assert found.examples == (38 if over == "token" else 6)
+    assert found.labels == found.other_labels == ("0", "1", "2")
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(found.cka, [[oracles.cka(one, other[::-1]) for other in x] for one in x], atol=1e-6)
+
+
+def test_two_models():
+    one, other = BY_NAME["bert"].build(), BY_NAME["gpt2"].build(seed=3)
+    found = layer_similarity(one, BATCHES, other=other)
+    expected = [[oracles.cka(x, y) for y in rows(other)] for x in rows(one)]
+    np.testing.assert_allclose(found.cka, expected, atol=1e-6)
+    np.testing.assert_allclose(layer_similarity(one, BATCHES, other=one).cka, layer_similarity(one, BATCHES).cka)
+    some = layer_similarity(one, BATCHES, other=other, layers=[0, 2])
+    np.testing.assert_allclose(some.cka, np.array(expected)[::2, ::2], atol=1e-6)
+    assert some.labels == ("0", "2")
+
+
+def of(x, y):
+    """The accumulator's CKA of [example, feature] on each side."""
+    model = BY_NAME["bert"].build()
+    accumulator = SimilarityAccumulator(layers=[0, 1]).zero(dissect(model))
+    accumulator._add([x, y])
+    return accumulator.compute()
+
+
+def test_rotations_factors_and_shifts_change_nothing():
+    torch.manual_seed(0)
+    x = torch.randn(50, 16, dtype=torch.float64)
+    rotation = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64)).Q
+    assert of(x, 3 * x @ rotation + 5).cka[0, 1].item() == pytest.approx(1, abs=1e-9)
+
+
+def test_independent_data_is_near_0_where_the_usual_estimate_is_not():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 400, 16, dtype=torch.float64)
+    found = of(x, y)
+    assert abs(found.cka[0, 1]) < 0.01
+    assert found.null.abs().max() < 0.02
+    few = torch.randn(2, 20, 16, dtype=torch.float64)
+    x, y = few - few.mean(1, keepdim=True)
+    biased = (x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
+    assert biased > 0.3
+
+
+def test_shuffled_examples_are_the_null_model():
+    torch.manual_seed(0)
+    x = torch.randn(300, 16, dtype=torch.float64)
+    found = of(x, x + 0.1 * torch.randn_like(x))
+    assert found.cka[0, 1] > 0.95
+    assert found.null.abs().max() < 0.03
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_padding_and_parts_change_nothing(name):
+    model = BY_NAME[name].build()
+    whole = layer_similarity(model, BATCHES)
+    parts = [SimilarityAccumulator().zero(dissect(model)) for _ in range(3)]
+    from bertology import accumulate
+
+    for part, inputs in zip(parts, BATCHES, strict=False):
+        accumulate(model, inputs, part)
+    merged = parts[2].merge(parts[0].state()).merge(parts[1].state()).compute()
+    torch.testing.assert_close(merged.cka, whole.cka)
+    torch.testing.assert_close(merged.null, whole.null)
+    if name == "llama":
+        left = layer_similarity(model, [batch((7, 6, 5), side="left"), batch((4, 8, 8), seed=2, side="left")])
+        torch.testing.assert_close(left.cka, whole.cka, atol=1e-6, rtol=0)
+
+
+def test_errors_say_what_to_do():
+    import transformers
+
+    model = BY_NAME["bert"].build()
+    with pytest.raises(DataError, match="layer 5 is out of range: the layers are 0, the embeddings, to 2"):
+        layer_similarity(model, BATCHES, layers=[5])
+    with pytest.raises(DataError, match="needs 4 texts or more, got 3"):
+        layer_similarity(model, BATCHES[0], over="text")
+    with pytest.raises(DataError, match="over must be 'token' or 'text', got 'word'"):
+        layer_similarity(model, BATCHES, over="word")
+    config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4)
+    with pytest.raises(UnknownAnatomy, match="this model has encoder, decoder"):
+        layer_similarity(transformers.T5ForConditionalGeneration(config), BATCHES)
+
+
+def test_saved_and_drawn(tmp_path):
+    found = layer_similarity(BY_NAME["bert"].build(), BATCHES)
+    found.save(tmp_path / "result")
+    assert Result.load(tmp_path / "result") == found
+    found.plot(path=tmp_path / "result.png")
+    assert (tmp_path / "result.png").stat().st_size > 1000
+
+
+def test_a_batch_of_one_example_has_no_null():
+    alone = [{k: v[b : b + 1] for k, v in inputs.items()} for inputs in BATCHES for b in range(3)]
+    found = layer_similarity(BY_NAME["bert"].build(), alone, over="text")
+    assert found.null.isnan().all()
+    torch.testing.assert_close(found.cka, layer_similarity(BY_NAME["bert"].build(), BATCHES, over="text").cka)

@@ -1,0 +1,151 @@
+"""What the task head makes of each layer, and what each head adds to it."""
+
+import pytest
+import torch
+import transformers
+
+from bertology import Result, head_attribution, hidden_states, logit_lens, prune_heads
+from bertology.errors import DataError, ShapeError, UnknownAnatomy
+from helpers.zoo import BY_NAME, batch
+from oracles import lens as oracles
+
+# oracle: the formulas with the weights of each family
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+def test_the_lens_equals_its_formula(name):
+    model, inputs = BY_NAME[name].build("lm"), batch(labels=False)
+    targets = torch.full((3, 7), 9)
+    found = logit_lens(model, inputs, targets=targets)
+    states = hidden_states(model, inputs, tie_last_hidden_states=False).values
+    final = oracles.lens(model, name, states)[-1].log_softmax(-1)
+    for layer, logits in enumerate(oracles.lens(model, name, states)):
+        p = logits.log_softmax(-1)
+        assert torch.equal(found.best[layer], logits.argmax(-1))
+        torch.testing.assert_close(found.probability[layer], p[..., 9].exp())
+        assert torch.equal(found.rank[layer], (logits > logits[..., 9:10]).sum(-1))
+        torch.testing.assert_close(found.divergence[layer], (final.exp() * (final - p)).sum(-1).clamp_min(0))
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(found.probability[0], p[..., 9].exp())
+
+
+@pytest.mark.parametrize("kind", ["lm", "classifier"])
+def test_the_last_layer_is_the_models_own_answer(family, kind):
+    model, inputs = family.build(kind), batch(labels=False)
+    found = logit_lens(model, inputs)
+    logits = model(**inputs).logits
+    assert torch.equal(found.best[-1].squeeze(-1) if kind == "classifier" else found.best[-1], logits.argmax(-1))
+    assert found.labels == ("0", "1", "2")
+    assert not found.rank[-1].any()
+    torch.testing.assert_close(found.divergence[-1], torch.zeros_like(found.divergence[-1]))
+    assert found.best.shape == (3, 3, 1 if kind == "classifier" else 7)
+
+
+def test_encoder_decoders_are_read_in_the_decoder():
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    inputs = {**batch(labels=False), "decoder_input_ids": torch.tensor([[5, 6]] * 3)}
+    found = logit_lens(model, inputs)
+    assert torch.equal(found.best[-1], model(**inputs).logits.argmax(-1))
+    added = head_attribution(model, inputs)
+    torch.testing.assert_close(added.together, added.values.sum((0, 2)), atol=1e-4, rtol=0)
+    rows = [row for row, label in enumerate(added.labels) if label.startswith("encoder")]
+    assert not added.values[rows].any()  # an encoder has no path but the cross attention
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_attribution_equals_its_formula_and_sums_to_the_logit(name):
+    model, inputs = BY_NAME[name].build("lm"), batch((5,), labels=False)
+    found = head_attribution(model, inputs)
+    state = hidden_states(model, inputs, tie_last_hidden_states=False).values[-1]
+    token = int(model(**inputs).logits[0, -1].argmax())
+    expected = oracles.linear(model, name, inputs, state, 4, token)
+    torch.testing.assert_close(found.values[:, 0], expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.together, found.values.sum((0, 2)))
+    torch.testing.assert_close(found.total, model(**inputs).logits[:, -1].amax(-1))
+    torch.testing.assert_close(found.remainder + found.values.sum((0, 2)), found.total)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(found.values[:, 0], expected.flip(1), rtol=1e-6, atol=1e-6)
+
+
+def test_attribution_of_a_classifier_goes_through_its_pooler():
+    model, inputs = BY_NAME["bert"].build(), batch((6,), labels=False)
+    found = head_attribution(model, inputs)
+    label = int(model(**inputs).logits[0].argmax())
+    torch.testing.assert_close(found.values[:, 0], oracles.of_bert(model, inputs, label))
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "albert", "llama"])
+def test_padding_changes_nothing(name):
+    model = BY_NAME[name].build("lm")
+    found = head_attribution(model, batch((7, 4), labels=False))
+    alone = head_attribution(model, {k: v[1:, :4] for k, v in batch((7, 4), labels=False).items()})
+    torch.testing.assert_close(found.values[:, 1], alone.values[:, 0], atol=1e-6, rtol=0)
+    if name == "llama":
+        left = head_attribution(model, batch((7, 4), labels=False, side="left"))
+        torch.testing.assert_close(found.values, left.values, atol=1e-6, rtol=0)
+
+
+def test_a_difference_of_logits_is_a_difference_of_attributions():
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch((5, 5), labels=False)
+    one, other, both = (
+        head_attribution(model, inputs, of=of).values
+        for of in (
+            lambda outputs, batch: outputs.logits[:, -1, 7],
+            lambda outputs, batch: outputs.logits[:, -1, 8],
+            lambda outputs, batch: outputs.logits[:, -1, 7] - outputs.logits[:, -1, 8],
+        )
+    )
+    torch.testing.assert_close(one - other, both)
+
+
+def test_pruned_heads_add_nothing():
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch((5,), labels=False)
+    prune_heads(model, {0: [1]})
+    found = head_attribution(model, inputs)
+    assert found.values[0, 0].isnan().tolist() == [False, True, False, False]
+    torch.testing.assert_close(found.together, found.values.nansum((0, 2)))
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gptj", "mixtral", "granite", "qwen3", "phi"])
+def test_more_decoders_sum_to_the_logit(kind):
+    """Norms behind attention, parallel MLPs, experts, factors of the residual stream, norms of queries."""
+    small = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+    more = {
+        "gptj": {"n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 2},
+        "gemma2": {"head_dim": 4, "num_key_value_heads": 2, "final_logit_softcapping": None},
+        "mixtral": {"num_key_value_heads": 2, "num_local_experts": 3},
+        "granite": {"num_key_value_heads": 2, "residual_multiplier": 0.5},
+        "qwen3": {"num_key_value_heads": 2, "head_dim": 4},
+    }.get(kind, {})
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **{**small, "intermediate_size": 24, **more})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    found = head_attribution(model, batch((6, 5), labels=False))
+    assert found.values.abs().max() > 1e-7
+    torch.testing.assert_close(found.together, found.values.sum((0, 2)), atol=1e-5, rtol=1e-3)
+
+
+def test_errors_say_what_to_do():
+    inputs = batch((5,), labels=False)
+    with pytest.raises(DataError, match="take a model with a task head, such as AutoModelForCausalLM"):
+        logit_lens(BY_NAME["bert"].build().bert, inputs)
+    with pytest.raises(ShapeError, match=r"targets must be whole numbers \[1, 5\], got \[1, 4\]"):
+        logit_lens(BY_NAME["bert"].build("lm"), inputs, targets=torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(DataError, match="targets must be from 0 to 39, got 40 to 40"):
+        logit_lens(BY_NAME["bert"].build("lm"), inputs, targets=torch.full((1, 5), 40))
+    with pytest.raises(ShapeError, match=r"a tensor \[batch\], got \[1, 2\]"):
+        head_attribution(BY_NAME["bert"].build(), inputs, of=lambda outputs, batch: outputs.logits)
+    config = transformers.XLNetConfig(vocab_size=40, d_model=16, n_layer=2, n_head=4, d_inner=24)
+    with pytest.raises(UnknownAnatomy):
+        head_attribution(transformers.XLNetLMHeadModel(config).eval(), inputs)
+
+
+def test_saved_and_drawn(tmp_path):
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch(labels=False)
+    for found in (logit_lens(model, inputs), head_attribution(model, inputs)):
+        found.save(tmp_path / "result")
+        assert Result.load(tmp_path / "result") == found
+        found.plot(path=tmp_path / "result.png")
+        assert (tmp_path / "result.png").stat().st_size > 1000

@@ -1,0 +1,85 @@
+"""Slow twins of what attention carries: numpy loops over eager maps, hidden states and weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def arriving(model: Any, name: str, inputs: dict[str, Any]) -> np.ndarray:
+    """[layer, batch, head, query, key, hidden]: α_ij (x_j W_V + b_V) W_O of each head (Kobayashi et al. 2020, eq. 3).
+
+    `model` is a bare BERT, GPT-2 or Llama with eager attention.
+    """
+    out = model(**inputs, output_attentions=True, output_hidden_states=True)
+    layers = []
+    for layer, maps in enumerate(out.attentions):
+        value, projection = _weights(model, name, layer, out.hidden_states[layer])
+        maps = maps.detach().double().numpy()
+        batch, heads, queries, keys = maps.shape
+        dim, shared = projection.shape[0] // heads, projection.shape[0] // value.shape[-1]
+        found = np.zeros((batch, heads, queries, keys, projection.shape[1]))
+        for b in range(batch):
+            for h in range(heads):
+                rows = projection[h * dim : (h + 1) * dim]
+                group = h // shared
+                for j in range(keys):
+                    f = value[b, j, group * dim : (group + 1) * dim] @ rows
+                    for i in range(queries):
+                        found[b, h, i, j] = maps[b, h, i, j] * f
+        layers.append(found)
+    return np.stack(layers)
+
+
+def _weights(model: Any, name: str, layer: int, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The values [batch, key, key head * dim], and the output projection [head * dim, hidden]."""
+    with torch.no_grad():
+        if name == "bert":
+            block = model.encoder.layer[layer].attention
+            value = x @ block.self.value.weight.T + block.self.value.bias
+            projection = block.output.dense.weight.T
+        elif name == "gpt2":
+            block, width = model.h[layer], x.shape[-1]
+            weight, bias = block.attn.c_attn.weight[:, 2 * width :], block.attn.c_attn.bias[2 * width :]
+            value, projection = block.ln_1(x) @ weight + bias, block.attn.c_proj.weight
+        else:
+            block = model.layers[layer]
+            value = block.input_layernorm(x) @ block.self_attn.v_proj.weight.T
+            projection = block.self_attn.o_proj.weight.T
+    return value.double().numpy(), projection.detach().double().numpy()
+
+
+def rollout(maps: np.ndarray) -> np.ndarray:
+    """[layer, query, key] of maps [layer, head, query, key]: Abnar and Zuidema 2020, eq. 1, Â_l = (A_l + I) / 2."""
+    layers, _, n, _ = maps.shape
+    done = []
+    below = np.eye(n)
+    for layer in range(layers):
+        mean = sum(maps[layer, head] for head in range(maps.shape[1])) / maps.shape[1]
+        step = np.zeros((n, n))
+        for i in range(n):
+            row = [0.5 * mean[i, j] + 0.5 * (i == j) for j in range(n)]
+            step[i] = np.array(row) / sum(row)
+        product = np.zeros((n, n))
+        for i in range(n):
+            for j in range(n):
+                product[i, j] = sum(step[i, k] * below[k, j] for k in range(n))
+        below = product
+        done.append(below)
+    return np.stack(done)
+
+
+def relevance(maps: list[Tensor], gradients: list[Tensor]) -> np.ndarray:
+    """[layer, query, key] of maps and gradients [head, query, key]: Chefer et al. 2021, R += Ā R, from R = I."""
+    n = maps[0].shape[-1]
+    found, done = np.eye(n), []
+    for one, gradient in zip(maps, gradients, strict=True):
+        mean = np.zeros((n, n))
+        for head in range(len(one)):
+            mean += np.maximum((one[head] * gradient[head]).detach().double().numpy(), 0) / len(one)
+        found = found + mean @ found
+        done.append(found)
+    return np.stack(done)

@@ -46,8 +46,9 @@ def fully_sharded(model: Any) -> Any:
     from torch.distributed.fsdp import fully_shard
 
     model = copy.deepcopy(model)  # it changes the model itself
-    for layer in getattr(model, "bert", model).encoder.layer:
-        fully_shard(layer)
+    for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+        for layer in blocks:
+            fully_shard(layer)
     return fully_shard(model)
 
 

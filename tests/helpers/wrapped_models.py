@@ -46,8 +46,9 @@ def fully_sharded(model: Any) -> Any:
     from torch.distributed.fsdp import fully_shard
 
     model = copy.deepcopy(model)  # it changes the model itself
-    for layer in getattr(model, "bert", model).encoder.layer:
-        fully_shard(layer)
+    for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+        for layer in blocks:
+            fully_shard(layer)
     return fully_shard(model)
 
 
@@ -101,6 +102,8 @@ def _called(name: str, given: dict[str, Any]) -> Any:
     if not isinstance(came, AbstractContextManager):
         return came
     with came:
+        if name not in ("ablated", "gated"):  # edits that are of another batch
+            return None
         return given["model"](input_ids=torch.tensor([[5, 6, 7, 8]])).logits
 
 

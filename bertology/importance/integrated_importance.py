@@ -174,4 +174,4 @@ def integrated_importance(
     check_least("steps", steps, 1)
     measure = _IntegratedAccumulator(int(steps), loss)
     (found,) = accumulate(model, batches, measure, tokenizer=tokenizer, progress=progress)
-    return found  # type: ignore[no-any-return]
+    return found

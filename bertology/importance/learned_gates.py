@@ -160,16 +160,10 @@ def fit_gates(
         check_padding(anatomy, data[0])
         if loss is None:
             FirstExample(anatomy, chosen, chosen).check(data[0])
-        signs = (1, -1) if method == "soft" else (1,)
-        trained: list[GateTraining] = []
         files: list[Checkpoint] = []
-        for seed, sign in progress_bar(progress, [(seed, sign) for seed in seeds for sign in signs]):
-            one = GateTraining(anatomy, data, chosen, settings, seed, sign, labelled=loss is not None)
-            if checkpoint is not None:
-                files.append(checkpoint_of(one, checkpoint, len(trained)))
-            with torch.enable_grad():
-                trained.append(one.run(files[-1] if files else None))
-        found = _measured(anatomy, trained, other, chosen, settings, labelled=loss is not None)
+        labelled = loss is not None
+        trained = _trained(anatomy, data, chosen, settings, seeds, labelled, checkpoint, files, progress)
+        found = _measured(anatomy, trained, other, chosen, settings, labelled=labelled)
     for file in files:
         file.remove()
     gates, logits, rewarded, losses, open_losses, base = found
@@ -191,6 +185,29 @@ def fit_gates(
         model_name=model_name(model),
         n_examples=sum(map(examples, data)),
     )
+
+
+def _trained(
+    anatomy: Anatomy,
+    data: Sequence[Batch],
+    loss: ExampleLoss,
+    settings: GateSettings,
+    seeds: Sequence[int],
+    labelled: bool,
+    checkpoint: str | Path | None,
+    files: list[Checkpoint],
+    progress: Progress,
+) -> list[GateTraining]:
+    """A training for each seed, and for soft gates each sign; adds the files that hold them to `files`."""
+    signs = (1, -1) if settings.method == "soft" else (1,)
+    trained: list[GateTraining] = []
+    for seed, sign in progress_bar(progress, [(seed, sign) for seed in seeds for sign in signs]):
+        one = GateTraining(anatomy, data, loss, settings, seed, sign, labelled=labelled)
+        if checkpoint is not None:
+            files.append(checkpoint_of(one, checkpoint, len(trained)))
+        with torch.enable_grad():
+            trained.append(one.run(files[-1] if files else None))
+    return trained
 
 
 def _check(method: str, penalty: float, steps: int, lr: float, seeds: Sequence[int]) -> None:

@@ -30,6 +30,8 @@ ORDER = (
     "importance",
     "pruning",
     "ablation",
+    "patching",
+    "learned-gates",
     "neurons-and-layers",
     "attention",
     "decoder",

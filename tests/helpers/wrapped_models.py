@@ -129,6 +129,8 @@ def difference(came: Any, wanted: Any, where: str = "") -> str:
         return next(filter(None, each), "")
     if isinstance(wanted, (float, torch.Tensor)):
         x, y = torch.as_tensor(came), torch.as_tensor(wanted)
+        if hasattr(x, "full_tensor"):
+            return f"{where}: a part of a tensor that is divided among processes"
         equal = x.shape == y.shape and torch.allclose(x.double(), y.double(), rtol=1e-12, atol=1e-12, equal_nan=True)
         return "" if equal else f"{where}: {came}, wanted {wanted}"
     plain = isinstance(wanted, (str, int, bool, type(None)))

@@ -53,12 +53,13 @@ from .importance.edge_ablation import EdgeAblation, edge_ablation
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
 from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
-from .importance.part_ablation import PartAblation, mlp_ablation
+from .importance.part_ablation import PartAblation, block_ablation, mlp_ablation
 from .importance.patching import activation_patching, attribution_patching
 from .importance.patching_results import HeadPatching, LayerPatching
 from .importance.score import Score, ScoreAccumulator, score
 from .importance.significance import Significance
 from .measures.behaviours import head_behaviours
+from .measures.block_influence import BlockInfluence, BlockInfluenceAccumulator, block_influence
 from .measures.captures import AttentionMaps, HeadOutputs, HiddenStates, attention_maps, head_outputs, hidden_states
 from .measures.check_anatomy import check_anatomy
 from .measures.contextuality import Contextuality, ContextualityAccumulator, contextuality
@@ -75,11 +76,13 @@ from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention
 from .measures.repeats import RepeatsAccumulator, RepeatScores, repeat_scores, repeated_tokens
 from .measures.rollout import AttentionRollout, attention_relevance, attention_rollout
 from .pruning.curve import PruningCurve, pruning_curve
+from .pruning.drop_blocks import DroppedBlocks, drop_blocks
 from .pruning.efficiency import Efficiency, compare_efficiency
 from .pruning.load import load_pruned
 from .pruning.neuron_curve import NeuronCurve, neuron_curve
 from .pruning.prune import Pruned, prune_heads, save_pruned
 from .pruning.prune_neurons import PrunedNeurons, prune_neurons
+from .pruning.uniform import save_plain
 from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate
@@ -98,10 +101,13 @@ __all__ = [
     "AttentionPatterns",
     "AttentionRollout",
     "BertologyError",
+    "BlockInfluence",
+    "BlockInfluenceAccumulator",
     "Captures",
     "Contextuality",
     "ContextualityAccumulator",
     "DistancesAccumulator",
+    "DroppedBlocks",
     "EdgeAblation",
     "Efficiency",
     "EntropyAccumulator",
@@ -155,6 +161,8 @@ __all__ = [
     "attention_rollout",
     "attribution_patching",
     "axes",
+    "block_ablation",
+    "block_influence",
     "capture",
     "capture_generation",
     "check_anatomy",
@@ -162,6 +170,7 @@ __all__ = [
     "contextuality",
     "dissect",
     "dissect_mlps",
+    "drop_blocks",
     "edge_ablation",
     "gated",
     "head_ablation",
@@ -189,6 +198,7 @@ __all__ = [
     "register_names",
     "repeat_scores",
     "repeated_tokens",
+    "save_plain",
     "save_pruned",
     "score",
     "shard_batches",

@@ -17,6 +17,7 @@ Every message says what was wanted, what came, and what to do.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import inspect
@@ -31,6 +32,7 @@ from types import ModuleType, SimpleNamespace, UnionType
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from typing_extensions import Unpack
@@ -139,7 +141,11 @@ def writable(path: str | Path) -> Iterator[None]:
         yield
     except BertologyError:
         raise
-    except (OSError, ValueError) as error:  # the latter for a format that is not known
+    except OSError as error:
+        room = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+        then = "make room on the disk, or name a file elsewhere" if room else "name a file in a folder that exists"
+        raise DataError(f"{path} cannot be written ({error}): {then}") from error
+    except (ValueError, SafetensorError) as error:  # such as for a format that is not known; safetensors hides an errno
         raise DataError(f"{path} cannot be written ({error}): name a file in a folder that exists") from error
 
 
@@ -350,6 +356,10 @@ _CHECKED_BY_FUNCTIONS = {
 _MODEL_ARGUMENTS = (
     ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'; texts need tokenizer= as well"
 )
+_MAKERS = {
+    "bertology.syntax": "bertology.syntax.align, of a treebank or of documents",
+    "bertology.code_structure": "bertology.code_structure.align_code, of code",
+}
 _ADVICE = {"batches": _MODEL_ARGUMENTS, "inputs": _MODEL_ARGUMENTS}
 
 
@@ -389,7 +399,13 @@ def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) ->
     came = f"{described(value)} with {described(inside[0])} in it" if within else described(value)
     texts = name in _ADVICE and str in get_args(hint)
     wanted = "a mapping of model arguments, an iterable of them, or texts" if texts else _words(hint)
-    return error(f"{what}: {name} must be {wanted}, got {came}{_ADVICE.get(name, '')}")
+    return error(f"{what}: {name} must be {wanted}, got {came}{_advice(function, name)}")
+
+
+def _advice(function: Callable[..., Any], name: str) -> str:
+    """What to do about wrong batches; the suites take those with annotations, which texts do not have."""
+    package = function.__module__.rpartition(".")[0]
+    return f": make them with {_MAKERS[package]}" if name == "batches" and package in _MAKERS else _ADVICE.get(name, "")
 
 
 def _inside(value: Any, hint: Any) -> Any:

@@ -61,8 +61,11 @@ html_css_files = ["site.css"]
 html_js_files = [("chinese_search.js", {"priority": 100})] if chinese else []
 html_extra_path = [] if chinese else ["versions.json"]
 templates_path = ["_templates"]
+# The page of a server for addresses that do not exist; its links start from `html_baseurl`, or from the root.
+html_additional_pages = {} if chinese else {"404": "404.html"}
 html_sidebars = {
-    name: [] for name in (["**"] if chinese else ["index", "quickstart", "gallery"])
+    name: []
+    for name in (["**"] if chinese else ["index", "quickstart", "gallery", "404"])
 }
 html_show_sourcelink = html_copy_source = False
 html_theme_options = {
@@ -88,6 +91,7 @@ html_theme_options = {
     "icon_links": [REPOSITORY_ICON] if site.repository else [],
 }
 html_context = {
+    "html_baseurl": html_baseurl,
     "edit_page_url_template": site.repository
     + "/edit/main/docs/"
     + ("zh/" if chinese else "")

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from bertology import Result
-from bertology.errors import BertologyError, DataError, need
-from bertology.streaming.checkpoint import complete_file
+from bertology.errors import BertologyError, DataError, need, writable
+from bertology.results.complete_file import complete_file
 
 R = TypeVar("R", bound=Result)
 
@@ -32,14 +32,23 @@ class Kept:
         others = ("output_dir", "no_cuda", "beside")  # they do not change what is computed
         self._settings = {name: value for name, value in vars(args).items() if name not in others}
         self._written = self.out / "settings.json"
-        if self._written.exists() and json.loads(self._written.read_text()) != self._settings:
+        if self._written.exists() and self._read() != self._settings:
             raise DataError(
                 f"{self._written} was written with other settings: name another --output_dir, or empty this one"
             )
 
     def begin(self) -> None:
         """Write the arguments to the folder, once they were all checked."""
-        self._written.write_text(json.dumps(self._settings, indent=1))
+        with writable(self._written), complete_file(self._written) as part:
+            part.write_text(json.dumps(self._settings, indent=1))
+
+    def _read(self) -> Any:
+        try:
+            return json.loads(self._written.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self._written} cannot be read ({error}): remove it, or name another --output_dir"
+            ) from error
 
     def __call__(self, name: str, kind: type[R], make: Callable[[], R]) -> R:
         """Read a result from the folder, or compute and write it."""
@@ -47,8 +56,7 @@ class Kept:
         if not path.exists():
             print(f"{name} ...", flush=True)
             made = make()
-            with complete_file(path) as part:
-                made.save(part)
+            made.save(path)
         return kind.load(path)
 
 

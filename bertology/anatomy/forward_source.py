@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from operator import is_
 from typing import Any
 
 import transformers
@@ -63,9 +64,25 @@ def has_own_eager(attention: nn.Module) -> bool:
 
 def _file_on_interface(attention: nn.Module) -> Any:
     """The Python module that holds the class of a module on the attention interface; None for any other module."""
+    kind = type(attention)
+    methods = list(vars(kind).values())
+    kept = _files.get(kind)
+    if kept is not None and len(kept[0]) == len(methods) and all(map(is_, kept[0], methods)):
+        return kept[1]
+    file = _find_file(kind)
+    if file is not None and file.__name__ == kind.__module__ and file.__name__.startswith("transformers."):
+        _files[kind] = methods, file
+    return file
+
+
+# {class of transformers on the attention interface: what it held when it was looked at, its file}
+_files: dict[type, tuple[list[Any], Any]] = {}
+
+
+def _find_file(attention: type) -> Any:
     # Fragile: rests on transformers' habit that the file of an attention class has a function `eager_attention_forward`
     # and that the class looks up `ALL_ATTENTION_FUNCTIONS` in one of its methods.
-    for kind in type(attention).__mro__:
+    for kind in attention.__mro__:
         file = sys.modules.get(kind.__module__)
         if hasattr(file, _EAGER_NAME) and any(_INTERFACE_NAME in names_in(method) for method in vars(kind).values()):
             return file
@@ -110,6 +127,18 @@ def children_of(module: nn.Module) -> dict[str, nn.Module]:
     """{name: module} of the children of a module, where the public walks take five times as long."""
     # Fragile: rests on the private dictionary of a module's children.
     return {name: child for name, child in module._modules.items() if child is not None}
+
+
+def each_children_of(modules: Iterable[nn.Module]) -> list[Mapping[str, nn.Module | None]]:
+    """[{name: module}] of the children of modules; None where a child was left out."""
+    # Fragile: rests on the private dictionary of a module's children.
+    return [module._modules for module in modules]
+
+
+def parameters_of(module: nn.Module) -> Iterable[Tensor | None]:
+    """The parameters of a module itself; None where one was left out."""
+    # Fragile: rests on the private dictionary of a module's parameters.
+    return module._parameters.values()
 
 
 def weights_of(module: nn.Module) -> list[Tensor]:

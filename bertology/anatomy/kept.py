@@ -7,7 +7,7 @@ kept holds no model, and no module that was taken out of one, in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -26,12 +26,6 @@ def attributes(owner: Any) -> list[Any]:
     """What a module or a config says of itself in numbers and words, and which heads were pruned."""
     held = owner if isinstance(owner, Mapping) else getattr(owner, "__dict__", {"": owner})
     return [*(value for value in held.values() if type(value) in _PLAIN), set(held.get(PRUNED_NAME) or ())]
-
-
-class _Place(NamedTuple):
-    """The number of a module in an outline."""
-
-    number: int
 
 
 class _Kept:
@@ -63,8 +57,8 @@ class _Kept:
 
     def anatomy(self, model: nn.Module, modules: list[nn.Module]) -> Anatomy:
         """The anatomy of a model that has these modules."""
-        sites = tuple(Site(*_unpacked(one, modules)) for one in self._sites)
-        stacks = tuple(Stack(*_unpacked(one, modules)) for one in self._stacks)
+        sites = tuple(_unpacked(Site, one, modules) for one in self._sites)
+        stacks = tuple(_unpacked(Stack, one, modules) for one in self._stacks)
         return Anatomy(model, sites, stacks, dict(self._unmeasured))
 
 
@@ -73,25 +67,34 @@ def _attributes(modules: list[nn.Module], owners: list[int]) -> list[list[Any]]:
     return [attributes(one) for one in (*(modules[number] for number in owners), *configs_of(modules))]
 
 
-def _packed(part: Part, numbers: dict[nn.Module, int]) -> tuple[Any, ...]:
-    """The fields of a part of an anatomy, with the numbers of modules in their place."""
-    return tuple(_numbered(getattr(part, field.name), numbers) for field in fields(part))
+class _Packed(NamedTuple):
+    """The fields of a part of an anatomy: those that hold no module, and the numbers of modules of those that do."""
+
+    plain: dict[str, Any]
+    modules: dict[str, int]
+    several: dict[str, tuple[int, ...]]
 
 
-def _numbered(value: Any, numbers: dict[nn.Module, int]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_numbered(one, numbers) for one in value)
-    return _Place(numbers[value]) if isinstance(value, nn.Module) else value
+def _packed(part: Site | Stack, numbers: dict[nn.Module, int]) -> _Packed:
+    packed = _Packed({}, {}, {})
+    for name in (field.name for field in fields(part)):
+        value = getattr(part, name)
+        if isinstance(value, nn.Module):
+            packed.modules[name] = numbers[value]
+        elif isinstance(value, tuple) and any(isinstance(one, nn.Module) for one in value):
+            packed.several[name] = tuple(numbers[one] for one in value)
+        else:
+            packed.plain[name] = value
+    return packed
 
 
-def _unpacked(values: Iterable[Any], modules: list[nn.Module]) -> list[Any]:
-    return [_filled(value, modules) for value in values]
-
-
-def _filled(value: Any, modules: list[nn.Module]) -> Any:
-    if type(value) is _Place:
-        return modules[value.number]
-    return tuple(_filled(one, modules) for one in value) if type(value) is tuple else value
+def _unpacked(kind: type[Part], packed: _Packed, modules: list[nn.Module]) -> Part:
+    several = {name: tuple(modules[one] for one in numbers) for name, numbers in packed.several.items()}
+    part = object.__new__(kind)  # a frozen dataclass sets its fields one by one, which takes most of the time
+    part.__dict__.update(packed.plain)
+    part.__dict__.update({name: modules[number] for name, number in packed.modules.items()})
+    part.__dict__.update(several)
+    return part
 
 
 _kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()

@@ -249,8 +249,10 @@ MLP_CLASSES = re.compile(r"(MLP|FFN|FeedForward|Intermediate)$", re.IGNORECASE)
 # Norms over all neurons of an MLP, and a setting under which its neurons are compared with each other.
 NEURON_NORM_NAMES = ("ffn_sub_norm", "ffn_layernorm", "ffn_layer_norm")
 NEURON_SPARSITY_NAME = "activation_sparsity"
-# Where the indices of pruned neurons are recorded: in the MLP's down projection and in the config, and the count before.
+# Where the indices of pruned neurons are recorded, in the MLP's down projection and in the config; the count before.
 PRUNED_NEURONS_NAME, UNPRUNED_NEURONS_NAME = "pruned_neurons", "unpruned_neurons"
+# The setting of a config that says how wide a head is.
+HEAD_WIDTH_NAME = "head_dim"
 # Where a config, or the module that holds an MLP, says how many neurons it has.
 NEURON_COUNT_NAMES = (
     "intermediate_size", "ffn_dim", "d_ff", "n_inner", "inner_dim", "hidden_dim", "d_inner", "ffn_hidden_size", "dff",
@@ -300,8 +302,17 @@ IMAGE_CONFIG_NAMES = ("image_size", "num_channels", "patch_size")
 # Where the indices of pruned heads are recorded: transformers 4's name, ours for the count before pruning, and
 # the config's place for models with several stacks, which transformers 4 had no name for.
 PRUNED_NAME, UNPRUNED_NAME, PRUNED_BY_LABEL_NAME = "pruned_heads", "unpruned_heads", "pruned_heads_by_label"
-# Which transformers sets to the number of processes that share each layer, and the first version of FSDP.
-TENSOR_PARALLEL_NAME, FSDP_1_NAME = "_tp_size", "FullyShardedDataParallel"
+# Settings for the number of blocks, and those with an entry for each block; attributes of modules for a block's number.
+BLOCK_COUNT_NAMES = (
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_encoder_layers",
+    "num_decoder_layers",
+)  # fmt: skip
+FOR_EACH_BLOCK = re.compile("layer|block|pattern")
+BLOCK_NUMBER_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
+RECORDS = (PRUNED_NAME, PRUNED_BY_LABEL_NAME, PRUNED_NEURONS_NAME)
+# Which transformers sets to the number of processes that share each layer; the first version of FSDP, and the class
+# that the second one adds to a module.
+TENSOR_PARALLEL_NAME, FSDP_1_NAME, FSDP_2_NAME = "_tp_size", "FullyShardedDataParallel", "FSDPModule"
 SWITCHED_NAME = "attention_type"  # BigBird's, which it changes in its modules, but not in its config
 # Parts of an attention module with a share for each query head, to be cut along with it: gates, sinks, more queries
 # (for Longformer's global tokens, LUKE's entities), DeBERTa's biases and positions.
@@ -326,7 +337,7 @@ IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
 )  # fmt: skip
 # The positions of the tokens, as an argument, and as the buffer in which a model keeps those of a text without padding.
 POSITIONS_ARGUMENT = POSITIONS_NAME = "position_ids"
-DECODER_PREFIX = "decoder_"
+DECODER_PREFIX, ENCODER_PREFIX = "decoder_", "encoder_"
 DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
 # The labels: of a class, of tokens or of numbers, and of the span that answers a question.
 LABELS_ARGUMENT, SPAN_ARGUMENTS = "labels", ("start_positions", "end_positions")
@@ -399,6 +410,7 @@ DROPOUT_ARGUMENT, SCALE_ARGUMENT = "dropout", "scaling"
 # An attribute of attention on this interface: whether it is causal where there is no mask. And what comes before the
 # name of a function for continuous batching.
 CAUSAL_NAME, PAGED_PREFIX = "is_causal", "paged|"
+FUSED_NAME = "_supports_sdpa"  # whether a model can use torch's fused attention
 # Arguments that hold a share for each query head, made for all layers at once.
 BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos", "relative_position_bias")
 # Settings under which a block adds a bias for each head to its mask (BEiT).

@@ -10,7 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, writable
+from ..results.complete_file import complete_file
 from ..results.result import Result
 
 STYLE = """
@@ -78,7 +79,8 @@ def write_section(out: Path, section: Section) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values; what is no number, such as the score of a head that is pruned, is null."""
-    path.write_text(json.dumps(_plain(values), indent=1) + "\n", encoding="utf-8")
+    with writable(path), complete_file(path) as part:
+        part.write_text(json.dumps(_plain(values), indent=1) + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
@@ -94,7 +96,9 @@ def write_page(out: Path, title: str, facts: Sequence[tuple[str, str]], sections
     body = "\n".join([f"<h1>{escape(title)}</h1>", _table(facts), *map(_shown, sections)])
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     page = f'<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>'
-    (out / "index.html").write_text(f"<!doctype html>\n{page}\n", encoding="utf-8")
+    path = out / "index.html"
+    with writable(path), complete_file(path) as part:
+        part.write_text(f"<!doctype html>\n{page}\n", encoding="utf-8")
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

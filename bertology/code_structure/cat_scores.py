@@ -17,7 +17,7 @@ from ..data.batches import Batch, Batches
 from ..errors import DataError, checked
 from ..measures.random_weights import randomized
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Weighting, check_weighting, stat
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress, titled
 from .align import AlignedCode
@@ -77,6 +77,14 @@ class CatAccumulator(LeafMapAccumulator):
         self._place = {one.number: place for place, one in enumerate(examples)}
         self._types, self._quantile, self._upgraded, self._seed = types, quantile, upgraded, seed
         self._kinds, self._means = kinds_of(offsets) if nulls else KINDS[:1], means or {}
+
+    def names(self) -> Names:
+        """The snippets."""
+        return {"example": tuple(self._names)}
+
+    def rename(self, names: Names) -> None:
+        """Have the scores of other snippets."""
+        self._names = list(names["example"])
 
     def settings(self) -> str:
         """The snippets, and everything that changes their counts."""

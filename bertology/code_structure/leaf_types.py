@@ -14,7 +14,7 @@ from ..anatomy.sites import Site
 from ..errors import DataError, HeadError, ShapeError, check_least, checked, described
 from ..results.axes import axes
 from ..results.result import Result
-from ..streaming.accumulator import Weighting, check_weighting, stat
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
 from .masks import QUARTER, HighAttention, attention_mask
 
@@ -296,6 +296,14 @@ class TypesAccumulator(LeafMapAccumulator):
         self.weighting = check_weighting(weighting)
         self._number = {kind: place for place, kind in enumerate(sorted(set(types)))}
         self._quantile = quantile
+
+    def names(self) -> Names:
+        """The types of leaves."""
+        return {"class": tuple(self._number)}
+
+    def rename(self, names: Names) -> None:
+        """Count other types."""
+        self._number = {kind: place for place, kind in enumerate(names["class"])}
 
     def settings(self) -> str:
         """The types, and the quantile of high attention."""

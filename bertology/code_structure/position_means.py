@@ -12,7 +12,7 @@ from torch import Tensor
 from ..anatomy.sites import Site
 from ..results.axes import axes
 from ..results.result import Result
-from ..streaming.accumulator import Weighting, check_weighting, stat
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from .align import AlignedCode
 from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
 from .leaf_types import leaves_of, restricted
@@ -67,6 +67,14 @@ class PositionAccumulator(LeafMapAccumulator):
         self.weighting = check_weighting(weighting)
         self._longest = max((len(one.tree) for one in examples), default=1)
         self._types = types
+
+    def names(self) -> Names:
+        """The offsets, as far as the longest snippet has them."""
+        return {"offset": tuple(range(1 - self._longest, self._longest))}
+
+    def rename(self, names: Names) -> None:
+        """Count further offsets."""
+        self._longest = len(names["offset"]) // 2 + 1
 
     def settings(self) -> str:
         """The longest snippet, and the types."""

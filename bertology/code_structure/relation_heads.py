@@ -17,7 +17,7 @@ from ..results.result import Result
 from ..results.statistics import percentile_interval
 from ..results.views import html_table, plain_table
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Weighting, check_weighting, stat
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress
 from .align import AlignedCode
@@ -178,6 +178,14 @@ class RelationAccumulator(LeafMapAccumulator):
         self._names = tuple(one.tree.name or str(one.number) for one in examples)
         self._place = {one.number: place for place, one in enumerate(examples)}
         self._relations = tuple(relations)
+
+    def names(self) -> Names:
+        """The snippets."""
+        return {"example": self._names}
+
+    def rename(self, names: Names) -> None:
+        """Have the scores of other snippets."""
+        self._names = tuple(names["example"])
 
     def settings(self) -> str:
         """The snippets and the relations."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy.modules import each_module
+from ..anatomy.modules import each_module, first_weight
 from ..anatomy.names import (
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
@@ -67,9 +67,10 @@ def each_batch(model: nn.Module, batches: Batches, *, may_be_empty: bool = False
 def device_of(model: nn.Module) -> torch.device:
     """The device for a model's inputs: the execution device of accelerate, or else that of the first weights."""
     for module in each_module(model):
-        device = getattr(vars(module).get("_hf_hook"), "execution_device", None)
-        if device is not None:
-            return torch.device(device)
+        if "_hf_hook" in module.__dict__:
+            device = getattr(module.__dict__["_hf_hook"], "execution_device", None)
+            if device is not None:
+                return torch.device(device)
     found = weights_device(model)
     if found.type == "meta":
         raise DataError(without_weights(model))
@@ -78,7 +79,9 @@ def device_of(model: nn.Module) -> torch.device:
 
 def weights_device(model: nn.Module) -> torch.device:
     """The device of a model's first weights."""
-    return next(parameter.device for parameter in model.parameters())
+    weight = first_weight(model)
+    assert weight is not None
+    return weight.device
 
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:

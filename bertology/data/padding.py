@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,18 @@ def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positi
     return fit_mask(mask, positions, anatomy.runner(stack))
 
 
+class Mapped(Protocol):
+    """What has the shape and the device of rows of a map, or of what was made of them."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """[batch, head, query, ...]"""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+
 class RealQueries:
     """The queries of a batch that are not padding, block by block while the model runs.
 
@@ -69,7 +82,7 @@ class RealQueries:
         }
         self.positions: dict[Site, int] = {}
 
-    def among(self, site: Site, rows: slice, x: Tensor) -> Tensor:
+    def among(self, site: Site, rows: slice, x: Mapped) -> Tensor:
         """[batch, query], bool: which of these rows of `x [batch, head, query, ...]` are real."""
         self.positions[site] = max(rows.stop, self.positions.get(site, 0))
         mask = self._masks[site.stack]
@@ -81,18 +94,18 @@ class RealQueries:
             mask = fit_mask(mask, rows.stop, self._anatomy.runner(site.stack))
         return mask[:, rows].to(x.device)
 
-    def first(self, site: Site, x: Tensor) -> Tensor:
+    def first(self, site: Site, x: Mapped) -> Tensor:
         """[batch]: the position of the first real token among the keys of `x [batch, head, query, key]`."""
         mask = self._keys.get(site.stack, self._masks[site.stack])
         if mask is None or bool(mask.all() if self._keys else self._complete[site.stack]):
             return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         return fit_mask(mask, x.shape[3], self._anatomy.runner(site.stack)).int().argmax(1).to(x.device)
 
-    def are_of_text(self, site: Site, x: Tensor) -> bool:
+    def are_of_text(self, site: Site, x: Mapped) -> bool:
         """Whether `x [batch, head, query, key]`, in one piece, is attention from the text's tokens to themselves."""
         mask = self._masks.get(site.stack)
         tokens = None if mask is None else mask.shape[1]
-        return reads_text(self._anatomy.model, site.stack) and x.shape[2:] == (tokens, tokens)
+        return reads_text(self._anatomy.model, site.stack) and tuple(x.shape[2:]) == (tokens, tokens)
 
     def check(self) -> None:
         """Raise `DataError` if a stack has another number of positions than the mask."""

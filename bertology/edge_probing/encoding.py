@@ -22,6 +22,7 @@ from ..data.models import config_of, is_encoder_decoder
 from ..data.positions import room_of
 from ..errors import DataError, UnknownAnatomy, checked, is_whole
 from ..measures.captures import hidden_states
+from ..results.complete_file import locked
 from ..streaming.one_batch import one_batch, run
 from ..streaming.progress import Progress, progress_bar
 from ..tap import tap
@@ -208,7 +209,7 @@ def encode(
     A span of words is mapped to all tokens of its words, never to special tokens around the text (Tenney et al. 2019).
     Their hidden states are kept at every layer; all except layer 0 are those of `hidden_states`. A second call with the
     same model, tokenizer, data and settings opens the folder without running the model. If a call was interrupted, the
-    same call resumes it. Only one process at a time may write to a folder.
+    same call resumes it. While it is written, other processes that name the same folder are refused.
 
     Args:
         model: any model that `hidden_states` reads, with or without a task head. It is run in eval mode and left as it
@@ -262,11 +263,12 @@ def encode(
     if not planned.rank:
         raise DataError(f"no target of task {task.name!r} can be mapped to tokens: {', '.join(planned.lost)}")
     sight = _Sight(tower, lexical, dtype, planned)
-    if not folder.is_begun():
-        about = {"name": task.name, "dtype": settings["dtype"], "made_of": made_of, "lost": planned.lost}
-        about["parts"] = [part_of(task, made_of["data"])]
-        folder.begin({**about, **sight.sizes(batches.batches[0])}, planned.layout)
-    _run(folder, sight, batches, planned, progress)
+    with locked(path):
+        if not folder.is_begun():
+            about = {"name": task.name, "dtype": settings["dtype"], "made_of": made_of, "lost": planned.lost}
+            about["parts"] = [part_of(task, made_of["data"])]
+            folder.begin({**about, **sight.sizes(batches.batches[0])}, planned.layout)
+        _run(folder, sight, batches, planned, progress)
     return Store.open(path)
 
 

@@ -129,7 +129,9 @@ def layer_panels(
     patch = need("matplotlib.patches", extra="plot").Patch
     both = [
         patch(color=_LIGHT, label="mixing weights s; blue line: centre of gravity"),
-        patch(fill=False, edgecolor=_ADDED, label="differential scores Δ, share of the gain; red line: expected layer"),
+        patch(
+            fill=False, edgecolor=_ADDED, label="differential scores Δ, share of the gain; orange line: expected layer"
+        ),
     ]
     common_legend(figure, panels, ax, both, "outside lower center", fontsize="small")
     if ax is None:

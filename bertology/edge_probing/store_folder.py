@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
-from ..streaming.checkpoint import complete_file
+from ..errors import DataError, writable
+from ..results.complete_file import complete_file, is_part, locked
 from ..streaming.folder import META, TensorFiles, ValueFolder
 from .tasks import EdgeTask
 
@@ -148,7 +148,7 @@ def ranges(starts: Numbers, ends: Numbers) -> Numbers:
 
 
 TARGETS, VECTORS, CHECKS = "targets.npz", "vectors.bin", "checks.bin"
-_NAMES = {name + end for name in (META, TARGETS, VECTORS, CHECKS) for end in ("", ".part")}
+_NAMES = (META, TARGETS, VECTORS, CHECKS)
 
 
 class Folder(ValueFolder):
@@ -160,8 +160,8 @@ class Folder(ValueFolder):
     again = "encode the task again"
 
     def is_own(self, name: str) -> bool:
-        """Whether this is the name of a file that a store has."""
-        return name in _NAMES
+        """Whether a file is of a store, or a part that a process left that was killed."""
+        return any(name in (own, f"{own}.part") or is_part(name, own) for own in _NAMES)
 
     def sizes_of_parts(self) -> list[int]:
         """The numbers of records of the parts that were joined here; empty if nothing has begun."""
@@ -169,22 +169,24 @@ class Folder(ValueFolder):
 
     def begin(self, about: dict[str, Any], layout: Layout) -> None:
         """Write all files but the vectors. Raises `DataError` if the disk has no room for the vectors."""
-        self.path.mkdir(exist_ok=True)
-        self.check_room(layout.rows * row_bytes(about))
-        (self.path / VECTORS).write_bytes(b"")
-        (self.path / CHECKS).write_bytes(b"")
-        self._write_about(about, layout)
+        with writable(self.path):
+            self.path.mkdir(exist_ok=True)
+            self.check_room(layout.rows * row_bytes(about))
+            (self.path / VECTORS).write_bytes(b"")
+            (self.path / CHECKS).write_bytes(b"")
+            self._write_about(about, layout)
 
     def join(self, parts: Sequence[Folder], about: dict[str, Any], layout: Layout) -> None:
         """Write the files of several folders into this one. meta.json is last: without it nothing has begun."""
-        self.path.mkdir(exist_ok=True)
-        self.check_room(layout.rows * row_bytes(about))
-        for name in (VECTORS, CHECKS):
-            with complete_file(self.path / name) as part, open(part, "wb") as file:
-                for one in parts:
-                    with open(one.path / name, "rb") as content:
-                        shutil.copyfileobj(content, file)
-        self._write_about(about, layout)
+        with writable(self.path), locked(self.path):
+            self.path.mkdir(exist_ok=True)
+            self.check_room(layout.rows * row_bytes(about))
+            for name in (VECTORS, CHECKS):
+                with complete_file(self.path / name) as part, open(part, "wb") as file:
+                    for one in parts:
+                        with open(one.path / name, "rb") as content:
+                            shutil.copyfileobj(content, file)
+            self._write_about(about, layout)
 
     def _write_about(self, about: dict[str, Any], layout: Layout) -> None:
         targets = layout.to_bytes()

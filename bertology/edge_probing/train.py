@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DataError, checked
+from ..results.complete_file import locked
 from ..results.views import brief
 from ..streaming.checkpoint import Checkpoint
 from ..streaming.identity import add_tensor
@@ -137,7 +138,7 @@ def train_resumably(
     if checkpoint is not None:
         otherwise = "a training with other settings, other probes or other data"
         file = Checkpoint(checkpoint, digest_of(train, dev, probes, settings), otherwise=otherwise)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), locked(checkpoint):
         run = _Run(train, dev, probes, settings)
         if file is not None:
             file.load(run)

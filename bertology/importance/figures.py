@@ -15,7 +15,7 @@ from .patching_results import LayerPatching
 @draws(LayerPatching)
 def draw_layer_patching(result: LayerPatching, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw the effect of each layer at each token as a map, or else that of each layer as a line."""
-    name = {"blocks": "block", "attentions": "attention"}.get(result.parts, result.parts)
+    name = {"attentions": "attention", "blocks": "block", "mlps": "MLP"}.get(result.parts, result.parts)
     title = headline(result, f"Effect of each {name}, put into the {result.into} run")
     words = axes_of(LayerPatching)["token_effect"].label
     if result.token_effect is None:

@@ -154,7 +154,8 @@ class ImportanceAccumulator(Accumulator):
         found = torch.autograd.grad(loss, gates, retain_graph=self.keeps_graph, allow_unused=True) if gates else ()
         if all(gradient is None for gradient in found):
             raise UnknownAnatomy(
-                f"the gradient does not reach the {self.anatomy.sites[0].unit}s: the model builds its own autograd graph (reversible layers)"
+                f"the gradient does not reach the {self.anatomy.sites[0].unit}s: the model builds its own autograd "
+                "graph (reversible layers)"
             )
         device = self.absolute.device
         if self._granularity == "token":

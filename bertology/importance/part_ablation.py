@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.blocks import blocks_of
+from ..anatomy.dissect import dissect
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, check_repeatable, examples
@@ -27,6 +30,7 @@ from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress, progress_bar
 from ..streaming.same_data import same_data
 from ..tap import tap
+from ..tap.gates import skipping
 from .score import scorer
 
 
@@ -159,14 +163,57 @@ def mlp_ablation(
     """
     mlps = dissect_mlps(model)
 
-    def without(row: int) -> AbstractContextManager[None]:
-        def edit(site: Site, x: Tensor) -> Tensor:
-            return torch.zeros_like(x) if site.row == row else x
+    def edit(row: int, site: Site, x: Tensor) -> Tensor:
+        return torch.zeros_like(x) if site.row == row else x
 
-        return tap(mlps, "mlp", edit=edit)
+    return _ablated(
+        model, batches, [partial(tap, mlps, "mlp", edit=partial(edit, row)) for row in range(mlps.layers)], mlps.labels,
+        "mlp", metric=metric, loss=loss, tokenizer=tokenizer, progress=progress,
+    )  # fmt: skip
 
-    return _ablated(model, batches, [lambda row=row: without(row) for row in range(mlps.layers)], mlps.labels, "mlp",
-                    metric=metric, loss=loss, tokenizer=tokenizer, progress=progress)  # fmt: skip
+
+@merges
+@checked
+def block_ablation(
+    model: nn.Module,
+    batches: BatchesOrTexts,
+    *,
+    metric: MetricName | Metric,
+    loss: ExampleLoss | None = None,
+    tokenizer: Any = None,
+    progress: Progress = None,
+    merge: Merge = "all",
+) -> PartAblation:
+    """Skip one block at a time, and measure how the metric and the loss change.
+
+    A block that is skipped passes on what it gets. There is one pass over the data for each block.
+
+    Args:
+        model: a model with a task head whose blocks are modules; it is edited while it runs, and never changed.
+        batches: as in `mlp_ablation`.
+        metric: as in `score`: a metric by name, "inverse_loss" (for language models), or `f(logits, labels) -> float`.
+        loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
+        progress: True for a progress bar over blocks, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
+
+    Raises `UnknownAnatomy` for a model in which no module is a block (XLM), `ShapeError` for a block that returns
+    another number of tokens than it gets, and the errors of `score`.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)
+        >>> model = BertForSequenceClassification(config)
+        >>> batch = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 4]]), "labels": torch.tensor([1, 0])}
+        >>> block_ablation(model, batch, metric="accuracy").part
+        'block'
+    """
+    blocks = blocks_of(dissect(model))
+    return _ablated(
+        model, batches, [partial(skipping, blocks, {row}) for row in range(blocks.layers)], blocks.labels, "block",
+        metric=metric, loss=loss, tokenizer=tokenizer, progress=progress,
+    )  # fmt: skip
 
 
 def _ablated(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..anatomy.sites import Anatomy, Heads, LayerLabels
+from ..anatomy.sites import Anatomy, Heads
 from ..data.answers import ExampleMetric, token_index
 from ..data.batches import Batch, BatchesOrTexts, reads_text, token_ids, token_mask
 from ..data.tokens import token_strings
@@ -18,7 +18,7 @@ from ..streaming.first_example import check_padding
 from ..streaming.progress import Progress, progress_bar
 from ..tap import uncached, undisturbed
 from .paired_inputs import Aligned, Positions, check_positions, pairs
-from .patched_runs import BlockRuns, Group, HeadRuns, Runs
+from .patched_runs import Group, HeadRuns, LayerRuns, Runs
 from .patching_results import HeadPatching, LayerPatching
 
 
@@ -77,13 +77,17 @@ def patch_pairs(
 def _runs(anatomy: Anatomy, metric: ExampleMetric, options: PatchOptions) -> Runs:
     """What runs the patches of these parts. Raises `DataError` for parts and stacks that are not there."""
     parts, only = options.parts, options.only
-    if parts not in ("heads", "attentions", "blocks"):
-        raise DataError(f"parts is 'heads', 'attentions' or 'blocks', got {parts!r}")
+    if parts not in ("heads", "attentions", "mlps", "blocks"):
+        raise DataError(f"parts is 'heads', 'attentions', 'mlps' or 'blocks', got {parts!r}")
     if options.heads is not None and parts != "heads":
         raise DataError(f"heads= is for parts='heads', got {parts!r}")
-    if not anatomy.present.any():
+    if parts in ("heads", "attentions") and not anatomy.present.any():
         raise DataError("there is no head to patch: all heads of this model were pruned")
-    found = [site.stack for site in anatomy.sites] if parts != "blocks" else [one.name for one in anatomy.stacks]
+    found = (
+        [site.stack for site in anatomy.sites]
+        if parts in ("heads", "attentions")
+        else [one.name for one in anatomy.stacks]
+    )
     stacks = list(dict.fromkeys(found))
     if only is not None and only not in stacks:
         raise DataError(f"only= takes a stack of this model, {' or '.join(map(repr, stacks))}, got {only!r}")
@@ -94,8 +98,8 @@ def _runs(anatomy: Anatomy, metric: ExampleMetric, options: PatchOptions) -> Run
             f"the tokens of {' and '.join(mine)} are not the same: with positions= or by_token=True, say with only= "
             "which stack is patched"
         )
-    if parts == "blocks":
-        return BlockRuns(anatomy, metric, only=only)
+    if parts in ("blocks", "mlps"):
+        return LayerRuns(anatomy, metric, only=only, mlps=parts == "mlps")
     return HeadRuns(anatomy, metric, _groups(anatomy, options))
 
 
@@ -140,8 +144,8 @@ def _result(
     }  # fmt: skip
     # The part is last while values are laid out.
     parts = [((patched.mean(-1) - base.mean()) / gap)[0], patched[0].T, ((patched[1:].mean(-1) - base.mean()) / gap)]
-    if isinstance(runs, BlockRuns):
-        labels = _block_labels(runs)
+    if isinstance(runs, LayerRuns):
+        labels = runs.labels
     else:
         assert isinstance(runs, HeadRuns)
         labels, by_head = anatomy.labels, options.parts == "heads"
@@ -180,11 +184,3 @@ def _laid_out(x: Tensor, places: tuple[Tensor, ...], shape: tuple[int, ...]) -> 
     where: tuple[Any, ...] = (..., *places)
     new[where] = x
     return new
-
-
-def _block_labels(runs: Runs) -> tuple[str, ...]:
-    names: list[Any] = runs.names()
-    stacks = {stack for stack, _ in names}
-    if len(stacks) == 1:
-        return LayerLabels((str(layer) for _, layer in names), *stacks)
-    return tuple(f"{stack}.{layer}" for stack, layer in names)

@@ -10,20 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..anatomy.mlps import dissect_mlps
 from ..anatomy.names import oddities_of
-from ..anatomy.sites import Anatomy, Site
+from ..anatomy.sites import Anatomy, LayerLabels, Site
 from ..data.answers import ExampleMetric
 from ..data.batches import Batch, device_of, examples, rows_per_example, run_model, with_labels, without_labels
 from ..errors import DataError, UnknownAnatomy
 from ..streaming.gradient_check import check_gradient
 from ..tap import copied, tap, uncached
-from ..tap.branches import POSITIONS, POSITIONS_ON_CPU, Branches, Seen, largest
+from ..tap.branches import POSITIONS, POSITIONS_ON_CPU, Branches, Seen
 from ..tap.gates import Replacement
 from ..tap.gradient_cuts import lost_gradients
 from .paired_inputs import Aligned
 
 Place = int | tuple[str, int]
-"""A layer of heads, by its row, or a block, by its stack and its number."""
+"""A layer of heads, by its row; or a block or an MLP, by its stack and its number."""
 Group = tuple[int, Sequence[int]]
 """The row of a layer, and some of its heads."""
 Edit = Callable[[Place, str, Tensor], Tensor]
@@ -58,7 +59,7 @@ class Runs(ABC):
     def read(self, aligned: Aligned, first: int) -> None:
         """Run both batches, the first example of which has this number among all, and keep their activations."""
         self.aligned, self.first = aligned, first
-        self.rows = examples(aligned.base) * rows_per_example(aligned.base)
+        self.rows = self.running_rows = examples(aligned.base) * rows_per_example(aligned.base)
         with torch.no_grad():
             self.source, self.source_values = self._activations(aligned.source)
             self.base, self.values = self._activations(aligned.base)
@@ -94,7 +95,6 @@ class Runs(ABC):
         with ExitStack() as taps:
             self.opened(taps, read=read)
             outputs = self.run(batch)
-        self._largest_output = largest(outputs)
         return found, self.metric.values(outputs, batch, self.first).detach().double().cpu()
 
     def estimated(self, tokens: Sequence[int | None], steps: int) -> Tensor:
@@ -277,18 +277,27 @@ class HeadRuns(Runs):
         return each
 
 
-class BlockRuns(Runs):
-    """Runs with what blocks return put in: block 0 is the input of the first block of a stack."""
+class LayerRuns(Runs):
+    """Runs with what blocks or MLPs return put in: block 0 is the input of the first block of a stack."""
 
-    def __init__(self, anatomy: Anatomy, metric: ExampleMetric, *, only: str | None) -> None:
+    def __init__(self, anatomy: Anatomy, metric: ExampleMetric, *, only: str | None, mlps: bool = False) -> None:
         super().__init__(anatomy, metric)
+        self._at_once: int | None = None
+        self._mlps = dissect_mlps(anatomy) if mlps else None
+        if self._mlps is not None:
+            self._names = [(site.stack, site.row) for site in self._mlps.sites if only in (None, site.stack)]
+            all_labels = self._mlps.labels
+            self.labels = all_labels if only is None else tuple(all_labels[row] for _, row in self._names)
+            return
         stacks = [stack for stack in anatomy.stacks if stack.blocks and only in (None, stack.name)]
         if not stacks:
             raise UnknownAnatomy(
                 f"no module of {type(anatomy.model).__name__} is a block whose output could be patched"
             )
         self._names = [(stack.name, layer) for stack in stacks for layer in range(len(stack.blocks) + 1)]
-        self._at_once: int | None = None
+        numbers = (str(layer) for _, layer in self._names)
+        several = tuple(f"{stack}.{layer}" for stack, layer in self._names)
+        self.labels = several if len(stacks) > 1 else LayerLabels(numbers, stacks[0].name)
 
     def names(self) -> list[Place]:
         """[place]: the stack and the number of each block."""
@@ -299,17 +308,24 @@ class BlockRuns(Runs):
         return [(name, name[0]) for name in self._names]
 
     def opened(self, undo: ExitStack, *, read: Edit | None = None, edit: Edit | None = None) -> None:
-        """Read or edit what blocks return."""
+        """Read or edit what blocks or MLPs return."""
         each = edit or read
         assert each is not None
 
         def apply(stack: str, layer: int, x: Tensor) -> Tensor:
             return each((stack, layer), stack, x)
 
-        if read is not None:
-            undo.enter_context(tap(self.anatomy, "block", read=apply))
-        else:
-            undo.enter_context(tap(self.anatomy, "block", edit=apply, once=True))
+        def apply_mlp(site: Site, x: Tensor) -> Tensor:
+            if x.dim() == 3:
+                return apply(site.stack, site.row, x)
+            # The tokens of all examples in one row (OPT).
+            return apply(site.stack, site.row, x.reshape(self.running_rows, -1, x.shape[-1])).flatten(0, 1)
+
+        where, place, call = self.anatomy, "block", apply
+        if self._mlps is not None:
+            where, place, call = self._mlps, "mlp", apply_mlp  # type: ignore[assignment]
+        options: dict[str, Any] = {"read": call} if read is not None else {"edit": call, "once": True}
+        undo.enter_context(tap(where, place, **options))
 
     @torch.no_grad()
     def patched(self, tokens: Sequence[int | None]) -> Tensor:
@@ -343,20 +359,23 @@ class BlockRuns(Runs):
         copies, batch = len(variants), self.aligned.base
         many = {key: copied(x, examples(batch), copies, 0) for key, x in batch.items()}
 
-        def edit(stack: str, layer: int, x: Tensor) -> Tensor:
-            here = [(copy, token) for copy, (name, token) in enumerate(variants) if name == (stack, layer)]
+        def edit(place: Place, stack: str, x: Tensor) -> Tensor:
+            here = [(copy, token) for copy, (name, token) in enumerate(variants) if name == place]
             here = [(copy, token) for copy, token in here if token != -1]
             if not here:
                 return x
             each = x.view(copies, -1, *x.shape[1:]).clone()
-            new = self.moved((stack, layer), stack, x.shape[1])
+            new = self.moved(place, stack, x.shape[1])
             for copy, token in here:
                 where = self.mask(stack, x.shape[1], token)
                 each[copy] = new if where is None else torch.where(where[..., None].to(x.device), new, each[copy])
             return each.view_as(x)
 
-        with uncached(self.anatomy.model), tap(self.anatomy, "block", edit=edit, once=True):
+        with uncached(self.anatomy.model), ExitStack() as taps:
+            self.running_rows = copies * self.rows
+            self.opened(taps, edit=edit)
             outputs = self.run(many)
+            self.running_rows = self.rows
         return self.metric.values(outputs, many, self.first, copies).double().cpu().view(copies, -1)
 
     def shares(self, place: Place, change: Tensor | None) -> list[Tensor]:

@@ -15,7 +15,7 @@ from .paired_inputs import Positions
 from .patch_pairs import PatchOptions, patch_pairs
 from .patching_results import HeadPatching, LayerPatching
 
-Parts = Literal["heads", "attentions", "blocks"]
+Parts = Literal["heads", "attentions", "mlps", "blocks"]
 Into = Literal["corrupted", "clean"]
 
 
@@ -29,7 +29,7 @@ def activation_patching(
 @overload
 def activation_patching(
     model: nn.Module, clean: BatchesOrTexts, corrupted: BatchesOrTexts, *, metric: Any,
-    parts: Literal["attentions", "blocks"], into: Into = "corrupted", positions: Positions | None = None,
+    parts: Literal["attentions", "mlps", "blocks"], into: Into = "corrupted", positions: Positions | None = None,
     by_token: bool = False, only: str | None = None, tokenizer: Any = None, progress: Progress = None,
 ) -> LayerPatching: ...  # fmt: skip
 @checked
@@ -61,10 +61,12 @@ def activation_patching(
             `clean`, in both runs.
         metric: `logit_difference(right, wrong)`, `probability(answer)`, "loss", the loss of the task head, or
             `f(outputs, batch) -> [batch]`.
-        parts: what is put in: "heads", each head's output; "attentions", those of all heads of a layer; "blocks", the
-            hidden states that each block returns, of which layer 0 is what the first block gets.
-        heads: with parts="heads", the heads that are put in; the others are NaN. By default all, which takes about half
-            a forward pass of each: `attribution_patching` finds those that are worth it.
+        parts: what is put in: "heads", each head's output; "attentions", those of all heads of a layer; "mlps", what
+            the down projection of each MLP returns; "blocks", the hidden states that each block returns, of which
+            layer 0 is what the first block gets.
+        heads: with parts="heads", the heads that are put in, such as `["L1H0", "L5H3"]` or `{1: [0]}`; the others are
+            NaN. By default all, which takes about half a forward pass of each: `attribution_patching` finds those that
+            are worth it.
         into: which run is patched. Into "corrupted", with clean activations, shows what is enough for the answer; into
             "clean", with corrupted ones, what it cannot do without.
         positions: the tokens at which outputs are put in, among the real tokens of a text, from 0, or from the end if
@@ -102,7 +104,7 @@ def attribution_patching(
 @overload
 def attribution_patching(
     model: nn.Module, clean: BatchesOrTexts, corrupted: BatchesOrTexts, *, metric: Any,
-    parts: Literal["attentions", "blocks"], into: Into = "corrupted", positions: Positions | None = None,
+    parts: Literal["attentions", "mlps", "blocks"], into: Into = "corrupted", positions: Positions | None = None,
     steps: int = 0, by_token: bool = False, only: str | None = None, tokenizer: Any = None, progress: Progress = None,
 ) -> LayerPatching: ...  # fmt: skip
 @checked

@@ -125,7 +125,7 @@ class LayerPatching(Patching):
     patched: Annotated[Tensor, axes("layer example")]
     """[layer, example]: the metric with the layer's output put in; where it was not run, its estimate."""
     parts: str
-    """What was put in: "attentions", all heads of a layer, or "blocks", the hidden states after each block."""
+    """What was put in: "attentions", all heads of a layer, "mlps", or "blocks", the hidden states after each block."""
     token_effect: Annotated[Tensor | None, axes("layer token", words="share of the difference", scale="signed")] = None
     """[layer, token]: the effect of the layer at each token alone; None without `by_token=True`."""
 

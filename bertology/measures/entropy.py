@@ -14,7 +14,7 @@ from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.accumulator import MapAccumulator, add_to, stat
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 
@@ -84,19 +84,21 @@ class EntropyAccumulator(MapAccumulator):
         """Add the entropies of a block of queries to the sums of each example."""
         device = self.total.device
         real = real.to(device)
-        each = weights.to(device).masked_fill(~real[:, None], 0)
+        each = weights.to(device)
+        if device.type != "cpu" or not bool(real.all()):  # on a GPU it would take longer to ask
+            each = each.masked_fill(~real[:, None], 0)
         total, count = self._sums.get(site, (0, torch.zeros(len(real), dtype=torch.int64, device=device)))
         starts = (count == 0) & real.any(1)
         where = real.int().argmax(1)[:, None, None].expand(-1, each.shape[1], 1)
         of_first = each.gather(2, where)[starts, :, 0]
-        self.first[site.row, list(site.kept)] += of_first.sum(0, dtype=torch.float64)
+        add_to(self.first, site, of_first.sum(0, dtype=torch.float64))
         self._sums[site] = total + each.sum(2, dtype=torch.float64), count + real.sum(1)
 
     def end_batch(self, batch: Batch) -> None:
         """Average over the queries of each example, if that is the average."""
         for site, (each, count) in self._sums.items():
             total, over = batch_average(each, count, self._average)
-            self.total[site.row, list(site.kept)] += total
+            add_to(self.total, site, total)
             self.over[site.row] += over
             self.queries[site.row] += count.sum()
             self.examples[site.row] += (count > 0).sum()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from ..anatomy.names import (
     IDS_ARGUMENT,
     LABELS_ARGUMENT,
     MASK_ARGUMENT,
+    POSITIONS_ARGUMENT,
 )
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, model_arguments, token_mask
 from ..data.caches import has_cache
 from ..data.models import is_encoder_decoder, task_model
-from ..data.positions import room_of
+from ..data.positions import room_of, with_positions
 from ..errors import BertologyError, DataError, UnknownAnatomy, check_least, checked
 from ..streaming.one_batch import by_stack, layer_labels, one_batch, pile
 from ..tap import tap
@@ -117,6 +118,7 @@ def capture_generation(
             taps.enter_context(tap(anatomy, "last", read=lambda stack, _: steps.update([stack])))
             for reader in readers.values():
                 reader.open(taps)
+            taps.enter_context(_padding_is_seen(writer, given))
             sequences = _generate(writer, given, {**options, "max_new_tokens": max_new_tokens})
         prompt = sequences.shape[1] - max(steps.values())  # each step chose a token
         if not is_encoder_decoder(model) and prompt != given[IDS_ARGUMENT].shape[1]:
@@ -194,6 +196,28 @@ def _readers(anatomy: Anatomy, batch: Batch, wanted: Wanted, keeping: Keeping) -
     if wanted.heads:
         readers["heads"] = _StepHeads(anatomy, batch, keeping)
     return readers
+
+
+@contextmanager
+def _padding_is_seen(writer: Any, given: dict[str, Any]) -> Iterator[None]:
+    """Raise `DataError` where a model does not get the mask or the positions of padded prompts."""
+    mask = given.get(MASK_ARGUMENT)
+    if mask is None or bool(mask.all()) or is_encoder_decoder(writer):
+        yield
+        return
+    wanted = {MASK_ARGUMENT, *({POSITIONS_ARGUMENT} & with_positions(writer, given).keys())}
+    lacking: set[str] = set()
+
+    def look(arguments: dict[str, Any]) -> None:
+        lacking.update(name for name in wanted if arguments.get(name) is None)
+
+    with tap(writer, "inputs", read=look):
+        yield
+    if lacking:
+        raise DataError(
+            f"{type(writer).__name__} generates without the {' and the '.join(sorted(lacking))} of padded prompts, so "
+            "that their padding would count: pass prompts of one length, or one after the other"
+        )
 
 
 def _generate(writer: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Tensor:

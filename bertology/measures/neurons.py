@@ -69,4 +69,6 @@ def neuron_activations(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: A
         each = {site: site.spread(x, mlps.heads, 2) for site, x in found.items()}
         stacks = {stack: pile(layers) for stack, layers in by_stack(mlps.sites, each).items()}
         about = {"model_name": model_name(model), "n_examples": examples(batch), **texts_of(model, batch, tokenizer)}
-        return NeuronActivations(stacks, masks(anatomy, batch, stacks, axis=2), layer_labels(mlps.sites, found), **about)
+        return NeuronActivations(
+            stacks, masks(anatomy, batch, stacks, axis=2), layer_labels(mlps.sites, found), **about
+        )

@@ -22,7 +22,7 @@ from ..results.fields import about_fields
 from ..streaming.first_example import check_padding
 from ..streaming.identity import add_batch, identity, model_identity
 from ..streaming.one_batch import Capture, one_batch
-from ..streaming.progress import Progress, progress_bar
+from ..streaming.progress import Progress, check_progress, progress_bar
 from ..tap import undisturbed
 from .capture_choice import Layers, Positions
 from .capture_readers import (
@@ -276,6 +276,7 @@ def capture(
         hidden, maps, heads, Layers(layers), positions, dtype, device_named(device), loss, tie_last_hidden_states
     )
     wanted.check()
+    check_progress(progress)
     if save is not None:
         batches = as_batches(model, inputs, tokenizer, sort=False, notes_words=True)
         return _saved(model, batches, wanted, tokenizer, save, progress)

@@ -20,35 +20,32 @@ from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, Weighting, check_weighting, stat
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
+from ..tap import RowStatistics, Wanted
 from .entropy import Average, batch_average, check_average
 
 
-def places(x: Tensor, start: int, first: Tensor) -> dict[str, Tensor]:
-    """{pattern: [batch, head, query]} of the attention weights `x` of the query rows from `start` on."""
-    queries = torch.arange(start, start + x.shape[2], device=x.device)
-    keys = torch.arange(x.shape[3], device=x.device)
-    distances = (queries[:, None] - keys).abs().to(x.dtype)
-    # A product of each query's row with its own distances: no third tensor of the map's size.
-    distance = torch.einsum("bhqk,qk->bhq", x, distances)
-    here = {name: _beside(x, queries + step) for name, step in (("previous", -1), ("next", 1), ("self", 0))}
-    to_first = x.gather(3, first[:, None, None, None].expand(*x.shape[:3], 1)).squeeze(3)
-    return {**here, "first": to_first, "distance": distance}
+def places(found: RowStatistics, start: int, first: Tensor) -> dict[str, Tensor]:
+    """{pattern: [batch, head, query]} of the attention of the query rows from `start` on."""
+    assert found.distance is not None
+    queries = torch.arange(start, start + found.shape[2], device=found.device)
+    here = {name: _beside(found, queries + step) for name, step in (("previous", -1), ("next", 1), ("self", 0))}
+    to_first = found.at(first[:, None].expand(-1, found.shape[2]))
+    return {**here, "first": to_first, "distance": found.distance}
 
 
-def _beside(x: Tensor, keys: Tensor) -> Tensor:
+def _beside(found: RowStatistics, keys: Tensor) -> Tensor:
     """[batch, head, query]: each query's weight of its own key; 0 for keys beyond the text."""
-    inside = (keys >= 0) & (keys < x.shape[3])
-    places = keys.clamp(0, x.shape[3] - 1)[None, None, :, None].expand(*x.shape[:3], 1)
-    return x.gather(3, places).squeeze(3) * inside
+    inside = (keys >= 0) & (keys < found.shape[3])
+    return found.at(keys.clamp(0, found.shape[3] - 1)[None]) * inside
 
 
-def by_class(x: Tensor, masks: Tensor, real: Tensor, rows: slice, device: torch.device) -> dict[str, Tensor]:
-    """[batch, head, class]: the attention of the query rows of `x` to each class of keys, summed up on `device`.
+def by_class(sums: Tensor, masks: Tensor, real: Tensor, rows: slice, device: torch.device) -> dict[str, Tensor]:
+    """[batch, head, class]: the attention of query rows to each class of keys, summed up on `device`.
 
     Over all real queries, over those of the class itself, and over the rest; with the number of queries in each class.
+    `sums [batch, head, query, class]` are each query's.
     """
-    keys = masks.permute(1, 2, 0)[:, None].to(x.dtype)  # [batch, 1, key, class]
-    each = (x @ keys).masked_fill(~real[:, None, :, None], 0).to(device).to(torch.float64)
+    each = sums.masked_fill(~real[:, None, :, None], 0).to(device).to(torch.float64)
     member = (masks[:, :, rows] & real).permute(1, 2, 0).to(device)  # [batch, query, class]
     inside = (each * member[:, None]).sum(2)
     total = each.sum(2)
@@ -112,6 +109,8 @@ class AttentionPatterns(Result):
 class PatternsAccumulator(MapAccumulator):
     """Sums what every real query's attention looks like, for `accumulate`; its options are `attention_patterns`'."""
 
+    place = "statistics"
+
     previous: Tensor = stat("layer head")
     next: Tensor = stat("layer head")
     self: Tensor = stat("layer head")
@@ -162,24 +161,37 @@ class PatternsAccumulator(MapAccumulator):
         self._positions: dict[Site, tuple[int, int]] = {}
         self._masks: dict[tuple[str, int], Tensor | None] = {}
 
-    def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
-        """Add a block of queries to the sums of each example."""
+    def wants(self, site: Site, shape: tuple[int, int, int, int]) -> Wanted:
+        """The largest weight, the distance, and the sums over each class of keys."""
+        masks = self._masks_of(site, shape[3])
+        return Wanted(
+            largest=True, distance="cross" not in site.stack, columns=None if masks is None else masks.permute(1, 2, 0)
+        )
+
+    def read(self, site: Site, weights: RowStatistics, rows: slice, real: Tensor) -> None:
+        """Add the statistics of a block of queries to the sums of each example."""
         device, keys = self.queries.device, weights.shape[3]
         self._positions[site] = max(rows.stop, self._positions.get(site, (0, 0))[0]), keys
-        found = {"confidence": weights.amax(-1)}
+        assert weights.largest is not None
+        found = {"confidence": weights.largest}
         if "cross" not in site.stack:
             found |= places(weights, rows.start, self._queries.first(site, weights))
         each = {name: one.masked_fill(~real[:, None], 0).to(device) for name, one in found.items()}
         parts = {name: one.sum(2, dtype=torch.float64) for name, one in each.items()}
         parts["count"] = real.sum(1).to(device)
-        if self._classes.names:
-            if (site.stack, keys) not in self._masks:
-                self._masks[site.stack, keys] = self._classes.masks(self.anatomy, self._batch, site.stack, keys)
-            masks = self._masks[site.stack, keys]
-            if masks is not None:
-                parts |= by_class(weights, masks, real, rows, device)
+        masks = self._masks_of(site, keys)
+        if masks is not None and weights.sums is not None:
+            parts |= by_class(weights.sums, masks, real, rows, device)
         before = self._sums.setdefault(site, {})
         self._sums[site] = {name: part + before.get(name, 0) for name, part in parts.items()}
+
+    def _masks_of(self, site: Site, keys: int) -> Tensor | None:
+        """[class, batch, key], bool: the keys of each class; None without classes, or where they are not known."""
+        if not self._classes.names:
+            return None
+        if (site.stack, keys) not in self._masks:
+            self._masks[site.stack, keys] = self._classes.masks(self.anatomy, self._batch, site.stack, keys)
+        return self._masks[site.stack, keys]
 
     def end_batch(self, batch: Batch) -> None:
         """Average over the queries of each example, if that is the average."""

@@ -64,7 +64,10 @@ class CaptureFolder(ValueFolder):
         """A tensor in a file, mapped into memory. Raises `DataError` where the file is too short."""
         if self.size(f"{name}.bin") < record.end:
             raise self.damaged(f"{name}.bin has {self.size(f'{name}.bin')} bytes, wanted {record.end} or more")
-        return mapped(self.file(name), record)
+        try:
+            return mapped(self.file(name), record)
+        except (OSError, RuntimeError) as error:
+            raise self.damaged(f"{name}.bin cannot be read ({error})") from error
 
 
 class OnDisk:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -266,7 +266,7 @@ def pruning_curve(
             bar.update()
             if threshold is not None and found.value < threshold * scores[0]:
                 break
-    return PruningCurve(
+    curve = PruningCurve(
         heads_left=torch.tensor([int(g[there].sum()) for g in steps]),
         scores=torch.tensor(scores, dtype=torch.float64),
         gates=torch.stack(steps),
@@ -277,9 +277,8 @@ def pruning_curve(
         seed=seed if by_name(by) == "random" else None,
         only=only,
         order=order,
-        model_name=model_name(model),
-        n_examples=whole.examples,
     )
+    return replace(curve, model_name=model_name(model), n_examples=whole.examples)
 
 
 def _data(

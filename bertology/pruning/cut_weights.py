@@ -223,6 +223,7 @@ def _keep_norm(norm: Any, indices: list[int], tied: Tied) -> None:
 
 @torch.no_grad()
 def blank(*parameters: Any) -> None:
+    """Set parameters to 0, those that are there."""
     for parameter in parameters:
         if parameter is not None:
             parameter.zero_()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from ..errors import DataError, checked, described
 from ..results.canvas import COLOURS, AxesT, canvas, finished, headline, marker_of, set_title
 from ..results.result import draws
@@ -38,7 +40,7 @@ def curve(result: PruningCurve, axes: Axes, *, title: str | None = None) -> None
 
 @checked
 def curves(
-    results: Sequence[PruningCurve],
+    results: Sequence[PruningCurve | NeuronCurve],
     *,
     labels: Sequence[str] | None = None,
     title: str | None = None,
@@ -47,13 +49,16 @@ def curves(
 ) -> AxesT:
     """Draw several curves of one metric over the share of heads that are gone, and write them to `path` if given.
 
-    `labels` name them; by default what ranked the heads, with the seed and the stack where there is one. Returns the
-    figure, or the axes that were given as `ax`.
-    Raises `DataError` for no curves, and for curves of several metrics.
+    Curves of neurons, or of heads and neurons, are drawn over the share of their parameters. `labels` name them; by
+    default what ranked the heads, with the seed and the stack where there is one. Returns the figure, or the axes that
+    were given as `ax`.
+    Raises `DataError` for no curves, for curves of several metrics, and for curves of heads beside those of neurons.
     """
     metrics = {result.metric for result in results}
     if len(metrics) != 1:
         raise DataError(f"curves on one plot must be of one metric, got {', '.join(sorted(metrics)) or 'no curve'}")
+    if len({_what_goes(result) for result in results}) > 1:
+        raise DataError(f"curves on one plot must be of one kind, got {', '.join(sorted(map(_what_goes, results)))}")
     if labels is not None and len(labels) != len(results):
         raise DataError(f"labels must be one for each of {len(results)} curves, got {len(labels)}")
     figure, (axes,) = canvas(ax)
@@ -69,30 +74,41 @@ def curves(
 def draw_neuron_curve(result: NeuronCurve, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw the score against the share of parameters that are gone."""
     figure, (axes,) = canvas(ax)
-    gone = 100 - 100 * result.parameters_left.double() / result.parameters_left[0]
-    axes.plot(gone.numpy(), result.scores.numpy(), marker="o", color=COLOURS[0])
-    what = "heads and neurons" if result.kinds == "both" else "neurons"
-    axes.set_xlabel(f"parameters of {what} silenced, %")
-    axes.set_ylabel(result.metric)
-    axes.grid(alpha=0.3)
-    set_title(axes, headline(result, "Pruning curve"))
+    axes.plot(_gone(result), result.scores.numpy(), marker="o", color=COLOURS[0])
+    _dress(axes, [result], headline(result, "Pruning curve"))
     return finished(figure, ax, path)
 
 
-def _gone(result: PruningCurve) -> Any:
-    """[step]: the share of heads that are gone, in percent."""
-    return (100 - 100 * result.heads_left.double() / result.heads_left[0]).numpy()
+Curve = PruningCurve | NeuronCurve
 
 
-def _dress(axes: Axes, results: Sequence[PruningCurve], title: str) -> None:
-    totals = {int(result.heads_left[0]) for result in results}
+def _left(result: Curve) -> Tensor:
+    return result.heads_left if isinstance(result, PruningCurve) else result.parameters_left
+
+
+def _what_goes(result: Curve) -> str:
+    """What is counted along a curve."""
+    if isinstance(result, PruningCurve):
+        return "heads silenced"
+    return f"parameters of {'heads and neurons' if result.kinds == 'both' else 'neurons'} silenced"
+
+
+def _gone(result: Curve) -> Any:
+    """[step]: the share that is gone, in percent."""
+    left = _left(result)
+    return (100 - 100 * left.double() / left[0]).numpy()
+
+
+def _dress(axes: Axes, results: Sequence[Curve], title: str) -> None:
+    totals = {int(_left(result)[0]) for result in results}
     axes.set_xlim(-2, 102)  # from the whole model, on the left, to none of it
-    axes.set_xlabel(f"heads silenced, %{f' of {totals.pop()}' if len(totals) == 1 else ''}")
+    axes.set_xlabel(f"{_what_goes(results[0])}, %{f' of {totals.pop():,}' if len(totals) == 1 else ''}")
     axes.set_ylabel(results[0].metric)
     axes.grid(alpha=0.3)
     set_title(axes, title)
 
 
-def _ranked_by(result: PruningCurve) -> str:
+def _ranked_by(result: Curve) -> str:
     seed = "" if result.seed is None else f" (seed {result.seed})"
-    return f"{result.by}{seed}{f', {result.only}' if result.only else ''}"
+    only = result.only if isinstance(result, PruningCurve) else None
+    return f"{result.by}{seed}{f', {only}' if only else ''}"

@@ -14,12 +14,10 @@ from safetensors import safe_open
 
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import dissect_mlps
-from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, PRUNED_NEURONS_NAME
+from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, PRUNED_NEURONS_NAME, RECORDS
 from ..errors import BertologyError, DataError, checked, shown
 from .prune import prune_heads
 from .prune_neurons import prune_neurons
-
-RECORDS = (PRUNED_NAME, PRUNED_BY_LABEL_NAME, PRUNED_NEURONS_NAME)
 
 
 @checked

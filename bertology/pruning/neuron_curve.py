@@ -45,7 +45,7 @@ class NeuronCurve(Result):
     scores: Annotated[Tensor, axes("step")]
     """[step]: the metric with so many, higher is better."""
     neurons_gone: Annotated[Tensor, axes("layer neuron")]
-    """[layer, neuron]: the step at which a neuron goes, from 1; NaN for those that stay to the end, or are not there."""
+    """[layer, neuron]: the step at which a neuron goes, from 1; NaN for those that stay, or are not there."""
     heads_gone: Annotated[Tensor, axes("layer head")]
     """[layer, head]: the step at which a head goes; NaN for those that stay. Its layers are those of attention."""
     metric: str
@@ -151,7 +151,7 @@ def neuron_curve(
     scored = _repeatable(model, batches, tokenizer)
     ranked_on = scored if importance is None else _repeatable(model, importance, tokenizer)
     mlps, anatomy = dissect_mlps(model), dissect(model)
-    parts = [mlps, anatomy] if kinds == "both" else [mlps]
+    parts: list[Anatomy] = [mlps, anatomy] if kinds == "both" else [mlps]
     ranks = _scores(model, parts, by, ranked_on, loss, seed)
     units = [_Units(part, scores, _cost(part)) for part, scores in zip(parts, ranks, strict=True)]
     gone, left = _order(units, float(amount), int(keep), by_cost=by != "random")

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..anatomy.dissect import dissect
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from ..anatomy.sites import Anatomy, Head, Heads, head_at
 from ..data.models import config_of
-from ..errors import DataError, PruningError, checked
+from ..errors import DataError, PruningError, checked, writable
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
 from ..tap import one_thread
 from .cut_weights import Cut, Tied, cut_heads, plan_cut
 from .parts_of_heads import check_in_memory
+from .uniform import uniform_places
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +55,7 @@ class Pruned(Result):
 
 
 @checked
-def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
+def prune_heads(model: nn.Module, heads: Heads, *, uniform: bool = False, scores: Tensor | None = None) -> Pruned:
     """Remove heads from the model, in place: their query, key and value rows, their output projection columns.
 
     The model then computes what it computed with these heads gated to 0. The heads that stay keep their numbers.
@@ -78,6 +79,7 @@ def prune_heads(model: nn.Module, heads: Heads) -> Pruned:
     """
     anatomy = dissect(model)
     places = anatomy.resolve(heads)
+    places = uniform_places(anatomy, places, scores) if uniform else places
     check_in_memory(model, "heads cannot be cut out", PruningError, loading=True)
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise PruningError(
@@ -161,8 +163,8 @@ def by_model(anatomy: Anatomy, places: list[tuple[int, int]], find: Callable[[nn
     configs = [id(config_of(part)) for part, _, _ in written]
     if len(set(configs)) < len(configs) or (len(written) == 1 and _shares_config(parts, written[0][0])):
         raise PruningError(
-            "several models share one config, in which only one set of what was pruned can be written down: give each its "
-            "own, model.config = copy.deepcopy(model.config)"
+            "several models share one config, in which only one set of what was pruned can be written down: give each "
+            "its own, model.config = copy.deepcopy(model.config)"
         )
     return written
 
@@ -224,7 +226,8 @@ def save_pruned(model: nn.Module, path: str | Path) -> None:
     if not isinstance(inner, transformers.PreTrainedModel):
         raise DataError(_not_saved(model))
     check_in_memory(inner, "the model cannot be saved", DataError)
-    inner.save_pretrained(str(path))
+    with writable(path):
+        inner.save_pretrained(str(path))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

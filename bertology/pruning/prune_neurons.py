@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import Mlp, MlpAnatomy, Neuron, Neurons, dissect_mlps, neuron_at
@@ -26,6 +26,7 @@ from ..tap import one_thread
 from .cut_weights import Tied, blank, keep_units
 from .parts_of_heads import check_in_memory, check_plain, inner_layer, refusal
 from .prune import by_model, check_config, count_parameters, record
+from .uniform import uniform_places
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,7 +58,9 @@ class PrunedNeurons(Result):
 
 
 @checked
-def prune_neurons(model: nn.Module, neurons: Neurons) -> PrunedNeurons:
+def prune_neurons(
+    model: nn.Module, neurons: Neurons, *, uniform: bool = False, scores: Tensor | None = None
+) -> PrunedNeurons:
     """Remove neurons of MLPs from the model, in place: their rows of the up and gate projections, their columns of the
     down projection.
 
@@ -68,6 +71,10 @@ def prune_neurons(model: nn.Module, neurons: Neurons) -> PrunedNeurons:
         model: a model of transformers whose MLPs `dissect_mlps` finds. Experts of a mixture cannot be cut.
         neurons: `{layer: [neurons]}`, `(layer, neuron)` pairs, `Neuron`s or their names, `"L5N3"`, by the rows of
             results. In ALBERT, whose layers share their MLP, a neuron must be named in every layer that runs it.
+        uniform: remove the same number of neurons from every MLP, at most as many in all as are named, so that
+            `save_plain` can write the model. Of all such sets the one with the least sum of `scores` is taken.
+        scores: `[layer, neuron]`, such as `neuron_importance(...).scores`; by default 0 for the neurons that are named,
+            and 1 for the others.
 
     Raises `NeuronError` for neurons that are out of range or were pruned before, `PruningError` where neurons cannot be
     cut out; the model is then left as it was.
@@ -80,6 +87,7 @@ def prune_neurons(model: nn.Module, neurons: Neurons) -> PrunedNeurons:
     """
     mlps = dissect_mlps(model)
     places = mlps.resolve(neurons)
+    places = uniform_places(mlps, places, scores) if uniform else places
     check_in_memory(model, "neurons cannot be cut out", PruningError, loading=True)
     cuts = _plan(mlps, places)
     written = by_model(mlps, places, dissect_mlps)

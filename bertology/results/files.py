@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, writable
 from .axes import axes_of
+from .complete_file import complete_file
 
 
 def write_file(path: str | Path, kind: str, values: Mapping[str, Any], stack: str = "") -> None:
@@ -41,7 +42,8 @@ def write_file(path: str | Path, kind: str, values: Mapping[str, Any], stack: st
     # `contiguous` keeps odd strides of axes with one element.
     tensors = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
     about = {"result": kind, "fields": json.dumps(rest, default=vars)} | ({"stack": stack} if stack else {})
-    save_file(tensors, str(path), metadata=about | {"checksum": _checksum(tensors, about)})
+    with writable(path), complete_file(Path(path)) as part:
+        save_file(tensors, str(part), metadata=about | {"checksum": _checksum(tensors, about)})
 
 
 def check_path(path: Any) -> None:

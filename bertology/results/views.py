@@ -206,7 +206,11 @@ def _map(result: Fields, name: str, values: Tensor, axes: FieldAxes) -> str:
     signed = axes.scale == "signed" or low < 0
     edge = max(abs(low), abs(high)) or 1.0
     low, high = (-edge, edge) if signed else (low, high)
-    lines = ["<tr><td></td>" + "".join(f"<th>{escape(str(titles[i])[:12])}</th>" for i in columns) + "</tr>"]
+    lines = [
+        "<tr><td></td>"
+        + "".join(f"<th style='text-align:center'>{escape(str(titles[i])[:12])}</th>" for i in columns)
+        + "</tr>"
+    ]
     pairs = list(zip(rows, part.tolist(), strict=True))
     for row, cells in (
         reversed(pairs) if axes.names[0] == "layer" else pairs
@@ -227,11 +231,19 @@ def _cell(value: float, low: float, high: float, signed: bool, numbered: bool) -
     ends = ((213, 94, 0), (0, 114, 178)) if signed else ((0, 114, 178), (0, 114, 178))
     strength = abs(2 * share - 1) if signed else share
     end = ends[1] if share >= 0.5 or not signed else ends[0]
-    colour = "".join(f"{round(250 + (one - 250) * strength):02x}" for one in end)
+    mixed = [round(250 + (one - 250) * strength) for one in end]
+    colour = "".join(f"{one:02x}" for one in mixed)
     if not numbered:
         return f"<td style='background:#{colour}'></td>"
-    ink = "fff" if strength > 0.6 else "000"
-    return f"<td style='background:#{colour};color:#{ink};padding:1px 3px'>{value:.2g}</td>"
+    style = f"background:#{colour};color:#{_ink(mixed)};padding:1px 3px;text-align:center"
+    return f"<td style='{style}'>{value:.2g}</td>"
+
+
+def _ink(colour: Sequence[int]) -> str:
+    """Black or white, whichever is read better on a colour: by the contrast of WCAG 2."""
+    parts = [(x / 255 / 12.92) if x <= 10 else ((x / 255 + 0.055) / 1.055) ** 2.4 for x in colour]
+    light = sum(share * x for share, x in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+    return "fff" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else "000"
 
 
 def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

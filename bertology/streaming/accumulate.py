@@ -17,6 +17,7 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, Batches, BatchesOrTexts, ReadBatch, each_batch, examples, run_model
 from ..data.make_batches import as_batches
 from ..errors import DataError, checked
+from ..results.complete_file import locked
 from ..results.fields import model_name
 from ..results.result import with_measured
 from ..tap import uncached, undisturbed
@@ -25,6 +26,7 @@ from .accumulator import A, Accumulator, MapAccumulator, read_maps, states_of
 from .checkpoint import Checkpoint
 from .first_example import check_padding
 from .identity import add_batch, model_identity
+from .named_axes import merge_by_name
 from .processes import Merge, check_counts, check_same_work, check_sampler, gathered, merges, processes
 from .progress import Progress, progress_bar
 from .shards import DigestedBatches, Shard, ShardFile
@@ -52,7 +54,8 @@ def accumulate(
         tokenizer: needed for texts: the model's. It makes batches of texts of similar length, unless a measure has
             values for each example.
         checkpoint: a file to which the sums are written every minute, and from which an interrupted pass resumes, given
-            the same model and data. It is removed when the pass is complete. Each process needs its own.
+            the same model and data. It is removed when the pass is complete. Each process needs its own. If it cannot
+            be written, such as to a full disk, a warning says so, and the pass goes on.
         shard: (k, n), where these batches are share k, from 0, of n shares of the data, which other machines measure.
         save: the folder in which such a shard's sums are written to a file, for `merge_shards`. A shard that is there
             already is not measured again. Processes do not merge their sums then.
@@ -73,7 +76,7 @@ def accumulate(
     by_example = any(accumulator.by_example for accumulator in accumulators)
     made = partial(as_batches, model, batches, tokenizer, sort=not by_example)
     take = partial(_take, checkpoint=checkpoint, progress=progress)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), locked(checkpoint):
         if save is not None or shard is not None:
             file = ShardFile(save, shard, model, accumulators)
             return _of_shard(model, made(), accumulators, file, take)
@@ -83,8 +86,8 @@ def accumulate(
             check_counts(seen, batches)
             measured = sum(gathered(measured, "number of examples"))
         results = tuple(all_merge(accumulator).compute() for accumulator in accumulators)
-    if saved is not None:
-        saved.remove()
+        if saved is not None:
+            saved.remove()
     return tuple(with_measured(result, model_name(model), measured) for result in results)
 
 
@@ -108,7 +111,9 @@ def _of_shard(
         if data.digest != there.about["data"]:
             raise DataError(f"{there.path} is there already, of other data: name another folder, or remove it")
         for number, accumulator in enumerate(accumulators):
-            accumulator.zero(dissect(model)).merge(there.of(number))
+            empty = accumulator.zero(dissect(model)).state()
+            parts = [(accumulator.names(), empty), there.of(number)]
+            merge_by_name(accumulator, parts, partial(accumulator.zero, accumulator.anatomy))
     results = [accumulator.compute() for accumulator in accumulators] if many else []
     return tuple(with_measured(result, model_name(model), many) for result in results)
 
@@ -271,9 +276,7 @@ def all_merge(accumulator: A) -> A:
     """Merge an accumulator over all processes of `torch.distributed`; alone, it stays as it is."""
     if processes() == 1:
         return accumulator
-    sums = {name: x.cpu() for name, x in accumulator.state().items()}
-    states = gathered(sums, f"sums of {type(accumulator).__name__}")
-    accumulator.zero(accumulator.anatomy)
-    for state in states:
-        accumulator.merge(state)
+    sums = accumulator.names(), {name: x.cpu() for name, x in accumulator.state().items()}
+    parts = gathered(sums, f"sums of {type(accumulator).__name__}")
+    merge_by_name(accumulator, parts, partial(accumulator.zero, accumulator.anatomy))
     return accumulator

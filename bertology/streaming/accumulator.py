@@ -21,12 +21,14 @@ from ..data.losses import ExampleLoss, find_loss
 from ..data.padding import RealQueries
 from ..errors import DataError, UnknownAnatomy, checked, described
 from ..results.result import Result
-from ..tap import check_rows, shares, tap
+from ..tap import RowStatistics, Wanted, apart, check_rows, of_map, shares, tap, together
 from .first_example import FirstExample
 from .gradient_check import check_gradient
 from .identity import identity
 
 A = TypeVar("A", bound="Accumulator")
+Names = dict[str, tuple[Any, ...]]
+"""{axis: names}, of the axes along which sums have names that come from the data."""
 Weighting = Literal["attention", "norm"]
 """What attention is measured by: its weights, or each query's shares of the norms of what arrives, |α f(x)|."""
 
@@ -138,6 +140,21 @@ class Accumulator(ABC):
     def sizes(self) -> dict[str, int]:
         """How long the axes of its sums are other than `layer` and `head`, by name."""
         return {}
+
+    def names(self) -> Names:
+        """The names along axes that come from the data, such as relations: sums of several parts are merged by them.
+
+        A measure that has some also defines `rename`, which replaces them.
+        """
+        return {}
+
+    def rename(self, names: Names) -> None:  # noqa: B027
+        """Replace the names along axes that come from the data; `forget` or `zero` follows."""
+
+    @classmethod
+    def axes(cls) -> dict[str, list[str]]:
+        """The axes of each sum, by its name."""
+        return {name: kind.axes for name, kind in cls._stats().items()}
 
     def settings(self) -> str:
         """What tells this measure from others of its kind: a checkpoint of another one is refused.
@@ -256,8 +273,9 @@ class MapAccumulator(Accumulator):
         torch.Size([2, 4])
     """
 
-    place: ClassVar[Literal["attention", "entropy"]] = "attention"
-    """What `read` is given: attention weights, or the entropies of each query's weights, `[batch, head, query]`."""
+    place: ClassVar[Literal["attention", "entropy", "statistics"]] = "attention"
+    """What `read` is given: attention weights, the entropies of each query's weights, `[batch, head, query]`, or the
+    statistics of these weights that `wants` asks for, which on long texts take no map."""
     whole: ClassVar[bool] = False
     """Whether `read` needs each map in one piece, not in blocks of query rows."""
     text_only: ClassVar[bool] = False
@@ -281,8 +299,12 @@ class MapAccumulator(Accumulator):
     def start_batch(self, batch: Batch) -> None:
         """Get ready for a batch, before the forward pass."""
 
+    def wants(self, site: Site, shape: tuple[int, int, int, int]) -> Wanted:
+        """Which statistics `read` is given of a map [batch, head, query, key], at the place "statistics"."""
+        return Wanted(entropy=True, largest=True, distance=True)
+
     @abstractmethod
-    def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
+    def read(self, site: Site, weights: Any, rows: slice, real: Tensor) -> None:
         """Add a block of attention weights to the sums.
 
         Args:
@@ -304,6 +326,30 @@ class MapAccumulator(Accumulator):
         return read_maps([self], batch)
 
 
+def add_to(sums: Tensor, site: Site, values: Tensor) -> None:
+    """Add `values [head, ...]`, of the heads of a site that are left, to `sums [layer, head, ...]`."""
+    row = sums[site.row]
+    if len(site.kept) == len(row):
+        row += values  # indices of all heads would take longer than the sum
+    else:
+        row[list(site.kept)] += values
+
+
+def _given(measures: Sequence[MapAccumulator], site: Site, x: Any, rows: slice) -> list[Any]:
+    """What each measure is given of what was read for all of them."""
+    if isinstance(x, RowStatistics):
+        return apart(x, [measure.wants(site, x.shape) for measure in measures])
+    values = shares(x) if measures[0].weighting == "norm" else x.detach()
+    return [
+        of_map(values, rows, measure.wants(site, x.shape))
+        if measure.place == "statistics"
+        else x
+        if measure.needs_gradient
+        else values
+        for measure in measures
+    ]
+
+
 @contextmanager
 def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None]:
     """Give the attention maps of a forward pass to several measures that tap one place, through one tap."""
@@ -313,18 +359,22 @@ def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None
         measure.start_batch(batch)
     anatomy = measures[0].anatomy
     real = RealQueries(anatomy, batch, text_only=all(measure.text_only for measure in measures))
+    some_want_text = any(measure.text_only for measure in measures)
 
-    def read(site: Site, x: Tensor, rows: slice) -> None:
-        of_text = real.are_of_text(site, x)
+    def wants(site: Site, shape: tuple[int, int, int, int]) -> Wanted:
+        return together([measure.wants(site, shape) for measure in measures])
+
+    def read(site: Site, x: Any, rows: slice) -> None:
+        of_text = some_want_text and real.are_of_text(site, x)
         given = [measure for measure in measures if of_text or not measure.text_only]
         if given:
-            queries, values = real.among(site, rows, x), shares(x) if tapped == "norms" else x.detach()
-            for measure in given:
-                measure.read(site, x if measure.needs_gradient else values, rows, queries)
+            queries = real.among(site, rows, x)
+            for measure, own in zip(given, _given(given, site, x, rows), strict=True):
+                measure.read(site, own, rows, queries)
 
     fewest = min((measure.rows for measure in measures if measure.rows is not None), default=None)
     whole = any(measure.whole or measure.text_only for measure in measures)
-    with tap(anatomy, tapped, read=read, rows=fewest, whole=whole):
+    with tap(anatomy, tapped, read=read, rows=fewest, whole=whole, wants=wants):
         yield
     real.check()
     for measure in measures:

@@ -7,18 +7,16 @@ other values as JSON with them, and a digest that identifies the work.
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import uuid4
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, writable
+from ..results.complete_file import complete_file
 from ..results.files import checksum, read_tensors
 
 EVERY_SECONDS = 60.0
@@ -45,6 +43,7 @@ class Checkpoint:
         digest: tells this work from other work.
         otherwise: words for the error: what the file belongs to if its digest differs.
 
+    What cannot be written, to a full disk or a folder that is read only, is told in a warning, and the work goes on.
     Raises `DataError` for a path that cannot be a file.
     """
 
@@ -52,7 +51,7 @@ class Checkpoint:
         self._path, self._digest, self._otherwise = Path(path), digest, otherwise
         if self._path.is_dir() or not self._path.parent.is_dir():
             raise DataError(f"checkpoint must be a file in a folder that exists, got {self._path}")
-        self._last = time.monotonic()
+        self._last, self._warned = time.monotonic(), False
 
     def load(self, work: Resumable) -> None:
         """Resume from the file, if there is one. Raises `DataError` if it is of other work, or damaged."""
@@ -83,25 +82,22 @@ class Checkpoint:
         """Write the work to the file, all or nothing."""
         tensors = {name: x.detach().cpu().contiguous().clone() for name, x in work.tensors().items()}
         numbers = json.dumps(work.numbers())
-        with complete_file(self._path) as part:
-            about = {"digest": self._digest, "numbers": numbers, "content": checksum(tensors, numbers)}
-            save_file(tensors, str(part), metadata=about)
+        about = {"digest": self._digest, "numbers": numbers, "content": checksum(tensors, numbers)}
+        try:
+            with writable(self._path), complete_file(self._path) as part:
+                save_file(tensors, str(part), metadata=about)
+        except DataError as error:
+            self._warn(f"{error.__cause__}. The work goes on, but resumes from what was written before, if anything")
         self._last = time.monotonic()
 
     def remove(self) -> None:
         """Remove the file, since the work is complete."""
-        self._path.unlink(missing_ok=True)
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            self._warn(f"{error}. Remove it by hand: the work is complete")
 
-
-@contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """Give the path of a file to write, which replaces `path` once it is complete: there is never half a file.
-
-    The file has a name of its own, so that two processes that write the same do not meet, and is removed on an error.
-    """
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    def _warn(self, why: str) -> None:
+        if not self._warned:
+            warnings.warn(f"the checkpoint {self._path} cannot be written: {why}", stacklevel=2)
+        self._warned = True

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, writable
+from ..results.complete_file import complete_file
 from ..results.files import bytes_of
-from .checkpoint import complete_file
 
 META = "meta.json"
 
@@ -62,7 +62,7 @@ class ValueFolder:
             about, check = found["about"], found["check"]
         except (FileNotFoundError, NotADirectoryError) as error:
             raise DataError(f"{self.path} holds no {self.holds}: wanted a folder that {self.maker} made") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.damaged(f"{META} cannot be read ({error})") from error
         if check != check_of_values(about):
             raise self.damaged(f"{META} was changed")
@@ -91,7 +91,7 @@ class ValueFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, all or nothing."""
-        with complete_file(self.path / name) as part:
+        with writable(self.path / name), complete_file(self.path / name) as part:
             part.write_bytes(content)
 
     def read(self, name: str) -> bytes:
@@ -156,21 +156,20 @@ class TensorFiles:
         """A file, of which only the first `end` bytes are kept when it is first opened."""
         if name not in self._files:
             path = self._path / name
-            path.touch()
-            file = self._undo.enter_context(path.open("r+b"))
-            file.truncate(end)
-            file.seek(end)
+            with writable(path):
+                path.touch()
+                file = self._undo.enter_context(path.open("r+b"))
+                file.truncate(end)
+                file.seek(end)
             self._files[name] = file
         return self._files[name]
 
     def write(self, name: str, content: Any) -> None:
         """Write bytes to the end of a file. Raises `DataError` where the disk is full."""
         file = self.open(name)
-        try:
+        with writable(self._path / name):
             file.write(content)
             file.flush()
-        except OSError as error:
-            raise DataError(f"{self._path / name} cannot be written ({error}): make room on the disk") from error
 
     def append(self, name: str, x: Tensor) -> Record:
         """Write a tensor to the end of a file, at a multiple of the size of its elements."""

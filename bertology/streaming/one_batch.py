@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, LayerLabels, Site
+from ..data.batch_checks import input_name
 from ..data.batches import Batch, BatchesOrTexts, device_of, on_device, run_model, shows_padding
 from ..data.captured_texts import CapturedTexts
 from ..data.make_batches import as_batch
@@ -127,7 +128,7 @@ def masks(anatomy: Anatomy, batch: Batch, stacks: dict[str, Tensor], axis: int) 
     A stack whose attention mask does not show its padding, since it is not `[batch, token]`, is left out, and so is one
     that ran several times: the batch does not say which of its texts has which mask.
     """
-    device = device_of(anatomy.model)
+    device = batch[input_name(batch)].device
     known = {site.stack for site in anatomy.sites} | {stack.name for stack in anatomy.stacks}
     return {
         name: real_positions(anatomy, batch, name, x.shape[1], x.shape[axis]).to(device)

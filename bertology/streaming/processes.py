@@ -18,6 +18,7 @@ from ..tap import divided_over, whole_weights
 from ..tap.private_api import library_versions
 from .accumulator import Accumulator
 from .identity import config_settings, weights_checksum
+from .named_axes import without_names
 
 F = TypeVar("F", bound=Callable[..., Any])
 Merge = Literal["all", "none"] | ProcessGroup
@@ -213,7 +214,7 @@ def check_same_work(model: nn.Module, accumulators: Sequence[Accumulator]) -> No
         "versions of torch and transformers": library_versions(),
         "model": (type(model).__qualname__, weights_checksum(model), repr(sorted(config_settings(model).items()))),
         "measures": [type(accumulator).__qualname__ for accumulator in accumulators],
-        "settings or names of the measures": [_settings(accumulator) for accumulator in accumulators],
+        "settings of the measures": [_settings(accumulator) for accumulator in accumulators],
     }
     every = gathered(mine, "model and measures")
     for rank, theirs in enumerate(every):
@@ -228,7 +229,7 @@ def check_same_work(model: nn.Module, accumulators: Sequence[Accumulator]) -> No
 
 def _settings(accumulator: Accumulator) -> str:
     try:
-        return accumulator.described()
+        return without_names(accumulator).described()
     except DataError:
         return ""  # what cannot be identified cannot be compared either
 

@@ -22,10 +22,15 @@ def progress_bar(progress: Progress, of: Iterable[Any] | None = None, **options:
         >>> list(progress_bar(False, [5, 6]))
         [5, 6]
     """
-    if not isinstance(progress, (str, bool, type(None))):
-        raise DataError(f"progress must be True, False or the title of a progress bar, got {progress!r}")
+    check_progress(progress)
     title = progress if isinstance(progress, str) else None
     return tqdm(of, desc=title, disable=progress is None or progress is False, **options)
+
+
+def check_progress(progress: Progress) -> None:
+    """Raise `DataError` unless `progress` is a title, True, False or None."""
+    if not isinstance(progress, (str, bool, type(None))):
+        raise DataError(f"progress must be True, False or the title of a progress bar, got {progress!r}")
 
 
 def titled(progress: Progress, what: str) -> Progress:

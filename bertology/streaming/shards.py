@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 from safetensors.torch import save_file
@@ -24,17 +27,19 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batch_checks import Batch, check_inputs
 from ..data.batches import Batches
 from ..errors import DataError, checked, is_whole, writable
+from ..results.complete_file import complete_file
 from ..results.fields import model_name
 from ..results.files import checksum, read_tensors
 from ..results.result import with_measured
 from ..tap.private_api import library_versions
-from .accumulator import Accumulator, states_of
-from .checkpoint import complete_file
+from .accumulator import Accumulator, Names, states_of
 from .identity import add_batch, identity, model_identity
+from .named_axes import merge_by_name, without_names
 from .processes import process, processes
 
 Shard = tuple[int, int]
 """Which part of the data, from 0, and of how many: (0, 8) is the first of eight."""
+CPU = torch.device("cpu")
 PATTERN = "*-of-*.safetensors"
 # What must be the same in all files, and the words for it.
 SAME = {
@@ -42,7 +47,7 @@ SAME = {
     "model": "model",
     "anatomy": "heads, such as the pruned ones,",
     "parts": "MLPs or blocks, such as pruned neurons,",
-    "measures": "measures, settings or names",
+    "measures": "measures or settings",
 }
 
 
@@ -114,10 +119,11 @@ class Sums(NamedTuple):
     about: dict[str, Any]
     tensors: dict[str, Tensor]
 
-    def of(self, number: int) -> dict[str, Tensor]:
-        """The sums of one measure."""
-        prefix = f"{number}."
-        return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
+    def of(self, number: int) -> tuple[Names, dict[str, Tensor]]:
+        """The names along axes that come from the data, and the sums, of one measure."""
+        prefix, names = f"{number}.", self.about["names"][number]
+        sums = {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
+        return {axis: tuple(some) for axis, some in names.items()}, sums
 
 
 class ShardFile:
@@ -135,6 +141,7 @@ class ShardFile:
         check_shard(shard)
         with writable(folder):
             Path(folder).mkdir(parents=True, exist_ok=True)
+            _try_to_write(Path(folder))
         self.path = Path(folder) / f"{shard[0]:05d}-of-{shard[1]:05d}.safetensors"
         self._about = {"shard": list(shard), "name": model_name(model), **_work(model, dissect(model), accumulators)}
 
@@ -148,10 +155,21 @@ class ShardFile:
 
     def write(self, accumulators: Sequence[Accumulator], examples: int, data: str) -> None:
         """Write the sums, all or nothing."""
-        about = json.dumps({**self._about, "examples": examples, "data": data}, sort_keys=True)
+        names = [one.names() for one in accumulators]
+        about = json.dumps({**self._about, "names": names, "examples": examples, "data": data}, sort_keys=True)
         tensors = {name: x.detach().cpu().contiguous().clone() for name, x in states_of(accumulators).items()}
         with writable(self.path), complete_file(self.path) as part:
             save_file(tensors, str(part), metadata={"sums": about, "content": checksum(tensors, about)})
+
+
+def _try_to_write(folder: Path) -> None:
+    """Write a file and remove it: that there is no room for the sums is said before anything is measured."""
+    part = folder / f".{uuid4().hex}.part"
+    try:
+        part.write_bytes(b"0" * 4096)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @checked
@@ -196,9 +214,7 @@ def merge_shards(folder: str | Path, *accumulators: Accumulator, model: nn.Modul
     for number, accumulator in enumerate(measures):
         there = first.get("parts", {}).get(str(number))
         part = accumulator.part_of(anatomy) if model is not None or there is None else _anatomy(there)
-        accumulator.forget(part, torch.device("cpu"))
-        for sums in shards:
-            accumulator.merge(sums.of(number))
+        merge_by_name(accumulator, [sums.of(number) for sums in shards], partial(accumulator.forget, part, CPU))
     examples = sum(sums.about["examples"] for sums in shards)
     return tuple(with_measured(one.compute(), first["name"], examples) for one in measures)
 
@@ -224,7 +240,7 @@ def _measures(accumulators: Sequence[Accumulator]) -> dict[str, Any]:
         "measures": [
             {
                 "class": _class_name(type(one)),
-                "settings": identity(one.described()),
+                "settings": identity(without_names(one).described()),
                 "arguments": [list(one._given[0]), one._given[1]] if _is_plain(one._given) else None,
             }
             for one in accumulators
@@ -320,5 +336,12 @@ def _check_complete(shards: Sequence[Sums]) -> None:
 def _check_same(sums: Sums, other: Mapping[str, Any], whose: str) -> None:
     """Raise `DataError` for a file whose work is not that of another."""
     for name, words in SAME.items():
-        if name in other and sums.about.get(name, {}) != other[name]:
+        if name in other and _compared(name, sums.about) != _compared(name, other):
             raise DataError(f"{sums.path} has other {words} than {whose}: their sums do not belong together")
+
+
+def _compared(name: str, about: Mapping[str, Any]) -> Any:
+    """What is compared: of measures not the arguments, which may hold names from the data, but what they amount to."""
+    if name == "measures":
+        return [(one["class"], one["settings"]) for one in about[name]]
+    return about.get(name, {})

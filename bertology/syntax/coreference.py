@@ -254,6 +254,8 @@ def coreference_heads(
         >>> coreference_heads(model, align(tokenizer, [Document(words, mentions)])).accuracy.shape
         torch.Size([3, 2, 2, 4])
     """
+    if isinstance(batches, Sequence) and batches:
+        aligned_in(batches[0])
     counter = CoreferenceAccumulator(candidates=candidates, rows=rows, weighting=weighting)
     found = accumulate(model, batches, counter, progress=progress)[0]
     return replace(found, skipped=skipped_in(batches))

@@ -17,7 +17,7 @@ from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Weighting, check_weighting, stat
+from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from ..streaming.processes import Merge, gathered, merges, skipped_in
 from ..streaming.progress import Progress
 from .best_heads import OFFSETS, Counts, RelationTable, relation_table
@@ -135,6 +135,14 @@ class DependencyAccumulator(WordMapAccumulator):
         self.weighting = check_weighting(weighting)
         self._relations = {name: number for number, name in enumerate(sorted(set(relations)))}
         self.word_rows, self._possessives = rows, tuple(possessives)
+
+    def names(self) -> Names:
+        """The relations."""
+        return {"relation": tuple(self._relations)}
+
+    def rename(self, names: Names) -> None:
+        """Count other relations."""
+        self._relations = {name: number for number, name in enumerate(names["relation"])}
 
     def settings(self) -> str:
         """The relations, and how the rows of words are made."""

@@ -254,7 +254,8 @@ def draw_coreference(
     right, mentions = result.right[some].sum(0), int(result.mentions[some].sum())
     shares = (right.double() / mentions).masked_fill(result.right[0] < 0, float("nan"))
     panels = dict(zip(MENTION_DIRECTIONS, shares, strict=True))
-    title = headline(result, f"Coreference heads: {kind} mentions, {mentions}")
+    told = f"{mentions} mention{'' if mentions == 1 else 's'}{'' if kind == 'all' else f', {kind}'}"
+    title = headline(result, f"Coreference heads: {told}")
     return head_panels(panels, result.labels, unit="share of antecedents picked", title=title, ax=ax, path=path)
 
 

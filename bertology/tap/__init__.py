@@ -6,9 +6,9 @@
 This folder alone sets hooks and switches attention implementations. `calls` counts which layer is running. `hooks`
 taps blocks and heads; where a projection is not a module, `function_mode` sees its product. `attention_maps` taps
 attention maps by one of two routes: `interface_route` for models on transformers' attention interface, `softmax_route`
-for all others. `arriving` weighs them by the norms of what arrives. `gates` scales or replaces heads' outputs.
-`resume` records a pass and resumes it at a later layer, and `branches` runs copies of a batch under several sets of
-gates from there.
+for all others; statistics of maps, such as entropies, need no map where attention is plain (`statistics_route`).
+`arriving` weighs maps by the norms of what arrives. `gates` scales or replaces heads' outputs. `resume` records a pass
+and resumes it at a later layer, and `branches` runs copies of a batch under several sets of gates from there.
 `recompute` repeats edits in parts that run again in the backward pass.
 `restore` leaves a model as it was found; `wrapped` lets it run without other processes. `private_api` holds the private
 names of torch and transformers.
@@ -16,16 +16,19 @@ names of torch and transformers.
 
 from .arriving import output_weights, shares
 from .hooks import check_rows, is_tapped, tap
-from .map_reader import attention_entropies
 from .position_bias import narrow_biases, takes_bias
 from .restore import uncached, uncompiled, undisturbed
 from .resume import Recording, copied, first_position_only, matrix, recorded, tail_noted
+from .row_statistics import RowStatistics, Wanted, apart, attention_entropies, of_map, together
 from .silence import silenced
 from .threads import one_thread
 from .wrapped import divided_over, whole_weights
 
 __all__ = [
     "Recording",
+    "RowStatistics",
+    "Wanted",
+    "apart",
     "attention_entropies",
     "check_rows",
     "copied",
@@ -34,6 +37,7 @@ __all__ = [
     "is_tapped",
     "matrix",
     "narrow_biases",
+    "of_map",
     "one_thread",
     "output_weights",
     "recorded",
@@ -42,6 +46,7 @@ __all__ = [
     "tail_noted",
     "takes_bias",
     "tap",
+    "together",
     "uncached",
     "uncompiled",
     "undisturbed",

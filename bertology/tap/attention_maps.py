@@ -21,16 +21,17 @@ from ..errors import UnknownAnatomy
 from .arriving import Arriving
 from .calls import Calls, attention_modules
 from .interface_route import switch
-from .map_reader import Reader, Reading
+from .map_reader import Reader, Reading, Wants
 from .own_function import Entry, own_entry, read_own
 from .softmax_route import watch_softmax
 
 
 @contextmanager
 def tap_maps(
-    anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole: bool, once: bool, arriving: Arriving | None
-) -> Iterator[None]:
-    """Give `read(site, x, rows)` the attention maps of a forward pass, or their entropies, in blocks of query rows.
+    anatomy: Anatomy, read: Reader, what: str, rows: int | None, whole: bool, once: bool, wants: Wants,
+    arriving: Arriving | None,
+) -> Iterator[None]:  # fmt: skip
+    """Give `read(site, x, rows)` the attention maps of a forward pass, or statistics, in blocks of query rows.
 
     With `arriving`, the maps are weighed by the norms of what arrives.
     """
@@ -50,7 +51,7 @@ def tap_maps(
                 crossing = [modules[site] for site in sites if site.crosses]
                 calls = Calls([(modules[site], site) for site in sites], may_rest=crossing, once=once)
                 calls.watch(anatomy, undo)
-                route(anatomy, Reading(calls, read, what, rows, whole, arriving), undo)
+                route(anatomy, Reading(calls, read, what, rows, whole, wants, arriving), undo)
         yield
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.blocks import BlockAnatomy
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import MlpAnatomy, dissect_mlps
 from ..anatomy.names import CACHE_ARGUMENTS
@@ -171,7 +172,7 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
             if x.shape[0] > 1 or not batch or x.shape[1] != len(gate) * token_count(anatomy.model, batch, site.stack):
                 raise _other_batch(len(gate), x.shape[0])
             # The tokens of all examples in one row, example by example (OPT).
-            return (x.unflatten(1, (len(gate), -1))[0] * gate[:, None, :, None]).flatten(0, 1)[None]
+            return (x.reshape(len(gate), -1, *x.shape[2:]) * gate[:, None, :, None]).reshape(x.shape)
         return x * gate[:, None, :, None]
 
     batch: dict[str, Any] = {}
@@ -244,6 +245,20 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     if len(broken):
         raise ShapeError(f"gates must be finite numbers, got {broken[0].item()} for a {unit} that is there")
     return gates
+
+
+@contextmanager
+def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[None]:
+    """Skip these blocks while the `with` lasts: each passes on what it gets. They run all the same."""
+    skipped = {(blocks.sites[row].stack, blocks.sites[row].layer + 1) for row in rows}
+    before: dict[str, Tensor] = {}
+
+    def edit(stack: str, layer: int, x: Tensor) -> Tensor:
+        before[stack] = before[stack] if (stack, layer) in skipped else x
+        return before[stack]
+
+    with tap(blocks, "block", edit=edit):
+        yield
 
 
 @contextmanager

@@ -21,13 +21,15 @@ from .arriving import Arriving
 from .attention_maps import tap_maps
 from .calls import Calls
 from .function_mode import of_reader, watch_products
+from .map_reader import Wants
 from .private_api import has_pre_hooks
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
+from .row_statistics import Wanted
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
-PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "entropy")
+PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "entropy", "statistics")
 EDITED = ("block", "heads", "neurons", "mlp")
 
 
@@ -42,14 +44,15 @@ def tap(
     rows: int | None = None,
     whole: bool = False,
     once: bool | None = None,
+    wants: Wants | None = None,
 ) -> Iterator[None]:
     """Call `read` or `edit` at one place of the model while the `with` lasts.
 
     `anatomy` is what `dissect(model)` returned; a model is dissected there and then.
 
-    ===========  =================  ========================================================================
+    ============ =================  ========================================================================
     place        called with        x
-    ===========  =================  ========================================================================
+    ============ =================  ========================================================================
     "inputs"     (kwargs)           no x: the arguments of the model's call, by name
     "block"      (stack, layer, x)  [batch, token, hidden]: what a block returns; layer 0: what block 1 gets
     "last"       (stack, x)         [batch, token, hidden]: what the stack returns, its final norm included
@@ -59,15 +62,20 @@ def tap(
     "attention"  (site, x, rows)    [batch, head, query, key]: the weights of the query rows `rows`, a slice
     "norms"      (site, x, rows)    [batch, head, query, key]: |α f(x)|, the norms of what arrives from each key
     "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
-    ===========  =================  ========================================================================
+    "statistics" (site, x, rows)    `RowStatistics` of those weights: what `wants` asks for
+    ============ =================  ========================================================================
 
-    What `read` returns is dropped. `edit`, at all places but the inputs, "last" and maps, returns a tensor of the same shape that takes the
-    place of x. `rows` is how many query rows an attention reader is given at a time; by default, as many as fit
-    into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that want gradients
-    through it. Attention maps are read under any attention implementation: for as long as the `with` lasts, a model
-    on transformers' attention interface computes attention with its own eager function, and in any other the softmax
-    of its attention modules is watched. A model with an attention function of your own keeps it: the weights that it
-    returns are read; if it returns none, it must agree with the model's eager function.
+    What `read` returns is dropped. `edit`, at "block", "heads", "neurons" and "mlp", returns a tensor of the same
+    shape that takes the place of x. `rows` is how many query rows an attention reader is given at a time; by default,
+    as many as fit into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that
+    want gradients through it. Attention maps are read under any attention implementation: for as long as the `with`
+    lasts, a model on transformers' attention interface computes attention with its own eager function, and in any
+    other the softmax of its attention modules is watched. A model with an attention function of your own keeps it:
+    the weights that it returns are read; if it returns none, it must agree with the model's eager function.
+
+    Statistics of a map, and entropies, are computed without it where that is faster: on long texts, if the attention is
+    plain. `wants(site, shape)` says which, as `Wanted`, for a map of this shape; by default entropy, largest weight and
+    mean distance.
 
     A model that runs a stack several times in one forward pass (an encoder that two texts share) is edited in every
     run. `once=True` refuses that, as readers do by default; with `once=False` a reader is given every run in turn.
@@ -92,15 +100,20 @@ def tap(
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
         hold_off_fast_path((site.attention for site in anatomy.sites), undo)
-        if place in ("attention", "norms", "entropy"):
+        if place in ("attention", "norms", "entropy", "statistics"):
             assert read is not None
             arriving = Arriving() if place == "norms" else None
-            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once, arriving))
+            wants = of_reader(wants or _all_statistics)
+            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once, wants, arriving))
             if arriving is not None:
                 _tap_heads(anatomy, undo, of_reader(of_first_run(arriving.check)), None, once)
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
+
+
+def _all_statistics(site: Site, shape: tuple[int, int, int, int]) -> Wanted:
+    return Wanted(entropy=True, largest=True, distance=True)
 
 
 def is_tapped(anatomy: Anatomy) -> bool:
@@ -327,12 +340,16 @@ class _TappedBlocks:
         streams = "stream" in layout
         flat = "batch token (stream hidden)" if streams else "batch token hidden"
         flat = "1 token hidden" if layout == "token hidden" else flat
-        states = rearrange(x, f"{layout} -> {flat}")
+        states = x if layout == flat else rearrange(x, f"{layout} -> {flat}")
         if self._edit is None:
             self._read(*at, states)
             return None
         new = _same_shape(self._edit(*at, states), states, str(at))
-        return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
+        return (
+            new
+            if layout == flat
+            else rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
+        )
 
 
 def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:

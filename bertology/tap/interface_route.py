@@ -1,7 +1,8 @@
 """The route to attention maps through transformers' attention interface.
 
 The model is switched to a function of ours, which calls the model's own eager attention on blocks of query rows:
-soft-capping, sinks and position biases stay the model's own, and no map is ever whole in memory.
+soft-capping, sinks and position biases stay the model's own, and no map is ever whole in memory. Where statistics of
+plain attention are read, and no map, `statistics_route` gives them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,14 +20,17 @@ from torch.nn import functional as F
 
 from ..anatomy.forward_source import eager_function
 from ..anatomy.modules import each_module, with_attribute
-from ..anatomy.names import OUTPUT_MAPS_ARGUMENT
+from ..anatomy.names import CAUSAL_NAME, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from .map_reader import Reading
-from .plain_attention import CACHE_BYTES, attend_plainly, is_plain, repeated
+from .plain_attention import CACHE_BYTES, attend_plainly, is_plain, repeated, scale_of
+from .plain_inputs import Plain, causal_mask
 from .private_api import ATTENTION_SETTING
 from .restore import first_value, turn
+from .statistics_route import attend_without_map, may_go_without_map
 
-NAME = "bertology"
+# Our function, for models that give causal attention a mask, and for those that need not.
+NAME, UNMASKED_NAME = "bertology", "bertology_unmasked"
 BLOCK_BYTES = 64 * 2**20
 
 _readings: dict[nn.Module, list[Reading]] = {}
@@ -78,18 +82,30 @@ def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
         _readings.setdefault(attention, []).append(reading)
         undo.callback(_forget, attention, reading)
         undo.callback(attention.register_forward_pre_hook(_start, with_kwargs=True).remove)
-    set_implementation(anatomy, reading.calls.modules, NAME, undo)
+    name = UNMASKED_NAME if _is_fused(anatomy) else NAME
+    set_implementation(anatomy, reading.calls.modules, name, undo)
 
 
 def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str, undo: ExitStack) -> None:
     """Switch the configs around these attention modules to an attention function, while `undo` is open."""
+    for config in _configs(anatomy, attentions):
+        turn(config, ATTENTION_SETTING, name, undo)
+
+
+def _configs(anatomy: Anatomy, attentions: list[nn.Module]) -> list[Any]:
+    """The configs around these attention modules."""
     inside = set(attentions)
     configs: dict[int, Any] = {}
     for module in with_attribute(each_module(anatomy.model), "config"):
         if id(module.config) not in configs and not inside.isdisjoint(each_module(module)):
             configs[id(module.config)] = module.config
-    for config in configs.values():
-        turn(config, ATTENTION_SETTING, name, undo)
+    return list(configs.values())
+
+
+def _is_fused(anatomy: Anatomy) -> bool:
+    """Whether all parts of a model can use torch's fused attention, which is told by a flag what is causal."""
+    said = [getattr(module, FUSED_NAME) for module in with_attribute(each_module(anatomy.model), FUSED_NAME)]
+    return bool(said) and all(said)
 
 
 def _forget(attention: nn.Module, reading: Reading) -> None:
@@ -101,9 +117,19 @@ def _forget(attention: nn.Module, reading: Reading) -> None:
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    unmasked: bool = False,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls: the model's own eager one, block by block, with readers."""
+    """The attention function that transformers calls: the model's own eager one, block by block, with readers.
+
+    With `unmasked`, no mask means causal attention where torch's fused attention would be told so.
+    """
     # A module whose heads were all pruned is not read, but shares its config with others.
     pieces = _pieces.get(module) or _Pieces(None)
     if pieces.tokens is None or not pieces.done:
@@ -111,9 +137,22 @@ def _attend(
     if attention_mask is not None and first_value(module.config, ATTENTION_SETTING) != "eager":
         # A mask that the user has made for other functions, which take what may be seen.
         attention_mask = added_mask(attention_mask, query.dtype)
-    output = attend_in_blocks(module, query, key, value, attention_mask, list(pieces.sites.items()), kwargs, pieces)
+    causal = unmasked and attention_mask is None and query.shape[2] > 1 and _is_causal(module, kwargs)
+    readings = list(pieces.sites.items())
+    output = attend_in_blocks(module, query, key, value, attention_mask, readings, kwargs, pieces, causal=causal)
     pieces.done += query.shape[2]
     return output, None
+
+
+def _attend_unmasked(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """The same for models that leave the mask out where attention is causal and nothing is padded."""
+    return _attend(*args, unmasked=True, **kwargs)
+
+
+def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """As transformers' function for fused attention has it."""
+    given = kwargs.get(CAUSAL_NAME)
+    return bool(getattr(module, CAUSAL_NAME, True) if given is None else given)
 
 
 def attend_in_blocks(
@@ -125,26 +164,42 @@ def attend_in_blocks(
     readings: list[tuple[Reading, Site]],
     kwargs: dict[str, Any],
     pieces: _Pieces | None = None,
+    *,
+    causal: bool = False,
 ) -> Tensor:
-    """[batch, query, head, dim]: the output of a module's own eager function, block by block, whose maps are read."""
+    """[batch, query, head, dim]: the output of a module's own eager function, block by block, whose maps are read.
+
+    With `causal`, there is no mask, and a query sees no later key.
+    """
     eager = eager_function(module)
     assert eager is not None
     if OUTPUT_MAPS_ARGUMENT in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
         kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
+    bare = not any(reading.needs_map for reading, _ in readings) and may_go_without_map(query, key)
+    bare = bare and not _has_own_rows(module, kwargs) and (pieces is None or pieces.tokens is None)
+    bare = bare and module not in _whole
     # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.
-    plain = size < query.shape[2] and not torch.is_grad_enabled() and query.device.type == "cpu"
+    single = query.dtype in (torch.float32, torch.float64)  # entropies of half precision are taken in float32
+    plain = bare or (size < query.shape[2] and query.device.type == "cpu" and single)
+    plain = plain and not torch.is_grad_enabled()
     if plain:
         if module not in _plain:
-            _plain[module] = is_plain(eager, module, query, key, value, attention_mask, kwargs)
+            last = _masked(attention_mask, query, key, slice(max(0, query.shape[2] - 8), query.shape[2]), causal)
+            _plain[module] = is_plain(eager, module, query, key, value, last, kwargs)
         plain = _plain[module]
+    if plain and bare:
+        given = Plain(query, key, value, attention_mask, causal, scale_of(query, kwargs))
+        found = attend_without_map(given, readings, partial(_weigh, eager, module, kwargs))
+        if found is not None:
+            return found
     if plain:
         size = min(size, _fitting(query[:1, :1], key, CACHE_BYTES))
         key, value = (repeated(x, query.shape[1]) for x in (key, value))
     outputs = []
     for start in range(0, query.shape[2], size):
         rows = slice(start, min(start + size, query.shape[2]))
-        part, mask = query[:, :, rows], _masked(attention_mask, query, rows)
+        part, mask = query[:, :, rows], _masked(attention_mask, query, key, rows, causal)
         if plain:
             output, weights, entropies = attend_plainly(part, key, value, mask, kwargs)
         else:
@@ -155,6 +210,12 @@ def attend_in_blocks(
             reading.give(site, *_placed(pieces, weighed, rows), entropies)
         outputs.append(output)
     return torch.cat(outputs, dim=1)
+
+
+def _weigh(eager: Callable[..., Any], module: nn.Module, kwargs: dict[str, Any], plain: Plain) -> Tensor:
+    """[batch, head, query, key]: the weights of the model's own function."""
+    weights: Tensor = eager(module, plain.query, plain.key, plain.value, plain.mask, **kwargs)[1]
+    return weights
 
 
 def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -174,8 +235,10 @@ def _placed(pieces: _Pieces | None, weights: Tensor, rows: slice) -> tuple[Tenso
     return whole, slice(rows.start + start, rows.stop + start)
 
 
-def _masked(mask: Tensor | None, query: Tensor, rows: slice) -> Tensor | None:
+def _masked(mask: Tensor | None, query: Tensor, key: Tensor, rows: slice, causal: bool) -> Tensor | None:
     """The mask of these query rows."""
+    if causal:
+        return causal_mask(rows, slice(0, key.shape[2]), query)[None, None]
     return mask[..., rows, :] if mask is not None and mask.shape[-2] == query.shape[2] else mask
 
 
@@ -183,17 +246,31 @@ def _rows(module: nn.Module, query: Tensor, key: Tensor, readings: list[Reading]
     """The number of query rows in a block: as asked for, and at most as many as fit into the memory for blocks."""
     # An extra tensor like T5's position bias has a query axis of its own, which only the model's function knows; and
     # GPT-2 of transformers 4 cuts its causal mask, a buffer, by the numbers of queries and keys.
-    own_rows = any(isinstance(extra, Tensor) and extra.dim() > 2 for extra in kwargs.values())
-    if module in _whole or own_rows or isinstance(getattr(module, "bias", None), Tensor) or any(reading.whole for reading in readings):
+    if module in _whole or _has_own_rows(module, kwargs) or any(reading.whole for reading in readings):
         return query.shape[2]
     asked = [reading.rows for reading in readings if reading.rows]
     return min([query.shape[2], _fitting(query, key, BLOCK_BYTES), *asked])
+
+
+def _has_own_rows(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether only the model's function knows what belongs to a query row."""
+    own_rows = any(isinstance(extra, Tensor) and extra.dim() > 2 for extra in kwargs.values())
+    return own_rows or isinstance(getattr(module, "bias", None), Tensor)
 
 
 def _fitting(query: Tensor, key: Tensor, memory: int) -> int:
     """How many query rows of a map fit into `memory` bytes, at least one."""
     row = query.shape[0] * query.shape[1] * key.shape[2] * query.element_size()
     return max(1, memory // max(1, row))
+
+
+def _unmasked(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The mask for eager functions, left out where fused attention would need none."""
+    from transformers.masking_utils import sdpa_mask
+
+    dtype = kwargs.get("dtype", torch.float32)
+    made: Tensor | None = sdpa_mask(*args, **{name: x for name, x in kwargs.items() if name != "dtype"})
+    return None if made is None else added_mask(made, dtype)
 
 
 def _finite(eager_mask: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
@@ -220,3 +297,5 @@ def register() -> None:
     AttentionInterface.register(NAME, _attend)
     # Without a mask function of the same name transformers would drop the padding mask.
     AttentionMaskInterface.register(NAME, _finite(eager_mask))
+    AttentionInterface.register(UNMASKED_NAME, _attend_unmasked)
+    AttentionMaskInterface.register(UNMASKED_NAME, _unmasked)

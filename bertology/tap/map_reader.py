@@ -1,4 +1,4 @@
-"""A reader of attention maps: what it reads, and how many query rows at a time."""
+"""A reader of attention maps, or of statistics of their rows: what it reads, and how many query rows at a time."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..anatomy.sites import Site
 from .arriving import Arriving
 from .calls import Calls
 from .recompute import of_first_run
+from .row_statistics import RowStatistics, Wanted, attention_entropies, of_map
 
-Reader = Callable[[Site, Tensor, slice], Any]
+Reader = Callable[[Site, Any, slice], Any]
+Wants = Callable[[Site, tuple[int, int, int, int]], Wanted]
+"""What a reader of statistics wants of a map of this shape: batch, head, query, key."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A reader, the sites that it reads, and in what form: "attention", "norms" or "entropy", in blocks or whole."""
+    """A reader, the sites that it reads, in what form ("attention", "norms", "entropy" or "statistics"), in blocks or
+    whole."""
 
     calls: Calls[Site]
     read: Reader
     what: str
     rows: int | None
     whole: bool
+    wants: Wants
     arriving: Arriving | None = None
 
     def weighed(self, site: Site, weights: Tensor, rows: slice, value: Tensor | None) -> Tensor:
@@ -34,18 +38,30 @@ class Reading:
             return weights
         return self.arriving.weighed(site, weights, value, rows)
 
+    @property
+    def needs_map(self) -> bool:
+        """Whether it reads the weights themselves."""
+        return self.what in ("attention", "norms") or self.whole
+
+    def wanted(self, site: Site, shape: tuple[int, int, int, int]) -> Wanted:
+        """Which statistics it reads of a map of this shape."""
+        return Wanted(entropy=True) if self.what == "entropy" else self.wants(site, shape)
+
     def give(self, site: Site, weights: Tensor, rows: slice, entropies: Tensor | None = None) -> None:
-        """Give the reader a block of attention weights, or their entropies; not of a part that runs again."""
+        """Give the reader what it reads of a block of attention weights; not of a part that runs again."""
         if not self.calls.count:
             return
-        if self.what != "entropy":
+        if self.what in ("attention", "norms"):
             self.read(site, weights, rows)
+        elif self.what == "statistics":
+            batch, heads, queries, keys = weights.shape
+            wanted = self.wants(site, (batch, heads, queries, keys))
+            self.read(site, of_first_run(of_map)(weights.detach(), rows, wanted), rows)
         else:
             found = of_first_run(attention_entropies)(weights) if entropies is None else entropies
             self.read(site, found, rows)
 
-
-def attention_entropies(weights: Tensor) -> Tensor:
-    """[..., query]: -Σ p ln p over the last axis of attention weights `[..., query, key]`, with 0 ln 0 = 0."""
-    wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
-    return torch.special.entr(wide).sum(-1)
+    def give_statistics(self, site: Site, found: RowStatistics) -> None:
+        """Give the reader the statistics of all rows of a map."""
+        if self.calls.count:
+            self.read(site, found.entropy if self.what == "entropy" else found, slice(0, found.shape[2]))

@@ -49,8 +49,11 @@ def is_plain(
 
     With the mask, and where every query sees all keys, or four: scores of 0 show a sink, large ones a soft cap.
     """
-    if query.dtype not in (torch.float32, torch.float64) or (kwargs.get(DROPOUT_ARGUMENT) and module.training):
+    if kwargs.get(DROPOUT_ARGUMENT) and module.training:
         return False
+    # Half precision is too coarse to tell.
+    query, key, value = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
+    mask = None if mask is None else mask.to(query.dtype)
     query, key, value = query[:1, :, -_ROWS:], key[:1], value[:1]
     last = None if mask is None else mask[:1, :, -_ROWS:] if mask.shape[-2] > 1 else mask[:1]
     none = None if mask is None else torch.zeros_like(last[:, :, :, : key.shape[2]])  # type: ignore[index]
@@ -79,11 +82,12 @@ def _large(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Random queries of the same shape, with scores so large that no soft cap leaves them as they are."""
     generator = torch.Generator().manual_seed(0)
     other = torch.randn(query.shape, generator=generator, dtype=query.dtype).to(query.device)
-    largest = torch.matmul(other * _scale(query, kwargs), repeated(key, query.shape[1]).transpose(2, 3)).abs().max()
+    largest = torch.matmul(other * scale_of(query, kwargs), repeated(key, query.shape[1]).transpose(2, 3)).abs().max()
     return other * (_LARGE_SCORE / largest.clamp_min(torch.finfo(query.dtype).tiny))
 
 
-def _scale(query: Tensor, kwargs: dict[str, Any]) -> float:
+def scale_of(query: Tensor, kwargs: dict[str, Any]) -> float:
+    """What scores are multiplied by."""
     scale = kwargs.get(SCALE_ARGUMENT)
     return float(query.shape[-1] ** -0.5 if scale is None else scale)
 
@@ -100,7 +104,7 @@ def attend_plainly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
     """
     batch, heads, rows, _ = query.shape
     key, value = (repeated(x, heads) for x in (key, value))
-    query = query * _scale(query, kwargs)
+    query = query * scale_of(query, kwargs)
     weights = query.new_empty(batch, heads, rows, key.shape[2])
     output = value.new_empty(batch, rows, heads, value.shape[3])
     entropies = query.new_empty(batch, heads, rows)

@@ -13,9 +13,12 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
 from typing import Any
 
+import torch
 import torch.utils.checkpoint
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from ..anatomy.divided import is_fully_sharded
@@ -206,3 +209,49 @@ def _divide_again(module: Any, group: Any, after_forward: Any, after_backward: b
     if not (state._is_root and getattr(state, "_auto_reshard_after_forward", True)):
         group.post_forward_mesh_info = after_forward
     group.reshard_after_backward = after_backward
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor] | None:
+    """[batch, head, query, width] of attention by a fused kernel, and [batch, head, query] of ln Σ exp(score).
+
+    None where there is no such kernel for the device, the type and the shapes. Without a gradient; `mask` is added.
+    """
+    # Fragile: rests on torch's private kernels, whose public function keeps the logarithms to itself.
+    width, heads = value.shape[3], query.shape[1]
+    # The kernels want one width, which on a GPU is a multiple of 8; zeros change no score.
+    many = max(query.shape[3], width) if _device_of(query) == "cpu" else -(-max(query.shape[3], width) // 8) * 8
+    query, key, value = (x if x.shape[3] == many else F.pad(x, (0, many - x.shape[3])) for x in (query, key, value))
+    aten = torch.ops.aten
+    if mask is not None:
+        # In the kernels the lowest value is multiplied; a query that sees no key would become NaN.
+        mask = mask.clamp_min(torch.finfo(mask.dtype).min / 4).to(query.dtype)
+    if _device_of(query) == "cpu":
+        found = aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, attn_mask=mask, scale=scale
+        )
+        return found[0][..., :width], found[1]
+    if _device_of(query) != "cuda":
+        return None
+    given = SDPAParams(query, key, value, mask, 0.0, causal, heads != key.shape[1])
+    if mask is None and can_use_flash_attention(given):
+        found = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, False, scale=scale)
+        return found[0][..., :width], found[1][..., : query.shape[2]]
+    groups = heads // key.shape[1]
+    key, value = (x if groups == 1 else x.repeat_interleave(groups, 1) for x in (key, value))
+    mask = None if mask is None else _aligned(mask.expand(*query.shape[:3], -1))
+    if not can_use_efficient_attention(SDPAParams(query, key, value, mask, 0.0, causal, False)):
+        return None
+    found = aten._scaled_dot_product_efficient_attention(query, key, value, mask, True, 0.0, causal, scale=scale)
+    return found[0][..., :width], found[1][..., : query.shape[2]]
+
+
+def _device_of(x: Tensor) -> str:
+    return x.device.type
+
+
+def _aligned(mask: Tensor) -> Tensor:
+    """A mask whose rows begin at multiples of 16 numbers, as the kernel wants it."""
+    keys = mask.shape[3]
+    return F.pad(mask, (0, -keys % 16))[..., :keys]

@@ -89,7 +89,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         undo.enter_context(one_thread(model))  # first: a mode that another thread set is not the one to restore
         run_alone(model, undo)
         modules = each_module(model)
-        devices = {x.device.index for x in each_weight(modules) if x.is_cuda}
+        # Where CUDA was not used yet, no weight is there.
+        weights = each_weight(modules) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+        devices = {x.device.index for x in weights if x.is_cuda}
         undo.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
         for config in configs_of(modules):
             if hasattr(config, "return_dict"):

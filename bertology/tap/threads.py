@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..anatomy.modules import first_weight
 from ..errors import BertologyError
 
 
@@ -31,7 +32,8 @@ def one_thread(model: nn.Module) -> Iterator[None]:
     A part of a model, or a wrapper around it, counts as the same model if its first weight is the same. Raises
     `BertologyError` if another thread that is still alive has claimed it.
     """
-    weight = next(model.parameters(), model)
+    first = first_weight(model)
+    weight = model if first is None else first
     with _lock:
         owner = _owners.get(id(weight))
         if owner is None or not owner.thread.is_alive():

@@ -1,15 +1,15 @@
 """Each example's loss is what transformers returns for a batch of it alone."""
 
-import inspect
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as t
 
 from bertology import head_ablation, head_importance, score
-from bertology.anatomy.names import CAUSAL_CLASSES, ENCODER_LM_CLASSES
+from bertology.anatomy.names import ENCODER_LM_CLASSES
 from bertology.data.batches import without_labels
 from bertology.data.losses import example_losses, find_loss, is_causal
 from bertology.errors import LossError
@@ -201,7 +201,6 @@ def test_wrappers_do_not_hide_the_task():
         ("TokenClassification", {**batch(), "labels": torch.full((3, 7), 0.5)}, "labels must be whole numbers, the numbers of classes, got 0.5"),
         ("MaskedLM", {**batch(), "labels": torch.full((3, 7), 2.25)}, "labels must be whole numbers, .* got 2.25"),
         ("TokenClassification", batch(labels=False), r"pass batches with 'labels', or texts with their labels, such as \["),
-        ("SequenceClassification", {**batch(labels=False), "label": torch.tensor([0, 1, 0])}, "rename 'label' to 'labels'"),
         ("TokenClassification", {**batch(), "labels": torch.full((3, 7), -100)}, r"example\(s\) \[0, 1, 2\] of the batch have no labelled token"),
         ("QuestionAnswering", {**batch(), "start_positions": torch.tensor([0, 5, 0]), "end_positions": torch.tensor([0, 0, 0])},
          r"losses must be finite, got inf for example\(s\) \[1\] of a batch of 3"),
@@ -227,6 +226,14 @@ def test_labels_of_another_task(config, message):
         losses(bert("SequenceClassification", **config), {**batch(), "labels": torch.rand(2)})
 
 
+def test_labels_under_another_name():
+    inputs = {**batch(labels=False), "label": torch.tensor([0, 1, 0])}
+    with pytest.raises(
+        LossError, match=r"needs labels in every batch, got input_ids, .*label: rename 'label' to 'labels'"
+    ):
+        find_loss(bert("SequenceClassification"))(None, inputs)
+
+
 def test_whole_numbers_as_floats_are_classes():
     model, labels = bert("TokenClassification"), torch.randint(0, 2, (3, 7))
     for wide in (labels.float(), labels.double()):
@@ -235,18 +242,16 @@ def test_whole_numbers_as_floats_are_classes():
         )
 
 
-ENCODER_LMS = [
-    name
-    for name in dir(t)
-    if re.search(f"({CAUSAL_CLASSES})$", name)
-    and "as a standalone, add" in "".join(inspect.getsource(getattr(t, name).__init__).split('"'))
-]
-"""The classes of which transformers itself says that they must be told to be decoders."""
-
-
 def test_classes_that_must_be_told_to_be_decoders_are_known():
-    assert len(ENCODER_LMS) > 10
-    assert [name for name in ENCODER_LMS if not re.fullmatch(ENCODER_LM_CLASSES, name)] == []
+    """They are those of which transformers' own code says so."""
+    found = set()
+    for file in Path(t.__file__).parent.glob("models/*/modeling_*.py"):
+        for part in re.split(r"^class ", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+            if "as a standalone, add `is_decoder=True.`" in part:
+                found.add(re.match(r"\w+", part)[0])
+    found = {name for name in found if not name.startswith("TF")}
+    assert len(found) > 10
+    assert [name for name in found if not re.fullmatch(ENCODER_LM_CLASSES, name)] == []
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,10 @@ class GoodInputs:
         return {"input_ids": self.ids, "labels": torch.tensor([0, 1])}
 
     @cached_property
+    def flipped(self) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids.flip(1)}
+
+    @cached_property
     def sentence(self) -> Sentence:
         return Sentence(("the", "cat", "sat"), (2, 3, 0), ("det", "nsubj", "root"), "cats")
 
@@ -198,6 +202,8 @@ def _on_data(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "head_distances": both,
         "head_importance": both,
         "head_means": both,
+        "block_ablation": accuracy,
+        "block_influence": both,
         "layer_similarity": both,
         "mlp_ablation": accuracy,
         "neuron_curve": {**accuracy, "amount": 0.5},
@@ -207,6 +213,8 @@ def _on_data(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "score": accuracy,
         "sole_head_ablation": accuracy,
         "accumulate": {"model": x.model, "batches": x.batch},
+        "activation_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
+        "attribution_patching": {"model": x.model, "clean": x.batch, "corrupted": x.flipped, "metric": "loss"},
         "importance_through_training": {"checkpoints": [(0, x.model)], "batches": x.batch},
         "head_behaviours": {"patterns": x.patterns},
     }
@@ -234,6 +242,8 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "dissect_mlps": {"model": x.model},
         "neuron_activations": one,
         "prune_neurons": {"model": changed, "neurons": [(0, 1)]},
+        "save_plain": {"model": x.model, "path": x.folder / "plain"},
+        "drop_blocks": {"model": x.copied(), "blocks": [1]},
         "compare_efficiency": {
             "before": x.model, "after": changed, "inputs": x.batch, "batch_sizes": (1,), "rounds": 1, "seconds": 0,
         },

@@ -26,7 +26,19 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 GALLERY = ROOT / "docs" / "gallery.md"
-ORDER = ("importance", "pruning", "ablation", "attention", "decoder", "syntax", "probing", "code", "measures", "data")
+ORDER = (
+    "importance",
+    "pruning",
+    "ablation",
+    "neurons-and-layers",
+    "attention",
+    "decoder",
+    "syntax",
+    "probing",
+    "code",
+    "measures",
+    "data",
+)
 ORDER += ("michel", "clark", "tenney", "cat")
 NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?")
 
@@ -101,10 +113,10 @@ def same_picture(stored: Path, figure: Any) -> bool:
 
 
 def drawn(figure: Any) -> Image.Image:
-    """The figure in few colours, so that its file is small."""
+    """The figure in few colours, so that its file is small; none of them is far from what it stands for."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
-    return Image.open(file).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    return Image.open(file).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
 
 
 def write(page: Path) -> None:

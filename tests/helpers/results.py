@@ -9,6 +9,7 @@ import bertology.syntax
 from bertology.code_structure.position_means import PositionAccumulator
 from bertology.importance.ablation import one_off
 from bertology.importance.many_gates import score_variants
+from bertology.metrics import logit_difference
 from helpers.edge_sources import random_source
 from helpers.edges import NOUNS
 from helpers.trees import CATS, wordpiece_tokenizer
@@ -59,7 +60,7 @@ def of_code(model):
 
 def made():
     """One result of each kind; a new kind of result is one more line here."""
-    model, inputs = BY_NAME["bert"].build(), batch()
+    model, inputs, other = BY_NAME["bert"].build(), batch(), batch(seed=2)
     return [
         bertology.hidden_states(model, inputs),
         bertology.attention_maps(model, inputs),
@@ -83,6 +84,12 @@ def made():
         bertology.compare_efficiency(BY_NAME["bert"].build(), model, inputs, batch_sizes=(1,), rounds=1, seconds=0),
         bertology.head_ablation(model, inputs, metric="accuracy"),
         bertology.head_ablation(model, inputs, metric="accuracy").significance("bootstrap", resamples=2),
+        bertology.activation_patching(
+            model, inputs, other, metric=logit_difference(1, 0), positions=[1], by_token=True
+        ),
+        bertology.attribution_patching(
+            model, inputs, other, metric=logit_difference(1, 0), parts="blocks", positions=[1], by_token=True
+        ),
         bertology.sole_head_ablation(model, inputs, metric="accuracy"),
         bertology.edge_ablation(model, inputs, tokens={"low": [3]}, by_layer=True),
         bertology.head_means(model, inputs),

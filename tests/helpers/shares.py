@@ -124,7 +124,7 @@ WRONG: dict[str, Callable[[int], Any]] = {
 def _read(rank: int) -> Iterator[Any]:
     yield TEXTS[rank]
     if rank:
-        open("/no/such/file")
+        Path("/no/such/file").read_bytes()
 
 
 def each(rank: int, size: int, folder: str, queue: Any) -> None:

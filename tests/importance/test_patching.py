@@ -166,7 +166,7 @@ def test_the_model_is_left_as_it_was():
         ({"metric": logit_difference(" a", 0)}, "pass tokenizer= to name a token, such as ' a'"),
         ({"metric": lambda outputs, inputs: outputs.logits}, r"one value per example, \[batch\] = \[3\]"),
         ({"metric": "accuracy"}, "metric must be 'loss', logit_difference"),
-        ({"parts": "neurons"}, "parts is 'heads'"),
+        ({"parts": "experts"}, "parts is 'heads'"),
         ({"into": "both"}, "into is 'corrupted' or 'clean'"),
         ({"only": "cross"}, "only= takes a stack of this model, 'decoder', got 'cross'"),
         ({"positions": [9]}, "position 9 is not in text 0, which has 6 tokens"),
@@ -181,3 +181,38 @@ def test_mistakes(options, words):
     options = {"metric": logit_difference(9, 8), **options}
     with pytest.raises(DataError, match=words):
         activation_patching(model, clean, corrupted, **options)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_mlps_are_put_in_after_the_down_projection(name):
+    model, (clean, corrupted) = BY_NAME[name].build(), two()
+    ends = ("output.dense", "mlp.c_proj", "down_proj")
+    downs = [m for n, m in model.named_modules() if n.endswith(ends) and "attention" not in n]
+    found = activation_patching(model, clean, corrupted, metric=logit_difference(1, 0), parts="mlps")
+    for row in range(3):
+        for number, down in enumerate(downs):
+            theirs = []
+            hook = down.register_forward_hook(lambda _, args, output, keep=theirs: keep.append(output))
+            with torch.no_grad():
+                model(**one(clean, row))
+            hook.remove()
+            hook = down.register_forward_hook(lambda _, args, output, other=theirs: other[0])
+            with torch.no_grad():
+                expected = difference(model(**one(corrupted, row)))
+            hook.remove()
+            assert found.patched[number, row].item() == pytest.approx(expected, abs=1e-8)
+    assert found.labels == ("0", "1")
+
+
+def test_mlps_with_all_tokens_in_one_row():
+    config = t.OPTConfig(
+        vocab_size=40, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
+        max_position_embeddings=32, word_embed_proj_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, (clean, corrupted) = t.OPTForCausalLM(config).double().eval(), two((5, 4))
+    options = {"metric": logit_difference(9, 8), "parts": "mlps"}
+    ran = activation_patching(model, clean, corrupted, **options)
+    near = attribution_patching(model, clean, corrupted, **options)
+    assert ran.correlation(near) > 0.9
+    assert not torch.allclose(ran.patched[0], ran.corrupted)

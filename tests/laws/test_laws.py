@@ -32,7 +32,7 @@ CONTEXTS = {
     "tap block": lambda m: b.tap(b.dissect(m), "block", read=lambda *_: None),
 }
 # These change the model, or write it to a file: tests/pruning.
-CHANGE_THE_MODEL = {"prune_heads", "prune_neurons", "save_pruned", "load_pruned"}
+CHANGE_THE_MODEL = {"prune_heads", "prune_neurons", "save_pruned", "load_pruned", "save_plain", "drop_blocks"}
 # This one runs on a model that generates.
 GENERATES = {"capture_generation"}
 # What a measure is given whose arguments, other than the model and its batches, have defaults.
@@ -101,7 +101,13 @@ MEASURES |= {
     "pruning_curve by magnitude": lambda m: b.pruning_curve(m, batch(), metric="accuracy", amount=4, by="magnitude"),
     "head_ablation": lambda m: b.head_ablation(m, batch(), metric="accuracy"),
     "sole_head_ablation": lambda m: b.sole_head_ablation(m, batch(), metric="accuracy"),
+    "activation_patching": lambda m: b.activation_patching(m, batch(), batch(seed=2), metric="loss"),
+    "activation_patching of blocks": lambda m: b.activation_patching(
+        m, batch(), batch(seed=2), metric="loss", parts="blocks"
+    ),
+    "attribution_patching": lambda m: b.attribution_patching(m, batch(), batch(seed=2), metric="loss", steps=2),
     "mlp_ablation": lambda m: b.mlp_ablation(m, batch(), metric="accuracy"),
+    "block_ablation": lambda m: b.block_ablation(m, batch(), metric="accuracy"),
     "neuron_curve": lambda m: b.neuron_curve(m, batch(), metric="accuracy", amount=0.4, kinds="both"),
     "compare_efficiency": lambda m: b.compare_efficiency(m, OTHER, batch(), batch_sizes=(2,), rounds=1, seconds=0),
 }

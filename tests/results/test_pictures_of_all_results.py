@@ -51,7 +51,7 @@ def filled(kind):
     for field in dataclasses.fields(kind):
         declared = axes_of(kind).get(field.name)
         shape = [SIZES.get(axis, 4) for axis in declared.names] if declared else []
-        if hints[field.name] is torch.Tensor:
+        if hints[field.name] in (torch.Tensor, torch.Tensor | None):
             values[field.name] = torch.rand(shape)
         elif declared and "dict" in str(hints[field.name]):
             values[field.name] = {"encoder": torch.rand(shape)}

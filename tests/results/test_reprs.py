@@ -1,12 +1,13 @@
 """The `repr` of everything public that holds data is short, however much it holds."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 
 from bertology import Result, dissect
-from bertology.results.views import brief
+from bertology.results.views import _cell, brief
 from bertology.syntax import Document, Mention, RelationTable, Sentence, align, dependency_heads
 from helpers.public import SUITES
 from helpers.trees import CATS, wordpiece_tokenizer
@@ -82,3 +83,19 @@ def test_reprs_of_data():
     assert "<table" in table._repr_html_()
     anatomy = dissect(BY_NAME["bert"].build(num_hidden_layers=12))
     assert repr(anatomy) == "Anatomy(BertForSequenceClassification: 12 layers of 4 heads in encoder)"
+
+
+def test_numbers_in_a_map_are_read_on_their_colour():
+    """The contrast of each number to its cell is 4.5 or more, as WCAG 2 asks for."""
+
+    def light(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        parts = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    for signed, low in ((True, -1.0), (False, 0.0)):
+        for step in range(101):
+            cell = _cell(low + (1 - low) * step / 100, low, 1.0, signed, True)
+            paper, ink = re.search("background:#(\\w{6});color:#(\\w{3})", cell).groups()
+            lights = sorted((light(paper), light(ink * 2)))
+            assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5, cell

@@ -102,7 +102,7 @@ def test_shares_come_to_the_same_as_the_whole(found, name):
 def check_same(came, wanted):
     assert not isinstance(came, str), came
     came = by_name(came)
-    assert sorted(came) == wanted
+    assert came.keys() == wanted.keys()
     for field, value in wanted.items():
         if isinstance(value, (list, torch.Tensor, float)) and field != "names":
             torch.testing.assert_close(

@@ -175,8 +175,8 @@ def other_weights():
 OTHER_RUNS = {
     "weights": (other_weights, b.EntropyAccumulator, "other model"),
     "pruned": (pruned, b.EntropyAccumulator, "other model"),
-    "measure": (BY_NAME["bert"].build, b.MeansAccumulator, "other measures, settings or names"),
-    "settings": (BY_NAME["bert"].build, lambda: b.PatternsAccumulator(tokens={"a": [3]}), "other measures, settings or names"),
+    "measure": (BY_NAME["bert"].build, b.MeansAccumulator, "other measures or settings"),
+    "settings": (BY_NAME["bert"].build, lambda: b.PatternsAccumulator(tokens={"a": [3]}), "other measures or settings"),
 }  # fmt: skip
 
 
@@ -200,7 +200,7 @@ def test_a_model_that_was_not_measured_is_refused(tmp_path):
     assert b.merge_shards(tmp_path, model=model)
     with pytest.raises(DataError, match="other model than the model and the accumulators that were passed"):
         b.merge_shards(tmp_path, model=other_weights())
-    with pytest.raises(DataError, match="other measures, settings or names"):
+    with pytest.raises(DataError, match="other measures or settings"):
         b.merge_shards(tmp_path, b.MeansAccumulator())
 
 
@@ -275,3 +275,52 @@ def test_a_job_array_of_processes(tmp_path):
     (merged,) = b.merge_shards(tmp_path)
     assert merged.allclose(b.head_importance(BY_NAME["bert"].build(), TEXTS), atol=1e-12)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"0000{k}-of-00002.safetensors" for k in range(2)]
+
+
+def own(name, batches):
+    """A measure whose names are those of its own part of the data."""
+    if name == "DependencyAccumulator":
+        found = {relation for batch in batches for one in batch[ANNOTATIONS] for relation in one.source.relations}
+        return syntax.DependencyAccumulator(sorted(found))
+    announced = [one for batch in batches for one in batch[ANNOTATIONS]]
+    if name == "TypesAccumulator":
+        return KINDS[name](sorted({leaf for one in announced for leaf in one.tree.types}))
+    return KINDS[name](announced)
+
+
+NAMED = ("DependencyAccumulator", "TypesAccumulator", "CatAccumulator", "RelationAccumulator", "PositionAccumulator")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_names_of_each_shard_are_merged_by_name(name, tmp_path):
+    make, model, batches = measure(name)
+    (wanted,) = b.accumulate(model, batches, make())
+    shares = [list(b.shard_batches(batches, (number, 3))) for number in range(3)]
+    shares = [share for share in shares if share]
+    assert len({str(own(name, share).names()) for share in shares}) > 1
+    merged = []
+    for order in (list(range(len(shares))), list(reversed(range(len(shares))))):
+        folder = tmp_path / str(order)
+        for number in order:
+            b.accumulate(model, shares[number], own(name, shares[number]), shard=(number, len(shares)), save=folder)
+        merged.append(b.merge_shards(folder, own(name, shares[0]))[0])
+    assert merged[0] == merged[1]
+    if name in ("CatAccumulator", "RelationAccumulator"):  # examples follow one another
+        assert sorted(merged[0].names) == sorted(wanted.names)
+        places = torch.tensor([merged[0].names.index(one) for one in wanted.names])
+        for field, x in vars(wanted).items():
+            if isinstance(x, torch.Tensor) and x.dim() and x.shape[-1] == len(wanted.names):
+                torch.testing.assert_close(
+                    getattr(merged[0], field).index_select(x.dim() - 1, places), x, equal_nan=True
+                )
+    else:
+        assert merged[0].allclose(wanted, atol=1e-12)
+
+
+def test_examples_that_may_be_of_several_shards_are_refused(tmp_path):
+    model = BY_NAME["bert"].build()
+    for number in (0, 1):
+        kind = KINDS["RelationAccumulator"]([one for batch in CODE[number : number + 2] for one in batch[ANNOTATIONS]])
+        b.accumulate(model, CODE[number : number + 1], kind, shard=(number, 2), save=tmp_path)
+    with pytest.raises(DataError, match="is in several parts of the data, whose lists of examples differ"):
+        b.merge_shards(tmp_path, KINDS["RelationAccumulator"]([]))

@@ -85,12 +85,14 @@ def test_maps_are_read_while_gradients_flow():
 def test_wrong_use():
     anatomy = dissect(BY_NAME["bert"].build())
     with pytest.raises(
-        BertologyError, match="no place is called 'mlp': wanted one of inputs, block, last, heads, attention"
+        BertologyError, match="no place is called 'query': wanted one of inputs, block, last, heads, neurons, mlp, att"
     ):
-        tap(anatomy, "mlp", read=print).__enter__()
+        tap(anatomy, "query", read=print).__enter__()
     with pytest.raises(BertologyError, match="pass one of read= and edit="):
         tap(anatomy, "heads").__enter__()
-    with pytest.raises(BertologyError, match="'attention' can be read but not edited; edit 'block' or 'heads'"):
+    with pytest.raises(
+        BertologyError, match="'attention' can be read but not edited; edit one of 'block', 'heads', 'neurons', 'mlp'"
+    ):
         tap(anatomy, "attention", edit=lambda *x: x[1]).__enter__()
     for rows in (0, -1, 2.5, True):
         with pytest.raises(BertologyError, match=rf"a whole number from 1 up; got {rows}"):

@@ -16,6 +16,7 @@ from bertology.tap.private_api import (
     code_parts,
     current_modes,
     function_parts,
+    fused_attention,
     globals_read,
     has_pre_hooks,
     library_versions,
@@ -234,3 +235,37 @@ def test_the_state_of_a_module_changes_with_its_attributes_hooks_and_checkpointi
         change()
         states.append(module_state(layer))
         assert states[-1] != states[-2], "a part that loses gradients would not be seen after a first pass without it"
+
+
+def test_fused_kernels_return_the_logarithm_of_the_sum():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 5, width) for heads, width in ((4, 8), (2, 8), (2, 3)))
+    output, top = fused_attention(query, key, value, None, True, 0.3)
+    scores = 0.3 * query @ key.repeat_interleave(2, 1).mT + torch.full((5, 5), -torch.inf).triu(1)
+    torch.testing.assert_close(top, scores.logsumexp(-1), msg="torch's kernel for the CPU no longer gives ln Σ exp")
+    torch.testing.assert_close(output, scores.softmax(-1) @ value.repeat_interleave(2, 1))
+    on_gpu = {
+        "_scaled_dot_product_flash_attention": ["query", "key", "value", "dropout_p", "is_causal", "return_debug_mask"],
+        "_scaled_dot_product_efficient_attention": [
+            "query", "key", "value", "attn_bias", "compute_log_sumexp", "dropout_p", "is_causal",
+        ],
+    }  # fmt: skip
+    for name, wanted in on_gpu.items():
+        schema = getattr(torch.ops.aten, name).default._schema
+        assert [one.name for one in schema.arguments] == [*wanted, "scale"], f"{name} takes other arguments"
+        assert [one.name.replace("_", "") for one in schema.returns[:2]] == ["output", "logsumexp"]
+
+
+def test_kernels_of_a_gpu_are_called_as_they_are_declared(monkeypatch):
+    """On tensors without numbers, which torch checks against the kernels' shapes."""
+    from bertology.tap import private_api
+
+    monkeypatch.setattr(private_api, "_device_of", lambda x: "cuda")
+    for masked, flash in ((False, True), (False, False), (True, True)):
+        monkeypatch.setattr(private_api, "can_use_flash_attention", lambda given, can=flash: can)
+        monkeypatch.setattr(private_api, "can_use_efficient_attention", lambda given: True)
+        query, key, value = (torch.empty(2, heads, 37, 12, device="meta") for heads in (4, 2, 2))
+        mask = torch.empty(2, 1, 37, 37, device="meta") if masked else None
+        output, top = fused_attention(query, key, value, mask, not masked, 0.3)
+        assert output.shape == (2, 4, 37, 12)
+        assert top.shape == (2, 4, 37)

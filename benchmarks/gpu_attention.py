@@ -1,0 +1,123 @@
+"""Entropy of attention on a GPU: is it right, how long does it take, and how much memory?
+
+    python benchmarks/gpu_attention.py
+
+Needs a CUDA device; ends with a message without one. A random encoder and a random decoder of 2 layers of 768 numbers
+and 12 heads read one text, in float32, float16 and bfloat16. Entropies are compared with those of the same weights by
+eager attention in float64, at 512 tokens: 2e-5 nats in float32, and in half precision twice the error of eager
+attention in this type, or 2e-3 nats. Times are medians of rounds that alternate, in times of eager attention and the
+entropy of its maps: at most 1 at 512 tokens, at most 0.2 at 8,192. Memory is the peak of the device in times of a
+plain forward pass: at most 1.2. At last a text of 131,072 tokens. The whole takes less than 4 minutes.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _timing import parser_of
+from entropy_by_length import build
+
+from bertology import EntropyAccumulator, PatternsAccumulator, accumulate, attention_entropy
+
+Batch = dict[str, torch.Tensor]
+
+
+def on_device(tokens: int, causal: bool, dtype: torch.dtype) -> tuple[Any, Batch]:
+    model, batch = build(tokens, causal)
+    return model.to("cuda", dtype), {name: x.cuda() for name, x in batch.items()}
+
+
+@torch.no_grad()
+def eager(model: Any, batch: Batch) -> torch.Tensor:
+    """[layer, head]: mean entropies of the maps that eager attention returns."""
+    model.config._attn_implementation = "eager"
+    maps = model(**batch, output_attentions=True).attentions
+    model.config._attn_implementation = "sdpa"
+    return torch.stack([torch.special.entr(x.float()).sum(-1).double().mean((0, 2)) for x in maps]).cpu()
+
+
+@torch.no_grad()
+def plain(model: Any, batch: Batch) -> None:
+    model(**batch)
+
+
+def check(causal: bool, dtype: torch.dtype) -> None:
+    model, batch = on_device(512, causal, dtype)
+    truth = eager(copy.deepcopy(model).double(), batch)
+    ours, theirs = (float((x - truth).abs().max()) for x in (attention_entropy(model, batch).mean, eager(model, batch)))
+    allowed = 2e-5 if dtype == torch.float32 else max(2e-3, 2 * theirs)
+    verdict = "right" if ours <= allowed else "WRONG"
+    print(
+        f"  causal {causal!s:5} {dtype}: off by {ours:.1e} nats (eager: {theirs:.1e}, allowed {allowed:.1e}): {verdict}"
+    )
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak(run: Callable[[], Any]) -> float:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def compare(tokens: int, causal: bool, dtype: torch.dtype, rounds: int) -> None:
+    model, batch = on_device(tokens, causal, dtype)
+    ways: dict[str, Callable[[], Any]] = {
+        "plain": lambda: plain(model, batch),
+        "eager": lambda: eager(model, batch),
+        "entropy": lambda: attention_entropy(model, batch),
+        "both": lambda: accumulate(model, batch, EntropyAccumulator(), PatternsAccumulator()),
+    }
+    took: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds + 1):
+        for way, run in ways.items():
+            took[way].append(seconds(run))
+    middle = {way: statistics.median(each[1:]) for way, each in took.items()}
+    memory = {way: peak(run) for way, run in ways.items()}
+    goal = 1.0 if tokens <= 512 else 0.2
+    ratio, more = middle["entropy"] / middle["eager"], memory["entropy"] / memory["plain"]
+    first, second = ("reached" if reached else "missed" for reached in (ratio <= goal, more <= 1.2))
+    over, both = middle["entropy"] / middle["plain"], middle["both"] / middle["eager"]
+    print(f"  {tokens:>7,} causal {causal!s:5} {dtype}: entropy {ratio:.2f} x eager ({first}), {over:.2f} x plain;")
+    print(f"          with patterns {both:.2f} x eager; memory {more:.2f} x plain ({second})", flush=True)
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("this benchmark needs a CUDA device, and there is none")
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
+    for causal in (False, True):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            check(causal, dtype)
+    for tokens in (512, 8192):
+        for causal in (False, True):
+            for dtype in (torch.float32, torch.bfloat16):
+                compare(tokens, causal, dtype, args.rounds)
+    for causal in (False, True):
+        model, batch = on_device(131072, causal, torch.bfloat16)
+        took = seconds(lambda: attention_entropy(model, batch))  # noqa: B023
+        alone, whole = (peak(run) for run in (lambda: plain(model, batch), lambda: attention_entropy(model, batch)))  # noqa: B023
+        print(
+            f"  131,072 causal {causal!s:5} torch.bfloat16: {took:.1f} s, memory {whole / alone:.2f} x plain",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""How much does each block change the hidden states?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy.blocks import BlockAnatomy, blocks_of
+from ..anatomy.sites import Anatomy
+from ..data.batches import Batch, BatchesOrTexts
+from ..data.padding import real_positions
+from ..errors import checked
+from ..results.axes import axes
+from ..results.result import Result, cpu64
+from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import Accumulator, stat
+from ..streaming.processes import Merge, merges
+from ..streaming.progress import Progress
+from ..tap import tap
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BlockInfluence(Result):
+    """How much each block changes the hidden states, over the real tokens of a data set."""
+
+    main = "influence"
+
+    influence: Annotated[Tensor, axes("layer", words="block influence, 1 - cos")]
+    """[layer]: 1 - E cos(x, y) of a token's hidden state before and after the block; 0 changes no direction. NaN for a
+    block that did not run, or that returns another number of tokens."""
+    std: Annotated[Tensor, axes("layer", words="standard deviation over tokens")]
+    """[layer]: the standard deviation of the cosine over tokens."""
+    tokens: Annotated[Tensor, axes("layer")]
+    """[layer], int64: how many tokens were averaged over."""
+    labels: Annotated[tuple[str, ...], axes("layer")]
+    """[layer]: the blocks, `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
+
+
+class BlockInfluenceAccumulator(Accumulator):
+    """Sums the cosines between the inputs and the outputs of blocks, for `accumulate`."""
+
+    cosines: Tensor = stat("layer")
+    squares: Tensor = stat("layer")
+    tokens: Tensor = stat("layer", torch.int64)
+
+    def part_of(self, anatomy: Anatomy) -> BlockAnatomy:
+        """The blocks of the model."""
+        return blocks_of(anatomy)
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Compare what each block returns with what the one before it returned."""
+        rows = {(site.stack, site.layer): site.row for site in self.anatomy.sites}
+        before: dict[str, Tensor] = {}
+
+        def read(stack: str, layer: int, x: Tensor) -> None:
+            last, before[stack] = before.get(stack), x.detach()
+            if layer and last is not None and last.shape == x.shape:
+                self._add(
+                    rows[stack, layer - 1], last, x.detach(), real_positions(self.anatomy, batch, stack, *x.shape[:2])
+                )
+
+        with tap(self.anatomy, "block", read=read):
+            yield
+
+    def _add(self, row: int, before: Tensor, after: Tensor, real: Tensor) -> None:
+        device = self.cosines.device
+        real = real.to(before.device)
+        cosines = torch.cosine_similarity(before[real].double(), after[real].double(), dim=-1).to(device)
+        self.cosines[row] += cosines.sum()
+        self.squares[row] += cosines.square().sum()
+        self.tokens[row] += len(cosines)
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """Nothing: all was added while the model ran."""
+
+    def compute(self) -> BlockInfluence:
+        """Divide by the number of tokens."""
+        self.check_measured(self.tokens, "real token")
+        tokens = self.tokens.cpu()
+        mean = cpu64(self.cosines) / tokens  # NaN where there is none
+        std = (cpu64(self.squares) / tokens - mean.square()).clamp_min(0).sqrt()
+        return BlockInfluence(1 - mean, std, tokens, self.anatomy.labels)
+
+
+@merges
+@checked
+def block_influence(
+    model: nn.Module,
+    batches: BatchesOrTexts,
+    *,
+    tokenizer: Any = None,
+    progress: Progress = None,
+    merge: Merge = "all",
+) -> BlockInfluence:
+    """Measure how much each block changes the direction of the hidden states (Men et al. 2024, ShortGPT).
+
+    BI = 1 - E cos(x, y), where x is what the block gets and y what it returns, over the real tokens. A block of small
+    influence is a candidate for `drop_blocks`; `block_ablation` says what the task loses without it. The two need not
+    agree: a direction that changes little may be the one that matters.
+
+    Args:
+        model: any model with attention heads whose blocks are modules; measured in eval mode, left as it was.
+        batches: one mapping of model arguments, or an iterable of them; or texts (see `make_batches`).
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
+        progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
+
+    Raises `UnknownAnatomy` for a model in which no module is a block (XLM).
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32))
+        >>> block_influence(model, {"input_ids": torch.tensor([[5, 6, 7]])}).influence.shape
+        torch.Size([2])
+    """
+    found: BlockInfluence = accumulate(
+        model, batches, BlockInfluenceAccumulator(), tokenizer=tokenizer, progress=progress
+    )[0]
+    return found

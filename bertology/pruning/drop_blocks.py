@@ -1,0 +1,182 @@
+"""Removing whole blocks for good."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ..anatomy.blocks import BlockAnatomy, blocks_of
+from ..anatomy.dissect import dissect
+from ..anatomy.names import BLOCK_COUNT_NAMES, BLOCK_NUMBER_NAMES, DECODER_PREFIX, FOR_EACH_BLOCK, RECORDS
+from ..data.batches import Batch
+from ..errors import HeadError, PruningError, checked, is_whole
+from ..results.axes import axes
+from ..results.fields import model_name
+from ..results.result import Result
+from ..tap import one_thread, uncached, undisturbed
+from ..tap.gates import skipping
+from .parts_of_heads import check_in_memory
+from .prune import count_parameters
+from .uniform import arguments, built, check_same, numbers
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DroppedBlocks(Result):
+    """What `drop_blocks` removed."""
+
+    instead_of_plot: ClassVar[str] = "print it"
+
+    blocks: tuple[str, ...]
+    """The labels of the removed blocks."""
+    parameters_before: int
+    """How many parameters the model had."""
+    parameters_after: int
+    """How many it has left."""
+    labels: Annotated[tuple[str, ...], axes("layer")]
+    """[layer]: the blocks of the model before."""
+
+    def __str__(self) -> str:
+        share = 1 - self.parameters_after / self.parameters_before
+        return (
+            f"{len(self.blocks)} blocks dropped, {self.parameters_before:,} parameters before, "
+            f"{self.parameters_after:,} after ({share:.1%} fewer)"
+        )
+
+
+@checked
+def drop_blocks(model: nn.Module, blocks: Iterable[int | str], *, inputs: Batch | None = None) -> DroppedBlocks:
+    """Remove whole blocks from the model, in place: it then computes what it computed when they were skipped.
+
+    The blocks that stay are numbered anew, also for caches, and so are the settings of the config with an entry for
+    each block. `save_pretrained` writes an ordinary checkpoint, which `from_pretrained` loads without this library:
+    before anything is changed, a model is built of the new config, and must compute what this one computes without
+    these blocks.
+
+    Args:
+        model: a model of transformers.
+        blocks: rows of results of blocks, such as `block_influence`'s, or their labels, `"3"` or `"decoder.3"`.
+        inputs: model arguments on which this is seen; by default a few tokens.
+
+    Raises `HeadError` for blocks that are not there, and `PruningError` with the reason where blocks cannot be removed:
+    those that share weights (ALBERT), the first block of T5, which holds the position bias, or the last one of a stack;
+    and where heads or neurons were pruned before: drop blocks first.
+
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=3, num_attention_heads=4, hidden_size=32))
+        >>> dropped = drop_blocks(model, [1])
+        >>> dropped.blocks, model.config.num_hidden_layers
+        (('1',), 2)
+    """
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise PruningError(f"blocks are dropped from a model of transformers, got {type(model).__name__}")
+    there = blocks_of(dissect(model))
+    rows = _resolved(there, blocks)
+    if not rows:
+        return DroppedBlocks((), count_parameters(model), count_parameters(model), there.labels)
+    check_in_memory(model, "blocks cannot be dropped", PruningError)
+    lists = _lists(model, there, rows)
+    config = copy.deepcopy(model.config)
+    for stack, (before, gone) in _counts(there, rows).items():
+        _shorten(config, stack, before, gone, alone=len({site.stack for site in there.sites}) == 1)
+    _prove(model, there, rows, config, lists, inputs)
+    total = count_parameters(model)
+    with one_thread(model):
+        for module, gone in lists.items():
+            _cut(module, gone)
+        vars(model.config).update(vars(config))
+    names = tuple(there.labels[row] for row in rows)
+    return DroppedBlocks(names, total, count_parameters(model), there.labels, model_name=model_name(model))
+
+
+def _resolved(there: BlockAnatomy, blocks: Any) -> list[int]:
+    rows = set()
+    for one in blocks:
+        row = there.labels.index(one) if one in there.labels else one
+        if not is_whole(row) or not 0 <= int(row) < there.layers:
+            raise HeadError(f"there is no block {one!r}: the blocks are {', '.join(there.labels)}")
+        rows.add(int(row))
+    return sorted(rows)
+
+
+def _counts(there: BlockAnatomy, rows: list[int]) -> dict[str, tuple[int, list[int]]]:
+    """{stack: (how many blocks it has, the numbers of those that go)}."""
+    found: dict[str, tuple[int, list[int]]] = {}
+    for row in rows:
+        stack = there.sites[row].stack
+        mine = [site for site in there.sites if site.stack == stack]
+        found.setdefault(stack, (len(mine), []))[1].append(there.sites[row].layer)
+    for stack, (many, gone) in found.items():
+        if len(gone) == many:
+            raise PruningError(f"all {many} blocks of the {stack} cannot be dropped: leave one")
+    return found
+
+
+def _lists(model: nn.Module, there: BlockAnatomy, rows: list[int]) -> dict[nn.ModuleList, list[int]]:
+    """{list of blocks: the places of those that go}."""
+    for name in RECORDS:
+        if getattr(model.config, name, None):
+            raise PruningError("heads or neurons were pruned before, by the numbers of blocks: drop blocks first")
+    lists: dict[nn.ModuleList, list[int]] = {}
+    modules = dict(model.named_modules())
+    for row in rows:
+        site = there.sites[row]
+        folder, _, number = site.path.rpartition(".")
+        if sum(other.place is site.place for other in there.sites) > 1:
+            raise PruningError(f"block {there.labels[row]} runs in several layers, which share its weights")
+        if not isinstance(modules.get(folder), nn.ModuleList) or not number.isdigit():
+            raise PruningError(f"block {there.labels[row]} ({site.path}) is in no list of blocks")
+        lists.setdefault(modules[folder], []).append(int(number))
+    return lists
+
+
+def _shorten(config: Any, stack: str, before: int, gone: list[int], *, alone: bool) -> None:
+    """Write into a config how many blocks a stack has, and leave out the entries of those that go."""
+    decoder = DECODER_PREFIX.rstrip("_")
+    for name in BLOCK_COUNT_NAMES:
+        mine = alone or (decoder in name) == (decoder in stack)
+        if mine and getattr(config, name, None) == before:
+            setattr(config, name, before - len(gone))
+    for name, value in list(vars(config).items()):
+        if isinstance(value, (list, tuple)) and len(value) == before and FOR_EACH_BLOCK.search(name):
+            setattr(config, name, type(value)(one for place, one in enumerate(value) if place not in gone))
+
+
+def _prove(
+    model: Any, there: BlockAnatomy, rows: list[int], config: Any, lists: dict[nn.ModuleList, list[int]], inputs: Any
+) -> None:
+    """Raise `PruningError` unless a model of the new config computes what this one does without these blocks."""
+    folders = {module: path for path, module in model.named_modules() if module in lists}
+    weights: dict[str, Tensor] = {}
+    for name, x in model.state_dict().items():
+        for module, folder in folders.items():
+            found = re.match(rf"{re.escape(folder)}\.(\d+)\.", name)
+            if found:
+                number = int(found[1])
+                new = None if number in lists[module] else number - sum(gone < number for gone in lists[module])
+                name = "" if new is None else f"{folder}.{new}.{name[found.end() :]}"
+        if name:
+            weights[name] = x
+    given = arguments(model, inputs)
+    smaller = built(model, config, weights, "blocks cannot be dropped")
+    with undisturbed(model), uncached(model), torch.no_grad(), skipping(there, rows):
+        wanted = numbers(model(**given))
+    check_same(wanted, smaller, given, "blocks cannot be dropped")
+
+
+def _cut(blocks: nn.ModuleList, gone: list[int]) -> None:
+    """Leave blocks out of a list, and number those that stay anew, in it and in what they keep of their number."""
+    left = [(number, block) for number, block in enumerate(blocks) if number not in gone]
+    for place in sorted(gone, reverse=True):
+        del blocks[place]
+    for new, (old, block) in enumerate(left):
+        for module in block.modules():
+            for name in BLOCK_NUMBER_NAMES:
+                if getattr(module, name, None) == old:
+                    setattr(module, name, new)

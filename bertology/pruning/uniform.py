@@ -1,0 +1,258 @@
+"""Sets of heads or neurons of which every layer loses the same number, and ordinary checkpoints of such models."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ..anatomy.dissect import dissect
+from ..anatomy.forward_source import is_transformers_4
+from ..anatomy.mlps import MlpAnatomy, dissect_mlps
+from ..anatomy.names import (
+    COUNT_NAMES,
+    DECODER_PREFIX,
+    ENCODER_PREFIX,
+    HEAD_WIDTH_NAME,
+    KEY_COUNT_NAMES,
+    NEURON_COUNT_NAMES,
+    PRUNED_NAME,
+    RECORDS,
+)
+from ..anatomy.sites import Anatomy
+from ..data.batches import Batch
+from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked
+from ..tap import uncached, undisturbed
+from .parts_of_heads import check_in_memory, count_key_heads
+
+
+def uniform_places(anatomy: Anatomy, places: list[tuple[int, int]], scores: Tensor | None) -> list[tuple[int, int]]:
+    """As many units of each layer as can be, of at most so many places in all, with the least sum of scores.
+
+    Without scores, units that are among the places have 0, and others 1: of those that were named as many go as can.
+    Where query heads share keys, whole groups go, or equally many of each group, in all layers alike.
+
+    Raises `PruningError` where layers have different numbers of units, or fewer places are given than there are layers;
+    `ShapeError` for scores of another shape.
+    """
+    left = {len(site.kept) for site in anatomy.sites}
+    unit = anatomy.sites[0].unit
+    if len(left) > 1:
+        raise PruningError(f"uniform=True is for layers with equal numbers of {unit}s, got {sorted(left)}")
+    if scores is None:
+        scores = torch.ones(anatomy.layers, anatomy.heads, dtype=torch.float64)
+        for row, number in places:
+            scores[row, number] = 0
+    if list(scores.shape) != [anatomy.layers, anatomy.heads] or scores[anatomy.present].isnan().any():
+        wanted = [anatomy.layers, anatomy.heads]
+        raise ShapeError(f"scores must be [layer, {unit}] = {wanted} without NaN, got {list(scores.shape)}")
+    for each in range(len(places) // anatomy.layers, 0, -1):
+        sets = [found for whole in (True, False) if (found := _of_each(anatomy, scores, each, whole=whole))]
+        if sets:
+            return min(sets, key=lambda some: sum(float(scores[row, number]) for row, number in some))
+    raise PruningError(
+        f"no {unit} can go from each of {anatomy.layers} layers: name at least {anatomy.layers} {unit}s, or as many as "
+        "make up whole groups that share a key"
+    )
+
+
+def _of_each(anatomy: Anatomy, scores: Tensor, each: int, *, whole: bool) -> list[tuple[int, int]]:
+    """So many units of each layer: whole groups of heads that share a key, or equally many of each group."""
+    chosen: list[tuple[int, int]] = []
+    for site in anatomy.sites:
+        groups = count_key_heads(site) if site.unit == "head" else len(site.kept)
+        size = len(site.kept) // groups
+        mine = scores[site.row, list(site.kept)].double().reshape(groups, size)
+        if whole and each % size == 0 and each // size < groups:
+            rows = mine.sum(1).argsort(stable=True)[: each // size]
+            gone = [int(row) * size + i for row in rows for i in range(size)]
+        elif not whole and size > 1 and each % groups == 0 and each // groups < size:
+            columns = mine.argsort(dim=1, stable=True)[:, : each // groups]
+            gone = [row * size + int(i) for row, some in enumerate(columns) for i in some]
+        else:
+            return []
+        chosen += [(site.row, site.kept[place]) for place in sorted(gone)]
+    return chosen
+
+
+@checked
+def save_plain(model: nn.Module, path: str | Path, *, inputs: Batch | None = None) -> None:
+    """Write a pruned model as an ordinary checkpoint, which `from_pretrained` loads without this library.
+
+    All layers must have equal numbers of heads, and of neurons, as `prune_heads(..., uniform=True)` and
+    `prune_neurons(..., uniform=True)` leave them, and the config must have settings for these numbers. For neurons
+    nearly all have one (not GPT, BLOOM and MPT, whose MLPs have a fixed multiple of the hidden size). For heads those
+    have one whose config knows the width of a head (`head_dim`: Llama, Mistral, Qwen3, Gemma); in BERT and GPT-2 it is
+    the hidden size divided by the number of heads. What is written is compared with the model before: its weights, and
+    what it computes.
+
+    Args:
+        model: a model of transformers.
+        path: the folder.
+        inputs: model arguments on which both must compute the same; by default a few tokens.
+
+    Raises `PruningError` with the reason where no ordinary checkpoint can hold the model (`save_pruned` can), and
+    `DataError` for what is no model of transformers.
+
+        >>> import tempfile
+        >>> from transformers import AutoModel, BertConfig, BertModel
+        >>> from bertology import prune_neurons
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, hidden_size=24, intermediate_size=64))
+        >>> _ = prune_neurons(model, {0: range(10), 1: range(20, 30)})
+        >>> folder = tempfile.mkdtemp()
+        >>> save_plain(model, folder)
+        >>> AutoModel.from_pretrained(folder).config.intermediate_size
+        54
+    """
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise DataError(f"save_plain writes a model of transformers, got {type(model).__name__}")
+    if Path(path).is_file():
+        raise DataError(f"save_plain writes a folder, but {path} is a file: name another path")
+    check_in_memory(model, "the model cannot be saved", DataError)
+    config = copy.deepcopy(model.config)
+    for name in RECORDS:
+        if hasattr(config, name):
+            # transformers 4 has the first of them in each config.
+            setattr(config, name, {}) if is_transformers_4() and name == PRUNED_NAME else delattr(config, name)
+    _tell_heads(config, dissect(model))
+    mlps = _mlps(model)
+    if mlps is not None:
+        _tell_neurons(config, mlps)
+    plain = built(model, config, model.state_dict(), CANNOT)
+    _compare(model, plain, inputs)
+    plain.save_pretrained(str(path))
+
+
+def _mlps(model: nn.Module) -> MlpAnatomy | None:
+    try:
+        return dissect_mlps(model)
+    except UnknownAnatomy:
+        return None  # no neurons can have been pruned
+
+
+CANNOT = "no ordinary checkpoint can hold this model, save_pruned and load_pruned can"
+
+
+def _cannot(why: str) -> PruningError:
+    return PruningError(f"{CANNOT}: {why}")
+
+
+def _one_number(numbers: dict[str, int], unit: str) -> int:
+    """The number that all layers have, given by label; or the error that names two which differ."""
+    first, count = next(iter(numbers.items()))
+    for label, other in numbers.items():
+        if other != count:
+            raise _cannot(
+                f"layer {first} has {count} {unit}s and layer {label} has {other}, but its config has one number for "
+                "all; prune equally many of each, with uniform=True"
+            )
+    if not count:
+        raise _cannot(f"its layers have lost all {unit}s")
+    return count
+
+
+def _is_whole(anatomy: Anatomy) -> bool:
+    return all(len(site.kept) == site.width for site in anatomy.sites)
+
+
+def _tell_heads(config: Any, anatomy: Anatomy) -> None:
+    """Write into a config how many heads and keys each layer has, and how wide a head is."""
+    if _is_whole(anatomy):
+        return
+    heads = _one_number({site.label: len(site.kept) for site in anatomy.sites}, "head")
+    keys = _one_number({site.label: count_key_heads(site) for site in anatomy.sites}, "key head")
+    dim = {site.dim for site in anatomy.sites}
+    if hasattr(config, HEAD_WIDTH_NAME) and len(dim) == 1:
+        setattr(config, HEAD_WIDTH_NAME, dim.pop())
+    for names, number in ((COUNT_NAMES, heads), (KEY_COUNT_NAMES, keys)):
+        for name in names:
+            if hasattr(config, name):
+                setattr(config, name, number)
+
+
+def _tell_neurons(config: Any, mlps: MlpAnatomy) -> None:
+    """Write into a config how many neurons each MLP has: of an encoder and a decoder by themselves where it can."""
+    if _is_whole(mlps):
+        return
+    names = [name for name in NEURON_COUNT_NAMES if hasattr(config, name)]
+    for name in names:
+        prefix = next((p for p in (ENCODER_PREFIX, DECODER_PREFIX) if name.startswith(p)), "")
+        mine = [site for site in mlps.sites if site.label.startswith(prefix.rstrip("_"))]
+        if mine and getattr(config, name) in (None, *(site.width for site in mine)):
+            setattr(config, name, _one_number({site.label: len(site.kept) for site in mine}, "neuron"))
+    if not names:
+        raise _cannot(f"{type(config).__name__} has no setting for the number of neurons")
+
+
+def built(model: Any, config: Any, weights: dict[str, Tensor], cannot: str) -> Any:
+    """A model of a config with the weights of another. Raises `PruningError` where they do not fit."""
+    there = {name: list(x.shape) for name, x in weights.items()}
+    try:
+        with torch.device("meta"):
+            wanted = {name: list(x.shape) for name, x in type(model)(copy.deepcopy(config)).state_dict().items()}
+    except NotImplementedError:  # it computes with its weights when it is built
+        wanted = there
+    except Exception as error:  # those of the checks of configs
+        raise PruningError(f"{cannot}: {type(config).__name__} refuses these numbers ({error})") from error
+    for name in [*there, *wanted]:
+        if there.get(name) != wanted.get(name):
+            raise PruningError(
+                f"{cannot}: {name} is {there.get(name, 'not there')}, and by its config it would be "
+                f"{wanted.get(name, 'not there')}, since {type(config).__name__} has no setting for what was pruned"
+            )
+    plain = type(model)(config).to(device=model.device, dtype=model.dtype).eval()
+    plain.load_state_dict(weights)
+    plain.generation_config = getattr(model, "generation_config", None)
+    return plain
+
+
+@torch.no_grad()
+def check_same(before: list[Tensor], plain: Any, given: Batch, cannot: str) -> None:
+    """Raise `PruningError` unless a model computes the same numbers from these arguments."""
+    with uncached(plain):
+        after = numbers(plain(**given))
+    apart = max(_apart(x.double(), y.double()) for x, y in zip(before, after, strict=True))
+    size = max(float(x.double().nan_to_num().abs().max()) for x in before)
+    if not apart <= max(1.0, size) * 64 * torch.finfo(plain.dtype).eps:
+        raise PruningError(f"{cannot}: loaded by its config it would compute something else ({apart:.2g} apart)")
+
+
+def _apart(x: Tensor, y: Tensor) -> float:
+    """The largest difference. T5 of transformers 4 gives NaN at tokens that attend to none, in both models."""
+    if x.shape != y.shape or x.isnan().all() or not torch.equal(x.isnan(), y.isnan()):
+        return float("inf")
+    return float((x - y).nan_to_num().abs().max())
+
+
+@torch.no_grad()
+def _compare(model: Any, plain: Any, inputs: Batch | None) -> None:
+    """Raise `PruningError` unless both models compute the same."""
+    given = arguments(model, inputs)
+    with undisturbed(model), uncached(model):
+        before = numbers(_ran(model, given))
+    check_same(before, plain, given, CANNOT)
+
+
+def arguments(model: Any, inputs: Batch | None) -> dict[str, Any]:
+    """Model arguments on the device of a model, by default a few tokens of transformers' own."""
+    given = dict(model.dummy_inputs if inputs is None else inputs)
+    return {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in given.items()}
+
+
+def _ran(model: Any, given: Batch) -> Any:
+    try:
+        return model(**given)
+    except Exception as error:  # whatever the model's own code raises
+        raise DataError(
+            f"it could not be seen that the checkpoint computes the same ({type(error).__name__}: {error}): pass "
+            "inputs=, a batch that the model runs on"
+        ) from error
+
+
+def numbers(outputs: Any) -> list[Tensor]:
+    """The floating tensors among the outputs of a model."""
+    return [x for x in outputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]

@@ -1,0 +1,116 @@
+"""Files that are written all or nothing, and locks on them: processes may end at any point, and share folders."""
+
+from __future__ import annotations
+
+import glob
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+from ..errors import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows has other locks
+    fcntl = None  # type: ignore[assignment]
+
+_numbers = count()
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Give the path of a file to write, which replaces `path` once it is complete: there is never half a file.
+
+    The file bears the number of this process, so that two processes that write the same do not meet. It is removed on
+    an error; that of a process that was killed is removed by the next one that writes the same file.
+    """
+    part = path.with_name(f".{path.name}.{_here()}-{os.getpid()}-{next(_numbers)}.part")
+    try:
+        yield part
+        os.replace(part, path)
+        _remove_left(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def is_part(name: str, of: str) -> bool:
+    """Whether a file of this name is an unfinished part of another."""
+    return name.startswith(f".{of}.") and name.endswith(".part")
+
+
+def _here() -> str:
+    return "".join(letter for letter in socket.gethostname() if letter.isalnum()) or "host"
+
+
+def _remove_left(path: Path) -> None:
+    """Remove the parts that killed processes of this machine have left; those of other machines may be in use."""
+    start = f".{path.name}.{_here()}-"
+    with suppress(OSError):
+        for part in path.parent.glob(f"{glob.escape(start)}*.part"):
+            number = part.name.removeprefix(start).partition("-")[0]
+            if number.isdigit() and not _is_running(int(number)):
+                part.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # there, the same call ends the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+@contextmanager
+def locked(path: str | Path | None) -> Iterator[None]:
+    """Keep other processes from writing a file or folder meanwhile; the lock of a process that was killed is gone.
+
+    Where there can be no lock, such as in a folder that cannot be written, there is none.
+    Raises `DataError` if another process, or another call in this one, holds it.
+    """
+    if path is None or fcntl is None:
+        yield
+        return
+    lock = Path(path).absolute().parent / f".{Path(path).name}.lock"
+    while True:
+        try:
+            file = open(lock, "a+b")  # noqa: SIM115 (closed below)
+        except (OSError, ValueError):
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise DataError(
+                f"{path} is being written by another process: wait until it has ended, or name a file of its own for "
+                "each process"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        if _is_at(file.fileno(), lock):
+            break
+        file.close()  # whoever held it before has just removed it
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink(missing_ok=True)
+        file.close()
+
+
+def _is_at(number: int, path: Path) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(number), path.stat())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True

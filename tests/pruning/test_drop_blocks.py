@@ -1,0 +1,144 @@
+import pytest
+import torch
+import transformers
+
+from bertology import Result, block_ablation, drop_blocks, load_pruned, prune_heads, save_pruned
+from bertology.anatomy.blocks import blocks_of
+from bertology.anatomy.dissect import dissect
+from bertology.errors import DataError, HeadError, PruningError, UnknownAnatomy
+from bertology.tap.gates import skipping
+from helpers.pruning import logits, seq2seq
+from helpers.zoo import BY_NAME, FAMILIES, batch
+
+SETTINGS = {"gpt": "n_layer", "gpt2": "n_layer", "distilbert": "n_layers"}
+DROPPABLE = [family for family in FAMILIES if family.name != "albert"]
+
+
+def deeper(family, kind="classifier"):
+    return family.build(kind, **{SETTINGS.get(family.name, "num_hidden_layers"): 4})
+
+
+# oracle: the block's forward replaced by one that returns its input
+@pytest.mark.parametrize("family", DROPPABLE, ids=lambda family: family.name)
+def test_dropped_equals_skipped_and_loads_without_us(family, tmp_path):
+    model, inputs = deeper(family), batch(labels=False)
+    there = blocks_of(dissect(model))
+    with skipping(there, {1, 2}):
+        expected = logits(model, inputs)
+    kept = {row: there.sites[row].place.forward for row in (1, 2)}
+    whole = logits(model, inputs)
+    for row in kept:
+        first = there.sites[0].place
+        returned = first(
+            torch.zeros(1, 2, 16, dtype=torch.float64),
+            **({"position_embeddings": ANGLES} if family.name == "llama" else {}),
+        )
+        there.sites[row].place.forward = (
+            (lambda x, *a, **k: x) if isinstance(returned, torch.Tensor) else (lambda x, *a, **k: (x, *a[:0]))
+        )
+    torch.testing.assert_close(logits(model, inputs), expected, rtol=0, atol=1e-12)
+    for row, forward in kept.items():
+        there.sites[row].place.forward = forward
+        del there.sites[row].place.__dict__["forward"]
+    dropped = drop_blocks(model, [2, "1"])
+    assert dropped.blocks == ("1", "2")
+    assert dropped.parameters_after == sum(p.numel() for p in model.parameters()) < dropped.parameters_before
+    torch.testing.assert_close(logits(model, inputs), expected, rtol=0, atol=1e-6 if family.name == "llama" else 1e-12)
+    assert not torch.allclose(expected, whole)
+    model.save_pretrained(tmp_path)
+    again = family.classifier.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    torch.testing.assert_close(logits(again, inputs), logits(model, inputs), rtol=0, atol=1e-6)
+
+
+ANGLES = (torch.ones(1, 2, 4), torch.zeros(1, 2, 4))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_caches_are_numbered_anew(name):
+    model, ids = deeper(BY_NAME[name], "lm"), torch.randint(3, 40, (2, 5))
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": 39, "pad_token_id": 0}
+    options["attention_mask"] = torch.ones_like(ids)
+    with skipping(blocks_of(dissect(model)), {0, 2}):
+        expected = model.generate(ids, use_cache=False, **options)
+    drop_blocks(model, [0, 2])
+    assert torch.equal(model.generate(ids, use_cache=True, **options), expected)
+    blocks = model.transformer.h if name == "gpt2" else model.model.layers
+    attention = "attn" if name == "gpt2" else "self_attn"
+    assert [getattr(block, attention).layer_idx for block in blocks] == [0, 1]
+
+
+def test_settings_with_an_entry_for_each_block(tmp_path):
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    config = transformers.Qwen2Config(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, use_sliding_window=True, sliding_window=2, layer_types=kinds, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model, inputs = transformers.Qwen2ForCausalLM(config).double().eval(), batch(labels=False)
+    with skipping(blocks_of(dissect(model)), {0, 1}):
+        expected = logits(model, inputs)
+    drop_blocks(model, [0, 1])
+    assert model.config.layer_types == kinds[2:]
+    torch.testing.assert_close(logits(model, inputs), expected, rtol=0, atol=1e-6)
+    prune_heads(model, {0: [0, 1]})
+    save_pruned(model, tmp_path)
+    again = load_pruned(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(logits(again, inputs), logits(model, inputs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_encoders_and_decoders(name, tmp_path):
+    model, ids = seq2seq(name), torch.randint(3, 40, (2, 5))
+    inputs = {"input_ids": ids, "decoder_input_ids": ids}
+    with skipping(blocks_of(dissect(model)), {1, 3}), torch.no_grad():
+        expected = model(**inputs).logits
+    drop_blocks(model, ["encoder.1", "decoder.1"])
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-12)
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
+        torch.testing.assert_close(again(**inputs).logits, expected, rtol=0, atol=1e-12)
+
+
+def refused(model, blocks, error, told):
+    before, said = {name: x.clone() for name, x in model.state_dict().items()}, model.config.to_dict()
+    with pytest.raises(error, match=told):
+        drop_blocks(model, blocks)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert model.config.to_dict() == said
+
+
+def test_what_cannot_be_dropped():
+    refused(BY_NAME["albert"].build(), [0], PruningError, "runs in several layers, which share its weights")
+    refused(seq2seq("t5"), ["encoder.0"], PruningError, "relative_attention_bias")
+    refused(BY_NAME["bert"].build(), [0, 1], PruningError, "all 2 blocks of the encoder cannot be dropped")
+    refused(BY_NAME["bert"].build(), [2], HeadError, "there is no block 2: the blocks are 0, 1")
+    refused(BY_NAME["bert"].build(), ["decoder.0"], HeadError, "there is no block")
+    refused(BY_NAME["bert"].build(), "1", DataError, "blocks must be an iterable")
+    model = BY_NAME["bert"].build()
+    prune_heads(model, {0: [1]})
+    refused(model, [1], PruningError, "pruned before.*drop blocks first")
+    with pytest.raises(PruningError, match="a model of transformers, got Linear"):
+        drop_blocks(torch.nn.Linear(2, 2), [0])
+    xlm = transformers.XLMModel(transformers.XLMConfig(vocab_size=40, emb_dim=16, n_layers=2, n_heads=4))
+    refused(xlm, [0], UnknownAnatomy, "is a block: its layers are several lists")
+
+
+def test_block_ablation_is_dropping(tmp_path):
+    model, inputs = deeper(BY_NAME["bert"]), batch()
+    found = block_ablation(model, inputs, metric="inverse_loss")
+    whole = model(**inputs).loss.item()
+    for row in (0, 3):
+        other = deeper(BY_NAME["bert"])
+        drop_blocks(other, [row])
+        assert found.loss_change[row].item() == pytest.approx(other(**inputs).loss.item() - whole, rel=1e-9)
+    assert (found.part, found.labels) == ("block", ("0", "1", "2", "3"))
+
+
+def test_the_result_saves_and_prints(tmp_path):
+    model = BY_NAME["bert"].build()
+    dropped = drop_blocks(model, [1])
+    assert str(dropped).startswith("1 blocks dropped, 5,442 parameters before, ")
+    dropped.save(tmp_path / "d")
+    assert Result.load(tmp_path / "d") == dropped
+    assert drop_blocks(model, []).blocks == ()

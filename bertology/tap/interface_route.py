@@ -178,6 +178,7 @@ def attend_in_blocks(
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
     bare = not any(reading.needs_map for reading, _ in readings) and may_go_without_map(query, key)
     bare = bare and not _has_own_rows(module, kwargs) and (pieces is None or pieces.tokens is None)
+    bare = bare and module not in _whole
     # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.
     single = query.dtype in (torch.float32, torch.float64)  # entropies of half precision are taken in float32
     plain = bare or (size < query.shape[2] and query.device.type == "cpu" and single)

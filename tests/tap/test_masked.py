@@ -164,3 +164,18 @@ def test_errors_say_what_to_do():
     numbers = {0: lambda query, key, tokens: key - query}
     with pytest.raises(ShapeError, match="True or False for pairs of tokens"), masked_attention(model, numbers):
         logits(model, inputs)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_statistics_without_maps_see_the_cuts(monkeypatch, name):
+    from bertology import attention_entropy
+    from bertology.tap import interface_route
+
+    model, inputs = BY_NAME[name].build(), batch((7, 7), labels=False)
+    cuts = {"all": lambda query, key, tokens: key == query - 1}
+    with masked_attention(model, cuts):
+        expected = attention_entropy(model, inputs).mean
+        monkeypatch.setattr(interface_route, "may_go_without_map", lambda query, key: True)
+        found = attention_entropy(model, inputs).mean
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, attention_entropy(model, inputs).mean)

@@ -23,8 +23,10 @@
 | heads and a logit     | `head_attribution`                         | [layer, batch, head]                    |
 | heads as they learn   | `importance_through_training`              | [step, layer, head]                     |
 | a model with fewer    | `gated`, `ablated`, `pruning_curve`        | [layer, head]                           |
+| edges cut             | `masked_attention`, `edge_ablation`        | [class, class]                          |
 | effect of ablation    | `head_ablation`, `sole_head_ablation`      | [layer, head]                           |
 | what carries an answer| `activation_patching`                      | [layer, head]                           |
+| a set of heads        | `fit_gates`                                | [layer, head]                           |
 | and its estimate      | `attribution_patching`                     | [layer, head]                           |
 | a smaller model       | `prune_heads`, `save_pruned`, `load_pruned`|                                         |
 | what pruning saves    | `compare_efficiency`                       | [model, size, round]                    |
@@ -48,8 +50,12 @@ from .anatomy.sites import Anatomy, Head, HeadScore
 from .data.make_batches import make_batches
 from .errors import BertologyError
 from .importance.ablation import HeadAblation, SoleHeadAblation, head_ablation, sole_head_ablation
+from .importance.edge_ablation import EdgeAblation, edge_ablation
+from .importance.faithfulness import Faithfulness, HeadAgreement, faithfulness, head_agreement
 from .importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from .importance.importance_through_training import ImportanceSeries, importance_through_training
+from .importance.integrated_importance import IntegratedImportance, integrated_importance
+from .importance.learned_gates import LearnedGates, fit_gates
 from .importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator, neuron_importance
 from .importance.part_ablation import PartAblation, block_ablation, mlp_ablation
 from .importance.patching import activation_patching, attribution_patching
@@ -88,6 +94,7 @@ from .streaming.accumulator import Accumulator, MapAccumulator, stat
 from .streaming.shards import merge_shards, shard_batches
 from .tap import tap
 from .tap.gates import ablated, gated
+from .tap.masked import masked_attention
 
 __all__ = [
     "Accumulator",
@@ -105,12 +112,15 @@ __all__ = [
     "ContextualityAccumulator",
     "DistancesAccumulator",
     "DroppedBlocks",
+    "EdgeAblation",
     "Efficiency",
     "EntropyAccumulator",
+    "Faithfulness",
     "GenerationCaptures",
     "GradientsAccumulator",
     "Head",
     "HeadAblation",
+    "HeadAgreement",
     "HeadAttribution",
     "HeadDistances",
     "HeadImportance",
@@ -121,8 +131,10 @@ __all__ = [
     "HiddenStates",
     "ImportanceAccumulator",
     "ImportanceSeries",
+    "IntegratedImportance",
     "LayerPatching",
     "LayerSimilarity",
+    "LearnedGates",
     "LogitLens",
     "MapAccumulator",
     "MeansAccumulator",
@@ -167,8 +179,12 @@ __all__ = [
     "dissect",
     "dissect_mlps",
     "drop_blocks",
+    "edge_ablation",
+    "faithfulness",
+    "fit_gates",
     "gated",
     "head_ablation",
+    "head_agreement",
     "head_attribution",
     "head_behaviours",
     "head_distances",
@@ -177,10 +193,12 @@ __all__ = [
     "head_outputs",
     "hidden_states",
     "importance_through_training",
+    "integrated_importance",
     "layer_similarity",
     "load_pruned",
     "logit_lens",
     "make_batches",
+    "masked_attention",
     "merge_shards",
     "mlp_ablation",
     "neuron_activations",

@@ -83,8 +83,15 @@ def drop_blocks(model: nn.Module, blocks: Iterable[int | str], *, inputs: Batch 
     check_in_memory(model, "blocks cannot be dropped", PruningError)
     lists = _lists(model, there, rows)
     config = copy.deepcopy(model.config)
-    for stack, (before, gone) in _counts(there, rows).items():
-        _shorten(config, stack, before, gone, alone=len({site.stack for site in there.sites}) == 1)
+    alone = len({site.stack for site in there.sites}) == 1
+    try:
+        for stack, (before, gone) in _counts(there, rows).items():
+            _shorten(config, stack, before, gone, alone=alone)
+        type(config).from_dict(config.to_dict())  # as it will be read from a file
+    except ValueError as error:  # some configs check each setting
+        if isinstance(error, PruningError):
+            raise
+        raise PruningError(f"blocks cannot be dropped: {type(config).__name__} refuses it ({error})") from error
     _prove(model, there, rows, config, lists, inputs)
     total = count_parameters(model)
     with one_thread(model):

@@ -148,8 +148,12 @@ class Accumulator(ABC):
         """
         return {}
 
-    def rename(self, names: Names) -> None:  # noqa: B027
+    def rename(self, names: Names) -> None:
         """Replace the names along axes that come from the data; `forget` or `zero` follows."""
+        if names:
+            raise DataError(
+                f"{type(self).__name__} has no names from the data: it must define rename() to replace them"
+            )
 
     @classmethod
     def axes(cls) -> dict[str, list[str]]:

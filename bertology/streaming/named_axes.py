@@ -1,4 +1,4 @@
-"""Sums whose axes have names that come from the data, such as relations of a treebank, are merged by these names."""
+"""Sums whose axes have names that come from the data, such as the relations of a treebank, are merged by them."""
 
 from __future__ import annotations
 

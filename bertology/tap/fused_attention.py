@@ -120,7 +120,7 @@ def _largest_scores(plain: Plain) -> Tensor:
     """[batch, head, query]: each query's largest score, from blocks of scores."""
     batch, heads, queries, keys = *plain.query.shape[:3], plain.key.shape[2]
     groups = plain.key.shape[1]
-    query, key = plain.query.unflatten(1, (groups, -1)), plain.key[:, :, None].mT
+    query, key = plain.query.reshape(batch, groups, -1, queries, plain.query.shape[3]), plain.key[:, :, None].mT
     size = max(1, SCORE_BYTES // max(1, batch * heads * keys * plain.query.element_size()))
     found = []
     for start in range(0, queries, size):

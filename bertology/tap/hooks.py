@@ -328,7 +328,10 @@ class _TappedBlocks:
         new = self._apply(self._running[block], x)
         if new is None:
             return None
-        return new if isinstance(output, Tensor) else type(output)([new, *output[1:]])
+        if isinstance(output, Tensor):
+            return new
+        rest = [new, *output[1:]]
+        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)  # a named tuple (Reformer)
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]

@@ -50,6 +50,8 @@ class _Pieces:
     sites: dict[Reading, Site] = field(default_factory=dict)
 
 
+# How many edits want the attention of a module in one piece.
+_whole: dict[nn.Module, int] = {}
 # The passes of the attention modules that are read.
 _pieces: dict[nn.Module, _Pieces] = {}
 
@@ -58,6 +60,19 @@ def _start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """Note how many tokens the attention module gets in one row."""
     x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
     _pieces[module] = _Pieces(x.shape[0] if x is not None and x.dim() == 2 else None)
+
+
+def in_one_piece(modules: list[nn.Module], undo: ExitStack) -> None:
+    """Compute the attention of these modules in one piece, whoever reads it, while `undo` is open."""
+    for module in modules:
+        _whole[module] = _whole.get(module, 0) + 1
+        undo.callback(_end_piece, module)
+
+
+def _end_piece(module: nn.Module) -> None:
+    _whole[module] -= 1
+    if not _whole[module]:
+        del _whole[module]
 
 
 def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
@@ -237,7 +252,9 @@ def _rows(module: nn.Module, query: Tensor, key: Tensor, readings: list[Reading]
 
 
 def _has_own_rows(module: nn.Module, kwargs: dict[str, Any]) -> bool:
-    """Whether only the model's function knows what belongs to a query row."""
+    """Whether only the model's function knows what belongs to a query row, or an edit wants its softmax whole."""
+    if module in _whole:
+        return True
     own_rows = any(isinstance(extra, Tensor) and extra.dim() > 2 for extra in kwargs.values())
     return own_rows or isinstance(getattr(module, "bias", None), Tensor)
 

@@ -38,8 +38,8 @@ class Plain(NamedTuple):
         batch, _, queries, dim = self.query.shape
         places = keys[:, None, :, None].expand(batch, self.key.shape[1], queries, dim)
         wide = torch.promote_types(self.query.dtype, torch.float32)
-        chosen = self.key.gather(2, places).to(wide).unflatten(1, (self.key.shape[1], 1))
-        each = self.query.to(wide).unflatten(1, (self.key.shape[1], -1))
+        chosen = self.key.gather(2, places).to(wide)[:, :, None]
+        each = self.query.to(wide).reshape(batch, self.key.shape[1], -1, queries, dim)
         score = self.scale * (each * chosen).sum(-1).flatten(1, 2)
         if self.mask is not None:
             mask = self.mask.expand(batch, -1, queries, -1)

@@ -90,7 +90,12 @@ def made():
         bertology.attribution_patching(
             model, inputs, other, metric=logit_difference(1, 0), parts="blocks", positions=[1], by_token=True
         ),
+        bertology.faithfulness(model, inputs, ["L0H1"], metric="inverse_loss", random_sets=2),
+        bertology.head_agreement([bertology.head_importance(model, one) for one in (inputs, other)], 2),
+        bertology.integrated_importance(model, inputs, steps=1),
+        bertology.fit_gates(model, inputs, steps=1, method="soft"),
         bertology.sole_head_ablation(model, inputs, metric="accuracy"),
+        bertology.edge_ablation(model, inputs, tokens={"low": [3]}, by_layer=True),
         bertology.head_means(model, inputs),
         bertology.prune_heads(BY_NAME["bert"].build(), {0: [1]}),
         bertology.score(model, inputs, metric="accuracy"),

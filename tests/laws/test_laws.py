@@ -26,6 +26,8 @@ CONTEXTS = {
     "gated": lambda m: b.gated(m, torch.ones(2, 4)),
     "ablated": lambda m: b.ablated(m, {0: [1]}),
     "ablated by the mean": lambda m: b.ablated(m, {0: [1]}, replace="mean"),
+    "masked_attention": lambda m: b.masked_attention(m, {"all": lambda query, key, tokens: key == query - 1}),
+    "tap norms": lambda m: b.tap(b.dissect(m), "norms", read=lambda *_: None),
     "tap attention": lambda m: b.tap(b.dissect(m), "attention", read=lambda *_: None),
     "tap block": lambda m: b.tap(b.dissect(m), "block", read=lambda *_: None),
 }
@@ -73,6 +75,8 @@ MEASURES |= {
     "head_importance by token": lambda m: b.head_importance(m, batch(), granularity="token"),
     "importance_through_training": lambda m: b.importance_through_training([(1, m)], batch()),
     "attention_patterns of classes": lambda m: b.attention_patterns(m, batch(), tokens={"low": [3, 4]}),
+    "edge_ablation": lambda m: b.edge_ablation(m, batch(), tokens={"low": [3, 4]}),
+    "attention_patterns by norms": lambda m: b.attention_patterns(m, batch(), weighting="norm"),
     "attention_gradients": lambda m: b.attention_gradients(m, batch(), tokens={"low": [3, 4]}),
     "coreference_heads": lambda m: syntax.coreference_heads(m, DOCUMENTS),
     "structural_probe": lambda m: syntax.structural_probe(m, PARSED, PARSED, epochs=1),
@@ -101,6 +105,8 @@ MEASURES |= {
     "activation_patching of blocks": lambda m: b.activation_patching(
         m, batch(), batch(seed=2), metric="loss", parts="blocks"
     ),
+    "faithfulness": lambda m: b.faithfulness(m, batch(), ["L0H1"], metric="inverse_loss", random_sets=2),
+    "fit_gates": lambda m: b.fit_gates(m, batch(), steps=2),
     "attribution_patching": lambda m: b.attribution_patching(m, batch(), batch(seed=2), metric="loss", steps=2),
     "mlp_ablation": lambda m: b.mlp_ablation(m, batch(), metric="accuracy"),
     "block_ablation": lambda m: b.block_ablation(m, batch(), metric="accuracy"),

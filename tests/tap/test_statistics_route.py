@@ -103,7 +103,7 @@ def test_equal_to_the_map_in_other_shapes(way, shape):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_in_float32(way):
-    """Entropies to 2e-5 nats, with scores up to about 100; distances to a millionth of the text's length."""
+    """Entropies to 2e-5 nats, with scores up to about 100; distances to 1e-5 of the length of the text."""
     query, key, value = inputs(torch.float32, large=4.0)
     apart = differences(Plain(query, key, value, mask_of("left", 31, 31, torch.float32), False, 1.0), way)
     assert apart.pop("distance") < 31 * 1e-5

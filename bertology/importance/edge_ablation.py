@@ -1,0 +1,151 @@
+"""How much worse is the model when tokens of one class may not look at those of another?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy.dissect import dissect
+from ..anatomy.names import IDS_ARGUMENT
+from ..anatomy.sites import Anatomy
+from ..data.batches import BatchesOrTexts, check_repeatable
+from ..data.losses import ExampleLoss
+from ..data.make_batches import as_batches
+from ..data.token_classes import TokenClass, TokenClasses
+from ..errors import DataError, checked
+from ..measures.layer_similarity import only_stack
+from ..results.axes import axes
+from ..results.fields import model_name
+from ..results.result import Result
+from ..streaming.accumulate import accumulate
+from ..streaming.processes import Merge, merges
+from ..streaming.progress import Progress, progress_bar
+from ..streaming.same_data import same_data
+from ..tap.masked import ALL, masked_attention
+from .part_ablation import ExampleLossAccumulator
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeAblation(Result):
+    """What a model loses when the tokens of one class may not look at those of another."""
+
+    main = "whole"
+
+    whole: Annotated[Tensor, axes("class class", words="change of the loss", scale="signed")]
+    """[class, class]: the mean change of the loss with all heads of all layers cut, from the class of the query to that
+    of the key; above 0 the model needs to look."""
+    change: Annotated[Tensor, axes("layer class class", words="change of the loss", scale="signed")]
+    """[layer, class, class]: the same with the heads of one layer cut; empty unless it was asked for."""
+    stderr: Annotated[Tensor, axes("class class", words="standard error of the change")]
+    """[class, class]: the standard error of `whole` over examples, each compared with itself; infinite for one."""
+    base_loss: float
+    """The mean loss of the whole model."""
+    examples: int
+    """How many examples were averaged over."""
+    classes: Annotated[tuple[str, ...], axes("class")]
+    """[class]: the names of the token classes; the last is `other`, all tokens in none of them."""
+    labels: Annotated[tuple[str, ...], axes("layer")]
+    """[layer]: `0`, `1` ..."""
+
+    @checked
+    def effect(self, query: str, key: str) -> Tensor:
+        """The change of the loss when tokens of the class `query` may not look at those of `key`."""
+        for name in (query, key):
+            if name not in self.classes:
+                raise DataError(f"no token class {name!r}: there are {', '.join(self.classes)}")
+        return self.whole[self.classes.index(query), self.classes.index(key)]
+
+
+@merges
+@checked
+def edge_ablation(
+    model: nn.Module, batches: BatchesOrTexts, *, tokens: Mapping[str, TokenClass], by_layer: bool = False,
+    tokenizer: Any = None, loss: ExampleLoss | None = None, progress: Progress = None, merge: Merge = "all",
+) -> EdgeAblation:  # fmt: skip
+    """Cut attention from each class of tokens to each other class, and measure how the loss changes.
+
+    `masked_attention` cuts all heads at once: heads that do the same cannot stand in for each other. Information may
+    still reach a token over others that may look. A token always may look at itself, so that none is left with nothing.
+    There is one pass over the data for each pair of classes, and with `by_layer` one for each layer too.
+
+    Args:
+        model: a model with a task head and one stack of blocks; edited while it runs, and never changed.
+        batches: one mapping of model arguments with labels, or an iterable of them (not an iterator); or texts with
+            labels (see `make_batches`).
+        tokens: classes of tokens by name: token ids, strings, or a function of {"input_ids": ...} that gives [batch,
+            token], bool; all other tokens are the class `other`.
+        by_layer: whether to cut the heads of each layer by themselves as well.
+        tokenizer: needed for texts, and for classes that are given as strings.
+        loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
+        progress: True for a progress bar, or its title; no bar without it.
+        merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
+            "none", this process measures alone.
+
+    Raises `DataError` for batches or classes that cannot be used, `LossError` when no loss is known, `UnknownAnatomy`
+    where edges cannot be cut.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)
+        >>> model = BertForSequenceClassification(config)
+        >>> batch = {"input_ids": torch.tensor([[2, 6, 7, 3]]), "labels": torch.tensor([1])}
+        >>> edge_ablation(model, batch, tokens={"first": [2]}).whole.shape
+        torch.Size([2, 2])
+    """
+    anatomy = dissect(model)
+    only_stack(anatomy)
+    classes = TokenClasses(tokens, tokenizer)
+    if not tokens:
+        raise DataError("wanted at least one token class; all tokens in none of them are 'other'")
+    data = as_batches(model, batches, tokenizer, sort=False)
+    check_repeatable(data, why="edge_ablation")
+    data = same_data(data, why="edge_ablation")
+    losses = _Losses(model, data, loss)
+    base = losses.without({})
+    count = len(classes.names)
+    pairs = [(query, key) for query in range(count) for key in range(count)]
+    wheres: list[str | int] = [ALL, *(range(anatomy.layers) if by_layer else ())]
+    found = []
+    for where in progress_bar(progress, wheres):
+        cuts = [{where: partial(_between, anatomy, classes, query, key)} for query, key in pairs]
+        found.append(torch.stack([losses.without(cut) - base for cut in cuts]).reshape(count, count, -1))
+    apart, many = torch.stack(found), len(base)
+    stderr = apart[0].std(-1) / many**0.5 if many > 1 else torch.full((count, count), float("inf")).double()
+    change = apart[1:].mean(-1) if by_layer else apart.new_empty(0, count, count)
+    labels = anatomy.labels if by_layer else ()
+    return EdgeAblation(
+        apart[0].mean(-1), change, stderr, float(base.mean()), many, classes.names, labels,
+        model_name=model_name(model),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """The losses of all examples, with edges cut."""
+
+    model: nn.Module
+    data: Any
+    loss: ExampleLoss | None
+
+    def without(self, cuts: Mapping[Any, Any]) -> Tensor:
+        """[example]: the losses with these edges cut."""
+        with masked_attention(self.model, cuts):
+            found = accumulate(self.model, self.data, ExampleLossAccumulator(self.loss))[0].losses
+        return found
+
+
+def _between(
+    anatomy: Anatomy, classes: TokenClasses, of_query: int, of_key: int, query: Tensor, key: Tensor, tokens: Any
+) -> Tensor:
+    """[batch, query, key], bool: from tokens of one class to those of another, but for those to themselves."""
+    if tokens is None:
+        raise DataError("the batch has no input_ids: which tokens are of which class is not known")
+    masks = classes.masks(anatomy, {IDS_ARGUMENT: tokens}, only_stack(anatomy).name, tokens.shape[1])
+    if masks is None or len(query) != tokens.shape[1]:
+        raise DataError("the model attends between other tokens than those of the text: their classes are not known")
+    return masks[of_query][:, :, None] & masks[of_key][:, None] & (query != key)

@@ -1,0 +1,247 @@
+"""Which set of heads is enough for the task?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy.dissect import dissect
+from ..anatomy.names import oddities_of
+from ..anatomy.sites import Anatomy, Head, head_at
+from ..data.batches import Batch, BatchesOrTexts, check_repeatable, each_batch, examples, run_model
+from ..data.losses import ExampleLoss, example_losses, find_loss
+from ..data.make_batches import as_batches
+from ..errors import DataError, UnknownAnatomy, check_least, checked, is_whole
+from ..results.axes import axes
+from ..results.fields import model_name
+from ..results.result import Result, cpu64
+from ..streaming.checkpoint import Checkpoint
+from ..streaming.first_example import FirstExample, check_padding
+from ..streaming.progress import Progress, progress_bar
+from ..tap import uncached, undisturbed
+from ..tap.gates import gating
+from .gate_training import GateSettings, GateTraining, Method, checkpoint_of, gates_of
+
+OPEN = 0.5
+"""A gate above this counts as open."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LearnedGates(Result):
+    """Gates of heads, trained so that the model keeps its loss with as few of them open as possible."""
+
+    main: ClassVar[str | None] = "gates"
+
+    gates: Annotated[Tensor, axes("layer head", words="gate, 0 closed, 1 open")]
+    """[layer, head]: the gates under a penalty on open ones, the mean over seeds; NaN for pruned heads."""
+    scores: Annotated[Tensor, axes("layer head", words="logit of the gate")]
+    """[layer, head]: the logits of these gates, which also rank heads whose gates are all 0 or all 1: what
+    `pruning_curve(by=...)` takes."""
+    rewarded: Annotated[Tensor | None, axes("layer head", words="gate, 0 closed, 1 open")]
+    """[layer, head]: with method="soft", the gates where open ones are rewarded; None otherwise."""
+    each: Annotated[Tensor, axes("seed layer head")]
+    """[seed, layer, head]: `gates` for each seed."""
+    losses: Annotated[Tensor, axes("seed")]
+    """[seed]: the mean loss on held-out data under the gates of this seed."""
+    open_losses: Annotated[Tensor, axes("seed")]
+    """[seed]: that loss with gates above 0.5 open, and all others closed."""
+    base_loss: float
+    """The mean loss of the whole model on held-out data."""
+    training: Annotated[Tensor, axes("seed step")]
+    """[seed, step]: the loss of the batch at each step, without the penalty."""
+    seeds: Annotated[tuple[int, ...], axes("seed")]
+    """[seed]: the seeds of training."""
+    method: str
+    """"l0", hard concrete gates with an L0 penalty, or "soft", sigmoids pushed down and up."""
+    penalty: float
+    """The penalty on each open gate."""
+    leaking: bool
+    """Whether `losses` are on the data that the gates were trained on."""
+    labels: Annotated[tuple[str, ...], axes("layer")]
+    """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
+
+    @checked
+    def open_heads(self, threshold: float = OPEN) -> list[Head]:
+        """The heads whose mean gate is above a threshold."""
+        return [head_at(self.labels, row, head) for row, head in (self.gates > threshold).nonzero().tolist()]
+
+    @checked
+    def closed_heads(self, threshold: float = OPEN) -> list[Head]:
+        """All other heads that are there: `prune_heads` takes them."""
+        return [head_at(self.labels, row, head) for row, head in (self.gates <= threshold).nonzero().tolist()]
+
+    @checked
+    def roles(self, threshold: float = OPEN) -> dict[str, list[Head]]:
+        """What the heads are to the task (Nam et al. 2025), for gates of method="soft".
+
+        "facilitating" heads stay open under the penalty, "interfering" ones stay closed though open gates are rewarded,
+        and "irrelevant" ones do whatever they are pushed to. Raises `DataError` for gates of another method.
+        """
+        if self.rewarded is None:
+            raise DataError(
+                f"roles are of gates that were pushed down and up: fit_gates(method='soft'), got {self.method!r}"
+            )
+        interfering = self.rewarded <= threshold
+        facilitating = (self.gates > threshold) & ~interfering
+        there = ~self.gates.isnan()
+        kinds = {"facilitating": facilitating, "interfering": interfering, "irrelevant": ~(facilitating | interfering)}
+        return {
+            name: [head_at(self.labels, row, head) for row, head in (some & there).nonzero().tolist()]
+            for name, some in kinds.items()
+        }
+
+
+@checked
+def fit_gates(
+    model: nn.Module,
+    batches: BatchesOrTexts,
+    *,
+    method: Method = "l0",
+    penalty: float = 0.02,
+    steps: int = 200,
+    lr: float = 0.1,
+    held_out: BatchesOrTexts | None = None,
+    seeds: Sequence[int] = (0,),
+    loss: ExampleLoss | None = None,
+    tokenizer: Any = None,
+    checkpoint: str | Path | None = None,
+    progress: Progress = None,
+) -> LearnedGates:
+    """Train a gate for each head of a frozen model, so that the loss stays low with few gates open.
+
+    Importance scores heads one by one, and misses that two heads do the same. Gates are trained together: of two such
+    heads one stays open. It costs `steps` forward and backward passes for each seed.
+
+    Args:
+        model: a model with a task head; its weights stay as they are, in eval mode.
+        batches: what the gates are trained on: one mapping of model arguments with labels, an iterable of them, or
+            texts with labels (see `make_batches`). Each step takes one of them, drawn at random.
+        method: "l0" are hard concrete gates, which become exactly 0 or 1, with a penalty on the expected number of open
+            ones (Louizos et al. 2018, Voita et al. 2019). "soft" are sigmoids, trained twice: with a penalty on open
+            gates, and with a reward (Nam et al. 2025).
+        penalty: how much one open gate costs, in units of the loss. A head stays open where it lowers the loss by more.
+        steps: the steps of Adam.
+        lr: its learning rate, of the logits of the gates.
+        held_out: data on which the loss under the gates is measured; by default `batches`, and the result is marked as
+            `leaking`.
+        seeds: of the draws of noise and batches. Gates that differ between seeds are of heads that can replace another.
+        loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
+        tokenizer: needed for texts: the model's.
+        checkpoint: a file from which an interrupted training resumes, given the same model and data. Each training has
+            a file of its own, whose name ends in its number. They are removed at the end.
+        progress: True for a progress bar over trainings, or its title; no bar without it.
+
+    Raises `DataError` for options that make no sense, `LossError` when labels are missing or no loss is known,
+    `UnknownAnatomy` where gradients do not reach the heads.
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)
+        >>> model = BertForSequenceClassification(config)
+        >>> batch = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 4]]), "labels": torch.tensor([1, 0])}
+        >>> found = fit_gates(model, batch, steps=3)
+        >>> found.gates.shape, found.leaking
+        (torch.Size([2, 4]), True)
+    """
+    _check(method, penalty, steps, lr, seeds)
+    anatomy = dissect(model)
+    _check_model(anatomy)
+    settings = GateSettings(method, float(penalty), int(steps), float(lr))
+    seeds = tuple(int(seed) for seed in seeds)
+    chosen = loss or find_loss(model)
+    with undisturbed(model), uncached(model), torch.inference_mode(False):
+        data = _kept(model, batches, tokenizer)
+        other = data if held_out is None else _kept(model, held_out, tokenizer)
+        check_padding(anatomy, data[0])
+        if loss is None:
+            FirstExample(anatomy, chosen, chosen).check(data[0])
+        signs = (1, -1) if method == "soft" else (1,)
+        trained: list[GateTraining] = []
+        files: list[Checkpoint] = []
+        for seed, sign in progress_bar(progress, [(seed, sign) for seed in seeds for sign in signs]):
+            one = GateTraining(anatomy, data, chosen, settings, seed, sign, labelled=loss is not None)
+            if checkpoint is not None:
+                files.append(checkpoint_of(one, checkpoint, len(trained)))
+            with torch.enable_grad():
+                trained.append(one.run(files[-1] if files else None))
+        found = _measured(anatomy, trained, other, chosen, settings, labelled=loss is not None)
+    for file in files:
+        file.remove()
+    gates, logits, rewarded, losses, open_losses, base = found
+    rows = [one.losses for one in trained if one.sign > 0]
+    return LearnedGates(
+        gates=gates.mean(0),
+        scores=logits.mean(0),
+        rewarded=rewarded,
+        each=gates,
+        losses=losses,
+        open_losses=open_losses,
+        base_loss=base,
+        training=torch.tensor(rows, dtype=torch.float64),
+        seeds=seeds,
+        method=method,
+        penalty=settings.penalty,
+        leaking=held_out is None,
+        labels=anatomy.labels,
+        model_name=model_name(model),
+        n_examples=sum(map(examples, data)),
+    )
+
+
+def _check(method: str, penalty: float, steps: int, lr: float, seeds: Sequence[int]) -> None:
+    if method not in ("l0", "soft"):
+        raise DataError(f"method is 'l0' or 'soft', got {method!r}")
+    check_least("penalty", penalty, 0)
+    check_least("steps", steps, 1)
+    if not lr > 0:
+        raise DataError(f"lr must be above 0, got {lr!r}")
+    if not len(seeds) or not all(is_whole(seed) and 0 <= seed < 2**40 for seed in seeds):
+        raise DataError(f"seeds must be one whole number or more from 0 up to 2**40, got {list(seeds)}")
+
+
+def _check_model(anatomy: Anatomy) -> None:
+    if not anatomy.present.any():
+        raise DataError("there is no head to gate: all heads of this model were pruned")
+    for site in anatomy.sites:
+        if why := oddities_of(site.attention).inexact_gradient:
+            raise UnknownAnatomy(f"the attention of {site.label} {why}: gates could not be trained by it")
+
+
+def _kept(model: nn.Module, batches: BatchesOrTexts, tokenizer: Any) -> list[dict[str, Any]]:
+    """All batches, checked and on the device of the model."""
+    check_repeatable(batches, why="fit_gates")
+    return list(each_batch(model, as_batches(model, batches, tokenizer)))
+
+
+def _measured(
+    anatomy: Anatomy,
+    trained: Sequence[GateTraining],
+    batches: Sequence[Batch],
+    loss: ExampleLoss,
+    settings: GateSettings,
+    *,
+    labelled: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, float]:
+    """Gates and logits, [seed, layer, head], the rewarded ones, and what the losses are under them, [seed]."""
+
+    def mean_loss(gates: Tensor) -> float:
+        values = []
+        with torch.no_grad(), gating(anatomy, gates):
+            for batch in batches:
+                outputs = run_model(anatomy.model, batch, labels=labelled)
+                values.append(example_losses(loss, outputs, batch).double().cpu())
+        return float(torch.cat(values).mean())
+
+    absent = ~anatomy.present
+    logits = torch.stack([cpu64(one.logits).masked_fill(absent, torch.nan) for one in trained if one.sign > 0])
+    gates = gates_of(logits, settings.method)
+    pushed = [gates_of(cpu64(one.logits), settings.method) for one in trained if one.sign < 0]
+    rewarded = torch.stack(pushed).mean(0).masked_fill(absent, torch.nan) if pushed else None
+    losses = torch.tensor([mean_loss(one.nan_to_num(1).float()) for one in gates], dtype=torch.float64)
+    hard = torch.tensor([mean_loss((one > OPEN).float()) for one in gates], dtype=torch.float64)
+    return gates, logits, rewarded, losses, hard, mean_loss(torch.ones(absent.shape))

@@ -1,0 +1,217 @@
+"""What does the model say when some heads may not look from here to there?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..anatomy.dissect import dissect
+from ..anatomy.forward_source import eager_function
+from ..anatomy.sites import Anatomy, Site
+from ..data.batches import token_ids
+from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
+from . import tap
+from .calls import Calls, attention_modules
+from .function_mode import Pass
+from .interface_route import in_one_piece, set_implementation
+from .own_function import own_entry
+from .softmax_route import SOFTMAX, WatchingSoftmax, four_axes
+from .torch_attention import open_torch_attention
+
+Cut = Tensor | Callable[[Tensor, Tensor, Any], Tensor]
+"""Where a query may not look: bool, [query, key] or [batch, query, key], True for what is cut; or a function of the
+positions of queries [query, 1] and of keys [1, key], and of the keys' token ids [batch, key], that returns it."""
+ALL = "all"
+
+
+@contextmanager
+@checked
+def masked_attention(model: nn.Module, cuts: Mapping[Any, Any]) -> Iterator[None]:
+    """Keep heads from looking from some tokens to others while the `with` lasts.
+
+    The cut keys are masked before the softmax, as padding is: the rest of the query's attention is spread over the keys
+    that are left. A query with no key left gets nothing from the head. Attention is computed by the model's eager
+    function meanwhile.
+
+    Args:
+        model: any model with attention heads whose softmax can be seen.
+        cuts: {what: where}. What: a head, "L5H3" or (5, 3); the number of a layer, a row of results, for all its heads;
+            or "all". Where: a bool tensor, True for pairs that are cut, [query, key] or [batch, query, key]; or a
+            function (query, key, tokens) that returns it, from the positions of queries [query, 1] and keys [1, key],
+            and the token ids of the keys, [batch, key]: `lambda query, key, tokens: key == query - 1`. Positions are
+            those in the batch, with padding. What is cut for a head, its layer and for all is cut together.
+
+    Raises `HeadError` for heads or layers that are not there, `ShapeError` for masks of another shape or type, and
+    `UnknownAnatomy` while the model runs where an attention shows no softmax over its keys (bands, hashes).
+
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> from bertology import attention_maps
+        >>> model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)).eval()
+        >>> inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
+        >>> with masked_attention(model, {"L0H1": lambda query, key, tokens: tokens[:, None] == 6}):
+        ...     model(**inputs).last_hidden_state.shape
+        torch.Size([1, 3, 32])
+    """
+    anatomy = dissect(model)
+    with cutting(anatomy, checked_cuts(anatomy, cuts)):
+        yield
+
+
+def checked_cuts(anatomy: Anatomy, cuts: Mapping[Any, Any]) -> dict[Site, list[tuple[list[int], Cut]]]:
+    """{site: [(places of heads, where)]}, checked."""
+    found: dict[Site, list[tuple[list[int], Cut]]] = {}
+    for what, where in cuts.items():
+        pairs = isinstance(where, Tensor) and where.dtype == torch.bool and where.dim() in (2, 3)
+        if not (pairs or callable(where)):
+            raise ShapeError(
+                "a cut is a bool tensor [query, key] or [batch, query, key], True for what is cut, or a function of "
+                f"(query, key, tokens); got {described(where)}"
+            )
+        for site, places in _named(anatomy, what):
+            found.setdefault(site, []).append((places, where))
+    return found
+
+
+def _named(anatomy: Anatomy, what: Any) -> list[tuple[Site, list[int]]]:
+    """The sites, and the places of heads among those that are there, that a key of `cuts` names."""
+    if isinstance(what, str) and what == ALL:
+        return [(site, list(range(len(site.kept)))) for site in anatomy.sites if site.kept]
+    if isinstance(what, int) and not isinstance(what, bool):
+        if not 0 <= what < anatomy.layers:
+            raise HeadError(
+                f"layer {what} is out of range: this model's attention layers are 0 to {anatomy.layers - 1}"
+            )
+        return [(anatomy.sites[what], list(range(len(anatomy.sites[what].kept))))]
+    ((row, head),) = anatomy.resolve([what])
+    return [(anatomy.sites[row], [anatomy.sites[row].kept.index(head)])]
+
+
+@contextmanager
+def cutting(anatomy: Anatomy, cuts: dict[Site, list[tuple[list[int], Cut]]]) -> Iterator[None]:
+    """`masked_attention`, for cuts that were checked before."""
+    sites = [site for site in anatomy.sites if site.kept]
+    modules = attention_modules(anatomy)
+    calls = Calls([(modules[site], site) for site in sites], may_rest=[modules[site] for site in sites], once=False)
+    for site in cuts:
+        if eager_function(site.attention) is not None and own_entry(site.attention) is not None:
+            raise UnknownAnatomy(
+                f"{site.label} attends by a function of your own, whose scores are not seen: cut its edges there, or "
+                "choose another with model.set_attn_implementation(...)"
+            )
+    batch: dict[str, Any] = {}
+    mode = _Cutting(calls, anatomy, cuts, batch)
+    with ExitStack() as undo:
+        undo.enter_context(tap(anatomy, "inputs", read=batch.update))
+        on_interface = [module for module in calls.modules if eager_function(module) is not None]
+        if on_interface:  # fused kernels show no scores
+            set_implementation(anatomy, on_interface, "eager", undo)
+            in_one_piece(on_interface, undo)
+        calls.watch(anatomy, undo)
+        open_torch_attention(calls.modules, undo)
+        mode.watch(calls.modules, undo)
+        yield
+
+
+class _Cutting(WatchingSoftmax):
+    """Masks the scores of every softmax over keys in an attention module that is running."""
+
+    def __init__(
+        self, calls: Calls[Site], anatomy: Anatomy, cuts: dict[Site, list[tuple[list[int], Cut]]], batch: dict[str, Any]
+    ) -> None:
+        super().__init__(calls.next)
+        self.anatomy, self.cuts, self.batch = anatomy, cuts, batch
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        now, kwargs = self.now, kwargs or {}
+        if now is None or now.site not in self.cuts:
+            return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return self._fused(now, *args, **kwargs)
+        if func in SOFTMAX:
+            scores = args[0] if args else kwargs.pop("input")
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            laid = four_axes(scores, axis, len(now.site.kept))
+            if laid is not None:
+                now.seen.append(laid)
+                cut = self._cut(now.site, laid)
+                lowest = torch.finfo(scores.dtype).min
+                weights = func(laid.masked_fill(cut, lowest).reshape(scores.shape), *args[1:], **kwargs)
+                # A query with no key left looks at nothing.
+                return weights.masked_fill(cut.expand(laid.shape).reshape(scores.shape), 0)
+        return func(*args, **kwargs)
+
+    def _fused(
+        self, now: Pass, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Scaled dot product attention with these pairs masked, and queries that have no key left set to 0."""
+        shape = (*query.shape[:-1], key.shape[-2])
+        if query.dim() != 4 or query.shape[1] != len(now.site.kept):
+            raise self._unseen(now.site)
+        now.seen.append(query)
+        cut = self._cut(now.site, query.new_zeros(1).expand(shape))
+        seen = torch.ones(shape[-2:], dtype=torch.bool, device=query.device)
+        seen = (seen.tril() if is_causal else seen) & ~cut
+        if attn_mask is not None:
+            seen = seen & (attn_mask if attn_mask.dtype == torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min)
+        lowest = torch.finfo(query.dtype).min
+        added = torch.zeros(shape, dtype=query.dtype, device=query.device)
+        if attn_mask is not None and attn_mask.dtype != torch.bool:
+            added = added + attn_mask
+        found = F.scaled_dot_product_attention(
+            query, key, value, added.masked_fill(~seen, lowest), dropout_p, scale=scale, enable_gqa=enable_gqa
+        )
+        return found.masked_fill(~seen.any(-1)[..., None], 0)
+
+    def _cut(self, site: Site, scores: Tensor) -> Tensor:
+        """[batch or 1, head, query, key], bool: what is cut, among all columns of these scores."""
+        batch, heads, queries, keys = scores.shape
+        whole = torch.zeros(batch, heads, queries, keys, dtype=torch.bool, device=scores.device)
+        tokens = self._tokens(site, scores)
+        width = keys if tokens is None else tokens.shape[1]  # a sink is one more column
+        for places, where in self.cuts[site]:
+            if isinstance(where, Tensor):
+                found = where
+            else:
+                place = partial(torch.arange, device=scores.device)
+                found = where(place(queries)[:, None], place(width)[None], tokens)
+            whole[:, places, :, :width] |= self._fitting(found, (batch, queries, width)).to(whole.device)[:, None]
+        return whole
+
+    def _tokens(self, site: Site, scores: Tensor) -> Tensor | None:
+        """[batch, key]: the token ids of the keys, if the batch has them."""
+        stack = "encoder" if site.crosses else site.stack
+        ids = token_ids(self.anatomy.model, self.batch, stack) if self.batch else None
+        near = isinstance(ids, Tensor) and ids.dim() == 2 and scores.shape[3] - ids.shape[1] in (0, 1)
+        return ids.to(scores.device) if near and isinstance(ids, Tensor) and len(ids) == len(scores) else None
+
+    @staticmethod
+    def _fitting(found: Any, wanted: tuple[int, int, int]) -> Tensor:
+        """[batch, query, key], of a mask that broadcasts to it."""
+        if not isinstance(found, Tensor) or found.dtype != torch.bool:
+            raise ShapeError(f"a cut must be True or False for pairs of tokens, a bool tensor; got {described(found)}")
+        try:
+            return found.expand(wanted)
+        except RuntimeError as error:
+            raise ShapeError(f"a cut must be [batch, query, key] = {list(wanted)}, got {list(found.shape)}") from error
+
+    def end(self, ended: Pass, args: Any, kwargs: Any) -> None:
+        if ended.site in self.cuts and not ended.seen:
+            raise self._unseen(ended.site)
+
+    @staticmethod
+    def _unseen(site: Site) -> UnknownAnatomy:
+        kind = type(site.attention).__name__
+        return UnknownAnatomy(
+            f"the attention of {site.label} ({kind}) shows no softmax over [batch, head, query, key]: none of its "
+            "edges can be cut"
+        )

@@ -1,0 +1,166 @@
+"""Attention that may not look from some tokens to others."""
+
+import pytest
+import torch
+import transformers
+
+from bertology import attention_maps, dissect, masked_attention, prune_heads
+from bertology.errors import HeadError, ShapeError
+from helpers.zoo import BY_NAME, batch
+from laws.laws import snapshot
+
+# oracle: eager attention with the mask added to its scores
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def after_softmax(model, inputs, row, heads, cut):
+    """The logits with `cut` in the place of one layer's edges, by renormalizing its weights in the eager function."""
+    site = dissect(model).sites[row]
+    weights = attention_maps(model, inputs).values[row]
+    kept = weights.clone()
+    kept[:, heads] = kept[:, heads].masked_fill(cut, 0)
+    return site, kept / kept.sum(-1, keepdim=True).clamp_min(1e-300)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_cut_edges_equal_renormalized_weights(family, attention):
+    """The heads' outputs are those of the kept weights, renormalized, times the values."""
+    from bertology import head_outputs
+
+    model, inputs = family.build(attention=attention), batch((7, 7), labels=False)
+    cut = torch.zeros(7, 7, dtype=torch.bool)
+    cut[:, 2] = cut[3:, 1] = True
+    _, wanted = after_softmax(model, inputs, 0, [1, 3], cut)
+    before = head_outputs(model, inputs).values[0]
+    with masked_attention(model, {"L0H1": cut, (0, 3): cut}):
+        after = head_outputs(model, inputs).values[0]
+    torch.testing.assert_close(after[:, :, [0, 2]], before[:, :, [0, 2]], atol=1e-6, rtol=1e-6)
+    # the values follow from the outputs and the weights of the whole run
+    whole = attention_maps(model, inputs).values[0].transpose(1, 2).transpose(1, 2)
+    for head in (1, 3):
+        values = torch.linalg.lstsq(whole[:, head].double(), before[:, :, head].double()).solution
+        expected = wanted[:, head].double() @ values
+        rows = [0, 1, 3, 4, 5, 6] if family.causal else list(range(7))
+        tolerance = 1e-3 if family.name == "llama" else 1e-9  # whose eager softmax is in float32
+        torch.testing.assert_close(after[:, rows, head].double(), expected[:, rows], atol=tolerance, rtol=tolerance)
+    assert not torch.allclose(after[:, 4:, 1], before[:, 4:, 1])
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "distilbert"])
+def test_a_cut_of_everything_is_padding(name):
+    """All heads of all layers cut from a key: as if the attention mask hid it, for every other query."""
+    model, inputs = BY_NAME[name].build("lm"), batch((6, 6), labels=False)
+    hidden = {**inputs, "attention_mask": inputs["attention_mask"].clone()}
+    hidden["attention_mask"][:, 2] = 0
+    if name != "distilbert":
+        hidden["position_ids"] = torch.arange(6)[None].expand(2, 6)
+    with masked_attention(model, {"all": lambda query, key, tokens: key == 2}):
+        found = logits(model, inputs)
+    others = [0, 1, 3, 4, 5]
+    torch.testing.assert_close(found[:, others], logits(model, hidden)[:, others], atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(found[:, 4:], logits(model, inputs)[:, 4:])
+
+
+def test_a_cut_of_nothing_changes_nothing(family):
+    model, inputs = family.build(), batch()
+    whole = logits(model, inputs)
+    before = snapshot(model)
+    with masked_attention(model, {"all": lambda query, key, tokens: query < 0}):
+        torch.testing.assert_close(logits(model, inputs), whole, atol=1e-6, rtol=1e-6)
+    after = snapshot(model)
+    assert all(before[key] == after[key] for key in ("hooks", "configs", "attention functions"))
+
+
+def test_layers_heads_and_tokens():
+    model, inputs = BY_NAME["bert"].build(), batch((6, 5))
+    ids = inputs["input_ids"]
+    token = int(ids[0, 3])
+    by_function = lambda query, key, tokens: (tokens[:, None] == token) & (query != key)  # noqa: E731
+    cut = (ids[:, None] == token) & ~torch.eye(6, dtype=torch.bool)
+    with masked_attention(model, {1: by_function}):
+        one = logits(model, inputs)
+    with masked_attention(model, {1: cut}):
+        other = logits(model, inputs)
+    with masked_attention(model, {(1, head): cut for head in range(4)}):
+        each = logits(model, inputs)
+    torch.testing.assert_close(one, other)
+    torch.testing.assert_close(one, each)
+    assert not torch.allclose(one, logits(model, inputs))
+
+
+def test_a_query_with_no_key_left_gets_nothing():
+    from bertology import gated
+
+    model, inputs = BY_NAME["bert"].build(), batch((6, 6))
+    with masked_attention(model, {"L0H2": torch.ones(6, 6, dtype=torch.bool)}):
+        found = logits(model, inputs)
+    gates = torch.ones(2, 4)
+    gates[0, 2] = 0
+    with gated(model, gates):
+        torch.testing.assert_close(found, logits(model, inputs))
+
+
+def test_tiny_weights_are_renormalized():
+    """Where all of a query's weight is on the key that is cut, its other scores still tell the rest apart."""
+    model, inputs = BY_NAME["bert"].build().float(), batch((6,))
+    with torch.no_grad():
+        for part in (model.bert.encoder.layer[0].attention.self.query, model.bert.encoder.layer[0].attention.self.key):
+            part.weight *= 30
+    weights = attention_maps(model, inputs).values[0, 0]
+    cut = torch.zeros(1, 6, 6, dtype=torch.bool).scatter(2, weights[0].argmax(-1)[None, :, None], True)
+    with masked_attention(model, {"L0H0": cut}):
+        left = attention_maps(model, inputs).values[0, 0, 0]
+    torch.testing.assert_close(left.sum(-1), torch.ones(6))
+    assert not left.masked_select(cut[0]).any()
+
+
+def test_maps_are_read_with_their_edges_cut(monkeypatch, family):
+    """Also where maps are otherwise read in blocks of query rows."""
+    from bertology.tap import interface_route
+
+    monkeypatch.setattr(interface_route, "BLOCK_BYTES", 300)
+    model, inputs = family.build(), batch((6, 6), labels=False)
+    before = attention_maps(model, inputs).values
+    with masked_attention(model, {1: lambda query, key, tokens: key == query - 1}):
+        after = attention_maps(model, inputs).values
+    expected = before[1] - torch.diag_embed(before[1].diagonal(-1, 2, 3), -1)
+    expected = expected / expected.sum(-1, keepdim=True)
+    torch.testing.assert_close(after[0], before[0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(after[1], expected, atol=1e-6, rtol=1e-6)
+
+
+def test_pruned_heads_and_encoder_decoders():
+    model, inputs = BY_NAME["gpt2"].build(), batch((6,))
+    prune_heads(model, {0: [1]})
+    with masked_attention(model, {0: lambda query, key, tokens: key == 0}):
+        assert logits(model, inputs).isfinite().all()
+    with pytest.raises(HeadError, match="was pruned before"), masked_attention(model, {"L0H1": torch.ones(6, 6) > 0}):
+        pass
+    config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    inputs = {**batch(labels=False), "decoder_input_ids": torch.tensor([[5, 6]] * 3)}
+    whole = logits(model, inputs)
+    with masked_attention(model, {"XL0H1": lambda query, key, tokens: tokens[:, None] > 20}):
+        assert not torch.allclose(logits(model, inputs), whole)
+
+
+def test_errors_say_what_to_do():
+    model, inputs = BY_NAME["bert"].build(), batch((6,))
+    with (
+        pytest.raises(ShapeError, match=r"a cut is a bool tensor \[query, key\]"),
+        masked_attention(model, {0: torch.ones(6)}),
+    ):
+        pass
+    with pytest.raises(HeadError, match="layer 7 is out of range"), masked_attention(model, {7: torch.ones(6, 6) > 0}):
+        pass
+    wrong = {0: torch.ones(4, 4) > 0}
+    told = r"\[batch, query, key\] = \[1, 6, 6\], got \[4, 4\]"
+    with pytest.raises(ShapeError, match=told), masked_attention(model, wrong):
+        logits(model, inputs)
+    numbers = {0: lambda query, key, tokens: key - query}
+    with pytest.raises(ShapeError, match="True or False for pairs of tokens"), masked_attention(model, numbers):
+        logits(model, inputs)

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import copy
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from _timing import parser_of
+from _timing import Goal, Row, at_most, parser_of, table
 from entropy_by_length import build
 
 from bertology import EntropyAccumulator, PatternsAccumulator, accumulate, attention_entropy
@@ -73,7 +72,7 @@ def peak(run: Callable[[], Any]) -> float:
     return torch.cuda.max_memory_allocated() / 2**30
 
 
-def compare(tokens: int, causal: bool, dtype: torch.dtype, rounds: int) -> None:
+def compare(tokens: int, causal: bool, dtype: torch.dtype, rounds: int) -> tuple[Row, list[Goal]]:
     model, batch = on_device(tokens, causal, dtype)
     ways: dict[str, Callable[[], Any]] = {
         "plain": lambda: plain(model, batch),
@@ -88,11 +87,15 @@ def compare(tokens: int, causal: bool, dtype: torch.dtype, rounds: int) -> None:
     middle = {way: statistics.median(each[1:]) for way, each in took.items()}
     memory = {way: peak(run) for way, run in ways.items()}
     goal = 1.0 if tokens <= 512 else 0.2
-    ratio, more = middle["entropy"] / middle["eager"], memory["entropy"] / memory["plain"]
-    first, second = ("reached" if reached else "missed" for reached in (ratio <= goal, more <= 1.2))
-    over, both = middle["entropy"] / middle["plain"], middle["both"] / middle["eager"]
-    print(f"  {tokens:>7,} causal {causal!s:5} {dtype}: entropy {ratio:.2f} x eager ({first}), {over:.2f} x plain;")
-    print(f"          with patterns {both:.2f} x eager; memory {more:.2f} x plain ({second})", flush=True)
+    name = f"{tokens:,} tokens, {'causal' if causal else 'both ways'}, {str(dtype).removeprefix('torch.')}"
+    row: Row = {
+        "text": name,
+        "entropy / eager": round(middle["entropy"] / middle["eager"], 3),
+        "entropy / plain": round(middle["entropy"] / middle["plain"], 3),
+        "with patterns / eager": round(middle["both"] / middle["eager"], 3),
+        "memory / plain": round(memory["entropy"] / memory["plain"], 3),
+    }
+    return row, [at_most(name, "entropy / eager", goal), at_most(name, "memory / plain", 1.2)]
 
 
 def main() -> None:
@@ -100,15 +103,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("this benchmark needs a CUDA device, and there is none")
+        print("skipped: this benchmark needs a CUDA device, and there is none")
+        return
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
     for causal in (False, True):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             check(causal, dtype)
+    rows: list[Row] = []
+    goals: list[Goal] = []
     for tokens in (512, 8192):
         for causal in (False, True):
             for dtype in (torch.float32, torch.bfloat16):
-                compare(tokens, causal, dtype, args.rounds)
+                row, some = compare(tokens, causal, dtype, args.rounds)
+                rows.append(row)
+                goals += some
+    table("Entropy on a GPU", rows, goals, note="Time divided by that of eager attention and of a plain forward pass.")
     for causal in (False, True):
         model, batch = on_device(131072, causal, torch.bfloat16)
         took = seconds(lambda: attention_entropy(model, batch))  # noqa: B023

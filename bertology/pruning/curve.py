@@ -259,7 +259,8 @@ def pruning_curve(
             ranks = scaled(current.masked_fill(~anatomy.present, float("nan")), by, normalize)
             gates = silence(ranks.masked_fill(~there, float("nan")), gates, size, keep)
             _note_order(order, steps[-1] - gates > 0, ranks)
-            found, estimated = gated_model.measure(gates, ranking=reestimate)
+            # After the last step nothing is left to rank.
+            found, estimated = gated_model.measure(gates, ranking=reestimate and size < sizes[-1])
             current = estimated if reestimate else current
             steps.append(gates)
             scores.append(found.value)

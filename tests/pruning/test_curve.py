@@ -8,6 +8,7 @@ import torch
 
 from bertology import Head, Result, dissect, gated, head_importance, prune_heads, pruning_curve, score
 from bertology.errors import DataError
+from bertology.pruning import curve as curve_module
 from bertology.pruning.curve import silence, step_sizes
 from helpers.zoo import BY_NAME, batch
 
@@ -253,3 +254,15 @@ def test_is_kept(tmp_path):
     again = Result.load(tmp_path / "curve")
     assert torch.equal(again.gates, curve.gates)
     assert (again.metric, again.threshold, again.labels) == ("accuracy", 0.5, ("0", "1"))
+
+
+def test_nothing_is_ranked_after_the_last_step(monkeypatch):
+    """Three steps after the whole model: no gradients are taken once all heads are gone."""
+    model, inputs, ranked = BY_NAME["bert"].build(), batch(), []
+    measure = curve_module._GatedModel.measure
+    monkeypatch.setattr(
+        curve_module._GatedModel, "measure",
+        lambda self, gates, ranking: (ranked.append(ranking), measure(self, gates, ranking=ranking))[1],
+    )  # fmt: skip
+    pruning_curve(model, inputs, metric="accuracy", amount=3, reestimate=True)
+    assert ranked == [True, True, True, False]

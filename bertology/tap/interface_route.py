@@ -177,6 +177,7 @@ def attend_in_blocks(
         found = attend_without_map(given, readings, partial(_weigh, eager, module, kwargs))
         if found is not None:
             return found
+        plain = query.device.type == "cpu"
     if plain:
         size = min(size, _fitting(query[:1, :1], key, CACHE_BYTES))
         key, value = (repeated(x, query.shape[1]) for x in (key, value))

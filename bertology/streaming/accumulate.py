@@ -268,6 +268,9 @@ def _watch(accumulators: Sequence[Accumulator], batch: Batch, watching: ExitStac
             readers.setdefault(accumulator.tapped, []).append(accumulator)
         else:
             watching.enter_context(accumulator.watch(batch))
+    if "attention" in readers and "statistics" in readers:
+        # Where maps are read anyway, statistics are computed from them.
+        readers["attention"] += readers.pop("statistics")
     for measures in readers.values():
         watching.enter_context(read_maps(measures, batch))
 

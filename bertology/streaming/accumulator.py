@@ -151,7 +151,9 @@ class Accumulator(ABC):
     def rename(self, names: Names) -> None:
         """Replace the names along axes that come from the data; `forget` or `zero` follows."""
         if names:
-            raise DataError(f"{type(self).__name__} has no names from the data: define rename() to replace them")
+            raise DataError(
+                f"{type(self).__name__} has no names from the data: it must define rename() to replace them"
+            )
 
     @classmethod
     def axes(cls) -> dict[str, list[str]]:

@@ -178,7 +178,6 @@ def attend_in_blocks(
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
     bare = not any(reading.needs_map for reading, _ in readings) and may_go_without_map(query, key)
     bare = bare and not _has_own_rows(module, kwargs) and (pieces is None or pieces.tokens is None)
-    bare = bare and module not in _whole
     # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.
     single = query.dtype in (torch.float32, torch.float64)  # entropies of half precision are taken in float32
     plain = bare or (size < query.shape[2] and query.device.type == "cpu" and single)
@@ -193,6 +192,7 @@ def attend_in_blocks(
         found = attend_without_map(given, readings, partial(_weigh, eager, module, kwargs))
         if found is not None:
             return found
+        plain = query.device.type == "cpu"
     if plain:
         size = min(size, _fitting(query[:1, :1], key, CACHE_BYTES))
         key, value = (repeated(x, query.shape[1]) for x in (key, value))

@@ -6,8 +6,6 @@ names of the linear layers around them, and by their sizes.
 
 from __future__ import annotations
 
-import operator
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -25,7 +23,8 @@ from .names import (
     UNPRUNED_NEURONS_NAME,
     MlpNames,
 )
-from .sites import PREFIXES, Anatomy, Site, Stack
+from .part_names import PartNames
+from .sites import Anatomy, Site, Stack
 from .unmeasured import told
 
 
@@ -43,11 +42,16 @@ class Neuron:
     neuron: int
     stack: str = ""
 
+    def __post_init__(self) -> None:
+        """Raise `NeuronError` for what is no whole number."""
+        NEURONS.check(self.layer, self.neuron, self.stack)
+
     def __str__(self) -> str:
-        prefix = PREFIXES.get(self.stack, f"{self.stack}." if self.stack else "")
-        return f"{prefix}L{self.layer}N{self.neuron}"
+        return NEURONS.printed(self.layer, self.neuron, self.stack)
 
 
+NEURONS = PartNames(Neuron, "neuron", "N", NeuronError)
+"""How neurons are named."""
 Neurons = Mapping[int, Iterable[int]] | Iterable[Neuron | tuple[int, int] | str]
 """Neurons as `{layer: [neurons]}`, by the rows of results, as `(layer, neuron)` pairs, as `Neuron`s, or by their
 printed names, `"L5N3"`."""
@@ -55,8 +59,7 @@ printed names, `"L5N3"`."""
 
 def neuron_at(labels: tuple[str, ...], row: int, neuron: int) -> Neuron:
     """Name the neuron at `[row, neuron]` of a result with these labels."""
-    stack, _, layer = labels[row].rpartition(".")
-    return Neuron(int(layer), neuron, stack)
+    return NEURONS.at(labels, row, neuron)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +80,9 @@ class MlpAnatomy(Anatomy):
     `unmeasured` names the MLPs that are no sites, such as mixtures of experts, and says why.
     """
 
+    names: ClassVar[PartNames[Any]] = NEURONS
+    holders: ClassVar[str] = "MLPs"
+
     def __repr__(self) -> str:
         stacks = ", ".join(dict.fromkeys(site.stack for site in self.sites))
         left = f"; unmeasured: {told(self.unmeasured)}" if self.unmeasured else ""
@@ -89,83 +95,10 @@ class MlpAnatomy(Anatomy):
 
     def resolve(self, heads: Neurons) -> list[tuple[int, int]]:  # type: ignore[override]
         """Turn neurons into sorted places `(row, neuron)` of a `[layer, neuron]` result, or raise `NeuronError`."""
-        places = sorted({self._checked_place(one) for one in _each_neuron(heads)})
-        kept = {site.row: set(site.kept) for site in self.sites}
-        for row, neuron in places:
-            if neuron not in kept[row]:
-                raise NeuronError(
-                    f"neuron {neuron_at(self.labels, row, neuron)} was pruned before; of layer {self.labels[row]} "
-                    f"{len(kept[row])} neurons are left"
-                )
-        return places
+        return super().resolve(heads)  # type: ignore[arg-type]
 
-    def _checked_place(self, one: Neuron | tuple[int, int]) -> tuple[int, int]:
-        if isinstance(one, Neuron):
-            rows = [s.row for s in self.sites if s.layer == one.layer and one.stack in ("", s.stack)]
-            if len(rows) != 1:
-                what = "in several stacks; say which" if rows else "not in this model"
-                raise NeuronError(f"neuron {one} is {what}: its MLPs are those of layers {', '.join(self.labels)}")
-            row, number = rows[0], one.neuron
-        else:
-            row, number = one
-        if not 0 <= row < self.layers:
-            raise NeuronError(f"layer {row} is out of range: this model has the MLPs 0 to {self.layers - 1}")
-        if not 0 <= number < self.sites[row].width:
-            raise NeuronError(
-                f"neuron {number} of layer {row} is out of range: its neurons are 0 to {self.sites[row].width - 1}"
-            )
-        return row, number
-
-
-def _each_neuron(neurons: Any) -> Iterator[Neuron | tuple[int, int]]:
-    """List neurons, however given, or raise `NeuronError`."""
-    if isinstance(neurons, (str, bytes, Neuron)) or not isinstance(neurons, Iterable):
-        raise _no_neurons(neurons)
-    pairs: Iterable[Any] = neurons
-    if isinstance(neurons, Mapping):
-        some = {layer: _numbers(each, neurons) for layer, each in neurons.items()}
-        pairs = ((layer, number) for layer, numbers in some.items() for number in numbers)
-    for one in pairs:
-        if isinstance(one, Neuron):
-            yield one
-        elif isinstance(one, str):
-            yield neuron_named(one)
-        elif isinstance(one, (tuple, list)) and len(one) == 2:
-            yield _number(one[0], one), _number(one[1], one)
-        else:
-            raise _no_neurons(one)
-
-
-def _numbers(some: Any, neurons: Any) -> list[int]:
-    if isinstance(some, (str, bytes, Mapping)) or not isinstance(some, Iterable):
-        raise _no_neurons(neurons)
-    return [_number(one, neurons) for one in some]
-
-
-def _number(value: Any, came: Any) -> int:
-    """A whole number; True and 1.0 are none."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError as error:
-        raise _no_neurons(came) from error
-
-
-def _no_neurons(came: Any) -> NeuronError:
-    return NeuronError(
-        "neurons must be {layer: [neurons]}, (layer, neuron) pairs of whole numbers, Neurons or their names such as "
-        f"'L5N3', got {str(came)[:200]!r}"
-    )
-
-
-def neuron_named(name: str) -> Neuron:
-    """The neuron with a printed name: `L5N3`, `EL0N1`, or `tower.L0N1`. Raises `NeuronError`."""
-    found = re.fullmatch(r"(.*?)L(\d+)N(\d+)", name)
-    stacks = {prefix: stack for stack, prefix in PREFIXES.items()} | {"": ""}
-    if found is None or not (found[1] in stacks or found[1].endswith(".")):
-        raise _no_neurons(name)
-    return Neuron(int(found[2]), int(found[3]), stacks.get(found[1], found[1][:-1]))
+    def _left(self, site: Site) -> str:
+        return f"{len(site.kept)} neurons are left"
 
 
 class _Found(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -11,9 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import HeadError, UnknownAnatomy, described
-
-PREFIXES = {"encoder": "E", "decoder": "D", "cross": "X"}
+from ..errors import HeadError, UnknownAnatomy
+from .part_names import PartNames
 
 
 @dataclass(frozen=True, order=True)
@@ -32,15 +29,10 @@ class Head:
 
     def __post_init__(self) -> None:
         """Raise `HeadError` for what is no whole number."""
-        for name, number in (("layer", self.layer), ("head", self.head)):
-            if type(number) is not int and (isinstance(number, bool) or not hasattr(number, "__index__")):
-                raise HeadError(f"the {name} of a Head must be a whole number, got {described(number)}")
-        if not isinstance(self.stack, str):
-            raise HeadError(f"the stack of a Head must be a string such as 'encoder', got {described(self.stack)}")
+        HEADS.check(self.layer, self.head, self.stack)
 
     def __str__(self) -> str:
-        prefix = PREFIXES.get(self.stack, f"{self.stack}." if self.stack else "")
-        return f"{prefix}L{self.layer}H{self.head}"
+        return HEADS.printed(self.layer, self.head, self.stack)
 
 
 class HeadScore(NamedTuple):
@@ -52,6 +44,9 @@ class HeadScore(NamedTuple):
     def __repr__(self) -> str:
         return f"{self.head}: {self.score:.4g}"
 
+
+HEADS = PartNames(Head, "head", "H", HeadError, HeadScore)
+"""How heads are named."""
 
 Heads = Mapping[int, Iterable[int]] | Iterable[Head | tuple[int, int] | str | HeadScore]
 """Heads as `{layer: [heads]}`, as `(layer, head)` pairs, as `Head`s, by their printed names, `"L5H3"`, or as the heads
@@ -84,69 +79,17 @@ class LayerLabels(tuple[str, ...]):
 
 def head_at(labels: tuple[str, ...], row: int, head: int) -> Head:
     """Name the head at `[row, head]` of a result with these labels."""
-    stack, _, layer = labels[row].rpartition(".")
-    return Head(int(layer), head, stack)
+    return HEADS.at(labels, row, head)
 
 
 def each_head(heads: Heads) -> list[Head | tuple[int, int]]:
     """List heads, however given, or raise `HeadError`."""
-    if isinstance(heads, Mapping):
-        return [(_number(layer, heads), head) for layer, some in heads.items() for head in _numbers(some, heads)]
-    if isinstance(heads, (str, bytes, Head)) or not isinstance(heads, Iterable):
-        raise _no_heads(heads, heads)
-    return [_one_head(head, heads) for head in heads]
-
-
-def _one_head(head: Any, heads: Any) -> Head | tuple[int, int]:
-    if isinstance(head, str):
-        return head_named(head)
-    head = head.head if isinstance(head, HeadScore) else head
-    if isinstance(head, Head):
-        return Head(_number(head.layer, head), _number(head.head, head), head.stack)
-    try:
-        pair = None if isinstance(head, (Mapping, set, frozenset)) else list(head)
-    except TypeError:
-        pair = None
-    if pair is None or len(pair) != 2:
-        raise _no_heads(heads, head)
-    return _number(pair[0], heads), _number(pair[1], heads)
-
-
-def _numbers(some: Any, heads: Any) -> list[int]:
-    """The heads of a layer: a string is not taken for the list of its digits."""
-    if isinstance(some, (str, bytes, Mapping)) or not isinstance(some, Iterable):
-        raise _no_heads(heads, some)
-    return [_number(head, heads) for head in some]
-
-
-def _number(value: Any, heads: Any) -> int:
-    """A whole number; True and 1.0 are none, nor is a tensor of several."""
-    kind = getattr(value, "dtype", None)
-    try:
-        if isinstance(value, bool) or (kind is not None and str(kind).endswith(("bool", "bool_"))):
-            raise TypeError
-        if isinstance(value, Tensor) and value.dim():
-            raise TypeError
-        return operator.index(value)
-    except TypeError as error:
-        raise _no_heads(heads, value) from error
-
-
-def _no_heads(heads: Any, part: Any) -> HeadError:
-    came = "" if part is heads else f", in which {part!r} is none of these"
-    return HeadError(
-        "heads must be {layer: [heads]}, (layer, head) pairs of whole numbers, Heads or their names such as 'L5H3', "
-        f"got {heads!r}{came}"
-    )
+    return HEADS.each(heads)
 
 
 def head_named(name: str) -> Head:
     """The head with a printed name: `L5H3`, `EL0H1`, `DL0H1`, `XL0H1`, or `tower.L0H1`. Raises `HeadError`."""
-    found = re.fullmatch(r"(.*?)L(\d+)H(\d+)", name)
-    stacks = {prefix: stack for stack, prefix in PREFIXES.items()} | {"": ""}
-    if found is None or not (found[1] in stacks or found[1].endswith(".")):
-        raise _no_heads(name, name)
-    return Head(int(found[2]), int(found[3]), stacks.get(found[1], found[1][:-1]))
+    return HEADS.named(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +179,10 @@ class Stack:
 class Anatomy:
     """Where the heads of `model` are. The axis `layer` of every result runs over `sites`, in this order."""
 
+    names: ClassVar[PartNames[Any]] = HEADS
+    holders: ClassVar[str] = "attention layers"
+    """What holds these parts, in words."""
+
     model: nn.Module = field(repr=False)
     sites: tuple[Site, ...]
     stacks: tuple[Stack, ...]
@@ -299,32 +246,34 @@ class Anatomy:
 
         Heads are given as `{layer: [heads]}`, as names, `["L1H0"]`, as (layer, head) pairs or as `Head`s.
         """
-        places = sorted({self._place(head) for head in each_head(heads)})
-        for row, head in places:
-            if head not in self.sites[row].kept:
-                raise HeadError(
-                    f"head {head_at(self.labels, row, head)} was pruned before; "
-                    f"of layer {self.labels[row]} the heads {list(self.sites[row].kept)} are left"
+        places = sorted({self._place(part) for part in self.names.each(heads)})
+        for row, number in places:
+            if number not in self.sites[row].kept:
+                raise self.names.error(
+                    f"{self.names.word} {self.names.at(self.labels, row, number)} was pruned before; "
+                    f"of layer {self.labels[row]} {self._left(self.sites[row])}"
                 )
         return places
 
-    def _place(self, head: Head | tuple[int, int]) -> tuple[int, int]:
-        if isinstance(head, Head):
-            rows = [s.row for s in self.sites if s.layer == head.layer and head.stack in ("", s.stack)]
+    def _left(self, site: Site) -> str:
+        return f"the heads {list(site.kept)} are left"
+
+    def _place(self, part: Any) -> tuple[int, int]:
+        word, error = self.names.word, self.names.error
+        if not isinstance(part, tuple):
+            rows = [s.row for s in self.sites if s.layer == part.layer and part.stack in ("", s.stack)]
             if len(rows) != 1:
                 what = "in several stacks; say which" if rows else "not in this model"
-                raise HeadError(f"head {head} is {what}: its layers are {', '.join(self.labels)}")
-            row, number = rows[0], head.head
+                raise error(f"{word} {part} is {what}: its layers are {', '.join(self.labels)}")
+            row, number = rows[0], getattr(part, word)
         else:
-            row, number = head
+            row, number = part
         if not 0 <= row < self.layers:
             numbered = self.labels == tuple(str(i) for i in range(self.layers))
             named = "" if numbered else f" (rows of results, which are the layers {', '.join(self.labels)})"
-            raise HeadError(
-                f"layer {row} is out of range: this model's attention layers are 0 to {self.layers - 1}{named}"
-            )
+            raise error(f"layer {row} is out of range: this model's {self.holders} are 0 to {self.layers - 1}{named}")
         if not 0 <= number < self.sites[row].width:
-            raise HeadError(
-                f"head {number} of layer {row} is out of range: its heads are 0 to {self.sites[row].width - 1}"
+            raise error(
+                f"{word} {number} of layer {row} is out of range: its {word}s are 0 to {self.sites[row].width - 1}"
             )
         return row, number

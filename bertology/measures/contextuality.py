@@ -58,9 +58,9 @@ class ContextualityAccumulator(Accumulator):
 
     needs_finite_weights = True
 
-    total: Tensor = stat("state feature")
-    of_words: Tensor = stat("class state feature")
-    within: Tensor = stat("state")
+    total: Tensor = stat("hidden_state feature")
+    of_words: Tensor = stat("class hidden_state feature")
+    within: Tensor = stat("hidden_state")
     counted: Tensor = stat("", torch.int64)
     occurred: Tensor = stat("class", torch.int64)
 
@@ -83,7 +83,7 @@ class ContextualityAccumulator(Accumulator):
 
     def sizes(self) -> dict[str, int]:
         """How many layers, dimensions and words there are."""
-        return {"state": len(self._stack.blocks) + 1, "feature": self._width, "class": len(self._words)}
+        return {"hidden_state": len(self._stack.blocks) + 1, "feature": self._width, "class": len(self._words)}
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:

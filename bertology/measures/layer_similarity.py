@@ -57,13 +57,13 @@ class SimilarityAccumulator(Accumulator):
 
     products: Tensor = stat("feature feature")
     shuffled: Tensor = stat("feature feature")
-    norms: Tensor = stat("state state")
-    shuffled_norms: Tensor = stat("state state")
-    weighted: Tensor = stat("feature state")
-    weighted_by_shuffled: Tensor = stat("feature state")
-    shuffled_weighted: Tensor = stat("feature state")
+    norms: Tensor = stat("hidden_state hidden_state")
+    shuffled_norms: Tensor = stat("hidden_state hidden_state")
+    weighted: Tensor = stat("feature hidden_state")
+    weighted_by_shuffled: Tensor = stat("feature hidden_state")
+    shuffled_weighted: Tensor = stat("feature hidden_state")
     total: Tensor = stat("feature")
-    squares: Tensor = stat("state")
+    squares: Tensor = stat("hidden_state")
     counted: Tensor = stat("", torch.int64)
     alone: Tensor = stat("", torch.int64)
 
@@ -105,7 +105,7 @@ class SimilarityAccumulator(Accumulator):
                 f"{sum(map(len, self._numbers))} layers have {features:,} dimensions, and all their products are kept: "
                 f"compare at most {MOST_FEATURES:,}, such as layers={self._numbers[0][::4]}"
             )
-        return {"feature": features, "state": sum(map(len, self._numbers))}
+        return {"feature": features, "hidden_state": sum(map(len, self._numbers))}
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:

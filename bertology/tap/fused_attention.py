@@ -66,7 +66,7 @@ def _hides_or_shows(plain: Plain, lowest: float) -> bool:
     """Whether the mask hides a key or shows it, and adds nothing else to a score."""
     if plain.mask is None:
         return True
-    return all(bool(((row == 0) | (row <= lowest)).all()) for row in plain.mask.split(TILE_QUERIES, 2))
+    return all(bool(((row == 0) | (row <= lowest)).all()) for row in torch.split(plain.mask, TILE_QUERIES, 2))
 
 
 def _mean_score(plain: Plain) -> Tensor:

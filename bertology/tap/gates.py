@@ -138,7 +138,7 @@ def gated(model: nn.Module, gates: Any = None, *, neurons: Any = None) -> Iterat
         torch.Size([1, 3, 32])
     """
     if gates is None and neurons is None:
-        raise HeadError("gated needs gates: of heads, gated(model, gates), or gated(model, neurons=gates)")
+        raise ShapeError("gated needs gates: of heads, gated(model, gates), or gated(model, neurons=gates)")
     anatomy = dissect(model)
     given = [] if gates is None else [(anatomy, checked_gates(anatomy, gates))]
     if neurons is not None:

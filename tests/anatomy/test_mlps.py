@@ -83,7 +83,7 @@ def test_neurons_however_given(neurons):
     ("neurons", "told"),
     [
         ({0: [24]}, "neuron 24 of layer 0 is out of range: its neurons are 0 to 23"),
-        ({2: [0]}, "layer 2 is out of range: this model has the MLPs 0 to 1"),
+        ({2: [0]}, "layer 2 is out of range: this model's MLPs are 0 to 1"),
         (["L0H1"], "neurons must be"),
         ("L0N1", "neurons must be"),
         ([(0, True)], "neurons must be"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bertology import NeuronImportance, Result, dissect_mlps, gated, neuron_importance, prune_neurons
-from bertology.errors import DataError, HeadError, ShapeError
+from bertology.errors import DataError, ShapeError
 from helpers.pruning import logits
 from helpers.zoo import BY_NAME, batch, each_alone
 
@@ -73,7 +73,7 @@ def test_gates_of_heads_and_neurons_together_and_by_example():
         both = logits(model, inputs)
     torch.testing.assert_close(both[[0, 2]], one[[0, 2]])
     assert (both[1] - one[1]).abs().max() > 1e-3
-    with pytest.raises(HeadError, match="gated needs gates"), gated(model):
+    with pytest.raises(ShapeError, match="gated needs gates"), gated(model):
         pass
     with pytest.raises(ShapeError, match=r"gates must be \[layer, neuron\] = \[2, 64\], got \[2, 4\]"):
         gated(model, neurons=heads).__enter__()

@@ -15,8 +15,8 @@ from ..anatomy.blocks import blocks_of
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import Batch, BatchesOrTexts, check_repeatable, examples
-from ..data.losses import ExampleLoss, example_losses
+from ..data.batches import BatchesOrTexts, check_repeatable
+from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
 from ..data.metrics import Metric, MetricName, metric_name
 from ..errors import checked
@@ -24,14 +24,12 @@ from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Accumulator, stat
-from ..streaming.identity import identity
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress, progress_bar
 from ..streaming.same_data import same_data
 from ..tap import tap
 from ..tap.gates import skipping
-from .score import scorer
+from .score import LossAccumulator, scorer
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,39 +67,19 @@ class ExampleLosses(Result):
     labels: tuple[str, ...] = ()
 
 
-class ExampleLossAccumulator(Accumulator):
+class ExampleLossAccumulator(LossAccumulator):
     """Keeps the loss of every example, for `accumulate`. Merging appends them."""
 
-    needs_finite_weights = True
     by_example = True
-    _loss: ExampleLoss
-
-    examples: Tensor = stat("", torch.int64)
-
-    def __init__(self, loss: ExampleLoss | None = None) -> None:
-        self._own = loss
-        self.needs_labels = loss is not None
-
-    def settings(self) -> str:
-        """The loss."""
-        return identity(self._own)
-
-    def zero(self, anatomy: Anatomy) -> ExampleLossAccumulator:
-        """Forget everything; find the loss before any work is done."""
-        self.choose_loss(anatomy, self._own)
-        return super().zero(anatomy)
 
     def forget(self, anatomy: Anatomy, device: torch.device) -> None:
         """Forget all examples."""
         self._losses: list[Tensor] = []
         super().forget(anatomy, device)
 
-    def update(self, batch: Batch, outputs: Any) -> None:
+    def add(self, losses: Tensor) -> None:
         """Keep the batch's losses."""
-        losses = example_losses(self._loss, outputs, batch).detach()
-        self.check_values(losses)
         self._losses.append(losses.double().cpu())
-        self.examples += examples(batch)
 
     def state(self) -> dict[str, Tensor]:
         """All losses up to now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -187,12 +187,14 @@ def _padded(batches: list[Tensor]) -> Tensor:
     return torch.cat(wide) if wide else torch.empty(0, 0, dtype=torch.int64)
 
 
-class InverseLossAccumulator(Accumulator):
-    """One over the mean loss of an example, for models whose predictions are too many to keep (language models)."""
+L = TypeVar("L", bound="LossAccumulator")
+
+
+class LossAccumulator(Accumulator):
+    """A measure of the losses of examples, by the loss of the model's own task or another."""
 
     needs_finite_weights = True
 
-    total: Tensor = stat("")
     examples: Tensor = stat("", torch.int64)
     _loss: ExampleLoss
 
@@ -204,7 +206,7 @@ class InverseLossAccumulator(Accumulator):
         """The loss."""
         return identity(self._own)
 
-    def zero(self, anatomy: Anatomy) -> InverseLossAccumulator:
+    def zero(self: L, anatomy: Anatomy) -> L:
         """Forget everything; find the loss before any work is done."""
         self.choose_loss(anatomy, self._own)
         return super().zero(anatomy)
@@ -213,8 +215,22 @@ class InverseLossAccumulator(Accumulator):
         """Add the batch's losses."""
         losses = example_losses(self._loss, outputs, batch).detach()
         self.check_values(losses)
-        self.total += losses.to(self.total.device).sum(dtype=torch.float64)
+        self.add(losses)
         self.examples += examples(batch)
+
+    def add(self, losses: Tensor) -> None:
+        """Add the losses [example] of a batch to the sums."""
+        raise NotImplementedError
+
+
+class InverseLossAccumulator(LossAccumulator):
+    """One over the mean loss of an example, for models whose predictions are too many to keep (language models)."""
+
+    total: Tensor = stat("")
+
+    def add(self, losses: Tensor) -> None:
+        """Add their sum."""
+        self.total += losses.to(self.total.device).sum(dtype=torch.float64)
 
     def compute(self) -> Score:
         """Divide."""

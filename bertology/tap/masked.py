@@ -28,6 +28,8 @@ Cut = Tensor | Callable[[Tensor, Tensor, Any], Tensor]
 """Where a query may not look: bool, [query, key] or [batch, query, key], True for what is cut; or a function of the
 positions of queries [query, 1] and of keys [1, key], and of the keys' token ids [batch, key], that returns it."""
 ALL = "all"
+PADDING = torch.finfo(torch.float16).min / 2
+"""Below it a score is that of a key which the model itself masks, in any type."""
 
 
 @contextmanager
@@ -143,10 +145,14 @@ class _Cutting(WatchingSoftmax):
             if laid is not None:
                 now.seen.append(laid)
                 cut = self._cut(now.site, laid)
-                lowest = torch.finfo(scores.dtype).min
-                weights = func(laid.masked_fill(cut, lowest).reshape(scores.shape), *args[1:], **kwargs)
-                # A query with no key left looks at nothing.
-                return weights.masked_fill(cut.expand(laid.shape).reshape(scores.shape), 0)
+                narrow = kwargs.get("dtype") or next((x for x in args[1:] if isinstance(x, torch.dtype)), scores.dtype)
+                lowest = max(torch.finfo(kind).min for kind in (scores.dtype, narrow))
+                # Softmax in a narrower type makes -inf of what is masked, and NaN of queries that see padding only.
+                finite = laid if narrow == scores.dtype else torch.where(laid.isinf(), laid, laid.clamp_min(lowest))
+                weights = func(finite.masked_fill(cut, lowest).reshape(scores.shape), *args[1:], **kwargs)
+                # A query with no key left looks at nothing, and not at padding either.
+                nothing = cut.any(-1, keepdim=True) & (cut | (laid < PADDING)).all(-1, keepdim=True)
+                return weights.masked_fill((cut | nothing).expand(laid.shape).reshape(scores.shape), 0)
         return func(*args, **kwargs)
 
     def _fused(

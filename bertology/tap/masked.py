@@ -134,26 +134,35 @@ class _Cutting(WatchingSoftmax):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         now, kwargs = self.now, kwargs or {}
-        if now is None or now.site not in self.cuts:
+        if now is None:
             return func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return self._fused(now, *args, **kwargs)
         if func in SOFTMAX:
             scores = args[0] if args else kwargs.pop("input")
-            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            laid = four_axes(scores, axis, len(now.site.kept))
-            if laid is not None:
-                now.seen.append(laid)
-                cut = self._cut(now.site, laid)
-                narrow = kwargs.get("dtype") or next((x for x in args[1:] if isinstance(x, torch.dtype)), scores.dtype)
-                lowest = max(torch.finfo(kind).min for kind in (scores.dtype, narrow))
-                # Softmax in a narrower type makes -inf of what is masked, and NaN of queries that see padding only.
-                finite = laid if narrow == scores.dtype else torch.where(laid.isinf(), laid, laid.clamp_min(lowest))
-                weights = func(finite.masked_fill(cut, lowest).reshape(scores.shape), *args[1:], **kwargs)
-                # A query with no key left looks at nothing, and not at padding either.
-                nothing = cut.any(-1, keepdim=True) & (cut | (laid < PADDING)).all(-1, keepdim=True)
-                return weights.masked_fill((cut | nothing).expand(laid.shape).reshape(scores.shape), 0)
+            return self._softmax(now, func, scores, args[1:], kwargs)
+        if func is F.scaled_dot_product_attention and now.site in self.cuts:
+            return self._fused(now, *args, **kwargs)
         return func(*args, **kwargs)
+
+    def _softmax(
+        self, now: Pass, func: Callable[..., Any], scores: Tensor, more: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The softmax of scores, those that are cut left out."""
+        narrow = kwargs.get("dtype") or next((x for x in more if isinstance(x, torch.dtype)), scores.dtype)
+        lowest = max(torch.finfo(kind).min for kind in (scores.dtype, narrow))
+        if narrow != scores.dtype:
+            # It would make -inf of what the model masks, and NaN of queries that see padding only.
+            scores = torch.where(scores.isinf(), scores, scores.clamp_min(lowest))
+        laid = None
+        if now.site in self.cuts:
+            laid = four_axes(scores, kwargs.get("dim", more[0] if more else None), len(now.site.kept))
+        if laid is None:
+            return func(scores, *more, **kwargs)
+        now.seen.append(laid)
+        cut = self._cut(now.site, laid)
+        weights = func(laid.masked_fill(cut, lowest).reshape(scores.shape), *more, **kwargs)
+        # A query with no key left looks at nothing, and not at padding either.
+        nothing = cut.any(-1, keepdim=True) & (cut | (laid < PADDING)).all(-1, keepdim=True)
+        return weights.masked_fill((cut | nothing).expand(laid.shape).reshape(scores.shape), 0)
 
     def _fused(
         self, now: Pass, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,

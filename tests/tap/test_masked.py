@@ -193,12 +193,13 @@ def test_a_query_with_no_text_left_does_not_look_at_padding(family):
         torch.testing.assert_close(padded[row : row + 1, : one.shape[1]], one, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("cuts", [["all"], [1], []])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_queries_that_see_padding_only_are_finite(dtype):
+def test_queries_that_see_padding_only_are_finite(dtype, cuts):
     """Llama computes its softmax in float32: the lowest float64 is -inf there, and without any key it is NaN."""
     model, given = BY_NAME["llama"].build("lm").to(dtype), batch((7, 4, 5), labels=False, side="left")
     given = with_positions(model, given)
-    with masked_attention(model, {"all": lambda query, key, tokens: key < 0}), torch.no_grad():
+    with masked_attention(model, {what: lambda query, key, tokens: key < 0 for what in cuts}), torch.no_grad():
         found = model(**given).logits
     with torch.no_grad():
         expected = model(**given).logits

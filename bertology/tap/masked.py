@@ -28,6 +28,8 @@ Cut = Tensor | Callable[[Tensor, Tensor, Any], Tensor]
 """Where a query may not look: bool, [query, key] or [batch, query, key], True for what is cut; or a function of the
 positions of queries [query, 1] and of keys [1, key], and of the keys' token ids [batch, key], that returns it."""
 ALL = "all"
+PADDING = torch.finfo(torch.float16).min / 2
+"""Below it a score is that of a key which the model itself masks, in any type."""
 
 
 @contextmanager
@@ -132,22 +134,35 @@ class _Cutting(WatchingSoftmax):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         now, kwargs = self.now, kwargs or {}
-        if now is None or now.site not in self.cuts:
+        if now is None:
             return func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return self._fused(now, *args, **kwargs)
         if func in SOFTMAX:
             scores = args[0] if args else kwargs.pop("input")
-            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            laid = four_axes(scores, axis, len(now.site.kept))
-            if laid is not None:
-                now.seen.append(laid)
-                cut = self._cut(now.site, laid)
-                lowest = torch.finfo(scores.dtype).min
-                weights = func(laid.masked_fill(cut, lowest).reshape(scores.shape), *args[1:], **kwargs)
-                # A query with no key left looks at nothing.
-                return weights.masked_fill(cut.expand(laid.shape).reshape(scores.shape), 0)
+            return self._softmax(now, func, scores, args[1:], kwargs)
+        if func is F.scaled_dot_product_attention and now.site in self.cuts:
+            return self._fused(now, *args, **kwargs)
         return func(*args, **kwargs)
+
+    def _softmax(
+        self, now: Pass, func: Callable[..., Any], scores: Tensor, more: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The softmax of scores, those that are cut left out."""
+        narrow = kwargs.get("dtype") or next((x for x in more if isinstance(x, torch.dtype)), scores.dtype)
+        lowest = max(torch.finfo(kind).min for kind in (scores.dtype, narrow))
+        if narrow != scores.dtype:
+            # It would make -inf of what the model masks, and NaN of queries that see padding only.
+            scores = torch.where(scores.isinf(), scores, scores.clamp_min(lowest))
+        laid = None
+        if now.site in self.cuts:
+            laid = four_axes(scores, kwargs.get("dim", more[0] if more else None), len(now.site.kept))
+        if laid is None:
+            return func(scores, *more, **kwargs)
+        now.seen.append(laid)
+        cut = self._cut(now.site, laid)
+        weights = func(laid.masked_fill(cut, lowest).reshape(scores.shape), *more, **kwargs)
+        # A query with no key left looks at nothing, and not at padding either.
+        nothing = cut.any(-1, keepdim=True) & (cut | (laid < PADDING)).all(-1, keepdim=True)
+        return weights.masked_fill((cut | nothing).expand(laid.shape).reshape(scores.shape), 0)
 
     def _fused(
         self, now: Pass, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,

@@ -9,6 +9,7 @@ import bertology.syntax
 from bertology.code_structure.position_means import PositionAccumulator
 from bertology.importance.ablation import one_off
 from bertology.importance.many_gates import score_variants
+from bertology.importance.part_ablation import ExampleLossAccumulator
 from bertology.metrics import logit_difference
 from helpers.edge_sources import random_source
 from helpers.edges import NOUNS
@@ -58,6 +59,20 @@ def of_code(model):
     ]
 
 
+def of_neurons_and_blocks(model, inputs):
+    """Of MLPs and whole blocks."""
+    return [
+        bertology.neuron_importance(model, inputs),
+        bertology.neuron_activations(model, inputs),
+        bertology.neuron_curve(model, inputs, metric="accuracy", amount=0.5, kinds="both"),
+        bertology.block_ablation(model, inputs, metric="accuracy"),
+        bertology.accumulate(model, inputs, ExampleLossAccumulator())[0],
+        bertology.block_influence(model, inputs),
+        bertology.prune_neurons(BY_NAME["bert"].build(), [(0, 1), (1, 2)]),
+        bertology.drop_blocks(BY_NAME["bert"].build(), [0]),
+    ]
+
+
 def made():
     """One result of each kind; a new kind of result is one more line here."""
     model, inputs, other = BY_NAME["bert"].build(), batch(), batch(seed=2)
@@ -79,6 +94,7 @@ def made():
         *of_syntax(model),
         *of_edge_probing(),
         *of_code(model),
+        *of_neurons_and_blocks(model, inputs),
         bertology.pruning_curve(model, inputs, metric="accuracy"),
         bertology.importance_through_training([(1, model)], inputs),
         bertology.compare_efficiency(BY_NAME["bert"].build(), model, inputs, batch_sizes=(1,), rounds=1, seconds=0),

@@ -15,6 +15,8 @@ import bertology as b
 from bertology.data.batches import without_labels
 from bertology.data.losses import example_losses, find_loss
 from bertology.data.positions import with_positions
+from bertology.measures.rollout import AttentionRollout
+from bertology.results.axes import axes_of
 from helpers.public import public_functions, required
 from helpers.zoo import BY_NAME, FAMILIES, PAD, V4, batch, each_alone
 from laws.taps import EVERY, TWO_STACKS
@@ -33,23 +35,60 @@ MEASURES = {
     "score by the loss": lambda m, x: b.score(m, x, metric="inverse_loss"),
     "importance_through_training": lambda m, x: b.importance_through_training([(1, m)], x),
     "accumulate": lambda m, x: b.accumulate(m, x, b.ImportanceAccumulator(), b.EntropyAccumulator())[0],
-} | {
+    "edge_ablation": lambda m, x: b.edge_ablation(m, x, tokens={"low": list(range(3, 20))}, by_layer=True),
+    "faithfulness": lambda m, x: b.faithfulness(m, x, ["L0H1", "L1H2"], metric="inverse_loss", random_sets=2),
+    "mlp_ablation": lambda m, x: b.mlp_ablation(m, x, metric="inverse_loss"),
+    "block_ablation": lambda m, x: b.block_ablation(m, x, metric="inverse_loss"),
+    "neuron_curve": lambda m, x: b.neuron_curve(m, x, metric="inverse_loss", amount=0.5, kinds="both"),
+}
+# What they give depends on which texts are in one batch: each step of a training takes one batch, and a null model
+# shuffles the tokens of each batch.
+BY_BATCH = {
+    "fit_gates": lambda m, x: b.fit_gates(m, x, steps=4),
+    "fit_gates, soft": lambda m, x: b.fit_gates(m, x, steps=2, method="soft"),
+    "layer_similarity": lambda m, x: b.layer_similarity(m, x),
+}
+MEASURES |= {
     name: function
     for _, name, function in public_functions([b])
-    if required(function) == OF_BATCHES
-}  # fmt: skip
+    if required(function) == OF_BATCHES and name not in BY_BATCH
+}
+
+
+def largest_logits(outputs: Any, batch: Any) -> Tensor:
+    """[batch]: the sum over the real tokens."""
+    return (outputs.logits.amax(-1) * batch["attention_mask"]).sum(1)
+
+
+EVERYTHING = {"hidden": True, "maps": True, "heads": True}
 CAPTURES = {
     "hidden_states": lambda m, x: b.hidden_states(m, x),
     "attention_maps": lambda m, x: b.attention_maps(m, x),
+    "attention_maps by norms": lambda m, x: b.attention_maps(m, x, weighting="norm"),
     "head_outputs": lambda m, x: b.head_outputs(m, x, loss="auto"),
+    "capture of hidden states": lambda m, x: b.capture(m, x, **EVERYTHING).hidden,
+    "capture of maps": lambda m, x: b.capture(m, x, **EVERYTHING).maps,
+    "capture of heads": lambda m, x: b.capture(m, x, **EVERYTHING, loss="auto").heads,
+    "attention_rollout": lambda m, x: b.attention_rollout(m, x),
+    "attention_rollout by norms": lambda m, x: b.attention_rollout(m, x, weighting="norm"),
+    "attention_relevance": lambda m, x: b.attention_relevance(m, x, of=largest_logits),
+    "neuron_activations": lambda m, x: b.neuron_activations(m, x),
 }
+# They give numbers for each text.
+OF_TEXTS = {
+    "logit_lens": lambda m, x: b.logit_lens(m, x),
+    "head_attribution": lambda m, x: b.head_attribution(m, x),
+}
+# They generate: `test_prompts_that_are_generated_from`.
+GENERATE = {"capture_generation"}
 # They change the model, time it, or look at their inputs in another way.
 OTHERS = {"prune_heads", "save_pruned", "load_pruned", "compare_efficiency", "check_anatomy", "shard_batches"}
 
 
 def test_every_measure_of_batches_is_here():
     """This test fails where a new function was not added."""
-    there = {name.split(" ")[0] for name in [*MEASURES, *CAPTURES]} | OTHERS
+    tested = [*MEASURES, *BY_BATCH, *CAPTURES, *OF_TEXTS, *GENERATE]
+    there = {name.split(" ")[0].strip(",") for name in tested} | OTHERS
     takes = {name for _, name, f in public_functions([b]) if {"batches", "inputs"} & set(required(f))}
     assert takes - there == set()
 
@@ -99,6 +138,21 @@ def test_left_is_right_is_alone(name, measure):
     check(model, MEASURES[measure], texts("left"), texts("right"), each_alone(texts("right")))
 
 
+def each_row(many: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The texts of a batch one by one, with their padding."""
+    return [{name: x[row : row + 1] for name, x in many.items()} for row in range(len(many["input_ids"]))]
+
+
+@pytest.mark.parametrize("measure", BY_BATCH)
+@pytest.mark.parametrize("name", TAKES_POSITIONS)
+def test_left_is_right_is_alone_in_the_same_batches(name, measure):
+    model, run = BY_NAME[name].build("lm"), BY_BATCH[measure]
+    expected = run(model, each_alone(texts("right")))
+    for side in ("left", "right"):
+        same(run(model, each_row(texts(side))), expected)
+    same(run(model, texts("left")), run(model, texts("right")))
+
+
 @pytest.mark.parametrize("name", [family.name for family in FAMILIES if family.causal])
 @pytest.mark.parametrize("measure", ["head_importance", "score", "head_ablation"])
 def test_of_texts_with_one_label_each(name, measure):
@@ -131,14 +185,55 @@ def test_captures_of_tokens(name, capture):
             assert_of_tokens(padded, alone, row)
 
 
-def assert_of_tokens(padded: Any, alone: Any, row: int) -> None:
+def assert_of_tokens(padded: Any, alone: Any, row: int, names: tuple[str, ...] = ("values", "gradients")) -> None:
     kept = padded.mask[row].nonzero().flatten()
-    for name in ("values", "gradients"):
+    for name in names:
         if not hasattr(alone, name):
             continue
         some = getattr(padded, name)[:, row]
-        some = some[:, :, kept][..., kept] if isinstance(alone, b.AttentionMaps) else some[:, kept]
+        if isinstance(alone, b.AttentionMaps):
+            some = some[:, :, kept][..., kept]
+        else:
+            some = some[:, kept][..., kept] if isinstance(alone, AttentionRollout) else some[:, kept]
         torch.testing.assert_close(some, getattr(alone, name)[:, 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("measure", OF_TEXTS)
+@pytest.mark.parametrize("name", TAKES_POSITIONS)
+def test_numbers_of_each_text(name, measure):
+    model, run = BY_NAME[name].build("lm"), OF_TEXTS[measure]
+    padded = [run(model, texts(side)) for side in ("left", "right")]
+    for row, one in enumerate(each_alone(texts("right"))):
+        alone = run(model, one)
+        for found in padded:
+            assert_of_text(found, alone, row)
+
+
+def assert_of_text(padded: Any, alone: Any, row: int) -> None:
+    """Whether all tensors with an axis `batch` are those of the text alone, at its real tokens."""
+    for name, axes in axes_of(type(alone)).items():
+        x, y = getattr(padded, name), getattr(alone, name)
+        if not isinstance(y, Tensor) or "batch" not in axes.names:
+            continue
+        place = axes.names.index("batch")
+        x, y = x.select(place, row), y.select(place, 0)
+        if "token" in axes.names:
+            x = x[..., padded.mask[row]]
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5, equal_nan=True, msg=lambda told, name=name: name + told)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_prompts_that_are_generated_from(name):
+    """Whichever side of the prompts is padded, each goes on as it does alone."""
+    model = BY_NAME[name].build("lm")
+    options = {**EVERYTHING, "max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": PAD}
+    padded = [b.capture_generation(model, without_labels(model, texts(side)), **options) for side in ("left", "right")]
+    for row, one in enumerate(each_alone(texts("right"))):
+        alone = b.capture_generation(model, without_labels(model, one), **options)
+        for found in padded:
+            assert found.generated[row].tolist() == alone.generated[0].tolist()
+            for kind in EVERYTHING:
+                assert_of_tokens(getattr(found, kind), getattr(alone, kind), row, ("values",))
 
 
 def targets(side: str) -> dict[str, Tensor]:

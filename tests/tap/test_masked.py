@@ -5,8 +5,9 @@ import torch
 import transformers
 
 from bertology import attention_maps, dissect, masked_attention, prune_heads
+from bertology.data.positions import with_positions
 from bertology.errors import HeadError, ShapeError
-from helpers.zoo import BY_NAME, batch
+from helpers.zoo import BY_NAME, PAD, batch, each_alone
 from laws.laws import snapshot
 
 # oracle: eager attention with the mask added to its scores
@@ -179,3 +180,28 @@ def test_statistics_without_maps_see_the_cuts(monkeypatch, name):
         found = attention_entropy(model, inputs).mean
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, attention_entropy(model, inputs).mean)
+
+
+def test_a_query_with_no_text_left_does_not_look_at_padding(family):
+    """All text is cut from one query: padding, which the model masks itself, is not all that is left to see."""
+    model, given = family.build("lm"), batch((7, 4, 5), labels=False)
+    cut = {1: lambda query, key, tokens: (query == 2) & (tokens[:, None] != PAD)}
+    with masked_attention(model, cut), torch.no_grad():
+        padded = model(**given).logits
+        alone = [model(**one).logits for one in each_alone(given)]
+    for row, one in enumerate(alone):
+        torch.testing.assert_close(padded[row : row + 1, : one.shape[1]], one, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("cuts", [["all"], [1], []])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_queries_that_see_padding_only_are_finite(dtype, cuts):
+    """Llama computes its softmax in float32: the lowest float64 is -inf there, and without any key it is NaN."""
+    model, given = BY_NAME["llama"].build("lm").to(dtype), batch((7, 4, 5), labels=False, side="left")
+    given = with_positions(model, given)
+    with masked_attention(model, {what: lambda query, key, tokens: key < 0 for what in cuts}), torch.no_grad():
+        found = model(**given).logits
+    with torch.no_grad():
+        expected = model(**given).logits
+    real = given["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)

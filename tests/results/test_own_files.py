@@ -101,7 +101,8 @@ def test_what_cannot_be_loaded_is_named(loader, form, x, kept, tmp_path):
     write, read = LOADERS[loader]
     path = tmp_path / "work"
     write(x, path)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    # Several trainings have a file each, whose names begin alike.
+    files = sorted(path.rglob("*") if path.is_dir() else tmp_path.glob(f"{path.name}*"))
     assert files
     for file in files:
         whole = file.read_bytes()

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Head, head_at
-from ..data.batches import Batch, BatchesOrTexts, check_repeatable, each_batch, examples, run_model
+from ..data.batches import (
+    Batch,
+    BatchesOrTexts,
+    check_repeatable,
+    device_of,
+    each_batch,
+    examples,
+    on_device,
+    run_model,
+)
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.make_batches import as_batches
 from ..errors import DataError, UnknownAnatomy, check_least, checked, is_whole
@@ -22,6 +31,7 @@ from ..results.fields import model_name
 from ..results.result import Result, cpu64
 from ..streaming.checkpoint import Checkpoint
 from ..streaming.first_example import FirstExample, check_padding
+from ..streaming.processes import Merge, check_same_work, check_sampler, gathered, merges, processes
 from ..streaming.progress import Progress, progress_bar
 from ..tap import uncached, undisturbed
 from ..tap.gates import gating
@@ -96,6 +106,7 @@ class LearnedGates(Result):
         }
 
 
+@merges
 @checked
 def fit_gates(
     model: nn.Module,
@@ -111,6 +122,7 @@ def fit_gates(
     tokenizer: Any = None,
     checkpoint: str | Path | None = None,
     progress: Progress = None,
+    merge: Merge = "all",
 ) -> LearnedGates:
     """Train a gate for each head of a frozen model, so that the loss stays low with few gates open.
 
@@ -135,6 +147,9 @@ def fit_gates(
         checkpoint: a file from which an interrupted training resumes, given the same model and data. Each training has
             a file of its own, whose name ends in its number. They are removed at the end.
         progress: True for a progress bar over trainings, or its title; no bar without it.
+        merge: whose batches the gates are trained on under `torch.distributed`: those of "all" processes, or of a group
+            of them. Each process then trains the same gates on all of these. With "none", this process trains alone, on
+            its own batches.
 
     Raises `DataError` for options that make no sense, `LossError` when labels are missing or no loss is known,
     `UnknownAnatomy` where gradients do not reach the heads.
@@ -154,9 +169,10 @@ def fit_gates(
     settings = GateSettings(method, float(penalty), int(steps), float(lr))
     seeds = tuple(int(seed) for seed in seeds)
     chosen = loss or find_loss(model)
+    _check_same(model, (settings, seeds, held_out is None))
     with undisturbed(model), uncached(model), torch.inference_mode(False):
-        data = _kept(model, batches, tokenizer)
-        other = data if held_out is None else _kept(model, held_out, tokenizer)
+        data = _kept(model, batches, tokenizer, "batches")
+        other = data if held_out is None else _kept(model, held_out, tokenizer, "held-out batches")
         check_padding(anatomy, data[0])
         if loss is None:
             FirstExample(anatomy, chosen, chosen).check(data[0])
@@ -229,10 +245,32 @@ def _check_model(anatomy: Anatomy) -> None:
             raise UnknownAnatomy(f"the attention of {site.label} {why}: gates could not be trained by it")
 
 
-def _kept(model: nn.Module, batches: BatchesOrTexts, tokenizer: Any) -> list[dict[str, Any]]:
-    """All batches, checked and on the device of the model."""
+def _check_same(model: nn.Module, settings: tuple[Any, ...]) -> None:
+    """Raise `DataError` in all processes unless they train the same gates of the same model."""
+    if processes() == 1:
+        return
+    check_same_work(model, [])
+    every = gathered(settings, "settings of the training")
+    if other := [theirs for theirs in every if theirs != every[0]]:
+        raise DataError(
+            f"the processes train gates with other settings: {every[0]} and {other[0]}. Pass the same in each of them, "
+            "or merge='none', and each trains its own"
+        )
+
+
+def _kept(model: nn.Module, batches: BatchesOrTexts, tokenizer: Any, what: str) -> list[dict[str, Any]]:
+    """The batches of all processes, checked and on the device of the model."""
     check_repeatable(batches, why="fit_gates")
-    return list(each_batch(model, as_batches(model, batches, tokenizer)))
+    made = as_batches(model, batches, tokenizer)
+    if processes() == 1:
+        return list(each_batch(model, made))
+    check_sampler(made)
+    own = [on_device(batch, torch.device("cpu")) for batch in each_batch(model, made, may_be_empty=True)]
+    device = device_of(model)
+    kept = [on_device(batch, device) for part in gathered(own, what) for batch in part]
+    if not kept:
+        raise DataError(f"no {what} in any process: wanted mappings of model arguments in one or more")
+    return kept
 
 
 def _measured(

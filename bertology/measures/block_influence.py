@@ -44,7 +44,8 @@ class BlockInfluence(Result):
 class BlockInfluenceAccumulator(Accumulator):
     """Sums the cosines between the inputs and the outputs of blocks, for `accumulate`."""
 
-    cosines: Tensor = stat("layer")
+    # Of 1 - cosine, which is small where blocks do little: 1 less the mean of cosines would lose its digits.
+    changes: Tensor = stat("layer")
     squares: Tensor = stat("layer")
     tokens: Tensor = stat("layer", torch.int64)
 
@@ -69,12 +70,12 @@ class BlockInfluenceAccumulator(Accumulator):
             yield
 
     def _add(self, row: int, before: Tensor, after: Tensor, real: Tensor) -> None:
-        device = self.cosines.device
+        device = self.changes.device
         real = real.to(before.device)
-        cosines = torch.cosine_similarity(before[real].double(), after[real].double(), dim=-1).to(device)
-        self.cosines[row] += cosines.sum()
-        self.squares[row] += cosines.square().sum()
-        self.tokens[row] += len(cosines)
+        changes = 1 - torch.cosine_similarity(before[real].double(), after[real].double(), dim=-1).to(device)
+        self.changes[row] += changes.sum()
+        self.squares[row] += changes.square().sum()
+        self.tokens[row] += len(changes)
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Nothing: all was added while the model ran."""
@@ -83,9 +84,9 @@ class BlockInfluenceAccumulator(Accumulator):
         """Divide by the number of tokens."""
         self.check_measured(self.tokens, "real token")
         tokens = self.tokens.cpu()
-        mean = cpu64(self.cosines) / tokens  # NaN where there is none
+        mean = cpu64(self.changes) / tokens  # NaN where there is none
         std = (cpu64(self.squares) / tokens - mean.square()).clamp_min(0).sqrt()
-        return BlockInfluence(1 - mean, std, tokens, self.anatomy.labels)
+        return BlockInfluence(mean, std, tokens, self.anatomy.labels)
 
 
 @merges

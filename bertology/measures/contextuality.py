@@ -19,7 +19,7 @@ from ..errors import checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Accumulator, stat
+from ..streaming.accumulator import Accumulator, Names, stat
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from .layer_similarity import hidden_read, hidden_width, only_stack
@@ -67,6 +67,7 @@ class ContextualityAccumulator(Accumulator):
     @checked
     def __init__(self, tokens: Mapping[str, TokenClass] | None = None, *, tokenizer: Any = None) -> None:
         self._classes = TokenClasses(tokens, tokenizer)
+        self._layers, self._width = 0, 0
 
     def settings(self) -> str:
         """The words."""
@@ -75,7 +76,17 @@ class ContextualityAccumulator(Accumulator):
     def zero(self, anatomy: Anatomy) -> ContextualityAccumulator:
         """Forget everything, and find the layers."""
         self._stack, self._width = only_stack(anatomy), hidden_width(anatomy)
+        self._layers = len(self._stack.blocks) + 1
         return super().zero(anatomy)
+
+    def names(self) -> Names:
+        """Each layer, and how wide it is: sums in files are merged without the model."""
+        return {"hidden_state": tuple(f"{layer} {self._width}" for layer in range(self._layers))}
+
+    def rename(self, names: Names) -> None:
+        """Take the layers and their width from names."""
+        self._layers = len(names["hidden_state"])
+        self._width = max((int(name.split()[1]) for name in names["hidden_state"]), default=0)
 
     @property
     def _words(self) -> tuple[str, ...]:
@@ -83,12 +94,12 @@ class ContextualityAccumulator(Accumulator):
 
     def sizes(self) -> dict[str, int]:
         """How many layers, dimensions and words there are."""
-        return {"hidden_state": len(self._stack.blocks) + 1, "feature": self._width, "class": len(self._words)}
+        return {"hidden_state": self._layers, "feature": self._width, "class": len(self._words)}
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """Read the hidden states."""
-        with hidden_read(self.anatomy, range(len(self._stack.blocks) + 1)) as self._states:
+        with hidden_read(self.anatomy, range(self._layers)) as self._states:
             yield
 
     def update(self, batch: Batch, outputs: Any) -> None:
@@ -117,7 +128,7 @@ class ContextualityAccumulator(Accumulator):
         similarity = (cpu64(self.of_words).square().sum(-1) - n) / (n * (n - 1))
         similarity = similarity.masked_fill((occurred < 2)[:, None], float("nan"))
         anisotropy = (cpu64(self.total).square().sum(-1) - many) / (many * (many - 1)) if many > 1 else torch.nan
-        labels = tuple(map(str, range(len(self._stack.blocks) + 1)))
+        labels = tuple(map(str, range(self._layers)))
         return Contextuality(
             torch.as_tensor(anisotropy).expand(len(labels)).clone(), cpu64(self.within) / many, similarity.T.clone(),
             occurred, self._words, many, labels,

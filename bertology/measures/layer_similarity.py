@@ -18,7 +18,7 @@ from ..errors import DataError, UnknownAnatomy, checked, is_whole
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Accumulator, stat
+from ..streaming.accumulator import Accumulator, Names, stat
 from ..streaming.identity import model_identity
 from ..streaming.one_batch import run
 from ..streaming.processes import Merge, merges
@@ -26,6 +26,8 @@ from ..streaming.progress import Progress
 from ..tap import output_weights, tap, undisturbed
 
 Over = Literal["token", "text"]
+FEWEST = 4
+"""The fewest examples that debiased CKA can be computed from."""
 MOST_FEATURES = 16_384
 """The most dimensions, over all layers that are compared: their products take 2 GB, and as much for the null model."""
 
@@ -77,6 +79,8 @@ class SimilarityAccumulator(Accumulator):
         if layers is not None and not (layers and all(is_whole(layer) for layer in layers)):
             raise DataError(f"layers must be numbers of layers, from 0, the embeddings; got {layers!r}")
         self._other, self._layers, self._over, self._seed = other, layers, over, seed
+        self._numbers: list[list[int]] = []
+        self._widths: list[int] = []
 
     def settings(self) -> str:
         """The layers, the examples, the seed, and the other model."""
@@ -89,6 +93,21 @@ class SimilarityAccumulator(Accumulator):
         self._numbers = [self._chosen(side) for side in self._sides]
         self._widths = [hidden_width(side) for side in self._sides]
         return super().zero(anatomy)
+
+    def names(self) -> Names:
+        """The model, the number and the width of each layer: sums in files are merged without the models."""
+        sides = zip(self._numbers, self._widths, strict=True)
+        return {"state": tuple(f"{side} {layer} {width}" for side, (some, width) in enumerate(sides) for layer in some)}
+
+    def rename(self, names: Names) -> None:
+        """Take the layers and their widths from names."""
+        numbers: dict[int, list[int]] = {}
+        widths: dict[int, int] = {}
+        for name in names["state"]:
+            side, layer, width = map(int, name.split())
+            numbers.setdefault(side, []).append(layer)
+            widths[side] = width
+        self._numbers, self._widths = list(numbers.values()), list(widths.values())
 
     def _chosen(self, anatomy: Anatomy) -> list[int]:
         depth = len(only_stack(anatomy).blocks)
@@ -159,11 +178,9 @@ class SimilarityAccumulator(Accumulator):
         self.squares += squares.sum(0)
 
     def compute(self) -> LayerSimilarity:
-        """The ratio of the covariances."""
+        """The ratio of the covariances; NaN of fewer than 4 examples, such as in a small shard."""
         many = int(self.counted)
         self.check_measured(many, "example")
-        if many < 4:
-            raise DataError(f"debiased CKA needs 4 {self._over}s or more, got {many}")
         widths = [width for some, width in zip(self._numbers, self._widths, strict=True) for _ in some]
         weighted, total, squares = cpu64(self.weighted), cpu64(self.total), cpu64(self.squares)
         sums = _Sums(cpu64(self.products), cpu64(self.norms), weighted, weighted, total, squares)
@@ -173,7 +190,7 @@ class SimilarityAccumulator(Accumulator):
         )  # fmt: skip
         hsic, shuffled = (some.covariances(many, widths) for some in (sums, of_null))
         own = hsic.diagonal().clamp_min(0).sqrt()
-        scale = own[:, None] * own
+        scale = own[:, None] * own if many >= FEWEST else torch.zeros_like(hsic)
         cka, null = (torch.where(scale > 0, x / scale, torch.nan) for x in (hsic, shuffled))
         if int(self.alone):
             null = torch.full_like(null, float("nan"))
@@ -287,4 +304,7 @@ def layer_similarity(
         (torch.Size([3, 3]), True)
     """
     accumulator = SimilarityAccumulator(other=other, layers=layers, over=over, seed=seed)
-    return accumulate(model, batches, accumulator, tokenizer=tokenizer, progress=progress)[0]
+    (found,) = accumulate(model, batches, accumulator, tokenizer=tokenizer, progress=progress)
+    if found.examples < FEWEST:
+        raise DataError(f"debiased CKA needs {FEWEST} {over}s or more, got {found.examples}")
+    return found

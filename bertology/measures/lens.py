@@ -14,6 +14,7 @@ from ..anatomy.names import LOGITS_OUTPUT
 from ..anatomy.sites import Anatomy, LayerLabels, Site, Stack
 from ..data.batches import Batch, BatchesOrTexts, examples, run_model
 from ..data.captured_texts import CapturedTexts
+from ..data.models import config_of
 from ..data.padding import real_positions
 from ..errors import DataError, ShapeError, UnknownAnatomy, checked
 from ..results.axes import axes
@@ -155,7 +156,7 @@ def _read_off(logits: Tensor, final: Tensor, targets: Tensor) -> tuple[Tensor, T
 
 def _names(model: nn.Module, tokenizer: Any, best: list[list[int]], classes: int) -> tuple[tuple[str, ...], ...]:
     """The names of classes: of the config, where it has as many, else the tokenizer's tokens, else numbers."""
-    config: Any = getattr(model, "config", None)
+    config = config_of(model)
     known = getattr(config, "id2label", None) or {}
     if len(known) == classes and getattr(config, "vocab_size", None) != classes:
         return tuple(tuple(str(known.get(one, one)) for one in row) for row in best)

@@ -104,8 +104,9 @@ class ValueFolder:
     def size(self, name: str) -> int:
         """The size of a file in bytes. Raises `DataError` where there is none."""
         with suppress(OSError):
-            return (self.path / name).stat().st_size
-        raise self.damaged(f"{name} is not there")
+            if (self.path / name).is_file():
+                return (self.path / name).stat().st_size
+        raise self.damaged(f"{name} is not there, or is no file")
 
 
 def check_of_values(about: Any) -> int:

@@ -22,7 +22,9 @@ from helpers.public import public_functions
 
 FUNCTIONS = {name: function for _, name, function in public_functions()}
 # Times differ from run to run; an anatomy holds the model itself, and an accumulation needs accumulators.
-NO_RESULTS = {"compare_efficiency", "dissect", "accumulate", "tap"}
+NO_RESULTS = {"compare_efficiency", "dissect", "dissect_mlps", "accumulate", "tap"}
+# What is drawn for each batch differs if the same examples are in other batches: here each is a batch of its own.
+DRAWN_BY_BATCH = {"layer_similarity", "fit_gates"}
 
 
 class Doubled(GoodInputs):
@@ -70,17 +72,26 @@ def answers(rank: int, folder: Path) -> dict[str, dict[str, str]]:
     x = Doubled(folder / str(rank))
     x.folder.mkdir()
     with sharing("none"):
-        alone = {name: _values(_called(name, good_arguments(x)[name])) for name in names(x)}
+        alone = {name: _values(_called(name, _arguments(x, name))) for name in names(x)}
     found: dict[str, dict[str, str]] = {}
     for wrapper, wrap in WRAPPED.items():
         found[wrapper] = {}
         for name, wanted in alone.items():
             try:
-                came = _values(_called(name, _share(name, good_arguments(x)[name], wrap, rank)))
+                came = _values(_called(name, _share(name, _arguments(x, name), wrap, rank)))
                 found[wrapper][name] = difference(came, wanted) or "same"
             except BertologyError as error:
                 found[wrapper][name] = f"refused: {error}"
     return found
+
+
+def _arguments(x: GoodInputs, name: str) -> dict[str, Any]:
+    given = dict(good_arguments(x)[name])
+    if name in DRAWN_BY_BATCH:
+        whole = given["batches"]
+        rows = range(len(whole["input_ids"]))
+        given["batches"] = [{key: x[row : row + 1] for key, x in whole.items()} for row in rows]
+    return given
 
 
 def _share(name: str, given: dict[str, Any], wrap: Callable[[Any], Any], rank: int) -> dict[str, Any]:

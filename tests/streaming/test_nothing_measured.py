@@ -17,6 +17,7 @@ MADE = {
     "ScoreAccumulator": lambda kind: kind("accuracy"),
     "GradientsAccumulator": lambda kind: kind({"low": [3]}),
     "DistancesAccumulator": lambda kind: kind(0.01),
+    "_IntegratedAccumulator": lambda kind: kind(2),
     "DependencyAccumulator": lambda kind: kind(["dep"]),
     "TypesAccumulator": lambda kind: kind(["name"]),
     "CatAccumulator": lambda kind: kind([]),

@@ -43,6 +43,7 @@ MADE = {
     "ScoreAccumulator": (lambda kind: kind("accuracy"), TEXTS),
     "GradientsAccumulator": (lambda kind: kind({"low": [3, 4, 5]}), TEXTS),
     "DistancesAccumulator": (lambda kind: kind(0.01), TEXTS),
+    "_IntegratedAccumulator": (lambda kind: kind(2), TEXTS),
     "DependencyAccumulator": (lambda kind: kind(RELATIONS), list(TREES)),
     "CoreferenceAccumulator": (lambda kind: kind(), list(DOCUMENTS)),
     "GenerationAccumulator": (lambda kind: kind(GenerationMetric(length, max_new_tokens=3)), written_texts()),

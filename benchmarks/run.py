@@ -75,6 +75,10 @@ def page(tables: list[dict[str, Any]]) -> str:
             f"*`benchmarks/{made['script']}`, {made['date']}. {made['versions']}. {made['machine']}. "
             f"Load {made['load']}.*\n"
         )
+    shown = {Path(table["script"]).stem for table in tables}
+    missing = [f"`{name}.py`" for name in SCRIPTS if name not in shown and (HERE / f"{name}.py").is_file()]
+    if missing:
+        parts.append(f"## What is missing\n\nThese scripts have no table here yet: {', '.join(missing)}.\n")
     return "\n".join(parts)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```\n(?P<stored>(?:\n```text\n(?P<text>.*?)^```\n)?"
-    r"(?:\n!\[(?P<words>[^\]\n]*)\]\((?P<picture>[^)\n]+)\)\n)?)",
+    r"(?:\n!\[(?P<words>[^\n]*)\]\((?P<picture>[^)\n]+)\)\n)?)",
     re.DOTALL | re.MULTILINE,
 )
 GALLERY = ROOT / "docs" / "gallery.md"

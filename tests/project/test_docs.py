@@ -73,6 +73,21 @@ def test_what_is_stored_is_compared():
         assert not pages.same_picture(Path(folder) / "stored.png", heat_map([[1.0, 0.0], [0.5, 0.2]]))
 
 
+@pytest.mark.parametrize("words", ["A map", "[CLS] sees [SEP]", "All look at [CLS]", "[CLS](the first)"])
+def test_a_picture_is_stored_once(words, tmp_path):
+    """What it shows may have brackets, as the names of tokens have."""
+    (tmp_path / "img").mkdir()
+    page = tmp_path / "page.md"
+    code = "from matplotlib.figure import Figure\n\nFigure()\n"
+    text = f"```python\n{code}```\n\n![{words}](img/page-1.png)\n\nMore.\n"
+    page.write_text(text)
+    for _ in range(2):
+        pages.write(page)
+        assert page.read_text() == text
+    assert [path.name for path in (tmp_path / "img").iterdir()] == ["page-1.png"]
+    assert pages.pictures(page) == [("", words, "img/page-1.png")]
+
+
 def heat_map(values):
     figure = Figure()
     figure.subplots().imshow(values)

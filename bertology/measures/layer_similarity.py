@@ -97,13 +97,17 @@ class SimilarityAccumulator(Accumulator):
     def names(self) -> Names:
         """The model, the number and the width of each layer: sums in files are merged without the models."""
         sides = zip(self._numbers, self._widths, strict=True)
-        return {"state": tuple(f"{side} {layer} {width}" for side, (some, width) in enumerate(sides) for layer in some)}
+        return {
+            "hidden_state": tuple(
+                f"{side} {layer} {width}" for side, (some, width) in enumerate(sides) for layer in some
+            )
+        }
 
     def rename(self, names: Names) -> None:
         """Take the layers and their widths from names."""
         numbers: dict[int, list[int]] = {}
         widths: dict[int, int] = {}
-        for name in names["state"]:
+        for name in names["hidden_state"]:
             side, layer, width = map(int, name.split())
             numbers.setdefault(side, []).append(layer)
             widths[side] = width

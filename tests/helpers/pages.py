@@ -165,7 +165,8 @@ def gallery() -> str:
 def pictures(page: Path) -> list[tuple[str, str, str]]:
     """The pictures of a page: the address of the section, the words and the file of each."""
     found, section = [], ""
-    for line in page.read_text().splitlines():
+    without_code = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for line in without_code.splitlines():
         if line.startswith("#"):
             section = re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
         elif picture := re.match(r"!\[(.*)\]\((img/\S+)\)$", line):

@@ -78,7 +78,7 @@ def test_a_picture_is_stored_once(words, tmp_path):
     """What it shows may have brackets, as the names of tokens have."""
     (tmp_path / "img").mkdir()
     page = tmp_path / "page.md"
-    code = "from matplotlib.figure import Figure\n\nFigure()\n"
+    code = "# Not a section.\nfrom matplotlib.figure import Figure\n\nFigure()\n"
     text = f"```python\n{code}```\n\n![{words}](img/page-1.png)\n\nMore.\n"
     page.write_text(text)
     for _ in range(2):

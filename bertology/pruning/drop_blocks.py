@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..anatomy.blocks import BlockAnatomy, blocks_of
 from ..anatomy.dissect import dissect
 from ..anatomy.names import BLOCK_COUNT_NAMES, BLOCK_NUMBER_NAMES, DECODER_PREFIX, FOR_EACH_BLOCK, RECORDS
-from ..data.batches import Batch
+from ..data.batches import Batch, BatchesOrTexts
 from ..errors import HeadError, PruningError, checked, is_whole
 from ..results.axes import axes
 from ..results.fields import model_name
@@ -51,7 +51,9 @@ class DroppedBlocks(Result):
 
 
 @checked
-def drop_blocks(model: nn.Module, blocks: Iterable[int | str], *, inputs: Batch | None = None) -> DroppedBlocks:
+def drop_blocks(
+    model: nn.Module, blocks: Iterable[int | str], *, inputs: BatchesOrTexts | None = None, tokenizer: Any = None
+) -> DroppedBlocks:
     """Remove whole blocks from the model, in place: it then computes what it computed when they were skipped.
 
     The blocks that stay are numbered anew, also for caches, and so are the settings of the config with an entry for
@@ -62,7 +64,8 @@ def drop_blocks(model: nn.Module, blocks: Iterable[int | str], *, inputs: Batch 
     Args:
         model: a model of transformers.
         blocks: rows of results of blocks, such as `block_influence`'s, or their labels, `"3"` or `"decoder.3"`.
-        inputs: model arguments on which this is seen; by default a few tokens.
+        inputs: model arguments, or texts (see `make_batches`), on which this is seen; by default a few tokens.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
 
     Raises `HeadError` for blocks that are not there, and `PruningError` with the reason where blocks cannot be removed:
     those that share weights (ALBERT), the first block of T5, which holds the position bias, or the last one of a stack;
@@ -76,7 +79,7 @@ def drop_blocks(model: nn.Module, blocks: Iterable[int | str], *, inputs: Batch 
     """
     if not isinstance(model, transformers.PreTrainedModel):
         raise PruningError(f"blocks are dropped from a model of transformers, got {type(model).__name__}")
-    there = blocks_of(dissect(model))
+    there, given = blocks_of(dissect(model)), arguments(model, inputs, tokenizer)
     rows = _resolved(there, blocks)
     if not rows:
         return DroppedBlocks((), count_parameters(model), count_parameters(model), there.labels)
@@ -92,7 +95,7 @@ def drop_blocks(model: nn.Module, blocks: Iterable[int | str], *, inputs: Batch 
         if isinstance(error, PruningError):
             raise
         raise PruningError(f"blocks cannot be dropped: {type(config).__name__} refuses it ({error})") from error
-    _prove(model, there, rows, config, lists, inputs)
+    _prove(model, there, rows, config, lists, given)
     total = count_parameters(model)
     with one_thread(model):
         for module, gone in lists.items():
@@ -156,7 +159,7 @@ def _shorten(config: Any, stack: str, before: int, gone: list[int], *, alone: bo
 
 
 def _prove(
-    model: Any, there: BlockAnatomy, rows: list[int], config: Any, lists: dict[nn.ModuleList, list[int]], inputs: Any
+    model: Any, there: BlockAnatomy, rows: list[int], config: Any, lists: dict[nn.ModuleList, list[int]], given: Batch
 ) -> None:
     """Raise `PruningError` unless a model of the new config computes what this one does without these blocks."""
     folders = {module: path for path, module in model.named_modules() if module in lists}
@@ -170,7 +173,6 @@ def _prove(
                 name = "" if new is None else f"{folder}.{new}.{name[found.end() :]}"
         if name:
             weights[name] = x
-    given = arguments(model, inputs)
     smaller = built(model, config, weights, "blocks cannot be dropped")
     with undisturbed(model), uncached(model), torch.no_grad(), skipping(there, rows):
         wanted = numbers(model(**given))

@@ -24,7 +24,8 @@ from ..anatomy.names import (
     RECORDS,
 )
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch
+from ..data.batches import Batch, BatchesOrTexts, device_of, on_device
+from ..data.make_batches import as_batch
 from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked
 from ..tap import uncached, undisturbed
 from .parts_of_heads import check_in_memory, count_key_heads
@@ -80,7 +81,9 @@ def _of_each(anatomy: Anatomy, scores: Tensor, each: int, *, whole: bool) -> lis
 
 
 @checked
-def save_plain(model: nn.Module, path: str | Path, *, inputs: Batch | None = None) -> None:
+def save_plain(
+    model: nn.Module, path: str | Path, *, inputs: BatchesOrTexts | None = None, tokenizer: Any = None
+) -> None:
     """Write a pruned model as an ordinary checkpoint, which `from_pretrained` loads without this library.
 
     All layers must have equal numbers of heads, and of neurons, as `prune_heads(..., uniform=True)` and
@@ -93,7 +96,9 @@ def save_plain(model: nn.Module, path: str | Path, *, inputs: Batch | None = Non
     Args:
         model: a model of transformers.
         path: the folder.
-        inputs: model arguments on which both must compute the same; by default a few tokens.
+        inputs: model arguments, or texts (see `make_batches`), on which both must compute the same; by default a few
+            tokens.
+        tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
 
     Raises `PruningError` with the reason where no ordinary checkpoint can hold the model (`save_pruned` can), and
     `DataError` for what is no model of transformers.
@@ -113,6 +118,7 @@ def save_plain(model: nn.Module, path: str | Path, *, inputs: Batch | None = Non
     if Path(path).is_file():
         raise DataError(f"save_plain writes a folder, but {path} is a file: name another path")
     check_in_memory(model, "the model cannot be saved", DataError)
+    given = arguments(model, inputs, tokenizer)
     config = copy.deepcopy(model.config)
     for name in RECORDS:
         if hasattr(config, name):
@@ -123,7 +129,7 @@ def save_plain(model: nn.Module, path: str | Path, *, inputs: Batch | None = Non
     if mlps is not None:
         _tell_neurons(config, mlps)
     plain = built(model, config, model.state_dict(), CANNOT)
-    _compare(model, plain, inputs)
+    _compare(model, plain, given)
     plain.save_pretrained(str(path))
 
 
@@ -231,18 +237,16 @@ def _apart(x: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def _compare(model: Any, plain: Any, inputs: Batch | None) -> None:
+def _compare(model: Any, plain: Any, given: Batch) -> None:
     """Raise `PruningError` unless both models compute the same."""
-    given = arguments(model, inputs)
     with undisturbed(model), uncached(model):
         before = numbers(_ran(model, given))
     check_same(before, plain, given, CANNOT)
 
 
-def arguments(model: Any, inputs: Batch | None) -> dict[str, Any]:
+def arguments(model: Any, inputs: BatchesOrTexts | None, tokenizer: Any) -> dict[str, Any]:
     """Model arguments on the device of a model, by default a few tokens of transformers' own."""
-    given = dict(model.dummy_inputs if inputs is None else inputs)
-    return {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in given.items()}
+    return on_device(model.dummy_inputs if inputs is None else as_batch(model, inputs, tokenizer), device_of(model))
 
 
 def _ran(model: Any, given: Batch) -> Any:

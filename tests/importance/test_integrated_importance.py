@@ -17,12 +17,15 @@ from oracles.heads import projections, scaled
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_the_shares_add_up(family):
     model = family.build()
+    for norm in model.modules():
+        if hasattr(norm, "variance_epsilon"):
+            # Behind Llama's norms without a mean the loss is as steep as this is small where all gates are near 0.
+            norm.variance_epsilon = 0.1
     found = integrated_importance(model, several(), steps=40)
     assert found.base_loss == pytest.approx(losses(model, several()).mean().item())
     with gated(model, torch.zeros(2, 4)):
         assert found.none_loss == pytest.approx(losses(model, several()).mean().item())
-    # Behind Llama's norms without a mean the loss is steep where all gates are near 0.
-    assert abs(found.remainder) < (0.12 if family.name == "llama" else 0.02) * found.absolute.sum()
+    assert abs(found.remainder) < 0.02 * found.absolute.sum()
     few = integrated_importance(model, several(), steps=1)
     assert abs(few.remainder) > abs(found.remainder)
 

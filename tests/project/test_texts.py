@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,6 +65,8 @@ def test_texts_with_labels_give_what_their_batch_gives(name: str, good: GoodInpu
         assert len(flat(of_texts)) == len(flat(of_batch))
         if name != "compare_efficiency":  # it measures time
             for one, other in zip(flat(of_texts), flat(of_batch), strict=True):
+                if name == "layer_similarity":  # its null depends on the order of texts in a batch
+                    one = replace(one, null=other.null)
                 assert one.allclose(other, rtol=1e-4, atol=1e-6), name
 
 

@@ -373,9 +373,11 @@ class CatComparison(Result):
         left = f", {self.skipped} skipped" if self.skipped else ""
         told = f"CAT-scores of {_counted(self.names)}{left}; chance is about 1/7 = 0.143"
         without = [label for label, used in zip(self.labels, scores[0].used.tolist(), strict=True) if not used]
-        if not without:
-            return "\n".join([*lines, told])
         if len(without) < len(self.labels):
-            return "\n".join([*lines, told, f"No score in layers {', '.join(without)}, since {NO_PAIR} there"])
+            # The decoder of an encoder-decoder reads no code: of it nothing is missing.
+            scored = {label.rpartition(".")[0] for label in self.labels if label not in without}
+            missing = [label for label in without if label.rpartition(".")[0] in scored]
+            more = [f"No score in layers {', '.join(missing)}, since {NO_PAIR} there"] if missing else []
+            return "\n".join([*lines, told, *more])
         hint = "Two leaves or more of the types that count are needed; types='all' counts all of them"
         return f"{told}\nNo layer has a score, since {NO_PAIR}. {hint}"

@@ -94,15 +94,19 @@ def _said(path: str | Path) -> dict[str, Any]:
         for layer, heads in _layers(said, name, path).items():
             numbers = isinstance(heads, list) and all(type(head) is int and head >= 0 for head in heads)
             if not numbers or len(set(heads)) < len(heads) or (name == PRUNED_NAME and not str(layer).isdecimal()):
-                raise _unusable(path, f"its {name} must be {{layer: [numbers]}}, got {layer!r}: {shown(heads)}")
+                raise _unusable(path, f"its {name} must be {_form(name)}, got {layer!r}: {shown(heads)}")
     return said
 
 
 def _layers(said: Mapping[str, Any], name: str, path: str | Path) -> dict[str, Any]:
     layers = said.get(name) or {}
     if not isinstance(layers, dict):
-        raise _unusable(path, f"its {name} must be {{layer: [numbers]}}, got {shown(layers)}")
+        raise _unusable(path, f"its {name} must be {_form(name)}, got {shown(layers)}")
     return layers
+
+
+def _form(name: str) -> str:
+    return "{layer: [heads]}" if name == PRUNED_NAME else "{layer: [neurons]}"
 
 
 def written_down(said: Mapping[str, Any], labels: tuple[str, ...]) -> dict[int, list[int]]:

@@ -221,20 +221,21 @@ def token_gating(anatomy: Anatomy, rows: int) -> Iterator[list[tuple[Site, Tenso
 
 
 def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
-    """The gates as a tensor, `[layer, head]` or `[layer, batch, head]`, or `ShapeError`."""
+    """The gates as a tensor, `[layer, head]` or `[layer, batch, head]`, or `ShapeError`; those of neurons likewise."""
+    unit = anatomy.sites[0].unit
+    name = "gates" if unit == "head" else "neurons"
     try:
         gates = torch.as_tensor(gates)
     except (TypeError, ValueError, RuntimeError) as error:
-        unit = anatomy.sites[0].unit
         form = f"numbers [layer, {unit}] or [layer, batch, {unit}]"
-        raise ShapeError(f"gates must be {form}, got {described(gates)}") from error
+        raise ShapeError(f"{name} must be {form}, got {described(gates)}") from error
     if gates.is_complex():
-        raise ShapeError(f"gates must be real numbers, got a tensor of {gates.dtype}".replace("torch.", ""))
-    wanted, unit = [anatomy.layers, anatomy.heads], anatomy.sites[0].unit
+        raise ShapeError(f"{name} must be real numbers, got a tensor of {gates.dtype}".replace("torch.", ""))
+    wanted = [anatomy.layers, anatomy.heads]
     if gates.dim() not in (2, 3) or [gates.shape[0], gates.shape[-1]] != wanted:
         kind = f"[layer, batch, {unit}]" if gates.dim() == 3 else f"[layer, {unit}]"
         want = [wanted[0], "batch", wanted[1]] if gates.dim() == 3 else wanted
-        raise ShapeError(f"gates must be {kind} = {want}, got {list(gates.shape)}".replace("'", ""))
+        raise ShapeError(f"{name} must be {kind} = {want}, got {list(gates.shape)}".replace("'", ""))
     if not gates.is_floating_point():
         gates = gates.float()
     looked_at = anatomy.present.to(gates.device)
@@ -243,7 +244,7 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     broken = gates.detach()[looked_at]
     broken = broken[~broken.isfinite()]
     if len(broken):
-        raise ShapeError(f"gates must be finite numbers, got {broken[0].item()} for a {unit} that is there")
+        raise ShapeError(f"{name} must be finite numbers, got {broken[0].item()} for a {unit} that is there")
     return gates
 
 

@@ -75,7 +75,7 @@ def test_gates_of_heads_and_neurons_together_and_by_example():
     assert (both[1] - one[1]).abs().max() > 1e-3
     with pytest.raises(ShapeError, match="gated needs gates"), gated(model):
         pass
-    with pytest.raises(ShapeError, match=r"gates must be \[layer, neuron\] = \[2, 64\], got \[2, 4\]"):
+    with pytest.raises(ShapeError, match=r"neurons must be \[layer, neuron\] = \[2, 64\], got \[2, 4\]"):
         gated(model, neurons=heads).__enter__()
 
 

@@ -12,6 +12,7 @@ from ..errors import DataError, ShapeError, check_shapes, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
+from ..results.views import expected_rows
 
 Average = Literal["macro", "micro"]
 
@@ -99,7 +100,8 @@ class CatScores(Result):
     def __str__(self) -> str:
         lines = [f"CAT-scores of {_counted(self.names)}, {self.settings or 'no settings'}; chance is {CHANCE:.3f}"]
         low, high = self.interval()
-        for row, label in enumerate(self.labels):
+        for row in expected_rows(self.labels, self.used.bool().tolist()):
+            label = self.labels[row]
             if not self.used[row]:
                 lines.append(f"layer {label}: no score, since {NO_PAIR}")
                 continue
@@ -374,9 +376,8 @@ class CatComparison(Result):
         told = f"CAT-scores of {_counted(self.names)}{left}; chance is about 1/7 = 0.143"
         without = [label for label, used in zip(self.labels, scores[0].used.tolist(), strict=True) if not used]
         if len(without) < len(self.labels):
-            # The decoder of an encoder-decoder reads no code: of it nothing is missing.
-            scored = {label.rpartition(".")[0] for label in self.labels if label not in without}
-            missing = [label for label in without if label.rpartition(".")[0] in scored]
+            expected = [self.labels[row] for row in expected_rows(self.labels, scores[0].used.bool().tolist())]
+            missing = [label for label in without if label in expected]
             more = [f"No score in layers {', '.join(missing)}, since {NO_PAIR} there"] if missing else []
             return "\n".join([*lines, told, *more])
         hint = "Two leaves or more of the types that count are needed; types='all' counts all of them"

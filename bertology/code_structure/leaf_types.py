@@ -14,6 +14,7 @@ from ..anatomy.sites import Site
 from ..errors import DataError, HeadError, ShapeError, check_least, checked, described
 from ..results.axes import axes
 from ..results.result import Result
+from ..results.views import expected_rows
 from ..streaming.accumulator import Names, Weighting, check_weighting, stat
 from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
 from .masks import QUARTER, HighAttention, attention_mask
@@ -274,13 +275,13 @@ class LeafTypes(Result):
 
     def __str__(self) -> str:
         lines = [f"types of leaves with the highest share of high attention, of {len(self.types)}"]
-        for row, label in enumerate(self.labels):
+        for row in expected_rows(self.labels, self.snippets.bool().tolist()):
             if self.snippets[row]:
                 shares = dict(zip(self.types, self.share[row].tolist(), strict=True))
                 listed = ", ".join(f"{kind} {100 * shares[kind]:.0f} %" for kind in self.frequent(row))
             else:
                 listed = ""
-            lines.append(f"layer {label}: {listed or 'none, since no pair of leaves has high attention'}")
+            lines.append(f"layer {self.labels[row]}: {listed or 'none, since no pair of leaves has high attention'}")
         return "\n".join(lines)
 
 

@@ -293,3 +293,13 @@ def brief(record: Any) -> str:
 def _brief_value(value: Any) -> str:
     shape = getattr(value, "shape", None)
     return str(list(shape)) if shape is not None else short(value)
+
+
+def expected_rows(labels: Sequence[str], measured: Sequence[bool]) -> list[int]:
+    """The layers of which a text says something: all but those of a stack that has no value, where another one has.
+
+    The decoder of an encoder-decoder reads no code: of its layers nothing is missing.
+    """
+    stacks = [label.rpartition(".")[0] for label in labels]
+    there = {stack for stack, one in zip(stacks, measured, strict=True) if one} or set(stacks)
+    return [row for row, stack in enumerate(stacks) if stack in there]

@@ -26,6 +26,7 @@ from ..anatomy.names import (
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, BatchesOrTexts, device_of, on_device
 from ..data.make_batches import as_batch
+from ..data.token_classes import check_is_tokenizer
 from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked
 from ..tap import uncached, undisturbed
 from .parts_of_heads import check_in_memory, count_key_heads
@@ -246,6 +247,8 @@ def _compare(model: Any, plain: Any, given: Batch) -> None:
 
 def arguments(model: Any, inputs: BatchesOrTexts | None, tokenizer: Any) -> dict[str, Any]:
     """Model arguments on the device of a model, by default a few tokens of transformers' own."""
+    if tokenizer is not None:
+        check_is_tokenizer(tokenizer)
     return on_device(model.dummy_inputs if inputs is None else as_batch(model, inputs, tokenizer), device_of(model))
 
 

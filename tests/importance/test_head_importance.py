@@ -273,6 +273,8 @@ def test_errors():
     prune_heads(model, {0: range(4), 1: range(4)})
     with pytest.raises(DataError, match="there is nothing to rank: every head of this model was pruned"):
         head_importance(model, inputs)
-    with pytest.raises(DataError, match="there is nothing to capture: every head of this model, or of these layers, was pruned"):
+    with pytest.raises(
+        DataError, match="there is nothing to capture: every head of this model, or of these layers, was pruned"
+    ):
         head_outputs(model, inputs)
     assert dissect(model).heads == 4

@@ -24,7 +24,7 @@ from ..anatomy.names import (
     RECORDS,
 )
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, BatchesOrTexts, device_of, on_device
+from ..data.batches import Batch, BatchesOrTexts, device_of, model_arguments, on_device
 from ..data.make_batches import as_batch
 from ..data.token_classes import check_is_tokenizer
 from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked
@@ -249,7 +249,8 @@ def arguments(model: Any, inputs: BatchesOrTexts | None, tokenizer: Any) -> dict
     """Model arguments on the device of a model, by default a few tokens of transformers' own."""
     if tokenizer is not None:
         check_is_tokenizer(tokenizer)
-    return on_device(model.dummy_inputs if inputs is None else as_batch(model, inputs, tokenizer), device_of(model))
+    given = model.dummy_inputs if inputs is None else as_batch(model, inputs, tokenizer)
+    return model_arguments(on_device(given, device_of(model)))
 
 
 def _ran(model: Any, given: Batch) -> Any:

@@ -160,7 +160,12 @@ def _prompts(model: nn.Module, batch: Batch, max_new_tokens: int) -> dict[str, A
     order = real.to(torch.int8).argsort(dim=1, stable=True)
     rows = {name: x for name, x in given.items() if isinstance(x, Tensor) and x.shape == real.shape}
     given |= {name: x.gather(1, order) for name, x in rows.items()}
-    return {**given, MASK_ARGUMENT: real.gather(1, order).long()}
+    given[MASK_ARGUMENT] = real.gather(1, order).long()
+    plain = {name: x for name, x in given.items() if name != POSITIONS_ARGUMENT}
+    derived = with_positions(model, plain).get(POSITIONS_ARGUMENT)
+    own = given.get(POSITIONS_ARGUMENT)
+    # `generate` of transformers 4 would repeat them in later steps; it derives the same ones from the mask.
+    return plain if derived is not None and own is not None and torch.equal(derived, own.to(derived)) else given
 
 
 class _StepHeads(Reader):

@@ -106,7 +106,7 @@ def _layers(said: Mapping[str, Any], name: str, path: str | Path) -> dict[str, A
 
 
 def _form(name: str) -> str:
-    return "{layer: [heads]}" if name == PRUNED_NAME else "{layer: [neurons]}"
+    return "{layer: [neurons]}" if name == PRUNED_NEURONS_NAME else "{layer: [heads]}"
 
 
 def written_down(said: Mapping[str, Any], labels: tuple[str, ...]) -> dict[int, list[int]]:

@@ -112,6 +112,9 @@ BAD_CONFIGS = {
     "a list of heads for all layers": ({"pruned_heads": [1, 2]}, "its pruned_heads must be {layer: .heads.}, got"),
     "heads that are texts": ({"pruned_heads": {"0": ["1"]}}, "its pruned_heads must be"),
     "heads that are a number": ({"pruned_heads": {"1": 2}}, "its pruned_heads must be"),
+    "heads of a label that are a number": (
+        {"pruned_heads_by_label": {"encoder.0": 2}}, "its pruned_heads_by_label must be {layer: .heads.}, got"
+    ),
     "a head twice": ({"pruned_heads": {"1": [2, 2]}}, "its pruned_heads must be"),
     "a layer that is a word": ({"pruned_heads": {"first": [2]}}, "its pruned_heads must be"),
     "a head below 0": ({"pruned_heads": {"0": [-1]}}, "its pruned_heads must be"),

@@ -23,7 +23,7 @@ from ..results.result import Result
 from ..tap import one_thread, uncached, undisturbed
 from ..tap.gates import skipping
 from .parts_of_heads import check_in_memory
-from .prune import count_parameters
+from .prune import count_parameters, fewer
 from .uniform import arguments, built, check_same, numbers
 
 
@@ -43,11 +43,7 @@ class DroppedBlocks(Result):
     """[layer]: the blocks of the model before."""
 
     def __str__(self) -> str:
-        share = 1 - self.parameters_after / self.parameters_before
-        return (
-            f"{len(self.blocks)} blocks dropped, {self.parameters_before:,} parameters before, "
-            f"{self.parameters_after:,} after ({share:.1%} fewer)"
-        )
+        return fewer(f"{len(self.blocks)} blocks dropped", self.parameters_before, self.parameters_after)
 
 
 @checked

@@ -47,11 +47,7 @@ class Pruned(Result):
         object.__setattr__(self, "heads", heads)
 
     def __str__(self) -> str:
-        share = 1 - self.parameters_after / self.parameters_before
-        return (
-            f"{len(self.heads)} heads pruned, {self.parameters_before:,} parameters before, "
-            f"{self.parameters_after:,} after ({share:.1%} fewer)"
-        )
+        return fewer(f"{len(self.heads)} heads pruned", self.parameters_before, self.parameters_after)
 
 
 @checked
@@ -102,6 +98,11 @@ def prune_heads(model: nn.Module, heads: Heads, *, uniform: bool = False, scores
 def count_parameters(model: nn.Module) -> int:
     """How many parameters a model has; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def fewer(what: str, before: int, after: int) -> str:
+    """The sentence of a result that removed parts of a model."""
+    return f"{what}, {before:,} parameters before, {after:,} after ({1 - after / before:.1%} fewer)"
 
 
 def _plan(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[Cut]:

@@ -25,7 +25,7 @@ from ..results.result import Result
 from ..tap import one_thread
 from .cut_weights import Tied, blank, keep_units
 from .parts_of_heads import check_in_memory, check_plain, inner_layer, refusal
-from .prune import by_model, check_config, count_parameters, record
+from .prune import by_model, check_config, count_parameters, fewer, record
 from .uniform import uniform_places
 
 
@@ -50,11 +50,7 @@ class PrunedNeurons(Result):
         object.__setattr__(self, "neurons", neurons)
 
     def __str__(self) -> str:
-        share = 1 - self.parameters_after / self.parameters_before
-        return (
-            f"{len(self.neurons)} neurons pruned, {self.parameters_before:,} parameters before, "
-            f"{self.parameters_after:,} after ({share:.1%} fewer)"
-        )
+        return fewer(f"{len(self.neurons)} neurons pruned", self.parameters_before, self.parameters_after)
 
 
 @checked

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
@@ -150,8 +149,7 @@ def _cut(mlp: Mlp, gone: frozenset[int], tied: Tied) -> None:
             blank(layer.weight, layer.bias)
     keep_units(down, stay, tied, outputs=False)
     if empty:
-        with torch.no_grad():
-            down.weight.zero_()
+        blank(down.weight)
     for name in NEURON_COUNT_NAMES:
         if getattr(mlp.attention, name, None) == before:
             setattr(mlp.attention, name, len(stay))

@@ -80,6 +80,13 @@ def _note_order(order: Tensor, gone: Tensor, scores: Tensor) -> None:
     order.view(-1)[ranked] = int((~order.isnan()).sum()) + torch.arange(len(ranked), dtype=order.dtype)
 
 
+def first_below(scores: Tensor, threshold: float) -> int | None:
+    """The first step whose score is below this share of the whole model's; None where there is none."""
+    check_share("threshold", threshold)
+    below = (scores < threshold * scores[0]).nonzero().flatten().tolist()
+    return below[0] if below else None
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class PruningCurve(Result):
     """The score of a model as it loses its heads, least important first."""
@@ -130,9 +137,8 @@ class PruningCurve(Result):
         threshold = self.threshold if threshold is None else threshold
         if threshold is None:
             return self._kept(self.gates[-1], int(keep))
-        check_share("threshold", threshold)
-        below = (self.scores < threshold * self.scores[0]).nonzero().flatten().tolist()
-        return self._kept(self.gates[below[0] - 1 if below and below[0] else -1], int(keep))
+        below = first_below(self.scores, threshold)
+        return self._kept(self.gates[below - 1 if below else -1], int(keep))
 
     def _kept(self, gates: Tensor, keep: int) -> Tensor:
         """The gates, with `keep` heads open in each layer that had so many: those that went last."""

@@ -57,8 +57,9 @@ def curves(
     metrics = {result.metric for result in results}
     if len(metrics) != 1:
         raise DataError(f"curves on one plot must be of one metric, got {', '.join(sorted(metrics)) or 'no curve'}")
-    if len({_what_goes(result) for result in results}) > 1:
-        raise DataError(f"curves on one plot must be of one kind, got {', '.join(sorted(map(_what_goes, results)))}")
+    kinds = {_what_goes(result) for result in results}
+    if len(kinds) > 1:
+        raise DataError(f"curves on one plot must be of one kind, got {', '.join(sorted(kinds))}")
     if labels is not None and len(labels) != len(results):
         raise DataError(f"labels must be one for each of {len(results)} curves, got {len(labels)}")
     figure, (axes,) = canvas(ax)

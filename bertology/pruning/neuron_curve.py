@@ -18,7 +18,7 @@ from ..data.batches import Batches, BatchesOrTexts, check_repeatable
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
 from ..data.metrics import Metric, MetricName, metric_name
-from ..errors import DataError, UnknownAnatomy, check_share, checked, is_number, is_whole
+from ..errors import DataError, UnknownAnatomy, checked, is_number, is_whole
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator
 from ..importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator
 from ..importance.score import scorer
@@ -30,8 +30,9 @@ from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress, progress_bar
 from ..streaming.same_data import same_data
 from ..tap.gates import gating
+from .curve import first_below
 from .parts_of_heads import check_in_memory, inner_layer
-from .rankings import RANKINGS, head_magnitudes
+from .rankings import ESTIMATED, RANKINGS, estimated_scores, head_magnitudes, random_scores
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,9 +68,8 @@ class NeuronCurve(Result):
     @checked
     def last_step(self, threshold: float) -> int:
         """The last step before the score first fell below this share of the whole model's score."""
-        check_share("threshold", threshold)
-        below = (self.scores < threshold * self.scores[0]).nonzero().flatten().tolist()
-        return max(0, below[0] - 1) if below else len(self.scores) - 1
+        below = first_below(self.scores, threshold)
+        return len(self.scores) - 1 if below is None else max(0, below - 1)
 
     @checked
     def neurons_off(self, threshold: float) -> dict[int, list[int]]:
@@ -177,7 +177,7 @@ def _check(by: str, kinds: str, amount: Any, keep: Any, importance: object) -> N
         raise DataError(f"amount is a share of the parameters of all units, above 0 and at most 1, got {amount!r}")
     if not is_whole(keep) or keep < 0:
         raise DataError(f"keep is a number of units in every layer, got {keep!r}: wanted a whole number, 0 or more")
-    if importance is not None and by not in ("importance", "fisher"):
+    if importance is not None and by not in ESTIMATED:
         raise DataError(f"importance= is for by='importance' and by='fisher', which come from data, got by={by!r}")
 
 
@@ -192,14 +192,12 @@ def _scores(
 ) -> list[Tensor]:
     """[layer, unit] for each part: what ranks its units."""
     if by == "random":
-        generator = torch.Generator().manual_seed(seed)
-        return [torch.rand(part.present.shape, dtype=torch.float64, generator=generator) for part in parts]
+        return random_scores(parts, seed)
     if by == "magnitude":
-        check_in_memory(model, "the size of its weights cannot be measured", UnknownAnatomy)
         return [neuron_magnitudes(one) if isinstance(one, MlpAnatomy) else head_magnitudes(one) for one in parts]
     kinds = [NeuronImportanceAccumulator if isinstance(one, MlpAnatomy) else ImportanceAccumulator for one in parts]
     found: Iterable[NeuronImportance | HeadImportance] = accumulate(model, data, *(kind(loss) for kind in kinds))
-    return [one.fisher if by == "fisher" else one.scores for one in found]
+    return [estimated_scores(one, by) for one in found]
 
 
 def _layers(site: Site) -> list[nn.Module]:
@@ -226,6 +224,7 @@ def neuron_magnitudes(mlps: MlpAnatomy) -> Tensor:
 
     Biases do not count. Neurons that are not there are NaN.
     """
+    check_in_memory(mlps.model, "the size of its weights cannot be measured", UnknownAnatomy)
     out = torch.full((mlps.layers, mlps.neurons), float("nan"), dtype=torch.float64)
     for site in mlps.sites:
         many, squares = len(site.kept), 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from ..anatomy.sites import Anatomy, Site
 from ..errors import DataError, PruningError, UnknownAnatomy
 from ..importance.head_importance import HeadImportance, normalized
+from ..importance.neuron_importance import NeuronImportance
 from ..results.result import cpu64
 from .parts_of_heads import (
     check_in_memory,
@@ -108,11 +109,16 @@ def fixed_scores(anatomy: Anatomy, by: str | Tensor, importance: object, seed: i
     if by == "magnitude":
         return head_magnitudes(anatomy)
     if by == "random":
-        shape = anatomy.present.shape
-        return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        return random_scores([anatomy], seed)[0]
     if isinstance(importance, HeadImportance):
         return _checked(anatomy, estimated_scores(importance, by), "importance is of another model: wanted scores ")
     return None
+
+
+def random_scores(parts: Sequence[Anatomy], seed: int) -> list[Tensor]:
+    """[layer, unit] for each part, drawn one after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(part.present.shape, dtype=torch.float64, generator=generator) for part in parts]
 
 
 def _checked(anatomy: Anatomy, scores: Tensor, wanted: str) -> Tensor:
@@ -125,8 +131,8 @@ def _checked(anatomy: Anatomy, scores: Tensor, wanted: str) -> Tensor:
     return scores
 
 
-def estimated_scores(importance: HeadImportance, by: str | Tensor) -> Tensor:
-    """[layer, head]: the scores, or the Fisher information."""
+def estimated_scores(importance: HeadImportance | NeuronImportance, by: str | Tensor) -> Tensor:
+    """[layer, unit]: the scores, or the Fisher information."""
     return importance.fisher if by == "fisher" else importance.scores
 
 

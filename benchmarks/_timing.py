@@ -248,11 +248,16 @@ def _cell(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def are_figures(cells: Sequence[Sequence[str]]) -> list[bool]:
+    """Which columns hold figures alone."""
+    return [all(not cell or cell[0].isdigit() or cell[0] == "-" for cell in column)
+            for column in zip(*cells, strict=True)]  # fmt: skip
+
+
 def _lines(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     """The columns under one another: words to the left, figures to the right."""
     wide = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    figures = [all(cell[:1].isdigit() or not cell or cell[:1] == "-" for cell in column)
-               for column in zip(*cells, strict=True)] or [False] * len(columns)  # fmt: skip
+    figures = are_figures(cells) or [False] * len(columns)
     return [
         "  ".join(cell.rjust(n) if right else cell.ljust(n) for cell, n, right in zip(line, wide, figures, strict=True))
         for line in ([*columns], *cells)

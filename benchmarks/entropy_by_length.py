@@ -16,15 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from _timing import Goal, Row, at_most, parser_of, table
+from _timing import rounds as interleaved
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from bertology import EntropyAccumulator, PatternsAccumulator, accumulate, attention_entropy
@@ -81,19 +81,16 @@ def report(tokens: int, causal: bool, rounds: int) -> list[Row]:
         assert apart < 1e-5, apart
         print(f"{tokens:,} tokens: equal to eager maps to {apart:.0e} nats")
     repeats = max(1, 1024 // tokens)
-    found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    for _ in range(rounds + 1):
-        for way, run in ways.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            for _ in range(repeats):
-                run()
-            found[way].append((time.process_time() - cpu, time.perf_counter() - wall))
+
+    def repeated(run: Callable[[], Any]) -> None:
+        for _ in range(repeats):
+            run()
+
+    times = interleaved({way: partial(repeated, run) for way, run in ways.items()}, rounds=rounds)
     rows = []
-    for way in list(ways)[1:]:
-        pairs = list(zip(found[way], found["plain"], strict=True))[1:]  # without the first round
-        cpu, wall = (round(statistics.median(a[i] / b[i] for a, b in pairs), 3) for i in (0, 1))
-        print(f"{tokens:>7,}  {way:21} {cpu:5.2f} x CPU {wall:5.2f} x wall", flush=True)
-        rows.append({"way": f"{way}, {tokens:,} tokens", "cpu": cpu, "wall": wall})
+    for row in times.rows("plain")[1:]:
+        print(f"{tokens:>7,}  {row['way']:21} {row['cpu']:5.2f} x CPU {row['wall']:5.2f} x wall", flush=True)
+        rows.append({"way": f"{row['way']}, {tokens:,} tokens", "cpu": row["cpu"], "wall": row["wall"]})
     return rows
 
 

@@ -5,21 +5,21 @@
 Needs a CUDA device; ends with a message without one. A random encoder and a random decoder of 2 layers of 768 numbers
 and 12 heads read one text, in float32, float16 and bfloat16. Entropies are compared with those of the same weights by
 eager attention in float64, at 512 tokens: 2e-5 nats in float32, and in half precision twice the error of eager
-attention in this type, or 2e-3 nats. Times are medians of rounds that alternate, in times of eager attention and the
-entropy of its maps: at most 1 at 512 tokens, at most 0.2 at 8,192. Memory is the peak of the device in times of a
+attention in this type, or 2e-3 nats. Times are medians over rounds of the ratio to eager attention and
+the entropy of its maps: at most 1 at 512 tokens, at most 0.2 at 8,192. Memory is the peak of the device in times of a
 plain forward pass: at most 1.2. At last a text of 131,072 tokens. The whole takes less than 4 minutes.
 """
 
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from _timing import Goal, Row, at_most, parser_of, table
+from _timing import rounds as interleaved
 from entropy_by_length import build
 
 from bertology import EntropyAccumulator, PatternsAccumulator, accumulate, attention_entropy
@@ -57,14 +57,6 @@ def check(causal: bool, dtype: torch.dtype) -> None:
     )
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def peak(run: Callable[[], Any]) -> float:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -80,19 +72,15 @@ def compare(tokens: int, causal: bool, dtype: torch.dtype, rounds: int) -> tuple
         "entropy": lambda: attention_entropy(model, batch),
         "both": lambda: accumulate(model, batch, EntropyAccumulator(), PatternsAccumulator()),
     }
-    took: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(rounds + 1):
-        for way, run in ways.items():
-            took[way].append(seconds(run))
-    middle = {way: statistics.median(each[1:]) for way, each in took.items()}
+    times = interleaved(ways, rounds=rounds)
     memory = {way: peak(run) for way, run in ways.items()}
     goal = 1.0 if tokens <= 512 else 0.2
     name = f"{tokens:,} tokens, {'causal' if causal else 'both ways'}, {str(dtype).removeprefix('torch.')}"
     row: Row = {
         "text": name,
-        "entropy / eager": round(middle["entropy"] / middle["eager"], 3),
-        "entropy / plain": round(middle["entropy"] / middle["plain"], 3),
-        "with patterns / eager": round(middle["both"] / middle["eager"], 3),
+        "entropy / eager": round(times.ratio("entropy", "eager", "wall"), 3),
+        "entropy / plain": round(times.ratio("entropy", "plain", "wall"), 3),
+        "with patterns / eager": round(times.ratio("both", "eager", "wall"), 3),
         "memory / plain": round(memory["entropy"] / memory["plain"], 3),
     }
     return row, [at_most(name, "entropy / eager", goal), at_most(name, "memory / plain", 1.2)]
@@ -120,8 +108,9 @@ def main() -> None:
     table("Entropy on a GPU", rows, goals, note="Time divided by that of eager attention and of a plain forward pass.")
     for causal in (False, True):
         model, batch = on_device(131072, causal, torch.bfloat16)
-        took = seconds(lambda: attention_entropy(model, batch))  # noqa: B023
-        alone, whole = (peak(run) for run in (lambda: plain(model, batch), lambda: attention_entropy(model, batch)))  # noqa: B023
+        reading, entropy = partial(plain, model, batch), partial(attention_entropy, model, batch)
+        (took,) = interleaved({"entropy": entropy}, rounds=1, warm_up=0).wall["entropy"]
+        alone, whole = peak(reading), peak(entropy)
         print(
             f"  131,072 causal {causal!s:5} torch.bfloat16: {took:.1f} s, memory {whole / alone:.2f} x plain",
             flush=True,

@@ -8,11 +8,10 @@ both. The time before the first statement of Python is taken off.
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 
-from _timing import at_most, parser_of, table
+from _timing import Times, at_most, parser_of, table
 
 # transformers imports its models when they are first named; the base class of all of them is what any script needs.
 WAYS = {
@@ -32,19 +31,16 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    found = Times({way: [] for way in WAYS}, {way: [] for way in WAYS})
     for number in range(-1, args.rounds):
         for way, code in WAYS.items():
             command = [sys.executable, "-c", CLOCK.format(code.replace("; ", "\n"))]
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             if number >= 0:
-                found[way].append([float(x) for x in out.split()])
-    rows = []
-    for way, seconds in found.items():
-        cpu, wall = (statistics.median(a[i] / b[i] for a, b in zip(seconds, found["transformers"], strict=True))
-                     for i in (0, 1))  # fmt: skip
-        milliseconds = round(1000 * statistics.median(one[1] for one in seconds))
-        rows.append({"import": way, "ms": milliseconds, "cpu": round(cpu, 2), "wall": round(wall, 2)})
+                cpu, wall = map(float, out.split())
+                found.cpu[way].append(cpu)
+                found.wall[way].append(wall)
+    rows = found.rows("transformers")
     goals = [at_most("bertology", "cpu", 1.25)]
     table("Import", rows, goals, note="CPU and wall time divided by those of transformers with torch.")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from _timing import FOLDER, parser_of
+from _timing import FOLDER, are_figures, parser_of
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables.json"
@@ -62,11 +62,8 @@ def page(tables: list[dict[str, Any]]) -> str:
         if made["note"]:
             parts.append(f"{made['note']}\n")
         columns = [_escaped(name) for name in made["columns"]]
-        figures = [
-            all(cell[:1].isdigit() or not cell for cell in column) for column in zip(*made["cells"], strict=True)
-        ]
         parts.append(f"| {' | '.join(columns)} |")
-        parts.append(f"|{'|'.join('---:' if right else '---' for right in figures)}|")
+        parts.append(f"|{'|'.join('---:' if right else '---' for right in are_figures(made['cells']))}|")
         parts += [f"| {' | '.join(map(_escaped, cells))} |" for cells in made["cells"]]
         parts.append("")
         if made["skipped"]:

@@ -27,7 +27,7 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, BatchesOrTexts, device_of, model_arguments, on_device
 from ..data.make_batches import as_batch
 from ..data.token_classes import check_is_tokenizer
-from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked
+from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked, writable
 from ..tap import uncached, undisturbed
 from .parts_of_heads import check_in_memory, count_key_heads
 
@@ -131,7 +131,8 @@ def save_plain(
         _tell_neurons(config, mlps)
     plain = built(model, config, model.state_dict(), CANNOT)
     _compare(model, plain, given)
-    plain.save_pretrained(str(path))
+    with writable(path):
+        plain.save_pretrained(str(path))
 
 
 def _mlps(model: nn.Module) -> MlpAnatomy | None:

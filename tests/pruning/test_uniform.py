@@ -139,6 +139,8 @@ def test_mistakes(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is a file"):
         save_plain(model, tmp_path / "file")
+    with pytest.raises(DataError, match="file/below cannot be written .*: name a file in a folder that exists"):
+        save_plain(BY_NAME["bert"].build(), tmp_path / "file" / "below")
 
 
 @pytest.mark.skipif(V4, reason="transformers 4.57 exports fewer models; the weights are the same")

@@ -59,12 +59,12 @@ WRAPPED: dict[str, Callable[[Any], Any]] = {"ddp": ddp, "fully_shard": fully_sha
 
 def names(x: GoodInputs) -> list[str]:
     """The public functions that take a model."""
-    found = good_arguments(x).items()
-    return sorted({"importance_through_training"} | {name for name, given in found if _models(given)} - NO_RESULTS)
+    found = {name for name, given in good_arguments(x).items() if _has_model(given)}
+    return sorted({"importance_through_training"} | found - NO_RESULTS)
 
 
-def _models(given: dict[str, Any]) -> list[str]:
-    return ["model"] if isinstance(given.get("model"), nn.Module) else []
+def _has_model(given: dict[str, Any]) -> bool:
+    return isinstance(given.get("model"), nn.Module)
 
 
 def answers(rank: int, folder: Path) -> dict[str, dict[str, str]]:
@@ -89,22 +89,25 @@ def _arguments(x: GoodInputs, name: str) -> dict[str, Any]:
     given = dict(good_arguments(x)[name])
     if name in DRAWN_BY_BATCH:
         whole = given["batches"]
-        rows = range(len(whole["input_ids"]))
-        given["batches"] = [{key: x[row : row + 1] for key, x in whole.items()} for row in rows]
+        given["batches"] = [_row(whole, row) for row in range(len(whole["input_ids"]))]
     return given
+
+
+def _row(batch: dict[str, Any], row: int) -> dict[str, Any]:
+    """One example as a batch."""
+    return {key: x[row : row + 1] for key, x in batch.items()}
 
 
 def _share(name: str, given: dict[str, Any], wrap: Callable[[Any], Any], rank: int) -> dict[str, Any]:
     """The arguments of one process: the model wrapped, and its part of the batches; process 1 may have none."""
     given = dict(given)
-    for key in _models(given):
-        given[key] = wrap(given[key])
+    if _has_model(given):
+        given["model"] = wrap(given["model"])
     if name == "importance_through_training":
         given["checkpoints"] = [(step, wrap(model)) for step, model in given["checkpoints"]]
     if "batches" in given:
         whole = given["batches"]
-        rows = isinstance(whole, dict)
-        given["batches"] = [{key: x[rank : rank + 1] for key, x in whole.items()}] if rows else bt.shard_batches(whole)
+        given["batches"] = [_row(whole, rank)] if isinstance(whole, dict) else bt.shard_batches(whole)
     return given
 
 
@@ -152,7 +155,7 @@ def others(rank: int, folder: Path) -> dict[str, Any]:
     """Further work on wrapped models: what one process does alone, tensor parallelism, and what is left behind."""
     x = Doubled(folder)
     divided = fully_sharded(x.model)
-    share = [{key: row[rank : rank + 1] for key, row in x.batch.items()}]
+    share = [_row(x.batch, rank)]
     found: dict[str, Any] = {}
     divided(**x.batch)  # in its first pass it settles what is divided again
     divided.reshard()

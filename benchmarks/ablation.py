@@ -5,7 +5,7 @@
 
 Each row is compared with plain forward passes of the whole model, without any hook: as many as there are heads. A few
 of them are timed in each round, and so is `head_ablation`. Loops over heads, by hand and with other packages, run for
-one head of each layer, and are compared with so many passes; their losses must be those of `head_ablation`.
+one head of each layer, and are compared with as many passes; their losses must be those of `head_ablation`.
 
 The small BERT (MiniLM) and a BERT of its width with 12 layers read 8 texts of 64 tokens, in one batch, and in 8 of
 them: a first batch also pays for the proof that resuming is exact. A BERT of 2 layers reads 16 tokens, and a real

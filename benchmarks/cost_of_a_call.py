@@ -1,4 +1,4 @@
-"""What does a call cost beside the forward pass of a small model?
+"""What does a call cost in addition to the forward pass of a small model?
 
     python benchmarks/cost_of_a_call.py                  # GPT-2 of 12 layers, 12 heads, width 96, on 1 x 16 tokens
     python benchmarks/cost_of_a_call.py --layers 24 --rounds 51

@@ -1,4 +1,4 @@
-"""How long do entropy and patterns of attention take beside a plain forward pass, by the length of the text?
+"""How long do entropy and patterns of attention take compared with a plain forward pass, by the length of the text?
 
     python benchmarks/entropy_by_length.py                      # 128 to 16,384 tokens, an encoder
     python benchmarks/entropy_by_length.py --causal             # a decoder
@@ -30,7 +30,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 from bertology import EntropyAccumulator, PatternsAccumulator, accumulate, attention_entropy
 
 LENGTHS = (128, 512, 4096, 8192, 16384)
-# {way: {tokens: the goal}}, in times of the plain forward pass.
+# {way: {tokens: the goal}}, divided by the plain forward pass.
 GOALS = {"entropy": {128: 1.03, 4096: 1.5, 16384: 1.7}, "entropy and patterns": {4096: 1.7, 16384: 2.0}}
 MEMORY_GOAL = 1.1
 
@@ -95,7 +95,7 @@ def report(tokens: int, causal: bool, rounds: int) -> list[Row]:
 
 
 def memory(tokens: int, causal: bool) -> dict[str, float]:
-    """Peak memory of each way, in that of the plain pass."""
+    """Peak memory of each way, divided by that of the plain pass."""
     command = [sys.executable, __file__, "--tokens", str(tokens), *(["--causal"] if causal else [])]
     peaks = {}
     for way in ("plain", *GOALS):
@@ -130,7 +130,7 @@ def main() -> None:
             for row, ratio in zip(made, memory(tokens, args.causal).values(), strict=True):
                 row["memory"] = ratio
         rows += made
-    note = "CPU time, wall time and peak memory, in those of a plain forward pass."
+    note = "CPU time, wall time and peak memory, divided by those of a plain forward pass."
     table("Entropy and patterns by the length of the text", rows, goals_of(rows), note=note)
 
 

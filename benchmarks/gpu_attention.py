@@ -6,8 +6,8 @@ Needs a CUDA device; ends with a message without one. A random encoder and a ran
 and 12 heads read one text, in float32, float16 and bfloat16. Entropies are compared with those of the same weights by
 eager attention in float64, at 512 tokens: 2e-5 nats in float32, and in half precision twice the error of eager
 attention in this type, or 2e-3 nats. Times are medians over rounds of the ratio to eager attention and
-the entropy of its maps: at most 1 at 512 tokens, at most 0.2 at 8,192. Memory is the peak of the device in times of a
-plain forward pass: at most 1.2. At last a text of 131,072 tokens. The whole takes less than 4 minutes.
+the entropy of its maps: at most 1 at 512 tokens, at most 0.2 at 8,192. Memory is the peak of the device divided by that
+of a plain forward pass: at most 1.2. Finally a text of 131,072 tokens. The whole takes less than 4 minutes.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def work(rank: int, many: int, port: int, batches: int, number: int, file: str) 
 
 
 def together(many: int, batches: int, number: int, folder: str) -> tuple[list[float], Tensor]:
-    """The seconds of each round in so many processes, and the result."""
+    """The seconds of each round in `many` processes, and the result."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

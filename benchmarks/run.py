@@ -6,7 +6,7 @@
 
 A script that fails, or takes longer than its share of time, is named, and its tables of the last run stay, with their
 date. The exit code is then 1. A ratio that falls behind its goal is named too, and does not change the exit code: a
-goal is what we want, and machines are not alike.
+goal is what we want, and machines differ.
 """
 
 from __future__ import annotations

@@ -52,10 +52,10 @@ def drop_blocks(
 ) -> DroppedBlocks:
     """Remove whole blocks from the model, in place: it then computes what it computed when they were skipped.
 
-    The blocks that stay are numbered anew, also for caches, and so are the settings of the config with an entry for
-    each block. `save_pretrained` writes an ordinary checkpoint, which `from_pretrained` loads without this library:
-    before anything is changed, a model is built of the new config, and must compute what this one computes without
-    these blocks.
+    The blocks that stay get new numbers, also for caches, and settings of the config with an entry for each block lose
+    the entries of the others. `save_pretrained` writes an ordinary checkpoint, which `from_pretrained` loads without
+    this library: before anything is changed, a model is built of the new config, and must compute what this one
+    computes without these blocks.
 
     Args:
         model: a model of transformers.
@@ -143,7 +143,7 @@ def _lists(model: nn.Module, there: BlockAnatomy, rows: list[int]) -> dict[nn.Mo
 
 
 def _shorten(config: Any, stack: str, before: int, gone: list[int], *, alone: bool) -> None:
-    """Write into a config how many blocks a stack has, and leave out the entries of those that go."""
+    """Write into a config how many blocks a stack has left, and remove the entries of those that go."""
     decoder = DECODER_PREFIX.rstrip("_")
     for name in BLOCK_COUNT_NAMES:
         mine = alone or (decoder in name) == (decoder in stack)
@@ -176,7 +176,7 @@ def _prove(
 
 
 def _cut(blocks: nn.ModuleList, gone: list[int]) -> None:
-    """Leave blocks out of a list, and number those that stay anew, in it and in what they keep of their number."""
+    """Remove blocks from a list, and write the new numbers of the others into their modules."""
     left = [(number, block) for number, block in enumerate(blocks) if number not in gone]
     for place in sorted(gone, reverse=True):
         del blocks[place]

@@ -52,7 +52,7 @@ def curves(
     Curves of neurons, or of heads and neurons, are drawn over the share of their parameters. `labels` name them; by
     default what ranked the heads, with the seed and the stack where there is one. Returns the figure, or the axes that
     were given as `ax`.
-    Raises `DataError` for no curves, for curves of several metrics, and for curves of heads beside those of neurons.
+    Raises `DataError` for no curves, for curves of several metrics, and for curves of heads beside curves of neurons.
     """
     metrics = {result.metric for result in results}
     if len(metrics) != 1:

@@ -37,14 +37,14 @@ from .rankings import ESTIMATED, RANKINGS, estimated_scores, head_magnitudes, ra
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NeuronCurve(Result):
-    """The score of a model as it loses its neurons, or heads and neurons, those of least score a parameter first."""
+    """The score of a model as it loses its neurons, or heads and neurons, lowest score per parameter first."""
 
     main: ClassVar[str | None] = "scores"
 
     parameters_left: Annotated[Tensor, axes("step")]
     """[step]: how many parameters of the heads and neurons that may go are left; the first step is the whole model."""
     scores: Annotated[Tensor, axes("step")]
-    """[step]: the metric with so many, higher is better."""
+    """[step]: the metric with this many parameters, higher is better."""
     neurons_gone: Annotated[Tensor, axes("layer neuron")]
     """[layer, neuron]: the step at which a neuron goes, from 1; NaN for those that stay, or are not there."""
     heads_gone: Annotated[Tensor, axes("layer head")]
@@ -129,7 +129,7 @@ def neuron_curve(
             l2 norm of the unit's own weights; "random" is the baseline.
         importance: the data on which importance is estimated; by default `batches`.
         amount: the share of all parameters of these units that goes at each step.
-        keep: so many units stay in every layer: heads of its attention, neurons of its MLP.
+        keep: how many units stay in every layer: heads of its attention, neurons of its MLP.
         seed: of the random order.
         loss: for importance, `f(outputs, batch) -> [batch]`; by default that of the task head.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
@@ -207,7 +207,7 @@ def _layers(site: Site) -> list[nn.Module]:
 def _cost(part: Anatomy) -> Tensor:
     """[layer]: how many parameters one unit has, its share of the layers around it.
 
-    Biases of the output are no unit's own.
+    Biases of the output belong to no unit.
     """
     costs = []
     for site in part.sites:

@@ -33,10 +33,10 @@ from .parts_of_heads import check_in_memory, count_key_heads
 
 
 def uniform_places(anatomy: Anatomy, places: list[tuple[int, int]], scores: Tensor | None) -> list[tuple[int, int]]:
-    """As many units of each layer as can be, of at most so many places in all, with the least sum of scores.
+    """The same number of units from each layer, at most `len(places)` in all, with the smallest sum of scores.
 
-    Without scores, units that are among the places have 0, and others 1: of those that were named as many go as can.
-    Where query heads share keys, whole groups go, or equally many of each group, in all layers alike.
+    Without scores, units that are among the places have 0, and others 1: as many of them as possible go.
+    Where query heads share keys, whole groups go, or equally many of each group, the same in all layers.
 
     Raises `PruningError` where layers have different numbers of units, or fewer places are given than there are layers;
     `ShapeError` for scores of another shape.
@@ -63,7 +63,7 @@ def uniform_places(anatomy: Anatomy, places: list[tuple[int, int]], scores: Tens
 
 
 def _of_each(anatomy: Anatomy, scores: Tensor, each: int, *, whole: bool) -> list[tuple[int, int]]:
-    """So many units of each layer: whole groups of heads that share a key, or equally many of each group."""
+    """`each` units of each layer: whole groups of heads that share a key, or equally many of each group."""
     chosen: list[tuple[int, int]] = []
     for site in anatomy.sites:
         groups = count_key_heads(site) if site.unit == "head" else len(site.kept)
@@ -102,7 +102,7 @@ def save_plain(
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
 
     Raises `PruningError` with the reason where no ordinary checkpoint can hold the model (`save_pruned` can), and
-    `DataError` for what is no model of transformers.
+    `DataError` for anything but a model of transformers.
 
         >>> import tempfile
         >>> from transformers import AutoModel, BertConfig, BertModel
@@ -183,7 +183,7 @@ def _tell_heads(config: Any, anatomy: Anatomy) -> None:
 
 
 def _tell_neurons(config: Any, mlps: MlpAnatomy) -> None:
-    """Write into a config how many neurons each MLP has: of an encoder and a decoder by themselves where it can."""
+    """Write into a config how many neurons each MLP has: of an encoder and a decoder separately where it has both."""
     if _is_whole(mlps):
         return
     names = [name for name in NEURON_COUNT_NAMES if hasattr(config, name)]
@@ -257,7 +257,7 @@ def arguments(model: Any, inputs: BatchesOrTexts | None, tokenizer: Any) -> dict
 def _ran(model: Any, given: Batch) -> Any:
     try:
         return model(**given)
-    except Exception as error:  # whatever the model's own code raises
+    except Exception as error:  # the model's own code may raise anything
         raise DataError(
             f"it could not be seen that the checkpoint computes the same ({type(error).__name__}: {error}): pass "
             "inputs=, a batch that the model runs on"

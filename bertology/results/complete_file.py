@@ -24,8 +24,8 @@ _numbers = count()
 def complete_file(path: Path) -> Iterator[Path]:
     """Give the path of a file to write, which replaces `path` once it is complete: there is never half a file.
 
-    The file bears the number of this process, so that two processes that write the same do not meet. It is removed on
-    an error; that of a process that was killed is removed by the next one that writes the same file.
+    The name of that file contains the number of this process, so that two processes can write the same file at once. It
+    is removed on an error; that of a process that was killed is removed by the next one that writes the same file.
     """
     part = path.with_name(f".{path.name}.{_here()}-{os.getpid()}-{next(_numbers)}.part")
     try:
@@ -70,7 +70,7 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def locked(path: str | Path | None) -> Iterator[None]:
-    """Keep other processes from writing a file or folder meanwhile; the lock of a process that was killed is gone.
+    """Keep other processes from writing a file or folder inside the block. A process that is killed leaves no lock.
 
     Where there can be no lock, such as in a folder that cannot be written, there is none.
     Raises `DataError` if another process, or another call in this one, holds it.
@@ -97,7 +97,7 @@ def locked(path: str | Path | None) -> Iterator[None]:
             pass
         if _is_at(file.fileno(), lock):
             break
-        file.close()  # whoever held it before has just removed it
+        file.close()  # the process that held it has just removed it
     try:
         yield
     finally:

@@ -256,7 +256,7 @@ def test_an_axis_whose_size_is_not_known_is_named():
 
 
 def test_the_example_of_a_measure_plots(monkeypatch):
-    """Pasted into a file of one's own, as a reader would do it."""
+    """The example runs as a module, as when a reader copies it into a file."""
     module = types.ModuleType("a_file_of_mine")
     vars(module).update({name: getattr(bertology, name) for name in bertology.__all__})
     monkeypatch.setitem(sys.modules, module.__name__, module)

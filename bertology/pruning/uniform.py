@@ -35,7 +35,7 @@ from .parts_of_heads import check_in_memory, count_key_heads
 def uniform_places(anatomy: Anatomy, places: list[tuple[int, int]], scores: Tensor | None) -> list[tuple[int, int]]:
     """The same number of units from each layer, at most `len(places)` in all, with the smallest sum of scores.
 
-    Without scores, units that are among the places have 0, and others 1: as many of them as possible go.
+    Without scores, units that are among the places have 0, and others 1: as many of the named ones as possible go.
     Where query heads share keys, whole groups go, or equally many of each group, the same in all layers.
 
     Raises `PruningError` where layers have different numbers of units, or fewer places are given than there are layers;

@@ -19,13 +19,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy.names import (
-    ANY_GLOBAL_ARGUMENT,
-    GLOBAL_ARGUMENT,
-    MASKED_ARGUMENT,
-    STATES_ARGUMENT,
-    oddities_of,
-)
+from ..anatomy.names import ANY_GLOBAL_ARGUMENT, GLOBAL_ARGUMENT, MASKED_ARGUMENT, STATES_ARGUMENT
+from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .function_mode import Pass, Watching

@@ -348,11 +348,9 @@ class _TappedBlocks:
             self._read(*at, states)
             return None
         new = _same_shape(self._edit(*at, states), states, str(at))
-        return (
-            new
-            if layout == flat
-            else rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
-        )
+        if layout == flat:
+            return new
+        return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
 
 
 def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:

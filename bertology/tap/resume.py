@@ -136,7 +136,7 @@ class Recording:
         self._check_resumable()
         done = [call for call in self.blocks if call.around is None]
         last = max((number for number, call in enumerate(done) if call.stack is stack), default=None)
-        whole = None if last is None else done[last].output
+        whole: Any = None if last is None else done[last].output
         # A named tuple holds two streams, which what follows reads together (Reformer).
         output = None if hasattr(whole, "_fields") else _first(whole)
         if last is None or stack.layout != "batch token hidden" or not isinstance(output, Tensor):

@@ -253,7 +253,7 @@ _CHECKED_BY_FUNCTIONS = {
     "merge": "Merge",
     "tokens": "Mapping[str, TokenClass]",
 }
-"""Parameters of a type that have a check of their own wherever they occur, which says better what is wanted."""
+"""Parameters that functions check themselves if they have this type, with messages that say more."""
 _MODEL_ARGUMENTS = (
     ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'; texts need tokenizer= as well"
 )

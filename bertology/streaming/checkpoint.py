@@ -41,7 +41,7 @@ class Checkpoint:
         digest: tells this work from other work.
         otherwise: words for the error: what the file belongs to if its digest differs.
 
-    What cannot be written, to a full disk or a folder that is read only, is told in a warning, and the work goes on.
+    Where the file cannot be written (a full disk, a read-only folder), a warning says so, and the work goes on.
     Raises `DataError` for a path that cannot be a file.
     """
 

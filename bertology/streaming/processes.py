@@ -40,7 +40,7 @@ def merges(function: F) -> F:
         apart = any(kwargs.get(name) is not None for name in ("save", "shard"))
         if merge is GroupMember.NON_GROUP_MEMBER:
             check_merge(merge)
-        # Of what cannot be used all processes are told.
+        # An error in `merge` itself is raised in all processes.
         known = merge if _is_merge(merge) else "all"
         with sharing("none" if apart else known), _told_to_all(function.__name__), ExitStack() as undo:
             check_merge(merge)

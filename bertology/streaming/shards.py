@@ -216,7 +216,7 @@ def merge_shards(folder: str | Path, *accumulators: Accumulator, model: nn.Modul
 
 
 def _work(model: nn.Module, anatomy: Anatomy, accumulators: Sequence[Accumulator]) -> dict[str, Any]:
-    """What tells work from other work."""
+    """What identifies the work: files of sums are merged only where it is the same."""
     return {
         "versions": list(library_versions()),
         "model": model_identity(model, "shard"),

@@ -70,8 +70,8 @@ def tap(
     as many as fit into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that
     want gradients through it. Attention maps are read under any attention implementation: for as long as the `with`
     lasts, a model on transformers' attention interface computes attention with its own eager function, and in any
-    other the softmax of its attention modules is watched. A model with an attention function of your own keeps it:
-    the weights that it returns are read; if it returns none, it must agree with the model's eager function.
+    other the softmax of its attention modules is watched. A custom attention function is kept: the weights that
+    it returns are read; if it returns none, it must agree with the model's eager function.
 
     Statistics of a map, and entropies, are computed without it where that is faster: on long texts, if the attention is
     plain. `wants(site, shape)` says which, as `Wanted`, for a map of this shape; by default entropy, largest weight and

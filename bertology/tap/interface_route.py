@@ -103,7 +103,7 @@ def _configs(anatomy: Anatomy, attentions: list[nn.Module]) -> list[Any]:
 
 
 def _is_fused(anatomy: Anatomy) -> bool:
-    """Whether all parts of a model can use torch's fused attention, which is told by a flag what is causal."""
+    """Whether all parts of a model can use torch's fused attention, which takes a flag in place of a causal mask."""
     said = [getattr(module, FUSED_NAME) for module in with_attribute(each_module(anatomy.model), FUSED_NAME)]
     return bool(said) and all(said)
 
@@ -128,7 +128,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: the model's own eager one, block by block, with readers.
 
-    With `unmasked`, no mask means causal attention where torch's fused attention would be told so.
+    With `unmasked`, attention without a mask is causal where torch's fused attention would get `is_causal=True`.
     """
     # A module whose heads were all pruned is not read, but shares its config with others.
     pieces = _pieces.get(module) or _Pieces(None)
@@ -145,7 +145,7 @@ def _attend(
 
 
 def _attend_unmasked(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """The same for models that leave the mask out where attention is causal and nothing is padded."""
+    """`_attend` for models that leave the mask out where attention is causal and nothing is padded."""
     return _attend(*args, unmasked=True, **kwargs)
 
 

@@ -161,7 +161,7 @@ def _instance(x: Any, seen: dict[int, Any]) -> Iterator[str]:
 
 
 def model_identity(model: nn.Module, what: str) -> list[str]:
-    """The class, the weights and the settings of a model, by which a file identifies it; `what` is the file, for errors.
+    """The class, the weights and the settings of a model, which a file is compared by; `what` is the file, for errors.
 
     Raises `DataError` for weights that are not in memory.
     """

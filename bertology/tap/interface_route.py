@@ -23,7 +23,7 @@ from ..anatomy.modules import each_module, with_attribute
 from ..anatomy.names import CAUSAL_NAME, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from .map_reader import Reading
-from .plain_attention import CACHE_BYTES, attend_plainly, is_plain, repeated, scale_of
+from .plain_attention import CACHE_BYTES, PROOF_ROWS, attend_plainly, is_plain, repeated, scale_of
 from .plain_inputs import Plain, causal_mask
 from .private_api import ATTENTION_SETTING
 from .restore import first_value, turn
@@ -176,17 +176,14 @@ def attend_in_blocks(
     if OUTPUT_MAPS_ARGUMENT in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
         kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
-    bare = not any(reading.needs_map for reading, _ in readings) and may_go_without_map(query, key)
-    bare = bare and not _has_own_rows(module, kwargs) and (pieces is None or pieces.tokens is None)
+    in_pieces = pieces is not None and pieces.tokens is not None
+    needs_map = in_pieces or any(reading.needs_map for reading, _ in readings)
+    bare = not needs_map and may_go_without_map(query, key) and not _has_own_rows(module, kwargs)
     # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.
     single = query.dtype in (torch.float32, torch.float64)  # entropies of half precision are taken in float32
     plain = bare or (size < query.shape[2] and query.device.type == "cpu" and single)
     plain = plain and not torch.is_grad_enabled()
-    if plain:
-        if module not in _plain:
-            last = _masked(attention_mask, query, key, slice(max(0, query.shape[2] - 8), query.shape[2]), causal)
-            _plain[module] = is_plain(eager, module, query, key, value, last, kwargs)
-        plain = _plain[module]
+    plain = plain and _is_proved_plain(eager, module, query, key, value, attention_mask, kwargs, causal)
     if plain and bare:
         given = Plain(query, key, value, attention_mask, causal, scale_of(query, kwargs))
         found = attend_without_map(given, readings, partial(_weigh, eager, module, kwargs))
@@ -205,11 +202,22 @@ def attend_in_blocks(
         else:
             (output, weights), entropies = eager(module, part, key, value, mask, **kwargs), None
         for reading, site in readings:
-            in_pieces = pieces is not None and pieces.tokens is not None
             weighed = reading.weighed(site, weights, rows, None if in_pieces else value)
             reading.give(site, *_placed(pieces, weighed, rows), entropies)
         outputs.append(output)
     return torch.cat(outputs, dim=1)
+
+
+def _is_proved_plain(
+    eager: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    kwargs: dict[str, Any], causal: bool,
+) -> bool:  # fmt: skip
+    """Whether a module's own function is plain attention: it is proved once, on the last queries."""
+    if module not in _plain:
+        rows = slice(max(0, query.shape[2] - PROOF_ROWS), query.shape[2])
+        last = _masked(mask, query, key, rows, causal)
+        _plain[module] = is_plain(eager, module, query, key, value, last, kwargs)
+    return _plain[module]
 
 
 def _weigh(eager: Callable[..., Any], module: nn.Module, kwargs: dict[str, Any], plain: Plain) -> Tensor:

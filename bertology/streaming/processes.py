@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.distributed import GroupMember, ProcessGroup
 
+from ..anatomy.divided import has_processes
 from ..data.batches import Batches, BatchesOrTexts
 from ..errors import DataError, described
 from ..tap import divided_over, whole_weights
@@ -99,7 +100,7 @@ def _group() -> ProcessGroup | None:
 
 def processes() -> int:
     """How many processes share the data: those of `torch.distributed`, of a group of them, or 1."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or _sharing.get() == "none":
+    if not has_processes() or _sharing.get() == "none":
         return 1
     return torch.distributed.get_world_size(_group())
 

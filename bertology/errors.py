@@ -21,21 +21,21 @@ import errno
 import functools
 import importlib
 import inspect
-import os
-from collections import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from numbers import Integral, Real
 from pathlib import Path
-from types import ModuleType, SimpleNamespace, UnionType
-from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import ModuleType, SimpleNamespace
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from typing_extensions import Unpack
+
+from .type_hints import NO_MISFIT, fits, misfit_inside, words
+from .type_hints import is_number as is_number  # most modules take both from here, with the errors
+from .type_hints import is_whole as is_whole
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -166,7 +166,7 @@ def checked(function: F) -> F:
     def call(*args: Any, **kwargs: Any) -> Any:
         hints = _hints(function)
         for name, value in chain(zip(names, args), kwargs.items()):  # noqa: B905
-            if name in hints and not _fits(value, hints[name]):
+            if name in hints and not fits(value, hints[name]):
                 raise _wrong(function, name, value, hints[name])
             if name in hints:
                 _check_value(function, name, value)
@@ -201,7 +201,7 @@ def check_least(name: str, value: float, least: int) -> None:
 
 def check_strings(name: str, value: Any) -> None:
     """Raise `DataError` for what is no list or tuple of strings, such as one string."""
-    if isinstance(value, str) or not _fits(value, Sequence[str]):
+    if isinstance(value, str) or not fits(value, Sequence[str]):
         raise DataError(f"{name} must be a list of strings, got {described(value)}")
 
 
@@ -245,105 +245,6 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as far as can be told without reading it."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint in _PLAIN:
-        return bool(_PLAIN[hint](value))
-    if origin in (Union, UnionType):
-        # What may be of many kinds is left to the function, which says better what it wants.
-        return len(inner) > MOST_KINDS or any(_fits(value, one) for one in inner)
-    if origin is Literal:
-        return any(type(value) is type(one) for one in inner)
-    if origin is abc.Callable:
-        return callable(value)
-    if origin is abc.Iterable:
-        # Mappings and pairs in it are left to the function; an iterator is not read.
-        listed = isinstance(value, (list, tuple)) and (_is_class(inner[0]) or get_origin(inner[0]) is abc.Sequence)
-        # A data set of torch has items and no `__iter__`.
-        several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
-        return (several or isinstance(value, Dataset)) and (not listed or _misfit(value, origin, inner) is _NONE)
-    if origin in (abc.Mapping, dict):
-        pairs = value.items() if isinstance(value, abc.Mapping) else ()
-        return isinstance(value, abc.Mapping) and all(_fits(k, inner[0]) and _fits(x, inner[1]) for k, x in pairs)
-    if origin in (abc.Sequence, abc.Collection, list, tuple):
-        several = hasattr(value, "__len__") and not isinstance(value, (str, bytes, abc.Mapping, type))
-        return several and _misfit(value, origin, inner) is _NONE
-    if isinstance(hint, TypeVar):
-        return not isinstance(hint.__bound__, type) or isinstance(value, hint.__bound__)
-    if Protocol in getattr(hint, "__bases__", ()):  # what has some of it, since a function may need no more
-        return any(hasattr(value, name) for name in vars(hint) if not name.startswith("_"))
-    return not _is_class(hint) or isinstance(value, hint)
-
-
-def _is_class(hint: Any) -> bool:
-    """Whether a type is a class alone; `list[int]` is one in the eyes of Python 3.10, and cannot be asked for."""
-    return isinstance(hint, type) and get_origin(hint) is None
-
-
-def _misfit(value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
-    """The first element of a list or tuple that is of a wrong type, or the whole if it has too few or too many."""
-    if not isinstance(value, abc.Sequence) or isinstance(value, range):
-        return value if origin in (list, tuple) else _NONE
-    if origin is tuple and inner[-1] is not Ellipsis:
-        if len(value) != len(inner):
-            return value
-        return next((x for x, one in zip(value, inner, strict=True) if not _fits(x, one)), _NONE)
-    return next((x for x in value if not _fits(x, inner[0])), _NONE)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, also one of numpy or torch, and no `True` or `False`."""
-    if isinstance(value, Tensor):
-        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a real number, also one of numpy or torch, and no `True` or `False`."""
-    if isinstance(value, Tensor):
-        return value.dim() == 0 and not value.is_complex() and value.dtype != torch.bool
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-MOST_KINDS = 4
-_NONE = object()
-_PLAIN: dict[Any, Callable[[Any], bool]] = {
-    Any: lambda value: True,
-    type(None): lambda value: value is None,
-    bool: lambda value: type(value).__name__ in ("bool", "bool_"),
-    int: is_whole,
-    float: is_number,
-    str: lambda value: isinstance(value, str),
-    Path: lambda value: isinstance(value, os.PathLike),
-}
-_CALLED = {
-    nn.Module: ("a model, such as AutoModel.from_pretrained returns", "models"),
-    type(None): ("None", "None"),
-    bool: ("True or False", "True or False"),
-    int: ("a whole number", "whole numbers"),
-    float: ("a number", "numbers"),
-    str: ("a string", "strings"),
-    Path: ("a path", "paths"),
-    Tensor: ("a tensor", "tensors"),
-    Any: ("anything", "anything"),
-}
-_MADE_BY = {
-    "AlignedBatches": ("the batches of bertology.syntax.align for a treebank",) * 2,
-    "Sentence": ("a Sentence", "sentences, as read_conllu reads them"),
-    "Document": ("a Document", "documents with mentions, as read_conll_coref reads them"),
-    "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
-    "BatchSource": ("a Store, as encode returns it and Store.open reads it from its folder",) * 2,
-    "EdgeTask": ("a task, as read_edges and the functions that end in _edges return it", "tasks"),
-    "Probes": ("probes, such as cumulative_probes returns",) * 2,
-    "Trained": ("trained probes, as train_probes returns them",) * 2,
-    "WordVectors": ("vectors of words, as read_vectors and embedding_vectors return them",) * 2,
-    "HeadView": ("a view of a head, as show_head returns it", "views of heads"),
-    "LabelTrajectories": ("trajectories, as follow_targets and label_trajectories return them",) * 2,
-    "LayerStatistics": ("statistics of layers, as layer_statistics returns them",) * 2,
-    "HasWords": ("a Sentence of a treebank, a Document, or what has words as they have", "sentences or documents"),
-    "LeafTypes": ("types of leaves, as leaf_types returns them",) * 2,
-}
 _CHECKED_BY_FUNCTIONS = {
     "heads": "Heads",
     "rows": "int | None",
@@ -352,7 +253,7 @@ _CHECKED_BY_FUNCTIONS = {
     "merge": "Merge",
     "tokens": "Mapping[str, TokenClass]",
 }
-"""Parameters of a type that have a check of their own wherever they occur, which says better what is wanted."""
+"""Parameters that functions check themselves if they have this type, with messages that say more."""
 _MODEL_ARGUMENTS = (
     ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'; texts need tokenizer= as well"
 )
@@ -363,42 +264,18 @@ _MAKERS = {
 _ADVICE = {"batches": _MODEL_ARGUMENTS, "inputs": _MODEL_ARGUMENTS}
 
 
-def _words(hint: Any, *, many: bool = False) -> str:
-    """A type in the words of a message."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint in _CALLED:
-        return _CALLED[hint][many]
-    if getattr(hint, "__name__", "") in _MADE_BY:
-        return _MADE_BY[hint.__name__][many]
-    if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(_words(one, many=many) for one in inner))
-    if origin is Literal:
-        return " or ".join(map(repr, inner))
-    if origin is abc.Callable:
-        return "functions" if many else "a function"
-    if origin in (abc.Mapping, dict):
-        return "mappings" if many else f"a mapping from {_words(inner[0], many=True)} to {_words(inner[1], many=True)}"
-    if origin is tuple and inner[-1] is not Ellipsis:
-        return f"{'tuples' if many else 'a tuple'} ({', '.join(map(_words, inner))})"
-    if origin is not None and inner:
-        kind = ("iterables", "an iterable") if origin is abc.Iterable else ("lists", "a list")
-        return f"{kind[not many]} of {_words(inner[0], many=True)}"
-    name = getattr(hint, "__name__", str(hint))
-    return f"objects of {name}" if many else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
-
-
 def _wrong(function: Callable[..., Any], name: str, value: object, hint: Any) -> BertologyError:
     what = function.__qualname__.removesuffix(".__init__")
     if nn.Module in (hint, getattr(hint, "__bound__", None)):
         came = f"{type(value).__name__} {value!r}" if isinstance(value, str) else described(value)
-        return UnknownAnatomy(f"{what}({name}): wanted {_CALLED[nn.Module][0]}, got {came}")
+        return UnknownAnatomy(f"{what}({name}): wanted {words(nn.Module)}, got {came}")
     error = UnknownAnatomy if nn.Module in get_args(hint) else DataError
-    inside = [bad for one in (hint, *get_args(hint)) if (bad := _inside(value, one)) is not _NONE]
+    inside = [bad for one in (hint, *get_args(hint)) if (bad := misfit_inside(value, one)) is not NO_MISFIT]
     # The parts of a string are strings, which says nothing.
     within = inside and not isinstance(value, (str, bytes))
     came = f"{described(value)} with {described(inside[0])} in it" if within else described(value)
     texts = name in _ADVICE and str in get_args(hint)
-    wanted = "a mapping of model arguments, an iterable of them, or texts" if texts else _words(hint)
+    wanted = "a mapping of model arguments, an iterable of them, or texts" if texts else words(hint)
     return error(f"{what}: {name} must be {wanted}, got {came}{_advice(function, name)}")
 
 
@@ -406,15 +283,3 @@ def _advice(function: Callable[..., Any], name: str) -> str:
     """What to do about wrong batches; the suites take those with annotations, which texts do not have."""
     package = function.__module__.rpartition(".")[0]
     return f": make them with {_MAKERS[package]}" if name == "batches" and package in _MAKERS else _ADVICE.get(name, "")
-
-
-def _inside(value: Any, hint: Any) -> Any:
-    """What is of a wrong type inside a value that is of the right one itself."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (abc.Mapping, dict) and isinstance(value, abc.Mapping):
-        keys = next((key for key in value if not _fits(key, inner[0])), _NONE)
-        return next((x for x in value.values() if not _fits(x, inner[1])), _NONE) if keys is _NONE else keys
-    if origin in (abc.Sequence, abc.Collection, abc.Iterable, list, tuple) and isinstance(value, abc.Sequence):
-        bad = _misfit(value, origin, inner)
-        return _NONE if bad is value else bad
-    return _NONE

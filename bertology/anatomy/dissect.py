@@ -30,8 +30,8 @@ from .names import (
     UNPRUNED_NAME,
     WIDTH_NAMES,
     Names,
-    oddities_of,
 )
+from .oddities import oddities_of
 from .sites import Anatomy, Site, Stack
 from .stacks import Found, configs_around, make_stack, name_stacks, running_order
 from .unmeasured import find_unmeasured, has_no_heads, is_recurrent, parts_of, told

@@ -10,6 +10,11 @@ from .modules import each_module, with_attribute
 from .names import FSDP_1_NAME, FSDP_2_NAME, TENSOR_PARALLEL_NAME
 
 
+def has_processes() -> bool:
+    """Whether this is one of the processes of `torch.distributed`."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def is_divided(x: Tensor) -> bool:
     """Whether a weight is a part of one that several processes share."""
     return type(x.data) is not Tensor and hasattr(x.data, "to_local")
@@ -23,7 +28,7 @@ def is_fully_sharded(module: nn.Module) -> bool:
 
 def check_whole_layers(model: nn.Module) -> None:
     """Raise `UnknownAnatomy` for a model of which each process runs a part of each layer, or that FSDP 1 divides."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not has_processes():
         return
     modules = each_module(model)
     if any(type(module).__name__ == FSDP_1_NAME for module in modules):

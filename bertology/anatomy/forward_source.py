@@ -16,7 +16,8 @@ from typing import Any
 import transformers
 from torch import Tensor, nn
 
-from .names import COUNT_NAMES, KEY_COUNT_NAMES, PRUNED_NAME, block_oddities_of
+from .names import COUNT_NAMES, KEY_COUNT_NAMES, PRUNED_NAME
+from .oddities import block_oddities_of
 
 _EAGER_NAME, _INTERFACE_NAME = "eager_attention_forward", "ALL_ATTENTION_FUNCTIONS"
 _TIES_NAME = "tie_last_hidden_states"

@@ -14,15 +14,8 @@ from torch import nn
 
 from ..errors import NeuronError, UnknownAnatomy, checked
 from .dissect import dissect, input_width, output_width, path_of
-from .names import (
-    EXPERT_NAMES,
-    MLP_CLASSES,
-    MLP_NAMES,
-    NO_MLP,
-    PRUNED_NEURONS_NAME,
-    UNPRUNED_NEURONS_NAME,
-    MlpNames,
-)
+from .mlp_names import EXPERT_NAMES, MLP_CLASSES, MLP_NAMES, NO_MLP, MlpNames
+from .names import PRUNED_NEURONS_NAME, UNPRUNED_NEURONS_NAME
 from .part_names import PartNames
 from .sites import Anatomy, Site, Stack
 from .unmeasured import told

@@ -100,19 +100,16 @@ class KeptOutline:
         This asks each module for its children, and compares lists, which takes a fraction of the time of a walk.
         """
         modules: list[Any] = [part() for part in self._parts]
-        if None in modules:
+        if list(map(type, modules)) != self._types:  # None is there where a module is gone
             return None
         held = each_children_of(modules)
-        modules.append(None)  # where a child was left out
+        each = [*modules, None]  # None for a child that was left out
         same = (
             list(map(len, held)) == self._many
             and list(chain.from_iterable(held)) == self._names
-            and list(chain.from_iterable(map(_values, held))) == [modules[number] for number in self._numbers]
+            and list(chain.from_iterable(map(_values, held))) == [each[number] for number in self._numbers]
         )
-        modules.pop()
-        return (
-            Outline(modules, self._types, self._children) if same and list(map(type, modules)) == self._types else None
-        )
+        return Outline(modules, self._types, self._children) if same else None
 
 
 _values = methodcaller("values")

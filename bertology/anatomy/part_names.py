@@ -19,7 +19,7 @@ class PartNames(Generic[P]):
     """The names of one kind of part: `word` and `letter` are "head" and "H", or "neuron" and "N".
 
     `made` is the class of such a part, whose fields are the layer, the number and the stack; `error` is what is raised
-    for what names no part. A pair of a part and its value in a result, which is a `scored`, stands for the part.
+    for what names no part. A `scored`, which is a part with its value in a result, is accepted in place of the part.
     """
 
     def __init__(

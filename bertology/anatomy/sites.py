@@ -87,11 +87,6 @@ def each_head(heads: Heads) -> list[Head | tuple[int, int]]:
     return HEADS.each(heads)
 
 
-def head_named(name: str) -> Head:
-    """The head with a printed name: `L5H3`, `EL0H1`, `DL0H1`, `XL0H1`, or `tower.L0H1`. Raises `HeadError`."""
-    return HEADS.named(name)
-
-
 @dataclass(frozen=True, eq=False)
 class Site:
     """One attention layer, at the place where its heads are concatenated: the input of `place`.

@@ -11,7 +11,8 @@ import transformers
 from torch import nn
 
 from .forward_source import ties_last
-from .names import IMAGE_CONFIG_NAMES, LOOPS, REPEATS, Loop, Names, block_oddities_of
+from .names import IMAGE_CONFIG_NAMES, LOOPS, REPEATS, Loop, Names
+from .oddities import block_oddities_of
 from .sites import Stack
 
 

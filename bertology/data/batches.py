@@ -26,8 +26,8 @@ from ..anatomy.names import (
     NO_TEXT_ARGUMENTS,
     SPAN_ARGUMENTS,
     USE_CACHE_ARGUMENT,
-    block_oddities_of,
 )
+from ..anatomy.oddities import block_oddities_of
 from ..errors import DataError
 from .batch_checks import Batch as Batch
 from .batch_checks import check_inputs, check_masks, check_padding, input_name, without_weights

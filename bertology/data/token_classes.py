@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy.names import block_oddities_of
+from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Anatomy
 from ..errors import DataError, described, is_whole, shown
 from .batches import Batch, reads_text, token_ids

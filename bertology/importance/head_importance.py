@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.names import oddities_of
+from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batch_checks import input_name
 from ..data.batches import Batch, BatchesOrTexts, examples, rows_per_example

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.names import oddities_of
+from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, BatchesOrTexts, examples, rows_per_example, run_model
 from ..data.losses import ExampleLoss, example_losses

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..anatomy.names import oddities_of
+from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Head, head_at
 from ..data.batches import (
     Batch,

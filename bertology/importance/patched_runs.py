@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.mlps import dissect_mlps
-from ..anatomy.names import oddities_of
+from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, LayerLabels, Site
 from ..data.answers import ExampleMetric
 from ..data.batches import Batch, device_of, examples, rows_per_example, run_model, with_labels, without_labels

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME, block_oddities_of
+from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME
+from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Anatomy, LayerLabels, Site, Stack
 from ..data.batches import Batch, ReadBatch, run_model, token_count
 from ..data.losses import ExampleLoss, example_losses, find_loss

@@ -23,15 +23,12 @@ from ..anatomy.names import (
     EPSILON_NAMES,
     GROUPS_NAME,
     KEY_COUNT_NAMES,
-    ODDITIES,
     PLAIN_UNLESS,
     PRUNED_NAME,
     SHARED_OUT_NAMES,
     WHOLE_NORM_NAMES,
-    Oddities,
-    Shares,
-    oddities_of,
 )
+from ..anatomy.oddities import ODDITIES, Oddities, Shares, oddities_of
 from ..anatomy.sites import Site
 from ..errors import BertologyError, PruningError
 from ..tap import takes_bias

@@ -8,14 +8,9 @@ from typing import Annotated, ClassVar
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.mlp_names import NEURON_COUNT_NAMES, NEURON_NORM_NAMES, NEURON_SPARSITY_NAME
 from ..anatomy.mlps import Mlp, MlpAnatomy, Neuron, Neurons, dissect_mlps, neuron_at
-from ..anatomy.names import (
-    NEURON_COUNT_NAMES,
-    NEURON_NORM_NAMES,
-    NEURON_SPARSITY_NAME,
-    PRUNED_NEURONS_NAME,
-    UNPRUNED_NEURONS_NAME,
-)
+from ..anatomy.names import PRUNED_NEURONS_NAME, UNPRUNED_NEURONS_NAME
 from ..data.models import config_of
 from ..errors import PruningError, checked
 from ..results.axes import axes

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.forward_source import is_transformers_4
+from ..anatomy.mlp_names import NEURON_COUNT_NAMES
 from ..anatomy.mlps import MlpAnatomy, dissect_mlps
 from ..anatomy.names import (
     COUNT_NAMES,
@@ -19,7 +20,6 @@ from ..anatomy.names import (
     ENCODER_PREFIX,
     HEAD_WIDTH_NAME,
     KEY_COUNT_NAMES,
-    NEURON_COUNT_NAMES,
     PRUNED_NAME,
     RECORDS,
 )

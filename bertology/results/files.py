@@ -39,11 +39,8 @@ def write_file(path: str | Path, kind: str, values: Mapping[str, Any], stack: st
             tensors |= {f"{name}/{key}": x for key, x in value.items()}
         else:
             rest[name] = value
-    # `contiguous` keeps odd strides of axes with one element.
-    tensors = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
     about = {"result": kind, "fields": json.dumps(rest, default=vars)} | ({"stack": stack} if stack else {})
-    with writable(path), complete_file(Path(path)) as part:
-        save_file(tensors, str(part), metadata=about | {"checksum": _checksum(tensors, about)})
+    write_tensors(path, tensors, about, "checksum", _checked_text(about))
 
 
 def check_path(path: Any) -> None:
@@ -93,7 +90,8 @@ def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
         raise damaged(path, "it does not say what the fields are") from error
     if not isinstance(rest, dict):
         raise damaged(path, "its fields have no names")
-    if about.get("checksum", _checksum(tensors, about)) != _checksum(tensors, about):  # earlier versions wrote none
+    found = checksum(tensors, _checked_text(about))
+    if about.get("checksum", found) != found:  # earlier versions wrote none
         raise damaged(path, "it does not hold what was written")
     return about, {**_joined(tensors), **{name: _tuples(value) for name, value in rest.items()}}
 
@@ -104,13 +102,26 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str], check: str, text: str
+) -> None:
+    """Write tensors and metadata to a safetensors file, all or nothing; `check` names the checksum of both there.
+
+    Of the metadata, `text` is what counts. Raises `DataError` where the file cannot be written.
+    """
+    # `contiguous` keeps odd strides of axes with one element.
+    kept = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
+    with writable(path), complete_file(Path(path)) as part:
+        save_file(kept, str(part), metadata={**about, check: checksum(kept, text)})
+
+
 def damaged(path: str | Path, why: str) -> DataError:
     """An error that names the file, and says what to do."""
     return DataError(f"the result in {path} is damaged: {why}. Measure again, and save it again")
 
 
-def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    return checksum(tensors, f"{about['result']} {about['fields']}")
+def _checked_text(about: Mapping[str, str]) -> str:
+    return f"{about['result']} {about['fields']}"
 
 
 def checksum(tensors: Mapping[str, Tensor], text: str) -> str:

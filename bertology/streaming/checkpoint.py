@@ -12,12 +12,10 @@ import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import DataError, writable
-from ..results.complete_file import complete_file
-from ..results.files import checksum, read_tensors
+from ..errors import DataError
+from ..results.files import checksum, read_tensors, write_tensors
 
 EVERY_SECONDS = 60.0
 
@@ -43,7 +41,7 @@ class Checkpoint:
         digest: tells this work from other work.
         otherwise: words for the error: what the file belongs to if its digest differs.
 
-    What cannot be written, to a full disk or a folder that is read only, is told in a warning, and the work goes on.
+    Where the file cannot be written (a full disk, a read-only folder), a warning says so, and the work goes on.
     Raises `DataError` for a path that cannot be a file.
     """
 
@@ -80,12 +78,10 @@ class Checkpoint:
 
     def write(self, work: Resumable) -> None:
         """Write the work to the file, all or nothing."""
-        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in work.tensors().items()}
         numbers = json.dumps(work.numbers())
-        about = {"digest": self._digest, "numbers": numbers, "content": checksum(tensors, numbers)}
+        about = {"digest": self._digest, "numbers": numbers}
         try:
-            with writable(self._path), complete_file(self._path) as part:
-                save_file(tensors, str(part), metadata=about)
+            write_tensors(self._path, work.tensors(), about, "content", numbers)
         except DataError as error:
             self._warn(f"{error.__cause__}. The work goes on, but resumes from what was written before, if anything")
         self._last = time.monotonic()

@@ -161,7 +161,7 @@ def _instance(x: Any, seen: dict[int, Any]) -> Iterator[str]:
 
 
 def model_identity(model: nn.Module, what: str) -> list[str]:
-    """The class, the weights and the settings of a model: what tells it from others in a file, which is `what`.
+    """The class, the weights and the settings of a model, which a file is compared by; `what` is the file, for errors.
 
     Raises `DataError` for weights that are not in memory.
     """
@@ -176,7 +176,7 @@ def model_identity(model: nn.Module, what: str) -> list[str]:
 
 def weights_digest(model: nn.Module) -> str:
     """A digest of all weights: names, shapes, types and every byte, wherever they are. Modes and hooks don't count."""
-    # `fully_shard` divides the weights when a state dict is made, and must be able to free what it brings together.
+    # `fully_shard` divides the weights when a state dict is made.
     shared = any(map(is_fully_sharded, model.modules()))
     kept = dict(model.named_buffers()) if shared else model.state_dict()
     digest = hashlib.sha256()
@@ -184,13 +184,18 @@ def weights_digest(model: nn.Module) -> str:
     for name, x in named:
         digest.update(f"{name} {list(x.shape)} {x.dtype}\n".encode())
         if not x.is_meta:  # weights that are not loaded yet have no bytes
-            digest.update(bytes_of(x.detach().clone() if shared else x))
+            digest.update(_bytes(x, shared))
     # Quantized modules keep their weights neither as parameters nor as buffers.
     known = {name for name, _ in named}
     for name, value in kept.items():
         if name not in known and not _is_alias(value, named):
             digest.update(f"{name} {_packed(value)}".encode())
     return digest.hexdigest()
+
+
+def _bytes(x: Tensor, shared: bool) -> Any:
+    """The bytes of a weight; of a copy if it is shared: `fully_shard` must be able to free what it brings together."""
+    return bytes_of(x.detach().clone() if shared else x)
 
 
 def weights_checksum(model: nn.Module) -> int:
@@ -200,9 +205,9 @@ def weights_checksum(model: nn.Module) -> int:
     """
     named = [*model.named_parameters(), *model.named_buffers()]
     there = [x for _, x in named if not x.is_meta and not is_divided(x)]
-    shared = any(map(is_fully_sharded, model.modules()))  # as above
+    shared = any(map(is_fully_sharded, model.modules()))
     with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
-        sums = list(pool.map(lambda x: zlib.crc32(bytes_of(x.detach().clone() if shared else x)), there))
+        sums = list(pool.map(lambda x: zlib.crc32(_bytes(x, shared)), there))
     return zlib.crc32(repr([*((name, list(x.shape), x.dtype) for name, x in named), *sums]).encode())
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.distributed import GroupMember, ProcessGroup
 
+from ..anatomy.divided import has_processes
 from ..data.batches import Batches, BatchesOrTexts
 from ..errors import DataError, described
 from ..tap import divided_over, whole_weights
@@ -40,7 +41,7 @@ def merges(function: F) -> F:
         apart = any(kwargs.get(name) is not None for name in ("save", "shard"))
         if merge is GroupMember.NON_GROUP_MEMBER:
             check_merge(merge)
-        # Of what cannot be used all processes are told.
+        # An error in `merge` itself is raised in all processes.
         known = merge if _is_merge(merge) else "all"
         with sharing("none" if apart else known), _told_to_all(function.__name__), ExitStack() as undo:
             check_merge(merge)
@@ -99,7 +100,7 @@ def _group() -> ProcessGroup | None:
 
 def processes() -> int:
     """How many processes share the data: those of `torch.distributed`, of a group of them, or 1."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or _sharing.get() == "none":
+    if not has_processes() or _sharing.get() == "none":
         return 1
     return torch.distributed.get_world_size(_group())
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
@@ -27,9 +26,8 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batch_checks import Batch, check_inputs
 from ..data.batches import Batches
 from ..errors import DataError, checked, is_whole, writable
-from ..results.complete_file import complete_file
 from ..results.fields import model_name
-from ..results.files import checksum, read_tensors
+from ..results.files import checksum, read_tensors, write_tensors
 from ..results.result import with_measured
 from ..tap.private_api import library_versions
 from .accumulator import Accumulator, Names, states_of
@@ -157,9 +155,7 @@ class ShardFile:
         """Write the sums, all or nothing."""
         names = [one.names() for one in accumulators]
         about = json.dumps({**self._about, "names": names, "examples": examples, "data": data}, sort_keys=True)
-        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in states_of(accumulators).items()}
-        with writable(self.path), complete_file(self.path) as part:
-            save_file(tensors, str(part), metadata={"sums": about, "content": checksum(tensors, about)})
+        write_tensors(self.path, states_of(accumulators), {"sums": about}, "content", about)
 
 
 def _try_to_write(folder: Path) -> None:
@@ -220,7 +216,7 @@ def merge_shards(folder: str | Path, *accumulators: Accumulator, model: nn.Modul
 
 
 def _work(model: nn.Module, anatomy: Anatomy, accumulators: Sequence[Accumulator]) -> dict[str, Any]:
-    """What tells work from other work."""
+    """What identifies the work: files of sums are merged only where it is the same."""
     return {
         "versions": list(library_versions()),
         "model": model_identity(model, "shard"),

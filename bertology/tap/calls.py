@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from ..anatomy.modules import each_module
-from ..anatomy.names import oddities_of
+from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Site
 from ..errors import UnknownAnatomy
 from .recompute import Edit, applies, keep_for_recomputation, recomputing

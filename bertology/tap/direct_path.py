@@ -3,7 +3,7 @@
 A first pass notes what every matrix in the blocks returned, and by how much every norm scaled its input. In later
 passes the matrices, other than the output projections of the attention, return what was noted, whatever they are given;
 and the norms scale as before. What then changes in the outputs when a head is silent is what the head added to the
-residual stream, and no later head or MLP has answered to it.
+residual stream, without the responses of later heads and MLPs.
 """
 
 from __future__ import annotations

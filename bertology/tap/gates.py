@@ -325,6 +325,6 @@ def ablated(
         if replacement.depends_on_batch:
             taps.enter_context(tap(anatomy, "inputs", read=look))
             keep_for_recomputation(Edit(lambda undo: None, lambda: partial(with_batch, dict(batch))), taps)
-        # Each run of a stack has tokens of its own, which the batch does not name.
+        # Each run of a stack has other tokens, which are not in the batch.
         taps.enter_context(tap(anatomy, "heads", edit=edit, once=replacement.depends_on_batch))
         yield

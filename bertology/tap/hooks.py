@@ -70,8 +70,8 @@ def tap(
     as many as fit into 64 MiB; `whole=True` gives it every map in one piece, in the model's graph, for readers that
     want gradients through it. Attention maps are read under any attention implementation: for as long as the `with`
     lasts, a model on transformers' attention interface computes attention with its own eager function, and in any
-    other the softmax of its attention modules is watched. A model with an attention function of your own keeps it:
-    the weights that it returns are read; if it returns none, it must agree with the model's eager function.
+    other the softmax of its attention modules is watched. A custom attention function is kept: the weights that
+    it returns are read; if it returns none, it must agree with the model's eager function.
 
     Statistics of a map, and entropies, are computed without it where that is faster: on long texts, if the attention is
     plain. `wants(site, shape)` says which, as `Wanted`, for a map of this shape; by default entropy, largest weight and
@@ -348,11 +348,9 @@ class _TappedBlocks:
             self._read(*at, states)
             return None
         new = _same_shape(self._edit(*at, states), states, str(at))
-        return (
-            new
-            if layout == flat
-            else rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
-        )
+        if layout == flat:
+            return new
+        return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
 
 
 def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:

@@ -23,7 +23,7 @@ from ..anatomy.modules import each_module, with_attribute
 from ..anatomy.names import CAUSAL_NAME, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from .map_reader import Reading
-from .plain_attention import CACHE_BYTES, attend_plainly, is_plain, repeated, scale_of
+from .plain_attention import CACHE_BYTES, PROOF_ROWS, attend_plainly, is_plain, repeated, scale_of
 from .plain_inputs import Plain, causal_mask
 from .private_api import ATTENTION_SETTING
 from .restore import first_value, turn
@@ -103,7 +103,7 @@ def _configs(anatomy: Anatomy, attentions: list[nn.Module]) -> list[Any]:
 
 
 def _is_fused(anatomy: Anatomy) -> bool:
-    """Whether all parts of a model can use torch's fused attention, which is told by a flag what is causal."""
+    """Whether all parts of a model can use torch's fused attention, which takes a flag in place of a causal mask."""
     said = [getattr(module, FUSED_NAME) for module in with_attribute(each_module(anatomy.model), FUSED_NAME)]
     return bool(said) and all(said)
 
@@ -128,7 +128,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: the model's own eager one, block by block, with readers.
 
-    With `unmasked`, no mask means causal attention where torch's fused attention would be told so.
+    With `unmasked`, attention without a mask is causal where torch's fused attention would get `is_causal=True`.
     """
     # A module whose heads were all pruned is not read, but shares its config with others.
     pieces = _pieces.get(module) or _Pieces(None)
@@ -145,7 +145,7 @@ def _attend(
 
 
 def _attend_unmasked(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """The same for models that leave the mask out where attention is causal and nothing is padded."""
+    """`_attend` for models that leave the mask out where attention is causal and nothing is padded."""
     return _attend(*args, unmasked=True, **kwargs)
 
 
@@ -176,17 +176,14 @@ def attend_in_blocks(
     if OUTPUT_MAPS_ARGUMENT in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
         kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
-    bare = not any(reading.needs_map for reading, _ in readings) and may_go_without_map(query, key)
-    bare = bare and not _has_own_rows(module, kwargs) and (pieces is None or pieces.tokens is None)
+    in_pieces = pieces is not None and pieces.tokens is not None
+    needs_map = in_pieces or any(reading.needs_map for reading, _ in readings)
+    bare = not needs_map and may_go_without_map(query, key) and not _has_own_rows(module, kwargs)
     # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.
     single = query.dtype in (torch.float32, torch.float64)  # entropies of half precision are taken in float32
     plain = bare or (size < query.shape[2] and query.device.type == "cpu" and single)
     plain = plain and not torch.is_grad_enabled()
-    if plain:
-        if module not in _plain:
-            last = _masked(attention_mask, query, key, slice(max(0, query.shape[2] - 8), query.shape[2]), causal)
-            _plain[module] = is_plain(eager, module, query, key, value, last, kwargs)
-        plain = _plain[module]
+    plain = plain and _is_proved_plain(eager, module, query, key, value, attention_mask, kwargs, causal)
     if plain and bare:
         given = Plain(query, key, value, attention_mask, causal, scale_of(query, kwargs))
         found = attend_without_map(given, readings, partial(_weigh, eager, module, kwargs))
@@ -205,11 +202,22 @@ def attend_in_blocks(
         else:
             (output, weights), entropies = eager(module, part, key, value, mask, **kwargs), None
         for reading, site in readings:
-            in_pieces = pieces is not None and pieces.tokens is not None
             weighed = reading.weighed(site, weights, rows, None if in_pieces else value)
             reading.give(site, *_placed(pieces, weighed, rows), entropies)
         outputs.append(output)
     return torch.cat(outputs, dim=1)
+
+
+def _is_proved_plain(
+    eager: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    kwargs: dict[str, Any], causal: bool,
+) -> bool:  # fmt: skip
+    """Whether a module's own function is plain attention: it is proved once, on the last queries."""
+    if module not in _plain:
+        rows = slice(max(0, query.shape[2] - PROOF_ROWS), query.shape[2])
+        last = _masked(mask, query, key, rows, causal)
+        _plain[module] = is_plain(eager, module, query, key, value, last, kwargs)
+    return _plain[module]
 
 
 def _weigh(eager: Callable[..., Any], module: nn.Module, kwargs: dict[str, Any], plain: Plain) -> Tensor:

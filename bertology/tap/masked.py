@@ -1,4 +1,4 @@
-"""What does the model say when some heads may not look from here to there?"""
+"""Attention in which pairs of query and key are masked, in some heads or in all."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from ..anatomy.names import DROPOUT_ARGUMENT, SCALE_ARGUMENT
 CACHE_BYTES = 4 * 2**20
 _LARGE_SCORE = 40.0
 # The number of query rows on which attention is checked to be plain.
-_ROWS = 8
+PROOF_ROWS = 8
 # The allowed difference between two computations, in steps of the type's precision.
 _STEPS = 200
 
@@ -51,11 +51,11 @@ def is_plain(
     """
     if kwargs.get(DROPOUT_ARGUMENT) and module.training:
         return False
+    query, key, value = query[:1, :, -PROOF_ROWS:], key[:1], value[:1]
     # Half precision is too coarse to tell.
     query, key, value = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
     mask = None if mask is None else mask.to(query.dtype)
-    query, key, value = query[:1, :, -_ROWS:], key[:1], value[:1]
-    last = None if mask is None else mask[:1, :, -_ROWS:] if mask.shape[-2] > 1 else mask[:1]
+    last = None if mask is None else mask[:1, :, -PROOF_ROWS:] if mask.shape[-2] > 1 else mask[:1]
     none = None if mask is None else torch.zeros_like(last[:, :, :, : key.shape[2]])  # type: ignore[index]
     few = None if none is None else none[..., :4]
     large, small = _large(query, key, kwargs), torch.zeros_like(query)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.forward_source import is_transformers_4
-from ..anatomy.names import BIAS_ARGUMENT, BIAS_NAMES, BIASED_MASK_ARGUMENT, MASK_ARGUMENT, oddities_of
+from ..anatomy.names import BIAS_ARGUMENT, BIAS_NAMES, BIASED_MASK_ARGUMENT, MASK_ARGUMENT
+from ..anatomy.oddities import oddities_of
 
 
 def takes_bias(attention: nn.Module) -> bool:

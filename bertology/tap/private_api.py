@@ -21,7 +21,7 @@ from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
-from ..anatomy.divided import is_fully_sharded
+from ..anatomy.divided import has_processes, is_fully_sharded
 
 # Fragile: the attribute of a config that says which attention function its modules look up when they run. The public
 # setter also checks and changes the configs of parts, which could not be undone.
@@ -173,7 +173,7 @@ def library_versions() -> tuple[str, str]:
 def divided_groups(modules: list[nn.Module]) -> list[tuple[nn.Module, Any]]:
     """The modules that `fully_shard` divides, each with its groups of parameters; none without torch.distributed."""
     # Fragile: rests on the private groups of parameters of torch's FSDP; up to 2.10 a module has one of them at most.
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not has_processes():
         return []
     found = []
     for module in modules:

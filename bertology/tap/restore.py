@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ..anatomy.modules import configs_of, each_module, each_weight, with_attribute
-from ..anatomy.names import SWITCHED_NAME, USE_CACHE_ARGUMENT, block_oddities_of
+from ..anatomy.names import SWITCHED_NAME, USE_CACHE_ARGUMENT
+from ..anatomy.oddities import block_oddities_of
 from .private_api import may_be_compiled
 from .threads import one_thread
 from .wrapped import run_alone

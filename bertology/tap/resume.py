@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.names import oddities_of
+from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Site, Stack
 from .calls import Calls, attention_modules
 from .private_api import replace_forward
@@ -130,19 +130,20 @@ class Recording:
     def ended_with(self, stack: Stack, state: Tensor) -> Iterator[None]:
         """Let the model run what follows the last block of a stack, as if that had returned `state`.
 
-        Raises `LookupError` where its last block does not return [batch, token, hidden] like that, or layers run
+        Raises `LookupError` where its last block does not return one [batch, token, hidden] like that, or layers run
         several times in one pass.
         """
         self._check_resumable()
         done = [call for call in self.blocks if call.around is None]
         last = max((number for number, call in enumerate(done) if call.stack is stack), default=None)
-        output = None if last is None else _first(done[last].output)
+        whole: Any = None if last is None else done[last].output
+        # A named tuple holds two streams, which what follows reads together (Reformer).
+        output = None if hasattr(whole, "_fields") else _first(whole)
         if last is None or stack.layout != "batch token hidden" or not isinstance(output, Tensor):
-            raise LookupError(f"the last block of the {stack.name} does not return [batch, token, hidden]")
+            raise LookupError(f"the last block of the {stack.name} does not return one state [batch, token, hidden]")
         if output.shape != state.shape:
             raise LookupError(f"its last block returns {list(output.shape)}, and another {list(state.shape)}")
         outputs = [(call.module, call.output) for call in done]
-        whole = outputs[last][1]
         new = state if isinstance(whole, Tensor) else type(whole)([state, *whole[1:]])
         outputs[last] = done[last].module, new
         with ExitStack() as undo:

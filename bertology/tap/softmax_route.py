@@ -19,13 +19,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy.names import (
-    ANY_GLOBAL_ARGUMENT,
-    GLOBAL_ARGUMENT,
-    MASKED_ARGUMENT,
-    STATES_ARGUMENT,
-    oddities_of,
-)
+from ..anatomy.names import ANY_GLOBAL_ARGUMENT, GLOBAL_ARGUMENT, MASKED_ARGUMENT, STATES_ARGUMENT
+from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .function_mode import Pass, Watching
@@ -170,7 +165,7 @@ class _ReadingSoftmax(WatchingSoftmax):
 
 
 def _is_map(x: Any, weights: Tensor) -> bool:
-    """Whether a factor of a product is, by its shape, the weights that were seen before, in a type of their own."""
+    """Whether a factor of a product is, by its shape, the weights that were seen before, perhaps in another type."""
     return isinstance(x, Tensor) and x.shape[-2:] == weights.shape[-2:] and x.numel() == weights.numel()
 
 
@@ -196,7 +191,7 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Scaled dot product attention as torch documents it, with the weights that `weigh` makes of its own."""
+    """Scaled dot product attention as torch documents it, with what `weigh` returns for its weights."""
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)

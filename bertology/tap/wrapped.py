@@ -9,10 +9,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..anatomy.divided import has_processes
 from ..anatomy.modules import each_module
 from ..errors import DataError
 from .private_api import are_divided, bring_together, divided_groups, replace_forward
@@ -20,7 +20,7 @@ from .private_api import are_divided, bring_together, divided_groups, replace_fo
 
 def run_alone(model: nn.Module, undo: ExitStack) -> None:
     """Let the passes of a model need no other process, while `undo` is open."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if has_processes():
         whole_weights(model, undo)
         for module in each_module(model):
             if isinstance(module, DistributedDataParallel):

@@ -6,8 +6,8 @@ import transformers
 from torch import nn
 
 from bertology import Neuron, dissect_mlps, prune_neurons
+from bertology.anatomy.mlp_names import MLP_NAMES, MlpNames
 from bertology.anatomy.mlps import fits
-from bertology.anatomy.names import MLP_NAMES, MlpNames
 from bertology.errors import BertologyError, NeuronError, UnknownAnatomy
 from helpers.pruning import seq2seq
 from helpers.zoo import BY_NAME

@@ -142,6 +142,17 @@ def test_errors_say_what_to_do():
         head_attribution(transformers.XLNetLMHeadModel(config).eval(), inputs)
 
 
+def test_a_block_with_two_streams_is_refused():
+    """Reformer's head reads both together; the state of a layer is one of them."""
+    config = transformers.ReformerConfig(
+        vocab_size=40, hidden_size=32, num_attention_heads=2, attention_head_size=16, feed_forward_size=32,
+        attn_layers=["local", "local"], local_attn_chunk_length=4, axial_pos_embds=False, is_decoder=True,
+    )  # fmt: skip
+    model = transformers.ReformerModelWithLMHead(config).eval()
+    with pytest.raises(UnknownAnatomy, match=r"cannot be read by a lens: .* one state \[batch, token, hidden\]"):
+        logit_lens(model, batch((8,), labels=False))
+
+
 def test_saved_and_drawn(tmp_path):
     model, inputs = BY_NAME["gpt2"].build("lm"), batch(labels=False)
     for found in (logit_lens(model, inputs), head_attribution(model, inputs)):

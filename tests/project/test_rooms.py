@@ -10,6 +10,7 @@ import bertology
 pytestmark = pytest.mark.any_transformers
 ROOT = Path(bertology.__file__).parent
 ORDER = [
+    {"type_hints"},
     {"errors"},
     {"anatomy"},
     {"results"},

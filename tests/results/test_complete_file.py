@@ -37,7 +37,7 @@ def no_room(request, monkeypatch):
     if name == "os.replace":
         monkeypatch.setattr(os, "replace", broken(fault))
     else:
-        monkeypatch.setattr(checkpoints, "save_file", broken(fault))
+        monkeypatch.setattr("bertology.results.files.save_file", broken(fault))
     return os.strerror(fault)
 
 

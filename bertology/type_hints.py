@@ -1,0 +1,152 @@
+"""Types as signatures write them: whether a value fits one, and what a type is called in a message."""
+
+from __future__ import annotations
+
+import os
+from collections import abc
+from collections.abc import Callable
+from numbers import Integral, Real
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as far as can be told without reading it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in _PLAIN:
+        return bool(_PLAIN[hint](value))
+    if origin in (Union, UnionType):
+        # What may be of many kinds is left to the function, which says better what it wants.
+        return len(inner) > MOST_KINDS or any(fits(value, one) for one in inner)
+    if origin is Literal:
+        return any(type(value) is type(one) for one in inner)
+    if origin is abc.Callable:
+        return callable(value)
+    if origin is abc.Iterable:
+        # Mappings and pairs in it are left to the function; an iterator is not read.
+        listed = isinstance(value, (list, tuple)) and (_is_class(inner[0]) or get_origin(inner[0]) is abc.Sequence)
+        # A data set of torch has items and no `__iter__`.
+        several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
+        return (several or isinstance(value, Dataset)) and (not listed or _misfit(value, origin, inner) is NO_MISFIT)
+    if origin in (abc.Mapping, dict):
+        pairs = value.items() if isinstance(value, abc.Mapping) else ()
+        return isinstance(value, abc.Mapping) and all(fits(k, inner[0]) and fits(x, inner[1]) for k, x in pairs)
+    if origin in (abc.Sequence, abc.Collection, list, tuple):
+        several = hasattr(value, "__len__") and not isinstance(value, (str, bytes, abc.Mapping, type))
+        return several and _misfit(value, origin, inner) is NO_MISFIT
+    if isinstance(hint, TypeVar):
+        return not isinstance(hint.__bound__, type) or isinstance(value, hint.__bound__)
+    if Protocol in getattr(hint, "__bases__", ()):  # what has some of it, since a function may need no more
+        return any(hasattr(value, name) for name in vars(hint) if not name.startswith("_"))
+    return not _is_class(hint) or isinstance(value, hint)
+
+
+def _is_class(hint: Any) -> bool:
+    """Whether a type is a class alone; `list[int]` is one in the eyes of Python 3.10, and cannot be asked for."""
+    return isinstance(hint, type) and get_origin(hint) is None
+
+
+def _misfit(value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
+    """The first element of a list or tuple that is of a wrong type, or the whole if it has too few or too many."""
+    if not isinstance(value, abc.Sequence) or isinstance(value, range):
+        return value if origin in (list, tuple) else NO_MISFIT
+    if origin is tuple and inner[-1] is not Ellipsis:
+        if len(value) != len(inner):
+            return value
+        return next((x for x, one in zip(value, inner, strict=True) if not fits(x, one)), NO_MISFIT)
+    return next((x for x in value if not fits(x, inner[0])), NO_MISFIT)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, also one of numpy or torch, and no `True` or `False`."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, also one of numpy or torch, and no `True` or `False`."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_complex() and value.dtype != torch.bool
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+MOST_KINDS = 4
+NO_MISFIT = object()
+_PLAIN: dict[Any, Callable[[Any], bool]] = {
+    Any: lambda value: True,
+    type(None): lambda value: value is None,
+    bool: lambda value: type(value).__name__ in ("bool", "bool_"),
+    int: is_whole,
+    float: is_number,
+    str: lambda value: isinstance(value, str),
+    Path: lambda value: isinstance(value, os.PathLike),
+}
+_CALLED = {
+    nn.Module: ("a model, such as AutoModel.from_pretrained returns", "models"),
+    type(None): ("None", "None"),
+    bool: ("True or False", "True or False"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("a string", "strings"),
+    Path: ("a path", "paths"),
+    Tensor: ("a tensor", "tensors"),
+    Any: ("anything", "anything"),
+}
+_MADE_BY = {
+    "AlignedBatches": ("the batches of bertology.syntax.align for a treebank",) * 2,
+    "Sentence": ("a Sentence", "sentences, as read_conllu reads them"),
+    "Document": ("a Document", "documents with mentions, as read_conll_coref reads them"),
+    "CodeTree": ("a tree from parse_code", "trees from parse_code, or snippets from read_code"),
+    "BatchSource": ("a Store, as encode returns it and Store.open reads it from its folder",) * 2,
+    "EdgeTask": ("a task, as read_edges and the functions that end in _edges return it", "tasks"),
+    "Probes": ("probes, such as cumulative_probes returns",) * 2,
+    "Trained": ("trained probes, as train_probes returns them",) * 2,
+    "WordVectors": ("vectors of words, as read_vectors and embedding_vectors return them",) * 2,
+    "HeadView": ("a view of a head, as show_head returns it", "views of heads"),
+    "LabelTrajectories": ("trajectories, as follow_targets and label_trajectories return them",) * 2,
+    "LayerStatistics": ("statistics of layers, as layer_statistics returns them",) * 2,
+    "HasWords": ("a Sentence of a treebank, a Document, or what has words as they have", "sentences or documents"),
+    "LeafTypes": ("types of leaves, as leaf_types returns them",) * 2,
+}
+
+
+def words(hint: Any, *, many: bool = False) -> str:
+    """A type in the words of a message."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in _CALLED:
+        return _CALLED[hint][many]
+    if getattr(hint, "__name__", "") in _MADE_BY:
+        return _MADE_BY[hint.__name__][many]
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(words(one, many=many) for one in inner))
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin is abc.Callable:
+        return "functions" if many else "a function"
+    if origin in (abc.Mapping, dict):
+        return "mappings" if many else f"a mapping from {words(inner[0], many=True)} to {words(inner[1], many=True)}"
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return f"{'tuples' if many else 'a tuple'} ({', '.join(map(words, inner))})"
+    if origin is not None and inner:
+        kind = ("iterables", "an iterable") if origin is abc.Iterable else ("lists", "a list")
+        return f"{kind[not many]} of {words(inner[0], many=True)}"
+    name = getattr(hint, "__name__", str(hint))
+    return f"objects of {name}" if many else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def misfit_inside(value: Any, hint: Any) -> Any:
+    """What is of a wrong type inside a value that is of the right one itself."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (abc.Mapping, dict) and isinstance(value, abc.Mapping):
+        keys = next((key for key in value if not fits(key, inner[0])), NO_MISFIT)
+        return next((x for x in value.values() if not fits(x, inner[1])), NO_MISFIT) if keys is NO_MISFIT else keys
+    if origin in (abc.Sequence, abc.Collection, abc.Iterable, list, tuple) and isinstance(value, abc.Sequence):
+        bad = _misfit(value, origin, inner)
+        return NO_MISFIT if bad is value else bad
+    return NO_MISFIT

@@ -27,8 +27,8 @@ from ..data.positions import room_of, with_positions
 from ..errors import BertologyError, DataError, UnknownAnatomy, check_least, checked
 from ..streaming.one_batch import by_stack, layer_labels, one_batch, pile
 from ..tap import tap
-from .capture_choice import Layers
-from .capture_readers import HiddenReader, Keeping, MapsReader, Reader, state_labels
+from .capture_choice import Keeping, Layers
+from .capture_readers import HiddenReader, MapsReader, Reader, state_labels
 from .captures import measured_texts
 from .one_pass import KINDS, Captures, OneBatch, Wanted, device_named
 

@@ -24,17 +24,9 @@ from ..streaming.identity import add_batch, identity, model_identity
 from ..streaming.one_batch import Capture, one_batch
 from ..streaming.progress import Progress, check_progress, progress_bar
 from ..tap import undisturbed
-from .capture_choice import Layers, Positions
-from .capture_readers import (
-    HeadsReader,
-    HiddenReader,
-    Keeping,
-    MapsReader,
-    Reader,
-    check_layers,
-    chosen_loss,
-    run_readers,
-)
+from .capture_choice import Keeping, Layers, Positions
+from .capture_readers import HeadsReader, HiddenReader, MapsReader, Reader, check_layers
+from .capture_run import chosen_loss, run_readers
 from .captures import AttentionMaps, HeadOutputs, HiddenStates, measured_texts
 from .saved_captures import MASKS, CaptureFolder, OnDisk, check_tensors, tensors_of
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import nn
@@ -31,7 +31,6 @@ from .captures import AttentionMaps, HeadOutputs, HiddenStates, measured_texts
 from .saved_captures import MASKS, CaptureFolder, OnDisk, check_tensors, tensors_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-C = TypeVar("C", bound=Capture)
 
 
 class OneBatch(NamedTuple):

@@ -239,16 +239,30 @@ def _as_text(stack: Stack, states: list[_State], final: Tensor | None, tokens: i
     return [state._replace(x=x) for state, x in zip(states, cut, strict=True)]
 
 
-class MapsReader(Reader):
+class SitesReader(Reader):
+    """What the readers of attention layers share: which layers are kept, and where their heads are."""
+
+    heads_axis: int
+    """The axis of a layer's tensor along which heads are."""
+
+    def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping) -> None:
+        super().__init__(anatomy, batch, keeping)
+        self.sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
+        self._wanted = set(self.sites)
+
+    def placed(self, site: Site, x: Tensor, kind: str = "") -> Tensor:
+        """The chosen positions of a layer where they are kept; NaN for pruned heads."""
+        return self.keep(site.stack, site.spread(self.chosen(site.stack, x), self.anatomy.heads, self.heads_axis), kind)
+
+
+class MapsReader(SitesReader):
     """Reads the attention maps of one forward pass."""
 
-    kind, axis = "maps", 2
+    kind, axis, heads_axis = "maps", 2, 1
 
     def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping, weighting: Weighting = "attention") -> None:
         super().__init__(anatomy, batch, keeping)
         self.norms = check_weighting(weighting) == "norm"
-        self.sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
-        self._wanted = set(self.sites)
         self._runs: dict[Site, list[Tensor]] = {}
         self._site: Site | None = None
         self._blocks: list[Tensor] = []
@@ -272,8 +286,7 @@ class MapsReader(Reader):
         runs = self._runs.setdefault(site, [])
         if runs and self.keeping.positions is not None:
             raise DataError(f"{site.label} runs several times in a pass: positions= cannot tell which text is meant")
-        whole = self.chosen(site.stack, torch.cat(blocks, dim=2))
-        runs.append(self.keep(site.stack, site.spread(whole, self.anatomy.heads, 1)))
+        runs.append(self.placed(site, torch.cat(blocks, dim=2)))
 
     def steps(self) -> dict[Site, list[Tensor]]:
         """{site: its map in each run}: what generation reads, a run for each step."""
@@ -292,15 +305,13 @@ class MapsReader(Reader):
         return Found(stacks, self.real(stacks), layer_labels(self.sites, whole))
 
 
-class HeadsReader(Reader):
+class HeadsReader(SitesReader):
     """Reads the outputs of all heads in one forward pass; for their gradients, they become leaves of the graph."""
 
-    kind, axis = "heads", 1
+    kind, axis, heads_axis = "heads", 1, 2
 
     def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping, *, leaves: bool = False) -> None:
         super().__init__(anatomy, batch, keeping)
-        self.sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
-        self._wanted = set(self.sites)
         self._leaves = leaves
         self.outputs: dict[Site, Tensor] = {}
         """The output of each layer; as the model computed it where gradients are wanted."""
@@ -315,7 +326,7 @@ class HeadsReader(Reader):
 
     def _read(self, site: Site, x: Tensor) -> None:
         if site in self._wanted:
-            self.outputs[site] = self._placed(site, x.detach())
+            self.outputs[site] = self.placed(site, x.detach())
 
     def _edit(self, site: Site, x: Tensor) -> Tensor:
         if site not in self._wanted:
@@ -324,18 +335,15 @@ class HeadsReader(Reader):
         self.outputs[site] = x.requires_grad_()
         return self.outputs[site]
 
-    def _placed(self, site: Site, x: Tensor, kind: str = "") -> Tensor:
-        return self.keep(site.stack, site.spread(self.chosen(site.stack, x), self.anatomy.heads, 2), kind)
-
     def found(self, outputs: Any = None) -> Found:
         """The outputs of all stacks."""
         each = self.outputs
         if self._leaves:
-            each = {site: self._placed(site, x.detach()) for site, x in each.items()}
+            each = {site: self.placed(site, x.detach()) for site, x in each.items()}
         stacks = self.pile(by_stack(self.sites, each))
         return Found(stacks, self.real(stacks), layer_labels(self.sites, each))
 
     def gradients(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         """{stack: [layer, batch, token, head, dim]} of the gradients of the outputs, in the order in which they ran."""
-        each = {site: self._placed(site, x, "gradients") for site, x in zip(self.outputs, gradients, strict=True)}
+        each = {site: self.placed(site, x, "gradients") for site, x in zip(self.outputs, gradients, strict=True)}
         return self.pile(by_stack(self.sites, each), "gradients")

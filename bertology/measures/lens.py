@@ -23,7 +23,7 @@ from ..streaming.one_batch import one_batch, run
 from ..tap import copied, recorded, tap
 from ..tap.direct_path import DirectPath, direct_path_noted
 from .captures import measured_texts
-from .rollout import Score
+from .rollout import Score, one_for_each
 
 CHANGED, EXACT = 1e-3, 1e-4
 """How far a number may be from what it was where nothing was taken away, and effects from their sum, as a share of the
@@ -223,7 +223,7 @@ def head_attribution(
     with one_batch(model, inputs, tokenizer) as (anatomy, batch):
         with direct_path_noted(anatomy, examples(batch)) as path:
             outputs = run(model, batch)
-        score = _checked(of) if of is not None else _answer(anatomy, outputs, batch)
+        score = partial(one_for_each, of) if of is not None else _answer(anatomy, outputs, batch)
         held = _Held(anatomy, batch, path, score, score(outputs, batch).detach())
         held.check()
         values = held.by_gradient()
@@ -321,17 +321,6 @@ def _one_silent(x: Tensor, heads: list[int]) -> Tensor:
     for number, head in enumerate(heads):
         copies[number, ..., head, :] = 0
     return copies.flatten(0, 1)
-
-
-def _checked(of: Score) -> Score:
-    def score(outputs: Any, batch: Batch) -> Tensor:
-        found = of(outputs, batch)
-        if not isinstance(found, Tensor) or found.shape != (examples(batch),):
-            came = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ShapeError(f"of= must return one number for each example, a tensor [batch], got {came}")
-        return found
-
-    return score
 
 
 def _answer(anatomy: Anatomy, outputs: Any, batch: Batch) -> Score:

@@ -252,7 +252,7 @@ def hidden_read(anatomy: Anatomy, numbers: Sequence[int]) -> Iterator[dict[int, 
 
 def only_stack(anatomy: Anatomy) -> Stack:
     """The only stack of blocks. Raises `UnknownAnatomy` for models with several."""
-    stacks = [stack for stack in anatomy.stacks if stack.blocks and not stack.single]
+    stacks = [stack for stack in anatomy.stacks if stack.blocks]
     if len(stacks) != 1:
         there = ", ".join(stack.name for stack in stacks) or "none"
         raise UnknownAnatomy(f"layers are those of one stack of blocks, and this model has {there}: pass a part of it")

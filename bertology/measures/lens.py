@@ -112,7 +112,7 @@ def logit_lens(
 
 def _read_by_head(anatomy: Anatomy) -> Stack:
     """The stack whose hidden states the task head reads: the decoder of an encoder-decoder, else the only one."""
-    stacks = [stack for stack in anatomy.stacks if stack.blocks and not stack.single]
+    stacks = [stack for stack in anatomy.stacks if stack.blocks]
     decoders = [stack for stack in stacks if stack.name == "decoder"] if len(stacks) > 1 else stacks
     if len(decoders) != 1:
         there = ", ".join(stack.name for stack in stacks) or "none"
@@ -306,17 +306,15 @@ class _Held:
         for row in (site for site in self.anatomy.sites if site.kept):
             heads = range(len(row.kept))
             groups = [list(heads)] if self.path.can_copy else [[head] for head in heads]
-
-            def without(site: Site, x: Tensor, row: Site = row, some: list[int] | None = None) -> Tensor:
-                return _one_silent(x, some or []) if site is row else x
-
-            less = [self.scores(len(some), partial(without, some=some)) for some in groups]
+            less = [self.scores(len(some), partial(_one_silent, row, some)) for some in groups]
             found[row] = (self.total - torch.cat(less)).T
         return self._laid_out(found)
 
 
-def _one_silent(x: Tensor, heads: list[int]) -> Tensor:
-    """The heads of a layer, with another one of these silent in each copy of the batch."""
+def _one_silent(row: Site, heads: list[int], site: Site, x: Tensor) -> Tensor:
+    """The heads of a layer; of this row, with another one of these silent in each copy of the batch."""
+    if site is not row:
+        return x
     copies = x.unflatten(0, (len(heads), -1)).clone()  # type: ignore[no-untyped-call]
     for number, head in enumerate(heads):
         copies[number, ..., head, :] = 0

@@ -145,7 +145,8 @@ class SimilarityAccumulator(Accumulator):
             sides.append(states)
         rows = [x for side, states in zip(self._sides, sides, strict=True) for x in self._rows(side, batch, states)]
         if len({len(x) for x in rows}) != 1:
-            raise DataError("the two models have other tokens of the same batch: compare them over='text'")
+            which = "layers of this model" if self._other is None else "two models"
+            raise DataError(f"the {which} have other tokens of the same batch: compare them over='text'")
         self._add([x.to(self.total.device, torch.float64) for x in rows])
 
     def _rows(self, side: Anatomy, batch: Batch, states: dict[int, Tensor]) -> list[Tensor]:

@@ -199,7 +199,8 @@ class CatGain(Result):
 
     def __str__(self) -> str:
         lines = []
-        for row, label in enumerate(self.labels):
+        for row in expected_rows(self.labels, self.used.bool().tolist()):
+            label = self.labels[row]
             if self.used[row]:
                 heads = int((self.head_low[row] > 0).sum())
                 there = int((~self.head_gain[row].isnan()).sum())

@@ -199,7 +199,8 @@ class CatGain(Result):
 
     def __str__(self) -> str:
         lines = []
-        for row, label in enumerate(self.labels):
+        for row in expected_rows(self.labels, self.used.bool().tolist()):
+            label = self.labels[row]
             if self.used[row]:
                 heads = int((self.head_low[row] > 0).sum())
                 there = int((~self.head_gain[row].isnan()).sum())
@@ -369,15 +370,14 @@ class CatComparison(Result):
     def __str__(self) -> str:
         scores = [self.of(kind) for kind in self.kinds]
         lines = [f"| layer | {' | '.join(self.kinds)} |", f"|{'---|' * (1 + len(self.kinds))}"]
+        used = scores[0].used.bool().tolist()
         for row, label in enumerate(self.labels):
-            if scores[0].used[row]:
+            if used[row]:
                 lines.append(f"| {label} | {' | '.join(f'{one.macro[row]:.3f}' for one in scores)} |")
         left = f", {self.skipped} skipped" if self.skipped else ""
         told = f"CAT-scores of {_counted(self.names)}{left}; chance is about 1/7 = 0.143"
-        without = [label for label, used in zip(self.labels, scores[0].used.tolist(), strict=True) if not used]
-        if len(without) < len(self.labels):
-            expected = [self.labels[row] for row in expected_rows(self.labels, scores[0].used.bool().tolist())]
-            missing = [label for label in without if label in expected]
+        if any(used):
+            missing = [self.labels[row] for row in expected_rows(self.labels, used) if not used[row]]
             more = [f"No score in layers {', '.join(missing)}, since {NO_PAIR} there"] if missing else []
             return "\n".join([*lines, told, *more])
         hint = "Two leaves or more of the types that count are needed; types='all' counts all of them"

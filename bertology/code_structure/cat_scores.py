@@ -17,12 +17,12 @@ from ..data.batches import Batch, Batches
 from ..errors import DataError, checked
 from ..measures.random_weights import randomized
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Names, Weighting, check_weighting, stat
+from ..streaming.accumulator import Weighting, check_weighting, stat
 from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress, titled
 from .align import AlignedCode
 from .cat_results import CatComparison
-from .leaf_maps import LeafMapAccumulator, LeafMaps, check_announced, snippets_in, visible
+from .leaf_maps import LeafMaps, SnippetMapAccumulator, snippets_in, visible
 from .leaf_types import TOP, LeafTypes, TypesAccumulator, leaves_of, published_types, restricted
 from .masks import QUARTER, attention_mask, distance_mask, overlap, positional, shuffled
 from .position_means import PositionAccumulator, PositionMeans
@@ -47,7 +47,7 @@ def kinds_of(offsets: Offsets) -> tuple[str, ...]:
     return KINDS[:2] + {"snippet": KINDS[2:], "kept": (AMONG_KEPT,), "both": (*KINDS[2:], AMONG_KEPT)}[offsets]
 
 
-class CatAccumulator(LeafMapAccumulator):
+class CatAccumulator(SnippetMapAccumulator):
     """Counts for the CAT-scores of all layers and heads and of two null models, from batches of `align_code`.
 
     Args:
@@ -72,28 +72,19 @@ class CatAccumulator(LeafMapAccumulator):
         upgraded: bool = True, nulls: bool = True, seed: int = 0, offsets: Offsets = "snippet",
         means: Mapping[str, PositionMeans] | None = None, weighting: Weighting = "attention",
     ) -> None:  # fmt: skip
+        super().__init__(examples)
         self.weighting = check_weighting(weighting)
-        self._names = [one.tree.name or str(one.number) for one in examples]
-        self._place = {one.number: place for place, one in enumerate(examples)}
         self._types, self._quantile, self._upgraded, self._seed = types, quantile, upgraded, seed
         self._kinds, self._means = kinds_of(offsets) if nulls else KINDS[:1], means or {}
-
-    def names(self) -> Names:
-        """The snippets."""
-        return {"example": tuple(self._names)}
-
-    def rename(self, names: Names) -> None:
-        """Have the scores of other snippets."""
-        self._names = list(names["example"])
 
     def settings(self) -> str:
         """The snippets, and everything that changes their counts."""
         types = None if self._types is None else [None if some is None else list(some) for some in self._types]
-        return f"{self._names} {types} {self._quantile} {self._upgraded} {self._kinds} {self._seed}"
+        return f"{list(self._names)} {types} {self._quantile} {self._upgraded} {self._kinds} {self._seed}"
 
     def sizes(self) -> dict[str, int]:
         """The numbers of kinds of attention and of snippets."""
-        return {"kind": len(self._kinds), "example": len(self._names)}
+        return {"kind": len(self._kinds), **super().sizes()}
 
     def zero(self, anatomy: Anatomy) -> CatAccumulator:
         """Set all counts to 0, for a model."""
@@ -104,7 +95,6 @@ class CatAccumulator(LeafMapAccumulator):
     def start_batch(self, batch: Batch) -> None:
         """Compute what is the same for all layers."""
         super().start_batch(batch)
-        check_announced(self.snippets, self._place)
         self._each = [_Snippet(one, self._quantile, self._upgraded, self._seed) for one in self.snippets]
 
     def read_leaves(self, site: Site, example: int, maps: LeafMaps, causal: bool) -> None:
@@ -153,7 +143,7 @@ class CatAccumulator(LeafMapAccumulator):
             head_either=self.head_either.cpu().int(),
             kinds=tuple(kind + ELSEWHERE if kind in self._means else kind for kind in self._kinds),
             types=tuple(None if some is None else tuple(some) for some in self._types or [None] * self.anatomy.layers),
-            names=tuple(self._names),
+            names=self._names,
             quantile=self._quantile,
             upgraded=self._upgraded,
             labels=self.anatomy.labels,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..anatomy.sites import Site
 from ..data.batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable
 from ..errors import DataError, ShapeError, check_least, checked
-from ..streaming.accumulator import MapAccumulator
+from ..streaming.accumulator import MapAccumulator, Names
 from ..streaming.processes import gathered, process
 from .align import PADDING, AlignedCode
 from .masks import as_floats, check_finite
@@ -98,12 +98,6 @@ def code_in(batch: Batch) -> list[AlignedCode]:
             "bertology.code_structure.align_code"
         )
     return list(found)
-
-
-def check_announced(snippets: Sequence[AlignedCode], numbers: Collection[int]) -> None:
-    """Raise `DataError` for a snippet that is not among those that a measure knows by their numbers."""
-    if unknown := [one for one in snippets if one.number not in numbers]:
-        raise DataError(f"snippet number {unknown[0].number} is not among the {len(numbers)} snippets of this measure")
 
 
 def snippets_in(batches: Batches) -> list[AlignedCode]:
@@ -190,3 +184,34 @@ class LeafMapAccumulator(MapAccumulator):
             maps: the attention between leaves.
             causal: whether tokens see only themselves and earlier ones.
         """
+
+
+class SnippetMapAccumulator(LeafMapAccumulator):
+    """The base class for measures that keep the values of each snippet. `examples` are all snippets that can occur.
+
+    Raises `DataError` for a snippet that is not among them.
+    """
+
+    def __init__(self, examples: Sequence[AlignedCode]) -> None:
+        self._names = tuple(one.tree.name or str(one.number) for one in examples)
+        self._place = {one.number: place for place, one in enumerate(examples)}
+
+    def names(self) -> Names:
+        """The snippets."""
+        return {"example": self._names}
+
+    def rename(self, names: Names) -> None:
+        """Have the scores of other snippets."""
+        self._names = tuple(names["example"])
+
+    def sizes(self) -> dict[str, int]:
+        """The number of snippets."""
+        return {"example": len(self._names)}
+
+    def start_batch(self, batch: Batch) -> None:
+        """Check that the snippets are known, and fit into the model."""
+        super().start_batch(batch)
+        if unknown := [one for one in self.snippets if one.number not in self._place]:
+            raise DataError(
+                f"snippet number {unknown[0].number} is not among the {len(self._place)} snippets of this measure"
+            )

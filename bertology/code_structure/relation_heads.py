@@ -17,12 +17,12 @@ from ..results.result import Result
 from ..results.statistics import percentile_interval
 from ..results.views import html_table, plain_table
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Names, Weighting, check_weighting, stat
+from ..streaming.accumulator import Weighting, check_weighting, stat
 from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress
 from .align import AlignedCode
 from .cat_results import bootstrap
-from .leaf_maps import LeafMapAccumulator, LeafMaps, check_announced, snippets_in, visible
+from .leaf_maps import LeafMaps, SnippetMapAccumulator, snippets_in, visible
 from .leaf_types import restricted
 from .relations import RELATIONS, Relation, related, relation_scores
 
@@ -162,7 +162,7 @@ class RelationHeads(Result):
         return replace(self, relations=(relation,), **cut)
 
 
-class RelationAccumulator(LeafMapAccumulator):
+class RelationAccumulator(SnippetMapAccumulator):
     """Sums for `RelationHeads`, from batches of `align_code`. `examples` are all snippets that can occur."""
 
     related: Tensor = stat("relation layer head example")
@@ -174,18 +174,9 @@ class RelationAccumulator(LeafMapAccumulator):
         self, examples: Sequence[AlignedCode], *, relations: Sequence[Relation] = RELATIONS,
         weighting: Weighting = "attention",
     ) -> None:  # fmt: skip
+        super().__init__(examples)
         self.weighting = check_weighting(weighting)
-        self._names = tuple(one.tree.name or str(one.number) for one in examples)
-        self._place = {one.number: place for place, one in enumerate(examples)}
         self._relations = tuple(relations)
-
-    def names(self) -> Names:
-        """The snippets."""
-        return {"example": self._names}
-
-    def rename(self, names: Names) -> None:
-        """Have the scores of other snippets."""
-        self._names = tuple(names["example"])
 
     def settings(self) -> str:
         """The snippets and the relations."""
@@ -193,12 +184,11 @@ class RelationAccumulator(LeafMapAccumulator):
 
     def sizes(self) -> dict[str, int]:
         """The numbers of relations and snippets."""
-        return {"relation": len(self._relations), "example": len(self._names)}
+        return {"relation": len(self._relations), **super().sizes()}
 
     def start_batch(self, batch: Batch) -> None:
         """Find the related leaves."""
         super().start_batch(batch)
-        check_announced(self.snippets, self._place)
         self._marked = [[related(one.tree, relation) for relation in self._relations] for one in self.snippets]
 
     def read_leaves(self, site: Site, example: int, maps: LeafMaps, causal: bool) -> None:

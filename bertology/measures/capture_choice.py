@@ -1,9 +1,10 @@
-"""Which layers and which positions of a capture are kept."""
+"""What is kept of a capture: which layers and positions, in which type, and where."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, shows_padding
 from ..data.padding import real_positions
 from ..errors import DataError, described, is_whole
+from ..streaming.one_batch import pile
 
 
 class Layers:
@@ -122,3 +124,53 @@ class Positions:
         order = (~real).to(torch.int8).argsort(dim=1, stable=True)
         self.there[stack] = there
         return order.gather(1, counted.clamp(0, many - 1)), there
+
+
+class Place(Protocol):
+    """Where captured tensors are kept."""
+
+    def keep(self, kind: str, stack: str, x: Tensor) -> Tensor:
+        """Take the tensor of a layer when it comes; what is returned stands for it."""
+
+    def pile(self, kind: str, stack: str, layers: list[Tensor]) -> Tensor:
+        """[layer, ...]: the layers of a stack, one after the other."""
+
+
+class InMemory:
+    """Captured tensors stay where they are."""
+
+    def keep(self, kind: str, stack: str, x: Tensor) -> Tensor:
+        """The tensor itself."""
+        return x
+
+    def pile(self, kind: str, stack: str, layers: list[Tensor]) -> Tensor:
+        """[layer, ...]: the layers stacked."""
+        return pile(layers)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is kept of a capture, by default all of it as the model computed it."""
+
+    layers: Layers = field(default_factory=Layers)
+    positions: Positions | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    place: Place = field(default_factory=InMemory)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether tensors are kept as they are."""
+        return (self.positions or self.dtype or self.device) is None and type(self.place) is InMemory
+
+    def converted(self, x: Tensor) -> Tensor:
+        """The tensor in the type and on the device that are asked for. Raises `DataError` where float16 overflows."""
+        if self.dtype is None and self.device is None:
+            return x
+        new = x.to(device=self.device or x.device, dtype=self.dtype or x.dtype)
+        if new.dtype == torch.float16 != x.dtype and bool((new.isinf() & ~x.isinf().to(new.device)).any()):
+            raise DataError(
+                f"a value of {float(x.nan_to_num().abs().max()):.4g} was captured, but the limit of float16 is 65504: "
+                "pass dtype=torch.bfloat16 or dtype=torch.float32"
+            )
+        return new

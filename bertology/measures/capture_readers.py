@@ -1,4 +1,4 @@
-"""Readers of one forward pass: hidden states, attention maps and head outputs, which of them are kept, and where.
+"""Readers of the hidden states, the attention maps and the head outputs in one forward pass.
 
 `hidden_states`, `attention_maps` and `head_outputs` run one of them each, `capture` several in the same pass.
 """
@@ -7,75 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..anatomy.names import OUTPUT_STATES_ARGUMENT, STATES_NAME
 from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Anatomy, LayerLabels, Site, Stack
-from ..data.batches import Batch, ReadBatch, run_model, token_count
-from ..data.losses import ExampleLoss, example_losses, find_loss
-from ..errors import DataError, UnknownAnatomy, described
+from ..data.batches import Batch, token_count
+from ..errors import DataError, UnknownAnatomy
 from ..streaming.accumulator import Weighting, check_weighting
-from ..streaming.first_example import FirstExample
-from ..streaming.gradient_check import check_gradient
-from ..streaming.one_batch import by_stack, layer_labels, masks, pile, run
-from ..tap import shares, tap, uncached
-from ..tap.gradient_cuts import lost_gradients
-from .capture_choice import Layers, Positions
-
-
-class Place(Protocol):
-    """Where captured tensors are kept."""
-
-    def keep(self, kind: str, stack: str, x: Tensor) -> Tensor:
-        """Take the tensor of a layer when it comes; what is returned stands for it."""
-
-    def pile(self, kind: str, stack: str, layers: list[Tensor]) -> Tensor:
-        """[layer, ...]: the layers of a stack, one after the other."""
-
-
-class InMemory:
-    """Captured tensors stay where they are."""
-
-    def keep(self, kind: str, stack: str, x: Tensor) -> Tensor:
-        """The tensor itself."""
-        return x
-
-    def pile(self, kind: str, stack: str, layers: list[Tensor]) -> Tensor:
-        """[layer, ...]: the layers stacked."""
-        return pile(layers)
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """What is kept of a capture, by default all of it as the model computed it."""
-
-    layers: Layers = field(default_factory=Layers)
-    positions: Positions | None = None
-    dtype: torch.dtype | None = None
-    device: torch.device | None = None
-    place: Place = field(default_factory=InMemory)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether tensors are kept as they are."""
-        return (self.positions or self.dtype or self.device) is None and type(self.place) is InMemory
-
-    def converted(self, x: Tensor) -> Tensor:
-        """The tensor in the type and on the device that are asked for. Raises `DataError` where float16 overflows."""
-        if self.dtype is None and self.device is None:
-            return x
-        new = x.to(device=self.device or x.device, dtype=self.dtype or x.dtype)
-        if new.dtype == torch.float16 != x.dtype and bool((new.isinf() & ~x.isinf().to(new.device)).any()):
-            raise DataError(
-                f"a value of {float(x.nan_to_num().abs().max()):.4g} was captured, but the limit of float16 is 65504: "
-                "pass dtype=torch.bfloat16 or dtype=torch.float32"
-            )
-        return new
+from ..streaming.one_batch import by_stack, layer_labels, masks
+from ..tap import shares, tap
+from .capture_choice import Keeping, Layers
 
 
 class Found(NamedTuple):
@@ -295,16 +240,30 @@ def _as_text(stack: Stack, states: list[_State], final: Tensor | None, tokens: i
     return [state._replace(x=x) for state, x in zip(states, cut, strict=True)]
 
 
-class MapsReader(Reader):
+class SitesReader(Reader):
+    """What the readers of attention layers share: which layers are kept, and where their heads are."""
+
+    heads_axis: int
+    """The axis of a layer's tensor along which heads are."""
+
+    def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping) -> None:
+        super().__init__(anatomy, batch, keeping)
+        self.sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
+        self._wanted = set(self.sites)
+
+    def placed(self, site: Site, x: Tensor, kind: str = "") -> Tensor:
+        """The chosen positions of a layer where they are kept; NaN for pruned heads."""
+        return self.keep(site.stack, site.spread(self.chosen(site.stack, x), self.anatomy.heads, self.heads_axis), kind)
+
+
+class MapsReader(SitesReader):
     """Reads the attention maps of one forward pass."""
 
-    kind, axis = "maps", 2
+    kind, axis, heads_axis = "maps", 2, 1
 
     def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping, weighting: Weighting = "attention") -> None:
         super().__init__(anatomy, batch, keeping)
         self.norms = check_weighting(weighting) == "norm"
-        self.sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
-        self._wanted = set(self.sites)
         self._runs: dict[Site, list[Tensor]] = {}
         self._site: Site | None = None
         self._blocks: list[Tensor] = []
@@ -328,8 +287,7 @@ class MapsReader(Reader):
         runs = self._runs.setdefault(site, [])
         if runs and self.keeping.positions is not None:
             raise DataError(f"{site.label} runs several times in a pass: positions= cannot tell which text is meant")
-        whole = self.chosen(site.stack, torch.cat(blocks, dim=2))
-        runs.append(self.keep(site.stack, site.spread(whole, self.anatomy.heads, 1)))
+        runs.append(self.placed(site, torch.cat(blocks, dim=2)))
 
     def steps(self) -> dict[Site, list[Tensor]]:
         """{site: its map in each run}: what generation reads, a run for each step."""
@@ -348,15 +306,13 @@ class MapsReader(Reader):
         return Found(stacks, self.real(stacks), layer_labels(self.sites, whole))
 
 
-class HeadsReader(Reader):
+class HeadsReader(SitesReader):
     """Reads the outputs of all heads in one forward pass; for their gradients, they become leaves of the graph."""
 
-    kind, axis = "heads", 1
+    kind, axis, heads_axis = "heads", 1, 2
 
     def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping, *, leaves: bool = False) -> None:
         super().__init__(anatomy, batch, keeping)
-        self.sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
-        self._wanted = set(self.sites)
         self._leaves = leaves
         self.outputs: dict[Site, Tensor] = {}
         """The output of each layer; as the model computed it where gradients are wanted."""
@@ -371,7 +327,7 @@ class HeadsReader(Reader):
 
     def _read(self, site: Site, x: Tensor) -> None:
         if site in self._wanted:
-            self.outputs[site] = self._placed(site, x.detach())
+            self.outputs[site] = self.placed(site, x.detach())
 
     def _edit(self, site: Site, x: Tensor) -> Tensor:
         if site not in self._wanted:
@@ -380,81 +336,15 @@ class HeadsReader(Reader):
         self.outputs[site] = x.requires_grad_()
         return self.outputs[site]
 
-    def _placed(self, site: Site, x: Tensor, kind: str = "") -> Tensor:
-        return self.keep(site.stack, site.spread(self.chosen(site.stack, x), self.anatomy.heads, 2), kind)
-
     def found(self, outputs: Any = None) -> Found:
         """The outputs of all stacks."""
         each = self.outputs
         if self._leaves:
-            each = {site: self._placed(site, x.detach()) for site, x in each.items()}
+            each = {site: self.placed(site, x.detach()) for site, x in each.items()}
         stacks = self.pile(by_stack(self.sites, each))
         return Found(stacks, self.real(stacks), layer_labels(self.sites, each))
 
     def gradients(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         """{stack: [layer, batch, token, head, dim]} of the gradients of the outputs, in the order in which they ran."""
-        each = {site: self._placed(site, x, "gradients") for site, x in zip(self.outputs, gradients, strict=True)}
+        each = {site: self.placed(site, x, "gradients") for site, x in zip(self.outputs, gradients, strict=True)}
         return self.pile(by_stack(self.sites, each), "gradients")
-
-
-def chosen_loss(model: nn.Module, loss: ExampleLoss | str | None) -> ExampleLoss | None:
-    """The loss that gradients are of. Raises `DataError` for what is none, `LossError` where none is known."""
-    chosen = find_loss(model) if loss == "auto" else loss
-    if chosen is not None and not callable(chosen):
-        raise DataError(f"loss must be None, 'auto' or a function of (outputs, batch), got {described(chosen)}")
-    return chosen
-
-
-def run_readers(
-    anatomy: Anatomy, batch: Batch, readers: Sequence[Reader], loss: ExampleLoss | None = None, *, own: bool = False
-) -> tuple[Any, dict[str, Tensor] | None]:
-    """Run the model once while these readers read it.
-
-    Args:
-        anatomy: that of the model.
-        batch: checked, and on the model's device.
-        readers: one `HeadsReader` among them, with `leaves`, where there is a loss.
-        loss: one value for each example: a backward pass follows, to the head outputs.
-        own: whether it is the loss of the model's own task.
-
-    Returns the model's outputs, and the gradients of the head outputs by stack.
-    """
-    with ExitStack() as taps:
-        if loss is not None:
-            return _run_backward(anatomy, batch, readers, loss, own, taps)
-        arguments = _opened(readers, taps)
-        return run(anatomy.model, {**batch, **arguments}), None
-
-
-def _opened(readers: Sequence[Reader], taps: ExitStack) -> dict[str, Any]:
-    """Open all readers, and tell what they ask the model for beside the batch."""
-    arguments: dict[str, Any] = {}
-    for reader in readers:
-        reader.open(taps)
-        arguments |= reader.arguments
-    return arguments
-
-
-def _run_backward(
-    anatomy: Anatomy, batch: Batch, readers: Sequence[Reader], loss: ExampleLoss, own: bool, taps: ExitStack
-) -> tuple[Any, dict[str, Tensor]]:
-    model = anatomy.model
-    heads = next(reader for reader in readers if isinstance(reader, HeadsReader))
-    anatomy.check_readable()
-    first = FirstExample(anatomy, loss, loss) if own else None
-    if first is not None:
-        first.check(batch)
-    noted = ReadBatch(batch)
-    arguments = _opened(readers, taps)
-    with torch.inference_mode(False), torch.enable_grad(), uncached(model):
-        with lost_gradients(anatomy, batch) as lost:
-            outputs = run_model(model, {**batch, **arguments}, labels=not own)
-        losses = example_losses(loss, outputs, noted)
-        if first is not None:
-            first.compare(losses)
-        noted.check(model)
-        each = torch.autograd.grad(losses.sum(), list(heads.outputs.values()), materialize_grads=True)
-        taps.close()
-        if lost:
-            check_gradient(anatomy, batch, loss, lost[0], labelled=not own)
-    return outputs, heads.gradients(each)

@@ -22,7 +22,9 @@ from ..streaming.accumulator import Weighting
 from ..streaming.one_batch import Capture as Capture
 from ..streaming.one_batch import one_batch, only
 from .attention_view import InteractiveView, interactive_view
-from .capture_readers import HeadsReader, HiddenReader, Keeping, MapsReader, chosen_loss, run_readers
+from .capture_choice import Keeping
+from .capture_readers import HeadsReader, HiddenReader, MapsReader
+from .capture_run import chosen_loss, run_readers
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,7 +15,7 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, BatchesOrTexts
 from ..data.padding import real_positions
 from ..data.token_classes import TokenClass, TokenClasses
-from ..errors import checked
+from ..errors import UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
@@ -105,6 +105,11 @@ class ContextualityAccumulator(Accumulator):
     def update(self, batch: Batch, outputs: Any) -> None:
         """Add the directions of real tokens."""
         device, some = self.total.device, next(iter(self._states.values()))
+        if pooled := [layer for layer, x in self._states.items() if x.shape[:2] != some.shape[:2]]:
+            raise UnknownAnatomy(
+                f"layer {pooled[0]} has {self._states[pooled[0]].shape[1]} tokens, layer 0 has {some.shape[1]}: pooled "
+                "tokens are not those of the words, and their cosines cannot be compared"
+            )
         real = real_positions(self.anatomy, batch, self._stack.name, *some.shape[:2]).to(device)
         masks = self._classes.masks(self.anatomy, batch, self._stack.name, some.shape[1]) if self._words else None
         each = None if masks is None else (masks[:-1].to(device) & real)
@@ -157,7 +162,8 @@ def contextuality(
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
 
-    Raises `DataError` for batches or words that cannot be used, `UnknownAnatomy` for models with several stacks.
+    Raises `DataError` for batches or words that cannot be used, `UnknownAnatomy` for models with several stacks,
+    and for those that pool tokens between layers (Funnel).
 
         >>> import torch
         >>> from transformers import BertConfig, BertModel

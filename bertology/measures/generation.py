@@ -27,8 +27,8 @@ from ..data.positions import room_of, with_positions
 from ..errors import BertologyError, DataError, UnknownAnatomy, check_least, checked
 from ..streaming.one_batch import by_stack, layer_labels, one_batch, pile
 from ..tap import tap
-from .capture_choice import Layers
-from .capture_readers import HiddenReader, Keeping, MapsReader, Reader, state_labels
+from .capture_choice import Keeping, Layers
+from .capture_readers import HeadsReader, HiddenReader, MapsReader, state_labels
 from .captures import measured_texts
 from .one_pass import KINDS, Captures, OneBatch, Wanted, device_named
 
@@ -168,14 +168,11 @@ def _prompts(model: nn.Module, batch: Batch, max_new_tokens: int) -> dict[str, A
     return plain if derived is not None and own is not None and torch.equal(derived, own.to(derived)) else given
 
 
-class _StepHeads(Reader):
+class _StepHeads(HeadsReader):
     """Reads the head outputs of every step."""
-
-    kind, axis = "heads", 1
 
     def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping) -> None:
         super().__init__(anatomy, batch, keeping)
-        self.sites = [site for site in anatomy.sites if keeping.layers.wants(site.stack, site.layer)]
         self._steps: dict[Site, list[Tensor]] = {}
 
     def open(self, undo: ExitStack) -> None:
@@ -183,9 +180,8 @@ class _StepHeads(Reader):
         undo.enter_context(tap(self.anatomy, "heads", read=self._read, once=False))
 
     def _read(self, site: Site, x: Tensor) -> None:
-        if site in self.sites:
-            x = self.keep(site.stack, site.spread(x.detach(), self.anatomy.heads, 2))
-            self._steps.setdefault(site, []).append(x)
+        if site in self._wanted:
+            self._steps.setdefault(site, []).append(self.placed(site, x.detach()))
 
     def steps(self) -> dict[Site, list[Tensor]]:
         """{site: its head outputs in each step}."""

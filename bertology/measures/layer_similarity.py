@@ -145,7 +145,8 @@ class SimilarityAccumulator(Accumulator):
             sides.append(states)
         rows = [x for side, states in zip(self._sides, sides, strict=True) for x in self._rows(side, batch, states)]
         if len({len(x) for x in rows}) != 1:
-            raise DataError("the two models have other tokens of the same batch: compare them over='text'")
+            which = "layers of this model" if self._other is None else "two models"
+            raise DataError(f"the {which} have other tokens of the same batch: compare them over='text'")
         self._add([x.to(self.total.device, torch.float64) for x in rows])
 
     def _rows(self, side: Anatomy, batch: Batch, states: dict[int, Tensor]) -> list[Tensor]:
@@ -163,7 +164,7 @@ class SimilarityAccumulator(Accumulator):
         many, whole = len(rows[0]), torch.cat(rows, dim=1)
         self.counted += many
         self.alone += many if many == 1 else 0
-        # Anew in each batch, so that it is shuffled alike in any shard or process.
+        # The generator is seeded in each batch, so that its shuffle is the same in any shard or process.
         drawn = torch.Generator().manual_seed(self._seed)
         step = int(torch.randint(1, many, (), generator=drawn)) if many > 1 else 0
         order = torch.randperm(many, generator=drawn).to(whole.device)
@@ -252,7 +253,7 @@ def hidden_read(anatomy: Anatomy, numbers: Sequence[int]) -> Iterator[dict[int, 
 
 def only_stack(anatomy: Anatomy) -> Stack:
     """The only stack of blocks. Raises `UnknownAnatomy` for models with several."""
-    stacks = [stack for stack in anatomy.stacks if stack.blocks and not stack.single]
+    stacks = [stack for stack in anatomy.stacks if stack.blocks]
     if len(stacks) != 1:
         there = ", ".join(stack.name for stack in stacks) or "none"
         raise UnknownAnatomy(f"layers are those of one stack of blocks, and this model has {there}: pass a part of it")

@@ -23,7 +23,7 @@ from ..streaming.one_batch import one_batch, run
 from ..tap import copied, recorded, tap
 from ..tap.direct_path import DirectPath, direct_path_noted
 from .captures import measured_texts
-from .rollout import Score
+from .rollout import Score, one_for_each
 
 CHANGED, EXACT = 1e-3, 1e-4
 """How far a number may be from what it was where nothing was taken away, and effects from their sum, as a share of the
@@ -112,7 +112,7 @@ def logit_lens(
 
 def _read_by_head(anatomy: Anatomy) -> Stack:
     """The stack whose hidden states the task head reads: the decoder of an encoder-decoder, else the only one."""
-    stacks = [stack for stack in anatomy.stacks if stack.blocks and not stack.single]
+    stacks = [stack for stack in anatomy.stacks if stack.blocks]
     decoders = [stack for stack in stacks if stack.name == "decoder"] if len(stacks) > 1 else stacks
     if len(decoders) != 1:
         there = ", ".join(stack.name for stack in stacks) or "none"
@@ -223,7 +223,7 @@ def head_attribution(
     with one_batch(model, inputs, tokenizer) as (anatomy, batch):
         with direct_path_noted(anatomy, examples(batch)) as path:
             outputs = run(model, batch)
-        score = _checked(of) if of is not None else _answer(anatomy, outputs, batch)
+        score = partial(one_for_each, of) if of is not None else _answer(anatomy, outputs, batch)
         held = _Held(anatomy, batch, path, score, score(outputs, batch).detach())
         held.check()
         values = held.by_gradient()
@@ -306,32 +306,19 @@ class _Held:
         for row in (site for site in self.anatomy.sites if site.kept):
             heads = range(len(row.kept))
             groups = [list(heads)] if self.path.can_copy else [[head] for head in heads]
-
-            def without(site: Site, x: Tensor, row: Site = row, some: list[int] | None = None) -> Tensor:
-                return _one_silent(x, some or []) if site is row else x
-
-            less = [self.scores(len(some), partial(without, some=some)) for some in groups]
+            less = [self.scores(len(some), partial(_one_silent, row, some)) for some in groups]
             found[row] = (self.total - torch.cat(less)).T
         return self._laid_out(found)
 
 
-def _one_silent(x: Tensor, heads: list[int]) -> Tensor:
-    """The heads of a layer, with another one of these silent in each copy of the batch."""
+def _one_silent(row: Site, heads: list[int], site: Site, x: Tensor) -> Tensor:
+    """The heads of a layer; of this row, with another one of these silent in each copy of the batch."""
+    if site is not row:
+        return x
     copies = x.unflatten(0, (len(heads), -1)).clone()  # type: ignore[no-untyped-call]
     for number, head in enumerate(heads):
         copies[number, ..., head, :] = 0
     return copies.flatten(0, 1)
-
-
-def _checked(of: Score) -> Score:
-    def score(outputs: Any, batch: Batch) -> Tensor:
-        found = of(outputs, batch)
-        if not isinstance(found, Tensor) or found.shape != (examples(batch),):
-            came = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ShapeError(f"of= must return one number for each example, a tensor [batch], got {came}")
-        return found
-
-    return score
 
 
 def _answer(anatomy: Anatomy, outputs: Any, batch: Batch) -> Score:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.sites import Site
 from ..data.batches import BatchesOrTexts, examples, rows_per_example
-from ..data.captured_texts import texts_of
 from ..errors import checked
 from ..results.axes import axes
-from ..results.fields import model_name
 from ..streaming.one_batch import Capture, by_stack, layer_labels, masks, one_batch, only, pile, run
 from ..tap import tap
+from .captures import measured_texts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,7 +67,5 @@ def neuron_activations(model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: A
             run(model, batch)
         each = {site: site.spread(x, mlps.heads, 2) for site, x in found.items()}
         stacks = {stack: pile(layers) for stack, layers in by_stack(mlps.sites, each).items()}
-        about = {"model_name": model_name(model), "n_examples": examples(batch), **texts_of(model, batch, tokenizer)}
-        return NeuronActivations(
-            stacks, masks(anatomy, batch, stacks, axis=2), layer_labels(mlps.sites, found), **about
-        )
+        real, labels = masks(anatomy, batch, stacks, axis=2), layer_labels(mlps.sites, found)
+        return NeuronActivations(stacks, real, labels, **measured_texts(model, batch, tokenizer))

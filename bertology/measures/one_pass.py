@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import nn
@@ -18,28 +18,20 @@ from ..data.batches import Batch, BatchesOrTexts, each_batch
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
 from ..errors import DataError, checked, described, is_whole
+from ..results.complete_file import locked
 from ..results.fields import about_fields
 from ..streaming.first_example import check_padding
 from ..streaming.identity import add_batch, identity, model_identity
 from ..streaming.one_batch import Capture, one_batch
 from ..streaming.progress import Progress, check_progress, progress_bar
 from ..tap import undisturbed
-from .capture_choice import Layers, Positions
-from .capture_readers import (
-    HeadsReader,
-    HiddenReader,
-    Keeping,
-    MapsReader,
-    Reader,
-    check_layers,
-    chosen_loss,
-    run_readers,
-)
+from .capture_choice import Keeping, Layers, Positions
+from .capture_readers import HeadsReader, HiddenReader, MapsReader, Reader, check_layers
+from .capture_run import chosen_loss, run_readers
 from .captures import AttentionMaps, HeadOutputs, HiddenStates, measured_texts
 from .saved_captures import MASKS, CaptureFolder, OnDisk, check_tensors, tensors_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-C = TypeVar("C", bound=Capture)
 
 
 class OneBatch(NamedTuple):
@@ -256,7 +248,8 @@ def capture(
         tokenizer: needed for texts: the model's.
         save: a folder, to which each layer is written as the model runs, so that neither the layers of a large model
             nor all batches need to fit into memory. It is made if it does not exist. Where a pass was interrupted, the
-            same call resumes it; where it was complete, nothing runs.
+            same call resumes it; where it was complete, nothing runs. While it is written, other processes that name
+            the same folder are refused.
         progress: with `save`, True for a progress bar over batches, or its title.
 
     Returns a `Captures`, with `hidden`, `maps` and `heads`: each is what the single function returns. Those in a folder
@@ -279,7 +272,8 @@ def capture(
     check_progress(progress)
     if save is not None:
         batches = as_batches(model, inputs, tokenizer, sort=False, notes_words=True)
-        return _saved(model, batches, wanted, tokenizer, save, progress)
+        with locked(save):
+            return _saved(model, batches, wanted, tokenizer, save, progress)
     chosen = chosen_loss(model, loss)
     with one_batch(model, inputs, tokenizer) as (anatomy, batch):
         wanted.check_layers(anatomy)

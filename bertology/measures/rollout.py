@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy.names import LOGITS_OUTPUT
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import Batch, BatchesOrTexts, run_model
+from ..data.batches import Batch, BatchesOrTexts, examples, run_model
 from ..errors import DataError, ShapeError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..streaming.accumulator import Weighting, check_weighting
@@ -138,13 +138,19 @@ def attention_relevance(
         return _multiplied(anatomy, batch, steps, "gradient", tokenizer)
 
 
+def one_for_each(of: Score, outputs: Any, batch: Batch) -> Tensor:
+    """[batch]: what a score returns. Raises `ShapeError` unless it is one number for each example."""
+    found = of(outputs, batch)
+    if not isinstance(found, Tensor) or found.shape != (examples(batch),):
+        came = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ShapeError(f"of= must return one number for each example, a tensor [batch], got {came}")
+    return found
+
+
 def _score(outputs: Any, batch: Batch, of: Score | None) -> Tensor:
     """[batch]: the number that is explained."""
     if of is not None:
-        score = of(outputs, batch)
-        if not isinstance(score, Tensor) or score.dim() != 1:
-            came = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ShapeError(f"of= must return one number for each example, a tensor [batch], got {came}")
+        score = one_for_each(of, outputs, batch)
     else:
         logits = getattr(outputs, LOGITS_OUTPUT, None)
         if not isinstance(logits, Tensor) or logits.dim() != 2:

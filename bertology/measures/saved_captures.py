@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import writable
 from ..streaming.folder import META, Record, TensorFiles, ValueFolder, check_of_values, is_whole, joined, mapped
 from ..streaming.one_batch import pile
 
@@ -35,9 +36,10 @@ class CaptureFolder(ValueFolder):
 
     def begin(self, about: dict[str, Any]) -> None:
         """Write meta.json, and an index of no batch."""
-        self.path.mkdir(exist_ok=True)
-        (self.path / INDEX).write_bytes(b"")
-        self.write_about(about)
+        with writable(self.path):
+            self.path.mkdir(exist_ok=True)
+            (self.path / INDEX).write_bytes(b"")
+            self.write_about(about)
 
     def lines(self) -> list[dict[str, Any]]:
         """What the index says of each batch that is complete; the last line may be that of the end, `{"end": many}`.

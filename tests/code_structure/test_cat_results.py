@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -102,6 +104,8 @@ def test_a_table_without_scores_says_why():
     )
     assert str(nothing.scores).count("no score, since no snippet has a pair of leaves") == 2
     assert str(nothing.beyond("shuffled")).count("no gain, since there is no snippet in which both have a score") == 2
+    of_encoder = dataclasses.replace(comparison([[3], [0]]), labels=("encoder.0", "decoder.0"))
+    assert "decoder" not in str(of_encoder.beyond("shuffled"))  # it reads no code
     some = comparison([[0, 0], [3, 0], [0, 0]])
     assert "| 1 | 0.000 | 0.000 |" in str(some)
     assert "No score in layers 0, 2, since no snippet has a pair" in str(some)

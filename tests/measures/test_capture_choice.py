@@ -1,14 +1,14 @@
-"""Layers by their numbers and labels, positions by the tokens of each text."""
+"""Layers by their numbers and labels, positions by the tokens of each text, and the type that values are kept in."""
 
 import pytest
 import torch
 
 from bertology import dissect
 from bertology.errors import DataError
-from bertology.measures.capture_choice import Layers, Positions
+from bertology.measures.capture_choice import InMemory, Keeping, Layers, Positions
 from helpers.zoo import BY_NAME
 
-# oracle: positions counted by hand, text by text.
+# oracle: positions counted by hand, text by text; torch's own conversion of the same tensor.
 
 
 def test_layers_by_numbers_and_labels():
@@ -41,3 +41,20 @@ def test_positions_by_hand(mask):
             there = -len(tokens) <= position < len(tokens)
             assert bool(positions.there["encoder"][row, number]) == there
             assert torch.equal(found[row, number], tokens[position]) if there else found[row, number].isnan().all()
+
+
+def test_tensors_are_kept_as_they_are_by_default():
+    x = torch.randn(2, 3)
+    assert Keeping().converted(x) is x
+    assert InMemory().keep("hidden", "encoder", x) is x
+    assert Keeping().is_plain
+    assert not Keeping(dtype=torch.float32).is_plain
+
+
+def test_only_float16_may_overflow():
+    x = torch.tensor([1.0, 7e4, float("nan")])
+    assert torch.equal(Keeping(dtype=torch.bfloat16).converted(x)[:2], x[:2].to(torch.bfloat16))
+    with pytest.raises(DataError, match="7e\\+04 was captured, but the limit of float16 is 65504"):
+        Keeping(dtype=torch.float16).converted(x)
+    infinite = torch.tensor([1.0, float("inf")])  # as it was computed
+    assert torch.equal(Keeping(dtype=torch.float16).converted(infinite), infinite.half())

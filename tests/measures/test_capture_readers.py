@@ -1,26 +1,37 @@
-"""What is kept of a capture, where: the rest is tested with `capture` and the single functions."""
+"""Readers by themselves: what they keep is tested with `capture` and the single functions."""
 
 import pytest
 import torch
 
+from bertology import dissect
 from bertology.errors import DataError
-from bertology.measures.capture_readers import InMemory, Keeping
+from bertology.measures.capture_choice import Keeping, Layers
+from bertology.measures.capture_readers import HiddenReader, check_layers, run_name
+from bertology.measures.capture_run import run_readers
+from helpers.zoo import BY_NAME, batch
 
-# oracle: torch's own conversion of the same tensor.
-
-
-def test_tensors_are_kept_as_they_are_by_default():
-    x = torch.randn(2, 3)
-    assert Keeping().converted(x) is x
-    assert InMemory().keep("hidden", "encoder", x) is x
-    assert Keeping().is_plain
-    assert not Keeping(dtype=torch.float32).is_plain
+# oracle: transformers' own hidden states, `output_hidden_states=True`.
 
 
-def test_only_float16_may_overflow():
-    x = torch.tensor([1.0, 7e4, float("nan")])
-    assert torch.equal(Keeping(dtype=torch.bfloat16).converted(x)[:2], x[:2].to(torch.bfloat16))
-    with pytest.raises(DataError, match="7e\\+04 was captured, but the limit of float16 is 65504"):
-        Keeping(dtype=torch.float16).converted(x)
-    infinite = torch.tensor([1.0, float("inf")])  # as it was computed
-    assert torch.equal(Keeping(dtype=torch.float16).converted(infinite), infinite.half())
+def test_only_the_layers_that_are_wanted_are_read():
+    model, inputs = BY_NAME["gpt2"].build().eval(), batch()
+    with torch.no_grad():
+        own = model(**inputs, output_hidden_states=True).hidden_states
+    reader = HiddenReader(dissect(model), inputs, Keeping(Layers([0, len(own) - 1])))
+    found = reader.found(run_readers(reader.anatomy, inputs, [reader])[0])
+    (states,) = found.stacks.values()
+    assert torch.equal(states, torch.stack([own[0], own[-1]]))
+    assert found.labels == ("0", str(len(own) - 1))
+
+
+def test_layers_are_those_of_each_kind():
+    anatomy = dissect(BY_NAME["bert"].build())
+    last = Layers([len(anatomy.sites)])  # hidden states have one layer more, the embeddings
+    check_layers(anatomy, last, hidden=True, maps=False, heads=False)
+    with pytest.raises(DataError, match="is out of range: the attention maps of this model have the layers 0 to"):
+        check_layers(anatomy, last, hidden=True, maps=True, heads=False)
+
+
+def test_runs_are_numbered_where_there_are_several():
+    assert run_name("encoder", 0, 1) == "encoder"
+    assert [run_name("encoder", number, 2) for number in range(2)] == ["encoder (run 1)", "encoder (run 2)"]

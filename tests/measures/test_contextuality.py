@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from bertology import Result, contextuality, hidden_states
-from bertology.errors import DataError
+from bertology.errors import DataError, UnknownAnatomy
 from helpers.zoo import BY_NAME, batch, each_alone
 from oracles.layer_similarity import mean_cosine
 
@@ -50,10 +51,16 @@ def test_a_word_without_context_is_like_itself():
     assert found.occurrences.tolist() == [4, 0]
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # Funnel of transformers 4
 def test_errors_and_files(tmp_path):
     model = BY_NAME["bert"].build()
     with pytest.raises(DataError):
         contextuality(model, batch(), tokens={"word": ["a string"]})
+    config = transformers.FunnelConfig(
+        vocab_size=40, block_sizes=[1, 2], d_model=16, n_head=2, d_head=8, d_inner=24, num_decoder_layers=1
+    )
+    with pytest.raises(UnknownAnatomy, match="layer 2 has 3 tokens, layer 0 has 6: pooled tokens"):
+        contextuality(transformers.FunnelBaseModel(config), batch((6, 4), labels=False))
     found = contextuality(model, batch())
     assert found.self_similarity.shape == (3, 0)
     found = contextuality(model, batch(), tokens={"low": list(range(3, 20))})

@@ -104,6 +104,7 @@ def test_padding_and_parts_change_nothing(name):
         torch.testing.assert_close(left.cka, whole.cka, atol=1e-6, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # Funnel of transformers 4
 def test_errors_say_what_to_do():
     import transformers
 
@@ -114,6 +115,11 @@ def test_errors_say_what_to_do():
         layer_similarity(model, BATCHES[0], over="text")
     with pytest.raises(DataError, match="over must be 'token' or 'text', got 'word'"):
         layer_similarity(model, BATCHES, over="word")
+    config = transformers.FunnelConfig(
+        vocab_size=40, block_sizes=[1, 1], d_model=16, n_head=2, d_head=8, d_inner=24, num_decoder_layers=1
+    )
+    with pytest.raises(DataError, match="the layers of this model have other tokens of the same batch"):
+        layer_similarity(transformers.FunnelBaseModel(config), batch((5, 5), labels=False))
     config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4)
     with pytest.raises(UnknownAnatomy, match="this model has encoder, decoder"):
         layer_similarity(transformers.T5ForConditionalGeneration(config), BATCHES)

@@ -10,13 +10,11 @@ from bertology import (
     attention_maps,
     capture,
     gated,
-    head_importance,
     head_outputs,
     hidden_states,
     prune_heads,
 )
 from bertology.errors import DataError, LossError, UnknownAnatomy
-from bertology.measures import capture_readers
 from bertology.measures.example_maps import example_maps
 from helpers.generation import bart, texts
 from helpers.trees import wordpiece_tokenizer
@@ -46,19 +44,6 @@ def test_equals_the_single_functions(family, tmp_path):
     saved.check()
     with pytest.raises(AssertionError):
         same(saved, {"maps": attention_maps(model, batch((7, 5, 3)))})
-
-
-def test_one_pass_is_run_once(monkeypatch):
-    runs = []
-    run = capture_readers.run_model
-    monkeypatch.setattr(capture_readers, "run_model", lambda *a, **k: runs.append(1) or run(*a, **k))
-    model, inputs = built("bert"), batch()
-    found = capture(model, inputs, **ALL, loss="auto")
-    assert len(runs) == 1
-    assert found.heads == head_outputs(model, inputs, loss="auto")
-    assert found.hidden == hidden_states(model, inputs)
-    gates = (found.heads.values * found.heads.gradients).sum((2, 4)).abs().mean(1)
-    torch.testing.assert_close(gates, head_importance(model, inputs).scores)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

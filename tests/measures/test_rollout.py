@@ -99,6 +99,10 @@ def test_errors_say_what_to_do():
         attention_relevance(BY_NAME["bert"].build("lm"), inputs)
     with pytest.raises(ShapeError, match=r"one number for each example, a tensor \[batch\], got \[1, 5, 40\]"):
         attention_relevance(BY_NAME["bert"].build("lm"), inputs, of=lambda outputs, batch: outputs.logits)
+    with pytest.raises(ShapeError, match=r"got \[1\]"):  # a mean over two examples
+        attention_relevance(
+            BY_NAME["bert"].build(), batch((5, 4), labels=False), of=lambda outputs, batch: outputs.logits.mean()[None]
+        )
     frozen = BY_NAME["bert"].build().requires_grad_(False)
     with pytest.raises(UnknownAnatomy, match="make a parameter before it require a gradient"):
         attention_relevance(frozen, inputs)

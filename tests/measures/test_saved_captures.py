@@ -6,6 +6,7 @@ import torch
 from bertology import Captures, capture
 from bertology.errors import DataError
 from bertology.measures.saved_captures import CaptureFolder, OnDisk, tensors_of
+from bertology.results.complete_file import locked
 from helpers.zoo import BY_NAME, batch
 
 # oracle: the tensors that were given, stacked in memory.
@@ -79,3 +80,15 @@ def test_a_damaged_folder_is_refused(tmp_path):
     (folder / "index.jsonl").write_text(index.replace('"batch"', '"patch"'))
     with pytest.raises(DataError, match=r"line 0 of index.jsonl was changed"):
         Captures.open(folder)
+
+
+def test_a_folder_that_another_process_writes_is_refused(tmp_path):
+    model, folder = built("bert"), tmp_path / "captures"
+    with locked(folder), pytest.raises(DataError, match="is being written by another process"):
+        capture(model, batch(), hidden=True, save=folder)
+    assert len(capture(model, batch(), hidden=True, save=folder)) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_refused():
+    with pytest.raises(DataError, match="/proc/captures"):
+        capture(built("bert"), batch(), hidden=True, save="/proc/captures")

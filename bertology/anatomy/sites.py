@@ -82,6 +82,11 @@ def head_at(labels: tuple[str, ...], row: int, head: int) -> Head:
     return HEADS.at(labels, row, head)
 
 
+def heads_where(labels: tuple[str, ...], chosen: Tensor) -> list[Head]:
+    """The heads that are chosen in a `[layer, head]` bool tensor, in the order of layers and heads."""
+    return [head_at(labels, row, head) for row, head in chosen.nonzero().tolist()]
+
+
 def each_head(heads: Heads) -> list[Head | tuple[int, int]]:
     """List heads, however given, or raise `HeadError`."""
     return HEADS.each(heads)

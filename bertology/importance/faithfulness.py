@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..anatomy.sites import Anatomy, Head, Heads, head_at
+from ..anatomy.sites import Anatomy, Head, Heads, heads_where
 from ..data.batches import BatchesOrTexts
 from ..data.losses import ExampleLoss
 from ..data.metrics import Metric, MetricName, spearman
@@ -66,7 +66,7 @@ class Faithfulness(Result):
     @checked
     def heads(self) -> list[Head]:
         """The heads that are kept."""
-        return [head_at(self.labels, row, head) for row, head in (self.kept == 1).nonzero().tolist()]
+        return heads_where(self.labels, self.kept == 1)
 
     @checked
     def interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> Interval:

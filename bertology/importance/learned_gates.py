@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.names import oddities_of
-from ..anatomy.sites import Anatomy, Head, head_at
+from ..anatomy.sites import Anatomy, Head, heads_where
 from ..data.batches import (
     Batch,
     BatchesOrTexts,
@@ -78,12 +78,12 @@ class LearnedGates(Result):
     @checked
     def open_heads(self, threshold: float = OPEN) -> list[Head]:
         """The heads whose mean gate is above a threshold."""
-        return [head_at(self.labels, row, head) for row, head in (self.gates > threshold).nonzero().tolist()]
+        return heads_where(self.labels, self.gates > threshold)
 
     @checked
     def closed_heads(self, threshold: float = OPEN) -> list[Head]:
         """All other heads that are there: `prune_heads` takes them."""
-        return [head_at(self.labels, row, head) for row, head in (self.gates <= threshold).nonzero().tolist()]
+        return heads_where(self.labels, self.gates <= threshold)
 
     @checked
     def roles(self, threshold: float = OPEN) -> dict[str, list[Head]]:
@@ -100,10 +100,7 @@ class LearnedGates(Result):
         facilitating = (self.gates > threshold) & ~interfering
         there = ~self.gates.isnan()
         kinds = {"facilitating": facilitating, "interfering": interfering, "irrelevant": ~(facilitating | interfering)}
-        return {
-            name: [head_at(self.labels, row, head) for row, head in (some & there).nonzero().tolist()]
-            for name, some in kinds.items()
-        }
+        return {name: heads_where(self.labels, some & there) for name, some in kinds.items()}
 
 
 @merges

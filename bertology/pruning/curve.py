@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..anatomy.sites import Anatomy, Head, head_at
+from ..anatomy.sites import Anatomy, Head, heads_where
 from ..data.batches import Batch, Batches, BatchesOrTexts, check_repeatable
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
@@ -163,7 +163,7 @@ class PruningCurve(Result):
                 UserWarning,
                 stacklevel=2,
             )
-        return [head_at(self.labels, row, head) for row, head in off.nonzero().tolist()]
+        return heads_where(self.labels, off)
 
 
 @merges

@@ -22,6 +22,7 @@ from ..measures.layer_similarity import only_stack
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
+from ..results.statistics import standard_error
 from ..streaming.accumulate import accumulate
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress, progress_bar
@@ -114,12 +115,11 @@ def edge_ablation(
     for where in progress_bar(progress, wheres):
         cuts = [{where: partial(_between, anatomy, classes, query, key)} for query, key in pairs]
         found.append(torch.stack([losses.without(cut) - base for cut in cuts]).reshape(count, count, -1))
-    apart, many = torch.stack(found), len(base)
-    stderr = apart[0].std(-1) / many**0.5 if many > 1 else torch.full((count, count), float("inf")).double()
+    apart = torch.stack(found)
     change = apart[1:].mean(-1) if by_layer else apart.new_empty(0, count, count)
     labels = anatomy.labels if by_layer else ()
     return EdgeAblation(
-        apart[0].mean(-1), change, stderr, float(base.mean()), many, classes.names, labels,
+        apart[0].mean(-1), change, standard_error(apart[0]), float(base.mean()), len(base), classes.names, labels,
         model_name=model_name(model),
     )  # fmt: skip
 

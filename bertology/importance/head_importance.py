@@ -18,6 +18,7 @@ from ..data.losses import ExampleLoss, example_losses
 from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
+from ..results.statistics import standard_error_of_sums
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
 from ..streaming.identity import identity
@@ -183,9 +184,7 @@ class ImportanceAccumulator(Accumulator):
         n, there, what = int(self.examples), self.anatomy.present, f"{self.anatomy.sites[0].unit} importance"
         sums = [cpu64(x) for x in (self.absolute, self.signed, self.squared, self.squared_absolute)]
         scores, signed, fisher, square = (finite(x / n, there, what) for x in sums)
-        spread = (square - scores.square()).clamp_min(0)
-        stderr = (spread / (n - 1)).sqrt() if n > 1 else torch.full_like(scores, float("inf"))
-        return scores, signed, fisher, stderr, n
+        return scores, signed, fisher, standard_error_of_sums(scores, square, n), n
 
 
 def _of_tokens(sites: list[Site], found: Sequence[Tensor | None], zeros: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from ..data.losses import ExampleLoss, example_losses
 from ..errors import DataError, UnknownAnatomy, check_least, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
+from ..results.statistics import standard_error_of_sums
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
 from ..streaming.identity import identity
@@ -126,8 +127,7 @@ class _IntegratedAccumulator(Accumulator):
         n = int(self.examples)
         sums = [cpu64(x) / n for x in (self.total, self.absolute, self.squared)]
         total, absolute, squared = (finite(x, self.anatomy.present, "integrated importance") for x in sums)
-        spread = (squared - total.square()).clamp_min(0)
-        stderr = (spread / (n - 1)).sqrt() if n > 1 else torch.full_like(total, float("inf"))
+        stderr = standard_error_of_sums(total, squared, n)
         base, none = float(self.base) / n, float(self.none) / n
         return IntegratedImportance(-total, absolute, stderr, base, none, self._steps, n, self.anatomy.labels)
 

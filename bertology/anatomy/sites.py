@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HeadError, UnknownAnatomy
+from .names import oddities_of
 from .part_names import PartNames
 
 
@@ -245,6 +246,12 @@ class Anatomy:
                     f"{site.path} runs on {site.runs} kinds of tokens in turn: the heads of {site.label} can be edited "
                     "(gated, ablated), but not read"
                 )
+
+    def check_exact_gradient(self, otherwise: str) -> None:
+        """Check that gradients of the attention are exact, or raise `UnknownAnatomy`, which says what they would be."""
+        for site in self.sites:
+            if why := oddities_of(site.attention).inexact_gradient:
+                raise UnknownAnatomy(f"the attention of {site.label} {why}: {otherwise}")
 
     def resolve(self, heads: Heads) -> list[tuple[int, int]]:
         """Turn heads into sorted places `(row, head)` of a `[layer, head]` result, or raise `HeadError`.

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batch_checks import input_name
 from ..data.batches import Batch, BatchesOrTexts, examples, rows_per_example
@@ -120,9 +119,7 @@ class ImportanceAccumulator(Accumulator):
         part = self.part_of(anatomy)
         if not part.present.any():
             raise DataError(f"there is nothing to rank: every {part.sites[0].unit} of this model was pruned")
-        for site in anatomy.sites:
-            if why := oddities_of(site.attention).inexact_gradient:
-                raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
+        anatomy.check_exact_gradient("importance from it would not be exact")
         self.choose_loss(anatomy, self._own)
         return super().zero(anatomy)
 

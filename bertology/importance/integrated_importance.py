@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, BatchesOrTexts, examples, rows_per_example, run_model
 from ..data.losses import ExampleLoss, example_losses
@@ -81,9 +80,7 @@ class _IntegratedAccumulator(Accumulator):
         """Set the sums to 0, and find the loss before any work is done."""
         if not anatomy.present.any():
             raise DataError("there is nothing to rank: every head of this model was pruned")
-        for site in anatomy.sites:
-            if why := oddities_of(site.attention).inexact_gradient:
-                raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
+        anatomy.check_exact_gradient("importance from it would not be exact")
         self.choose_loss(anatomy, self._own)
         return super().zero(anatomy)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, Head, heads_where
 from ..data.batches import (
     Batch,
@@ -25,7 +24,7 @@ from ..data.batches import (
 )
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.make_batches import as_batches
-from ..errors import DataError, UnknownAnatomy, check_least, checked, is_whole
+from ..errors import DataError, check_least, checked, is_whole
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result, cpu64
@@ -237,9 +236,7 @@ def _check(method: str, penalty: float, steps: int, lr: float, seeds: Sequence[i
 def _check_model(anatomy: Anatomy) -> None:
     if not anatomy.present.any():
         raise DataError("there is no head to gate: all heads of this model were pruned")
-    for site in anatomy.sites:
-        if why := oddities_of(site.attention).inexact_gradient:
-            raise UnknownAnatomy(f"the attention of {site.label} {why}: gates could not be trained by it")
+    anatomy.check_exact_gradient("gates could not be trained by it")
 
 
 def _check_same(model: nn.Module, settings: tuple[Any, ...]) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..anatomy.mlps import dissect_mlps
-from ..anatomy.names import oddities_of
 from ..anatomy.sites import Anatomy, LayerLabels, Site
 from ..data.answers import ExampleMetric
 from ..data.batches import Batch, device_of, examples, rows_per_example, run_model, with_labels, without_labels
@@ -242,9 +241,7 @@ class HeadRuns(Runs):
         if read is not None:
             undo.enter_context(tap(self.anatomy, "heads", read=apply))
             return
-        for site in self.anatomy.sites:
-            if why := oddities_of(site.attention).inexact_gradient:
-                raise UnknownAnatomy(f"the attention of {site.label} {why}: attribution would not be exact")
+        self.anatomy.check_exact_gradient("attribution would not be exact")
         undo.enter_context(tap(self.anatomy, "heads", edit=apply, once=True))
 
     def patched(self, tokens: Sequence[int | None]) -> Tensor:

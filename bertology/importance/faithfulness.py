@@ -141,7 +141,6 @@ def faithfulness(
         replace=replace,
         loss=loss,
         seed=seed,
-        checkpoint=None,
         progress=progress,
         tokenizer=tokenizer,
     )

@@ -213,10 +213,10 @@ def score_variants(
     *,
     metric: str | Metric,
     replace: str | Tensor,
-    loss: ExampleLoss | None,
-    seed: int,
-    checkpoint: str | Path | None,
-    progress: Progress,
+    loss: ExampleLoss | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: Progress = None,
     tokenizer: Any = None,
 ) -> VariantScores:
     """Score a model under sets of gates; the means of heads, if needed, are computed over the same data."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..anatomy.names import IDS_ARGUMENT, LOGITS_OUTPUT
 from ..errors import DataError, checked, described, is_whole, shown
 from .batches import Batch, examples, rows_per_example, token_mask
-from .losses import ExampleLoss, find_loss, found, is_causal, loss_name
+from .losses import ExampleLoss, find_loss, is_causal, loss_name
 from .models import config_of, is_encoder_decoder, task_name
+from .outputs import found
 
 Answer = int | str | Sequence[int] | Sequence[str]
 """A token or a class, by its id or by its name; or one for each example."""

@@ -40,6 +40,7 @@ from .batches import (
 )
 from .models import config_of, is_encoder_decoder, task_model, task_name
 from .outputs import check_token_labels, found, named, next_tokens, token_logits, wrong_shape
+from .rows import LABEL_COLUMNS
 
 ExampleLoss = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [batch]`: one loss per example, from the model's outputs and the batch."""
@@ -125,7 +126,7 @@ def where_labels_are(model: nn.Module, batch: Batch, missing: Sequence[str]) -> 
         return "; for a causal LM pass labels=input_ids"
     if missing != [LABELS_ARGUMENT]:
         return ": pass batches with them"
-    other = next((name for name in ("label", "label_ids") if name in batch), None)
+    other = next((name for name in LABEL_COLUMNS if name != LABELS_ARGUMENT and name in batch), None)
     if other is not None:
         return f": rename {other!r} to {LABELS_ARGUMENT!r}"
     return f": pass batches with {LABELS_ARGUMENT!r}, or texts with their labels, such as [('A text.', 1), ...]"

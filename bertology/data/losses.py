@@ -113,7 +113,7 @@ def warn_if_it_sees_what_it_predicts(model: nn.Module) -> None:
     if re.fullmatch(ENCODER_LM_CLASSES, task_name(task)) and not getattr(config_of(task), DECODES_NAME, False):
         warnings.warn(
             f"{type(task).__name__} sees the tokens that it predicts, since {DECODES_NAME} is False in its config: its "
-            " loss says nothing of the heads that a text needs. Load it with "
+            "loss says nothing of the heads that a text needs. Load it with "
             f"from_pretrained(..., {DECODES_NAME}=True), or load the masked language model and mask tokens",
             UserWarning,
             stacklevel=3,

@@ -106,37 +106,27 @@ def edge_ablation(
     data = as_batches(model, batches, tokenizer, sort=False)
     check_repeatable(data, why="edge_ablation")
     data = same_data(data, why="edge_ablation")
-    losses = _Losses(model, data, loss)
-    base = losses.without({})
+    losses_without = partial(_losses_without, model, data, loss)
+    base = losses_without({})
     count = len(classes.names)
     pairs = [(query, key) for query in range(count) for key in range(count)]
     wheres: list[str | int] = [ALL, *(range(anatomy.layers) if by_layer else ())]
     found = []
     for where in progress_bar(progress, wheres):
         cuts = [{where: partial(_between, anatomy, classes, query, key)} for query, key in pairs]
-        found.append(torch.stack([losses.without(cut) - base for cut in cuts]).reshape(count, count, -1))
+        found.append(torch.stack([losses_without(cut) - base for cut in cuts]).reshape(count, count, -1))
     apart = torch.stack(found)
-    change = apart[1:].mean(-1) if by_layer else apart.new_empty(0, count, count)
     labels = anatomy.labels if by_layer else ()
     return EdgeAblation(
-        apart[0].mean(-1), change, standard_error(apart[0]), float(base.mean()), len(base), classes.names, labels,
-        model_name=model_name(model),
+        apart[0].mean(-1), apart[1:].mean(-1), standard_error(apart[0]), float(base.mean()), len(base),
+        classes.names, labels, model_name=model_name(model),
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Losses:
-    """The losses of all examples, with edges cut."""
-
-    model: nn.Module
-    data: Any
-    loss: ExampleLoss | None
-
-    def without(self, cuts: Mapping[Any, Any]) -> Tensor:
-        """[example]: the losses with these edges cut."""
-        with masked_attention(self.model, cuts):
-            found = accumulate(self.model, self.data, ExampleLossAccumulator(self.loss))[0].losses
-        return found
+def _losses_without(model: nn.Module, data: Any, loss: ExampleLoss | None, cuts: Mapping[Any, Any]) -> Tensor:
+    """[example]: the losses with these edges cut."""
+    with masked_attention(model, cuts):
+        return accumulate(model, data, ExampleLossAccumulator(loss))[0].losses
 
 
 def _between(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import IDS_ARGUMENT
 from ..anatomy.sites import Anatomy
-from ..data.batches import BatchesOrTexts, check_repeatable
+from ..data.batches import BatchesOrTexts
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
 from ..data.token_classes import TokenClass, TokenClasses
@@ -104,7 +104,6 @@ def edge_ablation(
     if not tokens:
         raise DataError("wanted at least one token class; all tokens in none of them are 'other'")
     data = as_batches(model, batches, tokenizer, sort=False)
-    check_repeatable(data, why="edge_ablation")
     data = same_data(data, why="edge_ablation")
     losses_without = partial(_losses_without, model, data, loss)
     base = losses_without({})

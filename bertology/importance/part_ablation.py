@@ -15,7 +15,7 @@ from ..anatomy.blocks import blocks_of
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import BatchesOrTexts, check_repeatable
+from ..data.batches import BatchesOrTexts
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
 from ..data.metrics import Metric, MetricName, metric_name
@@ -201,7 +201,6 @@ def _ablated(
 ) -> PartAblation:  # fmt: skip
     """Score the whole model, and the model without each of these parts."""
     batches = as_batches(model, given, tokenizer, sort=False)
-    check_repeatable(batches, why=f"{part}_ablation")
     batches = same_data(batches, why=f"{part}_ablation")
     base, whole = accumulate(model, batches, scorer(metric, loss), ExampleLossAccumulator(loss))
     scores, losses = [], []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Head, heads_where
-from ..data.batches import Batch, Batches, BatchesOrTexts, check_repeatable
+from ..data.batches import Batch, Batches, BatchesOrTexts
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
 from ..data.metrics import Metric, MetricName, metric_name
@@ -287,14 +287,12 @@ def _data(
 ) -> tuple[Batches, Batches]:
     """What is scored, and what heads are ranked on; both are checked to be the same in each pass."""
     made = as_batches(model, batches, tokenizer)
-    check_repeatable(made, why="pruning_curve")
     scored = same_data(made, why="pruning_curve")
     if importance is None or isinstance(importance, HeadImportance) or importance is batches:
         return scored, scored
     ranked_on = as_batches(model, importance, tokenizer)
     if not reestimate:
         return scored, ranked_on
-    check_repeatable(ranked_on, why="pruning_curve with reestimate=True")
     return scored, same_data(ranked_on, why="pruning_curve with reestimate=True")
 
 

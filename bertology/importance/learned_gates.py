@@ -28,13 +28,12 @@ from ..errors import DataError, check_least, checked, is_whole
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result, cpu64
-from ..streaming.checkpoint import Checkpoint
 from ..streaming.first_example import FirstExample, check_padding
 from ..streaming.processes import Merge, check_same_work, check_sampler, gathered, merges, processes
 from ..streaming.progress import Progress, progress_bar
 from ..tap import uncached, undisturbed
 from ..tap.gates import gating
-from .gate_training import GateSettings, GateTraining, Method, checkpoint_of, gates_of
+from .gate_training import GateSettings, GateTraining, Method, gates_of
 
 OPEN = 0.5
 """A gate above this counts as open."""
@@ -172,12 +171,12 @@ def fit_gates(
         check_padding(anatomy, data[0])
         if loss is None:
             FirstExample(anatomy, chosen, chosen).check(data[0])
-        files: list[Checkpoint] = []
         labelled = loss is not None
-        trained = _trained(anatomy, data, chosen, settings, seeds, labelled, checkpoint, files, progress)
+        trained = _trained(anatomy, data, chosen, settings, seeds, labelled, checkpoint, progress)
         found = _measured(anatomy, trained, other, chosen, settings, labelled=labelled)
-    for file in files:
-        file.remove()
+    for one in trained:
+        if one.file is not None:
+            one.file.remove()
     gates, logits, rewarded, losses, open_losses, base = found
     rows = [one.losses for one in trained if one.sign > 0]
     return LearnedGates(
@@ -207,18 +206,18 @@ def _trained(
     seeds: Sequence[int],
     labelled: bool,
     checkpoint: str | Path | None,
-    files: list[Checkpoint],
     progress: Progress,
 ) -> list[GateTraining]:
-    """A training for each seed, and for soft gates each sign; adds the files that hold them to `files`."""
+    """A training for each seed, and for soft gates each sign."""
     signs = (1, -1) if settings.method == "soft" else (1,)
     trained: list[GateTraining] = []
     for seed, sign in progress_bar(progress, [(seed, sign) for seed in seeds for sign in signs]):
         one = GateTraining(anatomy, data, loss, settings, seed, sign, labelled=labelled)
         if checkpoint is not None:
-            files.append(checkpoint_of(one, checkpoint, len(trained)))
+            one.resume_from(f"{checkpoint}.{len(trained)}")
         with torch.enable_grad():
-            trained.append(one.run(files[-1] if files else None))
+            one.run()
+        trained.append(one)
     return trained
 
 

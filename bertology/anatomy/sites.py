@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HeadError, UnknownAnatomy
+from .names import oddities_of
 from .part_names import PartNames
 
 
@@ -80,6 +81,11 @@ class LayerLabels(tuple[str, ...]):
 def head_at(labels: tuple[str, ...], row: int, head: int) -> Head:
     """Name the head at `[row, head]` of a result with these labels."""
     return HEADS.at(labels, row, head)
+
+
+def heads_where(labels: tuple[str, ...], chosen: Tensor) -> list[Head]:
+    """The heads that are chosen in a `[layer, head]` bool tensor, in the order of layers and heads."""
+    return [head_at(labels, row, head) for row, head in chosen.nonzero().tolist()]
 
 
 def each_head(heads: Heads) -> list[Head | tuple[int, int]]:
@@ -235,6 +241,12 @@ class Anatomy:
                     f"{site.path} runs on {site.runs} kinds of tokens in turn: the heads of {site.label} can be edited "
                     "(gated, ablated), but not read"
                 )
+
+    def check_exact_gradient(self, otherwise: str) -> None:
+        """Check that gradients of the attention are exact, or raise `UnknownAnatomy`, which says what they would be."""
+        for site in self.sites:
+            if why := oddities_of(site.attention).inexact_gradient:
+                raise UnknownAnatomy(f"the attention of {site.label} {why}: {otherwise}")
 
     def resolve(self, heads: Heads) -> list[tuple[int, int]]:
         """Turn heads into sorted places `(row, head)` of a `[layer, head]` result, or raise `HeadError`.

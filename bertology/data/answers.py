@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..anatomy.names import IDS_ARGUMENT, LOGITS_OUTPUT
 from ..errors import DataError, checked, described, is_whole, shown
 from .batches import Batch, examples, rows_per_example, token_mask
-from .losses import ExampleLoss, find_loss, found, is_causal
+from .losses import ExampleLoss, find_loss, is_causal, loss_name
 from .models import config_of, is_encoder_decoder, task_name
+from .outputs import found
 
 Answer = int | str | Sequence[int] | Sequence[str]
 """A token or a class, by its id or by its name; or one for each example."""
@@ -90,9 +91,7 @@ class ExampleMetric:
                 f"{described(metric)}"
             )
         self.own = self._function is not None and metric != "loss"
-        self.name = metric if isinstance(metric, str) else str(metric) if isinstance(metric, AnswerMetric) else "given"
-        if self.own:
-            self.name = getattr(metric, "__qualname__", type(metric).__qualname__)
+        self.name = loss_name(self._function) if self.own else str(metric)
 
     def values(self, outputs: Any, batch: Batch, first: int, copies: int = 1) -> Tensor:
         """[copy * batch]: the metric of `copies` copies of a batch whose first example has this number."""

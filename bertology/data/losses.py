@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ from .batches import (
     token_mask,
 )
 from .models import config_of, is_encoder_decoder, task_model, task_name
+from .outputs import check_token_labels, found, named, next_tokens, token_logits, wrong_shape
+from .rows import LABEL_COLUMNS
 
 ExampleLoss = Callable[[Any, Batch], Tensor]
 """`f(outputs, batch) -> [batch]`: one loss per example, from the model's outputs and the batch."""
@@ -111,7 +113,7 @@ def warn_if_it_sees_what_it_predicts(model: nn.Module) -> None:
     if re.fullmatch(ENCODER_LM_CLASSES, task_name(task)) and not getattr(config_of(task), DECODES_NAME, False):
         warnings.warn(
             f"{type(task).__name__} sees the tokens that it predicts, since {DECODES_NAME} is False in its config: its "
-            " loss says nothing of the heads that a text needs. Load it with "
+            "loss says nothing of the heads that a text needs. Load it with "
             f"from_pretrained(..., {DECODES_NAME}=True), or load the masked language model and mask tokens",
             UserWarning,
             stacklevel=3,
@@ -124,7 +126,7 @@ def where_labels_are(model: nn.Module, batch: Batch, missing: Sequence[str]) -> 
         return "; for a causal LM pass labels=input_ids"
     if missing != [LABELS_ARGUMENT]:
         return ": pass batches with them"
-    other = next((name for name in ("label", "label_ids") if name in batch), None)
+    other = next((name for name in LABEL_COLUMNS if name != LABELS_ARGUMENT and name in batch), None)
     if other is not None:
         return f": rename {other!r} to {LABELS_ARGUMENT!r}"
     return f": pass batches with {LABELS_ARGUMENT!r}, or texts with their labels, such as [('A text.', 1), ...]"
@@ -269,24 +271,6 @@ def _next_tokens(model: nn.Module) -> ExampleLoss:
     return TokenLoss(targets)
 
 
-def next_tokens(outputs: Any, labels: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, the labels that they predict, and which of them count: each real token is predicted from the one before.
-
-    Padding predicts nothing and is not predicted. Where it lies between two tokens, it is passed over. The first token
-    is predicted where a prompt is before it, which has logits and no labels.
-    """
-    check_token_labels(labels, real)
-    logits = _of_tokens(outputs, labels)
-    prompt = logits.shape[1] - labels.shape[1]
-    labels, real = F.pad(labels, (prompt, 0), value=IGNORED), F.pad(real, (prompt, 0), value=True)
-    counts = real[:, 1:] & (real.cumsum(1)[:, :-1] > 0)
-    if not (counts & ~real[:, :-1]).any():
-        return logits[:, :-1], labels[:, 1:], counts
-    places = torch.arange(real.shape[1], device=real.device).expand_as(real)
-    before = places.masked_fill(~real, 0).cummax(1).values[:, :-1]
-    return logits.gather(1, before[..., None].expand(-1, -1, logits.shape[-1])), labels[:, 1:], counts
-
-
 def _sequence_to_sequence(model: nn.Module) -> ExampleLoss:
     def targets(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         (labels,) = _labels(batch, model, LABELS_ARGUMENT)
@@ -302,70 +286,11 @@ def _question_answering(model: nn.Module) -> ExampleLoss:
         both = []
         for logits, at in zip(found(outputs, *SPAN_OUTPUTS), positions, strict=True):
             if logits.shape != padding.shape:
-                raise LossError(_wrong_shape("logits of positions", padding.shape, logits))
+                raise LossError(wrong_shape("logits of positions", padding.shape, logits))
             both.append(_classes(logits.masked_fill(padding, float("-inf")), _one_each(at, batch)))
         return (both[0] + both[1]) / 2
 
     return loss
-
-
-def found(outputs: Any, *names: str) -> list[Tensor]:
-    """Tensors among a model's outputs, by name; where outputs have no names, the first ones that are not a loss.
-
-    Raises `LossError` where they are not there.
-    """
-    if isinstance(outputs, (Tensor, tuple, list)) and not hasattr(outputs, names[0]):
-        each = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        while each and isinstance(each[0], Tensor) and each[0].dim() == 0:
-            del each[0]
-        some = (each + [None] * len(names))[: len(names)]
-    else:
-        some = [_named(outputs, name) for name in names]
-    for name, x in zip(names, some, strict=True):
-        if not isinstance(x, Tensor):
-            there = ", ".join(map(str, outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__
-            raise LossError(
-                f"the model must return {name}, got {there}: "
-                "for such a model pass loss=f, where f(outputs, batch) returns one value per example"
-            )
-    return some
-
-
-def check_token_labels(labels: Tensor, real: Tensor) -> None:
-    """Raise `LossError` unless there is a label for each token, as `real`, [batch, token], says which there are."""
-    if labels.shape != real.shape:
-        raise LossError(
-            f"labels must have a value for each token, [batch, token] = {list(real.shape)}, got {list(labels.shape)}; "
-            f"{IGNORED} is for a token without a label"
-        )
-
-
-def token_logits(outputs: Any, labels: Tensor) -> Tensor:
-    """[batch, token, class]: the logits of the tokens that have labels, without those of prompts before the text."""
-    logits = _of_tokens(outputs, labels)
-    return logits[:, logits.shape[1] - labels.shape[1] :]
-
-
-def _of_tokens(outputs: Any, labels: Tensor) -> Tensor:
-    """[batch, token, class]: the logits, of at least as many tokens as there are labels. Raises `LossError`."""
-    (logits,) = found(outputs, LOGITS_OUTPUT)
-    fits = logits.dim() == 3 and labels.dim() == 2 and len(logits) == len(labels)
-    if not fits or logits.shape[1] < labels.shape[1]:
-        raise LossError(_wrong_shape("logits", [*labels.shape, "class"], logits))
-    return logits
-
-
-def _wrong_shape(what: str, wanted: Any, got: Tensor) -> str:
-    return (
-        f"{what} must have the shape [{', '.join(map(str, wanted))}], as the labels say, got {list(got.shape)}: "
-        "look at the labels, or pass loss=f, where f(outputs, batch) returns one value per example"
-    )
-
-
-def _named(outputs: Any, name: str) -> Any:
-    """An output by its name, as an attribute or as a key."""
-    attribute = getattr(outputs, name, None)
-    return outputs.get(name) if attribute is None and isinstance(outputs, Mapping) else attribute
 
 
 def loss_is_known(model: nn.Module) -> bool:
@@ -385,7 +310,7 @@ def check_own_loss(model: nn.Module, loss: ExampleLoss, outputs: Any, batch: Bat
         if isinstance(labels, Tensor) and labels.dim() == 2:
             (logits,) = found(outputs, LOGITS_OUTPUT)
             if logits.dim() == 3 and logits.shape[1] != labels.shape[1]:
-                raise LossError(_wrong_shape("logits", [*labels.shape, "class"], logits))
+                raise LossError(wrong_shape("logits", [*labels.shape, "class"], logits))
         return
     theirs, tolerance = own.detach().double().item(), 5e-5 if own.element_size() > 2 else 3e-2
     if abs(ours - theirs) <= tolerance * max(1.0, abs(theirs)):
@@ -403,7 +328,7 @@ def _own_loss(outputs: Any) -> Tensor | None:
     if isinstance(outputs, (tuple, list)) and not hasattr(outputs, LOSS_OUTPUT):
         own = outputs[0] if outputs else None
     else:
-        own = _named(outputs, LOSS_OUTPUT)
+        own = named(outputs, LOSS_OUTPUT)
     return own if isinstance(own, Tensor) and own.numel() == 1 and own.is_floating_point() else None
 
 

@@ -7,6 +7,7 @@ they are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,10 +73,7 @@ def make_batches(
     check_is_tokenizer(tokenizer)
     check_least("batch_size", batch_size, 1)
     check_least("max_tokens", max_tokens, 1)
-    encoder = Encoder(
-        tokenizer, model, tuple(columns), batch_size, max_tokens, sort, truncation, max_length,
-        class_numbers=class_numbers(data, model),
-    )  # fmt: skip
+    encoder = Encoder(tokenizer, model, tuple(columns), batch_size, max_tokens, sort, truncation, max_length)
     return _made(data, encoder)
 
 
@@ -104,9 +102,7 @@ def as_batch(model: nn.Module, inputs: BatchesOrTexts, tokenizer: Any) -> Any:
     check_is_tokenizer(tokenizer)
     if is_batch(inputs):
         return inputs
-    numbers = class_numbers(inputs, model)
-    options: dict[str, Any] = {"batch_size": 0, "max_tokens": 0, "sort": False, "notes_words": True}
-    made = _made(inputs, Encoder(tokenizer, model, class_numbers=numbers, **options))
+    made = _made(inputs, Encoder(tokenizer, model, batch_size=0, max_tokens=0, sort=False, notes_words=True))
     if made is inputs and isinstance(inputs, Mapping):
         return inputs
     batches = list(made)
@@ -126,6 +122,7 @@ def _check_no_text(data: Any) -> None:
 
 def _made(data: Any, encoder: Encoder) -> Any:
     """Batches of what holds texts; what is a batch, or a list of batches, itself."""
+    encoder = replace(encoder, class_numbers=class_numbers(data, encoder.model))
     if type(data).__name__ == "DataFrame" and hasattr(data, "to_dict"):
         data = data.to_dict("records")  # iterating over a frame gives the names of its columns
     if is_columns(data):

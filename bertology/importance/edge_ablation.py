@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.names import IDS_ARGUMENT
 from ..anatomy.sites import Anatomy
-from ..data.batches import BatchesOrTexts, check_repeatable
+from ..data.batches import BatchesOrTexts
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
 from ..data.token_classes import TokenClass, TokenClasses
@@ -22,6 +22,7 @@ from ..measures.layer_similarity import only_stack
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
+from ..results.statistics import standard_error
 from ..streaming.accumulate import accumulate
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress, progress_bar
@@ -103,40 +104,28 @@ def edge_ablation(
     if not tokens:
         raise DataError("wanted at least one token class; all tokens in none of them are 'other'")
     data = as_batches(model, batches, tokenizer, sort=False)
-    check_repeatable(data, why="edge_ablation")
     data = same_data(data, why="edge_ablation")
-    losses = _Losses(model, data, loss)
-    base = losses.without({})
+    losses_without = partial(_losses_without, model, data, loss)
+    base = losses_without({})
     count = len(classes.names)
     pairs = [(query, key) for query in range(count) for key in range(count)]
     wheres: list[str | int] = [ALL, *(range(anatomy.layers) if by_layer else ())]
     found = []
     for where in progress_bar(progress, wheres):
         cuts = [{where: partial(_between, anatomy, classes, query, key)} for query, key in pairs]
-        found.append(torch.stack([losses.without(cut) - base for cut in cuts]).reshape(count, count, -1))
-    apart, many = torch.stack(found), len(base)
-    stderr = apart[0].std(-1) / many**0.5 if many > 1 else torch.full((count, count), float("inf")).double()
-    change = apart[1:].mean(-1) if by_layer else apart.new_empty(0, count, count)
+        found.append(torch.stack([losses_without(cut) - base for cut in cuts]).reshape(count, count, -1))
+    apart = torch.stack(found)
     labels = anatomy.labels if by_layer else ()
     return EdgeAblation(
-        apart[0].mean(-1), change, stderr, float(base.mean()), many, classes.names, labels,
-        model_name=model_name(model),
+        apart[0].mean(-1), apart[1:].mean(-1), standard_error(apart[0]), float(base.mean()), len(base),
+        classes.names, labels, model_name=model_name(model),
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Losses:
-    """The losses of all examples, with edges cut."""
-
-    model: nn.Module
-    data: Any
-    loss: ExampleLoss | None
-
-    def without(self, cuts: Mapping[Any, Any]) -> Tensor:
-        """[example]: the losses with these edges cut."""
-        with masked_attention(self.model, cuts):
-            found = accumulate(self.model, self.data, ExampleLossAccumulator(self.loss))[0].losses
-        return found
+def _losses_without(model: nn.Module, data: Any, loss: ExampleLoss | None, cuts: Mapping[Any, Any]) -> Tensor:
+    """[example]: the losses with these edges cut."""
+    with masked_attention(model, cuts):
+        return accumulate(model, data, ExampleLossAccumulator(loss))[0].losses
 
 
 def _between(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..anatomy.sites import Anatomy, Head, Heads, head_at
+from ..anatomy.sites import Anatomy, Head, Heads, heads_where
 from ..data.batches import BatchesOrTexts
 from ..data.losses import ExampleLoss
 from ..data.metrics import Metric, MetricName, spearman
@@ -66,7 +66,7 @@ class Faithfulness(Result):
     @checked
     def heads(self) -> list[Head]:
         """The heads that are kept."""
-        return [head_at(self.labels, row, head) for row, head in (self.kept == 1).nonzero().tolist()]
+        return heads_where(self.labels, self.kept == 1)
 
     @checked
     def interval(self, level: float = 0.95, *, resamples: int = 1000, seed: int = 0) -> Interval:
@@ -141,24 +141,21 @@ def faithfulness(
         replace=replace,
         loss=loss,
         seed=seed,
-        checkpoint=None,
         progress=progress,
         tokenizer=tokenizer,
     )
-    # The whole model comes first, then no head, then the set.
-    order = torch.tensor([1, 2, 0, *range(3, 3 + random_sets)])
-    scores, losses = found.scores.double()[order], found.losses[order]
+    scores, losses = found.scores.double(), found.losses
     of_metric, of_loss = _shares(scores, found.metric), _shares(losses.mean(1), "loss")
     return Faithfulness(
         kept=kept.double().masked_fill(~anatomy.present, torch.nan),
-        value=float(of_metric[1]),
-        of_loss=float(of_loss[1]),
+        value=float(of_metric[2]),
+        of_loss=float(of_loss[2]),
         random=of_metric[3:],
         random_of_loss=of_loss[3:],
-        scores=(float(scores[0]), float(scores[1]), float(scores[2])),
-        losses=losses[1],
-        base_losses=losses[2],
-        none_losses=losses[0],
+        scores=(float(scores[1]), float(scores[2]), float(scores[0])),
+        losses=losses[2],
+        base_losses=losses[0],
+        none_losses=losses[1],
         metric=found.metric,
         replace=replacement_name(replace),
         size=int(kept.sum()),
@@ -182,8 +179,8 @@ def _gates(anatomy: Anatomy, kept: Tensor, random_sets: int, seed: int) -> Tenso
 
 
 def _shares(values: Tensor, name: str) -> Tensor:
-    """[variant]: where values lie between those of no head, the first, and the whole model, the third."""
-    none, whole = values[0], values[2]
+    """[variant]: where values lie between those of the whole model, the first, and of no head, the second."""
+    whole, none = values[0], values[1]
     if whole == none:
         raise DataError(
             f"the {name} is {float(whole):.6g} with all heads and without any: there is nothing that a set of heads "

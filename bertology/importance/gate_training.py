@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -75,16 +74,16 @@ class GateTraining:
         self.logits = torch.full(self.there.shape, START, device=device, requires_grad=True)
         self.optimizer = torch.optim.Adam([self.logits], lr=settings.lr)
         self.losses: list[float] = []
+        self.file: Checkpoint | None = None
 
-    def run(self, checkpoint: Checkpoint | None = None) -> GateTraining:
+    def run(self) -> None:
         """Take the steps that are left; the file, if there is one, is written every minute and at the end."""
         while self.step < self.settings.steps:
             self._take_step()
-            if checkpoint is not None:
-                checkpoint.keep(self)
-        if checkpoint is not None:
-            checkpoint.write(self)
-        return self
+            if self.file is not None:
+                self.file.keep(self)
+        if self.file is not None:
+            self.file.write(self)
 
     def _take_step(self) -> None:
         # Each step has its own generator, so that training resumes without the state of one.
@@ -131,14 +130,12 @@ class GateTraining:
         if self.step:
             self.optimizer.state[self.logits] = {name: x.clone() for name, x in tensors.items()}
 
-
-def checkpoint_of(training: GateTraining, path: str | Path, number: int) -> Checkpoint:
-    """The file of one training among several: the path, with its number."""
-    digest = hashlib.sha256("\n".join(model_identity(training.anatomy.model, "checkpoint")).encode())
-    settings = (tuple(training.settings), training.seed, training.sign)
-    digest.update(f"{settings} {identity(training.loss if training.labelled else None)}".encode())
-    for batch in training.batches:
-        add_batch(digest, batch)
-    file = Checkpoint(f"{path}.{number}", digest.hexdigest(), otherwise="another model, other data or other settings")
-    file.load(training)
-    return file
+    def resume_from(self, path: str) -> None:
+        """Resume from a file, if it exists, and write to it from now on."""
+        digest = hashlib.sha256("\n".join(model_identity(self.anatomy.model, "checkpoint")).encode())
+        settings = (tuple(self.settings), self.seed, self.sign)
+        digest.update(f"{settings} {identity(self.loss if self.labelled else None)}".encode())
+        for batch in self.batches:
+            add_batch(digest, batch)
+        self.file = Checkpoint(path, digest.hexdigest(), otherwise="another model, other data or other settings")
+        self.file.load(self)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batch_checks import input_name
 from ..data.batches import Batch, BatchesOrTexts, examples, rows_per_example
@@ -18,6 +17,7 @@ from ..data.losses import ExampleLoss, example_losses
 from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
+from ..results.statistics import standard_error_of_sums
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
 from ..streaming.identity import identity
@@ -90,40 +90,61 @@ def normalized(scores: Tensor, how: str) -> tuple[Tensor, Tensor]:
     return scores, scale
 
 
-class ImportanceAccumulator(Accumulator):
-    """Sums |g|, g and g² of every head over examples, for `accumulate`; its options are those of `head_importance`."""
+G = TypeVar("G", bound="GateAccumulator")
+
+
+class GateAccumulator(Accumulator):
+    """A measure of the gradients of gates, by the loss of the model's own task or another."""
 
     needs_gradient = True
     needs_finite_weights = True
+
+    examples: Tensor = stat("", torch.int64)
     _loss: ExampleLoss
+
+    def __init__(self, loss: ExampleLoss | None = None) -> None:
+        self._own = loss
+        self.needs_labels = loss is not None
+
+    def zero(self: G, anatomy: Anatomy) -> G:
+        """Set the sums to 0, and find the loss before any work is done."""
+        part = self.part_of(anatomy)
+        if not part.present.any():
+            raise DataError(f"there is nothing to rank: every {part.sites[0].unit} of this model was pruned")
+        anatomy.check_exact_gradient("importance from it would not be exact")
+        self.choose_loss(anatomy, self._own)
+        return super().zero(anatomy)
+
+    def gates(self, batch: Batch, value: float) -> Tensor:
+        """[layer, example, head]: gates of this value, one for each head of each example."""
+        shape = (self.anatomy.layers, examples(batch), self.anatomy.heads)
+        dtype, device = next(self.anatomy.model.parameters()).dtype, batch[input_name(batch)].device
+        return torch.full(shape, value, dtype=dtype, device=device, requires_grad=True)
+
+    def means(self, what: str, *sums: Tensor) -> list[Tensor]:
+        """The means over examples of these sums. Raises `DataError` where one of them is not finite."""
+        self.check_measured(self.examples, "example")
+        return [finite(cpu64(x) / int(self.examples), self.anatomy.present, what) for x in sums]
+
+
+class ImportanceAccumulator(GateAccumulator):
+    """Sums |g|, g and g² of every head over examples, for `accumulate`; its options are those of `head_importance`."""
 
     absolute: Tensor = stat("layer head")
     squared_absolute: Tensor = stat("layer head")
     signed: Tensor = stat("layer head")
     squared: Tensor = stat("layer head")
-    examples: Tensor = stat("", torch.int64)
 
     @checked
     def __init__(self, loss: ExampleLoss | None = None, granularity: Literal["example", "token"] = "example") -> None:
         if granularity not in ("example", "token"):
             raise DataError(f"granularity is 'example' or 'token', got {granularity!r}")
-        self._own, self._granularity = loss, granularity
-        self.needs_labels = loss is not None
+        super().__init__(loss)
+        self._granularity = granularity
 
     def settings(self) -> str:
         """Granularity and loss."""
         return f"{self._granularity} {identity(self._own)}"
-
-    def zero(self, anatomy: Anatomy) -> ImportanceAccumulator:
-        """Set the sums to 0, and find the loss before any work is done."""
-        part = self.part_of(anatomy)
-        if not part.present.any():
-            raise DataError(f"there is nothing to rank: every {part.sites[0].unit} of this model was pruned")
-        for site in anatomy.sites:
-            if why := oddities_of(site.attention).inexact_gradient:
-                raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
-        self.choose_loss(anatomy, self._own)
-        return super().zero(anatomy)
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
@@ -133,10 +154,7 @@ class ImportanceAccumulator(Accumulator):
             with token_gating(self.anatomy, examples(batch) * repeat) as self._token_gates:
                 yield
             return
-        shape = (self.anatomy.layers, examples(batch), self.anatomy.heads)
-        first = next(self.anatomy.model.parameters())
-        device = batch[input_name(batch)].device
-        self._gates = torch.ones(shape, dtype=first.dtype, device=device, requires_grad=True)
+        self._gates = self.gates(batch, 1.0)
         with gating(self.anatomy, self._gates.repeat_interleave(repeat, dim=1)):
             yield
 
@@ -179,13 +197,10 @@ class ImportanceAccumulator(Accumulator):
 
     def _means(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         """The scores, the mean gradient, the Fisher information, the standard error, and the number of examples."""
-        self.check_measured(self.examples, "example")
-        n, there, what = int(self.examples), self.anatomy.present, f"{self.anatomy.sites[0].unit} importance"
-        sums = [cpu64(x) for x in (self.absolute, self.signed, self.squared, self.squared_absolute)]
-        scores, signed, fisher, square = (finite(x / n, there, what) for x in sums)
-        spread = (square - scores.square()).clamp_min(0)
-        stderr = (spread / (n - 1)).sqrt() if n > 1 else torch.full_like(scores, float("inf"))
-        return scores, signed, fisher, stderr, n
+        what, n = f"{self.anatomy.sites[0].unit} importance", int(self.examples)
+        sums = (self.absolute, self.signed, self.squared, self.squared_absolute)
+        scores, signed, fisher, square = self.means(what, *sums)
+        return scores, signed, fisher, standard_error_of_sums(scores, square, n), n
 
 
 def _of_tokens(sites: list[Site], found: Sequence[Tensor | None], zeros: Tensor) -> tuple[Tensor, Tensor]:

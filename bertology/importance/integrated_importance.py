@@ -8,19 +8,19 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.oddities import oddities_of
-from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, BatchesOrTexts, examples, rows_per_example, run_model
 from ..data.losses import ExampleLoss, example_losses
-from ..errors import DataError, UnknownAnatomy, check_least, checked
+from ..errors import UnknownAnatomy, check_least, checked
 from ..results.axes import axes
-from ..results.result import Result, cpu64, finite
+from ..results.result import Result
+from ..results.statistics import standard_error_of_sums
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Accumulator, stat
+from ..streaming.accumulator import stat
 from ..streaming.identity import identity
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from ..tap.gates import gating
+from .head_importance import GateAccumulator
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,65 +54,44 @@ class IntegratedImportance(Result):
         return self.none_loss - self.base_loss - float(self.scores.nansum())
 
 
-class _IntegratedAccumulator(Accumulator):
+class _IntegratedAccumulator(GateAccumulator):
     """Sums the integrals over examples. It runs the model itself, and cannot share a pass with others."""
-
-    needs_gradient = True
-    needs_finite_weights = True
-    _loss: ExampleLoss
 
     total: Tensor = stat("layer head")
     absolute: Tensor = stat("layer head")
     squared: Tensor = stat("layer head")
     base: Tensor = stat("")
     none: Tensor = stat("")
-    examples: Tensor = stat("", torch.int64)
 
     def __init__(self, steps: int, loss: ExampleLoss | None = None) -> None:
-        self._steps, self._own = steps, loss
-        self.needs_labels = loss is not None
+        super().__init__(loss)
+        self._steps = steps
 
     def settings(self) -> str:
         """The number of steps, and the loss."""
         return f"{self._steps} {identity(self._own)}"
-
-    def zero(self, anatomy: Anatomy) -> _IntegratedAccumulator:
-        """Set the sums to 0, and find the loss before any work is done."""
-        if not anatomy.present.any():
-            raise DataError("there is nothing to rank: every head of this model was pruned")
-        for site in anatomy.sites:
-            if why := oddities_of(site.attention).inexact_gradient:
-                raise UnknownAnatomy(f"the attention of {site.label} {why}: importance from it would not be exact")
-        self.choose_loss(anatomy, self._own)
-        return super().zero(anatomy)
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Run one backward pass for each step, to the gates only."""
         losses = example_losses(self._loss, outputs, batch).detach()
         self.check_values(losses)
         device = self.total.device
-        integral = torch.zeros(self.anatomy.layers, examples(batch), self.anatomy.heads, dtype=torch.float64)
-        integral = integral.to(device)
+        shape = (self.anatomy.layers, examples(batch), self.anatomy.heads)
+        integral = torch.zeros(shape, dtype=torch.float64, device=device)
         for step in range(self._steps):
-            gates = self._gates(batch, (step + 0.5) / self._steps)
+            gates = self.gates(batch, (step + 0.5) / self._steps)
             loss = self._under(batch, gates).sum()
             if not loss.requires_grad:
                 raise UnknownAnatomy("the loss does not depend on any head: it was detached from the graph")
             (gradient,) = torch.autograd.grad(loss, gates)
             integral += gradient.to(integral) / self._steps
         with torch.no_grad():
-            self.none += self._under(batch, self._gates(batch, 0.0)).double().sum().to(device)
+            self.none += self._under(batch, self.gates(batch, 0.0)).double().sum().to(device)
         self.base += losses.double().sum().to(device)
         self.total += integral.sum(1)
         self.absolute += integral.abs().sum(1)
         self.squared += integral.square().sum(1)
         self.examples += examples(batch)
-
-    def _gates(self, batch: Batch, alpha: float) -> Tensor:
-        """[layer, example, head]: all gates this far open."""
-        first = next(self.anatomy.model.parameters())
-        shape = (self.anatomy.layers, examples(batch), self.anatomy.heads)
-        return torch.full(shape, alpha, dtype=first.dtype, device=first.device, requires_grad=True)
 
     def _under(self, batch: Batch, gates: Tensor) -> Tensor:
         """[batch]: the losses under gates of each example."""
@@ -122,12 +101,9 @@ class _IntegratedAccumulator(Accumulator):
 
     def compute(self) -> IntegratedImportance:
         """Divide by the number of examples."""
-        self.check_measured(self.examples, "example")
+        total, absolute, squared = self.means("integrated importance", self.total, self.absolute, self.squared)
         n = int(self.examples)
-        sums = [cpu64(x) / n for x in (self.total, self.absolute, self.squared)]
-        total, absolute, squared = (finite(x, self.anatomy.present, "integrated importance") for x in sums)
-        spread = (squared - total.square()).clamp_min(0)
-        stderr = (spread / (n - 1)).sqrt() if n > 1 else torch.full_like(total, float("inf"))
+        stderr = standard_error_of_sums(total, squared, n)
         base, none = float(self.base) / n, float(self.none) / n
         return IntegratedImportance(-total, absolute, stderr, base, none, self._steps, n, self.anatomy.labels)
 

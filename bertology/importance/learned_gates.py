@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..anatomy.oddities import oddities_of
-from ..anatomy.sites import Anatomy, Head, head_at
+from ..anatomy.sites import Anatomy, Head, heads_where
 from ..data.batches import (
     Batch,
     BatchesOrTexts,
@@ -25,17 +24,16 @@ from ..data.batches import (
 )
 from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.make_batches import as_batches
-from ..errors import DataError, UnknownAnatomy, check_least, checked, is_whole
+from ..errors import DataError, check_least, checked, is_whole
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result, cpu64
-from ..streaming.checkpoint import Checkpoint
 from ..streaming.first_example import FirstExample, check_padding
 from ..streaming.processes import Merge, check_same_work, check_sampler, gathered, merges, processes
 from ..streaming.progress import Progress, progress_bar
 from ..tap import uncached, undisturbed
 from ..tap.gates import gating
-from .gate_training import GateSettings, GateTraining, Method, checkpoint_of, gates_of
+from .gate_training import GateSettings, GateTraining, Method, gates_of
 
 OPEN = 0.5
 """A gate above this counts as open."""
@@ -78,12 +76,12 @@ class LearnedGates(Result):
     @checked
     def open_heads(self, threshold: float = OPEN) -> list[Head]:
         """The heads whose mean gate is above a threshold."""
-        return [head_at(self.labels, row, head) for row, head in (self.gates > threshold).nonzero().tolist()]
+        return heads_where(self.labels, self.gates > threshold)
 
     @checked
     def closed_heads(self, threshold: float = OPEN) -> list[Head]:
         """All other heads that are there: `prune_heads` takes them."""
-        return [head_at(self.labels, row, head) for row, head in (self.gates <= threshold).nonzero().tolist()]
+        return heads_where(self.labels, self.gates <= threshold)
 
     @checked
     def roles(self, threshold: float = OPEN) -> dict[str, list[Head]]:
@@ -100,10 +98,7 @@ class LearnedGates(Result):
         facilitating = (self.gates > threshold) & ~interfering
         there = ~self.gates.isnan()
         kinds = {"facilitating": facilitating, "interfering": interfering, "irrelevant": ~(facilitating | interfering)}
-        return {
-            name: [head_at(self.labels, row, head) for row, head in (some & there).nonzero().tolist()]
-            for name, some in kinds.items()
-        }
+        return {name: heads_where(self.labels, some & there) for name, some in kinds.items()}
 
 
 @merges
@@ -176,12 +171,12 @@ def fit_gates(
         check_padding(anatomy, data[0])
         if loss is None:
             FirstExample(anatomy, chosen, chosen).check(data[0])
-        files: list[Checkpoint] = []
         labelled = loss is not None
-        trained = _trained(anatomy, data, chosen, settings, seeds, labelled, checkpoint, files, progress)
+        trained = _trained(anatomy, data, chosen, settings, seeds, labelled, checkpoint, progress)
         found = _measured(anatomy, trained, other, chosen, settings, labelled=labelled)
-    for file in files:
-        file.remove()
+    for one in trained:
+        if one.file is not None:
+            one.file.remove()
     gates, logits, rewarded, losses, open_losses, base = found
     rows = [one.losses for one in trained if one.sign > 0]
     return LearnedGates(
@@ -211,18 +206,18 @@ def _trained(
     seeds: Sequence[int],
     labelled: bool,
     checkpoint: str | Path | None,
-    files: list[Checkpoint],
     progress: Progress,
 ) -> list[GateTraining]:
-    """A training for each seed, and for soft gates each sign; adds the files that hold them to `files`."""
+    """A training for each seed, and for soft gates each sign."""
     signs = (1, -1) if settings.method == "soft" else (1,)
     trained: list[GateTraining] = []
     for seed, sign in progress_bar(progress, [(seed, sign) for seed in seeds for sign in signs]):
         one = GateTraining(anatomy, data, loss, settings, seed, sign, labelled=labelled)
         if checkpoint is not None:
-            files.append(checkpoint_of(one, checkpoint, len(trained)))
+            one.resume_from(f"{checkpoint}.{len(trained)}")
         with torch.enable_grad():
-            trained.append(one.run(files[-1] if files else None))
+            one.run()
+        trained.append(one)
     return trained
 
 
@@ -240,9 +235,7 @@ def _check(method: str, penalty: float, steps: int, lr: float, seeds: Sequence[i
 def _check_model(anatomy: Anatomy) -> None:
     if not anatomy.present.any():
         raise DataError("there is no head to gate: all heads of this model were pruned")
-    for site in anatomy.sites:
-        if why := oddities_of(site.attention).inexact_gradient:
-            raise UnknownAnatomy(f"the attention of {site.label} {why}: gates could not be trained by it")
+    anatomy.check_exact_gradient("gates could not be trained by it")
 
 
 def _check_same(model: nn.Module, settings: tuple[Any, ...]) -> None:

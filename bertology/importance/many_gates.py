@@ -20,7 +20,6 @@ from ..data.batches import (
     Batch,
     Batches,
     BatchesOrTexts,
-    check_repeatable,
     with_labels,
     without_labels,
 )
@@ -213,16 +212,16 @@ def score_variants(
     *,
     metric: str | Metric,
     replace: str | Tensor,
-    loss: ExampleLoss | None,
-    seed: int,
-    checkpoint: str | Path | None,
-    progress: Progress,
+    loss: ExampleLoss | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: Progress = None,
     tokenizer: Any = None,
 ) -> VariantScores:
     """Score a model under sets of gates; the means of heads, if needed, are computed over the same data."""
     batches: Batches = as_batches(model, given, tokenizer, sort=False)
     if isinstance(metric, GenerationMetric):
-        batches = _repeatable(batches, "a GenerationMetric")
+        batches = same_data(batches, why="a GenerationMetric")
         scores = _generation_scores(model, batches, make_gates, metric, replace, progress)
         found = score_variants(
             model, batches, make_gates, metric=INVERSE_LOSS, replace=replace, loss=loss, seed=seed,
@@ -230,17 +229,12 @@ def score_variants(
         )  # fmt: skip
         return dataclass_replace(found, scores=scores, metric=metric_name(metric))
     if isinstance(replace, str) and replace == "mean":
-        batches = _repeatable(batches, "replace='mean'")
+        batches = same_data(batches, why="replace='mean'")
         # Check everything before the means are computed.
         VariantAccumulator(make_gates, metric, loss).zero(dissect(model))
         replace = head_means(model, batches).values
     accumulator = VariantAccumulator(make_gates, metric, loss, replace, seed)
     return accumulate(model, batches, accumulator, checkpoint=checkpoint, progress=progress)[0]
-
-
-def _repeatable(batches: Batches, why: str) -> Batches:
-    check_repeatable(batches, why=why)
-    return same_data(batches, why=why)
 
 
 def _generation_scores(

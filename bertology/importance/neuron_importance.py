@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor, nn
 
 from ..anatomy.mlps import MlpAnatomy, Neuron, dissect_mlps, neuron_at
@@ -63,7 +62,6 @@ class NeuronImportanceAccumulator(ImportanceAccumulator):
     squared_absolute: Tensor = stat("layer neuron")
     signed: Tensor = stat("layer neuron")
     squared: Tensor = stat("layer neuron")
-    examples: Tensor = stat("", torch.int64)
 
     @checked
     def __init__(self, loss: ExampleLoss | None = None) -> None:

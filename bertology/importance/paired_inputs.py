@@ -83,11 +83,8 @@ class Aligned:
                     )
             if base.shape != source.shape or not torch.equal(base, source):
                 raise DataError("clean and corrupted must be padded alike: pass batches of the same attention masks")
-            if self.one_by_one and len(set(base.sum(1).tolist())) > 1:
-                raise DataError(
-                    f"by_token=True needs examples of one length, got {sorted(set(base.sum(1).tolist()))} tokens: pass "
-                    "positions= to say which tokens are meant, from 0, or from the end if negative"
-                )
+            if self.one_by_one:
+                check_one_length(base.sum(1).tolist())
 
     def _has_no_mask(self, stack: str) -> bool:
         images = self.anatomy.reads_images(stack)
@@ -142,6 +139,15 @@ class Aligned:
 
     def _real(self, batch: Mapping[str, Any], stack: str, rows: int, positions: int) -> Tensor:
         return real_positions(self.anatomy, batch, stack, rows, positions)
+
+
+def check_one_length(tokens: Sequence[int]) -> None:
+    """Raise `DataError` unless examples have as many tokens as each other, if each token is patched alone."""
+    if len(set(tokens)) > 1:
+        raise DataError(
+            f"by_token=True needs examples of one length, got {sorted(set(tokens))} tokens: pass positions= to say "
+            "which tokens are meant, from 0, or from the end if negative"
+        )
 
 
 def check_positions(positions: Positions | None, *, swap: bool) -> tuple[tuple[int, int], ...] | None:

@@ -15,7 +15,7 @@ from ..anatomy.blocks import blocks_of
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import BatchesOrTexts, check_repeatable
+from ..data.batches import BatchesOrTexts
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
 from ..data.metrics import Metric, MetricName, metric_name
@@ -23,6 +23,7 @@ from ..errors import checked
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
+from ..results.statistics import standard_error
 from ..streaming.accumulate import accumulate
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress, progress_bar
@@ -200,7 +201,6 @@ def _ablated(
 ) -> PartAblation:  # fmt: skip
     """Score the whole model, and the model without each of these parts."""
     batches = as_batches(model, given, tokenizer, sort=False)
-    check_repeatable(batches, why=f"{part}_ablation")
     batches = same_data(batches, why=f"{part}_ablation")
     base, whole = accumulate(model, batches, scorer(metric, loss), ExampleLossAccumulator(loss))
     scores, losses = [], []
@@ -209,10 +209,9 @@ def _ablated(
             score, found = accumulate(model, batches, scorer(metric, loss), ExampleLossAccumulator(loss))
         scores.append(score.value)
         losses.append(found.losses - whole.losses)
-    apart, many = torch.stack(losses), len(whole.losses)
-    stderr = apart.std(1) / many**0.5 if many > 1 else torch.full((len(parts),), float("inf"), dtype=torch.float64)
+    apart = torch.stack(losses)
     change = torch.tensor(scores, dtype=torch.float64) - base.value
     return PartAblation(
-        change, apart.mean(1), stderr, base.value, float(whole.losses.mean()), part, metric_name(metric), many, labels,
-        model_name=model_name(model),
+        change, apart.mean(1), standard_error(apart), base.value, float(whole.losses.mean()), part, metric_name(metric),
+        len(whole.losses), labels, model_name=model_name(model),
     )  # fmt: skip

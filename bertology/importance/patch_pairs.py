@@ -17,7 +17,7 @@ from ..results.fields import model_name
 from ..streaming.first_example import check_padding
 from ..streaming.progress import Progress, progress_bar
 from ..tap import uncached, undisturbed
-from .paired_inputs import Aligned, Positions, check_positions, pairs
+from .paired_inputs import Aligned, Positions, check_one_length, check_positions, pairs
 from .patched_runs import Group, HeadRuns, LayerRuns, Runs
 from .patching_results import HeadPatching, LayerPatching
 
@@ -52,6 +52,7 @@ def patch_pairs(
     runs = _runs(anatomy, measured, options)
     stacks = list(dict.fromkeys(stack for _, stack in runs.stacks()))
     kept: list[tuple[Tensor, ...]] = []
+    alone: list[int] = []  # of each pair of batches, how many tokens are patched alone
     names: tuple[str, ...] | None = None
     with undisturbed(model), torch.inference_mode(False), uncached(model):
         for one, other in progress_bar(progress, pairs(model, clean, corrupted, tokenizer)):
@@ -62,13 +63,14 @@ def patch_pairs(
                 check_padding(anatomy, base)
                 names = _token_names(one, stacks[0], options, model, tokenizer)
             runs.read(aligned, sum(len(x[0]) for x in kept))
-            tokens: list[int | None] = [None, *(range(aligned.tokens(stacks[0])) if options.by_token else ())]
+            alone.append(aligned.tokens(stacks[0]) if options.by_token else 0)
+            check_one_length(alone)
+            tokens = [None, *range(alone[-1])]
             if options.steps is None:
                 values = runs.patched(tokens)
             else:
                 values = runs.values + runs.estimated(tokens, options.steps)
             kept.append((runs.values, runs.source_values, values))
-            _check_tokens(kept)
     joined = [torch.cat(x, -1) for x in zip(*kept, strict=True)]
     measured.check_examples(len(joined[0]))
     return _result(runs, joined, options, names)
@@ -115,15 +117,6 @@ def _groups(anatomy: Anatomy, options: PatchOptions) -> list[Group]:
     if not groups:
         raise DataError("heads= names no head that can be patched: wanted at least one, of the stack in only=")
     return groups
-
-
-def _check_tokens(kept: list[tuple[Tensor, ...]]) -> None:
-    """Raise `DataError` where by_token=True meets batches of other lengths."""
-    if len(kept[-1][2]) != len(kept[0][2]):
-        raise DataError(
-            f"by_token=True needs examples of one length, got {len(kept[0][2]) - 1} and {len(kept[-1][2]) - 1} tokens: "
-            "pass positions= to say which tokens are meant, from 0, or from the end if negative"
-        )
 
 
 def _result(

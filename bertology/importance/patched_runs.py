@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..anatomy.mlps import dissect_mlps
-from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, LayerLabels, Site
 from ..data.answers import ExampleMetric
 from ..data.batches import Batch, device_of, examples, rows_per_example, run_model, with_labels, without_labels
@@ -43,10 +42,6 @@ class Runs(ABC):
         self.first = 0
         self.followed = False
         self._embedded: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
-
-    @abstractmethod
-    def names(self) -> list[Place]:
-        """[place]: the places whose activations are put in."""
 
     @abstractmethod
     def opened(self, undo: ExitStack, *, read: Edit | None = None, edit: Edit | None = None) -> None:
@@ -95,7 +90,7 @@ class Runs(ABC):
         with ExitStack() as taps:
             self.opened(taps, read=read)
             outputs = self.run(batch)
-        return found, self.metric.values(outputs, batch, self.first).detach().double().cpu()
+        return found, self._values(outputs, batch).detach().double().cpu()
 
     def estimated(self, tokens: Sequence[int | None], steps: int) -> Tensor:
         """[token, part, example]: the change of the metric to first order, or by integrated gradients of some steps."""
@@ -103,15 +98,14 @@ class Runs(ABC):
         for alpha in [0.0] if steps == 0 else [(step + 0.5) / steps for step in range(steps)]:
             for place, gradient in self._gradients(alpha).items():
                 total[place] = total.get(place, 0) + gradient / max(1, steps)
-        stacks = dict(self.stacks())
         each = []
         for token in tokens:
             parts = []
-            for place in self.names():
+            for place, stack in self.stacks():
                 if place not in total:
                     parts += self.shares(place, None)
                     continue
-                stack, base = stacks[place], self.base[place]
+                base = self.base[place]
                 change = total[place].double() * (self.moved(place, stack, base.shape[1]) - base).double()
                 where = self.mask(stack, base.shape[1], token)
                 if where is not None:
@@ -122,7 +116,7 @@ class Runs(ABC):
 
     @abstractmethod
     def stacks(self) -> list[tuple[Place, str]]:
-        """The stack of each place."""
+        """[place]: the places whose activations are put in, and the stack of each."""
 
     @abstractmethod
     def shares(self, place: Place, change: Tensor | None) -> list[Tensor]:
@@ -149,16 +143,16 @@ class Runs(ABC):
             lost: list[UnknownAnatomy] = []
             if not self.followed:
                 lost = taps.enter_context(lost_gradients(self.anatomy, batch))
-            values = self.metric.values(self.run(batch), batch, self.first)
+            values = self._values(self.run(batch), batch)
             if not values.requires_grad:
                 raise UnknownAnatomy("the metric does not depend on any of the parts: it was detached from the graph")
             each = torch.autograd.grad(values.sum(), list(found.values()), allow_unused=True)
         if lost:
-            check_gradient(self.anatomy, batch, self._loss, lost[0], labelled=self.metric.own)
+            check_gradient(self.anatomy, batch, self._values, lost[0], labelled=self.metric.own)
         self.followed = True
         return {place: x for place, x in zip(found, each, strict=True) if x is not None}
 
-    def _loss(self, outputs: Any, batch: Batch) -> Tensor:
+    def _values(self, outputs: Any, batch: Batch) -> Tensor:
         return self.metric.values(outputs, batch, self.first)
 
     @contextmanager
@@ -223,12 +217,8 @@ class HeadRuns(Runs):
         for gates, (row, heads) in zip(self._gates, self.groups, strict=True):
             gates[row, list(heads)] = 0
 
-    def names(self) -> list[Place]:
-        """[place]: the rows of the layers."""
-        return list(dict.fromkeys(row for row, _ in self.groups))
-
     def stacks(self) -> list[tuple[Place, str]]:
-        """The stack of each layer."""
+        """[place]: the rows of the layers, and the stack of each."""
         return [(row, self.anatomy.sites[row].stack) for row in dict.fromkeys(row for row, _ in self.groups)]
 
     def opened(self, undo: ExitStack, *, read: Edit | None = None, edit: Edit | None = None) -> None:
@@ -242,9 +232,7 @@ class HeadRuns(Runs):
         if read is not None:
             undo.enter_context(tap(self.anatomy, "heads", read=apply))
             return
-        for site in self.anatomy.sites:
-            if why := oddities_of(site.attention).inexact_gradient:
-                raise UnknownAnatomy(f"the attention of {site.label} {why}: attribution would not be exact")
+        self.anatomy.check_exact_gradient("attribution would not be exact")
         undo.enter_context(tap(self.anatomy, "heads", edit=apply, once=True))
 
     def patched(self, tokens: Sequence[int | None]) -> Tensor:
@@ -299,12 +287,8 @@ class LayerRuns(Runs):
         several = tuple(f"{stack}.{layer}" for stack, layer in self._names)
         self.labels = several if len(stacks) > 1 else LayerLabels(numbers, stacks[0].name)
 
-    def names(self) -> list[Place]:
-        """[place]: the stack and the number of each block."""
-        return list(self._names)
-
     def stacks(self) -> list[tuple[Place, str]]:
-        """The stack of each block."""
+        """[place]: the stack and the number of each block, and the stack by itself."""
         return [(name, name[0]) for name in self._names]
 
     def opened(self, undo: ExitStack, *, read: Edit | None = None, edit: Edit | None = None) -> None:
@@ -345,11 +329,10 @@ class LayerRuns(Runs):
         positions = POSITIONS_ON_CPU if device_of(self.anatomy.model).type == "cpu" else POSITIONS
         widest = max((x.shape[0] * x.shape[1] for x in self.base.values()), default=1)
         most = max(1, positions // max(1, widest))
-        nowhere = [(self._names[0], -1)] * min(2, most)
         if most == 1:
             return 1
         try:
-            both = self._run(nowhere)
+            both = self._run([(self._names[0], -1)] * 2)
         except Exception:  # any error means that copies cannot be run together
             return 1
         return most if torch.allclose(both, self.values.expand_as(both), rtol=1e-4, atol=1e-5) else 1
@@ -360,8 +343,7 @@ class LayerRuns(Runs):
         many = {key: copied(x, examples(batch), copies, 0) for key, x in batch.items()}
 
         def edit(place: Place, stack: str, x: Tensor) -> Tensor:
-            here = [(copy, token) for copy, (name, token) in enumerate(variants) if name == place]
-            here = [(copy, token) for copy, token in here if token != -1]
+            here = [(copy, token) for copy, (name, token) in enumerate(variants) if name == place and token != -1]
             if not here:
                 return x
             each = x.view(copies, -1, *x.shape[1:]).clone()

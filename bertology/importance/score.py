@@ -14,17 +14,14 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import IGNORED, Batch, BatchesOrTexts, examples, model_arguments, token_mask
 from ..data.losses import (
     ExampleLoss,
-    check_token_labels,
     example_losses,
-    found,
     is_causal,
-    next_tokens,
-    token_logits,
     warn_if_it_sees_what_it_predicts,
     where_labels_are,
 )
 from ..data.metrics import GenerationMetric, Metric, MetricName, find_metric, measured, metric_name
 from ..data.models import is_encoder_decoder, task_model, writes
+from ..data.outputs import check_token_labels, found, next_tokens, token_logits
 from ..errors import DataError, LossError, checked
 from ..results.result import Result
 from ..streaming.accumulate import accumulate

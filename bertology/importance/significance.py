@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ..anatomy.sites import Head, head_at
+from ..anatomy.sites import Head, heads_where
 from ..data.metrics import METRICS, Metric, number_of
 from ..errors import DataError, checked, need
 from ..results.axes import axes
@@ -46,7 +46,7 @@ class Significance(Result):
     @checked
     def heads(self, alpha: float = 0.01) -> list[Head]:
         """The heads whose change is significant at a level."""
-        return [head_at(self.labels, row, head) for row, head in (self.p < alpha).nonzero().tolist()]
+        return heads_where(self.labels, self.p < alpha)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

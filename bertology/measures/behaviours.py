@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..anatomy.sites import Head, head_at
+from ..anatomy.sites import Head, heads_where
 from ..errors import DataError, checked
 from .entropy import AttentionEntropy
 from .patterns import AttentionPatterns
@@ -48,7 +48,7 @@ def head_behaviours(
     """
 
     def above(values: Tensor, least: float) -> list[Head]:
-        return [head_at(patterns.labels, row, head) for row, head in (values > least).nonzero().tolist()]
+        return heads_where(patterns.labels, values > least)
 
     found = {name: above(getattr(patterns, name), threshold) for name in ("next", "previous")}
     found |= {f"to {name}": above(patterns.attention_to(name), to_class) for name in patterns.classes[:-1]}

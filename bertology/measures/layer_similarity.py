@@ -164,7 +164,7 @@ class SimilarityAccumulator(Accumulator):
         many, whole = len(rows[0]), torch.cat(rows, dim=1)
         self.counted += many
         self.alone += many if many == 1 else 0
-        # The generator is seeded in each batch, so that its shuffle is the same in any shard or process.
+        # A new generator for each batch, so that a batch is shuffled alike in any shard or process.
         drawn = torch.Generator().manual_seed(self._seed)
         step = int(torch.randint(1, many, (), generator=drawn)) if many > 1 else 0
         order = torch.randperm(many, generator=drawn).to(whole.device)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..anatomy.sites import Anatomy, Head, head_at
-from ..data.batches import Batch, Batches, BatchesOrTexts, check_repeatable
+from ..anatomy.sites import Anatomy, Head, heads_where
+from ..data.batches import Batch, Batches, BatchesOrTexts
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
 from ..data.metrics import Metric, MetricName, metric_name
@@ -169,7 +169,7 @@ class PruningCurve(Result):
                 UserWarning,
                 stacklevel=2,
             )
-        return [head_at(self.labels, row, head) for row, head in off.nonzero().tolist()]
+        return heads_where(self.labels, off)
 
 
 @merges
@@ -293,14 +293,12 @@ def _data(
 ) -> tuple[Batches, Batches]:
     """What is scored, and what heads are ranked on; both are checked to be the same in each pass."""
     made = as_batches(model, batches, tokenizer)
-    check_repeatable(made, why="pruning_curve")
     scored = same_data(made, why="pruning_curve")
     if importance is None or isinstance(importance, HeadImportance) or importance is batches:
         return scored, scored
     ranked_on = as_batches(model, importance, tokenizer)
     if not reestimate:
         return scored, ranked_on
-    check_repeatable(ranked_on, why="pruning_curve with reestimate=True")
     return scored, same_data(ranked_on, why="pruning_curve with reestimate=True")
 
 

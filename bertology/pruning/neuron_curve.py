@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import MlpAnatomy, dissect_mlps
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import Batches, BatchesOrTexts, check_repeatable
+from ..data.batches import Batches, BatchesOrTexts
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
 from ..data.metrics import Metric, MetricName, metric_name
@@ -183,7 +183,6 @@ def _check(by: str, kinds: str, amount: Any, keep: Any, importance: object) -> N
 
 def _repeatable(model: nn.Module, given: BatchesOrTexts, tokenizer: Any) -> Batches:
     batches = as_batches(model, given, tokenizer)
-    check_repeatable(batches, why="neuron_curve")
     return same_data(batches, why="neuron_curve")
 
 

@@ -1,4 +1,4 @@
-"""The bootstrap over examples, and confidence intervals of proportions."""
+"""The bootstrap over examples, standard errors, and confidence intervals of proportions."""
 
 from __future__ import annotations
 
@@ -68,6 +68,18 @@ def percentile_interval(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
         for q in ((1 - level) / 2, (1 + level) / 2)
     )
     return low, high
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """[...]: the standard error of the mean of `values [..., example]`; infinite for one example."""
+    many = values.shape[-1]
+    return values.std(-1) / many**0.5 if many > 1 else torch.full_like(values[..., 0], torch.inf)
+
+
+def standard_error_of_sums(mean: Tensor, mean_square: Tensor, examples: int) -> Tensor:
+    """The same for values of which only the mean and the mean square are known."""
+    spread = (mean_square - mean.square()).clamp_min(0)
+    return (spread / (examples - 1)).sqrt() if examples > 1 else torch.full_like(mean, torch.inf)
 
 
 Interval = tuple[float, float]

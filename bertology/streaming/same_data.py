@@ -8,20 +8,22 @@ from typing import Any
 from torch import Tensor
 
 from ..anatomy.names import IDS_ARGUMENT, LABELS_ARGUMENT, MASK_ARGUMENT
-from ..data.batches import IGNORED, Batch, Batches
+from ..data.batches import IGNORED, Batch, Batches, check_repeatable
 from ..errors import DataError
 
 
 def same_data(batches: Batches, *, why: str) -> Batches:
     """The batches, for passes that raise `DataError` at their end if they saw other examples than the first pass.
 
-    The order of the examples and their padding may change, as in a DataLoader that shuffles.
+    The order of the examples and their padding may change, as in a DataLoader that shuffles. Raises `DataError` for
+    batches that can be read once only.
 
         >>> import torch
         >>> batches = same_data([{"input_ids": torch.ones(2, 3)}], why="a curve")
         >>> len(list(batches)), len(list(batches))
         (1, 1)
     """
+    check_repeatable(batches, why=why)
     once = isinstance(batches, (Mapping, _SameData)) or not isinstance(batches, Iterable)
     return batches if once else _SameData(batches, why)
 

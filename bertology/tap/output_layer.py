@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..anatomy.names import LOGITS_OUTPUT
 from ..anatomy.sites import Anatomy
-from ..data.losses import found
+from ..data.outputs import found
 from ..errors import LossError
 from .private_api import replace_forward
 from .resume import is_matrix

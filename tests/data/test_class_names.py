@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertForTokenClassification
 
-from bertology import attention_entropy, head_importance, make_batches, score
+from bertology import attention_entropy, capture, head_importance, make_batches, score
 from bertology.errors import DataError
 from helpers.trees import WORDS, wordpiece_tokenizer
 from helpers.zoo import BY_NAME
@@ -101,3 +101,15 @@ def test_the_classes_of_tokens():
     data = datasets.Dataset.from_dict(rows, features=features)
     (made,) = make_batches(data, wordpiece_tokenizer(), model=model, sort=False)
     assert made["labels"].tolist() == [[1, 0, 1], [0, 0, -100]]
+
+
+def test_captures_that_are_saved(tmp_path):
+    names = ["contradiction", "entailment", "neutral"]
+    model, tokenizer = three(names), wordpiece_tokenizer()
+    by_number = [(text, names.index(CLASSES[label])) for text, label in zip(TEXTS, LABELS, strict=True)]
+    found, wanted = (
+        capture(model, data, heads=True, loss="auto", tokenizer=tokenizer, save=tmp_path / name)
+        for name, data in (("data set", data_set(CLASSES)), ("numbers", by_number))
+    )
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.heads.gradients, other.heads.gradients)

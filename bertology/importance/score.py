@@ -65,8 +65,7 @@ class ScoreAccumulator(Accumulator):
     def zero(self, anatomy: Anatomy) -> ScoreAccumulator:
         """Forget everything."""
         self._alone = FirstExample(anatomy, lambda out, batch: predictions(anatomy.model, out, batch).logits)
-        if is_causal(anatomy.model):
-            warn_if_it_sees_what_it_predicts(anatomy.model)
+        warn_if_it_sees_what_it_predicts(anatomy.model)
         return super().zero(anatomy)
 
     def forget(self, anatomy: Anatomy, device: torch.device) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HeadError, UnknownAnatomy
-from .names import oddities_of
+from .oddities import oddities_of
 from .part_names import PartNames
 
 

@@ -130,7 +130,7 @@ class Place(Protocol):
     """Where captured tensors are kept."""
 
     def keep(self, kind: str, stack: str, x: Tensor) -> Tensor:
-        """Take the tensor of a layer when it comes; what is returned stands for it."""
+        """Store the tensor of a layer as soon as it is read; what is returned is used in its place."""
 
     def pile(self, kind: str, stack: str, layers: list[Tensor]) -> Tensor:
         """[layer, ...]: the layers of a stack, one after the other."""

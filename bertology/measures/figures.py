@@ -124,7 +124,7 @@ def draw_rollout(
     result: AttentionRollout, *, layer: int | None = None, example: int = 0, stack: str | None = None,
     ax: AxesT | None = None, path: str | Path | None = None,
 ) -> AxesT:  # fmt: skip
-    """Draw what the positions of one layer, by default the last, have of each token of one text."""
+    """Draw how much the positions of one layer, by default the last, take from each token of one text."""
     maps = {name: x[:, :, None] for name, x in result.stacks.items()}
     like = AttentionMaps(
         maps, result.masks, result.labels, tokens=result.tokens, decoder_tokens=result.decoder_tokens,

@@ -34,7 +34,7 @@ from .one_pass import KINDS, Captures, OneBatch, Wanted, device_named
 
 
 class GenerationCaptures(Captures):
-    """The captures of all steps of generation, laid together, and what was generated."""
+    """The captures of all steps of generation, concatenated along the tokens, and what was generated."""
 
     def __init__(self, batch: OneBatch, sequences: Tensor, prompt: int) -> None:
         """For `capture_generation`."""
@@ -72,7 +72,7 @@ def capture_generation(
     tokenizer: Any = None,
     **options: Any,
 ) -> GenerationCaptures:
-    """Let a model generate, and capture what every step computes, laid together along the tokens.
+    """Let a model generate, and capture what every step computes, concatenated along the tokens.
 
     The values are those of one forward pass over the prompt and what was generated: a step with a cache of keys and
     values computes one position, which takes its place among all others. In attention maps, keys that came later are 0.

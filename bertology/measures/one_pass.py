@@ -199,7 +199,7 @@ class Wanted(NamedTuple):
         check_layers(anatomy, self.layers, hidden=self.hidden, maps=self.maps, heads=self.heads)
 
     def settings(self) -> str:
-        """What tells this capture from others of the same data and model."""
+        """What distinguishes this capture from others of the same data and model."""
         flags = [kind for kind in KINDS if getattr(self, kind)]
         positions = None if self.positions is None else Positions(self.positions).given
         return f"{flags} {self.layers} {positions} {self.dtype} {self.tie_last} {identity(self.loss)}"

@@ -25,10 +25,10 @@ Score = Callable[[Any, Batch], Tensor]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AttentionRollout(Capture):
-    """What each position of a layer has of each token of the input, by attention and the residual stream."""
+    """How much each position of a layer takes from each token of the input, by attention and the residual stream."""
 
     stacks: Annotated[dict[str, Tensor], axes("layer batch query key")]
-    """{stack: [layer, batch, query, key]}: what query positions have of the input's tokens after each layer.
+    """{stack: [layer, batch, query, key]}: how much query positions take from the input's tokens, after each layer.
 
     The rows of a rollout sum to 1; those of gradients do not."""
     masks: Annotated[dict[str, Tensor], axes("batch token")]
@@ -52,7 +52,7 @@ def attention_rollout(
 
     With Ā the mean map over the heads of a layer, the layer passes on Â = (Ā + I) / 2, one half through attention and
     one half through the residual stream, its rows made to sum to 1; the rollout is the product of Â over the layers so
-    far. It takes all heads and all values for alike, and knows nothing of what the MLPs do: a first look, not a proof.
+    far. It treats all heads and all values alike and ignores the MLPs: it is a first look, not evidence.
     Each stack is followed down to its own input; cross attention is left out.
 
     Args:

@@ -316,7 +316,7 @@ def test_encoder_decoders_show_their_encoder():
 
 
 def test_weights_are_those_of_their_heads():
-    """A probe made anew of the result scores as the trained one did."""
+    """A probe that is rebuilt from the result scores as the trained one did."""
     model, batches = BY_NAME["bert"].build(), align(wordpiece_tokenizer(), CATS)
     found = attention_probe(model, batches, batches, vectors="embeddings", epochs=5)
     reader, vectors = MapReader(model, batches.batches[0], "mean"), embedding_vectors(model)

@@ -70,7 +70,7 @@ def edge_ablation(
 ) -> EdgeAblation:  # fmt: skip
     """Cut attention from each class of tokens to each other class, and measure how the loss changes.
 
-    `masked_attention` cuts all heads at once: heads that do the same cannot stand in for each other. Information may
+    `masked_attention` cuts all heads at once: heads that do the same work cannot replace each other. Information may
     still reach a token over others that may look. A token always may look at itself, so that none is left with nothing.
     There is one pass over the data for each pair of classes, and with `by_layer` one for each layer too.
 

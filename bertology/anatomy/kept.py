@@ -7,25 +7,63 @@ kept holds no model, and no module that was taken out of one, in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
+from dataclasses import fields, replace
+from itertools import chain, compress
+from operator import methodcaller
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .modules import KeptOutline, Outline, configs_of
+from .modules import KeptOutline, Outline, attributes_of, configs_of
 from .names import NAMES, PRUNED_NAME
 from .sites import Anatomy, Site, Stack
 
 _PLAIN = frozenset((bool, int, float, str, type(None)))
+# Which mode a module is in says nothing of its heads.
+_MODE = "training"
 Part = TypeVar("Part", Site, Stack)
 
 
-def attributes(owner: Any) -> list[Any]:
-    """What a module or a config says of itself in numbers and words, and which heads were pruned."""
-    held = owner if isinstance(owner, Mapping) else getattr(owner, "__dict__", {"": owner})
-    return [*(value for value in held.values() if type(value) in _PLAIN), set(held.get(PRUNED_NAME) or ())]
+class Said:
+    """What modules and configs say of themselves in numbers and words, and which heads were pruned.
+
+    To compare a thousand attributes in a loop would take as long as some layers do: lists of them are compared.
+    """
+
+    def __init__(self, owners: Iterable[Any]) -> None:
+        held = list(map(_held_by, owners))
+        self._names = list(chain.from_iterable(held))
+        self._many = list(map(len, held))
+        values = list(chain.from_iterable(map(_values, held)))
+        self._types = list(map(type, values))
+        numbered = zip(self._names, self._types, strict=True)
+        self._is_said = [kind in _PLAIN and name != _MODE for name, kind in numbered]
+        self._said = list(compress(values, self._is_said))
+        self._pruned = list(map(copy, map(_pruned, held)))
+
+    def is_said_by(self, owners: Iterable[Any]) -> bool:
+        """Whether these say the same."""
+        held = list(map(_held_by, owners))
+        values = list(chain.from_iterable(map(_values, held)))
+        return (
+            list(map(len, held)) == self._many
+            and list(map(type, values)) == self._types
+            and list(compress(values, self._is_said)) == self._said
+            and list(chain.from_iterable(held)) == self._names
+            and list(map(_pruned, held)) == self._pruned
+        )
+
+
+_values, _pruned = methodcaller("values"), methodcaller("get", PRUNED_NAME)
+
+
+def _held_by(owner: Any) -> Mapping[str, Any]:
+    if isinstance(owner, nn.Module):
+        return vars(owner)
+    return owner if isinstance(owner, Mapping) else attributes_of(owner) or {"": owner}
 
 
 class _Kept:
@@ -42,29 +80,24 @@ class _Kept:
             if part is not None
         }
         self._owners = sorted(numbers[owner] for owner in owners)
-        self._attributes = _attributes(outline.modules, self._owners)
+        self._said = Said(self._speakers(outline))
         self._sites = [_packed(site, numbers) for site in anatomy.sites]
         self._stacks = [_packed(stack, numbers) for stack in anatomy.stacks]
         self._unmeasured = dict(anatomy.unmeasured)
 
     def fits(self, outline: Outline) -> bool:
         """Whether a model with this outline is as it was."""
-        return (
-            self._outline.fits(outline)
-            and self._names == NAMES
-            and _attributes(outline.modules, self._owners) == self._attributes
-        )
+        return self._outline.fits(outline) and self._names == NAMES and self._said.is_said_by(self._speakers(outline))
+
+    def _speakers(self, outline: Outline) -> list[Any]:
+        """The modules that were asked, and all configs."""
+        return [*map(outline.modules.__getitem__, self._owners), *configs_of(outline.modules)]
 
     def anatomy(self, model: nn.Module, modules: list[nn.Module]) -> Anatomy:
         """The anatomy of a model that has these modules."""
         sites = tuple(_unpacked(Site, one, modules) for one in self._sites)
         stacks = tuple(_unpacked(Stack, one, modules) for one in self._stacks)
-        return Anatomy(model, sites, stacks, dict(self._unmeasured))
-
-
-def _attributes(modules: list[nn.Module], owners: list[int]) -> list[list[Any]]:
-    """What some modules, and all configs, say of themselves."""
-    return [attributes(one) for one in (*(modules[number] for number in owners), *configs_of(modules))]
+        return Anatomy(model, sites, stacks, dict(self._unmeasured), list(dict.fromkeys(modules)))
 
 
 class _Packed(NamedTuple):
@@ -107,4 +140,4 @@ def kept_anatomy(model: nn.Module, find: Callable[[nn.Module], Anatomy]) -> Anat
         return kept.anatomy(model, outline.modules)
     anatomy = find(model)
     _kept[model] = _Kept(anatomy, outline)
-    return anatomy
+    return replace(anatomy, modules=list(dict.fromkeys(outline.modules)))

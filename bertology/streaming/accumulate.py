@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, Batches, BatchesOrTexts, ReadBatch, each_batch, examples, run_model
+from ..data.batches import Batch, Batches, BatchesOrTexts, ReadBatch, device_of, each_batch, examples, run_model
 from ..data.make_batches import as_batches
 from ..errors import DataError, checked
 from ..results.complete_file import locked
@@ -156,9 +156,10 @@ def _take(
     follow, seen, measured, padding_checked = bool(backward), 0, 0, False
     # A pass with gradients has no use for a cache, which may be filled without them.
     cache: Any = uncached(model) if backward else nullcontext()
-    with undisturbed(model), cache, torch.set_grad_enabled(bool(backward)):
+    with undisturbed(model, anatomy.modules), cache, torch.set_grad_enabled(bool(backward)):
         # A process among several may have no batches: its sums stay 0.
-        each = each_batch(model, batches, may_be_empty=may_be_empty)
+        device = device_of(model, anatomy.modules)
+        each = each_batch(model, batches, device=device, may_be_empty=may_be_empty)
         for batch in progress_bar(progress, each, total=total):
             many = examples(batch)
             measured, seen = measured + many, seen + (1 if whole else many)

@@ -114,7 +114,7 @@ class Accumulator(ABC):
 
     def zero(self: A, anatomy: Anatomy) -> A:
         """Forget everything, and get ready for a model."""
-        device = device_of(anatomy.model)
+        device = device_of(anatomy.model, anatomy.modules)
         # The device of Apple has no float64.
         self.forget(self.part_of(anatomy), torch.device("cpu") if device.type == "mps" else device)
         return self

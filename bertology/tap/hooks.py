@@ -238,8 +238,8 @@ def _join(site: Site, heads: Tensor, rest: Tensor | None, like: Tensor) -> Tenso
     return rearrange(flat, f"{_flat(layout)} -> {layout}", **sizes)
 
 
-# That of nearly all models, which needs no rearrangement.
-_PLAIN_LAYOUT = "batch token width"
+# Those of nearly all models, which need no rearrangement.
+_PLAIN_LAYOUT, _PLAIN_STATES = "batch token width", "batch token hidden"
 # The layouts, by their number of axes, of heads that most often come as [batch, token, width]: an image tower may have
 # the patches of all images in one row, or keep them in rows and columns.
 _OTHER_LAYOUTS = {2: "token width", 4: "batch row column width"}
@@ -256,6 +256,8 @@ _SIZED = ("group", "stream", "row")
 
 def _layout(site: Site, x: Tensor) -> str:
     """How the heads of a site lie in `x`."""
+    if site.layout == _PLAIN_LAYOUT and x.dim() == 3:
+        return _PLAIN_LAYOUT
     if x.dim() == site.layout.count(" ") + 1:
         return site.layout
     if site.layout == _PLAIN_LAYOUT and x.dim() in _OTHER_LAYOUTS:
@@ -280,8 +282,9 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: b
 
     def place(undo: ExitStack) -> None:
         tapped.calls.watch(anatomy, undo)
-        for block in tapped.calls.modules:
+        for block in tapped.firsts:
             undo.callback(block.register_forward_pre_hook(tapped.before, with_kwargs=True).remove)
+        for block in tapped.calls.modules:
             undo.callback(block.register_forward_hook(tapped.after).remove)
 
     place(undo)
@@ -299,17 +302,17 @@ class _TappedBlocks:
             for layer, block in enumerate(stack.blocks, start=1)
         ]
         self.calls = Calls(places, once=once)
+        self.firsts = list(dict.fromkeys(stack.blocks[0] for stack in anatomy.stacks if stack.blocks))
         self._layouts = {stack.name: stack.layout for stack in anatomy.stacks}
-        self._running: dict[nn.Module, _Block] = {}
         self._read, self._edit = read, edit
 
     def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read or edit what the first block of a stack is given."""
         if not self.calls.count:
             return None
-        stack, layer = self._running[block] = self.calls.next(block)
+        stack, layer = self.calls.coming(block)
         if layer > 1:
-            return None
+            return None  # a block that is shared by all layers
         named = not args
         if named and STATES_ARGUMENT not in kwargs:
             raise UnknownAnatomy(f"the first block of the {stack} gets no {STATES_ARGUMENT}, but {', '.join(kwargs)}")
@@ -325,7 +328,7 @@ class _TappedBlocks:
         x = output if isinstance(output, Tensor) else output[0]
         if isinstance(x, tuple) and self._edit is None:
             x = x[0]  # LiLT of transformers 4: its text beside its layout
-        new = self._apply(self._running[block], x)
+        new = self._apply(self.calls.next(block), x)
         if new is None:
             return None
         if isinstance(output, Tensor):
@@ -335,13 +338,16 @@ class _TappedBlocks:
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]
-        if x.dim() == 2 and layout == "batch token hidden":
+        if self._edit is None and layout == _PLAIN_STATES and x.dim() == 3:
+            self._read(*at, x)
+            return None
+        if x.dim() == 2 and layout == _PLAIN_STATES:
             layout = "token hidden"  # the patches of all images in one row
         if x.dim() != len(layout.split()):
             raise UnknownAnatomy(f"{at} passes on {list(x.shape)}, wanted [{layout.replace(' ', ', ')}]")
         # Several residual streams are one after the other.
         streams = "stream" in layout
-        flat = "batch token (stream hidden)" if streams else "batch token hidden"
+        flat = "batch token (stream hidden)" if streams else _PLAIN_STATES
         flat = "1 token hidden" if layout == "token hidden" else flat
         states = x if layout == flat else rearrange(x, f"{layout} -> {flat}")
         if self._edit is None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import fields, replace
-from itertools import chain, compress
-from operator import methodcaller
+from itertools import compress
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -22,42 +22,46 @@ from .names import NAMES, PRUNED_NAME
 from .sites import Anatomy, Site, Stack
 
 _PLAIN = frozenset((bool, int, float, str, type(None)))
-# Which mode a module is in says nothing of its heads.
-_MODE = "training"
+# What torch keeps in every module, such as its mode, says nothing of its heads.
+_OF_TORCH = frozenset(vars(nn.Module()))
 Part = TypeVar("Part", Site, Stack)
 
 
 class Said:
     """What modules and configs say of themselves in numbers and words, and which heads were pruned.
 
-    To compare a thousand attributes in a loop would take as long as some layers do: lists of them are compared.
+    To compare hundreds of attributes in a loop would take as long as a layer does: lists of them are compared.
     """
 
     def __init__(self, owners: Iterable[Any]) -> None:
         held = list(map(_held_by, owners))
-        self._names = list(chain.from_iterable(held))
         self._many = list(map(len, held))
-        values = list(chain.from_iterable(map(_values, held)))
+        names = [[name for name in one if name not in _OF_TORCH] for one in held]
+        # One name twice: of one alone, no tuple would be returned.
+        self._getters = [itemgetter(some[0], *some) if some else _nothing for some in names]
+        values = self._values(held)
         self._types = list(map(type, values))
-        numbered = zip(self._names, self._types, strict=True)
-        self._is_said = [kind in _PLAIN and name != _MODE for name, kind in numbered]
-        self._said = list(compress(values, self._is_said))
-        self._pruned = list(map(copy, map(_pruned, held)))
+        pruned = [name == PRUNED_NAME for some in names if some for name in (some[0], *some)]
+        self._is_said = [one or kind in _PLAIN for one, kind in zip(pruned, self._types, strict=True)]
+        self._said = list(map(copy, compress(values, self._is_said)))
+
+    def _values(self, held: list[Mapping[str, Any]]) -> list[Any]:
+        return [value for getter, one in zip(self._getters, held, strict=True) for value in getter(one)]
 
     def is_said_by(self, owners: Iterable[Any]) -> bool:
         """Whether these say the same."""
         held = list(map(_held_by, owners))
-        values = list(chain.from_iterable(map(_values, held)))
-        return (
-            list(map(len, held)) == self._many
-            and list(map(type, values)) == self._types
-            and list(compress(values, self._is_said)) == self._said
-            and list(chain.from_iterable(held)) == self._names
-            and list(map(_pruned, held)) == self._pruned
-        )
+        if list(map(len, held)) != self._many:
+            return False
+        try:
+            values = self._values(held)
+        except KeyError:
+            return False
+        return list(map(type, values)) == self._types and list(compress(values, self._is_said)) == self._said
 
 
-_values, _pruned = methodcaller("values"), methodcaller("get", PRUNED_NAME)
+def _nothing(held: Mapping[str, Any]) -> tuple[Any, ...]:
+    return ()
 
 
 def _held_by(owner: Any) -> Mapping[str, Any]:
@@ -81,9 +85,13 @@ class _Kept:
         }
         self._owners = sorted(numbers[owner] for owner in owners)
         self._said = Said(self._speakers(outline))
+        self._has_aliases = len(numbers) < len(outline.modules)
         self._sites = [_packed(site, numbers) for site in anatomy.sites]
         self._stacks = [_packed(stack, numbers) for stack in anatomy.stacks]
         self._unmeasured = dict(anatomy.unmeasured)
+        self._inside = {
+            numbers[runner]: [numbers[part] for part in parts] for runner, parts in anatomy.parts_of_stacks.items()
+        }
 
     def fits(self, outline: Outline) -> bool:
         """Whether a model with this outline is as it was."""
@@ -97,7 +105,12 @@ class _Kept:
         """The anatomy of a model that has these modules."""
         sites = tuple(_unpacked(Site, one, modules) for one in self._sites)
         stacks = tuple(_unpacked(Stack, one, modules) for one in self._stacks)
-        return Anatomy(model, sites, stacks, dict(self._unmeasured), list(dict.fromkeys(modules)))
+        each = list(dict.fromkeys(modules)) if self._has_aliases else modules
+        anatomy = Anatomy(model, sites, stacks, dict(self._unmeasured), each)
+        anatomy.__dict__["parts_of_stacks"] = {
+            modules[runner]: frozenset(map(modules.__getitem__, parts)) for runner, parts in self._inside.items()
+        }
+        return anatomy
 
 
 class _Packed(NamedTuple):
@@ -122,11 +135,11 @@ def _packed(part: Site | Stack, numbers: dict[nn.Module, int]) -> _Packed:
 
 
 def _unpacked(kind: type[Part], packed: _Packed, modules: list[nn.Module]) -> Part:
-    several = {name: tuple(modules[one] for one in numbers) for name, numbers in packed.several.items()}
-    part = object.__new__(kind)  # a frozen dataclass sets its fields one by one, which takes most of the time
-    part.__dict__.update(packed.plain)
-    part.__dict__.update({name: modules[number] for name, number in packed.modules.items()})
-    part.__dict__.update(several)
+    part, numbered = object.__new__(kind), modules.__getitem__
+    held = part.__dict__  # a frozen dataclass sets its fields one by one, which takes most of the time
+    held.update(packed.plain)
+    held.update(zip(packed.modules, map(numbered, packed.modules.values()), strict=True))
+    held.update((name, tuple(map(numbered, several))) for name, several in packed.several.items())
     return part
 
 

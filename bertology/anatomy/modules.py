@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
+from itertools import chain, compress
 from operator import methodcaller
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -120,10 +120,11 @@ class KeptOutline:
             return None
         held = each_children_of(modules)
         each = [*modules, None]  # None for a child that was left out
-        same = (
-            list(map(len, held)) == self._many
-            and list(chain.from_iterable(held)) == self._names
-            and list(chain.from_iterable(map(_values, held))) == list(map(each.__getitem__, self._numbers))
+        if list(map(len, held)) != self._many:
+            return None
+        inner = list(compress(held, self._many))  # those that have children
+        same = list(chain.from_iterable(inner)) == self._names and (
+            list(chain.from_iterable(map(_values, inner))) == list(map(each.__getitem__, self._numbers))
         )
         return Outline(modules, self._types, self._children) if same else None
 

@@ -222,13 +222,15 @@ class Anatomy:
     def present(self) -> Tensor:
         """[layer, head], bool: which heads there are; a pruned one is not."""
         there = torch.zeros(self.layers, self.heads, dtype=torch.bool)
+        if all(len(site.kept) == self.heads for site in self.sites):
+            return ~there
         for row, site in enumerate(self.sites):
             there[row, list(site.kept)] = True
         return there
 
     @cached_property
     def parts_of_stacks(self) -> dict[nn.Module, frozenset[nn.Module]]:
-        """{module that runs a stack: all modules in it}, as they were when this was first asked."""
+        """{module that runs a stack: all modules in it}, as they were when the heads were looked for."""
         return {stack.module: frozenset(each_module(stack.module)) for stack in self.stacks}
 
     def runner(self, stack: str) -> nn.Module:

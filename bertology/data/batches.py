@@ -201,6 +201,9 @@ def shows_padding(model: nn.Module, batch: Batch, stack: str) -> bool:
 
 def token_count(model: nn.Module, batch: Batch, stack: str) -> int:
     """How many tokens the texts of a stack have, padding included."""
+    ids = batch.get(IDS_ARGUMENT)
+    if isinstance(ids, Tensor) and reads_text(model, stack):
+        return ids.shape[-1]
     known = shows_padding(model, batch, stack)
     prefix = "" if reads_text(model, stack) else DECODER_PREFIX
     return int((token_mask(model, batch, stack) if known else _all_tokens(batch, prefix)).shape[1])

@@ -339,6 +339,17 @@ def add_to(sums: Tensor, site: Site, values: Tensor) -> None:
         row[list(site.kept)] += values
 
 
+def add_to_all(sums: Tensor, sites: Sequence[Site], values: Tensor) -> None:
+    """Add `values [site, ...]` or `[site, head, ...]`, of the heads that are left, to `sums [layer, head, ...]`."""
+    if sums.shape[1:] != values.shape[1:]:
+        for site, one in zip(sites, values, strict=True):
+            add_to(sums, site, one)
+    elif [site.row for site in sites] == list(range(len(sums))):
+        sums += values
+    else:
+        sums[[site.row for site in sites]] += values
+
+
 def _given(measures: Sequence[MapAccumulator], site: Site, x: Any, rows: slice) -> list[Any]:
     """What each measure is given of what was read for all of them."""
     if isinstance(x, RowStatistics):

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ..anatomy.modules import each_module
+from ..anatomy.sites import Anatomy
+
 _listed: list[tuple[nn.Module, Sequence[nn.Module]]] = []
 
 
@@ -27,3 +30,9 @@ def as_listed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
 def is_as_listed(model: nn.Module, modules: Sequence[nn.Module]) -> bool:
     """Whether a measure that runs has listed these modules of a model."""
     return any(held[0] is model and held[1] is modules for held in _listed)
+
+
+def modules_of(anatomy: Anatomy) -> Sequence[nn.Module]:
+    """All modules of a model, each once, as they are now."""
+    modules = anatomy.modules
+    return modules if modules is not None and is_as_listed(anatomy.model, modules) else each_module(anatomy.model)

@@ -35,6 +35,12 @@ def each_weight(modules: Iterable[nn.Module]) -> list[Tensor]:
     return weights_of(modules)
 
 
+def all_weights(module: nn.Module) -> list[Tensor]:
+    """The parameters of a part of a model that has few modules."""
+    own = [x for x in parameters_of(module) if x is not None]
+    return own + [x for child in children_of(module).values() for x in all_weights(child)]
+
+
 def with_attribute(modules: Iterable[nn.Module], name: str) -> list[nn.Module]:
     """Those of the modules that hold an attribute themselves: a wrapper that hands on those of another does not.
 
@@ -42,9 +48,10 @@ def with_attribute(modules: Iterable[nn.Module], name: str) -> list[nn.Module]:
     """
     modules = list(modules)
     kinds = {kind for kind in set(map(type, modules)) if hasattr(kind, name)}
+    held = zip(modules, map(vars, modules), strict=True)
     if not kinds:
-        return [module for module in modules if name in module.__dict__]
-    return [module for module in modules if name in module.__dict__ or type(module) in kinds]
+        return [module for module, attributes in held if name in attributes]
+    return [module for module, attributes in held if name in attributes or type(module) in kinds]
 
 
 def configs_of(modules: Iterable[nn.Module]) -> list[Any]:

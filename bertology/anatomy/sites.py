@@ -205,7 +205,7 @@ class Anatomy:
         """How many attention layers there are, over all stacks."""
         return len(self.sites)
 
-    @property
+    @cached_property
     def heads(self) -> int:
         """How wide the axis `head` of a result is: the heads of the widest layer, before pruning."""
         return max(site.width for site in self.sites)

@@ -72,7 +72,7 @@ def device_of(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> t
     `modules` are all of the model, where they were listed just now.
     """
     modules = each_module(model) if modules is None else modules
-    for hook in [vars(module)["_hf_hook"] for module in modules if "_hf_hook" in vars(module)]:
+    for hook in [held["_hf_hook"] for held in map(vars, modules) if "_hf_hook" in held]:
         device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.modules import all_weights
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, Batches, BatchesOrTexts, ReadBatch, device_of, each_batch, examples, run_model
 from ..data.make_batches import as_batches
@@ -178,11 +180,13 @@ def _check_weights(anatomy: Anatomy) -> None:
     """Raise `DataError` for NaN in the weights of queries and keys."""
     for site in anatomy.sites:
         for part in {site.query, site.key}:
-            for name, weights in part.named_parameters():
-                if weights.is_floating_point() and not weights.is_meta and weights.detach().sum().isnan():
-                    raise DataError(
-                        f"{name} of the {type(part).__name__} of {site.label} holds NaN: load the model again"
-                    )
+            if any(map(_holds_nan, all_weights(part))):
+                name = next(name for name, weights in part.named_parameters() if _holds_nan(weights))
+                raise DataError(f"{name} of the {type(part).__name__} of {site.label} holds NaN: load the model again")
+
+
+def _holds_nan(weights: Tensor) -> bool:
+    return weights.is_floating_point() and not weights.is_meta and math.isnan(weights.detach().sum())
 
 
 class _SavedPass:

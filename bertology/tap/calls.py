@@ -19,7 +19,7 @@ from ..anatomy.modules import each_module
 from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Site
 from ..errors import UnknownAnatomy
-from .listed import is_as_listed
+from .listed import is_listed
 from .recompute import Edit, applies, keep_for_recomputation, recomputing
 
 Place = TypeVar("Place")
@@ -171,7 +171,7 @@ class Calls(Generic[Place]):
 
     def _by_stack(self, anatomy: Anatomy) -> dict[nn.Module, list[nn.Module]]:
         """{module that runs a stack: modules in it}; of nested stacks (a text model, an image tower), the inner one."""
-        if anatomy.modules is not None and is_as_listed(anatomy.model, anatomy.modules):
+        if is_listed(anatomy):
             all_parts = anatomy.parts_of_stacks
         else:
             all_parts = {stack.module: frozenset(each_module(stack.module)) for stack in anatomy.stacks}

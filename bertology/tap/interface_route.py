@@ -96,7 +96,7 @@ def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str,
 
 def _configs(anatomy: Anatomy, attentions: list[nn.Module]) -> list[Any]:
     """The configs around these attention modules."""
-    inside, modules = set(attentions), modules_of(anatomy)
+    inside, modules = set(attentions), modules_of(anatomy.model)
     configs: dict[int, Any] = {}
     for module in with_attribute(modules, "config"):
         if id(module.config) in configs:
@@ -108,7 +108,7 @@ def _configs(anatomy: Anatomy, attentions: list[nn.Module]) -> list[Any]:
 
 def _is_fused(anatomy: Anatomy) -> bool:
     """Whether all parts of a model can use torch's fused attention, which takes a flag in place of a causal mask."""
-    said = [getattr(module, FUSED_NAME) for module in with_attribute(modules_of(anatomy), FUSED_NAME)]
+    said = [getattr(module, FUSED_NAME) for module in with_attribute(modules_of(anatomy.model), FUSED_NAME)]
     return bool(said) and all(said)
 
 
@@ -175,8 +175,7 @@ def attend_in_blocks(
 
     With `causal`, there is no mask, and a query sees no later key.
     """
-    eager = eager_function(module)
-    assert eager is not None
+    eager = _eager_of(module, readings)
     if OUTPUT_MAPS_ARGUMENT in parameters_of(eager):  # CLIP of transformers 4 keeps its map otherwise
         kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
@@ -210,6 +209,16 @@ def attend_in_blocks(
             reading.give(site, *_placed(pieces, weighed, rows), entropies)
         outputs.append(output)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _eager_of(module: nn.Module, readings: list[tuple[Reading, Site]]) -> Callable[..., Any]:
+    """A module's own eager function, which a reading looks up once for all modules of a class."""
+    known = readings[0][0].eager if readings else {}
+    if type(module) not in known:
+        found = eager_function(module)
+        assert found is not None
+        known[type(module)] = found
+    return known[type(module)]
 
 
 def _is_proved_plain(
@@ -265,10 +274,11 @@ def _rows(module: nn.Module, query: Tensor, key: Tensor, readings: list[Reading]
     """The number of query rows in a block: as asked for, and at most as many as fit into the memory for blocks."""
     # An extra tensor like T5's position bias has a query axis of its own, which only the model's function knows; and
     # GPT-2 of transformers 4 cuts its causal mask, a buffer, by the numbers of queries and keys.
-    if _has_own_rows(module, kwargs) or any(reading.whole for reading in readings):
-        return query.shape[2]
     asked = [reading.rows for reading in readings if reading.rows]
-    return min([query.shape[2], _fitting(query, key, BLOCK_BYTES), *asked])
+    most = min([query.shape[2], _fitting(query, key, BLOCK_BYTES), *asked])
+    if most == query.shape[2] or _has_own_rows(module, kwargs) or any(reading.whole for reading in readings):
+        return query.shape[2]
+    return most
 
 
 def _has_own_rows(module: nn.Module, kwargs: dict[str, Any]) -> bool:

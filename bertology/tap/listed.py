@@ -1,4 +1,4 @@
-"""Which models are as they were when their modules were listed.
+"""The modules of models that are measured, listed once for each measure.
 
 A measure lists the modules of a model, and nothing takes one out or puts another one in until it is done.
 """
@@ -17,22 +17,24 @@ _listed: list[tuple[nn.Module, Sequence[nn.Module]]] = []
 
 
 @contextmanager
-def as_listed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Take it that a model has these modules while the `with` lasts."""
+def as_listed(model: nn.Module, modules: Sequence[nn.Module] | None) -> Iterator[None]:
+    """Take it that a model has these modules, if they are given, while the `with` lasts."""
+    if modules is None:
+        yield
+        return
     held = (model, modules)
     _listed.append(held)
     try:
         yield
     finally:
-        _listed.remove(held)
+        _listed[:] = [other for other in _listed if other is not held]
 
 
-def is_as_listed(model: nn.Module, modules: Sequence[nn.Module]) -> bool:
-    """Whether a measure that runs has listed these modules of a model."""
-    return any(held[0] is model and held[1] is modules for held in _listed)
-
-
-def modules_of(anatomy: Anatomy) -> Sequence[nn.Module]:
+def modules_of(model: nn.Module) -> Sequence[nn.Module]:
     """All modules of a model, each once, as they are now."""
-    modules = anatomy.modules
-    return modules if modules is not None and is_as_listed(anatomy.model, modules) else each_module(anatomy.model)
+    return next((modules for other, modules in reversed(_listed) if other is model), None) or each_module(model)
+
+
+def is_listed(anatomy: Anatomy) -> bool:
+    """Whether the modules of a model are known to be those in which the heads were found."""
+    return anatomy.modules is not None and any(modules is anatomy.modules for _, modules in _listed)

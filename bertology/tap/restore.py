@@ -19,7 +19,7 @@ from torch import nn
 from ..anatomy.modules import attributes_of, configs_of, each_module, each_weight, with_attribute
 from ..anatomy.names import SWITCHED_NAME, USE_CACHE_ARGUMENT
 from ..anatomy.oddities import block_oddities_of
-from .listed import as_listed
+from .listed import as_listed, modules_of
 from .private_api import may_be_compiled
 from .threads import one_thread
 from .wrapped import run_alone
@@ -102,8 +102,7 @@ def undisturbed(model: nn.Module, modules: Sequence[nn.Module] | None = None) ->
     with ExitStack() as undo:
         undo.enter_context(one_thread(model))  # first: a mode that another thread set is not the one to restore
         run_alone(model, undo)
-        if modules is not None:
-            undo.enter_context(as_listed(model, modules))
+        undo.enter_context(as_listed(model, modules))
         modules = each_module(model) if modules is None else modules
         # Where CUDA was not used yet, no weight is there.
         weights = each_weight(modules) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
@@ -192,7 +191,7 @@ def _hold(states: list[_Held]) -> None:
 @contextmanager
 def uncached(model: nn.Module) -> Iterator[None]:
     """Turn off the cache of keys and values: a pass that skips blocks would leave gaps in it."""
-    modules = each_module(model)
+    modules = modules_of(model)
     needed = any(block_oddities_of(module).needs_cache for module in modules)
     with ExitStack() as undo:
         for config in () if needed else configs_of(modules):

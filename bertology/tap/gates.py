@@ -153,15 +153,19 @@ def gated(model: nn.Module, gates: Any = None, *, neurons: Any = None) -> Iterat
 
 
 @contextmanager
-def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
-    """`gated`, for gates that were checked before, on a model that was dissected before: of heads, or of neurons."""
-    was_off = not torch.is_grad_enabled()
+def gating(anatomy: Anatomy, gates: Tensor | tuple[Tensor, ...]) -> Iterator[None]:
+    """`gated`, for gates that were checked before, on a model that was dissected before: of heads, or of neurons.
+
+    The gates may be parted by layer, `gates.unbind()`: the backward pass then fills one tensor, and not one a layer.
+    """
+    was_off, by_example = not torch.is_grad_enabled(), gates[0].dim() == 2
     of_images = {stack for stack in {site.stack for site in anatomy.sites} if anatomy.reads_images(stack)}
 
     def edit(site: Site, x: Tensor) -> Tensor:
-        if gates.requires_grad and not torch.is_grad_enabled() and not was_off:
+        gate = gates[site.row]
+        if gate.requires_grad and not torch.is_grad_enabled() and not was_off:
             raise UnknownAnatomy(f"the model runs {site.label} without gradients: its gates would seem to do nothing")
-        gate = gates[site.row].to(x)
+        gate = gate.to(x)
         if len(site.kept) < gate.shape[-1]:
             gate = gate.index_select(-1, torch.tensor(site.kept, device=x.device))
         if gate.dim() == 1:
@@ -180,7 +184,7 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
 
     batch: dict[str, Any] = {}
     with ExitStack() as taps:
-        if gates.dim() == 3 and (isinstance(anatomy, MlpAnatomy) or any(s.reads_images for s in anatomy.stacks)):
+        if by_example and (isinstance(anatomy, MlpAnatomy) or any(s.reads_images for s in anatomy.stacks)):
             taps.enter_context(tap(anatomy, "inputs", read=batch.update))
         taps.enter_context(tap(anatomy, "heads", edit=edit))
         yield

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import dissect_mlps
@@ -19,7 +20,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
 from .arriving import Arriving
 from .attention_maps import tap_maps
-from .calls import Calls
+from .calls import Calls, remove_all
 from .function_mode import of_reader, watch_products
 from .map_reader import Wants
 from .private_api import has_pre_hooks
@@ -174,9 +175,11 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         if bare:
             watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
         open_torch_attention((site.attention for site in anatomy.sites), undo)
+        hooks: list[RemovableHandle] = []
+        undo.callback(remove_all, hooks)
         for module in calls.modules:
             if module not in bare:
-                undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+                hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
 
     place(undo)
     if edit is not None:
@@ -211,8 +214,10 @@ def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: boo
 
     def place(undo: ExitStack) -> None:
         calls.watch(mlps, undo)
+        hooks: list[RemovableHandle] = []
+        undo.callback(remove_all, hooks)
         for module in calls.modules:
-            undo.callback(module.register_forward_hook(after).remove)
+            hooks.append(module.register_forward_hook(after))
 
     place(undo)
     if edit is not None:
@@ -282,10 +287,12 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: b
 
     def place(undo: ExitStack) -> None:
         tapped.calls.watch(anatomy, undo)
+        hooks: list[RemovableHandle] = []
+        undo.callback(remove_all, hooks)
         for block in tapped.firsts:
-            undo.callback(block.register_forward_pre_hook(tapped.before, with_kwargs=True).remove)
+            hooks.append(block.register_forward_pre_hook(tapped.before, with_kwargs=True))
         for block in tapped.calls.modules:
-            undo.callback(block.register_forward_hook(tapped.after).remove)
+            hooks.append(block.register_forward_hook(tapped.after))
 
     place(undo)
     if edit is not None:

@@ -296,6 +296,7 @@ def _inputs(attention: nn.Module, projection: nn.Module) -> int:
 
 
 def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm, by the name of its class."""
     return "norm" in type(module).__name__.lower()
 
 

@@ -65,8 +65,8 @@ def attention_rollout(
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         weighting: "attention" for the mean of attention weights over heads; "norm" for that of each query's shares of
             the norms of what arrives (see `attention_maps`); "block" for the shares of the norms of what the block's
-            output has from each token, all heads, residual stream and norm together (Kobayashi et al. 2021), to which no
-            half is added for the residual stream.
+            output has from each token, all heads, residual stream and norm together (Kobayashi et al. 2021): nothing
+            is added to them for the residual stream.
 
     Raises `UnknownAnatomy` for layers that attend to other tokens than their own (pooled, or in a cache), and for
     attention blocks whose parts are not known (see `mixing_ratio`).

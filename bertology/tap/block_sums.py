@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class _Following:
         self._norms.clear()
         self._queries.clear()
 
-    def _refuse(self, site: Site) -> Any:
+    def _refuse(self, site: Site) -> NoReturn:
         self._sums.clear()
         raise UnknownAnatomy(
             f"what the heads of {site.label} ({type(site.attention).__name__}) add is nowhere summed up with the "

@@ -19,9 +19,11 @@ from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
 from .arriving import Arriving
 from .attention_maps import tap_maps
+from .block_sums import follow_sums
 from .calls import Calls
 from .function_mode import of_reader, watch_products
 from .map_reader import Wants
+from .mixing import Parting
 from .private_api import has_pre_hooks
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
@@ -29,7 +31,7 @@ from .row_statistics import Wanted
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
-PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "entropy", "statistics")
+PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "mixing", "entropy", "statistics")
 EDITED = ("block", "heads", "neurons", "mlp")
 
 
@@ -61,6 +63,7 @@ def tap(
     "mlp"        (mlp, x)           [batch, token, hidden]: what the down projection returns
     "attention"  (site, x, rows)    [batch, head, query, key]: the weights of the query rows `rows`, a slice
     "norms"      (site, x, rows)    [batch, head, query, key]: |α f(x)|, the norms of what arrives from each key
+    "mixing"     (site, x)          `Mixed`: the parts of the attention block's output, and their sum
     "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
     "statistics" (site, x, rows)    `RowStatistics` of those weights: what `wants` asks for
     ============ =================  ========================================================================
@@ -100,7 +103,12 @@ def tap(
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
         hold_off_fast_path((site.attention for site in anatomy.sites), undo)
-        if place in ("attention", "norms", "entropy", "statistics"):
+        if place == "mixing":
+            assert read is not None
+            parting = Parting(keep_maps=whole)
+            _tap_maps(undo, partial(tap_maps, anatomy, _nothing, "norms", rows, whole, once, _all_statistics, parting))
+            follow_sums(anatomy, parting, read, once, undo)
+        elif place in ("attention", "norms", "entropy", "statistics"):
             assert read is not None
             arriving = Arriving() if place == "norms" else None
             wants = of_reader(wants or _all_statistics)
@@ -110,6 +118,10 @@ def tap(
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
+
+
+def _nothing(site: Site, x: Tensor, rows: slice) -> None:
+    """Read nothing of maps: their products with values are noted where they are weighed."""
 
 
 def _all_statistics(site: Site, shape: tuple[int, int, int, int]) -> Wanted:

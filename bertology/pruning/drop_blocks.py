@@ -87,7 +87,6 @@ def drop_blocks(
     stacks_of = {where: _gone_of(sites, rows) for where, sites in sites_of_configs(model, there.sites).items()}
     try:
         _shorten_nested(config, stacks_of)
-        type(config).from_dict(config.to_dict())  # as it will be read from a file
     except Exception as error:  # those of the checks of configs
         raise PruningError(f"blocks cannot be dropped: {type(config).__name__} refuses it ({error})") from error
     _prove(model, there, rows, config, lists, given)

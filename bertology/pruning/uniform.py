@@ -269,10 +269,11 @@ def built(model: Any, config: Any, weights: dict[str, Tensor], cannot: str) -> A
     """A model of a config with the weights of another. Raises `PruningError` where they do not fit."""
     there = {name: list(x.shape) for name, x in weights.items()}
     try:
+        type(config).from_dict(config.to_dict())  # as it will be read from a file
         with torch.device("meta"):
             wanted = {name: list(x.shape) for name, x in type(model)(copy.deepcopy(config)).state_dict().items()}
     except NotImplementedError:  # it computes with its weights when it is built
-        wanted = there
+        wanted = {name: list(x.shape) for name, x in type(model)(copy.deepcopy(config)).state_dict().items()}
     except Exception as error:  # those of the checks of configs
         raise PruningError(f"{cannot}: {type(config).__name__} refuses these numbers ({error})") from error
     for name in [*there, *wanted]:

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.forward_source import is_transformers_4
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
@@ -24,7 +25,7 @@ from .calls import Calls
 from .function_mode import of_reader, watch_products
 from .map_reader import Wants
 from .mixing import Parting
-from .private_api import has_pre_hooks
+from .private_api import has_pre_hooks, replace_forward
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
 from .row_statistics import Wanted
@@ -297,7 +298,12 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: b
         for block in tapped.firsts:
             undo.callback(block.register_forward_pre_hook(tapped.before, with_kwargs=True).remove)
         for block in tapped.calls.modules:
-            undo.callback(block.register_forward_hook(tapped.after).remove)
+            # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its
+            # own, and before transformers 5 what it has put in the place of `forward`.
+            if edit is not None and is_transformers_4():
+                replace_forward(block, partial(tapped.edited_forward, block, block.forward), undo)
+            else:
+                undo.callback(block.register_forward_hook(tapped.after, prepend=edit is not None).remove)
 
     place(undo)
     if edit is not None:
@@ -347,6 +353,12 @@ class _TappedBlocks:
             return new
         rest = [new, *output[1:]]
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)  # a named tuple (Reformer)
+
+    def edited_forward(self, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a block returns, edited."""
+        output = forward(*args, **kwargs)
+        new = self.after(block, args, output)
+        return output if new is None else new
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]

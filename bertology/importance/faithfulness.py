@@ -235,7 +235,7 @@ def head_agreement(results: Sequence[Result], size: int, *, field: str | None = 
         >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)
         >>> model = BertForSequenceClassification(config)
         >>> texts = {"input_ids": torch.randint(9, (8, 4)), "labels": torch.tensor([0, 1] * 4)}
-        >>> halves = [{name: x[i::2] for name, x in texts.items()} for i in (0, 1)]
+        >>> halves = [{name: x[half] for name, x in texts.items()} for half in (slice(4), slice(4, 8))]
         >>> head_agreement([head_importance(model, half) for half in halves], 3).jaccard.shape
         torch.Size([2, 2])
     """

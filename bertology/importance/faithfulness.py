@@ -240,7 +240,7 @@ def head_agreement(results: Sequence[Result], size: int, *, field: str | None = 
         torch.Size([2, 2])
     """
     if len(results) < 2:
-        raise DataError(f"agreement is between two results or more, got {len(results)}")
+        raise DataError(f"head_agreement compares two results or more, got {len(results)}")
     name = field or main_field(type(results[0])) or ""
     declared = axes_of(type(results[0])).get(name)
     if declared is None or declared.names != ("layer", "head"):
@@ -250,7 +250,7 @@ def head_agreement(results: Sequence[Result], size: int, *, field: str | None = 
     scores = torch.stack([getattr(one, name).detach().cpu().double() for one in results])
     there = ~scores[0].isnan()
     if not all(torch.equal(~one.isnan(), there) for one in scores):
-        raise DataError("results must be of the same heads: some are NaN in one of them alone")
+        raise DataError("results must be of the same heads: some heads are NaN in one result, and not in another")
     flat, many = scores[:, there], int(there.sum())
     if not 1 <= size < many:
         raise DataError(f"size must be from 1 to {many - 1}, fewer than the heads that there are, got {size}")

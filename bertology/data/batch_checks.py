@@ -40,9 +40,8 @@ def check_inputs(batch: Batch) -> str:
         hint = f": {PASS_TOKENIZER}, if these are texts" if isinstance(batch, (str, list, tuple)) else ""
         if isinstance(batch, Tensor) and not batch.is_floating_point():
             hint = ": pass {'input_ids': x}, if x is this tensor of token ids"
-        raise DataError(
-            f"a batch must be a mapping of model arguments such as a tokenizer returns, got {type(batch).__name__}{hint}"
-        )
+        got = f"{type(batch).__name__}{hint}"
+        raise DataError(f"a batch must be a mapping of model arguments such as a tokenizer returns, got {got}")
     name = input_name(batch)
     x = batch[name]
     if not isinstance(x, Tensor):

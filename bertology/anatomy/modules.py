@@ -8,6 +8,7 @@ from operator import methodcaller
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 
 from .forward_source import children_of, each_children_of, parameters_of, weights_of
@@ -39,6 +40,16 @@ def all_weights(module: nn.Module) -> list[Tensor]:
     """The parameters of a part of a model that has few modules."""
     own = [x for x in parameters_of(module) if x is not None]
     return own + [x for child in children_of(module).values() for x in all_weights(child)]
+
+
+def rounding(model: nn.Module) -> float:
+    """The relative difference of two numbers that is no more than the rounding of the types of a model's parameters.
+
+    Of half precision it is that of a mean over many examples, in which roundings cancel.
+    """
+    types = {x.dtype for x in each_weight(each_module(model)) if x is not None and x.is_floating_point()}
+    step = max((torch.finfo(dtype).eps for dtype in types), default=torch.finfo(torch.float32).eps)
+    return min(4 * step, 1e-3)
 
 
 def with_attribute(modules: Iterable[nn.Module], name: str) -> list[nn.Module]:

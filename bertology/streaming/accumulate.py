@@ -30,8 +30,9 @@ from .first_example import check_padding
 from .identity import add_batch, model_identity
 from .loss_gradients import update_all
 from .named_axes import merge_by_name
-from .processes import Merge, check_counts, check_same_work, check_sampler, gathered, merges, processes
+from .processes import Merge, check_counts, check_same_work, gathered, merges, processes
 from .progress import Progress, progress_bar
+from .samplers import check_sampler
 from .shards import DigestedBatches, Shard, ShardFile
 
 

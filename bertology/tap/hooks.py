@@ -14,23 +14,26 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.dissect import dissect
+from ..anatomy.forward_source import is_transformers_4
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
 from .arriving import Arriving
 from .attention_maps import tap_maps
+from .block_sums import follow_sums
 from .calls import Calls, remove_all
 from .function_mode import of_reader, watch_products
 from .map_reader import Wants
-from .private_api import has_pre_hooks
+from .mixing import Parting
+from .private_api import has_pre_hooks, replace_forward
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
 from .row_statistics import Wanted
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
-PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "entropy", "statistics")
+PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "mixing", "entropy", "statistics")
 EDITED = ("block", "heads", "neurons", "mlp")
 
 
@@ -62,6 +65,7 @@ def tap(
     "mlp"        (mlp, x)           [batch, token, hidden]: what the down projection returns
     "attention"  (site, x, rows)    [batch, head, query, key]: the weights of the query rows `rows`, a slice
     "norms"      (site, x, rows)    [batch, head, query, key]: |α f(x)|, the norms of what arrives from each key
+    "mixing"     (site, x)          `Mixed`: the parts of the attention block's output, and their sum
     "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
     "statistics" (site, x, rows)    `RowStatistics` of those weights: what `wants` asks for
     ============ =================  ========================================================================
@@ -101,7 +105,12 @@ def tap(
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
         hold_off_fast_path((site.attention for site in anatomy.sites), undo)
-        if place in ("attention", "norms", "entropy", "statistics"):
+        if place == "mixing":
+            assert read is not None
+            parting = Parting(keep_maps=whole)
+            _tap_maps(undo, partial(tap_maps, anatomy, _nothing, "norms", rows, whole, once, _all_statistics, parting))
+            follow_sums(anatomy, parting, read, once, undo)
+        elif place in ("attention", "norms", "entropy", "statistics"):
             assert read is not None
             arriving = Arriving() if place == "norms" else None
             wants = of_reader(wants or _all_statistics)
@@ -111,6 +120,10 @@ def tap(
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
+
+
+def _nothing(site: Site, x: Tensor, rows: slice) -> None:
+    """Read nothing of maps: their products with values are noted where they are weighed."""
 
 
 def _all_statistics(site: Site, shape: tuple[int, int, int, int]) -> Wanted:
@@ -292,7 +305,12 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: b
         for block in tapped.firsts:
             hooks.append(block.register_forward_pre_hook(tapped.before, with_kwargs=True))
         for block in tapped.calls.modules:
-            hooks.append(block.register_forward_hook(tapped.after))
+            # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its
+            # own, and before transformers 5 what it has put in the place of `forward`.
+            if edit is not None and is_transformers_4():
+                replace_forward(block, partial(tapped.edited_forward, block, block.forward), undo)
+            else:
+                hooks.append(block.register_forward_hook(tapped.after, prepend=edit is not None))
 
     place(undo)
     if edit is not None:
@@ -342,6 +360,12 @@ class _TappedBlocks:
             return new
         rest = [new, *output[1:]]
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)  # a named tuple (Reformer)
+
+    def edited_forward(self, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a block returns, edited."""
+        output = forward(*args, **kwargs)
+        new = self.after(block, args, output)
+        return output if new is None else new
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]

@@ -83,11 +83,13 @@ def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these sites to the reader, while `undo` is open."""
     register()
     hooks: list[RemovableHandle] = []
+    read: list[nn.Module] = []
     undo.callback(remove_all, hooks)
+    undo.callback(_forget, read, reading)
     for attention in reading.calls.modules:
         _readings.setdefault(attention, []).append(reading)
+        read.append(attention)
         hooks.append(attention.register_forward_pre_hook(_start, with_kwargs=True))
-    undo.callback(_forget, reading)
     name = UNMASKED_NAME if _is_fused(anatomy) else NAME
     set_implementation(anatomy, reading.calls.modules, name, undo)
 
@@ -116,8 +118,8 @@ def _is_fused(anatomy: Anatomy) -> bool:
     return bool(said) and all(said)
 
 
-def _forget(reading: Reading) -> None:
-    for attention in reading.calls.modules:
+def _forget(attentions: list[nn.Module], reading: Reading) -> None:
+    for attention in attentions:
         _readings[attention].remove(reading)
         if not _readings[attention]:
             del _readings[attention]

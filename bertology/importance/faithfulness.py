@@ -256,12 +256,12 @@ def head_agreement(results: Sequence[Result], size: int, *, field: str | None = 
         >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)
         >>> model = BertForSequenceClassification(config)
         >>> texts = {"input_ids": torch.randint(9, (8, 4)), "labels": torch.tensor([0, 1] * 4)}
-        >>> halves = [{name: x[i::2] for name, x in texts.items()} for i in (0, 1)]
+        >>> halves = [{name: x[half] for name, x in texts.items()} for half in (slice(4), slice(4, 8))]
         >>> head_agreement([head_importance(model, half) for half in halves], 3).jaccard.shape
         torch.Size([2, 2])
     """
     if len(results) < 2:
-        raise DataError(f"agreement is between two results or more, got {len(results)}")
+        raise DataError(f"head_agreement compares two results or more, got {len(results)}")
     name = field or main_field(type(results[0])) or ""
     declared = axes_of(type(results[0])).get(name)
     if declared is None or declared.names != ("layer", "head"):
@@ -271,7 +271,7 @@ def head_agreement(results: Sequence[Result], size: int, *, field: str | None = 
     scores = torch.stack([getattr(one, name).detach().cpu().double() for one in results])
     there = ~scores[0].isnan()
     if not all(torch.equal(~one.isnan(), there) for one in scores):
-        raise DataError("results must be of the same heads: some are NaN in one of them alone")
+        raise DataError("results must be of the same heads: some heads are NaN in one result, and not in another")
     flat, many = scores[:, there], int(there.sum())
     if not 1 <= size < many:
         raise DataError(f"size must be from 1 to {many - 1}, fewer than the heads that there are, got {size}")

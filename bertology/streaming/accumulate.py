@@ -29,8 +29,9 @@ from .checkpoint import Checkpoint
 from .first_example import check_padding
 from .identity import add_batch, model_identity
 from .named_axes import merge_by_name
-from .processes import Merge, check_counts, check_same_work, check_sampler, gathered, merges, processes
+from .processes import Merge, check_counts, check_same_work, gathered, merges, processes
 from .progress import Progress, progress_bar
+from .samplers import check_sampler
 from .shards import DigestedBatches, Shard, ShardFile
 
 

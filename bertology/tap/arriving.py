@@ -118,7 +118,7 @@ class Arriving:
             allowed = steps * eps * max(1.0, float(sums.abs().nan_to_num().max()))
             if there.shape != sums.shape or bool(((there - sums).abs() > allowed).any()):
                 raise UnknownAnatomy(
-                    f"the heads of {site.label} ({type(site.attention).__name__}) pass on something else than the sum "
-                    "of the values that they attend to, such as one with a gate: what arrives from each key is not "
-                    "known. Measure the attention weights, weighting='attention'"
+                    f"the output of the heads of {site.label} ({type(site.attention).__name__}) is not the weighted "
+                    "sum of the values, perhaps because they have gates: what arrives from each key is not known. "
+                    "Measure the attention weights instead, with weighting='attention'"
                 )

@@ -94,7 +94,7 @@ def test_mistakes():
     model, one = BY_NAME["bert"].build(), head_importance(BY_NAME["bert"].build(), batch())
     with pytest.raises(DataError, match="is 1 with all heads and without any|there is nothing that a set of heads"):
         faithfulness(model, batch(), [(0, 1)], metric=lambda logits, labels: 1.0)
-    with pytest.raises(DataError, match="agreement is between two results or more, got 1"):
+    with pytest.raises(DataError, match="head_agreement compares two results or more, got 1"):
         head_agreement([one], 2)
     with pytest.raises(DataError, match="size must be from 1 to 7"):
         head_agreement([one, one], 8)

@@ -182,7 +182,7 @@ def made(examples: int, tokens: int) -> Pair:
 def ways(pair: Pair) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor], float]]:
     """{what: by the library, by hand, and the goal of their ratio}."""
     metric, both = logit_difference(1, 0), (pair.clean, pair.corrupted)
-    options = {"method": "soft", "steps": STEPS, "penalty": PENALTY, "lr": RATE}
+    options: dict[str, Any] = {"method": "soft", "steps": STEPS, "penalty": PENALTY, "lr": RATE}
     return {
         "activation_patching": (
             lambda: activation_patching(pair.model, *both, metric=metric).effect, lambda: patched(pair), 0.8,

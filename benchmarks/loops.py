@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -105,13 +106,13 @@ def attributed(pair: Pair) -> Tensor:
     source, clean = read(pair.model, pair.clean)
     base, corrupted = read(pair.model, pair.corrupted, grad=True)
     gradients = torch.autograd.grad(corrupted.sum(), list(base.values()))
-    effect = torch.stack(
-        [
-            (g * (source[layer] - base[layer])).unflatten(-1, (HEADS, DIM)).sum((0, 1, 3))
-            for layer, g in enumerate(gradients)
-        ]
-    )
+    changes = [(g * (source[layer] - base[layer])).sum((0, 1)) for layer, g in enumerate(gradients)]
+    effect = torch.stack(changes).reshape(LAYERS, HEADS, DIM).sum(-1)
     return (effect / len(corrupted) / (clean.mean() - corrupted.mean())).detach()
+
+
+def gate_of_layer(gates: Tensor, layer: int, x: Tensor) -> Tensor:
+    return x * gates[layer]
 
 
 def gates_by_hand(pair: Pair) -> Tensor:
@@ -122,7 +123,7 @@ def gates_by_hand(pair: Pair) -> Tensor:
         optimizer = torch.optim.Adam([logits], lr=RATE)
         for _ in range(STEPS):
             gates = logits.sigmoid().repeat_interleave(DIM, 1)
-            with hooked(pair.model, lambda layer, x, gates=gates: x * gates[layer]):
+            with hooked(pair.model, partial(gate_of_layer, gates)):
                 loss = pair.model(**pair.labelled).loss + sign * PENALTY * logits.sigmoid().sum()
             (logits.grad,) = torch.autograd.grad(loss, [logits])
             optimizer.step()
@@ -134,7 +135,8 @@ def gates_by_hand(pair: Pair) -> Tensor:
 def rollout_by_hand(pair: Pair) -> Tensor:
     """[layer, batch, query, key], from the maps of the eager model."""
     maps = pair.eager.bert(**pair.clean, output_attentions=True).attentions
-    eye, layers = torch.eye(maps[0].shape[-1]), []
+    eye = torch.eye(maps[0].shape[-1])
+    layers: list[Tensor] = []
     for one in maps:
         step = (one.mean(1) + eye) / 2
         layers.append(step @ layers[-1] if layers else step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -46,6 +46,14 @@ class Replacement:
     def depends_on_batch(self) -> bool:
         """Whether the replacement is computed from the batch."""
         return isinstance(self._replace, str) and self._replace != "zero"
+
+    @property
+    def name(self) -> str:
+        """Its name in a result."""
+        return replacement_name(self._replace)
+
+    def start_batch(self, batch: Batch, inputs: Callable[[Batch], Batch]) -> None:
+        """Get ready for a batch, before the model runs on it; `inputs` gives the model's arguments."""
 
     def values(self, x: Tensor, site: Site, batch: Batch) -> Tensor:
         """The replacement for x, [..., batch, token, head, dim], all heads of a site; it broadcasts to the shape of x.

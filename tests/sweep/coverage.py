@@ -56,9 +56,19 @@ def outcomes(model_type: str) -> dict[str, str]:
 def reason(message: str) -> str:
     """What an error says, without which layer it is about and what to do instead."""
     message = re.sub(r"^the (heads|neurons) of \S+ cannot be cut out: ", "", message)
-    message = re.sub(r"^(no ordinary checkpoint can hold this model, save_pruned.* can|blocks cannot be dropped): ", "", message)
-    message = re.sub(r"^(\S+) is (\[[\d, ]*\]|not there), and by its config it would be .*", r"its config has no setting for it", message)
-    message = re.sub(r"^loaded by its config it would compute something else.*", "what it computes depends on the number of blocks", message)
+    message = re.sub(
+        r"^(no ordinary checkpoint can hold this model, save_pruned.* can|blocks cannot be dropped): ", "", message
+    )
+    message = re.sub(
+        r"^(\S+) is (\[[\d, ]*\]|not there), and by its config it would be .*",
+        r"its config has no setting for it",
+        message,
+    )
+    message = re.sub(
+        r"^loaded by its config it would compute something else.*",
+        "what it computes depends on the number of blocks",
+        message,
+    )
     message = re.sub(r"^no MLPs found in .*? is (a mixture of experts[^)]*)\).*", r"each MLP is \1", message)
     message = re.sub(
         r"^\S+ is a norm over all of them.*", "a norm over all heads stands before their projection", message

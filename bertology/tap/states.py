@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from einops import rearrange
 from torch import Tensor
 
@@ -10,11 +12,13 @@ from ..errors import UnknownAnatomy
 _PLAIN = "batch token hidden"
 
 
-def flat_states(x: Tensor, layout: str, where: str) -> Tensor:
+def flat_states(x: Any, layout: str, where: str) -> Tensor:
     """[batch, token, hidden] of hidden states in the layout of a stack; several streams are one after the other.
 
     Raises `UnknownAnatomy` for another number of axes.
     """
+    if not isinstance(x, Tensor):
+        raise UnknownAnatomy(f"{where} passes on {type(x).__name__}, wanted a tensor [{layout.replace(' ', ', ')}]")
     layout = _layout(x, layout)
     if x.dim() != len(layout.split()):
         raise UnknownAnatomy(f"{where} passes on {list(x.shape)}, wanted [{layout.replace(' ', ', ')}]")

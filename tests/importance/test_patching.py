@@ -14,6 +14,7 @@ from bertology.errors import DataError
 from bertology.metrics import logit_difference, probability
 from helpers.patching import EQUAL, ONES, difference, one, places, two
 from helpers.pruning import seq2seq
+from helpers.towers import qwen2_vl
 from helpers.trees import wordpiece_tokenizer
 from helpers.zoo import BY_NAME, VOCAB
 from laws.laws import check_leaves_model_alone
@@ -216,3 +217,13 @@ def test_mlps_with_all_tokens_in_one_row():
     near = attribution_patching(model, clean, corrupted, **options)
     assert ran.correlation(near) > 0.9
     assert not torch.allclose(ran.patched[0], ran.corrupted)
+
+
+def test_heads_of_a_tower_that_does_not_run_are_nan():
+    model, ids = qwen2_vl(), torch.randint(3, 40, (2, 6))
+    found = activation_patching(
+        model, {"input_ids": ids}, {"input_ids": ids.flip(1)}, metric=lambda outputs, batch: outputs.logits[:, -1, 7],
+        heads={0: [1]},
+    )  # fmt: skip
+    assert found.effect.isnan().all()
+    assert found.labels[0] == "encoder.0"

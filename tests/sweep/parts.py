@@ -18,7 +18,7 @@ from torch import Tensor
 import bertology as b
 from bertology.anatomy.blocks import Block, blocks_of
 from bertology.errors import PruningError, UnknownAnatomy
-from sweep.checks import POSITIONS_NOT_KEPT, close, logits, loss, run
+from sweep.checks import POSITIONS_NOT_KEPT, close, logits, loss, run, running
 from sweep.shrink import Tiny, plain_experts
 
 
@@ -109,24 +109,27 @@ def patching(tiny: Tiny) -> None:
     clean = tiny.batch
     ids = [name for name in ("input_ids", "decoder_input_ids") if name in clean]
     corrupted = {**clean, **{name: torch.where(clean[name] > 0, clean[name] % 37 + 3, 0) for name in ids}}
-    plain = [site for site in b.dissect(tiny.eager).sites if site.layout == "batch token width" and not site.weight]
+    plain = [
+        site for site in running(tiny, b.dissect(tiny.model)) if site.layout == "batch token width" and not site.weight
+    ]
     sites = [site for site in plain if site.runs == 1 and site.stack != "cross"]
     if sites:
         patched_head(tiny, sites[-1], clean, corrupted)
     try:
         blocks = running_blocks(tiny)
     except UnknownAnatomy:
-        assert sites
+        if not sites:
+            raise
         return
     found = b.activation_patching(tiny.model, clean, corrupted, metric=loss, parts="blocks")
     effects = []
     for block in {one.stack: one for one in blocks}.values():  # the first block of each stack
         seen: list[Any] = []
-        mine = blocks_of(b.dissect(tiny.eager)).sites[block.row]
+        mine = blocks_of(b.dissect(tiny.model)).sites[block.row]
         with other_output(mine, lambda got, output, seen=seen: seen.append(output) or output):
-            run(tiny.eager, clean)
+            run(tiny.model, clean)
         with other_output(mine, lambda got, output, seen=seen: seen[0]):
-            expected = loss(run(tiny.eager, corrupted), corrupted).double()
+            expected = loss(run(tiny.model, corrupted), corrupted).double()
         row = found.labels.index(mine.label if "." in found.labels[0] else str(mine.layer)) + 1
         close(found.patched[row], expected, tiny.tolerance, f"block {block.label} of the clean run")
         effects.append((expected - found.corrupted).abs().max())
@@ -139,9 +142,9 @@ def patched_head(tiny: Tiny, site: Any, clean: Any, corrupted: Any) -> None:
     columns = slice(head * site.dim, (head + 1) * site.dim)
     found = b.activation_patching(tiny.model, clean, corrupted, metric=loss, heads=[(site.row, head)])
     with other_input(site, lambda x: seen.append(x) or x):
-        run(tiny.eager, clean)
+        run(tiny.model, clean)
     with other_input(site, lambda x: x.index_copy(-1, torch.arange(x.shape[-1])[columns], seen[0][..., columns])):
-        expected = loss(run(tiny.eager, corrupted), corrupted).double()
+        expected = loss(run(tiny.model, corrupted), corrupted).double()
     close(found.patched[site.row, head], expected, tiny.tolerance, f"head {head} of {site.label} of the clean run")
 
 
@@ -167,13 +170,13 @@ def lens(tiny: Tiny) -> None:
     """What the model answers where its last block returns the hidden states of another layer."""
     found = b.logit_lens(tiny.model, tiny.batch)
     blocks = [block for block in running_blocks(tiny) if block.stack == found.labels.stack]
-    eager = blocks_of(b.dissect(tiny.eager)).sites
+    eager = blocks_of(b.dissect(tiny.model)).sites
     last, other = eager[blocks[0].row], eager[blocks[-1].row]
     seen: list[Tensor] = []
     with other_output(other, lambda got, output: seen.append(output) or output):
-        final = run(tiny.eager, tiny.batch).logits
+        final = run(tiny.model, tiny.batch).logits
     with other_output(last, lambda got, output: seen[0]):
-        answers = run(tiny.eager, tiny.batch).logits
+        answers = run(tiny.model, tiny.batch).logits
     p, q = (x.reshape(len(x), -1, x.shape[-1]).log_softmax(-1) for x in (final, answers))
     expected = (p.exp() * (p - q)).sum(-1).clamp_min(0)
     close(found.divergence[1].to(expected), expected, tiny.tolerance, "divergence of layer 1")

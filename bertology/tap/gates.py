@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.blocks import BlockAnatomy
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import MlpAnatomy, dissect_mlps
 from ..anatomy.names import CACHE_ARGUMENTS
@@ -261,20 +260,6 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     if len(broken):
         raise ShapeError(f"{name} must be finite numbers, got {broken[0].item()} for a {unit} that is there")
     return gates
-
-
-@contextmanager
-def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[None]:
-    """Skip these blocks while the `with` lasts: each passes on what it gets. They run all the same."""
-    skipped = {(blocks.sites[row].stack, blocks.sites[row].layer + 1) for row in rows}
-    before: dict[str, Tensor] = {}
-
-    def edit(stack: str, layer: int, x: Tensor) -> Tensor:
-        before[stack] = before[stack] if (stack, layer) in skipped else x
-        return before[stack]
-
-    with tap(blocks, "block", edit=edit):
-        yield
 
 
 @contextmanager

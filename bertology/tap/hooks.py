@@ -30,6 +30,7 @@ from .private_api import has_pre_hooks, replace_forward
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
 from .row_statistics import Wanted
+from .states import flat_states, laid_out
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
@@ -257,7 +258,7 @@ def _join(site: Site, heads: Tensor, rest: Tensor | None, like: Tensor) -> Tenso
 
 
 # Those of nearly all models, which need no rearrangement.
-_PLAIN_LAYOUT, _PLAIN_STATES = "batch token width", "batch token hidden"
+_PLAIN_LAYOUT = "batch token width"
 # The layouts, by their number of axes, of heads that most often come as [batch, token, width]: an image tower may have
 # the patches of all images in one row, or keep them in rows and columns.
 _OTHER_LAYOUTS = {2: "token width", 4: "batch row column width"}
@@ -369,25 +370,11 @@ class _TappedBlocks:
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]
-        if self._edit is None and layout == _PLAIN_STATES and x.dim() == 3:
-            self._read(*at, x)
-            return None
-        if x.dim() == 2 and layout == _PLAIN_STATES:
-            layout = "token hidden"  # the patches of all images in one row
-        if x.dim() != len(layout.split()):
-            raise UnknownAnatomy(f"{at} passes on {list(x.shape)}, wanted [{layout.replace(' ', ', ')}]")
-        # Several residual streams are one after the other.
-        streams = "stream" in layout
-        flat = "batch token (stream hidden)" if streams else _PLAIN_STATES
-        flat = "1 token hidden" if layout == "token hidden" else flat
-        states = x if layout == flat else rearrange(x, f"{layout} -> {flat}")
+        states = flat_states(x, layout, str(at))
         if self._edit is None:
             self._read(*at, states)
             return None
-        new = _same_shape(self._edit(*at, states), states, str(at))
-        if layout == flat:
-            return new
-        return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
+        return laid_out(_same_shape(self._edit(*at, states), states, str(at)), layout, x)
 
 
 def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:

@@ -63,10 +63,10 @@ def accumulate(
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
 
-    Returns one result for each accumulator, in their order; with `save`, that of this shard, and () for a shard without a
-    batch. Under `torch.distributed`, give each process its share of the
-    batches: the sums are merged over all processes, and every process returns the same results. A process may have no
-    batches. An error in one of them is raised in all.
+    Returns one result for each accumulator, in their order; with `save`, that of this shard, and () for a shard without
+    a batch. Under `torch.distributed`, give each process its share of the batches: the sums are merged over all
+    processes, and every process returns the same results. A process may have no batches. An error in one of them is
+    raised in all.
 
     Raises `DataError` for batches that cannot be used, when a checkpoint is of another model or other data, and when
     processes measure with other models or settings than others. With `merge="none"` one process may measure alone,

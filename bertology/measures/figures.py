@@ -18,6 +18,7 @@ from ..results.canvas import (
     MISSING,
     AxesT,
     canvas,
+    common_legend,
     common_title,
     finished,
     headline,
@@ -208,12 +209,14 @@ def draw_contextuality(result: Contextuality, *, ax: AxesT | None = None, path: 
     series = {"any two tokens": result.anisotropy, "a token and its text": result.within_text}
     series |= {f"two of “{name}”": result.self_similarity[:, number] for number, name in enumerate(result.classes)}
     figure, (axes,) = canvas(ax, width_of(result.labels), 3.6)
-    for number, (name, values) in enumerate(series.items()):
-        axes.plot(range(len(values)), values.numpy(), marker=marker_of(number), label=name)
+    lines = [
+        axes.plot(range(len(values)), values.numpy(), marker=marker_of(number), label=name)[0]
+        for number, (name, values) in enumerate(series.items())
+    ]
     axes.set_xticks(_some(len(result.labels)), labels=[result.labels[place] for place in _some(len(result.labels))])
     axes.set_xlabel("layer")
     axes.set_ylabel("mean cosine")
-    axes.legend(frameon=False)
+    common_legend(figure, [axes], ax, lines, "outside right upper")
     set_title(axes, headline(result, "Cosines between tokens"))
     return finished(figure, ax, path)
 

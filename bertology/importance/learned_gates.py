@@ -29,8 +29,9 @@ from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result, cpu64
 from ..streaming.first_example import FirstExample, check_padding
-from ..streaming.processes import Merge, check_same_work, check_sampler, gathered, merges, processes
+from ..streaming.processes import Merge, check_same_work, gathered, merges, processes
 from ..streaming.progress import Progress, progress_bar
+from ..streaming.samplers import check_sampler
 from ..tap import uncached, undisturbed
 from ..tap.gates import gating
 from .gate_training import GateSettings, GateTraining, Method, gates_of

@@ -15,9 +15,11 @@ from ..data.tokens import label_of
 from ..errors import DataError, is_whole, need
 from ..results.axes import axes_of
 from ..results.canvas import (
+    COLOURS,
     MISSING,
     AxesT,
     canvas,
+    common_legend,
     common_title,
     finished,
     headline,
@@ -42,7 +44,7 @@ from .rollout import AttentionRollout
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = "Blues"
+COLOUR_MAP = "Blues"
 UNIT = "attention weight"
 LEAST_SIZE, MOST_SIZE = 5.5, 9.0
 """The sizes of the letters of labels. Where there is less room, only every second, third ... token has one."""
@@ -109,7 +111,7 @@ def _draw_head(shown: ExampleMaps, row: int, head: int, ax: AxesT | None, path: 
     queries, keys = values.shape
     cell = max(0.06, min(0.3, 14 / max(queries, keys)))
     figure, (axes,) = canvas(ax, max(4.8, cell * keys + 2.6), max(3.6, cell * queries + 1.9))
-    image = axes.imshow(values.numpy(), cmap=COLOURS, vmin=0, aspect="equal" if ax is None else "auto")
+    image = axes.imshow(values.numpy(), cmap=COLOUR_MAP, vmin=0, aspect="equal" if ax is None else "auto")
     axes.set_facecolor(MISSING)
     _label(axes, shown, 72 * cell * 0.72 if ax is None else 8)
     axes.set_xlabel("to: key" if shown.named else "to: position of the key")
@@ -135,7 +137,7 @@ def draw_rollout(
     queries, keys = shown.maps.shape[-2:]
     cell = max(0.06, min(0.3, 14 / max(queries, keys)))
     figure, (axes,) = canvas(ax, max(4.8, cell * keys + 2.6), max(3.6, cell * queries + 1.9))
-    image = axes.imshow(shown.maps[row, 0].numpy(), cmap=COLOURS, vmin=0, aspect="equal" if ax is None else "auto")
+    image = axes.imshow(shown.maps[row, 0].numpy(), cmap=COLOUR_MAP, vmin=0, aspect="equal" if ax is None else "auto")
     _label(axes, shown, 72 * cell * 0.72 if ax is None else 8)
     axes.set_xlabel("token of the input" if shown.named else "position in the input")
     axes.set_ylabel(f"position after layer {shown.result.labels[row]}")
@@ -164,7 +166,7 @@ def draw_lens(
     values = result.probability[:, example].cpu()[:, real].float().numpy()
     layers, positions = values.shape
     figure, (axes,) = canvas(ax, max(4.8, 0.75 * positions + 2.4), max(3.2, 0.26 * layers + 1.6))
-    image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=1, aspect="auto", origin="lower")
+    image = axes.imshow(values, cmap=COLOUR_MAP, vmin=0, vmax=1, aspect="auto", origin="lower")
     for layer, names in enumerate(result.names):
         for place, name in enumerate(one for one, there in zip(names[example], real.tolist(), strict=True) if there):
             colour = "white" if values[layer, place] > 0.55 else "black"
@@ -190,7 +192,7 @@ def draw_similarity(result: LayerSimilarity, *, ax: AxesT | None = None, path: s
         ax, 2 * max(3.0, 0.32 * columns) + 1.8, max(3.2, 0.32 * rows + 1.4), shape=(1, 2), sharey=True
     )
     for axes, (title, values) in zip(every, panels.items(), strict=True):
-        image = axes.imshow(values.numpy(), cmap=COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto")
+        image = axes.imshow(values.numpy(), cmap=COLOUR_MAP, vmin=0, vmax=1, origin="lower", aspect="auto")
         axes.set_facecolor(MISSING)
         axes.set_title(title, fontsize="medium")
         axes.set_xticks(_some(columns), labels=[result.other_labels[place] for place in _some(columns)])
@@ -208,12 +210,14 @@ def draw_contextuality(result: Contextuality, *, ax: AxesT | None = None, path: 
     series = {"any two tokens": result.anisotropy, "a token and its text": result.within_text}
     series |= {f"two of “{name}”": result.self_similarity[:, number] for number, name in enumerate(result.classes)}
     figure, (axes,) = canvas(ax, width_of(result.labels), 3.6)
+    lines = []
     for number, (name, values) in enumerate(series.items()):
-        axes.plot(range(len(values)), values.numpy(), marker=marker_of(number), label=name)
+        style = {"marker": marker_of(number), "color": COLOURS[number % len(COLOURS)], "label": name}
+        lines += axes.plot(range(len(values)), values.numpy(), **style)
     axes.set_xticks(_some(len(result.labels)), labels=[result.labels[place] for place in _some(len(result.labels))])
     axes.set_xlabel("layer")
     axes.set_ylabel("mean cosine")
-    axes.legend(frameon=False)
+    common_legend(figure, [axes], ax, lines, "outside right upper")
     set_title(axes, headline(result, "Cosines between tokens"))
     return finished(figure, ax, path)
 
@@ -245,7 +249,7 @@ def _draw_layer(shown: ExampleMaps, row: int, ax: AxesT | None, path: str | Path
     figure, every = canvas(ax, *size, shape=(rows, columns), panels=len(maps), sharex=True, sharey=True)
     top = maps.nan_to_num(0).max().item() or 1.0
     for head, axes in enumerate(every):
-        image = axes.imshow(maps[head].numpy(), cmap=COLOURS, vmin=0, vmax=top, aspect="auto")
+        image = axes.imshow(maps[head].numpy(), cmap=COLOUR_MAP, vmin=0, vmax=top, aspect="auto")
         axes.set_facecolor(MISSING)
         axes.set_title(str(head_at(shown.result.labels, row, head)), fontsize="medium")
         _label(axes, shown, 72 * side / tokens * 0.8)
@@ -264,7 +268,7 @@ def _draw_all(shown: ExampleMaps, ax: AxesT | None, path: str | Path | None) -> 
     whole = tiles.flip(0).permute(0, 2, 1, 3).reshape(layers * height, heads * width)
     norm = need("matplotlib.colors", extra="plot").PowerNorm(0.5, 0, 1)
     image = axes.imshow(
-        whole.numpy(), cmap=COLOURS, norm=norm, aspect="auto", extent=(-0.5, heads - 0.5, -0.5, layers - 0.5),
+        whole.numpy(), cmap=COLOUR_MAP, norm=norm, aspect="auto", extent=(-0.5, heads - 0.5, -0.5, layers - 0.5),
         interpolation="nearest",
     )  # fmt: skip
     axes.set_facecolor(MISSING)

@@ -60,17 +60,17 @@ def accumulate(
         checkpoint: a file to which the sums are written every minute, and from which an interrupted pass resumes, given
             the same model and data. It is removed when the pass is complete. Each process needs its own. If it cannot
             be written, such as to a full disk, a warning says so, and the pass goes on.
-        shard: (k, n), where these batches are share k, from 0, of n shares of the data, which other machines measure.
+        shard: (k, n): these batches are part k, from 0, of n parts of the data; other jobs measure the other parts.
         save: the folder in which such a shard's sums are written to a file, for `merge_shards`. A shard that is there
             already is not measured again. Processes do not merge their sums then.
         progress: True for a progress bar, or its title; no bar without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
 
-    Returns one result an accumulator, in their order; with `save`, that of this shard, and () for a shard without a
-    batch. Under `torch.distributed`, give each process its share of the
-    batches: the sums are merged over all processes, and every process returns the same results. A process may have no
-    batches. An error in one of them is raised in all.
+    Returns one result for each accumulator, in their order; with `save`, that of this shard, and () for a shard without
+    a batch. Under `torch.distributed`, give each process its share of the batches: the sums are merged over all
+    processes, and every process returns the same results. A process may have no batches. An error in one of them is
+    raised in all.
 
     Raises `DataError` for batches that cannot be used, when a checkpoint is of another model or other data, and when
     processes measure with other models or settings than others. With `merge="none"` one process may measure alone,

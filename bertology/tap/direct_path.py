@@ -1,4 +1,4 @@
-"""The direct path of the heads: through the residual stream alone, with all else held as it was.
+"""The direct path of the heads: through the residual stream alone, with everything else unchanged.
 
 A first pass notes what every matrix in the blocks returned, and by how much every norm scaled its input. In later
 passes the matrices, other than the output projections of the attention, return what was noted, whatever they are given;

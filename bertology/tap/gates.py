@@ -277,7 +277,7 @@ def ablated(
         model: any model with attention heads.
         heads: `{layer: [heads]}`, names as results print them, `["L1H0", "L5H3"]`, `(layer, head)` pairs, by the rows
             of results, or `Head`s, such as `result.top(5)` returns.
-        replace: what stands where the head's output was: "zero"; "mean", the head's own mean output over the real
+        replace: what replaces the head's output: "zero"; "mean", the head's own mean output over the real
             tokens of the batch at hand; "resample", at every token its output at a real token of the batch, drawn at
             random, the same one for all heads of a layer; or a tensor `[layer, head, dim]`, such as
             `head_means(model, sample).values`, the means over a sample of your own.

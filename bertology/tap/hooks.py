@@ -59,7 +59,7 @@ def tap(
     place        called with        x
     ============ =================  ========================================================================
     "inputs"     (kwargs)           no x: the arguments of the model's call, by name
-    "block"      (stack, layer, x)  [batch, token, hidden]: what a block returns; layer 0: what block 1 gets
+    "block"      (stack, layer, x)  [batch, token, hidden]: what a block returns; layer 0: input of block 1
     "last"       (stack, x)         [batch, token, hidden]: what the stack returns, its final norm included
     "heads"      (site, x)          [batch, token, head, dim]: the heads before the output projection
     "neurons"    (mlp, x)           [batch, token, neuron]: the neurons before the down projection

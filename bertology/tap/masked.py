@@ -35,7 +35,7 @@ PADDING = torch.finfo(torch.float16).min / 2
 @contextmanager
 @checked
 def masked_attention(model: nn.Module, cuts: Mapping[Any, Any]) -> Iterator[None]:
-    """Keep heads from looking from some tokens to others while the `with` lasts.
+    """Mask the attention of heads from some tokens to others while the `with` lasts.
 
     The cut keys are masked before the softmax, as padding is: the rest of the query's attention is spread over the keys
     that are left. A query with no key left gets nothing from the head. Attention is computed by the model's eager

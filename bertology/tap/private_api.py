@@ -227,7 +227,10 @@ def fused_attention(
     if mask is not None:
         # In the kernels the lowest value is multiplied; a query that sees no key would become NaN.
         mask = mask.clamp_min(torch.finfo(mask.dtype).min / 4).to(query.dtype)
+    groups = heads // key.shape[1]
     if _device_of(query) == "cpu":
+        if groups > 1:  # torch 2.6 reads beyond fewer heads of keys
+            key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
         found = aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=mask, scale=scale
         )
@@ -238,7 +241,6 @@ def fused_attention(
     if mask is None and can_use_flash_attention(given):
         found = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, False, scale=scale)
         return found[0][..., :width], found[1][..., : query.shape[2]]
-    groups = heads // key.shape[1]
     key, value = (x if groups == 1 else x.repeat_interleave(groups, 1) for x in (key, value))
     mask = None if mask is None else _aligned(mask.expand(*query.shape[:3], -1))
     if not can_use_efficient_attention(SDPAParams(query, key, value, mask, 0.0, causal, False)):

@@ -90,10 +90,12 @@ def without_axes(app: Sphinx) -> None:
     public = [getattr(room, name) for room in ROOMS for name in room.__all__]
     for one in filter(inspect.isclass, public):
         for cls in one.__mro__[:-1]:
-            notes = vars(cls).get("__annotations__", {})
-            for name, note in notes.items():
-                if isinstance(note, str) and (found := DECLARED.match(note)):
-                    notes[name] = found[1]
+            values = [x for x in vars(cls).values() if isinstance(x, property)]
+            returned = [x.fget.__annotations__ for x in values]
+            for notes in (vars(cls).get("__annotations__", {}), *returned):
+                for name, note in notes.items():
+                    if isinstance(note, str) and (found := DECLARED.match(note)):
+                        notes[name] = found[1]
 
 
 def without_fields(

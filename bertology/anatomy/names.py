@@ -185,9 +185,9 @@ PRUNED_NEURONS_NAME, UNPRUNED_NEURONS_NAME = "pruned_neurons", "unpruned_neurons
 # Settings for the number of blocks, and those with an entry for each block; attributes of modules for a block's number.
 BLOCK_COUNT_NAMES = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_encoder_layers",
-    "num_decoder_layers",
+    "num_decoder_layers", "depth",
 )  # fmt: skip
-FOR_EACH_BLOCK = re.compile("layer|block|pattern")
+FOR_EACH_BLOCK = re.compile("layer|block|pattern|window|intermediate_size")
 BLOCK_NUMBER_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
 RECORDS = (PRUNED_NAME, PRUNED_BY_LABEL_NAME, PRUNED_NEURONS_NAME)
 # Which transformers sets to the number of processes that share each layer; the first version of FSDP, and the class

@@ -93,9 +93,7 @@ class LearnedGates(Result):
         and "irrelevant" ones do whatever they are pushed to. Raises `DataError` for gates of another method.
         """
         if self.rewarded is None:
-            raise DataError(
-                f"roles are of gates that were pushed down and up: fit_gates(method='soft'), got {self.method!r}"
-            )
+            raise DataError(f"only soft gates have roles: call fit_gates(method='soft'), got {self.method!r}")
         interfering = self.rewarded <= threshold
         facilitating = (self.gates > threshold) & ~interfering
         there = ~self.gates.isnan()
@@ -138,7 +136,8 @@ def fit_gates(
         lr: its learning rate, of the logits of the gates.
         held_out: data on which the loss under the gates is measured; by default `batches`, and the result is marked as
             `leaking`.
-        seeds: of the draws of noise and batches. Gates that differ between seeds are of heads that can replace another.
+        seeds: of the draws of noise and batches. If the gate of a head differs between seeds, other heads can replace
+            it.
         loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
         tokenizer: needed for texts: the model's.
         checkpoint: a file from which an interrupted training resumes, given the same model and data. Each training has

@@ -81,10 +81,20 @@ def _note_order(order: Tensor, gone: Tensor, scores: Tensor) -> None:
 
 
 def first_below(scores: Tensor, threshold: float) -> int | None:
-    """The first step whose score is below this share of the whole model's; None where there is none."""
+    """The first step whose score is below this share of the whole model's, or is NaN; None where there is none."""
     check_share("threshold", threshold)
-    below = (scores < threshold * scores[0]).nonzero().flatten().tolist()
+    check_whole_score(float(scores[0]), threshold)
+    below = (~(scores >= threshold * scores[0])).nonzero().flatten().tolist()
     return below[0] if below else None
+
+
+def check_whole_score(value: float, threshold: float | None) -> None:
+    """Raise `DataError` where no share can be taken of the score of the whole model."""
+    if threshold is not None and not (value > 0 or value == threshold == 0):
+        raise DataError(
+            f"threshold is a share of the whole model's score, which must be above 0, got {value:.4g}: take a metric "
+            'that is, such as "inverse_loss" in the place of a negative loss'
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,7 +141,8 @@ class PruningCurve(Result):
                 without any, the last step is taken.
             keep: so many heads of each layer stay. With 0, whole layers of attention can go.
 
-        Raises `DataError` for a threshold that is no share, and for a number of heads that is not whole.
+        Raises `DataError` for a threshold that is no share, or of a whole model that scores 0 or less, and for a number
+        of heads that is not whole.
         """
         _check_keep(keep)
         threshold = self.threshold if threshold is None else threshold
@@ -257,7 +268,7 @@ def pruning_curve(
     gates = anatomy.present.double()
     whole, estimated = gated_model.measure(gates, ranking=fixed is None)
     current = fixed if fixed is not None else estimated
-    _check_whole(whole.value, threshold)
+    check_whole_score(whole.value, threshold)
     steps, scores, order = [gates], [whole.value], torch.full_like(gates, float("nan"))
     with progress_bar(progress, total=len(sizes)) as bar:
         for size in sizes:
@@ -271,7 +282,7 @@ def pruning_curve(
             steps.append(gates)
             scores.append(found.value)
             bar.update()
-            if threshold is not None and found.value < threshold * scores[0]:
+            if threshold is not None and not found.value >= threshold * scores[0]:
                 break
     curve = PruningCurve(
         heads_left=torch.tensor([int(g[there].sum()) for g in steps]),
@@ -327,11 +338,6 @@ def _check(threshold: float | None, keep: int) -> None:
     if threshold is not None and (not is_number(threshold) or not 0 < threshold <= 1):
         raise DataError(f"threshold is a share of the whole model's score, above 0 and at most 1, got {threshold}")
     _check_keep(keep)
-
-
-def _check_whole(value: float, threshold: float | None) -> None:
-    if threshold is not None and value <= 0:
-        raise DataError(f"threshold is a share of the whole model's score, which must be above 0, got {value:.4g}")
 
 
 def _check_keep(keep: int) -> None:

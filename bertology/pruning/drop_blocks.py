@@ -6,15 +6,17 @@ import copy
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 import transformers
 from torch import Tensor, nn
 
 from ..anatomy.blocks import BlockAnatomy, blocks_of
+from ..anatomy.configs import nested_configs, sites_of_configs, sites_of_own_configs
 from ..anatomy.dissect import dissect
 from ..anatomy.names import BLOCK_COUNT_NAMES, BLOCK_NUMBER_NAMES, DECODER_PREFIX, FOR_EACH_BLOCK, RECORDS
+from ..anatomy.sites import Site
 from ..data.batches import Batch, BatchesOrTexts
 from ..errors import HeadError, PruningError, checked, is_whole
 from ..results.axes import axes
@@ -82,21 +84,20 @@ def drop_blocks(
     check_in_memory(model, "blocks cannot be dropped", PruningError)
     lists = _lists(model, there, rows)
     config = copy.deepcopy(model.config)
-    alone = len({site.stack for site in there.sites}) == 1
+    stacks_of = {where: _gone_of(sites, rows) for where, sites in sites_of_configs(model, there.sites).items()}
     try:
-        for stack, (before, gone) in _counts(there, rows).items():
-            _shorten(config, stack, before, gone, alone=alone)
-        type(config).from_dict(config.to_dict())  # as it will be read from a file
-    except ValueError as error:  # some configs check each setting
-        if isinstance(error, PruningError):
-            raise
+        _shorten_nested(config, stacks_of)
+    except Exception as error:  # those of the checks of configs
         raise PruningError(f"blocks cannot be dropped: {type(config).__name__} refuses it ({error})") from error
     _prove(model, there, rows, config, lists, given)
-    total = count_parameters(model)
+    total, own = count_parameters(model), sites_of_own_configs(model, there.sites)
     with one_thread(model):
         for module, gone in lists.items():
             _cut(module, gone)
-        vars(model.config).update(vars(config))
+        _shorten_nested(model.config, stacks_of)
+        for one, sites in own:
+            if all(one is not other for other in nested_configs(model.config).values()):
+                _shorten(one, _gone_of(sites, rows))  # caches are made by it
     names = tuple(there.labels[row] for row in rows)
     return DroppedBlocks(names, total, count_parameters(model), there.labels, model_name=model_name(model))
 
@@ -111,17 +112,36 @@ def _resolved(there: BlockAnatomy, blocks: Any) -> list[int]:
     return sorted(rows)
 
 
-def _counts(there: BlockAnatomy, rows: list[int]) -> dict[str, tuple[int, list[int]]]:
-    """{stack: (how many blocks it has, the numbers of those that go)}."""
-    found: dict[str, tuple[int, list[int]]] = {}
-    for row in rows:
-        stack = there.sites[row].stack
-        mine = [site for site in there.sites if site.stack == stack]
-        found.setdefault(stack, (len(mine), []))[1].append(there.sites[row].layer)
-    for stack, (many, gone) in found.items():
-        if len(gone) == many:
-            raise PruningError(f"all {many} blocks of the {stack} cannot be dropped: leave one")
-    return found
+class _Gone(NamedTuple):
+    """What a stack loses."""
+
+    stack: str
+    blocks: int
+    """How many blocks it has."""
+    gone: list[int]
+    """The numbers of those that go."""
+    alone: bool
+    """Whether no other stack has its settings in the same config."""
+
+
+def _gone_of(sites: list[Site], rows: list[int]) -> list[_Gone]:
+    """What the stacks of these blocks, which share a config, lose."""
+    stacks: dict[str, list[Site]] = {}
+    for site in sites:
+        stacks.setdefault(site.stack, []).append(site)
+    found = []
+    for stack, mine in stacks.items():
+        gone = [site.layer for site in mine if site.row in rows]
+        if len(gone) == len(mine):
+            raise PruningError(f"all {len(mine)} blocks of the {stack} cannot be dropped: leave one")
+        found.append(_Gone(stack, len(mine), gone, len(stacks) == 1))
+    return [one for one in found if one.gone]
+
+
+def _shorten_nested(config: Any, stacks_of: dict[str, list[_Gone]]) -> None:
+    """Shorten the configs at these paths in a config."""
+    for where, stacks in stacks_of.items():
+        _shorten(nested_configs(config)[where], stacks)
 
 
 def _lists(model: nn.Module, there: BlockAnatomy, rows: list[int]) -> dict[nn.ModuleList, list[int]]:
@@ -142,16 +162,24 @@ def _lists(model: nn.Module, there: BlockAnatomy, rows: list[int]) -> dict[nn.Mo
     return lists
 
 
-def _shorten(config: Any, stack: str, before: int, gone: list[int], *, alone: bool) -> None:
-    """Write into a config how many blocks a stack has left, and remove the entries of those that go."""
+def _shorten(config: Any, stacks: list[_Gone]) -> None:
+    """Write into a config how many blocks its stacks have left, and remove the entries of those that go."""
     decoder = DECODER_PREFIX.rstrip("_")
-    for name in BLOCK_COUNT_NAMES:
-        mine = alone or (decoder in name) == (decoder in stack)
-        if mine and getattr(config, name, None) == before:
-            setattr(config, name, before - len(gone))
-    for name, value in list(vars(config).items()):
-        if isinstance(value, (list, tuple)) and len(value) == before and FOR_EACH_BLOCK.search(name):
-            setattr(config, name, type(value)(one for place, one in enumerate(value) if place not in gone))
+    # All are found before any is changed: two names may stand for one setting, two stacks may have equal numbers.
+    changes: dict[str, Any] = {}
+    for stack, before, gone, alone in stacks:
+        for name in {*BLOCK_COUNT_NAMES, *filter(FOR_EACH_BLOCK.search, vars(config))}:
+            if not alone and (decoder in name) != (decoder in stack):
+                continue
+            if isinstance(getattr(type(config), name, None), property):
+                continue  # computed from others
+            value = getattr(config, name, None)
+            if name in BLOCK_COUNT_NAMES and value == before:
+                changes[name] = before - len(gone)
+            elif isinstance(value, (list, tuple)) and len(value) == before:
+                changes[name] = type(value)(one for place, one in enumerate(value) if place not in gone)
+    for name, value in changes.items():
+        setattr(config, name, value)
 
 
 def _prove(

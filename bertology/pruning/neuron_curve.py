@@ -21,7 +21,7 @@ from ..data.metrics import Metric, MetricName, metric_name
 from ..errors import DataError, UnknownAnatomy, checked, is_number, is_whole
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator
 from ..importance.neuron_importance import NeuronImportance, NeuronImportanceAccumulator
-from ..importance.score import scorer
+from ..importance.score import Score, scorer
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
@@ -67,9 +67,12 @@ class NeuronCurve(Result):
 
     @checked
     def last_step(self, threshold: float) -> int:
-        """The last step before the score first fell below this share of the whole model's score."""
+        """The last step before the score first fell below this share of the whole model's score.
+
+        Raises `DataError` for a threshold that is no share, or of a whole model that scores 0 or less.
+        """
         below = first_below(self.scores, threshold)
-        return len(self.scores) - 1 if below is None else max(0, below - 1)
+        return len(self.scores) - 1 if below is None else below - 1
 
     @checked
     def neurons_off(self, threshold: float) -> dict[int, list[int]]:
@@ -155,16 +158,17 @@ def neuron_curve(
     ranks = _scores(model, parts, by, ranked_on, loss, seed)
     units = [_Units(part, scores, _cost(part)) for part, scores in zip(parts, ranks, strict=True)]
     gone, left = _order(units, float(amount), int(keep), by_cost=by != "random")
-    values = []
+    scores: list[Score] = []
     for step in progress_bar(progress, range(len(left))):
         with ExitStack() as opened:
             for one, when in zip(units, gone, strict=True):
                 opened.enter_context(gating(one.anatomy, (~(when <= step)).float()))
-            values.append(accumulate(model, scored, scorer(metric, loss))[0].value)
+            scores.append(accumulate(model, scored, scorer(metric, loss))[0])
+    values = torch.tensor([one.value for one in scores], dtype=torch.float64)
     heads = gone[1] if kinds == "both" else torch.full((anatomy.layers, anatomy.heads), float("nan"))
     return NeuronCurve(
-        torch.tensor(left), torch.tensor(values, dtype=torch.float64), gone[0], heads, metric_name(metric), by, kinds,
-        seed if by == "random" else None, mlps.labels, model_name=model_name(model),
+        torch.tensor(left), values, gone[0], heads, metric_name(metric), by, kinds, seed if by == "random" else None,
+        mlps.labels, model_name=model_name(model), n_examples=scores[0].examples,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from ..anatomy.configs import nested_configs, sites_of_configs
 from ..anatomy.dissect import dissect
 from ..anatomy.forward_source import is_transformers_4
 from ..anatomy.mlp_names import NEURON_COUNT_NAMES
@@ -23,7 +24,7 @@ from ..anatomy.names import (
     PRUNED_NAME,
     RECORDS,
 )
-from ..anatomy.sites import Anatomy
+from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, device_of, model_arguments, on_device
 from ..data.make_batches import as_batch
 from ..data.token_classes import check_is_tokenizer
@@ -119,20 +120,68 @@ def save_plain(
     if Path(path).is_file():
         raise DataError(f"save_plain writes a folder, but {path} is a file: name another path")
     check_in_memory(model, "the model cannot be saved", DataError)
-    given = arguments(model, inputs, tokenizer)
-    config = copy.deepcopy(model.config)
+    with undisturbed(model), uncached(model):
+        given = arguments(model, inputs, tokenizer)
+        before = numbers(_ran(model, given))
+    plain = _plain(model, before, given)
+    with writable(path):
+        plain.save_pretrained(str(path))
+
+
+def _plain(model: Any, before: list[Tensor], given: Batch) -> Any:
+    """The model built of a config that says its numbers, where it computes what it did."""
+    anatomy, mlps = dissect(model), _mlps(model)
+    refused: list[PruningError] = []
+    # A head's width is written where the numbers alone do not do: some configs have such a name for another width. Many
+    # models read it from a config that does not have it by default.
+    for wide in (False, True):
+        try:
+            config = _told(model, anatomy, mlps, wide=wide)
+            plain = built(model, config, model.state_dict(), CANNOT)
+            check_same(before, plain, given, CANNOT)
+            _check_heads(anatomy, dissect(plain))
+            return plain
+        except PruningError as error:
+            refused.append(error)
+            if _are_whole(anatomy.sites):
+                break
+    raise refused[0]
+
+
+def _told(model: Any, anatomy: Anatomy, mlps: MlpAnatomy | None, *, wide: bool) -> Any:
+    """A copy of a model's config that says how many heads and neurons it has left."""
+    config = _unrecorded(model.config)
+    configs = nested_configs(config)
+    try:
+        for where, sites in sites_of_configs(model, mlps.sites if mlps else ()).items():
+            _tell_neurons(configs[where], sites)
+        for where, sites in sites_of_configs(model, anatomy.sites).items():
+            _tell_heads(configs[where], sites, wide=wide)
+    except PruningError:
+        raise
+    except Exception as error:  # those of the checks of configs
+        raise _cannot(f"{type(config).__name__} refuses these numbers ({error})") from error
+    return config
+
+
+def _unrecorded(config: Any) -> Any:
+    """A copy of a config without the record of what was pruned."""
+    config = copy.deepcopy(config)
     for name in RECORDS:
         if hasattr(config, name):
             # transformers 4 has the first of them in each config.
             setattr(config, name, {}) if is_transformers_4() and name == PRUNED_NAME else delattr(config, name)
-    _tell_heads(config, dissect(model))
-    mlps = _mlps(model)
-    if mlps is not None:
-        _tell_neurons(config, mlps)
-    plain = built(model, config, model.state_dict(), CANNOT)
-    _compare(model, plain, given)
-    with writable(path):
-        plain.save_pretrained(str(path))
+    return config
+
+
+def _check_heads(before: Anatomy, after: Anatomy) -> None:
+    """Raise `PruningError` unless the heads are those that were left, also in stacks that no input has reached."""
+    for site, other in zip(before.sites, after.sites, strict=True):
+        there, here = (len(site.kept), site.dim), (len(other.kept), other.dim)
+        if there != here:
+            raise _cannot(
+                f"layer {site.label} has {there[0]} heads of {there[1]}, by its config {here[0]} of {here[1]}"
+            )
 
 
 def _mlps(model: nn.Module) -> MlpAnatomy | None:
@@ -163,47 +212,68 @@ def _one_number(numbers: dict[str, int], unit: str) -> int:
     return count
 
 
-def _is_whole(anatomy: Anatomy) -> bool:
-    return all(len(site.kept) == site.width for site in anatomy.sites)
+def _are_whole(sites: list[Site]) -> bool:
+    return all(len(site.kept) == site.width for site in sites)
 
 
-def _tell_heads(config: Any, anatomy: Anatomy) -> None:
-    """Write into a config how many heads and keys each layer has, and how wide a head is."""
-    if _is_whole(anatomy):
+def _tell_heads(config: Any, sites: list[Site], *, wide: bool) -> None:
+    """Write into a config how many heads and keys each layer has, and with `wide` how wide a head is."""
+    if _are_whole(sites):
         return
-    heads = _one_number({site.label: len(site.kept) for site in anatomy.sites}, "head")
-    keys = _one_number({site.label: count_key_heads(site) for site in anatomy.sites}, "key head")
-    dim = {site.dim for site in anatomy.sites}
-    if hasattr(config, HEAD_WIDTH_NAME) and len(dim) == 1:
-        setattr(config, HEAD_WIDTH_NAME, dim.pop())
+    heads = _one_number({site.label: len(site.kept) for site in sites}, "head")
+    keys = _one_number({site.label: count_key_heads(site) for site in sites}, "key head")
+    widths = {site.dim for site in sites}
+    if wide and len(widths) == 1:
+        _set(config, HEAD_WIDTH_NAME, widths.pop())
     for names, number in ((COUNT_NAMES, heads), (KEY_COUNT_NAMES, keys)):
         for name in names:
             if hasattr(config, name):
-                setattr(config, name, number)
+                _set(config, name, number)
 
 
-def _tell_neurons(config: Any, mlps: MlpAnatomy) -> None:
+def _set(config: Any, name: str, value: Any) -> None:
+    """Write a setting; one that a config computes from others stays."""
+    if not isinstance(getattr(type(config), name, None), property):
+        setattr(config, name, value)
+
+
+def _tell_neurons(config: Any, sites: list[Site]) -> None:
     """Write into a config how many neurons each MLP has: of an encoder and a decoder separately where it has both."""
-    if _is_whole(mlps):
+    if _are_whole(sites):
         return
     names = [name for name in NEURON_COUNT_NAMES if hasattr(config, name)]
-    for name in names:
-        prefix = next((p for p in (ENCODER_PREFIX, DECODER_PREFIX) if name.startswith(p)), "")
-        mine = [site for site in mlps.sites if site.label.startswith(prefix.rstrip("_"))]
-        if mine and getattr(config, name) in (None, *(site.width for site in mine)):
-            setattr(config, name, _one_number({site.label: len(site.kept) for site in mine}, "neuron"))
     if not names:
         raise _cannot(f"{type(config).__name__} has no setting for the number of neurons")
+    for times in (1, 2):  # some configs count the neurons and their gates
+        told = [_tell_neurons_by(config, name, sites, times) for name in names]
+        if any(told):
+            break
+
+
+def _tell_neurons_by(config: Any, name: str, sites: list[Site], times: int) -> bool:
+    """Write a setting that counts each neuron so many times; False where it counts something else."""
+    prefix = next((p for p in (ENCODER_PREFIX, DECODER_PREFIX) if name.startswith(p)), "")
+    mine, said = [site for site in sites if site.label.startswith(prefix.rstrip("_"))], getattr(config, name)
+    if isinstance(said, (list, tuple)):
+        if list(said) != [times * site.width for site in mine]:
+            return False
+        setattr(config, name, type(said)(times * len(site.kept) for site in mine))
+        return True
+    mine = [site for site in mine if said in (None, times * site.width)]
+    if mine:
+        setattr(config, name, times * _one_number({site.label: len(site.kept) for site in mine}, "neuron"))
+    return bool(mine)
 
 
 def built(model: Any, config: Any, weights: dict[str, Tensor], cannot: str) -> Any:
     """A model of a config with the weights of another. Raises `PruningError` where they do not fit."""
     there = {name: list(x.shape) for name, x in weights.items()}
     try:
+        type(config).from_dict(config.to_dict())  # as it will be read from a file
         with torch.device("meta"):
             wanted = {name: list(x.shape) for name, x in type(model)(copy.deepcopy(config)).state_dict().items()}
     except NotImplementedError:  # it computes with its weights when it is built
-        wanted = there
+        wanted = {name: list(x.shape) for name, x in type(model)(copy.deepcopy(config)).state_dict().items()}
     except Exception as error:  # those of the checks of configs
         raise PruningError(f"{cannot}: {type(config).__name__} refuses these numbers ({error})") from error
     for name in [*there, *wanted]:
@@ -227,7 +297,9 @@ def check_same(before: list[Tensor], plain: Any, given: Batch, cannot: str) -> N
         raise PruningError(f"{cannot}: the model would not run ({type(error).__name__}: {error})") from error
     apart = max(_apart(x.double(), y.double()) for x, y in zip(before, after, strict=True))
     size = max(float(x.double().nan_to_num().abs().max()) for x in before)
-    if not apart <= max(1.0, size) * 64 * torch.finfo(plain.dtype).eps:
+    # Many models compute norms and softmaxes in float32, also where all weights are float64.
+    eps = max(torch.finfo(plain.dtype).eps, torch.finfo(torch.float32).eps)
+    if not apart <= max(1.0, size) * 64 * eps:
         raise PruningError(f"{cannot}: loaded by its config it would compute something else ({apart:.2g} apart)")
 
 
@@ -238,14 +310,6 @@ def _apart(x: Tensor, y: Tensor) -> float:
     return float((x - y).nan_to_num().abs().max())
 
 
-@torch.no_grad()
-def _compare(model: Any, plain: Any, given: Batch) -> None:
-    """Raise `PruningError` unless both models compute the same."""
-    with undisturbed(model), uncached(model):
-        before = numbers(_ran(model, given))
-    check_same(before, plain, given, CANNOT)
-
-
 def arguments(model: Any, inputs: BatchesOrTexts | None, tokenizer: Any) -> dict[str, Any]:
     """Model arguments on the device of a model, by default a few tokens of transformers' own."""
     if tokenizer is not None:
@@ -254,6 +318,7 @@ def arguments(model: Any, inputs: BatchesOrTexts | None, tokenizer: Any) -> dict
     return model_arguments(on_device(given, device_of(model)))
 
 
+@torch.no_grad()
 def _ran(model: Any, given: Batch) -> Any:
     try:
         return model(**given)

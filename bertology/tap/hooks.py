@@ -13,23 +13,26 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.forward_source import is_transformers_4
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
 from .arriving import Arriving
 from .attention_maps import tap_maps
+from .block_sums import follow_sums
 from .calls import Calls
 from .function_mode import of_reader, watch_products
 from .map_reader import Wants
-from .private_api import has_pre_hooks
+from .mixing import Parting
+from .private_api import has_pre_hooks, replace_forward
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
 from .row_statistics import Wanted
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
-PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "entropy", "statistics")
+PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "mixing", "entropy", "statistics")
 EDITED = ("block", "heads", "neurons", "mlp")
 
 
@@ -61,6 +64,7 @@ def tap(
     "mlp"        (mlp, x)           [batch, token, hidden]: what the down projection returns
     "attention"  (site, x, rows)    [batch, head, query, key]: the weights of the query rows `rows`, a slice
     "norms"      (site, x, rows)    [batch, head, query, key]: |α f(x)|, the norms of what arrives from each key
+    "mixing"     (site, x)          `Mixed`: the parts of the attention block's output, and their sum
     "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
     "statistics" (site, x, rows)    `RowStatistics` of those weights: what `wants` asks for
     ============ =================  ========================================================================
@@ -100,7 +104,12 @@ def tap(
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
         hold_off_fast_path((site.attention for site in anatomy.sites), undo)
-        if place in ("attention", "norms", "entropy", "statistics"):
+        if place == "mixing":
+            assert read is not None
+            parting = Parting(keep_maps=whole)
+            _tap_maps(undo, partial(tap_maps, anatomy, _nothing, "norms", rows, whole, once, _all_statistics, parting))
+            follow_sums(anatomy, parting, read, once, undo)
+        elif place in ("attention", "norms", "entropy", "statistics"):
             assert read is not None
             arriving = Arriving() if place == "norms" else None
             wants = of_reader(wants or _all_statistics)
@@ -110,6 +119,10 @@ def tap(
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
+
+
+def _nothing(site: Site, x: Tensor, rows: slice) -> None:
+    """Read nothing of maps: their products with values are noted where they are weighed."""
 
 
 def _all_statistics(site: Site, shape: tuple[int, int, int, int]) -> Wanted:
@@ -238,8 +251,8 @@ def _join(site: Site, heads: Tensor, rest: Tensor | None, like: Tensor) -> Tenso
     return rearrange(flat, f"{_flat(layout)} -> {layout}", **sizes)
 
 
-# That of nearly all models, which needs no rearrangement.
-_PLAIN_LAYOUT = "batch token width"
+# Those of nearly all models, which need no rearrangement.
+_PLAIN_LAYOUT, _PLAIN_STATES = "batch token width", "batch token hidden"
 # The layouts, by their number of axes, of heads that most often come as [batch, token, width]: an image tower may have
 # the patches of all images in one row, or keep them in rows and columns.
 _OTHER_LAYOUTS = {2: "token width", 4: "batch row column width"}
@@ -256,6 +269,8 @@ _SIZED = ("group", "stream", "row")
 
 def _layout(site: Site, x: Tensor) -> str:
     """How the heads of a site lie in `x`."""
+    if site.layout == _PLAIN_LAYOUT and x.dim() == 3:
+        return _PLAIN_LAYOUT
     if x.dim() == site.layout.count(" ") + 1:
         return site.layout
     if site.layout == _PLAIN_LAYOUT and x.dim() in _OTHER_LAYOUTS:
@@ -280,9 +295,15 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: b
 
     def place(undo: ExitStack) -> None:
         tapped.calls.watch(anatomy, undo)
-        for block in tapped.calls.modules:
+        for block in tapped.firsts:
             undo.callback(block.register_forward_pre_hook(tapped.before, with_kwargs=True).remove)
-            undo.callback(block.register_forward_hook(tapped.after).remove)
+        for block in tapped.calls.modules:
+            # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its
+            # own, and before transformers 5 what it has put in the place of `forward`.
+            if edit is not None and is_transformers_4():
+                replace_forward(block, partial(tapped.edited_forward, block, block.forward), undo)
+            else:
+                undo.callback(block.register_forward_hook(tapped.after, prepend=edit is not None).remove)
 
     place(undo)
     if edit is not None:
@@ -299,17 +320,17 @@ class _TappedBlocks:
             for layer, block in enumerate(stack.blocks, start=1)
         ]
         self.calls = Calls(places, once=once)
+        self.firsts = list(dict.fromkeys(stack.blocks[0] for stack in anatomy.stacks if stack.blocks))
         self._layouts = {stack.name: stack.layout for stack in anatomy.stacks}
-        self._running: dict[nn.Module, _Block] = {}
         self._read, self._edit = read, edit
 
     def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read or edit what the first block of a stack is given."""
         if not self.calls.count:
             return None
-        stack, layer = self._running[block] = self.calls.next(block)
+        stack, layer = self.calls.coming(block)
         if layer > 1:
-            return None
+            return None  # a block that is shared by all layers
         named = not args
         if named and STATES_ARGUMENT not in kwargs:
             raise UnknownAnatomy(f"the first block of the {stack} gets no {STATES_ARGUMENT}, but {', '.join(kwargs)}")
@@ -325,7 +346,7 @@ class _TappedBlocks:
         x = output if isinstance(output, Tensor) else output[0]
         if isinstance(x, tuple) and self._edit is None:
             x = x[0]  # LiLT of transformers 4: its text beside its layout
-        new = self._apply(self._running[block], x)
+        new = self._apply(self.calls.next(block), x)
         if new is None:
             return None
         if isinstance(output, Tensor):
@@ -333,15 +354,24 @@ class _TappedBlocks:
         rest = [new, *output[1:]]
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)  # a named tuple (Reformer)
 
+    def edited_forward(self, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a block returns, edited."""
+        output = forward(*args, **kwargs)
+        new = self.after(block, args, output)
+        return output if new is None else new
+
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]
-        if x.dim() == 2 and layout == "batch token hidden":
+        if self._edit is None and layout == _PLAIN_STATES and x.dim() == 3:
+            self._read(*at, x)
+            return None
+        if x.dim() == 2 and layout == _PLAIN_STATES:
             layout = "token hidden"  # the patches of all images in one row
         if x.dim() != len(layout.split()):
             raise UnknownAnatomy(f"{at} passes on {list(x.shape)}, wanted [{layout.replace(' ', ', ')}]")
         # Several residual streams are one after the other.
         streams = "stream" in layout
-        flat = "batch token (stream hidden)" if streams else "batch token hidden"
+        flat = "batch token (stream hidden)" if streams else _PLAIN_STATES
         flat = "1 token hidden" if layout == "token hidden" else flat
         states = x if layout == flat else rearrange(x, f"{layout} -> {flat}")
         if self._edit is None:

@@ -1,9 +1,10 @@
 import pytest
 import torch
+import transformers
 
-from bertology import mlp_ablation
+from bertology import block_ablation, mlp_ablation
 from bertology.errors import DataError
-from helpers.zoo import BY_NAME, batch, each_alone
+from helpers.zoo import BY_NAME, LLAMA, batch, each_alone
 
 
 def losses_without(model, inputs, module):
@@ -31,6 +32,35 @@ def test_without_each_mlp(name, path):
         expected = 1 / (whole + apart).mean() - 1 / whole.mean()
         assert found.change[row].item() == pytest.approx(expected.item(), rel=1e-9)
     assert (found.base_loss, found.part, found.examples) == (pytest.approx(whole.mean().item()), "mlp", 3)
+
+
+# oracle: a forward that returns its input in the place of the block's
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_blocks_whose_states_the_model_goes_on_with(layer):
+    """LLaVA reads the hidden states that transformers notes in its image tower."""
+    image = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**LLAMA), image_token_index=39, vision_feature_layer=layer,
+        vision_config=transformers.SiglipVisionConfig(**image, image_size=8, patch_size=4),
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = transformers.LlavaForConditionalGeneration(config).double().eval()
+    ids = torch.randint(3, 39, (1, 9))
+    ids[:, 1:5] = 39
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 8, 8, dtype=torch.float64)}
+    inputs["labels"] = torch.where(ids == 39, -100, ids)
+    found = block_ablation(model, inputs, metric="inverse_loss")
+    with torch.no_grad():
+        whole = model(**inputs).loss.item()
+        for row in range(3):
+            block = next(one for path, one in model.named_modules() if path.endswith(f"encoder.layers.{row}"))
+            first = block.forward
+            block.forward = lambda x, *args, **kwargs: x
+            apart = model(**inputs).loss.item() - whole
+            block.forward = first
+            assert found.loss_change[row].item() == pytest.approx(apart, rel=1e-4)  # Llama's loss is float32
+            assert (apart == 0) == (row == 2 and layer == -2)
 
 
 def test_it_is_gone_over_several_times():

@@ -216,3 +216,14 @@ def test_mlps_with_all_tokens_in_one_row():
     near = attribution_patching(model, clean, corrupted, **options)
     assert ran.correlation(near) > 0.9
     assert not torch.allclose(ran.patched[0], ran.corrupted)
+
+
+def test_a_difference_of_rounding_alone_is_refused():
+    """The same texts in another order have the same mean, up to the rounding of sums."""
+    model = BY_NAME["bert"].build().float()
+    (clean, _), order = two((6, 6, 6)), [2, 0, 1]
+    other = {name: x[order] for name, x in clean.items()}
+    for factor in (1.0, 1 + 1e-7):
+        metric = lambda outputs, batch, factor=factor: outputs.logits[:, 0] * factor  # noqa: E731
+        with pytest.raises(DataError, match="there is no difference of which a patch could restore a share"):
+            activation_patching(model, clean, other, metric=metric)

@@ -8,7 +8,7 @@ from bertology.anatomy.dissect import dissect
 from bertology.errors import DataError, HeadError, PruningError, UnknownAnatomy
 from bertology.tap.gates import skipping
 from helpers.pruning import logits, seq2seq
-from helpers.zoo import BY_NAME, FAMILIES, batch
+from helpers.zoo import BY_NAME, FAMILIES, LLAMA, SMALL, batch
 
 SETTINGS = {"gpt": "n_layer", "gpt2": "n_layer", "distilbert": "n_layers"}
 DROPPABLE = [family for family in FAMILIES if family.name != "albert"]
@@ -98,6 +98,70 @@ def test_encoders_and_decoders(name, tmp_path):
         model.save_pretrained(tmp_path)
         again = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
         torch.testing.assert_close(again(**inputs).logits, expected, rtol=0, atol=1e-12)
+
+
+def test_blocks_of_nested_configs(tmp_path):
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    text = {
+        **LLAMA, "num_hidden_layers": 3, "layer_types": kinds, "use_sliding_window": True, "sliding_window": 2,
+    }  # fmt: skip
+    image = {**SMALL, "intermediate_size": 24, "image_size": 8, "patch_size": 4}
+    config = transformers.LlavaConfig(
+        text_config=transformers.Qwen2Config(**text), vision_config=transformers.CLIPVisionConfig(**image),
+        image_token_index=39, vision_feature_layer=-1,
+    )  # fmt: skip
+    torch.manual_seed(4)
+    model = transformers.LlavaForConditionalGeneration(config).double().eval()
+    ids = torch.randint(3, 39, (2, 9))
+    ids[:, 1:5] = 39
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(2, 3, 8, 8, dtype=torch.float64)}
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    there = blocks_of(dissect(model))
+    gone = ["decoder.0", "encoder.1"]
+    with skipping(there, {there.labels.index(one) for one in gone}):
+        expected = logits(model, inputs)
+        written = model.generate(**inputs, use_cache=False, **options)
+    drop_blocks(model, gone, inputs=inputs)
+    torch.testing.assert_close(logits(model, inputs), expected, rtol=0, atol=1e-6)
+    assert torch.equal(model.generate(**inputs, **options), written), "the cache is of other layers"
+    own = next(module.config for module in model.modules() if type(module).__name__ == "Qwen2Model")
+    for said in (model.config.text_config, own):
+        assert (said.num_hidden_layers, said.layer_types) == (2, kinds[1:])
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    torch.testing.assert_close(logits(again, inputs), expected, rtol=0, atol=1e-6)
+    assert (again.config.vision_config.num_hidden_layers, again.config.text_config.num_hidden_layers) == (1, 2)
+
+
+def test_a_copy_of_the_config_in_one_stack():
+    model, ids = seq2seq("t5"), torch.randint(3, 40, (2, 5))
+    inputs = {"input_ids": ids, "decoder_input_ids": ids}
+    drop_blocks(model, ["encoder.1"])
+    # The decoder's copy calls its own number so, and its cache is made by it.
+    assert [model.encoder.config.num_layers, model.decoder.config.num_layers] == [1, 2]
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs, use_cache=True).logits, model(**inputs, use_cache=False).logits)
+
+
+def test_settings_of_the_encoder_alone(tmp_path):
+    config = transformers.LEDConfig(
+        vocab_size=40, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, attention_window=4,
+        decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, max_encoder_position_embeddings=32,
+    )  # fmt: skip
+    model = transformers.LEDForConditionalGeneration(config).eval()
+    drop_blocks(model, ["decoder.1"])
+    assert (model.config.attention_window, model.config.decoder_layers) == ([4, 4], 1)
+    drop_blocks(model, ["encoder.0"])
+    assert (model.config.attention_window, model.config.encoder_layers) == ([4], 1)
+
+
+def test_a_config_that_checks_itself_refuses_with_the_reason():
+    if not hasattr(transformers, "OlmoHybridConfig"):
+        pytest.skip("transformers 4 has no such model")
+    kinds = ["linear_attention", "full_attention"]
+    config = transformers.OlmoHybridConfig(**{**LLAMA, "layer_types": kinds})
+    model = transformers.OlmoHybridForCausalLM(config).double().eval()
+    refused(model, [1], PruningError, "(?s)OlmoHybridConfig refuses .*at least one attention layer")
 
 
 def refused(model, blocks, error, told):

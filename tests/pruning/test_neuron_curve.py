@@ -1,8 +1,18 @@
 import pytest
 import torch
 
-from bertology import dissect_mlps, gated, neuron_curve, neuron_importance, prune_heads, prune_neurons, score
+from bertology import (
+    dissect_mlps,
+    gated,
+    neuron_curve,
+    neuron_importance,
+    prune_heads,
+    prune_neurons,
+    pruning_curve,
+    score,
+)
 from bertology.errors import DataError
+from bertology.pruning.curve import first_below
 from bertology.pruning.neuron_curve import neuron_magnitudes
 from helpers.zoo import BY_NAME, batch
 
@@ -58,6 +68,39 @@ def test_magnitudes_of_neurons(family):
             part = inputs_last[:, neuron] if layer is site.place else inputs_last[neuron]
             total += part.square().sum().item()
         assert found[row, neuron].item() == pytest.approx(total**0.5)
+
+
+def minus_loss(logits, labels):
+    return -torch.nn.functional.cross_entropy(logits, labels).item()
+
+
+def test_a_share_of_a_score_below_0_is_refused():
+    model, inputs = BY_NAME["bert"].build(), batch()
+    neurons = neuron_curve(model, inputs, metric=minus_loss, amount=0.5)
+    heads = pruning_curve(model, inputs, metric=minus_loss, amount=0.5)
+    told = 'threshold is a share of the whole model\'s score, which must be above 0, got -.*such as "inverse_loss"'
+    for choose in (neurons.last_step, neurons.neurons_off, neurons.heads_off, heads.mask, heads.heads_off):
+        for threshold in (0.9, 0):
+            with pytest.raises(DataError, match=told):
+                choose(threshold)
+    with pytest.raises(DataError, match=told):
+        pruning_curve(model, inputs, metric=minus_loss, threshold=0.9)
+    assert heads.heads_off() == heads.heads_off(keep=1), "without a threshold it is the last step"
+
+
+def test_a_score_that_is_no_number_is_below_any_share():
+    scores = torch.tensor([0.8, 0.7, float("nan"), 0.7])
+    assert [first_below(scores, share) for share in (0, 0.5, 0.9)] == [2, 2, 1]
+    assert first_below(torch.zeros(3), 0) is None
+    for scores in (torch.zeros(3), torch.tensor([float("nan"), 1])):
+        with pytest.raises(DataError, match="must be above 0, got (0|nan)"):
+            first_below(scores, 0.5)
+
+
+def test_it_says_on_how_many_examples():
+    curve = neuron_curve(BY_NAME["gpt2"].build(), [batch(), batch((4, 5))], metric="accuracy", amount=0.5)
+    assert curve.n_examples == 5
+    assert str(curve).startswith("NeuronCurve of GPT2ForSequenceClassification, 5 examples")
 
 
 @pytest.mark.parametrize(

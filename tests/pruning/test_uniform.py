@@ -10,7 +10,7 @@ import transformers
 from bertology import dissect, dissect_mlps, prune_heads, prune_neurons, save_plain
 from bertology.errors import DataError, PruningError, ShapeError
 from helpers.pruning import logits, seq2seq
-from helpers.zoo import BY_NAME, V4, batch
+from helpers.zoo import BY_NAME, LLAMA, V4, batch
 
 
 def plain_llama():
@@ -103,6 +103,67 @@ def test_an_encoder_and_a_decoder_by_themselves(tmp_path):
         again = load(tmp_path, transformers.BartForConditionalGeneration)
         torch.testing.assert_close(again(input_ids=ids, decoder_input_ids=ids).logits, expected, rtol=0, atol=1e-12)
     assert (again.config.encoder_ffn_dim, again.config.decoder_ffn_dim) == (19, 23)
+
+
+def image_and_text(**text):
+    """A model of images and text whose config has one config for each."""
+    text = {**LLAMA, "head_dim": 4, **text}
+    image = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**text), vision_config=transformers.CLIPVisionConfig(**image),
+        image_token_index=39, vision_feature_layer=-1,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    ids = torch.randint(3, 39, (2, 9))
+    ids[:, 1:5] = 39
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(2, 3, 8, 8, dtype=torch.float64)}
+    return transformers.LlavaForConditionalGeneration(config).double().eval(), inputs
+
+
+def test_numbers_in_nested_configs(tmp_path):
+    model, inputs = image_and_text(num_hidden_layers=3)
+    text = [site.row for site in dissect(model).sites if site.stack == "decoder"]
+    prune_heads(model, {row: [2, 3] for row in text})
+    sizes = {site.row: 5 if site.stack == "decoder" else 9 for site in dissect_mlps(model).sites}
+    prune_neurons(model, {row: range(many) for row, many in sizes.items()})
+    expected = logits(model, inputs)
+    save_plain(model, tmp_path, inputs=inputs)
+    again = load(tmp_path, transformers.LlavaForConditionalGeneration)
+    torch.testing.assert_close(logits(again, inputs), expected, rtol=0, atol=1e-6)
+    said = again.config.text_config
+    assert [said.num_attention_heads, said.num_key_value_heads, said.head_dim, said.intermediate_size] == [2, 1, 4, 19]
+    assert [again.config.vision_config.intermediate_size, again.config.vision_config.num_attention_heads] == [15, 4]
+    assert model.config.text_config.num_attention_heads == 4, "the model's own config has changed"
+
+
+@pytest.mark.skipif(V4, reason="CLIP of transformers 4 takes the width of its heads from the hidden states")
+def test_a_stack_that_no_input_reaches_is_compared_too(tmp_path):
+    model, inputs = image_and_text()
+    images = [site.row for site in dissect(model).sites if site.stack == "encoder"]
+    prune_heads(model, {row: [0, 1] for row in images})
+    with pytest.raises(PruningError, match=r"vision_tower.* is \[8, 16\], and by its config it would be \[16, 16\]"):
+        save_plain(model, tmp_path, inputs={"input_ids": inputs["input_ids"].clamp_max(38)})
+
+
+@pytest.mark.parametrize("kind", ["Qwen2", "Granite"])
+def test_a_head_width_that_the_config_has_not_by_default(kind, tmp_path):
+    config = getattr(transformers, f"{kind}Config")(**LLAMA)
+    torch.manual_seed(0)
+    model, inputs = getattr(transformers, f"{kind}ForCausalLM")(config).double().eval(), batch(labels=False)
+    prune_heads(model, {0: [0, 2], 1: [1, 3]})
+    expected = logits(model, inputs)
+    if not V4 or kind == "Granite":
+        save_plain(model, tmp_path)
+        again = load(tmp_path, type(model))
+        torch.testing.assert_close(logits(again, inputs), expected, rtol=0, atol=1e-6)
+        assert again.config.head_dim == 4
 
 
 REFUSED = {

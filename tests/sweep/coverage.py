@@ -23,10 +23,13 @@ from bertology.errors import BertologyError
 from bertology.results.views import markdown_table
 from sweep.checks import CHECKS
 from sweep.every_type import CannotBuildError, attentions_of, every_type, on_meta
+from sweep.parts import SAMPLED
 from sweep.shrink import NO_HEADS, NOT_BUILT, CannotRunError, Tiny, covered_types, text_types
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 YES = "yes"
+# Those before "pruning" leave the model as it is.
+COLUMNS = {**{name: CHECKS[name] for name in CHECKS if name not in ("pruning", "neurons")}, **SAMPLED, **CHECKS}
 ON_CPU = {"mra": "transformers computes it on CUDA devices alone; on a CPU its output is 0"}
 
 
@@ -35,9 +38,9 @@ def outcomes(model_type: str) -> dict[str, str]:
     try:
         tiny = Tiny(model_type)
     except CannotRunError as error:
-        return dict.fromkeys(CHECKS, reason(str(error)))
+        return dict.fromkeys(COLUMNS, reason(str(error)))
     found = {}
-    for name, check in CHECKS.items():
+    for name, check in COLUMNS.items():
         try:
             check(tiny)
             found[name] = YES
@@ -53,6 +56,19 @@ def outcomes(model_type: str) -> dict[str, str]:
 def reason(message: str) -> str:
     """What an error says, without which layer it is about and what to do instead."""
     message = re.sub(r"^the (heads|neurons) of \S+ cannot be cut out: ", "", message)
+    message = re.sub(
+        r"^(no ordinary checkpoint can hold this model, save_pruned.* can|blocks cannot be dropped): ", "", message
+    )
+    message = re.sub(
+        r"^(\S+) is (\[[\d, ]*\]|not there), and by its config it would be .*",
+        r"its config has no setting for it",
+        message,
+    )
+    message = re.sub(
+        r"^loaded by its config it would compute something else.*",
+        "what it computes depends on the number of blocks",
+        message,
+    )
     message = re.sub(r"^no MLPs found in .*? is (a mixture of experts[^)]*)\).*", r"each MLP is \1", message)
     message = re.sub(
         r"^\S+ is a norm over all of them.*", "a norm over all heads stands before their projection", message
@@ -66,7 +82,7 @@ def table() -> str:
     """The table of the installed transformers, in Markdown."""
     reasons: dict[str, int] = {}
     rows = []
-    shares = dict.fromkeys(CHECKS, 0)
+    shares = dict.fromkeys(COLUMNS, 0)
     types = covered_types()
     for model_type in tqdm(types, desc="models", mininterval=20):
         cells = []
@@ -80,7 +96,7 @@ def table() -> str:
     out = [f"- {name}: {why}" for name, why in sorted(NOT_BUILT.items()) if name in installed]
     without = ", ".join(name for name in NO_HEADS if name in installed)
     return "\n".join(
-        [f"transformers {transformers.__version__}.", "", markdown_table(["model type", *CHECKS], rows), "", "Why not:", "", *notes, "",
+        [f"transformers {transformers.__version__}.", "", markdown_table(["model type", *COLUMNS], rows), "", "Why not:", "", *notes, "",
          f"No attention heads: {without}. Not tried:", "", *out]
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import DataError
-from ..streaming.identity import config_settings, weights_digest
+from ..streaming.identity import config_settings, edits_identity, weights_digest
 from .tasks import EdgeTask
 
 About = Mapping[str, Any]
@@ -34,6 +34,7 @@ def identity(
         "data": joined_digest([data_digest(part, settings["raw_text"]) for part in parts_of_sizes(task, sizes)]),
         "labels": list(task.labels),
         "counted": list(task.counted),
+        "edits": edits_identity(model),
         **settings,
     }
 
@@ -42,8 +43,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """The differences between two identities, in words; empty if there is none."""
     found = []
     for name, wanted in here.items():
-        # Stores of earlier versions are of words joined by blanks.
-        got = there.get(name, False if name == "raw_text" else None)
+        # Stores of earlier versions are of words joined by blanks, and say nothing of edits.
+        got = there.get(name, {"raw_text": False, "edits": []}.get(name))
         if name == "config":
             # Versions of transformers write down more settings or fewer: those in both are compared.
             found += [
@@ -51,8 +52,10 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
                 for key, value in wanted.items()
                 if isinstance(got, Mapping) and key in got and got[key] != value
             ]
-        elif name in ("weights", "data", "tokenizer", "labels", "counted"):
-            said = {"counted": "labels that count", "weights": "model's weights"}.get(name, name)
+        elif name in ("weights", "data", "tokenizer", "labels", "counted", "edits"):
+            said = {"counted": "labels that count", "weights": "model's weights", "edits": "edits, such as gates"}.get(
+                name, name
+            )
             found += [f"the {said}"] if got != wanted else []
         elif got != wanted:
             found.append(f"{name} ({got!r} there, {wanted!r} here)")

@@ -22,6 +22,17 @@ About = Mapping[str, Any]
 _SAMPLE = "Él ate 1,234.5 naïve cafés, isn't HE?  日本語 x_y@z.com — №7"
 
 
+# What is told in words where it differs, and not by its values.
+_IN_WORDS = {
+    "weights": "model's weights",
+    "data": "data",
+    "tokenizer": "tokenizer",
+    "labels": "labels",
+    "counted": "labels that count",
+    "edits": "edits, such as gates",
+}
+
+
 def identity(
     model: nn.Module, tokenizer: Any, task: EdgeTask, settings: Mapping[str, Any], sizes: Sequence[int] = ()
 ) -> dict[str, Any]:
@@ -52,11 +63,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
                 for key, value in wanted.items()
                 if isinstance(got, Mapping) and key in got and got[key] != value
             ]
-        elif name in ("weights", "data", "tokenizer", "labels", "counted", "edits"):
-            said = {"counted": "labels that count", "weights": "model's weights", "edits": "edits, such as gates"}.get(
-                name, name
-            )
-            found += [f"the {said}"] if got != wanted else []
+        elif name in _IN_WORDS:
+            found += [f"the {_IN_WORDS[name]}"] if got != wanted else []
         elif got != wanted:
             found.append(f"{name} ({got!r} there, {wanted!r} here)")
     return found

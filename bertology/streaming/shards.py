@@ -50,6 +50,9 @@ SAME = {
     "measures": "measures or settings",
 }
 
+TOLD = {"shard", "name", "names", "examples", "data", "versions", "model", "anatomy", "measures"}
+"""What each file says of its sums."""
+
 
 @checked
 def shard_batches(batches: Iterable[Any], shard: Shard | None = None) -> Iterable[Any]:
@@ -306,7 +309,13 @@ def _read(path: Path) -> Sums:
     if said.get("content") != checksum(tensors, text):
         raise DataError(f"{path} is damaged: it does not hold what was written. Remove it, and measure it again")
     about: dict[str, Any] = json.loads(text)
+    if not isinstance(about, dict) or not about.keys() >= TOLD or not _is_shard(about["shard"]):
+        raise DataError(f"{path} does not say what it holds the sums of: measure this shard again")
     return Sums(path, about, tensors)
+
+
+def _is_shard(shard: Any) -> bool:
+    return isinstance(shard, list) and len(shard) == 2 and all(map(is_whole, shard)) and 0 <= shard[0] < shard[1]
 
 
 def _check_complete(shards: Sequence[Sums]) -> None:

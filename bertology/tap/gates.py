@@ -19,6 +19,7 @@ from ..data.images import example_of_each
 from ..data.padding import real_positions
 from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
 from . import tap
+from .edits import noted
 from .listed import as_listed
 from .recompute import Edit, keep_for_recomputation, recomputing
 
@@ -155,6 +156,9 @@ def gated(model: nn.Module, gates: Any = None, *, neurons: Any = None) -> Iterat
     with ExitStack() as opened:
         with as_listed(model, anatomy.modules):
             for where, which in given:
+                # Gates for each example belong to a batch, and differ from pass to pass.
+                told = which.detach() if which.dim() == 2 else "of each example"
+                opened.enter_context(noted(where, ("gates", where.sites[0].unit, told)))
                 opened.enter_context(gating(where, which))
         yield
 
@@ -321,7 +325,7 @@ def ablated(
         batch.clear()
         batch.update(later)
 
-    with ExitStack() as taps:
+    with noted(anatomy, ("ablated", sorted(places), replace, seed)), ExitStack() as taps:
         if replacement.depends_on_batch:
             taps.enter_context(tap(anatomy, "inputs", read=look))
             keep_for_recomputation(Edit(lambda undo: None, lambda: partial(with_batch, dict(batch))), taps)

@@ -23,6 +23,7 @@ from .arriving import Arriving
 from .attention_maps import tap_maps
 from .block_sums import follow_sums
 from .calls import Calls, remove_all
+from .edits import noted
 from .function_mode import of_reader, watch_products
 from .map_reader import Wants
 from .mixing import Parting
@@ -99,9 +100,11 @@ def tap(
     check_rows(rows)
     anatomy = dissect(anatomy) if isinstance(anatomy, nn.Module) else anatomy
     once = edit is None if once is None else once
+    own = (getattr(edit, "__module__", None) or "").partition(".")[0] == __name__.partition(".")[0]
+    note = nullcontext() if edit is None or own else noted(anatomy, ("edit", place, _name_of(edit)))
     read = None if read is None else of_reader(of_first_run(read))
     edit = None if edit is None else of_reader(edit)
-    with ExitStack() as undo:
+    with note, ExitStack() as undo:
         undo.enter_context(one_thread(anatomy.model))
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
@@ -121,6 +124,11 @@ def tap(
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
+
+
+def _name_of(edit: Callable[..., Any]) -> str:
+    """The name of an edit: what it computes may depend on values that change while it is open."""
+    return f"{getattr(edit, '__module__', None)}.{getattr(edit, '__qualname__', type(edit).__qualname__)}"
 
 
 def _nothing(site: Site, x: Tensor, rows: slice) -> None:

@@ -9,6 +9,7 @@ one after the other in several rounds, each in a process of its own:
 - ours: entropy and patterns of all heads, in one pass of the same model.
 - eager: a forward pass that returns all maps, from which entropies and patterns are computed layer by layer.
 
+Ratios are medians over the rounds, of wall time and of CPU time, which other work on the machine changes less.
 Peak memory is the maximum resident size of the process. Eager is left out if its maps alone would take more than
 `--limit_gib`.
 """
@@ -42,7 +43,7 @@ def measure(way: str, tokens: int, layers: int) -> dict[str, float]:
         "input_ids": torch.randint(1000, 20000, (1, tokens)),
         "attention_mask": torch.ones(1, tokens, dtype=torch.long),
     }
-    start = time.perf_counter()
+    start, started = time.perf_counter(), time.process_time()
     entropy = float("nan")
     with torch.no_grad():
         if way == "bare":
@@ -55,9 +56,9 @@ def measure(way: str, tokens: int, layers: int) -> dict[str, float]:
         else:
             maps = model(**batch, output_attentions=True).attentions
             entropy = sum(from_map(weights) for weights in maps) / len(maps)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - started
     gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": seconds, "gib": gib, "entropy": entropy}
+    return {"seconds": seconds, "cpu": cpu, "gib": gib, "entropy": entropy}
 
 
 def from_map(weights: torch.Tensor) -> float:
@@ -98,7 +99,7 @@ def report(tokens: int, layers: int, ways: list[str], rounds: int) -> None:
     rows: list[Row] = []
     for way in ways:
         row: Row = {"way": way}
-        for name in ("seconds", "gib"):
+        for name in ("seconds", "cpu", "gib"):
             row[name] = round(statistics.median(one[name] for one in found[way]), 2)
             if "bare" in ways:
                 ratios = [x[name] / y[name] for x, y in zip(found[way], found["bare"], strict=True)]

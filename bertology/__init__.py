@@ -11,6 +11,7 @@
 | attention             | `attention_maps`                           | [layer, batch, head, query, key]        |
 | attention, streamed   | `attention_entropy`, `attention_patterns`  | [layer, head]                           |
 | over all layers       | `attention_rollout`, `attention_relevance` | [layer, batch, query, key]              |
+| and the residual      | `mixing_ratio`                             | [layer]                                 |
 | and its gradient      | `attention_gradients`                      | [layer, head, class]                    |
 | repeated tokens       | `repeat_scores`                            | [layer, head]                           |
 | heads that are alike  | `head_distances`                           | [head, head]                            |
@@ -74,6 +75,7 @@ from .measures.head_distances import DistancesAccumulator, HeadDistances, head_d
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
 from .measures.layer_similarity import LayerSimilarity, SimilarityAccumulator, layer_similarity
 from .measures.lens import HeadAttribution, LogitLens, head_attribution, logit_lens
+from .measures.mixing_ratio import MixingRatio, MixingRatioAccumulator, mixing_ratio
 from .measures.neurons import NeuronActivations, neuron_activations
 from .measures.one_pass import Captures, capture
 from .measures.patterns import AttentionPatterns, PatternsAccumulator, attention_patterns
@@ -138,6 +140,8 @@ __all__ = [
     "LogitLens",
     "MapAccumulator",
     "MeansAccumulator",
+    "MixingRatio",
+    "MixingRatioAccumulator",
     "MlpAnatomy",
     "Names",
     "Neuron",
@@ -200,6 +204,7 @@ __all__ = [
     "make_batches",
     "masked_attention",
     "merge_shards",
+    "mixing_ratio",
     "mlp_ablation",
     "neuron_activations",
     "neuron_curve",

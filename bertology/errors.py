@@ -214,6 +214,8 @@ def check_shapes(**tensors: Tensor) -> None:
 
 def _check_value(function: Callable[..., Any], name: str, value: object) -> None:
     """Raise `DataError` for what no function takes: NaN as a number, seeds out of range, devices that do not exist."""
+    if value is None or isinstance(value, nn.Module):
+        return
     what = function.__qualname__.removesuffix(".__init__")
     if is_number(value) and value != value:
         raise DataError(f"{what}: {name} must be a number, got nan")

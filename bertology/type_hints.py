@@ -17,12 +17,14 @@ from torch.utils.data import Dataset
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a type, as far as can be told without reading it."""
-    origin, inner = get_origin(hint), get_args(hint)
     if hint in _PLAIN:
         return bool(_PLAIN[hint](value))
+    if type(hint) is type:  # a class, and no generic or protocol
+        return isinstance(value, hint)
+    origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         # What may be of many kinds is left to the function, which says better what it wants.
-        return len(inner) > MOST_KINDS or any(fits(value, one) for one in inner)
+        return (value is None and type(None) in inner) or len(inner) > MOST_KINDS or any(fits(value, x) for x in inner)
     if origin is Literal:
         return any(type(value) is type(one) for one in inner)
     if origin is abc.Callable:

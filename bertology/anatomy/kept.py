@@ -7,25 +7,67 @@ kept holds no model, and no module that was taken out of one, in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
+from dataclasses import fields, replace
+from itertools import compress
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .modules import KeptOutline, Outline, configs_of
+from .modules import KeptOutline, Outline, attributes_of, configs_of
 from .names import NAMES, PRUNED_NAME
 from .sites import Anatomy, Site, Stack
 
 _PLAIN = frozenset((bool, int, float, str, type(None)))
+# What torch keeps in every module, such as its mode, says nothing of its heads.
+_OF_TORCH = frozenset(vars(nn.Module()))
 Part = TypeVar("Part", Site, Stack)
 
 
-def attributes(owner: Any) -> list[Any]:
-    """What a module or a config says of itself in numbers and words, and which heads were pruned."""
-    held = owner if isinstance(owner, Mapping) else getattr(owner, "__dict__", {"": owner})
-    return [*(value for value in held.values() if type(value) in _PLAIN), set(held.get(PRUNED_NAME) or ())]
+class Said:
+    """What modules and configs say of themselves in numbers and words, and which heads were pruned.
+
+    To compare hundreds of attributes in a loop would take as long as a layer does: lists of them are compared.
+    """
+
+    def __init__(self, owners: Iterable[Any]) -> None:
+        held = list(map(_held_by, owners))
+        self._many = list(map(len, held))
+        names = [[name for name in one if name not in _OF_TORCH] for one in held]
+        # One name twice: of one alone, no tuple would be returned.
+        self._getters = [itemgetter(some[0], *some) if some else _nothing for some in names]
+        values = self._values(held)
+        self._types = list(map(type, values))
+        pruned = [name == PRUNED_NAME for some in names if some for name in (some[0], *some)]
+        self._is_said = [one or kind in _PLAIN for one, kind in zip(pruned, self._types, strict=True)]
+        self._said = list(map(copy, compress(values, self._is_said)))
+
+    def _values(self, held: list[Mapping[str, Any]]) -> list[Any]:
+        return [value for getter, one in zip(self._getters, held, strict=True) for value in getter(one)]
+
+    def is_said_by(self, owners: Iterable[Any]) -> bool:
+        """Whether these say the same."""
+        held = list(map(_held_by, owners))
+        if list(map(len, held)) != self._many:
+            return False
+        try:
+            values = self._values(held)
+        except KeyError:
+            return False
+        return list(map(type, values)) == self._types and list(compress(values, self._is_said)) == self._said
+
+
+def _nothing(held: Mapping[str, Any]) -> tuple[Any, ...]:
+    return ()
+
+
+def _held_by(owner: Any) -> Mapping[str, Any]:
+    if isinstance(owner, nn.Module):
+        return vars(owner)
+    return owner if isinstance(owner, Mapping) else attributes_of(owner) or {"": owner}
 
 
 class _Kept:
@@ -42,29 +84,33 @@ class _Kept:
             if part is not None
         }
         self._owners = sorted(numbers[owner] for owner in owners)
-        self._attributes = _attributes(outline.modules, self._owners)
+        self._said = Said(self._speakers(outline))
+        self._has_aliases = len(numbers) < len(outline.modules)
         self._sites = [_packed(site, numbers) for site in anatomy.sites]
         self._stacks = [_packed(stack, numbers) for stack in anatomy.stacks]
         self._unmeasured = dict(anatomy.unmeasured)
+        self._inside = {
+            numbers[runner]: [numbers[part] for part in parts] for runner, parts in anatomy.parts_of_stacks.items()
+        }
 
     def fits(self, outline: Outline) -> bool:
         """Whether a model with this outline is as it was."""
-        return (
-            self._outline.fits(outline)
-            and self._names == NAMES
-            and _attributes(outline.modules, self._owners) == self._attributes
-        )
+        return self._outline.fits(outline) and self._names == NAMES and self._said.is_said_by(self._speakers(outline))
+
+    def _speakers(self, outline: Outline) -> list[Any]:
+        """The modules that were asked, and all configs."""
+        return [*map(outline.modules.__getitem__, self._owners), *configs_of(outline.modules)]
 
     def anatomy(self, model: nn.Module, modules: list[nn.Module]) -> Anatomy:
         """The anatomy of a model that has these modules."""
         sites = tuple(_unpacked(Site, one, modules) for one in self._sites)
         stacks = tuple(_unpacked(Stack, one, modules) for one in self._stacks)
-        return Anatomy(model, sites, stacks, dict(self._unmeasured))
-
-
-def _attributes(modules: list[nn.Module], owners: list[int]) -> list[list[Any]]:
-    """What some modules, and all configs, say of themselves."""
-    return [attributes(one) for one in (*(modules[number] for number in owners), *configs_of(modules))]
+        each = list(dict.fromkeys(modules)) if self._has_aliases else modules
+        anatomy = Anatomy(model, sites, stacks, dict(self._unmeasured), each)
+        anatomy.__dict__["parts_of_stacks"] = {
+            modules[runner]: frozenset(map(modules.__getitem__, parts)) for runner, parts in self._inside.items()
+        }
+        return anatomy
 
 
 class _Packed(NamedTuple):
@@ -89,11 +135,11 @@ def _packed(part: Site | Stack, numbers: dict[nn.Module, int]) -> _Packed:
 
 
 def _unpacked(kind: type[Part], packed: _Packed, modules: list[nn.Module]) -> Part:
-    several = {name: tuple(modules[one] for one in numbers) for name, numbers in packed.several.items()}
-    part = object.__new__(kind)  # a frozen dataclass sets its fields one by one, which takes most of the time
-    part.__dict__.update(packed.plain)
-    part.__dict__.update({name: modules[number] for name, number in packed.modules.items()})
-    part.__dict__.update(several)
+    part, numbered = object.__new__(kind), modules.__getitem__
+    held = part.__dict__  # a frozen dataclass sets its fields one by one, which takes most of the time
+    held.update(packed.plain)
+    held.update(zip(packed.modules, map(numbered, packed.modules.values()), strict=True))
+    held.update((name, tuple(map(numbered, several))) for name, several in packed.several.items())
     return part
 
 
@@ -107,4 +153,4 @@ def kept_anatomy(model: nn.Module, find: Callable[[nn.Module], Anatomy]) -> Anat
         return kept.anatomy(model, outline.modules)
     anatomy = find(model)
     _kept[model] = _Kept(anatomy, outline)
-    return anatomy
+    return replace(anatomy, modules=list(dict.fromkeys(outline.modules)))

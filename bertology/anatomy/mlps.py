@@ -129,7 +129,7 @@ def dissect_mlps(model: nn.Module | Anatomy) -> MlpAnatomy:
     if not sites:
         why = f": {told(unmeasured)}" if unmeasured else ", by the names and sizes of linear layers in its blocks"
         raise UnknownAnatomy(f"no MLPs found in {type(anatomy.model).__name__}{why}")
-    return MlpAnatomy(anatomy.model, tuple(sites), anatomy.stacks, unmeasured)
+    return MlpAnatomy(anatomy.model, tuple(sites), anatomy.stacks, unmeasured, anatomy.modules)
 
 
 class _Search:

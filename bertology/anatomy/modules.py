@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
+from itertools import chain, compress
 from operator import methodcaller
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 
 from .forward_source import children_of, each_children_of, parameters_of, weights_of
@@ -20,30 +21,63 @@ def each_module(model: nn.Module) -> list[nn.Module]:
 
 def first_weight(model: nn.Module) -> Tensor | None:
     """The first parameter of a model, the one that `model.parameters()` begins with; None where it has none."""
-    own = next((x for x in parameters_of(model) if x is not None), None)
-    if own is not None:
-        return own
-    return next((x for x in map(first_weight, children_of(model).values()) if x is not None), None)
+    for own in parameters_of(model):
+        if own is not None:
+            return own
+    for child in children_of(model).values():
+        found = first_weight(child)
+        if found is not None:
+            return found
+    return None
 
 
 def each_weight(modules: Iterable[nn.Module]) -> list[Tensor]:
     """The parameters and buffers of modules; one that several of them share is there several times."""
-    return [x for module in modules for x in weights_of(module)]
+    return weights_of(modules)
 
 
-def with_attribute(modules: list[nn.Module], name: str) -> list[nn.Module]:
+def all_weights(module: nn.Module) -> list[Tensor]:
+    """The parameters of a part of a model that has few modules."""
+    own = [x for x in parameters_of(module) if x is not None]
+    return own + [x for child in children_of(module).values() for x in all_weights(child)]
+
+
+def rounding(model: nn.Module) -> float:
+    """The relative difference of two numbers that is no more than the rounding of the types of a model's parameters.
+
+    Of half precision it is that of a mean over many examples, in which roundings cancel.
+    """
+    types = {x.dtype for x in each_weight(each_module(model)) if x is not None and x.is_floating_point()}
+    step = max((torch.finfo(dtype).eps for dtype in types), default=torch.finfo(torch.float32).eps)
+    return min(4 * step, 1e-3)
+
+
+def with_attribute(modules: Iterable[nn.Module], name: str) -> list[nn.Module]:
     """Those of the modules that hold an attribute themselves: a wrapper that hands on those of another does not.
 
     To ask a module for an attribute that it does not have takes torch some microseconds.
     """
-    of_kind = {kind: hasattr(kind, name) for kind in set(map(type, modules))}
-    return [module for module in modules if name in module.__dict__ or of_kind[type(module)]]
+    modules = list(modules)
+    kinds = {kind for kind in set(map(type, modules)) if hasattr(kind, name)}
+    held = zip(modules, map(vars, modules), strict=True)
+    if not kinds:
+        return [module for module, attributes in held if name in attributes]
+    return [module for module, attributes in held if name in attributes or type(module) in kinds]
 
 
-def configs_of(modules: list[nn.Module]) -> list[Any]:
+def configs_of(modules: Iterable[nn.Module]) -> list[Any]:
     """The configs of these modules, each once."""
     configs: dict[int, Any] = {id(module.config): module.config for module in with_attribute(modules, "config")}
     return list(configs.values())
+
+
+def attributes_of(owner: Any) -> Mapping[str, Any]:
+    """What an object holds: to ask a config of transformers 5 for one attribute takes it some microseconds."""
+    try:
+        held: Mapping[str, Any] = object.__getattribute__(owner, "__dict__")
+    except AttributeError:
+        return {}
+    return held
 
 
 class Outline(NamedTuple):
@@ -104,10 +138,11 @@ class KeptOutline:
             return None
         held = each_children_of(modules)
         each = [*modules, None]  # None for a child that was left out
-        same = (
-            list(map(len, held)) == self._many
-            and list(chain.from_iterable(held)) == self._names
-            and list(chain.from_iterable(map(_values, held))) == [each[number] for number in self._numbers]
+        if list(map(len, held)) != self._many:
+            return None
+        inner = list(compress(held, self._many))  # those that have children
+        same = list(chain.from_iterable(inner)) == self._names and (
+            list(chain.from_iterable(map(_values, inner))) == list(map(each.__getitem__, self._numbers))
         )
         return Outline(modules, self._types, self._children) if same else None
 

@@ -141,7 +141,7 @@ ODDITIES: Mapping[str, Oddities] = {
 
 def oddities_of(module: object) -> Oddities:
     """What is special about attention of the class of a module."""
-    return ODDITIES.get(type(module).__name__, Oddities())
+    return ODDITIES.get(type(module).__name__, _USUAL)
 
 
 class BlockOddities(NamedTuple):
@@ -161,6 +161,7 @@ class BlockOddities(NamedTuple):
     """A model: whether its hidden states in transformers 4 end before the final norm, with its last block's output."""
 
 
+_USUAL, _USUAL_BLOCK = Oddities(), BlockOddities()
 _UNTIED_4 = BlockOddities(unties_last_4=True)
 BLOCK_ODDITIES: Mapping[str, BlockOddities] = {
     "DeepseekV4DecoderLayer": BlockOddities(layout="batch token stream hidden"),
@@ -185,4 +186,4 @@ BLOCK_ODDITIES: Mapping[str, BlockOddities] = {
 
 def block_oddities_of(module: object) -> BlockOddities:
     """What is special about blocks, stacks or models of the class of a module."""
-    return BLOCK_ODDITIES.get(type(module).__name__, BlockOddities())
+    return BLOCK_ODDITIES.get(type(module).__name__, _USUAL_BLOCK)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import HeadError, UnknownAnatomy
+from .modules import each_module
 from .oddities import oddities_of
 from .part_names import PartNames
 
@@ -189,6 +191,8 @@ class Anatomy:
     stacks: tuple[Stack, ...]
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """{path of a module that looks like attention and is not among the sites: why}."""
+    modules: Sequence[nn.Module] | None = field(default=None, repr=False)
+    """All modules of the model, each once, as they were when the heads were looked for, if they were listed then."""
 
     def __repr__(self) -> str:
         stacks = ", ".join(dict.fromkeys(site.stack for site in self.sites))
@@ -201,7 +205,7 @@ class Anatomy:
         """How many attention layers there are, over all stacks."""
         return len(self.sites)
 
-    @property
+    @cached_property
     def heads(self) -> int:
         """How wide the axis `head` of a result is: the heads of the widest layer, before pruning."""
         return max(site.width for site in self.sites)
@@ -218,9 +222,16 @@ class Anatomy:
     def present(self) -> Tensor:
         """[layer, head], bool: which heads there are; a pruned one is not."""
         there = torch.zeros(self.layers, self.heads, dtype=torch.bool)
+        if all(len(site.kept) == self.heads for site in self.sites):
+            return ~there
         for row, site in enumerate(self.sites):
             there[row, list(site.kept)] = True
         return there
+
+    @cached_property
+    def parts_of_stacks(self) -> dict[nn.Module, frozenset[nn.Module]]:
+        """{module that runs a stack: all modules in it}, as they were when the heads were looked for."""
+        return {stack.module: frozenset(each_module(stack.module)) for stack in self.stacks}
 
     def runner(self, stack: str) -> nn.Module:
         """The module that runs a stack: for cross attention, the decoder."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import transformers
 
+from ..data.losses import is_causal
 from ..errors import BertologyError, DataError, need
 from ..pruning.rankings import RANKINGS
 from .files import check_folder, clear, write_json, write_page, write_section
@@ -33,6 +34,9 @@ CURVE = {
     "metric": None, "by": "importance", "amount": 0.1, "threshold": 0.9, "keep": 1, "reestimate": False, "seed": 0,
 }  # fmt: skip
 """The options of a pruning curve, and their defaults."""
+NEED_LABELS = ("importance", "curve", "prune")
+"""What measures a loss or a score."""
+NAME_LABELS = "use a .tsv, .csv or .jsonl file with a column 'label', or name another one with --label-column"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,6 +134,8 @@ def _run(args: argparse.Namespace) -> None:
     texts = _texts(args) if args.data else None
     loaded = load(args.model, tokenizer=args.tokenizer, device=args.device)
     texts = texts or _of_the_demo(loaded, args.limit)
+    if args.command in NEED_LABELS and texts.labels is None and not is_causal(loaded.model):
+        raise DataError(f"bertology {args.command} needs labels, and {args.data} has none: {NAME_LABELS}")
     batches, cut = batches_of(loaded, texts, batch_size=args.batch_size, max_length=args.max_length)
     if cut:
         print(f"bertology: warning: {cut} of {len(texts.texts)} texts are too long and were cut", file=sys.stderr)

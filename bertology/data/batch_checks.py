@@ -37,11 +37,11 @@ def without_weights(model: nn.Module) -> str:
 def check_inputs(batch: Batch) -> str:
     """The name of the argument that holds the inputs, which must be a tensor with a batch axis, or `DataError`."""
     if not isinstance(batch, Mapping):
-        texts = isinstance(batch, (str, list, tuple))
-        raise DataError(
-            f"a batch must be a mapping of model arguments such as a tokenizer returns, got {type(batch).__name__}"
-            + (f": {PASS_TOKENIZER}, if these are texts" if texts else "")
-        )
+        hint = f": {PASS_TOKENIZER}, if these are texts" if isinstance(batch, (str, list, tuple)) else ""
+        if isinstance(batch, Tensor) and not batch.is_floating_point():
+            hint = ": pass {'input_ids': x}, if x is this tensor of token ids"
+        got = f"{type(batch).__name__}{hint}"
+        raise DataError(f"a batch must be a mapping of model arguments such as a tokenizer returns, got {got}")
     name = input_name(batch)
     x = batch[name]
     if not isinstance(x, Tensor):

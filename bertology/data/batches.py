@@ -47,13 +47,15 @@ ANNOTATIONS = "annotations"
 """The key of a batch's list with one entry per example, which is not passed to the model."""
 
 
-def each_batch(model: nn.Module, batches: Batches, *, may_be_empty: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield each batch, checked and on the model's device.
+def each_batch(
+    model: nn.Module, batches: Batches, *, device: torch.device | None = None, may_be_empty: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yield each batch, checked and on the model's device, where that is not given.
 
     Raises `DataError` for a batch without inputs, for lists instead of tensors, and, unless `may_be_empty`, when there
     is no batch.
     """
-    device = device_of(model)
+    device = device_of(model) if device is None else device
     none_yet = True
     for batch in [batches] if isinstance(batches, Mapping) else batches:
         none_yet = False
@@ -64,13 +66,16 @@ def each_batch(model: nn.Module, batches: Batches, *, may_be_empty: bool = False
         raise DataError("no batches: wanted one mapping of model arguments or an iterable of them, got an empty one")
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """The device for a model's inputs: the execution device of accelerate, or else that of the first weights."""
-    for module in each_module(model):
-        if "_hf_hook" in module.__dict__:
-            device = getattr(module.__dict__["_hf_hook"], "execution_device", None)
-            if device is not None:
-                return torch.device(device)
+def device_of(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> torch.device:
+    """The device for a model's inputs: the execution device of accelerate, or else that of the first weights.
+
+    `modules` are all of the model, where they were listed just now.
+    """
+    modules = each_module(model) if modules is None else modules
+    for hook in [held["_hf_hook"] for held in map(vars, modules) if "_hf_hook" in held]:
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
     found = weights_device(model)
     if found.type == "meta":
         raise DataError(without_weights(model))
@@ -196,6 +201,9 @@ def shows_padding(model: nn.Module, batch: Batch, stack: str) -> bool:
 
 def token_count(model: nn.Module, batch: Batch, stack: str) -> int:
     """How many tokens the texts of a stack have, padding included."""
+    ids = batch.get(IDS_ARGUMENT)
+    if isinstance(ids, Tensor) and reads_text(model, stack):
+        return ids.shape[-1]
     known = shows_padding(model, batch, stack)
     prefix = "" if reads_text(model, stack) else DECODER_PREFIX
     return int((token_mask(model, batch, stack) if known else _all_tokens(batch, prefix)).shape[1])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import transformers
 from torch import nn
 
-from ..anatomy.modules import each_module, with_attribute
+from ..anatomy.modules import attributes_of, each_module, with_attribute
 from ..anatomy.names import LABELLING_CLASSES, LABELS_ARGUMENT, TASK_CLASSES, UNUSED_MASKS
 
 
@@ -23,13 +25,14 @@ def config_of(model: nn.Module) -> Any:
 
 def is_encoder_decoder(model: nn.Module) -> bool:
     """Whether the model is an encoder-decoder, also inside a wrapper."""
-    return bool(getattr(config_of(model), "is_encoder_decoder", False))
+    config, name = config_of(model), "is_encoder_decoder"
+    held = attributes_of(config)
+    return bool(held[name] if name in held else getattr(config, name, False))
 
 
 def writes(model: nn.Module) -> bool:
     """Whether the model is an encoder-decoder whose labels are the tokens that its decoder is to write."""
-    labels = re.search(LABELLING_CLASSES, task_name(model)) is None
-    return labels and is_encoder_decoder(model)
+    return is_encoder_decoder(model) and re.search(LABELLING_CLASSES, task_name(model)) is None
 
 
 def task_model(model: nn.Module) -> nn.Module:
@@ -44,14 +47,29 @@ def task_name(model: nn.Module) -> str:
     return next((name for name in theirs if re.search(TASK_CLASSES, name)), kinds[0].__name__)
 
 
+def arguments_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a model's forward pass, by name: to read a signature takes as long as a layer of a small one."""
+    method = type(model).forward
+    if "forward" in vars(model) or not isinstance(method, FunctionType):
+        return inspect.signature(model.forward).parameters
+    if method not in _arguments:
+        _arguments[method] = inspect.signature(model.forward).parameters
+    return _arguments[method]
+
+
+_arguments: WeakKeyDictionary[FunctionType, Mapping[str, inspect.Parameter]] = WeakKeyDictionary()
+
+
 def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
     """Which of these names are no arguments of the forward pass.
 
     A forward pass with `**kwargs` takes all of them. Those of transformers do nothing with an unknown name: masks that
     are not known, and names that are almost those of an argument, such as `atention_mask`, are not taken there.
     """
-    taken = inspect.signature(model.forward).parameters
+    taken = arguments_of(model)
     others = [name for name in names if name not in taken]
+    if not others:
+        return []
     if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
         return others
     if not type(model).__module__.startswith("transformers.models."):

@@ -81,14 +81,25 @@ class RealQueries:
             stack: key_mask(anatomy.model, batch, stack) for stack in cached if self._masks[stack] is not None
         }
         self.positions: dict[Site, int] = {}
+        # What was asked before: all layers are given one tensor.
+        self._real: dict[tuple[str, int, int, torch.device], Tensor] = {}
 
     def among(self, site: Site, rows: slice, x: Mapped) -> Tensor:
-        """[batch, query], bool: which of these rows of `x [batch, head, query, ...]` are real."""
+        """[batch, query], bool: which of these rows of `x [batch, head, query, ...]` are real. Do not change it."""
         self.positions[site] = max(rows.stop, self.positions.get(site, 0))
         mask = self._masks[site.stack]
         if mask is not None:
             _check_rows(self._anatomy, site.stack, mask, x.shape[0])
         if mask is None or self._complete[site.stack]:
+            mask, which = None, ("", x.shape[0], x.shape[2], x.device)
+        else:
+            which = (site.stack, rows.start, rows.stop, x.device)
+        if which not in self._real:
+            self._real[which] = self._real_among(mask, site, rows, x)
+        return self._real[which]
+
+    def _real_among(self, mask: Tensor | None, site: Site, rows: slice, x: Mapped) -> Tensor:
+        if mask is None:
             return torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
         if rows.stop > mask.shape[1]:
             mask = fit_mask(mask, rows.stop, self._anatomy.runner(site.stack))

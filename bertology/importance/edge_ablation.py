@@ -39,7 +39,7 @@ class EdgeAblation(Result):
 
     whole: Annotated[Tensor, axes("class class", words="change of the loss", scale="signed")]
     """[class, class]: the mean change of the loss with all heads of all layers cut, from the class of the query to that
-    of the key; above 0 the model needs to look."""
+    of the key; above 0: the model needs this attention."""
     change: Annotated[Tensor, axes("layer class class", words="change of the loss", scale="signed")]
     """[layer, class, class]: the same with the heads of one layer cut; empty unless it was asked for."""
     stderr: Annotated[Tensor, axes("class class", words="standard error of the change")]
@@ -71,8 +71,8 @@ def edge_ablation(
     """Cut attention from each class of tokens to each other class, and measure how the loss changes.
 
     `masked_attention` cuts all heads at once: heads that do the same work cannot replace each other. Information may
-    still reach a token over others that may look. A token always may look at itself, so that none is left with nothing.
-    There is one pass over the data for each pair of classes, and with `by_layer` one for each layer too.
+    still reach a token through other tokens. A token may always attend to itself, so that no query is left without
+    keys. There is one pass over the data for each pair of classes, and with `by_layer` one for each layer too.
 
     Args:
         model: a model with a task head and one stack of blocks; edited while it runs, and never changed.

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.modules import rounding
 from ..anatomy.sites import Anatomy, Head, Heads, heads_where
 from ..data.batches import BatchesOrTexts
 from ..data.losses import ExampleLoss
-from ..data.metrics import Metric, MetricName, spearman
+from ..data.make_batches import as_batches
+from ..data.metrics import GenerationMetric, Metric, MetricName, spearman
 from ..errors import DataError, check_least, checked
 from ..results.axes import axes, axes_of, main_field
 from ..results.result import Result
 from ..results.statistics import Interval, bootstrap_sums, percentile_interval
+from ..streaming.accumulate import accumulate
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from ..tap.gates import Kind, replacement_name
+from .corrupted_variants import CorruptedVariants
 from .many_gates import score_variants
 
 
@@ -50,7 +54,7 @@ class Faithfulness(Result):
     metric: str
     """What was measured."""
     replace: str
-    """What replaced the output of all other heads: "zero", "mean", "resample" or "given"."""
+    """What replaced the output of all other heads: "zero", "mean", "resample", "corrupted" or "given"."""
     size: int
     """How many heads are kept."""
     examples: int
@@ -89,6 +93,7 @@ def faithfulness(
     *,
     metric: MetricName | Metric,
     replace: Kind | Tensor = "mean",
+    corrupted: BatchesOrTexts | None = None,
     random_sets: int = 20,
     loss: ExampleLoss | None = None,
     seed: int = 0,
@@ -109,6 +114,9 @@ def faithfulness(
         metric: as in `score`.
         replace: what replaces the output of the other heads, as in `head_ablation`. By default their mean over
             `batches`, which keeps what is the same in all texts.
+        corrupted: inputs that differ from `batches` in what the answer depends on, with as many tokens: the other heads
+            then have their outputs on these, token by token, in the place of `replace`. 0 is then the model with the
+            outputs of all its heads on the corrupted inputs. Their labels are not looked at.
         random_sets: how many random sets are scored.
         loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
         seed: of the random sets, and of the draws for "resample".
@@ -118,7 +126,8 @@ def faithfulness(
             "none", this process measures alone.
 
     Raises `DataError` where the whole model has the same metric or loss as one without heads, so that there is nothing
-    to keep, and the errors of `head_ablation`.
+    to keep, and for corrupted inputs that do not fit, with other numbers of tokens, or with `replace` given as well;
+    and the errors of `head_ablation`.
 
         >>> import torch
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -133,19 +142,23 @@ def faithfulness(
     kept = torch.zeros(anatomy.present.shape)
     for row, head in anatomy.resolve(heads):
         kept[row, head] = 1
-    found = score_variants(
-        model,
-        batches,
-        lambda anatomy: _gates(anatomy, kept, int(random_sets), seed),
-        metric=metric,
-        replace=replace,
-        loss=loss,
-        seed=seed,
-        progress=progress,
-        tokenizer=tokenizer,
-    )
+
+    def make_gates(anatomy: Anatomy) -> Tensor:
+        return _gates(anatomy, kept, int(random_sets), seed)
+
+    if corrupted is None:
+        found = score_variants(
+            model, batches, make_gates, metric=metric, replace=replace, loss=loss, seed=seed, progress=progress,
+            tokenizer=tokenizer,
+        )  # fmt: skip
+    else:
+        _check_corrupted(replace, metric)
+        against = CorruptedVariants(make_gates, metric, corrupted, tokenizer, loss)
+        given = as_batches(model, batches, tokenizer, sort=False)
+        found = accumulate(model, given, against, progress=progress)[0]
     scores, losses = found.scores.double(), found.losses
-    of_metric, of_loss = _shares(scores, found.metric), _shares(losses.mean(1), "loss")
+    step = rounding(model)
+    of_metric, of_loss = _shares(scores, found.metric, step), _shares(losses.mean(1), "loss", step)
     return Faithfulness(
         kept=kept.double().masked_fill(~anatomy.present, torch.nan),
         value=float(of_metric[2]),
@@ -157,12 +170,20 @@ def faithfulness(
         base_losses=losses[0],
         none_losses=losses[1],
         metric=found.metric,
-        replace=replacement_name(replace),
+        replace=replacement_name(replace) if corrupted is None else "corrupted",
         size=int(kept.sum()),
         examples=losses.shape[1],
         labels=anatomy.labels,
         model_name=found.model_name,
     )
+
+
+def _check_corrupted(replace: Kind | Tensor, metric: MetricName | Metric) -> None:
+    """Raise `DataError` for what corrupted inputs cannot be combined with."""
+    if isinstance(replace, Tensor) or replace != "mean":
+        raise DataError("pass corrupted= or replace=, not both: each says what stands for the outputs of other heads")
+    if isinstance(metric, GenerationMetric):
+        raise DataError("corrupted= is not possible with a GenerationMetric, whose texts become longer token by token")
 
 
 def _gates(anatomy: Anatomy, kept: Tensor, random_sets: int, seed: int) -> Tensor:
@@ -178,10 +199,10 @@ def _gates(anatomy: Anatomy, kept: Tensor, random_sets: int, seed: int) -> Tenso
     return gates
 
 
-def _shares(values: Tensor, name: str) -> Tensor:
+def _shares(values: Tensor, name: str, step: float) -> Tensor:
     """[variant]: where values lie between those of the whole model, the first, and of no head, the second."""
     whole, none = values[0], values[1]
-    if whole == none:
+    if abs(whole - none) <= step * max(abs(whole), abs(none)):
         raise DataError(
             f"the {name} is {float(whole):.6g} with all heads and without any: there is nothing that a set of heads "
             "could keep. Take another metric, such as 'inverse_loss', or more data"
@@ -235,12 +256,12 @@ def head_agreement(results: Sequence[Result], size: int, *, field: str | None = 
         >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32)
         >>> model = BertForSequenceClassification(config)
         >>> texts = {"input_ids": torch.randint(9, (8, 4)), "labels": torch.tensor([0, 1] * 4)}
-        >>> halves = [{name: x[i::2] for name, x in texts.items()} for i in (0, 1)]
+        >>> halves = [{name: x[half] for name, x in texts.items()} for half in (slice(4), slice(4, 8))]
         >>> head_agreement([head_importance(model, half) for half in halves], 3).jaccard.shape
         torch.Size([2, 2])
     """
     if len(results) < 2:
-        raise DataError(f"agreement is between two results or more, got {len(results)}")
+        raise DataError(f"head_agreement compares two results or more, got {len(results)}")
     name = field or main_field(type(results[0])) or ""
     declared = axes_of(type(results[0])).get(name)
     if declared is None or declared.names != ("layer", "head"):
@@ -250,7 +271,7 @@ def head_agreement(results: Sequence[Result], size: int, *, field: str | None = 
     scores = torch.stack([getattr(one, name).detach().cpu().double() for one in results])
     there = ~scores[0].isnan()
     if not all(torch.equal(~one.isnan(), there) for one in scores):
-        raise DataError("results must be of the same heads: some are NaN in one of them alone")
+        raise DataError("results must be of the same heads: some heads are NaN in one result, and not in another")
     flat, many = scores[:, there], int(there.sum())
     if not 1 <= size < many:
         raise DataError(f"size must be from 1 to {many - 1}, fewer than the heads that there are, got {size}")

@@ -124,7 +124,8 @@ class GateAccumulator(Accumulator):
     def means(self, what: str, *sums: Tensor) -> list[Tensor]:
         """The means over examples of these sums. Raises `DataError` where one of them is not finite."""
         self.check_measured(self.examples, "example")
-        return [finite(cpu64(x) / int(self.examples), self.anatomy.present, what) for x in sums]
+        there, many = self.anatomy.present, int(self.examples)
+        return [finite(cpu64(x) / many, there, what) for x in sums]
 
 
 class ImportanceAccumulator(GateAccumulator):
@@ -155,7 +156,7 @@ class ImportanceAccumulator(GateAccumulator):
                 yield
             return
         self._gates = self.gates(batch, 1.0)
-        with gating(self.anatomy, self._gates.repeat_interleave(repeat, dim=1)):
+        with gating(self.anatomy, self._gates if repeat == 1 else self._gates.repeat_interleave(repeat, dim=1)):
             yield
 
     def update(self, batch: Batch, outputs: Any) -> None:

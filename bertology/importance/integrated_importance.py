@@ -1,4 +1,4 @@
-"""How much of the loss is due to each head, along the way from no heads to all?"""
+"""How much of the loss is due to each head, on the path from no heads to all heads?"""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from .head_importance import GateAccumulator
 class IntegratedImportance(Result):
     """How much of the loss is due to each head: integrated gradients of the gates.
 
-    All gates are opened together, from 0 to 1. A head's share is the integral of the gradient of its own gate on the
-    way. The shares of all heads add up to the loss of the whole model minus that of the model without heads.
+    All gates go from 0 to 1 together. A head's share is the integral of the gradient of its own gate over this path.
+    The shares of all heads add up to the loss of the whole model minus that of the model without heads.
     """
 
     scores: Annotated[Tensor, axes("layer head", words="loss that the head takes away")]
@@ -42,7 +42,7 @@ class IntegratedImportance(Result):
     none_loss: float
     """The mean loss of the model with all gates at 0."""
     steps: int
-    """At how many points of the way the gradient was taken."""
+    """At how many points of the path the gradient was computed."""
     examples: int
     """How many examples were averaged over."""
     labels: Annotated[tuple[str, ...], axes("layer")]
@@ -50,7 +50,7 @@ class IntegratedImportance(Result):
 
     @property
     def remainder(self) -> float:
-        """What the sum of all scores lacks of the loss that all heads take away: 0 with enough steps."""
+        """The loss without heads, minus the loss with all, minus the sum of all scores: near 0 with enough steps."""
         return self.none_loss - self.base_loss - float(self.scores.nansum())
 
 
@@ -122,15 +122,15 @@ def integrated_importance(
 ) -> IntegratedImportance:
     """Share the loss among all heads, by integrated gradients of their gates (Sundararajan et al. 2017).
 
-    `head_importance` takes the gradient of each gate where all are open. Here all gates are opened together, and the
-    gradients are averaged on the way. Hao et al. (2021) do so for attention weights. A head that is saturated, so that
-    a small change of its gate does nothing, gets its share of what it does.
+    `head_importance` takes the gradient of each gate where all gates are 1. Here all gates go from 0 to 1 together, and
+    the gradients are averaged over this path. Hao et al. (2021) do so for attention weights. A head that is saturated,
+    so that a small change of its gate does nothing, gets its share all the same.
 
     Args:
         model: as in `head_importance`.
         batches: likewise.
-        steps: at how many points of the way, in the middle of equal parts, the gradient is taken. Each takes a forward
-            and a backward pass. `remainder` shows whether they are enough.
+        steps: at how many points of this path, the midpoints of equal intervals, the gradient is computed. Each takes a
+            forward and a backward pass. `remainder` shows whether they are enough.
         loss: as in `head_importance`.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.

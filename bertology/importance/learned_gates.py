@@ -29,8 +29,9 @@ from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result, cpu64
 from ..streaming.first_example import FirstExample, check_padding
-from ..streaming.processes import Merge, check_same_work, check_sampler, gathered, merges, processes
+from ..streaming.processes import Merge, check_same_work, gathered, merges, processes
 from ..streaming.progress import Progress, progress_bar
+from ..streaming.samplers import check_sampler
 from ..tap import uncached, undisturbed
 from ..tap.gates import gating
 from .gate_training import GateSettings, GateTraining, Method, gates_of
@@ -91,9 +92,7 @@ class LearnedGates(Result):
         and "irrelevant" ones do whatever they are pushed to. Raises `DataError` for gates of another method.
         """
         if self.rewarded is None:
-            raise DataError(
-                f"roles are of gates that were pushed down and up: fit_gates(method='soft'), got {self.method!r}"
-            )
+            raise DataError(f"only soft gates have roles: call fit_gates(method='soft'), got {self.method!r}")
         interfering = self.rewarded <= threshold
         facilitating = (self.gates > threshold) & ~interfering
         there = ~self.gates.isnan()
@@ -136,7 +135,8 @@ def fit_gates(
         lr: its learning rate, of the logits of the gates.
         held_out: data on which the loss under the gates is measured; by default `batches`, and the result is marked as
             `leaking`.
-        seeds: of the draws of noise and batches. Gates that differ between seeds are of heads that can replace another.
+        seeds: of the draws of noise and batches. If the gate of a head differs between seeds, other heads can replace
+            it.
         loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
         tokenizer: needed for texts: the model's.
         checkpoint: a file from which an interrupted training resumes, given the same model and data. Each training has

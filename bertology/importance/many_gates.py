@@ -106,12 +106,16 @@ class VariantAccumulator(Accumulator):
             raise DataError("there is no head to ablate: all heads of this model were pruned")
         self.choose_loss(anatomy, self._own)
         self._gates = self._make_gates(anatomy)
-        replacement = Replacement(anatomy, check_replacement(anatomy, self._replace), self._seed)
+        replacement = self.replacement(anatomy)
         states = self._look_at_states if self._metric is None and isinstance(self._loss, TokenLoss) else None
         self._branches = Branches(anatomy, replacement, self._inputs, self._look, states)
         self._kept: list[Seen] = []
         self._ran = torch.zeros(anatomy.layers, dtype=torch.bool)
         return super().zero(anatomy)
+
+    def replacement(self, anatomy: Anatomy) -> Replacement:
+        """What replaces the outputs of heads whose gates are closed."""
+        return Replacement(anatomy, check_replacement(anatomy, self._replace), self._seed)
 
     def settings(self) -> str:
         """The metric, the loss, the gates and the replacement of heads."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.modules import rounding
 from ..anatomy.sites import Anatomy, Heads
 from ..data.answers import ExampleMetric, token_index
 from ..data.batches import Batch, BatchesOrTexts, reads_text, token_ids, token_mask
@@ -125,7 +126,7 @@ def _result(
     """The effects, of the metric of both runs, [example], and of the patched ones, [token, part, example]."""
     base, source, patched = values
     anatomy, gap = runs.anatomy, source.mean() - base.mean()
-    if gap == 0:
+    if abs(gap) <= rounding(anatomy.model) * max(source.abs().max(), base.abs().max()):
         raise DataError(
             f"the mean {runs.metric.name} is {base.mean():.6g} for clean and for corrupted inputs: there is no "
             "difference of which a patch could restore a share. Look at the answers, and at what differs between them"

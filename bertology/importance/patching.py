@@ -63,7 +63,7 @@ def activation_patching(
             `f(outputs, batch) -> [batch]`.
         parts: what is put in: "heads", each head's output; "attentions", those of all heads of a layer; "mlps", what
             the down projection of each MLP returns; "blocks", the hidden states that each block returns, of which
-            layer 0 is what the first block gets.
+            layer 0 is the input of the first block.
         heads: with parts="heads", the heads that are put in, such as `["L1H0", "L5H3"]` or `{1: [0]}`; the others are
             NaN. By default all, which takes about half a forward pass of each: `attribution_patching` finds those that
             are worth it.
@@ -71,7 +71,7 @@ def activation_patching(
             "clean", with corrupted ones, what it cannot do without.
         positions: the tokens at which outputs are put in, among the real tokens of a text, from 0, or from the end if
             negative; or pairs (in clean, in corrupted) where they differ. By default all, of texts of equal length.
-        by_token: also put in each of these tokens alone, which takes as many passes more.
+        by_token: also patch each of these tokens alone, which takes one more pass for each of them.
         only: the stack whose parts are put in, "encoder", "decoder" or "cross", where there are several.
         tokenizer: needed for texts, and for answers that are tokens given by name.
         progress: True for a progress bar over batches, or its title; no bar without it.

@@ -175,7 +175,7 @@ def attention_maps(
     A model that runs a stack several times in one forward pass (an encoder that two texts share) has an entry for each
     run, `stack("encoder (run 1)")`.
 
-    Raises `UnknownAnatomy` for norms of attention whose heads pass on something else than the weighted sum of values.
+    Raises `UnknownAnatomy` for norms of attention where the output of a head is not the weighted sum of values.
 
     Returns the weights that the model's own eager attention computes. They take
     layers x batch x heads x queries x keys elements: for a measure over long texts or many, use `accumulate`,

@@ -49,7 +49,7 @@ class Contextuality(Result):
 
     @property
     def adjusted(self) -> Annotated[Tensor, axes("layer class")]:
-        """[layer, class]: the self-similarity less the anisotropy: what is beyond that of any two tokens."""
+        """[layer, class]: the self-similarity minus the anisotropy."""
         return self.self_similarity - self.anisotropy[:, None]
 
 
@@ -149,8 +149,8 @@ def contextuality(
     """Measure how much words change with their context, and how alike the vectors of all tokens are (Ethayarajh 2019).
 
     The cosine of two occurrences of a word says little by itself: in many models any two tokens have a high one. This
-    anisotropy is therefore measured over all pairs of tokens of the data, and taken away in `adjusted`. A few
-    dimensions with large values may cause it alone.
+    anisotropy is therefore measured over all pairs of tokens of the data, and subtracted in `adjusted`. A few
+    dimensions with large values are enough to cause it.
 
     Args:
         model: a model with one stack of blocks.

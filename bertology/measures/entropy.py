@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import MapAccumulator, add_to, stat
+from ..streaming.accumulator import MapAccumulator, add_to_all, stat
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 
@@ -77,31 +78,40 @@ class EntropyAccumulator(MapAccumulator):
         return self._average
 
     def start_batch(self, batch: Batch) -> None:
-        """Forget the sums of the previous batch."""
-        self._sums: dict[Site, tuple[Tensor, Tensor]] = {}
+        """Forget the entropies of the previous batch."""
+        self._read: dict[Site, list[tuple[Tensor, Tensor]]] = {}
 
     def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
-        """Add the entropies of a block of queries to the sums of each example."""
-        device = self.total.device
-        real = real.to(device)
-        each = weights.to(device)
-        if device.type != "cpu" or not bool(real.all()):  # on a GPU it would take longer to ask
-            each = each.masked_fill(~real[:, None], 0)
-        total, count = self._sums.get(site, (0, torch.zeros(len(real), dtype=torch.int64, device=device)))
-        starts = (count == 0) & real.any(1)
-        where = real.int().argmax(1)[:, None, None].expand(-1, each.shape[1], 1)
-        of_first = each.gather(2, where)[starts, :, 0]
-        add_to(self.first, site, of_first.sum(0, dtype=torch.float64))
-        self._sums[site] = total + each.sum(2, dtype=torch.float64), count + real.sum(1)
+        """Keep the entropies of a block of queries, which are few beside the weights: layers are added together."""
+        self._read.setdefault(site, []).append((weights, real))
 
     def end_batch(self, batch: Batch) -> None:
-        """Average over the queries of each example, if that is the average."""
-        for site, (each, count) in self._sums.items():
-            total, over = batch_average(each, count, self._average)
-            add_to(self.total, site, total)
-            self.over[site.row] += over
-            self.queries[site.row] += count.sum()
-            self.examples[site.row] += (count > 0).sum()
+        """Add the entropies of a batch: those of layers of one shape, and with the same real tokens, at once."""
+        groups: dict[Any, list[Site]] = {}
+        for site, blocks in self._read.items():
+            groups.setdefault(tuple((x.shape, x.device, id(real)) for x, real in blocks), []).append(site)
+        for sites in groups.values():
+            self._add(sites, list(zip(*(self._read[site] for site in sites), strict=True)))
+        self._read = {}
+
+    def _add(self, sites: list[Site], blocks: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
+        """Add the entropies of these layers, which are given block by block: for each layer entropies, real tokens."""
+        device = self.total.device
+        count = torch.zeros(len(blocks[0][0][1]), dtype=torch.int64, device=device)
+        total: Tensor | int = 0
+        for block in blocks:
+            real = block[0][1].to(device)
+            each = torch.stack([x for x, _ in block]).to(device)  # [site, batch, head, query]
+            if device.type != "cpu" or not bool(real.all()):  # on a GPU it would take longer to ask
+                each = each.masked_fill(~real[:, None], 0)
+            starts = (count == 0) & real.any(1)
+            where = real.int().argmax(1)[:, None, None].expand(*each.shape[:3], 1)
+            add_to_all(self.first, sites, each.gather(3, where)[:, starts, :, 0].sum(1, dtype=torch.float64))
+            total, count = total + each.sum(3, dtype=torch.float64), count + real.sum(1)
+        sums, over = batch_average(total.movedim(1, 0), count, self._average)
+        add_to_all(self.total, sites, sums)
+        for name, more in (("over", over), ("queries", count.sum()), ("examples", (count > 0).sum())):
+            add_to_all(getattr(self, name), sites, more.expand(len(sites)))
 
     def compute(self) -> AttentionEntropy:
         """Divide by the number of real queries, or of examples."""

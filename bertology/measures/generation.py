@@ -136,8 +136,8 @@ def _check_options(writer: Any, options: Mapping[str, Any]) -> None:
         came = options.get(name, getattr(writer.generation_config, name, None))
         if came not in (None, False, plain):
             raise DataError(
-                f"{name}={came!r}: the steps of such a generation are not one token of each text after the other, and "
-                f"cannot be laid together. Pass {name}={plain!r}"
+                f"{name}={came!r}: such a generation does not add one token to each text at each step, so that its "
+                f"steps cannot be put together. Pass {name}={plain!r}"
             )
 
 

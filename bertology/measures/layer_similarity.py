@@ -1,4 +1,4 @@
-"""How alike are what two layers hold, of one model or of two?"""
+"""How similar are the hidden states of two layers, of one model or of two?"""
 
 from __future__ import annotations
 
@@ -279,10 +279,10 @@ def layer_similarity(
     """Measure how alike the hidden states of every two layers are, by linear CKA (Kornblith et al. 2019).
 
     CKA does not change with a rotation, a factor or a shift of either side, so that layers, and models of other sizes,
-    can be compared. With few examples and many dimensions the usual estimate is near 1 for anything: this one is
-    debiased (Nguyen et al. 2021, on all examples at once). A few dimensions with large values decide it: two layers can
-    be alike in all others and differ. Tokens of one text are not independent: `examples` of them say less than as many
-    texts.
+    can be compared. With few examples and many dimensions the usual estimate is near 1 even for independent data:
+    this one is debiased (Nguyen et al. 2021, on all examples at once). A few dimensions with large values dominate it:
+    two layers that are alike in all other dimensions may still be found to differ. Tokens of one text are not
+    independent: `examples` of them say less than as many texts.
 
     Args:
         model: a model with one stack of blocks.

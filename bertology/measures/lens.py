@@ -264,7 +264,9 @@ class _Held:
         """Raise `UnknownAnatomy` unless the outputs stay as they were where nothing is taken away."""
         if bool((self.effect(lambda site, x: x).abs() > CHANGED * self.total.abs().max().clamp_min(1)).any()):
             name = type(self.anatomy.model).__name__
-            raise UnknownAnatomy(f"the direct path of {name} is not known: with all held as it was, its outputs differ")
+            raise UnknownAnatomy(
+                f"the direct path of {name} is not known: with everything else unchanged, its outputs differ"
+            )
 
     def _laid_out(self, found: dict[Site, Tensor]) -> Tensor:
         """[layer, batch, head] of {site: [batch, head]}; NaN for pruned heads."""

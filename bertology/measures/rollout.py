@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,13 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, examples, run_model
 from ..errors import DataError, ShapeError, UnknownAnatomy, checked
 from ..results.axes import axes
-from ..streaming.accumulator import Weighting, check_weighting
 from ..streaming.one_batch import Capture, layer_labels, masks, one_batch, only, pile, run
-from ..tap import shares, tap, uncached
+from ..tap import Mixed, shares, tap, uncached
 from .captures import measured_texts
+
+LayerWeighting = Literal["attention", "norm", "block"]
+"""What the map of a layer is: mean attention weights, mean shares of the norms of what arrives, or shares of the norms
+of what the whole attention block has from each token, its residual stream and its norm included."""
 
 Score = Callable[[Any, Batch], Tensor]
 """A function of the model's outputs and of the batch that gives one number for each example, [batch]."""
@@ -36,7 +39,8 @@ class AttentionRollout(Capture):
     labels: Annotated[tuple[str, ...], axes("layer")] = ()
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks, one after the other."""
     weighting: str = "attention"
-    """What the maps of a layer are: "attention" weights, shares of the norms of what arrives, "norm", or "gradient"."""
+    """What the maps of a layer are: "attention" weights, shares of the norms of what arrives, "norm", shares of the
+    norms of what the whole attention block has from each token, "block", or "gradient"."""
 
     @property
     def values(self) -> Tensor:
@@ -46,7 +50,7 @@ class AttentionRollout(Capture):
 
 @checked
 def attention_rollout(
-    model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None, weighting: Weighting = "attention"
+    model: nn.Module, inputs: BatchesOrTexts, *, tokenizer: Any = None, weighting: LayerWeighting = "attention"
 ) -> AttentionRollout:
     """Follow attention through all layers down to the input (Abnar and Zuidema 2020).
 
@@ -60,9 +64,12 @@ def attention_rollout(
         inputs: one mapping of model arguments, or a text or several (see `make_batches`); labels are not looked at.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         weighting: "attention" for the mean of attention weights over heads; "norm" for that of each query's shares of
-            the norms of what arrives (see `attention_maps`).
+            the norms of what arrives (see `attention_maps`); "block" for the shares of the norms of what the block's
+            output has from each token, all heads, residual stream and norm together (Kobayashi et al. 2021): nothing
+            is added to them for the residual stream.
 
-    Raises `UnknownAnatomy` for layers that attend to other tokens than their own (pooled, or in a cache).
+    Raises `UnknownAnatomy` for layers that attend to other tokens than their own (pooled, or in a cache), and for
+    attention blocks whose parts are not known (see `mixing_ratio`).
 
         >>> import torch
         >>> from transformers import BertConfig, BertModel
@@ -71,7 +78,10 @@ def attention_rollout(
         >>> found.values.shape, found.values[-1].sum(-1).allclose(torch.tensor(1.0))
         (torch.Size([2, 1, 3, 3]), True)
     """
-    place = "norms" if check_weighting(weighting) == "norm" else "attention"
+    if weighting not in get_args(LayerWeighting):
+        raise DataError(f"weighting must be 'attention', 'norm' or 'block', got {weighting!r}")
+    place = "norms" if weighting == "norm" else "attention"
+    blocks: dict[Site, Tensor] = {}
     parts: dict[Site, list[Tensor]] = {}
 
     def read(site: Site, x: Tensor, rows: slice) -> None:
@@ -79,10 +89,15 @@ def attention_rollout(
             weights = x.detach().to(torch.promote_types(x.dtype, torch.float32))
             parts.setdefault(site, []).append((shares(weights) if place == "norms" else weights).mean(1))
 
+    def read_sum(site: Site, mixed: Mixed) -> None:
+        if not site.crosses:
+            blocks[site] = shares(mixed.norms())
+
     with one_batch(model, inputs, tokenizer) as (anatomy, batch):
-        with tap(anatomy, place, read=read):
+        opened = tap(anatomy, "mixing", read=read_sum, whole=True) if weighting == "block" else None
+        with opened or tap(anatomy, place, read=read):
             run(model, batch)
-        steps = {site: _with_residual(site, torch.cat(blocks, 1)) for site, blocks in parts.items()}
+        steps = {site: _with_residual(site, torch.cat(some, 1)) for site, some in parts.items()} | blocks
         return _multiplied(anatomy, batch, steps, weighting, tokenizer)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Head, HeadScore, each_head, head_at
 from ..errors import DataError, HeadError, is_whole
-from .axes import all_axes_of, main_field
+from .axes import FieldAxes, all_axes_of, main_field
 from .fields import Fields
 
 
@@ -29,8 +29,17 @@ def values_of_heads(result: Fields, field: str | None) -> Tensor:
         raise DataError(f"{kind} has no [layer, head] field {field!r}: it has {', '.join(pairs) or 'none'}")
     if pairs:
         raise DataError(f"{kind} has no one value for a head: name a field, one of {', '.join(pairs)}")
-    about = f"its {name} is {declared[name]}: take a part of that" if name in declared else "it has no such field"
+    about = _larger_field(name, declared[name]) if name in declared else "it has no such field"
     raise DataError(f"{kind} has no [layer, head] field: {about}")
+
+
+def _larger_field(name: str | None, axes: FieldAxes) -> str:
+    """Which field there is, and how to take what belongs to one head from it."""
+    shown = "values" if name == "stacks" else name  # what a model's only stack is called
+    if not {"layer", "head"} <= set(axes.names):
+        return f"its {shown} is {axes}"
+    one = ", ".join("0" if axis in ("layer", "head") else ":" for axis in axes.names)
+    return f"its {shown} is {axes}, and {shown}[{one}] is that of head 0 of layer 0"
 
 
 def value_of(result: Fields, head: Any) -> float:

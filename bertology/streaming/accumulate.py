@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
+from ..anatomy.modules import all_weights
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, Batches, BatchesOrTexts, ReadBatch, each_batch, examples, run_model
+from ..data.batches import Batch, Batches, BatchesOrTexts, ReadBatch, device_of, each_batch, examples, run_model
 from ..data.make_batches import as_batches
 from ..errors import DataError, checked
 from ..results.complete_file import locked
@@ -27,8 +29,9 @@ from .checkpoint import Checkpoint
 from .first_example import check_padding
 from .identity import add_batch, model_identity
 from .named_axes import merge_by_name
-from .processes import Merge, check_counts, check_same_work, check_sampler, gathered, merges, processes
+from .processes import Merge, check_counts, check_same_work, gathered, merges, processes
 from .progress import Progress, progress_bar
+from .samplers import check_sampler
 from .shards import DigestedBatches, Shard, ShardFile
 
 
@@ -156,9 +159,10 @@ def _take(
     follow, seen, measured, padding_checked = bool(backward), 0, 0, False
     # A pass with gradients has no use for a cache, which may be filled without them.
     cache: Any = uncached(model) if backward else nullcontext()
-    with undisturbed(model), cache, torch.set_grad_enabled(bool(backward)):
+    with undisturbed(model, anatomy.modules), cache, torch.set_grad_enabled(bool(backward)):
         # A process among several may have no batches: its sums stay 0.
-        each = each_batch(model, batches, may_be_empty=may_be_empty)
+        device = device_of(model, anatomy.modules)
+        each = each_batch(model, batches, device=device, may_be_empty=may_be_empty)
         for batch in progress_bar(progress, each, total=total):
             many = examples(batch)
             measured, seen = measured + many, seen + (1 if whole else many)
@@ -177,11 +181,13 @@ def _check_weights(anatomy: Anatomy) -> None:
     """Raise `DataError` for NaN in the weights of queries and keys."""
     for site in anatomy.sites:
         for part in {site.query, site.key}:
-            for name, weights in part.named_parameters():
-                if weights.is_floating_point() and not weights.is_meta and weights.detach().sum().isnan():
-                    raise DataError(
-                        f"{name} of the {type(part).__name__} of {site.label} holds NaN: load the model again"
-                    )
+            if any(map(_holds_nan, all_weights(part))):
+                name = next(name for name, weights in part.named_parameters() if _holds_nan(weights))
+                raise DataError(f"{name} of the {type(part).__name__} of {site.label} holds NaN: load the model again")
+
+
+def _holds_nan(weights: Tensor) -> bool:
+    return weights.is_floating_point() and not weights.is_meta and math.isnan(weights.detach().sum())
 
 
 class _SavedPass:

@@ -114,7 +114,7 @@ class Accumulator(ABC):
 
     def zero(self: A, anatomy: Anatomy) -> A:
         """Forget everything, and get ready for a model."""
-        device = device_of(anatomy.model)
+        device = device_of(anatomy.model, anatomy.modules)
         # The device of Apple has no float64.
         self.forget(self.part_of(anatomy), torch.device("cpu") if device.type == "mps" else device)
         return self
@@ -337,6 +337,17 @@ def add_to(sums: Tensor, site: Site, values: Tensor) -> None:
         row += values  # indices of all heads would take longer than the sum
     else:
         row[list(site.kept)] += values
+
+
+def add_to_all(sums: Tensor, sites: Sequence[Site], values: Tensor) -> None:
+    """Add `values [site, ...]` or `[site, head, ...]`, of the heads that are left, to `sums [layer, head, ...]`."""
+    if sums.shape[1:] != values.shape[1:]:
+        for site, one in zip(sites, values, strict=True):
+            add_to(sums, site, one)
+    elif [site.row for site in sites] == list(range(len(sums))):
+        sums += values
+    else:
+        sums[[site.row for site in sites]] += values
 
 
 def _given(measures: Sequence[MapAccumulator], site: Site, x: Any, rows: slice) -> list[Any]:

@@ -235,33 +235,6 @@ def _settings(accumulator: Accumulator) -> str:
         return ""  # what cannot be identified cannot be compared either
 
 
-def check_sampler(batches: Batches) -> None:
-    """Raise `DataError` for a DataLoader whose sampler gives some examples twice, to make all shares equally long."""
-    batch_sampler = getattr(batches, "batch_sampler", None)
-    for sampler in (getattr(batches, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
-        repeated = _repeated(sampler)
-        if repeated:
-            raise DataError(
-                f"the {type(sampler).__name__} of the DataLoader gives {repeated} to two processes, so that all have "
-                "equally many, and what is counted twice changes every figure. Give each process its own share: "
-                "Subset(data, range(rank, len(data), processes)), without a sampler; or shard_batches(batches)"
-            )
-
-
-def _repeated(sampler: Any) -> str:
-    """What a sampler gives twice, in words; empty if it gives everything once."""
-    shares, data = getattr(sampler, "num_replicas", None), getattr(sampler, "dataset", None)
-    if isinstance(shares, int) and isinstance(data, Sized) and not getattr(sampler, "drop_last", False):
-        more = -len(data) % shares
-        return f"{more} of {len(data)} examples" if more else ""
-    shares, inner = getattr(sampler, "num_processes", None), getattr(sampler, "batch_sampler", None)
-    if isinstance(shares, int) and isinstance(inner, Sized) and getattr(sampler, "even_batches", False):
-        size, count = getattr(inner, "batch_size", None) or 1, len(getattr(inner, "sampler", ()))
-        if not getattr(inner, "drop_last", False) and (len(inner) % shares or count % size):
-            return "some examples"
-    return ""
-
-
 def check_counts(seen: int, batches: BatchesOrTexts) -> None:
     """Raise `DataError` if no process had a batch, or if all together saw more examples than their data set has.
 

@@ -34,6 +34,7 @@ from .accumulator import Accumulator, Names, states_of
 from .identity import add_batch, identity, model_identity
 from .named_axes import merge_by_name, without_names
 from .processes import process, processes
+from .samplers import check_not_shared
 
 Shard = tuple[int, int]
 """Which part of the data, from 0, and of how many: (0, 8) is the first of eight."""
@@ -64,6 +65,7 @@ def shard_batches(batches: Iterable[Any], shard: Shard | None = None) -> Iterabl
     check_shard(shard)
     if isinstance(batches, Mapping):
         raise DataError("one batch cannot be shared: pass a list of batches, or a DataLoader")
+    check_not_shared(batches)
     return islice(batches, shard[0], None, shard[1]) if isinstance(batches, Iterator) else _Share(batches, shard)
 
 

@@ -7,15 +7,17 @@ This folder alone sets hooks and switches attention implementations. `calls` cou
 taps blocks and heads; where a projection is not a module, `function_mode` sees its product. `attention_maps` taps
 attention maps by one of two routes: `interface_route` for models on transformers' attention interface, `softmax_route`
 for all others; statistics of maps, such as entropies, need no map where attention is plain (`statistics_route`).
-`arriving` weighs maps by the norms of what arrives. `gates` scales or replaces heads' outputs. `resume` records a pass
-and resumes it at a later layer, and `branches` runs copies of a batch under several sets of gates from there.
-`recompute` repeats edits in parts that run again in the backward pass.
+`arriving` weighs maps by the norms of what arrives; `mixing` parts what attention blocks add up, and `block_sums` finds
+where they do. `gates` scales or replaces heads' outputs. `resume` records a pass and resumes it at a later layer, and
+`branches` runs copies of a batch under several sets of gates from there. `recompute` repeats edits in parts that run
+again in the backward pass.
 `restore` leaves a model as it was found; `wrapped` lets it run without other processes. `private_api` holds the private
 names of torch and transformers.
 """
 
 from .arriving import output_weights, shares
 from .hooks import check_rows, is_tapped, tap
+from .mixing import Mixed
 from .position_bias import narrow_biases, takes_bias
 from .restore import uncached, uncompiled, undisturbed
 from .resume import Recording, copied, first_position_only, matrix, recorded, tail_noted
@@ -25,6 +27,7 @@ from .threads import one_thread
 from .wrapped import divided_over, whole_weights
 
 __all__ = [
+    "Mixed",
     "Recording",
     "RowStatistics",
     "Wanted",

@@ -66,6 +66,7 @@ class Arriving:
 
     def __init__(self) -> None:
         self._sums: dict[Site, list[tuple[Tensor, Tensor]]] = {}
+        self._passed: dict[Site, Tensor] = {}
         self._last: tuple[Site, Tensor, Tensor] | None = None
 
     @torch.no_grad()
@@ -77,6 +78,8 @@ class Arriving:
         some = torch.linspace(0, weights.shape[2] - 1, min(_QUERIES, weights.shape[2])).long().to(weights.device)
         sums = torch.einsum("bhqk,bhkd->bqhd", weights[:, :, some].to(value.dtype), repeated(value, weights.shape[1]))
         self._sums.setdefault(site, []).append((some + rows.start, sums))
+        if site in self._passed:
+            self.check(site, self._passed.pop(site))
         return weights * self._last[2][:, :, None].to(torch.promote_types(weights.dtype, torch.float32))
 
     def _values(self, site: Site, weights: Tensor, value: Tensor | None) -> Tensor:
@@ -102,7 +105,12 @@ class Arriving:
 
     @torch.no_grad()
     def check(self, site: Site, x: Tensor) -> None:
-        """Compare the sums over keys with what the heads passed on, [batch, token, head, dim]."""
+        """Compare the sums over keys with what the heads passed on, [batch, token, head, dim].
+
+        An attention that projects its heads itself may pass them on before its map is given: they are kept till then.
+        """
+        if site not in self._sums:
+            self._passed[site] = x
         for rows, sums in self._sums.pop(site, []):
             steps = _STEPS if x.dtype in (torch.float32, torch.float64) else _STEPS_OF_HALVES
             eps = max(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps)
@@ -110,7 +118,7 @@ class Arriving:
             allowed = steps * eps * max(1.0, float(sums.abs().nan_to_num().max()))
             if there.shape != sums.shape or bool(((there - sums).abs() > allowed).any()):
                 raise UnknownAnatomy(
-                    f"the heads of {site.label} ({type(site.attention).__name__}) pass on something else than the sum "
-                    "of the values that they attend to, such as one with a gate: what arrives from each key is not "
-                    "known. Measure the attention weights, weighting='attention'"
+                    f"the output of the heads of {site.label} ({type(site.attention).__name__}) is not the weighted "
+                    "sum of the values, perhaps because they have gates: what arrives from each key is not known. "
+                    "Measure the attention weights instead, with weighting='attention'"
                 )

@@ -39,8 +39,12 @@ def tap_maps(
     for site in there:
         if hasattr(site.attention, DIFFERENCE_NAME):
             raise UnknownAnatomy(f"a head of {site.label} is the difference of two maps: it has none of its own")
-    on_interface = [site for site in there if eager_function(site.attention) is not None]
-    entries = {site.attention: entry for site in on_interface if (entry := own_entry(site.attention)) is not None}
+    # Of all attention modules of a class, which share a config, one is asked.
+    kinds = {site: (type(site.attention), id(getattr(site.attention, "config", None))) for site in there}
+    some = {kind: site.attention for site, kind in kinds.items()}
+    known = {kind: own_entry(one) for kind, one in some.items() if eager_function(one) is not None}
+    on_interface = [site for site in there if kinds[site] in known]
+    entries = {site.attention: entry for site in on_interface if (entry := known[kinds[site]]) is not None}
     own = [site for site in on_interface if site.attention in entries]
     native = [site for site in on_interface if site.attention not in entries]
     others = [site for site in there if site not in on_interface]

@@ -19,6 +19,7 @@ from ..anatomy.modules import each_module
 from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Site
 from ..errors import UnknownAnatomy
+from .listed import is_listed
 from .recompute import Edit, applies, keep_for_recomputation, recomputing
 
 Place = TypeVar("Place")
@@ -83,17 +84,24 @@ class Calls(Generic[Place]):
         return list(self._places)
 
     def next(self, module: nn.Module) -> Place:
+        """The layer or site of this call of `module`, which is counted."""
+        place = self.coming(module)
+        if self.count:
+            self._done[module] += 1
+        return place
+
+    def coming(self, module: nn.Module) -> Place:
         """The layer or site of this call of `module`."""
-        done, places = self._done[module], self._places[module]
-        if not self.count:
-            return places[0]  # nothing is done with it
-        if len(places) > 1 and done >= len(places):
+        places = self._places[module]
+        if len(places) == 1 or not self.count:
+            return places[0]
+        done = self._done[module]
+        if done >= len(places):
             raise UnknownAnatomy(
                 f"a shared {type(module).__name__} ran more than {len(places)} times in one forward pass, so its calls "
                 "cannot be told apart (gradient checkpointing runs them again: turn it off)"
             )
-        self._done[module] = done + 1
-        return places[done] if len(places) > 1 else places[0]
+        return places[done]
 
     def watch(self, anatomy: Anatomy, undo: ExitStack) -> None:
         """Count from 0 in every forward pass of the model, or of a stack that is run by itself, and check at its end.
@@ -163,7 +171,10 @@ class Calls(Generic[Place]):
 
     def _by_stack(self, anatomy: Anatomy) -> dict[nn.Module, list[nn.Module]]:
         """{module that runs a stack: modules in it}; of nested stacks (a text model, an image tower), the inner one."""
-        all_parts = {stack.module: set(each_module(stack.module)) for stack in anatomy.stacks}
+        if is_listed(anatomy):
+            all_parts = anatomy.parts_of_stacks
+        else:
+            all_parts = {stack.module: frozenset(each_module(stack.module)) for stack in anatomy.stacks}
         inner_first = sorted(all_parts, key=lambda stack: len(all_parts[stack]))
         inside: dict[nn.Module, list[nn.Module]] = {stack: [] for stack in inner_first}
         for module, places in self._places.items():

@@ -19,6 +19,7 @@ from ..data.images import example_of_each
 from ..data.padding import real_positions
 from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
 from . import tap
+from .listed import as_listed
 from .recompute import Edit, keep_for_recomputation, recomputing
 
 Kind = Literal["zero", "mean", "resample"]
@@ -144,8 +145,9 @@ def gated(model: nn.Module, gates: Any = None, *, neurons: Any = None) -> Iterat
         mlps = dissect_mlps(anatomy)
         given.append((mlps, checked_gates(mlps, neurons)))
     with ExitStack() as opened:
-        for where, which in given:
-            opened.enter_context(gating(where, which))
+        with as_listed(model, anatomy.modules):
+            for where, which in given:
+                opened.enter_context(gating(where, which))
         yield
 
 
@@ -153,6 +155,7 @@ def gated(model: nn.Module, gates: Any = None, *, neurons: Any = None) -> Iterat
 def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
     """`gated`, for gates that were checked before, on a model that was dissected before: of heads, or of neurons."""
     was_off = not torch.is_grad_enabled()
+    of_images = {stack for stack in {site.stack for site in anatomy.sites} if anatomy.reads_images(stack)}
 
     def edit(site: Site, x: Tensor) -> Tensor:
         if gates.requires_grad and not torch.is_grad_enabled() and not was_off:
@@ -162,7 +165,7 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
             gate = gate.index_select(-1, torch.tensor(site.kept, device=x.device))
         if gate.dim() == 1:
             return x * gate[:, None]
-        if anatomy.reads_images(site.stack) and (example_of := _examples_of_images(anatomy, batch, x)) is not None:
+        if site.stack in of_images and (example_of := _examples_of_images(anatomy, batch, x)) is not None:
             if len(gate) != examples(batch):
                 raise _other_batch(len(gate), examples(batch))
             of_rows = gate[example_of.to(gate.device)]

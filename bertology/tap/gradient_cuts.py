@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..anatomy.kept import attributes
+from ..anatomy.kept import Said
 from ..anatomy.modules import KeptOutline, Outline, configs_of, each_module, each_weight
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .function_mode import reader_runs
-from .private_api import module_state, push_mode, running_module
+from .private_api import module_states, push_mode, running_module
 
 
 @contextmanager
@@ -40,10 +40,11 @@ def lost_gradients(anatomy: Anatomy, batch: Iterable[str]) -> Iterator[list[Unkn
     check_not_inference(anatomy.model)
     outline = Outline.of(anatomy.model)
     lost: list[UnknownAnatomy] = []
-    seen = _state(outline, batch)
-    if seen is not None and _is_whole(anatomy.model, outline, seen):
+    whole = _whole.get(anatomy.model)
+    if whole is not None and whole.is_that_of(outline, batch):
         yield lost
         return
+    state = _State(outline, batch) if _is_known(outline) else None
     mode = _Following(anatomy.model)
     with ExitStack() as undo:
         push_mode(mode, undo)
@@ -54,15 +55,15 @@ def lost_gradients(anatomy: Anatomy, batch: Iterable[str]) -> Iterator[list[Unkn
         yield lost
     if mode.met:
         lost.append(UnknownAnatomy(_told(anatomy.model, mode.met)))
-    elif seen is not None:
-        _whole[anatomy.model] = KeptOutline(outline), seen
+    elif state is not None:
+        _whole[anatomy.model] = state
     if mode.no_derivative:
         raise lost[0]
 
 
 def check_not_inference(model: nn.Module) -> None:
     """Raise `UnknownAnatomy` for weights that were made in inference mode, through which no gradient can pass."""
-    if any(x.is_inference() for x in each_weight(each_module(model))):
+    if any(map(Tensor.is_inference, each_weight(each_module(model)))):
         named = (*model.named_parameters(), *model.named_buffers())
         first = next((name for name, x in named if x.is_inference()), "a weight")
         raise UnknownAnatomy(
@@ -71,26 +72,35 @@ def check_not_inference(model: nn.Module) -> None:
         )
 
 
-# {model: (its modules, what was known of it when all gradients reached the heads)}
-_whole: WeakKeyDictionary[nn.Module, tuple[KeptOutline, Any]] = WeakKeyDictionary()
+class _State:
+    """What decides how a model of torch's and transformers' own modules computes a batch."""
+
+    def __init__(self, outline: Outline, batch: Iterable[str]) -> None:
+        self._outline, self._said = KeptOutline(outline), Said(configs_of(outline.modules))
+        self._rest = self._rest_of(outline, batch)
+
+    @staticmethod
+    def _rest_of(outline: Outline, batch: Iterable[str]) -> Any:
+        forwards = [getattr(kind, "forward", None) for kind in dict.fromkeys(outline.types)]
+        return forwards, module_states(outline.modules), sorted(batch), torch.is_autocast_enabled()
+
+    def is_that_of(self, outline: Outline, batch: Iterable[str]) -> bool:
+        """Whether a model with this outline would compute such a batch alike."""
+        return (
+            self._rest == self._rest_of(outline, batch)
+            and self._outline.fits(outline)
+            and self._said.is_said_by(configs_of(outline.modules))
+        )
 
 
-def _is_whole(model: nn.Module, outline: Outline, seen: Any) -> bool:
-    """Whether nothing was lost in a pass of the model, and it is as it was then."""
-    kept, then = _whole.get(model, (None, None))
-    return bool(kept is not None and then == seen and kept.fits(outline))
+# {model: its state when all gradients reached the heads}
+_whole: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
 
 
-def _state(outline: Outline, batch: Iterable[str]) -> Any:
-    """What decides how a model of torch's and transformers' own modules computes a batch; None for any other model."""
-    if not all(kind.__module__.startswith(("torch.nn.modules.", "transformers.")) for kind in outline.types):
-        return None
-    return (
-        [getattr(kind, "forward", None) for kind in dict.fromkeys(outline.types)],
-        [module_state(module) for module in outline.modules],
-        [attributes(config) for config in configs_of(outline.modules)],
-        sorted(batch),
-        torch.is_autocast_enabled(),
+def _is_known(outline: Outline) -> bool:
+    """Whether a model has torch's and transformers' own modules only."""
+    return all(
+        kind.__module__.startswith(("torch.nn.modules.", "transformers.")) for kind in dict.fromkeys(outline.types)
     )
 
 

@@ -20,9 +20,11 @@ from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
 from .arriving import Arriving
 from .attention_maps import tap_maps
+from .block_sums import follow_sums
 from .calls import Calls
 from .function_mode import of_reader, watch_products
 from .map_reader import Wants
+from .mixing import Parting
 from .private_api import has_pre_hooks, replace_forward
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
@@ -31,7 +33,7 @@ from .states import flat_states, laid_out
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
-PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "entropy", "statistics")
+PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "mixing", "entropy", "statistics")
 EDITED = ("block", "heads", "neurons", "mlp")
 
 
@@ -63,6 +65,7 @@ def tap(
     "mlp"        (mlp, x)           [batch, token, hidden]: what the down projection returns
     "attention"  (site, x, rows)    [batch, head, query, key]: the weights of the query rows `rows`, a slice
     "norms"      (site, x, rows)    [batch, head, query, key]: |α f(x)|, the norms of what arrives from each key
+    "mixing"     (site, x)          `Mixed`: the parts of the attention block's output, and their sum
     "entropy"    (site, x, rows)    [batch, head, query], nats: the entropies of those weights
     "statistics" (site, x, rows)    `RowStatistics` of those weights: what `wants` asks for
     ============ =================  ========================================================================
@@ -102,7 +105,12 @@ def tap(
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
         hold_off_fast_path((site.attention for site in anatomy.sites), undo)
-        if place in ("attention", "norms", "entropy", "statistics"):
+        if place == "mixing":
+            assert read is not None
+            parting = Parting(keep_maps=whole)
+            _tap_maps(undo, partial(tap_maps, anatomy, _nothing, "norms", rows, whole, once, _all_statistics, parting))
+            follow_sums(anatomy, parting, read, once, undo)
+        elif place in ("attention", "norms", "entropy", "statistics"):
             assert read is not None
             arriving = Arriving() if place == "norms" else None
             wants = of_reader(wants or _all_statistics)
@@ -112,6 +120,10 @@ def tap(
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
+
+
+def _nothing(site: Site, x: Tensor, rows: slice) -> None:
+    """Read nothing of maps: their products with values are noted where they are weighed."""
 
 
 def _all_statistics(site: Site, shape: tuple[int, int, int, int]) -> Wanted:
@@ -258,6 +270,8 @@ _SIZED = ("group", "stream", "row")
 
 def _layout(site: Site, x: Tensor) -> str:
     """How the heads of a site lie in `x`."""
+    if site.layout == _PLAIN_LAYOUT and x.dim() == 3:
+        return _PLAIN_LAYOUT
     if x.dim() == site.layout.count(" ") + 1:
         return site.layout
     if site.layout == _PLAIN_LAYOUT and x.dim() in _OTHER_LAYOUTS:
@@ -282,8 +296,9 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: b
 
     def place(undo: ExitStack) -> None:
         tapped.calls.watch(anatomy, undo)
-        for block in tapped.calls.modules:
+        for block in tapped.firsts:
             undo.callback(block.register_forward_pre_hook(tapped.before, with_kwargs=True).remove)
+        for block in tapped.calls.modules:
             # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its
             # own, and before transformers 5 what it has put in the place of `forward`.
             if edit is not None and is_transformers_4():
@@ -306,17 +321,17 @@ class _TappedBlocks:
             for layer, block in enumerate(stack.blocks, start=1)
         ]
         self.calls = Calls(places, once=once)
+        self.firsts = list(dict.fromkeys(stack.blocks[0] for stack in anatomy.stacks if stack.blocks))
         self._layouts = {stack.name: stack.layout for stack in anatomy.stacks}
-        self._running: dict[nn.Module, _Block] = {}
         self._read, self._edit = read, edit
 
     def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read or edit what the first block of a stack is given."""
         if not self.calls.count:
             return None
-        stack, layer = self._running[block] = self.calls.next(block)
+        stack, layer = self.calls.coming(block)
         if layer > 1:
-            return None
+            return None  # a block that is shared by all layers
         named = not args
         if named and STATES_ARGUMENT not in kwargs:
             raise UnknownAnatomy(f"the first block of the {stack} gets no {STATES_ARGUMENT}, but {', '.join(kwargs)}")
@@ -332,7 +347,7 @@ class _TappedBlocks:
         x = output if isinstance(output, Tensor) else output[0]
         if isinstance(x, tuple) and self._edit is None:
             x = x[0]  # LiLT of transformers 4: its text beside its layout
-        new = self._apply(self._running[block], x)
+        new = self._apply(self.calls.next(block), x)
         if new is None:
             return None
         if isinstance(output, Tensor):
@@ -348,7 +363,7 @@ class _TappedBlocks:
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]
-        states = flat_states(x, layout, str(at))
+        states = flat_states(x, layout, at)
         if self._edit is None:
             self._read(*at, states)
             return None

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from ..anatomy.forward_source import eager_function
 from ..anatomy.modules import each_module, with_attribute
 from ..anatomy.names import CAUSAL_NAME, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
+from .listed import modules_of
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, PROOF_ROWS, attend_plainly, is_plain, repeated, scale_of
 from .plain_inputs import Plain, causal_mask
@@ -94,17 +96,19 @@ def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str,
 
 def _configs(anatomy: Anatomy, attentions: list[nn.Module]) -> list[Any]:
     """The configs around these attention modules."""
-    inside = set(attentions)
+    inside, modules = set(attentions), modules_of(anatomy.model)
     configs: dict[int, Any] = {}
-    for module in with_attribute(each_module(anatomy.model), "config"):
-        if id(module.config) not in configs and not inside.isdisjoint(each_module(module)):
+    for module in with_attribute(modules, "config"):
+        if id(module.config) in configs:
+            continue
+        if not inside.isdisjoint(modules if module is anatomy.model else each_module(module)):
             configs[id(module.config)] = module.config
     return list(configs.values())
 
 
 def _is_fused(anatomy: Anatomy) -> bool:
     """Whether all parts of a model can use torch's fused attention, which takes a flag in place of a causal mask."""
-    said = [getattr(module, FUSED_NAME) for module in with_attribute(each_module(anatomy.model), FUSED_NAME)]
+    said = [getattr(module, FUSED_NAME) for module in with_attribute(modules_of(anatomy.model), FUSED_NAME)]
     return bool(said) and all(said)
 
 
@@ -171,9 +175,8 @@ def attend_in_blocks(
 
     With `causal`, there is no mask, and a query sees no later key.
     """
-    eager = eager_function(module)
-    assert eager is not None
-    if OUTPUT_MAPS_ARGUMENT in inspect.signature(eager).parameters:  # CLIP of transformers 4 keeps its map otherwise
+    eager = _eager_of(module, readings)
+    if OUTPUT_MAPS_ARGUMENT in parameters_of(eager):  # CLIP of transformers 4 keeps its map otherwise
         kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
     in_pieces = pieces is not None and pieces.tokens is not None
@@ -196,7 +199,7 @@ def attend_in_blocks(
     outputs = []
     for start in range(0, query.shape[2], size):
         rows = slice(start, min(start + size, query.shape[2]))
-        part, mask = query[:, :, rows], _masked(attention_mask, query, key, rows, causal)
+        part, mask = query[:, :, rows], _masked(attention_mask, query, key, rows, causal, readings)
         if plain:
             output, weights, entropies = attend_plainly(part, key, value, mask, kwargs)
         else:
@@ -205,7 +208,17 @@ def attend_in_blocks(
             weighed = reading.weighed(site, weights, rows, None if in_pieces else value)
             reading.give(site, *_placed(pieces, weighed, rows), entropies)
         outputs.append(output)
-    return torch.cat(outputs, dim=1)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _eager_of(module: nn.Module, readings: list[tuple[Reading, Site]]) -> Callable[..., Any]:
+    """A module's own eager function, which a reading looks up once for all modules of a class."""
+    known = readings[0][0].eager if readings else {}
+    if type(module) not in known:
+        found = eager_function(module)
+        assert found is not None
+        known[type(module)] = found
+    return known[type(module)]
 
 
 def _is_proved_plain(
@@ -243,10 +256,17 @@ def _placed(pieces: _Pieces | None, weights: Tensor, rows: slice) -> tuple[Tenso
     return whole, slice(rows.start + start, rows.stop + start)
 
 
-def _masked(mask: Tensor | None, query: Tensor, key: Tensor, rows: slice, causal: bool) -> Tensor | None:
-    """The mask of these query rows."""
+def _masked(
+    mask: Tensor | None, query: Tensor, key: Tensor, rows: slice, causal: bool,
+    readings: list[tuple[Reading, Site]] | None = None,
+) -> Tensor | None:  # fmt: skip
+    """The mask of these query rows; of all queries at once it is kept for the next layers."""
     if causal:
-        return causal_mask(rows, slice(0, key.shape[2]), query)[None, None]
+        kept = readings[0][0].masks if readings and rows.stop - rows.start == query.shape[2] else {}
+        which = (rows.stop, key.shape[2], query.dtype, query.device, torch.is_inference_mode_enabled())
+        if which not in kept:
+            kept[which] = causal_mask(rows, slice(0, key.shape[2]), query)[None, None]
+        return kept[which]
     return mask[..., rows, :] if mask is not None and mask.shape[-2] == query.shape[2] else mask
 
 
@@ -254,10 +274,11 @@ def _rows(module: nn.Module, query: Tensor, key: Tensor, readings: list[Reading]
     """The number of query rows in a block: as asked for, and at most as many as fit into the memory for blocks."""
     # An extra tensor like T5's position bias has a query axis of its own, which only the model's function knows; and
     # GPT-2 of transformers 4 cuts its causal mask, a buffer, by the numbers of queries and keys.
-    if _has_own_rows(module, kwargs) or any(reading.whole for reading in readings):
-        return query.shape[2]
     asked = [reading.rows for reading in readings if reading.rows]
-    return min([query.shape[2], _fitting(query, key, BLOCK_BYTES), *asked])
+    most = min([query.shape[2], _fitting(query, key, BLOCK_BYTES), *asked])
+    if most == query.shape[2] or _has_own_rows(module, kwargs) or any(reading.whole for reading in readings):
+        return query.shape[2]
+    return most
 
 
 def _has_own_rows(module: nn.Module, kwargs: dict[str, Any]) -> bool:
@@ -266,6 +287,16 @@ def _has_own_rows(module: nn.Module, kwargs: dict[str, Any]) -> bool:
         return True
     own_rows = any(isinstance(extra, Tensor) and extra.dim() > 2 for extra in kwargs.values())
     return own_rows or isinstance(getattr(module, "bias", None), Tensor)
+
+
+def parameters_of(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of a function's parameters: to read a signature takes as long as the attention of a short text."""
+    if function not in _parameters:
+        _parameters[function] = frozenset(inspect.signature(function).parameters)
+    return _parameters[function]
+
+
+_parameters: WeakKeyDictionary[Callable[..., Any], frozenset[str]] = WeakKeyDictionary()
 
 
 def _fitting(query: Tensor, key: Tensor, memory: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +31,10 @@ class Reading:
     whole: bool
     wants: Wants
     arriving: Arriving | None = None
+    masks: dict[Any, Tensor] = field(default_factory=dict)
+    """The causal masks of whole texts, which all layers share."""
+    eager: dict[type, Callable[..., Any]] = field(default_factory=dict)
+    """The eager function of each class of attention modules."""
 
     def weighed(self, site: Site, weights: Tensor, rows: slice, value: Tensor | None) -> Tensor:
         """The weights of a block, or, for a reader of norms, |α f(x)| with the values of all keys."""

@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
+from operator import itemgetter, methodcaller
 from typing import Any
 
 import torch
@@ -94,10 +95,8 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
     module: Any = torch.utils.checkpoint
     reentrant, generator = module.CheckpointFunction, module._checkpoint_without_reentrant_generator
 
-    class Wrapped:
-        @staticmethod
-        def apply(function: Callable[..., Any], *args: Any) -> Any:
-            return reentrant.apply(both_runs(function), *args)
+    def apply(function: Callable[..., Any], *args: Any) -> Any:
+        return reentrant.apply(both_runs(function), *args)
 
     def wrapped(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         second = second_run(function)
@@ -106,7 +105,8 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
 
     undo.callback(setattr, module, "CheckpointFunction", reentrant)
     undo.callback(setattr, module, "_checkpoint_without_reentrant_generator", generator)
-    module.CheckpointFunction, module._checkpoint_without_reentrant_generator = Wrapped, wrapped
+    module.CheckpointFunction = types.SimpleNamespace(apply=apply)
+    module._checkpoint_without_reentrant_generator = wrapped
 
 
 def running_module() -> nn.Module | None:
@@ -127,12 +127,12 @@ def has_pre_hooks(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks)
 
 
-def module_state(module: nn.Module) -> tuple[int, ...]:
-    """How many attributes and hooks a module has, and whether it runs again in the backward pass."""
+def module_states(modules: list[nn.Module]) -> list[list[Any]]:
+    """How many attributes and hooks each module has, and whether it runs again in the backward pass."""
     # Fragile: rests on the private dictionaries of a module's hooks, and on the name of transformers' own switch.
-    held = vars(module)
-    again = bool(held.get("gradient_checkpointing"))
-    return len(held), len(held["_forward_hooks"]), len(held["_forward_pre_hooks"]), again
+    held = list(map(vars, modules))
+    counted = [held, *(list(map(itemgetter(name), held)) for name in ("_forward_hooks", "_forward_pre_hooks"))]
+    return [*(list(map(len, some)) for some in counted), list(map(methodcaller("get", "gradient_checkpointing"), held))]
 
 
 def code_parts(code: types.CodeType) -> tuple[Any, ...]:

@@ -7,17 +7,19 @@ several of them change returns to its first value in whatever order they end.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy
 import torch
 from torch import nn
 
-from ..anatomy.modules import configs_of, each_module, each_weight, with_attribute
+from ..anatomy.modules import attributes_of, configs_of, each_module, each_weight, with_attribute
 from ..anatomy.names import SWITCHED_NAME, USE_CACHE_ARGUMENT
 from ..anatomy.oddities import block_oddities_of
+from .listed import as_listed, modules_of
 from .private_api import may_be_compiled
 from .threads import one_thread
 from .wrapped import run_alone
@@ -31,9 +33,16 @@ def turn(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
     """Set an attribute while `undo` is open. Of several values the last holds; at the end the first is restored."""
     key, who = (id(owner), name), object()
     with _switching:
-        _turned.setdefault(key, (owner, getattr(owner, name), {}))[2][who] = value
-        setattr(owner, name, value)
+        before = _value(owner, name)
+        _turned.setdefault(key, (owner, before, {}))[2][who] = value
+        if before is not value:
+            setattr(owner, name, value)
     undo.callback(_turn_back, key, who)
+
+
+def _value(owner: Any, name: str) -> Any:
+    held = attributes_of(owner)
+    return held[name] if name in held else getattr(owner, name)
 
 
 def _turn_back(key: tuple[int, str], who: object) -> None:
@@ -42,7 +51,9 @@ def _turn_back(key: tuple[int, str], who: object) -> None:
         del values[who]
         if not values:
             del _turned[key]
-        setattr(owner, key[1], next(reversed(values.values()), before))
+        value = next(reversed(values.values()), before)
+        if _value(owner, key[1]) is not value:
+            setattr(owner, key[1], value)
 
 
 def first_value(owner: Any, name: str) -> Any:
@@ -79,8 +90,10 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
     """Run the model in eval mode; put back every module's mode, the random state and what passes set in configs.
+
+    `modules` are all of the model, each once, where they were listed just now.
 
     A pass on a short text makes BigBird replace its attention for good. That is taken back after every pass, so that a
     long text is read as if it came first, and left as the model wants it at the end.
@@ -89,32 +102,39 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as undo:
         undo.enter_context(one_thread(model))  # first: a mode that another thread set is not the one to restore
         run_alone(model, undo)
-        modules = each_module(model)
+        undo.enter_context(as_listed(model, modules))
+        modules = each_module(model) if modules is None else modules
         # Where CUDA was not used yet, no weight is there.
         weights = each_weight(modules) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
         devices = {x.device.index for x in weights if x.is_cuda}
         undo.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
         for config in configs_of(modules):
-            if hasattr(config, "return_dict"):
+            held = attributes_of(config)
+            if "return_dict" in held or hasattr(config, "return_dict"):
                 turn(config, "return_dict", True, undo)  # outputs are read by name
-            if hasattr(config, "problem_type"):
+            if "problem_type" in held or hasattr(config, "problem_type"):
                 # A sequence classifier that is given labels writes the problem type that it guessed into its config.
-                turn(config, "problem_type", config.problem_type, undo)
+                turn(config, "problem_type", _value(config, "problem_type"), undo)
         _keep_attention(modules, undo)
-        undo.callback(_set_modes, [(module, module.training) for module in modules])
-        for module in modules:
-            if module.training:
-                module.training = False
+        modes = list(map(_mode, modules))
+        undo.callback(_set_modes, modules, modes)
+        if any(modes):
+            _set_modes(modules, [False] * len(modes))
         yield
 
 
-def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    for module, mode in modes:
+_mode = attrgetter("training")
+
+
+def _set_modes(modules: Sequence[nn.Module], modes: list[bool]) -> None:
+    if list(map(_mode, modules)) == modes:
+        return
+    for module, mode in zip(modules, modes, strict=True):
         if module.training is not mode:
             module.training = mode
 
 
-def _keep_attention(modules: list[nn.Module], undo: ExitStack) -> None:
+def _keep_attention(modules: Sequence[nn.Module], undo: ExitStack) -> None:
     """Put back attention that is replaced in a pass after every pass, while `undo` is open, and numpy's random state.
 
     At the end the model is as its passes would have left it without this library: transformers can return no attention
@@ -171,7 +191,7 @@ def _hold(states: list[_Held]) -> None:
 @contextmanager
 def uncached(model: nn.Module) -> Iterator[None]:
     """Turn off the cache of keys and values: a pass that skips blocks would leave gaps in it."""
-    modules = each_module(model)
+    modules = modules_of(model)
     needed = any(block_oddities_of(module).needs_cache for module in modules)
     with ExitStack() as undo:
         for config in () if needed else configs_of(modules):

@@ -39,7 +39,7 @@ class _Inner:
 
 def divided_over(model: nn.Module) -> set[int]:
     """The processes over which `fully_shard` has divided the weights of a model; none if they are whole."""
-    groups = divided_groups(each_module(model))
+    groups = divided_groups(each_module(model)) if has_processes() else []
     if not are_divided(groups):
         return set()
     return {

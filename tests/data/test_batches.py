@@ -17,6 +17,7 @@ from helpers.zoo import BY_NAME, batch
         ([{"input_ids": [[1, 2]]}], "input_ids must be a tensor, got list: call the tokenizer with return_tensors='pt'"),
         ([{"input_ids": torch.zeros(0, 3).long()}], r"input_ids is empty: its shape is \[0, 3\]"),
         ([[torch.ones(2, 2)]], "a batch must be a mapping of model arguments such as a tokenizer returns, got list"),
+        (torch.ones(2, 3).long(), r"returns, got Tensor: pass \{'input_ids': x\}, if x is this tensor of token ids"),
     ],
 )  # fmt: skip
 def test_bad_batches(batches, message):

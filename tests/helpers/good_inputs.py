@@ -205,6 +205,7 @@ def _on_data(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "block_ablation": accuracy,
         "block_influence": both,
         "layer_similarity": both,
+        "mixing_ratio": both,
         "mlp_ablation": accuracy,
         "neuron_curve": {**accuracy, "amount": 0.5},
         "neuron_importance": both,

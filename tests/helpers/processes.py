@@ -1,5 +1,9 @@
 """What a process of its own runs; it finds these functions by their module."""
 
+import multiprocessing
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from bertology import (
@@ -22,3 +26,23 @@ def one_process(rank, size, port, queue):
     )
     queue.put((rank, importance.scores.tolist(), importance.examples, accuracy.value))
     torch.distributed.destroy_process_group()
+
+
+def in_processes(target: Callable[..., None], size: int, folder: str) -> dict[int, Any]:
+    """{rank: what it found}, of `target(rank, size, folder, queue)` in so many processes."""
+    kinds = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
+    if "forkserver" in kinds:  # the modules are imported once, not in each process
+        context.set_forkserver_preload([target.__module__])
+    queue = context.Queue()
+    workers = [context.Process(target=target, args=(rank, size, folder, queue)) for rank in range(size)]
+    for worker in workers:
+        worker.start()
+    try:
+        results = dict(queue.get(timeout=400) for _ in workers)
+        assert not any("failed" in found for found in results.values()), results
+        return results
+    finally:
+        for worker in workers:
+            worker.join(timeout=30)
+            worker.kill()

@@ -68,6 +68,7 @@ def of_neurons_and_blocks(model, inputs):
         bertology.block_ablation(model, inputs, metric="accuracy"),
         bertology.accumulate(model, inputs, ExampleLossAccumulator())[0],
         bertology.block_influence(model, inputs),
+        bertology.mixing_ratio(model, inputs),
         bertology.prune_neurons(BY_NAME["bert"].build(), [(0, 1), (1, 2)]),
         bertology.drop_blocks(BY_NAME["bert"].build(), [0]),
     ]

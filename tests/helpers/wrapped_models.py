@@ -72,30 +72,30 @@ def answers(rank: int, folder: Path) -> dict[str, dict[str, str]]:
     x = Doubled(folder / str(rank))
     x.folder.mkdir()
     with sharing("none"):
-        alone = {name: _values(_called(name, _arguments(x, name))) for name in names(x)}
+        alone = {name: values(called(name, given_to(x, name))) for name in names(x)}
     found: dict[str, dict[str, str]] = {}
     for wrapper, wrap in WRAPPED.items():
         found[wrapper] = {}
         for name, wanted in alone.items():
             try:
-                came = _values(_called(name, _share(name, _arguments(x, name), wrap, rank)))
+                came = values(called(name, _share(name, given_to(x, name), wrap, rank)))
                 found[wrapper][name] = difference(came, wanted) or "same"
             except BertologyError as error:
                 found[wrapper][name] = f"refused: {error}"
     return found
 
 
-def _arguments(x: GoodInputs, name: str) -> dict[str, Any]:
+def given_to(x: GoodInputs, name: str) -> dict[str, Any]:
     given = dict(good_arguments(x)[name])
     if name in DRAWN_BY_BATCH:
         whole = given["batches"]
-        given["batches"] = [_row(whole, row) for row in range(len(whole["input_ids"]))]
+        given["batches"] = [row(whole, place) for place in range(len(whole["input_ids"]))]
     return given
 
 
-def _row(batch: dict[str, Any], row: int) -> dict[str, Any]:
+def row(batch: dict[str, Any], place: int) -> dict[str, Any]:
     """One example as a batch."""
-    return {key: x[row : row + 1] for key, x in batch.items()}
+    return {key: x[place : place + 1] for key, x in batch.items()}
 
 
 def _share(name: str, given: dict[str, Any], wrap: Callable[[Any], Any], rank: int) -> dict[str, Any]:
@@ -107,11 +107,11 @@ def _share(name: str, given: dict[str, Any], wrap: Callable[[Any], Any], rank: i
         given["checkpoints"] = [(step, wrap(model)) for step, model in given["checkpoints"]]
     if "batches" in given:
         whole = given["batches"]
-        given["batches"] = [_row(whole, rank)] if isinstance(whole, dict) else bt.shard_batches(whole)
+        given["batches"] = [row(whole, rank)] if isinstance(whole, dict) else bt.shard_batches(whole)
     return given
 
 
-def _called(name: str, given: dict[str, Any]) -> Any:
+def called(name: str, given: dict[str, Any]) -> Any:
     came = FUNCTIONS[name](**given)
     if not isinstance(came, AbstractContextManager):
         return came
@@ -121,13 +121,13 @@ def _called(name: str, given: dict[str, Any]) -> Any:
         return given["model"](input_ids=torch.tensor([[5, 6, 7, 8]])).logits
 
 
-def _values(x: Any) -> Any:
+def values(x: Any) -> Any:
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         x = {one.name: getattr(x, one.name) for one in dataclasses.fields(x) if one.name != "model_name"}
     if isinstance(x, dict):
-        return {str(key): _values(value) for key, value in x.items()}
+        return {str(key): values(value) for key, value in x.items()}
     if isinstance(x, (tuple, list)):
-        return [_values(value) for value in x]
+        return [values(value) for value in x]
     if isinstance(x, nn.Module):
         return {name: weight.detach() for name, weight in getattr(x, "module", x).named_parameters()}
     return x.detach().clone() if isinstance(x, torch.Tensor) else x
@@ -155,7 +155,7 @@ def others(rank: int, folder: Path) -> dict[str, Any]:
     """Further work on wrapped models: what one process does alone, tensor parallelism, and what is left behind."""
     x = Doubled(folder)
     divided = fully_sharded(x.model)
-    share = [_row(x.batch, rank)]
+    share = [row(x.batch, rank)]
     found: dict[str, Any] = {}
     divided(**x.batch)  # in its first pass it settles what is divided again
     divided.reshard()

@@ -227,3 +227,14 @@ def test_heads_of_a_tower_that_does_not_run_are_nan():
     )  # fmt: skip
     assert found.effect.isnan().all()
     assert found.labels[0] == "encoder.0"
+
+
+def test_a_difference_of_rounding_alone_is_refused():
+    """The same texts in another order have the same mean, up to the rounding of sums."""
+    model = BY_NAME["bert"].build().float()
+    (clean, _), order = two((6, 6, 6)), [2, 0, 1]
+    other = {name: x[order] for name, x in clean.items()}
+    for factor in (1.0, 1 + 1e-7):
+        metric = lambda outputs, batch, factor=factor: outputs.logits[:, 0] * factor  # noqa: E731
+        with pytest.raises(DataError, match="there is no difference of which a patch could restore a share"):
+            activation_patching(model, clean, other, metric=metric)

@@ -71,6 +71,7 @@ CAPTURES = {
     "capture of heads": lambda m, x: b.capture(m, x, **EVERYTHING, loss="auto").heads,
     "attention_rollout": lambda m, x: b.attention_rollout(m, x),
     "attention_rollout by norms": lambda m, x: b.attention_rollout(m, x, weighting="norm"),
+    "attention_rollout by blocks": lambda m, x: b.attention_rollout(m, x, weighting="block"),
     "attention_relevance": lambda m, x: b.attention_relevance(m, x, of=largest_logits),
     "neuron_activations": lambda m, x: b.neuron_activations(m, x),
 }

@@ -83,3 +83,38 @@ def relevance(maps: list[Tensor], gradients: list[Tensor]) -> np.ndarray:
         found = found + mean @ found
         done.append(found)
     return np.stack(done)
+
+
+def mixed(model: Any, name: str, inputs: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What attention blocks pass on, in parts, by Kobayashi et al. 2021, eq. 7 and 8, in loops over vectors.
+
+    [layer, batch, query, key, hidden]: what the output at the query has from each key, the residual stream and the norm
+    included; [layer, batch, query, hidden]: the parts of biases; and the outputs, from the model's own modules.
+    """
+    arrives = arriving(model, name, inputs)
+    states = model(**inputs, output_hidden_states=True).hidden_states
+    parts, biases, outputs = [], [], []
+    for layer in range(len(arrives)):
+        block = model.encoder.layer[layer].attention.output if name == "bert" else None
+        x = states[layer].detach().double().numpy()
+        from_keys = arrives[layer].sum(1)
+        bias = np.zeros(x.shape[-1])
+        if name == "bert":
+            bias = block.dense.bias.detach().double().numpy()
+        elif name == "gpt2":
+            bias = model.h[layer].attn.c_proj.bias.detach().double().numpy()
+        for i in range(x.shape[1]):
+            from_keys[:, i, i] += x[:, i]
+        added = np.broadcast_to(bias, x.shape).copy()
+        whole = from_keys.sum(2) + added
+        if block is not None:
+            weight, shift = (p.detach().double().numpy() for p in (block.LayerNorm.weight, block.LayerNorm.bias))
+            scale = np.sqrt(whole.var(-1, keepdims=True) + block.LayerNorm.eps)
+            with torch.no_grad():
+                whole = block.LayerNorm(torch.tensor(whole)).numpy()
+            from_keys = (from_keys - from_keys.mean(-1, keepdims=True)) / scale[:, :, None] * weight
+            added = (added - added.mean(-1, keepdims=True)) / scale * weight + shift
+        parts.append(from_keys)
+        biases.append(added)
+        outputs.append(whole)
+    return np.stack(parts), np.stack(biases), np.stack(outputs)

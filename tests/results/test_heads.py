@@ -6,7 +6,17 @@ import math
 import pytest
 import torch
 
-from bertology import AttentionEntropy, Head, attention_patterns, head_importance, prune_heads, score
+from bertology import (
+    AttentionEntropy,
+    Head,
+    attention_maps,
+    attention_patterns,
+    head_importance,
+    head_outputs,
+    hidden_states,
+    prune_heads,
+    score,
+)
 from bertology.anatomy.sites import LayerLabels
 from bertology.errors import DataError, HeadError
 from helpers.results import of_syntax
@@ -104,3 +114,17 @@ def test_pruning_takes_what_results_return():
     after = head_importance(model, batch())
     assert not {head for head, _ in lowest} & {head for head, _ in after.top(100)}
     assert len(after.bottom(100)) == 6
+
+
+@pytest.mark.parametrize(
+    ("capture", "message"),
+    [
+        (attention_maps, r"its values is \[layer, batch, head, query, key\], and values\[0, :, 0, :, :\] is that of head 0"),
+        (head_outputs, r"and values\[0, :, :, 0, :\] is that of head 0 of layer 0"),
+        (hidden_states, r"its values is \[layer, batch, token, hidden\]$"),
+    ],
+)  # fmt: skip
+def test_a_head_of_a_capture_is_a_part_of_its_tensor(capture, message):
+    captured = capture(BY_NAME["bert"].build(), batch(labels=False))
+    with pytest.raises(DataError, match=message):
+        captured["L1H1"]

@@ -42,7 +42,7 @@ def test_a_bootstrap_of_means_is_scipys():
     low, high = percentile_interval(means, 0.9)
     found = scipy_bootstrap(
         (values.numpy(),), lambda x, axis: x.mean(axis), axis=1, confidence_level=0.9, n_resamples=20_000,
-        method="percentile", rng=0,
+        method="percentile", random_state=0,
     )  # fmt: skip
     spread = torch.from_numpy(found.standard_error)
     assert ((low - torch.from_numpy(found.confidence_interval.low)) / spread).abs().max() < 0.1

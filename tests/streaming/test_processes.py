@@ -1,7 +1,5 @@
 """Two processes with a share of the data each: the result of one process with all of it, or an error in both."""
 
-import multiprocessing
-
 import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -10,6 +8,7 @@ from bertology import fit_gates, head_importance, head_means, pruning_curve, sco
 from bertology.code_structure import cat_scores, leaf_types, relation_heads
 from bertology.syntax import dependency_heads
 from helpers.good_inputs import GoodInputs
+from helpers.processes import in_processes
 from helpers.shares import CATS, TEXTS, WORK, WRONG, Texts, code, each, model, plain, trees
 from helpers.wrapped_models import WRAPPED, names
 
@@ -57,19 +56,7 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """{rank: {name: result or error}}."""
-    context = multiprocessing.get_context("spawn")
-    queue, folder = context.Queue(), str(tmp_path_factory.mktemp("two"))
-    workers = [context.Process(target=each, args=(rank, 2, folder, queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    try:
-        results = dict(queue.get(timeout=400) for _ in workers)
-        assert not any("failed" in found for found in results.values()), results
-        return results
-    finally:
-        for worker in workers:
-            worker.join(timeout=30)
-            worker.kill()
+    return in_processes(each, 2, str(tmp_path_factory.mktemp("two")))
 
 
 def by_name(fields):

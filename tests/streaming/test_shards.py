@@ -9,62 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 import bertology as b
-from bertology import code_structure, syntax
+from bertology import syntax
 from bertology.data.batches import ANNOTATIONS
 from bertology.errors import BertologyError, DataError
-from bertology.metrics import GenerationMetric
 from bertology.results.files import read_tensors
-from helpers.code_snippets import snippets
-from helpers.coreference_documents import CAT
-from helpers.generation import bart
-from helpers.generation import texts as written_texts
-from helpers.public import accumulators
-from helpers.trees import CATS, wordpiece_tokenizer
+from helpers.every_measure import CODE, KINDS, NAMES, TEXTS, length, measure
 from helpers.zoo import BY_NAME, batch, each_alone
-
-TEXTS = each_alone(batch((7, 4, 5, 2, 6)))
-RELATIONS = sorted({relation for sentence in CATS for relation in sentence.relations})
-TREES = syntax.align(wordpiece_tokenizer(), CATS, batch_size=1)
-DOCUMENTS = syntax.align(wordpiece_tokenizer(), [CAT], batch_size=1)
-CODE = list(code_structure.align_code(wordpiece_tokenizer(), snippets()[:3], batch_size=1))
-
-
-def length(ours, theirs):
-    return float(len(ours))
-
-
-def by_name(found):
-    return {kind.__name__: kind for kind in found}
-
-
-KINDS = by_name(accumulators())
-# {class: (how it is made, its batches)}; those that are made without arguments and read texts need no line.
-MADE = {
-    "ScoreAccumulator": (lambda kind: kind("accuracy"), TEXTS),
-    "GradientsAccumulator": (lambda kind: kind({"low": [3, 4, 5]}), TEXTS),
-    "DistancesAccumulator": (lambda kind: kind(0.01), TEXTS),
-    "_IntegratedAccumulator": (lambda kind: kind(2), TEXTS),
-    "DependencyAccumulator": (lambda kind: kind(RELATIONS), list(TREES)),
-    "CoreferenceAccumulator": (lambda kind: kind(), list(DOCUMENTS)),
-    "GenerationAccumulator": (lambda kind: kind(GenerationMetric(length, max_new_tokens=3)), written_texts()),
-}
-# The first runs the model itself, for `head_ablation`, which is no single pass; the second keeps the losses in the order
-# of the shards, for `mlp_ablation`, which compares each pass with another over the same ones.
-OTHERS = {"VariantAccumulator", "ExampleLossAccumulator"}
-OF_CODE = {"TypesAccumulator", "CatAccumulator", "RelationAccumulator", "PositionAccumulator"}
-NAMES = sorted(KINDS.keys() - OTHERS)
-
-
-def measure(name):
-    """How a measure is made, the model and the batches."""
-    kind = KINDS[name]
-    if name in OF_CODE:
-        announced = [one for each in CODE for one in each[ANNOTATIONS]]
-        types = sorted({leaf for one in announced for leaf in one.tree.types})
-        given = types if name == "TypesAccumulator" else announced
-        return lambda: kind(given), BY_NAME["bert"].build(), CODE
-    make, batches = MADE.get(name, (lambda kind: kind(), TEXTS))
-    return lambda: make(kind), bart() if name == "GenerationAccumulator" else BY_NAME["bert"].build(), batches
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,6 +31,34 @@ def test_shards_come_to_one_pass_for_every_measure(name, many, tmp_path):
         assert type(merged) is type(wanted)
         assert merged.model_name == wanted.model_name
         assert merged.allclose(wanted, atol=1e-12)
+
+
+def groups():
+    """[names of measures that can share a pass], with one model and the same batches."""
+    found = {}
+    for name in NAMES:
+        _, model, batches = measure(name)
+        alone = name if name.startswith("_") else ""  # that of `integrated_importance` runs the model itself
+        found.setdefault((alone, type(model).__name__, str(batches)), []).append(name)
+    return list(found.values())
+
+
+def test_64_shards_come_to_one_pass_for_every_measure(tmp_path):
+    """Of texts there are more batches than shards, of trees and code fewer: most shards have nothing."""
+    taken = []
+    for names in groups():
+        made, (_, model, batches) = [measure(name)[0] for name in names], measure(names[0])
+        batches = each_alone(batch([2 + number % 3 for number in range(66)])) if batches is TEXTS else list(batches)
+        wanted = b.accumulate(model, batches, *(make() for make in made))
+        folder = tmp_path / names[0]
+        for number in range(64):
+            share = b.shard_batches(batches, (number, 64))
+            b.accumulate(model, share, *(make() for make in made), shard=(number, 64), save=folder)
+        for name, one, merged in zip(names, wanted, b.merge_shards(folder, *(make() for make in made)), strict=True):
+            assert merged.allclose(one, atol=1e-12), name
+            assert merged.n_examples == one.n_examples
+        taken += names
+    assert sorted(taken) == NAMES
 
 
 def test_the_order_does_not_matter_to_the_last_bit(tmp_path):

@@ -151,11 +151,12 @@ def test_more_families_pass_the_check_of_their_sums(kind):
     torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]))
 
 
-def test_heads_that_pass_on_something_else_are_refused():
-    model, inputs = BY_NAME["bert"].build(), batch(labels=False)
+@pytest.mark.parametrize("name", ["bert", "gpt", "llama"])  # that of GPT projects its heads before its map is given
+def test_heads_that_pass_on_something_else_are_refused(name):
+    model, inputs = BY_NAME[name].build(), batch(labels=False)
     place = dissect(model).sites[1].place
     hook = place.register_forward_pre_hook(lambda module, args: (args[0] * 1.5,))
-    with pytest.raises(UnknownAnatomy, match="pass on something else than the sum"):
+    with pytest.raises(UnknownAnatomy, match="is not the weighted sum of the values"):
         attention_maps(model, inputs, weighting="norm")
     hook.remove()
     attention_maps(model, inputs, weighting="norm")

@@ -13,7 +13,7 @@ import argparse
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finetune import train
 from glue import Examples, find_task, make_batches, read_examples
@@ -21,13 +21,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import neuron_curve, prune_heads, prune_neurons, save_pruned, score
 
+Ranking = Literal["importance", "random"]
+RANKINGS: tuple[Ranking, ...] = ("importance", "random")
 
-def prune(model: Any, batches: Any, examples: Any, left: float, by: str, seed: int, metric: Any) -> None:
+
+def prune(model: Any, batches: Any, left: float, by: Ranking, seed: int, metric: Any) -> None:
     """Remove heads and neurons until this share of their parameters is left; one of each stays in each layer."""
-    ranked_on = {"importance": examples} if by == "importance" else {}
-    curve = neuron_curve(
-        model, batches, metric=metric, kinds="both", by=by, amount=1 - left, keep=1, seed=seed, **ranked_on
-    )
+    curve = neuron_curve(model, batches, metric=metric, kinds="both", by=by, amount=1 - left, keep=1, seed=seed)
     # The curve goes on to the end; all that goes at its first step makes up the share.
     for remove, gone in ((prune_heads, curve.heads_gone), (prune_neurons, curve.neurons_gone)):
         remove(model, {row: some.nonzero().flatten().tolist() for row, some in enumerate(gone <= 1)})
@@ -86,9 +86,9 @@ def main() -> None:
     dev, ranked_on = batches_of(read_examples(task, args.data_dir)), batches_of(examples.first(args.importance_subset))
     rows = [row(copy.deepcopy(whole), dev, task.metric, train_it, left=1.0, by="-")]
     for left in args.left:
-        for by in ("importance", "random"):
+        for by in RANKINGS:
             smaller = copy.deepcopy(whole)
-            prune(smaller, ranked_on, ranked_on, left, by, args.seed, task.metric)
+            prune(smaller, ranked_on, left, by, args.seed, task.metric)
             rows.append(row(smaller, dev, task.metric, train_it, left=left, by=by))
             save_pruned(smaller, Path(args.output_dir) / f"{by}-{left}")
     (Path(args.output_dir) / "rows.json").write_text(json.dumps(rows, indent=1))

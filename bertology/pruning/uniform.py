@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def _one_number(numbers: dict[str, int], unit: str) -> int:
     return count
 
 
-def _are_whole(sites: list[Site]) -> bool:
+def _are_whole(sites: Sequence[Site]) -> bool:
     return all(len(site.kept) == site.width for site in sites)
 
 

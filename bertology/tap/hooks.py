@@ -265,7 +265,7 @@ def _join(site: Site, heads: Tensor, rest: Tensor | None, like: Tensor) -> Tenso
     return rearrange(flat, f"{_flat(layout)} -> {layout}", **sizes)
 
 
-# Those of nearly all models, which need no rearrangement.
+# That of nearly all models, which needs no rearrangement.
 _PLAIN_LAYOUT = "batch token width"
 # The layouts, by their number of axes, of heads that most often come as [batch, token, width]: an image tower may have
 # the patches of all images in one row, or keep them in rows and columns.
@@ -378,7 +378,7 @@ class _TappedBlocks:
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]
-        states = flat_states(x, layout, str(at))
+        states = flat_states(x, layout, at)
         if self._edit is None:
             self._read(*at, states)
             return None

@@ -12,11 +12,13 @@ from ..errors import UnknownAnatomy
 _PLAIN = "batch token hidden"
 
 
-def flat_states(x: Any, layout: str, where: str) -> Tensor:
+def flat_states(x: Any, layout: str, where: object) -> Tensor:
     """[batch, token, hidden] of hidden states in the layout of a stack; several streams are one after the other.
 
     Raises `UnknownAnatomy` for another number of axes.
     """
+    if layout == _PLAIN and isinstance(x, Tensor) and x.dim() == 3:
+        return x
     if not isinstance(x, Tensor):
         raise UnknownAnatomy(f"{where} passes on {type(x).__name__}, wanted a tensor [{layout.replace(' ', ', ')}]")
     layout = _layout(x, layout)

@@ -219,6 +219,16 @@ def test_mlps_with_all_tokens_in_one_row():
     assert not torch.allclose(ran.patched[0], ran.corrupted)
 
 
+def test_heads_of_a_tower_that_does_not_run_are_nan():
+    model, ids = qwen2_vl(), torch.randint(3, 40, (2, 6))
+    found = activation_patching(
+        model, {"input_ids": ids}, {"input_ids": ids.flip(1)}, metric=lambda outputs, batch: outputs.logits[:, -1, 7],
+        heads={0: [1]},
+    )  # fmt: skip
+    assert found.effect.isnan().all()
+    assert found.labels[0] == "encoder.0"
+
+
 def test_a_difference_of_rounding_alone_is_refused():
     """The same texts in another order have the same mean, up to the rounding of sums."""
     model = BY_NAME["bert"].build().float()
@@ -228,13 +238,3 @@ def test_a_difference_of_rounding_alone_is_refused():
         metric = lambda outputs, batch, factor=factor: outputs.logits[:, 0] * factor  # noqa: E731
         with pytest.raises(DataError, match="there is no difference of which a patch could restore a share"):
             activation_patching(model, clean, other, metric=metric)
-
-
-def test_heads_of_a_tower_that_does_not_run_are_nan():
-    model, ids = qwen2_vl(), torch.randint(3, 40, (2, 6))
-    found = activation_patching(
-        model, {"input_ids": ids}, {"input_ids": ids.flip(1)}, metric=lambda outputs, batch: outputs.logits[:, -1, 7],
-        heads={0: [1]},
-    )  # fmt: skip
-    assert found.effect.isnan().all()
-    assert found.labels[0] == "encoder.0"

@@ -55,6 +55,7 @@ def outcomes(model_type: str) -> dict[str, str]:
 
 def reason(message: str) -> str:
     """What an error says, without which layer it is about and what to do instead."""
+    message = re.sub(r"\s+", " ", message)
     message = re.sub(r"^the (heads|neurons) of \S+ cannot be cut out: ", "", message)
     message = re.sub(
         r"^(no ordinary checkpoint can hold this model, save_pruned.* can|blocks cannot be dropped): ", "", message

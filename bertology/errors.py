@@ -21,6 +21,7 @@ import errno
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -142,11 +143,20 @@ def writable(path: str | Path) -> Iterator[None]:
     except BertologyError:
         raise
     except OSError as error:
-        room = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
-        then = "make room on the disk, or name a file elsewhere" if room else "name a file in a folder that exists"
-        raise DataError(f"{path} cannot be written ({error}): {then}") from error
-    except (ValueError, SafetensorError) as error:  # such as for a format that is not known; safetensors hides an errno
-        raise DataError(f"{path} cannot be written ({error}): name a file in a folder that exists") from error
+        raise _unwritable(path, error, error.errno) from error
+    except (ValueError, SafetensorError) as error:  # such as for a format that is not known
+        number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors tells the number in words
+        raise _unwritable(path, error, int(number[1]) if number else None) from error
+
+
+def _unwritable(path: str | Path, error: Exception, number: int | None) -> DataError:
+    if number in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        then = "make room on the disk, or name a file elsewhere"
+    elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        then = "name a file in a folder that you can write to"
+    else:
+        then = "name a file in a folder that exists"
+    return DataError(f"{path} cannot be written ({error}): {then}")
 
 
 def checked(function: F) -> F:

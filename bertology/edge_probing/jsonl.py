@@ -12,6 +12,7 @@ from typing import Any
 from ..corpora.files import BLANKS, json_of, open_text, text_of, words_of
 from ..corpora.skips import Broken, BrokenPart, placed
 from ..errors import DataError, checked, shown, writable
+from ..results.complete_file import complete_file
 from ..results.files import check_suffix
 from .tasks import Counted, EdgeTask, Record, Target, check_inside
 
@@ -87,13 +88,17 @@ def write_edges(task: EdgeTask, path: str | Path, *, labels: str | Path | None =
     ends = [label for label in task.labels if "\n" in label or "\r" in label]
     if labels is not None and ends:
         raise DataError(f"labels must not contain line breaks, got {ends[0]!r}")
-    with writable(path), open(path, "w", encoding="utf-8", newline="\n") as file:
+    with (
+        writable(path),
+        complete_file(Path(path)) as part,
+        open(part, "w", encoding="utf-8", newline="\n") as file,
+    ):
         for record in task:
             file.write(json.dumps(_written(record), ensure_ascii=False) + "\n")
     if labels is None:
         return
-    with writable(labels):
-        Path(labels).write_text("".join(f"{label}\n" for label in task.labels), encoding="utf-8", newline="\n")
+    with writable(labels), complete_file(Path(labels)) as part:
+        part.write_text("".join(f"{label}\n" for label in task.labels), encoding="utf-8", newline="\n")
 
 
 @dataclass

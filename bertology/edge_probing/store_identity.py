@@ -13,13 +13,24 @@ from typing import Any
 from torch import nn
 
 from ..errors import DataError
-from ..streaming.identity import config_settings, weights_digest
+from ..streaming.identity import config_settings, edits_identity, weights_digest
 from .tasks import EdgeTask
 
 About = Mapping[str, Any]
 """What meta.json says of a store."""
 # Text in which tokenizers differ: case, accents, digits, signs, scripts, blanks.
 _SAMPLE = "Él ate 1,234.5 naïve cafés, isn't HE?  日本語 x_y@z.com — №7"
+
+
+# What is told in words where it differs, and not by its values.
+_IN_WORDS = {
+    "weights": "model's weights",
+    "data": "data",
+    "tokenizer": "tokenizer",
+    "labels": "labels",
+    "counted": "labels that count",
+    "edits": "edits, such as gates",
+}
 
 
 def identity(
@@ -34,6 +45,7 @@ def identity(
         "data": joined_digest([data_digest(part, settings["raw_text"]) for part in parts_of_sizes(task, sizes)]),
         "labels": list(task.labels),
         "counted": list(task.counted),
+        "edits": edits_identity(model),
         **settings,
     }
 
@@ -42,8 +54,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """The differences between two identities, in words; empty if there is none."""
     found = []
     for name, wanted in here.items():
-        # Stores of earlier versions are of words joined by blanks.
-        got = there.get(name, False if name == "raw_text" else None)
+        # Stores of earlier versions are of words joined by blanks, and say nothing of edits.
+        got = there.get(name, {"raw_text": False, "edits": []}.get(name))
         if name == "config":
             # Versions of transformers write down more settings or fewer: those in both are compared.
             found += [
@@ -51,9 +63,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
                 for key, value in wanted.items()
                 if isinstance(got, Mapping) and key in got and got[key] != value
             ]
-        elif name in ("weights", "data", "tokenizer", "labels", "counted"):
-            said = {"counted": "labels that count", "weights": "model's weights"}.get(name, name)
-            found += [f"the {said}"] if got != wanted else []
+        elif name in _IN_WORDS:
+            found += [f"the {_IN_WORDS[name]}"] if got != wanted else []
         elif got != wanted:
             found.append(f"{name} ({got!r} there, {wanted!r} here)")
     return found

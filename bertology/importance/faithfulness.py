@@ -15,17 +15,15 @@ from ..anatomy.modules import rounding
 from ..anatomy.sites import Anatomy, Head, Heads, heads_where
 from ..data.batches import BatchesOrTexts
 from ..data.losses import ExampleLoss
-from ..data.make_batches import as_batches
-from ..data.metrics import GenerationMetric, Metric, MetricName, spearman
+from ..data.metrics import Metric, MetricName, spearman
 from ..errors import DataError, check_least, checked
 from ..results.axes import axes, axes_of, main_field
 from ..results.result import Result
 from ..results.statistics import Interval, bootstrap_sums, percentile_interval
-from ..streaming.accumulate import accumulate
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from ..tap.gates import Kind, replacement_name
-from .corrupted_variants import CorruptedVariants
+from .corrupted_heads import CorruptedHeads
 from .many_gates import score_variants
 
 
@@ -142,20 +140,20 @@ def faithfulness(
     kept = torch.zeros(anatomy.present.shape)
     for row, head in anatomy.resolve(heads):
         kept[row, head] = 1
-
-    def make_gates(anatomy: Anatomy) -> Tensor:
-        return _gates(anatomy, kept, int(random_sets), seed)
-
-    if corrupted is None:
-        found = score_variants(
-            model, batches, make_gates, metric=metric, replace=replace, loss=loss, seed=seed, progress=progress,
-            tokenizer=tokenizer,
-        )  # fmt: skip
-    else:
-        _check_corrupted(replace, metric)
-        against = CorruptedVariants(make_gates, metric, corrupted, tokenizer, loss)
-        given = as_batches(model, batches, tokenizer, sort=False)
-        found = accumulate(model, given, against, progress=progress)[0]
+    against = None if corrupted is None else _against(model, corrupted, tokenizer, replace)
+    found = score_variants(
+        model,
+        batches,
+        lambda anatomy: _gates(anatomy, kept, int(random_sets), seed),
+        metric=metric,
+        replace=against or replace,
+        loss=loss,
+        seed=seed,
+        progress=progress,
+        tokenizer=tokenizer,
+    )
+    if against is not None:
+        against.check_end()
     scores, losses = found.scores.double(), found.losses
     step = rounding(model)
     of_metric, of_loss = _shares(scores, found.metric, step), _shares(losses.mean(1), "loss", step)
@@ -170,7 +168,7 @@ def faithfulness(
         base_losses=losses[0],
         none_losses=losses[1],
         metric=found.metric,
-        replace=replacement_name(replace) if corrupted is None else "corrupted",
+        replace=replacement_name(replace) if against is None else against.name,
         size=int(kept.sum()),
         examples=losses.shape[1],
         labels=anatomy.labels,
@@ -178,12 +176,11 @@ def faithfulness(
     )
 
 
-def _check_corrupted(replace: Kind | Tensor, metric: MetricName | Metric) -> None:
-    """Raise `DataError` for what corrupted inputs cannot be combined with."""
+def _against(model: nn.Module, corrupted: BatchesOrTexts, tokenizer: Any, replace: Kind | Tensor) -> CorruptedHeads:
+    """The outputs of heads on corrupted inputs. Raises `DataError` where another replacement was named too."""
     if isinstance(replace, Tensor) or replace != "mean":
         raise DataError("pass corrupted= or replace=, not both: each says what stands for the outputs of other heads")
-    if isinstance(metric, GenerationMetric):
-        raise DataError("corrupted= is not possible with a GenerationMetric, whose texts become longer token by token")
+    return CorruptedHeads(model, corrupted, tokenizer)
 
 
 def _gates(anatomy: Anatomy, kept: Tensor, random_sets: int, seed: int) -> Tensor:

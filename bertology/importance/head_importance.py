@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batch_checks import input_name
 from ..data.batches import Batch, BatchesOrTexts, examples, rows_per_example
-from ..data.losses import ExampleLoss, example_losses
+from ..data.losses import ExampleLoss
 from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
@@ -21,6 +21,7 @@ from ..results.statistics import standard_error_of_sums
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
 from ..streaming.identity import identity
+from ..streaming.loss_gradients import LossGradientAccumulator
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from ..tap.gates import gating, token_gating
@@ -128,7 +129,7 @@ class GateAccumulator(Accumulator):
         return [finite(cpu64(x) / many, there, what) for x in sums]
 
 
-class ImportanceAccumulator(GateAccumulator):
+class ImportanceAccumulator(LossGradientAccumulator, GateAccumulator):
     """Sums |g|, g and g² of every head over examples, for `accumulate`; its options are those of `head_importance`."""
 
     absolute: Tensor = stat("layer head")
@@ -156,21 +157,23 @@ class ImportanceAccumulator(GateAccumulator):
                 yield
             return
         self._gates = self.gates(batch, 1.0)
-        with gating(self.anatomy, self._gates if repeat == 1 else self._gates.repeat_interleave(repeat, dim=1)):
+        gates = self._gates if repeat == 1 else self._gates.repeat_interleave(repeat, dim=1)
+        with gating(self.anatomy, gates.unbind()):
             yield
 
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """Run one backward pass, to the gates only; the loss of an example depends only on its own gates."""
-        losses = example_losses(self._loss, outputs, batch)
-        self.check_values(losses)
-        loss = losses.sum()
-        if not loss.requires_grad:
-            unit = self.anatomy.sites[0].unit
-            raise UnknownAnatomy(
-                f"the loss does not depend on any {unit}: it was detached from the graph, or no {unit} was run"
-            )
-        gates = [gate for _, gate in self._token_gates] if self._granularity == "token" else [self._gates]
-        found = torch.autograd.grad(loss, gates, retain_graph=self.keeps_graph, allow_unused=True) if gates else ()
+    def points(self) -> list[Tensor]:
+        """The gates; the loss of an example depends only on its own."""
+        return [gate for _, gate in self._token_gates] if self._granularity == "token" else [self._gates]
+
+    def detached(self) -> UnknownAnatomy:
+        """Of a loss that depends on no head."""
+        unit = self.anatomy.sites[0].unit
+        return UnknownAnatomy(
+            f"the loss does not depend on any {unit}: it was detached from the graph, or no {unit} was run"
+        )
+
+    def add_gradients(self, found: Sequence[Tensor | None], batch: Batch) -> None:
+        """Add the gradients of a batch to the sums."""
         if all(gradient is None for gradient in found):
             raise UnknownAnatomy(
                 f"the gradient does not reach the {self.anatomy.sites[0].unit}s: the model builds its own autograd "
@@ -183,6 +186,7 @@ class ImportanceAccumulator(GateAccumulator):
             gradient, absolute = _of_tokens(sites, found, torch.zeros(shape, dtype=torch.float64, device=device))
             del self._token_gates
         else:
+            assert found[0] is not None
             gradient = found[0].to(device, torch.float64)
             absolute = gradient.abs()
             del self._gates

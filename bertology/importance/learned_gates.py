@@ -26,6 +26,7 @@ from ..data.losses import ExampleLoss, example_losses, find_loss
 from ..data.make_batches import as_batches
 from ..errors import DataError, check_least, checked, is_whole
 from ..results.axes import axes
+from ..results.complete_file import locked
 from ..results.fields import model_name
 from ..results.result import Result, cpu64
 from ..streaming.first_example import FirstExample, check_padding
@@ -140,7 +141,8 @@ def fit_gates(
         loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
         tokenizer: needed for texts: the model's.
         checkpoint: a file from which an interrupted training resumes, given the same model and data. Each training has
-            a file of its own, whose name ends in its number. They are removed at the end.
+            a file of its own, whose name ends in its number. They are removed at the end. Each process needs its own
+            `checkpoint`.
         progress: True for a progress bar over trainings, or its title; no bar without it.
         merge: whose batches the gates are trained on under `torch.distributed`: those of "all" processes, or of a group
             of them. Each process then trains the same gates on all of these. With "none", this process trains alone, on
@@ -165,7 +167,7 @@ def fit_gates(
     seeds = tuple(int(seed) for seed in seeds)
     chosen = loss or find_loss(model)
     _check_same(model, (settings, seeds, held_out is None))
-    with undisturbed(model), uncached(model), torch.inference_mode(False):
+    with undisturbed(model), uncached(model), torch.inference_mode(False), locked(checkpoint):
         data = _kept(model, batches, tokenizer, "batches")
         other = data if held_out is None else _kept(model, held_out, tokenizer, "held-out batches")
         check_padding(anatomy, data[0])
@@ -174,9 +176,9 @@ def fit_gates(
         labelled = loss is not None
         trained = _trained(anatomy, data, chosen, settings, seeds, labelled, checkpoint, progress)
         found = _measured(anatomy, trained, other, chosen, settings, labelled=labelled)
-    for one in trained:
-        if one.file is not None:
-            one.file.remove()
+        for one in trained:
+            if one.file is not None:
+                one.file.remove()
     gates, logits, rewarded, losses, open_losses, base = found
     rows = [one.losses for one in trained if one.sign > 0]
     return LearnedGates(

@@ -38,7 +38,7 @@ from ..streaming.progress import Progress, progress_bar
 from ..streaming.same_data import same_data
 from ..tap import uncached
 from ..tap.branches import Branches, Seen
-from ..tap.gates import Replacement, ablated, check_replacement, replacement_name
+from ..tap.gates import Replacement, ablated, check_replacement
 from .score import INVERSE_LOSS, predictions, score
 
 NAN = float("nan")
@@ -92,7 +92,7 @@ class VariantAccumulator(Accumulator):
         make_gates: Callable[[Anatomy], Tensor],
         metric: str | Metric,
         loss: ExampleLoss | None = None,
-        replace: Tensor | str = "zero",
+        replace: Tensor | str | Replacement = "zero",
         seed: int = 0,
     ) -> None:
         self._make_gates, self._own, self._replace, self._seed = make_gates, loss, replace, seed
@@ -106,23 +106,22 @@ class VariantAccumulator(Accumulator):
             raise DataError("there is no head to ablate: all heads of this model were pruned")
         self.choose_loss(anatomy, self._own)
         self._gates = self._make_gates(anatomy)
-        replacement = self.replacement(anatomy)
+        given = self._replace
+        if not isinstance(given, Replacement):
+            given = Replacement(anatomy, check_replacement(anatomy, given), self._seed)
+        self._replacement = given
         states = self._look_at_states if self._metric is None and isinstance(self._loss, TokenLoss) else None
-        self._branches = Branches(anatomy, replacement, self._inputs, self._look, states)
+        self._branches = Branches(anatomy, self._replacement, self._inputs, self._look, states)
         self._kept: list[Seen] = []
         self._ran = torch.zeros(anatomy.layers, dtype=torch.bool)
         return super().zero(anatomy)
-
-    def replacement(self, anatomy: Anatomy) -> Replacement:
-        """What replaces the outputs of heads whose gates are closed."""
-        return Replacement(anatomy, check_replacement(anatomy, self._replace), self._seed)
 
     def settings(self) -> str:
         """The metric, the loss, the gates and the replacement of heads."""
         digest = hashlib.sha256(self._gates.numpy().tobytes())
         if isinstance(self._replace, Tensor):
             digest.update(self._replace.detach().double().cpu().numpy().tobytes())
-        replaced = replacement_name(self._replace)
+        replaced = self._replacement.name
         return f"{identity(self._metric)} {identity(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
 
     def check_batch(self, batch: Batch) -> None:
@@ -134,6 +133,7 @@ class VariantAccumulator(Accumulator):
     def watch(self, batch: Batch) -> Iterator[None]:
         """Record the pass of the model itself."""
         check_no_cache(batch, why="a batch is run in several copies at once")
+        self._replacement.start_batch(batch, self._inputs)
         with uncached(self.anatomy.model), ExitStack() as self._recording:
             self._record = self._recording.enter_context(self._branches.recorded(batch))
             yield
@@ -215,7 +215,7 @@ def score_variants(
     make_gates: Callable[[Anatomy], Tensor],
     *,
     metric: str | Metric,
-    replace: str | Tensor,
+    replace: str | Tensor | Replacement,
     loss: ExampleLoss | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -243,10 +243,12 @@ def score_variants(
 
 def _generation_scores(
     model: nn.Module, batches: Batches, make_gates: Callable[[Anatomy], Tensor], metric: GenerationMetric,
-    replace: str | Tensor, progress: Progress,
+    replace: str | Tensor | Replacement, progress: Progress,
 ) -> Tensor:  # fmt: skip
     """[variant]: the metric of what the whole model generates, and the model under each set of gates."""
     anatomy = dissect(model)
+    if isinstance(replace, Replacement):
+        raise DataError("corrupted= is not possible with a GenerationMetric, whose texts become longer token by token")
     check_replacement(anatomy, replace)
     if isinstance(replace, str) and replace not in ("zero", "mean"):
         raise DataError(f"replace={replace!r} is not possible with a GenerationMetric: take 'zero', 'mean' or a tensor")

@@ -29,7 +29,7 @@ from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress, progress_bar
 from ..streaming.same_data import same_data
 from ..tap import tap
-from ..tap.gates import skipping
+from ..tap.skipped import skipping
 from .score import LossAccumulator, scorer
 
 

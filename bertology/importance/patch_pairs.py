@@ -145,8 +145,8 @@ def _result(
         labels, by_head = anatomy.labels, options.parts == "heads"
         ran = torch.tensor([row in runs.base for row, _ in runs.groups])
         groups = [group for group in runs.groups if group[0] in runs.base]
-        places = [torch.tensor([row for row, _ in groups])]
-        places += [torch.tensor([heads[0] for _, heads in groups])] if by_head else []
+        places = [torch.tensor([row for row, _ in groups], dtype=torch.long)]
+        places += [torch.tensor([heads[0] for _, heads in groups], dtype=torch.long)] if by_head else []
         shape = (anatomy.layers, anatomy.heads) if by_head else (anatomy.layers,)
         parts = [_laid_out(x[..., ran], tuple(places), shape) for x in parts]
     effect, raw, each = parts

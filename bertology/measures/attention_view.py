@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, check_least, checked, need, writable
+from ..results.complete_file import complete_file
 from ..results.files import check_suffix
 from ..streaming.one_batch import Capture
 from .example_maps import ExampleMaps, example_maps
@@ -45,8 +46,8 @@ class InteractiveView:
         Raises `DataError` if it cannot be written, and for a name that ends as no page does, such as `.png`.
         """
         check_suffix(path, (".html", ".htm"), "a view is saved as a page")
-        with writable(path):
-            Path(path).write_text(self.html, encoding="utf-8")
+        with writable(path), complete_file(Path(path)) as part:
+            part.write_text(self.html, encoding="utf-8")
 
 
 def interactive_view(

@@ -98,7 +98,7 @@ class EntropyAccumulator(MapAccumulator):
         """Add the entropies of these layers, which are given block by block: for each layer entropies, real tokens."""
         device = self.total.device
         count = torch.zeros(len(blocks[0][0][1]), dtype=torch.int64, device=device)
-        total: Tensor | int = 0
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for block in blocks:
             real = block[0][1].to(device)
             each = torch.stack([x for x, _ in block]).to(device)  # [site, batch, head, query]

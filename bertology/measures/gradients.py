@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts
-from ..data.losses import ExampleLoss, example_losses
+from ..data.losses import ExampleLoss
 from ..data.token_classes import OTHER, TokenClass, TokenClasses
 from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
@@ -19,6 +19,7 @@ from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import MapAccumulator, stat
 from ..streaming.identity import identity
+from ..streaming.loss_gradients import LossGradientAccumulator
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 
@@ -46,10 +47,9 @@ class AttentionGradients(Result):
         return self.values[..., self.classes.index(name)]
 
 
-class GradientsAccumulator(MapAccumulator):
+class GradientsAccumulator(LossGradientAccumulator, MapAccumulator):
     """Sums |∂L/∂α| by token class, for `accumulate`; its options are `attention_gradients`'."""
 
-    needs_gradient = True
     needs_finite_weights = True
     whole = True
     _loss: ExampleLoss
@@ -94,18 +94,18 @@ class GradientsAccumulator(MapAccumulator):
             )
         self._maps[site], self._masks[site] = weights, real
 
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """Run one backward pass, up to the maps; the loss of an example depends only on the maps of that example."""
-        losses = example_losses(self._loss, outputs, batch)
-        self.check_values(losses)
-        loss = losses.sum()
-        if not loss.requires_grad:
-            raise UnknownAnatomy("the loss does not depend on any attention: it was detached from the graph")
-        found = torch.autograd.grad(
-            loss, list(self._maps.values()), retain_graph=self.keeps_graph, materialize_grads=True, allow_unused=True
-        )
-        for site, gradient in zip(self._maps, found, strict=True):
-            self._add(site, gradient.abs(), batch)
+    def points(self) -> list[Tensor]:
+        """The maps; the loss of an example depends only on those of that example."""
+        return list(self._maps.values())
+
+    def detached(self) -> UnknownAnatomy:
+        """Of a loss that depends on no map."""
+        return UnknownAnatomy("the loss does not depend on any attention: it was detached from the graph")
+
+    def add_gradients(self, found: Sequence[Tensor | None], batch: Batch) -> None:
+        """Add the gradients of a batch to the sums; 0 for a map that its loss does not depend on."""
+        for (site, weights), gradient in zip(self._maps.items(), found, strict=True):
+            self._add(site, torch.zeros_like(weights) if gradient is None else gradient.abs(), batch)
 
     def _add(self, site: Site, gradient: Tensor, batch: Batch) -> None:
         masks = self._classes.masks(self.anatomy, batch, site.stack, gradient.shape[3])

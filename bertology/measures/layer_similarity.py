@@ -84,7 +84,7 @@ class SimilarityAccumulator(Accumulator):
 
     def settings(self) -> str:
         """The layers, the examples, the seed, and the other model."""
-        other = "" if self._other is None else "\n".join(model_identity(self._other, "checkpoint"))
+        other = "" if self._other is None else "\n".join(model_identity(self._other, "checkpoint", edits=False))
         return f"{self._layers} {self._over} {self._seed} {other}"
 
     def zero(self, anatomy: Anatomy) -> SimilarityAccumulator:

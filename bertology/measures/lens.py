@@ -111,8 +111,12 @@ def logit_lens(
 
 
 def _read_by_head(anatomy: Anatomy) -> Stack:
-    """The stack whose hidden states the task head reads: the decoder of an encoder-decoder, else the only one."""
+    """The stack whose hidden states the task head reads: the decoder of an encoder-decoder, else the only one.
+
+    A tower for images beside a stack for text is not read by the head itself.
+    """
     stacks = [stack for stack in anatomy.stacks if stack.blocks]
+    stacks = [stack for stack in stacks if not stack.reads_images] or stacks
     decoders = [stack for stack in stacks if stack.name == "decoder"] if len(stacks) > 1 else stacks
     if len(decoders) != 1:
         there = ", ".join(stack.name for stack in stacks) or "none"

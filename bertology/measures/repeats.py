@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.accumulator import MapAccumulator, add_to, stat
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 
@@ -65,7 +65,7 @@ class RepeatsAccumulator(MapAccumulator):
         if not isinstance(batch.get(IDS_ARGUMENT), Tensor):
             raise DataError("repeated tokens are found by their ids, but the batch has no input_ids: pass them")
         self._batch, self._tokens = batch, RealQueries(self.anatomy, batch)
-        self._patterns: dict[tuple[str, int, int], dict[str, Tensor]] = {}
+        self._patterns: dict[tuple[str, int, int], tuple[_Pattern, ...]] = {}
 
     def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
         """Add the attention of a block of queries to the keys that count for each score."""
@@ -75,28 +75,45 @@ class RepeatsAccumulator(MapAccumulator):
         about = (site.stack, rows.start, rows.stop)
         if about not in self._patterns:
             keys = self._tokens.among(site, slice(0, ids.shape[1]), weights.new_empty(len(weights), 1, ids.shape[1], 0))
-            self._patterns[about] = _patterns(ids.to(weights.device), keys, real, rows)
-        # Where a padded query has NaN, its pattern is empty, but 0 times NaN would not be 0.
-        weights = weights.masked_fill(~real[:, None, :, None], 0)
-        for name, counted in (("induction", "followers"), ("duplicate", "repeats"), ("previous", "queries")):
-            pattern = self._patterns[about][name]
-            each = torch.einsum("bhqk,bqk->bhq", weights, pattern.to(weights.dtype))
-            sums, counts = getattr(self, name), getattr(self, counted)
-            sums[site.row, list(site.kept)] += each.to(sums.device).sum((0, 2), dtype=torch.float64)
-            counts[site.row] += pattern.any(-1).sum().to(counts.device)
+            found = _patterns(ids.to(weights.device), keys, real, rows)
+            self._patterns[about] = tuple(_Pattern(name, one, int(one.any(-1).sum())) for name, one in found.items())
+        if not bool(real.all()):
+            # Where a padded query has NaN, its pattern is empty, but 0 times NaN would not be 0.
+            weights = weights.masked_fill(~real[:, None, :, None], 0)
+        for pattern in self._patterns[about]:
+            if not pattern.queries:
+                continue  # most texts repeat little
+            each = torch.einsum("bhqk,bqk->bhq", weights, pattern.keys.to(weights.dtype))
+            sums, counts = getattr(self, pattern.name), getattr(self, _COUNTS[pattern.name])
+            add_to(sums, site, each.to(sums.device).sum((0, 2), dtype=torch.float64))
+            counts[site.row] += pattern.queries
 
     def compute(self) -> RepeatScores:
         """Divide by the number of queries with such tokens before them."""
         self.check_measured(self.queries, "real query")
-        counts = {"induction": self.followers, "duplicate": self.repeats, "previous": self.queries}
         means: dict[str, Any] = {}
-        for name, many in counts.items():
+        for name, counted in _COUNTS.items():
+            many = getattr(self, counted)
             there = self.anatomy.present & (many.cpu() > 0)[:, None]
             means[name] = finite(cpu64(getattr(self, name)) / many.cpu()[:, None], there, f"repeat scores ({name})")
         return RepeatScores(
             **means, followers=self.followers.cpu(), repeats=self.repeats.cpu(), queries=self.queries.cpu(),
             labels=self.anatomy.labels,
         )  # fmt: skip
+
+
+# {score: the sum that counts its queries}
+_COUNTS = {"induction": "followers", "duplicate": "repeats", "previous": "queries"}
+
+
+class _Pattern(NamedTuple):
+    """The keys that count for a score, of a block of query rows: all layers read the same."""
+
+    name: str
+    keys: Tensor
+    """[batch, query, key], bool: the keys that count."""
+    queries: int
+    """How many queries have such keys."""
 
 
 def _patterns(ids: Tensor, real: Tensor, mask: Tensor, rows: slice) -> dict[str, Tensor]:

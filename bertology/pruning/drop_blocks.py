@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -23,7 +24,7 @@ from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
 from ..tap import one_thread, uncached, undisturbed
-from ..tap.gates import skipping
+from ..tap.skipped import skipping
 from .parts_of_heads import check_in_memory
 from .prune import count_parameters, fewer
 from .uniform import arguments, built, check_same, numbers
@@ -89,15 +90,13 @@ def drop_blocks(
         _shorten_nested(config, stacks_of)
     except Exception as error:  # those of the checks of configs
         raise PruningError(f"blocks cannot be dropped: {type(config).__name__} refuses it ({error})") from error
-    _prove(model, there, rows, config, lists, given)
-    total, own = count_parameters(model), sites_of_own_configs(model, there.sites)
-    with one_thread(model):
-        for module, gone in lists.items():
-            _cut(module, gone)
-        _shorten_nested(model.config, stacks_of)
-        for one, sites in own:
-            if all(one is not other for other in nested_configs(model.config).values()):
-                _shorten(one, _gone_of(sites, rows))  # caches are made by it
+    wanted = _prove(model, there, rows, config, lists, given)
+    total = count_parameters(model)
+    with one_thread(model), ExitStack() as undo:
+        _drop(model, there, rows, lists, stacks_of, undo)
+        with undisturbed(model):
+            check_same(wanted, model, given, "blocks cannot be dropped")
+        undo.pop_all()
     names = tuple(there.labels[row] for row in rows)
     return DroppedBlocks(names, total, count_parameters(model), there.labels, model_name=model_name(model))
 
@@ -184,8 +183,8 @@ def _shorten(config: Any, stacks: list[_Gone]) -> None:
 
 def _prove(
     model: Any, there: BlockAnatomy, rows: list[int], config: Any, lists: dict[nn.ModuleList, list[int]], given: Batch
-) -> None:
-    """Raise `PruningError` unless a model of the new config computes what this one does without these blocks."""
+) -> list[Tensor]:
+    """What the model computes without these blocks. Raises `PruningError` unless a model of the new config does too."""
     folders = {module: path for path, module in model.named_modules() if module in lists}
     weights: dict[str, Tensor] = {}
     for name, x in model.state_dict().items():
@@ -201,15 +200,37 @@ def _prove(
     with undisturbed(model), uncached(model), torch.no_grad(), skipping(there, rows):
         wanted = numbers(model(**given))
     check_same(wanted, smaller, given, "blocks cannot be dropped")
+    return wanted
 
 
-def _cut(blocks: nn.ModuleList, gone: list[int]) -> None:
+def _drop(
+    model: Any, there: BlockAnatomy, rows: list[int], lists: dict[nn.ModuleList, list[int]],
+    stacks_of: dict[str, list[_Gone]], undo: ExitStack,
+) -> None:  # fmt: skip
+    """Remove blocks from the model, and from its configs."""
+    own = sites_of_own_configs(model, there.sites)
+    for module, gone in lists.items():
+        _cut(module, gone, undo)
+    nested = list(nested_configs(model.config).values())
+    for one in (*nested, *(one for one, _ in own)):
+        undo.callback(vars(one).update, dict(vars(one)))
+    _shorten_nested(model.config, stacks_of)
+    for one, sites in own:
+        if all(one is not other for other in nested):
+            _shorten(one, _gone_of(sites, rows))  # caches are made by it
+
+
+def _cut(blocks: nn.ModuleList, gone: list[int], undo: ExitStack) -> None:
     """Remove blocks from a list, and write the new numbers of the others into their modules."""
-    left = [(number, block) for number, block in enumerate(blocks) if number not in gone]
+    before = list(blocks)
+    undo.callback(blocks.extend, before)
+    undo.callback(blocks.__delitem__, slice(None))
     for place in sorted(gone, reverse=True):
         del blocks[place]
-    for new, (old, block) in enumerate(left):
-        for module in block.modules():
+    left = [number for number in range(len(before)) if number not in gone]
+    for new, old in enumerate(left):
+        for module in before[old].modules():
             for name in BLOCK_NUMBER_NAMES:
                 if getattr(module, name, None) == old:
+                    undo.callback(setattr, module, name, old)
                     setattr(module, name, new)

@@ -28,6 +28,7 @@ from .accumulator import A, Accumulator, MapAccumulator, read_maps, states_of
 from .checkpoint import Checkpoint
 from .first_example import check_padding
 from .identity import add_batch, model_identity
+from .loss_gradients import update_all
 from .named_axes import merge_by_name
 from .processes import Merge, check_counts, check_same_work, gathered, merges, processes
 from .progress import Progress, progress_bar
@@ -257,8 +258,7 @@ def _update(anatomy: Anatomy, batch: dict[str, Any], accumulators: Sequence[Accu
         _watch(accumulators, batch, watching)
         with lost_gradients(anatomy, batch) if follow else nullcontext() as lost:
             outputs = run_model(model, batch, labels=labelled)
-        for accumulator in accumulators:
-            accumulator.update(noted, outputs)
+        update_all(accumulators, noted, outputs)
     for accumulator in accumulators:
         if lost and accumulator.needs_gradient:
             accumulator.check_gradient(batch, lost[0], labelled=labelled)

@@ -11,9 +11,10 @@ import shutil
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -144,7 +145,7 @@ class TensorFiles:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, FileIO] = {}
         self._undo = ExitStack()
 
     def __enter__(self) -> TensorFiles:
@@ -153,13 +154,14 @@ class TensorFiles:
     def __exit__(self, *_: object) -> None:
         self._undo.close()
 
-    def open(self, name: str, end: int = 0) -> BinaryIO:
+    def open(self, name: str, end: int = 0) -> FileIO:
         """A file, of which only the first `end` bytes are kept when it is first opened."""
         if name not in self._files:
             path = self._path / name
             with writable(path):
                 path.touch()
-                file = self._undo.enter_context(path.open("r+b"))
+                # Without a buffer, whose content would be written once more when a file on a full disk is closed.
+                file = self._undo.enter_context(path.open("r+b", buffering=0))
                 file.truncate(end)
                 file.seek(end)
             self._files[name] = file
@@ -168,9 +170,10 @@ class TensorFiles:
     def write(self, name: str, content: Any) -> None:
         """Write bytes to the end of a file. Raises `DataError` where the disk is full."""
         file = self.open(name)
+        left = memoryview(content)
         with writable(self._path / name):
-            file.write(content)
-            file.flush()
+            while left:  # a disk that is nearly full takes a part
+                left = left[file.write(left) :]
 
     def append(self, name: str, x: Tensor) -> Record:
         """Write a tensor to the end of a file, at a multiple of the size of its elements."""

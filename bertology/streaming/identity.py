@@ -25,6 +25,7 @@ from ..anatomy.divided import is_divided, is_fully_sharded
 from ..data.models import config_of
 from ..errors import DataError
 from ..results.files import bytes_of
+from ..tap import edits_of
 from ..tap.private_api import code_parts, function_parts, globals_read
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, torch.dtype, torch.device, range, slice)
@@ -160,8 +161,10 @@ def _instance(x: Any, seen: dict[int, Any]) -> Iterator[str]:
         yield from _lines(value, seen)
 
 
-def model_identity(model: nn.Module, what: str) -> list[str]:
+def model_identity(model: nn.Module, what: str, *, edits: bool = True) -> list[str]:
     """The class, the weights and the settings of a model, which a file is compared by; `what` is the file, for errors.
+
+    Edits that are open, such as gates, belong to it, unless `edits` is False.
 
     Raises `DataError` for weights that are not in memory.
     """
@@ -171,7 +174,20 @@ def model_identity(model: nn.Module, what: str) -> list[str]:
             f"device): load the model without offloading, or measure without a {what}"
         )
     kind = f"{type(model).__module__} {type(model).__qualname__}"
-    return [kind, weights_digest(model), repr(sorted(config_settings(model).items()))]
+    own = [kind, weights_digest(model), repr(sorted(config_settings(model).items()))]
+    return [*own, *(edits_identity(model) if edits else ())]
+
+
+def edits_identity(model: nn.Module) -> list[str]:
+    """The identity of each edit of the model that is open: gates, ablated heads, cut edges, and edits of your own."""
+    return [_of_edit(edit) for edit in edits_of(model)]
+
+
+def _of_edit(edit: Any) -> str:
+    try:
+        return identity(edit)
+    except DataError:  # such as a function of a class without attributes
+        return type(edit).__qualname__
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -18,7 +18,7 @@ from ..errors import DataError, described
 from ..tap import divided_over, whole_weights
 from ..tap.private_api import library_versions
 from .accumulator import Accumulator
-from .identity import config_settings, weights_checksum
+from .identity import config_settings, edits_identity, weights_checksum
 from .named_axes import without_names
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -214,6 +214,7 @@ def check_same_work(model: nn.Module, accumulators: Sequence[Accumulator]) -> No
     mine = {
         "versions of torch and transformers": library_versions(),
         "model": (type(model).__qualname__, weights_checksum(model), repr(sorted(config_settings(model).items()))),
+        "edits, such as gates": edits_identity(model),
         "measures": [type(accumulator).__qualname__ for accumulator in accumulators],
         "settings of the measures": [_settings(accumulator) for accumulator in accumulators],
     }

@@ -31,7 +31,7 @@ from ..results.files import checksum, read_tensors, write_tensors
 from ..results.result import with_measured
 from ..tap.private_api import library_versions
 from .accumulator import Accumulator, Names, states_of
-from .identity import add_batch, identity, model_identity
+from .identity import add_batch, edits_identity, identity, model_identity
 from .named_axes import merge_by_name, without_names
 from .processes import process, processes
 from .samplers import check_not_shared
@@ -44,10 +44,14 @@ PATTERN = "*-of-*.safetensors"
 SAME = {
     "versions": "versions of torch and transformers",
     "model": "model",
+    "edits": "edits, such as gates,",
     "anatomy": "heads, such as the pruned ones,",
     "parts": "MLPs or blocks, such as pruned neurons,",
     "measures": "measures or settings",
 }
+
+TOLD = {"shard", "name", "names", "examples", "data", "versions", "model", "anatomy", "measures"}
+"""What each file says of its sums."""
 
 
 @checked
@@ -208,6 +212,7 @@ def merge_shards(folder: str | Path, *accumulators: Accumulator, model: nn.Modul
     measures = accumulators or tuple(map(_made, first["measures"]))
     anatomy = _anatomy(first["anatomy"]) if model is None else dissect(model)
     own = _measures(measures) if model is None else _work(model, anatomy, measures)
+    own.pop("edits", None)  # those that were open while shards were measured are compared among shards
     _check_same(shards[0], own, "the model and the accumulators that were passed")
     for number, accumulator in enumerate(measures):
         there = first.get("parts", {}).get(str(number))
@@ -221,7 +226,8 @@ def _work(model: nn.Module, anatomy: Anatomy, accumulators: Sequence[Accumulator
     """What identifies the work: files of sums are merged only where it is the same."""
     return {
         "versions": list(library_versions()),
-        "model": model_identity(model, "shard"),
+        "model": model_identity(model, "shard", edits=False),
+        "edits": edits_identity(model),
         "anatomy": [_plain(site) for site in anatomy.sites],
         "parts": {
             str(number): [_plain(site) for site in part.sites]
@@ -303,7 +309,13 @@ def _read(path: Path) -> Sums:
     if said.get("content") != checksum(tensors, text):
         raise DataError(f"{path} is damaged: it does not hold what was written. Remove it, and measure it again")
     about: dict[str, Any] = json.loads(text)
+    if not isinstance(about, dict) or not about.keys() >= TOLD or not _is_shard(about["shard"]):
+        raise DataError(f"{path} does not say what it holds the sums of: measure this shard again")
     return Sums(path, about, tensors)
+
+
+def _is_shard(shard: Any) -> bool:
+    return isinstance(shard, list) and len(shard) == 2 and all(map(is_whole, shard)) and 0 <= shard[0] < shard[1]
 
 
 def _check_complete(shards: Sequence[Sums]) -> None:
@@ -342,4 +354,4 @@ def _compared(name: str, about: Mapping[str, Any]) -> Any:
     """What is compared: of measures not the arguments, which may hold names from the data, but what they amount to."""
     if name == "measures":
         return [(one["class"], one["settings"]) for one in about[name]]
-    return about.get(name, {})
+    return about.get(name) or {}

@@ -10,12 +10,13 @@ for all others; statistics of maps, such as entropies, need no map where attenti
 `arriving` weighs maps by the norms of what arrives; `mixing` parts what attention blocks add up, and `block_sums` finds
 where they do. `gates` scales or replaces heads' outputs. `resume` records a pass and resumes it at a later layer, and
 `branches` runs copies of a batch under several sets of gates from there. `recompute` repeats edits in parts that run
-again in the backward pass.
+again in the backward pass. `edits` notes which edits are open.
 `restore` leaves a model as it was found; `wrapped` lets it run without other processes. `private_api` holds the private
 names of torch and transformers.
 """
 
 from .arriving import output_weights, shares
+from .edits import edits_of
 from .hooks import check_rows, is_tapped, tap
 from .mixing import Mixed
 from .position_bias import narrow_biases, takes_bias
@@ -36,6 +37,7 @@ __all__ = [
     "check_rows",
     "copied",
     "divided_over",
+    "edits_of",
     "first_position_only",
     "is_tapped",
     "matrix",

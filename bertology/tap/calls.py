@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.modules import each_module
 from ..anatomy.oddities import oddities_of
@@ -31,6 +32,12 @@ def attention_modules(anatomy: Anatomy) -> dict[Site, nn.Module]:
     modules = anatomy.model.modules() if remade else ()
     holders = {child: module for module in modules for child in module.children() if child in remade}
     return {site: holders.get(site.attention, site.attention) for site in anatomy.sites}
+
+
+def remove_all(hooks: list[RemovableHandle]) -> None:
+    """Remove these hooks: one call at the end of a tap, and not one for each hook."""
+    for hook in hooks:
+        hook.remove()
 
 
 class Calls(Generic[Place]):
@@ -111,13 +118,15 @@ class Calls(Generic[Place]):
         """
         self._model = anatomy.model
         self._inside = self._by_stack(anatomy)
+        hooks: list[RemovableHandle] = []
+        undo.callback(remove_all, hooks)
         for stack in self._inside:
-            undo.callback(stack.register_forward_pre_hook(self._start_stack).remove)
-            undo.callback(stack.register_forward_hook(self._end_stack).remove)
+            hooks.append(stack.register_forward_pre_hook(self._start_stack))
+            hooks.append(stack.register_forward_hook(self._end_stack))
         if anatomy.model not in self._inside:
-            undo.callback(anatomy.model.register_forward_pre_hook(self._start_model).remove)
-            undo.callback(anatomy.model.register_forward_hook(self._end_model).remove)
-            undo.callback(anatomy.model.register_forward_hook(self._leave_model, always_call=True).remove)
+            hooks.append(anatomy.model.register_forward_pre_hook(self._start_model))
+            hooks.append(anatomy.model.register_forward_hook(self._end_model))
+            hooks.append(anatomy.model.register_forward_hook(self._leave_model, always_call=True))
 
     def _start_stack(self, stack: nn.Module, args: Any) -> None:
         if self._in_model and not self._is_complete(stack):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.blocks import BlockAnatomy
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import MlpAnatomy, dissect_mlps
 from ..anatomy.names import CACHE_ARGUMENTS
@@ -20,6 +19,7 @@ from ..data.images import example_of_each
 from ..data.padding import real_positions
 from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
 from . import tap
+from .edits import noted
 from .listed import as_listed
 from .recompute import Edit, keep_for_recomputation, recomputing
 
@@ -46,6 +46,14 @@ class Replacement:
     def depends_on_batch(self) -> bool:
         """Whether the replacement is computed from the batch."""
         return isinstance(self._replace, str) and self._replace != "zero"
+
+    @property
+    def name(self) -> str:
+        """Its name in a result."""
+        return replacement_name(self._replace)
+
+    def start_batch(self, batch: Batch, inputs: Callable[[Batch], Batch]) -> None:
+        """Get ready for a batch, before the model runs on it; `inputs` gives the model's arguments."""
 
     def values(self, x: Tensor, site: Site, batch: Batch) -> Tensor:
         """The replacement for x, [..., batch, token, head, dim], all heads of a site; it broadcasts to the shape of x.
@@ -148,20 +156,27 @@ def gated(model: nn.Module, gates: Any = None, *, neurons: Any = None) -> Iterat
     with ExitStack() as opened:
         with as_listed(model, anatomy.modules):
             for where, which in given:
+                # Gates for each example belong to a batch, and differ from pass to pass.
+                told = which.detach() if which.dim() == 2 else "of each example"
+                opened.enter_context(noted(where, ("gates", where.sites[0].unit, told)))
                 opened.enter_context(gating(where, which))
         yield
 
 
 @contextmanager
-def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
-    """`gated`, for gates that were checked before, on a model that was dissected before: of heads, or of neurons."""
-    was_off = not torch.is_grad_enabled()
+def gating(anatomy: Anatomy, gates: Tensor | tuple[Tensor, ...]) -> Iterator[None]:
+    """`gated`, for gates that were checked before, on a model that was dissected before: of heads, or of neurons.
+
+    The gates may be parted by layer, `gates.unbind()`: the backward pass then fills one tensor, and not one a layer.
+    """
+    was_off, by_example = not torch.is_grad_enabled(), gates[0].dim() == 2
     of_images = {stack for stack in {site.stack for site in anatomy.sites} if anatomy.reads_images(stack)}
 
     def edit(site: Site, x: Tensor) -> Tensor:
-        if gates.requires_grad and not torch.is_grad_enabled() and not was_off:
+        gate = gates[site.row]
+        if gate.requires_grad and not torch.is_grad_enabled() and not was_off:
             raise UnknownAnatomy(f"the model runs {site.label} without gradients: its gates would seem to do nothing")
-        gate = gates[site.row].to(x)
+        gate = gate.to(x)
         if len(site.kept) < gate.shape[-1]:
             gate = gate.index_select(-1, torch.tensor(site.kept, device=x.device))
         if gate.dim() == 1:
@@ -180,7 +195,7 @@ def gating(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
 
     batch: dict[str, Any] = {}
     with ExitStack() as taps:
-        if gates.dim() == 3 and (isinstance(anatomy, MlpAnatomy) or any(s.reads_images for s in anatomy.stacks)):
+        if by_example and (isinstance(anatomy, MlpAnatomy) or any(s.reads_images for s in anatomy.stacks)):
             taps.enter_context(tap(anatomy, "inputs", read=batch.update))
         taps.enter_context(tap(anatomy, "heads", edit=edit))
         yield
@@ -252,20 +267,6 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
 
 
 @contextmanager
-def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[None]:
-    """Skip these blocks while the `with` lasts: each passes on what it gets. They run all the same."""
-    skipped = {(blocks.sites[row].stack, blocks.sites[row].layer + 1) for row in rows}
-    before: dict[str, Tensor] = {}
-
-    def edit(stack: str, layer: int, x: Tensor) -> Tensor:
-        before[stack] = before[stack] if (stack, layer) in skipped else x
-        return before[stack]
-
-    with tap(blocks, "block", edit=edit):
-        yield
-
-
-@contextmanager
 @checked
 def ablated(
     model: nn.Module,
@@ -324,7 +325,7 @@ def ablated(
         batch.clear()
         batch.update(later)
 
-    with ExitStack() as taps:
+    with noted(anatomy, ("ablated", sorted(places), replace, seed)), ExitStack() as taps:
         if replacement.depends_on_batch:
             taps.enter_context(tap(anatomy, "inputs", read=look))
             keep_for_recomputation(Edit(lambda undo: None, lambda: partial(with_batch, dict(batch))), taps)

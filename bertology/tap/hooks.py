@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.dissect import dissect
 from ..anatomy.forward_source import is_transformers_4
@@ -21,7 +22,8 @@ from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
 from .arriving import Arriving
 from .attention_maps import tap_maps
 from .block_sums import follow_sums
-from .calls import Calls
+from .calls import Calls, remove_all
+from .edits import noted
 from .function_mode import of_reader, watch_products
 from .map_reader import Wants
 from .mixing import Parting
@@ -29,6 +31,7 @@ from .private_api import has_pre_hooks, replace_forward
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
 from .row_statistics import Wanted
+from .states import flat_states, laid_out
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
@@ -97,9 +100,11 @@ def tap(
     check_rows(rows)
     anatomy = dissect(anatomy) if isinstance(anatomy, nn.Module) else anatomy
     once = edit is None if once is None else once
+    own = (getattr(edit, "__module__", None) or "").partition(".")[0] == __name__.partition(".")[0]
+    note = nullcontext() if edit is None or own else noted(anatomy, ("edit", place, _name_of(edit)))
     read = None if read is None else of_reader(of_first_run(read))
     edit = None if edit is None else of_reader(edit)
-    with ExitStack() as undo:
+    with note, ExitStack() as undo:
         undo.enter_context(one_thread(anatomy.model))
         watch_recomputation(undo)
         undo.enter_context(uncompiled())
@@ -119,6 +124,11 @@ def tap(
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
+
+
+def _name_of(edit: Callable[..., Any]) -> str:
+    """The name of an edit: what it computes may depend on values that change while it is open."""
+    return f"{getattr(edit, '__module__', None)}.{getattr(edit, '__qualname__', type(edit).__qualname__)}"
 
 
 def _nothing(site: Site, x: Tensor, rows: slice) -> None:
@@ -187,9 +197,11 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         if bare:
             watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
         open_torch_attention((site.attention for site in anatomy.sites), undo)
+        hooks: list[RemovableHandle] = []
+        undo.callback(remove_all, hooks)
         for module in calls.modules:
             if module not in bare:
-                undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+                hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
 
     place(undo)
     if edit is not None:
@@ -224,8 +236,10 @@ def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: boo
 
     def place(undo: ExitStack) -> None:
         calls.watch(mlps, undo)
+        hooks: list[RemovableHandle] = []
+        undo.callback(remove_all, hooks)
         for module in calls.modules:
-            undo.callback(module.register_forward_hook(after).remove)
+            hooks.append(module.register_forward_hook(after))
 
     place(undo)
     if edit is not None:
@@ -252,7 +266,7 @@ def _join(site: Site, heads: Tensor, rest: Tensor | None, like: Tensor) -> Tenso
 
 
 # Those of nearly all models, which need no rearrangement.
-_PLAIN_LAYOUT, _PLAIN_STATES = "batch token width", "batch token hidden"
+_PLAIN_LAYOUT = "batch token width"
 # The layouts, by their number of axes, of heads that most often come as [batch, token, width]: an image tower may have
 # the patches of all images in one row, or keep them in rows and columns.
 _OTHER_LAYOUTS = {2: "token width", 4: "batch row column width"}
@@ -295,15 +309,17 @@ def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: b
 
     def place(undo: ExitStack) -> None:
         tapped.calls.watch(anatomy, undo)
+        hooks: list[RemovableHandle] = []
+        undo.callback(remove_all, hooks)
         for block in tapped.firsts:
-            undo.callback(block.register_forward_pre_hook(tapped.before, with_kwargs=True).remove)
+            hooks.append(block.register_forward_pre_hook(tapped.before, with_kwargs=True))
         for block in tapped.calls.modules:
             # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its
             # own, and before transformers 5 what it has put in the place of `forward`.
             if edit is not None and is_transformers_4():
                 replace_forward(block, partial(tapped.edited_forward, block, block.forward), undo)
             else:
-                undo.callback(block.register_forward_hook(tapped.after, prepend=edit is not None).remove)
+                hooks.append(block.register_forward_hook(tapped.after, prepend=edit is not None))
 
     place(undo)
     if edit is not None:
@@ -362,25 +378,11 @@ class _TappedBlocks:
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]
-        if self._edit is None and layout == _PLAIN_STATES and x.dim() == 3:
-            self._read(*at, x)
-            return None
-        if x.dim() == 2 and layout == _PLAIN_STATES:
-            layout = "token hidden"  # the patches of all images in one row
-        if x.dim() != len(layout.split()):
-            raise UnknownAnatomy(f"{at} passes on {list(x.shape)}, wanted [{layout.replace(' ', ', ')}]")
-        # Several residual streams are one after the other.
-        streams = "stream" in layout
-        flat = "batch token (stream hidden)" if streams else _PLAIN_STATES
-        flat = "1 token hidden" if layout == "token hidden" else flat
-        states = x if layout == flat else rearrange(x, f"{layout} -> {flat}")
+        states = flat_states(x, layout, str(at))
         if self._edit is None:
             self._read(*at, states)
             return None
-        new = _same_shape(self._edit(*at, states), states, str(at))
-        if layout == flat:
-            return new
-        return rearrange(new, f"{flat} -> {layout}", **({"hidden": x.shape[-1]} if streams else {}))
+        return laid_out(_same_shape(self._edit(*at, states), states, str(at)), layout, x)
 
 
 def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:

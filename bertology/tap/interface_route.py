@@ -18,11 +18,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.forward_source import eager_function
 from ..anatomy.modules import each_module, with_attribute
 from ..anatomy.names import CAUSAL_NAME, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
+from .calls import remove_all
 from .listed import modules_of
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, PROOF_ROWS, attend_plainly, is_plain, repeated, scale_of
@@ -80,10 +82,14 @@ def _end_piece(module: nn.Module) -> None:
 def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these sites to the reader, while `undo` is open."""
     register()
+    hooks: list[RemovableHandle] = []
+    read: list[nn.Module] = []
+    undo.callback(remove_all, hooks)
+    undo.callback(_forget, read, reading)
     for attention in reading.calls.modules:
         _readings.setdefault(attention, []).append(reading)
-        undo.callback(_forget, attention, reading)
-        undo.callback(attention.register_forward_pre_hook(_start, with_kwargs=True).remove)
+        read.append(attention)
+        hooks.append(attention.register_forward_pre_hook(_start, with_kwargs=True))
     name = UNMASKED_NAME if _is_fused(anatomy) else NAME
     set_implementation(anatomy, reading.calls.modules, name, undo)
 
@@ -112,12 +118,13 @@ def _is_fused(anatomy: Anatomy) -> bool:
     return bool(said) and all(said)
 
 
-def _forget(attention: nn.Module, reading: Reading) -> None:
-    _readings[attention].remove(reading)
-    if not _readings[attention]:
-        del _readings[attention]
-        _plain.pop(attention, None)
-        _pieces.pop(attention, None)
+def _forget(attentions: list[nn.Module], reading: Reading) -> None:
+    for attention in attentions:
+        _readings[attention].remove(reading)
+        if not _readings[attention]:
+            del _readings[attention]
+            _plain.pop(attention, None)
+            _pieces.pop(attention, None)
 
 
 def _attend(

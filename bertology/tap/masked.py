@@ -18,6 +18,7 @@ from ..data.batches import token_ids
 from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
 from . import tap
 from .calls import Calls, attention_modules
+from .edits import noted
 from .function_mode import Pass
 from .interface_route import in_one_piece, set_implementation
 from .own_function import own_entry
@@ -62,7 +63,11 @@ def masked_attention(model: nn.Module, cuts: Mapping[Any, Any]) -> Iterator[None
         torch.Size([1, 3, 32])
     """
     anatomy = dissect(model)
-    with cutting(anatomy, checked_cuts(anatomy, cuts)):
+    found = checked_cuts(anatomy, cuts)
+    # Masks of each example belong to a batch, and differ from pass to pass.
+    one_batch = {what for what, where in cuts.items() if isinstance(where, Tensor) and where.dim() == 3}
+    told = [(str(what), "of each example" if what in one_batch else where) for what, where in cuts.items()]
+    with noted(anatomy, ("cuts", told)), cutting(anatomy, found):
         yield
 
 

@@ -192,9 +192,10 @@ def _hold(states: list[_Held]) -> None:
 def uncached(model: nn.Module) -> Iterator[None]:
     """Turn off the cache of keys and values: a pass that skips blocks would leave gaps in it."""
     modules = modules_of(model)
-    needed = any(block_oddities_of(module).needs_cache for module in modules)
+    one_of_each = {type(module): module for module in modules}.values()
+    needed = any(block_oddities_of(module).needs_cache for module in one_of_each)
     with ExitStack() as undo:
         for config in () if needed else configs_of(modules):
-            if getattr(config, USE_CACHE_ARGUMENT, False):
+            if attributes_of(config).get(USE_CACHE_ARGUMENT) or getattr(config, USE_CACHE_ARGUMENT, False):
                 turn(config, USE_CACHE_ARGUMENT, False, undo)
         yield

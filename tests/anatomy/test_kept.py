@@ -15,6 +15,7 @@ from bertology.anatomy.dissect import _dissected
 from bertology.anatomy.modules import each_module, each_weight
 from bertology.anatomy.names import NAMES
 from bertology.errors import UnknownAnatomy
+from bertology.tap import tap
 from helpers.zoo import BY_NAME, batch
 
 
@@ -139,6 +140,68 @@ def test_it_is_searched_once():
         dissect(model)  # the first time it is found
         with pytest.raises(AssertionError, match="was kept"):
             dissect(model)
+
+
+def test_a_model_that_is_trained_between_measures_is_not_searched_again():
+    model = BY_NAME["gpt2"].build()
+    dissect(model)
+    model.train()
+    with mock.patch("bertology.anatomy.dissect.find_attentions", side_effect=AssertionError("was searched")):
+        assert dissect(model).layers == 2
+
+
+def say_it_in_other_words(model):
+    """An attribute of another type, in the place of one of the same value."""
+    model.transformer.h[1].attn.num_heads = float(model.transformer.h[1].attn.num_heads)
+
+
+def leave_out_an_attribute(model):
+    attention = model.transformer.h[1].attn
+    del attention.num_heads
+    attention.heads = 4
+
+
+def change_the_record_in_place(model):
+    model.transformer.h[0].attn.pruned_heads.add(2)
+
+
+def change_the_config(model):
+    model.config.n_head = 2
+
+
+@pytest.mark.parametrize(
+    "change", [say_it_in_other_words, leave_out_an_attribute, change_the_record_in_place, change_the_config]
+)
+def test_what_modules_and_configs_say_is_compared(change):
+    model = BY_NAME["gpt2"].build()
+    model.transformer.h[0].attn.pruned_heads = set()
+    dissect(model)
+    change(model)
+    searched = mock.patch("bertology.anatomy.dissect.find_attentions", side_effect=AssertionError("was searched"))
+    with searched, pytest.raises(AssertionError, match="was searched"):
+        dissect(model)
+
+
+@pytest.mark.parametrize("change", [swap_a_block, prune, wrap_a_projection])
+def test_stacks_hold_the_modules_that_are_there_now(change):
+    model = BY_NAME["bert"].build()
+    dissect(model)
+    change(model)
+    for _ in range(2):
+        anatomy = dissect(model)
+        assert list(anatomy.modules) == list(model.modules())
+        for stack in anatomy.stacks:
+            assert anatomy.parts_of_stacks[stack.module] == set(stack.module.modules())
+
+
+def test_a_tap_on_an_anatomy_that_is_out_of_date_is_refused():
+    model = BY_NAME["bert"].build()
+    old = dissect(model)
+    swap_a_projection(model)
+    with pytest.raises(UnknownAnatomy, match="dissect it again"), tap(old, "heads", read=print):
+        pass
+    with gated(model, torch.ones(2, 4)), pytest.raises(UnknownAnatomy, match="again"), tap(old, "heads", read=print):
+        pass
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])

@@ -1,9 +1,13 @@
 """What a process of its own runs; it finds these functions by their module."""
 
 import multiprocessing
+import os
+import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import Any
 
+import pytest
 import torch
 
 from bertology import (
@@ -15,8 +19,6 @@ from helpers.zoo import BY_NAME, batch, each_alone
 
 
 def one_process(rank, size, port, queue):
-    import os
-
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
@@ -28,12 +30,21 @@ def one_process(rank, size, port, queue):
     torch.distributed.destroy_process_group()
 
 
+def forking() -> Any:
+    """How processes are made: each from one that has imported what all need, where the system can fork."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["helpers.wrapped_models"])
+    with pytest.MonkeyPatch.context() as patch:  # it looks for modules where its environment says
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
+    return context
+
+
 def in_processes(target: Callable[..., None], size: int, folder: str) -> dict[int, Any]:
     """{rank: what it found}, of `target(rank, size, folder, queue)` in so many processes."""
-    kinds = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
-    if "forkserver" in kinds:  # the modules are imported once, not in each process
-        context.set_forkserver_preload([target.__module__])
+    context = forking()
     queue = context.Queue()
     workers = [context.Process(target=target, args=(rank, size, folder, queue)) for rank in range(size)]
     for worker in workers:

@@ -14,6 +14,7 @@ from bertology.errors import DataError
 from bertology.metrics import logit_difference, probability
 from helpers.patching import EQUAL, ONES, difference, one, places, two
 from helpers.pruning import seq2seq
+from helpers.towers import qwen2_vl
 from helpers.trees import wordpiece_tokenizer
 from helpers.zoo import BY_NAME, VOCAB
 from laws.laws import check_leaves_model_alone
@@ -227,3 +228,13 @@ def test_a_difference_of_rounding_alone_is_refused():
         metric = lambda outputs, batch, factor=factor: outputs.logits[:, 0] * factor  # noqa: E731
         with pytest.raises(DataError, match="there is no difference of which a patch could restore a share"):
             activation_patching(model, clean, other, metric=metric)
+
+
+def test_heads_of_a_tower_that_does_not_run_are_nan():
+    model, ids = qwen2_vl(), torch.randint(3, 40, (2, 6))
+    found = activation_patching(
+        model, {"input_ids": ids}, {"input_ids": ids.flip(1)}, metric=lambda outputs, batch: outputs.logits[:, -1, 7],
+        heads={0: [1]},
+    )  # fmt: skip
+    assert found.effect.isnan().all()
+    assert found.labels[0] == "encoder.0"

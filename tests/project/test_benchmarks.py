@@ -45,6 +45,35 @@ def test_every_script_is_run(modules):
         assert "table(" in (FOLDER / f"{name}.py").read_text(), f"{name} prints no table"
 
 
+def test_what_is_done_stays_where_a_script_takes_too_long(modules, monkeypatch, tmp_path, capsys):
+    _, runner = modules
+    for name, place in (("TABLES", "tables.json"), ("PAGE", "page.md"), ("HERE", ".")):
+        monkeypatch.setattr(runner, name, tmp_path / place)
+    line = table_of("quick")
+    (tmp_path / "quick.py").write_text(
+        "import os, pathlib\n"
+        f"pathlib.Path(os.environ[{runner.FOLDER!r}], 'tables.jsonl').write_text({json.dumps(line)!r} + '\\n')\n"
+    )
+    (tmp_path / "slow.py").write_text("import time; time.sleep(600)")
+    (tmp_path / "last.py").write_text("")
+    monkeypatch.setattr(runner, "SCRIPTS", {"quick": [], "slow": [], "last": []})
+    monkeypatch.setattr(sys, "argv", ["run.py", "--minutes", "0.05"])
+    with pytest.raises(SystemExit, match="1"):
+        runner.main()
+    said = capsys.readouterr().out
+    assert "FAILED: slow.py took more than" in said
+    assert "FAILED: last.py did not run: there was no time left" in said
+    assert json.loads((tmp_path / "tables.json").read_text()) == [line]
+    assert "## A question of quick" in (tmp_path / "page.md").read_text()
+
+
+def table_of(name):
+    return {
+        "title": f"A question of {name}", "note": "", "columns": ["way"], "cells": [["plain"]], "skipped": {},
+        "behind": [], "date": "2026-01-01", "versions": "", "machine": "", "load": "", "script": f"{name}.py",
+    }  # fmt: skip
+
+
 def test_goals(modules, capsys, monkeypatch, tmp_path):
     timing, _ = modules
     monkeypatch.setenv(timing.FOLDER, str(tmp_path))

@@ -21,6 +21,9 @@ from bertology import (
     gated,
     head_importance,
     load_pruned,
+    prune_heads,
+    prune_neurons,
+    save_pruned,
     score,
 )
 from bertology.code_structure import CatComparison
@@ -127,6 +130,41 @@ def test_fine_tuning_then_looking_inside(minilm, tmp_path):
     )  # fmt: skip
     assert "WARNING" not in printed
     assert not (tmp_path / "out" / "head_mask.npy").exists()
+
+
+@pytest.mark.slow
+def test_what_training_brings_back(minilm, tmp_path):
+    for name in ("train.tsv", "dev.tsv"):
+        head(EXAMPLES / "data" / "sentiment" / name, tmp_path / "data" / name, 16)
+    arguments = ["--data_dir", "data", "--output_dir", "out", "--left", 0.5]
+    printed = run("recover.py", "--model_name_or_path", minilm, *arguments, cwd=tmp_path)
+    rows = json.loads((tmp_path / "out" / "rows.json").read_text())
+    assert [(row["left"], row["by"]) for row in rows] == [(1, "-"), (0.5, "importance"), (0.5, "random")]
+    assert rows[0]["parameters"] == 22_713_986
+    for row in rows[1:]:
+        # Of the 10.6 million parameters of heads and neurons, half are gone.
+        assert rows[0]["parameters"] - row["parameters"] == pytest.approx(10.6e6 / 2, rel=0.02)
+        pruned = load_pruned(tmp_path / "out" / f"{row['by']}-0.5")
+        assert sum(p.numel() for p in pruned.parameters()) == row["parameters"]
+    assert "| 50% | importance | " in printed
+
+
+@pytest.mark.slow
+def test_a_pruned_model_as_an_onnx_file(minilm, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    model = AutoModelForSequenceClassification.from_pretrained(minilm)
+    prune_heads(model, {0: [1, 2], 3: [4]})
+    prune_neurons(model, {0: range(100)})
+    save_pruned(model, tmp_path / "pruned")
+    AutoTokenizer.from_pretrained(minilm).save_pretrained(tmp_path / "pruned")
+    printed = run("export_onnx.py", "--model", "pruned", "--output", "pruned.onnx", cwd=tmp_path)
+    there, written = (
+        int(one.replace(",", "")) for one in re.findall(r"^([\d,]+) (?:param|num)", printed, re.MULTILINE)
+    )
+    assert there == sum(p.numel() for p in model.parameters())
+    assert there <= written < there + 2000
+    assert all(float(apart) < 1e-4 for apart in re.findall(r"at most (\S+) apart", printed))
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from bertology import Result, block_ablation, drop_blocks, load_pruned, prune_he
 from bertology.anatomy.blocks import blocks_of
 from bertology.anatomy.dissect import dissect
 from bertology.errors import DataError, HeadError, PruningError, UnknownAnatomy
-from bertology.tap.gates import skipping
+from bertology.tap.skipped import skipping
 from helpers.pruning import logits, seq2seq
 from helpers.zoo import BY_NAME, FAMILIES, LLAMA, SMALL, batch
 
@@ -206,3 +206,35 @@ def test_the_result_saves_and_prints(tmp_path):
     dropped.save(tmp_path / "d")
     assert Result.load(tmp_path / "d") == dropped
     assert drop_blocks(model, []).blocks == ()
+
+
+class NumberedConfig(transformers.BertConfig):
+    """The config of a model that counts its blocks when it is built."""
+
+    model_type = "numbered_for_a_test"
+
+
+class Numbered(transformers.BertForSequenceClassification):
+    config_class = NumberedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.blocks = config.num_hidden_layers
+
+    def forward(self, **given):
+        outputs = super().forward(**given)
+        outputs.logits = outputs.logits + self.blocks - len(self.bert.encoder.layer)
+        return outputs
+
+
+def test_what_is_known_elsewhere_is_seen_and_undone():
+    torch.manual_seed(0)
+    model = Numbered(NumberedConfig(**SMALL, intermediate_size=24)).double().eval()
+    inputs = batch(labels=False)
+    expected = logits(model, inputs)
+    own = model.bert.encoder.layer[1].attention.self
+    own.layer_idx = 1
+    refused(model, [0], PruningError, r"blocks cannot be dropped: .*compute something else \(1 apart\)")
+    assert own.layer_idx == 1
+    assert torch.equal(logits(model, inputs), expected)
+    assert len(model.bert.encoder.layer) == 2

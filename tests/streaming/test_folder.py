@@ -1,5 +1,7 @@
 """Tensors that are appended to files, and mapped into memory."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -71,6 +73,33 @@ def test_a_full_disk_is_told(tmp_path):
         with pytest.raises(DataError, match=r"x.bin cannot be written .*No space left.* make room"):
             files.append("x.bin", torch.ones(3))
         files._files["x.bin"] = file
+
+
+@contextmanager
+def files_of_at_most(size):
+    """A disk that is nearly full, as it looks to this process."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_takes_a_part_is_told_and_what_was_whole_stays(tmp_path):
+    def add(many, start=0):
+        with TensorFiles(tmp_path) as files:
+            files.open("x.bin", start)
+            return files.append("x.bin", torch.ones(many))
+
+    first = add(100)
+    with files_of_at_most(500), pytest.raises(DataError, match="x.bin cannot be written"):
+        add(200, first.end)
+    again = add(200, first.end)
+    assert is_whole(tmp_path / "x.bin", first)
+    assert is_whole(tmp_path / "x.bin", again)
+    assert (tmp_path / "x.bin").stat().st_size == 1200
 
 
 class Full:

@@ -1,5 +1,6 @@
 """Sums of shards in files: added up they are those of one pass, and files that do not belong together are refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import bertology as b
 from bertology import syntax
 from bertology.data.batches import ANNOTATIONS
 from bertology.errors import BertologyError, DataError
-from bertology.results.files import read_tensors
+from bertology.results.files import read_tensors, write_tensors
 from helpers.every_measure import CODE, KINDS, NAMES, TEXTS, length, measure
 from helpers.zoo import BY_NAME, batch, each_alone
 
@@ -221,6 +222,17 @@ def test_damaged_and_foreign_files(tmp_path):
     tensors["0.queries"] += 1
     save_file(tensors, str(path), metadata=about)
     with pytest.raises(DataError, match="does not hold what was written"):
+        b.merge_shards(tmp_path)
+
+
+@pytest.mark.parametrize("said", ["{}", "[]", "3", '{"shard": [1, 2]}', None])
+def test_a_file_that_does_not_say_what_it_is(said, tmp_path):
+    measured(tmp_path)
+    path = tmp_path / "00001-of-00002.safetensors"
+    about, tensors = read_tensors(path)
+    said = json.dumps(json.loads(about["sums"]) | {"shard": [2, 2]}) if said is None else said
+    write_tensors(path, tensors, {"sums": said}, "content", said)
+    with pytest.raises(DataError, match="does not say what it holds the sums of: measure this shard again"):
         b.merge_shards(tmp_path)
 
 

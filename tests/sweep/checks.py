@@ -18,9 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import bertology as b
-from bertology.anatomy.blocks import blocks_of
 from bertology.data.padding import real_positions
-from bertology.tap.gates import skipping
 from helpers.zoo import V4
 from sweep.bands import BANDED, dense_map
 from sweep.shrink import Tiny, plain_experts
@@ -470,27 +468,6 @@ def neurons(tiny: Tiny) -> None:
         again = again.double() if tiny.double else again.float()
         plain_experts(again.config)
         close(logits(run(again, batch)), expected, tiny.tolerance, "logits of the model from its files")
-
-
-@torch.no_grad()
-def layers(tiny: Tiny) -> None:
-    """Without a block the model computes what it computes with the block's output replaced by its input."""
-    blocks, batch = blocks_of(b.dissect(tiny.model)), tiny.batch
-    row = blocks.layers - 1
-    bare = logits(run(tiny.model, batch))
-    b.drop_blocks(tiny.model, [row], inputs=batch)
-    found = logits(run(tiny.model, batch))
-    with skipping(blocks_of(b.dissect(tiny.eager)), {row}):
-        expected = logits(run(tiny.eager, batch))
-    close(found, expected, tiny.tolerance, "logits without a block")
-    assert (found - bare).abs().max() > 100 * tiny.tolerance, "the block has no effect"
-    if tiny.model_type not in POSITIONS_NOT_KEPT:
-        with tempfile.TemporaryDirectory() as folder:
-            tiny.model.save_pretrained(folder)
-            again = type(tiny.model).from_pretrained(folder).eval()
-        again = again.double() if tiny.double else again.float()
-        plain_experts(again.config)
-        close(logits(run(again, batch)), expected, tiny.tolerance, "logits of the shorter model from its files")
 
 
 def proof(tiny: Tiny) -> None:

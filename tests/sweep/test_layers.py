@@ -1,25 +1,47 @@
-"""Blocks dropped for good, in architectures of several kinds; `checks.layers` runs on any other in the same way."""
+"""Blocks, patching, the lens and plain checkpoints, in architectures of several kinds.
+
+`coverage.py` runs these checks on all architectures when it writes the table.
+"""
 
 import pytest
 
-from bertology.errors import PruningError
-from sweep.checks import layers
-from sweep.shrink import Tiny
+from bertology.errors import BertologyError, PruningError
+from helpers.zoo import V4
+from sweep.parts import SAMPLED
+from sweep.shrink import Tiny, covered_types
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the models' own code warns of this and that
-HOLDS = ["gpt_neox", "opt", "deberta-v2", "gemma2", "falcon", "mt5", "modernbert", "jamba"]
+# A kind of its own each: norms behind blocks, fused projections, relative positions, an encoder and a decoder, latent
+# keys, blocks that run again with other states between them, pooled tokens, blocks of which some have no attention.
+HOLDS = ["gpt_neox", "deberta-v2", "gemma2", "mt5", "deepseek_v3", "dory", "funnel", "jamba"]
+# Not those that no config can say, and what is no dense MLP.
+REFUSED = {
+    "dropped blocks": ["dory"],
+    "plain heads": ["gpt_neox", "deberta-v2", "mt5", "dory"],
+    "plain neurons": ["jamba", "dory"],
+}
+if V4:
+    REFUSED["plain heads"].append("jamba")
 
 
-@pytest.mark.parametrize("model_type", HOLDS)
-def test_a_shorter_model(model_type):
-    layers(Tiny(model_type))
+@pytest.fixture(scope="module", params=[name for name in HOLDS if name in covered_types()])
+def tiny(request):
+    return Tiny(request.param)
 
 
-# A head over the maps of all layers; settings that check themselves; several passes of one block.
-@pytest.mark.parametrize("model_type", ["esm", "longformer", "albert"])
+@pytest.mark.parametrize("name", SAMPLED)
+def test_it_holds_or_is_refused(tiny, name):
+    before = {key: x.clone() for key, x in tiny.model.state_dict().items()}
+    if tiny.model_type in REFUSED.get(name, ()):
+        with pytest.raises(BertologyError):
+            SAMPLED[name](tiny)
+    else:
+        SAMPLED[name](tiny)
+    assert all((x == before[key]).all() for key, x in tiny.model.state_dict().items())
+
+
+# A head over the maps of all layers; several passes of one block.
+@pytest.mark.parametrize("model_type", ["esm", "albert"])
 def test_what_no_shorter_config_can_say(model_type):
-    tiny = Tiny(model_type)
-    before = {name: x.clone() for name, x in tiny.model.state_dict().items()}
     with pytest.raises(PruningError):
-        layers(tiny)
-    assert all((x == before[name]).all() for name, x in tiny.model.state_dict().items())
+        SAMPLED["dropped blocks"](Tiny(model_type))

@@ -8,7 +8,7 @@ from bertology.errors import BertologyError, UnknownAnatomy
 from helpers.zoo import V4
 from sweep import shrink
 from sweep.checks import CHECKS
-from sweep.coverage import outcomes, types_that_ran
+from sweep.coverage import COLUMNS, outcomes, types_that_ran
 from sweep.shrink import (
     NO_HEADS,
     NOT_BUILT,
@@ -93,7 +93,7 @@ def test_a_type_that_transformers_cannot_run_becomes_a_row(monkeypatch, where):
     with pytest.raises(CannotRunError, match=f"^transformers itself cannot run its tiny model: {told}"):
         Tiny("bert")
     found = outcomes("bert")
-    assert found.keys() == CHECKS.keys()
+    assert found.keys() == COLUMNS.keys()
     (only,) = set(found.values())
     assert only.startswith("transformers itself cannot run its tiny model: ")
     assert {"bert", "t5", "llama"} <= types_that_ran()

@@ -1,0 +1,49 @@
+"""Blocks that are skipped while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..anatomy.blocks import BlockAnatomy
+from ..anatomy.names import STATES_ARGUMENT
+from ..errors import ShapeError, UnknownAnatomy
+from .hooks import tap
+from .states import flat_states
+
+
+@contextmanager
+def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[None]:
+    """Skip these blocks while the `with` lasts: each passes on what it gets. They run all the same.
+
+    What a block gets is not always what the block before it returns: some models change the states in between (Dory).
+    """
+    skipped = {(site.stack, site.layer + 1): site for site in (blocks.sites[row] for row in rows)}
+    layouts = {stack.name: stack.layout for stack in blocks.stacks}
+    got: dict[nn.Module, Tensor] = {}
+
+    def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not args and STATES_ARGUMENT not in kwargs:
+            raise UnknownAnatomy(f"a block gets no {STATES_ARGUMENT}, but {', '.join(kwargs)}")
+        got[block] = args[0] if args else kwargs[STATES_ARGUMENT]
+
+    def edit(stack: str, layer: int, x: Tensor) -> Tensor:
+        site = skipped.get((stack, layer))
+        if site is None:
+            return x
+        states = flat_states(got.pop(site.place), layouts[stack], site.label)
+        if states.shape != x.shape:
+            raise ShapeError(
+                f"block {site.label} of the {stack} cannot be skipped: it gets {list(states.shape)}, and returns "
+                f"{list(x.shape)}"
+            )
+        return states
+
+    with ExitStack() as undo:
+        undo.enter_context(tap(blocks, "block", edit=edit))
+        for block in {site.place for site in skipped.values()}:
+            undo.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+        yield

@@ -212,8 +212,8 @@ def draw_contextuality(result: Contextuality, *, ax: AxesT | None = None, path: 
     figure, (axes,) = canvas(ax, width_of(result.labels), 3.6)
     lines = []
     for number, (name, values) in enumerate(series.items()):
-        style = {"marker": marker_of(number), "color": COLOURS[number % len(COLOURS)], "label": name}
-        lines += axes.plot(range(len(values)), values.numpy(), **style)
+        colour = COLOURS[number % len(COLOURS)]
+        lines += axes.plot(range(len(values)), values.numpy(), marker=marker_of(number), color=colour, label=name)
     axes.set_xticks(_some(len(result.labels)), labels=[result.labels[place] for place in _some(len(result.labels))])
     axes.set_xlabel("layer")
     axes.set_ylabel("mean cosine")

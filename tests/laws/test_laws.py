@@ -108,6 +108,9 @@ MEASURES |= {
         m, batch(), batch(seed=2), metric="loss", parts="blocks"
     ),
     "faithfulness": lambda m: b.faithfulness(m, batch(), ["L0H1"], metric="inverse_loss", random_sets=2),
+    "faithfulness of corrupted inputs": lambda m: b.faithfulness(
+        m, batch(), ["L0H1"], metric="inverse_loss", corrupted=batch(seed=2)
+    ),
     "fit_gates": lambda m: b.fit_gates(m, batch(), steps=2),
     "attribution_patching": lambda m: b.attribution_patching(m, batch(), batch(seed=2), metric="loss", steps=2),
     "mlp_ablation": lambda m: b.mlp_ablation(m, batch(), metric="accuracy"),

@@ -38,7 +38,8 @@ SCRIPTS: dict[str, list[str]] = {
     "entropy_by_length": ["--tokens", "128", "512", "4096", "--rounds", "3"],
     "gpu_attention": [],
     "memory": ["--tokens", "2048", "4096", "--rounds", "1"],
-    "distances": ["--whole", "200", "--rounds", "2"],
+    # The loops that it is compared with are slow on long texts.
+    "distances": ["--whole", "200", "--sentences", "20", "--texts", "1", "--rounds", "2"],
     "probing": ["--steps", "60", "--sentences", "300"],
     "store": ["--targets", "50000"],
     "code": ["--functions", "60", "--every", "20", "--whole", "60"],

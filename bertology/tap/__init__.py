@@ -3,16 +3,16 @@
     with tap(anatomy, "heads", read=look):
         model(**batch)
 
-This folder alone sets hooks and switches attention implementations. `calls` counts which layer is running. `hooks`
-taps blocks and heads; where a projection is not a module, `function_mode` sees its product. `attention_maps` taps
-attention maps by one of two routes: `interface_route` for models on transformers' attention interface, `softmax_route`
-for all others; statistics of maps, such as entropies, need no map where attention is plain (`statistics_route`).
-`arriving` weighs maps by the norms of what arrives; `mixing` parts what attention blocks add up, and `block_sums` finds
-where they do. `gates` scales or replaces heads' outputs. `resume` records a pass and resumes it at a later layer, and
-`branches` runs copies of a batch under several sets of gates from there. `recompute` repeats edits in parts that run
-again in the backward pass. `edits` notes which edits are open.
-`restore` leaves a model as it was found; `wrapped` lets it run without other processes. `private_api` holds the private
-names of torch and transformers.
+This folder alone sets hooks and switches attention implementations. `calls` counts which layer is running. `hooks` taps
+heads and MLPs, `block_hooks` hidden states; where a projection is not a module, `function_mode` sees its product.
+`attention_maps` taps attention maps by one of two routes: `interface_route` for models on transformers' attention
+interface, `softmax_route` for all others; statistics of maps, such as entropies, need no map where attention is plain
+(`statistics_route`). `arriving` weighs maps by the norms of what arrives; `mixing` parts what attention blocks add up,
+and `block_sums` finds where they do. `gates` scales or replaces heads' outputs. `resume` records a pass and resumes it
+at a later layer, and `branches` runs copies of a batch under several sets of gates from there. `recompute` repeats
+edits in parts that run again in the backward pass. `edits` notes which edits are open. `restore` leaves a model as it
+was found; `wrapped` lets it run without other processes. `private_api` holds the private names of torch and
+transformers.
 """
 
 from .arriving import output_weights, shares

@@ -1,4 +1,4 @@
-"""Which edits of a model are open now: sums that are written to files are of the model with these edits."""
+"""Is what edits return of the right shape, and which are open now? Sums in files name the edits of their model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy
+from ..errors import ShapeError
 
 _open: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 
@@ -30,3 +31,13 @@ def noted(anatomy: Anatomy, edit: Any) -> Iterator[None]:
 def edits_of(model: nn.Module) -> list[Any]:
     """What tells the edits that are open now from others, in the order in which they were opened at each place."""
     return [edit for module in model.modules() for edit in _open.get(module, ())] if len(_open) else []
+
+
+def same_shape(new: Any, old: Tensor, where: str) -> Tensor:
+    """What an edit returned, in the type of what it was given. Raises `ShapeError` for another shape."""
+    if not isinstance(new, Tensor) or new.shape != old.shape:
+        got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        raise ShapeError(
+            f"edit must return a tensor of the shape that it was given, {list(old.shape)} ({where}), got {got}"
+        )
+    return new.to(old.dtype)

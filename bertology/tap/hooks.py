@@ -6,32 +6,29 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.dissect import dissect
-from ..anatomy.forward_source import is_transformers_4
 from ..anatomy.mlps import dissect_mlps
-from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
-from ..errors import BertologyError, ShapeError, UnknownAnatomy, checked
+from ..errors import BertologyError, checked
 from .arriving import Arriving
 from .attention_maps import tap_maps
+from .block_hooks import tap_blocks, tap_last
 from .block_sums import follow_sums
 from .calls import Calls, remove_all
-from .edits import noted
+from .edits import noted, same_shape
 from .function_mode import of_reader, watch_products
+from .head_layout import join_heads, split_heads
 from .map_reader import Wants
 from .mixing import Parting
-from .private_api import has_pre_hooks, replace_forward
+from .private_api import has_pre_hooks
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import uncompiled
 from .row_statistics import Wanted
-from .states import flat_states, laid_out
 from .threads import one_thread
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
@@ -177,11 +174,11 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
     def apply(site: Site, whole: Tensor) -> Tensor | None:
         if not site.kept or not calls.count:
             return None
-        x, rest = _split(site, whole)
+        x, rest = split_heads(site, whole)
         if edit is None:
             read(site, x)
             return None
-        return _join(site, _same_shape(edit(site, x), x, f"{site.unit}s of {site.label}"), rest, whole)
+        return join_heads(site, same_shape(edit(site, x), x, f"{site.unit}s of {site.label}"), rest, whole)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not calls.count:
@@ -216,7 +213,7 @@ def _tap_neurons(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: 
 
     def change(site: Site, x: Tensor) -> Tensor:
         neurons = x.squeeze(-1)
-        return _same_shape(edit(site, neurons), neurons, f"neurons of {site.label}").unsqueeze(-1)
+        return same_shape(edit(site, neurons), neurons, f"neurons of {site.label}").unsqueeze(-1)
 
     _tap_heads(dissect_mlps(anatomy), undo, look if edit is None else None, change if read is None else None, once)
 
@@ -232,7 +229,7 @@ def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: boo
         if edit is None:
             read(site, output)
             return None
-        return _same_shape(edit(site, output), output, f"MLP of {site.label}")
+        return same_shape(edit(site, output), output, f"MLP of {site.label}")
 
     def place(undo: ExitStack) -> None:
         calls.watch(mlps, undo)
@@ -246,170 +243,10 @@ def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: boo
         calls.edit_again(place, undo)
 
 
-def _split(site: Site, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """[batch, token, head, dim], and the elements after all heads (ConvBERT) if any, of the input of `place`."""
-    layout, heads = _layout(site, x), len(site.kept) * site.dim
-    flat = x if layout == _PLAIN_LAYOUT else rearrange(x, f"{layout} -> {_flat(layout)}")
-    rest = flat[..., heads:] if flat.shape[-1] > heads else None
-    flat = flat if rest is None else flat[..., :heads]
-    return flat.reshape(*flat.shape[:-1], len(site.kept), site.dim), rest
-
-
-def _join(site: Site, heads: Tensor, rest: Tensor | None, like: Tensor) -> Tensor:
-    flat = heads.flatten(-2)
-    flat = flat if rest is None else torch.cat([flat, rest], dim=-1)
-    layout = _layout(site, like)
-    if layout == _PLAIN_LAYOUT:
-        return flat
-    sizes = {name: size for name, size in zip(layout.split(), like.shape, strict=True) if name in _SIZED}
-    return rearrange(flat, f"{_flat(layout)} -> {layout}", **sizes)
-
-
-# That of nearly all models, which needs no rearrangement.
-_PLAIN_LAYOUT = "batch token width"
-# The layouts, by their number of axes, of heads that most often come as [batch, token, width]: an image tower may have
-# the patches of all images in one row, or keep them in rows and columns.
-_OTHER_LAYOUTS = {2: "token width", 4: "batch row column width"}
-# Axes that are merged with another: groups of heads, streams of tokens, rows of an image.
-_FLAT = {
-    "group": "batch token (group width)",
-    "stream": "batch (stream token) width",
-    "row": "batch (row column) width",
-    "batch": "batch token width",
-    "token": "1 token width",
-}
-_SIZED = ("group", "stream", "row")
-
-
-def _layout(site: Site, x: Tensor) -> str:
-    """How the heads of a site lie in `x`."""
-    if site.layout == _PLAIN_LAYOUT and x.dim() == 3:
-        return _PLAIN_LAYOUT
-    if x.dim() == site.layout.count(" ") + 1:
-        return site.layout
-    if site.layout == _PLAIN_LAYOUT and x.dim() in _OTHER_LAYOUTS:
-        return _OTHER_LAYOUTS[x.dim()]
-    raise UnknownAnatomy(f"{site.path} got {list(x.shape)}, wanted [{site.layout.replace(' ', ', ')}]")
-
-
-def _flat(layout: str) -> str:
-    return next(flat for name, flat in _FLAT.items() if name in layout.split())
-
-
-class _Block(NamedTuple):
-    stack: str
-    layer: int
-
-    def __str__(self) -> str:
-        return f"block {self.layer} of the {self.stack}"
-
-
-def _tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
-    tapped = _TappedBlocks(anatomy, read, edit, once)
-
-    def place(undo: ExitStack) -> None:
-        tapped.calls.watch(anatomy, undo)
-        hooks: list[RemovableHandle] = []
-        undo.callback(remove_all, hooks)
-        for block in tapped.firsts:
-            hooks.append(block.register_forward_pre_hook(tapped.before, with_kwargs=True))
-        for block in tapped.calls.modules:
-            # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its
-            # own, and before transformers 5 what it has put in the place of `forward`.
-            if edit is not None and is_transformers_4():
-                replace_forward(block, partial(tapped.edited_forward, block, block.forward), undo)
-            else:
-                hooks.append(block.register_forward_hook(tapped.after, prepend=edit is not None))
-
-    place(undo)
-    if edit is not None:
-        tapped.calls.edit_again(place, undo)
-
-
-class _TappedBlocks:
-    """The hooks around each block, with the reader or the editor that they call."""
-
-    def __init__(self, anatomy: Anatomy, read: Any, edit: Any, once: bool) -> None:
-        places = [
-            (block, _Block(stack.name, layer))
-            for stack in anatomy.stacks
-            for layer, block in enumerate(stack.blocks, start=1)
-        ]
-        self.calls = Calls(places, once=once)
-        self.firsts = list(dict.fromkeys(stack.blocks[0] for stack in anatomy.stacks if stack.blocks))
-        self._layouts = {stack.name: stack.layout for stack in anatomy.stacks}
-        self._read, self._edit = read, edit
-
-    def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Read or edit what the first block of a stack is given."""
-        if not self.calls.count:
-            return None
-        stack, layer = self.calls.coming(block)
-        if layer > 1:
-            return None  # a block that is shared by all layers
-        named = not args
-        if named and STATES_ARGUMENT not in kwargs:
-            raise UnknownAnatomy(f"the first block of the {stack} gets no {STATES_ARGUMENT}, but {', '.join(kwargs)}")
-        new = self._apply(_Block(stack, 0), kwargs[STATES_ARGUMENT] if named else args[0])
-        if new is None:
-            return None
-        return (args, kwargs | {STATES_ARGUMENT: new}) if named else ((new, *args[1:]), kwargs)
-
-    def after(self, block: nn.Module, args: Any, output: Any) -> Any:
-        """Read or edit what a block returns."""
-        if not self.calls.count:
-            return None
-        x = output if isinstance(output, Tensor) else output[0]
-        if isinstance(x, tuple) and self._edit is None:
-            x = x[0]  # LiLT of transformers 4: its text beside its layout
-        new = self._apply(self.calls.next(block), x)
-        if new is None:
-            return None
-        if isinstance(output, Tensor):
-            return new
-        rest = [new, *output[1:]]
-        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)  # a named tuple (Reformer)
-
-    def edited_forward(self, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What a block returns, edited."""
-        output = forward(*args, **kwargs)
-        new = self.after(block, args, output)
-        return output if new is None else new
-
-    def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
-        layout = self._layouts[at.stack]
-        states = flat_states(x, layout, at)
-        if self._edit is None:
-            self._read(*at, states)
-            return None
-        return laid_out(_same_shape(self._edit(*at, states), states, str(at)), layout, x)
-
-
-def _tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
-    for stack in anatomy.stacks:
-
-        def after(module: nn.Module, args: Any, output: Any, name: str = stack.name) -> None:
-            if isinstance(output, Tensor):
-                read(name, output)
-            else:
-                read(name, output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0])
-
-        undo.callback(stack.last.register_forward_hook(after).remove)
-
-
-def _same_shape(new: Any, old: Tensor, where: str) -> Tensor:
-    if not isinstance(new, Tensor) or new.shape != old.shape:
-        got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
-        raise ShapeError(
-            f"edit must return a tensor of the shape that it was given, {list(old.shape)} ({where}), got {got}"
-        )
-    return new.to(old.dtype)
-
-
 _TAPS = {
     "inputs": _tap_inputs,
-    "block": _tap_blocks,
-    "last": _tap_last,
+    "block": tap_blocks,
+    "last": tap_last,
     "heads": _tap_heads,
     "neurons": _tap_neurons,
     "mlp": _tap_mlps,

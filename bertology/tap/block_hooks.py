@@ -1,0 +1,123 @@
+"""Hooks that read or edit hidden states between blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..anatomy.forward_source import is_transformers_4
+from ..anatomy.names import STATES_ARGUMENT
+from ..anatomy.sites import Anatomy
+from ..errors import UnknownAnatomy
+from .calls import Calls, remove_all
+from .edits import same_shape
+from .private_api import replace_forward
+from .states import flat_states, laid_out
+
+
+class _Block(NamedTuple):
+    stack: str
+    layer: int
+
+    def __str__(self) -> str:
+        return f"block {self.layer} of the {self.stack}"
+
+
+def tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
+    """Read or edit what blocks return, and what the first of a stack is given, while `undo` is open."""
+    tapped = _TappedBlocks(anatomy, read, edit, once)
+
+    def place(undo: ExitStack) -> None:
+        tapped.calls.watch(anatomy, undo)
+        hooks: list[RemovableHandle] = []
+        undo.callback(remove_all, hooks)
+        for block in tapped.firsts:
+            hooks.append(block.register_forward_pre_hook(tapped.before, with_kwargs=True))
+        for block in tapped.calls.modules:
+            # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its
+            # own, and before transformers 5 what it has put in the place of `forward`.
+            if edit is not None and is_transformers_4():
+                replace_forward(block, partial(tapped.edited_forward, block, block.forward), undo)
+            else:
+                hooks.append(block.register_forward_hook(tapped.after, prepend=edit is not None))
+
+    place(undo)
+    if edit is not None:
+        tapped.calls.edit_again(place, undo)
+
+
+class _TappedBlocks:
+    """The hooks around each block, with the reader or the editor that they call."""
+
+    def __init__(self, anatomy: Anatomy, read: Any, edit: Any, once: bool) -> None:
+        places = [
+            (block, _Block(stack.name, layer))
+            for stack in anatomy.stacks
+            for layer, block in enumerate(stack.blocks, start=1)
+        ]
+        self.calls = Calls(places, once=once)
+        self.firsts = list(dict.fromkeys(stack.blocks[0] for stack in anatomy.stacks if stack.blocks))
+        self._layouts = {stack.name: stack.layout for stack in anatomy.stacks}
+        self._read, self._edit = read, edit
+
+    def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Read or edit what the first block of a stack is given."""
+        if not self.calls.count:
+            return None
+        stack, layer = self.calls.coming(block)
+        if layer > 1:
+            return None  # a block that is shared by all layers
+        named = not args
+        if named and STATES_ARGUMENT not in kwargs:
+            raise UnknownAnatomy(f"the first block of the {stack} gets no {STATES_ARGUMENT}, but {', '.join(kwargs)}")
+        new = self._apply(_Block(stack, 0), kwargs[STATES_ARGUMENT] if named else args[0])
+        if new is None:
+            return None
+        return (args, kwargs | {STATES_ARGUMENT: new}) if named else ((new, *args[1:]), kwargs)
+
+    def after(self, block: nn.Module, args: Any, output: Any) -> Any:
+        """Read or edit what a block returns."""
+        if not self.calls.count:
+            return None
+        x = output if isinstance(output, Tensor) else output[0]
+        if isinstance(x, tuple) and self._edit is None:
+            x = x[0]  # LiLT of transformers 4: its text beside its layout
+        new = self._apply(self.calls.next(block), x)
+        if new is None:
+            return None
+        if isinstance(output, Tensor):
+            return new
+        rest = [new, *output[1:]]
+        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)  # a named tuple (Reformer)
+
+    def edited_forward(self, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a block returns, edited."""
+        output = forward(*args, **kwargs)
+        new = self.after(block, args, output)
+        return output if new is None else new
+
+    def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
+        layout = self._layouts[at.stack]
+        states = flat_states(x, layout, at)
+        if self._edit is None:
+            self._read(*at, states)
+            return None
+        return laid_out(same_shape(self._edit(*at, states), states, str(at)), layout, x)
+
+
+def tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
+    """Read the last hidden states of stacks while `undo` is open."""
+    for stack in anatomy.stacks:
+
+        def after(module: nn.Module, args: Any, output: Any, name: str = stack.name) -> None:
+            if isinstance(output, Tensor):
+                read(name, output)
+            else:
+                read(name, output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0])
+
+        undo.callback(stack.last.register_forward_hook(after).remove)

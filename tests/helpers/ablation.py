@@ -32,6 +32,11 @@ def off(anatomy, row, head):
     return gates
 
 
+def rest(model, kept):
+    """All heads but these, as pairs."""
+    return [tuple(place) for place in dissect(model).present.nonzero().tolist() if tuple(place) not in kept]
+
+
 def losses(model, batches, loss=None):
     loss, found = loss or find_loss(model), []
     for one in [batches] if isinstance(batches, dict) else batches:

@@ -49,7 +49,7 @@ def _parts(batches: Any) -> Iterator[Any]:
 
 def _processes_of(part: Any) -> int:
     """Among how many processes a sampler or a loader shares; 0 where it does not."""
-    state = part.state if hasattr(part, "_drop_last") else None  # of accelerate's loader that process 0 reads alone
+    state = getattr(part, "state", None) if hasattr(part, "_drop_last") else None  # a loader that process 0 reads alone
     counts = (getattr(part, "num_replicas", 0), getattr(part, "num_processes", 0), getattr(state, "num_processes", 0))
     return next((count for count in counts if isinstance(count, int) and count), 0)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -25,6 +25,7 @@ from ..results.fields import model_name
 from ..results.result import Result
 from ..results.statistics import standard_error
 from ..streaming.accumulate import accumulate
+from ..streaming.accumulator import stat
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress, progress_bar
 from ..streaming.same_data import same_data
@@ -40,9 +41,10 @@ class PartAblation(Result):
     main = "change"
 
     change: Annotated[Tensor, axes("layer", words="change of the metric without it", scale="signed")]
-    """[layer]: the metric without the part minus that of the whole model; below 0 the part helps."""
+    """[layer]: the metric without the part minus that of the whole model; below 0 the part helps. NaN for parts that do
+    not run, such as those of an image tower in batches of text."""
     loss_change: Annotated[Tensor, axes("layer", words="change of the loss without it", scale="signed")]
-    """[layer]: the mean loss without the part minus that of the whole model; above 0 the part helps."""
+    """[layer]: the mean loss without the part minus that of the whole model; above 0 the part helps. NaN as above."""
     loss_stderr: Annotated[Tensor, axes("layer", words="standard error of the change of the loss")]
     """[layer]: the standard error of `loss_change` over examples, each compared with itself; infinite for one."""
     base: float
@@ -66,12 +68,23 @@ class ExampleLosses(Result):
     losses: Annotated[Tensor, axes("example")]
     """[example]: the loss of every example."""
     labels: tuple[str, ...] = ()
+    ran: bool = False
+    """Whether a part that was looked at ran in any batch."""
 
 
 class ExampleLossAccumulator(LossAccumulator):
-    """Keeps the loss of every example, for `accumulate`. Merging appends them."""
+    """Keeps the loss of every example, for `accumulate`. Merging appends them.
+
+    `ran` holds the parts that ran up to now, of those that are looked at: what did not run in any process is told.
+    """
 
     by_example = True
+
+    runs: Tensor = stat("", torch.int64)
+
+    def __init__(self, loss: ExampleLoss | None = None, ran: Collection[int] = ()) -> None:
+        super().__init__(loss)
+        self._ran = ran
 
     def forget(self, anatomy: Anatomy, device: torch.device) -> None:
         """Forget all examples."""
@@ -81,6 +94,7 @@ class ExampleLossAccumulator(LossAccumulator):
     def add(self, losses: Tensor) -> None:
         """Keep the batch's losses."""
         self._losses.append(losses.double().cpu())
+        self.runs += len(self._ran)
 
     def state(self) -> dict[str, Tensor]:
         """All losses up to now."""
@@ -95,11 +109,11 @@ class ExampleLossAccumulator(LossAccumulator):
     def compute(self) -> ExampleLosses:
         """All losses, in the order of the examples."""
         self.check_measured(self.examples, "example")
-        return ExampleLosses(torch.cat(self._losses))
+        return ExampleLosses(torch.cat(self._losses), ran=bool(self.runs))
 
 
-Without = Callable[[], AbstractContextManager[None]]
-"""Opens a tap that takes a part out of the model."""
+Without = Callable[[], AbstractContextManager[set[int]]]
+"""Takes a part out of the model while the `with` lasts; the set that it gives holds its row once it has run."""
 
 
 @merges
@@ -141,14 +155,25 @@ def mlp_ablation(
         torch.Size([2])
     """
     mlps = dissect_mlps(model)
-
-    def edit(row: int, site: Site, x: Tensor) -> Tensor:
-        return torch.zeros_like(x) if site.row == row else x
-
     return _ablated(
-        model, batches, [partial(tap, mlps, "mlp", edit=partial(edit, row)) for row in range(mlps.layers)], mlps.labels,
-        "mlp", metric=metric, loss=loss, tokenizer=tokenizer, progress=progress,
+        model, batches, [partial(_closed, mlps, row) for row in range(mlps.layers)], mlps.labels, "mlp", metric=metric,
+        loss=loss, tokenizer=tokenizer, progress=progress,
     )  # fmt: skip
+
+
+@contextmanager
+def _closed(mlps: Anatomy, row: int) -> Iterator[set[int]]:
+    """Close the gate of one MLP while the `with` lasts."""
+    ran: set[int] = set()
+
+    def edit(site: Site, x: Tensor) -> Tensor:
+        if site.row != row:
+            return x
+        ran.add(row)
+        return torch.zeros_like(x)
+
+    with tap(mlps, "mlp", edit=edit):
+        yield ran
 
 
 @merges
@@ -205,10 +230,10 @@ def _ablated(
     base, whole = accumulate(model, batches, scorer(metric, loss), ExampleLossAccumulator(loss))
     scores, losses = [], []
     for without in progress_bar(progress, parts):
-        with without():
-            score, found = accumulate(model, batches, scorer(metric, loss), ExampleLossAccumulator(loss))
-        scores.append(score.value)
-        losses.append(found.losses - whole.losses)
+        with without() as ran:
+            score, found = accumulate(model, batches, scorer(metric, loss), ExampleLossAccumulator(loss, ran))
+        scores.append(score.value if found.ran else torch.nan)
+        losses.append((found.losses - whole.losses).masked_fill(torch.tensor(not found.ran), torch.nan))
     apart = torch.stack(losses)
     change = torch.tensor(scores, dtype=torch.float64) - base.value
     return PartAblation(

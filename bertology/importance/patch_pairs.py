@@ -138,17 +138,16 @@ def _result(
     }  # fmt: skip
     # The part is last while values are laid out.
     parts = [((patched.mean(-1) - base.mean()) / gap)[0], patched[0].T, ((patched[1:].mean(-1) - base.mean()) / gap)]
+    parts = [x.masked_fill(~torch.tensor(runs.have_run()), torch.nan) for x in parts]
     if isinstance(runs, LayerRuns):
         labels = runs.labels
     else:
         assert isinstance(runs, HeadRuns)
         labels, by_head = anatomy.labels, options.parts == "heads"
-        ran = torch.tensor([row in runs.base for row, _ in runs.groups])
-        groups = [group for group in runs.groups if group[0] in runs.base]
-        places = [torch.tensor([row for row, _ in groups], dtype=torch.long)]
-        places += [torch.tensor([heads[0] for _, heads in groups], dtype=torch.long)] if by_head else []
+        places = [torch.tensor([row for row, _ in runs.groups])]
+        places += [torch.tensor([heads[0] for _, heads in runs.groups])] if by_head else []
         shape = (anatomy.layers, anatomy.heads) if by_head else (anatomy.layers,)
-        parts = [_laid_out(x[..., ran], tuple(places), shape) for x in parts]
+        parts = [_laid_out(x, tuple(places), shape) for x in parts]
     effect, raw, each = parts
     common |= {"effect": effect, "patched": raw.movedim(0, -1).contiguous(), "labels": labels}
     if options.by_token:

@@ -41,11 +41,16 @@ class Runs(ABC):
         self.aligned: Aligned
         self.first = 0
         self.followed = False
+        self.ran: set[Place] = set()
         self._embedded: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
 
     @abstractmethod
     def opened(self, undo: ExitStack, *, read: Edit | None = None, edit: Edit | None = None) -> None:
         """Read or edit all places while `undo` is open."""
+
+    @abstractmethod
+    def have_run(self) -> list[bool]:
+        """[part]: which parts have run in any batch. Others, such as those of a tower for images, have no effect."""
 
     @abstractmethod
     def patched(self, tokens: Sequence[int | None]) -> Tensor:
@@ -58,6 +63,7 @@ class Runs(ABC):
         with torch.no_grad():
             self.source, self.source_values = self._activations(aligned.source)
             self.base, self.values = self._activations(aligned.base)
+        self.ran |= set(self.base)
         self._moved: dict[Place, Tensor] = {}
         self._embedded = None
 
@@ -221,6 +227,10 @@ class HeadRuns(Runs):
         """[place]: the rows of the layers, and the stack of each."""
         return [(row, self.anatomy.sites[row].stack) for row in dict.fromkeys(row for row, _ in self.groups)]
 
+    def have_run(self) -> list[bool]:
+        """[part]: by the rows of their layers."""
+        return [row in self.ran for row, _ in self.groups]
+
     def opened(self, undo: ExitStack, *, read: Edit | None = None, edit: Edit | None = None) -> None:
         """Read or edit the outputs of heads."""
         each = edit or read
@@ -290,6 +300,10 @@ class LayerRuns(Runs):
     def stacks(self) -> list[tuple[Place, str]]:
         """[place]: the stack and the number of each block, and the stack by itself."""
         return [(name, name[0]) for name in self._names]
+
+    def have_run(self) -> list[bool]:
+        """[part]: by stack and number."""
+        return [name in self.ran for name in self._names]
 
     def opened(self, undo: ExitStack, *, read: Edit | None = None, edit: Edit | None = None) -> None:
         """Read or edit what blocks or MLPs return."""

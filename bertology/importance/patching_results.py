@@ -121,7 +121,7 @@ class LayerPatching(Patching):
     """How much of the difference between two inputs each layer carries."""
 
     effect: Annotated[Tensor, axes("layer")]
-    """[layer]: the effect of the layer at all positions that were patched."""
+    """[layer]: the effect of the layer at all positions that were patched; NaN for layers that did not run."""
     patched: Annotated[Tensor, axes("layer example")]
     """[layer, example]: the metric with the layer's output put in; where it was not run, its estimate."""
     parts: str

@@ -16,14 +16,17 @@ from .states import flat_states
 
 
 @contextmanager
-def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[None]:
+def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[set[int]]:
     """Skip these blocks while the `with` lasts: each passes on what it gets. They run all the same.
+
+    The set that is given holds the rows of those that have run.
 
     What a block gets is not always what the block before it returns: some models change the states in between (Dory).
     """
     skipped = {(site.stack, site.layer + 1): site for site in (blocks.sites[row] for row in rows)}
     layouts = {stack.name: stack.layout for stack in blocks.stacks}
     got: dict[nn.Module, Tensor] = {}
+    ran: set[int] = set()
 
     def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not args and STATES_ARGUMENT not in kwargs:
@@ -34,6 +37,7 @@ def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[None]:
         site = skipped.get((stack, layer))
         if site is None:
             return x
+        ran.add(site.row)
         states = flat_states(got.pop(site.place), layouts[stack], site.label)
         if states.shape != x.shape:
             raise ShapeError(
@@ -46,4 +50,4 @@ def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[None]:
         undo.enter_context(tap(blocks, "block", edit=edit))
         for block in {site.place for site in skipped.values()}:
             undo.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
-        yield
+        yield ran

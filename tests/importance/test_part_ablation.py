@@ -4,6 +4,7 @@ import transformers
 
 from bertology import block_ablation, mlp_ablation
 from bertology.errors import DataError
+from helpers.towers import qwen2_vl
 from helpers.zoo import BY_NAME, LLAMA, batch, each_alone
 
 
@@ -61,6 +62,20 @@ def test_blocks_whose_states_the_model_goes_on_with(layer):
             block.forward = first
             assert found.loss_change[row].item() == pytest.approx(apart, rel=1e-4)  # Llama's loss is float32
             assert (apart == 0) == (row == 2 and layer == -2)
+
+
+@pytest.mark.parametrize("ablation", [mlp_ablation, block_ablation])
+def test_parts_of_a_tower_that_does_not_run_are_nan(ablation, tmp_path):
+    """0 would say that the text can do without the image tower."""
+    model, ids = qwen2_vl(), torch.randint(3, 40, (2, 6))
+    found = ablation(model, {"input_ids": ids, "labels": ids}, metric="inverse_loss")
+    tower = torch.tensor([label.startswith("encoder") for label in found.labels])
+    assert tower.any()
+    assert not tower.all()
+    for field in (found.change, found.loss_change, found.loss_stderr):
+        assert torch.equal(field.isnan(), tower)
+    found.save(tmp_path / "a")
+    assert type(found).load(tmp_path / "a") == found
 
 
 def test_it_is_gone_over_several_times():

@@ -14,7 +14,7 @@ from bertology.errors import DataError
 from bertology.metrics import logit_difference, probability
 from helpers.patching import EQUAL, ONES, difference, one, places, two
 from helpers.pruning import seq2seq
-from helpers.towers import qwen2_vl
+from helpers.towers import images_in_text, joined, qwen2_vl
 from helpers.trees import wordpiece_tokenizer
 from helpers.zoo import BY_NAME, VOCAB
 from laws.laws import check_leaves_model_alone
@@ -227,6 +227,29 @@ def test_heads_of_a_tower_that_does_not_run_are_nan():
     )  # fmt: skip
     assert found.effect.isnan().all()
     assert found.labels[0] == "encoder.0"
+
+
+@pytest.mark.parametrize("function", [activation_patching, attribution_patching])
+@pytest.mark.parametrize("parts", ["attentions", "mlps", "blocks"])
+def test_layers_of_a_tower_that_does_not_run_are_nan(parts, function):
+    model, ids = qwen2_vl(), torch.randint(3, 40, (2, 6))
+    found = function(
+        model, {"input_ids": ids}, {"input_ids": ids.flip(1)}, metric=lambda outputs, batch: outputs.logits[:, -1, 7],
+        parts=parts,
+    )  # fmt: skip
+    tower = torch.tensor([label.startswith("encoder") for label in found.labels])
+    assert tower.any()
+    assert torch.equal(found.effect.isnan(), tower)
+
+
+def test_a_tower_that_ran_in_an_earlier_batch_has_effects():
+    (pair,), ids = [joined(images_in_text())], torch.randint(3, 20, (2, 6))
+    other = {**pair, "pixel_values": pair["pixel_values"].flip(0)}
+    found = activation_patching(
+        qwen2_vl(), [pair, {"input_ids": ids}], [other, {"input_ids": ids.flip(1)}], metric=lambda outputs, batch:
+        outputs.logits[:, -1, 7], heads={0: [1]},
+    )  # fmt: skip
+    assert not found.effect[0, 1].isnan()
 
 
 def test_a_difference_of_rounding_alone_is_refused():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .calls import Calls, remove_all
 from .edits import same_shape
-from .private_api import replace_forward
+from .private_api import edit_output
 from .states import flat_states, laid_out
 
 
@@ -40,9 +38,9 @@ def tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
             hooks.append(block.register_forward_pre_hook(tapped.before, with_kwargs=True))
         for block in tapped.calls.modules:
             # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its
-            # own, and before transformers 5 what it has put in the place of `forward`.
+            # own, and before transformers 5 a wrapper of `forward`.
             if edit is not None and is_transformers_4():
-                replace_forward(block, partial(tapped.edited_forward, block, block.forward), undo)
+                edit_output(block, tapped.after, undo)
             else:
                 hooks.append(block.register_forward_hook(tapped.after, prepend=edit is not None))
 
@@ -94,12 +92,6 @@ class _TappedBlocks:
             return new
         rest = [new, *output[1:]]
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)  # a named tuple (Reformer)
-
-    def edited_forward(self, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What a block returns, edited."""
-        output = forward(*args, **kwargs)
-        new = self.after(block, args, output)
-        return output if new is None else new
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]

@@ -15,6 +15,7 @@ from bertology.tap.private_api import (
     ATTENTION_SETTING,
     code_parts,
     current_modes,
+    edit_output,
     function_parts,
     fused_attention,
     globals_read,
@@ -103,6 +104,24 @@ def test_a_replaced_forward_runs_and_is_put_back():
                 "calling a module no longer calls the `forward` of the instance: ablations could not resume a pass"
             )
         assert torch.equal(layer(x), x + 1)
+    assert torch.equal(layer(x), before)
+    assert "forward" not in vars(layer)
+
+
+def test_edits_of_an_output_come_before_hooks_and_end_in_any_order():
+    layer, x, seen = nn.Linear(2, 2), torch.ones(1, 2), []
+    before = layer(x)
+    hook = layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    first, second = ExitStack(), ExitStack()
+    edit_output(layer, lambda module, args, output: output + args[0], first)
+    edit_output(layer, lambda module, args, output: output * 2, second)
+    edit_output(layer, lambda module, args, output: None, second)
+    assert torch.equal(layer(x), before * 2 + x), "the newest edit comes first"
+    assert torch.equal(seen[-1], before * 2 + x)
+    first.close()
+    assert torch.equal(layer(x), before * 2)
+    second.close()
+    hook.remove()
     assert torch.equal(layer(x), before)
     assert "forward" not in vars(layer)
 

@@ -86,6 +86,10 @@ class ExampleLossAccumulator(LossAccumulator):
         super().__init__(loss)
         self._ran = ran
 
+    def settings(self) -> str:
+        """The loss. What ran is found while the model runs, and differs between processes."""
+        return super().settings()
+
     def forget(self, anatomy: Anatomy, device: torch.device) -> None:
         """Forget all examples."""
         self._losses: list[Tensor] = []

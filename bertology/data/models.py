@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from types import FunctionType
 from typing import Any
@@ -47,17 +47,18 @@ def task_name(model: nn.Module) -> str:
     return next((name for name in theirs if re.search(TASK_CLASSES, name)), kinds[0].__name__)
 
 
-def arguments_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """The arguments of a model's forward pass, by name: to read a signature takes as long as a layer of a small one."""
-    method = type(model).forward
-    if "forward" in vars(model) or not isinstance(method, FunctionType):
-        return inspect.signature(model.forward).parameters
-    if method not in _arguments:
-        _arguments[method] = inspect.signature(model.forward).parameters
-    return _arguments[method]
+def arguments_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a function or a bound method, by name: to read a signature takes as long as a small layer."""
+    held = getattr(function, "__func__", function)
+    if not isinstance(held, FunctionType):
+        return inspect.signature(function).parameters
+    known, bound = _arguments.setdefault(held, {}), held is not function
+    if bound not in known:
+        known[bound] = inspect.signature(function).parameters
+    return known[bound]
 
 
-_arguments: WeakKeyDictionary[FunctionType, Mapping[str, inspect.Parameter]] = WeakKeyDictionary()
+_arguments: WeakKeyDictionary[FunctionType, dict[bool, Mapping[str, inspect.Parameter]]] = WeakKeyDictionary()
 
 
 def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
@@ -66,7 +67,7 @@ def not_taken(model: nn.Module, names: Iterable[str]) -> list[str]:
     A forward pass with `**kwargs` takes all of them. Those of transformers do nothing with an unknown name: masks that
     are not known, and names that are almost those of an argument, such as `atention_mask`, are not taken there.
     """
-    taken = arguments_of(model)
+    taken = arguments_of(model.forward)
     others = [name for name in names if name not in taken]
     if not others:
         return []

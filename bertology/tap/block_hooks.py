@@ -6,13 +6,12 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.forward_source import is_transformers_4
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
-from .calls import Calls, remove_all
+from .calls import Calls, hooks_until_end
 from .edits import same_shape
 from .private_api import edit_output
 from .states import flat_states, laid_out
@@ -32,8 +31,7 @@ def tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
 
     def place(undo: ExitStack) -> None:
         tapped.calls.watch(anatomy, undo)
-        hooks: list[RemovableHandle] = []
-        undo.callback(remove_all, hooks)
+        hooks = hooks_until_end(undo)
         for block in tapped.firsts:
             hooks.append(block.register_forward_pre_hook(tapped.before, with_kwargs=True))
         for block in tapped.calls.modules:

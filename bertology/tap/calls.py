@@ -34,8 +34,14 @@ def attention_modules(anatomy: Anatomy) -> dict[Site, nn.Module]:
     return {site: holders.get(site.attention, site.attention) for site in anatomy.sites}
 
 
-def remove_all(hooks: list[RemovableHandle]) -> None:
-    """Remove these hooks: one call at the end of a tap, and not one for each hook."""
+def hooks_until_end(undo: ExitStack) -> list[RemovableHandle]:
+    """A list whose hooks are removed when `undo` ends: by one call, and not by one for each hook."""
+    hooks: list[RemovableHandle] = []
+    undo.callback(_remove_all, hooks)
+    return hooks
+
+
+def _remove_all(hooks: list[RemovableHandle]) -> None:
     for hook in hooks:
         hook.remove()
 
@@ -118,8 +124,7 @@ class Calls(Generic[Place]):
         """
         self._model = anatomy.model
         self._inside = self._by_stack(anatomy)
-        hooks: list[RemovableHandle] = []
-        undo.callback(remove_all, hooks)
+        hooks = hooks_until_end(undo)
         for stack in self._inside:
             hooks.append(stack.register_forward_pre_hook(self._start_stack))
             hooks.append(stack.register_forward_hook(self._end_stack))

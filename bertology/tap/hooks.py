@@ -1,4 +1,4 @@
-"""Hooks that read or edit blocks and heads while the model runs."""
+"""Hooks that read or edit a model while it runs: heads, neurons and MLPs, and where all others are opened."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import dissect_mlps
@@ -19,7 +18,7 @@ from .arriving import Arriving
 from .attention_maps import tap_maps
 from .block_hooks import tap_blocks, tap_last
 from .block_sums import follow_sums
-from .calls import Calls, remove_all
+from .calls import Calls, hooks_until_end
 from .edits import noted, same_shape
 from .function_mode import of_reader, watch_products
 from .head_layout import join_heads, split_heads
@@ -194,8 +193,7 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         if bare:
             watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
         open_torch_attention((site.attention for site in anatomy.sites), undo)
-        hooks: list[RemovableHandle] = []
-        undo.callback(remove_all, hooks)
+        hooks = hooks_until_end(undo)
         for module in calls.modules:
             if module not in bare:
                 hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -233,8 +231,7 @@ def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: boo
 
     def place(undo: ExitStack) -> None:
         calls.watch(mlps, undo)
-        hooks: list[RemovableHandle] = []
-        undo.callback(remove_all, hooks)
+        hooks = hooks_until_end(undo)
         for module in calls.modules:
             hooks.append(module.register_forward_hook(after))
 

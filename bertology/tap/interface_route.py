@@ -7,24 +7,22 @@ plain attention are read, and no map, `statistics_route` gives them.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.forward_source import eager_function
 from ..anatomy.modules import each_module, with_attribute
 from ..anatomy.names import CAUSAL_NAME, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
-from .calls import remove_all
+from ..data.models import arguments_of
+from .calls import hooks_until_end
 from .listed import modules_of
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, PROOF_ROWS, attend_plainly, is_plain, repeated, scale_of
@@ -82,9 +80,8 @@ def _end_piece(module: nn.Module) -> None:
 def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these sites to the reader, while `undo` is open."""
     register()
-    hooks: list[RemovableHandle] = []
+    hooks = hooks_until_end(undo)
     read: list[nn.Module] = []
-    undo.callback(remove_all, hooks)
     undo.callback(_forget, read, reading)
     for attention in reading.calls.modules:
         _readings.setdefault(attention, []).append(reading)
@@ -183,7 +180,7 @@ def attend_in_blocks(
     With `causal`, there is no mask, and a query sees no later key.
     """
     eager = _eager_of(module, readings)
-    if OUTPUT_MAPS_ARGUMENT in parameters_of(eager):  # CLIP of transformers 4 keeps its map otherwise
+    if OUTPUT_MAPS_ARGUMENT in arguments_of(eager):  # CLIP of transformers 4 keeps its map otherwise
         kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
     in_pieces = pieces is not None and pieces.tokens is not None
@@ -294,16 +291,6 @@ def _has_own_rows(module: nn.Module, kwargs: dict[str, Any]) -> bool:
         return True
     own_rows = any(isinstance(extra, Tensor) and extra.dim() > 2 for extra in kwargs.values())
     return own_rows or isinstance(getattr(module, "bias", None), Tensor)
-
-
-def parameters_of(function: Callable[..., Any]) -> frozenset[str]:
-    """The names of a function's parameters: to read a signature takes as long as the attention of a short text."""
-    if function not in _parameters:
-        _parameters[function] = frozenset(inspect.signature(function).parameters)
-    return _parameters[function]
-
-
-_parameters: WeakKeyDictionary[Callable[..., Any], frozenset[str]] = WeakKeyDictionary()
 
 
 def _fitting(query: Tensor, key: Tensor, memory: int) -> int:

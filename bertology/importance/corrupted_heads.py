@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
-from ..anatomy.names import LABELS_ARGUMENT
 from ..anatomy.sites import Site
-from ..data.batches import Batch, BatchesOrTexts, call, each_batch, examples
-from ..data.caches import check_no_cache
+from ..data.batches import Batch, BatchesOrTexts, call, each_batch
 from ..data.make_batches import as_batches
 from ..errors import DataError
 from ..tap import tap, uncached
 from ..tap.gates import Replacement
-from .paired_inputs import Aligned
+from .paired_inputs import Aligned, matched
 
 
 class CorruptedHeads(Replacement):
@@ -45,14 +43,7 @@ class CorruptedHeads(Replacement):
         found = next(self._others, None)
         if found is None:
             raise DataError("corrupted must have as many batches as the inputs: there are too few of them")
-        check_no_cache(found, why="a batch is run in several copies at once")
-        if examples(found) != examples(batch):
-            raise DataError(
-                f"corrupted must have the same examples in the same order: a batch has {examples(batch)}, its "
-                f"corrupted one {examples(found)}"
-            )
-        other = {name: x for name, x in found.items() if name != LABELS_ARGUMENT}
-        other |= {name: batch[name] for name in (LABELS_ARGUMENT,) if name in batch}
+        other = matched(batch, found, "a batch and its corrupted one")
         Aligned(self._anatomy, batch, other, None).check(
             list(dict.fromkeys(site.stack for site in self._anatomy.sites))
         )

@@ -36,15 +36,22 @@ def pairs(
             raise DataError(
                 f"clean and corrupted must have the same number of batches, but only one of them has batch {number}"
             )
-        for batch in (one, other):
-            check_no_cache(batch, why="a batch is run in several copies at once")
-        if examples(one) != examples(other):
-            raise DataError(
-                f"clean and corrupted must have the same examples in the same order, got {examples(one)} and "
-                f"{examples(other)} in batch {number}"
-            )
-        other.pop(LABELS_ARGUMENT, None)
-        yield one, other | {name: one[name] for name in (LABELS_ARGUMENT,) if name in one}
+        yield one, matched(one, other, f"clean and corrupted, batch {number},")
+
+
+def matched(one: Mapping[str, Any], other: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The other batch, with the labels of the first. `what` are the two, for errors.
+
+    Raises `DataError` for other numbers of examples, and for a batch with a cache.
+    """
+    for batch in (one, other):
+        check_no_cache(batch, why="a batch is run in several copies at once")
+    if examples(one) != examples(other):
+        raise DataError(
+            f"{what} must have the same examples in the same order, got {examples(one)} and {examples(other)}"
+        )
+    labels = {LABELS_ARGUMENT: one[LABELS_ARGUMENT]} if LABELS_ARGUMENT in one else {}
+    return {name: x for name, x in other.items() if name != LABELS_ARGUMENT} | labels
 
 
 @dataclass(frozen=True)

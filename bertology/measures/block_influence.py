@@ -17,6 +17,7 @@ from ..data.padding import real_positions
 from ..errors import checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
+from ..results.statistics import variance_of_sums
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
 from ..streaming.processes import Merge, merges
@@ -85,7 +86,7 @@ class BlockInfluenceAccumulator(Accumulator):
         self.check_measured(self.tokens, "real token")
         tokens = self.tokens.cpu()
         mean = cpu64(self.changes) / tokens  # NaN where there is none
-        std = (cpu64(self.squares) / tokens - mean.square()).clamp_min(0).sqrt()
+        std = variance_of_sums(mean, cpu64(self.squares) / tokens).sqrt()
         return BlockInfluence(mean, std, tokens, self.anatomy.labels)
 
 

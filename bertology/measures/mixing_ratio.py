@@ -16,6 +16,7 @@ from ..data.padding import real_positions
 from ..errors import checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
+from ..results.statistics import variance_of_sums
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
 from ..streaming.processes import Merge, merges
@@ -83,7 +84,7 @@ class MixingRatioAccumulator(Accumulator):
         self.check_measured(self.tokens, "real token")
         tokens = self.tokens.cpu()
         mean, unnormed, attention = (cpu64(x) / tokens for x in (self.ratios, self.unnormed, self.attention))
-        std = (cpu64(self.squares) / tokens - mean.square()).clamp_min(0).sqrt()
+        std = variance_of_sums(mean, cpu64(self.squares) / tokens).sqrt()
         return MixingRatio(mean, unnormed, attention, std, tokens, self.anatomy.labels)
 
 

@@ -78,8 +78,13 @@ def standard_error(values: Tensor) -> Tensor:
 
 def standard_error_of_sums(mean: Tensor, mean_square: Tensor, examples: int) -> Tensor:
     """The same for values of which only the mean and the mean square are known."""
-    spread = (mean_square - mean.square()).clamp_min(0)
+    spread = variance_of_sums(mean, mean_square)
     return (spread / (examples - 1)).sqrt() if examples > 1 else torch.full_like(mean, torch.inf)
+
+
+def variance_of_sums(mean: Tensor, mean_square: Tensor) -> Tensor:
+    """The variance of values of which only the mean and the mean square are known, not below 0 by rounding."""
+    return (mean_square - mean.square()).clamp_min(0)
 
 
 Interval = tuple[float, float]

@@ -105,9 +105,8 @@ class _Following:
 
     def end(self, whole: bool, module: nn.Module, args: Any, output: Any) -> None:
         """Refuse sums that were not found until the end of a stack, or of the model."""
-        sums, self._sums = self._sums, self._sums if not whole else []
-        if sums and whole:
-            self._refuse(sums[0].site)
+        if whole and self._sums:
+            self._refuse(self._sums[0].site)
         self._norms.clear()
         self._queries.clear()
 

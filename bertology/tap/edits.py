@@ -19,13 +19,14 @@ _open: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 def noted(anatomy: Anatomy, edit: Any) -> Iterator[None]:
     """Note an edit while the `with` lasts: values that tell it from others, such as the gates."""
     # A module inside is found from a model and from what wraps it.
-    edits = _open.setdefault(anatomy.sites[0].place if anatomy.sites else anatomy.model, [])
-    edits.append(edit)
+    place = anatomy.sites[0].place if anatomy.sites else anatomy.model
+    _open.setdefault(place, []).append(edit)
     try:
         yield
     finally:
-        place = next(place for place, one in enumerate(edits) if one is edit)
-        del edits[place]
+        _open[place] = [one for one in _open[place] if one is not edit]
+        if not _open[place]:
+            del _open[place]
 
 
 def edits_of(model: nn.Module) -> list[Any]:

@@ -22,7 +22,7 @@ from .arriving import Arriving, output_weights
 from .plain_attention import repeated
 
 # Allowed differences, in steps of the type's precision: of a sum that the model formed of the same two tensors, and of
-# one that is formed anew of its parts.
+# one that is added up again from its parts.
 _SAME, _STEPS, _STEPS_OF_HALVES = 4, 500, 32
 
 

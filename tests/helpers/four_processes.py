@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import traceback
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import bertology as bt
 from bertology.errors import BertologyError
 from bertology.streaming.processes import gathered, sharing
 from helpers.every_measure import NAMES, measure
+from helpers.processes import in_group, put_found
 from helpers.shares import plain
 from helpers.wrapped_models import FUNCTIONS, Doubled, called, difference, given_to, names, row, values
 
@@ -22,17 +20,8 @@ SIZE = 4
 
 def each_of_four(rank: int, size: int, folder: str, queue: Any) -> None:
     """Do all of it, and put the results and the errors into the queue."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=120)
-    )
-    try:
-        found = {"accumulators": accumulated(rank), "functions": functions(rank, Path(folder))}
-        queue.put((rank, found))
-    except BaseException:  # else the test would wait for it
-        queue.put((rank, {"failed": traceback.format_exc()}))
-    torch.distributed.destroy_process_group()
+    with in_group(rank, size, folder, seconds=120):
+        put_found(rank, queue, lambda: {"accumulators": accumulated(rank), "functions": functions(rank, Path(folder))})
 
 
 def accumulated(rank: int) -> dict[str, Any]:

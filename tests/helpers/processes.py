@@ -3,7 +3,10 @@
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing import forkserver
 from typing import Any
 
@@ -28,6 +31,26 @@ def one_process(rank, size, port, queue):
     )
     queue.put((rank, importance.scores.tolist(), importance.examples, accuracy.value))
     torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def in_group(rank: int, size: int, folder: str, *, seconds: int) -> Iterator[None]:
+    """Be one of so many processes of torch.distributed, with one thread."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=seconds)
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def put_found(rank: int, queue: Any, find: Callable[[], Any]) -> None:
+    """Put what is found into the queue, or the error: else the test would wait for it."""
+    try:
+        queue.put((rank, find()))
+    except BaseException:
+        queue.put((rank, {"failed": traceback.format_exc()}))
 
 
 def forking() -> Any:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from bertology.code_structure import align_code, cat_scores, leaf_types, relatio
 from bertology.errors import BertologyError
 from bertology.syntax import align, dependency_heads
 from helpers.code_snippets import snippets
+from helpers.processes import in_group, put_found
 from helpers.trees import CATS, wordpiece_tokenizer
 from helpers.wrapped_models import answers, others
 from helpers.zoo import BY_NAME, batch, each_alone
@@ -132,16 +130,8 @@ def _read(rank: int) -> Iterator[Any]:
 
 def each(rank: int, size: int, folder: str, queue: Any) -> None:
     """Do all of it, and put the results and the errors into the queue."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=60)
-    )
-    try:
-        queue.put((rank, _found(rank, size, Path(folder))))
-    except BaseException:  # else the test would wait for it
-        queue.put((rank, {"failed": traceback.format_exc()}))
-    torch.distributed.destroy_process_group()
+    with in_group(rank, size, folder, seconds=60):
+        put_found(rank, queue, lambda: _found(rank, size, Path(folder)))
 
 
 def _found(rank: int, size: int, folder: Path) -> dict[str, Any]:

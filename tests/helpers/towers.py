@@ -37,6 +37,20 @@ def qwen2_vl(**settings: Any) -> Any:
     return random_weights(t.Qwen2VLForConditionalGeneration._from_config(config, **settings))
 
 
+def llava(text: Any, vision: Any, seed: int, **settings: Any) -> Any:
+    """A model of images and text, of the configs of both; 39 stands for a patch of an image."""
+    config = t.LlavaConfig(text_config=text, vision_config=vision, image_token_index=39, **settings)
+    torch.manual_seed(seed)
+    return t.LlavaForConditionalGeneration(config).double().eval()
+
+
+def texts_with_image(examples: int) -> dict[str, torch.Tensor]:
+    """Nine tokens, with an image of four patches from the second one on."""
+    ids = torch.randint(3, 39, (examples, 9))
+    ids[:, 1:5] = 39
+    return {"input_ids": ids, "pixel_values": torch.randn(examples, 3, 8, 8, dtype=torch.float64)}
+
+
 def images_in_text() -> list[dict[str, torch.Tensor]]:
     """Two examples: one with an image of 2 x 4 patches and one of 4 x 4, and one with an image of 4 x 2."""
     generator = torch.Generator().manual_seed(5)

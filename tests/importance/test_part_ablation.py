@@ -4,7 +4,7 @@ import transformers
 
 from bertology import block_ablation, mlp_ablation
 from bertology.errors import DataError
-from helpers.towers import qwen2_vl
+from helpers.towers import llava, qwen2_vl, texts_with_image
 from helpers.zoo import BY_NAME, LLAMA, batch, each_alone
 
 
@@ -40,17 +40,11 @@ def test_without_each_mlp(name, path):
 def test_blocks_whose_states_the_model_goes_on_with(layer):
     """LLaVA reads the hidden states that transformers notes in its image tower."""
     image = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = transformers.LlavaConfig(
-        text_config=transformers.LlamaConfig(**LLAMA), image_token_index=39, vision_feature_layer=layer,
-        vision_config=transformers.SiglipVisionConfig(**image, image_size=8, patch_size=4),
-        vision_feature_select_strategy="full",
-    )  # fmt: skip
-    torch.manual_seed(1)
-    model = transformers.LlavaForConditionalGeneration(config).double().eval()
-    ids = torch.randint(3, 39, (1, 9))
-    ids[:, 1:5] = 39
-    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 8, 8, dtype=torch.float64)}
-    inputs["labels"] = torch.where(ids == 39, -100, ids)
+    tower = transformers.SiglipVisionConfig(**image, image_size=8, patch_size=4)
+    options = {"vision_feature_layer": layer, "vision_feature_select_strategy": "full"}
+    model = llava(transformers.LlamaConfig(**LLAMA), tower, 1, **options)
+    inputs = texts_with_image(1)
+    inputs["labels"] = torch.where(inputs["input_ids"] == 39, -100, inputs["input_ids"])
     found = block_ablation(model, inputs, metric="inverse_loss")
     with torch.no_grad():
         whole = model(**inputs).loss.item()

@@ -8,6 +8,7 @@ from bertology.anatomy.dissect import dissect
 from bertology.errors import DataError, HeadError, PruningError, UnknownAnatomy
 from bertology.tap.skipped import skipping
 from helpers.pruning import logits, seq2seq
+from helpers.towers import llava, texts_with_image
 from helpers.zoo import BY_NAME, FAMILIES, LLAMA, SMALL, batch
 
 SETTINGS = {"gpt": "n_layer", "gpt2": "n_layer", "distilbert": "n_layers"}
@@ -106,15 +107,9 @@ def test_blocks_of_nested_configs(tmp_path):
         **LLAMA, "num_hidden_layers": 3, "layer_types": kinds, "use_sliding_window": True, "sliding_window": 2,
     }  # fmt: skip
     image = {**SMALL, "intermediate_size": 24, "image_size": 8, "patch_size": 4}
-    config = transformers.LlavaConfig(
-        text_config=transformers.Qwen2Config(**text), vision_config=transformers.CLIPVisionConfig(**image),
-        image_token_index=39, vision_feature_layer=-1,
-    )  # fmt: skip
-    torch.manual_seed(4)
-    model = transformers.LlavaForConditionalGeneration(config).double().eval()
-    ids = torch.randint(3, 39, (2, 9))
-    ids[:, 1:5] = 39
-    inputs = {"input_ids": ids, "pixel_values": torch.randn(2, 3, 8, 8, dtype=torch.float64)}
+    tower = transformers.CLIPVisionConfig(**image)
+    model = llava(transformers.Qwen2Config(**text), tower, 4, vision_feature_layer=-1)
+    inputs = texts_with_image(2)
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
     there = blocks_of(dissect(model))
     gone = ["decoder.0", "encoder.1"]

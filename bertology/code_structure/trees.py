@@ -123,7 +123,7 @@ class CodeTree:
 
     def __repr__(self) -> str:
         about = f"{how_many(len(self), 'leaf')} of {how_many(len(self.parents), 'node')}"
-        errors = f", {how_many(len(self.errors), 'place')} that do not parse" if self.errors else ""
+        errors = f", {how_many(len(self.errors), 'place')} that cannot be parsed" if self.errors else ""
         return f"<CodeTree {self.name or 'without a name'}: {self.language or 'code'}, {about}{errors}>"
 
     @property

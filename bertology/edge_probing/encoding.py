@@ -243,7 +243,7 @@ def encode(
         >>> task = EdgeTask.of("pos", [Record(("Birds", "warble"), (Target((1, 2), ("VERB",)),))])
         >>> with TemporaryDirectory() as folder:
         ...     encode(model, tokenizer, task, f"{folder}/pos")
-        pos: 1 records, 1 targets of 1 labels, 2 tokens at 3 layers of 32 (0.0 MB)
+        pos: 1 record, 1 target of 1 label, 2 tokens at 3 layers of 32 (0.0 MB)
     """
     if lexical not in ("word", "embeddings"):
         raise DataError(f"lexical must be 'word' or 'embeddings', got {lexical!r}")

@@ -243,7 +243,7 @@ class EdgeTask(Sequence[Record]):
 
             >>> record = Record(("Birds", "sing"), (Target((0, 1), ("NOUN",)), Target((1, 2), ("VERB",))))
             >>> EdgeTask.of("pos", [record])
-            pos: 1 records, 2 targets of 1 span, 2 labels
+            pos: 1 record, 2 targets of 1 span, 2 labels
         """
         every = list(records)
         kept = tuple(record for record in every if record.targets)

@@ -127,7 +127,7 @@ def test_deep_code():
 def test_trees_are_fixed_short_to_print_and_can_be_sent():
     tree = parse_code(GOOD, "Python", name="f")
     assert repr(tree) == "<CodeTree f: python, 8 leaves of 13 nodes>"
-    assert repr(parse_code(BAD, "python", broken="keep")).endswith("1 places that do not parse>")
+    assert repr(parse_code(BAD, "python", broken="keep")).endswith("1 place that cannot be parsed>")
     with pytest.raises(ValueError, match="read-only"):
         tree.parents[0] = 3
     sent = pickle.loads(pickle.dumps(tree))

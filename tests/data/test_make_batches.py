@@ -187,7 +187,7 @@ def test_truncation_is_never_silent(tokenizer: Any) -> None:
         ([{"a": "the", "b": "cat"}], r"not known which column holds the text, got a, b: name it, make_batches"),
         ([{"text": 3, "label": 1}], "example 0 .*the column 'text' must hold a text, got 3"),
         ([("the", 1), "cat"], "all examples must have a label, or none, but example 1, 'cat', has none"),
-        ((["the", "cat"], [1]), "a label for each of the 2 texts, got 1 labels"),
+        ((["the", "cat"], [1]), "a label for each of the 2 texts, got 1 label"),
         ({"text": ["the", "cat"], "label": [1]}, "the column label must have a value for each of the 2 rows, got 1"),
         ([("the", "cat"), 3], "ambiguous"),
         ([3, 4], r"got 3 \(int\)"),
@@ -201,7 +201,7 @@ def test_truncation_is_never_silent(tokenizer: Any) -> None:
         ([("the", 1), ("cat", [1, 0])], "labels must be of one kind"),
         ([{"input_ids": [1, 2]}, {"input_ids": [1], "attention_mask": [1]}], "every row must have attention_mask"),
         ([{"input_ids": [1, 2], "attention_mask": [1]}], "attention_mask must have one value for each token"),
-        ([{"input_ids": [1, 2], "labels": [1]}], "example 0 has 2 tokens and 1 labels"),
+        ([{"input_ids": [1, 2], "labels": [1]}], "example 0 has 2 tokens and 1 label"),
     ],
 )
 def test_what_is_no_text_is_refused_in_words(data: Any, words: str, tokenizer: Any) -> None:

@@ -272,7 +272,7 @@ def test_dependencies_are_two_heat_maps():
     assert figure.get_suptitle() == "Dependency heads: all relations, 5 arcs"
     one = dependencies().plot(relation="obj")
     assert one.axes[0].images[0].get_array().filled(9).tolist() == [[0, 1], [1, 9]]
-    assert one.get_suptitle() == "Dependency heads: obj, 1 arcs"
+    assert one.get_suptitle() == "Dependency heads: obj, 1 arc"
     with pytest.raises(DataError, match="no relation 'iobj': this result has det, obj"):
         dependencies().plot(relation="iobj")
     with pytest.raises(DataError, match="relation='obj' is for DependencyHeads, got AttentionEntropy"):

@@ -63,6 +63,26 @@ def shown(value: object) -> str:
     return whole if len(whole) <= MOST_SHOWN else f"{whole[:MOST_SHOWN]}..."
 
 
+def be(many: int) -> str:
+    """The verb after a number of things: "is" or "are"."""
+    return "is" if many == 1 else "are"
+
+
+def how_many(many: int, noun: str, style: str = "") -> str:
+    """A number and what is counted, in the plural where it is not one; `style` is that of `format`.
+
+    >>> how_many(1, "head"), how_many(2, "head"), how_many(0, "more query"), how_many(1200, "class", ",")
+    ('1 head', '2 heads', '0 more queries', '1,200 classes')
+    """
+    if many == 1:
+        return f"1 {noun}"
+    if noun.endswith("leaf"):
+        return f"{many:{style}} {noun[:-1]}ves"
+    if noun.endswith("y") and noun[-2] not in "aeou":
+        return f"{many:{style}} {noun[:-1]}ies"
+    return f"{many:{style}} {noun}{'es' if noun.endswith(('s', 'x', 'ch')) else 's'}"
+
+
 def _without_middle(message: str) -> str:
     left_out = len(message) - MOST_IN_MESSAGE
     if left_out <= 0:

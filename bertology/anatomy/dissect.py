@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from torch import nn
 
-from ..errors import UnknownAnatomy, UnmeasuredAttention, checked
+from ..errors import UnknownAnatomy, UnmeasuredAttention, checked, how_many
 from .divided import check_whole_layers
 from .forward_source import acts_on_record
 from .kept import kept_anatomy
@@ -252,7 +252,10 @@ def _site(modules: dict[str, nn.Module], one: Found, row: int, stack: str, layer
     kept = tuple(head for head in range(width) if head not in pruned)
     # A layer that lost all its heads keeps one of zeros, which is no head.
     if len(kept) != here and not (not kept and here == 1):
-        raise UnknownAnatomy(f"{path} has {here} heads, but of {width} heads {sorted(pruned)} are said to be pruned")
+        raise UnknownAnatomy(
+            f"{path} has {how_many(here, 'head')}, but of {how_many(width, 'head')} {sorted(pruned)} are said to be "
+            "pruned"
+        )
     # BigCode's projection is fused head by head where it is not multi-query.
     fused = oddities_of(attention).fused or names.fused
     fused = "heads" if getattr(attention, "multi_query", True) is False else fused
@@ -315,7 +318,9 @@ def _head_width(modules: dict[str, nn.Module], path: str, inputs: int) -> int:
         if fit:
             return fit[0]
         if widths or counts:
-            told = " and ".join([*(f"heads of width {w}" for w in widths[:1]), *(f"{c} heads" for c in counts[:1])])
+            told = " and ".join(
+                [*(f"heads of width {w}" for w in widths[:1]), *(how_many(c, "head") for c in counts[:1])]
+            )
             raise UnknownAnatomy(
                 f"{path} returns {inputs} elements for each token, which do not fit the {told} that it names"
             )

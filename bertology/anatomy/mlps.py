@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
-from ..errors import NeuronError, UnknownAnatomy, checked
+from ..errors import NeuronError, UnknownAnatomy, be, checked, how_many
 from .dissect import dissect, input_width, output_width, path_of
 from .mlp_names import EXPERT_NAMES, MLP_CLASSES, MLP_NAMES, NO_MLP, MlpNames
 from .names import PRUNED_NEURONS_NAME, UNPRUNED_NEURONS_NAME
@@ -79,7 +79,8 @@ class MlpAnatomy(Anatomy):
     def __repr__(self) -> str:
         stacks = ", ".join(dict.fromkeys(site.stack for site in self.sites))
         left = f"; unmeasured: {told(self.unmeasured)}" if self.unmeasured else ""
-        return f"MlpAnatomy({type(self.model).__name__}: {self.layers} MLPs of {self.heads} neurons in {stacks}{left})"
+        size = f"{how_many(self.layers, 'MLP')} of {how_many(self.heads, 'neuron')}"
+        return f"MlpAnatomy({type(self.model).__name__}: {size} in {stacks}{left})"
 
     @property
     def neurons(self) -> int:
@@ -91,7 +92,7 @@ class MlpAnatomy(Anatomy):
         return super().resolve(heads)  # type: ignore[arg-type]
 
     def _left(self, site: Site) -> str:
-        return f"{len(site.kept)} neurons are left"
+        return f"{how_many(len(site.kept), 'neuron')} {be(len(site.kept))} left"
 
 
 class _Found(NamedTuple):
@@ -204,7 +205,10 @@ def _mlp(one: _Found, row: int, stack: Stack, layer: int, call: int) -> Mlp:
     kept = tuple(number for number in range(width) if number not in pruned)
     # An MLP that lost all its neurons keeps one of zeros, which is no neuron.
     if len(kept) != here and not (not kept and here == 1):
-        raise UnknownAnatomy(f"{path} has {here} neurons, but of {width} neurons {len(pruned)} are said to be pruned")
+        raise UnknownAnatomy(
+            f"{path} has {how_many(here, 'neuron')}, but of {how_many(width, 'neuron')} {len(pruned)} are said to be "
+            "pruned"
+        )
     layout = "token batch width" if stack.layout.startswith("token") else names.layout
     return Mlp(
         row, stack.name, layer, call, 1, width, kept, path, layout, names.fused,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import HeadError, UnknownAnatomy
+from ..errors import HeadError, UnknownAnatomy, how_many
 from .modules import each_module
 from .oddities import oddities_of
 from .part_names import PartNames
@@ -198,7 +198,8 @@ class Anatomy:
         stacks = ", ".join(dict.fromkeys(site.stack for site in self.sites))
         some = ", ".join(map(repr, list(self.unmeasured)[:3])) + ", ..." * (len(self.unmeasured) > 3)
         left = f"; unmeasured={{{some}}}" if self.unmeasured else ""
-        return f"Anatomy({type(self.model).__name__}: {self.layers} layers of {self.heads} heads in {stacks}{left})"
+        size = f"{how_many(self.layers, 'layer')} of {how_many(self.heads, 'head')}"
+        return f"Anatomy({type(self.model).__name__}: {size} in {stacks}{left})"
 
     @property
     def layers(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 
 from ..data.losses import is_causal
-from ..errors import BertologyError, DataError, need
+from ..errors import BertologyError, DataError, how_many, need
 from ..pruning.rankings import RANKINGS
 from .files import check_folder, clear, write_json, write_page, write_section
 from .jobs import JOBS, METRIC_NAMES
@@ -138,7 +138,10 @@ def _run(args: argparse.Namespace) -> None:
         raise DataError(f"bertology {args.command} needs labels, and {args.data} has none: {NAME_LABELS}")
     batches, cut = batches_of(loaded, texts, batch_size=args.batch_size, max_length=args.max_length)
     if cut:
-        print(f"bertology: warning: {cut} of {len(texts.texts)} texts are too long and were cut", file=sys.stderr)
+        print(
+            f"bertology: warning: too long, and cut: {cut} of {how_many(len(texts.texts), 'text')}",
+            file=sys.stderr,
+        )
     sections = JOBS[args.command](args, loaded, batches)
     clear(out)
     for section in sections:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..anatomy.names import IDS_ARGUMENT
 from ..corpora.skips import Skip
 from ..corpora.words import AlignedBatches, check_tokenizer, padded
-from ..errors import DataError, checked
+from ..errors import DataError, checked, how_many
 from ..results.views import brief
 from .trees import CodeTree
 
@@ -72,7 +72,7 @@ class CodeBatches(AlignedBatches):
             "{tokens} tokens, of them {special} special, {outside} in no leaf, {across} over several leaves; "
             "{leaves} leaves, of them {bare} without a token"
         ).format(**self.counts)
-        return f"{len(self.examples)} examples in {len(self)} batches; {summary}" + "".join(
+        return f"{how_many(len(self.examples), 'example')} in {how_many(len(self), 'batch')}; {summary}" + "".join(
             f"; {n} skipped: {reason}" for reason, n in reasons.items()
         )
 
@@ -116,7 +116,7 @@ def align_code(
     skipped: list[Skip] = list(getattr(trees, "skipped", ()))
     for number, tree in enumerate(trees):
         arguments, one = _aligned(tokenizer, tree, number)
-        reason = f"longer than {longest} tokens" if len(one.leaf_of) > longest else ""
+        reason = f"longer than {how_many(longest, 'token')}" if len(one.leaf_of) > longest else ""
         reason = reason or ("" if one.covered else "no leaf has a token")
         if reason:
             skipped.append(Skip(tree.name or str(number), reason))

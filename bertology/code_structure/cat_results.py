@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, check_shapes, checked
+from ..errors import DataError, ShapeError, check_shapes, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
@@ -107,7 +107,7 @@ class CatScores(Result):
                 continue
             lines.append(
                 f"layer {label}: {self.macro[row]:.4f} (95 % from {low[row]:.4f} to {high[row]:.4f}), "
-                f"pooled {self.micro[row]:.4f}, {int(self.used[row])} snippets used, "
+                f"pooled {self.micro[row]:.4f}, {how_many(int(self.used[row]), 'snippet')} used, "
                 f"heads {_range(self.head_macro[row])}"
             )
         return "\n".join(lines)
@@ -206,7 +206,8 @@ class CatGain(Result):
                 there = int((~self.head_gain[row].isnan()).sum())
                 lines.append(
                     f"layer {label}: {self.gain[row]:+.4f} ({100 * self.level:g} % from {self.low[row]:+.4f} to "
-                    f"{self.high[row]:+.4f}) of {int(self.used[row])} snippets; {heads} of {there} heads above 0"
+                    f"{self.high[row]:+.4f}) of {how_many(int(self.used[row]), 'snippet')}; {heads} of "
+                    f"{how_many(there, 'head')} above 0"
                 )
             else:
                 lines.append(f"layer {label}: no gain, since there is no snippet in which both have a score")
@@ -272,7 +273,7 @@ def scores_of(
 
 
 def _counted(names: tuple[str, ...]) -> str:
-    return f"{len(names)} snippet{'' if len(names) == 1 else 's'}"
+    return how_many(len(names), "snippet")
 
 
 def _range(scores: Tensor) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Site
 from ..data.batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable
-from ..errors import DataError, ShapeError, check_least, checked
+from ..errors import DataError, ShapeError, check_least, checked, how_many
 from ..streaming.accumulator import MapAccumulator, Names
 from ..streaming.processes import gathered, process
 from .align import PADDING, AlignedCode
@@ -55,7 +55,8 @@ def token_map(attention: Tensor, leaf_of: Sequence[int], leaves: int, *, causal:
     part = torch.as_tensor(leaf_of, dtype=torch.int64)
     if attention.dim() < 2 or attention.shape[-2:] != (len(part), len(part)):
         raise ShapeError(
-            f"attention must be [..., token, token] over the {len(part)} tokens of leaf_of, got {list(attention.shape)}"
+            f"attention must be [..., token, token] over the {how_many(len(part), 'token')} of leaf_of, got "
+            f"{list(attention.shape)}"
         )
     if len(part) and int(part.max()) >= leaves:
         raise DataError(f"leaf_of names leaf {int(part.max())}, but there are {leaves}, counted from 0")
@@ -111,7 +112,8 @@ def snippets_in(batches: Batches) -> list[AlignedCode]:
     numbers = {one.number for one in found}
     if not found or any(len({one.number for one in part}) < len(part) for part in every):
         raise DataError(
-            f"wanted batches of one call of align_code, got {len(found)} snippets with {len(numbers)} numbers"
+            f"wanted batches of one call of align_code, got {how_many(len(found), 'snippet')} with "
+            f"{how_many(len(numbers), 'number')}"
         )
     if len(numbers) == len(found):
         return sorted(found, key=lambda one: one.number)
@@ -213,5 +215,6 @@ class SnippetMapAccumulator(LeafMapAccumulator):
         super().start_batch(batch)
         if unknown := [one for one in self.snippets if one.number not in self._place]:
             raise DataError(
-                f"snippet number {unknown[0].number} is not among the {len(self._place)} snippets of this measure"
+                f"snippet number {unknown[0].number} is not among the {how_many(len(self._place), 'snippet')} of this "
+                "measure"
             )

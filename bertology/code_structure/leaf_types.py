@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Site
-from ..errors import DataError, HeadError, ShapeError, check_least, checked, described
+from ..errors import DataError, HeadError, ShapeError, check_least, checked, described, how_many
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.views import expected_rows
@@ -79,7 +79,9 @@ class TypeCounts:
         """
         mask, leaves = high.mask, len(types)
         if mask.shape[-2:] != (leaves, leaves):
-            raise ShapeError(f"wanted one type per leaf, got {leaves} types and maps of {list(mask.shape[-2:])}")
+            raise ShapeError(
+                f"wanted one type per leaf, got {how_many(leaves, 'type')} and maps of {list(mask.shape[-2:])}"
+            )
         if self.snippets and high.blank.shape != self.once.shape:
             raise ShapeError(f"wanted maps of {list(self.once.shape)} as before, got {list(high.blank.shape)}")
         found = tuple(dict.fromkeys(types))
@@ -262,7 +264,9 @@ class LeafTypes(Result):
         """The counts of one layer, by its row, to merge with others or to rank. Raises `HeadError` for another row."""
         rows = len(self.labels)
         if not -rows <= row < rows:
-            raise HeadError(f"row {row} is out of range: there are {rows} layers, in the rows 0 to {rows - 1}")
+            raise HeadError(
+                f"row {row} is out of range: there are {how_many(rows, 'layer')}, in the rows 0 to {rows - 1}"
+            )
         found = TypeCounts()
         found.types, found.snippets = self.types, int(self.snippets[row])
         found.high, found.total, found.once = self.high[row], self.total[row], self.once[row]

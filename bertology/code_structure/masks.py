@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, check_least, checked
+from ..errors import DataError, ShapeError, check_least, checked, how_many
 
 QUARTER = 0.25
 """The share of pairs that count as high in attention, and as near in the tree: Chen et al. (2022) use the third
@@ -303,7 +303,7 @@ class OffsetMeans:
         middle = len(self.pairs) // 2
         if leaves > middle + 1 or not len(self.pairs):
             raise DataError(
-                f"wanted a map of {leaves} leaves, but the longest snippet that was added has "
+                f"wanted a map of {how_many(leaves, 'leaf')}, but the longest snippet that was added has "
                 f"{middle + 1 if len(self.pairs) else 0}: add a snippet that is as long"
             )
         means = (self.total / self.pairs.clamp_min(1)).to(dtype)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Head, Site, head_at
 from ..data.batches import Batch, Batches
-from ..errors import DataError, checked
+from ..errors import DataError, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import percentile_interval
@@ -120,8 +120,9 @@ class RelationHeads(Result):
         chosen = self if choose_on is None else choose_on
         if chosen.labels != self.labels or chosen.related.shape[2] != self.related.shape[2]:
             raise DataError(
-                f"choose_on has {len(chosen.labels)} layers of {chosen.related.shape[2]} heads, this result has "
-                f"{len(self.labels)} layers of {self.related.shape[2]}: wanted the same model on other snippets"
+                f"choose_on has {how_many(len(chosen.labels), 'layer')} of "
+                f"{how_many(chosen.related.shape[2], 'head')}, this result has {how_many(len(self.labels), 'layer')} "
+                f"of {self.related.shape[2]}: wanted the same model on other snippets"
             )
         here, there = self._only(relation), chosen._only(relation)
         row, head = divmod(int(there.gain.nan_to_num(-torch.inf).argmax()), there.related.shape[2])

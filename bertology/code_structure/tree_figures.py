@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import DataError, check_least, checked, need
+from ..errors import DataError, check_least, checked, how_many, need
 from ..results.canvas import COLOURS, AxesT, canvas, common_legend, finished
 from .leaf_types import TOP, LeafTypes
 from .trees import CodeTree, graph_edges
@@ -57,7 +57,8 @@ def syntax_tree(
     """
     if len(tree) > MAX_DRAWN:
         raise DataError(
-            f"the tree has {len(tree)} leaves, and a picture has room for {MAX_DRAWN}: draw a shorter piece of code"
+            f"the tree has {how_many(len(tree), 'leaf')}, and a picture has room for {MAX_DRAWN}: draw a shorter piece "
+            "of code"
         )
     places = _places(tree)
     height = int(places[:, 1].max())

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, checked, need
+from ..errors import DataError, checked, how_many, need
 
 PACKAGES = {
     "c": "tree_sitter_c",
@@ -122,8 +122,8 @@ class CodeTree:
         return len(self.types)
 
     def __repr__(self) -> str:
-        about = f"{len(self)} leaves of {len(self.parents)} nodes"
-        errors = f", {len(self.errors)} places that do not parse" if self.errors else ""
+        about = f"{how_many(len(self), 'leaf')} of {how_many(len(self.parents), 'node')}"
+        errors = f", {how_many(len(self.errors), 'place')} that do not parse" if self.errors else ""
         return f"<CodeTree {self.name or 'without a name'}: {self.language or 'code'}, {about}{errors}>"
 
     @property

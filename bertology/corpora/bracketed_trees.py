@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import DataError, shown
+from ..errors import DataError, be, how_many, shown
 from .files import BLANKS
 from .skips import Broken, BrokenPart
 
@@ -173,7 +173,9 @@ def _tree(tokens: Sequence[_Token], start: int, path: str | Path) -> tuple[Parse
         except DataError as error:
             raise BrokenPart(path, line, str(error)) from error
     raise BrokenPart(
-        path, tokens[start].line, f"the file ends inside a tree: {builder.depth} brackets are not closed since here"
+        path,
+        tokens[start].line,
+        f"the file ends inside a tree: {how_many(builder.depth, 'bracket')} {be(builder.depth)} not closed since here",
     )
 
 
@@ -226,7 +228,9 @@ def trees_in_columns(rows: Sequence[Row], path: str | Path) -> list[tuple[int, P
             builder, start = TreeBuilder(), place + 1
     if builder.depth:
         raise BrokenPart(
-            path, rows[-1].line, f"the sentence ends inside a tree: {builder.depth} brackets are not closed"
+            path,
+            rows[-1].line,
+            f"the sentence ends inside a tree: {how_many(builder.depth, 'bracket')} {be(builder.depth)} not closed",
         )
     return found
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import DataError, checked, shown
+from ..errors import DataError, be, checked, how_many, shown
 from .bracketed_trees import Parse, Row, parses, trees_in_columns, unescaped
 from .documents import Document, Documents, Mention
 from .files import BLANKS, columns_of, files_in, lines_of, open_text, text_of
@@ -271,7 +271,7 @@ def _take(lines: _Lines, columns: list[str], number: int, after_blank: bool) -> 
     many = layout.exactly or (len(before) if before is not None and not after_blank else None)
     if len(columns) < layout.least or (many is not None and len(columns) != many):
         raise DataError(
-            f"wanted {many or layout.least} columns of {layout.name}, as before, got {len(columns)}: "
+            f"wanted {how_many(many or layout.least, 'column')} of {layout.name}, as before, got {len(columns)}: "
             f"{shown(' '.join(columns))}"
         )
     cell = _entities_in(columns[-1]) if layout is _CONLLU else columns[-1]
@@ -347,7 +347,8 @@ def _shared_out(
     left = sum(1 for _ in rest)
     if left:
         raise DataError(
-            f"{trees} and {path} must have the same documents: {left} trees are left after the last document"
+            f"{trees} and {path} must have the same documents: {how_many(left, 'tree')} {be(left)} left after the last "
+            "document"
         )
     return shared
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 
 from ..anatomy.names import IDS_ARGUMENT
 from ..data.token_classes import check_is_tokenizer
-from ..errors import DataError, checked
+from ..errors import DataError, checked, how_many
 from ..results.views import brief
 from .skips import Skip, reasons_for
 
@@ -76,14 +76,17 @@ class Document:
         for mention in self.mentions:
             if mention.end > many:
                 raise DataError(
-                    f"document {self.name!r} has {many} words, but a mention goes from word {mention.start} to "
-                    f"{mention.end}"
+                    f"document {self.name!r} has {how_many(many, 'word')}, but a mention goes from word "
+                    f"{mention.start} to {mention.end}"
                 )
         twice = [(m.start, m.end) for m, times in Counter(self.mentions).items() if times > 1]
         if twice:
             raise DataError(f"document {self.name!r} has the mention of the words {twice[0]} twice: pass it once")
         if self.tags is not None and len(self.tags) != many:
-            raise DataError(f"document {self.name!r} has {many} words and {len(self.tags)} tags: wanted one per word")
+            raise DataError(
+                f"document {self.name!r} has {how_many(many, 'word')} and {how_many(len(self.tags), 'tag')}: wanted "
+                "one per word"
+            )
         starts = self.sentences
         if starts and (starts[0] != 0 or starts[-1] >= many or list(starts) != sorted(set(starts))):
             raise DataError(
@@ -93,8 +96,8 @@ class Document:
         for target in self.targets or ():
             if not 0 <= target < len(self.mentions):
                 raise DataError(
-                    f"document {self.name!r} has {len(self.mentions)} mentions, counted from 0: there is no "
-                    f"mention {target}"
+                    f"document {self.name!r} has {how_many(len(self.mentions), 'mention')}, counted from 0: there is "
+                    f"no mention {target}"
                 )
 
 
@@ -130,8 +133,8 @@ class Documents(Sequence[Document]):
 
     def __str__(self) -> str:
         lost = {"cut through": self.cut_through, "after the first piece": self.beyond}
-        gone = [f"{many} mentions {why}" for why, many in lost.items() if many]
-        told = f"{len(self)} documents, {self.mentions} mentions"
+        gone = [f"{how_many(many, 'mention')} {why}" for why, many in lost.items() if many]
+        told = f"{how_many(len(self), 'document')}, {how_many(self.mentions, 'mention')}"
         return "; ".join([told, *gone, *reasons_for(self.skipped)])
 
     __repr__ = __str__

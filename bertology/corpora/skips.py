@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, how_many
 from .files import name_in
 
 MOST_REASONS, MOST_OF_A_REASON = 4, 200
@@ -85,7 +85,7 @@ def reasons_for(skipped: Iterable[Skip]) -> list[str]:
     few: dict[str, int] = counts if len(counts) <= MOST_REASONS else dict(counts.most_common(MOST_REASONS - 1))
     told = [f"{many} skipped: {_cut(reason)}" for reason, many in few.items()]
     rest = sum(counts.values()) - sum(few.values())
-    return [*told, f"{rest} skipped for {len(counts) - len(few)} other reasons"] if rest else told
+    return [*told, f"{rest} skipped for {how_many(len(counts) - len(few), 'other reason')}"] if rest else told
 
 
 def few_of(reasons: Sequence[str]) -> str:

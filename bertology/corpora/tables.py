@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, how_many
 from .files import BLANKS, lines_of
 from .skips import Broken, BrokenPart
 
@@ -30,7 +30,7 @@ def rows_of(
         with broken.part():
             needed = max(map(header.index, wanted)) + 1
             if len(cells) < needed:
-                raise BrokenPart(path, number, f"wanted {needed} columns or more, got fewer: {len(cells)}")
+                raise BrokenPart(path, number, f"wanted {how_many(needed, 'column')} or more, got fewer: {len(cells)}")
             yield number, {h: c if h in as_is else c.strip(BLANKS) for h, c in zip(header, cells, strict=False)}
     if header is None:
         raise DataError(f"{path} has no column {', '.join(wanted)}: wanted {what}")

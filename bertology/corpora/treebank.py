@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-from ..errors import DataError, check_strings, checked, described, shown
+from ..errors import DataError, check_strings, checked, described, how_many, shown
 from ..results.views import brief
 from .files import BLANKS, blocks_of, columns_of, files_in, json_list_of, name_in, words_of
 from .raw_text import Span, joined_text, spans_in_text
@@ -51,8 +51,8 @@ class Sentence:
             raise DataError(f"sentence {self.name!r} has no words")
         if not many == len(self.heads) == len(self.relations):
             raise DataError(
-                f"sentence {self.name!r} has {many} words, {len(self.heads)} heads and {len(self.relations)} "
-                "relations: wanted one of each per word"
+                f"sentence {self.name!r} has {how_many(many, 'word')}, {how_many(len(self.heads), 'head')} and "
+                f"{len(self.relations)} relations: wanted one of each per word"
             )
         for word, head in enumerate(self.heads, 1):
             if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head <= many:
@@ -69,7 +69,10 @@ class Sentence:
 def check_spans(place: str, spans: Sequence[tuple[int, int]], words: int, text: str) -> None:
     """Raise `DataError` for spans of characters that are not those of `words` words in a text."""
     if spans and len(spans) != words:
-        raise DataError(f"{place} has {words} words and {len(spans)} spans: wanted one for each word, or none")
+        raise DataError(
+            f"{place} has {how_many(words, 'word')} and {how_many(len(spans), 'span')}: wanted one for each word, or "
+            "none"
+        )
     for span in spans:
         if len(span) != 2 or not 0 <= span[0] < span[1] <= len(text):
             raise DataError(f"{place}: wanted spans of characters within the {len(text)} of its text, got {span!r}")
@@ -102,7 +105,7 @@ class Treebank(Sequence[Sentence]):
 
     def __repr__(self) -> str:
         words = sum(len(sentence.words) for sentence in self.sentences)
-        return "; ".join([f"{len(self)} sentences, {words} words", *reasons_for(self.skipped)])
+        return "; ".join([f"{how_many(len(self), 'sentence')}, {how_many(words, 'word')}", *reasons_for(self.skipped)])
 
 
 @checked
@@ -186,7 +189,7 @@ def _cells(line: int, text: str, columns: Sequence[str], path: Path) -> dict[str
     """{column: what a line has in it}."""
     cells = columns_of(text)
     if len(cells) != len(columns):
-        wanted = f"wanted {len(columns)} columns, parted by tabs, got {len(cells)}: {shown(text)}"
+        wanted = f"wanted {how_many(len(columns), 'column')}, parted by tabs, got {len(cells)}: {shown(text)}"
         raise BrokenPart(path, line, f"the line is not CoNLL-U: {wanted}")
     return dict(zip(columns, cells, strict=True))
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..data.tokens import PADDING as PADDING
 from ..data.tokens import SPECIAL as SPECIAL
-from ..errors import DataError, checked
+from ..errors import DataError, checked, how_many
 from ..results.views import brief
 from .raw_text import Span
 from .skips import Skip, reasons_for
@@ -82,7 +82,9 @@ class AlignedBatches:
 
     def __str__(self) -> str:
         examples = sum(len(batch["annotations"]) for batch in self.batches)
-        return "; ".join([f"{examples} examples in {len(self)} batches", *reasons_for(self.skipped)])
+        return "; ".join(
+            [f"{how_many(examples, 'example')} in {how_many(len(self), 'batch')}", *reasons_for(self.skipped)]
+        )
 
     __repr__ = __str__
 
@@ -129,14 +131,14 @@ def align(
         arguments, offsets, special = _tokens(tokenizer, text)
         word_of, reason = _word_of(spans, offsets, special, shared=raw_text)
         if len(offsets) > longest:
-            reason = f"longer than {longest} tokens"
+            reason = f"longer than {how_many(longest, 'token')}"
         if reason:
             skipped.append(Skip(source.name or str(number), reason))
         else:
             kept.append((arguments, source, word_of))
     if not kept:
         raise DataError(
-            f"none of {len(sources)} texts can be used{': ' if skipped else ''}"
+            f"none of {how_many(len(sources), 'text')} can be used{': ' if skipped else ''}"
             + ", ".join({s.reason for s in skipped})
         )
     kept.sort(key=lambda one: len(one[2]))
@@ -179,13 +181,14 @@ def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean"
     if not aligned or x.dim() != 4:
         raise DataError(
             "wanted maps [batch, head, query, key] of one example or more, "
-            f"got {list(x.shape)} and {len(aligned)} examples"
+            f"got {list(x.shape)} and {how_many(len(aligned), 'example')}"
         )
     groups = pad_sequence([torch.tensor(one.groups) for one in aligned], batch_first=True, padding_value=PADDING)
     if x.shape[0] != len(aligned) or x.shape[2:] != (groups.shape[1], groups.shape[1]):
         raise DataError(
-            f"wanted maps of self attention over the {groups.shape[1]} tokens of {len(aligned)} examples, got maps of "
-            f"{x.shape[0]} examples, {x.shape[2]} queries and {x.shape[3]} keys"
+            f"wanted maps of self attention over the {how_many(groups.shape[1], 'token')} of "
+            f"{how_many(len(aligned), 'example')}, got maps of {how_many(x.shape[0], 'example')}, "
+            f"{how_many(x.shape[2], 'query')} and {how_many(x.shape[3], 'key')}"
         )
     groups = groups.to(x.device)
     x = x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill((groups == PADDING)[:, None, :, None], 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.names import IDS_ARGUMENT, LOGITS_OUTPUT
-from ..errors import DataError, checked, described, is_whole, shown
+from ..errors import DataError, checked, described, how_many, is_whole, shown
 from .batches import Batch, examples, rows_per_example, token_mask
 from .losses import ExampleLoss, find_loss, is_causal, loss_name
 from .models import config_of, is_encoder_decoder, task_name
@@ -114,7 +114,8 @@ class ExampleMetric:
         for answers in () if self._function is not None else (self._right, self._wrong):
             if answers is not None and answers.dim() and len(answers) != total:
                 raise DataError(
-                    f"answers must be one for all examples or one for each, got {len(answers)} for {total} examples"
+                    f"answers must be one for all examples or one for each, got {len(answers)} for "
+                    f"{how_many(total, 'example')}"
                 )
 
     def _of_answers(self, logits: Tensor, rows: Tensor) -> Tensor:
@@ -181,7 +182,8 @@ def token_index(real: Tensor, positions: Sequence[int]) -> Tensor:
     if outside:
         row, column = outside[0]
         raise DataError(
-            f"position {positions[column]} is not in text {row}, which has {int(counts[row])} tokens, counted from 0"
+            f"position {positions[column]} is not in text {row}, which has {how_many(int(counts[row]), 'token')}, "
+            "counted from 0"
         )
     return order.gather(1, places)
 

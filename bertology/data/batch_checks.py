@@ -18,7 +18,7 @@ from ..anatomy.names import (
     MASK_ARGUMENT,
     NO_TEXT_ARGUMENTS,
 )
-from ..errors import DataError
+from ..errors import DataError, how_many
 from .caches import cached_tokens
 from .rows import PASS_TOKENIZER, is_columns, is_row
 
@@ -92,7 +92,7 @@ def _check_shape(name: str, mask: Tensor, ids: Tensor, batch: Batch) -> None:
         raise DataError(f"{name} must have the shape of {text}, {list(ids.shape)}, got {list(mask.shape)}")
     if mask.dim() > 2 and mask.shape != ids.shape and mask.shape[-1] < ids.shape[-1]:
         raise DataError(
-            f"{name} must be [batch, token], or have a value for each of the {ids.shape[-1]} keys, got "
+            f"{name} must be [batch, token], or have a value for each of the {how_many(ids.shape[-1], 'key')}, got "
             f"{list(mask.shape)}"
         )
     earlier, room = cached_tokens(batch) if cached else (0, 0)
@@ -100,7 +100,7 @@ def _check_shape(name: str, mask: Tensor, ids: Tensor, batch: Batch) -> None:
     if earlier and mask.dim() == 2 and list(mask.shape) not in (wanted, [len(ids), room]):
         raise DataError(
             f"{name} must be {wanted}, with a value for each of the {earlier} earlier tokens in the cache and of the "
-            f"{ids.shape[-1]} tokens in {text}, got {list(mask.shape)}"
+            f"{how_many(ids.shape[-1], 'token')} in {text}, got {list(mask.shape)}"
         )
 
 

@@ -32,7 +32,7 @@ from ..anatomy.names import (
     SEGMENT_KINDS_NAME,
     SEGMENTS_ARGUMENT,
 )
-from ..errors import BertologyError, DataError
+from ..errors import BertologyError, DataError, how_many
 from .batch_checks import INPUTS, Batch, without_weights
 from .models import config_of, is_encoder_decoder
 from .positions import room_of
@@ -152,8 +152,8 @@ def _unknown_token(model: nn.Module, batch: Batch) -> str:
         wrong = ids[((ids < 0) | (ids >= many)) & (ids != ignored)]
         if wrong.numel():
             return (
-                f"{name} holds the token {int(wrong[0])}, but the model has {many} tokens, from 0 to {many - 1}: use "
-                "the model's own tokenizer"
+                f"{name} holds the token {int(wrong[0])}, but the model has {how_many(many, 'token')}, from 0 to "
+                f"{many - 1}: use the model's own tokenizer"
             )
     return ""
 
@@ -168,8 +168,8 @@ def _too_long(model: nn.Module, batch: Batch) -> str:
         ids = batch.get(name)
         if room is not None and isinstance(ids, Tensor) and ids.shape[-1] > room:
             return (
-                f"a text has {ids.shape[-1]} tokens, the model takes {room}: shorten it, with the tokenizer by "
-                f"truncation=True, max_length={room}"
+                f"a text has {how_many(ids.shape[-1], 'token')}, the model takes {room}: shorten it, with the "
+                f"tokenizer by truncation=True, max_length={room}"
             )
     return ""
 

@@ -28,7 +28,7 @@ from ..anatomy.names import (
     USE_CACHE_ARGUMENT,
 )
 from ..anatomy.oddities import block_oddities_of
-from ..errors import DataError
+from ..errors import DataError, how_many
 from .batch_checks import Batch as Batch
 from .batch_checks import check_inputs, check_masks, check_padding, input_name, without_weights
 from .batch_errors import explained
@@ -105,8 +105,8 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
         )
     if ANNOTATIONS in batch and len(batch[ANNOTATIONS]) != batch[name].shape[0]:
         raise DataError(
-            f"{ANNOTATIONS} must have one entry per example, got {len(batch[ANNOTATIONS])} entries for "
-            f"{batch[name].shape[0]} examples"
+            f"{ANNOTATIONS} must have one entry per example, got {how_many(len(batch[ANNOTATIONS]), 'entry')} for "
+            f"{how_many(batch[name].shape[0], 'example')}"
         )
     return {key: _moved(key, value, device) for key, value in batch.items()}
 
@@ -239,8 +239,9 @@ def fit_mask(mask: Tensor, positions: int, runner: nn.Module) -> Tensor:
         own = torch.ones(mask.shape[0], positions, dtype=torch.bool, device=mask.device)
         return own if mask.all() else torch.cat([own[:, :extra], mask], dim=1)
     raise DataError(
-        f"{kind} has {positions} positions, but the attention mask marks {mask.shape[1]} tokens, some of them padding: "
-        "it is not known which positions are padding. Pass inputs of equal length, without padding"
+        f"{kind} has {how_many(positions, 'position')}, but the attention mask marks "
+        f"{how_many(mask.shape[1], 'token')}, some of them padding: it is not known which positions are padding. Pass "
+        "inputs of equal length, without padding"
     )
 
 
@@ -363,6 +364,6 @@ def check_fits(model: nn.Module, tokens: int) -> None:
     longest = room_of(model)
     if longest is not None and tokens > longest:
         raise DataError(
-            f"a text has {tokens} tokens, the model takes {longest}: pass max_length={longest} to align or "
+            f"a text has {how_many(tokens, 'token')}, the model takes {longest}: pass max_length={longest} to align or "
             "align_code, which leave out longer texts and list them"
         )

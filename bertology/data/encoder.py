@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.names import IDS_ARGUMENT, LABELS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT, SPAN_ARGUMENTS
-from ..errors import DataError, shown
+from ..errors import DataError, how_many, shown
 from .batches import ANNOTATIONS, IGNORED
 from .losses import is_causal
 from .models import config_of, not_taken, task_name, writes
@@ -156,15 +156,15 @@ class Encoder:
         if not len(one):
             if hasattr(self.tokenizer, "__len__") and len(self.tokenizer) < FEWEST_TOKENS:
                 raise DataError(
-                    f"the tokenizer knows {len(self.tokenizer)} tokens, so that {one.name} has none: it was loaded "
-                    "from a folder without the files of a tokenizer. Load that of the original model, and save it "
-                    "beside the model with tokenizer.save_pretrained(folder)"
+                    f"the tokenizer knows {how_many(len(self.tokenizer), 'token')}, so that {one.name} has none: it "
+                    "was loaded from a folder without the files of a tokenizer. Load that of the original model, and "
+                    "save it beside the model with tokenizer.save_pretrained(folder)"
                 )
             raise DataError(f"{one.name} has no token: leave empty texts out")
         if self.most is not None and len(one) > self.most:
             limit = f"max_length is {self.most}" if self.max_length is not None else f"the limit is {self.most}"
             raise DataError(
-                f"{one.name} has {len(one)} tokens, and {limit}: split the text, or cut it with "
+                f"{one.name} has {how_many(len(one), 'token')}, and {limit}: split the text, or cut it with "
                 f"make_batches(texts, tokenizer, model=model, truncation=True, max_length={self.most})"
             )
 
@@ -262,8 +262,8 @@ class Encoder:
             return _ignored_after(labels)
         one, label = next((one, x) for one, x in zip(group, labels, strict=True) if len(x) != len(one))
         raise DataError(
-            f"labels must have one value for each token: {one.name} has {len(one)} tokens and {len(label)} labels. "
-            "Align them first, and pass rows with input_ids and labels"
+            f"labels must have one value for each token: {one.name} has {how_many(len(one), 'token')} and "
+            f"{how_many(len(label), 'label')}. Align them first, and pass rows with input_ids and labels"
         )
 
 

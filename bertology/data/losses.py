@@ -30,7 +30,7 @@ from ..anatomy.names import (
     SPAN_OUTPUTS,
     UNSHIFTED_CLASSES,
 )
-from ..errors import LossError, checked
+from ..errors import LossError, checked, how_many
 from .batches import (
     IGNORED,
     Batch,
@@ -233,8 +233,9 @@ def _not_each(kind: str, logits: Tensor, labels: Tensor, given: str | None) -> s
     if kind == "regression":
         return f"{told}: a model with one output predicts one number for each text"
     return (
-        f"{told}: labels of {str(labels.dtype).removeprefix('torch.')} say for each of the {logits.shape[-1]} classes "
-        "whether it is one of a text's. For one class a text, pass whole numbers, labels.long()"
+        f"{told}: labels of {str(labels.dtype).removeprefix('torch.')} say for each of the "
+        f"{how_many(logits.shape[-1], 'class')} whether it is one of a text's. For one class a text, pass whole "
+        "numbers, labels.long()"
     )
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import DataError, checked, described, need
+from ..errors import DataError, checked, described, how_many, need
 from .batches import IGNORED
 
 Metric = Callable[[Tensor, Tensor], SupportsFloat | Mapping[str, SupportsFloat]]
@@ -150,7 +150,7 @@ def measured(metric: Metric, logits: Tensor, labels: Tensor, examples: int) -> f
         raise DataError("the logits hold NaN, so no metric of them means anything: look at the model's weights")
     number = number_of(metric, logits, labels)
     if number != number:
-        raise DataError(f"the metric {metric_name(metric)} is NaN over {examples} examples")
+        raise DataError(f"the metric {metric_name(metric)} is NaN over {how_many(examples, 'example')}")
     return number
 
 
@@ -195,8 +195,8 @@ def _classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     wrong = truth[(truth < 0) | (truth >= count)]
     if wrong.numel():
         raise DataError(
-            f"labels must be from 0 to {count - 1} for logits of {count} classes, or {IGNORED} to be left out, "
-            f"got {wrong[0].item()}"
+            f"labels must be from 0 to {count - 1} for logits of {how_many(count, 'class')}, or {IGNORED} to be left "
+            f"out, got {wrong[0].item()}"
         )
     return logits[there].argmax(-1), truth
 

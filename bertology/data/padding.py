@@ -16,7 +16,7 @@ from ..anatomy.names import (
     SPAN_ARGUMENTS,
 )
 from ..anatomy.sites import Anatomy, Site
-from ..errors import DataError
+from ..errors import DataError, how_many
 from .batch_checks import check_real
 from .batches import (
     IGNORED,
@@ -188,6 +188,7 @@ def _stack_mask(anatomy: Anatomy, batch: Batch, stack: str) -> Tensor | None:
 def _check_rows(anatomy: Anatomy, stack: str, mask: Tensor, rows: int) -> None:
     if len(mask) != rows:
         raise DataError(
-            f"{type(anatomy.runner(stack)).__name__} has {rows} rows, but the attention mask has {len(mask)}: "
-            "it is not known which positions are padding. Pass inputs of equal length, without an attention mask"
+            f"{type(anatomy.runner(stack)).__name__} has {how_many(rows, 'row')}, but the attention mask has "
+            f"{len(mask)}: it is not known which positions are padding. Pass inputs of equal length, without an "
+            "attention mask"
         )

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..anatomy.names import EMBEDS_ARGUMENT, IDS_ARGUMENT, LABELS_ARGUMENT, NO_TEXT_ARGUMENTS
-from ..errors import DataError, described, shown
+from ..errors import DataError, described, how_many, shown
 
 PAIRED_COLUMNS = (
     ("text", "text_pair"),
@@ -95,13 +95,18 @@ def rows_of(item: Any, *, columns: Sequence[str] = ()) -> Iterator[Row]:
         listed = {name: x for name, x in item.items() if sizes.get(name) == count}
         for name in LABEL_COLUMNS:
             if sizes.get(name, count) != count:
-                raise DataError(f"the column {name} must have a value for each of the {count} rows, got {sizes[name]}")
+                raise DataError(
+                    f"the column {name} must have a value for each of the {how_many(count, 'row')}, got {sizes[name]}"
+                )
         for number in range(count):
             yield read_row({name: x[number] for name, x in listed.items()}, columns=columns)
         return
     texts, labels = item if with_labels(item, collated=True) else (item, [None] * len(item))
     if len(texts) != len(labels):
-        raise DataError(f"there must be a label for each of the {len(texts)} texts, got {len(labels)} labels")
+        raise DataError(
+            f"there must be a label for each of the {how_many(len(texts), 'text')}, got "
+            f"{how_many(len(labels), 'label')}"
+        )
     for text, label in zip(texts, labels, strict=True):
         yield Row((text,), label=label)
 

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, checked
+from ..errors import DataError, ShapeError, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.progress import Progress, progress_bar
@@ -63,7 +63,8 @@ class CodeLength(Result):
         for name, bits, times in zip(self.labels, self.online.tolist(), self.compression.tolist(), strict=True):
             lines.append(f"| {name} | {bits:.0f} | {times:.2f} |")
         total = (
-            f"{int(self.ends[-1])} records in {len(self.ends)} blocks, {self.uniform.sum():.0f} bits in uniform code"
+            f"{how_many(int(self.ends[-1]), 'record')} in {how_many(len(self.ends), 'block')}, "
+            f"{self.uniform.sum():.0f} bits in uniform code"
         )
         return "\n".join([*lines, total])
 
@@ -137,8 +138,8 @@ def _block_ends(many: int, portions: Sequence[float]) -> list[int]:
     ends = sorted({math.floor(many * share + 1e-9) for share in portions} - {0})
     if len(ends) < 2:
         raise DataError(
-            f"{many} records make {len(ends)} blocks at portions {', '.join(map(str, portions))}: wanted two or more, "
-            "one to train on and one to predict"
+            f"{how_many(many, 'record')} in {how_many(len(ends), 'block')} at portions "
+            f"{', '.join(map(str, portions))}: wanted two or more, one to train on and one to predict"
         )
     return ends
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from itertools import accumulate
 
-from ..errors import DataError, checked, described
+from ..errors import DataError, checked, described, how_many
 from .tasks import EdgeTask, Record, Target
 
 _Labels = tuple[str, ...]
@@ -54,8 +54,8 @@ def control_tasks(train: EdgeTask, *others: EdgeTask, seed: int = 0) -> tuple[Ed
     for task in (train, *others):
         if task.sides != train.sides:
             raise DataError(
-                f"task {task.name!r} has {task.sides} spans per target, {train.name!r} has {train.sides}: wanted the "
-                "splits of one task"
+                f"task {task.name!r} has {how_many(task.sides, 'span')} per target, {train.name!r} has {train.sides}: "
+                "wanted the splits of one task"
             )
         records = tuple(
             replace(r, targets=tuple(replace(t, labels=drawn(_type(r, t))) for t in r.targets)) for r in task

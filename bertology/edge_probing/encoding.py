@@ -20,7 +20,7 @@ from ..corpora.words import AlignedBatches, align
 from ..data.batches import Batch, device_of, model_arguments, some_examples
 from ..data.models import config_of, is_encoder_decoder
 from ..data.positions import room_of
-from ..errors import DataError, UnknownAnatomy, checked, is_whole
+from ..errors import DataError, UnknownAnatomy, checked, how_many, is_whole
 from ..measures.captures import hidden_states
 from ..results.complete_file import locked
 from ..streaming.one_batch import one_batch, run
@@ -83,7 +83,9 @@ def longest_text(model: nn.Module, tokenizer: Any, max_length: int | None) -> in
     if not is_whole(max_length) or max_length < 1:
         raise DataError(f"max_length must be a number of tokens, 1 or more, got {max_length!r}")
     if room is not None and max_length > room:
-        raise DataError(f"max_length is {max_length}, but the model takes {room} tokens: pass {room} or less, or None")
+        raise DataError(
+            f"max_length is {max_length}, but the model takes {how_many(room, 'token')}: pass {room} or less, or None"
+        )
     return max_length
 
 
@@ -343,8 +345,8 @@ def _check_vocabulary(model: nn.Module, batches: AlignedBatches) -> None:
     largest = max(int(batch[IDS_ARGUMENT].max()) for batch in batches)
     if isinstance(known, int) and largest >= known:
         raise DataError(
-            f"the tokenizer returns token id {largest}, but {type(model).__name__} has {known} tokens: pass the "
-            "model's own tokenizer"
+            f"the tokenizer returns token id {largest}, but {type(model).__name__} has {how_many(known, 'token')}: "
+            "pass the model's own tokenizer"
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import DataError, checked, need
+from ..errors import DataError, checked, how_many, need
 from ..results.canvas import COLOURS, AxesT, canvas, common_legend, common_title, finished, ink
 from ..results.fields import measured
 from ..results.result import draws
@@ -174,8 +174,8 @@ def sentence_strips(
     """
     if len(trajectories.words) != 1 or not trajectories.targets:
         raise DataError(
-            f"wanted one or more targets of a single record, got {trajectories.targets} targets in "
-            f"{len(trajectories.words)} records: choose a record with .sentence(record)"
+            f"wanted one or more targets of a single record, got {how_many(trajectories.targets, 'target')} in "
+            f"{how_many(len(trajectories.words), 'record')}: choose a record with .sentence(record)"
         )
     layers = len(trajectories.labels)
     shown = [trajectories.shown(target) for target in range(trajectories.targets)]

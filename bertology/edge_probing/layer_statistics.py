@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, checked, need
+from ..errors import DataError, ShapeError, checked, how_many, need
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 
@@ -160,7 +160,9 @@ def checked_gain(least_gain: float) -> float:
 
 def _layers(values: Tensor, name: str, least: int) -> Tensor:
     if values.dim() == 0 or values.shape[-1] < least or values.numel() == 0:
-        raise ShapeError(f"{name} must be [..., layer] with {least} layers or more, got {list(values.shape)}")
+        raise ShapeError(
+            f"{name} must be [..., layer] with {how_many(least, 'layer')} or more, got {list(values.shape)}"
+        )
     return cpu64(values).clone()
 
 
@@ -239,7 +241,7 @@ class LayerStatistics(Result):
 
     def __str__(self) -> str:
         first, last = (f"{100 * self.f1[:, layer].mean():.1f}" for layer in (0, -1))
-        seeds = f", mean of {len(self.f1)} seeds with standard deviation" if len(self.f1) > 1 else ""
+        seeds = f", mean of {how_many(len(self.f1), 'seed')} with standard deviation" if len(self.f1) > 1 else ""
         lines = [f"F1 {first} at layer 0, {last} at layer {self.labels[-1]}{seeds}"]
         if math.isnan(self.expected_layer):
             lines.append(f"expected layer undefined: {next(filter(None, self.why))}")
@@ -302,7 +304,7 @@ def _why(f1: Tensor, least_gain: float) -> tuple[str, ...]:
     seeds, last = len(f1), f1.shape[1] - 1
     gains, expected = gain_of(f1), unchecked_expected_layer(f1)
     if seeds > 1 and gains.mean() < 2 * (error := gains.std().item() / math.sqrt(seeds)):
-        text = f"F1 gains {gains.mean():.4f} from layer 0 to {last} on average over {seeds} seeds"
+        text = f"F1 gains {gains.mean():.4f} from layer 0 to {last} on average over {how_many(seeds, 'seed')}"
         return (f"{text}, less than twice its standard error of {error:.4f}",) * seeds
     found = []
     for seed, (gain, layer) in enumerate(zip(gains.tolist(), expected.tolist(), strict=True)):

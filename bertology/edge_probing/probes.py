@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import DataError, ShapeError, checked, described
+from ..errors import DataError, ShapeError, checked, described, how_many
 from .random_draws import BEGINNING, DROPOUT, generator
 from .span_batches import EdgeBatch
 
@@ -90,7 +90,7 @@ class Probes(nn.Module):
         _check(layers, hidden, labels, sides, width, (dropout, input_dropout))
         self.seeds = (seeds,) * len(layers) if isinstance(seeds, int) else tuple(seeds)
         if len(self.seeds) != len(layers):
-            raise ShapeError(f"seeds must be one for each of {len(layers)} probes, got {len(self.seeds)}")
+            raise ShapeError(f"seeds must be one for each of {how_many(len(layers), 'probe')}, got {len(self.seeds)}")
         self._sizes = (hidden, labels, sides, width)
         self.width, self.dropout, self.input_dropout = width, dropout, input_dropout
         self.sides, self.labels = sides, labels
@@ -142,7 +142,7 @@ class Probes(nn.Module):
         if shape[1:] != (self.layers.shape[1], self._sizes[0]) or len(batch.tokens) != self.sides:
             raise ShapeError(
                 f"vectors must be [token, layer, hidden] = [*, {self.layers.shape[1]}, {self._sizes[0]}], "
-                f"with {self.sides} sides, got {list(shape)} with {len(batch.tokens)}"
+                f"with {how_many(self.sides, 'side')}, got {list(shape)} with {len(batch.tokens)}"
             )
         shares = self._mix(parts["mix"]) * parts["gamma"]
         of_inputs, of_inner = self._dropped(((shape[0], shape[2]), (batch.count, self._sizes[3])))

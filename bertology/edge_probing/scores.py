@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, check_least, checked
+from ..errors import DataError, ShapeError, check_least, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
@@ -108,7 +108,7 @@ def judge(
     tp, fp, fn = torch.cat(by_record, 2)
     if not (tp + fn)[0].any():
         raise DataError(
-            f"none of the labels that count is true of a target of the {tp.shape[1]} records to score on "
+            f"none of the labels that count is true of a target of the {how_many(tp.shape[1], 'record')} to score on "
             f"({', '.join(source.counted[:3])}{', ...' if len(columns) > 3 else ''}), so F1 is not defined: "
             "score on records with such labels"
         )
@@ -120,7 +120,7 @@ def _places(of: Tensor, some: range, batch: EdgeBatch) -> Tensor:
     first, last = torch.searchsorted(of, torch.tensor([some.start, some.stop], device=of.device)).tolist()
     if last - first != batch.count:
         raise ShapeError(
-            f"records {some.start} to {some.stop - 1} have {last - first} targets in target_record, "
+            f"records {some.start} to {some.stop - 1} have {how_many(last - first, 'target')} in target_record, "
             f"but their batch has {batch.count}"
         )
     return (of[first:last] - some.start).to(batch.gold.device)
@@ -198,12 +198,15 @@ class LayerScores(Result):
     """[layer]: `0`, `1` ..."""
 
     def __str__(self) -> str:
-        lines = [f"F1 of {self.targets} targets at layers 0 to {self.labels[-1]}"]
+        lines = [f"F1 of {how_many(self.targets, 'target')} at layers 0 to {self.labels[-1]}"]
         for seed, row in zip(self.seeds, self.f1.tolist(), strict=True):
             lines.append(f"seed {seed}: " + " ".join(f"{100 * f1:.1f}" for f1 in row))
         why = [one for seed in self.stopped for one in seed]
         if "validations" in why:
-            lines.append(f"{why.count('validations')} of {len(why)} probes used up all validations: more may help them")
+            lines.append(
+                f"{why.count('validations')} of {how_many(len(why), 'probe')} used up all validations: more may help "
+                "them"
+            )
         if (self.f1 == 0).any():
             lines.append("F1 is 0 where no predicted label is true: a probe may have stopped too early, validate later")
         return "\n".join(lines)

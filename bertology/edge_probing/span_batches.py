@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, described
+from ..errors import DataError, ShapeError, described, how_many
 from ..results.views import brief
 
 
@@ -58,8 +58,8 @@ class EdgeBatch:
                 raise DataError(f"side {side} names a token that is not among the {len(self.vectors)} vectors")
             if not torch.equal(torch.unique_consecutive(targets).cpu(), torch.arange(self.count)):
                 raise DataError(
-                    f"side {side} must name all of the {self.count} targets in ascending order, each with a token "
-                    "or more: leave out targets without tokens"
+                    f"side {side} must name all of the {how_many(self.count, 'target')} in ascending order, each with "
+                    "a token or more: leave out targets without tokens"
                 )
         return self
 

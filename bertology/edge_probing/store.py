@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, checked, described
+from ..errors import DataError, checked, described, how_many
 from .span_batches import EdgeBatch
 from .store_folder import Folder, Layout, Numbers, check_of, ranges, row_bytes
 from .store_identity import joined_about, relabelled_about
@@ -52,8 +52,8 @@ class Store:
         done = folder.done(about, layout)
         if done < len(layout.place):
             raise DataError(
-                f"the pass that makes {folder.path} was interrupted, with {done} of {len(layout.place)} records done: "
-                "call encode() as before, and it resumes"
+                f"the pass that makes {folder.path} was interrupted, with {done} of "
+                f"{how_many(len(layout.place), 'record')} done: call encode() as before, and it resumes"
             )
         return cls(folder, about, layout)
 
@@ -261,10 +261,11 @@ class Store:
     def __repr__(self) -> str:
         size = self.tokens * row_bytes(self._about)
         parts = [
-            f"{self.name}: {self.records} records, {self.targets} targets of {len(self.labels)} labels, "
-            f"{self.tokens} tokens at {self.layers} layers of {self.hidden} ({size / 1e6:.1f} MB)"
+            f"{self.name}: {how_many(self.records, 'record')}, {how_many(self.targets, 'target')} of "
+            f"{how_many(len(self.labels), 'label')}, {how_many(self.tokens, 'token')} at "
+            f"{how_many(self.layers, 'layer')} of {self.hidden} ({size / 1e6:.1f} MB)"
         ]
-        return "; ".join([*parts, *(f"{many} targets lost: {why}" for why, many in self.lost.items())])
+        return "; ".join([*parts, *(f"{how_many(many, 'target')} lost: {why}" for why, many in self.lost.items())])
 
 
 def _numbers(given: Tensor | range | Sequence[int], many: int, what: str) -> Numbers:

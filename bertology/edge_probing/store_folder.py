@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, writable
+from ..errors import DataError, how_many, writable
 from ..results.complete_file import complete_file, is_part, locked
 from ..streaming.folder import META, TensorFiles, ValueFolder
 from .tasks import EdgeTask
@@ -204,10 +204,10 @@ class Folder(ValueFolder):
         """The number of records that have vectors. Raises `DataError` if the number of vectors does not agree."""
         done = len(self.read(CHECKS)) // 4
         if done > len(layout.place):
-            raise self.damaged(f"{CHECKS} has {done} records, the task {len(layout.place)}")
+            raise self.damaged(f"{CHECKS} has {how_many(done, 'record')}, the task {len(layout.place)}")
         have, want = self.size(VECTORS), int(layout.row_at[done]) * row_bytes(about)
         if have < want or (done == len(layout.place) and have > want):
-            raise self.damaged(f"{VECTORS} has {have} bytes, wanted {want}")
+            raise self.damaged(f"{VECTORS} has {how_many(have, 'byte')}, wanted {want}")
         return done
 
     def checks(self) -> Numbers:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import DataError
+from ..errors import DataError, how_many
 from ..streaming.identity import config_settings, edits_identity, weights_digest
 from .tasks import EdgeTask
 
@@ -158,7 +158,7 @@ def relabelled_about(path: Path, about: About, task: EdgeTask) -> dict[str, Any]
     if [part["spans"] for part in made] != [part["spans"] for part in parts]:
         raise DataError(
             f"task {task.name!r} does not have the words and spans of {about['name']!r}, which {path} was made of "
-            f"({sum(sizes)} records): wanted the same records and spans, with other labels"
+            f"({how_many(sum(sizes), 'record')}): wanted the same records and spans, with other labels"
         )
     labels = {"labels": list(task.labels), "counted": list(task.counted)}
     made_of = {**about["made_of"], **labels, "data": joined_digest([part["data"] for part in made])}

@@ -12,7 +12,7 @@ from typing import Literal, overload
 
 from ..corpora.skips import Skip, few_of, reasons_for
 from ..corpora.treebank import check_spans
-from ..errors import DataError, checked, is_number, is_whole
+from ..errors import DataError, checked, how_many, is_number, is_whole
 from ..results.views import brief
 
 Counted = Literal["coref", "srl", "relations"] | Sequence[str] | None
@@ -67,7 +67,7 @@ def counted_labels(labels: Sequence[str], rule: Counted = None) -> tuple[str, ..
 def listed(labels: Sequence[str]) -> str:
     """The labels as messages name them."""
     shown = ", ".join(map(repr, labels[:6]))
-    return f"the {len(labels)} labels {shown}{', ...' if len(labels) > 6 else ''}"
+    return f"the {how_many(len(labels), 'label')} {shown}{', ...' if len(labels) > 6 else ''}"
 
 
 def parts_of(texts: Sequence[tuple[str, ...]], sizes: Sequence[float], seed: int | None) -> list[list[int]]:
@@ -90,9 +90,9 @@ def parts_of(texts: Sequence[tuple[str, ...]], sizes: Sequence[float], seed: int
         parts[now] += group
     if not all(parts):
         raise DataError(
-            f"{len(texts)} records cannot be split into {', '.join(map(str, sizes))} and a rest: a part would be "
-            "empty: wanted shares below 1, or numbers of records, that leave some (neighbours with the same words stay "
-            "together)"
+            f"{how_many(len(texts), 'record')} cannot be split into {', '.join(map(str, sizes))} and a rest: a part "
+            "would be empty: wanted shares below 1, or numbers of records, that leave some (neighbours with the same "
+            "words stay together)"
         )
     return [sorted(part) for part in parts]
 
@@ -174,7 +174,9 @@ def check_inside(target: Target, many: int, place: str = "") -> None:
     """Raise `DataError` for a span that ends after the last of `many` words."""
     for which, span in (("span1", target.span1), ("span2", target.span2)):
         if span is not None and span[1] > many:
-            raise DataError(f"{place}{which} is {list(span)}, wanted an end within the {many} words of the text")
+            raise DataError(
+                f"{place}{which} is {list(span)}, wanted an end within the {how_many(many, 'word')} of the text"
+            )
 
 
 def _check_span(name: str, span: Span) -> None:
@@ -213,8 +215,8 @@ class EdgeTask(Sequence[Record]):
             for number, target in enumerate(record.targets):
                 if (target.span2 is None) != (self.sides == 1):
                     raise DataError(
-                        f"task {self.name!r}, record {record.name!r}, target {number}: wanted {self.sides} "
-                        f"span{'s' * (self.sides - 1)}, as the first target has"
+                        f"task {self.name!r}, record {record.name!r}, target {number}: wanted "
+                        f"{how_many(self.sides, 'span')}, as the first target has"
                     )
                 if not known.issuperset(target.labels):
                     raise DataError(
@@ -276,7 +278,7 @@ class EdgeTask(Sequence[Record]):
     def first(self, many: int) -> EdgeTask:
         """The first records."""
         if many < 1:
-            raise DataError(f"the first of {len(self)} records: wanted 1 or more, got {many}")
+            raise DataError(f"the first of {how_many(len(self), 'record')}: wanted 1 or more, got {many}")
         return self[:many]
 
     @checked
@@ -366,11 +368,14 @@ class EdgeTask(Sequence[Record]):
 
     def __repr__(self) -> str:
         spans = "1 span" if self.sides == 1 else "2 spans"
-        parts = [f"{self.name}: {len(self)} records, {self.targets} targets of {spans}, {len(self.labels)} labels"]
+        parts = [
+            f"{self.name}: {how_many(len(self), 'record')}, {how_many(self.targets, 'target')} of {spans}, "
+            f"{how_many(len(self.labels), 'label')}"
+        ]
         if self.counted != self.labels:
             parts[0] += f", {len(self.counted)} of which count"
         if self.repeated:
-            parts.append(f"{self.repeated} targets have the spans of another")
+            parts.append(f"{how_many(self.repeated, 'target')} with the spans of another")
         return "; ".join([*parts, *reasons_for(self.skipped)])
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import DataError, checked
+from ..errors import DataError, checked, how_many
 from ..results.complete_file import locked
 from ..results.views import brief
 from ..streaming.checkpoint import Checkpoint
@@ -130,7 +130,7 @@ def train_resumably(
     """As `train_probes`, but the checkpoint of the complete training is kept until the caller removes it."""
     check_sources(train, dev)
     if len(train.labels) != probes.labels:
-        raise DataError(f"the probes are for {probes.labels} labels, train has {len(train.labels)}")
+        raise DataError(f"the probes are for {how_many(probes.labels, 'label')}, train has {len(train.labels)}")
     settings = dataclasses.replace(
         settings, width=probes.width, dropout=probes.dropout, input_dropout=probes.input_dropout
     )

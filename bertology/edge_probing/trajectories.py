@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, check_least, checked
+from ..errors import DataError, ShapeError, check_least, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from .tasks import EdgeTask, Target
@@ -123,7 +123,9 @@ class LabelTrajectories(Result):
         """Only one record. Raises `DataError` for a record that does not exist, or has no targets."""
         found = self.subset(self.record == record)
         if not found.targets:
-            raise DataError(f"record {record} has no targets: there are {len(self.words)} records, counted from 0")
+            raise DataError(
+                f"record {record} has no targets: there are {how_many(len(self.words), 'record')}, counted from 0"
+            )
         return replace(found, record=torch.zeros_like(found.record), words=(self.words[record],))
 
     @checked
@@ -157,9 +159,10 @@ class LabelTrajectories(Result):
     def __str__(self) -> str:
         if len(self.words) > 1:
             return (
-                f"{self.targets} targets in {len(self.words)} records, at {len(self.labels)} layers, of "
-                f"{len(self.label_names)} labels: {int(self.unsure().sum())} unsure targets, "
-                f"{len(self.sentences())} records with two or more"
+                f"{how_many(self.targets, 'target')} in {how_many(len(self.words), 'record')}, at "
+                f"{how_many(len(self.labels), 'layer')}, of {how_many(len(self.label_names), 'label')}: "
+                f"{int(self.unsure().sum())} unsure targets, {how_many(len(self.sentences()), 'record')} with two or "
+                "more"
             )
         shown = [(target, label) for target in range(self.targets) for label in self.shown(target)]
         width = max([3, *(len(self.label_names[label]) for _, label in shown)])  # at least as wide as `layer`

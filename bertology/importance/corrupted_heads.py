@@ -12,7 +12,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.sites import Site
 from ..data.batches import Batch, BatchesOrTexts, call, each_batch
 from ..data.make_batches import as_batches
-from ..errors import DataError
+from ..errors import DataError, how_many
 from ..tap import tap, uncached
 from ..tap.gates import Replacement
 from .paired_inputs import Aligned, matched
@@ -54,8 +54,8 @@ class CorruptedHeads(Replacement):
         found = self._outputs[site.row]
         if found.shape[1] != x.shape[-3]:
             raise DataError(
-                f"{site.label} has {x.shape[-3]} positions on a batch and {found.shape[1]} on its corrupted inputs: "
-                "each head's output is put in at the same position, so there must be as many"
+                f"{site.label} has {how_many(x.shape[-3], 'position')} on a batch and {found.shape[1]} on its "
+                "corrupted inputs: each head's output is put in at the same position, so there must be as many"
             )
         return found[: x.shape[-4]].to(x)
 

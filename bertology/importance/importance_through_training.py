@@ -15,7 +15,7 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import BatchesOrTexts, check_repeatable
 from ..data.losses import ExampleLoss
 from ..data.metrics import spearman
-from ..errors import DataError, checked, is_whole
+from ..errors import DataError, checked, how_many, is_whole
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.processes import Merge, merges
@@ -185,6 +185,6 @@ def _check_heads(anatomy: Anatomy, step: int, first: HeadImportance) -> None:
         )
     if not torch.equal(anatomy.present, there):
         raise DataError(
-            f"the checkpoint of step {step} has {int(anatomy.present.sum())} heads left, or others than the first, "
-            f"which has {int(there.sum())}: prune before the training, or after it"
+            f"the checkpoint of step {step} has {how_many(int(anatomy.present.sum()), 'head')} left, or others than "
+            f"the first, which has {int(there.sum())}: prune before the training, or after it"
         )

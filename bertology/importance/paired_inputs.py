@@ -17,7 +17,7 @@ from ..data.batches import BatchesOrTexts, each_batch, examples, shows_padding, 
 from ..data.caches import check_no_cache
 from ..data.make_batches import as_batches
 from ..data.padding import real_positions
-from ..errors import DataError, ShapeError, described, is_whole
+from ..errors import DataError, ShapeError, described, how_many, is_whole
 
 Positions = Sequence[int] | Sequence[tuple[int, int]]
 """Positions of tokens, the same in both texts, or pairs of a position in the clean and in the corrupted text."""
@@ -84,9 +84,9 @@ class Aligned:
             for row, (mine, theirs) in enumerate(zip(base.sum(1).tolist(), source.sum(1).tolist(), strict=True)):
                 if mine != theirs:
                     raise DataError(
-                        f"example {row} of a batch has {mine} tokens in one text and {theirs} in the other: a patch "
-                        "puts each token's output in the place of the token at the same position. Use texts with as "
-                        "many tokens as each other, or pass positions=, pairs (in clean, in corrupted)"
+                        f"example {row} of a batch has {how_many(mine, 'token')} in one text and {theirs} in the "
+                        "other: a patch puts each token's output in the place of the token at the same position. Use "
+                        "texts with as many tokens as each other, or pass positions=, pairs (in clean, in corrupted)"
                     )
             if base.shape != source.shape or not torch.equal(base, source):
                 raise DataError("clean and corrupted must be padded alike: pass batches of the same attention masks")
@@ -111,8 +111,8 @@ class Aligned:
         if self.positions is None:
             if x.shape[1] != positions:
                 raise ShapeError(
-                    f"the {stack} has {positions} positions in one input and {x.shape[1]} in the other: all positions "
-                    "are patched, so there must be as many"
+                    f"the {stack} has {how_many(positions, 'position')} in one input and {x.shape[1]} in the other: "
+                    "all positions are patched, so there must be as many"
                 )
             return x
         new = x.new_zeros(len(x), positions, *x.shape[2:])

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from ..errors import DataError, checked
+from ..errors import DataError, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import Interval, bootstrap_sums, percentile_interval
@@ -80,7 +80,9 @@ class Patching(Result):
         """
         self._check_alike(other)
         if other.examples != self.examples:
-            raise DataError(f"both must be of the same inputs, got {self.examples} and {other.examples} examples")
+            raise DataError(
+                f"both must be of the same inputs, got {self.examples} and {how_many(other.examples, 'example')}"
+            )
         drawn = _correlations(self._drawn(resamples, seed), other._drawn(resamples, seed))
         low, high = percentile_interval(drawn, level)
         return float(low), float(high)

@@ -22,7 +22,7 @@ from ..data.losses import (
 from ..data.metrics import GenerationMetric, Metric, MetricName, find_metric, measured, metric_name
 from ..data.models import is_encoder_decoder, task_model, writes
 from ..data.outputs import check_token_labels, found, next_tokens, token_logits
-from ..errors import DataError, LossError, checked
+from ..errors import DataError, LossError, checked, how_many
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import Accumulator, stat
@@ -141,7 +141,8 @@ class GenerationAccumulator(Accumulator):
         written, labels = self._writer.generate(**given, **options).cpu(), batch[LABELS_ARGUMENT].cpu()
         if len(written) != len(labels):
             raise DataError(
-                f"generate returned {len(written)} sequences for {len(labels)} examples: set num_return_sequences=1"
+                f"generate returned {len(written)} sequences for {how_many(len(labels), 'example')}: set "
+                "num_return_sequences=1"
             )
         self._generated.append(self._until_end(written[:, 1:]))  # the first token is the decoder's start
         self._references.append(self._until_end(labels))

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, check_least, checked, need, writable
+from ..errors import DataError, check_least, checked, how_many, need, writable
 from ..results.complete_file import complete_file
 from ..results.files import check_suffix
 from ..streaming.one_batch import Capture
@@ -32,7 +32,8 @@ class InteractiveView:
     """How high it is in a notebook, in pixels."""
 
     def __repr__(self) -> str:
-        return f"InteractiveView({len(self.html):,} characters; a notebook shows it, and .save(path) writes the page)"
+        size = how_many(len(self.html), "character", ",")
+        return f"InteractiveView({size}; a notebook shows it, and .save(path) writes the page)"
 
     def _repr_html_(self) -> str:
         # In a frame of its own, the page leaves the style of the notebook alone.

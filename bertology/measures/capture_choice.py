@@ -12,7 +12,7 @@ from torch import Tensor
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, shows_padding
 from ..data.padding import real_positions
-from ..errors import DataError, described, is_whole
+from ..errors import DataError, described, how_many, is_whole
 from ..streaming.one_batch import pile
 
 
@@ -119,7 +119,9 @@ class Positions:
         there = (counted >= 0) & (counted < lengths)
         if not self._all_short and not bool(there.any(0).all()):
             missing = self.given[int((~there.any(0)).nonzero()[0])]
-            raise DataError(f"position {missing} is out of range: the longest text has {int(lengths.max())} tokens")
+            raise DataError(
+                f"position {missing} is out of range: the longest text has {how_many(int(lengths.max()), 'token')}"
+            )
         # The real tokens first, in their order: their places in the row are then those that count.
         order = (~real).to(torch.int8).argsort(dim=1, stable=True)
         self.there[stack] = there

@@ -15,7 +15,7 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, BatchesOrTexts
 from ..data.padding import real_positions
 from ..data.token_classes import TokenClass, TokenClasses
-from ..errors import UnknownAnatomy, checked
+from ..errors import UnknownAnatomy, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
@@ -107,8 +107,8 @@ class ContextualityAccumulator(Accumulator):
         device, some = self.total.device, next(iter(self._states.values()))
         if pooled := [layer for layer, x in self._states.items() if x.shape[:2] != some.shape[:2]]:
             raise UnknownAnatomy(
-                f"layer {pooled[0]} has {self._states[pooled[0]].shape[1]} tokens, layer 0 has {some.shape[1]}: pooled "
-                "tokens are not those of the words, and their cosines cannot be compared"
+                f"layer {pooled[0]} has {how_many(self._states[pooled[0]].shape[1], 'token')}, layer 0 has "
+                f"{some.shape[1]}: pooled tokens are not those of the words, and their cosines cannot be compared"
             )
         real = real_positions(self.anatomy, batch, self._stack.name, *some.shape[:2]).to(device)
         masks = self._classes.masks(self.anatomy, batch, self._stack.name, some.shape[1]) if self._words else None

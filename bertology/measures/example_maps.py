@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..corpora.words import Aligned, word_attention
 from ..data.tokens import PADDING, beginning, label_of, word_strings
-from ..errors import DataError, is_whole
+from ..errors import DataError, how_many, is_whole
 from ..results.heads import place_of
 from ..streaming.one_batch import Capture
 
@@ -57,7 +57,7 @@ def example_maps(result: Capture, example: int, stack: str | None, *, words: boo
         asked = torch.tensor([bool(key) for key in keys]) if keys else torch.ones_like(asked)
     named = bool(queries and keys)
     text = beginning([key for key, there in zip(keys, asked, strict=True) if there], 44) if named else ""
-    title = _title(result, f"“{text}”" if text else f"{int(asked.sum())} positions", example, count)
+    title = _title(result, f"“{text}”" if text else f"{how_many(int(asked.sum()), 'position')}", example, count)
     if words:
         word_of = result.word_of[example] if result.word_of else ()
         if not named or len(word_of) != len(keys) or queries != keys:

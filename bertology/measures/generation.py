@@ -24,7 +24,7 @@ from ..data.batches import Batch, BatchesOrTexts, model_arguments, token_mask
 from ..data.caches import has_cache
 from ..data.models import is_encoder_decoder, task_model
 from ..data.positions import room_of, with_positions
-from ..errors import BertologyError, DataError, UnknownAnatomy, check_least, checked
+from ..errors import BertologyError, DataError, UnknownAnatomy, check_least, checked, how_many
 from ..streaming.one_batch import by_stack, layer_labels, one_batch, pile
 from ..tap import tap
 from .capture_choice import Keeping, Layers
@@ -122,7 +122,9 @@ def capture_generation(
             sequences = _generate(writer, given, {**options, "max_new_tokens": max_new_tokens})
         prompt = sequences.shape[1] - max(steps.values())  # each step chose a token
         if not is_encoder_decoder(model) and prompt != given[IDS_ARGUMENT].shape[1]:
-            raise _not_step_by_step(f"it ran {max(steps.values())} times for {sequences.shape[1]} tokens")
+            raise _not_step_by_step(
+                f"it ran {how_many(max(steps.values()), 'time')} for {how_many(sequences.shape[1], 'token')}"
+            )
         return _laid_together(anatomy, given, readers, sequences, prompt, options, tokenizer)
 
 
@@ -153,7 +155,8 @@ def _prompts(model: nn.Module, batch: Batch, max_new_tokens: int) -> dict[str, A
     room, tokens = room_of(model), int(batch[IDS_ARGUMENT].shape[1])
     if room is not None and tokens + max_new_tokens - 1 > room:
         raise DataError(
-            f"the prompt has {tokens} tokens and {max_new_tokens} are to be generated, but the model takes {room}"
+            f"the prompt has {how_many(tokens, 'token')} and {max_new_tokens} are to be generated, but the model takes "
+            f"{room}"
         )
     real = token_mask(model, batch, "decoder").to(batch[IDS_ARGUMENT].device)
     # A stable sort puts the padding first, and leaves the tokens of the text in their order.
@@ -299,7 +302,7 @@ def _laid(steps: list[Tensor], tokens: int, axis: int) -> Tensor:
     whole = steps[-1].shape[axis] == tokens
     laid = steps[-1] if whole else torch.cat(steps, dim=axis)
     if laid.shape[axis] != tokens:
-        raise _not_step_by_step(f"its steps are of {laid.shape[axis]} tokens, wanted {tokens}")
+        raise _not_step_by_step(f"its steps are of {how_many(laid.shape[axis], 'token')}, wanted {tokens}")
     return laid
 
 

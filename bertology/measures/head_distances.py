@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Head, OneHead, Site, each_head, head_at
 from ..data.batches import Batch, BatchesOrTexts
-from ..errors import DataError, HeadError, checked, need
+from ..errors import DataError, HeadError, checked, how_many, need
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
@@ -79,7 +79,9 @@ class HeadDistances(Result):
         """
         there, js = self._compared()
         if not 1 <= dims < len(js):
-            raise DataError(f"dims must be from 1 to {len(js) - 1}, one less than the {len(js)} heads, got {dims!r}")
+            raise DataError(
+                f"dims must be from 1 to {len(js) - 1}, one less than the {how_many(len(js), 'head')}, got {dims!r}"
+            )
         points, _ = need("sklearn.manifold", extra="syntax").smacof(
             js.numpy(), metric=True, n_components=dims, n_init=5, n_jobs=1, max_iter=1000, eps=1e-10,
             random_state=seed, normalized_stress=False,
@@ -115,7 +117,7 @@ class HeadDistances(Result):
     def __str__(self) -> str:
         within, across = self._by_layers()
         lines = [
-            f"HeadDistances: {int(self._there.sum())} heads, Jensen-Shannon divergence in nats, "
+            f"HeadDistances: {how_many(int(self._there.sum()), 'head')}, Jensen-Shannon divergence in nats, "
             f"{self.reduce} over query tokens" + (f", smoothing {self.smoothing:g}" if self.smoothing else ""),
             f"{'layer':>10}  {'within':>9}  {'to others':>9}  {'tokens':>9}",
         ]
@@ -161,8 +163,8 @@ class HeadDistances(Result):
         layer, number = head
         if not (0 <= layer < len(self.labels) and 0 <= number < self.heads_per_layer):
             raise HeadError(
-                f"head {number} of layer {layer} is out of range: this result has {len(self.labels)} layers of "
-                f"{self.heads_per_layer} heads"
+                f"head {number} of layer {layer} is out of range: this result has "
+                f"{how_many(len(self.labels), 'layer')} of {how_many(self.heads_per_layer, 'head')}"
             )
         return layer * self.heads_per_layer + number
 

@@ -14,7 +14,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Stack
 from ..data.batches import Batch, BatchesOrTexts, device_of, on_device
 from ..data.padding import real_positions
-from ..errors import DataError, UnknownAnatomy, checked, is_whole
+from ..errors import DataError, UnknownAnatomy, checked, how_many, is_whole
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
@@ -125,8 +125,9 @@ class SimilarityAccumulator(Accumulator):
         features = sum(len(some) * width for some, width in zip(self._numbers, self._widths, strict=True))
         if features > MOST_FEATURES:
             raise DataError(
-                f"{sum(map(len, self._numbers))} layers have {features:,} dimensions, and all their products are kept: "
-                f"compare at most {MOST_FEATURES:,}, such as layers={self._numbers[0][::4]}"
+                f"{how_many(sum(map(len, self._numbers)), 'layer')} have {how_many(features, 'dimension', ',')}, and "
+                f"all their products are kept: compare at most {MOST_FEATURES:,}, such as "
+                f"layers={self._numbers[0][::4]}"
             )
         return {"feature": features, "hidden_state": sum(map(len, self._numbers))}
 

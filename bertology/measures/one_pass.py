@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, LayerLabels
 from ..data.batches import Batch, BatchesOrTexts, each_batch
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
-from ..errors import DataError, checked, described, is_whole
+from ..errors import DataError, checked, described, how_many, is_whole
 from ..results.complete_file import locked
 from ..results.fields import about_fields
 from ..streaming.first_example import check_padding
@@ -74,8 +74,8 @@ class Captures(Sequence["Captures"]):
         about, lines = folder.about(), folder.lines()
         if not lines or "end" not in lines[-1]:
             raise DataError(
-                f"the pass that makes {folder.path} was interrupted, with {len(lines)} batches done: call capture() as "
-                "before, and it resumes"
+                f"the pass that makes {folder.path} was interrupted, with {how_many(len(lines), 'batch')} done: call "
+                "capture() as before, and it resumes"
             )
         return cls(_Saved(folder, about, lines[:-1]))
 
@@ -96,7 +96,9 @@ class Captures(Sequence["Captures"]):
 
     def _only(self, kind: str) -> Capture:
         if len(self) != 1:
-            raise DataError(f"these are the captures of {len(self)} batches: take one, such as captures[0].{kind}")
+            raise DataError(
+                f"these are the captures of {how_many(len(self), 'batch')}: take one, such as captures[0].{kind}"
+            )
         found: Capture | None = getattr(self._batches[0], kind)
         if found is None:
             raise DataError(f"no {_WORDS[kind]} were captured: call capture(..., {kind}=True)")
@@ -129,7 +131,7 @@ class Captures(Sequence["Captures"]):
 
     def __repr__(self) -> str:
         if len(self) != 1:
-            return f"Captures({len(self)} batches)"
+            return f"Captures({how_many(len(self), 'batch')})"
         there = [f"{kind}={one!r}" for kind, one in zip(KINDS, self._batches[0], strict=True) if one is not None]
         return f"Captures({', '.join(there)})"
 
@@ -365,7 +367,7 @@ def _end(folder: CaptureFolder, lines: list[dict[str, Any]], disk: OnDisk | None
     """Write that there are no more batches than these, or see that the index says so."""
     done = [line for line in lines if "end" not in line]
     if many < len(done):
-        raise DataError(f"{folder.path} holds {len(done)} batches, the data has only {many}")
+        raise DataError(f"{folder.path} holds {how_many(len(done), 'batch')}, the data has only {many}")
     if disk is None and len(done) == len(lines):  # all batches are there, but not the end
         disk = OnDisk(folder, lines)
     if disk is not None:

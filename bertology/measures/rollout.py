@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..anatomy.names import LOGITS_OUTPUT
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, examples, run_model
-from ..errors import DataError, ShapeError, UnknownAnatomy, checked
+from ..errors import DataError, ShapeError, UnknownAnatomy, checked, how_many
 from ..results.axes import axes
 from ..streaming.one_batch import Capture, layer_labels, masks, one_batch, only, pile, run
 from ..tap import Mixed, shares, tap, uncached
@@ -189,8 +189,8 @@ def _kept(site: Site, mean: Tensor) -> Tensor:
     """[batch, query, key]: Ā + I: what comes through attention, and what the residual stream keeps."""
     if mean.shape[1] != mean.shape[2]:
         raise UnknownAnatomy(
-            f"the {mean.shape[1]} queries of {site.label} attend to {mean.shape[2]} keys, which are other tokens "
-            "(pooled, or in a cache): attention cannot be followed through them"
+            f"the {how_many(mean.shape[1], 'query')} of {site.label} attend to {how_many(mean.shape[2], 'key')}, which "
+            "are other tokens (pooled, or in a cache): attention cannot be followed through them"
         )
     return mean + torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
 

@@ -17,7 +17,7 @@ from ..data.batches import Batch, Batches, BatchesOrTexts
 from ..data.losses import ExampleLoss
 from ..data.make_batches import as_batches
 from ..data.metrics import Metric, MetricName, metric_name
-from ..errors import DataError, check_share, checked, is_number, is_whole
+from ..errors import DataError, check_share, checked, how_many, is_number, is_whole
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from ..importance.score import Score, scorer
 from ..results.axes import axes
@@ -175,8 +175,8 @@ class PruningCurve(Result):
         by_score = (self.threshold if threshold is None else threshold) not in (None, 0)
         if by_score and off.any() and not (mask > 0).any():
             warnings.warn(
-                f"all {int(off.sum())} heads are silent, and none is left: the score does not fall, so the data does "
-                "not show which heads are needed. Pass keep=1 to leave one head in each layer",
+                f"all {how_many(int(off.sum()), 'head')} are silent, and none is left: the score does not fall, so the "
+                "data does not show which heads are needed. Pass keep=1 to leave one head in each layer",
                 UserWarning,
                 stacklevel=2,
             )

@@ -22,7 +22,7 @@ from ..anatomy.names import (
     UNPRUNED_NAME,
 )
 from ..anatomy.sites import Site
-from ..errors import PruningError
+from ..errors import PruningError, how_many
 from ..tap import narrow_biases, takes_bias
 from .parts_of_heads import (
     OfAllHeads,
@@ -95,7 +95,7 @@ def _check_evenness(site: Site, stay: list[int], gone: frozenset[int]) -> None:
         size, left_over = divmod(len(site.kept), groups)
         if left_over or len({sum(place // size == group for place in stay) for group in range(groups)}) > 1:
             raise PruningError(
-                f"the {len(site.kept)} heads of {site.label} are divided evenly among {groups} groups of "
+                f"the {how_many(len(site.kept), 'head')} of {site.label} are divided evenly among {groups} groups of "
                 f"consecutive heads: prune equally many of each, or silence them with gated(); asked for {sorted(gone)}"
             )
 

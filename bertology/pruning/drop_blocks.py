@@ -19,7 +19,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.names import BLOCK_COUNT_NAMES, BLOCK_NUMBER_NAMES, DECODER_PREFIX, FOR_EACH_BLOCK, RECORDS
 from ..anatomy.sites import Site
 from ..data.batches import Batch, BatchesOrTexts
-from ..errors import HeadError, PruningError, checked, is_whole
+from ..errors import HeadError, PruningError, checked, how_many, is_whole
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
@@ -46,7 +46,7 @@ class DroppedBlocks(Result):
     """[layer]: the blocks of the model before."""
 
     def __str__(self) -> str:
-        return fewer(f"{len(self.blocks)} blocks dropped", self.parameters_before, self.parameters_after)
+        return fewer(f"{how_many(len(self.blocks), 'block')} dropped", self.parameters_before, self.parameters_after)
 
 
 @checked
@@ -132,7 +132,7 @@ def _gone_of(sites: list[Site], rows: list[int]) -> list[_Gone]:
     for stack, mine in stacks.items():
         gone = [site.layer for site in mine if site.row in rows]
         if len(gone) == len(mine):
-            raise PruningError(f"all {len(mine)} blocks of the {stack} cannot be dropped: leave one")
+            raise PruningError(f"all {how_many(len(mine), 'block')} of the {stack} cannot be dropped: leave one")
         found.append(_Gone(stack, len(mine), gone, len(stacks) == 1))
     return [one for one in found if one.gone]
 

@@ -29,7 +29,7 @@ from ..data.batches import (
 )
 from ..data.caches import check_no_cache
 from ..data.make_batches import as_batch
-from ..errors import DataError, check_least, checked, is_whole
+from ..errors import DataError, check_least, checked, how_many, is_whole
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.progress import Progress, progress_bar
@@ -167,7 +167,10 @@ class Efficiency(Result):
         for name, (before, after) in ((name, pair.tolist()) for name, pair in counts.items()):
             shown = [f"{x:,}" if isinstance(x, int) else f"{x:.4g}" for x in (before, after)]
             lines.append(f"{name}: {shown[0]} before, {shown[1]} after ({after / before - 1:+.1%})")
-        lines += [f"examples per second, {self.examples_per_second.shape[-1]} rounds, on {self.device}:", self.table()]
+        lines += [
+            f"examples per second, {how_many(self.examples_per_second.shape[-1], 'round')}, on {self.device}:",
+            self.table(),
+        ]
         return "\n".join(lines)
 
 
@@ -287,7 +290,7 @@ def _batch(model: nn.Module, inputs: Any, tokenizer: Any, size: int, device: tor
     count = examples(batch)
     if callable(inputs):
         if count != size:
-            raise DataError(f"inputs({size}) must return {size} examples, got {count}")
+            raise DataError(f"inputs({size}) must return {how_many(size, 'example')}, got {count}")
         return batch
     return some_examples(batch, torch.arange(size, device=device) % count)
 
@@ -310,7 +313,7 @@ def _wait(device: torch.device) -> None:
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    return f"{device}, {how_many(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else str(device)
 
 
 def _of_attention(model: nn.Module) -> list[nn.Parameter]:

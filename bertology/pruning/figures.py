@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..errors import DataError, checked, described
+from ..errors import DataError, checked, described, how_many
 from ..results.canvas import COLOURS, AxesT, canvas, finished, headline, marker_of, set_title
 from ..results.result import draws
 from .curve import PruningCurve
@@ -61,7 +61,7 @@ def curves(
     if len(kinds) > 1:
         raise DataError(f"curves on one plot must be of one kind, got {', '.join(sorted(kinds))}")
     if labels is not None and len(labels) != len(results):
-        raise DataError(f"labels must be one for each of {len(results)} curves, got {len(labels)}")
+        raise DataError(f"labels must be one for each of {how_many(len(results), 'curve')}, got {len(labels)}")
     figure, (axes,) = canvas(ax)
     for number, (result, label) in enumerate(zip(results, labels or map(_ranked_by, results), strict=True)):
         colour, marker = COLOURS[number % len(COLOURS)], marker_of(number)

@@ -30,7 +30,7 @@ from ..anatomy.names import (
 )
 from ..anatomy.oddities import ODDITIES, Oddities, Shares, oddities_of
 from ..anatomy.sites import Site
-from ..errors import BertologyError, PruningError
+from ..errors import BertologyError, PruningError, be, how_many
 from ..tap import takes_bias
 
 
@@ -104,8 +104,9 @@ def check_in_memory(model: nn.Module, cannot: str, error: type[BertologyError], 
     sharded = [name for name in weights if name.rpartition(".")[2].startswith("_flat_param")]
     if meta and (hooked or not loading):
         raise error(
-            f"{cannot}: {len(meta)} weights are not in memory ({meta[0]} is on the meta device, as after offloading). "
-            "Load the whole model into memory, without device_map, cpu_offload or disk_offload"
+            f"{cannot}: {how_many(len(meta), 'weight')} {be(len(meta))} not in memory ({meta[0]} is on the meta "
+            "device, as after offloading). Load the whole model into memory, without device_map, cpu_offload or "
+            "disk_offload"
         )
     if divided or sharded:
         raise error(
@@ -334,8 +335,8 @@ def share_of(site: Site, width: int, count: int) -> int:
     share, left_over = divmod(width, count)
     if left_over:
         raise PruningError(
-            f"the heads of {site.label} cannot be cut out: a projection returns {width} elements, which cannot be "
-            f"divided among {count} heads"
+            f"the heads of {site.label} cannot be cut out: a projection returns {how_many(width, 'element')}, which "
+            f"cannot be divided among {how_many(count, 'head')}"
         )
     return share
 

@@ -16,7 +16,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from ..anatomy.sites import Anatomy, Head, Heads, head_at
 from ..data.models import config_of
-from ..errors import DataError, PruningError, checked, writable
+from ..errors import DataError, PruningError, checked, how_many, writable
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
@@ -47,7 +47,7 @@ class Pruned(Result):
         object.__setattr__(self, "heads", heads)
 
     def __str__(self) -> str:
-        return fewer(f"{len(self.heads)} heads pruned", self.parameters_before, self.parameters_after)
+        return fewer(f"{how_many(len(self.heads), 'head')} pruned", self.parameters_before, self.parameters_after)
 
 
 @checked
@@ -102,7 +102,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def fewer(what: str, before: int, after: int) -> str:
     """The sentence of a result that removed parts of a model."""
-    return f"{what}, {before:,} parameters before, {after:,} after ({1 - after / before:.1%} fewer)"
+    return f"{what}, {how_many(before, 'parameter', ',')} before, {after:,} after ({1 - after / before:.1%} fewer)"
 
 
 def _plan(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[Cut]:

@@ -12,7 +12,7 @@ from ..anatomy.mlp_names import NEURON_COUNT_NAMES, NEURON_NORM_NAMES, NEURON_SP
 from ..anatomy.mlps import Mlp, MlpAnatomy, Neuron, Neurons, dissect_mlps, neuron_at
 from ..anatomy.names import PRUNED_NEURONS_NAME, UNPRUNED_NEURONS_NAME
 from ..data.models import config_of
-from ..errors import PruningError, checked
+from ..errors import PruningError, checked, how_many
 from ..results.axes import axes
 from ..results.fields import model_name
 from ..results.result import Result
@@ -44,7 +44,7 @@ class PrunedNeurons(Result):
         object.__setattr__(self, "neurons", neurons)
 
     def __str__(self) -> str:
-        return fewer(f"{len(self.neurons)} neurons pruned", self.parameters_before, self.parameters_after)
+        return fewer(f"{how_many(len(self.neurons), 'neuron')} pruned", self.parameters_before, self.parameters_after)
 
 
 @checked

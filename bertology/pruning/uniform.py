@@ -29,7 +29,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, device_of, model_arguments, on_device
 from ..data.make_batches import as_batch
 from ..data.token_classes import check_is_tokenizer
-from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked, writable
+from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked, how_many, writable
 from ..tap import uncached, undisturbed
 from .parts_of_heads import check_in_memory, count_key_heads
 
@@ -59,8 +59,8 @@ def uniform_places(anatomy: Anatomy, places: list[tuple[int, int]], scores: Tens
         if sets:
             return min(sets, key=lambda some: sum(float(scores[row, number]) for row, number in some))
     raise PruningError(
-        f"no {unit} can go from each of {anatomy.layers} layers: name at least {anatomy.layers} {unit}s, or as many as "
-        "make up whole groups that share a key"
+        f"no {unit} can go from each of {how_many(anatomy.layers, 'layer')}: name at least {anatomy.layers} {unit}s, "
+        "or as many as make up whole groups that share a key"
     )
 
 
@@ -181,7 +181,8 @@ def _check_heads(before: Anatomy, after: Anatomy) -> None:
         there, here = (len(site.kept), site.dim), (len(other.kept), other.dim)
         if there != here:
             raise _cannot(
-                f"layer {site.label} has {there[0]} heads of {there[1]}, by its config {here[0]} of {here[1]}"
+                f"layer {site.label} has {how_many(there[0], 'head')} of {there[1]}, by its config {here[0]} of "
+                f"{here[1]}"
             )
 
 

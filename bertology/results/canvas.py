@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeVar
 
-from ..errors import DataError, described, need, writable
+from ..errors import DataError, described, how_many, need, writable
 from .fields import Fields, measured
 
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ def axes_in(ax: Any, panels: int = 1) -> list[Axes]:
         if not isinstance(one, kind):
             raise DataError(f"ax takes matplotlib axes, as figure.subplots() returns them, got {described(one)}")
     if len(flat) != panels:
-        raise DataError(
-            f"this picture has {panels} panel{'s' * (panels > 1)}: pass as many axes as ax, got {len(flat)}"
-        )
+        raise DataError(f"this picture has {how_many(panels, 'panel')}: pass as many axes as ax, got {len(flat)}")
     return flat
 
 

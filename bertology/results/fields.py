@@ -9,6 +9,8 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..errors import how_many
+
 ABOUT = {"about": True}
 """The metadata of fields that say what was measured: they are no part of what a measure found."""
 
@@ -87,5 +89,5 @@ def name_of_folder(path: Path) -> str:
 def measured(result: Fields) -> str:
     """What was measured, in words: "BertModel (bert-base-uncased), 872 examples"; empty if nothing is known."""
     many = result.n_examples if result.n_examples is not None else getattr(result, "examples", None)
-    counted = f"{many} example{'' if many == 1 else 's'}" if isinstance(many, int) else ""
+    counted = how_many(many, "example") if isinstance(many, int) else ""
     return ", ".join(part for part in (result.model_name, counted) if part)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, checked, described, need
+from ..errors import DataError, ShapeError, checked, described, how_many, need
 from .axes import Scale, axes_of, names_along
 from .canvas import COLOURS as COLOURS
 from .canvas import MARKERS as MARKERS
@@ -215,7 +215,8 @@ def layer_points(
     for name, values in series.items():
         if values.dim() != 2 or len(values) != len(labels):
             raise ShapeError(
-                f"{name!r} must be [layer, head] with a row for each of {len(labels)} labels, got {list(values.shape)}"
+                f"{name!r} must be [layer, head] with a row for each of {how_many(len(labels), 'label')}, got "
+                f"{list(values.shape)}"
             )
     # With a cache or in cross attention all values of a pattern can be NaN.
     there = {name: x.detach().cpu().double() for name, x in series.items() if not x.isnan().all()}

@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..anatomy.sites import Head, HeadScore, LayerLabels
-from ..errors import DataError, checked, shown
+from ..errors import DataError, checked, how_many, shown
 from . import frames, heads, views
 from .axes import axes_of
 from .canvas import AxesT
@@ -250,8 +250,8 @@ def finite(values: Tensor, there: Tensor, what: str) -> Tensor:
     if broken:
         row, head = broken[0]
         raise DataError(
-            f"{what} is {values[row, head].item()} for {len(broken)} heads, the first at layer {row}, head {head}: "
-            "look for NaN or overflow in the model's weights and outputs"
+            f"{what} is {values[row, head].item()} for {how_many(len(broken), 'head')}, the first at layer {row}, head "
+            f"{head}: look for NaN or overflow in the model's weights and outputs"
         )
     return values.masked_fill(~there, float("nan"))
 

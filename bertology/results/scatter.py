@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DataError, checked, described
+from ..errors import DataError, checked, described, how_many
 from .axes import axes_of
 from .canvas import COLOURS, MARKERS, AxesT, canvas, finished
 from .figures import check_field, words_of
@@ -81,7 +81,7 @@ def head_scatter(
         axes.legend()
     axes.set_xlabel(f"{name} on {names[0]}")
     axes.set_ylabel(f"{name} on {names[1]}")
-    axes.set_title(title or f"{words_of(type(one).__name__)}: r = {r:.2f}, {int(there.sum())} heads")
+    axes.set_title(title or f"{words_of(type(one).__name__)}: r = {r:.2f}, {how_many(int(there.sum()), 'head')}")
     axes.grid(alpha=0.3)
     return finished(figure, ax, path)
 
@@ -96,5 +96,7 @@ def heads_correlation(one: Tensor, other: Tensor) -> tuple[float, Tensor]:
     there = ~(one.isnan() | other.isnan())
     r = float(torch.corrcoef(torch.stack([one[there], other[there]]))[0, 1]) if there.any() else float("nan")
     if r != r:
-        raise DataError(f"no correlation: all {int(there.sum())} heads have the same effect on one of the data sets")
+        raise DataError(
+            f"no correlation: all {how_many(int(there.sum()), 'head')} have the same effect on one of the data sets"
+        )
     return r, there

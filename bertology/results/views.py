@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import MissingExtra
+from ..errors import MissingExtra, how_many
 from .axes import FieldAxes, all_axes_of, axes_of, main_field, names_along
 from .fields import Fields, about_fields, measured
 from .frames import frame_of
@@ -121,8 +121,8 @@ def table(values: Tensor, labels: Sequence[str], names: Sequence[Any] | None = N
         cells = [["" if v != v else f"{v / scale:.2f}" for v in row] for row in part]
         widths = _widths(titles, cells)
         notes += [f"all values × {scale:g}"] if scale != 1 else []
-    notes += [f"{values.shape[0] - len(rows)} more layers"] if len(rows) < values.shape[0] else []
-    notes += [f"{values.shape[1] - len(columns)} more columns"] if len(columns) < values.shape[1] else []
+    notes += [how_many(values.shape[0] - len(rows), "more layer")] if len(rows) < values.shape[0] else []
+    notes += [how_many(values.shape[1] - len(columns), "more column")] if len(columns) < values.shape[1] else []
     blocks = [_block(sides, titles, cells, widths, side, some) for some in _fitting(widths, side)]
     return "\n".join([*blocks, *([f"({', '.join(notes)})"] if notes else [])])
 
@@ -217,7 +217,11 @@ def _map(result: Fields, name: str, values: Tensor, axes: FieldAxes) -> str:
     ):  # layer 0 is at the bottom, as in pictures
         inside = "".join(_cell(value, low, high, signed, numbered) for value in cells)
         lines.append(f"<tr><th>{escape(str(sides[row])[:16])}</th>{inside}</tr>")
-    cut = "" if len(rows) * len(columns) == values.numel() else f", {len(rows)} rows and {len(columns)} columns shown"
+    cut = (
+        ""
+        if len(rows) * len(columns) == values.numel()
+        else f", {how_many(len(rows), 'row')} and {how_many(len(columns), 'column')} shown"
+    )
     told = f"{name} {axes}{f': {axes.label}' if axes.label else ''}; {_range(values)}{cut}"
     style = "border-collapse:collapse;font-size:11px"
     return f"<div>{escape(told)}</div><table style='{style}'>{''.join(lines)}</table>"

@@ -18,7 +18,7 @@ from ..anatomy.modules import all_weights
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, Batches, BatchesOrTexts, ReadBatch, device_of, each_batch, examples, run_model
 from ..data.make_batches import as_batches
-from ..errors import DataError, checked
+from ..errors import DataError, checked, how_many
 from ..results.complete_file import locked
 from ..results.fields import model_name
 from ..results.result import with_measured
@@ -218,7 +218,9 @@ class _SavedPass:
     def check_complete(self) -> None:
         """Raise `DataError` if the data has fewer batches than the sums."""
         if self._seen < self._done:
-            raise DataError(f"the checkpoint {self._path} holds {self._done} batches, the data has only {self._seen}")
+            raise DataError(
+                f"the checkpoint {self._path} holds {how_many(self._done, 'batch')}, the data has only {self._seen}"
+            )
 
     def remove(self) -> None:
         """Remove the file, since the pass is complete."""

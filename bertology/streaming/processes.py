@@ -14,7 +14,7 @@ from torch.distributed import GroupMember, ProcessGroup
 
 from ..anatomy.divided import has_processes
 from ..data.batches import Batches, BatchesOrTexts
-from ..errors import DataError, described
+from ..errors import DataError, described, how_many
 from ..tap import divided_over, whole_weights
 from ..tap.private_api import library_versions
 from .accumulator import Accumulator
@@ -59,8 +59,8 @@ def _bring_weights(model: Any, undo: ExitStack) -> None:
     here = [_number(place) for place in range(processes())] if processes() > 1 else [torch.distributed.get_rank()]
     if not over.issubset(here):
         raise DataError(
-            f"the weights of this {type(model).__name__} are divided over {len(over)} processes, which must all "
-            "measure it together: leave out merge=, shard= and save=, or measure before the model is divided"
+            f"the weights of this {type(model).__name__} are divided over {how_many(len(over), 'process')}, which must "
+            "all measure it together: leave out merge=, shard= and save=, or measure before the model is divided"
         )
     gathered(None, "divided weights")
     whole_weights(model, undo)
@@ -253,6 +253,6 @@ def check_counts(seen: int, batches: BatchesOrTexts) -> None:
     # Where a process saw all of its data set, that is its share.
     if len(shared) == 1 and size is not None and size < total and all(count < size for count, _ in told):
         raise DataError(
-            f"the processes saw {total} examples together, their data set has {size}: some came twice. Give each "
-            "process its own share of the data"
+            f"the processes saw {how_many(total, 'example')} together, their data set has {size}: some came twice. "
+            "Give each process its own share of the data"
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..anatomy.names import IDS_ARGUMENT, LABELS_ARGUMENT, MASK_ARGUMENT
 from ..data.batches import IGNORED, Batch, Batches, check_repeatable
-from ..errors import DataError
+from ..errors import DataError, how_many
 
 
 def same_data(batches: Batches, *, why: str) -> Batches:
@@ -48,7 +48,9 @@ class _SameData:
         first, self._first = self._first, seen
         if first is not None and first != seen:
             told = (
-                f"{first[0]} examples, then {seen[0]}" if first[0] != seen[0] else f"other ones of {seen[0]} examples"
+                f"{how_many(first[0], 'example')}, then {seen[0]}"
+                if first[0] != seen[0]
+                else f"other ones of {how_many(seen[0], 'example')}"
             )
             raise DataError(
                 f"{self._why} goes over the batches several times, and they changed in between: it saw {told}. Pass a "

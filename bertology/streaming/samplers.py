@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sized
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, how_many
 
 # Where a loader keeps what it reads: `iterable` is tqdm's, `dataset` and the samplers are torch's and accelerate's.
 _INSIDE = ("iterable", "sampler", "batch_sampler", "dataset")
@@ -62,7 +62,7 @@ def _repeated(part: Any) -> str:
     total, data = getattr(part, "total_size", None), getattr(part, "dataset", getattr(part, "lengths", None))
     if isinstance(total, int) and isinstance(data, Sized):  # such as torch's DistributedSampler
         more = total - len(data)
-        return f"{more} of {len(data)} examples" if more > 0 else ""
+        return f"{more} of {how_many(len(data), 'example')}" if more > 0 else ""
     if hasattr(part, "even_batches"):  # accelerate's BatchSamplerShard
         return _of_even_batches(part, inner, shares) if part.even_batches else ""
     if hasattr(part, "_drop_last"):  # accelerate's DataLoaderDispatcher, which gives each process a part of each batch
@@ -87,4 +87,4 @@ def _of_whole(data: Any, size: int) -> str:
         more = -len(data) % size
     except TypeError:  # an iterable without a length
         return "the first examples, if their number cannot be divided by that of the processes,"
-    return f"{more} of {len(data)} examples" if more else ""
+    return f"{more} of {how_many(len(data), 'example')}" if more else ""

@@ -25,7 +25,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Site
 from ..data.batch_checks import Batch, check_inputs
 from ..data.batches import Batches
-from ..errors import DataError, checked, is_whole, writable
+from ..errors import DataError, checked, how_many, is_whole, writable
 from ..results.fields import model_name
 from ..results.files import checksum, read_tensors, write_tensors
 from ..results.result import with_measured
@@ -331,7 +331,8 @@ def _check_complete(shards: Sequence[Sums]) -> None:
     if missing:
         first = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
         raise DataError(
-            f"{len(missing)} of {counts[0]} shards are missing: {first}. Measure them, or wait until they are there"
+            f"{len(missing)} of {how_many(counts[0], 'shard')} are missing: {first}. Measure them, or wait until they "
+            "are there"
         )
     seen: dict[str, Path] = {}
     for sums in shards:

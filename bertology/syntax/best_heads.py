@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Head, head_at
 from ..corpora.documents import KINDS
-from ..errors import DataError
+from ..errors import DataError, how_many
 from ..results.frames import frame_of
 from ..results.statistics import Interval, gain_interval, wilson_interval
 from ..results.views import html_table, markdown_table, plain_table, short
@@ -279,8 +279,9 @@ def check_same_model(scored: Counts, chosen: Counts) -> None:
     """Raise `DataError` unless both counts are of the same layers and heads."""
     if scored.labels != chosen.labels or scored.right.shape[2:] != chosen.right.shape[2:]:
         raise DataError(
-            f"choose_on has {chosen.right.shape[2]} layers of {chosen.right.shape[3]} heads, this result has "
-            f"{scored.right.shape[2]} layers of {scored.right.shape[3]}: wanted the same model on other data"
+            f"choose_on has {how_many(chosen.right.shape[2], 'layer')} of {how_many(chosen.right.shape[3], 'head')}, "
+            f"this result has {how_many(scored.right.shape[2], 'layer')} of {scored.right.shape[3]}: wanted the same "
+            "model on other data"
         )
 
 

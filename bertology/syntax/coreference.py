@@ -13,7 +13,7 @@ from ..anatomy.sites import Site
 from ..corpora.documents import KINDS, Document, document_of
 from ..corpora.words import Rows
 from ..data.batches import Batch, Batches
-from ..errors import DataError, checked
+from ..errors import DataError, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
@@ -106,7 +106,7 @@ class CoreferenceHeads(Result):
         return self.table()._repr_html_()
 
     def __str__(self) -> str:
-        return f"{self.table()}\n{self.skipped} documents skipped"
+        return f"{self.table()}\n{how_many(self.skipped, 'document')} skipped"
 
 
 class CoreferenceAccumulator(WordMapAccumulator):

@@ -13,7 +13,7 @@ from ..anatomy.sites import Site
 from ..corpora.treebank import Sentence
 from ..corpora.words import Rows
 from ..data.batches import Batch, Batches, check_repeatable
-from ..errors import DataError, checked
+from ..errors import DataError, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
@@ -104,7 +104,7 @@ class DependencyHeads(Result):
         return self.table()._repr_html_()
 
     def __str__(self) -> str:
-        return f"{self.table()}\n{self.skipped} sentences skipped"
+        return f"{self.table()}\n{how_many(self.skipped, 'sentence')} skipped"
 
 
 class DependencyAccumulator(WordMapAccumulator):
@@ -229,7 +229,9 @@ def _pickers(sentence: Sentence, possessives: Sequence[str]) -> list[int]:
 
 def _number(relation: str, relations: dict[str, int]) -> int:
     if relation not in relations:
-        raise DataError(f"relation {relation!r} is not among the {len(relations)} relations of this accumulator")
+        raise DataError(
+            f"relation {relation!r} is not among the {how_many(len(relations), 'relation')} of this accumulator"
+        )
     return relations[relation]
 
 

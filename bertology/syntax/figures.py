@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..corpora.documents import KINDS
-from ..errors import DataError, checked, need
+from ..errors import DataError, checked, how_many, need
 from ..results.canvas import AxesT, axes_in, empty_figure, finished, headline, ink, paper
 from ..results.figures import head_panels
 from ..results.result import draws
@@ -254,7 +254,7 @@ def draw_coreference(
     right, mentions = result.right[some].sum(0), int(result.mentions[some].sum())
     shares = (right.double() / mentions).masked_fill(result.right[0] < 0, float("nan"))
     panels = dict(zip(MENTION_DIRECTIONS, shares, strict=True))
-    told = f"{mentions} mention{'' if mentions == 1 else 's'}{'' if kind == 'all' else f', {kind}'}"
+    told = f"{how_many(mentions, 'mention')}{'' if kind == 'all' else f', {kind}'}"
     title = headline(result, f"Coreference heads: {told}")
     return head_panels(panels, result.labels, unit="share of antecedents picked", title=title, ax=ax, path=path)
 
@@ -278,6 +278,6 @@ def draw_dependencies(
         if not arcs:
             raise DataError(f"no word has the relation {relation!r} to another word: there is no head to pick")
     shares = (right.double() / arcs).masked_fill(right < 0, float("nan"))
-    title = headline(result, f"Dependency heads: {relation or 'all relations'}, {int(arcs)} arcs")
+    title = headline(result, f"Dependency heads: {relation or 'all relations'}, {how_many(int(arcs), 'arc')}")
     panels = dict(zip(DIRECTIONS, shares, strict=True))
     return head_panels(panels, result.labels, unit="share of syntactic heads picked", title=title, ax=ax, path=path)

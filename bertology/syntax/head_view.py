@@ -14,7 +14,7 @@ from ..anatomy.sites import OneHead, Site, head_at
 from ..corpora.treebank import Sentence
 from ..corpora.words import SPECIAL, Aligned, HasWords, Rows, align, word_attention
 from ..data.batches import check_fits, reads_text
-from ..errors import DataError, ShapeError, check_share, checked
+from ..errors import DataError, ShapeError, check_share, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.one_batch import one_batch, run
@@ -219,8 +219,9 @@ class HeadView(Result):
             raise DataError(f"direction must be {' or '.join(map(repr, DIRECTIONS))}, got {self.direction!r}")
         if self.heads and not len(self.heads) == len(self.relations) == len(self.places):
             raise ShapeError(
-                f"{len(self.places)} words that are not special tokens have {len(self.heads)} heads and "
-                f"{len(self.relations)} relations: wanted one head and one relation per word, or none at all"
+                f"{how_many(len(self.places), 'word')}, special tokens aside, with "
+                f"{how_many(len(self.heads), 'head')} and {how_many(len(self.relations), 'relation')}: wanted one head "
+                "and one relation per word, or none at all"
             )
 
     @property
@@ -264,7 +265,7 @@ class HeadView(Result):
     @property
     def title(self) -> str:
         """The name of the head, and how many gold arcs it picks."""
-        arcs = f"{sum(arc.right for arc in self.arcs)} of {len(self.arcs)} arcs right, {self.direction}"
+        arcs = f"{sum(arc.right for arc in self.arcs)} of {how_many(len(self.arcs), 'arc')} right, {self.direction}"
         return ": ".join(part for part in (self.name, arcs if self.heads else "") if part)
 
     @checked

@@ -20,7 +20,7 @@ from ..corpora.skips import Broken, BrokenPart, Skip, placed, reasons_for
 from ..corpora.treebank import Sentence
 from ..corpora.words import Aligned, AlignedBatches, Rows, word_attention
 from ..data.batches import Batch, check_fits, device_of, on_device, run_model, some_examples
-from ..errors import DataError, ShapeError, checked, shown
+from ..errors import DataError, ShapeError, checked, how_many, shown
 from ..tap import tap, undisturbed
 from .picks import aligned_in, sentences_in
 
@@ -57,7 +57,8 @@ class StaticVectors:
     def __init__(self, words: Sequence[str], table: Tensor, *, lower: bool = True) -> None:
         if table.dim() != 2 or len(table) != len(words) or table.shape[1] == 0:
             raise ShapeError(
-                f"the vectors of {len(words)} words must be [word, dim] = [{len(words)}, any], got {list(table.shape)}"
+                f"the vectors of {how_many(len(words), 'word')} must be [word, dim] = [{len(words)}, any], got "
+                f"{list(table.shape)}"
             )
         if not table.isfinite().all():
             raise ShapeError("word vectors must be finite, got NaN or infinity")
@@ -211,7 +212,7 @@ def _word(fields: list[str], dim: int, path: str, line: int) -> str:
     word = fields[: len(fields) - dim]
     if not dim or not word or (len(word) > 1 and _is_number(word[-1])):
         raise BrokenPart(
-            path, line, f"the line must be a word and {dim or 'some'} numbers, got {len(fields)} fields: "
+            path, line, f"the line must be a word and {dim or 'some'} numbers, got {how_many(len(fields), 'field')}: "
             f"{shown(fields[0])} ..."
         )  # fmt: skip
     return " ".join(word)
@@ -222,7 +223,8 @@ def _numbers(fields: list[str]) -> Tensor:
         row = torch.tensor([float(field) for field in fields])
     except ValueError as error:
         raise DataError(
-            f"the line must be a word and {len(fields)} numbers: could not convert {shown(' '.join(fields))}"
+            f"the line must be a word and {how_many(len(fields), 'number')}: could not convert "
+            f"{shown(' '.join(fields))}"
         ) from error
     if not row.isfinite().all():
         raise DataError(f"word vectors must be finite, got {shown(' '.join(fields))}")

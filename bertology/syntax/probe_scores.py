@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..corpora.treebank import Sentence
-from ..errors import DataError, ShapeError, checked, need
+from ..errors import DataError, ShapeError, checked, how_many, need
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import Interval, wilson_interval
@@ -177,9 +177,10 @@ class ProbeResult(Result):
         return "\n".join(
             [
                 *table,
-                f"{self.decode} heads of {int(self.words.sum())} words{left_out}",
-                f"trained in {len(self.losses)} steps, tested on {len(self.words)} sentences of "
-                f"{int(self.words_with_punct.sum())} words{unknown}; {self.skipped} sentences skipped",
+                f"{self.decode} heads of {how_many(int(self.words.sum()), 'word')}{left_out}",
+                f"trained in {how_many(len(self.losses), 'step')}, tested on {how_many(len(self.words), 'sentence')} "
+                f"of {how_many(int(self.words_with_punct.sum()), 'word')}{unknown}; "
+                f"{how_many(self.skipped, 'sentence')} skipped",
             ]
         )
 

@@ -14,7 +14,7 @@ from ..corpora.treebank import Sentence
 from ..corpora.words import AlignedBatches
 from ..data.batches import ANNOTATIONS, Batch, check_fits
 from ..data.metrics import spearman
-from ..errors import DataError, checked, is_whole
+from ..errors import DataError, checked, how_many, is_whole
 from ..measures.captures import hidden_states
 from ..results.axes import axes
 from ..results.result import Result
@@ -94,8 +94,8 @@ class StructuralProbe(Result):
             [
                 markdown_table(("layer", "UUAS, %", "Spearman"), rows),
                 f"| each word with the next | {100 * self.adjacent:.1f} | |",
-                f"{int(self.arcs.sum())} arcs{left_out} of {len(self.arcs)} sentences; trained in "
-                f"{self.losses.shape[1]} steps; {self.skipped} sentences skipped",
+                f"{how_many(int(self.arcs.sum()), 'arc')}{left_out} of {how_many(len(self.arcs), 'sentence')}; trained "
+                f"in {how_many(self.losses.shape[1], 'step')}; {how_many(self.skipped, 'sentence')} skipped",
             ]
         )
 

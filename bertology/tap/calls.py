@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from ..anatomy.modules import each_module
 from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Site
-from ..errors import UnknownAnatomy
+from ..errors import UnknownAnatomy, how_many
 from .listed import is_listed
 from .recompute import Edit, applies, keep_for_recomputation, recomputing
 
@@ -111,8 +111,8 @@ class Calls(Generic[Place]):
         done = self._done[module]
         if done >= len(places):
             raise UnknownAnatomy(
-                f"a shared {type(module).__name__} ran more than {len(places)} times in one forward pass, so its calls "
-                "cannot be told apart (gradient checkpointing runs them again: turn it off)"
+                f"a shared {type(module).__name__} ran more than {how_many(len(places), 'time')} in one forward pass, "
+                "so its calls cannot be told apart (gradient checkpointing runs them again: turn it off)"
             )
         return places[done]
 
@@ -209,7 +209,7 @@ class Calls(Generic[Place]):
                 else f"{places[0]} is not alone"
             )
             raise UnknownAnatomy(
-                f"{where}: its module ran {done} times, wanted {len(places)}. "
+                f"{where}: its module ran {how_many(done, 'time')}, wanted {len(places)}. "
                 + (
                     "The model bypasses it"
                     if done < len(places)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..anatomy.sites import Site
-from ..errors import UnknownAnatomy
+from ..errors import UnknownAnatomy, how_many
 from .private_api import push_mode
 
 
@@ -112,8 +112,8 @@ class _WatchingProducts(Watching):
     def end(self, ended: Pass, args: Any, kwargs: Any) -> None:
         if len(ended.seen) != 1:
             raise UnknownAnatomy(
-                f"{ended.site.path} was multiplied with heads {len(ended.seen)} times in one pass of its attention, "
-                "wanted 1: attention with two streams (XLNet's target_mapping) cannot be read or edited"
+                f"{ended.site.path} was multiplied with heads {how_many(len(ended.seen), 'time')} in one pass of its "
+                "attention, wanted 1: attention with two streams (XLNet's target_mapping) cannot be read or edited"
             )
 
     def __torch_function__(

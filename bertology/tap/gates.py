@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Heads, Site
 from ..data.batches import Batch, examples, token_count, token_mask
 from ..data.images import example_of_each
 from ..data.padding import real_positions
-from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
+from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described, how_many
 from . import tap
 from .edits import noted
 from .listed import as_listed
@@ -204,9 +204,9 @@ def gating(anatomy: Anatomy, gates: Tensor | tuple[Tensor, ...]) -> Iterator[Non
 def _other_batch(wanted: int, rows: int) -> ShapeError:
     """The error for gates whose batch is not what the model runs on."""
     return ShapeError(
-        f"gates are for a batch of {wanted}, the model runs on {rows} rows: give [layer, batch, head] gates for this "
-        "batch, or [layer, head] gates for any. Where rows are no examples (windows of images, images of several sizes "
-        "in one row), take one example at a time"
+        f"gates are for a batch of {wanted}, the model runs on {how_many(rows, 'row')}: give [layer, batch, head] "
+        "gates for this batch, or [layer, head] gates for any. Where rows are no examples (windows of images, images "
+        "of several sizes in one row), take one example at a time"
     )
 
 
@@ -228,7 +228,9 @@ def token_gating(anatomy: Anatomy, rows: int) -> Iterator[list[tuple[Site, Tenso
         if not torch.is_grad_enabled():
             raise UnknownAnatomy(f"the model runs {site.label} without gradients: its gates would seem to do nothing")
         if x.shape[0] != rows:
-            raise ShapeError(f"{site.label} runs on {x.shape[0]} rows, the batch has {rows}: whose tokens are they?")
+            raise ShapeError(
+                f"{site.label} runs on {how_many(x.shape[0], 'row')}, the batch has {rows}: whose tokens are they?"
+            )
         gates = torch.ones(x.shape[:3], dtype=x.dtype, device=x.device, requires_grad=True)
         if not recomputing():
             made.append((site, gates))

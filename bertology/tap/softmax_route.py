@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..anatomy.names import ANY_GLOBAL_ARGUMENT, GLOBAL_ARGUMENT, MASKED_ARGUMENT, STATES_ARGUMENT
 from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy
-from ..errors import UnknownAnatomy
+from ..errors import UnknownAnatomy, how_many
 from .function_mode import Pass, Watching
 from .map_reader import Reading
 from .torch_attention import open_torch_attention
@@ -154,8 +154,8 @@ class _ReadingSoftmax(WatchingSoftmax):
             raise UnknownAnatomy(f"the attention of {site.label} ({kind}) {odd.unmapped}")
         if len(maps) != odd.softmaxes:
             raise UnknownAnatomy(
-                f"the attention of {site.label} ({kind}) took {len(maps)} softmaxes over [batch, head, query, key], "
-                f"wanted {odd.softmaxes}: its maps cannot be read"
+                f"the attention of {site.label} ({kind}) took {how_many(len(maps), 'softmax')} over [batch, head, "
+                f"query, key], wanted {odd.softmaxes}: its maps cannot be read"
             )
         self._give(ended, maps[odd.map_number])
 

@@ -332,7 +332,7 @@ def test_an_interrupted_command_says_so(models, files, monkeypatch, capsys):
 def test_texts_that_are_cut_are_counted(models, files, capsys):
     (files / "long.txt").write_text("the cat " * 30 + "\nthe cat\n")
     assert main(["entropy", models["masked"], "long.txt", "--output", "out", "--quiet"]) == 0
-    assert "bertology: warning: 1 of 2 texts are too long and were cut" in capsys.readouterr().err
+    assert "bertology: warning: too long, and cut: 1 of 2 texts" in capsys.readouterr().err
     assert json.loads((files / "out" / "run.json").read_text())["texts_that_were_cut"] == 1
 
 

@@ -114,7 +114,7 @@ def test_leaves_without_tokens_are_counted(uncased):
     assert batches.examples[0].covered == (0, 1, 2, 4, 5)
     assert batches.counts["bare"] == 1
     assert str(batches) == (
-        "1 examples in 1 batches; 7 tokens, of them 2 special, 0 in no leaf, 0 over several leaves; "
+        "1 example in 1 batch; 7 tokens, of them 2 special, 0 in no leaf, 0 over several leaves; "
         "6 leaves, of them 1 without a token"
     )
 
@@ -162,7 +162,7 @@ def test_what_is_too_long_is_left_out_and_counted():
     longest = max(len(one.leaf_of) for one in align_code(byte_tokenizer(), trees).examples)
     assert not align_code(byte_tokenizer(), trees, max_length=longest).skipped
     assert len(align_code(byte_tokenizer(), trees, max_length=longest - 1).skipped) == 1
-    with pytest.raises(DataError, match="none of 3 pieces of code can be used: longer than 1 tokens, no code"):
+    with pytest.raises(DataError, match="none of 3 pieces of code can be used: longer than 1 token, no code"):
         align_code(byte_tokenizer(), snippets, max_length=1)
 
 

@@ -184,4 +184,4 @@ def test_gains_are_told_by_layer():
         scores_of(m, either, m[:, None], either[:, None], names=names, labels=("0",)) for m in (matched, matched - 4)
     )
     told = str(mine.beyond(none))
-    assert told == "layer 0: +0.4000 (95 % from +0.4000 to +0.4000) of 4 snippets; 1 of 1 heads above 0"
+    assert told == "layer 0: +0.4000 (95 % from +0.4000 to +0.4000) of 4 snippets; 1 of 1 head above 0"

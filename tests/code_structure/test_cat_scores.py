@@ -368,7 +368,7 @@ def test_batches_are_checked():
             measure(model, batch())
         with pytest.raises(DataError, match="goes over the batches several times: pass a list or a DataLoader"):
             measure(model, iter(aligned()))
-        with pytest.raises(DataError, match="wanted batches of one call of align_code, got 2 snippets with 1 numbers"):
+        with pytest.raises(DataError, match="wanted batches of one call of align_code, got 2 snippets with 1 number"):
             measure(model, [*aligned(1, slice(1)), *aligned(1, slice(1))])
         with pytest.raises(DataError, match="wanted batches of one call of align_code, got 0 snippets"):
             measure(model, [])
@@ -376,7 +376,7 @@ def test_batches_are_checked():
     with pytest.raises(DataError, match="a text has 45 tokens, the model takes 32"):
         cat_scores(model, long, types="all")
     few = CatAccumulator(aligned(1, slice(1)).examples)
-    with pytest.raises(DataError, match="snippet number [1-4] is not among the 1 snippets"):
+    with pytest.raises(DataError, match="snippet number [1-4] is not among the 1 snippet "):
         accumulate(model, aligned(), few)
 
 

@@ -132,7 +132,7 @@ def test_parts_of_the_data_merge(tokenizer):
     merged = parts[0].merge(parts[1].state()).compute()
     for name in ("related", "control", "pairs", "unmatched"):
         assert torch.equal(getattr(merged, name), getattr(whole, name))
-    with pytest.raises(DataError, match="snippet number 2 is not among the 1 snippets"):
+    with pytest.raises(DataError, match="snippet number 2 is not among the 1 snippet"):
         accumulate(model, batches, RelationAccumulator(snippets[:1]))
 
 
@@ -228,9 +228,7 @@ def test_errors(tokenizer):
     found = relation_heads(model, batches, relations=["same block"])
     with pytest.raises(DataError, match="no relation 'same call': this result has same block"):
         found.best("same call")
-    with pytest.raises(
-        DataError, match="has 1 layers of 2 heads, this result has 2 layers of 4: wanted the same model"
-    ):
+    with pytest.raises(DataError, match="has 1 layer of 2 heads, this result has 2 layers of 4: wanted the same model"):
         found.best("same block", choose_on=made([[1.0], [0.0]]))
     with pytest.raises(DataError, match="no pair of leaves of 'same block' was compared"):
         made([[0.0], [0.0]], pairs=[0]).best("same block")

@@ -43,7 +43,7 @@ def test_function_tags_are_kept_beside_the_label():
         ("(S (NFP :()\n (NN a))", "some, line 1: the tag 'NFP' has one word and no phrases: write a bracket as -LRB-"),
         ("(S (-LRB- (NN a)))", "some, line 1: the tag '-LRB-' has one word and no phrases"),
         ("(S (NN a))\n)", r"some, line 2: '\)' is outside of all trees"),
-        ("\n\n(S (NN a)", "some, line 3: the file ends inside a tree: 1 brackets are not closed since here"),
+        ("\n\n(S (NN a)", "some, line 3: the file ends inside a tree: 1 bracket is not closed since here"),
         ("#begin document\n(S (NN a))", "some, line 1: '#begin' is outside of all trees"),
     ],
 )
@@ -72,7 +72,7 @@ def test_trees_in_columns():
 @pytest.mark.parametrize(
     ("bits", "message"),
     [
-        (("(S*", "*"), "some, line 2: the sentence ends inside a tree: 1 brackets are not closed"),
+        (("(S*", "*"), "some, line 2: the sentence ends inside a tree: 1 bracket is not closed"),
         (("(S*)", "*"), "some, line 2: 'b' is outside of all trees"),
         (("(S*", "*))"), r"some, line 2: '\)' is outside of all trees"),
         (("(S*", "x"), r"some, line 2: wanted a part of a tree such as \(S\(NP\* or \*\), got 'x'"),

@@ -172,9 +172,9 @@ def test_trees_beside(tmp_path):
         (TREES.partition("(ROOT (PP")[0], "some.ptb ends before word 6 of document 'some 1' of .*some.conll"),
         (
             TREES + "(ROOT (NN more))",
-            "some.ptb and .*some.conll must have the same documents: 1 trees are left after the last document",
+            "some.ptb and .*some.conll must have the same documents: 1 tree is left after the last document",
         ),
-        (TREES + "(ROOT", r"some.ptb, line 5: the file ends inside a tree: 1 brackets are not closed since here"),
+        (TREES + "(ROOT", r"some.ptb, line 5: the file ends inside a tree: 1 bracket is not closed since here"),
         (TREES + ")", r"some.ptb, line 5: '\)' is outside of all trees"),
     ],
 )
@@ -311,7 +311,7 @@ def test_semeval_2010(tmp_path):
         ("d/0 0 0 Mia", "d/0 x 0 Mia", "line 2: document 'd/0 part 000': wanted 3 columns .*, got 12"),
         ("(NP*)", "NP", "line 2: document 'd/0 part 000': wanted 3 columns .* or those of CoNLL-2012 .*, got 12"),
         (" VBZ (VP*", " VBZ VP", "line 3: document 'd/0 part 000': wanted a part of a tree such as .*, got 'VP'"),
-        ("*)))", "*))", "line 5: document 'd/0 part 000': the sentence ends inside a tree: 1 brackets"),
+        ("*)))", "*))", "line 5: document 'd/0 part 000': the sentence ends inside a tree: 1 bracket"),
         ("*)))", "*))))", r"line 5: document 'd/0 part 000': '\)' is outside of all trees"),
         (" S * (1)|(1)", " S (1)|(1)", "line 4: document 'd/0 part 000': wanted 12 columns of CoNLL-2012, .*, got 11"),
         ("#end document\n", "", "line 6: the file ends before document 'd/0 part 000': wanted a line `#end document`"),

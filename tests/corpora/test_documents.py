@@ -21,9 +21,9 @@ def test_what_is_no_mention_and_no_document():
     words, mention = ("the", "cat"), Mention(0, 2, 1, 1, "nominal")
     for options, message in (
         ({"words": ()}, "document 'x' has no words"),
-        ({"words": ("cat",)}, "document 'x' has 1 words, but a mention goes from word 0 to 2"),
+        ({"words": ("cat",)}, "document 'x' has 1 word, but a mention goes from word 0 to 2"),
         ({"mentions": (mention, mention)}, r"document 'x' has the mention of the words \(0, 2\) twice"),
-        ({"tags": ("DT",)}, "document 'x' has 2 words and 1 tags: wanted one per word"),
+        ({"tags": ("DT",)}, "document 'x' has 2 words and 1 tag: wanted one per word"),
         (
             {"sentences": (1,)},
             r"document 'x': the starts of sentences must increase from 0 and be less than 2, got \(1,\)",
@@ -33,7 +33,7 @@ def test_what_is_no_mention_and_no_document():
             r"document 'x': the starts of sentences must increase from 0 and be less than 2, got \(0, 2\)",
         ),
         ({"sentences": (0, 1, 1)}, "the starts of sentences must increase from 0"),
-        ({"targets": (1,)}, "document 'x' has 1 mentions, counted from 0: there is no mention 1"),
+        ({"targets": (1,)}, "document 'x' has 1 mention, counted from 0: there is no mention 1"),
     ):
         with pytest.raises(DataError, match=message):
             Document(**{"words": words, "mentions": (mention,), "name": "x", **options})
@@ -60,7 +60,7 @@ def test_pieces_end_with_sentences():
     assert [spans(piece) for piece in found] == [[("the cat", 1), ("a mat", 2)], [("the cat", 1)], [("the stars", 2)]]
     assert [piece.targets for piece in found] == [(1,), (), (0,)]
     assert (found.cut_through, found.beyond, found.mentions) == (1, 0, 4)
-    assert str(found) == "3 documents, 4 mentions; 1 mentions cut through"
+    assert str(found) == "3 documents, 4 mentions; 1 mention cut through"
 
 
 def test_pieces_end_with_words():

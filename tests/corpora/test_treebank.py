@@ -123,7 +123,7 @@ def test_broken_lines_have_a_place_and_can_be_left_out(write, old, new, message)
     found = read_conllu(path, skip_broken=True)
     assert [one.words for one in found] == [("New", "10 000")]
     assert [skip.name for skip in found.skipped] == ["some.conllu 1"]
-    assert str(found) == f"1 sentences, 2 words; 1 skipped: {found.skipped[0].reason}"
+    assert str(found) == f"1 sentence, 2 words; 1 skipped: {found.skipped[0].reason}"
 
 
 def test_a_folder_of_treebanks(tmp_path):
@@ -171,7 +171,7 @@ def test_every_circle_is_found(found, data):
         ([3, 0], "sentence 'one': the head of word 1 must be a number from 0 \\(the root\\) to 2, got 3"),
         ([-1, 0], "the head of word 1 must be a number from 0 \\(the root\\) to 2, got -1"),
         ([1, 0], "sentence 'one' is not a tree: words 1 form a cycle"),
-        ([0], "has 2 words, 1 heads and 2 relations"),
+        ([0], "has 2 words, 1 head and 2 relations"),
         ([None, 0], "the head of word 1 must be .*, got None"),
     ],
 )

@@ -65,9 +65,9 @@ def test_what_does_not_fit_or_align_is_left_out_and_listed():
         ("long", "longer than 32 tokens"),
         ("nothing", "a word has no token"),
     ]
-    assert str(batches) == "4 examples in 1 batches; 1 skipped: longer than 32 tokens; 1 skipped: a word has no token"
+    assert str(batches) == "4 examples in 1 batch; 1 skipped: longer than 32 tokens; 1 skipped: a word has no token"
     assert [s.name for s in align(wordpiece_tokenizer(), CATS, max_length=7).skipped] == ["first", "third"]
-    with pytest.raises(DataError, match="none of 1 texts can be used: longer than 32 tokens"):
+    with pytest.raises(DataError, match="none of 1 text can be used: longer than 32 tokens"):
         align(wordpiece_tokenizer(), [long])
 
 
@@ -156,9 +156,7 @@ def test_what_was_left_out_in_reading_stays_listed():
 def test_errors_of_maps():
     with pytest.raises(DataError, match="batch_size must be 1 or more, got 0"):
         align(wordpiece_tokenizer(), CATS, batch_size=0)
-    with pytest.raises(
-        DataError, match="over the 2 tokens of 1 examples, got maps of 2 examples, 3 queries and 3 keys"
-    ):
+    with pytest.raises(DataError, match="over the 2 tokens of 1 example, got maps of 2 examples, 3 queries and 3 keys"):
         word_attention(torch.rand(2, 1, 3, 3), [Aligned(None, (0, 1))])
     with pytest.raises(DataError, match="rows must be 'mean', 'first' or 'max', got 'last'"):
         word_attention(torch.rand(1, 1, 2, 2), [Aligned(None, (0, 1))], rows="last")
@@ -169,5 +167,5 @@ def test_annotations_do_not_reach_the_model_and_are_checked():
     assert attention_entropy(model, batches).queries.tolist() == [sum(b["attention_mask"].sum() for b in batches)] * 2
     labelled = [{**batch, "labels": torch.zeros(len(batch["annotations"]), dtype=torch.long)} for batch in batches]
     assert score(model, labelled, metric="accuracy").examples == 4
-    with pytest.raises(DataError, match="annotations must have one entry per example, got 1 entries for 4 examples"):
+    with pytest.raises(DataError, match="annotations must have one entry per example, got 1 entry for 4 examples"):
         attention_entropy(model, {**next(iter(batches)), "annotations": [None]})

@@ -134,13 +134,13 @@ def test_labels_of_every_kind(tokenizer: Any) -> None:
     tagger = transformers.BertForTokenClassification(config)
     (batch,) = make_batches(rows, tokenizer, model=tagger)
     assert batch["labels"].tolist() == [[1, 0, 1], [1, -100, -100]]
-    with pytest.raises(DataError, match="has 3 tokens and 1 labels. Align them first"):
+    with pytest.raises(DataError, match="has 3 tokens and 1 label. Align them first"):
         make_batches([("sat", [1])], tokenizer, model=tagger)
 
 
 def test_a_tokenizer_without_its_files_is_named() -> None:
     bare = transformers.PreTrainedTokenizerFast(tokenizer_object=empty_tokenizer(), eos_token="<|end|>")
-    with pytest.raises(DataError, match=r"knows \d tokens.*loaded from a folder without the files"):
+    with pytest.raises(DataError, match=r"knows \d tokens?.*loaded from a folder without the files"):
         make_batches(["a cat"], bare)
 
 

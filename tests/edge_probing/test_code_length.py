@@ -227,7 +227,7 @@ class NoRecords(Spy):
 
 def test_data_that_make_no_code():
     train, dev = random_source(12), random_source(6, seed=1)
-    with pytest.raises(DataError, match="1 records make 1 blocks at portions .*: wanted two or more"):
+    with pytest.raises(DataError, match="1 record in 1 block at portions .*: wanted two or more"):
         code_lengths(train.first(1), dev, settings=QUICK)
     with pytest.raises(DataError, match="dev must be other records than train: the probes must not see the labels"):
         code_lengths(train, train, settings=QUICK)

@@ -182,7 +182,7 @@ def test_a_picture_is_of_one_sentence():
     ):
         sentence_strips(sentence())
     one = sentence().sentence(0)
-    with pytest.raises(DataError, match="targets of a single record, got 0 targets in 1 records"):
+    with pytest.raises(DataError, match="targets of a single record, got 0 targets in 1 record"):
         sentence_strips(one.subset(torch.zeros(2, dtype=torch.bool)))
 
 

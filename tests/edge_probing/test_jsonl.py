@@ -122,7 +122,7 @@ def test_files_that_cannot_be_read(write, tmp_path):
         ((), {}, "edges.jsonl: task 'edges' has no targets"),
         (({"text": "a", "targets": []},), {}, "edges.jsonl: task 'edges' has no targets: no targets"),
         ((GOOD, pair), {}, "edges.jsonl: task 'edges', record 'edges.jsonl 2', target 0: wanted 1 span"),
-        ((GOOD,), {"labels": ("A",)}, "record 'edges.jsonl 1', target 1: the label 'B' is none of the 1 labels 'A'"),
+        ((GOOD,), {"labels": ("A",)}, "record 'edges.jsonl 1', target 1: the label 'B' is none of the 1 label 'A'"),
         ((GOOD,), {"counted": "coref"}, "edges.jsonl: no label counts of the 2 labels 'A', 'B' by the rule 'coref'"),
     ):
         with pytest.raises(DataError, match=message):

@@ -133,7 +133,7 @@ def test_portions_that_are_none():
         with pytest.raises(DataError, match="portions must be shares that ascend to 1, got"):
             online_code(lambda train: lambda block: 0.0, uniform=torch.ones(10), portions=wrong)
     for many, portions in ((1, PORTIONS), (10, (0.01, 1))):
-        with pytest.raises(DataError, match=f"{many} records make 1 blocks at portions .*: wanted two or more"):
+        with pytest.raises(DataError, match=f"{many} records? in 1 block at portions .*: wanted two or more"):
             online_code(lambda train: lambda block: 0.0, uniform=torch.ones(many), portions=portions)
 
 

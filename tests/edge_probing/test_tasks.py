@@ -41,7 +41,7 @@ def test_what_is_no_record():
     for words, targets, message in (
         ((), (), r"record 'r' must have words, strings that are not empty, got \(\)"),
         (("a", ""), (), "must have words, strings that are not empty"),
-        (("a",), (one, two), r"record 'r', target 1: span2 is \[0, 2\], wanted an end within the 1 words of the text"),
+        (("a",), (one, two), r"record 'r', target 1: span2 is \[0, 2\], wanted an end within the 1 word of the text"),
         (
             ("a", "b"),
             (one, two),
@@ -75,7 +75,7 @@ def test_what_is_no_task():
         ),
         (lambda: EdgeTask.of("t", [one], labels=("A", "A")), "labels must differ, got 'A' more than once"),
         (lambda: EdgeTask("t", (one,), ("A",), 3, ("A",)), "task 't': sides must be 1 or 2, got 3"),
-        (lambda: EdgeTask.of("t", [one], counted=("B",)), "'B' is to count, and is none of the 1 labels 'A'"),
+        (lambda: EdgeTask.of("t", [one], counted=("B",)), "'B' is to count, and is none of the 1 label 'A'"),
     ):
         with pytest.raises(DataError, match=message):
             make()
@@ -100,7 +100,7 @@ def test_what_is_told_of_a_task():
     assert found.repeated == 1
     assert found.skipped == (Skip("s", "no targets"),)
     assert str(found) == (
-        "coref: 1 records, 2 targets of 2 spans, 2 labels, 1 of which count; 1 targets have the spans of another; "
+        "coref: 1 record, 2 targets of 2 spans, 2 labels, 1 of which count; 1 target with the spans of another; "
         "1 skipped: no targets"
     )
     merged = found.merged()
@@ -135,8 +135,8 @@ def test_what_counts():
     assert counted_labels(("a", "b", "c"), ["c", "a"]) == ("a", "c")
     for labels, rule, message in (
         (("a",), "pos", "what counts must be 'coref', 'srl', 'relations', a list of labels or None, got 'pos'"),
-        (("0",), "coref", "no label counts of the 1 labels '0' by the rule 'coref'"),
-        (("a",), (), r"no label counts of the 1 labels 'a' by the rule \(\)"),
+        (("0",), "coref", "no label counts of the 1 label '0' by the rule 'coref'"),
+        (("a",), (), r"no label counts of the 1 label 'a' by the rule \(\)"),
         ((), None, "no label counts of the 0 labels"),
         ("abc", None, "labels must be a list of strings, got 'abc'"),
         (("a", ""), None, "labels must be strings that are not empty"),

@@ -160,7 +160,7 @@ def test_one_sentence_is_a_table():
     unsure = late.subset(late.unsure())
     assert [unsure.asked(target) for target in range(unsure.targets)] == ["Paris", "Ann"]
     assert str(story()) == (
-        "6 targets in 3 records, at 4 layers, of 3 labels: 3 unsure targets, 1 records with two or more"
+        "6 targets in 3 records, at 4 layers, of 3 labels: 3 unsure targets, 1 record with two or more"
     )
     with pytest.raises(DataError, match="record 3 has no targets: there are 3 records, counted from 0"):
         story().sentence(3)

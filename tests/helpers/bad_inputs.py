@@ -199,7 +199,7 @@ each(
         ),
         "annotations": (
             {"input_ids": torch.ones(2, 4).long(), "annotations": ["one"], "labels": TWO},
-            ("annotations must have one entry per example", "1 entries for 2 examples"),
+            ("annotations must have one entry per example", "1 entry for 2 examples"),
         ),
     },
 )  # fmt: skip
@@ -530,7 +530,7 @@ PROBING: dict[str, tuple[Call, tuple[str, ...]]] = {
     "encode, batch_size": (lambda x: ep.encode(x.reader, x.tokenizer, x.task, x.folder / "c", batch_size=0), ("batch_size", "0")),
     "encode, dtype": (lambda x: ep.encode(x.reader, x.tokenizer, x.task, x.folder / "d", dtype=torch.int8), ("dtype", "int8")),
     "encode, lexical": (lambda x: ep.encode(x.reader, x.tokenizer, x.task, x.folder / "e", lexical="none"), ("lexical", "'none'")),
-    "encode, max_length": (lambda x: ep.encode(x.reader, x.tokenizer, x.task, x.folder / "f", max_length=1), ("none of 8 texts can be used", "longer than 1 tokens")),
+    "encode, max_length": (lambda x: ep.encode(x.reader, x.tokenizer, x.task, x.folder / "f", max_length=1), ("none of 8 texts can be used", "longer than 1 token")),
     "encode, a missing folder": (lambda x: ep.encode(x.reader, x.tokenizer, x.task, x.folder / "no" / "g"), ("no",)),
     "store, missing": (lambda x: ep.Store.open(x.folder / "missing"), ("holds no encoded task",)),
     "store, a file": (lambda x: ep.Store.open(x.file("x", "no store")), ("no store",)),
@@ -669,7 +669,7 @@ PARTS: dict[str, tuple[Call, tuple[str, ...]]] = {
         lambda x: zeroed(x).merge({name: torch.ones(7, 3) for name in zeroed(x).state()}), ("must be a tensor", "[7, 3]")
     ),
     "curves of a number": (lambda x: bt.plot.curves(3), ("results must be", "got 3 (int)")),
-    "curves, labels": (lambda x: bt.plot.curves([curve_of(x)], labels=["a", "b"]), ("one for each of 1 curves, got 2",)),
+    "curves, labels": (lambda x: bt.plot.curves([curve_of(x)], labels=["a", "b"]), ("one for each of 1 curve, got 2",)),
     "draw of a number": (lambda x: bt.plot.draw(3), ("result", "got 3 (int)")),
     "heatmap of a list": (lambda x: bt.plot.heatmap([1], None), ("wanted a result of a measure", "got list")),
     "curve of an entropy": (lambda x: bt.plot.curve(x.entropy, None), ("PruningCurve", "got AttentionEntropy")),

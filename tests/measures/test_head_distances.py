@@ -227,7 +227,7 @@ def test_a_head_that_is_not_a_number_is_named():
     model = BY_NAME["bert"].build()
     with torch.no_grad():
         dissect(model).sites[1].query.bias[4] = float("nan")
-    with pytest.raises(DataError, match="head distance is nan for 1 heads, the first at layer 1, head 1"):
+    with pytest.raises(DataError, match="head distance is nan for 1 head, the first at layer 1, head 1"):
         head_distances(model, batch())
 
 

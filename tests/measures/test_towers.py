@@ -228,7 +228,7 @@ def test_whose_images_they_are_is_not_known_without_placeholders():
     model.config.image_token_id = 55
     assert example_of_each(model, inputs, 32) is None
     with (
-        pytest.raises(ShapeError, match="gates are for a batch of 2, the model runs on 1 rows.* one example at a time"),
+        pytest.raises(ShapeError, match="gates are for a batch of 2, the model runs on 1 row.* one example at a time"),
         b.gated(model, torch.ones(4, 2, 4)),
     ):
         model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"])
@@ -241,7 +241,7 @@ def test_what_needs_rows_of_tokens_is_refused():
     with pytest.raises(PruningError, match="not known in which order its fused projection returns"):
         b.prune_heads(model, {0: [1]})
     model, inputs = made("qwen2_vl")
-    with pytest.raises(ShapeError, match="runs on 1 rows, the batch has 2"):
+    with pytest.raises(ShapeError, match="runs on 1 row, the batch has 2"):
         b.head_importance(model, inputs, granularity="token", loss=loss)
     model, _ = made("siglip")
     with pytest.raises(PruningError, match="torch's own module divides its whole width among its heads"):

@@ -197,7 +197,7 @@ def test_block_ablation_is_dropping(tmp_path):
 def test_the_result_saves_and_prints(tmp_path):
     model = BY_NAME["bert"].build()
     dropped = drop_blocks(model, [1])
-    assert str(dropped).startswith("1 blocks dropped, 5,442 parameters before, ")
+    assert str(dropped).startswith("1 block dropped, 5,442 parameters before, ")
     dropped.save(tmp_path / "d")
     assert Result.load(tmp_path / "d") == dropped
     assert drop_blocks(model, []).blocks == ()

@@ -74,7 +74,7 @@ def test_a_head_takes_its_weights_along():
     pruned = prune_heads(model, {0: [3]})
     hidden, dim = 16, 4
     assert pruned.parameters_before - pruned.parameters_after == 3 * hidden * dim + 3 * dim + dim * hidden
-    assert str(pruned).startswith("1 heads pruned, ")
+    assert str(pruned).startswith("1 head pruned, ")
     layer = model.bert.encoder.layer[0].attention
     assert layer.self.query.weight.shape == (12, 16)
     assert (layer.self.query.out_features, layer.output.dense.in_features) == (12, 12)

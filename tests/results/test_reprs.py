@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bertology import Result, dissect
+from bertology.errors import be, how_many
 from bertology.results.views import _cell, brief
 from bertology.syntax import Document, Mention, RelationTable, Sentence, align, dependency_heads
 from helpers.public import SUITES
@@ -99,3 +100,14 @@ def test_numbers_in_a_map_are_read_on_their_colour():
             paper, ink = re.search("background:#(\\w{6});color:#(\\w{3})", cell).groups()
             lights = sorted((light(paper), light(ink * 2)))
             assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5, cell
+
+
+def test_one_thing_is_counted_in_the_singular():
+    told = [how_many(many, noun) for noun in ("batch", "query", "leaf", "class", "sentence") for many in (0, 1, 2)]
+    assert told[:6] == ["0 batches", "1 batch", "2 batches", "0 queries", "1 query", "2 queries"]
+    assert told[6:] == ["0 leaves", "1 leaf", "2 leaves", "0 classes", "1 class", "2 classes", *told[12:]]
+    assert told[12:] == ["0 sentences", "1 sentence", "2 sentences"]
+    assert (how_many(5442, "parameter", ","), be(1), be(0)) == ("5,442 parameters", "is", "are")
+    assert (how_many(3, "key"), how_many(2, "entry")) == ("3 keys", "2 entries")
+    one = BY_NAME["bert"].build(num_hidden_layers=1, num_attention_heads=1)
+    assert repr(dissect(one)) == "Anatomy(BertForSequenceClassification: 1 layer of 1 head in encoder)"

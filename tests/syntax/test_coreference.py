@@ -201,7 +201,7 @@ def test_heads_chosen_elsewhere():
     with pytest.raises(DataError, match="no kind 'verb': this result has all, pronoun, proper, nominal"):
         two.best("verb")
     small = coreference_heads(BY_NAME["bert"].build(num_hidden_layers=1), bert_batches())
-    with pytest.raises(DataError, match="choose_on has 1 layers of 4 heads, this result has 2 layers of 4"):
+    with pytest.raises(DataError, match="choose_on has 1 layer of 4 heads, this result has 2 layers of 4"):
         two.table(choose_on=small)
     with pytest.raises(
         DataError, match="the candidates of choose_on are words, those of this result mentions: they must"

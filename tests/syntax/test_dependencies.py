@@ -229,7 +229,7 @@ def test_chosen_elsewhere():
         there["cc"]
     assert all(row.arcs >= 3 for row in two.table(least=3))
     small = BY_NAME["bert"].build(num_hidden_layers=1)
-    with pytest.raises(DataError, match="choose_on has 1 layers of 4 heads, this result has 2 layers of 4"):
+    with pytest.raises(DataError, match="choose_on has 1 layer of 4 heads, this result has 2 layers of 4"):
         two.table(choose_on=dependency_heads(small, align(wordpiece_tokenizer(), CATS)))
 
 
@@ -286,7 +286,7 @@ def test_errors():
         DataError, match=r"do not say which word each token is part of: make them with bertology.syntax.align"
     ):
         accumulate(model, batch(), DependencyAccumulator(["dep"]))
-    with pytest.raises(DataError, match="relation 'root' is not among the 1 relations of this"):
+    with pytest.raises(DataError, match="relation 'root' is not among the 1 relation of this"):
         accumulate(model, align(wordpiece_tokenizer(), CATS), DependencyAccumulator(["dep"]))
     words_only = SimpleNamespace(words=("cat",), name="no tree")
     with pytest.raises(DataError, match="wanted sentences with trees, got SimpleNamespace: read a treebank"):
@@ -312,7 +312,7 @@ def test_skipped_sentences_are_told():
     long = sentence(" ".join(["cat"] * 40), [0] * 40, name="long")
     found = dependency_heads(BY_NAME["bert"].build(), align(wordpiece_tokenizer(), [*CATS, long]))
     assert found.skipped == 1
-    assert str(found).endswith("1 sentences skipped")
+    assert str(found).endswith("1 sentence skipped")
 
 
 @pytest.mark.shared

@@ -201,9 +201,9 @@ def test_errors():
         HeadView(torch.ones(2, 3), ("a", "b"))
     with pytest.raises(ShapeError, match=r"weights must be \[query, key\] = \[2, 2\], without NaN, got NaN"):
         HeadView(torch.full((2, 2), float("nan")), ("a", "b"))
-    with pytest.raises(ShapeError, match="2 words that are not special tokens have 1 heads and 2 relations"):
+    with pytest.raises(ShapeError, match="2 words, special tokens aside, with 1 head and 2 relations"):
         HeadView(torch.ones(2, 2), ("a", "b"), (0,), ("root", "obj"))
-    with pytest.raises(ShapeError, match="1 words that are not special tokens have 2 heads"):
+    with pytest.raises(ShapeError, match="1 word, special tokens aside, with 2 heads"):
         HeadView(torch.ones(2, 2), ("a", "[SEP]"), (0, 1), ("root", "obj"), (1,))
     with pytest.raises(DataError, match="direction must be 'from dependent' or 'from head', got 'up'"):
         HeadView(torch.ones(1, 1), ("a",), direction="up")

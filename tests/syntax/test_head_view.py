@@ -138,7 +138,7 @@ def test_views_are_kept(tmp_path):
 
 
 def test_errors_of_a_sentence(model, tokenizer):
-    with pytest.raises(DataError, match="none of 1 texts can be used: a word has no token"):
+    with pytest.raises(DataError, match="none of 1 text can be used: a word has no token"):
         show_head(model, tokenizer, Sentence(("Yes", "\u200b"), (0, 1), ("root", "punct")), (0, 0))
 
 

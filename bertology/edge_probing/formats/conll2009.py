@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...corpora.skips import Broken, placed
-from ...errors import DataError, checked
+from ...errors import DataError, checked, how_many
 from ..tasks import EdgeTask, Record, Target, counted_labels
 from .columns import Rows, records_in
 
@@ -63,13 +63,15 @@ def _rule(records: Sequence[Record]) -> Literal["srl"] | None:
 def _records(rows: Rows) -> list[Record]:
     many = {len(row) for row in rows.columns}
     if len(many) > 1 or min(many) < _ROLES:
-        raise DataError(f"wanted {_ROLES} columns or more, as many for each word of a sentence, got {sorted(many)}")
+        raise DataError(
+            f"wanted {how_many(_ROLES, 'column')} or more, as many for each word of a sentence, got {sorted(many)}"
+        )
     filled, named = rows.column(_FILLED), rows.column(_PREDICATE)
     predicates = [word for word, (yes, name) in enumerate(zip(filled, named, strict=True)) if yes == "Y" or name != "_"]
     if len(predicates) != min(many) - _ROLES:
         raise DataError(
-            f"the sentence has {len(predicates)} predicates and {min(many) - _ROLES} columns of roles: wanted one "
-            "column for each"
+            f"the sentence has {how_many(len(predicates), 'predicate')} and {how_many(min(many) - _ROLES, 'column')} "
+            "of roles: wanted one column for each"
         )
     words = tuple(rows.column(_FORM))
     made = []

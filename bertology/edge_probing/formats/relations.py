@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...corpora.files import BLANKS, blocks_of, json_of, lines_of
 from ...corpora.skips import Broken, BrokenPart, placed
-from ...errors import DataError, checked, shown
+from ...errors import DataError, checked, how_many, shown
 from ...results.views import brief
 from ..tasks import EdgeTask, Record, Span, Target
 
@@ -60,7 +60,8 @@ def _example(block: Sequence[tuple[int, str]], path: Path, whole_words: bool) ->
     match = _SENTENCE.fullmatch(lines[0])
     if match is None or not 2 <= len(lines) <= 3:
         raise DataError(
-            f"wanted a number and a sentence, a relation and a comment, got {len(lines)} lines: {shown(lines[0])}"
+            f"wanted a number and a sentence, a relation and a comment, got {how_many(len(lines), 'line')}: "
+            f"{shown(lines[0])}"
         )
     if _SENTENCE.fullmatch(lines[-1]):
         raise BrokenPart(path, block[-1][0], "another sentence begins: wanted a blank line after each example")

@@ -10,7 +10,7 @@ from ...corpora.files import words_of
 from ...corpora.skips import Broken, placed
 from ...corpora.tables import rows_of
 from ...corpora.treebank import Sentence, read_conllu
-from ...errors import DataError, checked, shown
+from ...errors import DataError, checked, how_many, shown
 from ..tasks import EdgeTask
 from .relations import ProtoRole, proto_role_edges
 
@@ -114,7 +114,9 @@ def _row(argument: _Argument, scores: Mapping[str, Sequence[float]], phrase: str
     called, predicate, start, end = argument
     words = sentences.words(called)
     if max(predicate + 1, end) > len(words) or start >= end:
-        raise DataError(f"sentence {called!r} has {len(words)} words there: wanted word {max(predicate, end - 1)}, too")
+        raise DataError(
+            f"sentence {called!r} has {how_many(len(words), 'word')} there: wanted word {max(predicate, end - 1)}, too"
+        )
     found = " ".join(words[start:end])
     if words_of(found) != words_of(phrase):
         raise DataError(
@@ -137,5 +139,7 @@ class _Sentences:
             self._read[path] = read_conllu(path)
         sentences = self._read[path]
         if not file or not number.isdecimal() or not 1 <= int(number) <= len(sentences):
-            raise DataError(f"{path} has {len(sentences)} sentences: wanted a file and one of them, got {called!r}")
+            raise DataError(
+                f"{path} has {how_many(len(sentences), 'sentence')}: wanted a file and one of them, got {called!r}"
+            )
         return sentences[int(number) - 1].words

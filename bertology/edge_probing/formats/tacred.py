@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ...corpora.bracketed_trees import unescaped
 from ...corpora.files import json_list_of
 from ...corpora.skips import Broken, placed
-from ...errors import DataError, checked, described
+from ...errors import DataError, checked, described, how_many
 from ..tasks import EdgeTask, Record, Span, Target
 
 _SIDES = ("subj", "obj")
@@ -74,7 +74,9 @@ def _record(example: Any, targets: str, called: str) -> Record:
 def _span(example: Mapping[str, Any], side: str, words: int) -> Span:
     start, last = (_of_type(example, f"{side}_{end}", int) for end in ("start", "end"))
     if not 0 <= start <= last < words:
-        raise DataError(f"{side}_start and {side}_end are {start} and {last}: wanted two of the {words} words")
+        raise DataError(
+            f"{side}_start and {side}_end are {start} and {last}: wanted two of the {how_many(words, 'word')}"
+        )
     return start, last + 1
 
 

@@ -162,8 +162,8 @@ def test_all_roles_count_where_none_is_of_propbank(write):
     [
         (f"{SENTENCES}\n\n1\tBirds\t_", r"some, line 10: wanted 14 columns or more.* got \[3\]"),
         (f"{SENTENCES}\n{row2009(3, 'high', '_', '_', 'A1')}", r"some, line 7: .* got \[14, 15\]"),
-        (f"{SENTENCES}\n\n{row2009(1, 'fly', 'Y', 'fly.01')}", "some, line 10: the sentence has 1 predicates and 0 columns"),
-        (f"{SENTENCES}\n\n{row2009(1, 'fly', '_', '_', 'A0')}", "some, line 10: the sentence has 0 predicates and 1 columns"),
+        (f"{SENTENCES}\n\n{row2009(1, 'fly', 'Y', 'fly.01')}", "some, line 10: the sentence has 1 predicate and 0 columns"),
+        (f"{SENTENCES}\n\n{row2009(1, 'fly', '_', '_', 'A0')}", "some, line 10: the sentence has 0 predicates and 1 column"),
     ],
 )  # fmt: skip
 def test_what_is_not_conll_2009(write, text, message):

@@ -53,7 +53,7 @@ def test_relations(write):
         ('1 "</e1>a<e1> <e2>b</e2>"\nOther\n', "wanted words between <e1> and </e1>"),
         ('1 "<e1>a</e1> <e1>c</e1> <e2>b</e2>"\nOther\n', "some, line 1: <e1> occurs twice"),
         ('1 "<e1>a</e1> <e2></e2>"\nOther\n', "wanted words between <e2> and </e2>"),
-        ('1 "<e1>a</e1> <e2>b</e2>"\nOther\n', "no label counts of the 1 labels 'Other' by the rule 'relations'"),
+        ('1 "<e1>a</e1> <e2>b</e2>"\nOther\n', "no label counts of the 1 label 'Other' by the rule 'relations'"),
         ("", "task 'relations' has no targets"),
     ],
 )

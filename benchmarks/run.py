@@ -40,7 +40,7 @@ SCRIPTS: dict[str, list[str]] = {
     "memory": ["--tokens", "2048", "4096", "--rounds", "1"],
     # The loops that it is compared with are slow on long texts.
     "distances": ["--whole", "200", "--sentences", "20", "--texts", "1", "--rounds", "2"],
-    "probing": ["--steps", "60", "--sentences", "300"],
+    "probing": ["--steps", "40", "--sentences", "300", "--dev_sentences", "100"],
     "store": ["--targets", "50000"],
     "code": ["--functions", "60", "--every", "20", "--whole", "60"],
     "processes": [],

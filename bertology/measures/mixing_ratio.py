@@ -67,7 +67,7 @@ class MixingRatioAccumulator(Accumulator):
             yield
 
     def _add(self, row: int, mixed: Mixed, real: Tensor) -> None:
-        context, own = (x if mixed.inner is None else mixed.inner.of(x) for x in (mixed.context, mixed.own))
+        context, own = mixed.added(mixed.context), mixed.added(mixed.own)
         own = own + mixed.residual
         ratios = _ratio(mixed.of_stream(context), mixed.of_stream(own))[real]
         self.ratios[row] += ratios.sum()
@@ -109,23 +109,25 @@ def mixing_ratio(
     An attention block passes on LN(Σ_h Σ_j α f(x_j) + x_i): what its heads bring from all tokens j, and the residual
     stream. The mixing ratio of token i is |c| / (|c| + |o|): c is the part with j other than i, o the part with j = i
     and the residual stream, both scaled by the norm. Biases belong to neither. In a pre-norm model f takes the norm
-    before the attention in, and nothing scales the sum. In cross attention all keys are other tokens.
+    before the attention in, and nothing scales the sum. In cross attention all keys are other tokens. A number that the
+    model multiplies with what its heads add (Granite) is part of f. Where an MLP runs beside the attention and adds to
+    the same sum (GPT-NeoX), it belongs to neither part, as an MLP that runs later does not.
 
     A small ratio does not say that attention matters little: a small part can decide the answer, as `head_ablation` and
     `masked_attention` can show.
 
     Args:
-        model: any model whose attention adds to the residual stream before any MLP does; measured in eval mode, left as
-            it was. Which hidden state and which norm belong to a block is found while it runs, and the parts are
-            compared with their sum.
+        model: any model whose attention adds to the residual stream, before its MLP or beside it; measured in eval
+            mode, left as it was. Which hidden state and which norm belong to a block is found while it runs, and the
+            parts are compared with their sum.
         batches: one mapping of model arguments, or an iterable of them; or texts (see `make_batches`).
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
         progress: True for a progress bar, or its title; no bar without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
 
-    Raises `UnknownAnatomy` where attention and MLP run side by side (GPT-NeoX), where the sum is scaled, and where
-    heads pass on something else than the weighted sum of their values.
+    Raises `UnknownAnatomy` where something else adds to the same sum (a state space model beside the attention), and
+    where heads pass on something else than the weighted sum of their values.
 
         >>> import torch
         >>> from transformers import BertConfig, BertModel

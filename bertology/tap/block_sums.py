@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import is_norm
+from ..anatomy.mlps import dissect_mlps
 from ..anatomy.modules import each_module
 from ..anatomy.sites import Anatomy, Site
 from ..errors import UnknownAnatomy
@@ -30,7 +31,7 @@ def follow_sums(anatomy: Anatomy, parting: Parting, read: Reader, once: bool, un
     crossing = [site.projection for site in sites if site.crosses]
     calls = Calls([(site.projection, site) for site in sites], may_rest=crossing, once=once)
     calls.watch(anatomy, undo)
-    following = _Following(calls, parting, read)
+    following = _Following(calls, parting, read, _ends_of_mlps(anatomy))
     stacks = [part for stack in anatomy.stacks for part in (stack.module, stack.last)]
     inside = dict.fromkeys(module for stack in stacks for module in each_module(stack))
     queries = {site.query for site in sites}
@@ -47,11 +48,19 @@ def follow_sums(anatomy: Anatomy, parting: Parting, read: Reader, once: bool, un
         undo.callback(module.register_forward_hook(of_reader(partial(following.end, module is anatomy.model))).remove)
 
 
+def _ends_of_mlps(anatomy: Anatomy) -> set[nn.Module]:
+    """The down projections of the MLPs that are known."""
+    try:
+        return {mlp.projection for mlp in dissect_mlps(anatomy).sites}
+    except UnknownAnatomy:
+        return set()
+
+
 class _Following:
     """The hooks of the layers, and the sums that are looked for."""
 
-    def __init__(self, calls: Calls[Site], parting: Parting, read: Reader) -> None:
-        self._calls, self._parting, self._read = calls, parting, read
+    def __init__(self, calls: Calls[Site], parting: Parting, read: Reader, mlps: set[nn.Module]) -> None:
+        self._calls, self._parting, self._read, self._mlps = calls, parting, read, mlps
         self._norms: list[tuple[Tensor, Tensor]] = []
         self._queries: dict[nn.Module, Tensor] = {}
         self._sums: list[Sum] = []
@@ -72,9 +81,11 @@ class _Following:
             self._refuse((unknown or self._sums)[0].site)
         site = self._calls.next(module)
         read = self._queries.pop(site.query, None)
-        if read is None or read.shape != output.shape:
-            self._refuse(site)
-        before = [x for x, y in self._norms if y is read]
+        if read is None or read.shape != output.shape:  # queries of a projection of what the attention reads (DeepSeek)
+            read = None
+            before = [x for x, _ in self._norms if x.shape == output.shape]
+        else:
+            before = [x for x, y in self._norms if y is read]
         self._sums.append(Sum(site, output, read, before, partial(self._parting.parts, site, output)))
         self._norms.clear()
 
@@ -95,6 +106,8 @@ class _Following:
         for one in self._sums:
             if one.norm is not None and isinstance(output, Tensor):
                 one.later.append(output)
+            elif module in self._mlps and one.before and isinstance(output, Tensor):
+                one.beside.append(output.clone())  # some models add what the heads add to it in place (Falcon)
 
     def _look(self, module: nn.Module, x: Tensor, y: Tensor | None) -> None:
         for one in list(self._sums):
@@ -114,6 +127,6 @@ class _Following:
         self._sums.clear()
         raise UnknownAnatomy(
             f"what the heads of {site.label} ({type(site.attention).__name__}) add is nowhere summed up with the "
-            "residual stream alone, as it is where attention and MLP run side by side, or where the sum is scaled: "
+            "residual stream, with nothing else than a number before it or an MLP beside it: "
             "the parts of that sum are not known. The norms of what arrives from each key, weighting='norm', are"
         )

@@ -3,8 +3,9 @@
 A block's output at token i is the sum, scaled by a norm where there is one, of what the heads bring from the other
 tokens, of what they bring from token i itself, of the residual stream, and of biases. Which norm follows, and what the
 residual stream is, no name tells: the sum of what the heads add and of the hidden state that the attention reads, or of
-what its norm read, is looked for among the inputs of the layers that run next. Where it is found the parts are added up
-and compared with it, at all tokens; where it is not found, the model is refused.
+what its norm read, is looked for among the inputs of the layers that run next. What the heads add may be multiplied by
+a number first (Granite), and an MLP beside the attention may add to the same sum (GPT-NeoX). Where the sum is found the
+parts are added up and compared with it, at all tokens; where it is not found, the model is refused.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Mixed:
 
     `context` is what the heads bring from other tokens, `own` from the query's own (0 in cross attention), `residual`
     the residual stream, `bias` the bias of the output projection, [hidden]. `inner` is a norm of what the heads add
-    alone, `norm` one of the whole sum.
+    alone, `norm` one of the whole sum. `factor` is the number that the model multiplies with what the heads add.
     """
 
     context: Tensor
@@ -63,18 +64,25 @@ class Mixed:
     """[batch, head, query, key]: the attention weights, if they were asked for."""
     written: Tensor | None = None
     """[batch, head, key, hidden]: f(x) of each head and key, with them."""
+    factor: float = 1.0
+    beside: Tensor | None = None
+    """[batch, query, hidden]: what an MLP beside the attention adds to the same sum, which is no part of the others."""
+
+    def added(self, x: Tensor) -> Tensor:
+        """[..., hidden]: a part of what the heads add, as it is in the sum with the residual stream."""
+        return (x if self.inner is None else self.inner.of(x)) * self.factor
 
     def of_heads(self, x: Tensor) -> Tensor:
         """[..., hidden]: a part of what the heads add, as it is in the block's output."""
-        return self.of_stream(x if self.inner is None else self.inner.of(x))
+        return self.of_stream(self.added(x))
 
     def of_stream(self, x: Tensor) -> Tensor:
         """[..., hidden]: a part of the residual stream, as it is in the block's output."""
         return x if self.norm is None else self.norm.of(x)
 
     def whole(self) -> Tensor:
-        """[batch, query, hidden]: the sum of all parts, which is the block's output."""
-        stream = self.residual + (0 if self.inner is None else self.inner.added)
+        """[batch, query, hidden]: the sum of all parts: the block's output, less what an MLP adds beside it."""
+        stream = self.residual + (0 if self.inner is None else self.inner.added * self.factor)
         found = self.of_heads(self.context + self.own + self.bias) + self.of_stream(stream)
         return found if self.norm is None else found + self.norm.added
 
@@ -86,7 +94,7 @@ class Mixed:
         assert self.maps is not None
         assert self.written is not None
         written, maps = self.written.double(), self.maps.double()
-        factor = torch.ones_like(maps[:, 0, :, :1])
+        factor = torch.full_like(maps[:, 0, :, :1], abs(self.factor))
         for norm in (self.inner, self.norm):
             if norm is not None:
                 written, factor = norm.without_factor(written), factor * norm.factor.abs()
@@ -154,8 +162,8 @@ class Sum:
 
     site: Site
     added: Tensor
-    read: Tensor
-    """What the attention reads: the residual stream itself, or a norm of it."""
+    read: Tensor | None
+    """What the attention reads: the residual stream itself, or a norm of it. None if it reads a projection of these."""
     before: list[Tensor]
     """What norms read that gave it."""
     parts: Callable[[], tuple[Tensor, Tensor, Tensor | None, Tensor | None]]
@@ -164,6 +172,8 @@ class Sum:
     norm: tuple[nn.Module, Tensor, Tensor] | None = None
     later: list[Tensor] = field(default_factory=list)
     """What layers returned since a norm read the sum."""
+    beside: list[Tensor] = field(default_factory=list)
+    """What MLPs returned since the attention: they may add to the same sum."""
 
     def looks_at(self, module: nn.Module, x: Tensor, y: Tensor | None) -> Mixed | None:
         """Look at what a layer reads, and, if it is a norm, returns; the parts once they are known."""
@@ -178,9 +188,11 @@ class Sum:
             return None
         added = self.added if self.inner is None else self.inner[2]
         for stream in self.before:
-            if is_sum(x, added, stream):
-                return self._mixed(stream, x)
-        if is_sum(x, added, self.read):
+            for beside in (None, *self.beside):
+                factor = factor_of(x, stream, added, beside)
+                if factor is not None:
+                    return self._mixed(stream, x, factor, beside)
+        if self.read is not None and is_sum(x, added, self.read):
             if y is None:
                 return self._mixed(self.read, x)
             self.norm = module, x, y
@@ -189,6 +201,7 @@ class Sum:
     def _confirmed(self, x: Tensor) -> Mixed | None:
         """Whether the residual stream goes on as what the norm returned (post-norm), or as what it read."""
         assert self.norm is not None
+        assert self.read is not None
         _, read, returned = self.norm
         for later in self.later:
             if later.shape != x.shape:
@@ -200,26 +213,56 @@ class Sum:
                 return self._mixed(self.read, read)
         return None
 
-    def _mixed(self, stream: Tensor, output: Tensor) -> Mixed:
+    def _mixed(self, stream: Tensor, output: Tensor, factor: float = 1.0, beside: Tensor | None = None) -> Mixed:
         context, own, maps, written = self.parts()
         like = torch.promote_types(stream.dtype, torch.float32)
         nothing = self.added.new_zeros(1, 1, input_width(self.site.projection))
         bias = self.site.projection.forward(nothing)[0, 0].to(like)
         inner, norm = (None if one is None else scaled(*one) for one in (self.inner, self.norm))
-        found = Mixed(context, own, stream.to(like), bias, inner, norm, maps, written)
+        found = Mixed(context, own, stream.to(like), bias, inner, norm, maps, written, factor, beside)
         check_whole(self.site, found, output)
         return found
 
 
-def is_sum(x: Tensor, one: Tensor, other: Tensor) -> bool:
-    """Whether a tensor is the sum of two, element by element, up to the rounding of their type."""
-    if x.shape != one.shape or x.shape != other.shape:
+def is_sum(x: Tensor, *terms: Tensor) -> bool:
+    """Whether a tensor is the sum of others, element by element, up to the rounding of their type."""
+    if any(x.shape != term.shape for term in terms):
         return False
-    eps = max(torch.finfo(t.dtype).eps for t in (x, one, other))
     wide = torch.promote_types(x.dtype, torch.float32)
-    one, other, x = one.to(wide), other.to(wide), x.to(wide)
-    allowed = _SAME * eps * torch.maximum(one.abs(), other.abs())
-    return bool(((x - (one + other)).abs() <= allowed).all())
+    rest = x.to(wide)
+    for term in terms:
+        rest = rest - term.to(wide)
+    return bool((rest.abs() <= _allowed(x, *terms)).all())
+
+
+def _allowed(*tensors: Tensor) -> Tensor:
+    """How far the sum of tensors may be off, by the rounding of their type, at each element."""
+    eps = max(torch.finfo(t.dtype).eps for t in tensors)
+    largest = tensors[0].abs()
+    for one in tensors[1:]:
+        largest = torch.maximum(largest, one.abs())
+    return _SAME * eps * largest.to(torch.promote_types(largest.dtype, torch.float32))
+
+
+def factor_of(x: Tensor, stream: Tensor, added: Tensor, beside: Tensor | None) -> float | None:
+    """The number f for which x is the residual stream, f times what the heads add, and what an MLP adds beside.
+
+    None if there is none: x is compared with the sum at every element, and a part that is lost in the rounding of the
+    others is no part of it.
+    """
+    terms = (stream,) if beside is None else (stream, beside)
+    if is_sum(x, added, *terms):
+        return 1.0
+    if any(x.shape != term.shape for term in (added, *terms)):
+        return None
+    part, rest = added.double(), x.double()
+    for term in terms:
+        rest = rest - term.double()
+    squares = float(part.square().sum())
+    factor = float((rest * part).sum()) / squares if squares else 0.0
+    allowed = _allowed(x, *terms)
+    found = ((rest - factor * part).abs() <= allowed).all() and ((factor * part).abs() > allowed).any()
+    return factor if bool(found) else None
 
 
 def scaled(module: nn.Module, x: Tensor, y: Tensor) -> Scaled:
@@ -242,7 +285,7 @@ def check_whole(site: Site, mixed: Mixed, output: Tensor) -> None:
     """Compare the sum of the parts with the block's output, or raise `UnknownAnatomy`."""
     steps = _STEPS if output.dtype in (torch.float32, torch.float64) else _STEPS_OF_HALVES
     eps = max(torch.finfo(output.dtype).eps, torch.finfo(torch.float32).eps)  # many norms compute in float32
-    found = mixed.whole()
+    found = mixed.whole() if mixed.beside is None else mixed.whole() + mixed.beside
     allowed = steps * eps * max(1.0, float(found.abs().nan_to_num().max()))
     if not bool(((found - output).abs() <= allowed).all()):
         raise UnknownAnatomy(

@@ -18,6 +18,25 @@ def is_wanted(item: pytest.Item, everything: bool, families: Collection[str] | N
 
 
 def slow_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """Start each worker's share, a stretch of the list, with its part of the slow tests."""
-    ordered = sorted(items, key=lambda item: item.get_closest_marker("slow") is None)
-    return [item for worker in range(workers) for item in ordered[worker::workers]]
+    """Start each worker's share, a stretch of the list, with its part of the slow tests.
+
+    The tests of a file that is marked one_worker are not parted: they share what takes long to make.
+    """
+    groups: dict[str, list[pytest.Item]] = {}
+    rest = []
+    for item in items:
+        if item.get_closest_marker("one_worker"):
+            groups.setdefault(str(item.path), []).append(item)
+        elif item.get_closest_marker("slow"):
+            groups[item.nodeid] = [item]
+        else:
+            rest.append(item)
+    shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for group in groups.values():
+        min(shares, key=len).extend(group)
+    size = -(-len(items) // workers)
+    for share in shares:
+        missing = max(0, size - len(share))
+        share += rest[:missing]
+        del rest[:missing]
+    return [item for share in (*shares, rest) for item in share]

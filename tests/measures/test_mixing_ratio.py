@@ -165,15 +165,103 @@ def test_images():
     assert found.tokens.tolist() == [10, 10]
 
 
-def test_sums_that_are_not_of_attention_and_residual_alone_are_refused():
-    parallel = small("gpt_neox", bos_token_id=1, eos_token_id=2)
-    inputs = batch((6,), labels=False)
-    with pytest.raises(UnknownAnatomy, match=r"side by side.*weighting='norm'"):
-        mixing_ratio(parallel, inputs)
-    block_influence(parallel, inputs)  # it still runs
-    scaled = small("granite", num_key_value_heads=2, residual_multiplier=0.5)
+GROUPED = {"num_key_value_heads": 2, "eos_token_id": 2, "bos_token_id": 1}
+# How a family's values are read of a block: the layer that returns them, and where they are in [..., head, width].
+SPECIAL = {
+    "gpt_neox": ({"bos_token_id": 1, "eos_token_id": 2}, "attention.query_key_value", "attention.dense", slice(8, 12)),
+    "falcon": (
+        {"multi_query": False, "alibi": False}, "self_attention.query_key_value", "self_attention.dense", slice(8, 12)
+    ),
+    "gptj": (
+        {"n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 2, "bos_token_id": 1, "eos_token_id": 2},
+        "attn.v_proj", "attn.out_proj", slice(4),
+    ),
+    "cohere": (GROUPED, "self_attn.v_proj", "self_attn.o_proj", slice(4)),
+    "phi": (GROUPED, "self_attn.v_proj", "self_attn.dense", slice(4)),
+    "granite": (GROUPED | {"residual_multiplier": 0.22}, "self_attn.v_proj", "self_attn.o_proj", slice(4)),
+    "deepseek_v3": (
+        {"q_lora_rank": 6, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 6,
+         "first_k_dense_replace": 2, "num_key_value_heads": 4, "eos_token_id": 2, "bos_token_id": 1},
+        "self_attn.kv_b_proj", "self_attn.o_proj", slice(4, 10),
+    ),
+}  # fmt: skip
+
+
+def of_blocks(model, kind, inputs):
+    """[layer]: the arguments of the slow twin, of one model with eager attention; and what an MLP adds beside."""
+    _, layer_of_values, projection, where = SPECIAL[kind]
+    blocks = model.layers if hasattr(model, "layers") else model.h
+    values = [[] for _ in blocks]
+    hooks = [
+        block.get_submodule(layer_of_values).register_forward_hook(lambda m, a, y, seen=seen: seen.append(y))
+        for block, seen in zip(blocks, values, strict=True)
+    ]
+    with torch.no_grad():
+        out = model(**inputs, output_attentions=True, output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    heads = model.config.num_key_value_heads if kind in ("cohere", "phi", "granite") else 4
+    factor = getattr(model.config, "residual_multiplier", 1.0)
+    for layer, block in enumerate(blocks):
+        value = values[layer][0].flatten(1, -2).unflatten(-1, (heads, -1))[..., where]
+        weight = block.get_submodule(projection).weight.T
+        tensors = out.attentions[layer], value, weight, out.hidden_states[layer]
+        yield *(x.detach().double().numpy() for x in tensors), factor
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_mlps_beside_the_attention_scaled_sums_and_latent_attention(kind):
+    config = dict(SPECIAL[kind][0])
+    model = small(kind, **config, attn_implementation="eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "embed" not in name and "wte" not in name:
+                parameter.mul_(8)
+    inputs = batch((6, 4), labels=False)
+    real = inputs["attention_mask"].bool().numpy()
+    expected = [carried.mixing_ratios(*one)[real] for one in of_blocks(model, kind, inputs)]
+    found = mixing_ratio(model, inputs)
+    for row, one in enumerate(expected):
+        assert 0.05 < one.mean() < 0.95
+        assert float(found.ratio[row]) == pytest.approx(one.mean(), rel=2e-5)
+        assert float(found.ratio[row]) != pytest.approx(one.mean() * 1.001, rel=2e-5)  # it can fail
+    mixed = parts_of(model, inputs)
+    assert [x.beside is not None for x in mixed.values()] == [kind not in ("granite", "deepseek_v3")] * 2
+    assert mixed[0].factor == pytest.approx(0.22 if kind == "granite" else 1, rel=1e-4)
+    with torch.no_grad():
+        second = model(**inputs, output_hidden_states=True).hidden_states[1]
+    if mixed[0].beside is not None:
+        torch.testing.assert_close(mixed[0].whole() + mixed[0].beside, second, rtol=1e-4, atol=1e-4)
+    rollout = attention_rollout(model, inputs, weighting="block").values
+    torch.testing.assert_close(rollout.sum(-1)[:, torch.tensor(real)], torch.ones(2, 10).double(), rtol=1e-5, atol=1e-5)
+    first = parts_of(model, inputs, whole=True)[0]
+    one, other = first.norms()[0, 5, :6].clone(), torch.linalg.vector_norm(first.of_heads(first.context)[0, 5].double())
+    one[5] = 0
+    assert float(other) <= float(one.sum()) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "granite"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mlps_beside_and_scaled_sums_in_half_precision(kind, dtype):
+    model, inputs = small(kind, **SPECIAL[kind][0]), batch((6, 4), labels=False)
+    expected = mixing_ratio(model, inputs)
+    torch.testing.assert_close(mixing_ratio(model.to(dtype), inputs).ratio, expected.ratio, atol=0.02, rtol=0)
+
+
+def test_sums_with_anything_else_in_them_are_refused():
+    model, inputs = small("gpt_neox", **SPECIAL["gpt_neox"][0]), batch((6,), labels=False)
+    hook = model.layers[0].register_forward_hook(
+        lambda module, args, y: (y[0] * 1.1, *y[1:]) if isinstance(y, tuple) else y * 1.1
+    )
+    with pytest.raises(UnknownAnatomy, match=r"nowhere summed up.*weighting='norm'"):
+        mixing_ratio(model, inputs)
+    block_influence(model, inputs)  # it still runs
+    hook.remove()
+    mixing_ratio(model, inputs)
+    half = small("granite", **SPECIAL["granite"][0])
+    hook = half.layers[0].self_attn.register_forward_hook(lambda module, args, y: (y[0].relu(), *y[1:]))
     with pytest.raises(UnknownAnatomy, match="nowhere summed up"):
-        mixing_ratio(scaled, inputs)
+        mixing_ratio(half, inputs)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt"])

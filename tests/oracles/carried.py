@@ -118,3 +118,26 @@ def mixed(model: Any, name: str, inputs: dict[str, Any]) -> tuple[np.ndarray, np
         biases.append(added)
         outputs.append(whole)
     return np.stack(parts), np.stack(biases), np.stack(outputs)
+
+
+def mixing_ratios(
+    maps: np.ndarray, value: np.ndarray, projection: np.ndarray, stream: np.ndarray, factor: float
+) -> np.ndarray:
+    """[batch, query]: |c| / (|c| + |o|) of a pre-norm block, whatever an MLP adds beside (Kobayashi et al. 2021, eq. 8).
+
+    From maps [batch, head, query, key], values [batch, key, key head, dim], the output projection [head * dim, hidden]
+    and the residual stream [batch, token, hidden]; what heads add is multiplied by the factor.
+    """
+    batch, heads, queries, keys = maps.shape
+    dim, shared = value.shape[-1], heads // value.shape[2]
+    found = np.zeros((batch, queries))
+    for b in range(batch):
+        for i in range(queries):
+            own, context = stream[b, i].copy(), np.zeros(stream.shape[-1])
+            for h in range(heads):
+                for j in range(keys):
+                    add = factor * maps[b, h, i, j] * value[b, j, h // shared] @ projection[h * dim : (h + 1) * dim]
+                    own, context = (own + add, context) if i == j else (own, context + add)
+            one, other = np.linalg.norm(context), np.linalg.norm(own)
+            found[b, i] = one / (one + other)
+    return found

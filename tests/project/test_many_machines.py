@@ -9,7 +9,7 @@ import pytest
 
 from helpers.scripts import run_script
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_worker]
 FOLDER = Path(__file__).parents[2] / "examples" / "many_machines"
 SCRIPT = FOLDER / "measure.py"
 

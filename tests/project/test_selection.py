@@ -9,8 +9,8 @@ from helpers.zoo import BY_NAME
 class Item:
     """As much of a test as is looked at."""
 
-    def __init__(self, *marks, parameters=None):
-        self.marks = marks
+    def __init__(self, *marks, parameters=None, path=None):
+        self.marks, self.path, self.nodeid = marks, path, str(id(self))
         if parameters is not None:
             self.callspec = type("CallSpec", (), {"id": parameters})
 
@@ -43,6 +43,19 @@ def test_each_worker_starts_with_slow_tests(workers):
         slow = ["slow" in item.marks for item in ordered[start : start + share]]
         assert slow == sorted(slow, reverse=True)
         assert sum(slow) == 6 // workers
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_file_is_not_parted_where_its_tests_share_what_takes_long(workers):
+    items = [Item("slow", "one_worker", path=f"file {n % 2}") for n in range(10)]
+    items += [Item(*["slow"] * (n % 4 == 0)) for n in range(50)]
+    ordered = slow_first(items, workers)
+    assert sorted(map(id, ordered)) == sorted(map(id, items))
+    share = 60 // workers
+    for path in ("file 0", "file 1"):
+        places = [place for place, item in enumerate(ordered) if item.path == path]
+        assert places == list(range(places[0], places[0] + 5))
+        assert places[0] // share == places[-1] // share
 
 
 @pytest.mark.any_transformers

@@ -11,7 +11,7 @@ nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 nbformat = pytest.importorskip("nbformat")
 
-pytestmark = [pytest.mark.slow, pytest.mark.any_transformers]
+pytestmark = [pytest.mark.slow, pytest.mark.one_worker, pytest.mark.any_transformers]
 
 MAKE = """
 import torch

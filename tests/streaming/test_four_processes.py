@@ -9,7 +9,7 @@ from helpers.processes import in_processes
 from helpers.shares import plain
 from helpers.wrapped_models import Doubled, difference
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_worker]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from helpers.processes import in_processes
 from helpers.shares import CATS, TEXTS, WORK, WRONG, Texts, code, each, model, plain, trees
 from helpers.wrapped_models import WRAPPED, names
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_worker]
 ALONE = {
     "importance": lambda: head_importance(model(), TEXTS),
     "all texts in one process": lambda: head_importance(model(), TEXTS),

@@ -46,7 +46,7 @@ def main() -> None:
         (found,) = session.run(["logits"], {name: x.numpy() for name, x in inputs.items()})
         with torch.no_grad():
             apart = (torch.from_numpy(found) - model(**inputs).logits).abs().max().item()
-        print(f"logits of {len(texts)} texts: at most {apart:.0e} apart")
+        print(f"logits of a batch of {len(texts)}: at most {apart:.0e} apart")
 
 
 if __name__ == "__main__":

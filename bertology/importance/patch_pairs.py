@@ -158,15 +158,16 @@ def _result(
 def _token_names(
     clean: Batch, stack: str, options: PatchOptions, model: nn.Module, tokenizer: Any
 ) -> tuple[str, ...] | None:
-    """[token]: the tokens of the first clean input that are patched one by one, if they can be named."""
-    ids = token_ids(model, clean, stack) if options.by_token and tokenizer is not None else None
-    if ids is None:
+    """[token]: the tokens of the first clean input that are patched one by one, or else their positions, if given."""
+    if not options.by_token:
         return None
+    given = check_positions(options.positions, swap=True)
+    wanted = None if given is None else [clean for clean, _ in given]
+    ids = None if tokenizer is None else token_ids(model, clean, stack)
+    if ids is None:
+        return None if wanted is None else tuple(map(str, wanted))
     real = token_mask(model, clean, stack)[:1]
-    if options.positions is None:
-        wanted = list(range(int(real.sum())))
-    else:
-        wanted = [clean for clean, _ in check_positions(options.positions, swap=True) or ()]
+    wanted = list(range(int(real.sum()))) if wanted is None else wanted
     at = token_index(real, wanted)[0]
     return tuple(token_strings(tokenizer, ids[:1], real)[0][place] for place in at.tolist())
 

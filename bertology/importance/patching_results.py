@@ -40,7 +40,8 @@ class Patching(Result):
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0`, `cross.0` where there are several stacks."""
 
     tokens: Annotated[tuple[str, ...] | None, axes("token")] = None
-    """[token]: the tokens of the first clean input that were patched alone; None if they are not known."""
+    """[token]: the tokens of the first clean input that were patched alone; the positions that were asked for if its
+    tokens are not known, and None without positions."""
 
     effect: Tensor
     patched: Tensor

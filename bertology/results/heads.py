@@ -29,7 +29,10 @@ def values_of_heads(result: Fields, field: str | None) -> Tensor:
         raise DataError(f"{kind} has no [layer, head] field {field!r}: it has {', '.join(pairs) or 'none'}")
     if pairs:
         raise DataError(f"{kind} has no one value for a head: name a field, one of {', '.join(pairs)}")
-    about = _larger_field(name, declared[name]) if name in declared else "it has no such field"
+    if name in declared:
+        about = _larger_field(name, declared[name])
+    else:
+        about = f"it has {', '.join(f'{name} {axes}' for name, axes in declared.items()) or 'no values with axes'}"
     raise DataError(f"{kind} has no [layer, head] field: {about}")
 
 

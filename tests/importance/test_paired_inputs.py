@@ -42,6 +42,7 @@ def test_positions_count_real_tokens_and_may_differ():
                 hook.remove()
                 assert found.patched[number, head, row].item() == pytest.approx(expected, abs=1e-9)
     same = activation_patching(model, clean, corrupted, metric=logit_difference(5, 6), positions=[2], by_token=True)
+    assert same.tokens == ("2",)
     torch.testing.assert_close(same.token_effect[..., 0], same.effect)
 
 

@@ -12,6 +12,7 @@ from bertology import (
     attention_maps,
     attention_patterns,
     head_importance,
+    logit_lens,
     head_outputs,
     hidden_states,
     prune_heads,
@@ -97,7 +98,10 @@ def test_results_without_one_value_for_a_head():
         DataError, match=r"no \[layer, head\] field: its accuracy is \[relation, direction, layer, head\]"
     ):
         dependencies["L0H1"]
-    with pytest.raises(DataError, match=r"Score has no \[layer, head\] field"):
+    lens = logit_lens(BY_NAME["gpt2"].build(), batch(labels=False))
+    with pytest.raises(DataError, match=r"LogitLens has no \[layer, head\] field: it(s \w+ is| has) .*\[.*layer"):
+        lens.top()
+    with pytest.raises(DataError, match=r"Score has no \[layer, head\] field: it has no"):
         score(BY_NAME["bert"].build(), batch(), metric="accuracy").top()
     patterns = attention_patterns(BY_NAME["bert"].build(), batch())
     assert patterns["L1H1"] == patterns.previous[1, 1]

@@ -12,9 +12,9 @@ from bertology import (
     attention_maps,
     attention_patterns,
     head_importance,
-    logit_lens,
     head_outputs,
     hidden_states,
+    logit_lens,
     prune_heads,
     score,
 )

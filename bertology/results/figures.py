@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError, checked, described, how_many, need
-from .axes import Scale, axes_of, names_along
+from .axes import Scale, axes_of, main_field, names_along
 from .canvas import COLOURS as COLOURS
 from .canvas import MARKERS as MARKERS
 from .canvas import MISSING, AxesT, canvas, common_title, finished, headline, marker_of, set_title
@@ -36,11 +36,41 @@ LEAST_P = 1e-4
 def draw_heatmap(
     result: Result, *, field: str | None = None, ax: AxesT | None = None, path: str | Path | None = None
 ) -> AxesT:
-    """Draw the heat map of a `[layer, head]` field, by default the first: what `plot` draws of most results."""
+    """Draw the heat map of a `[layer, head]` field, by default the first: what `plot` draws of most results.
+
+    Of a `[layer]` field, by default the one that a result without heads is about, a point for each layer is drawn.
+    """
+    by_layer = _field_by_layer(result, field)
+    if by_layer is not None:
+        return _draw_by_layer(result, by_layer, ax, path)
     name = check_field(result, field)
     rows, columns = getattr(result, name).shape
     figure, (axes,) = canvas(ax, min(16, max(6.4, 0.3 * columns + 2.4)), min(24, max(4, 0.27 * rows + 1.2)))
     heatmap(result, axes, field=field)
+    return finished(figure, ax, path)
+
+
+def _field_by_layer(result: Result, field: str | None) -> str | None:
+    """The `[layer]` field that is drawn, if it is one."""
+    declared = axes_of(type(result))
+    if field is None and any(axes.names == ("layer", "head") for axes in declared.values()):
+        return None
+    name = main_field(type(result)) if field is None else field
+    there = name in declared and declared[name].names == ("layer",) and isinstance(getattr(result, name), Tensor)
+    return name if there else None
+
+
+def _draw_by_layer(result: Result, name: str, ax: AxesT | None, path: str | Path | None) -> AxesT:
+    """Draw a value for each layer, joined within a stack."""
+    figure, (axes,) = canvas(ax, width_of(result.labels))
+    told = words_of(type(result).__name__)
+    title = headline(result, told if name == main_field(type(result)) else f"{told}: {name}")
+    layer_points(axes, {name: getattr(result, name)[:, None]}, result.labels, unit=_unit(result, name), title=title)
+    axes.get_legend().remove()  # it would say what the title and the axis say
+    if axes_of(type(result))[name].scale == "signed":
+        axes.axhline(0, color="0.5", linewidth=0.8)
+        axes.margins(y=0.1)
+        axes.autoscale(axis="y")
     return finished(figure, ax, path)
 
 

@@ -23,9 +23,12 @@ from bertology import (
     Result,
     Significance,
     attention_gradients,
+    block_ablation,
+    block_influence,
     head_means,
     head_outputs,
     hidden_states,
+    mixing_ratio,
     score,
 )
 from bertology.code_structure import LeafTypes
@@ -240,3 +243,23 @@ def test_error_bars_of_points_over_layers():
 def test_type_checkers_know_the_options_of_all_pictures():
     ours = [picture for picture in _pictures.values() if picture.__module__.startswith("bertology.")]
     assert {"field", "ax", *PlotOptions.__annotations__} == set().union(*map(_options, ours))
+
+
+@pytest.mark.parametrize("measure", [block_influence, mixing_ratio, block_ablation])
+def test_results_of_layers_are_drawn_over_layers(measure):
+    given = {"metric": "accuracy"} if measure is block_ablation else {}
+    found = measure(BY_NAME["bert"].build(), batch(), **given)
+    name = {block_influence: "influence", mixing_ratio: "ratio", block_ablation: "change"}[measure]
+    (axes,) = found.plot().axes
+    drawn = torch.tensor(axes.lines[0].get_xydata())
+    torch.testing.assert_close(drawn[:, 1], getattr(found, name).double())
+    assert drawn[:, 0].tolist() == [0, 1]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1"]
+    assert axes.get_ylabel() == axes_of(type(found))[name].label
+    assert axes.get_legend() is None
+    low, high = axes.get_ylim()
+    assert low <= 0 <= high
+    other = {block_influence: "std", mixing_ratio: "attention", block_ablation: "loss_change"}[measure]
+    (axes,) = found.plot(field=other).axes
+    torch.testing.assert_close(torch.tensor(axes.lines[0].get_ydata()), getattr(found, other).double())
+    assert other in axes.get_title()

@@ -14,7 +14,7 @@ from bertology import (
     hidden_states,
     prune_heads,
 )
-from bertology.errors import DataError, LossError, UnknownAnatomy
+from bertology.errors import DataError, LossError, UnknownAnatomy, how_many
 from bertology.measures.example_maps import example_maps
 from helpers.generation import bart, texts
 from helpers.trees import wordpiece_tokenizer
@@ -183,7 +183,7 @@ def test_an_interrupted_pass_resumes(tmp_path, done):
             capture(model, batches, **ALL, save=folder)
         late.remove()
         if done:
-            with pytest.raises(DataError, match=f"interrupted, with {done} batches done"):
+            with pytest.raises(DataError, match=f"interrupted, with {how_many(done, 'batch')} done"):
                 Captures.open(folder)
         runs.clear()
         resumed = capture(model, batches, **ALL, save=folder)

@@ -66,7 +66,9 @@ def _draw_by_layer(result: Result, name: str, ax: AxesT | None, path: str | Path
     told = words_of(type(result).__name__)
     title = headline(result, told if name == main_field(type(result)) else f"{told}: {name}")
     layer_points(axes, {name: getattr(result, name)[:, None]}, result.labels, unit=_unit(result, name), title=title)
-    axes.get_legend().remove()  # it would say what the title and the axis say
+    legend = axes.get_legend()
+    if legend is not None:
+        legend.remove()  # it would say what the title and the axis say
     if axes_of(type(result))[name].scale == "signed":
         axes.axhline(0, color="0.5", linewidth=0.8)
         axes.margins(y=0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import is_norm
 from ..anatomy.mlps import dissect_mlps
-from ..anatomy.modules import each_module
+from ..anatomy.modules import each_module, each_weight
 from ..anatomy.sites import Anatomy, Site
 from ..errors import UnknownAnatomy
 from .calls import Calls
@@ -31,7 +31,7 @@ def follow_sums(anatomy: Anatomy, parting: Parting, read: Reader, once: bool, un
     crossing = [site.projection for site in sites if site.crosses]
     calls = Calls([(site.projection, site) for site in sites], may_rest=crossing, once=once)
     calls.watch(anatomy, undo)
-    following = _Following(calls, parting, read, _ends_of_mlps(anatomy))
+    following = _Following(calls, parting, read, anatomy)
     stacks = [part for stack in anatomy.stacks for part in (stack.module, stack.last)]
     inside = dict.fromkeys(module for stack in stacks for module in each_module(stack))
     queries = {site.query for site in sites}
@@ -48,19 +48,11 @@ def follow_sums(anatomy: Anatomy, parting: Parting, read: Reader, once: bool, un
         undo.callback(module.register_forward_hook(of_reader(partial(following.end, module is anatomy.model))).remove)
 
 
-def _ends_of_mlps(anatomy: Anatomy) -> set[nn.Module]:
-    """The down projections of the MLPs that are known."""
-    try:
-        return {mlp.projection for mlp in dissect_mlps(anatomy).sites}
-    except UnknownAnatomy:
-        return set()
-
-
 class _Following:
     """The hooks of the layers, and the sums that are looked for."""
 
-    def __init__(self, calls: Calls[Site], parting: Parting, read: Reader, mlps: set[nn.Module]) -> None:
-        self._calls, self._parting, self._read, self._mlps = calls, parting, read, mlps
+    def __init__(self, calls: Calls[Site], parting: Parting, read: Reader, anatomy: Anatomy) -> None:
+        self._calls, self._parting, self._read, self._anatomy = calls, parting, read, anatomy
         self._norms: list[tuple[Tensor, Tensor]] = []
         self._queries: dict[nn.Module, Tensor] = {}
         self._sums: list[Sum] = []
@@ -106,8 +98,25 @@ class _Following:
         for one in self._sums:
             if one.norm is not None and isinstance(output, Tensor):
                 one.later.append(output)
-            elif module in self._mlps and one.before and isinstance(output, Tensor):
+            elif one.before and self._ends_mlp(module, output, one.added):
                 one.beside.append(output.clone())  # some models add what the heads add to it in place (Falcon)
+
+    def _ends_mlp(self, module: nn.Module, output: Any, added: Tensor) -> bool:
+        """Whether a layer that ran is the down projection of an MLP beside the attention.
+
+        Models without such MLPs, where the sum is found before any MLP runs, are not asked for their MLPs: that takes
+        as long as a pass of a small model.
+        """
+        may = isinstance(output, Tensor) and output.shape == added.shape and bool(each_weight([module]))
+        return may and module in self._mlps
+
+    @cached_property
+    def _mlps(self) -> set[nn.Module]:
+        """The down projections of the MLPs that are known."""
+        try:
+            return {mlp.projection for mlp in dissect_mlps(self._anatomy).sites}
+        except UnknownAnatomy:
+            return set()
 
     def _look(self, module: nn.Module, x: Tensor, y: Tensor | None) -> None:
         for one in list(self._sums):

@@ -228,41 +228,30 @@ def is_sum(x: Tensor, *terms: Tensor) -> bool:
     """Whether a tensor is the sum of others, element by element, up to the rounding of their type."""
     if any(x.shape != term.shape for term in terms):
         return False
+    eps = max(torch.finfo(t.dtype).eps for t in (x, *terms))
     wide = torch.promote_types(x.dtype, torch.float32)
-    rest = x.to(wide)
+    rest, largest = x.to(wide), torch.zeros_like(x, dtype=wide)
     for term in terms:
-        rest = rest - term.to(wide)
-    return bool((rest.abs() <= _allowed(x, *terms)).all())
-
-
-def _allowed(*tensors: Tensor) -> Tensor:
-    """How far the sum of tensors may be off, by the rounding of their type, at each element."""
-    eps = max(torch.finfo(t.dtype).eps for t in tensors)
-    largest = tensors[0].abs()
-    for one in tensors[1:]:
-        largest = torch.maximum(largest, one.abs())
-    return _SAME * eps * largest.to(torch.promote_types(largest.dtype, torch.float32))
+        rest, largest = rest - term.to(wide), torch.maximum(largest, term.to(wide).abs())
+    return bool((rest.abs() <= _SAME * eps * largest).all())
 
 
 def factor_of(x: Tensor, stream: Tensor, added: Tensor, beside: Tensor | None) -> float | None:
     """The number f for which x is the residual stream, f times what the heads add, and what an MLP adds beside.
 
-    None if there is none: x is compared with the sum at every element, and a part that is lost in the rounding of the
-    others is no part of it.
+    None if there is none. A part that is lost in the rounding of the others is no part of the sum.
     """
-    terms = (stream,) if beside is None else (stream, beside)
-    if is_sum(x, added, *terms):
+    others = (stream,) if beside is None else (stream, beside)
+    if is_sum(x, added, *others):
         return 1.0
-    if any(x.shape != term.shape for term in (added, *terms)):
+    if any(x.shape != one.shape for one in others) or is_sum(x, *others):
         return None
     part, rest = added.double(), x.double()
-    for term in terms:
-        rest = rest - term.double()
+    for one in others:
+        rest = rest - one.double()
     squares = float(part.square().sum())
     factor = float((rest * part).sum()) / squares if squares else 0.0
-    allowed = _allowed(x, *terms)
-    found = ((rest - factor * part).abs() <= allowed).all() and ((factor * part).abs() > allowed).any()
-    return factor if bool(found) else None
+    return factor if is_sum(x, (factor * part).to(added.dtype), *others) else None
 
 
 def scaled(module: nn.Module, x: Tensor, y: Tensor) -> Scaled:

@@ -65,10 +65,8 @@ def _draw_by_layer(result: Result, name: str, ax: AxesT | None, path: str | Path
     figure, (axes,) = canvas(ax, width_of(result.labels))
     told = words_of(type(result).__name__)
     title = headline(result, told if name == main_field(type(result)) else f"{told}: {name}")
-    layer_points(axes, {name: getattr(result, name)[:, None]}, result.labels, unit=_unit(result, name), title=title)
-    legend = axes.get_legend()
-    if legend is not None:
-        legend.remove()  # it would say what the title and the axis say
+    series = {name: getattr(result, name)[:, None]}
+    layer_points(axes, series, result.labels, unit=_unit(result, name), title=title, legend=False)
     if axes_of(type(result))[name].scale == "signed":
         axes.axhline(0, color="0.5", linewidth=0.8)
         axes.margins(y=0.1)
@@ -242,8 +240,9 @@ def layer_points(
     title: str | None = None,
     level: tuple[str, Tensor | float] | None = None,
     errors: Mapping[str, Tensor] | None = None,
+    legend: bool = True,
 ) -> None:
-    """`over_layers`, on existing axes."""
+    """`over_layers`, on existing axes; without a legend where the title and the axis say what is drawn."""
     for name, values in series.items():
         if values.dim() != 2 or len(values) != len(labels):
             raise ShapeError(
@@ -281,7 +280,8 @@ def layer_points(
     axes.set_ylabel(unit)
     set_title(axes, title or "")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+    if legend:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
 
 
 def _stacks(labels: Sequence[str]) -> list[list[int]]:

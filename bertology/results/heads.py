@@ -32,7 +32,8 @@ def values_of_heads(result: Fields, field: str | None) -> Tensor:
     if name in declared:
         about = _larger_field(name, declared[name])
     else:
-        about = f"it has {', '.join(f'{name} {axes}' for name, axes in declared.items()) or 'no values with axes'}"
+        there = ", ".join(f"{other} {axes}" for other, axes in declared.items())
+        about = f"it has {there or 'no values with axes'}"
     raise DataError(f"{kind} has no [layer, head] field: {about}")
 
 

@@ -98,7 +98,8 @@ class CatScores(Result):
         return len(self.names) - self.used
 
     def __str__(self) -> str:
-        lines = [f"CAT-scores of {_counted(self.names)}, {self.settings or 'no settings'}; chance is {CHANCE:.3f}"]
+        counted = how_many(len(self.names), "snippet")
+        lines = [f"CAT-scores of {counted}, {self.settings or 'no settings'}; chance is {CHANCE:.3f}"]
         low, high = self.interval()
         for row in expected_rows(self.labels, self.used.bool().tolist()):
             label = self.labels[row]
@@ -156,8 +157,8 @@ class CatScores(Result):
         """
         if self.names != null.names:
             raise DataError(
-                f"scores of {len(self.names)} snippets and of {len(null.names)} others: to compare them, measure both "
-                "on the same snippets, in the same order"
+                f"scores of {how_many(len(self.names), 'snippet')} and of {how_many(len(null.names), 'other')}: to "
+                "compare them, measure both on the same snippets, in the same order"
             )
         if self.head_matched.shape != null.head_matched.shape:
             wanted, got = list(self.head_matched.shape), list(null.head_matched.shape)
@@ -272,10 +273,6 @@ def scores_of(
     )
 
 
-def _counted(names: tuple[str, ...]) -> str:
-    return how_many(len(names), "snippet")
-
-
 def _range(scores: Tensor) -> str:
     there = scores[~scores.isnan()]
     return f"from {there.min():.4f} to {there.max():.4f}" if len(there) else "none"
@@ -376,7 +373,7 @@ class CatComparison(Result):
             if used[row]:
                 lines.append(f"| {label} | {' | '.join(f'{one.macro[row]:.3f}' for one in scores)} |")
         left = f", {self.skipped} skipped" if self.skipped else ""
-        told = f"CAT-scores of {_counted(self.names)}{left}; chance is about 1/7 = 0.143"
+        told = f"CAT-scores of {how_many(len(self.names), 'snippet')}{left}; chance is about 1/7 = 0.143"
         if any(used):
             missing = [self.labels[row] for row in expected_rows(self.labels, used) if not used[row]]
             more = [f"No score in layers {', '.join(missing)}, since {NO_PAIR} there"] if missing else []

@@ -147,7 +147,7 @@ class RelationHeads(Result):
                 rows.append((relation, "0", "", "", "", ""))
         left = f", {self.skipped} skipped" if self.skipped else ""
         titles = ("relation", "pairs", "head", "attention", "expected", "gain, 95 %")
-        told = f"attention to related leaves in {len(self.names)} snippets{left}; heads chosen here"
+        told = f"attention to related leaves in {how_many(len(self.names), 'snippet')}{left}; heads chosen here"
         return f"{plain_table(titles, rows)}\n{told}"
 
     def _table_html(self) -> str | None:

@@ -52,7 +52,7 @@ class Sentence:
         if not many == len(self.heads) == len(self.relations):
             raise DataError(
                 f"sentence {self.name!r} has {how_many(many, 'word')}, {how_many(len(self.heads), 'head')} and "
-                f"{len(self.relations)} relations: wanted one of each per word"
+                f"{how_many(len(self.relations), 'relation')}: wanted one of each per word"
             )
         for word, head in enumerate(self.heads, 1):
             if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head <= many:

@@ -59,8 +59,8 @@ def uniform_places(anatomy: Anatomy, places: list[tuple[int, int]], scores: Tens
         if sets:
             return min(sets, key=lambda some: sum(float(scores[row, number]) for row, number in some))
     raise PruningError(
-        f"no {unit} can go from each of {how_many(anatomy.layers, 'layer')}: name at least {anatomy.layers} {unit}s, "
-        "or as many as make up whole groups that share a key"
+        f"no {unit} can go from each of {how_many(anatomy.layers, 'layer')}: name at least "
+        f"{how_many(anatomy.layers, unit)}, or as many as make up whole groups that share a key"
     )
 
 
@@ -206,8 +206,8 @@ def _one_number(numbers: dict[str, int], unit: str) -> int:
     for label, other in numbers.items():
         if other != count:
             raise _cannot(
-                f"layer {first} has {count} {unit}s and layer {label} has {other}, but its config has one number for "
-                "all; prune equally many of each, with uniform=True"
+                f"layer {first} has {how_many(count, unit)} and layer {label} has {other}, but its config has one "
+                "number for all; prune equally many of each, with uniform=True"
             )
     if not count:
         raise _cannot(f"its layers have lost all {unit}s")

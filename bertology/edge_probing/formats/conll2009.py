@@ -63,9 +63,7 @@ def _rule(records: Sequence[Record]) -> Literal["srl"] | None:
 def _records(rows: Rows) -> list[Record]:
     many = {len(row) for row in rows.columns}
     if len(many) > 1 or min(many) < _ROLES:
-        raise DataError(
-            f"wanted {how_many(_ROLES, 'column')} or more, as many for each word of a sentence, got {sorted(many)}"
-        )
+        raise DataError(f"wanted {_ROLES} columns or more, as many for each word of a sentence, got {sorted(many)}")
     filled, named = rows.column(_FILLED), rows.column(_PREDICATE)
     predicates = [word for word, (yes, name) in enumerate(zip(filled, named, strict=True)) if yes == "Y" or name != "_"]
     if len(predicates) != min(many) - _ROLES:

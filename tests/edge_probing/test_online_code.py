@@ -132,8 +132,8 @@ def test_portions_that_are_none():
     for wrong in ((), (0.5,), (0.5, 0.2, 1), (0.0, 1), (0.5, 0.5, 1), (0.5, 2)):
         with pytest.raises(DataError, match="portions must be shares that ascend to 1, got"):
             online_code(lambda train: lambda block: 0.0, uniform=torch.ones(10), portions=wrong)
-    for many, portions in ((1, PORTIONS), (10, (0.01, 1))):
-        with pytest.raises(DataError, match=f"{many} records? in 1 block at portions .*: wanted two or more"):
+    for told, many, portions in (("1 record", 1, PORTIONS), ("10 records", 10, (0.01, 1))):
+        with pytest.raises(DataError, match=f"{told} in 1 block at portions .*: wanted two or more"):
             online_code(lambda train: lambda block: 0.0, uniform=torch.ones(many), portions=portions)
 
 

@@ -50,6 +50,15 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shallow_minilm(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first two blocks of MiniLM, with its weights: for scripts that do many passes."""
+    folder = tmp_path_factory.mktemp("shallow")
+    transformers.AutoModel.from_pretrained(minilm, num_hidden_layers=2).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(minilm).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def smollm() -> Path:
     from bertology.demo import smollm_path
     from bertology.errors import MissingExtra

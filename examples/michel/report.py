@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from bertology import HeadAblation, ImportanceSeries, PruningCurve, Significance, SoleHeadAblation
-from bertology.errors import need
-from bertology.importance.significance import Test
+from bertology.errors import DataError, need
+from bertology.importance.significance import Of, Test
 from bertology.plot import curves as draw_curves
 from bertology.plot import head_scatter
 from bertology.results.views import markdown_table
@@ -49,20 +49,29 @@ def write_report(out: Path, args: argparse.Namespace, found: Mapping[str, Any]) 
 
 def _transfer(ablation: HeadAblation, other: HeadAblation, args: argparse.Namespace, out: Path) -> str:
     """Figure 2: each head's effect on both data sets."""
-    r, of_loss = (ablation.correlation(other, of=of) for of in ("metric", "loss"))
     names = [f"{task}, {Path(data).name}" for task, data in (
         (args.task_name, args.data_dir), (args.transfer_task_name, args.transfer_data_dir)
     )]  # fmt: skip
-    head_scatter(ablation, other, names=names, path=out / "transfer.png")
-    head_scatter(ablation, other, field="loss_change", names=names, path=out / "transfer-loss.png")
+    said, pictures = [], []
+    wanted: tuple[tuple[Of, str, str, str], ...] = (
+        ("metric", "change", "effects on two data sets", "transfer.png"),
+        ("loss", "loss_change", "effects on two losses", "transfer-loss.png"),
+    )
+    for of, field, title, picture in wanted:
+        try:
+            said.append(f"r = {ablation.correlation(other, of=of):.2f}")
+        except DataError:  # a metric that no head changes has no r, and nothing to be seen
+            said.append("an r that is not defined: all have the same effect on one of the two")
+            continue
+        head_scatter(ablation, other, field=field, names=names, path=out / picture)
+        pictures.append(f"![{title}]({picture})")
     return "\n".join(
         [
-            f"The heads' effects on {names[0]} and on {names[1]} correlate with r = {r:.2f}, those on the loss with "
-            f"r = {of_loss:.2f} (BERT-base on MNLI matched and mismatched: 0.68). {other.examples} examples, "
+            f"The heads' effects on {names[0]} and on {names[1]} correlate with {said[0]}, those on the loss with "
+            f"{said[1]} (BERT-base on MNLI matched and mismatched: 0.68). {other.examples} examples, "
             f"{other.metric} {other.base:.4f} there.",
             "",
-            "![effects on two data sets](transfer.png)",
-            "![effects on two losses](transfer-loss.png)",
+            *pictures,
             "",
         ]
     )

@@ -151,6 +151,17 @@ def test_what_training_brings_back(minilm, tmp_path):
 
 
 @pytest.mark.slow
+def test_rankings_of_spare_heads(tmp_path):
+    printed = run("redundant_heads.py", "--seeds", 1, "--steps", 2, "--left", 18, 0, cwd=tmp_path)
+    rows = [line.strip("|").split("|") for line in printed.splitlines() if line.startswith("|")]
+    head, _, whole, none, seconds = ([cell.strip() for cell in row] for row in rows)
+    assert (head[0], whole[0], none[0], seconds[0]) == ("left of 18 heads", "18", "0", "CPU seconds")
+    # With all heads, and with none, the ranking does not matter.
+    assert len(set(whole[1:])) == len(set(none[1:])) == 1
+    assert len(head) == len(whole) == 7
+
+
+@pytest.mark.slow
 def test_a_pruned_model_as_an_onnx_file(minilm, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

@@ -16,7 +16,7 @@ from ..data.answers import token_index
 from ..data.batches import BatchesOrTexts, each_batch, examples, shows_padding, token_mask
 from ..data.caches import check_no_cache
 from ..data.make_batches import as_batches
-from ..data.padding import real_positions
+from ..data.padding import token_positions
 from ..errors import DataError, ShapeError, described, how_many, is_whole
 
 Positions = Sequence[int] | Sequence[tuple[int, int]]
@@ -145,7 +145,7 @@ class Aligned:
         return self._known[stack, rows, mine]
 
     def _real(self, batch: Mapping[str, Any], stack: str, rows: int, positions: int) -> Tensor:
-        return real_positions(self.anatomy, batch, stack, rows, positions)
+        return token_positions(self.anatomy, batch, stack, rows, positions)
 
 
 def check_one_length(tokens: Sequence[int]) -> None:

@@ -12,6 +12,7 @@ from bertology import activation_patching, dissect_mlps
 from bertology.errors import DataError
 from bertology.metrics import logit_difference
 from helpers.patching import difference, one, places, two
+from helpers.small_models import VIT
 from helpers.zoo import BY_NAME, batch
 
 
@@ -114,3 +115,30 @@ def test_no_token_is_named_where_positions_are_no_tokens(parts):
                 model, clean, corrupted, metric=lambda outputs, batch: outputs.logits[:, -1, 3], parts=parts,
                 positions=positions, by_token=by_token,
             )  # fmt: skip
+
+
+def test_positions_of_one_of_two_towers():
+    text = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
+            "vocab_size": 40, "max_position_embeddings": 16, "eos_token_id": 2}  # fmt: skip
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=VIT)).eval()
+    pixels = torch.randn(2, 3, 8, 8)
+    clean, corrupted = (
+        {"input_ids": torch.tensor([[1, name, 6, 2], [1, name, 9, 2]]), "pixel_values": pixels} for name in (5, 7)
+    )
+    metric = lambda outputs, batch: outputs.logits_per_text.diagonal()[: len(batch["input_ids"])]  # noqa: E731
+    with pytest.raises(DataError, match="say with only= which stack is patched"):
+        activation_patching(model, clean, corrupted, metric=metric, parts="mlps", by_token=True)
+    found = activation_patching(model, clean, corrupted, metric=metric, parts="mlps", by_token=True, only="text_model")
+    assert found.token_effect.shape == (2, 4)
+    torch.testing.assert_close(found.token_effect[:, 0], torch.zeros(2).double(), atol=1e-5, rtol=0)
+    assert found.token_effect[0, 1].abs() > 1e-3
+
+
+@pytest.mark.parametrize("parts", ["heads", "mlps"])
+def test_images_without_text_have_no_positions_of_tokens(parts):
+    model = transformers.BeitForImageClassification(transformers.BeitConfig(**VIT, use_relative_position_bias=True))
+    clean, corrupted = ({"pixel_values": torch.randn(2, 3, 8, 8)} for _ in range(2))
+    options = {"metric": lambda outputs, batch: outputs.logits[:, 0], "parts": parts}
+    assert activation_patching(model, clean, corrupted, **options).effect.isfinite().all()
+    with pytest.raises(DataError, match="the tokens of the encoder have no mask"):
+        activation_patching(model, clean, corrupted, positions=[0], **options)

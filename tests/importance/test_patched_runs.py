@@ -12,6 +12,7 @@ from bertology import (
     activation_patching,
     attribution_patching,
     dissect_mlps,
+    head_attribution,
 )
 from bertology.errors import UnknownAnatomy
 from bertology.metrics import logit_difference
@@ -173,3 +174,17 @@ def test_a_model_that_computes_its_own_gradients_is_refused():
     for parts in ("heads", "attentions", "mlps"):
         with pytest.raises(UnknownAnatomy, match="without gradients"):
             attribution_patching(model, clean, corrupted, metric=of_last_token, parts=parts)
+
+
+@pytest.mark.parametrize("measure", ["patching", "attribution"])
+def test_gradients_in_inference_mode_are_those_outside(measure):
+    model, (clean, corrupted) = BY_NAME["gpt2"].build("lm"), two()
+
+    def values():
+        if measure == "attribution":
+            return head_attribution(model, clean).values
+        return attribution_patching(model, clean, corrupted, metric=logit_difference(1, 0), steps=2).effect
+
+    expected = values()
+    with torch.inference_mode():
+        torch.testing.assert_close(values(), expected)

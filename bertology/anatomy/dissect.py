@@ -299,8 +299,9 @@ def _inputs(attention: nn.Module, projection: nn.Module) -> int:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm, by the name of its class."""
-    return "norm" in type(module).__name__.lower()
+    """Whether a module is a norm of hidden states, by the name of its class: not one of torch's, of weights."""
+    kind = type(module)
+    return "norm" in kind.__name__.lower() and not kind.__module__.startswith("torch.nn.utils.")
 
 
 def _head_width(modules: dict[str, nn.Module], path: str, inputs: int) -> int:

@@ -246,12 +246,12 @@ class Anatomy:
         return any(one.reads_images for one in self.stacks if one.name == stack or one.module is runner)
 
     def check_readable(self) -> None:
-        """Check that each layer's heads come once in a forward pass, or raise `UnknownAnatomy`."""
+        """Check that the heads, or neurons, of each layer come once in a pass, or raise `UnknownAnatomy`."""
         for site in self.sites:
             if site.runs > 1:
                 raise UnknownAnatomy(
-                    f"{site.path} runs on {site.runs} kinds of tokens in turn: the heads of {site.label} can be edited "
-                    "(gated, ablated), but not read"
+                    f"{site.path} runs on {site.runs} kinds of tokens in turn: the {site.unit}s of {site.label} can be "
+                    "edited (gated, ablated), but not read"
                 )
 
     def check_exact_gradient(self, otherwise: str) -> None:

@@ -15,6 +15,7 @@ from ..anatomy.names import (
     NO_TEXT_ARGUMENTS,
     SPAN_ARGUMENTS,
 )
+from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Anatomy, Site
 from ..errors import DataError, how_many
 from .batch_checks import check_real
@@ -44,6 +45,24 @@ def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positi
         return torch.ones(rows, positions, dtype=torch.bool)
     _check_rows(anatomy, stack, mask, rows)
     return fit_mask(mask, positions, anatomy.runner(stack))
+
+
+def token_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
+    """[row, position], bool: at which of the `positions` of a stack the real tokens of its text are.
+
+    Raises `DataError` when that is not known: the stack has positions of its own, or pools tokens.
+    """
+    real, runner = real_positions(anatomy, batch, stack, rows, positions), block_oddities_of(anatomy.runner(stack))
+    extra = positions - token_mask(anatomy.model, batch, stack).shape[1]
+    if extra < 0 or (extra > 0 and not (runner.pads or runner.prefixes)):
+        raise DataError(
+            f"the {stack} has {how_many(positions, 'position')}, and its text {how_many(positions - extra, 'token')}: "
+            "it is not known which of them are those of a token, so that no token can be named by its position"
+        )
+    if extra and runner.prefixes:
+        real = real.clone()
+        real[:, :extra] = False
+    return real
 
 
 class Mapped(Protocol):

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.names import LABELS_ARGUMENT
+from ..anatomy.names import LABELS_ARGUMENT, NO_TEXT_ARGUMENTS
 from ..anatomy.sites import Anatomy
 from ..data.answers import token_index
-from ..data.batches import BatchesOrTexts, each_batch, examples, shows_padding, token_mask
+from ..data.batch_checks import input_name
+from ..data.batches import BatchesOrTexts, each_batch, examples, reads_text, shows_padding, token_mask
 from ..data.caches import check_no_cache
 from ..data.make_batches import as_batches
-from ..data.padding import real_positions
+from ..data.padding import token_positions
 from ..errors import DataError, ShapeError, described, how_many, is_whole
 
 Positions = Sequence[int] | Sequence[tuple[int, int]]
@@ -74,7 +75,10 @@ class Aligned:
         for stack in stacks:
             if self._has_no_mask(stack):
                 if self.positions is not None or self.one_by_one:
-                    raise DataError(f"the tokens of the {stack} have no mask [batch, token], so none has a position")
+                    other = "" if len(stacks) == 1 else ": say with only= which stack is patched"
+                    raise DataError(
+                        f"the tokens of the {stack} have no mask [batch, token], so none has a position{other}"
+                    )
                 continue
             base, source = (token_mask(self.anatomy.model, batch, stack) for batch in (self.base, self.source))
             if self.positions is not None:
@@ -95,6 +99,7 @@ class Aligned:
 
     def _has_no_mask(self, stack: str) -> bool:
         images = self.anatomy.reads_images(stack)
+        images |= reads_text(self.anatomy.model, stack) and input_name(self.base) in NO_TEXT_ARGUMENTS
         return images or not all(shows_padding(self.anatomy.model, one, stack) for one in (self.base, self.source))
 
     def tokens(self, stack: str) -> int:
@@ -145,7 +150,7 @@ class Aligned:
         return self._known[stack, rows, mine]
 
     def _real(self, batch: Mapping[str, Any], stack: str, rows: int, positions: int) -> Tensor:
-        return real_positions(self.anatomy, batch, stack, rows, positions)
+        return token_positions(self.anatomy, batch, stack, rows, positions)
 
 
 def check_one_length(tokens: Sequence[int]) -> None:

@@ -46,7 +46,8 @@ def patch_pairs(
 ) -> HeadPatching | LayerPatching:
     """Patch all pairs of batches, by running every patch or by gradients."""
     anatomy = dissect(model)
-    measured = ExampleMetric(model, metric, tokenizer)
+    with torch.inference_mode(False):  # no graph can hold answers that were made in inference mode
+        measured = ExampleMetric(model, metric, tokenizer)
     if options.into not in ("corrupted", "clean"):
         raise DataError(f"into is 'corrupted' or 'clean', got {options.into!r}")
     places = check_positions(options.positions, swap=options.into == "clean")

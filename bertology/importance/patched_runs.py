@@ -90,7 +90,7 @@ class Runs(ABC):
         found: dict[Place, Tensor] = {}
 
         def read(place: Place, stack: str, x: Tensor) -> Tensor:
-            found[place] = x.detach()
+            found[place] = x.detach().clone()  # some models add to what an MLP returned in place (Falcon)
             return x
 
         with ExitStack() as taps:
@@ -138,9 +138,14 @@ class Runs(ABC):
         batch = self.aligned.base
 
         def edit(place: Place, stack: str, x: Tensor) -> Tensor:
-            # In a frozen model no earlier operation requires a gradient: the graph starts here.
+            if not torch.is_grad_enabled():
+                raise UnknownAnatomy(
+                    f"the model runs its {stack} without gradients: all parts would seem to do nothing"
+                )
+            # In a frozen model no earlier operation requires a gradient: the graph starts here. What the model goes on
+            # with is a copy, to which it may add in place.
             found[place] = x.requires_grad_() if not x.requires_grad else x
-            return found[place]
+            return found[place].clone()
 
         with ExitStack() as taps, torch.inference_mode(False), torch.enable_grad():
             if alpha:
@@ -283,6 +288,7 @@ class LayerRuns(Runs):
         self._at_once: int | None = None
         self._mlps = dissect_mlps(anatomy) if mlps else None
         if self._mlps is not None:
+            self._mlps.check_readable()
             self._names = [(site.stack, site.row) for site in self._mlps.sites if only in (None, site.stack)]
             all_labels = self._mlps.labels
             self.labels = all_labels if only is None else tuple(all_labels[row] for _, row in self._names)
@@ -314,10 +320,10 @@ class LayerRuns(Runs):
             return each((stack, layer), stack, x)
 
         def apply_mlp(site: Site, x: Tensor) -> Tensor:
-            if x.dim() == 3:
+            if len(x) == self.running_rows:
                 return apply(site.stack, site.row, x)
             # The tokens of all examples in one row (OPT).
-            return apply(site.stack, site.row, x.reshape(self.running_rows, -1, x.shape[-1])).flatten(0, 1)
+            return apply(site.stack, site.row, x.reshape(self.running_rows, -1, x.shape[-1])).reshape(x.shape)
 
         where, place, call = self.anatomy, "block", apply
         if self._mlps is not None:
@@ -360,12 +366,12 @@ class LayerRuns(Runs):
             here = [(copy, token) for copy, (name, token) in enumerate(variants) if name == place and token != -1]
             if not here:
                 return x
-            each = x.view(copies, -1, *x.shape[1:]).clone()
+            each = x.reshape(copies, -1, *x.shape[1:]).clone()
             new = self.moved(place, stack, x.shape[1])
             for copy, token in here:
                 where = self.mask(stack, x.shape[1], token)
                 each[copy] = new if where is None else torch.where(where[..., None].to(x.device), new, each[copy])
-            return each.view_as(x)
+            return each.reshape(x.shape)
 
         with uncached(self.anatomy.model), ExitStack() as taps:
             self.running_rows = copies * self.rows

@@ -243,8 +243,14 @@ class _Sums(NamedTuple):
 def hidden_read(anatomy: Anatomy, numbers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Yield {layer: [batch, token, hidden]} of the model's only stack, filled while the model runs."""
     states: dict[int, Tensor] = {}
+    width = hidden_width(anatomy)
 
     def read(stack: str, layer: int, x: Tensor) -> None:
+        if x.shape[-1] != width:
+            raise UnknownAnatomy(
+                f"the hidden states of the {stack} are {x.shape[-1]} wide, and what its attention adds is {width}: "
+                "they are of several residual streams, or of several widths, whose layers cannot be compared"
+            )
         if layer in numbers:
             states[layer] = x.detach()
 

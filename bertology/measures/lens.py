@@ -224,7 +224,7 @@ def head_attribution(
         >>> found.values.shape, found.together.allclose(found.values.sum((0, 2)), atol=1e-4)
         (torch.Size([2, 1, 4]), True)
     """
-    with one_batch(model, inputs, tokenizer) as (anatomy, batch):
+    with torch.inference_mode(False), one_batch(model, inputs, tokenizer) as (anatomy, batch):
         with direct_path_noted(anatomy, examples(batch)) as path:
             outputs = run(model, batch)
         score = partial(one_for_each, of) if of is not None else _answer(anatomy, outputs, batch)

@@ -123,7 +123,7 @@ def save_plain(
     check_in_memory(model, "the model cannot be saved", DataError)
     with undisturbed(model), uncached(model):
         given = arguments(model, inputs, tokenizer)
-        before = numbers(_ran(model, given))
+        before = numbers(ran(model, given, "the checkpoint computes the same"))
     plain = _plain(model, before, given)
     with writable(path):
         plain.save_pretrained(str(path))
@@ -267,6 +267,7 @@ def _tell_neurons_by(config: Any, name: str, sites: list[Site], times: int) -> b
     return bool(mine)
 
 
+@torch.random.fork_rng(devices=[])  # the weights that a model begins with are drawn
 def built(model: Any, config: Any, weights: dict[str, Tensor], cannot: str) -> Any:
     """A model of a config with the weights of another. Raises `PruningError` where they do not fit."""
     there = {name: list(x.shape) for name, x in weights.items()}
@@ -321,13 +322,14 @@ def arguments(model: Any, inputs: BatchesOrTexts | None, tokenizer: Any) -> dict
 
 
 @torch.no_grad()
-def _ran(model: Any, given: Batch) -> Any:
+def ran(model: Any, given: Batch, seen: str) -> Any:
+    """The outputs of a model, in which something is to be seen. Raises `DataError` where it does not run."""
     try:
         return model(**given)
     except Exception as error:  # the model's own code may raise anything
         raise DataError(
-            f"it could not be seen that the checkpoint computes the same ({type(error).__name__}: {error}): pass "
-            "inputs=, a batch that the model runs on"
+            f"it could not be seen that {seen} ({type(error).__name__}: {error}): pass inputs=, a batch that the model "
+            "runs on"
         ) from error
 
 

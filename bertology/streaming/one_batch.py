@@ -70,7 +70,8 @@ def one_batch(
 ) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
     """Check one batch, or make one of texts, and keep the model in eval mode and unchanged while it is captured."""
     anatomy = dissect(model)
-    batch = on_device(as_batch(model, inputs, tokenizer), device_of(model, anatomy.modules))
+    with torch.inference_mode(False):  # no graph can hold a batch that was made in inference mode
+        batch = on_device(as_batch(model, inputs, tokenizer), device_of(model, anatomy.modules))
     with undisturbed(model, anatomy.modules):
         check_padding(anatomy, batch)
         yield anatomy, batch

@@ -48,7 +48,9 @@ def _of_units(site: Site, module: nn.Module) -> Tensor:
     width = getattr(module, "in_features", len(site.kept) * site.dim)
     like = torch.zeros(1) if some is None else some
     eye = torch.eye(width, dtype=like.dtype, device=like.device)
-    nothing, units, twice = (module.forward(x) for x in (torch.zeros_like(eye[:1]), eye, eye[:1] * 2))
+    returned = (module.forward(x) for x in (torch.zeros_like(eye[:1]), eye, eye[:1] * 2))
+    # I-BERT's returns a scale of quantized numbers, too.
+    nothing, units, twice = (x[0] if isinstance(x, tuple) else x for x in returned)
     weight = units - nothing
     if not torch.allclose(twice - nothing, 2 * weight[:1], rtol=1e-2, atol=1e-3):
         raise UnknownAnatomy(f"the output projection of {site.label} ({type(module).__name__}) is not linear")

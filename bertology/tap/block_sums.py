@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from .function_mode import of_reader
 from .mixing import Mixed, Parting, Sum
 
 Reader = Callable[[Site, Mixed], Any]
+# {anatomy: the down projections of its MLPs}
+_projections: WeakKeyDictionary[Anatomy, set[nn.Module]] = WeakKeyDictionary()
 # A norm that follows the sum is confirmed by the next sum: one of the block's MLP, or of its cross attention.
 _AT_ONCE = 1
 
@@ -63,10 +66,12 @@ class _Following:
             self._queries[module] = args[0]
 
     @torch.no_grad()
-    def after_projection(self, module: nn.Module, args: Any, output: Tensor) -> None:
+    def after_projection(self, module: nn.Module, args: Any, output: Any) -> None:
         """Begin to look for the sum of what the heads add."""
         if not self._calls.count:
             return
+        if not isinstance(output, Tensor):
+            self._refuse(self._calls.next(module))  # beside the scale of quantized numbers (I-BERT)
         self.after(module, args, output)
         unknown = [one for one in self._sums if one.norm is None]
         if unknown or len(self._sums) > _AT_ONCE:
@@ -110,13 +115,15 @@ class _Following:
         may = isinstance(output, Tensor) and output.shape == added.shape and bool(each_weight([module]))
         return may and module in self._mlps
 
-    @cached_property
+    @property
     def _mlps(self) -> set[nn.Module]:
-        """The down projections of the MLPs that are known."""
-        try:
-            return {mlp.projection for mlp in dissect_mlps(self._anatomy).sites}
-        except UnknownAnatomy:
-            return set()
+        """The down projections of the MLPs that are known, which all batches have in common."""
+        if self._anatomy not in _projections:
+            try:
+                _projections[self._anatomy] = {mlp.projection for mlp in dissect_mlps(self._anatomy).sites}
+            except UnknownAnatomy:
+                _projections[self._anatomy] = set()
+        return _projections[self._anatomy]
 
     def _look(self, module: nn.Module, x: Tensor, y: Tensor | None) -> None:
         for one in list(self._sums):

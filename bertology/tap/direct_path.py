@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.dissect import is_norm
 from ..anatomy.modules import each_module
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
@@ -96,7 +97,7 @@ def _scale(norm: nn.Module, x: Tensor, y: Tensor) -> Scale:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+    return is_norm(module) and not any(True for _ in module.children())
 
 
 def _has_matrix(module: nn.Module) -> bool:

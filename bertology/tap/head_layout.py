@@ -1,4 +1,4 @@
-"""How heads lie in what the projection of an attention gets."""
+"""How heads and neurons lie in what their projection gets, and what an MLP returns."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ _SIZED = ("group", "stream", "row")
 
 def split_heads(site: Site, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """[batch, token, head, dim], and the elements after all heads (ConvBERT) if any, of the input of `place`."""
-    layout, heads = _layout(site, x), len(site.kept) * site.dim
-    flat = x if layout == _PLAIN else rearrange(x, f"{layout} -> {_flat(layout)}")
+    flat, heads = flattened(site, x), len(site.kept) * site.dim
     rest = flat[..., heads:] if flat.shape[-1] > heads else None
     flat = flat if rest is None else flat[..., :heads]
     return flat.reshape(*flat.shape[:-1], len(site.kept), site.dim), rest
@@ -37,7 +36,17 @@ def split_heads(site: Site, x: Tensor) -> tuple[Tensor, Tensor | None]:
 def join_heads(site: Site, heads: Tensor, rest: Tensor | None, like: Tensor) -> Tensor:
     """The input of `place` in the layout of `like`, of [batch, token, head, dim] and the elements after all heads."""
     flat = heads.flatten(-2)
-    flat = flat if rest is None else torch.cat([flat, rest], dim=-1)
+    return laid_back(site, flat if rest is None else torch.cat([flat, rest], dim=-1), like)
+
+
+def flattened(site: Site, x: Tensor) -> Tensor:
+    """[batch, token, width], of what lies in the layout of a site."""
+    layout = _layout(site, x)
+    return x if layout == _PLAIN else rearrange(x, f"{layout} -> {_flat(layout)}")
+
+
+def laid_back(site: Site, flat: Tensor, like: Tensor) -> Tensor:
+    """[batch, token, width] in the layout of a site, as `like` has it."""
     layout = _layout(site, like)
     if layout == _PLAIN:
         return flat

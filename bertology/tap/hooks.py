@@ -21,7 +21,7 @@ from .block_sums import follow_sums
 from .calls import Calls, hooks_until_end
 from .edits import noted, same_shape
 from .function_mode import of_reader, watch_products
-from .head_layout import join_heads, split_heads
+from .head_layout import flattened, join_heads, laid_back, split_heads
 from .map_reader import Wants
 from .mixing import Parting
 from .private_api import has_pre_hooks
@@ -218,16 +218,21 @@ def _tap_neurons(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: 
 
 def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
     mlps = dissect_mlps(anatomy)
-    calls = Calls([(site.place, site) for site in mlps.sites], once=once)
+    calls = Calls([(site.place, site) for site in mlps.sites for _ in range(site.runs)], once=once)
+    if edit is None:
+        mlps.check_readable()
 
-    def after(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
         if not calls.count:
             return None
         site = calls.next(module)
+        whole = output if isinstance(output, Tensor) else output[0]  # beside the scale of quantized numbers (I-BERT)
+        x = flattened(site, whole)
         if edit is None:
-            read(site, output)
+            read(site, x)
             return None
-        return same_shape(edit(site, output), output, f"MLP of {site.label}")
+        new = laid_back(site, same_shape(edit(site, x), x, f"MLP of {site.label}"), whole)
+        return new if whole is output else (new, *output[1:])
 
     def place(undo: ExitStack) -> None:
         calls.watch(mlps, undo)

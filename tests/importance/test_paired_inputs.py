@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 
-from bertology import (
-    activation_patching,
-)
+from bertology import activation_patching, dissect_mlps
 from bertology.errors import DataError
 from bertology.metrics import logit_difference
 from helpers.patching import difference, one, places, two
+from helpers.small_models import VIT
 from helpers.zoo import BY_NAME, batch
 
 
@@ -59,3 +59,86 @@ def test_inputs_that_are_no_pairs():
         patch([clean, clean], corrupted)
     with pytest.raises(DataError, match="there is no difference of which a patch could restore a share"):
         patch(clean, clean)
+
+
+def with_own_positions(kind):
+    """A model that sets prompts before the text, or reads it into a number of vectors of its own."""
+    torch.manual_seed(0)
+    if kind == "cpmant":
+        config = transformers.CpmAntConfig(
+            vocab_size=40, hidden_size=16, num_attention_heads=4, dim_head=4, dim_ff=24, num_hidden_layers=2,
+            prompt_length=3, position_bias_num_buckets=8, position_bias_max_distance=16, segment_types=8,
+        )  # fmt: skip
+        return transformers.CpmAntForCausalLM(config).double().eval()
+    config = transformers.PerceiverConfig(
+        vocab_size=40, num_latents=6, d_latents=16, d_model=16, num_blocks=1, num_self_attends_per_block=1,
+        num_self_attention_heads=4, num_cross_attention_heads=4, qk_channels=16, v_channels=16,
+        max_position_embeddings=8,
+    )  # fmt: skip
+    return transformers.PerceiverForMaskedLM(config).double().eval()
+
+
+# oracle: a plain hook on a down projection
+def test_positions_are_those_of_the_text_and_not_of_prompts_before_it():
+    model, seen = with_own_positions("cpmant"), []
+    clean, corrupted = ({"input_ids": torch.tensor([[5, name, 7, 9]])} for name in (6, 8))
+    metric = lambda outputs, batch: outputs.logits[:, -1, 3]  # noqa: E731
+    found = activation_patching(model, clean, corrupted, metric=metric, parts="mlps", positions=[1], by_token=True)
+    mlp = dissect_mlps(model).sites[0].projection
+    hook = mlp.register_forward_hook(lambda module, args, output: seen.append(output.clone()))
+    with torch.no_grad():
+        model(**clean)
+    hook.remove()
+
+    def at_the_name(module, args, output):
+        output = output.clone()
+        output[:, 3 + 1] = seen[0][:, 3 + 1]
+        return output
+
+    hook = mlp.register_forward_hook(at_the_name)
+    with torch.no_grad():
+        expected = metric(model(**corrupted), corrupted)
+    hook.remove()
+    torch.testing.assert_close(found.patched[0], expected)
+    assert (expected - found.corrupted).abs() > 1e-9
+    whole = activation_patching(model, clean, corrupted, metric=metric, parts="mlps", by_token=True)
+    torch.testing.assert_close(whole.token_effect[0, 1], found.effect[0])
+
+
+@pytest.mark.parametrize("parts", ["heads", "mlps", "blocks"])
+def test_no_token_is_named_where_positions_are_no_tokens(parts):
+    model = with_own_positions("perceiver")
+    clean, corrupted = ({"input_ids": torch.tensor([[5, name, 7, 9]])} for name in (6, 8))
+    for positions, by_token in (([1], False), (None, True)):
+        with pytest.raises(DataError, match="no token can be named by its position"):
+            activation_patching(
+                model, clean, corrupted, metric=lambda outputs, batch: outputs.logits[:, -1, 3], parts=parts,
+                positions=positions, by_token=by_token,
+            )  # fmt: skip
+
+
+def test_positions_of_one_of_two_towers():
+    text = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
+            "vocab_size": 40, "max_position_embeddings": 16, "eos_token_id": 2}  # fmt: skip
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=VIT)).eval()
+    pixels = torch.randn(2, 3, 8, 8)
+    clean, corrupted = (
+        {"input_ids": torch.tensor([[1, name, 6, 2], [1, name, 9, 2]]), "pixel_values": pixels} for name in (5, 7)
+    )
+    metric = lambda outputs, batch: outputs.logits_per_text.diagonal()[: len(batch["input_ids"])]  # noqa: E731
+    with pytest.raises(DataError, match="say with only= which stack is patched"):
+        activation_patching(model, clean, corrupted, metric=metric, parts="mlps", by_token=True)
+    found = activation_patching(model, clean, corrupted, metric=metric, parts="mlps", by_token=True, only="text_model")
+    assert found.token_effect.shape == (2, 4)
+    torch.testing.assert_close(found.token_effect[:, 0], torch.zeros(2).double(), atol=1e-5, rtol=0)
+    assert found.token_effect[0, 1].abs() > 1e-3
+
+
+@pytest.mark.parametrize("parts", ["heads", "mlps"])
+def test_images_without_text_have_no_positions_of_tokens(parts):
+    model = transformers.BeitForImageClassification(transformers.BeitConfig(**VIT, use_relative_position_bias=True))
+    clean, corrupted = ({"pixel_values": torch.randn(2, 3, 8, 8)} for _ in range(2))
+    options = {"metric": lambda outputs, batch: outputs.logits[:, 0], "parts": parts}
+    assert activation_patching(model, clean, corrupted, **options).effect.isfinite().all()
+    with pytest.raises(DataError, match="the tokens of the encoder have no mask"):
+        activation_patching(model, clean, corrupted, positions=[0], **options)

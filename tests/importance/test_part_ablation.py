@@ -2,8 +2,8 @@ import pytest
 import torch
 import transformers
 
-from bertology import block_ablation, mlp_ablation
-from bertology.errors import DataError
+from bertology import block_ablation, dissect_mlps, mlp_ablation, neuron_activations
+from bertology.errors import DataError, UnknownAnatomy
 from helpers.towers import llava, qwen2_vl, texts_with_image
 from helpers.zoo import BY_NAME, LLAMA, batch, each_alone
 
@@ -82,3 +82,23 @@ def test_one_example_has_no_standard_error(tmp_path):
     assert found.loss_stderr.isinf().all()
     found.save(tmp_path / "a")
     assert type(found).load(tmp_path / "a") == found
+
+
+def test_an_mlp_that_runs_on_two_kinds_of_tokens_is_ablated_on_both():
+    config = transformers.PegasusXConfig(
+        vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, num_global_tokens=2,
+        decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, block_size=4, max_position_embeddings=32,
+    )  # fmt: skip
+    model, ids = transformers.PegasusXForConditionalGeneration(config).eval(), torch.randint(3, 40, (3, 8))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, :4]}
+    found = mlp_ablation(model, inputs, metric="inverse_loss")
+    apart = [losses_without(model, inputs, mlp.projection) for mlp in dissect_mlps(model).sites]
+    whole = losses_without(model, inputs, None)
+    torch.testing.assert_close(
+        found.loss_change, torch.stack([x.mean() - whole.mean() for x in apart]), atol=1e-5, rtol=0
+    )
+    assert found.loss_change[0].abs() > 1e-4
+    with pytest.raises(UnknownAnatomy, match="the neurons of encoder.0 can be edited .*, but not read"):
+        neuron_activations(model, {name: x for name, x in inputs.items() if name != "labels"})

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from bertology import Result, SimilarityAccumulator, dissect, hidden_states, layer_similarity
+from bertology import Result, SimilarityAccumulator, contextuality, dissect, hidden_states, layer_similarity
 from bertology.errors import DataError, UnknownAnatomy
 from helpers.zoo import BY_NAME, batch
 from oracles import layer_similarity as oracles
@@ -138,3 +139,25 @@ def test_a_batch_of_one_example_has_no_null():
     found = layer_similarity(BY_NAME["bert"].build(), alone, over="text")
     assert found.null.isnan().all()
     torch.testing.assert_close(found.cka, layer_similarity(BY_NAME["bert"].build(), BATCHES, over="text").cka)
+
+
+@pytest.mark.parametrize("measure", [layer_similarity, contextuality])
+def test_several_residual_streams_are_refused(measure):
+    config = transformers.Gemma3nTextConfig(
+        vocab_size=40, vocab_size_per_layer_input=40, hidden_size=16, hidden_size_per_layer_input=8, head_dim=4,
+        intermediate_size=[24] * 2, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        layer_types=["sliding_attention", "full_attention"], num_kv_shared_layers=0, laurel_rank=4, pad_token_id=0,
+        activation_sparsity_pattern=[0.0] * 2,
+    )  # fmt: skip
+    model = transformers.Gemma3nTextModel(config).eval()
+    with pytest.raises(
+        UnknownAnatomy, match="64 wide, and what its attention adds is 16: they are of several residual"
+    ):
+        measure(model, {"input_ids": torch.randint(3, 40, (3, 5))})
+
+
+@pytest.mark.parametrize("measure", [layer_similarity, contextuality])
+def test_projections_that_return_a_scale_too(measure):
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = transformers.IBertModel(transformers.IBertConfig(**sizes, intermediate_size=24)).eval()
+    assert measure(model, {"input_ids": torch.randint(3, 40, (3, 5))}).labels == ("0", "1", "2")

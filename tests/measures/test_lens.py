@@ -160,3 +160,14 @@ def test_saved_and_drawn(tmp_path):
         assert Result.load(tmp_path / "result") == found
         found.plot(path=tmp_path / "result.png")
         assert (tmp_path / "result.png").stat().st_size > 1000
+
+
+def test_a_norm_of_weights_is_none_of_the_residual_stream():
+    config = transformers.Wav2Vec2Config(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, conv_dim=(8, 8),
+        conv_stride=(4, 2), conv_kernel=(5, 3), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+        num_feat_extract_layers=2, classifier_proj_size=8,
+    )  # fmt: skip
+    model = transformers.Wav2Vec2ForSequenceClassification(config).eval()
+    found = head_attribution(model, {"input_values": torch.randn(2, 200)})
+    torch.testing.assert_close(found.together, found.values.sum((0, 2)), atol=1e-4, rtol=0)

@@ -1,5 +1,7 @@
 """The parts of what attention blocks pass on, and how much of it comes from other tokens."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -277,3 +279,16 @@ def test_heads_that_pass_on_something_else_are_refused(name):
 def test_other_weightings_are_refused():
     with pytest.raises(DataError, match="weighting must be 'attention', 'norm' or 'block', got 'value'"):
         attention_rollout(BY_NAME["bert"].build(), batch(labels=False), weighting="value")
+
+
+def test_quantized_sums_are_refused_by_the_library():
+    with pytest.raises(UnknownAnatomy, match="is nowhere summed up with the residual stream"):
+        mixing_ratio(small("ibert"), batch(labels=False))
+
+
+def test_the_mlps_of_a_model_are_looked_for_once(monkeypatch):
+    asked = []
+    sums = sys.modules["bertology.tap.block_sums"]
+    monkeypatch.setattr(sums, "dissect_mlps", lambda anatomy, real=sums.dissect_mlps: asked.append(1) or real(anatomy))
+    mixing_ratio(small("gpt_neox"), [batch(labels=False, seed=seed) for seed in range(3)])
+    assert asked == [1]

@@ -233,3 +233,21 @@ def test_what_is_known_elsewhere_is_seen_and_undone():
     assert own.layer_idx == 1
     assert torch.equal(logits(model, inputs), expected)
     assert len(model.bert.encoder.layer) == 2
+
+
+def test_the_random_state_stays_as_it_was():
+    model = BY_NAME["bert"].build()
+    before = torch.get_rng_state()
+    drop_blocks(model, [0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_inputs_that_the_model_does_not_run_on():
+    sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = transformers.WhisperConfig(
+        vocab_size=60, d_model=16, encoder_ffn_dim=24, decoder_ffn_dim=24, num_mel_bins=8, max_source_positions=10,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3, **sizes,
+    )  # fmt: skip
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    with pytest.raises(DataError, match="pass inputs=, a batch that the model runs on"):
+        drop_blocks(model, ["encoder.1"], inputs={"input_features": torch.randn(2, 8, 20)})

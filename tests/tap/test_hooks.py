@@ -1,7 +1,8 @@
 import pytest
 import torch
+import transformers
 
-from bertology import dissect
+from bertology import dissect, dissect_mlps
 from bertology.errors import BertologyError, ShapeError, UnknownAnatomy
 from bertology.tap import tap
 from helpers.zoo import BY_NAME, batch
@@ -142,3 +143,25 @@ def test_a_shared_module_that_runs_too_often_is_noticed():
     model.albert.encoder.config = type(model.config)(**{**model.config.to_dict(), "num_hidden_layers": 3})
     with pytest.raises(UnknownAnatomy, match="ran more than 2 times"), tap(anatomy, "heads", read=lambda *_: None):
         logits(model)
+
+
+@pytest.mark.parametrize("kind", ["xlnet", "squeezebert"])
+def test_what_mlps_return_has_the_batch_first(kind):
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 1}
+    more = (
+        {"d_model": 16, "n_layer": 1, "n_head": 4, "d_inner": 24}
+        if kind == "xlnet"
+        else {"embedding_size": 16, "intermediate_size": 24}
+    )
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **sizes, **more)).eval()
+    anatomy, found, before = dissect_mlps(model), [], []
+    inputs = {"input_ids": torch.randint(3, 40, (2, 5))}
+    keep = anatomy.sites[0].projection.register_forward_hook(lambda module, args, output: before.append(output))
+    with torch.no_grad(), tap(anatomy, "mlp", read=lambda mlp, x: found.append(x)):
+        whole = model(**inputs).last_hidden_state
+    axes = (1, 0, 2) if kind == "xlnet" else (0, 2, 1)
+    torch.testing.assert_close(found[0], before[0].permute(axes))
+    assert found[0].shape == (2, 5, 16)
+    with torch.no_grad(), tap(anatomy, "mlp", edit=lambda mlp, x: x):
+        torch.testing.assert_close(model(**inputs).last_hidden_state, whole)
+    keep.remove()

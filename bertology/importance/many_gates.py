@@ -39,6 +39,7 @@ from ..streaming.same_data import same_data
 from ..tap import uncached
 from ..tap.branches import Branches, Seen
 from ..tap.gates import Replacement, ablated, check_replacement
+from ..tap.variants import HeadVariants
 from .score import INVERSE_LOSS, predictions, score
 
 NAN = float("nan")
@@ -111,7 +112,7 @@ class VariantAccumulator(Accumulator):
             given = Replacement(anatomy, check_replacement(anatomy, given), self._seed)
         self._replacement = given
         states = self._look_at_states if self._metric is None and isinstance(self._loss, TokenLoss) else None
-        self._branches = Branches(anatomy, self._replacement, self._inputs, self._look, states)
+        self._branches = Branches(HeadVariants(anatomy, self._replacement), self._inputs, self._look, states)
         self._kept: list[Seen] = []
         self._ran = torch.zeros(anatomy.layers, dtype=torch.bool)
         return super().zero(anatomy)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..data.batches import Batch, call, device_of, examples, has_rows, rows_per_example, some_examples
-from . import Recording, copied, first_position_only, recorded, tail_noted
+from . import Recording, copied, first_position_only, recorded, tail_noted, tap
 from .output_layer import Noted, output_layer, output_layer_left_out, products_noted
 from .variants import Variants
 
@@ -143,7 +143,7 @@ class Branches:
         return self._look(outputs, _copies(batch, batch, copies), copies)
 
     def _prove(self, batch: Batch, rows: list[int], possible: LeftOut) -> None:
-        """Find out how a pass can resume at each layer, on the first two examples of the batch.
+        """Find out how a pass can resume at each layer, on the first example of the batch, or two if it is copied.
 
         If several examples share a tensor of images, the whole batch is used.
 
@@ -152,7 +152,7 @@ class Branches:
         give the same outputs as full passes, directly after a pass that changed every layer. If variants never run at
         once on several copies, the unchanged one is enough: it shows that nothing is missing.
         """
-        few = some_examples(batch, slice(2)) if has_rows(batch) else batch
+        few = some_examples(batch, slice(2 if self._variants.copied else 1)) if has_rows(batch) else batch
         with self.recorded(few) as record:
             outputs = call(self._anatomy.model, self._inputs(few))
         base = self._look(outputs, few, 1)
@@ -171,12 +171,15 @@ class Branches:
         return [torch.cat(each) for each in zip(base[:2], *(seen[:2] for seen in changed), strict=True)]
 
     def _changes_all(self, record: Recording, batch: Batch, row: int) -> bool:
-        """Run a full pass that changes every layer, if the model can."""
-        try:
-            self._run(record, batch, row, self._variants.changing_all(), Way("alone"))
-        except Exception:  # such as blocks that cannot all be skipped, though each of them can
-            return False
-        return True
+        """Run a full pass that changes every layer, if the model can: if possible, also what its first blocks get."""
+        for other_inputs in (tap(self._anatomy, "block", edit=_moved_inputs), nullcontext()):
+            try:
+                with other_inputs:
+                    self._run(record, batch, row, self._variants.changing_all(), Way("alone"))
+            except Exception:  # such as blocks that cannot all be skipped, though each of them can
+                continue
+            return True
+        return False
 
     def _reads_first(self, record: Recording, base: Seen, batch: Batch) -> bool:
         """Whether the model reads only the first position of the last block in all rows of this batch."""
@@ -192,7 +195,10 @@ class Branches:
             return True
         if not self._variants.can_start(way.start, record, row):
             return False
-        return self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
+        works = self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
+        if way.start == "copies":  # a full pass, after which the state that other layers leave is that of the batch
+            self._changes_all(record, batch, row)
+        return works
 
     def _gives(self, run: Callable[[], Seen], wanted: Sequence[Tensor]) -> bool:
         """Whether a pass runs without an error and gives these losses and logits, up to rounding."""
@@ -202,6 +208,11 @@ class Branches:
             return False
         eps = max(torch.finfo(p.dtype).eps for p in self._anatomy.model.parameters() if p.is_floating_point())
         return all(_close(x, y, min(1000 * eps, 0.05)) for x, y in zip(wanted[:2], found[:2], strict=True))
+
+
+def _moved_inputs(stack: str, layer: int, x: Tensor) -> Tensor:
+    """Other states for the first block of a stack: those that it gets, with each element in the place of the next."""
+    return x if layer else x.roll(1, -1)
 
 
 def _copies(values: Batch, batch: Batch, copies: int) -> dict[str, Any]:

@@ -56,6 +56,10 @@ class Recording:
     """Whether a layer ran again in this pass (an encoder that two texts share): it then cannot be resumed."""
     blocks: list[BlockCall] = field(default_factory=list)
     attentions: dict[int, AttentionCall] = field(default_factory=dict)
+    parts: dict[int, int] = field(default_factory=dict)
+    """{row of another part, such as an MLP: the call of a block in which it ran, -1 for none}, in order."""
+    given: dict[int, Any] = field(default_factory=dict)
+    """{row of a part: the hidden states that it was given}."""
 
     def sites_from(self, row: int) -> tuple[Site, ...]:
         """The sites that run when a pass is resumed at a site: all but those of blocks that had ended by then."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace as changed
 from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..anatomy.blocks import BlockAnatomy
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch
+from .calls import Calls
 from .gates import Replacement
 from .hooks import tap
 from .resume import Recording, matrix
+from .skipped import given_states, mlps_closed, passed_on, skipping
+from .states import flat_states, laid_out, state_of, with_state
 
 
 class Variants(ABC):
@@ -145,3 +149,91 @@ def _of_heads(x: Tensor, heads: Tensor) -> Tensor:
     """[copy, head, position, dim]: the outputs, in `x [batch, token, head, dim]`, of `heads [copy, head]`."""
     some = x.flatten(0, 1).index_select(1, heads.flatten())
     return rearrange(some, "position (copy head) dim -> copy head position dim", copy=len(heads))
+
+
+class PartVariants(Variants):
+    """Gates [copy, layer, 1] of MLPs or blocks: 0 leaves one out. A variant leaves out one, and runs alone."""
+
+    starts = ("block", "alone")
+    copied = False
+
+    def __init__(self, anatomy: Anatomy, parts: Anatomy) -> None:
+        super().__init__(anatomy)
+        self.parts = parts
+
+    @contextmanager
+    def noted(self, record: Recording) -> Iterator[None]:
+        """Note in which call of a block each part runs."""
+        calls = Calls([(site.place, site) for site in self.parts.sites], once=False)
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            row = calls.next(module).row
+            record.parts[row] = record.running
+            self._note(record, row, args, kwargs)
+
+        with ExitStack() as undo:
+            calls.watch(self.parts, undo)
+            for module in calls.modules:
+                undo.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+            yield
+
+    def _note(self, record: Recording, row: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note what a part was given."""
+
+    def ran(self, record: Recording) -> Collection[int]:
+        """The parts that ran."""
+        return record.parts.keys()
+
+    def trial(self, row: int) -> Tensor:
+        """One copy without a change."""
+        return torch.ones(1, self.parts.layers, 1)
+
+    def changing_all(self) -> Tensor:
+        """All parts left out."""
+        return torch.zeros(1, self.parts.layers, 1)
+
+
+class MlpVariants(PartVariants):
+    """MLPs whose output is replaced by 0."""
+
+    def open(self, record: Recording, row: int, gates: Tensor, batch: Batch, start: str, undo: ExitStack) -> None:
+        """Resume at the block of the MLP, and let MLPs return 0."""
+        over: set[int] = set()
+        if start == "block":
+            over = record.ended_before(record.parts[row])
+            undo.enter_context(record.resumed_after(over, len(gates)))
+        sites = [site for site in self.parts.sites if record.parts.get(site.row) not in over]
+        closed = {site.row for site in sites if gates[0, site.row] == 0}
+        # If several layers share a place, their calls are counted there, so none of these sites may be left out.
+        places = {site.place for site in sites if site.row in closed}
+        sites = [site for site in sites if site.place in places]
+        if sites:
+            undo.enter_context(mlps_closed(changed(self.parts, sites=tuple(sites)), closed))
+
+
+class BlockVariants(PartVariants):
+    """Blocks that pass on what they get."""
+
+    parts: BlockAnatomy
+
+    def _note(self, record: Recording, row: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = given_states(args, kwargs)
+        # A copy, since what comes later may change a tensor in place.
+        record.given[row] = given.clone() if isinstance(given, Tensor) else given
+
+    def open(self, record: Recording, row: int, gates: Tensor, batch: Batch, start: str, undo: ExitStack) -> None:
+        """Resume after the block, which returns what it was given, or skip blocks."""
+        closed = {site.row for site in self.parts.sites if gates[0, site.row] == 0}
+        if start == "alone":
+            undo.enter_context(skipping(self.parts, closed))
+            return
+        number = record.parts[row]
+        instead = {number: self._passed_on(record, row)} if row in closed else {}
+        undo.enter_context(record.resumed_after(record.ended_before(number) | {number}, len(gates), instead))
+
+    def _passed_on(self, record: Recording, row: int) -> Any:
+        """What the block returns if it passes on its input."""
+        call, site = record.blocks[record.parts[row]], self.parts.sites[row]
+        x, layout = state_of(call.output), call.stack.layout
+        states = passed_on(site, record.given[row], layout, flat_states(x, layout, site.label))
+        return with_state(call.output, laid_out(states, layout, x))

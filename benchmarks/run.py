@@ -35,6 +35,7 @@ SCRIPTS: dict[str, list[str]] = {
     "importance": ["--examples", "100", "--rounds", "2"],
     "ablation": ["--rounds", "2"],
     "loops": ["--examples", "4", "--rounds", "2"],
+    "parts": ["--rounds", "2"],
     "entropy_by_length": ["--tokens", "128", "512", "4096", "--rounds", "3"],
     "gpu_attention": [],
     "memory": ["--tokens", "2048", "4096", "--rounds", "1"],

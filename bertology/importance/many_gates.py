@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,11 @@ from ..streaming.same_data import same_data
 from ..tap import uncached
 from ..tap.branches import Branches, Seen
 from ..tap.gates import Replacement, ablated, check_replacement
+from ..tap.variants import HeadVariants, Variants
 from .score import INVERSE_LOSS, predictions, score
 
 NAN = float("nan")
+B = TypeVar("B", bound="BranchAccumulator")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +82,7 @@ class VariantScores(Result):
         return laid
 
 
-class VariantAccumulator(Accumulator):
+class BranchAccumulator(Accumulator):
     """Runs every batch under many sets of gates. It runs the model itself, and cannot share a pass with others."""
 
     needs_finite_weights = True
@@ -87,42 +90,30 @@ class VariantAccumulator(Accumulator):
 
     _loss: ExampleLoss
 
-    def __init__(
-        self,
-        make_gates: Callable[[Anatomy], Tensor],
-        metric: str | Metric,
-        loss: ExampleLoss | None = None,
-        replace: Tensor | str | Replacement = "zero",
-        seed: int = 0,
-    ) -> None:
-        self._make_gates, self._own, self._replace, self._seed = make_gates, loss, replace, seed
+    def __init__(self, metric: str | Metric, loss: ExampleLoss | None = None) -> None:
+        self._own = loss
         self._metric = None if metric == INVERSE_LOSS else find_metric(metric)
         self._name = metric_name(metric)
         self.needs_labels = loss is not None
 
-    def zero(self, anatomy: Anatomy) -> VariantAccumulator:
-        """Reset the results, and find the loss before the model runs."""
-        if not anatomy.present.any():
-            raise DataError("there is no head to ablate: all heads of this model were pruned")
-        self.choose_loss(anatomy, self._own)
-        self._gates = self._make_gates(anatomy)
-        given = self._replace
-        if not isinstance(given, Replacement):
-            given = Replacement(anatomy, check_replacement(anatomy, given), self._seed)
-        self._replacement = given
-        states = self._look_at_states if self._metric is None and isinstance(self._loss, TokenLoss) else None
-        self._branches = Branches(anatomy, self._replacement, self._inputs, self._look, states)
-        self._kept: list[Seen] = []
-        self._ran = torch.zeros(anatomy.layers, dtype=torch.bool)
-        return super().zero(anatomy)
+    @abstractmethod
+    def variants(self, anatomy: Anatomy) -> tuple[Variants, Tensor]:
+        """What is varied in a model, and the gates [variant, layer, unit] of all variants."""
 
-    def settings(self) -> str:
-        """The metric, the loss, the gates and the replacement of heads."""
-        digest = hashlib.sha256(self._gates.numpy().tobytes())
-        if isinstance(self._replace, Tensor):
-            digest.update(self._replace.detach().double().cpu().numpy().tobytes())
-        replaced = self._replacement.name
-        return f"{identity(self._metric)} {identity(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
+    @property
+    @abstractmethod
+    def present(self) -> Tensor:
+        """[layer, unit], bool: what there is a variant of, in the order of variants."""
+
+    def zero(self: B, anatomy: Anatomy) -> B:
+        """Reset the results, and find the loss before the model runs."""
+        self.choose_loss(anatomy, self._own)
+        self._variants, self._gates = self.variants(anatomy)
+        states = self._look_at_states if self._metric is None and isinstance(self._loss, TokenLoss) else None
+        self._branches = Branches(self._variants, self._inputs, self._look, states)
+        self._kept: list[Seen] = []
+        self._ran = torch.zeros(self._gates.shape[1], dtype=torch.bool)
+        return super().zero(anatomy)
 
     def check_batch(self, batch: Batch) -> None:
         """Check the loss on the first example."""
@@ -133,24 +124,31 @@ class VariantAccumulator(Accumulator):
     def watch(self, batch: Batch) -> Iterator[None]:
         """Record the pass of the model itself."""
         check_no_cache(batch, why="a batch is run in several copies at once")
-        self._replacement.start_batch(batch, self._inputs)
+        self.start_batch(batch)
         with uncached(self.anatomy.model), ExitStack() as self._recording:
             self._record = self._recording.enter_context(self._branches.recorded(batch))
             yield
         del self._record
 
+    def start_batch(self, batch: Batch) -> None:
+        """Get ready for a batch, before the model runs on it."""
+
     def update(self, batch: Batch, outputs: Any) -> None:
         """Run the batch under all gates, and keep losses and logits."""
         self._recording.close()
-        self._ran[list(self._record.attentions)] = True
         base = self._look(outputs, batch, 1)
         self.check_values(base.losses[0])
         # Gates that change nothing give the results of the full model.
         losses, logits = (torch.cat([x] * (1 + len(self._gates))) for x in base[:2])
-        for some, seen in self._branches.each(self._record, base, batch, self._gates, outputs):
+        for some, seen in self.each(batch, base, outputs):
             losses[1 + some], logits[1 + some] = seen.losses, seen.logits
         before = sum(seen.losses.shape[1] for seen in self._kept)
         self._kept.append(Seen(losses, logits, base.truths, base.example_of + before))
+
+    def each(self, batch: Batch, base: Seen, outputs: Any) -> Iterator[tuple[Tensor, Seen]]:
+        """Run the batch, whose pass was recorded, under all gates; yield numbers of variants, and their results."""
+        self._ran[list(self._variants.ran(self._record))] = True
+        yield from self._branches.each(self._record, base, batch, self._gates, outputs)
 
     def _inputs(self, batch: Batch) -> Batch:
         return (
@@ -182,7 +180,7 @@ class VariantAccumulator(Accumulator):
             kept = dict(zip(Seen._fields, joined, strict=True))
         return super().state() | kept | {"ran": self._ran}
 
-    def merge(self, other: dict[str, Tensor]) -> VariantAccumulator:
+    def merge(self: B, other: dict[str, Tensor]) -> B:
         """Append the examples of the other accumulator."""
         before = sum(seen.losses.shape[1] for seen in self._kept)
         if other["losses"].numel():
@@ -201,8 +199,54 @@ class VariantAccumulator(Accumulator):
         else:
             values = [measured(self._metric, one, truths, losses.shape[1]) for one in logits]
             scores = torch.tensor(values, dtype=torch.float64)
-        there, labels = self.anatomy.present, self.anatomy.labels
-        return VariantScores(scores, losses, logits, truths, example_of, there, self._ran, self._name, labels)
+        labels = self.anatomy.labels
+        return VariantScores(scores, losses, logits, truths, example_of, self.present, self._ran, self._name, labels)
+
+
+class VariantAccumulator(BranchAccumulator):
+    """Runs every batch under many sets of gates of heads."""
+
+    def __init__(
+        self,
+        make_gates: Callable[[Anatomy], Tensor],
+        metric: str | Metric,
+        loss: ExampleLoss | None = None,
+        replace: Tensor | str | Replacement = "zero",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(metric, loss)
+        self._make_gates, self._replace, self._seed = make_gates, replace, seed
+
+    def zero(self, anatomy: Anatomy) -> VariantAccumulator:
+        """Reset the results. Raises `DataError` for a model without heads."""
+        if not anatomy.present.any():
+            raise DataError("there is no head to ablate: all heads of this model were pruned")
+        return super().zero(anatomy)
+
+    def variants(self, anatomy: Anatomy) -> tuple[Variants, Tensor]:
+        """Heads and their gates."""
+        gates, given = self._make_gates(anatomy), self._replace
+        if not isinstance(given, Replacement):
+            given = Replacement(anatomy, check_replacement(anatomy, given), self._seed)
+        self._replacement = given
+        return HeadVariants(anatomy, given), gates
+
+    @property
+    def present(self) -> Tensor:
+        """[layer, head], bool: the heads that were not pruned."""
+        return self.anatomy.present
+
+    def settings(self) -> str:
+        """The metric, the loss, the gates and the replacement of heads."""
+        digest = hashlib.sha256(self._gates.numpy().tobytes())
+        if isinstance(self._replace, Tensor):
+            digest.update(self._replace.detach().double().cpu().numpy().tobytes())
+        replaced = self._replacement.name
+        return f"{identity(self._metric)} {identity(self._own)} {replaced} {self._seed} {digest.hexdigest()}"
+
+    def start_batch(self, batch: Batch) -> None:
+        """Let the replacement look at the batch."""
+        self._replacement.start_batch(batch, self._inputs)
 
 
 def _only(losses: Tensor) -> Seen:

@@ -20,6 +20,7 @@ from ..tap import copied, tap, uncached
 from ..tap.branches import POSITIONS, POSITIONS_ON_CPU, Branches, Seen
 from ..tap.gates import Replacement
 from ..tap.gradient_cuts import lost_gradients
+from ..tap.variants import HeadVariants
 from .paired_inputs import Aligned
 
 Place = int | tuple[str, int]
@@ -223,7 +224,7 @@ class HeadRuns(Runs):
         self.groups = list(groups)
         self.places = {row for row, _ in groups}
         self._put_in = _PutIn(self)
-        self._branches = Branches(anatomy, self._put_in, self.inputs, self._look)
+        self._branches = Branches(HeadVariants(anatomy, self._put_in), self.inputs, self._look)
         self._gates = torch.ones(len(self.groups), anatomy.layers, anatomy.heads)
         for gates, (row, heads) in zip(self._gates, self.groups, strict=True):
             gates[row, list(heads)] = 0

@@ -92,6 +92,8 @@ def logit_lens(
         with recorded(anatomy, examples(batch)) as recording, tap(anatomy, "block", read=read):
             final = _logits(run(model, batch))
         chosen = _targets(final, targets)
+        log_final = final.log_softmax(-1)
+        final = log_final.exp()
         parts = []
         for state in states[stack.name]:
             try:
@@ -99,7 +101,7 @@ def logit_lens(
                     logits = _logits(run(model, batch))
             except LookupError as error:
                 raise UnknownAnatomy(f"{type(model).__name__} cannot be read by a lens: {error}") from error
-            parts.append(_read_off(logits, final, chosen))
+            parts.append(_read_off(logits, log_final, final, chosen))
         best, probability, rank, divergence = (torch.stack(x) for x in zip(*parts, strict=True))
         names = tuple(_names(model, tokenizer, layer, final.shape[-1]) for layer in best.tolist())
         mask = torch.ones_like(chosen, dtype=torch.bool)
@@ -149,11 +151,13 @@ def _targets(final: Tensor, targets: Tensor | None) -> Tensor:
     return wide.to(final.device)
 
 
-def _read_off(logits: Tensor, final: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The best class, the probability and the rank of the target, and the divergence from the final answer."""
-    log_p, log_final = logits.log_softmax(-1), final.log_softmax(-1)
+def _read_off(
+    logits: Tensor, log_final: Tensor, final: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best class, the probability and the rank of the target, and the divergence from the final probabilities."""
+    log_p = logits.log_softmax(-1)
     of_target = logits.gather(-1, targets[..., None])
-    divergence = (log_final.exp() * (log_final - log_p)).sum(-1).clamp_min(0)
+    divergence = (final * (log_final - log_p)).sum(-1).clamp_min(0)
     probability = log_p.gather(-1, targets[..., None]).squeeze(-1).exp()
     return logits.argmax(-1), probability, (logits > of_target).sum(-1), divergence
 

@@ -9,9 +9,9 @@ heads and MLPs, `block_hooks` hidden states; where a projection is not a module,
 interface, `softmax_route` for all others; statistics of maps, such as entropies, need no map where attention is plain
 (`statistics_route`). `arriving` weighs maps by the norms of what arrives; `mixing` parts what attention blocks add up,
 and `block_sums` finds where they do. `gates` scales or replaces heads' outputs. `resume` records a pass and resumes it
-at a later layer, and `branches` runs copies of a batch under several sets of gates from there. `recompute` repeats
-edits in parts that run again in the backward pass. `edits` notes which edits are open. `restore` leaves a model as it
-was found; `wrapped` lets it run without other processes. `private_api` holds the private names of torch and
+at a later layer, and `branches` runs copies of a batch under several `variants` of the model from there. `recompute`
+repeats edits in parts that run again in the backward pass. `edits` notes which edits are open. `restore` leaves a model
+as it was found; `wrapped` lets it run without other processes. `private_api` holds the private names of torch and
 transformers.
 """
 

@@ -14,7 +14,7 @@ from ..errors import UnknownAnatomy
 from .calls import Calls, hooks_until_end
 from .edits import same_shape
 from .private_api import edit_output
-from .states import flat_states, laid_out
+from .states import flat_states, laid_out, state_of, with_state
 
 
 class _Block(NamedTuple):
@@ -80,16 +80,11 @@ class _TappedBlocks:
         """Read or edit what a block returns."""
         if not self.calls.count:
             return None
-        x = output if isinstance(output, Tensor) else output[0]
+        x = state_of(output)
         if isinstance(x, tuple) and self._edit is None:
             x = x[0]  # LiLT of transformers 4: its text beside its layout
         new = self._apply(self.calls.next(block), x)
-        if new is None:
-            return None
-        if isinstance(output, Tensor):
-            return new
-        rest = [new, *output[1:]]
-        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)  # a named tuple (Reformer)
+        return None if new is None else with_state(output, new)
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
         layout = self._layouts[at.stack]

@@ -1,30 +1,23 @@
-"""Copies of a batch under several sets of gates at once, each resumed where a recorded pass begins to differ."""
+"""Variants of a model on copies of a batch at once, each resumed where a recorded pass begins to differ."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace as changed
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, call, device_of, examples, has_rows, rows_per_example, some_examples
-from . import Recording, copied, first_position_only, matrix, recorded, tail_noted, tap
-from .gates import Replacement
+from . import Recording, copied, first_position_only, recorded, tail_noted, tap
 from .output_layer import Noted, output_layer, output_layer_left_out, products_noted
+from .variants import Variants
 
 # The maximum number of positions, and of elements of the output, in the copies of a batch that run at once. On a CPU,
 # more positions are not faster, because they do not fit into its caches.
 POSITIONS, POSITIONS_ON_CPU = 32768, 768
 ELEMENTS = 2**25
-
-# Where a pass starts: at the output projection of the changed layer, at its block, at the start on copies of the batch,
-# or at the start on the batch itself, which is correct for every model.
-STARTS = ("projection", "block", "copies", "alone")
 
 
 class Seen(NamedTuple):
@@ -53,27 +46,28 @@ class Way(NamedTuple):
     """How a pass on copies of a batch runs."""
 
     start: str
-    """One of `STARTS`."""
+    """One of those of the variants: "projection", the output projection of the changed layer; "block", its block;
+    "copies", the start of the model, on copies of the batch; or "alone", the start, on the batch itself, which is
+    correct for every model."""
     left_out: LeftOut = LeftOut()
 
 
 class Branches:
-    """Runs copies of a batch under gates `[copy, layer, head]`, resumed from a recorded pass if that is exact.
+    """Runs copies of a batch under gates `[copy, layer, unit]`, resumed from a recorded pass if that is exact.
 
-    `inputs` turns a batch into the arguments of the model. `look` takes outputs, the batch and the number of copies,
-    and returns the results to keep. If these are losses alone that can be computed of the states before the output
-    layer, `look_at_states` does so; it takes the layer too.
+    `variants` says what the gates are of, such as heads. `inputs` turns a batch into the arguments of the model. `look`
+    takes outputs, the batch and the number of copies, and returns the results to keep. If these are losses alone that
+    can be computed of the states before the output layer, `look_at_states` does so; it takes the layer too.
     """
 
     def __init__(
         self,
-        anatomy: Anatomy,
-        replacement: Replacement,
+        variants: Variants,
         inputs: Callable[[Batch], Batch],
         look: Callable[[Any, Batch, int], Seen],
         look_at_states: Callable[[Any, Batch, int, nn.Module], Seen] | None = None,
     ) -> None:
-        self._anatomy, self._replacement, self._inputs = anatomy, replacement, inputs
+        self._anatomy, self._variants, self._inputs = variants.anatomy, variants, inputs
         self._look, self._look_at_states = look, look_at_states
         self._ways: dict[tuple[int, LeftOut], Way] = {}
         self._tail: list[nn.Module] | None = None  # None until the first pass was recorded
@@ -91,26 +85,28 @@ class Branches:
                 self._products = noting.enter_context(products_noted(self._anatomy)) if self._look_at_states else []
             else:
                 tail = self._tail
-            yield noting.enter_context(recorded(self._anatomy, examples(batch) * rows_per_example(batch)))
+            record = noting.enter_context(recorded(self._anatomy, examples(batch) * rows_per_example(batch)))
+            noting.enter_context(self._variants.noted(record))
+            yield record
         self._tail = tail
 
     def each(
         self, record: Recording, base: Seen, batch: Batch, gates: Tensor, outputs: Any
     ) -> Iterator[tuple[Tensor, Seen]]:
-        """Run a recorded batch under each set of gates [variant, layer, head]; yield the variants and their results.
+        """Run a recorded batch under each set of gates [variant, layer, unit]; yield the variants and their results.
 
         Variants that change no layer that ran are left out. `outputs` are those of the recorded pass, and `base` holds
         its results.
         """
-        starts: dict[int, list[int]] = {row: [] for row in record.attentions}
+        starts: dict[int, list[int]] = {row: [] for row in self._variants.ran(record)}
         for variant, rows in enumerate((gates != 1).any(-1)):
-            starts.get(record.first_of(rows.nonzero().flatten().tolist()), []).append(variant)
+            starts.get(next((row for row in starts if rows[row]), -1), []).append(variant)
         starts = {row: variants for row, variants in starts.items() if variants}
         ways = self._find_ways(record, base, batch, list(starts), outputs)
         positions = POSITIONS_ON_CPU if device_of(self._anatomy.model).type == "cpu" else POSITIONS
         for row, variants in starts.items():
             way, at_once = ways[row], 1
-            if record.positions and way.start != "alone":
+            if record.positions and way.start != "alone" and self._variants.copied:
                 elements = 1 if way.left_out.output_layer else largest(outputs)
                 at_once = max(1, min(positions // record.positions, ELEMENTS // elements))
             for some in torch.split(torch.tensor(variants), at_once):
@@ -134,93 +130,56 @@ class Branches:
 
     def _run(self, record: Recording, batch: Batch, row: int, gates: Tensor, way: Way) -> Seen:
         """Run copies of the batch under gates that change no layer before this row."""
-        copies, resumes = len(gates), way.start in ("projection", "block")
-        sites = record.sites_from(row) if resumes else self._anatomy.sites
-        changing = (gates != 1).any(-1).any(0)
-        # If several layers share a place, their calls are counted there, so none of these sites may be left out.
-        places = {site.place for site in sites if changing[site.row]}
-        sites = tuple(site for site in sites if site.place in places and (way.start, site.row) != ("projection", row))
+        copies = len(gates)
         with ExitStack() as taps:
             if way.left_out.tail:
                 taps.enter_context(first_position_only(self._tail or []))
             if way.left_out.output_layer and self._output_layer:
                 taps.enter_context(output_layer_left_out(self._output_layer))
-            if resumes:
-                projected = self._projected(record, row, gates, batch) if way.start == "projection" else None
-                taps.enter_context(record.resumed(row, copies, projected))
-            if sites:
-                mix = self._mix(gates, batch)
-                once = self._replacement.depends_on_batch  # each run of a stack has its own tokens
-                taps.enter_context(tap(changed(self._anatomy, sites=sites), "heads", edit=mix, once=once))
+            self._variants.open(record, row, gates, batch, way.start, taps)
             outputs = call(self._anatomy.model, _copies(self._inputs(batch), batch, copies))
         if way.left_out.output_layer and self._output_layer and self._look_at_states:
             return self._look_at_states(outputs, _copies(batch, batch, copies), copies, self._output_layer)
         return self._look(outputs, _copies(batch, batch, copies), copies)
 
-    def _projected(self, record: Recording, row: int, gates: Tensor, batch: Batch) -> Tensor:
-        """[(copy batch), token, hidden]: the recorded output of the projection of a site, changed by the gates.
-
-        Only the heads that change, usually one in each copy, are multiplied by their part of the matrix.
-        """
-        site, call, weight = self._anatomy.sites[row], record.attentions[row], matrix(self._anatomy.sites[row])
-        assert call.heads is not None
-        assert call.projected is not None
-        assert weight is not None
-        closed = 1 - gates[:, row, list(site.kept)]
-        most = int((closed != 0).sum(1).max())
-        heads = (closed != 0).int().argsort(dim=1, descending=True, stable=True)[:, :most]
-        share = rearrange(closed.gather(1, heads).to(call.heads), "copy head -> copy head 1 1")
-        heads = heads.to(call.heads.device)
-        x = rearrange(call.heads, "batch token (head dim) -> batch token head dim", dim=site.dim)
-        change = -_of_heads(x, heads)
-        if not self._replacement.is_zero:
-            change += _of_heads(self._replacement.values(x, site, batch).expand_as(x), heads)
-        changes = rearrange(change * share, "copy head position dim -> copy position (head dim)")
-        weights = rearrange(weight, "(head dim) hidden -> head dim hidden", dim=site.dim)[heads]
-        unchanged = call.projected.flatten(0, 1).expand(len(gates), -1, -1)
-        new = torch.baddbmm(unchanged, changes, rearrange(weights, "copy head dim hidden -> copy (head dim) hidden"))
-        return new.reshape(-1, *call.projected.shape[1:])
-
-    def _mix(self, gates: Tensor, batch: Batch) -> Callable[[Site, Tensor], Tensor]:
-        """Mix the outputs of heads with their replacement: x ξ + s (1 - ξ)."""
-
-        def edit(site: Site, x: Tensor) -> Tensor:
-            some = gates[:, site.row, list(site.kept)]
-            if (some == 1).all():
-                return x
-            each = rearrange(x, "(copy batch) token head dim -> copy batch token head dim", copy=len(gates))
-            gate = rearrange(some.to(x), "copy head -> copy 1 1 head 1")
-            new = each * gate
-            if not self._replacement.is_zero:
-                new = new + self._replacement.values(each, site, batch) * (1 - gate)
-            return rearrange(new, "copy batch token head dim -> (copy batch) token head dim")
-
-        return edit
-
     def _prove(self, batch: Batch, rows: list[int], possible: LeftOut) -> None:
-        """Find out how a pass can resume at each layer, on the first two examples of the batch.
+        """Find out how a pass can resume at each layer, on the first example of the batch, or two if it is copied.
 
         If several examples share a tensor of images, the whole batch is used.
 
         If a model passes state from layer to layer outside the outputs of its blocks, this state would be missing, or
-        be left from another pass. Therefore two copies, one unchanged and one with the gates of the layer at one half,
-        must give the same outputs as full passes, directly after a pass that changed every layer.
+        be left from another pass. Therefore copies, one unchanged and one with the gates of the layer at one half, must
+        give the same outputs as full passes, directly after a pass that changed every layer. If variants never run at
+        once on several copies, the unchanged one is enough: it shows that nothing is missing.
         """
-        few = some_examples(batch, slice(2)) if has_rows(batch) else batch
+        few = some_examples(batch, slice(2 if self._variants.copied else 1)) if has_rows(batch) else batch
         with self.recorded(few) as record:
             outputs = call(self._anatomy.model, self._inputs(few))
         base = self._look(outputs, few, 1)
-        ones = torch.ones(1, self._anatomy.layers, self._anatomy.heads)
-        half = {row: ones.index_fill(1, torch.tensor([row]), 0.5) for row in rows}
-        edited = {row: self._run(record, few, row, half[row], Way("alone")) for row in rows}
-        self._run(record, few, rows[0], ones / 2, Way("alone"))
-        wanted = {row: [torch.cat(pair) for pair in zip(base[:2], edited[row][:2], strict=True)] for row in rows}
-        gates = {row: torch.cat([ones, half[row]]) for row in rows}
-        shorter = [Way(start, possible) for start in STARTS if start != "alone" and any(possible)]
-        ways = [*shorter, *map(Way, STARTS)]
+        trials = {row: self._variants.trial(row) for row in rows}
+        wanted = {row: self._alone(record, few, row, trials[row], base) for row in rows}
+        starts = self._variants.starts if self._changes_all(record, few, rows[0]) else ("alone",)
+        shorter = [Way(start, possible) for start in starts if start != "alone" and any(possible)]
+        ways = [*shorter, *map(Way, starts)]
         for row in reversed(rows):
-            works = (way for way in ways if self._works(way, record, few, row, gates[row], wanted[row]))
+            works = (way for way in ways if self._works(way, record, few, row, trials[row], wanted[row]))
             self._ways[row, possible] = next(works)
+
+    def _alone(self, record: Recording, batch: Batch, row: int, trial: Tensor, base: Seen) -> list[Tensor]:
+        """The losses and logits of the copies of a trial, by a full pass for each that is changed."""
+        changed = [self._run(record, batch, row, gates[None], Way("alone")) for gates in trial[1:]]
+        return [torch.cat(each) for each in zip(base[:2], *(seen[:2] for seen in changed), strict=True)]
+
+    def _changes_all(self, record: Recording, batch: Batch, row: int) -> bool:
+        """Run a full pass that changes every layer, if the model can: if possible, also what its first blocks get."""
+        for other_inputs in (tap(self._anatomy, "block", edit=_moved_inputs), nullcontext()):
+            try:
+                with other_inputs:
+                    self._run(record, batch, row, self._variants.changing_all(), Way("alone"))
+            except Exception:  # such as blocks that cannot all be skipped, though each of them can
+                continue
+            return True
+        return False
 
     def _reads_first(self, record: Recording, base: Seen, batch: Batch) -> bool:
         """Whether the model reads only the first position of the last block in all rows of this batch."""
@@ -234,9 +193,12 @@ class Branches:
     def _works(self, way: Way, record: Recording, batch: Batch, row: int, gates: Tensor, wanted: list[Tensor]) -> bool:
         if way.start == "alone":
             return True
-        if way.start == "projection" and not record.can_resume_at_projection(row):
+        if not self._variants.can_start(way.start, record, row):
             return False
-        return self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
+        works = self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
+        if way.start == "copies":  # a full pass, after which the state that other layers leave is that of the batch
+            self._changes_all(record, batch, row)
+        return works
 
     def _gives(self, run: Callable[[], Seen], wanted: Sequence[Tensor]) -> bool:
         """Whether a pass runs without an error and gives these losses and logits, up to rounding."""
@@ -248,6 +210,11 @@ class Branches:
         return all(_close(x, y, min(1000 * eps, 0.05)) for x, y in zip(wanted[:2], found[:2], strict=True))
 
 
+def _moved_inputs(stack: str, layer: int, x: Tensor) -> Tensor:
+    """Other states for the first block of a stack: those that it gets, with each element in the place of the next."""
+    return x if layer else x.roll(1, -1)
+
+
 def _copies(values: Batch, batch: Batch, copies: int) -> dict[str, Any]:
     return {key: copied(x, examples(batch), copies, 0) for key, x in values.items()}
 
@@ -256,12 +223,6 @@ def largest(outputs: Any) -> int:
     """The number of elements of the largest output."""
     values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple) else [outputs]
     return max((x.numel() for x in values if isinstance(x, Tensor)), default=0) or 1
-
-
-def _of_heads(x: Tensor, heads: Tensor) -> Tensor:
-    """[copy, head, position, dim]: the outputs, in `x [batch, token, head, dim]`, of `heads [copy, head]`."""
-    some = x.flatten(0, 1).index_select(1, heads.flatten())
-    return rearrange(some, "position (copy head) dim -> copy head position dim", copy=len(heads))
 
 
 def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:

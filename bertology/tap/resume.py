@@ -9,7 +9,7 @@ position of their last block: the matrix products after its attention are then c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,15 +56,24 @@ class Recording:
     """Whether a layer ran again in this pass (an encoder that two texts share): it then cannot be resumed."""
     blocks: list[BlockCall] = field(default_factory=list)
     attentions: dict[int, AttentionCall] = field(default_factory=dict)
+    parts: dict[int, int] = field(default_factory=dict)
+    """{row of another part, such as an MLP: the call of a block in which it ran, -1 for none}, in order."""
+    given: dict[int, Any] = field(default_factory=dict)
+    """{row of a part: the hidden states that it was given}."""
 
     def sites_from(self, row: int) -> tuple[Site, ...]:
         """The sites that run when a pass is resumed at a site: all but those of blocks that had ended by then."""
         over = self._over(row)
         return tuple(site for site in self.anatomy.sites if self._block_of(site.row) not in over)
 
-    def first_of(self, rows: list[int]) -> int:
-        """Which of these layers runs first; -1 if none runs."""
-        return next((row for row in self.attentions if row in rows), -1)
+    @property
+    def running(self) -> int:
+        """The innermost call of a block that has started and not ended; -1 if there is none."""
+        return next((number for number in reversed(range(len(self.blocks))) if not self.blocks[number].ended), -1)
+
+    def ended_before(self, start: int) -> set[int]:
+        """The calls of blocks that had ended when this one started."""
+        return {number for number, call in enumerate(self.blocks) if call.ended <= start}
 
     @property
     def positions(self) -> int:
@@ -83,8 +92,7 @@ class Recording:
 
     def _over(self, row: int) -> set[int]:
         """The calls of blocks that had ended when the site's own block started."""
-        first = self._block_of(row)
-        return {number for number, call in enumerate(self.blocks) if call.ended <= first}
+        return self.ended_before(self._block_of(row))
 
     @contextmanager
     def resumed(self, row: int, copies: int, projected: Tensor | None = None) -> Iterator[None]:
@@ -93,21 +101,33 @@ class Recording:
         Given the output of the site's projection for them, it resumes after that projection. Raises `LookupError`
         where layers run several times in one pass.
         """
+        with ExitStack() as undo:
+            undo.enter_context(self.resumed_after(self._over(row), copies))
+            if projected is not None:
+                self._resume_at_projection(row, copies, projected, undo)
+            yield
+
+    @contextmanager
+    def resumed_after(self, over: set[int], copies: int, instead: Mapping[int, Any] | None = None) -> Iterator[None]:
+        """Let these calls of blocks return what they returned in the recorded pass, on `copies` of the batch.
+
+        `instead` holds what some of them return in its place. Raises `LookupError` where layers run several times in
+        one pass.
+        """
         self._check_resumable()
-        over = self._over(row)
         # Blocks inside others that are skipped are not called.
-        done = [self.blocks[number] for number in sorted(over) if self.blocks[number].around not in over]
-        last = {call.stack: call for call in done}
+        done = [number for number in sorted(over) if self.blocks[number].around not in over]
+        last = {self.blocks[number].stack: number for number in done}
         outputs: list[tuple[nn.Module, Any]] = []
-        for call in done:
+        for number in done:
+            call = self.blocks[number]
+            output = (instead or {}).get(number, call.output)
             # An output that only another skipped block receives need not be copied.
             axis = call.stack.layout.split().index("batch")
-            output = copied(call.output, self.rows, copies, axis) if call is last[call.stack] else call.output
+            output = copied(output, self.rows, copies, axis) if number == last[call.stack] else output
             outputs.append((call.module, output))
         with ExitStack() as undo:
             _return_recorded(outputs, undo)
-            if projected is not None:
-                self._resume_at_projection(row, copies, projected, undo)
             yield
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Blocks that are skipped while the model runs."""
+"""Blocks that are skipped, and MLPs that are closed, while the model runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..anatomy.blocks import BlockAnatomy
 from ..anatomy.names import STATES_ARGUMENT
+from ..anatomy.sites import Anatomy, Site
 from ..errors import ShapeError, UnknownAnatomy
 from .hooks import tap
 from .states import flat_states
@@ -25,29 +27,54 @@ def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[set[int]]:
     """
     skipped = {(site.stack, site.layer + 1): site for site in (blocks.sites[row] for row in rows)}
     layouts = {stack.name: stack.layout for stack in blocks.stacks}
-    got: dict[nn.Module, Tensor] = {}
+    got: dict[nn.Module, Any] = {}
     ran: set[int] = set()
 
     def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not args and STATES_ARGUMENT not in kwargs:
-            raise UnknownAnatomy(f"a block gets no {STATES_ARGUMENT}, but {', '.join(kwargs)}")
-        got[block] = args[0] if args else kwargs[STATES_ARGUMENT]
+        got[block] = given_states(args, kwargs)
 
     def edit(stack: str, layer: int, x: Tensor) -> Tensor:
         site = skipped.get((stack, layer))
         if site is None:
             return x
         ran.add(site.row)
-        states = flat_states(got.pop(site.place), layouts[stack], site.label)
-        if states.shape != x.shape:
-            raise ShapeError(
-                f"block {site.label} of the {stack} cannot be skipped: it gets {list(states.shape)}, and returns "
-                f"{list(x.shape)}"
-            )
-        return states
+        return passed_on(site, got.pop(site.place), layouts[stack], x)
 
     with ExitStack() as undo:
         undo.enter_context(tap(blocks, "block", edit=edit))
         for block in {site.place for site in skipped.values()}:
             undo.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+        yield ran
+
+
+def given_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The hidden states among the arguments of a block."""
+    if not args and STATES_ARGUMENT not in kwargs:
+        raise UnknownAnatomy(f"a block gets no {STATES_ARGUMENT}, but {', '.join(kwargs)}")
+    return args[0] if args else kwargs[STATES_ARGUMENT]
+
+
+def passed_on(site: Site, given: Any, layout: str, x: Tensor) -> Tensor:
+    """[batch, token, hidden]: the states that a block was given, for it to return them in place of x."""
+    states = flat_states(given, layout, site.label)
+    if states.shape != x.shape:
+        raise ShapeError(
+            f"block {site.label} of the {site.stack} cannot be skipped: it gets {list(states.shape)}, and returns "
+            f"{list(x.shape)}"
+        )
+    return states
+
+
+@contextmanager
+def mlps_closed(mlps: Anatomy, rows: Collection[int]) -> Iterator[set[int]]:
+    """Let these MLPs return 0 while the `with` lasts. The set that is given holds the rows of those that have run."""
+    ran: set[int] = set()
+
+    def edit(site: Site, x: Tensor) -> Tensor:
+        if site.row not in rows:
+            return x
+        ran.add(site.row)
+        return torch.zeros_like(x)
+
+    with tap(mlps, "mlp", edit=edit):
         yield ran

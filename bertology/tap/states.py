@@ -36,6 +36,19 @@ def laid_out(states: Tensor, layout: str, like: Tensor) -> Tensor:
     return rearrange(states, f"{_flat(layout)} -> {layout}", **sizes)
 
 
+def state_of(output: Any) -> Any:
+    """The hidden states in what a block returns."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def with_state(output: Any, new: Tensor) -> Any:
+    """What a block returns, with other hidden states."""
+    if isinstance(output, Tensor):
+        return new
+    rest = [new, *output[1:]]
+    return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)  # a named tuple (Reformer)
+
+
 def _layout(x: Tensor, layout: str) -> str:
     # The patches of all images in one row.
     return "token hidden" if x.dim() == 2 and layout == _PLAIN else layout

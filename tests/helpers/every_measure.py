@@ -38,9 +38,9 @@ MADE: dict[str, Any] = {
     "CoreferenceAccumulator": (lambda kind: kind(), list(DOCUMENTS)),
     "GenerationAccumulator": (lambda kind: kind(GenerationMetric(length, max_new_tokens=3)), written_texts()),
 }
-# The first runs the model itself, for `head_ablation`, which is no single pass; the second keeps the losses in the order
-# of the shards, for `mlp_ablation`, which compares each pass with another over the same ones.
-OTHERS = {"VariantAccumulator", "ExampleLossAccumulator"}
+# The first two run the model themselves, for `head_ablation` and `mlp_ablation`, which are no single pass; the third keeps
+# the losses in the order of the shards, for `edge_ablation`, which compares each pass with another over the same ones.
+OTHERS = {"VariantAccumulator", "PartAccumulator", "ExampleLossAccumulator"}
 OF_CODE = {"TypesAccumulator", "CatAccumulator", "RelationAccumulator", "PositionAccumulator"}
 NAMES = sorted(KINDS.keys() - OTHERS)
 

@@ -62,6 +62,16 @@ def test_what_goes_by_an_attribute_is_not_lost():
     check(model, batches, metric="accuracy")
 
 
+def test_what_goes_by_an_attribute_and_comes_before_all_heads_is_not_lost():
+    """No gate changes it, but each batch has another one."""
+    model, batches = BY_NAME["bert"].build(), several()
+    first, second = dissect(model).stacks[0].blocks
+    first.attention.self.value.register_forward_hook(lambda m, args, x: setattr(model, "left", x[0, 0, 0]))
+    second.output.register_forward_hook(lambda m, args, x: x * model.left)
+    assert ways(model, batches) == {0: "block", 1: "copies"}
+    check(model, batches, metric="accuracy")
+
+
 def test_what_is_left_of_the_same_shape_is_not_taken_for_ones_own():
     """One number is left behind, of the first row: it fits any copies, but is right only if they are equal up to there."""
     model, batches = BY_NAME["bert"].build(), several()

@@ -2,10 +2,20 @@ import pytest
 import torch
 import transformers
 
-from bertology import block_ablation, dissect_mlps, mlp_ablation, neuron_activations
+from bertology import accumulate, block_ablation, dissect, dissect_mlps, mlp_ablation, neuron_activations, score
 from bertology.errors import DataError, UnknownAnatomy
+from bertology.importance.part_ablation import PartAccumulator, left_out, parts_of
+from bertology.metrics import GenerationMetric
+from helpers.ablation import EQUAL, losses, several
+from helpers.generation import bart, texts
+from helpers.pruning import seq2seq
 from helpers.towers import llava, qwen2_vl, texts_with_image
-from helpers.zoo import BY_NAME, LLAMA, batch, each_alone
+from helpers.zoo import BY_NAME, LLAMA, V4, batch, each_alone
+from sweep.shrink import Tiny
+
+BOTH = {"mlp": mlp_ablation, "block": block_ablation}
+NAME = "past_key_values" if V4 else "cache"
+each_part = pytest.mark.parametrize("part", BOTH)
 
 
 def losses_without(model, inputs, module):
@@ -72,9 +82,173 @@ def test_parts_of_a_tower_that_does_not_run_are_nan(ablation, tmp_path):
     assert type(found).load(tmp_path / "a") == found
 
 
-def test_it_is_gone_over_several_times():
+def check(part, model, batches, metric="inverse_loss", loss=None):
+    """Compare with the loop: all batches without one part after the other, from their start."""
+    found = BOTH[part](model, batches, metric=metric, loss=loss)
+    parts, base = parts_of(dissect(model), part), losses(model, batches, loss)
+    assert found.base == pytest.approx(score(model, batches, metric=metric, loss=loss).value, rel=1e-12)
+    for row in range(parts.layers):
+        with left_out(parts, row):
+            expected = losses(model, batches, loss)
+            value = score(model, batches, metric=metric, loss=loss).value
+        torch.testing.assert_close(found.loss_change[row], (expected - base).mean(), **EQUAL)
+        torch.testing.assert_close(found.loss_stderr[row], (expected - base).std() / len(base) ** 0.5, **EQUAL)
+        assert found.change[row].item() == pytest.approx(value - found.base, abs=1e-12)
+    return found
+
+
+def starts(part, model, batches, metric="inverse_loss"):
+    """Where the pass of each variant starts."""
+    accumulator = PartAccumulator(part, metric)
+    accumulate(model, batches, accumulator)
+    return {row: way.start for (row, _), way in sorted(accumulator._branches._ways.items())}
+
+
+# oracle: the loop over parts
+@each_part
+@pytest.mark.parametrize("kind", ["classifier", "lm"])
+def test_the_zoo_resumes_and_equals_the_loop(family, part, kind):
+    model, batches = family.build(kind), several(kind=kind)
+    check(part, model, batches, "accuracy" if kind == "classifier" else "inverse_loss")
+    assert starts(part, model, batches) == {0: "block", 1: "block"}
+
+
+@each_part
+def test_padding_on_the_left(part):
+    check(part, BY_NAME["gpt2"].build("lm"), several(side="left", kind="lm"))
+
+
+@each_part
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_encoder_decoders_resume_and_equal_the_loop(part, name):
+    labels = torch.tensor([[4, 5, 6, 1], [7, 1, -100, -100], [8, 9, 1, -100]])
+    model, inputs = seq2seq(name), {**batch(labels=False), "labels": labels}
+    check(part, model, [inputs, inputs])
+    assert starts(part, model, inputs) == dict.fromkeys(range(4), "block")
+
+
+@each_part
+def test_blocks_before_a_part_do_not_run(part):
+    model, batches, runs = BY_NAME["gpt2"].build(), several(), []
+    BOTH[part](model, batches[:1], metric="accuracy")
+    hooks = [block.ln_1.register_forward_hook(lambda *_, row=row: runs.append(row))
+             for row, block in enumerate(model.transformer.h)]  # fmt: skip
+    accumulator = PartAccumulator(part, "accuracy")
+    accumulate(model, batches, accumulator)
+    for hook in hooks:
+        hook.remove()
+    counts = runs.count(0), runs.count(1)
+    # The base pass of three batches, the two passes of the proof, and, for an MLP, the passes of its own block.
+    own = 3 + 1  # for each batch, and in the proof
+    assert counts == ((3 + 2 + own, 3 + 2 + 2 * own) if part == "mlp" else (3 + 2, 3 + 2 + own))
+    assert not [m for m in model.modules() if "forward" in vars(m)]
+
+
+@each_part
+def test_what_goes_by_an_attribute_is_not_lost(part):
+    """Block 1 stores a state on the model, and block 2 adds a part of it."""
+    model, batches = BY_NAME["bert"].build(), several()
+    first, second = dissect(model).stacks[0].blocks
+    first.output.dense.register_forward_hook(lambda m, args, x: setattr(model, "left", x))
+    second.output.LayerNorm.register_forward_hook(lambda m, args, x: x + 0.5 * model.left.flip(1))
+    # Block 1 must run wherever block 2 does.
+    assert starts(part, model, batches) == ({0: "block", 1: "alone"} if part == "mlp" else {0: "alone", 1: "block"})
+    check(part, model, batches, "accuracy")
+
+
+@each_part
+def test_states_that_are_changed_in_place_later(part):
+    """What the last block was given is no longer there when the pass is over."""
+    model, batches, given = BY_NAME["bert"].build(), several(), []
+    model.bert.encoder.layer[1].register_forward_pre_hook(lambda m, args: given.append(args[0]))
+
+    def spoil(module, args, output):
+        while given:
+            given.pop().mul_(3)
+
+    model.classifier.register_forward_hook(spoil)
+    assert starts(part, model, batches) == ({0: "block", 1: "alone"} if part == "mlp" else {0: "alone", 1: "block"})
+    check(part, model, batches, "accuracy")
+
+
+@each_part
+@pytest.mark.skipif(V4, reason="these are the architectures of transformers 5")
+@pytest.mark.parametrize("model_type", ["longformer", "xlnet", "deberta-v2", "reformer", "zamba2", "modernbert"])
+def test_odd_models_equal_the_loop(part, model_type):
+    def loss(outputs, inputs):
+        found = next(x for x in outputs.values() if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dim())
+        return found.flatten(1).double().sin().sum(1)
+
+    tiny = Tiny(model_type)
+    found, parts = (
+        BOTH[part](tiny.model, tiny.batch, metric="inverse_loss", loss=loss),
+        parts_of(dissect(tiny.model), part),
+    )
+    base = losses(tiny.model, tiny.batch, loss)
+    for row in range(parts.layers):
+        with left_out(parts, row):
+            expected = losses(tiny.model, tiny.batch, loss) - base
+        torch.testing.assert_close(found.loss_change[row], expected.mean(), **EQUAL)
+
+
+@each_part
+def test_a_batch_with_a_cache_runs_from_its_start(part):
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch(labels=False)
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+    mask = torch.cat([inputs["attention_mask"]] * 2, 1)
+    later = {"input_ids": inputs["input_ids"], "attention_mask": mask, "labels": inputs["input_ids"]}
+    with_cache = {**later, NAME: cache}
+    found = BOTH[part](model, [with_cache, {**inputs, "labels": inputs["input_ids"]}], metric="inverse_loss")
+    assert cache.get_seq_length() == 7
+    alone = [BOTH[part](model, one, metric="inverse_loss").loss_change
+             for one in (with_cache, {**inputs, "labels": inputs["input_ids"]})]  # fmt: skip
+    torch.testing.assert_close(found.loss_change, sum(alone) / 2, **EQUAL)
+    assert (alone[0] != alone[1]).all()
+
+
+@each_part
+def test_merged_is_measured_at_once(part):
+    model, batches = BY_NAME["bert"].build(), several()
+
+    def sums(data):
+        accumulator = PartAccumulator(part, "accuracy")
+        accumulate(model, data, accumulator)
+        return accumulator
+
+    whole, some = sums(batches).compute(), [sums(batches[:1]), sums(batches[1:])]
+    empty = PartAccumulator(part, "accuracy").zero(dissect(model))
+    merged = empty.merge(empty.state()).merge(some[0].state()).merge(some[1].state()).compute()
+    for name, value in vars(whole).items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(getattr(merged, name), value)
+
+
+@each_part
+def test_batches_that_can_be_read_once(part):
+    model = BY_NAME["bert"].build()
+    found = BOTH[part](model, iter(several()), metric="accuracy")
+    assert found == BOTH[part](model, several(), metric="accuracy")
+
+
+def length(generated, references):
+    return sum(map(sum, generated)) / sum(map(len, references))
+
+
+# oracle: generating without the part
+@each_part
+def test_what_is_generated_without_a_part(part):
+    model, metric = bart(), GenerationMetric(length, max_new_tokens=5)
+    found, parts = BOTH[part](model, texts(), metric=metric), parts_of(dissect(model), part)
+    for row in range(parts.layers):
+        with left_out(parts, row):
+            value = score(model, texts(), metric=metric).value
+            expected = losses(model, texts())
+        assert found.change[row].item() == pytest.approx(value - found.base)
+        torch.testing.assert_close(found.loss_change[row], (expected - losses(model, texts())).mean())
+    assert (found.change != 0).any()
     with pytest.raises(DataError, match="goes over the batches several times"):
-        mlp_ablation(BY_NAME["bert"].build(), (batch() for _ in range(2)), metric="accuracy")
+        BOTH[part](model, iter(texts()), metric=metric)
 
 
 def test_one_example_has_no_standard_error(tmp_path):

@@ -25,6 +25,7 @@ MADE = {
     "GenerationAccumulator": lambda kind: kind(GenerationMetric(lambda ours, theirs: 1.0)),
     "PositionAccumulator": lambda kind: kind([]),
     "VariantAccumulator": lambda kind: kind(lambda anatomy: torch.ones(2, *anatomy.present.shape), "accuracy"),
+    "PartAccumulator": lambda kind: kind("mlp", "accuracy"),
 }
 
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .modules import KeptOutline, Outline, attributes_of, configs_of
+from .modules import Modules, Outline, attributes_of
 from .names import NAMES, PRUNED_NAME
 from .sites import Anatomy, Site, Stack
 
@@ -75,7 +75,7 @@ class _Kept:
 
     def __init__(self, anatomy: Anatomy, outline: Outline) -> None:
         numbers = {module: number for number, module in reversed(list(enumerate(outline.modules)))}
-        self._outline, self._names = KeptOutline(outline), list(NAMES)
+        self._form, self._names = outline.form, list(NAMES)
         parents = {child: module for module in outline.modules for child in module.children()}
         owners = {
             part
@@ -85,7 +85,6 @@ class _Kept:
         }
         self._owners = sorted(numbers[owner] for owner in owners)
         self._said = Said(self._speakers(outline))
-        self._has_aliases = len(numbers) < len(outline.modules)
         self._sites = [_packed(site, numbers) for site in anatomy.sites]
         self._stacks = [_packed(stack, numbers) for stack in anatomy.stacks]
         self._unmeasured = dict(anatomy.unmeasured)
@@ -95,18 +94,17 @@ class _Kept:
 
     def fits(self, outline: Outline) -> bool:
         """Whether a model with this outline is as it was."""
-        return self._outline.fits(outline) and self._names == NAMES and self._said.is_said_by(self._speakers(outline))
+        return self._form is outline.form and self._names == NAMES and self._said.is_said_by(self._speakers(outline))
 
     def _speakers(self, outline: Outline) -> list[Any]:
         """The modules that were asked, and all configs."""
-        return [*map(outline.modules.__getitem__, self._owners), *configs_of(outline.modules)]
+        return [*map(outline.modules.__getitem__, self._owners), *outline.modules.configs]
 
-    def anatomy(self, model: nn.Module, modules: list[nn.Module]) -> Anatomy:
+    def anatomy(self, model: nn.Module, modules: Modules) -> Anatomy:
         """The anatomy of a model that has these modules."""
         sites = tuple(_unpacked(Site, one, modules) for one in self._sites)
         stacks = tuple(_unpacked(Stack, one, modules) for one in self._stacks)
-        each = list(dict.fromkeys(modules)) if self._has_aliases else modules
-        anatomy = Anatomy(model, sites, stacks, dict(self._unmeasured), each)
+        anatomy = Anatomy(model, sites, stacks, dict(self._unmeasured), modules.each_once())
         anatomy.__dict__["parts_of_stacks"] = {
             modules[runner]: frozenset(map(modules.__getitem__, parts)) for runner, parts in self._inside.items()
         }
@@ -153,4 +151,4 @@ def kept_anatomy(model: nn.Module, find: Callable[[nn.Module], Anatomy]) -> Anat
         return kept.anatomy(model, outline.modules)
     anatomy = find(model)
     _kept[model] = _Kept(anatomy, outline)
-    return replace(anatomy, modules=list(dict.fromkeys(outline.modules)))
+    return replace(anatomy, modules=outline.modules.each_once())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import chain, compress
-from operator import methodcaller
+from functools import cached_property
+from itertools import chain, compress, repeat
+from operator import contains, methodcaller
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -14,9 +15,24 @@ from torch import Tensor, nn
 from .forward_source import children_of, each_children_of, parameters_of, weights_of
 
 
-def each_module(model: nn.Module) -> list[nn.Module]:
+class Modules(list[nn.Module]):
+    """Modules that were listed, with their configs at the time when these are first asked for."""
+
+    @cached_property
+    def configs(self) -> list[Any]:
+        """The configs of these modules, each once."""
+        configs: dict[int, Any] = {id(module.config): module.config for module in with_attribute(self, "config")}
+        return list(configs.values())
+
+    def each_once(self) -> Modules:
+        """Each of these modules once: one that is known by two names may be there twice."""
+        once = dict.fromkeys(self)
+        return self if len(once) == len(self) else Modules(once)
+
+
+def each_module(model: nn.Module) -> Modules:
     """All modules of a model, each once, in the order of `model.modules()`."""
-    return list(dict.fromkeys(Outline.of(model).modules))
+    return Outline.of(model).modules.each_once()
 
 
 def first_weight(model: nn.Module) -> Tensor | None:
@@ -58,17 +74,9 @@ def with_attribute(modules: Iterable[nn.Module], name: str) -> list[nn.Module]:
     To ask a module for an attribute that it does not have takes torch some microseconds.
     """
     modules = list(modules)
-    kinds = {kind for kind in set(map(type, modules)) if hasattr(kind, name)}
-    held = zip(modules, map(vars, modules), strict=True)
-    if not kinds:
-        return [module for module, attributes in held if name in attributes]
-    return [module for module, attributes in held if name in attributes or type(module) in kinds]
-
-
-def configs_of(modules: Iterable[nn.Module]) -> list[Any]:
-    """The configs of these modules, each once."""
-    configs: dict[int, Any] = {id(module.config): module.config for module in with_attribute(modules, "config")}
-    return list(configs.values())
+    if any(hasattr(kind, name) for kind in set(map(type, modules))):
+        return [module for module in modules if name in vars(module) or hasattr(type(module), name)]
+    return list(compress(modules, map(contains, map(vars, modules), repeat(name))))
 
 
 def attributes_of(owner: Any) -> Mapping[str, Any]:
@@ -81,60 +89,49 @@ def attributes_of(owner: Any) -> Mapping[str, Any]:
 
 
 class Outline(NamedTuple):
-    """The modules of a model in the order of their paths, with their types and the names of their children."""
+    """The modules of a model in the order of their paths; one that is known by two names is there twice."""
 
-    modules: list[nn.Module]
-    types: list[type]
-    children: list[tuple[str, ...]]
+    modules: Modules
+    form: Form
+    """The same object for as long as these are the modules of the model, in the same places and of the same types."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Outline:
-        """The outline of a model as it is now; a module that is known by two names is there twice."""
-        kept = _outlines.get(model)
-        outline = None if kept is None else kept.now()
-        if outline is None:
-            outline = cls([], [], [])
-            outline._add(model)
-            _outlines[model] = KeptOutline(outline)
-        return outline
-
-    # No function inside of another: one that calls itself is a cycle, which would keep all modules until it is
-    # collected.
-    def _add(self, module: nn.Module) -> None:
-        named = children_of(module)
-        self.modules.append(module)
-        self.types.append(type(module))
-        self.children.append(tuple(named))
-        for child in named.values():
-            self._add(child)
+        """The outline of a model as it is now."""
+        form = _forms.get(model)
+        modules = None if form is None else form.modules()
+        if form is None or modules is None:
+            modules = Modules()
+            _add_modules(model, modules)
+            form = _forms[model] = Form(modules)
+        return cls(modules, form)
 
 
-class KeptOutline:
-    """An outline that holds no module in memory."""
+# No function inside of another: one that calls itself is a cycle, which would keep all modules until it is collected.
+def _add_modules(module: nn.Module, found: Modules) -> None:
+    found.append(module)
+    for child in children_of(module).values():
+        _add_modules(child, found)
 
-    def __init__(self, outline: Outline) -> None:
-        self._parts = [ref(module) for module in outline.modules]
-        self._types, self._children = outline.types, outline.children
-        held = each_children_of(outline.modules)
+
+class Form:
+    """How the modules of a model are put together; it holds no module in memory."""
+
+    def __init__(self, modules: Modules) -> None:
+        self.types = list(map(type, modules))
+        self._parts = [ref(module) for module in modules]
+        held = each_children_of(modules)
         self._names = list(chain.from_iterable(held))
         self._many = list(map(len, held))
         self._numbers = _numbers_of_children(held)
 
-    def fits(self, outline: Outline) -> bool:
-        """Whether these are the same modules, in the same places, with the same types."""
-        return (
-            outline.children == self._children
-            and outline.types == self._types
-            and outline.modules == [part() for part in self._parts]
-        )
-
-    def now(self) -> Outline | None:
-        """The outline, if the modules still are in the same places, and have no other children; else None.
+    def modules(self) -> Modules | None:
+        """The modules, if they still are in the same places, and have no other children; else None.
 
         This asks each module for its children, and compares lists, which takes a fraction of the time of a walk.
         """
-        modules: list[Any] = [part() for part in self._parts]
-        if list(map(type, modules)) != self._types:  # None is there where a module is gone
+        modules: Any = Modules([part() for part in self._parts])
+        if list(map(type, modules)) != self.types:  # None is there where a module is gone
             return None
         held = each_children_of(modules)
         each = [*modules, None]  # None for a child that was left out
@@ -144,7 +141,7 @@ class KeptOutline:
         same = list(chain.from_iterable(inner)) == self._names and (
             list(chain.from_iterable(map(_values, inner))) == list(map(each.__getitem__, self._numbers))
         )
-        return Outline(modules, self._types, self._children) if same else None
+        return modules if same else None
 
 
 _values = methodcaller("values")
@@ -163,4 +160,4 @@ def _numbers_of_children(held: list[Mapping[str, nn.Module | None]]) -> list[int
     return [one for numbers in found for one in numbers]
 
 
-_outlines: WeakKeyDictionary[nn.Module, KeptOutline] = WeakKeyDictionary()
+_forms: WeakKeyDictionary[nn.Module, Form] = WeakKeyDictionary()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..anatomy.kept import Said
-from ..anatomy.modules import KeptOutline, Outline, configs_of, each_module, each_weight
+from ..anatomy.modules import Outline, each_module, each_weight
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .function_mode import reader_runs
@@ -76,20 +76,20 @@ class _State:
     """What decides how a model of torch's and transformers' own modules computes a batch."""
 
     def __init__(self, outline: Outline, batch: Iterable[str]) -> None:
-        self._outline, self._said = KeptOutline(outline), Said(configs_of(outline.modules))
+        self._form, self._said = outline.form, Said(outline.modules.configs)
         self._rest = self._rest_of(outline, batch)
 
     @staticmethod
     def _rest_of(outline: Outline, batch: Iterable[str]) -> Any:
-        forwards = [getattr(kind, "forward", None) for kind in dict.fromkeys(outline.types)]
+        forwards = [getattr(kind, "forward", None) for kind in dict.fromkeys(outline.form.types)]
         return forwards, module_states(outline.modules), sorted(batch), torch.is_autocast_enabled()
 
     def is_that_of(self, outline: Outline, batch: Iterable[str]) -> bool:
         """Whether a model with this outline would compute such a batch alike."""
         return (
-            self._rest == self._rest_of(outline, batch)
-            and self._outline.fits(outline)
-            and self._said.is_said_by(configs_of(outline.modules))
+            self._form is outline.form
+            and self._rest == self._rest_of(outline, batch)
+            and self._said.is_said_by(outline.modules.configs)
         )
 
 
@@ -99,9 +99,8 @@ _whole: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
 
 def _is_known(outline: Outline) -> bool:
     """Whether a model has torch's and transformers' own modules only."""
-    return all(
-        kind.__module__.startswith(("torch.nn.modules.", "transformers.")) for kind in dict.fromkeys(outline.types)
-    )
+    kinds = dict.fromkeys(outline.form.types)
+    return all(kind.__module__.startswith(("torch.nn.modules.", "transformers.")) for kind in kinds)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,17 +7,17 @@ kept holds no model, and no module that was taken out of one, in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import fields, replace
-from itertools import compress
+from itertools import chain, compress
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .modules import Modules, Outline, attributes_of
+from .modules import Outline, attributes_of
 from .names import NAMES, PRUNED_NAME
 from .sites import Anatomy, Site, Stack
 
@@ -33,8 +33,8 @@ class Said:
     To compare hundreds of attributes in a loop would take as long as a layer does: lists of them are compared.
     """
 
-    def __init__(self, owners: Iterable[Any]) -> None:
-        held = list(map(_held_by, owners))
+    def __init__(self, held: list[Mapping[str, Any]]) -> None:
+        """With what each of them holds."""
         self._many = list(map(len, held))
         names = [[name for name in one if name not in _OF_TORCH] for one in held]
         # One name twice: of one alone, no tuple would be returned.
@@ -46,11 +46,10 @@ class Said:
         self._said = list(map(copy, compress(values, self._is_said)))
 
     def _values(self, held: list[Mapping[str, Any]]) -> list[Any]:
-        return [value for getter, one in zip(self._getters, held, strict=True) for value in getter(one)]
+        return list(chain.from_iterable([getter(one) for getter, one in zip(self._getters, held, strict=True)]))
 
-    def is_said_by(self, owners: Iterable[Any]) -> bool:
-        """Whether these say the same."""
-        held = list(map(_held_by, owners))
+    def is_said_by(self, held: list[Mapping[str, Any]]) -> bool:
+        """Whether those that hold this say the same."""
         if list(map(len, held)) != self._many:
             return False
         try:
@@ -64,10 +63,9 @@ def _nothing(held: Mapping[str, Any]) -> tuple[Any, ...]:
     return ()
 
 
-def _held_by(owner: Any) -> Mapping[str, Any]:
-    if isinstance(owner, nn.Module):
-        return vars(owner)
-    return owner if isinstance(owner, Mapping) else attributes_of(owner) or {"": owner}
+def settings_of(outline: Outline) -> list[Mapping[str, Any]]:
+    """What each config of a model holds."""
+    return [one if isinstance(one, Mapping) else attributes_of(one) or {"": one} for one in outline.modules.configs]
 
 
 class _Kept:
@@ -84,7 +82,7 @@ class _Kept:
             if part is not None
         }
         self._owners = sorted(numbers[owner] for owner in owners)
-        self._said = Said(self._speakers(outline))
+        self._said = Said(self._held(outline))
         self._sites = [_packed(site, numbers) for site in anatomy.sites]
         self._stacks = [_packed(stack, numbers) for stack in anatomy.stacks]
         self._unmeasured = dict(anatomy.unmeasured)
@@ -94,17 +92,18 @@ class _Kept:
 
     def fits(self, outline: Outline) -> bool:
         """Whether a model with this outline is as it was."""
-        return self._form is outline.form and self._names == NAMES and self._said.is_said_by(self._speakers(outline))
+        return self._form is outline.form and self._names == NAMES and self._said.is_said_by(self._held(outline))
 
-    def _speakers(self, outline: Outline) -> list[Any]:
-        """The modules that were asked, and all configs."""
-        return [*map(outline.modules.__getitem__, self._owners), *outline.modules.configs]
+    def _held(self, outline: Outline) -> list[Mapping[str, Any]]:
+        """What the modules that were asked hold, and all configs."""
+        return [*map(outline.modules.held.__getitem__, self._owners), *settings_of(outline)]
 
-    def anatomy(self, model: nn.Module, modules: Modules) -> Anatomy:
-        """The anatomy of a model that has these modules."""
-        sites = tuple(_unpacked(Site, one, modules) for one in self._sites)
-        stacks = tuple(_unpacked(Stack, one, modules) for one in self._stacks)
-        anatomy = Anatomy(model, sites, stacks, dict(self._unmeasured), modules.each_once())
+    def anatomy(self, model: nn.Module, outline: Outline) -> Anatomy:
+        """The anatomy of a model that has this outline."""
+        modules = outline.modules
+        sites = tuple([_unpacked(Site, one, modules) for one in self._sites])
+        stacks = tuple([_unpacked(Stack, one, modules) for one in self._stacks])
+        anatomy = Anatomy(model, sites, stacks, dict(self._unmeasured), outline.each_once())
         anatomy.__dict__["parts_of_stacks"] = {
             modules[runner]: frozenset(map(modules.__getitem__, parts)) for runner, parts in self._inside.items()
         }
@@ -137,7 +136,8 @@ def _unpacked(kind: type[Part], packed: _Packed, modules: list[nn.Module]) -> Pa
     held = part.__dict__  # a frozen dataclass sets its fields one by one, which takes most of the time
     held.update(packed.plain)
     held.update(zip(packed.modules, map(numbered, packed.modules.values()), strict=True))
-    held.update((name, tuple(map(numbered, several))) for name, several in packed.several.items())
+    for name, several in packed.several.items():
+        held[name] = tuple(map(numbered, several))
     return part
 
 
@@ -148,7 +148,7 @@ def kept_anatomy(model: nn.Module, find: Callable[[nn.Module], Anatomy]) -> Anat
     """The anatomy of a model: as it was found before where the model is as it was, else found now."""
     outline, kept = Outline.of(model), _kept.get(model)
     if kept is not None and kept.fits(outline):
-        return kept.anatomy(model, outline.modules)
+        return kept.anatomy(model, outline)
     anatomy = find(model)
     _kept[model] = _Kept(anatomy, outline)
-    return replace(anatomy, modules=outline.modules.each_once())
+    return replace(anatomy, modules=outline.each_once())

@@ -12,27 +12,36 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from .forward_source import children_of, each_children_of, parameters_of, weights_of
+from .forward_source import attributes_of_each, children_of, each_children_of, parameters_of, weights_of
 
 
 class Modules(list[nn.Module]):
     """Modules that were listed, with their configs at the time when these are first asked for."""
 
     @cached_property
+    def held(self) -> list[Mapping[str, Any]]:
+        """The attributes that each of these modules holds itself, as they are now."""
+        return attributes_of_each(self)
+
+    @cached_property
     def configs(self) -> list[Any]:
         """The configs of these modules, each once."""
-        configs: dict[int, Any] = {id(module.config): module.config for module in with_attribute(self, "config")}
+        configs: dict[int, Any] = {id(module.config): module.config for module in self.with_attribute("config")}
         return list(configs.values())
 
-    def each_once(self) -> Modules:
-        """Each of these modules once: one that is known by two names may be there twice."""
-        once = dict.fromkeys(self)
-        return self if len(once) == len(self) else Modules(once)
+    def with_attribute(self, name: str) -> list[nn.Module]:
+        """Those of the modules that hold an attribute themselves: a wrapper that hands on those of another does not.
+
+        To ask a module for an attribute that it does not have takes torch some microseconds.
+        """
+        if any(hasattr(kind, name) for kind in set(map(type, self))):
+            return [module for module in self if name in vars(module) or hasattr(type(module), name)]
+        return list(compress(self, map(contains, self.held, repeat(name))))
 
 
 def each_module(model: nn.Module) -> Modules:
     """All modules of a model, each once, in the order of `model.modules()`."""
-    return Outline.of(model).modules.each_once()
+    return Outline.of(model).each_once()
 
 
 def first_weight(model: nn.Module) -> Tensor | None:
@@ -68,17 +77,6 @@ def rounding(model: nn.Module) -> float:
     return min(4 * step, 1e-3)
 
 
-def with_attribute(modules: Iterable[nn.Module], name: str) -> list[nn.Module]:
-    """Those of the modules that hold an attribute themselves: a wrapper that hands on those of another does not.
-
-    To ask a module for an attribute that it does not have takes torch some microseconds.
-    """
-    modules = list(modules)
-    if any(hasattr(kind, name) for kind in set(map(type, modules))):
-        return [module for module in modules if name in vars(module) or hasattr(type(module), name)]
-    return list(compress(modules, map(contains, map(vars, modules), repeat(name))))
-
-
 def attributes_of(owner: Any) -> Mapping[str, Any]:
     """What an object holds: to ask a config of transformers 5 for one attribute takes it some microseconds."""
     try:
@@ -106,6 +104,10 @@ class Outline(NamedTuple):
             form = _forms[model] = Form(modules)
         return cls(modules, form)
 
+    def each_once(self) -> Modules:
+        """The modules, each once."""
+        return Modules(dict.fromkeys(self.modules)) if self.form.repeats else self.modules
+
 
 # No function inside of another: one that calls itself is a cycle, which would keep all modules until it is collected.
 def _add_modules(module: nn.Module, found: Modules) -> None:
@@ -119,8 +121,9 @@ class Form:
 
     def __init__(self, modules: Modules) -> None:
         self.types = list(map(type, modules))
+        self.repeats = len(set(modules)) < len(modules)
         self._parts = [ref(module) for module in modules]
-        held = each_children_of(modules)
+        held = each_children_of(modules.held)
         self._names = list(chain.from_iterable(held))
         self._many = list(map(len, held))
         self._numbers = _numbers_of_children(held)
@@ -130,10 +133,10 @@ class Form:
 
         This asks each module for its children, and compares lists, which takes a fraction of the time of a walk.
         """
-        modules: Any = Modules([part() for part in self._parts])
+        modules = Modules([part() for part in self._parts])  # type: ignore[misc]
         if list(map(type, modules)) != self.types:  # None is there where a module is gone
             return None
-        held = each_children_of(modules)
+        held = each_children_of(modules.held)
         each = [*modules, None]  # None for a child that was left out
         if list(map(len, held)) != self._many:
             return None

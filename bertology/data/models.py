@@ -13,14 +13,14 @@ from weakref import WeakKeyDictionary
 import transformers
 from torch import nn
 
-from ..anatomy.modules import attributes_of, each_module, with_attribute
+from ..anatomy.modules import attributes_of, each_module
 from ..anatomy.names import LABELLING_CLASSES, LABELS_ARGUMENT, TASK_CLASSES, UNUSED_MASKS
 
 
 def config_of(model: nn.Module) -> Any:
     """The outermost config in the model, or None."""
     config = vars(model).get("config")
-    return config or next((module.config for module in with_attribute(each_module(model), "config")), None)
+    return config or next((module.config for module in each_module(model).with_attribute("config")), None)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:

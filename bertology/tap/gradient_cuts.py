@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..anatomy.kept import Said
+from ..anatomy.kept import Said, settings_of
 from ..anatomy.modules import Outline, each_module, each_weight
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
@@ -76,7 +76,7 @@ class _State:
     """What decides how a model of torch's and transformers' own modules computes a batch."""
 
     def __init__(self, outline: Outline, batch: Iterable[str]) -> None:
-        self._form, self._said = outline.form, Said(outline.modules.configs)
+        self._form, self._said = outline.form, Said(settings_of(outline))
         self._rest = self._rest_of(outline, batch)
 
     @staticmethod
@@ -89,7 +89,7 @@ class _State:
         return (
             self._form is outline.form
             and self._rest == self._rest_of(outline, batch)
-            and self._said.is_said_by(outline.modules.configs)
+            and self._said.is_said_by(settings_of(outline))
         )
 
 

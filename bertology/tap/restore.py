@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import nn
 
-from ..anatomy.modules import Modules, attributes_of, each_module, each_weight, with_attribute
+from ..anatomy.modules import Modules, attributes_of, each_module, each_weight
 from ..anatomy.names import SWITCHED_NAME, USE_CACHE_ARGUMENT
 from ..anatomy.oddities import block_oddities_of
 from .listed import as_listed, modules_of
@@ -134,13 +134,13 @@ def _set_modes(modules: Sequence[nn.Module], modes: list[bool]) -> None:
             module.training = mode
 
 
-def _keep_attention(modules: Sequence[nn.Module], undo: ExitStack) -> None:
+def _keep_attention(modules: Modules, undo: ExitStack) -> None:
     """Put back attention that is replaced in a pass after every pass, while `undo` is open, and numpy's random state.
 
     At the end the model is as its passes would have left it without this library: transformers can return no attention
     maps of a short text before BigBird has changed.
     """
-    switched = with_attribute(modules, SWITCHED_NAME)
+    switched = modules.with_attribute(SWITCHED_NAME)
     if not switched:
         return
     before = _held(switched)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import chain, compress, repeat
-from operator import contains, methodcaller
+from operator import contains, methodcaller, or_
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -34,9 +34,9 @@ class Modules(list[nn.Module]):
 
         To ask a module for an attribute that it does not have takes torch some microseconds.
         """
-        if any(hasattr(kind, name) for kind in set(map(type, self))):
-            return [module for module in self if name in vars(module) or hasattr(type(module), name)]
-        return list(compress(self, map(contains, self.held, repeat(name))))
+        kinds = {kind for kind in set(map(type, self)) if hasattr(kind, name)}
+        held = map(contains, self.held, repeat(name))
+        return list(compress(self, map(or_, held, map(kinds.__contains__, map(type, self))) if kinds else held))
 
 
 def each_module(model: nn.Module) -> Modules:

@@ -147,8 +147,10 @@ class Site:
 
     def spread(self, x: Tensor, heads: int, axis: int) -> Tensor:
         """Place the heads that are left, along `axis` of `x`, at their indices among `heads`; NaN for pruned heads."""
+        if x.shape[axis] == len(self.kept) == heads:
+            return x
         x = x.narrow(axis, 0, len(self.kept))
-        if self.kept == tuple(range(heads)):
+        if len(self.kept) == heads:
             return x
         shape = list(x.shape)
         shape[axis] = heads

@@ -287,7 +287,7 @@ class MapsReader(SitesReader):
         runs = self._runs.setdefault(site, [])
         if runs and self.keeping.positions is not None:
             raise DataError(f"{site.label} runs several times in a pass: positions= cannot tell which text is meant")
-        runs.append(self.placed(site, torch.cat(blocks, dim=2)))
+        runs.append(self.placed(site, blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)))
 
     def steps(self) -> dict[Site, list[Tensor]]:
         """{site: its map in each run}: what generation reads, a run for each step."""

@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from operator import attrgetter, is_, itemgetter, methodcaller
+from operator import is_, itemgetter, methodcaller
 from typing import Any
 
 import transformers
@@ -131,14 +131,6 @@ def children_of(module: nn.Module) -> dict[str, nn.Module]:
     return {name: child for name, child in module._modules.items() if child is not None}
 
 
-def attributes_of_each(modules: Iterable[nn.Module]) -> list[Mapping[str, Any]]:
-    """[{name: value}] of what modules hold, where `vars` takes twice as long."""
-    return list(map(_attributes, modules))
-
-
-_attributes = attrgetter("__dict__")
-
-
 def each_children_of(held: Iterable[Mapping[str, Any]]) -> list[Mapping[str, nn.Module | None]]:
     """[{name: module}] of the children of modules that hold these attributes; None where a child was left out."""
     # Fragile: rests on the private dictionary of a module's children.
@@ -151,9 +143,8 @@ def parameters_of(module: nn.Module) -> Iterable[Tensor | None]:
     return module._parameters.values()
 
 
-def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """The parameters and buffers of modules themselves, where the public walks take twenty times as long."""
+def weights_of(held: list[Mapping[str, Any]]) -> list[Tensor]:
+    """The parameters and buffers among what modules hold, where the public walks take twenty times as long."""
     # Fragile: rests on the private dictionaries of a module's parameters and buffers.
-    held = attributes_of_each(modules)
     dictionaries = chain(map(itemgetter("_parameters"), held), map(itemgetter("_buffers"), held))
     return [x for x in chain.from_iterable(map(methodcaller("values"), dictionaries)) if x is not None]

@@ -5,29 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import chain, compress, repeat
-from operator import contains, methodcaller, or_
-from typing import Any, NamedTuple
+from operator import attrgetter, contains, methodcaller, or_
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
-from .forward_source import attributes_of_each, children_of, each_children_of, parameters_of, weights_of
+from .forward_source import children_of, each_children_of, parameters_of, weights_of
 
 
 class Modules(list[nn.Module]):
-    """Modules that were listed, with their configs at the time when these are first asked for."""
+    """The modules of a model when they were listed, with their configs at the time when these are first asked for."""
+
+    form: Form
+    """The same object for as long as these are the modules of the model, in the same places and of the same types."""
+
+    def each_once(self) -> Modules:
+        """The modules without repetition."""
+        if not self.form.repeats:
+            return self
+        once = Modules(dict.fromkeys(self))
+        once.form = self.form
+        return once
 
     @cached_property
     def held(self) -> list[Mapping[str, Any]]:
         """The attributes that each of these modules holds itself, as they are now."""
-        return attributes_of_each(self)
+        return list(map(_attributes, self))
 
     @cached_property
     def configs(self) -> list[Any]:
         """The configs of these modules, each once."""
-        configs: dict[int, Any] = {id(module.config): module.config for module in self.with_attribute("config")}
+        configs: dict[int, Any] = {id(module.config): module.config for module in self.with_config}
         return list(configs.values())
+
+    @cached_property
+    def with_config(self) -> list[Any]:
+        """Those of the modules that have a config."""
+        return self.with_attribute("config")
 
     def with_attribute(self, name: str) -> list[nn.Module]:
         """Those of the modules that hold an attribute themselves: a wrapper that hands on those of another does not.
@@ -41,7 +57,7 @@ class Modules(list[nn.Module]):
 
 def each_module(model: nn.Module) -> Modules:
     """All modules of a model, each once, in the order of `model.modules()`."""
-    return Outline.of(model).each_once()
+    return modules_by_path(model).each_once()
 
 
 def first_weight(model: nn.Module) -> Tensor | None:
@@ -58,7 +74,7 @@ def first_weight(model: nn.Module) -> Tensor | None:
 
 def each_weight(modules: Iterable[nn.Module]) -> list[Tensor]:
     """The parameters and buffers of modules; one that several of them share is there several times."""
-    return weights_of(modules)
+    return weights_of(list(map(_attributes, modules)))
 
 
 def all_weights(module: nn.Module) -> list[Tensor]:
@@ -86,27 +102,15 @@ def attributes_of(owner: Any) -> Mapping[str, Any]:
     return held
 
 
-class Outline(NamedTuple):
-    """The modules of a model in the order of their paths; one that is known by two names is there twice."""
-
-    modules: Modules
-    form: Form
-    """The same object for as long as these are the modules of the model, in the same places and of the same types."""
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Outline:
-        """The outline of a model as it is now."""
-        form = _forms.get(model)
-        modules = None if form is None else form.modules()
-        if form is None or modules is None:
-            modules = Modules()
-            _add_modules(model, modules)
-            form = _forms[model] = Form(modules)
-        return cls(modules, form)
-
-    def each_once(self) -> Modules:
-        """The modules, each once."""
-        return Modules(dict.fromkeys(self.modules)) if self.form.repeats else self.modules
+def modules_by_path(model: nn.Module) -> Modules:
+    """All modules of a model in the order of their paths, as they are now; one with two paths is there twice."""
+    form = _forms.get(model)
+    modules = None if form is None else form.modules()
+    if modules is None:
+        modules = Modules()
+        _add_modules(model, modules)
+        modules.form = _forms[model] = Form(modules)
+    return modules
 
 
 # No function inside of another: one that calls itself is a cycle, which would keep all modules until it is collected.
@@ -134,6 +138,7 @@ class Form:
         This asks each module for its children, and compares lists, which takes a fraction of the time of a walk.
         """
         modules = Modules([part() for part in self._parts])  # type: ignore[misc]
+        modules.form = self
         if list(map(type, modules)) != self.types:  # None is there where a module is gone
             return None
         held = each_children_of(modules.held)
@@ -148,10 +153,11 @@ class Form:
 
 
 _values = methodcaller("values")
+_attributes = attrgetter("__dict__")  # `vars` takes twice as long
 
 
 def _numbers_of_children(held: list[Mapping[str, nn.Module | None]]) -> list[int]:
-    """The place in an outline of each child of each module, in their order; -1 for a child that was left out."""
+    """The place among all modules of each child of each module, in their order; -1 for a child that was left out."""
     sizes = [1] * len(held)
     found: list[list[int]] = [[] for _ in held]
     for number in reversed(range(len(held))):

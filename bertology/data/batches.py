@@ -176,8 +176,8 @@ def key_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor:
     """[row, key], bool: as `token_mask`, with earlier tokens in a cache, where the attention mask has them."""
     decoding = not reads_text(model, stack)
     labels = batch.get(LABELS_ARGUMENT)
-    unmasked = writes(model) and DECODER_PREFIX + MASK_ARGUMENT not in batch
-    if decoding and unmasked and isinstance(labels, Tensor) and labels.dim() == 2:
+    unmasked = decoding and DECODER_PREFIX + MASK_ARGUMENT not in batch
+    if unmasked and isinstance(labels, Tensor) and labels.dim() == 2 and writes(model):
         return labels != IGNORED  # the decoder reads the shifted labels
     prefix = DECODER_PREFIX if decoding else ""
     mask = batch.get(prefix + MASK_ARGUMENT)

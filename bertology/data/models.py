@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -42,7 +43,11 @@ def task_model(model: nn.Module) -> nn.Module:
 
 def task_name(model: nn.Module) -> str:
     """The name of the task class of transformers that the model is of, or is derived from; else that of its class."""
-    kinds = type(task_model(model)).__mro__
+    return _task_name(type(task_model(model)).__mro__)
+
+
+@lru_cache(maxsize=64)
+def _task_name(kinds: tuple[type, ...]) -> str:
     theirs = (kind.__name__ for kind in kinds if kind.__module__.startswith("transformers.models."))
     return next((name for name in theirs if re.search(TASK_CLASSES, name)), kinds[0].__name__)
 

@@ -236,8 +236,12 @@ def _as_text(stack: Stack, states: list[_State], final: Tensor | None, tokens: i
     if final is None or stack.reads_images or final.shape[1] != tokens:
         return states
     prefixed = block_oddities_of(stack.module).prefixes
-    cut = [x if done else x[:, x.shape[1] - tokens :] if prefixed else x[:, :tokens] for _, x, done in states]
-    return [state._replace(x=x) for state, x in zip(states, cut, strict=True)]
+    return [
+        state
+        if state.done or state.x.shape[1] == tokens
+        else state._replace(x=state.x[:, state.x.shape[1] - tokens :] if prefixed else state.x[:, :tokens])
+        for state in states
+    ]
 
 
 class SitesReader(Reader):

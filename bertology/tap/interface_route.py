@@ -101,7 +101,7 @@ def _configs(anatomy: Anatomy, attentions: list[nn.Module]) -> list[Any]:
     """The configs around these attention modules."""
     inside, modules = set(attentions), modules_of(anatomy.model)
     configs: dict[int, Any] = {}
-    for module in modules.with_attribute("config"):
+    for module in modules.with_config:
         if id(module.config) in configs:
             continue
         if not inside.isdisjoint(modules if module is anatomy.model else each_module(module)):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, UnknownAnatomy
-from .modules import each_module, with_attribute
+from .modules import each_module
 from .names import FSDP_1_NAME, FSDP_2_NAME, TENSOR_PARALLEL_NAME
 
 
@@ -36,7 +36,7 @@ def check_whole_layers(model: nn.Module) -> None:
             f"the weights of {type(model).__name__} are divided by {FSDP_1_NAME}, which hides them: divide the model "
             "with torch.distributed.fsdp.fully_shard (fsdp_version 2 in accelerate), or measure it before"
         )
-    planned = with_attribute(modules, TENSOR_PARALLEL_NAME)
+    planned = modules.with_attribute(TENSOR_PARALLEL_NAME)
     shared = any((getattr(module, TENSOR_PARALLEL_NAME) or 1) > 1 for module in planned)
     # Those of fully_shard are brought together for each pass.
     if not shared and not any(is_fully_sharded(module) for module in modules):

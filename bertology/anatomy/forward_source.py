@@ -131,10 +131,10 @@ def children_of(module: nn.Module) -> dict[str, nn.Module]:
     return {name: child for name, child in module._modules.items() if child is not None}
 
 
-def each_children_of(modules: Iterable[nn.Module]) -> list[Mapping[str, nn.Module | None]]:
-    """[{name: module}] of the children of modules; None where a child was left out."""
+def each_children_of(held: Iterable[Mapping[str, Any]]) -> list[Mapping[str, nn.Module | None]]:
+    """[{name: module}] of the children of modules that hold these attributes; None where a child was left out."""
     # Fragile: rests on the private dictionary of a module's children.
-    return [module._modules for module in modules]
+    return list(map(itemgetter("_modules"), held))
 
 
 def parameters_of(module: nn.Module) -> Iterable[Tensor | None]:
@@ -143,9 +143,8 @@ def parameters_of(module: nn.Module) -> Iterable[Tensor | None]:
     return module._parameters.values()
 
 
-def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """The parameters and buffers of modules themselves, where the public walks take twenty times as long."""
+def weights_of(held: list[Mapping[str, Any]]) -> list[Tensor]:
+    """The parameters and buffers among what modules hold, where the public walks take twenty times as long."""
     # Fragile: rests on the private dictionaries of a module's parameters and buffers.
-    held = list(map(vars, modules))
     dictionaries = chain(map(itemgetter("_parameters"), held), map(itemgetter("_buffers"), held))
     return [x for x in chain.from_iterable(map(methodcaller("values"), dictionaries)) if x is not None]

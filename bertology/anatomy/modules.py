@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import chain, compress
-from operator import methodcaller
-from typing import Any, NamedTuple
+from functools import cached_property
+from itertools import chain, compress, repeat
+from operator import attrgetter, contains, methodcaller, or_
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -14,9 +15,49 @@ from torch import Tensor, nn
 from .forward_source import children_of, each_children_of, parameters_of, weights_of
 
 
-def each_module(model: nn.Module) -> list[nn.Module]:
+class Modules(list[nn.Module]):
+    """The modules of a model when they were listed, with their configs at the time when these are first asked for."""
+
+    form: Form
+    """The same object for as long as these are the modules of the model, in the same places and of the same types."""
+
+    def each_once(self) -> Modules:
+        """The modules without repetition."""
+        if not self.form.repeats:
+            return self
+        once = Modules(dict.fromkeys(self))
+        once.form = self.form
+        return once
+
+    @cached_property
+    def held(self) -> list[Mapping[str, Any]]:
+        """The attributes that each of these modules holds itself, as they are now."""
+        return list(map(_attributes, self))
+
+    @cached_property
+    def configs(self) -> list[Any]:
+        """The configs of these modules, each once."""
+        configs: dict[int, Any] = {id(module.config): module.config for module in self.with_config}
+        return list(configs.values())
+
+    @cached_property
+    def with_config(self) -> list[Any]:
+        """Those of the modules that have a config."""
+        return self.with_attribute("config")
+
+    def with_attribute(self, name: str) -> list[nn.Module]:
+        """Those of the modules that hold an attribute themselves: a wrapper that hands on those of another does not.
+
+        To ask a module for an attribute that it does not have takes torch some microseconds.
+        """
+        kinds = {kind for kind in set(map(type, self)) if hasattr(kind, name)}
+        held = map(contains, self.held, repeat(name))
+        return list(compress(self, map(or_, held, map(kinds.__contains__, map(type, self))) if kinds else held))
+
+
+def each_module(model: nn.Module) -> Modules:
     """All modules of a model, each once, in the order of `model.modules()`."""
-    return list(dict.fromkeys(Outline.of(model).modules))
+    return modules_by_path(model).each_once()
 
 
 def first_weight(model: nn.Module) -> Tensor | None:
@@ -33,7 +74,7 @@ def first_weight(model: nn.Module) -> Tensor | None:
 
 def each_weight(modules: Iterable[nn.Module]) -> list[Tensor]:
     """The parameters and buffers of modules; one that several of them share is there several times."""
-    return weights_of(modules)
+    return weights_of(list(map(_attributes, modules)))
 
 
 def all_weights(module: nn.Module) -> list[Tensor]:
@@ -52,25 +93,6 @@ def rounding(model: nn.Module) -> float:
     return min(4 * step, 1e-3)
 
 
-def with_attribute(modules: Iterable[nn.Module], name: str) -> list[nn.Module]:
-    """Those of the modules that hold an attribute themselves: a wrapper that hands on those of another does not.
-
-    To ask a module for an attribute that it does not have takes torch some microseconds.
-    """
-    modules = list(modules)
-    kinds = {kind for kind in set(map(type, modules)) if hasattr(kind, name)}
-    held = zip(modules, map(vars, modules), strict=True)
-    if not kinds:
-        return [module for module, attributes in held if name in attributes]
-    return [module for module, attributes in held if name in attributes or type(module) in kinds]
-
-
-def configs_of(modules: Iterable[nn.Module]) -> list[Any]:
-    """The configs of these modules, each once."""
-    configs: dict[int, Any] = {id(module.config): module.config for module in with_attribute(modules, "config")}
-    return list(configs.values())
-
-
 def attributes_of(owner: Any) -> Mapping[str, Any]:
     """What an object holds: to ask a config of transformers 5 for one attribute takes it some microseconds."""
     try:
@@ -80,63 +102,46 @@ def attributes_of(owner: Any) -> Mapping[str, Any]:
     return held
 
 
-class Outline(NamedTuple):
-    """The modules of a model in the order of their paths, with their types and the names of their children."""
-
-    modules: list[nn.Module]
-    types: list[type]
-    children: list[tuple[str, ...]]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Outline:
-        """The outline of a model as it is now; a module that is known by two names is there twice."""
-        kept = _outlines.get(model)
-        outline = None if kept is None else kept.now()
-        if outline is None:
-            outline = cls([], [], [])
-            outline._add(model)
-            _outlines[model] = KeptOutline(outline)
-        return outline
-
-    # No function inside of another: one that calls itself is a cycle, which would keep all modules until it is
-    # collected.
-    def _add(self, module: nn.Module) -> None:
-        named = children_of(module)
-        self.modules.append(module)
-        self.types.append(type(module))
-        self.children.append(tuple(named))
-        for child in named.values():
-            self._add(child)
+def modules_by_path(model: nn.Module) -> Modules:
+    """All modules of a model in the order of their paths, as they are now; one with two paths is there twice."""
+    form = _forms.get(model)
+    modules = None if form is None else form.modules()
+    if modules is None:
+        modules = Modules()
+        _add_modules(model, modules)
+        modules.form = _forms[model] = Form(modules)
+    return modules
 
 
-class KeptOutline:
-    """An outline that holds no module in memory."""
+# No function inside of another: one that calls itself is a cycle, which would keep all modules until it is collected.
+def _add_modules(module: nn.Module, found: Modules) -> None:
+    found.append(module)
+    for child in children_of(module).values():
+        _add_modules(child, found)
 
-    def __init__(self, outline: Outline) -> None:
-        self._parts = [ref(module) for module in outline.modules]
-        self._types, self._children = outline.types, outline.children
-        held = each_children_of(outline.modules)
+
+class Form:
+    """How the modules of a model are put together; it holds no module in memory."""
+
+    def __init__(self, modules: Modules) -> None:
+        self.types = list(map(type, modules))
+        self.repeats = len(set(modules)) < len(modules)
+        self._parts = [ref(module) for module in modules]
+        held = each_children_of(modules.held)
         self._names = list(chain.from_iterable(held))
         self._many = list(map(len, held))
         self._numbers = _numbers_of_children(held)
 
-    def fits(self, outline: Outline) -> bool:
-        """Whether these are the same modules, in the same places, with the same types."""
-        return (
-            outline.children == self._children
-            and outline.types == self._types
-            and outline.modules == [part() for part in self._parts]
-        )
-
-    def now(self) -> Outline | None:
-        """The outline, if the modules still are in the same places, and have no other children; else None.
+    def modules(self) -> Modules | None:
+        """The modules, if they still are in the same places, and have no other children; else None.
 
         This asks each module for its children, and compares lists, which takes a fraction of the time of a walk.
         """
-        modules: list[Any] = [part() for part in self._parts]
-        if list(map(type, modules)) != self._types:  # None is there where a module is gone
+        modules = Modules([part() for part in self._parts])  # type: ignore[misc]
+        modules.form = self
+        if list(map(type, modules)) != self.types:  # None is there where a module is gone
             return None
-        held = each_children_of(modules)
+        held = each_children_of(modules.held)
         each = [*modules, None]  # None for a child that was left out
         if list(map(len, held)) != self._many:
             return None
@@ -144,14 +149,15 @@ class KeptOutline:
         same = list(chain.from_iterable(inner)) == self._names and (
             list(chain.from_iterable(map(_values, inner))) == list(map(each.__getitem__, self._numbers))
         )
-        return Outline(modules, self._types, self._children) if same else None
+        return modules if same else None
 
 
 _values = methodcaller("values")
+_attributes = attrgetter("__dict__")  # `vars` takes twice as long
 
 
 def _numbers_of_children(held: list[Mapping[str, nn.Module | None]]) -> list[int]:
-    """The place in an outline of each child of each module, in their order; -1 for a child that was left out."""
+    """The place among all modules of each child of each module, in their order; -1 for a child that was left out."""
     sizes = [1] * len(held)
     found: list[list[int]] = [[] for _ in held]
     for number in reversed(range(len(held))):
@@ -163,4 +169,4 @@ def _numbers_of_children(held: list[Mapping[str, nn.Module | None]]) -> list[int
     return [one for numbers in found for one in numbers]
 
 
-_outlines: WeakKeyDictionary[nn.Module, KeptOutline] = WeakKeyDictionary()
+_forms: WeakKeyDictionary[nn.Module, Form] = WeakKeyDictionary()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HeadError, UnknownAnatomy, how_many
-from .modules import each_module
+from .modules import Modules, each_module
 from .oddities import oddities_of
 from .part_names import PartNames
 
@@ -147,8 +147,10 @@ class Site:
 
     def spread(self, x: Tensor, heads: int, axis: int) -> Tensor:
         """Place the heads that are left, along `axis` of `x`, at their indices among `heads`; NaN for pruned heads."""
+        if x.shape[axis] == len(self.kept) == heads:
+            return x
         x = x.narrow(axis, 0, len(self.kept))
-        if self.kept == tuple(range(heads)):
+        if len(self.kept) == heads:
             return x
         shape = list(x.shape)
         shape[axis] = heads
@@ -191,7 +193,7 @@ class Anatomy:
     stacks: tuple[Stack, ...]
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """{path of a module that looks like attention and is not among the sites: why}."""
-    modules: Sequence[nn.Module] | None = field(default=None, repr=False)
+    modules: Modules | None = field(default=None, repr=False)
     """All modules of the model, each once, as they were when the heads were looked for, if they were listed then."""
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy.modules import each_module, first_weight
+from ..anatomy.modules import Modules, each_module, first_weight
 from ..anatomy.names import (
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
@@ -66,14 +66,14 @@ def each_batch(
         raise DataError("no batches: wanted one mapping of model arguments or an iterable of them, got an empty one")
 
 
-def device_of(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> torch.device:
+def device_of(model: nn.Module, modules: Modules | None = None) -> torch.device:
     """The device for a model's inputs: the execution device of accelerate, or else that of the first weights.
 
     `modules` are all of the model, where they were listed just now.
     """
     modules = each_module(model) if modules is None else modules
-    for hook in [held["_hf_hook"] for held in map(vars, modules) if "_hf_hook" in held]:
-        device = getattr(hook, "execution_device", None)
+    for module in modules.with_attribute("_hf_hook"):
+        device = getattr(module._hf_hook, "execution_device", None)
         if device is not None:
             return torch.device(device)
     found = weights_device(model)
@@ -176,8 +176,8 @@ def key_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor:
     """[row, key], bool: as `token_mask`, with earlier tokens in a cache, where the attention mask has them."""
     decoding = not reads_text(model, stack)
     labels = batch.get(LABELS_ARGUMENT)
-    unmasked = writes(model) and DECODER_PREFIX + MASK_ARGUMENT not in batch
-    if decoding and unmasked and isinstance(labels, Tensor) and labels.dim() == 2:
+    unmasked = decoding and DECODER_PREFIX + MASK_ARGUMENT not in batch
+    if unmasked and isinstance(labels, Tensor) and labels.dim() == 2 and writes(model):
         return labels != IGNORED  # the decoder reads the shifted labels
     prefix = DECODER_PREFIX if decoding else ""
     mask = batch.get(prefix + MASK_ARGUMENT)

@@ -83,8 +83,8 @@ def example_losses(loss: ExampleLoss, outputs: Any, batch: Batch) -> Tensor:
             f"a loss must be one value per example, [batch] = [{wanted}], got {got}: "
             "do not take the mean over the batch"
         )
-    broken = (~torch.isfinite(values)).nonzero().flatten().tolist()
-    if broken:
+    if not torch.isfinite(values).all():
+        broken = (~torch.isfinite(values)).nonzero().flatten().tolist()
         raise LossError(
             f"losses must be finite, got {values[broken[0]].item()} for example(s) {broken} of a batch of {wanted}"
         )
@@ -145,12 +145,12 @@ def is_causal(model: nn.Module) -> bool:
 def _classes(logits: Tensor, labels: Tensor) -> Tensor:
     """[row, ...]: cross entropy; 0 for ignored labels. Raises `LossError` for labels that are no class."""
     count = logits.shape[-1]
-    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= count))]
-    if wrong.numel():
-        raise LossError(f"labels must be from 0 to {count - 1}, or {IGNORED} to be ignored, got {wrong[0].item()}")
-    broken = labels[labels != labels.trunc()] if labels.is_floating_point() else labels[:0]
-    if broken.numel():
-        raise LossError(f"labels must be whole numbers, the numbers of classes, got {broken[0].item():g}")
+    wrong = (labels != IGNORED) & ((labels < 0) | (labels >= count))
+    if wrong.any():
+        got = labels[wrong][0].item()
+        raise LossError(f"labels must be from 0 to {count - 1}, or {IGNORED} to be ignored, got {got}")
+    if labels.is_floating_point() and (broken := labels != labels.trunc()).any():
+        raise LossError(f"labels must be whole numbers, the numbers of classes, got {labels[broken][0].item():g}")
     flat, target = _wide(logits).reshape(-1, count), labels.reshape(-1).long()
     return F.cross_entropy(flat, target, reduction="none", ignore_index=IGNORED).reshape(labels.shape)
 

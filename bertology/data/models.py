@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,14 +14,14 @@ from weakref import WeakKeyDictionary
 import transformers
 from torch import nn
 
-from ..anatomy.modules import attributes_of, each_module, with_attribute
+from ..anatomy.modules import attributes_of, each_module
 from ..anatomy.names import LABELLING_CLASSES, LABELS_ARGUMENT, TASK_CLASSES, UNUSED_MASKS
 
 
 def config_of(model: nn.Module) -> Any:
     """The outermost config in the model, or None."""
     config = vars(model).get("config")
-    return config or next((module.config for module in with_attribute(each_module(model), "config")), None)
+    return config or next((module.config for module in each_module(model).with_attribute("config")), None)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
@@ -42,7 +43,11 @@ def task_model(model: nn.Module) -> nn.Module:
 
 def task_name(model: nn.Module) -> str:
     """The name of the task class of transformers that the model is of, or is derived from; else that of its class."""
-    kinds = type(task_model(model)).__mro__
+    return _task_name(type(task_model(model)).__mro__)
+
+
+@lru_cache(maxsize=64)
+def _task_name(kinds: tuple[type, ...]) -> str:
     theirs = (kind.__name__ for kind in kinds if kind.__module__.startswith("transformers.models."))
     return next((name for name in theirs if re.search(TASK_CLASSES, name)), kinds[0].__name__)
 

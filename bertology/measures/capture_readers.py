@@ -236,8 +236,12 @@ def _as_text(stack: Stack, states: list[_State], final: Tensor | None, tokens: i
     if final is None or stack.reads_images or final.shape[1] != tokens:
         return states
     prefixed = block_oddities_of(stack.module).prefixes
-    cut = [x if done else x[:, x.shape[1] - tokens :] if prefixed else x[:, :tokens] for _, x, done in states]
-    return [state._replace(x=x) for state, x in zip(states, cut, strict=True)]
+    return [
+        state
+        if state.done or state.x.shape[1] == tokens
+        else state._replace(x=state.x[:, state.x.shape[1] - tokens :] if prefixed else state.x[:, :tokens])
+        for state in states
+    ]
 
 
 class SitesReader(Reader):
@@ -287,7 +291,7 @@ class MapsReader(SitesReader):
         runs = self._runs.setdefault(site, [])
         if runs and self.keeping.positions is not None:
             raise DataError(f"{site.label} runs several times in a pass: positions= cannot tell which text is meant")
-        runs.append(self.placed(site, torch.cat(blocks, dim=2)))
+        runs.append(self.placed(site, blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)))
 
     def steps(self) -> dict[Site, list[Tensor]]:
         """{site: its map in each run}: what generation reads, a run for each step."""

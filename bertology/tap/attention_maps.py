@@ -36,18 +36,19 @@ def tap_maps(
     With `arriving`, the maps are weighed by the norms of what arrives.
     """
     there = [site for site in anatomy.sites if site.kept]
-    for site in there:
-        if hasattr(site.attention, DIFFERENCE_NAME):
-            raise UnknownAnatomy(f"a head of {site.label} is the difference of two maps: it has none of its own")
     # Of all attention modules of a class, which share a config, one is asked.
     kinds = {site: (type(site.attention), id(getattr(site.attention, "config", None))) for site in there}
-    some = {kind: site.attention for site, kind in kinds.items()}
-    known = {kind: own_entry(one) for kind, one in some.items() if eager_function(one) is not None}
+    some = {kind: site for site, kind in reversed(kinds.items())}
+    for site in some.values():
+        if hasattr(site.attention, DIFFERENCE_NAME):
+            raise UnknownAnatomy(f"a head of {site.label} is the difference of two maps: it has none of its own")
+    on_it = {kind: site.attention for kind, site in some.items() if eager_function(site.attention) is not None}
+    known = {kind: own_entry(attention) for kind, attention in on_it.items()}
     on_interface = [site for site in there if kinds[site] in known]
     entries = {site.attention: entry for site in on_interface if (entry := known[kinds[site]]) is not None}
     own = [site for site in on_interface if site.attention in entries]
     native = [site for site in on_interface if site.attention not in entries]
-    others = [site for site in there if site not in on_interface]
+    others = [site for site in there if kinds[site] not in known]
     modules = attention_modules(anatomy)
     with ExitStack() as undo:
         for sites, route in ((native, switch), (own, partial(_read_own, entries)), (others, watch_softmax)):

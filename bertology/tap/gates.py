@@ -261,10 +261,9 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
     looked_at = anatomy.present.to(gates.device)
     if gates.dim() == 3:
         looked_at = looked_at[:, None].expand(gates.shape)
-    broken = gates.detach()[looked_at]
-    broken = broken[~broken.isfinite()]
-    if len(broken):
-        raise ShapeError(f"{name} must be finite numbers, got {broken[0].item()} for a {unit} that is there")
+    broken = ~gates.detach().isfinite() & looked_at
+    if broken.any():
+        raise ShapeError(f"{name} must be finite numbers, got {gates[broken][0].item()} for a {unit} that is there")
     return gates
 
 

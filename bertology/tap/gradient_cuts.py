@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..anatomy.kept import Said
-from ..anatomy.modules import KeptOutline, Outline, configs_of, each_module, each_weight
+from ..anatomy.kept import Said, settings_of
+from ..anatomy.modules import Modules, each_module, each_weight
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .function_mode import reader_runs
+from .listed import modules_of
 from .private_api import module_states, push_mode, running_module
 
 
@@ -37,14 +38,14 @@ def lost_gradients(anatomy: Anatomy, batch: Iterable[str]) -> Iterator[list[Unkn
 
     Raises `UnknownAnatomy` itself where torch has no derivative of a function.
     """
-    check_not_inference(anatomy.model)
-    outline = Outline.of(anatomy.model)
+    modules = modules_of(anatomy.model)
+    check_not_inference(anatomy.model, modules)
     lost: list[UnknownAnatomy] = []
     whole = _whole.get(anatomy.model)
-    if whole is not None and whole.is_that_of(outline, batch):
+    if whole is not None and whole.is_that_of(modules, batch):
         yield lost
         return
-    state = _State(outline, batch) if _is_known(outline) else None
+    state = _State(modules, batch) if _is_known(modules) else None
     mode = _Following(anatomy.model)
     with ExitStack() as undo:
         push_mode(mode, undo)
@@ -61,9 +62,9 @@ def lost_gradients(anatomy: Anatomy, batch: Iterable[str]) -> Iterator[list[Unkn
         raise lost[0]
 
 
-def check_not_inference(model: nn.Module) -> None:
+def check_not_inference(model: nn.Module, modules: Modules) -> None:
     """Raise `UnknownAnatomy` for weights that were made in inference mode, through which no gradient can pass."""
-    if any(map(Tensor.is_inference, each_weight(each_module(model)))):
+    if any(map(Tensor.is_inference, each_weight(modules))):
         named = (*model.named_parameters(), *model.named_buffers())
         first = next((name for name, x in named if x.is_inference()), "a weight")
         raise UnknownAnatomy(
@@ -75,21 +76,21 @@ def check_not_inference(model: nn.Module) -> None:
 class _State:
     """What decides how a model of torch's and transformers' own modules computes a batch."""
 
-    def __init__(self, outline: Outline, batch: Iterable[str]) -> None:
-        self._outline, self._said = KeptOutline(outline), Said(configs_of(outline.modules))
-        self._rest = self._rest_of(outline, batch)
+    def __init__(self, modules: Modules, batch: Iterable[str]) -> None:
+        self._form, self._said = modules.form, Said(settings_of(modules))
+        self._rest = self._rest_of(modules, batch)
 
     @staticmethod
-    def _rest_of(outline: Outline, batch: Iterable[str]) -> Any:
-        forwards = [getattr(kind, "forward", None) for kind in dict.fromkeys(outline.types)]
-        return forwards, module_states(outline.modules), sorted(batch), torch.is_autocast_enabled()
+    def _rest_of(modules: Modules, batch: Iterable[str]) -> Any:
+        forwards = [getattr(kind, "forward", None) for kind in dict.fromkeys(modules.form.types)]
+        return forwards, module_states(modules), sorted(batch), torch.is_autocast_enabled()
 
-    def is_that_of(self, outline: Outline, batch: Iterable[str]) -> bool:
-        """Whether a model with this outline would compute such a batch alike."""
+    def is_that_of(self, modules: Modules, batch: Iterable[str]) -> bool:
+        """Whether a model with these modules would compute such a batch alike."""
         return (
-            self._rest == self._rest_of(outline, batch)
-            and self._outline.fits(outline)
-            and self._said.is_said_by(configs_of(outline.modules))
+            self._form is modules.form
+            and self._rest == self._rest_of(modules, batch)
+            and self._said.is_said_by(settings_of(modules))
         )
 
 
@@ -97,11 +98,10 @@ class _State:
 _whole: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
 
 
-def _is_known(outline: Outline) -> bool:
+def _is_known(modules: Modules) -> bool:
     """Whether a model has torch's and transformers' own modules only."""
-    return all(
-        kind.__module__.startswith(("torch.nn.modules.", "transformers.")) for kind in dict.fromkeys(outline.types)
-    )
+    kinds = dict.fromkeys(modules.form.types)
+    return all(kind.__module__.startswith(("torch.nn.modules.", "transformers.")) for kind in kinds)
 
 
 @dataclass(frozen=True, eq=False)

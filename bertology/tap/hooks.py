@@ -180,8 +180,6 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         return join_heads(site, same_shape(edit(site, x), x, f"{site.unit}s of {site.label}"), rest, whole)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not calls.count:
-            return None
         args, kwargs = (args, kwargs) if args else (tuple(kwargs.values()), {})
         new = apply(calls.next(module), args[0])
         return None if new is None else ((new, *args[1:]), kwargs)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anatomy.forward_source import eager_function
-from ..anatomy.modules import each_module, with_attribute
+from ..anatomy.modules import each_module
 from ..anatomy.names import CAUSAL_NAME, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..data.models import arguments_of
@@ -101,7 +101,7 @@ def _configs(anatomy: Anatomy, attentions: list[nn.Module]) -> list[Any]:
     """The configs around these attention modules."""
     inside, modules = set(attentions), modules_of(anatomy.model)
     configs: dict[int, Any] = {}
-    for module in with_attribute(modules, "config"):
+    for module in modules.with_config:
         if id(module.config) in configs:
             continue
         if not inside.isdisjoint(modules if module is anatomy.model else each_module(module)):
@@ -111,7 +111,7 @@ def _configs(anatomy: Anatomy, attentions: list[nn.Module]) -> list[Any]:
 
 def _is_fused(anatomy: Anatomy) -> bool:
     """Whether all parts of a model can use torch's fused attention, which takes a flag in place of a causal mask."""
-    said = [getattr(module, FUSED_NAME) for module in with_attribute(modules_of(anatomy.model), FUSED_NAME)]
+    said = [getattr(module, FUSED_NAME) for module in modules_of(anatomy.model).with_attribute(FUSED_NAME)]
     return bool(said) and all(said)
 
 
@@ -203,7 +203,8 @@ def attend_in_blocks(
     outputs = []
     for start in range(0, query.shape[2], size):
         rows = slice(start, min(start + size, query.shape[2]))
-        part, mask = query[:, :, rows], _masked(attention_mask, query, key, rows, causal, readings)
+        part = query if size == query.shape[2] else query[:, :, rows]  # a slice takes some microseconds
+        mask = _masked(attention_mask, query, key, rows, causal, readings)
         if plain:
             output, weights, entropies = attend_plainly(part, key, value, mask, kwargs)
         else:

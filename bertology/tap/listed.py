@@ -5,19 +5,19 @@ A measure lists the modules of a model, and nothing takes one out or puts anothe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
-from ..anatomy.modules import each_module
+from ..anatomy.modules import Modules, each_module
 from ..anatomy.sites import Anatomy
 
-_listed: list[tuple[nn.Module, Sequence[nn.Module]]] = []
+_listed: list[tuple[nn.Module, Modules]] = []
 
 
 @contextmanager
-def as_listed(model: nn.Module, modules: Sequence[nn.Module] | None) -> Iterator[None]:
+def as_listed(model: nn.Module, modules: Modules | None) -> Iterator[None]:
     """Take it that a model has these modules, if they are given, while the `with` lasts."""
     if modules is None:
         yield
@@ -30,7 +30,7 @@ def as_listed(model: nn.Module, modules: Sequence[nn.Module] | None) -> Iterator
         _listed[:] = [other for other in _listed if other is not held]
 
 
-def modules_of(model: nn.Module) -> Sequence[nn.Module]:
+def modules_of(model: nn.Module) -> Modules:
     """All modules of a model, each once, as they are now."""
     return next((modules for other, modules in reversed(_listed) if other is model), None) or each_module(model)
 

@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import nn
 
-from ..anatomy.modules import attributes_of, configs_of, each_module, each_weight, with_attribute
+from ..anatomy.modules import Modules, attributes_of, each_module, each_weight
 from ..anatomy.names import SWITCHED_NAME, USE_CACHE_ARGUMENT
 from ..anatomy.oddities import block_oddities_of
 from .listed import as_listed, modules_of
@@ -90,7 +90,7 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
+def undisturbed(model: nn.Module, modules: Modules | None = None) -> Iterator[None]:
     """Run the model in eval mode; put back every module's mode, the random state and what passes set in configs.
 
     `modules` are all of the model, each once, where they were listed just now.
@@ -108,7 +108,7 @@ def undisturbed(model: nn.Module, modules: Sequence[nn.Module] | None = None) ->
         weights = each_weight(modules) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
         devices = {x.device.index for x in weights if x.is_cuda}
         undo.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
-        for config in configs_of(modules):
+        for config in modules.configs:
             held = attributes_of(config)
             if "return_dict" in held or hasattr(config, "return_dict"):
                 turn(config, "return_dict", True, undo)  # outputs are read by name
@@ -134,13 +134,13 @@ def _set_modes(modules: Sequence[nn.Module], modes: list[bool]) -> None:
             module.training = mode
 
 
-def _keep_attention(modules: Sequence[nn.Module], undo: ExitStack) -> None:
+def _keep_attention(modules: Modules, undo: ExitStack) -> None:
     """Put back attention that is replaced in a pass after every pass, while `undo` is open, and numpy's random state.
 
     At the end the model is as its passes would have left it without this library: transformers can return no attention
     maps of a short text before BigBird has changed.
     """
-    switched = with_attribute(modules, SWITCHED_NAME)
+    switched = modules.with_attribute(SWITCHED_NAME)
     if not switched:
         return
     before = _held(switched)
@@ -195,7 +195,7 @@ def uncached(model: nn.Module) -> Iterator[None]:
     one_of_each = {type(module): module for module in modules}.values()
     needed = any(block_oddities_of(module).needs_cache for module in one_of_each)
     with ExitStack() as undo:
-        for config in () if needed else configs_of(modules):
+        for config in () if needed else modules.configs:
             if attributes_of(config).get(USE_CACHE_ARGUMENT) or getattr(config, USE_CACHE_ARGUMENT, False):
                 turn(config, USE_CACHE_ARGUMENT, False, undo)
         yield

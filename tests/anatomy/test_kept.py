@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from bertology import Names, attention_entropy, dissect, gated, head_importance, prune_heads, register_names
+from bertology import (
+    Names,
+    attention_entropy,
+    attention_maps,
+    dissect,
+    gated,
+    head_importance,
+    hidden_states,
+    prune_heads,
+    register_names,
+)  # fmt: skip
 from bertology.anatomy.dissect import _dissected
 from bertology.anatomy.modules import each_module, each_weight
 from bertology.anatomy.names import NAMES
@@ -91,8 +101,14 @@ def read_other_heads(model):
         block.attention.self.num_attention_heads, block.attention.self.attention_head_size = 2, 8
 
 
+def swap_queries_and_keys(model):
+    """The same modules, of the same types, under each other's names."""
+    attention = model.bert.encoder.layer[0].attention.self
+    attention.query, attention.key = attention.key, attention.query
+
+
 CHANGES = [
-    prune, prune_as_transformers_did, swap_a_block, swap_a_projection, drop_a_block, add_a_block, share_a_block,
+    swap_queries_and_keys, prune, prune_as_transformers_did, swap_a_block, swap_a_projection, drop_a_block, add_a_block, share_a_block,
     turn_the_blocks_around, wrap_a_projection, read_other_heads,
 ]  # fmt: skip
 
@@ -104,6 +120,61 @@ def test_it_is_never_stale(change):
     change(model)
     assert parts(dissect(model)) != before, "the change matters"
     check(model)
+
+
+@pytest.mark.parametrize("change", [swap_a_block, swap_queries_and_keys, drop_a_block])
+def test_a_change_that_is_taken_back_is_seen_both_times(change):
+    model = BY_NAME["bert"].build()
+    before, blocks = parts(dissect(model)), list(model.bert.encoder.layer)
+    query, key = blocks[0].attention.self.query, blocks[0].attention.self.key
+    change(model)
+    assert parts(dissect(model)) != before
+    model.bert.encoder.layer = nn.ModuleList(blocks)
+    blocks[0].attention.self.query, blocks[0].attention.self.key = query, key
+    assert parts(dissect(model)) == before
+    check(model)
+
+
+def with_configs(model):
+    return [module for module in model.modules() if "config" in vars(module)]
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_a_config_that_is_replaced_between_calls_is_the_one_that_is_switched(name):
+    """Were the old one switched, no map would be read; were it the new one alone, it would not be switched back."""
+    model = BY_NAME[name].build()
+    expected, old = attention_maps(model, batch()).values, model.config
+    new = copy.deepcopy(old)
+    for module in with_configs(model):
+        module.config = new
+    before = copy.deepcopy(vars(new))
+    assert torch.equal(attention_maps(model, batch()).values, expected)
+    assert dissect(model).modules.configs == [new]
+    assert dissect(model).modules.configs[0] is new
+    assert vars(new) == before
+
+
+def test_configs_that_modules_get_or_lose_between_calls_are_seen():
+    model = BY_NAME["gpt2"].build()
+    model.eval()
+    dissect(model)
+    first = model.transformer.h[0].ln_1
+    first.config = copy.deepcopy(model.config)
+    assert [first.config] == [one for one in dissect(model).modules.configs if one is not model.config]
+    assert first in dissect(model).modules.with_config
+    del first.config
+    assert dissect(model).modules.with_config == with_configs(model)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_an_attention_implementation_that_is_set_between_calls_is_used(attention):
+    model = BY_NAME["gpt2"].build()
+    hidden_states(model, batch())
+    model.set_attn_implementation(attention)
+    same = copy.deepcopy(model)
+    assert torch.equal(hidden_states(model, batch()).values, hidden_states(same, batch()).values)
+    assert torch.equal(attention_maps(model, batch()).values, attention_maps(same, batch()).values)
+    assert model.config._attn_implementation == attention
 
 
 def test_a_wrapper_and_what_is_in_it_have_their_own():

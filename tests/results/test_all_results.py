@@ -188,6 +188,25 @@ def test_without_pandas(monkeypatch, results):
         assert len(result._repr_html_()) < 100_000
 
 
+@pytest.mark.parametrize(
+    "kind", sorted(Result._kinds.values(), key=lambda kind: kind.__name__), ids=lambda k: k.__name__
+)
+def test_no_field_hides_a_method(kind):
+    methods = {name for name in dir(Result) if not name.startswith("_") and callable(getattr(Result, name))}
+    assert {"top", "plot", "save", "stack"} <= methods
+    if dataclasses.is_dataclass(kind):
+        assert not methods & {field.name for field in dataclasses.fields(kind)}
+    for name in methods:
+        assert callable(getattr(kind, name)), f"{kind.__name__}.{name} hides Result.{name}"
+
+
+def test_trajectories_have_labels_and_no_heads(results):
+    (found,) = [result for kind, result in results.items() if kind.__name__ == "LabelTrajectories"]
+    assert found.top_label.tolist() == found.probabilities.argmax(-1).tolist()
+    with pytest.raises(DataError, match=r"has no \[layer, head\] field: its probabilities is"):
+        found.top(3)
+
+
 def test_a_large_map_stays_small():
     values = torch.randn(96, 128)
     values[0] = math.nan

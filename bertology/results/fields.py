@@ -39,6 +39,9 @@ class Fields(Measured):
     axis_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """{axis: names} for axes whose names are not in a field."""
 
+    instead_of_top: ClassVar[str] = ""
+    """What to call for a ranking, where a result has no one value for each head."""
+
     def _heading(self) -> str:
         """What a picture is called: the class in words, where a class has no better name."""
         return words_of(type(self).__name__)

@@ -92,6 +92,9 @@ class CatScores(Result):
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
+    def _heading(self) -> str:
+        return "CAT-scores"
+
     @property
     def skipped(self) -> Tensor:
         """[layer]: the number of snippets that were left out of a layer's score."""

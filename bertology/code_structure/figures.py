@@ -15,6 +15,7 @@ from ..results.canvas import (
     MISSING,
     AxesT,
     canvas,
+    colour_of,
     common_legend,
     common_title,
     finished,
@@ -82,13 +83,13 @@ def cat_over_layers(
     line = need("matplotlib.lines", extra="plot").Line2D
     handles: list[Any] = []
     for number, (name, one) in enumerate(comparisons.items()):
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        style = {"color": colour_of(number), "marker": MARKERS[number % len(MARKERS)]}
         _scores(axes, one, rows, average, level, 0.09 * (number - (len(comparisons) - 1) / 2), style)
         handles.append(line([], [], markersize=4.5, label=name, **style))
         for kind in [kind for kind in kinds if kind in one.kinds]:
             values = getattr(one.of(kind), average)[[row for row in rows if row < len(one.labels)]]
             dashes = _DASHES[kinds.index(kind) % len(_DASHES)]
-            axes.plot(values.numpy(), color=style["color"], linewidth=1, linestyle=dashes, alpha=0.8, zorder=1)
+            axes.plot(values.numpy(), color=style["color"], linewidth=1.2, linestyle=dashes, zorder=1)
     axes.axhline(CHANCE, color="#999999", linewidth=1, zorder=0)
     for place, kind in enumerate(kinds):
         dashes = _DASHES[place % len(_DASHES)]
@@ -102,7 +103,7 @@ def cat_over_layers(
     set_title(axes, title or "")
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    common_legend(figure, [axes], ax, handles, "outside right upper")
+    common_legend(figure, [axes], ax, handles, "outside right center")  # below the title, which may be wide
     return finished(figure, ax, path)
 
 

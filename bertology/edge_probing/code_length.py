@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -35,8 +35,6 @@ Predict = Callable[[range], "Tensor | float"]
 @dataclass(frozen=True, eq=False, repr=False)
 class CodeLength(Result):
     """How long the labels of a task are, in bits, sent block by block with probes trained on the blocks before."""
-
-    instead_of_plot: ClassVar[str] = "print it; result.online is one number for each probe"
 
     bits: Annotated[Tensor, axes("step probe", unit="bits")]
     """[step, probe], bits: the code of each block of records; that of the first block is `uniform`."""

@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import DataError, checked, how_many, need
-from ..results.canvas import COLOURS, AxesT, canvas, common_legend, common_title, finished, ink
-from ..results.fields import measured
+from ..results.canvas import (
+    COLOURS,
+    AxesT,
+    canvas,
+    common_legend,
+    common_title,
+    finished,
+    headline,
+    ink,
+    set_title,
+    width_of,
+)
 from ..results.result import draws
+from .code_length import CodeLength
 from .layer_statistics import LayerStatistics
 from .order import last_layer, order_of
 from .scores import LayerScores
@@ -259,7 +270,7 @@ def _strips(axes: Axes, trajectories: LabelTrajectories, target: int, labels: li
         p = values[row, layer].item()
         dark = "white" if p > 0.6 else "black"
         axes.text(layer, row, f"{100 * p:.0f}", ha="center", va="center", fontsize=7, color=dark)
-    for layer, top in enumerate(trajectories.top[:, target].tolist()):
+    for layer, top in enumerate(trajectories.top_label[:, target].tolist()):
         place = (layer - 0.5, labels.index(top) - 0.5)
         axes.add_patch(rectangle(place, 1, 1, fill=False, edgecolor=_ADDED, linewidth=1.6, clip_on=False))
     named = [("+ " if trajectories.gold[target, label] else "") + trajectories.label_names[label] for label in labels]
@@ -272,11 +283,29 @@ def _strips(axes: Axes, trajectories: LabelTrajectories, target: int, labels: li
 draws(LabelTrajectories)(sentence_strips)
 
 
+@draws(CodeLength)
+def draw_code_length(result: CodeLength, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
+    """Draw the online code of each probe as a bar with its compression, beside the uniform code."""
+    figure, (axes,) = canvas(ax, width_of(result.labels))
+    uniform = result.uniform.sum().item()
+    bars = axes.bar(range(len(result.labels)), result.online.numpy(), color=_MIXED)
+    axes.bar_label(bars, [f"{times:.2f}" for times in result.compression.tolist()], fontsize="small")
+    axes.axhline(uniform, linestyle="--", color="grey", label="uniform code")
+    axes.set_ylim(0, 1.1 * max(uniform, result.online.max().item()))
+    axes.set_xticks(range(len(result.labels)), labels=result.labels, rotation=90 if len(result.labels) > 26 else 0)
+    axes.set_xlabel("probe")
+    axes.set_ylabel("online code (bits)")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+    set_title(axes, headline(result, "Online code; above each bar: compression"))
+    return finished(figure, ax, path)
+
+
 @draws(LayerStatistics)
 def _statistics(
     result: LayerStatistics, *, name: str = "", ax: AxesT | None = None, path: str | Path | None = None
 ) -> AxesT:
-    return layer_panels({name: result}, title=measured(result), ax=ax, path=path)
+    title = headline(result, "Mixing weights and differential scores")
+    return layer_panels({name: result}, title=title, ax=ax, path=path)
 
 
 @draws(LayerScores)

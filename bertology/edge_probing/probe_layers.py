@@ -134,6 +134,7 @@ def score_layers(trained: Trained, source: BatchSource) -> LayerScores:
         stopped=tuple(trained.stopped[i : i + layers] for i in range(0, len(trained.stopped), layers)),
         seeds=seeds, label_names=tuple(source.labels), counted=tuple(source.counted), targets=len(source.target_record),
         settings=repr(trained.settings), labels=tuple(map(str, range(layers))),
+        model_name=getattr(source, "model_name", ""), n_examples=source.records,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
@@ -213,7 +213,8 @@ class LayerScores(Result):
 
     def statistics(self) -> LayerStatistics:
         """At which layers the task is solved: differential scores, expected layer, centre of gravity."""
-        return layer_statistics(self.f1, self.mix)
+        found = layer_statistics(self.f1, self.mix)
+        return replace(found, model_name=self.model_name, n_examples=self.n_examples)
 
     def label_f1(self) -> Tensor:
         """[seed, layer, label]: F1 of each label alone; NaN for one that is neither true nor predicted anywhere."""

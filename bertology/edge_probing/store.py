@@ -129,6 +129,11 @@ class Store:
         return str(self._about["name"])
 
     @property
+    def model_name(self) -> str:
+        """The class of the model."""
+        return str(self._about["made_of"]["model"])
+
+    @property
     def layers(self) -> int:
         """The number of layers, including the lexical one: L + 1."""
         return int(self._about["layers"])

@@ -48,7 +48,7 @@ class LabelTrajectories(Result):
     """[layer]: `0`, `1` ..."""
 
     @property
-    def top(self) -> Tensor:  # type: ignore[override]  # a result of labels has no heads to rank
+    def top_label(self) -> Tensor:
         """[layer, target], int64: the most probable label, right or wrong; the first one if several are equal."""
         return self.probabilities.argmax(-1)
 
@@ -60,7 +60,7 @@ class LabelTrajectories(Result):
     @property
     def flips(self) -> Tensor:
         """[target], int64: the number of layers with another top label than the layer below."""
-        return (self.top.diff(dim=0) != 0).sum(0)
+        return (self.top_label.diff(dim=0) != 0).sum(0)
 
     @property
     def movement(self) -> Tensor:
@@ -73,7 +73,7 @@ class LabelTrajectories(Result):
     @property
     def settled(self) -> Tensor:
         """[target], int64: the first layer from which the top label no longer changes."""
-        top = self.top
+        top = self.top_label
         return len(top) - (top == top[-1]).flip(0).long().cumprod(0).sum(0)
 
     @checked
@@ -146,7 +146,7 @@ class LabelTrajectories(Result):
     def shown(self, target: int) -> list[int]:
         """The labels of a target that are true, or the most probable at some layer, sorted by mean probability."""
         which = self.gold[target].clone()
-        which[self.top[:, target]] = True
+        which[self.top_label[:, target]] = True
         means = self.probabilities[:, target].mean(0).tolist()
         return sorted(which.nonzero().flatten().tolist(), key=lambda label: -means[label])
 
@@ -178,7 +178,7 @@ class LabelTrajectories(Result):
 
     def _row(self, target: int, label: int, width: int) -> str:
         right = "+" if self.gold[target, label] else " "
-        values, tops = self.probabilities[:, target, label].tolist(), (self.top[:, target] == label).tolist()
+        values, tops = self.probabilities[:, target, label].tolist(), (self.top_label[:, target] == label).tolist()
         cells = [f"{100 * p:>4.0f}{'*' if on_top else ' '}" for p, on_top in zip(values, tops, strict=True)]
         return f"  {right} {self.label_names[label]:<{width}}{''.join(cells)}"
 

@@ -31,7 +31,7 @@ from .many_gates import score_variants
 class Faithfulness(Result):
     """How much of the model's behaviour a set of heads keeps: 0 as without any head, 1 as the whole model."""
 
-    kept: Annotated[Tensor, axes("layer head", words="kept, 1, or replaced, 0")]
+    kept: Annotated[Tensor, axes("layer head", words="1: kept, 0: replaced", scale="share")]
     """[layer, head], 0 or 1: which heads are kept; NaN for pruned heads."""
     value: float
     """(m_kept - m_none) / (m_whole - m_none), of the metric."""
@@ -217,7 +217,7 @@ class HeadAgreement(Result):
     """[variant, variant]: the heads in both sets of the best, over those in any of the two."""
     correlation: Annotated[Tensor, axes("variant variant")]
     """[variant, variant]: Spearman's rank correlation of all heads."""
-    share: Annotated[Tensor, axes("layer head", words="share of the sets with this head")]
+    share: Annotated[Tensor, axes("layer head", words="share of the sets with this head", scale="share")]
     """[layer, head]: the share of the sets that a head is in; NaN for pruned heads."""
     chance: float
     """The expected Jaccard index of two random sets of this size."""

@@ -27,8 +27,6 @@ from .head_importance import HeadImportance, head_importance
 class ImportanceSeries(Result):
     """How much the loss depends on each head, at several steps of training."""
 
-    instead_of_plot: ClassVar[str] = "at(step) gives the importance at one step, which has a picture"
-
     main: ClassVar[str | None] = "scores"
     _fields: ClassVar[tuple[str, ...]] = ("scores", "signed", "fisher", "stderr")
 

@@ -31,7 +31,7 @@ class IntegratedImportance(Result):
     The shares of all heads add up to the loss of the whole model minus that of the model without heads.
     """
 
-    scores: Annotated[Tensor, axes("layer head", words="loss that the head takes away")]
+    scores: Annotated[Tensor, axes("layer head", words="loss that the head takes away", scale="signed")]
     """[layer, head]: the mean of minus the integral: how much of the loss the head takes away; NaN for pruned heads."""
     absolute: Annotated[Tensor, axes("layer head", words="mean absolute share of the loss")]
     """[layer, head]: the mean over examples of the absolute value of the integral."""

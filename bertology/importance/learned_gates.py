@@ -47,12 +47,12 @@ class LearnedGates(Result):
 
     main: ClassVar[str | None] = "gates"
 
-    gates: Annotated[Tensor, axes("layer head", words="gate, 0 closed, 1 open")]
+    gates: Annotated[Tensor, axes("layer head", words="gate, 0 closed, 1 open", scale="share")]
     """[layer, head]: the gates under a penalty on open ones, the mean over seeds; NaN for pruned heads."""
     scores: Annotated[Tensor, axes("layer head", words="logit of the gate")]
     """[layer, head]: the logits of these gates, which also rank heads whose gates are all 0 or all 1: what
     `pruning_curve(by=...)` takes."""
-    rewarded: Annotated[Tensor | None, axes("layer head", words="gate, 0 closed, 1 open")]
+    rewarded: Annotated[Tensor | None, axes("layer head", words="gate, 0 closed, 1 open", scale="share")]
     """[layer, head]: with method="soft", the gates where open ones are rewarded; None otherwise."""
     each: Annotated[Tensor, axes("seed layer head")]
     """[seed, layer, head]: `gates` for each seed."""

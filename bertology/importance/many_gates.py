@@ -63,7 +63,7 @@ class VariantScores(Result):
     """[row]: the labels."""
     example_of: Annotated[Tensor, axes("row")]
     """[row], int64: the example that a row belongs to."""
-    present: Annotated[Tensor, axes("layer head")]
+    present: Annotated[Tensor, axes("layer head", words="1: the head is there", scale="share")]
     """[layer, head], bool: which heads exist, that is, were not pruned."""
     ran: Annotated[Tensor, axes("layer")]
     """[layer], bool: which layers ran."""

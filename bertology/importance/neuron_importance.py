@@ -29,6 +29,7 @@ class NeuronImportance(Result):
     """
 
     main = "scores"
+    instead_of_top = "ranking() has its neurons, least important first"
 
     scores: Annotated[Tensor, axes("layer neuron", words="importance, E|g|")]
     """[layer, neuron]: E|g|; NaN for pruned neurons, and where an MLP has fewer neurons than another."""

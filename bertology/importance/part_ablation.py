@@ -64,6 +64,9 @@ class PartAblation(Result):
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: the parts, `0`, `1` ..., or `encoder.0`, `decoder.0` where there are several stacks."""
 
+    def _heading(self) -> str:
+        return {"mlp": "MLP ablation", "block": "Block ablation"}.get(self.part, super()._heading())
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ExampleLosses(Result):

@@ -111,12 +111,15 @@ class HeadPatching(Patching):
     NaN for pruned heads, for layers that did not run, and for heads that were not asked for.
     """
 
-    effect: Annotated[Tensor, axes("layer head", words="share of the difference", scale="signed")]
+    effect: Annotated[Tensor, axes("layer head", words="share of the difference in the metric", scale="signed")]
     """[layer, head]: the effect of the head at all positions that were patched; NaN for pruned heads."""
     patched: Annotated[Tensor, axes("layer head example")]
     """[layer, head, example]: the metric with the head's output put in; where it was not run, its estimate."""
     token_effect: Annotated[Tensor | None, axes("layer head token")] = None
     """[layer, head, token]: the effect of the head at each token alone; None without `by_token=True`."""
+
+    def _heading(self) -> str:
+        return f"Head patching into the {self.into} run"
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -129,7 +132,9 @@ class LayerPatching(Patching):
     """[layer, example]: the metric with the layer's output put in; where it was not run, its estimate."""
     parts: str
     """What was put in: "attentions", all heads of a layer, "mlps", or "blocks", the hidden states after each block."""
-    token_effect: Annotated[Tensor | None, axes("layer token", words="share of the difference", scale="signed")] = None
+    token_effect: Annotated[
+        Tensor | None, axes("layer token", words="share of the difference in the metric", scale="signed")
+    ] = None
     """[layer, token]: the effect of the layer at each token alone; None without `by_token=True`."""
 
 

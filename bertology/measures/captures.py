@@ -198,7 +198,7 @@ class HeadOutputs(Capture):
     """The outputs of all heads for one batch, before the output projection."""
 
     instead_of_plot: ClassVar[str] = (
-        "plot.over_layers draws a norm of them: {'norm': result.values.norm(dim=-1).mean((1, 2))}"
+        "plot.over_layers({'norm': result.values.norm(dim=-1).mean((1, 2))}, result.labels, unit='norm') draws norms"
     )
 
     stacks: Annotated[dict[str, Tensor], axes("layer batch token head dim")]

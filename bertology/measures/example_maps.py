@@ -10,6 +10,7 @@ from torch import Tensor
 from ..corpora.words import Aligned, word_attention
 from ..data.tokens import PADDING, beginning, label_of, word_strings
 from ..errors import DataError, how_many, is_whole
+from ..results.fields import Fields
 from ..results.heads import place_of
 from ..streaming.one_batch import Capture
 
@@ -57,7 +58,9 @@ def example_maps(result: Capture, example: int, stack: str | None, *, words: boo
         asked = torch.tensor([bool(key) for key in keys]) if keys else torch.ones_like(asked)
     named = bool(queries and keys)
     text = beginning([key for key, there in zip(keys, asked, strict=True) if there], 44) if named else ""
-    title = _title(result, f"“{text}”" if text else f"{how_many(int(asked.sum()), 'position')}", example, count)
+    title = title_of_example(
+        result, f"“{text}”" if text else f"{how_many(int(asked.sum()), 'position')}", example, count
+    )
     if words:
         word_of = result.word_of[example] if result.word_of else ()
         if not named or len(word_of) != len(keys) or queries != keys:
@@ -79,7 +82,8 @@ def example_maps(result: Capture, example: int, stack: str | None, *, words: boo
     return ExampleMaps(part, maps, rows, columns, named, title)
 
 
-def _title(result: Capture, text: str, example: int, count: int) -> str:
+def title_of_example(result: Fields, text: str, example: int, count: int) -> str:
+    """A title, and below it of which model and which example of the batch it is."""
     of = [result.model_name] if result.model_name else []
     return "\n".join([text, ", ".join(of + ([f"example {example} of {count}"] if count > 1 else []))]).strip()
 

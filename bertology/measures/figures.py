@@ -15,11 +15,10 @@ from ..data.tokens import label_of
 from ..errors import DataError, is_whole, need
 from ..results.axes import axes_of
 from ..results.canvas import (
-    COLOURS,
     MISSING,
     AxesT,
     canvas,
-    common_legend,
+    colour_of,
     common_title,
     finished,
     headline,
@@ -33,7 +32,7 @@ from ..results.head_map import head_map
 from ..results.result import draws
 from .captures import AttentionMaps
 from .contextuality import Contextuality
-from .example_maps import ExampleMaps, example_maps
+from .example_maps import ExampleMaps, example_maps, title_of_example
 from .gradients import AttentionGradients
 from .head_distances import HeadDistances
 from .layer_similarity import LayerSimilarity
@@ -48,6 +47,8 @@ COLOUR_MAP = "Blues"
 UNIT = "attention weight"
 LEAST_SIZE, MOST_SIZE = 5.5, 9.0
 """The sizes of the letters of labels. Where there is less room, only every second, third ... token has one."""
+MOST_ANSWERS = 48
+"""The most positions at which the answers of a lens are written out; of more, only the colours are drawn."""
 MOST_IN_TILE = 48
 """The most rows and columns of one head in the picture of all heads; larger maps show the largest weight of several."""
 
@@ -77,7 +78,7 @@ def draw_patterns(result: AttentionPatterns, *, ax: AxesT | None = None, path: s
 @draws(AttentionGradients)
 def draw_gradients(result: AttentionGradients, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw the gradients to each class of tokens: a heat map per class, on the same scale."""
-    panels = {f"to {name}: values": result.gradient_to(name) for name in result.classes}
+    panels = {f"to {name}": result.gradient_to(name) for name in result.classes}
     unit, title = axes_of(AttentionGradients)["values"].label, headline(result, "Attention gradients")
     return head_panels(panels, result.labels, unit=unit, title=title, ax=ax, path=path)
 
@@ -150,8 +151,8 @@ def draw_rollout(
 def draw_attribution(result: HeadAttribution, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw what each head adds to the number, as a mean over the batch."""
     title = headline(result, "What each head adds")
-    panels = {"on the direct path: mean": result.mean}
-    return head_panels(panels, result.labels, unit="logit", title=title, ax=ax, path=path)
+    panels = {"on the direct path, mean": result.mean}
+    return head_panels(panels, result.labels, unit="logit", title=title, scale="signed", ax=ax, path=path)
 
 
 @draws(LogitLens)
@@ -163,24 +164,36 @@ def draw_lens(
     if not is_whole(example) or not 0 <= example < count:
         raise DataError(f"example must be from 0 to {count - 1}, got {example!r}")
     real = result.mask[example].cpu()
-    values = result.probability[:, example].cpu()[:, real].float().numpy()
+    values = result.probability[:, example].cpu()[:, real].float()
     layers, positions = values.shape
-    figure, (axes,) = canvas(ax, max(4.8, 0.75 * positions + 2.4), max(3.2, 0.26 * layers + 1.6))
-    image = axes.imshow(values, cmap=COLOUR_MAP, vmin=0, vmax=1, aspect="auto", origin="lower")
-    for layer, names in enumerate(result.names):
-        for place, name in enumerate(one for one, there in zip(names[example], real.tolist(), strict=True) if there):
-            colour = "white" if values[layer, place] > 0.55 else "black"
-            axes.text(place, layer, _short(label_of(name)), ha="center", va="center", color=colour, fontsize=6.5,
-                      parse_math=False)  # fmt: skip
+    written = positions <= MOST_ANSWERS
+    column = 0.75 if written else min(0.2, 20 / positions)
+    figure, (axes,) = canvas(ax, max(4.8, column * positions + 2.4), max(3.2, 0.26 * layers + 1.6))
+    image = axes.imshow(values.numpy(), cmap=COLOUR_MAP, vmin=0, vmax=1, aspect="auto", origin="lower")
+    if written:
+        _write_answers(axes, result, example, values)
     tokens = result.tokens[example] if result.tokens and len(result.tokens[example]) == len(real) else ()
     shown = [_short(label_of(one)) for one, there in zip(tokens, real.tolist(), strict=False) if there]
-    axes.set_xticks(range(positions), labels=shown or [str(place) for place in range(positions)], parse_math=False)
+    places = range(0, positions, -(-positions // 100))
+    labels = [shown[place] if shown else str(place) for place in places]
+    axes.set_xticks(places, labels=labels, parse_math=False, fontsize="medium" if written else "small")
     axes.set_yticks(range(0, layers, max(1, layers // 16)), labels=result.labels[:: max(1, layers // 16)])
-    axes.tick_params(axis="x", rotation=90 if shown else 0, length=0)
+    axes.tick_params(axis="x", rotation=90 if shown or not written else 0, length=0)
+    axes.set_xlabel("token" if shown else "position")
     axes.set_ylabel("layer")
-    set_title(axes, headline(result, "What each layer would answer"))
+    set_title(axes, title_of_example(result, "What each layer would answer", example, count))
     figure.colorbar(image, ax=axes, label="probability of the target")
     return finished(figure, ax, path)
+
+
+def _write_answers(axes: Axes, result: LogitLens, example: int, values: Tensor) -> None:
+    """Write the answer of each layer at each position into its cell."""
+    real = result.mask[example].tolist()
+    for layer, names in enumerate(result.names):
+        for place, name in enumerate(one for one, there in zip(names[example], real, strict=True) if there):
+            colour = "white" if values[layer, place] > 0.55 else "black"
+            told = _short(label_of(name), 12)
+            axes.text(place, layer, told, ha="center", va="center", color=colour, fontsize=6.5, parse_math=False)
 
 
 @draws(LayerSimilarity)
@@ -210,14 +223,12 @@ def draw_contextuality(result: Contextuality, *, ax: AxesT | None = None, path: 
     series = {"any two tokens": result.anisotropy, "a token and its text": result.within_text}
     series |= {f"two of “{name}”": result.self_similarity[:, number] for number, name in enumerate(result.classes)}
     figure, (axes,) = canvas(ax, width_of(result.labels), 3.6)
-    lines = []
     for number, (name, values) in enumerate(series.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        lines += axes.plot(range(len(values)), values.numpy(), marker=marker_of(number), color=colour, label=name)
+        axes.plot(range(len(values)), values.numpy(), marker=marker_of(number), color=colour_of(number), label=name)
     axes.set_xticks(_some(len(result.labels)), labels=[result.labels[place] for place in _some(len(result.labels))])
     axes.set_xlabel("layer")
     axes.set_ylabel("mean cosine")
-    common_legend(figure, [axes], ax, lines, "outside right upper")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
     set_title(axes, headline(result, "Cosines between tokens"))
     return finished(figure, ax, path)
 
@@ -229,13 +240,14 @@ def _label(axes: Axes, shown: ExampleMaps, size: float) -> None:
         places = range(0, len(names), step)
         labels = [_short(names[place]) for place in places]
         axis.set_ticks(list(places), labels=labels, fontsize=max(LEAST_SIZE, min(MOST_SIZE, size)), parse_math=False)
-    upright = all(len(name) <= 2 for name in shown.keys) and len(shown.keys) <= 30
+    widest = max(map(len, shown.keys), default=0)
+    upright = widest <= 2 and len(shown.keys) <= 30 and 0.7 * widest * min(MOST_SIZE, size) <= size
     axes.tick_params(axis="x", rotation=0 if upright else 90)
     axes.tick_params(length=2)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 16 else f"{name[:15]}…"
+def _short(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _draw_layer(shown: ExampleMaps, row: int, ax: AxesT | None, path: str | Path | None) -> AxesT:

@@ -27,7 +27,9 @@ from ..tap import tap
 class HeadMeans(Result):
     """Each head's mean output over the real tokens of a data set."""
 
-    instead_of_plot: ClassVar[str] = "plot.over_layers draws a norm of them: {'norm': result.values.norm(dim=-1)}"
+    instead_of_plot: ClassVar[str] = (
+        "plot.over_layers({'norm': result.values.norm(dim=-1)}, result.labels, unit='norm') draws their norms"
+    )
 
     values: Annotated[Tensor, axes("layer head dim")]
     """[layer, head, dim]: what `ablated(replace=...)` takes; NaN for pruned heads, and beyond a head's own width."""

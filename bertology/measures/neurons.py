@@ -21,7 +21,9 @@ from .captures import measured_texts
 class NeuronActivations(Capture):
     """The neurons of all MLPs for one batch, before the down projection."""
 
-    instead_of_plot: ClassVar[str] = "plot.heatmap draws the tokens and neurons of one layer: result.values[layer, 0]"
+    instead_of_plot: ClassVar[str] = (
+        "matplotlib draws the tokens and neurons of one layer and text: axes.imshow(result.values[0, 0].numpy())"
+    )
 
     stacks: Annotated[dict[str, Tensor], axes("layer batch token neuron")]
     """{stack: [layer, batch, token, neuron]}: what the down projection gets; NaN for pruned neurons."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import DataError, checked, described, how_many
-from ..results.canvas import COLOURS, AxesT, canvas, finished, headline, marker_of, set_title
+from ..results.canvas import COLOURS, AxesT, canvas, colour_of, finished, headline, marker_of, set_title
 from ..results.result import draws
 from .curve import PruningCurve
 from .neuron_curve import NeuronCurve
@@ -64,7 +64,7 @@ def curves(
         raise DataError(f"labels must be one for each of {how_many(len(results), 'curve')}, got {len(labels)}")
     figure, (axes,) = canvas(ax)
     for number, (result, label) in enumerate(zip(results, labels or map(_ranked_by, results), strict=True)):
-        colour, marker = COLOURS[number % len(COLOURS)], marker_of(number)
+        colour, marker = colour_of(number), marker_of(number)
         axes.plot(_gone(result), result.scores.numpy(), marker=marker, markersize=4, color=colour, label=label)
     _dress(axes, results, title or "Pruning curves")
     axes.legend()

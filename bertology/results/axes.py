@@ -50,7 +50,7 @@ GLOSSARY = {
 """{axis: what it counts}. One word for one axis: results use no others."""
 
 
-Scale = Literal["plain", "signed", "p-value"]
+Scale = Literal["plain", "signed", "share", "p-value"]
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def axes(names: str, *, unit: str | None = None, words: str = "", scale: Scale =
         names: words of `GLOSSARY`, separated by spaces.
         unit: the unit of the values, such as "nats"; None for counts, shares and other plain numbers.
         words: what the values are, beside the colours of a picture: "entropy of the attention".
-        scale: "signed" for values on both sides of 0, whose pictures have 0 in the middle; "p-value" for p-values,
-            whose pictures have a logarithmic scale.
+        scale: "signed" for values on both sides of 0, whose pictures have 0 in the middle; "share" for values whose
+            pictures all go from 0 to 1, such as gates; "p-value" for p-values, whose pictures have a logarithmic scale.
 
     Returns what `Annotated` holds.
 

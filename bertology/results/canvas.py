@@ -151,6 +151,18 @@ def width_of(labels: Sequence[str]) -> float:
     return max(6.4, 0.42 * len(labels) + 2.8)
 
 
+def colour_of(number: int) -> Any:
+    """The colour of a series; black is that of text, which is light on dark paper."""
+    colour = COLOURS[number % len(COLOURS)]
+    return ink() if colour == "#000000" else colour
+
+
+def shades(many: int) -> list[Any]:
+    """A colour for each of many layers in their order, none of which is lost on white or on black paper."""
+    scale = need("matplotlib", extra="plot").colormaps["viridis"]
+    return [scale(0.2 + 0.65 * number / max(1, many - 1)) for number in range(many)]
+
+
 def marker_of(number: int) -> str:
     """The shape of the points of a series; from the ninth on, colours repeat with other shapes."""
     return MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]

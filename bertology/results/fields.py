@@ -39,6 +39,13 @@ class Fields(Measured):
     axis_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """{axis: names} for axes whose names are not in a field."""
 
+    instead_of_top: ClassVar[str] = ""
+    """What to call for a ranking, where a result has no one value for each head."""
+
+    def _heading(self) -> str:
+        """What a picture is called: the class in words, where a class has no better name."""
+        return words_of(type(self).__name__)
+
     def _table_html(self) -> str | None:
         """What a notebook shows in the place of a map of cells, for results that have a table of their own."""
         return None
@@ -84,6 +91,15 @@ def name_of_folder(path: Path) -> str:
         if not NO_NAME.fullmatch(part) and not REVISION.fullmatch(part):
             return "/".join([part, *numbered])
     return path.name
+
+
+def words_of(name: str) -> str:
+    """The name of a class in words.
+
+    >>> words_of("HeadImportance")
+    'Head importance'
+    """
+    return "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip().capitalize()
 
 
 def measured(result: Fields) -> str:

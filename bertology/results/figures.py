@@ -14,7 +14,7 @@ from ..errors import DataError, ShapeError, checked, described, how_many, need
 from .axes import Scale, axes_of, main_field, names_along
 from .canvas import COLOURS as COLOURS
 from .canvas import MARKERS as MARKERS
-from .canvas import MISSING, AxesT, canvas, common_title, finished, headline, marker_of, set_title
+from .canvas import MISSING, AxesT, canvas, colour_of, common_title, finished, headline, marker_of, set_title
 from .canvas import empty_figure as empty_figure
 from .canvas import new_figure as new_figure
 from .canvas import width_of as width_of
@@ -63,10 +63,10 @@ def _field_by_layer(result: Result, field: str | None) -> str | None:
 def _draw_by_layer(result: Result, name: str, ax: AxesT | None, path: str | Path | None) -> AxesT:
     """Draw a value for each layer, joined within a stack."""
     figure, (axes,) = canvas(ax, width_of(result.labels))
-    told = words_of(type(result).__name__)
+    told = result._heading()
     title = headline(result, told if name == main_field(type(result)) else f"{told}: {name}")
     series = {name: getattr(result, name)[:, None]}
-    layer_points(axes, series, result.labels, unit=_unit(result, name), title=title, legend=False)
+    layer_points(axes, series, result.labels, unit=unit_of(result, name), title=title, legend=False)
     if axes_of(type(result))[name].scale == "signed":
         axes.axhline(0, color="0.5", linewidth=0.8)
         axes.margins(y=0.1)
@@ -85,8 +85,8 @@ def heatmap(result: Result, axes: Axes, *, field: str | None = None, title: str 
     declared = axes_of(type(result))[name]
     axis = declared.names[1]
     image = layer_cells(axes, values, result.labels, axis, names_along(result, axis), scale=declared.scale)
-    set_title(axes, title or headline(result, f"{words_of(type(result).__name__)}: {name}"))
-    label = _unit(result, name)
+    set_title(axes, title or headline(result, f"{result._heading()}: {name}"))
+    label = unit_of(result, name)
     if declared.scale == "p-value":
         _mark(axes, values)
         label += "\n" + ", ".join(f"{stars} below {p:g}" for p, stars in reversed(STARS))
@@ -141,10 +141,15 @@ def layer_cells(
 
 
 def colours_of(values: Tensor, top: float | None, scale: Scale) -> dict[str, Any]:
-    """The colour map, and the values at its ends: 0 in the middle where there are signs, a logarithm for p-values."""
+    """The colour map, and the values at its ends.
+
+    0 is in the middle where there are signs; shares go from 0 to 1; p-values have a logarithm.
+    """
     there = values[values.isfinite()]
     if scale == "p-value":
         return {"cmap": "Blues_r", "norm": need("matplotlib.colors", extra="plot").LogNorm(LEAST_P, 1)}
+    if scale == "share":
+        return {"cmap": "viridis", "vmin": 0, "vmax": 1}
     if scale == "signed" or (there < 0).any():
         edge = top or (there.abs().max().item() if there.numel() else 0.0) or 1.0
         return {"cmap": "RdBu", "vmin": -edge, "vmax": edge}
@@ -174,16 +179,16 @@ def head_cells(
 
 
 def head_panels(
-    panels: Mapping[str, Tensor], labels: Sequence[str], *, unit: str, title: str = "", ax: AxesT | None = None,
-    path: str | Path | None = None,
+    panels: Mapping[str, Tensor], labels: Sequence[str], *, unit: str, title: str = "", scale: Scale = "plain",
+    ax: AxesT | None = None, path: str | Path | None = None,
 ) -> AxesT:  # fmt: skip
     """A heat map of heads for each name, `{name: [layer, head]}`, on one scale."""
     layers, heads = next(iter(panels.values())).shape
     size = (len(panels) * (0.3 * heads + 0.6) + 1.6, max(3.2, 0.32 * layers + 1.2))
     figure, every = canvas(ax, *size, shape=(1, len(panels)), sharey=True)
-    top = max(values.nan_to_num(0).max().item() for values in panels.values())
+    top = max(values.nan_to_num(0).abs().max().item() for values in panels.values())
     for axes, (name, values) in zip(every, panels.items(), strict=True):
-        image = head_cells(axes, values, labels, top)
+        image = head_cells(axes, values, labels, top, scale)
         axes.set_title(name, fontsize="medium")
         axes.set_ylabel("layer" if axes is every[0] else "")
     figure.colorbar(image, ax=list(every), label=unit)
@@ -255,7 +260,7 @@ def layer_points(
         raise DataError(f"nothing to draw: {', '.join(series) or 'no series'} without any value")
     step = 0.6 / max(4, len(there))
     for number, (name, values) in enumerate(there.items()):
-        colour, marker = COLOURS[number % len(COLOURS)], marker_of(number)
+        colour, marker = colour_of(number), marker_of(number)
         rows, heads = (~values.isnan()).nonzero().T
         aside = rows + step * (number - (len(there) - 1) / 2)
         axes.scatter(
@@ -275,7 +280,8 @@ def layer_points(
     axes.set_xticks(range(len(labels)), labels=labels, rotation=rotation)
     axes.set_xlim(-0.6, len(labels) - 0.4)
     if all(x.nan_to_num(0).min() >= 0 for x in there.values()):
-        axes.set_ylim(bottom=0)
+        highest = max(x.nan_to_num(0).max().item() for x in there.values())
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1.05 * highest))
     axes.set_xlabel("layer")
     axes.set_ylabel(unit)
     set_title(axes, title or "")
@@ -302,12 +308,11 @@ def _level(axes: Axes, name: str, level: Tensor | float, labels: Sequence[str]) 
         axes.plot(range(len(labels)), values.expand(len(labels)).numpy(), linestyle="--", color="grey", label=name)
 
 
-def _unit(result: Result, field: str) -> str:
+def unit_of(result: Result, field: str) -> str:
+    """What the values of a field are, with their unit, beside the colours or the axis."""
     how = getattr(result, "normalization", None)
     unit = axes_of(type(result))[field].label or field
+    metric = getattr(result, "metric", None)
+    if isinstance(metric, str) and metric not in ("", "<lambda>"):
+        unit = unit.replace("the metric", metric)
     return {"layer": "share of the layer's l2 norm", "all": "0 least, 1 most important"}.get(how or "", unit)
-
-
-def words_of(name: str) -> str:
-    """The name of a class in words."""
-    return "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip().capitalize()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Head
-from ..errors import DataError, HeadError, ShapeError, checked, need
-from .canvas import COLOURS, AxesT, axes_in, empty_figure, finished, ink, marker_of, set_title
+from ..errors import DataError, HeadError, ShapeError, checked
+from .canvas import AxesT, axes_in, colour_of, empty_figure, finished, ink, marker_of, set_title, shades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,8 +127,7 @@ def _coloured(
     if groups is None:
         layers = sorted({(head.stack, head.layer) for head in heads})
         named = {f"{s} layer {n}".strip(): [h for h in heads if (h.stack, h.layer) == (s, n)] for s, n in layers}
-        scale = need("matplotlib", extra="plot").colormaps["viridis"].resampled(max(2, len(layers)))
-        return {name: scale(number) for number, name in enumerate(named)}, named
+        return dict(zip(named, shades(len(named)), strict=True)), named
     named, left = {}, dict.fromkeys(heads)
     for name, members in groups.items():
         wanted = list(members)
@@ -137,7 +136,7 @@ def _coloured(
             raise HeadError(f"group {name!r} has {', '.join(unknown)}, for which there is no point")
         named[name] = [head for head in dict.fromkeys(wanted) if head in left]
         left = dict.fromkeys(head for head in left if head not in named[name])
-    colours: dict[str, Any] = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(named)}
+    colours: dict[str, Any] = {name: colour_of(number) for number, name in enumerate(named)}
     return {**colours, OTHER: _GREY}, {**named, OTHER: [*named.get(OTHER, []), *left]}
 
 

@@ -34,7 +34,8 @@ def values_of_heads(result: Fields, field: str | None) -> Tensor:
     else:
         there = ", ".join(f"{other} {axes}" for other, axes in declared.items())
         about = f"it has {there or 'no values with axes'}"
-    raise DataError(f"{kind} has no [layer, head] field: {about}")
+    instead = f"; {result.instead_of_top}" if result.instead_of_top else ""
+    raise DataError(f"{kind} has no [layer, head] field: {about}{instead}")
 
 
 def _larger_field(name: str | None, axes: FieldAxes) -> str:

@@ -226,8 +226,20 @@ class Result(Fields):
         return views.as_html(self)
 
 
+_OWN_AXES = "draw in axes of a figure of your own, plot(ax=axes)"
+_MATPLOTLIB = {
+    "title": "set it on the figure, plot().axes[0].set_title(...)",
+    "cmap": "set it on the figure, plot().axes[0].images[0].set_cmap(...)",
+    **dict.fromkeys(("figsize", "size", "dpi", "figure", "fig"), _OWN_AXES),
+}
+"""What to call for options of matplotlib that not all pictures have."""
+
+
 def _no_option(kind: type, name: str, value: Any, known: list[str]) -> DataError:
     """An error that names the classes whose pictures have this option, and the options of this one."""
+    if name in _MATPLOTLIB:
+        others, told = [], f"is no option of {kind.__name__}.plot: {_MATPLOTLIB[name]}. It"
+        return DataError(f"{name}={shown(value)} {told} takes {', '.join(dict.fromkeys(['field', *known]))}")
     others = sorted(other.__name__ for other, picture in _pictures.items() if name in _options(picture))
     told = f"is for {', '.join(others)}, got {kind.__name__}," if others else f"is no option of {kind.__name__}.plot,"
     return DataError(f"{name}={shown(value)} {told} which takes {', '.join(dict.fromkeys(['field', *known]))}")

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..errors import DataError, checked, described, how_many
 from .axes import axes_of
-from .canvas import COLOURS, MARKERS, AxesT, canvas, finished
-from .figures import check_field, words_of
+from .canvas import MARKERS, AxesT, canvas, colour_of, finished
+from .fields import words_of
+from .figures import check_field
 from .result import Result
 
 
@@ -74,7 +75,7 @@ def head_scatter(
         rows = torch.tensor([other == stack for other in stacks])
         x, y = pairs[:, there & rows[:, None]]
         axes.scatter(
-            x.numpy(), y.numpy(), 18, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
+            x.numpy(), y.numpy(), 18, color=colour_of(number), marker=MARKERS[number % len(MARKERS)],
             alpha=0.7, linewidths=0, label=stack, zorder=2,
         )  # fmt: skip
     if len(set(stacks)) > 1:

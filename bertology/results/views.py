@@ -48,6 +48,13 @@ def _lines(result: Fields, name: str, value: Tensor, axes: FieldAxes, main: str 
     if pairs and axes.names[1] != "neuron" and (name == main or axes.names[1] != "head"):
         yield f"{name} {axes}:"
         yield table(value, result.labels, names_along(result, axes.names[1]))
+    elif name == main and axes.names == ("layer",) and value.numel():
+        yield f"{name} {axes}:"
+        yield table(value[None], [""], result.labels)
+    elif name == main and axes.names == ("class", "class"):
+        classes = [str(one) for one in names_along(result, "class") or range(len(value))]
+        yield f"{name} {axes}:"
+        yield table(value, classes, classes)
     elif pairs:
         yield f"{name} {axes}: {_range(value)}"
     else:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..corpora.words import AlignedBatches, Rows
 from ..data.batches import device_of
 from ..errors import DataError, checked, is_whole
+from ..results.fields import model_name
 from ..results.result import cpu64
 from ..streaming.progress import Progress, progress_bar
 from .probe_inputs import MapReader, See, Seen, WordVectors, embedding_vectors, sight, trees_in
@@ -239,7 +240,7 @@ def attention_probe(
         probe = AttentionProbe(len(reader.places), 0 if found is None else found.dim).to(device_of(model))
         name = "attention" if found is None else "attention and vectors"
         scores = run.scores(probe, sight(reader, found, device_of(model)), name)
-    return ProbeResult(**scores, **_weights(probe, reader), labels=reader.anatomy.labels)
+    return ProbeResult(**scores, **_weights(probe, reader), labels=reader.anatomy.labels, model_name=model_name(model))
 
 
 @checked
@@ -322,7 +323,7 @@ class _Run:
             "words_with_punct": torch.tensor(words), "baseline_right": by_baseline, "baselines_named": tuple(names),
             "losses": torch.tensor(losses, dtype=torch.float64), "probe": name, "decode": self._decode,
             "ignored": self._ignore, "unknown_words": unknown,
-            "skipped": len(self._train.skipped) + len(self._test.skipped),
+            "skipped": len(self._train.skipped) + len(self._test.skipped), "n_examples": len(words),
         }  # fmt: skip
 
 

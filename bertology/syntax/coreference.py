@@ -36,6 +36,7 @@ class CoreferenceHeads(Result):
     """
 
     main: ClassVar[str | None] = "accuracy"
+    instead_of_top: ClassVar[str] = "table() has the best head of each kind of mention"
     axis_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "kind": KINDS,
         "direction": DIRECTIONS,

@@ -32,6 +32,7 @@ class DependencyHeads(Result):
     """How often each head picks each word's syntactic head, by relation (Clark et al. 2019, §4.2)."""
 
     main: ClassVar[str | None] = "accuracy"
+    instead_of_top: ClassVar[str] = "table() has the best head of each relation"
     axis_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {"direction": DIRECTIONS, "offset": OFFSETS}
 
     right: Annotated[Tensor, axes("relation direction layer head")]

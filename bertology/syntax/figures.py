@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from ..corpora.documents import KINDS
 from ..errors import DataError, checked, how_many, need
-from ..results.canvas import AxesT, axes_in, empty_figure, finished, headline, ink, paper
+from ..results.canvas import (
+    AxesT,
+    axes_in,
+    canvas,
+    colour_of,
+    empty_figure,
+    finished,
+    headline,
+    ink,
+    marker_of,
+    paper,
+    set_title,
+    width_of,
+)
 from ..results.figures import head_panels
 from ..results.result import draws
 from .coreference import DIRECTIONS as MENTION_DIRECTIONS
@@ -16,6 +29,7 @@ from .coreference import CoreferenceHeads
 from .dependencies import DependencyHeads
 from .head_view import THRESHOLD, Arc, HeadView
 from .picks import DIRECTIONS
+from .structural_probe import StructuralProbe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,11 +168,13 @@ def _finished(
         handles.append(lines([], [], color=_GREY, linewidth=1, linestyle="--", label="gold arc, missed"))
     middle, half = sum(wide) / 2, max(wide[1] - wide[0], 6.2 if view.heads else 3.0) / 2
     axes.set_xlim(middle - half, middle + half)
-    axes.set_ylim(high[0] - 0.35, high[1] + 0.35)
+    title = headline(view, view.title)
+    above = 0.35 + 0.16 * title.count("\n")
+    axes.set_ylim(high[0] - 0.35, high[1] + above)
     if ax is None:
-        figure.set_size_inches(2 * half, high[1] - high[0] + 0.7)
+        figure.set_size_inches(2 * half, high[1] - high[0] + 0.35 + above)
     axes.set_axis_off()
-    axes.text(middle, high[1] + 0.15, view.title, ha="center", va="center", fontsize=10, parse_math=False)
+    axes.text(middle, high[1] + 0.06, title, ha="center", va="bottom", fontsize=10, parse_math=False)
     axes.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=8, borderaxespad=0.3)
     return finished(figure, ax, path)
 
@@ -220,7 +236,7 @@ def _style(weight: float, right: bool) -> dict[str, Any]:
     return {
         "linewidth": WIDEST * weight,
         "color": _RED if right else _BLUE,
-        "alpha": 0.95 if right else min(1.0, 0.25 + weight),
+        "alpha": 0.95 if right else min(1.0, 0.4 + weight),
         "zorder": 3 if right else 2,
     }
 
@@ -238,6 +254,28 @@ def _view(
     if layout not in layouts:
         raise DataError(f"layout must be {' or '.join(map(repr, layouts))}, got {layout!r}")
     return layouts[layout](view, threshold=threshold, ax=ax, path=path)
+
+
+@draws(StructuralProbe)
+def draw_structural_probe(result: StructuralProbe, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
+    """Draw both scores of each layer, that of arcs with its interval, beside a baseline."""
+    figure, (axes,) = canvas(ax, width_of(result.labels))
+    layers = range(len(result.labels))
+    ends = [result.interval(layer) for layer in layers]
+    reach = [[share - low, high - share] for share, (low, high) in zip(result.uuas.tolist(), ends, strict=True)]
+    reach = [[max(0.0, each[side]) for each in reach] for side in (0, 1)]
+    style = {"color": colour_of(0), "marker": marker_of(0), "markersize": 4.5}
+    axes.errorbar(layers, result.uuas.numpy(), reach, elinewidth=1.1, label="UUAS, 95 % interval", **style)
+    style = {"color": colour_of(1), "marker": marker_of(1), "markersize": 4.5}
+    axes.plot(layers, result.spearman.numpy(), label="Spearman's ρ of distances", **style)
+    axes.axhline(result.adjacent, linestyle="--", color="grey", label="UUAS of neighbours")
+    axes.set_xticks(layers, labels=result.labels, rotation=90 if max(map(len, result.labels)) > 3 else 0)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("score on the test sentences")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+    set_title(axes, headline(result, "Structural probe"))
+    return finished(figure, ax, path)
 
 
 @draws(CoreferenceHeads)

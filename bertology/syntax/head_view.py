@@ -16,6 +16,7 @@ from ..corpora.words import SPECIAL, Aligned, HasWords, Rows, align, word_attent
 from ..data.batches import check_fits, reads_text
 from ..errors import DataError, ShapeError, check_share, checked, how_many
 from ..results.axes import axes
+from ..results.fields import model_name
 from ..results.result import Result, cpu64
 from ..streaming.one_batch import one_batch, run
 from ..tap import tap
@@ -345,4 +346,5 @@ def show_head(
         tuple(place for place, group in enumerate(shown) if group not in aligned.word_groups),
         name,
         direction,
+        model_name=model_name(model),
     )

@@ -167,6 +167,9 @@ class ProbeResult(Result):
         """The Wilson interval of `uas`. It treats words as independent."""
         return wilson_interval(int(self.right.sum()), int(self.words.sum()), level)
 
+    def _heading(self) -> str:
+        return f"Probe of {self.probe}"
+
     def __str__(self) -> str:
         low, high = self.interval()
         rows = [(self.probe, f"{100 * self.uas:.1f} ({100 * low:.1f} to {100 * high:.1f})")]

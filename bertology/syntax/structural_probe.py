@@ -17,6 +17,7 @@ from ..data.metrics import spearman
 from ..errors import DataError, checked, how_many, is_whole
 from ..measures.captures import hidden_states
 from ..results.axes import axes
+from ..results.fields import model_name
 from ..results.result import Result
 from ..results.statistics import Interval, wilson_interval
 from ..results.views import markdown_table
@@ -165,7 +166,7 @@ def structural_probe(
     return StructuralProbe(
         torch.stack(right, 1), torch.tensor(arcs), torch.tensor(adjacent), torch.stack(correlation, 1),
         torch.tensor(many), projection.detach().double(), torch.tensor(losses, dtype=torch.float64).T, labels,
-        tuple(ignore), len(train.skipped) + len(test.skipped),
+        tuple(ignore), len(train.skipped) + len(test.skipped), model_name=model_name(model), n_examples=len(many),
     )  # fmt: skip
 
 

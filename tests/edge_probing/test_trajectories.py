@@ -53,7 +53,7 @@ def test_trajectories_equal_loops(layers, labels, seed):
         assert found.flips[target].item() == oracles.flips(each)
         assert found.movement[target].item() == pytest.approx(oracles.movement(each))
         tops = [row.index(max(row)) for row in each]
-        assert found.top[:, target].tolist() == tops
+        assert found.top_label[:, target].tolist() == tops
         assert set(tops[found.settled[target] :]) == {tops[-1]}
         assert found.settled[target] == 0 or tops[found.settled[target] - 1] != tops[-1]
         assert set(found.shown(target)) == {*tops, 0}

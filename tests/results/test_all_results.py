@@ -188,6 +188,47 @@ def test_without_pandas(monkeypatch, results):
         assert len(result._repr_html_()) < 100_000
 
 
+@pytest.mark.parametrize(
+    "kind", sorted(Result._kinds.values(), key=lambda kind: kind.__name__), ids=lambda k: k.__name__
+)
+def test_no_field_hides_a_method(kind):
+    methods = {name for name in dir(Result) if not name.startswith("_") and callable(getattr(Result, name))}
+    assert {"top", "plot", "save", "stack"} <= methods
+    if dataclasses.is_dataclass(kind):
+        assert not methods & {field.name for field in dataclasses.fields(kind)}
+    for name in methods:
+        assert callable(getattr(kind, name)), f"{kind.__name__}.{name} hides Result.{name}"
+
+
+def test_trajectories_have_labels_and_no_heads(results):
+    (found,) = [result for kind, result in results.items() if kind.__name__ == "LabelTrajectories"]
+    assert found.top_label.tolist() == found.probabilities.argmax(-1).tolist()
+    with pytest.raises(DataError, match=r"has no \[layer, head\] field: its probabilities is"):
+        found.top(3)
+
+
+def test_values_of_layers_and_of_classes_are_printed(results):
+    found = {kind.__name__: result for kind, result in results.items()}
+    lines = str(found["BlockInfluence"]).splitlines()
+    place = lines.index("influence [layer]:")
+    assert lines[place + 1].split() == ["0", "1"]
+    assert lines[place + 2].split() == [f"{x:.4g}" for x in found["BlockInfluence"].influence.tolist()]
+    edges = found["EdgeAblation"]
+    lines = str(edges).splitlines()
+    place = lines.index("whole [class, class]:")
+    assert lines[place + 1].split() == list(edges.classes)
+    for row, name in enumerate(edges.classes):
+        assert lines[place + 2 + row].split() == [name, *(f"{x:.4g}" for x in edges.whole[row].tolist())]
+
+
+@pytest.mark.parametrize("kind", ["NeuronImportance", "DependencyHeads", "CoreferenceHeads"])
+def test_results_without_a_ranking_of_heads_say_what_ranks(kind, results):
+    (found,) = [result for one, result in results.items() if one.__name__ == kind]
+    with pytest.raises(DataError, match=r"has no \[layer, head\] field: .*; (ranking|table)\(\) has"):
+        found.top(3)
+    assert callable(getattr(found, found.instead_of_top.partition("(")[0]))
+
+
 def test_a_large_map_stays_small():
     values = torch.randn(96, 128)
     values[0] = math.nan

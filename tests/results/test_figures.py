@@ -297,6 +297,22 @@ def test_an_unknown_option_is_told_the_options_there_are(options, message):
         dependencies().plot(colour="red")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"title": "mine"}, r"set it on the figure, plot\(\).axes\[0\].set_title\(...\). It takes field, relation, ax"),
+        ({"cmap": "magma"}, r"set it on the figure, plot\(\).axes\[0\].images\[0\].set_cmap\(...\). It takes"),
+        ({"figsize": (4, 3)}, r"draw in axes of a figure of your own, plot\(ax=axes\). It takes"),
+    ],
+)
+def test_options_of_matplotlib_are_told_where_they_belong(options, told):
+    with pytest.raises(DataError, match=rf"is no option of DependencyHeads.plot: {told}"):
+        dependencies().plot(**options)
+    figure = dependencies().plot()
+    figure.axes[0].set_title("mine")
+    figure.axes[0].images[0].set_cmap("magma")
+
+
 def test_errors():
     importance = head_importance(BY_NAME["bert"].build(), batch())
     with pytest.raises(

@@ -16,10 +16,12 @@ from matplotlib.text import Text
 
 import bertology.code_structure
 import bertology.edge_probing
-import bertology.syntax  # noqa: F401
+import bertology.plot
+import bertology.syntax
 from bertology import (
     Head,
     HeadImportance,
+    NeuronImportance,
     Result,
     Significance,
     attention_gradients,
@@ -96,7 +98,7 @@ def test_gradients_show_their_values_by_class(gradients):
     assert lines[lines.index("pairs [layer, class]:") + 1].split() == ["low", "high", "other"]
     figure = gradients.plot()
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles[:3] == ["to low: values", "to high: values", "to other: values"]
+    assert titles[:3] == ["to low", "to high", "to other"]
     drawn = torch.tensor(figure.axes[1].images[0].get_array().filled(0.0))
     torch.testing.assert_close(drawn, gradients.values[..., 1])
     assert figure._suptitle.get_text() == "Attention gradients\nBertForSequenceClassification, 3 examples"
@@ -135,8 +137,8 @@ def test_shares_of_types_and_of_mentions_are_drawn():
     ("measure", "told"),
     [
         (hidden_states, "HiddenStates has no picture: it holds a vector for each token and layer"),
-        (head_outputs, "HeadOutputs has no picture: plot.over_layers draws a norm"),
-        (head_means, "HeadMeans has no picture: plot.over_layers draws a norm"),
+        (head_outputs, r"HeadOutputs has no picture: plot.over_layers\("),
+        (head_means, r"HeadMeans has no picture: plot.over_layers\("),
         (lambda model, inputs: score(model, inputs, metric="accuracy"), "Score has no picture: it is one number"),
     ],
 )
@@ -255,7 +257,7 @@ def test_results_of_layers_are_drawn_over_layers(measure):
     torch.testing.assert_close(drawn[:, 1], getattr(found, name).double())
     assert drawn[:, 0].tolist() == [0, 1]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1"]
-    assert axes.get_ylabel() == axes_of(type(found))[name].label
+    assert axes.get_ylabel() == axes_of(type(found))[name].label.replace("the metric", "accuracy")
     assert axes.get_legend() is None
     low, high = axes.get_ylim()
     assert low <= 0 <= high
@@ -263,3 +265,129 @@ def test_results_of_layers_are_drawn_over_layers(measure):
     (axes,) = found.plot(field=other).axes
     torch.testing.assert_close(torch.tensor(axes.lines[0].get_ydata()), getattr(found, other).double())
     assert other in axes.get_title()
+
+
+def test_advice_on_other_pictures_can_be_followed(measured):
+    for kind in ("HeadMeans", "HeadOutputs"):
+        call = measured[kind].instead_of_plot.rpartition(" draws")[0]
+        axes = eval(call, {"plot": bertology.plot, "result": measured[kind]}).axes[0]
+        assert axes.get_ylabel() == "norm"
+    neurons = measured["NeuronActivations"]
+    Figure().subplots().imshow(neurons.values[0, 0].numpy())
+    assert "axes.imshow(result.values[0, 0].numpy())" in neurons.instead_of_plot
+
+
+def test_neurons_are_drawn_from_the_most_important_down(measured):
+    axes = measured["NeuronImportance"].plot().axes[0]
+    scores = measured["NeuronImportance"].scores
+    for line, values in zip(axes.lines, scores, strict=True):
+        assert line.get_ydata().tolist() == sorted(values.tolist(), reverse=True)
+        assert line.get_xdata()[-1] == 100
+    assert axes.get_yscale() == "log"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["1", "0"]  # as they lie in heat maps
+    assert NeuronImportance(*[torch.zeros(2, 3)] * 4, 1, ("0", "1")).plot().axes[0].get_yscale() != "log"
+
+
+def test_cut_attention_shows_its_values(measured):
+    found = measured["EdgeAblation"]
+    whole, apart, *_ = found.plot().axes
+    low, high = whole.images[0].get_clim()
+    assert low == -high
+    drawn = torch.tensor(whole.images[0].get_array().filled(0.0))
+    torch.testing.assert_close(drawn, found.whole)
+    assert [text.get_text().partition("\n")[0] for text in whole.texts] == [f"{x:+.2g}" for x in found.whole.flatten()]
+    assert (whole.get_xlabel(), whole.get_ylabel()) == ("to: class of the key", "from: class of the query")
+    pairs = [text.get_text() for text in apart.get_xticklabels()]
+    place = pairs.index("other → low")
+    torch.testing.assert_close(torch.tensor(apart.images[0].get_array().filled(0.0))[:, place], found.change[:, 1, 0])
+    once = replace(found, change=found.change[:0], labels=())
+    assert [axes.get_title() for axes in once.plot().axes] == ["in all layers", ""]
+
+
+def test_importance_through_training_is_drawn_over_steps(measured):
+    one = measured["ImportanceSeries"]
+    steps = torch.tensor([1, 50, 400])
+    series = replace(
+        one, steps=steps, **{name: torch.rand(3, 2, 4).double() for name in ("scores", "signed", "fisher", "stderr")}
+    )
+    lines, ranks, _ = series.plot().axes
+    torch.testing.assert_close(torch.tensor(lines.lines[1].get_ydata()), series.scores[:, 1].mean(1))
+    assert lines.lines[0].get_xdata().tolist() == steps.tolist()
+    torch.testing.assert_close(torch.tensor(ranks.images[0].get_array().filled(0.0)), series.correlation())
+    assert [text.get_text() for text in ranks.get_xticklabels()] == ["1", "50", "400"]
+
+
+def test_structural_probes_and_codes_are_drawn_beside_their_baselines(measured):
+    probe, code = measured["StructuralProbe"], measured["CodeLength"]
+    axes = probe.plot().axes[0]
+    by_label = {line.get_label(): line for line in axes.lines}
+    assert by_label["UUAS of neighbours"].get_ydata()[0] == probe.adjacent
+    torch.testing.assert_close(torch.tensor(by_label["Spearman's ρ of distances"].get_ydata()), probe.spearman)
+    axes = code.plot().axes[0]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx(code.online.tolist())
+    assert [text.get_text() for text in axes.texts] == [f"{times:.2f}" for times in code.compression.tolist()]
+    assert axes.lines[0].get_ydata()[0] == code.uniform.sum()
+
+
+def test_gates_have_one_scale_and_words(measured):
+    gates = measured["LearnedGates"].plot().axes[0].images[0]
+    assert gates.get_clim() == (0, 1)
+    found = measured["Faithfulness"]
+    axes, bar = found.plot().axes
+    assert [text.get_text() for text in bar.get_yticklabels()] == ["replaced\n(mean)", "kept"]
+    title = f"Faithfulness {found.value:.2f} of inverse_loss: 1 of 8 heads kept"
+    assert axes.get_title() == f"{title}\nBertForSequenceClassification, 3 examples"
+    share = measured["HeadAgreement"].plot(field="share").axes[0].images[0]
+    assert share.get_clim() == (0, 1)
+
+
+def test_titles_say_of_what_they_are(measured):
+    def title(kind):
+        figure = one_record(measured[kind]).plot()
+        return figure.get_suptitle() or figure.axes[0].get_title()
+
+    assert title("HeadPatching").startswith("Head patching into the corrupted run: effect\nBert")
+    assert title("LayerPatching").startswith("Effect of each block, put into the corrupted run\nBert")
+    assert title("PartAblation").startswith("Block ablation\nBert")
+    assert title("CatScores").startswith("CAT-scores: head_macro\nBert")
+    assert title("LayerScores").startswith("Mixing weights and differential scores\n")
+    assert title("LayerStatistics") == title("LayerScores")
+    assert title("LogitLens") == "What each layer would answer\nBertForSequenceClassification, example 0 of 3"
+    many = len(measured["StructuralProbe"].words)
+    told = f"BertForSequenceClassification, {many} examples"
+    assert title("StructuralProbe") == f"Structural probe\n{told}"
+    assert title("ProbeResult") == f"Probe of attention and vectors: from_dependent\n{told}"
+    view = measured["HeadView"]
+    (text,) = [text.get_text() for text in view.plot().axes[0].texts if view.title in text.get_text()]
+    assert text == f"{view.title}\nBertForSequenceClassification"
+
+
+def test_signed_panels_have_0_in_the_middle(measured):
+    attribution = measured["HeadAttribution"]
+    for sign in (1, -1):
+        values = sign * attribution.values.abs()
+        clim = replace(attribution, values=values).plot().axes[0].images[0].get_clim()
+        top = values.double().mean(1).abs().max().item()
+        assert clim == pytest.approx((-top, top))
+
+
+def test_a_lens_over_a_long_text_stays_a_page_wide(measured):
+    one = measured["LogitLens"]
+    sizes = {"best": torch.int64, "probability": torch.float64, "rank": torch.int64, "divergence": torch.float64}
+    wide = {name: torch.zeros(3, 1, 600).to(dtype) for name, dtype in sizes.items()}
+    long = replace(
+        one, **wide, targets=torch.zeros(1, 600, dtype=torch.int64), mask=torch.ones(1, 600, dtype=torch.bool),
+        names=((("a",) * 600,),) * 3, tokens=(),
+    )  # fmt: skip
+    figure = long.plot()
+    assert figure.get_size_inches()[0] < 24
+    assert not figure.axes[0].texts
+
+
+def test_the_last_of_many_series_is_not_lost_on_dark_paper():
+    series = {str(number): torch.rand(2, 3) for number in range(8)}
+    with matplotlib.style.context("dark_background"):
+        axes = over_layers(series, ["0", "1"], unit="x").axes[0]
+        head_map(torch.rand(2, 2), [Head(0, 0), Head(5, 0)])
+    for line in axes.lines:
+        assert sum(to_rgb(line.get_color())) > 0.5

@@ -367,7 +367,7 @@ def test_results_are_kept_and_shown(tmp_path):
         for name, table in result.vector_weights.items():
             assert torch.equal(loaded.vector_weights[name].nan_to_num(), table.nan_to_num())
         assert f"| {['attention', 'attention and vectors', 'distances and vectors'][number]} | " in str(result)
-    assert kinds[0].plot().axes[0].get_title().endswith("from_dependent")
+    assert kinds[0].plot().axes[0].get_title().startswith("Probe of attention: from_dependent\n")
     assert "tested on 4 sentences of 14 words, 12 of them without a vector; 2 sentences skipped" in str(kinds[2])
     assert "trained in 4 steps, tested on 4 sentences of 14 words; 2 sentences skipped" in str(kinds[0])
     assert "| right-branching | 64.3 |" in str(kinds[0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.sites import Anatomy, Site
-from ..errors import BertologyError, checked
+from ..errors import BertologyError, UnknownAnatomy, checked
 from .arriving import Arriving
 from .attention_maps import tap_maps
 from .block_hooks import tap_blocks, tap_last
@@ -224,6 +224,10 @@ def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: boo
         if not calls.count:
             return None
         site = calls.next(module)
+        if not isinstance(output, Tensor):
+            raise UnknownAnatomy(
+                f"the down projection of {site.label} returns {type(output).__name__}, wanted a tensor"
+            )
         if edit is None:
             read(site, output)
             return None

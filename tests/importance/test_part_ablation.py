@@ -3,7 +3,7 @@ import torch
 import transformers
 
 from bertology import accumulate, block_ablation, dissect, mlp_ablation, score
-from bertology.errors import DataError
+from bertology.errors import DataError, UnknownAnatomy
 from bertology.importance.part_ablation import PartAccumulator, left_out, parts_of
 from bertology.metrics import GenerationMetric
 from helpers.ablation import EQUAL, losses, several
@@ -249,6 +249,14 @@ def test_what_is_generated_without_a_part(part):
     assert (found.change != 0).any()
     with pytest.raises(DataError, match="goes over the batches several times"):
         BOTH[part](model, iter(texts()), metric=metric)
+
+
+def test_an_mlp_that_returns_more_than_states():
+    config = transformers.IBertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+                                      intermediate_size=24)  # fmt: skip
+    model = transformers.IBertForSequenceClassification(config).eval()
+    with pytest.raises(UnknownAnatomy, match=r"down projection of encoder.0 returns tuple, wanted a tensor"):
+        mlp_ablation(model, batch(), metric="accuracy")
 
 
 def test_one_example_has_no_standard_error(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.batch_errors import explained
 from ..data.batches import Batch, call, device_of, examples, has_rows, rows_per_example, some_examples
 from . import Recording, copied, first_position_only, recorded, tail_noted, tap
 from .output_layer import Noted, output_layer, output_layer_left_out, products_noted
@@ -137,7 +138,8 @@ class Branches:
             if way.left_out.output_layer and self._output_layer:
                 taps.enter_context(output_layer_left_out(self._output_layer))
             self._variants.open(record, row, gates, batch, way.start, taps)
-            outputs = call(self._anatomy.model, _copies(self._inputs(batch), batch, copies))
+            with explained(self._anatomy.model, batch):
+                outputs = call(self._anatomy.model, _copies(self._inputs(batch), batch, copies))
         if way.left_out.output_layer and self._output_layer and self._look_at_states:
             return self._look_at_states(outputs, _copies(batch, batch, copies), copies, self._output_layer)
         return self._look(outputs, _copies(batch, batch, copies), copies)

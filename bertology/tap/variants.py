@@ -164,7 +164,7 @@ class PartVariants(Variants):
     @contextmanager
     def noted(self, record: Recording) -> Iterator[None]:
         """Note in which call of a block each part runs."""
-        calls = Calls([(site.place, site) for site in self.parts.sites], once=False)
+        calls = Calls([(site.place, site) for site in self.parts.sites for _ in range(site.runs)], once=False)
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             row = calls.next(module).row

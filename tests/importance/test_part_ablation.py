@@ -20,7 +20,11 @@ each_part = pytest.mark.parametrize("part", BOTH)
 
 def losses_without(model, inputs, module):
     """Oracle: the loss of each example, where a hook of ours returns zeros for this module."""
-    hook = module.register_forward_hook(lambda m, args, out: out * 0) if module is not None else None
+
+    def zeros(module, args, out):
+        return out * 0 if isinstance(out, torch.Tensor) else (out[0] * 0, *out[1:])
+
+    hook = module.register_forward_hook(zeros) if module is not None else None
     with torch.no_grad():
         losses = [model(**example).loss.item() for example in each_alone(inputs)]
     if hook is not None:
@@ -249,6 +253,16 @@ def test_what_is_generated_without_a_part(part):
     assert (found.change != 0).any()
     with pytest.raises(DataError, match="goes over the batches several times"):
         BOTH[part](model, iter(texts()), metric=metric)
+
+
+def test_an_mlp_that_returns_more_than_states():
+    config = transformers.IBertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+                                      intermediate_size=24)  # fmt: skip
+    model = transformers.IBertForSequenceClassification(config).eval()
+    found, whole = mlp_ablation(model, batch(), metric="accuracy"), losses_without(model, batch(), None)
+    for row, mlp in enumerate(dissect_mlps(model).sites):
+        alone = losses_without(model, batch(), mlp.projection) - whole
+        torch.testing.assert_close(found.loss_change[row], alone.mean(), atol=1e-5, rtol=0)
 
 
 def test_one_example_has_no_standard_error(tmp_path):

@@ -74,7 +74,7 @@ def first_weight(model: nn.Module) -> Tensor | None:
 
 def each_weight(modules: Iterable[nn.Module]) -> list[Tensor]:
     """The parameters and buffers of modules; one that several of them share is there several times."""
-    return weights_of(list(map(_attributes, modules)))
+    return weights_of(modules.held if isinstance(modules, Modules) else list(map(vars, modules)))
 
 
 def all_weights(module: nn.Module) -> list[Tensor]:

@@ -83,7 +83,7 @@ class _State:
     @staticmethod
     def _rest_of(modules: Modules, batch: Iterable[str]) -> Any:
         forwards = [getattr(kind, "forward", None) for kind in dict.fromkeys(modules.form.types)]
-        return forwards, module_states(modules), sorted(batch), torch.is_autocast_enabled()
+        return forwards, module_states(modules.held), sorted(batch), torch.is_autocast_enabled()
 
     def is_that_of(self, modules: Modules, batch: Iterable[str]) -> bool:
         """Whether a model with these modules would compute such a batch alike."""

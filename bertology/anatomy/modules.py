@@ -74,7 +74,7 @@ def first_weight(model: nn.Module) -> Tensor | None:
 
 def each_weight(modules: Iterable[nn.Module]) -> list[Tensor]:
     """The parameters and buffers of modules; one that several of them share is there several times."""
-    return weights_of(list(map(_attributes, modules)))
+    return weights_of(modules.held if isinstance(modules, Modules) else list(map(vars, modules)))
 
 
 def all_weights(module: nn.Module) -> list[Tensor]:
@@ -128,7 +128,7 @@ class Form:
         self.repeats = len(set(modules)) < len(modules)
         self._parts = [ref(module) for module in modules]
         held = each_children_of(modules.held)
-        self._names = list(chain.from_iterable(held))
+        self._names = list(chain.from_iterable(map(_keys, held)))
         self._many = list(map(len, held))
         self._numbers = _numbers_of_children(held)
 
@@ -146,13 +146,13 @@ class Form:
         if list(map(len, held)) != self._many:
             return None
         inner = list(compress(held, self._many))  # those that have children
-        same = list(chain.from_iterable(inner)) == self._names and (
+        same = list(chain.from_iterable(map(_keys, inner))) == self._names and (
             list(chain.from_iterable(map(_values, inner))) == list(map(each.__getitem__, self._numbers))
         )
         return modules if same else None
 
 
-_values = methodcaller("values")
+_keys, _values = methodcaller("keys"), methodcaller("values")  # those of TorchScript cannot be iterated over
 _attributes = attrgetter("__dict__")  # `vars` takes twice as long
 
 

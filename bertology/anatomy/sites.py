@@ -224,9 +224,9 @@ class Anatomy:
     @property
     def present(self) -> Tensor:
         """[layer, head], bool: which heads there are; a pruned one is not."""
-        there = torch.zeros(self.layers, self.heads, dtype=torch.bool)
         if all(len(site.kept) == self.heads for site in self.sites):
-            return ~there
+            return torch.ones(self.layers, self.heads, dtype=torch.bool)
+        there = torch.zeros(self.layers, self.heads, dtype=torch.bool)
         for row, site in enumerate(self.sites):
             there[row, list(site.kept)] = True
         return there

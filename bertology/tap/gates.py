@@ -258,12 +258,11 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
         raise ShapeError(f"{name} must be {kind} = {want}, got {list(gates.shape)}".replace("'", ""))
     if not gates.is_floating_point():
         gates = gates.float()
-    looked_at = anatomy.present.to(gates.device)
-    if gates.dim() == 3:
-        looked_at = looked_at[:, None].expand(gates.shape)
-    broken = ~gates.detach().isfinite() & looked_at
-    if broken.any():
-        raise ShapeError(f"{name} must be finite numbers, got {gates[broken][0].item()} for a {unit} that is there")
+    if not gates.detach().isfinite().all():
+        there = anatomy.present.to(gates.device)
+        broken = gates[~gates.isfinite() & (there if gates.dim() == 2 else there[:, None])]
+        if len(broken):
+            raise ShapeError(f"{name} must be finite numbers, got {broken[0].item()} for a {unit} that is there")
     return gates
 
 

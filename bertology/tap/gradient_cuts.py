@@ -36,7 +36,7 @@ def lost_gradients(anatomy: Anatomy, batch: Iterable[str]) -> Iterator[list[Unkn
     At the end the list holds an error that names the module where a part of the gradient is lost, if one is. The loss
     may not depend on that part.
 
-    Raises `UnknownAnatomy` itself where torch has no derivative of a function.
+    Raises `UnknownAnatomy` itself where torch has no derivative of a function, and for parts in TorchScript.
     """
     modules = modules_of(anatomy.model)
     check_not_inference(anatomy.model, modules)
@@ -45,13 +45,19 @@ def lost_gradients(anatomy: Anatomy, batch: Iterable[str]) -> Iterator[list[Unkn
     if whole is not None and whole.is_that_of(modules, batch):
         yield lost
         return
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):  # which takes no hooks
+        raise UnknownAnatomy(
+            f"a part of this {type(anatomy.model).__name__} is in TorchScript: it is not known whether it passes on "
+            "all gradients of the heads. Put the module that it was made from in its place, or measure with "
+            "head_ablation, which needs no gradient"
+        )
     state = _State(modules, batch) if _is_known(modules) else None
     mode = _Following(anatomy.model)
     with ExitStack() as undo:
         push_mode(mode, undo)
         for attention in {site.attention for site in anatomy.sites}:
             undo.callback(attention.register_forward_pre_hook(mode.start).remove)
-        for module in each_module(anatomy.model):
+        for module in modules:
             undo.callback(module.register_forward_hook(mode.end, with_kwargs=True).remove)
         yield lost
     if mode.met:
@@ -83,7 +89,7 @@ class _State:
     @staticmethod
     def _rest_of(modules: Modules, batch: Iterable[str]) -> Any:
         forwards = [getattr(kind, "forward", None) for kind in dict.fromkeys(modules.form.types)]
-        return forwards, module_states(modules), sorted(batch), torch.is_autocast_enabled()
+        return forwards, module_states(modules.held), sorted(batch), torch.is_autocast_enabled()
 
     def is_that_of(self, modules: Modules, batch: Iterable[str]) -> bool:
         """Whether a model with these modules would compute such a batch alike."""

@@ -111,7 +111,8 @@ def _configs(anatomy: Anatomy, attentions: list[nn.Module]) -> list[Any]:
 
 def _is_fused(anatomy: Anatomy) -> bool:
     """Whether all parts of a model can use torch's fused attention, which takes a flag in place of a causal mask."""
-    said = [getattr(module, FUSED_NAME) for module in modules_of(anatomy.model).with_attribute(FUSED_NAME)]
+    parts = modules_of(anatomy.model).with_config  # as all models of transformers, whose classes say it
+    said = [getattr(part, FUSED_NAME) for part in parts if hasattr(type(part), FUSED_NAME)]
     return bool(said) and all(said)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import sys
 import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from operator import itemgetter, methodcaller
@@ -167,10 +167,9 @@ def has_pre_hooks(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks)
 
 
-def module_states(modules: list[nn.Module]) -> list[list[Any]]:
-    """How many attributes and hooks each module has, and whether it runs again in the backward pass."""
+def module_states(held: list[Mapping[str, Any]]) -> list[list[Any]]:
+    """Of modules that hold this: how many attributes and hooks each has, and whether it runs again in backward."""
     # Fragile: rests on the private dictionaries of a module's hooks, and on the name of transformers' own switch.
-    held = list(map(vars, modules))
     counted = [held, *(list(map(itemgetter(name), held)) for name in ("_forward_hooks", "_forward_pre_hooks"))]
     return [*(list(map(len, some)) for some in counted), list(map(methodcaller("get", "gradient_checkpointing"), held))]
 

@@ -335,6 +335,22 @@ def test_measures_between_changes_are_those_of_a_new_model():
     check_measures()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_part_in_torchscript_is_as_any_other_except_for_gradients():
+    model = BY_NAME["gpt2"].build("lm")
+    for block in model.transformer.h:
+        block.mlp.act = nn.Sequential(nn.GELU(), nn.Identity())
+    scripted = copy.deepcopy(model)
+    for block in scripted.transformer.h:
+        block.mlp.act = torch.jit.script(block.mlp.act)
+    check(scripted)
+    texts = {"input_ids": batch()["input_ids"], "labels": batch()["input_ids"]}
+    torch.testing.assert_close(hidden_states(scripted, texts).values, hidden_states(model, texts).values)
+    for _ in range(2):
+        with pytest.raises(UnknownAnatomy, match="part of this GPT2LMHeadModel is in TorchScript"):
+            head_importance(scripted, texts)
+
+
 def test_a_copy_of_a_model_has_modules_of_its_own():
     model = BY_NAME["bert"].build()
     dissect(model)

@@ -47,22 +47,26 @@ def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positi
     return fit_mask(mask, positions, anatomy.runner(stack))
 
 
-def token_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
-    """[row, position], bool: at which of the `positions` of a stack the real tokens of its text are.
-
-    Raises `DataError` when that is not known: the stack has positions of its own, or pools tokens.
-    """
-    real, runner = real_positions(anatomy, batch, stack, rows, positions), block_oddities_of(anatomy.runner(stack))
-    extra = positions - token_mask(anatomy.model, batch, stack).shape[1]
-    if extra < 0 or (extra > 0 and not (runner.pads or runner.prefixes)):
-        raise DataError(
-            f"the {stack} has {how_many(positions, 'position')}, and its text {how_many(positions - extra, 'token')}: "
-            "it is not known which of them are those of a token, so that no token can be named by its position"
-        )
-    if extra and runner.prefixes:
+def real_tokens(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
+    """[row, position], bool: as `real_positions`, without prompts of the model's own before the text (CPM-Ant)."""
+    real = real_positions(anatomy, batch, stack, rows, positions)
+    if block_oddities_of(anatomy.runner(stack)).prefixes:
         real = real.clone()
-        real[:, :extra] = False
+        real[:, : positions - token_mask(anatomy.model, batch, stack).shape[1]] = False
     return real
+
+
+def check_tokens(anatomy: Anatomy, batch: Batch, stack: str, positions: int) -> None:
+    """Raise `DataError` unless it is known at which of a stack's positions the tokens of its text are.
+
+    It is not where the stack has positions of its own, or pools tokens.
+    """
+    odd, tokens = block_oddities_of(anatomy.runner(stack)), token_mask(anatomy.model, batch, stack).shape[1]
+    if positions < tokens or (positions > tokens and not (odd.pads or odd.prefixes)):
+        raise DataError(
+            f"the {stack} has {how_many(positions, 'position')}, and its text {how_many(tokens, 'token')}: it is not "
+            "known which of them are those of a token, so that no token can be named by its position"
+        )
 
 
 class Mapped(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, examples, rows_per_example, run_model
 from ..data.losses import ExampleLoss, example_losses
-from ..errors import UnknownAnatomy
+from ..errors import DataError, UnknownAnatomy, how_many
 from ..streaming.checkpoint import Checkpoint
 from ..streaming.gradient_check import check_gradient
 from ..streaming.identity import add_batch, identity, model_identity
@@ -100,6 +100,11 @@ class GateTraining:
         total = value + self.sign * self.settings.penalty * open_[self.there].sum()
         (self.logits.grad,) = torch.autograd.grad(total, [self.logits])
         self.optimizer.step()
+        if not self.logits.isfinite().all():
+            raise DataError(
+                f"the gates are no longer finite numbers after {how_many(self.step + 1, 'step')}: take a smaller lr or "
+                "penalty"
+            )
         self.losses.append(value.item())
         self.step += 1
 

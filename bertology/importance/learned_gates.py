@@ -39,6 +39,8 @@ from .gate_training import GateSettings, GateTraining, Method, gates_of
 
 OPEN = 0.5
 """A gate above this counts as open."""
+MOST = 1e30
+"""Where steps and penalties, in float32, are no longer numbers."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -230,6 +232,9 @@ def _check(method: str, penalty: float, steps: int, lr: float, seeds: Sequence[i
     check_least("steps", steps, 1)
     if not lr > 0:
         raise DataError(f"lr must be above 0, got {lr!r}")
+    for name, value in (("lr", lr), ("penalty", penalty)):
+        if not value < MOST:
+            raise DataError(f"{name} must be below {MOST:g}, got {value!r}")
     if not len(seeds) or not all(is_whole(seed) and 0 <= seed < 2**40 for seed in seeds):
         raise DataError(f"seeds must be one whole number or more from 0 up to 2**40, got {list(seeds)}")
 

@@ -17,7 +17,7 @@ from ..data.batch_checks import input_name
 from ..data.batches import BatchesOrTexts, each_batch, examples, reads_text, shows_padding, token_mask
 from ..data.caches import check_no_cache
 from ..data.make_batches import as_batches
-from ..data.padding import token_positions
+from ..data.padding import check_tokens, real_tokens
 from ..errors import DataError, ShapeError, described, how_many, is_whole
 
 Positions = Sequence[int] | Sequence[tuple[int, int]]
@@ -82,8 +82,9 @@ class Aligned:
                 continue
             base, source = (token_mask(self.anatomy.model, batch, stack) for batch in (self.base, self.source))
             if self.positions is not None:
-                for real, mine in zip((base, source), zip(*self.positions, strict=True), strict=True):
-                    token_index(real, mine)
+                here, there = zip(*self.positions, strict=True)
+                token_index(source, there)
+                _check_different(token_index(base, here), here)
                 continue
             for row, (mine, theirs) in enumerate(zip(base.sum(1).tolist(), source.sum(1).tolist(), strict=True)):
                 if mine != theirs:
@@ -150,7 +151,17 @@ class Aligned:
         return self._known[stack, rows, mine]
 
     def _real(self, batch: Mapping[str, Any], stack: str, rows: int, positions: int) -> Tensor:
-        return token_positions(self.anatomy, batch, stack, rows, positions)
+        check_tokens(self.anatomy, batch, stack, positions)
+        return real_tokens(self.anatomy, batch, stack, rows, positions)
+
+
+def _check_different(places: Tensor, positions: Sequence[int]) -> None:
+    """Raise `DataError` where two of the positions are the same token of a text, by their places [row, position]."""
+    for row, some in enumerate(places.tolist()):
+        for number, place in enumerate(some):
+            if place in some[:number]:
+                one, other = positions[some.index(place)], positions[number]
+                raise DataError(f"positions {one} and {other} are the same token of text {row}: name each token once")
 
 
 def check_one_length(tokens: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, shows_padding
-from ..data.padding import real_positions
+from ..data.padding import real_tokens
 from ..errors import DataError, described, how_many, is_whole
 from ..streaming.one_batch import pile
 
@@ -113,7 +113,7 @@ class Positions:
                 "positions count the real tokens of a text, but the attention mask is not [batch, token], which does "
                 "not show which these are: pass a mask that is, or take all positions"
             )
-        real = real_positions(anatomy, batch, stack, rows, many).cpu()
+        real = real_tokens(anatomy, batch, stack, rows, many).cpu()
         wanted, lengths = torch.tensor(self.given), real.sum(1, keepdim=True)
         counted = torch.where(wanted < 0, lengths + wanted, wanted)
         there = (counted >= 0) & (counted < lengths)

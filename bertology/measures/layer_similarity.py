@@ -78,6 +78,8 @@ class SimilarityAccumulator(Accumulator):
             raise DataError(f"over must be 'token' or 'text', got {over!r}")
         if layers is not None and not (layers and all(is_whole(layer) for layer in layers)):
             raise DataError(f"layers must be numbers of layers, from 0, the embeddings; got {layers!r}")
+        if layers is not None and len(set(layers)) < len(layers):
+            raise DataError(f"layers must be different numbers, got {list(layers)}")
         self._other, self._layers, self._over, self._seed = other, layers, over, seed
         self._numbers: list[list[int]] = []
         self._widths: list[int] = []
@@ -153,7 +155,7 @@ class SimilarityAccumulator(Accumulator):
     def _rows(self, side: Anatomy, batch: Batch, states: dict[int, Tensor]) -> list[Tensor]:
         """[example, hidden] of each layer: real tokens, or their mean in each text."""
         found, stack = [], only_stack(side).name
-        for x in states.values():
+        for x in (states[layer] for layer in self._numbers[self._sides.index(side)]):  # they ran in another order
             real = real_positions(side, batch, stack, *x.shape[:2]).to(x.device)
             if self._over == "token":
                 found.append(x[real])

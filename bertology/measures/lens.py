@@ -144,11 +144,12 @@ def _targets(final: Tensor, targets: Tensor | None) -> Tensor:
     if targets is None:
         return final.argmax(-1)
     wide = targets[:, None] if targets.dim() == 1 and final.shape[1] == 1 else targets
-    if wide.shape != final.shape[:2] or wide.is_floating_point():
-        raise ShapeError(f"targets must be whole numbers {list(final.shape[:2])}, got {list(targets.shape)}")
+    if wide.shape != final.shape[:2] or wide.dtype == torch.bool or wide.is_floating_point() or wide.is_complex():
+        came = f"{list(targets.shape)} of {targets.dtype}".replace("torch.", "")
+        raise ShapeError(f"targets must be whole numbers {list(final.shape[:2])}, got {came}")
     if bool((wide < 0).any()) or bool((wide >= final.shape[-1]).any()):
         raise DataError(f"targets must be from 0 to {final.shape[-1] - 1}, got {int(wide.min())} to {int(wide.max())}")
-    return wide.to(final.device)
+    return wide.to(final.device, torch.int64)
 
 
 def _read_off(

@@ -119,3 +119,24 @@ def test_mistakes(options, words):
         fit_gates(BY_NAME["bert"].build(), batch(), **options)
     with pytest.raises(DataError, match="an iterator"):
         fit_gates(BY_NAME["bert"].build(), iter([batch()]))
+
+
+class Broken(torch.autograd.Function):
+    """Numbers whose gradient is none."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+def test_gates_that_are_no_numbers_are_refused():
+    model = BY_NAME["bert"].build()
+    for options in ({"lr": float("inf")}, {"penalty": float("inf")}):
+        with pytest.raises(DataError, match="must be below 1e.30, got inf"):
+            fit_gates(model, batch(), steps=1, **options)
+    with pytest.raises(DataError, match="no longer finite numbers after 1 step"):
+        fit_gates(model, batch(), steps=3, loss=lambda outputs, batch: Broken.apply(outputs.logits[:, 0]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from bertology import activation_patching, dissect_mlps
+from bertology import activation_patching, attention_maps, capture, dissect_mlps, hidden_states
 from bertology.errors import DataError
 from bertology.metrics import logit_difference
 from helpers.patching import difference, one, places, two
@@ -142,3 +142,24 @@ def test_images_without_text_have_no_positions_of_tokens(parts):
     assert activation_patching(model, clean, corrupted, **options).effect.isfinite().all()
     with pytest.raises(DataError, match="the tokens of the encoder have no mask"):
         activation_patching(model, clean, corrupted, positions=[0], **options)
+
+
+@pytest.mark.parametrize("positions", [[1, 1], [1, -5], [(1, 2), (1, 3)], [(2, 1), (3, 1)]])
+@pytest.mark.parametrize("into", ["clean", "corrupted"])
+def test_a_token_is_named_once(positions, into):
+    model, (clean, corrupted) = BY_NAME["bert"].build(), two((6, 6))
+    options = {"metric": logit_difference(1, 0), "positions": positions, "into": into}
+    mine = [one if isinstance(one, int) else one[into == "corrupted"] for one in positions]
+    if len({place % 6 for place in mine}) == 1:
+        with pytest.raises(DataError, match="are the same token of text 0: name each token once"):
+            activation_patching(model, clean, corrupted, **options)
+    else:
+        assert activation_patching(model, clean, corrupted, **options).effect.isfinite().all()
+
+
+def test_positions_that_are_captured_are_not_those_of_prompts():
+    model, inputs = with_own_positions("cpmant"), {"input_ids": torch.tensor([[5, 6, 7, 9]])}
+    found = capture(model, inputs, hidden=True, maps=True, positions=[1, -1])
+    torch.testing.assert_close(found.hidden.values, hidden_states(model, inputs).values[:, :, [1, 3]])
+    # The maps have the prompts' rows, too.
+    torch.testing.assert_close(found.maps.values, attention_maps(model, inputs).values[:, :, :, [3 + 1, 3 + 3]])

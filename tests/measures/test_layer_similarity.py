@@ -161,3 +161,14 @@ def test_projections_that_return_a_scale_too(measure):
     sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = transformers.IBertModel(transformers.IBertConfig(**sizes, intermediate_size=24)).eval()
     assert measure(model, {"input_ids": torch.randint(3, 40, (3, 5))}).labels == ("0", "1", "2")
+
+
+def test_layers_come_in_the_order_that_was_asked_for():
+    model, other = (BY_NAME["bert"].build(seed=seed) for seed in (0, 3))
+    found, whole = (layer_similarity(model, BATCHES, other=other, layers=some) for some in ([2, 0, 1], None))
+    assert found.labels == found.other_labels == ("2", "0", "1")
+    for name in ("cka", "null"):
+        expected = getattr(whole, name)[[2, 0, 1]][:, [2, 0, 1]]
+        torch.testing.assert_close(getattr(found, name), expected)
+    with pytest.raises(DataError, match="layers must be different numbers, got"):
+        layer_similarity(model, BATCHES, layers=[1, 1])

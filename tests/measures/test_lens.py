@@ -171,3 +171,17 @@ def test_a_norm_of_weights_is_none_of_the_residual_stream():
     model = transformers.Wav2Vec2ForSequenceClassification(config).eval()
     found = head_attribution(model, {"input_values": torch.randn(2, 200)})
     torch.testing.assert_close(found.together, found.values.sum((0, 2)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("targets", [torch.tensor([True, False, True]), torch.tensor([1.0, 0, 1])])
+def test_targets_are_whole_numbers(targets):
+    with pytest.raises(ShapeError, match="targets must be whole numbers \\[3, 1\\], got \\[3\\] of (bool|float32)"):
+        logit_lens(BY_NAME["bert"].build(), batch(labels=False), targets=targets)
+
+
+def test_targets_may_be_narrow_numbers():
+    model, inputs = BY_NAME["bert"].build(), batch(labels=False)
+    narrow, wide = (
+        logit_lens(model, inputs, targets=torch.tensor([1, 0, 1], dtype=kind)) for kind in (torch.int32, None)
+    )
+    torch.testing.assert_close(narrow.probability, wide.probability)

@@ -146,7 +146,7 @@ def relation_maps(
     for axes, place in zip(panels, drawn, strict=True):
         _gains(axes, gains[place], [found.labels[row] for row in rows])
         best = found.best(found.relations[place])
-        axes.set_title(f"{found.relations[place]}: {best.head} {best.gain:+.3f}", fontsize="medium")
+        axes.set_title(f"{found.relations[place]}: {best.head} {best.gain:+.3f}", fontsize="medium", parse_math=False)
     common_title(figure, ax, title or headline(found, "Attention to related leaves, beyond position"))
     return finished(figure, ax, path)
 

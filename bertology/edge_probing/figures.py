@@ -21,6 +21,7 @@ from ..results.canvas import (
     headline,
     ink,
     set_title,
+    side_legend,
     width_of,
 )
 from ..results.result import draws
@@ -85,7 +86,7 @@ def layers_of_tasks(
     axes.set_yticks([])
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("layer")
-    axes.set_title(title or "")
+    set_title(axes, title or "")
     patch = need("matplotlib.patches", extra="plot").Patch
     handles = [patch(color=_MIXED, label="expected layer"), patch(color=_LIGHT, label="centre of gravity")]
     common_legend(figure, [axes], ax, handles, "outside lower right", ncols=2, fontsize="small")
@@ -215,7 +216,7 @@ def _cells(axes: Axes, row: float, *cells: str, **style: Any) -> None:
     for text, place in zip(cells, (-92, -46, -8), strict=True):
         axes.annotate(
             text, (0, row), (place, 0), textcoords="offset points", ha="right", va="center", annotation_clip=False,
-            **style,
+            parse_math=False, **style,
         )  # fmt: skip
 
 
@@ -247,7 +248,7 @@ def _panel(axes: Axes, name: str, one: LayerStatistics) -> None:
     else:
         title.append("no expected layer")
     axes.axhline(0, color=ink(), linewidth=0.8)
-    axes.set_title("   ".join(title), fontsize="small", loc="left")
+    axes.set_title("   ".join(title), fontsize="small", loc="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.locator_params(axis="y", nbins=4)
     if not axes.patches:
@@ -274,10 +275,10 @@ def _strips(axes: Axes, trajectories: LabelTrajectories, target: int, labels: li
         place = (layer - 0.5, labels.index(top) - 0.5)
         axes.add_patch(rectangle(place, 1, 1, fill=False, edgecolor=_ADDED, linewidth=1.6, clip_on=False))
     named = [("+ " if trajectories.gold[target, label] else "") + trajectories.label_names[label] for label in labels]
-    axes.set_yticks(range(len(labels)), labels=named)
+    axes.set_yticks(range(len(labels)), labels=named, parse_math=False)
     axes.tick_params(length=0, labelsize="small")
     axes.spines[:].set_visible(False)
-    axes.set_title(trajectories.asked(target), fontsize="small", loc="left")
+    axes.set_title(trajectories.asked(target), fontsize="small", loc="left", parse_math=False)
 
 
 draws(LabelTrajectories)(sentence_strips)
@@ -295,7 +296,7 @@ def draw_code_length(result: CodeLength, *, ax: AxesT | None = None, path: str |
     axes.set_xticks(range(len(result.labels)), labels=result.labels, rotation=90 if len(result.labels) > 26 else 0)
     axes.set_xlabel("probe")
     axes.set_ylabel("online code (bits)")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+    side_legend(axes)
     set_title(axes, headline(result, "Online code; above each bar: compression"))
     return finished(figure, ax, path)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.tokens import label_of
-from ..results.canvas import AxesT, canvas, common_title, finished, headline, set_title, shades
+from ..results.canvas import AxesT, canvas, common_title, finished, headline, set_title, shades, side_legend
 from ..results.figures import colours_of, layer_cells, layer_points, unit_of, width_of
 from ..results.result import draws
 from .edge_ablation import EdgeAblation
@@ -87,7 +87,7 @@ def draw_series(result: ImportanceSeries, *, ax: AxesT | None = None, path: str 
         lines.plot(result.steps.numpy(), values.detach().cpu().numpy(), "o-", color=colour, markersize=4, label=label)
     lines.set_ylim(bottom=0)
     lines.set_xlabel("training step")
-    lines.set_ylabel("importance, E|g|, mean over the heads of a layer")
+    lines.set_ylabel("mean importance, E|g|, of a layer's heads")
     lines.grid(alpha=0.3)
     _legend_of_layers(lines)
     image = ranks.imshow(result.correlation().numpy(), origin="lower", cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
@@ -110,7 +110,8 @@ def draw_edges(result: EdgeAblation, *, ax: AxesT | None = None, path: str | Pat
     panels = 2 if layers else 1
     side = max(3.4, 0.9 * count + 1.6)
     width = side + 1.4 + (max(3.4, 0.34 * count * count + 1.6) if layers else 0)
-    figure, every = canvas(ax, width, max(side - 0.4, 0.27 * layers + 2.2), shape=(1, panels))
+    names = 0.15 * max(map(len, result.classes)) if layers else 0  # of the pairs, written upwards
+    figure, every = canvas(ax, width, max(side - 0.4, 0.27 * layers + 1.8 + names), shape=(1, panels))
     _class_cells(every[0], result)
     if layers:
         pairs = [f"{query} → {key}" for query in result.classes for key in result.classes]
@@ -144,7 +145,5 @@ def _class_cells(axes: Axes, result: EdgeAblation) -> None:
 def _legend_of_layers(axes: Axes) -> None:
     """A legend beside the axes, the last layer at the top as in heat maps."""
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1], labels[::-1], title="layer", loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0,
-        frameon=False, fontsize="small", ncols=1 + (len(labels) > 40),
-    )  # fmt: skip
+    columns = 1 + (len(labels) > 40)
+    side_legend(axes, handles=handles[::-1], labels=labels[::-1], title="layer", fontsize="small", ncols=columns)

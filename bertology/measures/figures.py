@@ -25,6 +25,7 @@ from ..results.canvas import (
     marker_of,
     paper,
     set_title,
+    side_legend,
     width_of,
 )
 from ..results.figures import head_panels, layer_points
@@ -228,7 +229,7 @@ def draw_contextuality(result: Contextuality, *, ax: AxesT | None = None, path: 
     axes.set_xticks(_some(len(result.labels)), labels=[result.labels[place] for place in _some(len(result.labels))])
     axes.set_xlabel("layer")
     axes.set_ylabel("mean cosine")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+    side_legend(axes)
     set_title(axes, headline(result, "Cosines between tokens"))
     return finished(figure, ax, path)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import DataError, checked, described, how_many
-from ..results.canvas import COLOURS, AxesT, canvas, colour_of, finished, headline, marker_of, set_title
+from ..results.canvas import COLOURS, AxesT, canvas, colour_of, finished, headline, inner_legend, marker_of, set_title
 from ..results.result import draws
 from .curve import PruningCurve
 from .neuron_curve import NeuronCurve
@@ -34,7 +34,7 @@ def curve(result: PruningCurve, axes: Axes, *, title: str | None = None) -> None
     if result.threshold is not None:
         level = result.threshold * result.scores[0].item()
         axes.axhline(level, linestyle="--", color="grey", label=f"{result.threshold:.0%} of the whole model's score")
-        axes.legend()
+        inner_legend(axes)
     _dress(axes, [result], title or headline(result, "Pruning curve"))
 
 
@@ -67,7 +67,7 @@ def curves(
         colour, marker = colour_of(number), marker_of(number)
         axes.plot(_gone(result), result.scores.numpy(), marker=marker, markersize=4, color=colour, label=label)
     _dress(axes, results, title or "Pruning curves")
-    axes.legend()
+    inner_legend(axes)
     return finished(figure, ax, path)
 
 

@@ -125,14 +125,27 @@ def headline(result: Fields, text: str) -> str:
     return "\n".join([text, *textwrap.wrap(of, 60)]) if of else text
 
 
+def _wrapped(title: str, inches: float) -> str:
+    """A title in lines of at most this width: of medium size, 11 letters take an inch.
+
+    matplotlib's own `wrap=True` reads dollar signs as formulas.
+    """
+    most = max(20, int(11 * inches))
+    lines = [textwrap.wrap(line, most, break_on_hyphens=False) or [""] for line in title.split("\n")]
+    return "\n".join(part for line in lines for part in line)
+
+
 def set_title(axes: Axes, title: str) -> None:
     """Write the title of a picture of one panel; one of several lines in smaller letters."""
+    # A title may be somewhat wider than its axes, which are beside a colour bar or a legend.
+    title = _wrapped(title, 1.2 * axes.get_window_extent().width / axes.figure.dpi)
     axes.set_title(title, fontsize="medium" if "\n" in title else "large", parse_math=False)
 
 
 def common_title(figure: Figure, ax: Any, title: str) -> None:
     """Write a title above all panels of a new figure; the caller's figures have titles of their own."""
     if ax is None:
+        title = _wrapped(title, figure.get_size_inches()[0])
         figure.suptitle(title, fontsize="medium" if "\n" in title else "large", parse_math=False)
 
 
@@ -141,9 +154,25 @@ def common_legend(
 ) -> None:
     """A legend outside of the panels of a new figure, or inside the last of the caller's axes."""
     if ax is None:
-        figure.legend(handles=handles, loc=loc, frameon=False, **options)
+        _plain(figure.legend(handles=handles, loc=loc, frameon=False, **options))
     else:
-        panels[-1].legend(handles=handles, loc="best", fontsize="x-small")
+        _plain(panels[-1].legend(handles=handles, loc="best", fontsize="x-small"))
+
+
+def side_legend(axes: Axes, **options: Any) -> None:
+    """A legend to the right of the axes; options are those of `Axes.legend`."""
+    _plain(axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False, **options))
+
+
+def inner_legend(axes: Axes) -> None:
+    """A legend where it covers least of the axes."""
+    _plain(axes.legend())
+
+
+def _plain(legend: Any) -> None:
+    """Names have dollar signs that are no formulas."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def width_of(labels: Sequence[str]) -> float:

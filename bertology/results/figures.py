@@ -14,7 +14,18 @@ from ..errors import DataError, ShapeError, checked, described, how_many, need
 from .axes import Scale, axes_of, main_field, names_along
 from .canvas import COLOURS as COLOURS
 from .canvas import MARKERS as MARKERS
-from .canvas import MISSING, AxesT, canvas, colour_of, common_title, finished, headline, marker_of, set_title
+from .canvas import (
+    MISSING,
+    AxesT,
+    canvas,
+    colour_of,
+    common_title,
+    finished,
+    headline,
+    marker_of,
+    set_title,
+    side_legend,
+)
 from .canvas import empty_figure as empty_figure
 from .canvas import new_figure as new_figure
 from .canvas import width_of as width_of
@@ -136,7 +147,7 @@ def layer_cells(
         axes.set_xticks(_places(values.shape[1]))
     else:
         told = [str(name) for name in names]
-        axes.set_xticks(range(len(told)), labels=told, rotation=90 if sum(map(len, told)) > 40 else 0)
+        axes.set_xticks(range(len(told)), labels=told, rotation=90 if sum(map(len, told)) > 40 else 0, parse_math=False)
     return image
 
 
@@ -189,7 +200,7 @@ def head_panels(
     top = max(values.nan_to_num(0).abs().max().item() for values in panels.values())
     for axes, (name, values) in zip(every, panels.items(), strict=True):
         image = head_cells(axes, values, labels, top, scale)
-        axes.set_title(name, fontsize="medium")
+        axes.set_title(name, fontsize="medium", parse_math=False)
         axes.set_ylabel("layer" if axes is every[0] else "")
     figure.colorbar(image, ax=list(every), label=unit)
     common_title(figure, ax, title)
@@ -287,7 +298,7 @@ def layer_points(
     set_title(axes, title or "")
     axes.grid(axis="y", alpha=0.3)
     if legend:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+        side_legend(axes)
 
 
 def _stacks(labels: Sequence[str]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Head
 from ..errors import DataError, HeadError, ShapeError, checked
-from .canvas import AxesT, axes_in, colour_of, empty_figure, finished, ink, marker_of, set_title, shades
+from .canvas import AxesT, axes_in, colour_of, empty_figure, finished, ink, marker_of, set_title, shades, side_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,10 +89,7 @@ def head_map(
     shown = [head for name, some in named.items() for head in some if head in placed and name != OTHER]
     _name_heads(axes, placed, shown, where, 72 * _side(axes) / (2 * half))
     set_title(axes, title or "")
-    axes.legend(
-        loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, ncols=1 + (len(named) > 26),
-        fontsize="small",
-    )  # fmt: skip
+    side_legend(axes, ncols=1 + (len(named) > 26), fontsize="small")
     return finished(figure, ax, path)
 
 
@@ -102,7 +99,7 @@ def _plane(ax: AxesT | None) -> tuple[Any, Axes]:
         (axes,) = axes_in(ax)
         return axes.figure, axes
     figure = empty_figure(figsize=(7.6, 6.4))
-    return figure, figure.add_axes((0.02, 0.05, 0.76, 0.87))
+    return figure, figure.add_axes((0.02, 0.05, 0.76, 0.85))
 
 
 def _side(axes: Axes) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import DataError, checked, described, how_many
 from .axes import axes_of
-from .canvas import MARKERS, AxesT, canvas, colour_of, finished
+from .canvas import MARKERS, AxesT, canvas, colour_of, finished, inner_legend, set_title
 from .fields import words_of
 from .figures import check_field
 from .result import Result
@@ -79,10 +79,10 @@ def head_scatter(
             alpha=0.7, linewidths=0, label=stack, zorder=2,
         )  # fmt: skip
     if len(set(stacks)) > 1:
-        axes.legend()
+        inner_legend(axes)
     axes.set_xlabel(f"{name} on {names[0]}")
     axes.set_ylabel(f"{name} on {names[1]}")
-    axes.set_title(title or f"{words_of(type(one).__name__)}: r = {r:.2f}, {how_many(int(there.sum()), 'head')}")
+    set_title(axes, title or f"{words_of(type(one).__name__)}: r = {r:.2f}, {how_many(int(there.sum()), 'head')}")
     axes.grid(alpha=0.3)
     return finished(figure, ax, path)
 

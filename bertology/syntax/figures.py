@@ -20,6 +20,7 @@ from ..results.canvas import (
     marker_of,
     paper,
     set_title,
+    side_legend,
     width_of,
 )
 from ..results.figures import head_panels
@@ -273,7 +274,7 @@ def draw_structural_probe(result: StructuralProbe, *, ax: AxesT | None = None, p
     axes.set_xlabel("layer")
     axes.set_ylabel("score on the test sentences")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+    side_legend(axes)
     set_title(axes, headline(result, "Structural probe"))
     return finished(figure, ax, path)
 

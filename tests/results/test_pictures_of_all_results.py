@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import matplotlib.style
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -203,6 +204,41 @@ def test_pictures_are_readable_on_dark_paper(kind, measured):
                 if text.get_text() and text.get_visible() and id(text) not in inside:
                     assert sum(to_rgb(text.get_color())) > 0.8, text
     assert plt.get_fignums() == []
+
+
+def renamed(result, name):
+    """The result with this in the place of all names of tokens, words and classes."""
+    names = {"model_name": name}
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        if field.name.endswith("labels") or not isinstance(value, tuple) or not value:
+            continue
+        if isinstance(value[0], str):
+            names[field.name] = tuple(f"{name}{number}" for number in range(len(value)))
+        elif isinstance(value[0], tuple):
+            names[field.name] = tuple(tuple(name if isinstance(x, str) else x for x in one) for one in value)
+    return dataclasses.replace(result, **names)
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_dollar_signs_are_no_formulas(kind, measured):
+    figure = one_record(renamed(measured[kind], "$a_{$")).plot()
+    figure.savefig(BytesIO(), dpi=40)  # matplotlib raises ValueError where it reads a formula
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_titles_of_models_with_long_names_are_not_cut(kind, measured):
+    name = "DistilBertForSequenceClassification (organisation/a-long-name-of-a-model-uncased)"
+    figure = one_record(dataclasses.replace(measured[kind], model_name=name)).plot()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    titles = [axes.title for axes in figure.axes] + ([figure._suptitle] if figure._suptitle else [])
+    for title in titles:
+        box = title.get_window_extent(canvas.get_renderer())
+        if title.get_text():
+            assert box.x0 >= -1, title
+            assert box.x1 <= figure.bbox.x1 + 1, title
+            assert box.y1 <= figure.bbox.y1 + 1, title
 
 
 def test_signs_and_p_values_have_scales_of_their_own():

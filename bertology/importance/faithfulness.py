@@ -200,9 +200,10 @@ def _shares(values: Tensor, name: str, step: float) -> Tensor:
     """[variant]: where values lie between those of the whole model, the first, and of no head, the second."""
     whole, none = values[0], values[1]
     if abs(whole - none) <= step * max(abs(whole), abs(none)):
+        other = "" if name in ("inverse_loss", "loss") else ", such as 'inverse_loss'"
         raise DataError(
             f"the {name} is {float(whole):.6g} with all heads and without any: there is nothing that a set of heads "
-            "could keep. Take another metric, such as 'inverse_loss', or more data"
+            f"could keep. Take another metric{other}, or more data"
         )
     return (values - none) / (whole - none)
 

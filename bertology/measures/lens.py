@@ -28,6 +28,8 @@ from .rollout import Score, one_for_each
 CHANGED, EXACT = 1e-3, 1e-4
 """How far a number may be from what it was where nothing was taken away, and effects from their sum, as a share of the
 largest number."""
+ROUNDINGS = 8
+"""How many steps of the weights' precision they may be apart at least."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -265,9 +267,14 @@ class _Held:
         """[batch]: how much smaller the number is with heads edited."""
         return self.total - self.scores(1, edit)[0]
 
+    def _allowed(self, share: float) -> Tensor:
+        """A share of the largest number, or what half precision rounds away."""
+        eps = max(torch.finfo(x.dtype).eps for x in self.anatomy.model.parameters() if x.is_floating_point())
+        return max(share, ROUNDINGS * eps) * self.total.abs().max().clamp_min(1)
+
     def check(self) -> None:
         """Raise `UnknownAnatomy` unless the outputs stay as they were where nothing is taken away."""
-        if bool((self.effect(lambda site, x: x).abs() > CHANGED * self.total.abs().max().clamp_min(1)).any()):
+        if bool((self.effect(lambda site, x: x).abs() > self._allowed(CHANGED)).any()):
             name = type(self.anatomy.model).__name__
             raise UnknownAnatomy(
                 f"the direct path of {name} is not known: with everything else unchanged, its outputs differ"

@@ -21,6 +21,7 @@ from ..anatomy.dissect import is_norm
 from ..anatomy.modules import each_module
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
+from .mixing import alternating
 from .private_api import replace_forward
 from .restore import uncompiled
 
@@ -35,7 +36,7 @@ class Scale:
 
     def of(self, x: Tensor) -> Tensor:
         """[..., hidden]: the input, less its mean if the norm takes that away, times the factors of the noted call."""
-        return self.added + _centred(x, self.centred) * self.factor
+        return (self.added + _centred(x.to(self.factor.dtype), self.centred) * self.factor).to(self.added.dtype)
 
 
 @dataclass
@@ -85,13 +86,24 @@ def _centred(x: Tensor, centred: bool) -> Tensor:
     return x - x.mean(-1, keepdim=True) if centred else x
 
 
-def _scale(norm: nn.Module, x: Tensor, y: Tensor) -> Scale:
-    """The linear function that a norm was at `x`; whether it takes the mean away is tried."""
-    added = norm.forward(torch.zeros_like(x))
-    centred = torch.allclose(norm.forward(x + 1), y, rtol=1e-3, atol=1e-4)
-    below = _centred(x, centred)
-    factor = torch.where(below == 0, 0.0, (y - added) / below)
-    if not factor.isfinite().all():
+def _scale(norm: nn.Module, args: tuple[Any, ...], y: Tensor) -> Scale:
+    """The linear function that a norm was in one call; whether it takes the mean away is tried."""
+    x: Tensor = args[0]
+    unit = alternating(x).expand_as(x)
+    added, of_unit, shifted = (norm.forward(some) for some in (torch.zeros_like(x), unit, unit + 3))
+    centred = torch.allclose(shifted, of_unit, rtol=0.05, atol=1e-3)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    below, above = _centred(x.to(wide), centred), (y - added).to(wide)
+    # In half precision a single quotient may be all rounding: the weight, and one number for each token, are not.
+    weight = (of_unit - added).to(wide) / unit.to(wide)
+    weighted = below * weight
+    squares = weighted.square().sum(-1, keepdim=True)
+    factor = weight * torch.where(squares == 0, 0.0, (above * weighted).sum(-1, keepdim=True) / squares)
+    # Many norms compute in float32, also where all weights are float64.
+    allowed = 64 * max(torch.finfo(y.dtype).eps, torch.finfo(torch.float32).eps) * above.abs().max()
+    if not bool(((below * factor - above).abs() <= allowed).all()) and len(args) > 1:
+        factor = torch.where(below == 0, 0.0, above / below)  # a gate of each number (Mamba's norm)
+    if not bool(((below * factor - above).abs() <= allowed).all()):
         raise UnknownAnatomy(f"a {type(norm).__name__} does not scale its input: its direct path is not known")
     return Scale(centred, added[:1] if added.dim() == x.dim() else added, factor)
 
@@ -120,7 +132,7 @@ def direct_path_noted(anatomy: Anatomy, rows: int) -> Iterator[DirectPath]:
         noted.outputs.setdefault(module, []).append(output)
 
     def note_scale(norm: nn.Module, args: Any, output: Tensor) -> None:
-        noted.scales.setdefault(norm, []).append(_scale(norm, args[0], output))
+        noted.scales.setdefault(norm, []).append(_scale(norm, args, output))
 
     with ExitStack() as undo:
         undo.enter_context(uncompiled())

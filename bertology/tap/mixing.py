@@ -254,12 +254,18 @@ def factor_of(x: Tensor, stream: Tensor, added: Tensor, beside: Tensor | None) -
     return factor if is_sum(x, (factor * part).to(added.dtype), *others) else None
 
 
-def scaled(module: nn.Module, x: Tensor, y: Tensor) -> Scaled:
-    """The linear function that a norm was in one call. Raises `UnknownAnatomy` if it was none."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+def alternating(x: Tensor) -> Tensor:
+    """[hidden]: ones and minus ones with a mean of 0, as wide as x: what a norm makes of them shows its weight."""
     unit = torch.tensor([1.0, -1.0], dtype=x.dtype, device=x.device).repeat(x.shape[-1] // 2 + 1)[: x.shape[-1]]
     if x.shape[-1] % 2:
         unit[-3:] = torch.tensor([1.0, 1.0, -2.0])
+    return unit
+
+
+def scaled(module: nn.Module, x: Tensor, y: Tensor) -> Scaled:
+    """The linear function that a norm was in one call. Raises `UnknownAnatomy` if it was none."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    unit = alternating(x)
     added, of_unit, shifted = (module.forward(u[None, None])[0, 0].to(wide) for u in (unit * 0, unit, unit + 3))
     weight = (of_unit - added) / unit.to(wide)
     centred = bool(torch.allclose(shifted, of_unit, rtol=0.05, atol=1e-3))

@@ -100,3 +100,12 @@ def test_mistakes():
         head_agreement(
             [one, head_importance(seq2seq("t5"), {**batch(labels=False), "labels": torch.ones(3, 2).long()})], 2
         )
+
+
+def test_a_metric_that_changes_nothing_is_not_advised_again():
+    model = BY_NAME["bert"].build()
+    with pytest.raises(DataError, match="inverse_loss is .* Take another metric, or more data"):
+        faithfulness(
+            model, batch(), [(0, 0)], metric="inverse_loss", random_sets=0,
+            loss=lambda outputs, batch: outputs.logits[:, 0] * 0 + 1,
+        )  # fmt: skip

@@ -1,5 +1,7 @@
 """What the task head makes of each layer, and what each head adds to it."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -185,3 +187,33 @@ def test_targets_may_be_narrow_numbers():
         logit_lens(model, inputs, targets=torch.tensor([1, 0, 1], dtype=kind)) for kind in (torch.int32, None)
     )
     torch.testing.assert_close(narrow.probability, wide.probability)
+
+
+# oracle: the same weights in float64
+@pytest.mark.parametrize("kind", ["classifier", "lm"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_the_heads_of_whole_precision(family, kind, dtype):
+    half, inputs = family.build(kind).to(dtype), batch(labels=False)
+
+    def number(outputs, batch):
+        return outputs.logits.flatten(1)[:, 5 if kind == "lm" else 0]
+
+    found = head_attribution(half, inputs, of=number)
+    expected = head_attribution(copy.deepcopy(half).double(), inputs, of=number)
+    size = float(expected.values.abs().max())
+    for name in ("values", "together", "total"):
+        apart = (getattr(found, name).double() - getattr(expected, name)).abs().max()
+        assert apart < (0.15 if dtype == torch.bfloat16 else 0.03) * size
+
+
+def test_norms_over_another_axis_are_refused():
+    config = transformers.SqueezeBertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        embedding_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+    )
+    with pytest.raises(UnknownAnatomy, match="a SqueezeBertLayerNorm does not scale its input"):
+        head_attribution(transformers.SqueezeBertForSequenceClassification(config).eval(), batch(labels=False))

@@ -138,7 +138,8 @@ def _wrapped(title: str, inches: float) -> str:
 def set_title(axes: Axes, title: str) -> None:
     """Write the title of a picture of one panel; one of several lines in smaller letters."""
     # A title may be somewhat wider than its axes, which are beside a colour bar or a legend.
-    title = _wrapped(title, 1.2 * axes.get_window_extent().width / axes.figure.dpi)
+    share = axes.get_position(original=True).width
+    title = _wrapped(title, 1.25 * share * axes.figure.bbox.width / axes.figure.dpi)
     axes.set_title(title, fontsize="medium" if "\n" in title else "large", parse_math=False)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, writable
-from ..results.complete_file import complete_file
+from ..results.complete_file import complete_file, try_to_write
 from ..results.result import Result
 
 STYLE = """
@@ -43,11 +43,12 @@ class Section:
 
 
 def check_folder(path: Path) -> None:
-    """Make the folder of results, before any work. Raises `DataError` where there can be none."""
+    """Make the folder of results, before any work. Raises `DataError` where there can be none, or none is written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--output must be a folder, {path} cannot be one: {error.strerror}") from error
+    try_to_write(path)
 
 
 def clear(out: Path) -> None:
@@ -72,7 +73,9 @@ def write_section(out: Path, section: Section) -> None:
     if "json" in section.parts:
         write_json(path.with_suffix(".json"), {"result": type(result).__name__, **result.to_dict()})
     if "csv" in section.parts:
-        result.to_frame().to_csv(path.with_suffix(".csv"), index=False)
+        table = path.with_suffix(".csv")
+        with writable(table), complete_file(table) as part:
+            result.to_frame().to_csv(part, index=False)
     if "png" in section.parts:
         result.plot(path=path.with_suffix(".png"))
 

@@ -86,6 +86,8 @@ def _said(path: str | Path) -> dict[str, Any]:
         raise DataError(f"no model at {path}: wanted a folder with a config.json, as save_pruned writes it")
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unusable(path, f"its config.json cannot be read ({error})") from error
     except ValueError as error:
         raise _unusable(path, f"its config.json is no JSON ({error})") from error
     if not isinstance(said, dict):

@@ -29,7 +29,8 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, device_of, model_arguments, on_device
 from ..data.make_batches import as_batch
 from ..data.token_classes import check_is_tokenizer
-from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked, how_many, writable
+from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked, how_many
+from ..results.complete_file import write_model
 from ..tap import uncached, undisturbed
 from .parts_of_heads import check_in_memory, count_key_heads
 
@@ -125,8 +126,7 @@ def save_plain(
         given = arguments(model, inputs, tokenizer)
         before = numbers(ran(model, given, "the checkpoint computes the same"))
     plain = _plain(model, before, given)
-    with writable(path):
-        plain.save_pretrained(str(path))
+    write_model(plain, path)
 
 
 def _plain(model: Any, before: list[Tensor], given: Batch) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -222,7 +223,7 @@ def save_pruned(model: nn.Module, path: str | Path) -> None:
     """
     if not isinstance(path, (str, Path)):
         raise DataError(f"save_pruned writes a folder: wanted its path, got {path!r}")
-    if Path(path).is_file():
+    if os.path.isfile(path):
         raise DataError(f"save_pruned writes a folder, but {path} is a file: name another path")
     inner = _unwrapped(model)
     if not isinstance(inner, transformers.PreTrainedModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def save_plain(
     """
     if not isinstance(model, transformers.PreTrainedModel):
         raise DataError(f"save_plain writes a model of transformers, got {type(model).__name__}")
-    if Path(path).is_file():
+    if os.path.isfile(path):
         raise DataError(f"save_plain writes a folder, but {path} is a file: name another path")
     check_in_memory(model, "the model cannot be saved", DataError)
     with undisturbed(model), uncached(model):

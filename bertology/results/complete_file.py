@@ -29,7 +29,11 @@ def complete_file(path: Path) -> Iterator[Path]:
 
     The name of that file contains the number of this process, so that two processes can write the same file at once. It
     is removed on an error; that of a process that was killed is removed by the next one that writes the same file.
+    What is no ordinary file, such as /dev/stdout, is written to and not replaced.
     """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        yield path
+        return
     part = _part_of(path)
     try:
         yield part

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import fields
 from functools import partial
@@ -23,7 +24,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Site
 from ..data.batch_checks import Batch, check_inputs
 from ..data.batches import Batches
-from ..errors import DataError, checked, how_many, is_whole, writable
+from ..errors import DataError, checked, how_many, is_whole, readable, writable
 from ..results.complete_file import try_to_write
 from ..results.fields import model_name
 from ..results.files import checksum, read_tensors, write_tensors
@@ -150,7 +151,7 @@ class ShardFile:
 
     def read(self) -> Sums | None:
         """What the file holds, if it is there already. Raises `DataError` if it is of other work, or damaged."""
-        if not self.path.exists():
+        if not os.path.exists(self.path):
             return None
         sums = _read(self.path)
         _check_same(sums, self._about, "this run")
@@ -190,7 +191,8 @@ def merge_shards(folder: str | Path, *accumulators: Accumulator, model: nn.Modul
         >>> merge_shards(folder)[0].queries.tolist()
         [5, 5]
     """
-    paths = sorted(Path(folder).glob(PATTERN))
+    with readable(folder):
+        paths = sorted(Path(folder).glob(PATTERN))
     if not paths:
         raise DataError(f"no shards in {folder}: wanted files such as 00000-of-00008.safetensors")
     shards = [_read(path) for path in paths]

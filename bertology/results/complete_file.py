@@ -83,6 +83,12 @@ def write_model(model: Any, path: str | Path) -> None:
         model.save_pretrained(str(part))
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file of text, all or nothing. Raises `DataError` where it cannot be written."""
+    with writable(path), complete_file(Path(path)) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
 def try_to_write(folder: Path) -> None:
     """Write a file and remove it: that there is no room for the results is said before anything is measured.
 

@@ -11,7 +11,7 @@ import torch
 
 import bertology as b
 from bertology.errors import DataError
-from bertology.results.complete_file import complete_folder, locked, try_to_write
+from bertology.results.complete_file import complete_folder, locked, try_to_write, write_text
 from helpers.pruning import logits
 from helpers.zoo import BY_NAME, batch, each_alone
 
@@ -155,3 +155,13 @@ def test_what_cannot_be_written_is_told_before_the_work(monkeypatch, tmp_path, f
     with pytest.raises(DataError, match=rf"cannot be written .*{os.strerror(fault)}"):
         try_to_write(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_text_is_written_whole_or_not_at_all(monkeypatch, tmp_path):
+    path = tmp_path / "report.md"
+    write_text(path, "ä\nb\n")
+    assert path.read_bytes() == "ä\nb\n".encode()
+    monkeypatch.setattr(os, "replace", broken(errno.EROFS))
+    with pytest.raises(DataError, match=r"report.md cannot be written .*in a folder that you can write to"):
+        write_text(path, "other")
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("report.md", "ä\nb\n".encode())]

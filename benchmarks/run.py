@@ -108,7 +108,7 @@ def run(name: str, arguments: list[str], seconds: float = SECONDS) -> tuple[list
         finally:
             _end(started)
         file = Path(folder) / "tables.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []  # each ends in a break
     return [json.loads(line) for line in lines], failed
 
 
@@ -125,8 +125,10 @@ def _end(started: subprocess.Popen[bytes]) -> None:
 def write(tables: dict[str, list[dict[str, Any]]]) -> None:
     """Write all tables, and the page of the site."""
     ordered = [made for name in SCRIPTS for made in tables.get(name, [])]
-    TABLES.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(ordered), encoding="utf-8")
+    for path, text in ((TABLES, json.dumps(ordered, indent=1) + "\n"), (PAGE, page(ordered))):
+        part = path.with_name(f".{path.name}.part")  # a run that is stopped leaves no half of a file
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
 
 
 def main() -> None:

@@ -143,6 +143,8 @@ def need(module: str, *, extra: str) -> ModuleType:
 @contextmanager
 def readable(path: str | Path) -> Iterator[None]:
     """Read a file inside. Raises `DataError` for one that cannot be read."""
+    if "\0" in str(path):  # the error of Python is that of any wrong value
+        raise DataError(f"{str(path)!r} is the name of no file: it has a null byte")
     try:
         yield
     except FileNotFoundError as error:

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 
 from bertology import score
 from bertology.demo import minilm_path
+from bertology.results.complete_file import write_model
 
 
 def train(
@@ -83,7 +84,7 @@ def main() -> None:
 
     def save(step: int) -> None:
         if args.save_epochs:
-            model.save_pretrained(Path(args.output_dir) / f"checkpoint-{step}")
+            write_model(model, Path(args.output_dir) / f"checkpoint-{step}")
 
     save(0)
     train(
@@ -93,7 +94,7 @@ def main() -> None:
     dev = read_examples(task, args.data_dir)
     batches, _ = make_batches(tokenizer, dev, max_seq_length=args.max_seq_length, batch_size=args.batch_size)
     print(score(model, batches, metric=task.metric, progress="scoring"))
-    model.save_pretrained(args.output_dir)
+    write_model(model, args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
 
 

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from bertology import Result
-from bertology.errors import BertologyError, DataError, need, writable
-from bertology.results.complete_file import complete_file
+from bertology.errors import BertologyError, DataError, need
+from bertology.results.complete_file import write_text
 
 R = TypeVar("R", bound=Result)
 
@@ -39,8 +39,7 @@ class Kept:
 
     def begin(self) -> None:
         """Write the arguments to the folder, once they were all checked."""
-        with writable(self._written), complete_file(self._written) as part:
-            part.write_text(json.dumps(self._settings, indent=1))
+        write_text(self._written, json.dumps(self._settings, indent=1))
 
     def _read(self) -> Any:
         try:

@@ -20,6 +20,7 @@ from glue import Examples, find_task, make_batches, read_examples
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertology import neuron_curve, prune_heads, prune_neurons, save_pruned, score
+from bertology.results.complete_file import write_text
 
 Ranking = Literal["importance", "random"]
 RANKINGS: tuple[Ranking, ...] = ("importance", "random")
@@ -91,7 +92,7 @@ def main() -> None:
             prune(smaller, ranked_on, left, by, args.seed, task.metric)
             rows.append(row(smaller, dev, task.metric, train_it, left=left, by=by))
             save_pruned(smaller, Path(args.output_dir) / f"{by}-{left}")
-    (Path(args.output_dir) / "rows.json").write_text(json.dumps(rows, indent=1))
+    write_text(Path(args.output_dir) / "rows.json", json.dumps(rows, indent=1))
     print(table(rows))
 
 

@@ -44,6 +44,7 @@ from bertology import (
 from bertology.demo import minilm_path
 from bertology.errors import BertologyError, DataError, PruningError, need
 from bertology.metrics import METRICS, Metric, MetricName, accuracy, f1, find_metric
+from bertology.results.complete_file import write_text
 
 DEMO_DATA = Path(__file__).parent / "data" / "sentiment"
 # The old script's names of the scores of all tasks, and of those tasks that have names of their own.
@@ -253,7 +254,7 @@ def prune(
 
 def report(summary: dict[str, Any], out: Path) -> None:
     """Print and write the summary."""
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     s = summary
     print(f"\nSummary over {s['examples']} examples of {s['task']} ({s['truncated']} texts cut to fit)")
     if "heads" in s:

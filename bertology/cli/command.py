@@ -15,6 +15,7 @@ import transformers
 from ..data.losses import is_causal
 from ..errors import BertologyError, DataError, how_many, need
 from ..pruning.rankings import RANKINGS
+from ..results.complete_file import locked
 from .files import check_folder, clear, write_json, write_page, write_section
 from .jobs import JOBS, METRIC_NAMES
 from .models import DEMO, Loaded, batches_of, load
@@ -128,6 +129,11 @@ def _run(args: argparse.Namespace) -> None:
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     out = Path(args.output)
     check_folder(out)
+    with locked(out):
+        _run_in(out, args)
+
+
+def _run_in(out: Path, args: argparse.Namespace) -> None:
     if args.data is None and args.model != DEMO:
         raise DataError("name a file of texts after the model (.tsv, .csv, .jsonl, or a text on each line)")
     _check_used(args)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, writable
-from ..results.complete_file import complete_file
+from ..results.complete_file import complete_file, try_to_write, write_text
 from ..results.result import Result
 
 STYLE = """
@@ -43,11 +43,12 @@ class Section:
 
 
 def check_folder(path: Path) -> None:
-    """Make the folder of results, before any work. Raises `DataError` where there can be none."""
+    """Make the folder of results, before any work. Raises `DataError` where there can be none, or none is written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--output must be a folder, {path} cannot be one: {error.strerror}") from error
+    try_to_write(path)
 
 
 def clear(out: Path) -> None:
@@ -72,15 +73,16 @@ def write_section(out: Path, section: Section) -> None:
     if "json" in section.parts:
         write_json(path.with_suffix(".json"), {"result": type(result).__name__, **result.to_dict()})
     if "csv" in section.parts:
-        result.to_frame().to_csv(path.with_suffix(".csv"), index=False)
+        table = path.with_suffix(".csv")
+        with writable(table), complete_file(table) as part:
+            result.to_frame().to_csv(part, index=False)
     if "png" in section.parts:
         result.plot(path=path.with_suffix(".png"))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values; what is no number, such as the score of a head that is pruned, is null."""
-    with writable(path), complete_file(path) as part:
-        part.write_text(json.dumps(_plain(values), indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(_plain(values), indent=1) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -96,9 +98,7 @@ def write_page(out: Path, title: str, facts: Sequence[tuple[str, str]], sections
     body = "\n".join([f"<h1>{escape(title)}</h1>", _table(facts), *map(_shown, sections)])
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     page = f'<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>'
-    path = out / "index.html"
-    with writable(path), complete_file(path) as part:
-        part.write_text(f"<!doctype html>\n{page}\n", encoding="utf-8")
+    write_text(out / "index.html", f"<!doctype html>\n{page}\n")
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

@@ -12,6 +12,7 @@ from ..anatomy.names import LABELS_ARGUMENT
 from ..anatomy.sites import HeadScore
 from ..data.losses import is_causal
 from ..data.metrics import METRICS, MetricName
+from ..errors import writable
 from ..importance.head_importance import HeadImportance, ImportanceAccumulator, head_importance
 from ..importance.score import INVERSE_LOSS, score
 from ..measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
@@ -79,7 +80,8 @@ def prune(args: Namespace, loaded: Loaded, batches: Batches) -> list[Section]:
     pruned = prune_heads(loaded.model, heads)
     folder = Path(args.output) / "model"
     save_pruned(loaded.model, folder)
-    loaded.tokenizer.save_pretrained(folder)
+    with writable(folder):
+        loaded.tokenizer.save_pretrained(folder)
     after = score(loaded.model, batches, metric=metric, progress=_title(args, "score of the pruned model"))
     rows = [
         ("heads removed", str(len(heads))),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def load(name: str, *, tokenizer: str | None = None, device: str | None = None) 
     Raises `DataError` for what transformers cannot load, and for encoder-decoders.
     """
     place = _device(device)
-    if name == DEMO and not Path(name).exists():
+    if name == DEMO and not os.path.exists(name):
         if tokenizer:
             raise DataError(f"nothing reads --tokenizer here, since {DEMO!r} has a tokenizer of its own")
         demo = topic_classifier()
@@ -51,7 +51,7 @@ def load(name: str, *, tokenizer: str | None = None, device: str | None = None) 
         places = [f"the demo, sentence {number}" for number, _ in enumerate(texts)]
         return Loaded(demo.model.to(place), demo.tokenizer, Texts(texts, demo.labels, places))
     with loading(f"no model can be loaded from {name!r}"):
-        model = load_pruned(name) if Path(name).is_dir() else _from_hub(name)
+        model = load_pruned(name) if os.path.isdir(name) else _from_hub(name)
     if is_encoder_decoder(model):
         raise DataError(f"{name!r} is an encoder-decoder, whose texts come in pairs: call the functions in Python")
     with loading(f"no tokenizer can be loaded from {tokenizer or name!r} (--tokenizer names another)"):

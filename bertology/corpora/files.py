@@ -6,6 +6,7 @@ import codecs
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -137,7 +138,7 @@ def files_in(path: str | Path, *patterns: str) -> list[Path]:
     Compressed files have the same names with `.gz`. Raises `DataError` for a folder without such files.
     """
     root = Path(path)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return [root]
     for pattern in patterns:
         found = {file for name in (pattern, f"{pattern}.gz") for file in root.rglob(name) if file.is_file()}

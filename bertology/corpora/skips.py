@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ class Broken:
         """Read one file inside. One of a folder that adds nothing, neither to `found` nor here, is listed."""
         before = len(found), len(self.skipped)
         yield
-        if Path(root).is_dir() and before == (len(found), len(self.skipped)):
+        if os.path.isdir(root) and before == (len(found), len(self.skipped)):
             self.skipped.append(Skip(name_in(root, file), what))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..corpora.files import BLANKS, json_of, open_text, text_of, words_of
 from ..corpora.skips import Broken, BrokenPart, placed
 from ..errors import DataError, checked, shown, writable
-from ..results.complete_file import complete_file
+from ..results.complete_file import complete_file, write_text
 from ..results.files import check_suffix
 from .tasks import Counted, EdgeTask, Record, Target, check_inside
 
@@ -97,8 +97,7 @@ def write_edges(task: EdgeTask, path: str | Path, *, labels: str | Path | None =
             file.write(json.dumps(_written(record), ensure_ascii=False) + "\n")
     if labels is None:
         return
-    with writable(labels), complete_file(Path(labels)) as part:
-        part.write_text("".join(f"{label}\n" for label in task.labels), encoding="utf-8", newline="\n")
+    write_text(labels, "".join(f"{label}\n" for label in task.labels))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,7 @@ def _load(folder: str | Path) -> nn.Module:
 
     if not isinstance(folder, (str, Path)):
         raise DataError(f"a checkpoint is a model or a folder, got {type(folder).__name__}; other kinds want load=")
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"there is no folder {folder} to load a checkpoint from; checkpoints of other kinds need load=")
     return AutoModelForSequenceClassification.from_pretrained(folder)
 

@@ -12,8 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, check_least, checked, how_many, need, writable
-from ..results.complete_file import complete_file
+from ..errors import DataError, check_least, checked, how_many, need
+from ..results.complete_file import write_text
 from ..results.files import check_suffix
 from ..streaming.one_batch import Capture
 from .example_maps import ExampleMaps, example_maps
@@ -47,8 +47,7 @@ class InteractiveView:
         Raises `DataError` if it cannot be written, and for a name that ends as no page does, such as `.png`.
         """
         check_suffix(path, (".html", ".htm"), "a view is saved as a page")
-        with writable(path), complete_file(Path(path)) as part:
-            part.write_text(self.html, encoding="utf-8")
+        write_text(path, self.html)
 
 
 def interactive_view(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,12 @@ def load_pruned(
 def _said(path: str | Path) -> dict[str, Any]:
     """The config as it is in the folder, its pruned heads checked."""
     file = Path(path) / "config.json" if isinstance(path, (str, Path)) else None
-    if file is None or not file.is_file():
+    if file is None or not os.path.isfile(file):
         raise DataError(f"no model at {path}: wanted a folder with a config.json, as save_pruned writes it")
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unusable(path, f"its config.json cannot be read ({error})") from error
     except ValueError as error:
         raise _unusable(path, f"its config.json is no JSON ({error})") from error
     if not isinstance(said, dict):

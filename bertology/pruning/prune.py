@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,9 @@ from ..anatomy.dissect import dissect
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from ..anatomy.sites import Anatomy, Head, Heads, head_at
 from ..data.models import config_of
-from ..errors import DataError, PruningError, checked, how_many, writable
+from ..errors import DataError, PruningError, checked, how_many
 from ..results.axes import axes
+from ..results.complete_file import write_model
 from ..results.fields import model_name
 from ..results.result import Result
 from ..tap import one_thread
@@ -221,14 +223,13 @@ def save_pruned(model: nn.Module, path: str | Path) -> None:
     """
     if not isinstance(path, (str, Path)):
         raise DataError(f"save_pruned writes a folder: wanted its path, got {path!r}")
-    if Path(path).is_file():
+    if os.path.isfile(path):
         raise DataError(f"save_pruned writes a folder, but {path} is a file: name another path")
     inner = _unwrapped(model)
     if not isinstance(inner, transformers.PreTrainedModel):
         raise DataError(_not_saved(model))
     check_in_memory(inner, "the model cannot be saved", DataError)
-    with writable(path):
-        inner.save_pretrained(str(path))
+    write_model(inner, path)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

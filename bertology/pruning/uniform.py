@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, device_of, model_arguments, on_device
 from ..data.make_batches import as_batch
 from ..data.token_classes import check_is_tokenizer
-from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked, how_many, writable
+from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked, how_many
+from ..results.complete_file import write_model
 from ..tap import uncached, undisturbed
 from .parts_of_heads import check_in_memory, count_key_heads
 
@@ -118,15 +120,14 @@ def save_plain(
     """
     if not isinstance(model, transformers.PreTrainedModel):
         raise DataError(f"save_plain writes a model of transformers, got {type(model).__name__}")
-    if Path(path).is_file():
+    if os.path.isfile(path):
         raise DataError(f"save_plain writes a folder, but {path} is a file: name another path")
     check_in_memory(model, "the model cannot be saved", DataError)
     with undisturbed(model), uncached(model):
         given = arguments(model, inputs, tokenizer)
         before = numbers(ran(model, given, "the checkpoint computes the same"))
     plain = _plain(model, before, given)
-    with writable(path):
-        plain.save_pretrained(str(path))
+    write_model(plain, path)
 
 
 def _plain(model: Any, before: list[Tensor], given: Batch) -> Any:

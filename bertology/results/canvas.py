@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypeVar
 
 from ..errors import DataError, described, how_many, need, writable
+from .complete_file import complete_file
 from .fields import Fields, measured
 
 if TYPE_CHECKING:
@@ -104,8 +105,10 @@ def finished(figure: Any, ax: AxesT | None, path: str | Path | None) -> AxesT:
 def written(figure: Figure, path: str | Path | None) -> Figure:
     """The figure, written to `path` if one is given."""
     if path is not None:
-        with writable(path):
-            figure.savefig(path, dpi=150)
+        default = need("matplotlib", extra="plot").rcParams["savefig.format"]
+        target = Path(path) if Path(path).suffix else Path(f"{path}.{default}")
+        with writable(path), complete_file(target) as part:
+            figure.savefig(part, dpi=150, format=target.suffix[1:])
     return figure
 
 

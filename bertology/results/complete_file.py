@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
-from ..errors import DataError
+from ..errors import DataError, writable
 
 try:
     import fcntl
@@ -26,8 +29,12 @@ def complete_file(path: Path) -> Iterator[Path]:
 
     The name of that file contains the number of this process, so that two processes can write the same file at once. It
     is removed on an error; that of a process that was killed is removed by the next one that writes the same file.
+    What is no ordinary file, such as /dev/stdout, is written to and not replaced.
     """
-    part = path.with_name(f".{path.name}.{_here()}-{os.getpid()}-{next(_numbers)}.part")
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        yield path
+        return
+    part = _part_of(path)
     try:
         yield part
         os.replace(part, path)
@@ -35,6 +42,69 @@ def complete_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def complete_folder(path: Path, last: str, earlier: str) -> Iterator[Path]:
+    """Give a folder to write files to, which are moved to the folder `path` once all of them are complete.
+
+    Args:
+        path: the folder, which may have files already: what is written replaces those of the same names.
+        last: the file without which the others are nothing. It is moved after all others, and the one that was there
+            is removed before them: the files of two writings are never taken for one.
+        earlier: the names of files that are removed, if they were not written again; `*` stands for any letters.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    part = _part_of(path / last)
+    part.mkdir()
+    try:
+        yield part
+        new = sorted((file for file in part.rglob("*") if file.is_file()), key=lambda file: file.name == last)
+        (path / last).unlink(missing_ok=True)
+        for file in new:
+            target = path / file.relative_to(part)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
+        for file in path.glob(earlier):
+            if file.name not in {one.name for one in new}:
+                file.unlink()
+        _remove_left(path / last)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_model(model: Any, path: str | Path) -> None:
+    """Write a model of transformers to a folder: all of its files, or none.
+
+    A model that was in the folder before stays until all is written: its weights may be those of this model, mapped
+    into memory. Raises `DataError` where the files cannot be written.
+    """
+    with writable(path), locked(path), complete_folder(Path(path), "config.json", "model*.safetensors*") as part:
+        model.save_pretrained(str(part))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file of text, all or nothing. Raises `DataError` where it cannot be written."""
+    with writable(path), complete_file(Path(path)) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def try_to_write(folder: Path) -> None:
+    """Write a file and remove it: that there is no room for the results is said before anything is measured.
+
+    Raises `DataError` for a folder that cannot be written to.
+    """
+    part = folder / f".{uuid4().hex}.part"
+    with writable(folder):
+        try:
+            part.write_bytes(b"0" * 4096)
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_here()}-{os.getpid()}-{next(_numbers)}.part")
 
 
 def is_part(name: str, of: str) -> bool:
@@ -53,7 +123,10 @@ def _remove_left(path: Path) -> None:
         for part in path.parent.glob(f"{glob.escape(start)}*.part"):
             number = part.name.removeprefix(start).partition("-")[0]
             if number.isdigit() and not _is_running(int(number)):
-                part.unlink(missing_ok=True)
+                if part.is_dir():
+                    shutil.rmtree(part)
+                else:
+                    part.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
@@ -78,9 +151,11 @@ def locked(path: str | Path | None) -> Iterator[None]:
     if path is None or fcntl is None:
         yield
         return
-    lock = Path(path).absolute().parent / f".{Path(path).name}.lock"
     while True:
         try:
+            # A link to a folder, and ".", have the lock of the folder itself.
+            real = Path(os.path.realpath(path))
+            lock = real.with_name(f".{real.name}.lock")
             file = open(lock, "a+b")  # noqa: SIM115 (closed below)
         except (OSError, ValueError):
             yield

@@ -28,7 +28,7 @@ def write_file(path: str | Path, kind: str, values: Mapping[str, Any], stack: st
     """
     check_path(path)
     check_suffix(path, (".safetensors",), "a result is saved as a safetensors file", OTHER_FORMATS)
-    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(Path(path).absolute().parent):
         raise DataError(f"a result is saved to a file in a folder that exists, got {path}")
     tensors: dict[str, Tensor] = {}
     rest: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
     Raises `DataError` for a file that is missing, damaged or of something else.
     """
     check_path(path)
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise DataError(f"no result at {path}: wanted a file that Result.save wrote")
     try:
         about, tensors = read_tensors(path)

@@ -7,6 +7,7 @@ other values as JSON with them, and a digest that identifies the work.
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
 from pathlib import Path
@@ -47,13 +48,13 @@ class Checkpoint:
 
     def __init__(self, path: str | Path, digest: str, *, otherwise: str) -> None:
         self._path, self._digest, self._otherwise = Path(path), digest, otherwise
-        if self._path.is_dir() or not self._path.parent.is_dir():
+        if os.path.isdir(self._path) or not os.path.isdir(self._path.parent):
             raise DataError(f"checkpoint must be a file in a folder that exists, got {self._path}")
         self._last, self._warned = time.monotonic(), False
 
     def load(self, work: Resumable) -> None:
         """Resume from the file, if there is one. Raises `DataError` if it is of other work, or damaged."""
-        if not self._path.exists():
+        if not os.path.exists(self._path):
             return
         try:
             about, tensors = read_tensors(self._path)
@@ -90,7 +91,7 @@ class Checkpoint:
         """Remove the file, since the work is complete."""
         try:
             self._path.unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the second: a name that no file can have
             self._warn(f"{error}. Remove it by hand: the work is complete")
 
     def _warn(self, why: str) -> None:

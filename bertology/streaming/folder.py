@@ -7,6 +7,7 @@ are appended to their files as they come, and mapped into memory to be read.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import DataError, writable
+from ..errors import DataError, readable, writable
 from ..results.complete_file import complete_file
 from ..results.files import bytes_of
 
@@ -46,13 +47,14 @@ class ValueFolder:
 
     def is_begun(self) -> bool:
         """Whether a pass was begun here. Raises `DataError` if none can begin."""
-        if (self.path / META).exists():
+        if os.path.exists(self.path / META):
             return True
-        if self.path.is_dir():
-            others = sorted(file.name for file in self.path.iterdir() if not self.is_own(file.name))
+        if os.path.isdir(self.path):
+            with readable(self.path):
+                others = sorted(name for name in os.listdir(self.path) if not self.is_own(name))
             if others:
                 raise DataError(f"{self.path} holds other files ({others[0]}): name an empty folder, or a new one")
-        elif self.path.exists() or not self.path.absolute().parent.is_dir():
+        elif os.path.exists(self.path) or not os.path.isdir(self.path.absolute().parent):
             raise DataError(f"wanted a folder, or the name of a new one in a folder that exists; got {self.path}")
         return False
 

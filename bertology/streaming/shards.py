@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,8 @@ from ..anatomy.dissect import dissect
 from ..anatomy.sites import Anatomy, Site
 from ..data.batch_checks import Batch, check_inputs
 from ..data.batches import Batches
-from ..errors import DataError, checked, how_many, is_whole, writable
+from ..errors import DataError, checked, how_many, is_whole, readable, writable
+from ..results.complete_file import try_to_write
 from ..results.fields import model_name
 from ..results.files import checksum, read_tensors, write_tensors
 from ..results.result import with_measured
@@ -145,13 +145,13 @@ class ShardFile:
         check_shard(shard)
         with writable(folder):
             Path(folder).mkdir(parents=True, exist_ok=True)
-            _try_to_write(Path(folder))
+        try_to_write(Path(folder))
         self.path = Path(folder) / f"{shard[0]:05d}-of-{shard[1]:05d}.safetensors"
         self._about = {"shard": list(shard), "name": model_name(model), **_work(model, dissect(model), accumulators)}
 
     def read(self) -> Sums | None:
         """What the file holds, if it is there already. Raises `DataError` if it is of other work, or damaged."""
-        if not self.path.exists():
+        if not os.path.exists(self.path):
             return None
         sums = _read(self.path)
         _check_same(sums, self._about, "this run")
@@ -162,16 +162,6 @@ class ShardFile:
         names = [one.names() for one in accumulators]
         about = json.dumps({**self._about, "names": names, "examples": examples, "data": data}, sort_keys=True)
         write_tensors(self.path, states_of(accumulators), {"sums": about}, "content", about)
-
-
-def _try_to_write(folder: Path) -> None:
-    """Write a file and remove it: that there is no room for the sums is said before anything is measured."""
-    part = folder / f".{uuid4().hex}.part"
-    try:
-        part.write_bytes(b"0" * 4096)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 @checked
@@ -201,7 +191,8 @@ def merge_shards(folder: str | Path, *accumulators: Accumulator, model: nn.Modul
         >>> merge_shards(folder)[0].queries.tolist()
         [5, 5]
     """
-    paths = sorted(Path(folder).glob(PATTERN))
+    with readable(folder):
+        paths = sorted(Path(folder).glob(PATTERN))
     if not paths:
         raise DataError(f"no shards in {folder}: wanted files such as 00000-of-00008.safetensors")
     shards = [_read(path) for path in paths]

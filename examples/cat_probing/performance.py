@@ -6,7 +6,7 @@ Every model is trained from random weights on the same code, and saved at severa
 with which a GPT-2 predicts the next token, or a BERT masked tokens, of the first `--held_out` functions of each file,
 which it is not trained on. Its CAT-scores are those of the same functions. All models are scored on the same leaves
 (`types="published"`). Writes report.md and performance.png to the output folder; models that are in the folder are not
-trained again.
+trained again, and a folder of a run with other settings is refused.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cat_probing.train import blocks, make_model, make_tokenizer, read, share_of_rate
-from keeping import errors_in_a_line
+from keeping import Kept, errors_in_a_line
 
 from bertology.code_structure import Snippets, align_code, cat_scores, read_code
 from bertology.data.metrics import spearman
+from bertology.results.complete_file import write_model, write_text
 from bertology.results.figures import COLOURS, MARKERS, new_figure, written
 from bertology.results.views import markdown_table
 
@@ -92,7 +93,7 @@ def train(args: argparse.Namespace, size: int, tokenizer: PreTrainedTokenizerFas
     source = blocks(tokenizer, code, args.block, args.seed)
     for step in tqdm(range(steps + 1), desc=f"hidden size {size}"):
         if step in args.at:
-            model.save_pretrained(_folder(args, size, step))
+            write_model(model, _folder(args, size, step))
         if step < steps:
             some = [{"input_ids": ids} for ids in itertools.islice(source, args.batch_size)]
             model(**collate(some)).loss.backward()
@@ -162,7 +163,7 @@ def write_report(args: argparse.Namespace, found: list[Scored]) -> None:
         f"Spearman correlation with the accuracy, over {len(found)} models: {told}.",
         f"Without the models that were not trained, over {len(trained)}: {told_trained}.",
     ]
-    Path(args.output_dir, "report.md").write_text("\n".join([*lines, ""]))
+    write_text(Path(args.output_dir, "report.md"), "\n".join([*lines, ""]))
     print("\n".join(lines))
     figure = new_figure(8.4, 3.6)
     panels = figure.subplots(1, 2)
@@ -187,11 +188,13 @@ def main() -> None:
     """Train what is not there yet, measure, and write the report."""
     args = parse()
     with errors_in_a_line():
+        kept = Kept(args)  # models of other settings are not taken for those of this run
         code = read(args.code, args.held_out)
         tokenizer = make_tokenizer(code, args.vocabulary)
         held_out = [
             Snippets(tuple(sorted(read_code(path)[: args.held_out], key=len)[: args.scored])) for path in args.code
         ]
+        kept.begin()
         found = []
         for size in args.sizes:
             if not all((_folder(args, size, step) / "config.json").exists() for step in args.at):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bertology.code_structure import CatComparison, RelationHeads, cat_over_layers
 from bertology.code_structure.relations import CONTROL
+from bertology.results.complete_file import write_text
 from bertology.results.views import markdown_table
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def write_report(study: Study, found: Found) -> None:
         parts += [_beyond(scores), "Positions alone, learned from every second function and scored on the others:\n"]
         parts += [_beyond(held_out, (2, 3)), *map(_relations, relations, relations.values())]
         parts += [f"![{one.stem}]({one.name})\n" for one in sorted(out.glob(f"{model}-*.png"))]
-    (out / "report.md").write_text("\n".join(parts))
+    write_text(out / "report.md", "\n".join(parts))
 
 
 def _code(study: Study) -> str:

@@ -30,6 +30,7 @@ from transformers import (
 from bertology.corpora.files import json_of, lines_of
 from bertology.corpora.skips import placed
 from bertology.errors import DataError
+from bertology.results.complete_file import write_model
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
 
@@ -145,7 +146,7 @@ def main() -> None:
                 bar.set_postfix(loss=f"{sum(losses[-50:]) / 50:.2f}")
     last = losses[-100:]
     print(f"loss {losses[0]:.2f} at first, {sum(last) / len(last):.2f} over the last {len(last)} steps")
-    model.save_pretrained(args.output_dir)
+    write_model(model, args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bertology import AttentionEntropy, AttentionGradients, AttentionPatterns, Head, HeadDistances
 from bertology.measures.behaviours import head_behaviours
+from bertology.results.complete_file import write_text
 from bertology.results.figures import head_map, over_layers
 from bertology.results.views import markdown_table
 from bertology.syntax import CoreferenceHeads, DependencyHeads, ProbeResult, RelationScore, StructuralProbe, show_head
@@ -35,7 +36,7 @@ def write_report(study: Study, found: Mapping[str, Any]) -> None:
         "## Which heads are alike (§6)\n",
         _alike(found["distances"], found["patterns"], found["entropy"], found["uniform"], out),
     ]
-    (out / "report.md").write_text("\n".join(part for part in parts if part))
+    write_text(out / "report.md", "\n".join(part for part in parts if part))
 
 
 def _surface(patterns: AttentionPatterns, entropy: AttentionEntropy, uniform: float, out: Path) -> str:

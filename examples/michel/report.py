@@ -14,6 +14,8 @@ from bertology.errors import DataError, need
 from bertology.importance.significance import Of, Test
 from bertology.plot import curves as draw_curves
 from bertology.plot import head_scatter
+from bertology.results.complete_file import write_text
+from bertology.results.figures import written
 from bertology.results.views import markdown_table
 
 # Michel et al. 2019, figures 3 and 6: the share of BERT-base's heads that goes without a loss that the authors noticed.
@@ -44,7 +46,7 @@ def write_report(out: Path, args: argparse.Namespace, found: Mapping[str, Any]) 
     if found["training"] is not None:
         parts += ["## Through training (§6, figure 5)\n", _training(*found["training"])]
     parts += ["## What half of the heads cost (§4.3, table 4)\n", f"```\n{found['efficiency']}\n```\n"]
-    (out / "report.md").write_text("\n".join(parts))
+    write_text(out / "report.md", "\n".join(parts))
 
 
 def _transfer(ablation: HeadAblation, other: HeadAblation, args: argparse.Namespace, out: Path) -> str:
@@ -168,4 +170,4 @@ def _histogram(ablation: HeadAblation, path: Path) -> None:
     axes.set_xlabel(f"change of the {ablation.metric}, points, when one head goes")
     axes.set_ylabel("heads")
     axes.set_title("One head less")
-    figure.savefig(path, dpi=150)
+    written(figure, path)

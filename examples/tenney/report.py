@@ -23,6 +23,7 @@ from bertology.edge_probing import (
     sentence_strips,
     shared_types,
 )
+from bertology.results.complete_file import write_text
 from bertology.results.views import markdown_table
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def write_report(study: Study, found: Found) -> None:
         "## What it was trained on\n",
         _data(study, found.scores),
     ]
-    (out / "report.md").write_text("\n".join(part for part in parts if part))
+    write_text(out / "report.md", "\n".join(part for part in parts if part))
 
 
 def _layers(statistics: Mapping[str, LayerStatistics], out: Path) -> str:

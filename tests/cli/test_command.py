@@ -1,6 +1,7 @@
 """The command, in this process on tiny models, and once as people run it."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from bertology.cli import command
 from bertology.cli.command import main
 from bertology.cli.texts import read_texts
 from bertology.data.rows import PAIRED_COLUMNS, TEXT_COLUMNS
+from bertology.results.complete_file import locked
 from helpers.small_models import small_t5
 from helpers.trees import WORDS, wordpiece_tokenizer
 
@@ -415,3 +417,28 @@ def test_the_command_in_a_process_of_its_own(models, files):
     assert (files / "bertology-output" / "index.html").is_file()
     assert "Traceback" not in done.stderr
     assert "most spread out: L" in done.stdout
+
+
+def test_two_runs_cannot_share_a_folder_and_a_full_disk_is_told_first(models, files, capsys, monkeypatch):
+    arguments = ["entropy", models["masked"], "texts.txt", "--output", "out", "--quiet"]
+    with locked(files / "out"):
+        assert main(arguments) == 2
+    assert "out is being written by another process" in capsys.readouterr().err
+
+    def full(*_args, **_more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_bytes", full)
+        patch.setattr(command, "load", lambda *_args, **_more: pytest.fail("the model was loaded"))
+        assert main(arguments) == 2
+    assert "out cannot be written" in capsys.readouterr().err
+    assert main(arguments) == 0
+    table = (files / "out" / "entropy.csv").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert main(arguments) == 2
+    assert not list((files / "out").glob(".*"))
+    assert not (files / "out" / "entropy.csv").exists()
+    assert main(arguments) == 0
+    assert (files / "out" / "entropy.csv").read_bytes() == table

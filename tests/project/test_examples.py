@@ -1017,3 +1017,5 @@ def test_scores_beside_the_performance_of_models(tmp_path):
     run("cat_probing/performance.py", *arguments, cwd=tmp_path)
     assert (tmp_path / "out" / "report.md").read_text() == report
     assert (tmp_path / "out" / "hidden-48-step-4" / "model.safetensors").stat().st_mtime_ns == trained
+    told = run("cat_probing/performance.py", *arguments, "--seed", 1, cwd=tmp_path, ok=False)
+    assert "was written with other settings" in told

@@ -11,7 +11,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 
+settings.register_profile("untimed", deadline=None)  # how long a test takes depends on what else runs
+settings.load_profile("untimed")
 pytest.register_assert_rewrite("helpers", "laws")
 
 from helpers.selection import is_wanted, slow_first  # noqa: E402

@@ -71,7 +71,7 @@ def test_equal_to_following_characters_on_real_functions(shared, uncased, langua
 
 
 @given(lines=st.lists(st.sampled_from(LINES), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_equal_to_following_characters_on_any_text(uncased, lines):
     tree = parse_code("\n".join(lines), "python")
     for special in (False, True):

@@ -54,7 +54,7 @@ def test_equal_to_networkx_on_200_functions(shared, language):
 
 
 @given(programs())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_laws(code):
     tree = parse_code(code, "python")
     found, plain = leaf_distances(tree).astype(int), leaf_distances(tree, upgraded=False).astype(int)
@@ -72,7 +72,7 @@ def test_laws(code):
 
 
 @given(programs(), st.integers(1, 9), st.integers(1, 4))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_blocks_and_both_searches_agree(code, block, levels):
     """Some blocks are near enough for the bits and some are not; what a block that gave up has counted must go."""
     tree = parse_code(code, "python")

@@ -20,7 +20,7 @@ from oracles import cat as oracles
 
 pytestmark = pytest.mark.any_transformers
 
-few = settings(deadline=None, max_examples=50)
+few = settings(max_examples=50)
 TYPES = ["identifier", "(", ")", "=", "def"]
 
 

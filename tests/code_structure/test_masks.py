@@ -60,7 +60,7 @@ def test_loops_tell_counts_of_other_maps_apart():
 
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5, 0.75, 1.0]) | st.floats(0, 1), min_size=1, max_size=40),
        st.floats(0, 1) | st.sampled_from([0.25, 0.75]))  # fmt: skip
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_quantiles_are_those_of_numpy(values, quantile):
     x = torch.tensor([values, values[::-1]], dtype=torch.float64)
     expected = np.quantile(x.numpy(), quantile, axis=-1, method="linear")
@@ -68,7 +68,7 @@ def test_quantiles_are_those_of_numpy(values, quantile):
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40), st.sampled_from([0.25, 0.5, 0.75]))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_quantiles_of_single_precision_are_those_of_numpy(values, quantile):
     x = torch.tensor(values, dtype=torch.float32)
     expected = np.float32(np.quantile(x.numpy(), quantile, method="linear"))  # numpy 1 returns double precision

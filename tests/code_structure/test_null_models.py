@@ -22,7 +22,7 @@ from oracles import cat as oracles
 
 pytestmark = pytest.mark.any_transformers
 
-few = settings(deadline=None, max_examples=50)
+few = settings(max_examples=50)
 seeds = st.integers(0, 2**31)
 
 

@@ -15,7 +15,7 @@ from bertology.code_structure import CodeTree, parse_code, read_code
 
 pytestmark = pytest.mark.any_transformers
 
-few = settings(deadline=None, max_examples=50)
+few = settings(max_examples=50)
 
 
 def pairs(code, language, relation):

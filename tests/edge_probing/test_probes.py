@@ -142,7 +142,7 @@ def test_probes_begin_with_a_uniform_mix_of_their_layers():
 
 
 @given(shift=st.floats(-20, 20))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_mix_does_not_change_if_a_number_is_added(shift):
     probes = some_probes(random_source())
     before = probes.mix
@@ -201,7 +201,7 @@ def test_high_scores_do_not_overflow():
 
 
 @given(seed=st.integers(0, 1000), shift=st.floats(-50, 50))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_the_pooled_vector_equals_loops(seed, shift):
     batch = random_source(seed=seed, sides=1).batch(range(6))
     draw = torch.Generator().manual_seed(seed)

@@ -3,5 +3,5 @@
 from hypothesis import settings
 from hypothesis import strategies as st
 
-few = settings(deadline=None, max_examples=60)
+few = settings(max_examples=60)
 seeds = st.integers(0, 2**31)

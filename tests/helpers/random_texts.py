@@ -72,7 +72,7 @@ HOLES = text_of(torch.tensor([[1, 1, 0, 1, 1, 0, 1], [1, 1, 1, 1, 0, 0, 0]]).boo
 
 names, heads_of = st.sampled_from(sorted(BY_NAME)), st.sampled_from([1, 2, 4, 8])
 any_rows = st.none() | st.integers(1, 10)
-few = settings(deadline=None, max_examples=60)
+few = settings(max_examples=60)
 dtypes = st.sampled_from([*PRECISE, *HALF])
 
 

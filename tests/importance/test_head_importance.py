@@ -72,7 +72,7 @@ def test_left_padding_changes_nothing():
     )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.permutations(range(6)), st.integers(1, 6))
 def test_order_and_batching_change_nothing(order, size):
     model, inputs = BY_NAME["distilbert"].build(), batch((7, 4, 5, 2, 6, 3))
@@ -110,7 +110,7 @@ def test_a_head_without_output_weights_has_importance_0(family):
     assert (scores[:, [0, 1, 3]] > 0).all()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.permutations(range(4)), st.integers(0, 1))
 def test_permuted_heads_permute_importance_and_entropy(order, layer):
     model, inputs = BY_NAME["bert"].build(), batch()
@@ -127,7 +127,7 @@ def test_permuted_heads_permute_importance_and_entropy(order, layer):
         torch.testing.assert_close(new, old.gather(1, torch.tensor(places)))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(st.integers(1, 7), min_size=1, max_size=4),
     st.integers(0, 5),

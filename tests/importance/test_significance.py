@@ -34,7 +34,7 @@ def test_benjamini_hochberg_by_hand():
     torch.testing.assert_close(corrected(p, "bh"), torch.tensor([0.02, 0.04, 0.04, 0.02], dtype=torch.float64))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_corrections_equal_their_twins(values):
     p = torch.tensor(values, dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_heads_that_are_not_there_are_not_counted():
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_mcnemar_equals_a_binomial_test(pairs):
     right, base = (torch.tensor([pair[i] for pair in pairs]) for i in (0, 1))

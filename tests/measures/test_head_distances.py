@@ -101,7 +101,7 @@ def distributions(keys=4):
     return weights.map(lambda w: torch.tensor(w, dtype=torch.float64) / sum(w))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(distributions(), distributions(), distributions(), st.sampled_from([0.0, 0.001, 0.5]))
 def test_a_bounded_symmetric_distance_whose_root_is_a_metric(p, q, r, smoothing):
     js = of_rows(p, q, r, smoothing=smoothing)

@@ -47,7 +47,7 @@ def test_the_comparison_can_fail():
     assert not torch.allclose(logits(model, inputs), expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sets(st.tuples(st.integers(0, 1), st.integers(0, 3))),
     st.sampled_from(["bert", "gpt", "gpt2", "distilbert", "electra"]),

@@ -73,7 +73,7 @@ def test_a_fused_projection_loses_both_rows(tmp_path):
     torch.testing.assert_close(logits(load_pruned(tmp_path, dtype=torch.float64), inputs), expected, rtol=0, atol=1e-10)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.sets(st.tuples(st.integers(0, 1), st.integers(0, 23))), st.sampled_from(["bert", "gpt2", "llama"]))
 def test_at_once_or_in_two_steps(places, name):
     inputs, places = batch(), sorted(places)

@@ -52,7 +52,7 @@ def check_same(a, b):
         torch.testing.assert_close(x, tensors(b)[name])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 5), st.sampled_from(range(len(KINDS))))
 def test_merging_any_split_is_the_whole(cut, kind):
     model, examples = BY_NAME["bert"].build(), each_alone(batch((7, 4, 5, 2, 6)))

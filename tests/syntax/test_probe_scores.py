@@ -64,7 +64,7 @@ def test_the_best_of_all_trees(words, one_root, tied, seed):
     assert oracles.tree_sum(scores, found) == pytest.approx(oracles.best_tree(scores, one_root))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(6, 25), st.floats(0.01, 1e4), st.integers(0, 10**6))
 def test_always_a_tree(words, scale, seed):
     scores = scale * torch.randn(words, words + 1, generator=torch.Generator().manual_seed(seed))

@@ -54,7 +54,7 @@ def test_albert_gates_each_call_on_its_own():
     assert not torch.allclose(seen[0], seen[2])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.floats(-2, 2), min_size=24, max_size=24), st.sampled_from(["bert", "gpt2", "llama", "albert"]))
 def test_gates_of_each_example_are_gates_of_a_batch_of_one(numbers, name):
     model, inputs = BY_NAME[name].build(), batch((5, 5, 5))

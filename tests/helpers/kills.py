@@ -98,10 +98,19 @@ def saved(folder: Path) -> Any:
     return type(found).load(folder / "result.safetensors")
 
 
+def pruned(folder: Path) -> Any:
+    smaller = model()
+    bt.prune_heads(smaller, {0: [1]})
+    for _ in range(20):
+        bt.save_pruned(smaller, folder / "model")
+    again = bt.load_pruned(folder / "model")
+    return sorted(path.name for path in (folder / "model").iterdir()), dict(again.state_dict())
+
+
 WORKS: dict[str, Callable[[Path], Any]] = {
     work.__name__: work
     for work in (
-        stream, ablation, sole_heads, gates, soft_gates, probes, probed_layers, captures, shards, encoded, saved
+        stream, ablation, sole_heads, gates, soft_gates, probes, probed_layers, captures, shards, encoded, saved, pruned
     )
 }  # fmt: skip
 

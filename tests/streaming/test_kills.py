@@ -15,6 +15,6 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["stream", "captures", "gates"])
+@pytest.mark.parametrize("name", ["stream", "captures", "gates", "pruned"])
 def test_killed_work_comes_to_the_same(name):
     assert killed([name], kills=2, seed=0)[name].startswith("the same after 2 kills")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..anatomy.sites import Anatomy
-from ..data.batches import Batch, shows_padding
-from ..data.padding import real_tokens
+from ..data.batches import Batch, shows_padding, token_ids
+from ..data.padding import check_tokens, real_tokens
 from ..errors import DataError, described, how_many, is_whole
 from ..streaming.one_batch import pile
 
@@ -114,6 +114,8 @@ class Positions:
                 "not show which these are: pass a mask that is, or take all positions"
             )
         real = real_tokens(anatomy, batch, stack, rows, many).cpu()
+        if token_ids(anatomy.model, batch, stack) is not None and not anatomy.reads_images(stack):
+            check_tokens(anatomy, batch, stack, many)
         wanted, lengths = torch.tensor(self.given), real.sum(1, keepdim=True)
         counted = torch.where(wanted < 0, lengths + wanted, wanted)
         there = (counted >= 0) & (counted < lengths)

@@ -63,12 +63,13 @@ def drop_blocks(
     Args:
         model: a model of transformers.
         blocks: rows of results of blocks, such as `block_influence`'s, or their labels, `"3"` or `"decoder.3"`.
-        inputs: model arguments, or texts (see `make_batches`), on which this is seen; by default a few tokens.
+        inputs: model arguments, or texts (see `make_batches`), on which this is seen; by default a few tokens. For
+            blocks of an image tower, pass a batch with images.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
 
     Raises `HeadError` for blocks that are not there, and `PruningError` with the reason where blocks cannot be removed:
-    those that share weights (ALBERT), the first block of T5, which holds the position bias, or the last one of a stack;
-    and where heads or neurons were pruned before: drop blocks first.
+    those that share weights (ALBERT), the first block of T5, which holds the position bias, the last one of a stack, or
+    those that do not run on the inputs; and where heads or neurons were pruned before: drop blocks first.
 
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(num_hidden_layers=3, num_attention_heads=4, hidden_size=32))
@@ -197,8 +198,14 @@ def _prove(
         if name:
             weights[name] = x
     smaller = built(model, config, weights, "blocks cannot be dropped")
-    with undisturbed(model), uncached(model), torch.no_grad(), skipping(there, rows):
+    with undisturbed(model), uncached(model), torch.no_grad(), skipping(there, rows) as seen:
         wanted = numbers(ran(model, given, "the model without these blocks computes the same"))
+    # What reads the states of a tower by number (LLaVA) reads others without one of its blocks.
+    if unseen := [there.labels[row] for row in rows if row not in seen]:
+        raise PruningError(
+            f"block {unseen[0]} does not run on these inputs, which cannot show what the model computes without it: "
+            "pass inputs=, a batch on which it runs, such as one with images"
+        )
     check_same(wanted, smaller, given, "blocks cannot be dropped")
     return wanted
 

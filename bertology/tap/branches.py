@@ -125,7 +125,7 @@ class Branches:
         new = [row for row in rows if (row, possible) not in self._ways]
         if new:
             self._prove(batch, new, possible)
-        ways = {row: self._ways[row, possible] for row in rows}
+        ways = {row: self._ways.get((row, possible), Way("alone")) for row in rows}
         self.left_out = LeftOut(*(any(part) for part in zip(*(way.left_out for way in ways.values()), strict=True)))
         return ways
 
@@ -153,6 +153,10 @@ class Branches:
         be left from another pass. Therefore copies, one unchanged and one with the gates of the layer at one half, must
         give the same outputs as full passes, directly after a pass that changed every layer. If variants never run at
         once on several copies, the unchanged one is enough: it shows that nothing is missing.
+
+        If that pass gives the results of the unchanged model, as where no label of these examples counts, they show
+        nothing: this batch runs from the start, and the next one is tried. At last the batch itself runs, since a state
+        that its first layers leave, such as a mask, is now that of the few examples.
         """
         few = some_examples(batch, slice(2 if self._variants.copied else 1)) if has_rows(batch) else batch
         with self.recorded(few) as record:
@@ -160,28 +164,34 @@ class Branches:
         base = self._look(outputs, few, 1)
         trials = {row: self._variants.trial(row) for row in rows}
         wanted = {row: self._alone(record, few, row, trials[row], base) for row in rows}
-        starts = self._variants.starts if self._changes_all(record, few, rows[0]) else ("alone",)
+        other = self._changes_all(record, few, rows[0])
+        if other is not None and self._gives(lambda: other, base):
+            return
+        starts = self._variants.starts if other is not None else ("alone",)
         shorter = [Way(start, possible) for start in starts if start != "alone" and any(possible)]
         ways = [*shorter, *map(Way, starts)]
         for row in reversed(rows):
             works = (way for way in ways if self._works(way, record, few, row, trials[row], wanted[row]))
             self._ways[row, possible] = next(works)
+        call(self._anatomy.model, self._inputs(batch))
 
     def _alone(self, record: Recording, batch: Batch, row: int, trial: Tensor, base: Seen) -> list[Tensor]:
         """The losses and logits of the copies of a trial, by a full pass for each that is changed."""
         changed = [self._run(record, batch, row, gates[None], Way("alone")) for gates in trial[1:]]
         return [torch.cat(each) for each in zip(base[:2], *(seen[:2] for seen in changed), strict=True)]
 
-    def _changes_all(self, record: Recording, batch: Batch, row: int) -> bool:
-        """Run a full pass that changes every layer, if the model can: if possible, also what its first blocks get."""
+    def _changes_all(self, record: Recording, batch: Batch, row: int) -> Seen | None:
+        """Run a full pass that changes every layer, if the model can: if possible, also what its first blocks get.
+
+        None if the model cannot.
+        """
         for other_inputs in (tap(self._anatomy, "block", edit=_moved_inputs), nullcontext()):
             try:
                 with other_inputs:
-                    self._run(record, batch, row, self._variants.changing_all(), Way("alone"))
+                    return self._run(record, batch, row, self._variants.changing_all(), Way("alone"))
             except Exception:  # such as blocks that cannot all be skipped, though each of them can
                 continue
-            return True
-        return False
+        return None
 
     def _reads_first(self, record: Recording, base: Seen, batch: Batch) -> bool:
         """Whether the model reads only the first position of the last block in all rows of this batch."""

@@ -142,9 +142,10 @@ def test_blocks_before_a_part_do_not_run(part):
     for hook in hooks:
         hook.remove()
     counts = runs.count(0), runs.count(1)
-    # The base pass of three batches, the two passes of the proof, and, for an MLP, the passes of its own block.
-    own = 3 + 1  # for each batch, and in the proof
-    assert counts == ((3 + 2 + own, 3 + 2 + 2 * own) if part == "mlp" else (3 + 2, 3 + 2 + own))
+    # The base pass of three batches, the two passes of the proof and the one after it, and, for an MLP, the passes of
+    # its own block.
+    whole, own = 3 + 2 + 1, 3 + 1  # own: for each batch, and in the proof
+    assert counts == ((whole + own, whole + 2 * own) if part == "mlp" else (whole, whole + own))
     assert not [m for m in model.modules() if "forward" in vars(m)]
 
 
@@ -158,6 +159,39 @@ def test_what_goes_by_an_attribute_is_not_lost(part):
     # Block 1 must run wherever block 2 does.
     assert starts(part, model, batches) == ({0: "block", 1: "alone"} if part == "mlp" else {0: "alone", 1: "block"})
     check(part, model, batches, "accuracy")
+
+
+@each_part
+def test_a_mask_that_the_first_block_leaves_is_that_of_the_batch(part):
+    """The proof runs on the first example, which has no padding: its mask would be spread over all."""
+    model, batches, left = BY_NAME["bert"].build(), [batch((7, 4, 5))], {}
+    first, second = dissect(model).stacks[0].blocks
+
+    def keep(module, args, kwargs):
+        left["mask"] = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
+
+    def take(module, args, kwargs):
+        return args[:1], {**kwargs, "attention_mask": left["mask"]}
+
+    first.attention.register_forward_pre_hook(keep, with_kwargs=True)
+    second.attention.register_forward_pre_hook(take, with_kwargs=True)
+    assert starts(part, model, batches)[0] == "block"
+    check(part, model, batches)
+
+
+@each_part
+def test_examples_whose_loss_is_always_the_same_prove_nothing(part):
+    """The loss of the first example is 0, whatever the model does; block 2 adds what block 1 stored."""
+
+    def loss(outputs, inputs):
+        each = torch.nn.functional.cross_entropy(outputs.logits, inputs["labels"], reduction="none")
+        return each * (inputs["attention_mask"].sum(1) < 7)
+
+    model, batches = BY_NAME["bert"].build(), several()
+    first, second = dissect(model).stacks[0].blocks
+    first.output.dense.register_forward_hook(lambda m, args, x: setattr(model, "left", x))
+    second.output.LayerNorm.register_forward_hook(lambda m, args, x: x + 0.5 * model.left.flip(1))
+    check(part, model, batches, loss=loss)
 
 
 @each_part

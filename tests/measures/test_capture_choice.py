@@ -43,6 +43,13 @@ def test_positions_by_hand(mask):
             assert torch.equal(found[row, number], tokens[position]) if there else found[row, number].isnan().all()
 
 
+def test_positions_of_no_known_token_are_refused():
+    """Prompts that were set before a text (prompt tuning) would be taken for its first tokens."""
+    inputs = {"input_ids": torch.ones(2, 4, dtype=torch.long)}
+    with pytest.raises(DataError, match="has 7 positions, and its text 4 tokens"):
+        Positions([0]).of(dissect(BY_NAME["bert"].build()), inputs, "encoder", torch.randn(2, 7, 3), axis=1)
+
+
 def test_tensors_are_kept_as_they_are_by_default():
     x = torch.randn(2, 3)
     assert Keeping().converted(x) is x

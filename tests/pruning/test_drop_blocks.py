@@ -128,6 +128,18 @@ def test_blocks_of_nested_configs(tmp_path):
     assert (again.config.vision_config.num_hidden_layers, again.config.text_config.num_hidden_layers) == (1, 2)
 
 
+@pytest.mark.parametrize(("layer", "block"), [(-2, "encoder.2"), (1, "encoder.0")])
+def test_states_of_a_tower_that_are_read_by_number(layer, block):
+    """Without the block, LLaVA reads the states of another: text alone does not show it."""
+    image = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
+    tower = transformers.CLIPVisionConfig(**image, image_size=8, patch_size=4)
+    model = llava(transformers.LlamaConfig(**LLAMA), tower, 1, vision_feature_layer=layer)
+    for inputs, why in ((None, "does not run on these inputs"), (texts_with_image(2), "would compute something else")):
+        with pytest.raises(PruningError, match=why):
+            drop_blocks(model, [block], inputs=inputs)
+        assert blocks_of(dissect(model)).layers == 5
+
+
 def test_a_copy_of_the_config_in_one_stack():
     model, ids = seq2seq("t5"), torch.randint(3, 40, (2, 5))
     inputs = {"input_ids": ids, "decoder_input_ids": ids}

@@ -209,6 +209,20 @@ def test_states_that_are_changed_in_place_later(part):
     check(part, model, batches, "accuracy")
 
 
+# oracle: the model without the block
+def test_a_block_that_changes_its_input_in_place():
+    """What is passed on is what the block was given, not what it made of it."""
+    model, inputs = BY_NAME["bert"].build(), batch()
+    blocks = model.bert.encoder.layer
+    for block in blocks:
+        block.attention.register_forward_pre_hook(lambda m, args: (args[0].mul_(0.5),))
+    found, base = block_ablation(model, inputs, metric="accuracy"), losses(model, inputs)
+    for row, block in enumerate(list(blocks)):
+        del blocks[row]
+        torch.testing.assert_close(found.loss_change[row], (losses(model, inputs) - base).mean(), **EQUAL)
+        blocks.insert(row, block)
+
+
 @each_part
 @pytest.mark.skipif(V4, reason="these are the architectures of transformers 5")
 @pytest.mark.parametrize("model_type", ["longformer", "xlnet", "deberta-v2", "reformer", "zamba2", "modernbert"])

@@ -227,9 +227,18 @@ def _returning_recorded(module: nn.Module, outputs: list[Any]) -> Callable[..., 
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = next(waiting, waiting)
-        return original(*args, **kwargs) if output is waiting else output
+        return original(*args, **kwargs) if output is waiting else _own(output)
 
     return forward
+
+
+def _own(output: Any) -> Any:
+    """A block's output with a copy of its states, which models may change in place (Granite Speech, Qwen3-VL)."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    if type(output) in (tuple, list) and output and isinstance(output[0], Tensor):
+        return type(output)([output[0].clone(), *output[1:]])
+    return output
 
 
 def copied(x: Any, rows: int, copies: int, axis: int) -> Any:
@@ -296,7 +305,7 @@ def recorded(anatomy: Anatomy, rows: int) -> Iterator[Recording]:
 
     def end_block(module: nn.Module, args: Any, output: Any) -> None:
         call = recording.blocks[running.pop()]
-        call.output, call.ended = output, len(recording.blocks)
+        call.output, call.ended = _own(output), len(recording.blocks)
 
     def start_attention(module: nn.Module, args: Any) -> None:
         at_work.append(AttentionCall(running[-1] if running else None))

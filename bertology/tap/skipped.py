@@ -48,10 +48,11 @@ def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[set[int]]:
 
 
 def given_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The hidden states among the arguments of a block."""
+    """A copy of the hidden states among the arguments of a block: the block, or what comes later, may change them."""
     if not args and STATES_ARGUMENT not in kwargs:
         raise UnknownAnatomy(f"a block gets no {STATES_ARGUMENT}, but {', '.join(kwargs)}")
-    return args[0] if args else kwargs[STATES_ARGUMENT]
+    given = args[0] if args else kwargs[STATES_ARGUMENT]
+    return given.clone() if isinstance(given, Tensor) else given
 
 
 def passed_on(site: Site, given: Any, layout: str, x: Tensor) -> Tensor:

@@ -217,9 +217,7 @@ class BlockVariants(PartVariants):
     parts: BlockAnatomy
 
     def _note(self, record: Recording, row: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = given_states(args, kwargs)
-        # A copy, since what comes later may change a tensor in place.
-        record.given[row] = given.clone() if isinstance(given, Tensor) else given
+        record.given[row] = given_states(args, kwargs)
 
     def open(self, record: Recording, row: int, gates: Tensor, batch: Batch, start: str, undo: ExitStack) -> None:
         """Resume after the block, which returns what it was given, or skip blocks."""

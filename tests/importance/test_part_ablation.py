@@ -196,7 +196,7 @@ def test_examples_whose_loss_is_always_the_same_prove_nothing(part):
 
 @each_part
 def test_states_that_are_changed_in_place_later(part):
-    """What the last block was given is no longer there when the pass is over."""
+    """What the last block was given is no longer there when the pass is over: copies are."""
     model, batches, given = BY_NAME["bert"].build(), several(), []
     model.bert.encoder.layer[1].register_forward_pre_hook(lambda m, args: given.append(args[0]))
 
@@ -205,8 +205,37 @@ def test_states_that_are_changed_in_place_later(part):
             given.pop().mul_(3)
 
     model.classifier.register_forward_hook(spoil)
-    assert starts(part, model, batches) == ({0: "block", 1: "alone"} if part == "mlp" else {0: "alone", 1: "block"})
+    assert starts(part, model, batches) == {0: "block", 1: "block"}
     check(part, model, batches, "accuracy")
+
+
+@each_part
+def test_states_that_only_some_batches_change_in_place(part):
+    """What Qwen3-VL adds to a block's output in place where there are images: the proof is of a text without."""
+    model, batches = BY_NAME["bert"].build(), several()
+    batches = [batches[2], *batches[:2]]  # one text alone, and then several
+
+    def add(module, args):
+        if len(args[0]) > 1:
+            args[0].add_(0.5)
+
+    model.bert.encoder.layer[1].register_forward_pre_hook(add)
+    assert starts(part, model, batches) == {0: "block", 1: "block"}
+    check(part, model, batches)
+
+
+# oracle: the model without the block
+def test_a_block_that_changes_its_input_in_place():
+    """What is passed on is what the block was given, not what it made of it."""
+    model, inputs = BY_NAME["bert"].build(), batch()
+    blocks = model.bert.encoder.layer
+    for block in blocks:
+        block.attention.register_forward_pre_hook(lambda m, args: (args[0].mul_(0.5),))
+    found, base = block_ablation(model, inputs, metric="accuracy"), losses(model, inputs)
+    for row, block in enumerate(list(blocks)):
+        del blocks[row]
+        torch.testing.assert_close(found.loss_change[row], (losses(model, inputs) - base).mean(), **EQUAL)
+        blocks.insert(row, block)
 
 
 @each_part

@@ -88,9 +88,13 @@ def rounding(model: nn.Module) -> float:
 
     Of half precision it is that of a mean over many examples, in which roundings cancel.
     """
+    return min(4 * largest_eps(model), 1e-3)
+
+
+def largest_eps(model: nn.Module) -> float:
+    """`torch.finfo(dtype).eps` of the coarsest type among a model's parameters; that of float32 for one without any."""
     types = {x.dtype for x in each_weight(each_module(model)) if x is not None and x.is_floating_point()}
-    step = max((torch.finfo(dtype).eps for dtype in types), default=torch.finfo(torch.float32).eps)
-    return min(4 * step, 1e-3)
+    return max((torch.finfo(dtype).eps for dtype in types), default=torch.finfo(torch.float32).eps)
 
 
 def attributes_of(owner: Any) -> Mapping[str, Any]:

@@ -196,6 +196,9 @@ class Anatomy:
     modules: Modules | None = field(default=None, repr=False)
     """All modules of the model, each once, as they were when the heads were looked for, if they were listed then."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "modules": None}  # of a copy, or of what is loaded again, they are others
+
     def __repr__(self) -> str:
         stacks = ", ".join(dict.fromkeys(site.stack for site in self.sites))
         some = ", ".join(map(repr, list(self.unmeasured)[:3])) + ", ..." * (len(self.unmeasured) > 3)

@@ -248,13 +248,14 @@ def hidden_read(anatomy: Anatomy, numbers: Sequence[int]) -> Iterator[dict[int, 
     width = hidden_width(anatomy)
 
     def read(stack: str, layer: int, x: Tensor) -> None:
+        if layer not in numbers:
+            return
         if x.shape[-1] != width:
             raise UnknownAnatomy(
                 f"the hidden states of the {stack} are {x.shape[-1]} wide, and what its attention adds is {width}: "
                 "they are of several residual streams, or of several widths, whose layers cannot be compared"
             )
-        if layer in numbers:
-            states[layer] = x.detach()
+        states[layer] = x.detach()
 
     with tap(anatomy, "block", read=read):
         yield states

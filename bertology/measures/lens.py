@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.modules import largest_eps
 from ..anatomy.names import LOGITS_OUTPUT
 from ..anatomy.sites import Anatomy, LayerLabels, Site, Stack
 from ..data.batches import Batch, BatchesOrTexts, examples, run_model
@@ -22,6 +23,8 @@ from ..results.result import Result
 from ..streaming.one_batch import one_batch, run
 from ..tap import copied, recorded, tap
 from ..tap.direct_path import DirectPath, direct_path_noted
+from ..tap.gradient_cuts import check_not_inference
+from ..tap.listed import modules_of
 from .captures import measured_texts
 from .rollout import Score, one_for_each
 
@@ -232,6 +235,7 @@ def head_attribution(
         (torch.Size([2, 1, 4]), True)
     """
     with torch.inference_mode(False), one_batch(model, inputs, tokenizer) as (anatomy, batch):
+        check_not_inference(model, modules_of(model))
         with direct_path_noted(anatomy, examples(batch)) as path:
             outputs = run(model, batch)
         score = partial(one_for_each, of) if of is not None else _answer(anatomy, outputs, batch)
@@ -267,14 +271,14 @@ class _Held:
         """[batch]: how much smaller the number is with heads edited."""
         return self.total - self.scores(1, edit)[0]
 
-    def _allowed(self, share: float) -> Tensor:
-        """A share of the largest number, or what half precision rounds away."""
-        eps = max(torch.finfo(x.dtype).eps for x in self.anatomy.model.parameters() if x.is_floating_point())
-        return max(share, ROUNDINGS * eps) * self.total.abs().max().clamp_min(1)
+    def _allowed(self) -> Tensor:
+        """How far numbers may change where nothing is taken away, such as what half precision rounds away."""
+        share = max(CHANGED, min(ROUNDINGS * largest_eps(self.anatomy.model), 0.1))
+        return share * self.total.abs().max().clamp_min(1)
 
     def check(self) -> None:
         """Raise `UnknownAnatomy` unless the outputs stay as they were where nothing is taken away."""
-        if bool((self.effect(lambda site, x: x).abs() > self._allowed(CHANGED)).any()):
+        if bool((self.effect(lambda site, x: x).abs() > self._allowed()).any()):
             name = type(self.anatomy.model).__name__
             raise UnknownAnatomy(
                 f"the direct path of {name} is not known: with everything else unchanged, its outputs differ"

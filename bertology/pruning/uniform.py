@@ -30,7 +30,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, device_of, model_arguments, on_device
 from ..data.make_batches import as_batch
 from ..data.token_classes import check_is_tokenizer
-from ..errors import DataError, PruningError, ShapeError, UnknownAnatomy, checked, how_many
+from ..errors import BertologyError, DataError, PruningError, ShapeError, UnknownAnatomy, checked, how_many
 from ..results.complete_file import write_model
 from ..tap import uncached, undisturbed
 from .parts_of_heads import check_in_memory, count_key_heads
@@ -327,6 +327,8 @@ def ran(model: Any, given: Batch, seen: str) -> Any:
     """The outputs of a model, in which something is to be seen. Raises `DataError` where it does not run."""
     try:
         return model(**given)
+    except BertologyError:
+        raise
     except Exception as error:  # the model's own code may raise anything
         raise DataError(
             f"it could not be seen that {seen} ({type(error).__name__}: {error}): pass inputs=, a batch that the model "

@@ -14,6 +14,7 @@ from typing_extensions import TypeVar
 from ..errors import DataError, described, how_many, need, writable
 from .complete_file import complete_file
 from .fields import Fields, measured
+from .files import check_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,6 +106,7 @@ def finished(figure: Any, ax: AxesT | None, path: str | Path | None) -> AxesT:
 def written(figure: Figure, path: str | Path | None) -> Figure:
     """The figure, written to `path` if one is given."""
     if path is not None:
+        check_path(path)
         default = need("matplotlib", extra="plot").rcParams["savefig.format"]
         target = Path(path) if Path(path).suffix else Path(f"{path}.{default}")
         with writable(path), complete_file(target) as part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ except ImportError:  # Windows has other locks
     fcntl = None  # type: ignore[assignment]
 
 _numbers = count()
+# The weights of a model: in one file, or in several with their index. A variant has a name of its own.
+_WEIGHTS = re.compile(r"model\.safetensors(\.index\.json)?|model-\d{5}-of-\d{5}\.safetensors")
 
 
 @contextmanager
@@ -45,14 +48,14 @@ def complete_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def complete_folder(path: Path, last: str, earlier: str) -> Iterator[Path]:
+def complete_folder(path: Path, last: str, earlier: re.Pattern[str]) -> Iterator[Path]:
     """Give a folder to write files to, which are moved to the folder `path` once all of them are complete.
 
     Args:
         path: the folder, which may have files already: what is written replaces those of the same names.
         last: the file without which the others are nothing. It is moved after all others, and the one that was there
             is removed before them: the files of two writings are never taken for one.
-        earlier: the names of files that are removed, if they were not written again; `*` stands for any letters.
+        earlier: the names of files that are removed, if they were not written again.
     """
     path.mkdir(parents=True, exist_ok=True)
     part = _part_of(path / last)
@@ -65,8 +68,9 @@ def complete_folder(path: Path, last: str, earlier: str) -> Iterator[Path]:
             target = path / file.relative_to(part)
             target.parent.mkdir(exist_ok=True)
             os.replace(file, target)
-        for file in path.glob(earlier):
-            if file.name not in {one.name for one in new}:
+        written = {file.name for file in new}
+        for file in path.iterdir():
+            if earlier.fullmatch(file.name) and file.name not in written:
                 file.unlink()
         _remove_left(path / last)
     finally:
@@ -79,7 +83,7 @@ def write_model(model: Any, path: str | Path) -> None:
     A model that was in the folder before stays until all is written: its weights may be those of this model, mapped
     into memory. Raises `DataError` where the files cannot be written.
     """
-    with writable(path), locked(path), complete_folder(Path(path), "config.json", "model*.safetensors*") as part:
+    with writable(path), locked(path), complete_folder(Path(path), "config.json", _WEIGHTS) as part:
         model.save_pretrained(str(part))
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.modules import largest_eps
 from ..data.batch_errors import explained
 from ..data.batches import Batch, call, device_of, examples, has_rows, rows_per_example, some_examples
 from . import Recording, copied, first_position_only, recorded, tail_noted, tap
@@ -125,6 +126,8 @@ class Branches:
         new = [row for row in rows if (row, possible) not in self._ways]
         if new:
             self._prove(batch, new, possible)
+            # A state that the first layers leave, such as a mask, is now that of a few examples.
+            call(self._anatomy.model, self._inputs(batch))
         ways = {row: self._ways.get((row, possible), Way("alone")) for row in rows}
         self.left_out = LeftOut(*(any(part) for part in zip(*(way.left_out for way in ways.values()), strict=True)))
         return ways
@@ -155,8 +158,7 @@ class Branches:
         once on several copies, the unchanged one is enough: it shows that nothing is missing.
 
         If that pass gives the results of the unchanged model, as where no label of these examples counts, they show
-        nothing: this batch runs from the start, and the next one is tried. At last the batch itself runs, since a state
-        that its first layers leave, such as a mask, is now that of the few examples.
+        nothing: this batch runs from the start, and the next one is tried.
         """
         few = some_examples(batch, slice(2 if self._variants.copied else 1)) if has_rows(batch) else batch
         with self.recorded(few) as record:
@@ -173,7 +175,6 @@ class Branches:
         for row in reversed(rows):
             works = (way for way in ways if self._works(way, record, few, row, trials[row], wanted[row]))
             self._ways[row, possible] = next(works)
-        call(self._anatomy.model, self._inputs(batch))
 
     def _alone(self, record: Recording, batch: Batch, row: int, trial: Tensor, base: Seen) -> list[Tensor]:
         """The losses and logits of the copies of a trial, by a full pass for each that is changed."""
@@ -218,8 +219,8 @@ class Branches:
             found = run()
         except Exception:  # any error means that this way does not work
             return False
-        eps = max(torch.finfo(p.dtype).eps for p in self._anatomy.model.parameters() if p.is_floating_point())
-        return all(_close(x, y, min(1000 * eps, 0.05)) for x, y in zip(wanted[:2], found[:2], strict=True))
+        step = largest_eps(self._anatomy.model)
+        return all(_close(x, y, min(1000 * step, 0.05)) for x, y in zip(wanted[:2], found[:2], strict=True))
 
 
 def _moved_inputs(stack: str, layer: int, x: Tensor) -> Tensor:

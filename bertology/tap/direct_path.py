@@ -100,7 +100,7 @@ def _scale(norm: nn.Module, args: tuple[Any, ...], y: Tensor) -> Scale:
     squares = weighted.square().sum(-1, keepdim=True)
     factor = weight * torch.where(squares == 0, 0.0, (above * weighted).sum(-1, keepdim=True) / squares)
     # Many norms compute in float32, also where all weights are float64.
-    allowed = 64 * max(torch.finfo(y.dtype).eps, torch.finfo(torch.float32).eps) * above.abs().max()
+    allowed = max(4 * torch.finfo(y.dtype).eps, 64 * torch.finfo(torch.float32).eps) * above.abs().max()
     if not bool(((below * factor - above).abs() <= allowed).all()) and len(args) > 1:
         factor = torch.where(below == 0, 0.0, above / below)  # a gate of each number (Mamba's norm)
     if not bool(((below * factor - above).abs() <= allowed).all()):

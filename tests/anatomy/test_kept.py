@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 from dataclasses import fields
 from unittest import mock
@@ -357,3 +358,11 @@ def test_a_copy_of_a_model_has_modules_of_its_own():
     other = copy.deepcopy(model)
     check(other)
     assert not {site.attention for site in dissect(other).sites} & {site.attention for site in dissect(model).sites}
+
+
+def test_an_anatomy_is_pickled_and_copied():
+    anatomy = dissect(BY_NAME["bert"].build())
+    for other in (pickle.loads(pickle.dumps(anatomy)), copy.deepcopy(anatomy)):
+        assert other.model is not anatomy.model
+        assert {site.attention for site in other.sites} <= {*other.model.modules()}
+        assert parts(other) == parts(dissect(other.model))

@@ -217,3 +217,10 @@ def test_norms_over_another_axis_are_refused():
     )
     with pytest.raises(UnknownAnatomy, match="a SqueezeBertLayerNorm does not scale its input"):
         head_attribution(transformers.SqueezeBertForSequenceClassification(config).eval(), batch(labels=False))
+
+
+def test_weights_of_inference_mode_are_told():
+    with torch.inference_mode():
+        model = BY_NAME["gpt2"].build("lm")
+    with pytest.raises(UnknownAnatomy, match="made in torch.inference_mode"):
+        head_attribution(model, {"input_ids": torch.tensor([[3, 4, 5]])})

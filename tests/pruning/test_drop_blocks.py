@@ -263,3 +263,15 @@ def test_inputs_that_the_model_does_not_run_on():
     model = transformers.WhisperForConditionalGeneration(config).eval()
     with pytest.raises(DataError, match="pass inputs=, a batch that the model runs on"):
         drop_blocks(model, ["encoder.1"], inputs={"input_features": torch.randn(2, 8, 20)})
+
+
+def test_errors_of_this_library_come_through_as_they_are(monkeypatch):
+    model = BY_NAME["bert"].build()
+
+    def refuse(**given):
+        raise UnknownAnatomy("block 0 cannot be skipped")
+
+    monkeypatch.setattr(model, "forward", refuse)
+    with pytest.raises(UnknownAnatomy, match="^block 0 cannot be skipped$"):
+        drop_blocks(model, [0])
+    assert dissect(model).layers == 2

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,15 +91,15 @@ def test_a_model_is_written_over_the_files_that_it_came_from(tmp_path):
 
 def test_a_killed_writer_leaves_no_model_and_its_files_are_removed(tmp_path):
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom bertology.results.complete_file import complete_folder, locked\n"
-        "path = Path(sys.argv[1])\nwith locked(path), complete_folder(path, 'last', 'old*') as part:\n"
+        "import os, re, sys\nfrom pathlib import Path\nfrom bertology.results.complete_file import complete_folder, locked\n"
+        "path = Path(sys.argv[1])\nwith locked(path), complete_folder(path, 'last', re.compile('old.*')) as part:\n"
         "    (part / 'last').write_text('half')\n    os.kill(os.getpid(), 9)\n"
     )
     folder = tmp_path / "m"
     assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False, timeout=200).returncode == -9
     assert [path.is_dir() for path in folder.iterdir()] == [True]
     (folder / "old1").write_text("")
-    with locked(folder), complete_folder(folder, "last", "old*") as part:
+    with locked(folder), complete_folder(folder, "last", re.compile("old.*")) as part:
         (part / "inner").mkdir()
         for name in ("last", "first", "inner/file"):
             (part / name).write_text("whole")
@@ -165,3 +166,16 @@ def test_a_text_is_written_whole_or_not_at_all(monkeypatch, tmp_path):
     with pytest.raises(DataError, match=r"report.md cannot be written .*in a folder that you can write to"):
         write_text(path, "other")
     assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("report.md", "ä\nb\n".encode())]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_only_weights_of_an_earlier_save_are_removed(tmp_path, name):
+    earlier = ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    others = ["model.fp16.safetensors", "model_average.safetensors", "model.safetensors.bak", "model-a.safetensors"]
+    (tmp_path / "m").mkdir()
+    for file in (*earlier, *others):
+        (tmp_path / "m" / file).write_text("x")
+    WRITERS[name](BY_NAME["bert"].build(), tmp_path / "m")
+    left = {path.name for path in (tmp_path / "m").iterdir()}
+    assert left >= {*others, "model.safetensors", "config.json"}
+    assert not left & {*earlier}

@@ -1,5 +1,6 @@
 """Names and folders that the system does not even look at: too long, with a null byte, in a folder that is closed."""
 
+import io
 import os
 import warnings
 
@@ -97,3 +98,10 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
         assert part == pipe
     assert not pipe.is_file()
     assert pipe.exists()
+
+
+@pytest.mark.parametrize("path", [5, io.BytesIO(), ""])
+def test_a_picture_is_written_to_a_file_with_a_name(path):
+    found = b.attention_entropy(BY_NAME["bert"].build(), batch())
+    with pytest.raises(DataError, match="path must be (a string or a path|the name of a file)"):
+        found.plot(path=path)

@@ -144,7 +144,7 @@ def need(module: str, *, extra: str) -> ModuleType:
 def readable(path: str | Path) -> Iterator[None]:
     """Read a file inside. Raises `DataError` for one that cannot be read."""
     if "\0" in str(path):  # the error of Python is that of any wrong value
-        raise DataError(f"{str(path)!r} is the name of no file: it has a null byte")
+        raise DataError(f"{str(path)!r} is not a valid file name: it contains a null byte")
     try:
         yield
     except FileNotFoundError as error:

@@ -3,9 +3,9 @@
 python examples/redundant_heads.py
 
 Trains small GPT-2 models of 3 layers of 6 heads, one for each seed. The first token of a text says after how many
-tokens the text repeats: two skills. A third of the heads is masked at random in each step, so that no head is needed
-alone. Then heads are masked one after the other, by several rankings. The table that is printed has the mean loss on
-other texts, its smallest and its largest value, and the CPU time of each ranking and its curve.
+tokens the text repeats: two skills. A third of the heads is masked at random in each step, so that no single head is
+necessary. Then heads are masked one after the other, by several rankings. The table that is printed has the mean loss
+on other texts, its smallest and its largest value, and the CPU time of each ranking and its curve.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ def main() -> None:
     """Train, rank, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="how many models are trained")
-    parser.add_argument("--steps", type=int, default=500, help="of the training of each model")
-    parser.add_argument("--left", type=int, nargs="+", default=[18, 9, 7, 5, 4, 3, 2], help="rows of the table")
+    parser.add_argument("--steps", type=int, default=500, help="training steps for each model")
+    rows = "numbers of heads left, one per row of the table"
+    parser.add_argument("--left", type=int, nargs="+", default=[18, 9, 7, 5, 4, 3, 2], help=rows)
     args = parser.parse_args()
     found: dict[str, list[Tensor]] = {way: [] for way in WAYS}
     seconds = dict.fromkeys(WAYS, 0.0)

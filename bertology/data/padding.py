@@ -64,8 +64,8 @@ def check_tokens(anatomy: Anatomy, batch: Batch, stack: str, positions: int) -> 
     odd, tokens = block_oddities_of(anatomy.runner(stack)), token_mask(anatomy.model, batch, stack).shape[1]
     if positions < tokens or (positions > tokens and not (odd.pads or odd.prefixes)):
         raise DataError(
-            f"the {stack} has {how_many(positions, 'position')}, and its text {how_many(tokens, 'token')}: it is not "
-            "known which of them are those of a token, so that no token can be named by its position"
+            f"the {stack} has {how_many(positions, 'position')} but the text has {how_many(tokens, 'token')}, so "
+            "positions cannot be matched to tokens"
         )
 
 

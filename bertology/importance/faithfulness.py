@@ -202,8 +202,8 @@ def _shares(values: Tensor, name: str, step: float) -> Tensor:
     if abs(whole - none) <= step * max(abs(whole), abs(none)):
         other = "" if name in ("inverse_loss", "loss") else ", such as 'inverse_loss'"
         raise DataError(
-            f"the {name} is {float(whole):.6g} with all heads and without any: there is nothing that a set of heads "
-            f"could keep. Take another metric{other}, or more data"
+            f"the {name} is {float(whole):.6g} with all heads and without any, so faithfulness is not defined: use "
+            f"another metric{other}, or more data"
         )
     return (values - none) / (whole - none)
 

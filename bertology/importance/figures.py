@@ -116,7 +116,7 @@ def draw_edges(result: EdgeAblation, *, ax: AxesT | None = None, path: str | Pat
     if layers:
         pairs = [f"{query} → {key}" for query in result.classes for key in result.classes]
         change = result.change.flatten(1)
-        image = layer_cells(every[1], change, result.labels, "attention that is cut", pairs, scale="signed")
+        image = layer_cells(every[1], change, result.labels, "masked attention (query → key)", pairs, scale="signed")
         every[1].set_title("in one layer", fontsize="medium", parse_math=False)
         figure.colorbar(image, ax=every[1], label=unit_of(result, "change"))
     common_title(figure, ax, headline(result, "Loss without attention from one class to another"))

@@ -40,7 +40,7 @@ from .gate_training import GateSettings, GateTraining, Method, gates_of
 OPEN = 0.5
 """A gate above this counts as open."""
 MOST = 1e30
-"""Where steps and penalties, in float32, are no longer numbers."""
+"""The upper limit of lr and penalty; above it, values computed from them can overflow in float32."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

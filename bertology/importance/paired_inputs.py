@@ -75,9 +75,9 @@ class Aligned:
         for stack in stacks:
             if self._has_no_mask(stack):
                 if self.positions is not None or self.one_by_one:
-                    other = "" if len(stacks) == 1 else ": say with only= which stack is patched"
+                    other = "" if len(stacks) == 1 else ": choose the stack with only="
                     raise DataError(
-                        f"the tokens of the {stack} have no mask [batch, token], so none has a position{other}"
+                        f"the {stack} has no mask [batch, token], so its tokens cannot be selected by position{other}"
                     )
                 continue
             base, source = (token_mask(self.anatomy.model, batch, stack) for batch in (self.base, self.source))

@@ -194,18 +194,19 @@ def mlp_ablation(
     """Remove one MLP at a time, and measure how the metric and the loss change.
 
     What its down projection returns, bias included, is replaced by 0: the gate of the whole MLP is closed. The blocks
-    before an MLP are computed once for all MLPs, so that the cost is about half a forward pass for each.
+    before the ablated MLP run only once, so that each ablation costs about half a forward pass.
 
     Args:
         model: a model with a task head, whose MLPs `dissect_mlps` finds; it is edited while it runs, and never changed.
         batches: the data that is scored: one mapping of model arguments with labels, or an iterable of them; or texts
             with labels (see `make_batches`).
         metric: as in `score`: a metric by name, "inverse_loss" (for language models), or `f(logits, labels) -> float`.
-            Logits of all examples are kept for each MLP. With a `GenerationMetric`, the model generates from all
-            examples once for each MLP.
+            For a metric of logits, the logits of all examples are kept for each MLP; for "inverse_loss", none are kept.
+            With a `GenerationMetric`, the model generates from all examples once for each MLP.
         loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
-        progress: True for a progress bar over batches, or its title; no bar without it.
+        progress: True for a progress bar over batches, with a `GenerationMetric` over MLPs, or its title; no bar
+            without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
 
@@ -236,8 +237,8 @@ def block_ablation(
 ) -> PartAblation:
     """Skip one block at a time, and measure how the metric and the loss change.
 
-    A block that is skipped passes on what it gets. The blocks before it are computed once for all blocks, so that the
-    cost is about half a forward pass for each.
+    A block that is skipped passes on what it gets. The blocks before it run only once, so that each ablation costs
+    about half a forward pass.
 
     Args:
         model: a model with a task head whose blocks are modules; it is edited while it runs, and never changed.
@@ -245,7 +246,8 @@ def block_ablation(
         metric: as in `mlp_ablation`.
         loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
         tokenizer: needed for texts: the model's, such as `AutoTokenizer.from_pretrained` returns.
-        progress: True for a progress bar over batches, or its title; no bar without it.
+        progress: True for a progress bar over batches, with a `GenerationMetric` over blocks, or its title; no bar
+            without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
 

@@ -252,8 +252,8 @@ def hidden_read(anatomy: Anatomy, numbers: Sequence[int]) -> Iterator[dict[int, 
             return
         if x.shape[-1] != width:
             raise UnknownAnatomy(
-                f"the hidden states of the {stack} are {x.shape[-1]} wide, and what its attention adds is {width}: "
-                "they are of several residual streams, or of several widths, whose layers cannot be compared"
+                f"the hidden states of the {stack} have {x.shape[-1]} dimensions, but its attention adds {width}: "
+                "layers cannot be compared in a model with several residual streams or several widths"
             )
         states[layer] = x.detach()
 

@@ -203,8 +203,8 @@ def _prove(
     # What reads the states of a tower by number (LLaVA) reads others without one of its blocks.
     if unseen := [there.labels[row] for row in rows if row not in seen]:
         raise PruningError(
-            f"block {unseen[0]} does not run on these inputs, which cannot show what the model computes without it: "
-            "pass inputs=, a batch on which it runs, such as one with images"
+            f"block {unseen[0]} does not run on these inputs, so its removal cannot be checked: pass inputs= with a "
+            "batch on which it runs, such as one with images"
         )
     check_same(wanted, smaller, given, "blocks cannot be dropped")
     return wanted

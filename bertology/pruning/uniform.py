@@ -324,15 +324,15 @@ def arguments(model: Any, inputs: BatchesOrTexts | None, tokenizer: Any) -> dict
 
 @torch.no_grad()
 def ran(model: Any, given: Batch, seen: str) -> Any:
-    """The outputs of a model, in which something is to be seen. Raises `DataError` where it does not run."""
+    """The outputs of a model, by which `seen` is checked. Raises `DataError` if the model does not run."""
     try:
         return model(**given)
     except BertologyError:
         raise
     except Exception as error:  # the model's own code may raise anything
         raise DataError(
-            f"it could not be seen that {seen} ({type(error).__name__}: {error}): pass inputs=, a batch that the model "
-            "runs on"
+            f"could not check that {seen}, because the model does not run on these inputs ({type(error).__name__}: "
+            f"{error}): pass inputs=, a batch that the model accepts"
         ) from error
 
 

@@ -78,10 +78,11 @@ def complete_folder(path: Path, last: str, earlier: re.Pattern[str]) -> Iterator
 
 
 def write_model(model: Any, path: str | Path) -> None:
-    """Write a model of transformers to a folder: all of its files, or none.
+    """Write a model of transformers to a folder, and move its files into place once all of them are written.
 
-    A model that was in the folder before stays until all is written: its weights may be those of this model, mapped
-    into memory. Raises `DataError` where the files cannot be written.
+    An error while they are written, such as a full disk, leaves the model that was in the folder before; its weights
+    may be those of this model, mapped into memory. A process that is killed during the move leaves a folder without
+    config.json, which does not load. Raises `DataError` if the files cannot be written.
     """
     with writable(path), locked(path), complete_folder(Path(path), "config.json", _WEIGHTS) as part:
         model.save_pretrained(str(part))
@@ -94,7 +95,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def try_to_write(folder: Path) -> None:
-    """Write a file and remove it: that there is no room for the results is said before anything is measured.
+    """Write a small file and remove it, so that a folder that cannot be written to is reported before measuring.
 
     Raises `DataError` for a folder that cannot be written to.
     """

@@ -63,15 +63,15 @@ def _transfer(ablation: HeadAblation, other: HeadAblation, args: argparse.Namesp
         try:
             said.append(f"r = {ablation.correlation(other, of=of):.2f}")
         except DataError:  # a metric that no head changes has no r, and nothing to be seen
-            said.append("an r that is not defined: all have the same effect on one of the two")
+            said.append("not defined (all heads have the same effect on one data set)")
             continue
         head_scatter(ablation, other, field=field, names=names, path=out / picture)
         pictures.append(f"![{title}]({picture})")
     return "\n".join(
         [
-            f"The heads' effects on {names[0]} and on {names[1]} correlate with {said[0]}, those on the loss with "
-            f"{said[1]} (BERT-base on MNLI matched and mismatched: 0.68). {other.examples} examples, "
-            f"{other.metric} {other.base:.4f} there.",
+            f"Correlation of the heads' effects on {names[0]} and on {names[1]}: {said[0]} for the metric, "
+            f"{said[1]} for the loss (BERT-base on MNLI matched and mismatched: 0.68). "
+            f"On {names[1]}: {other.examples} examples, {other.metric} {other.base:.4f}.",
             "",
             *pictures,
             "",

@@ -88,7 +88,7 @@ def test_agreement_of_sets():
 
 def test_mistakes():
     model, one = BY_NAME["bert"].build(), head_importance(BY_NAME["bert"].build(), batch())
-    with pytest.raises(DataError, match="is 1 with all heads and without any|there is nothing that a set of heads"):
+    with pytest.raises(DataError, match="with all heads and without any, so faithfulness is not defined"):
         faithfulness(model, batch(), [(0, 1)], metric=lambda logits, labels: 1.0)
     with pytest.raises(DataError, match="head_agreement compares two results or more, got 1"):
         head_agreement([one], 2)
@@ -104,7 +104,7 @@ def test_mistakes():
 
 def test_a_metric_that_changes_nothing_is_not_advised_again():
     model = BY_NAME["bert"].build()
-    with pytest.raises(DataError, match="inverse_loss is .* Take another metric, or more data"):
+    with pytest.raises(DataError, match="inverse_loss is .* use another metric, or more data"):
         faithfulness(
             model, batch(), [(0, 0)], metric="inverse_loss", random_sets=0,
             loss=lambda outputs, batch: outputs.logits[:, 0] * 0 + 1,

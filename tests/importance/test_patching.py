@@ -147,7 +147,7 @@ def test_images():
     clean, corrupted = ({"pixel_values": torch.randn(2, 3, 8, 8).double()} for _ in range(2))
     found = activation_patching(model, clean, corrupted, metric=logit_difference(1, 0), parts="blocks")
     torch.testing.assert_close(found.effect, torch.ones(3).double())
-    with pytest.raises(DataError, match=r"have no mask \[batch, token\]"):
+    with pytest.raises(DataError, match=r"has no mask \[batch, token\]"):
         activation_patching(model, clean, corrupted, metric=logit_difference(1, 0), by_token=True)
 
 

@@ -46,7 +46,7 @@ def test_positions_by_hand(mask):
 def test_positions_of_no_known_token_are_refused():
     """Prompts that were set before a text (prompt tuning) would be taken for its first tokens."""
     inputs = {"input_ids": torch.ones(2, 4, dtype=torch.long)}
-    with pytest.raises(DataError, match="has 7 positions, and its text 4 tokens"):
+    with pytest.raises(DataError, match="has 7 positions but the text has 4 tokens"):
         Positions([0]).of(dissect(BY_NAME["bert"].build()), inputs, "encoder", torch.randn(2, 7, 3), axis=1)
 
 

@@ -235,9 +235,7 @@ def test_a_metric_that_no_head_changes_ends_no_report(tmp_path, monkeypatch):
         for change in (torch.zeros_like(loss), loss)
     )
     text = report._transfer(same, other, names, tmp_path)
-    assert (
-        "an r that is not defined: all have the same effect on one of the two, those on the loss with r = 1.00" in text
-    )
+    assert "not defined (all heads have the same effect on one data set) for the metric, r = 1.00 for the loss" in text
     assert [file.name for file in tmp_path.iterdir()] == ["transfer-loss.png"]
 
 

@@ -300,9 +300,15 @@ def test_an_unknown_option_is_told_the_options_there_are(options, message):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"title": "mine"}, r"set it on the figure, plot\(\).axes\[0\].set_title\(...\). It takes field, relation, ax"),
-        ({"cmap": "magma"}, r"set it on the figure, plot\(\).axes\[0\].images\[0\].set_cmap\(...\). It takes"),
-        ({"figsize": (4, 3)}, r"draw in axes of a figure of your own, plot\(ax=axes\). It takes"),
+        (
+            {"title": "mine"},
+            r"set it on the figure, plot\(\).axes\[0\].set_title\(...\). DependencyHeads.plot takes field, relation, ax",
+        ),
+        (
+            {"cmap": "magma"},
+            r"set it on the figure, plot\(\).axes\[0\].images\[0\].set_cmap\(...\). DependencyHeads.plot takes",
+        ),
+        ({"figsize": (4, 3)}, r"draw in axes of a figure of your own, plot\(ax=axes\). DependencyHeads.plot takes"),
     ],
 )
 def test_options_of_matplotlib_are_told_where_they_belong(options, told):

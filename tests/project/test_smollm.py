@@ -122,7 +122,7 @@ def test_its_induction_heads_are_the_known_ones(decoder: Any) -> None:
 
 @pytest.mark.slow
 def test_texts_of_several_lengths_need_no_padding_token(decoder: Any, smollm: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(smollm)
+    tokenizer = AutoTokenizer.from_pretrained(smollm, padding_side="right")
     texts = ["When Mary and John went to the store, John gave a drink to Mary.", "Birds sing."]
     found = bt.attention_maps(decoder, texts, tokenizer=tokenizer)
     assert found.tokens[1] == ("Birds", " sing", ".", *[""] * (len(found.tokens[0]) - 3))

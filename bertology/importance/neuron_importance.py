@@ -29,7 +29,7 @@ class NeuronImportance(Result):
     """
 
     main = "scores"
-    instead_of_top = "use ranking() for the neurons in order, least important first"
+    instead_of_top = "ranking() returns the neurons in order, least important first"
 
     scores: Annotated[Tensor, axes("layer neuron", words="importance, E|g|")]
     """[layer, neuron]: E|g|; NaN for pruned neurons, and where an MLP has fewer neurons than another."""

@@ -125,7 +125,9 @@ def test_texts_of_several_lengths_need_no_padding_token(decoder: Any, smollm: Pa
     tokenizer = AutoTokenizer.from_pretrained(smollm, padding_side="right")
     texts = ["When Mary and John went to the store, John gave a drink to Mary.", "Birds sing."]
     found = bt.attention_maps(decoder, texts, tokenizer=tokenizer)
-    assert found.tokens[1] == ("Birds", " sing", ".", *[""] * (len(found.tokens[0]) - 3))
+    # On transformers 4.57 this tokenizer begins each text with <|im_start|>.
+    many = len(tokenizer(texts[1])["input_ids"])
+    assert found.tokens[1][many - 3 :] == ("Birds", " sing", ".", *[""] * (len(found.tokens[0]) - many))
     assert found.values[3:, 0, :, 1:, 0].mean() > 0.5  # the attention sink
     alone = bt.attention_maps(decoder, texts[1], tokenizer=tokenizer).values
-    torch.testing.assert_close(found.values[:, 1:, :, :3, :3], alone, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.values[:, 1:, :, :many, :many], alone, rtol=1e-3, atol=1e-4)

@@ -79,7 +79,7 @@ def draw_patterns(result: AttentionPatterns, *, ax: AxesT | None = None, path: s
 @draws(AttentionGradients)
 def draw_gradients(result: AttentionGradients, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw the gradients to each class of tokens: a heat map per class, on the same scale."""
-    panels = {f"to {name}": result.gradient_to(name) for name in result.classes}
+    panels = {f"to {name}: values": result.gradient_to(name) for name in result.classes}
     unit, title = axes_of(AttentionGradients)["values"].label, headline(result, "Attention gradients")
     return head_panels(panels, result.labels, unit=unit, title=title, ax=ax, path=path)
 

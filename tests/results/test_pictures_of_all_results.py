@@ -99,7 +99,7 @@ def test_gradients_show_their_values_by_class(gradients):
     assert lines[lines.index("pairs [layer, class]:") + 1].split() == ["low", "high", "other"]
     figure = gradients.plot()
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles[:3] == ["to low", "to high", "to other"]
+    assert titles[:3] == ["to low: values", "to high: values", "to other: values"]
     drawn = torch.tensor(figure.axes[1].images[0].get_array().filled(0.0))
     torch.testing.assert_close(drawn, gradients.values[..., 1])
     assert figure._suptitle.get_text() == "Attention gradients\nBertForSequenceClassification, 3 examples"

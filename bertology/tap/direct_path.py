@@ -21,7 +21,7 @@ from ..anatomy.dissect import is_norm
 from ..anatomy.modules import each_module
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
-from .mixing import alternating
+from .mixing import alternating, fitted, tried
 from .private_api import replace_forward
 from .restore import uncompiled
 
@@ -89,23 +89,17 @@ def _centred(x: Tensor, centred: bool) -> Tensor:
 def _scale(norm: nn.Module, args: tuple[Any, ...], y: Tensor) -> Scale:
     """The linear function that a norm was in one call; whether it takes the mean away is tried."""
     x: Tensor = args[0]
-    unit = alternating(x).expand_as(x)
-    added, of_unit, shifted = (norm.forward(some) for some in (torch.zeros_like(x), unit, unit + 3))
-    centred = torch.allclose(shifted, of_unit, rtol=0.05, atol=1e-3)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    below, above = _centred(x.to(wide), centred), (y - added).to(wide)
+    centred, added, weight = tried(norm, alternating(x).expand_as(x))
+    below, above = _centred(x.to(weight), centred), y.to(weight) - added
     # In half precision a single quotient may be all rounding: the weight, and one number for each token, are not.
-    weight = (of_unit - added).to(wide) / unit.to(wide)
-    weighted = below * weight
-    squares = weighted.square().sum(-1, keepdim=True)
-    factor = weight * torch.where(squares == 0, 0.0, (above * weighted).sum(-1, keepdim=True) / squares)
+    factor = weight * fitted(below * weight, above)
     # Many norms compute in float32, also where all weights are float64.
     allowed = max(4 * torch.finfo(y.dtype).eps, 64 * torch.finfo(torch.float32).eps) * above.abs().max()
     if not bool(((below * factor - above).abs() <= allowed).all()) and len(args) > 1:
         factor = torch.where(below == 0, 0.0, above / below)  # a gate of each number (Mamba's norm)
     if not bool(((below * factor - above).abs() <= allowed).all()):
         raise UnknownAnatomy(f"a {type(norm).__name__} does not scale its input: its direct path is not known")
-    return Scale(centred, added[:1] if added.dim() == x.dim() else added, factor)
+    return Scale(centred, added[:1].to(y), factor)
 
 
 def _is_norm(module: nn.Module) -> bool:

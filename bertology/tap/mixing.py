@@ -11,7 +11,7 @@ parts are added up and compared with it, at all tokens; where it is not found, t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -262,18 +262,26 @@ def alternating(x: Tensor) -> Tensor:
     return unit
 
 
+def tried(norm: nn.Module, unit: Tensor) -> tuple[bool, Tensor, Tensor]:
+    """Whether a norm takes the mean away, what it adds, and its weight, by what it makes of `alternating` numbers."""
+    wide = torch.promote_types(unit.dtype, torch.float32)
+    added, of_unit, shifted = (norm.forward(u).to(wide) for u in (unit * 0, unit, unit + 3))
+    centred = bool(torch.allclose(shifted, of_unit, rtol=0.05, atol=1e-3))
+    return centred, added, (of_unit - added) / unit.to(wide)
+
+
+def fitted(below: Tensor, above: Tensor) -> Tensor:
+    """[..., 1]: the number for each token with which `below` [..., hidden] comes nearest to `above`; 0 for zeros."""
+    squares = below.square().sum(-1, keepdim=True)
+    return torch.where(squares > 0, (above * below).sum(-1, keepdim=True) / squares, torch.zeros_like(squares))
+
+
 def scaled(module: nn.Module, x: Tensor, y: Tensor) -> Scaled:
     """The linear function that a norm was in one call. Raises `UnknownAnatomy` if it was none."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    unit = alternating(x)
-    added, of_unit, shifted = (module.forward(u[None, None])[0, 0].to(wide) for u in (unit * 0, unit, unit + 3))
-    weight = (of_unit - added) / unit.to(wide)
-    centred = bool(torch.allclose(shifted, of_unit, rtol=0.05, atol=1e-3))
-    known = Scaled(centred, added, weight, torch.ones_like(x[..., :1], dtype=wide))
-    below, above = known.without_factor(x.to(wide)), y.to(wide) - added
-    squares = below.square().sum(-1, keepdim=True)
-    factor = torch.where(squares > 0, (above * below).sum(-1, keepdim=True) / squares, torch.zeros_like(squares))
-    return Scaled(centred, added, weight, factor)
+    centred, added, weight = tried(module, alternating(x)[None, None])
+    known = Scaled(centred, added[0, 0], weight[0, 0], torch.ones_like(x[..., :1], dtype=weight.dtype))
+    factor = fitted(known.without_factor(x.to(weight)), y.to(weight) - known.added)
+    return replace(known, factor=factor)
 
 
 def check_whole(site: Site, mixed: Mixed, output: Tensor) -> None:

@@ -23,6 +23,7 @@ from ..anatomy.sites import Anatomy, Site, Stack
 from .calls import Calls, attention_modules
 from .private_api import replace_forward
 from .restore import uncompiled
+from .states import state_of, with_state
 
 
 @dataclass
@@ -234,11 +235,8 @@ def _returning_recorded(module: nn.Module, outputs: list[Any]) -> Callable[..., 
 
 def _own(output: Any) -> Any:
     """A block's output with a copy of its states, which models may change in place (Granite Speech, Qwen3-VL)."""
-    if isinstance(output, Tensor):
-        return output.clone()
-    if type(output) in (tuple, list) and output and isinstance(output[0], Tensor):
-        return type(output)([output[0].clone(), *output[1:]])
-    return output
+    states = state_of(output) if isinstance(output, (Tensor, tuple, list)) else None
+    return with_state(output, states.clone()) if isinstance(states, Tensor) else output
 
 
 def copied(x: Any, rows: int, copies: int, axis: int) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.tokens import label_of
 from ..results.canvas import AxesT, canvas, common_title, finished, headline, set_title, shades, side_legend
-from ..results.figures import colours_of, layer_cells, layer_points, unit_of, width_of
+from ..results.figures import colours_of, layer_cells, layer_points, size_of_map, unit_of, width_of
 from ..results.result import draws
 from .edge_ablation import EdgeAblation
 from .faithfulness import Faithfulness
@@ -36,8 +36,7 @@ def draw_layer_patching(result: LayerPatching, *, ax: AxesT | None = None, path:
         layer_points(axes, {"effect": result.effect[:, None]}, result.labels, unit=unit, title=title, legend=False)
         axes.axhline(0, color="0.5", linewidth=0.8)
         return finished(figure, ax, path)
-    rows, columns = result.token_effect.shape
-    figure, (axes,) = canvas(ax, min(16, max(6.4, 0.3 * columns + 2.4)), min(24, max(4, 0.27 * rows + 1.2)))
+    figure, (axes,) = canvas(ax, *size_of_map(result.token_effect))
     names = None if result.tokens is None else [label_of(token) for token in result.tokens]
     image = layer_cells(axes, result.token_effect, result.labels, "token", names, scale="signed")
     set_title(axes, title)
@@ -48,8 +47,7 @@ def draw_layer_patching(result: LayerPatching, *, ax: AxesT | None = None, path:
 @draws(Faithfulness)
 def draw_faithfulness(result: Faithfulness, *, ax: AxesT | None = None, path: str | Path | None = None) -> AxesT:
     """Draw which heads are kept and which are replaced."""
-    rows, columns = result.kept.shape
-    figure, (axes,) = canvas(ax, min(16, max(6.4, 0.3 * columns + 2.4)), min(24, max(4, 0.27 * rows + 1.2)))
+    figure, (axes,) = canvas(ax, *size_of_map(result.kept))
     image = layer_cells(axes, result.kept, result.labels, "head", None, scale="share")
     image.set_cmap(image.get_cmap().resampled(2))
     many = f"{result.size} of {int((~result.kept.isnan()).sum())} heads kept"

@@ -55,10 +55,15 @@ def draw_heatmap(
     if by_layer is not None:
         return _draw_by_layer(result, by_layer, ax, path)
     name = check_field(result, field)
-    rows, columns = getattr(result, name).shape
-    figure, (axes,) = canvas(ax, min(16, max(6.4, 0.3 * columns + 2.4)), min(24, max(4, 0.27 * rows + 1.2)))
+    figure, (axes,) = canvas(ax, *size_of_map(getattr(result, name)))
     heatmap(result, axes, field=field)
     return finished(figure, ax, path)
+
+
+def size_of_map(values: Tensor) -> tuple[float, float]:
+    """The width and the height, in inches, of a heat map of values [layer, ...]."""
+    rows, columns = values.shape
+    return min(16, max(6.4, 0.3 * columns + 2.4)), min(24, max(4, 0.27 * rows + 1.2))
 
 
 def _field_by_layer(result: Result, field: str | None) -> str | None:

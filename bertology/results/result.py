@@ -237,12 +237,14 @@ _MATPLOTLIB = {
 
 def _no_option(kind: type, name: str, value: Any, known: list[str]) -> DataError:
     """An error that names the classes whose pictures have this option, and the options of this one."""
-    if name in _MATPLOTLIB:
-        told = f"is no option of {kind.__name__}.plot: {_MATPLOTLIB[name]}. {kind.__name__}.plot takes"
-        return DataError(f"{name}={shown(value)} {told} {', '.join(dict.fromkeys(['field', *known]))}")
     others = sorted(other.__name__ for other, picture in _pictures.items() if name in _options(picture))
-    told = f"is for {', '.join(others)}, got {kind.__name__}," if others else f"is no option of {kind.__name__}.plot,"
-    return DataError(f"{name}={shown(value)} {told} which takes {', '.join(dict.fromkeys(['field', *known]))}")
+    if name in _MATPLOTLIB:
+        told = f"is no option of {kind.__name__}.plot: {_MATPLOTLIB[name]}. {kind.__name__}.plot"
+    elif others:
+        told = f"is for {', '.join(others)}, got {kind.__name__}, which"
+    else:
+        told = f"is no option of {kind.__name__}.plot, which"
+    return DataError(f"{name}={shown(value)} {told} takes {', '.join(dict.fromkeys(['field', *known]))}")
 
 
 def _taken(values: Any, axis: int, rows: list[int]) -> Any:

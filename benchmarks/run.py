@@ -24,6 +24,8 @@ from typing import Any
 
 from _timing import FOLDER, are_figures, parser_of
 
+from bertology.results.complete_file import write_text
+
 HERE = Path(__file__).parent
 TABLES = HERE / "tables.json"
 PAGE = HERE.parent / "docs" / "benchmarks.md"
@@ -126,9 +128,7 @@ def write(tables: dict[str, list[dict[str, Any]]]) -> None:
     """Write all tables, and the page of the site."""
     ordered = [made for name in SCRIPTS for made in tables.get(name, [])]
     for path, text in ((TABLES, json.dumps(ordered, indent=1) + "\n"), (PAGE, page(ordered))):
-        part = path.with_name(f".{path.name}.part")  # a run that is stopped leaves no half of a file
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write_text(path, text)  # a run that is stopped leaves no half of a file
 
 
 def main() -> None:

@@ -27,7 +27,14 @@ nb_execution_mode = (
     "off"  # what the guides print is stored in them, see tests/helpers/pages.py
 )
 
-if not chinese:
+if chinese:
+    # [words](en:limits) is a link to the page limits of the English site.
+    myst_url_schemes = {
+        "http": None,
+        "https": None,
+        "en": {"url": "../{{path}}.html"},
+    }
+else:
     extensions += [
         "sphinx.ext.autodoc",
         "sphinx.ext.napoleon",
@@ -65,7 +72,11 @@ templates_path = ["_templates"]
 html_additional_pages = {} if chinese else {"404": "404.html"}
 html_sidebars = {
     name: []
-    for name in (["**"] if chinese else ["index", "quickstart", "gallery", "404"])
+    for name in [
+        "index",
+        "quickstart",
+        *(["data", "faq"] if chinese else ["gallery", "404"]),
+    ]
 }
 html_show_sourcelink = html_copy_source = False
 html_theme_options = {

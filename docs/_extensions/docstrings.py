@@ -77,8 +77,12 @@ def read_docstring(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
     """Give Sphinx the docstring in its own markup."""
-    # Of "[layer, head]: the mean" under a field, napoleon takes the shape for a type.
-    if what in ("attribute", "property") and lines and lines[-1].startswith(":type: "):
+    # Of "[layer, head]: the mean" under a field or a constant, napoleon takes what comes first for a type.
+    if (
+        what in ("attribute", "property", "data")
+        and lines
+        and lines[-1].startswith(":type: ")
+    ):
         shape = lines.pop().removeprefix(":type: ")
         shape = f"`{shape}`" if shape.startswith("[") else shape
         lines[0] = f"{shape}: {lines[0]}"

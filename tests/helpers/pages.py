@@ -143,13 +143,17 @@ def write(page: Path) -> None:
 
 
 def translate(page: Path) -> None:
-    """Store the same below the same code of the page in Chinese, if there is one."""
+    """Store the same below the same code of the page in Chinese, if there is one, which has its own words of pictures."""
     other = page.parent / "zh" / page.name
     if other.is_file():
-        stored = {block["code"]: block["stored"].replace("](img/", "](../img/") for block in blocks(page)}
+        english = {block["code"]: block for block in blocks(page)}
         text = other.read_text()
         for block in reversed(blocks(other)):
-            text = text[: block.start("stored")] + stored[block["code"]] + text[block.end("stored") :]
+            new = english[block["code"]]
+            stored = f"\n```text\n{new['text']}```\n" if new["text"] else ""
+            if new["picture"]:
+                stored += f"\n![{block['words'] or ''}](../{new['picture']})\n"
+            text = text[: block.start("stored")] + stored + text[block.end("stored") :]
         other.write_text(text)
 
 

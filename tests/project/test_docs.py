@@ -111,10 +111,16 @@ def test_code_fits_the_page(page):
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "zh").glob("*.md")), ids=lambda p: p.stem)
 def test_a_page_in_chinese_has_the_code_and_outputs_of_the_english_one(page):
     """So what is tested there holds here. Pages whose English one has more may leave blocks out."""
-    english = {(block["code"], block["stored"]) for block in pages.blocks(ROOT / "docs" / page.name)}
+    english = {(block["code"], block["text"], block["picture"]) for block in pages.blocks(ROOT / "docs" / page.name)}
     for block in pages.blocks(page):
-        found = block["code"], block["stored"].replace("](../img/", "](img/")
+        found = block["code"], block["text"], block["picture"] and block["picture"].removeprefix("../")
         assert found in english, f"not in docs/{page.name}:\n{block['code']}"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "zh").glob("*.md")), ids=lambda p: p.stem)
+def test_what_a_picture_shows_is_said_in_chinese(page):
+    words = re.findall(r"^!\[([^\n]*)\]\(", page.read_text(), re.MULTILINE)
+    assert [one for one in words if not re.search(r"[\u4e00-\u9fff]", one)] == []
 
 
 def encoder_decoder():

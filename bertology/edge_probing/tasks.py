@@ -348,8 +348,8 @@ class EdgeTask(Sequence[Record]):
             return names
         if set(names) - set(self.labels):
             raise DataError(
-                f"task {self.name!r} counts some of its labels only, and {listed(names)} has others: say with counted= "
-                "which count"
+                f"task {self.name!r} counts some of its labels only, and {listed(names)} has others: pass counted= "
+                "with those that count"
             )
         return tuple(name for name in names if name in self.counted)
 

@@ -99,8 +99,8 @@ def _runs(anatomy: Anatomy, metric: ExampleMetric, options: PatchOptions) -> Run
     some_tokens = options.by_token or options.positions is not None
     if some_tokens and len({reads_text(anatomy.model, stack) for stack in mine}) > 1:
         raise DataError(
-            f"the tokens of {' and '.join(mine)} are not the same: with positions= or by_token=True, say with only= "
-            "which stack is patched"
+            f"the tokens of {' and '.join(mine)} are not the same, so that positions= and by_token=True take one "
+            f"stack: pass only={mine[0]!r}, or another one"
         )
     if parts in ("blocks", "mlps"):
         return LayerRuns(anatomy, metric, only=only, mlps=parts == "mlps")

@@ -50,6 +50,8 @@ class LayerSimilarity(Result):
     """[layer]: the layers of the model: `0`, the embeddings, `1`, what block 1 returns ..."""
     other_labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: those of the other model, or the same."""
+    over: Over = "token"
+    """What was compared: each real "token", or the mean of the tokens of each "text"."""
 
 
 class SimilarityAccumulator(Accumulator):
@@ -203,8 +205,8 @@ class SimilarityAccumulator(Accumulator):
         if int(self.alone):
             null = torch.full_like(null, float("nan"))
         left, right = slice(0, len(self._numbers[0])), slice(len(widths) - len(self._numbers[-1]), None)
-        labels = [tuple(map(str, some)) for some in (self._numbers[0], self._numbers[-1])]
-        return LayerSimilarity(cka[left, right], null[left, right], many, *labels)
+        labels, other_labels = (tuple(map(str, some)) for some in (self._numbers[0], self._numbers[-1]))
+        return LayerSimilarity(cka[left, right], null[left, right], many, labels, other_labels, over=self._over)
 
 
 class _Sums(NamedTuple):

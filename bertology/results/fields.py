@@ -103,7 +103,10 @@ def words_of(name: str) -> str:
 
 
 def measured(result: Fields) -> str:
-    """What was measured, in words: "BertModel (bert-base-uncased), 872 examples"; empty if nothing is known."""
+    """What was measured, in words: "BertModel (bert-base-uncased), 872 examples"; empty if nothing is known.
+
+    A result whose examples are tokens or texts says so in its field `over`.
+    """
     many = result.n_examples if result.n_examples is not None else getattr(result, "examples", None)
-    counted = how_many(many, "example") if isinstance(many, int) else ""
+    counted = how_many(many, getattr(result, "over", "example")) if isinstance(many, int) else ""
     return ", ".join(part for part in (result.model_name, counted) if part)

@@ -87,7 +87,7 @@ def test_encoder_decoders(name):
     effect = dict(zip(blocks.labels, blocks.effect.tolist(), strict=True))
     assert effect["encoder.0"] == pytest.approx(1) == effect["decoder.2"]
     assert effect["decoder.0"] == pytest.approx(0, abs=1e-9)
-    with pytest.raises(DataError, match="say with only="):
+    with pytest.raises(DataError, match="pass only="):
         activation_patching(model, clean, corrupted, metric=metric, by_token=True)
     some = activation_patching(model, clean, corrupted, metric=metric, positions=[2], only="encoder")
     assert some.effect[2:].isnan().all()

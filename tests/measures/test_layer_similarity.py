@@ -134,6 +134,15 @@ def test_saved_and_drawn(tmp_path):
     assert (tmp_path / "result.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("over", ["token", "text"])
+def test_the_title_says_what_was_counted(over):
+    found = layer_similarity(BY_NAME["bert"].build(), BATCHES, over=over)
+    title = found.plot().get_suptitle() or found.plot().axes[0].get_title()
+    assert found.over == over
+    assert f"{found.examples} {over}s" in title
+    assert "examples" not in title
+
+
 def test_a_batch_of_one_example_has_no_null():
     alone = [{k: v[b : b + 1] for k, v in inputs.items()} for inputs in BATCHES for b in range(3)]
     found = layer_similarity(BY_NAME["bert"].build(), alone, over="text")

@@ -30,6 +30,36 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 YES = "yes"
 # Those before "pruning" leave the model as it is.
 COLUMNS = {**{name: CHECKS[name] for name in CHECKS if name not in ("pruning", "neurons")}, **SAMPLED, **CHECKS}
+SOFTMAX = r"softmax(?:es)? over \[batch, head, query, key\]"
+PLAIN = {
+    r"^block (?:\d+|a layer) runs in several layers, which share its weights$": "one block runs in several layers, which share its weights",
+    r"^layer .* has \d+ heads and layer .* has \d+, but its config has one number for all.*": "its config has one number of heads for all "
+    "layers, which have different numbers",
+    r"^its config has no setting for it$": "its config has no setting for the sizes that are left",
+    r"^a lens reads logits .*": "its task head gives no logits of two or more classes",
+    r"^it is not known which stack of blocks the task head reads: there are none$": "no stack of blocks is found that the task head reads",
+    r"^the model runs a layer without gradients: its gates would seem to do nothing$": "the model runs some of its layers without gradients, so "
+    "that gates there would seem to do nothing",
+    rf"^the attention of a layer \((\w+)\) took 0 {SOFTMAX}, wanted 1: its maps cannot be read$": r"\1 computes no softmax over [batch, head, "
+    "query, key], so that it has no maps",
+    rf"^a layer cannot be proved: its attention \((\w+)\) takes no {SOFTMAX}$": r"\1 computes no softmax over [batch, head, query, key], by "
+    "which the place of its heads could be checked",
+    r"^a layer runs on (\d+) kinds of tokens in turn: the heads of a layer can be edited": r"some attention runs on \1 kinds of tokens in turn: its "
+    "heads can be edited",
+    r"^the attention of a layer estimates its gradient by sampling: importance from it": "its attention estimates gradients by sampling, so that "
+    "importance",
+    r"^a head of a layer is the difference of two maps: it has none of its own$": "a head is the difference of two maps, and has no map of its own",
+    r": a layer \((\w+)\) computes with": r": \1 computes with",
+    r"^a layer (has|names|returns) ": r"one of its layers \1 ",
+    r"^it takes their width together from the hidden states$": "its attention takes the width of all heads from that of the hidden states",
+    r"^its layout stream uses their maps$": "its second stream, of the layout, uses the maps of the same heads",
+    r"^its projection takes them as ": "its output projection takes the outputs of heads as ",
+    r"^(\w+) refuses these numbers ": r"\1 does not allow the numbers that are left ",
+    r"can be cut, got (\w+); merge adapters.*": r"can be cut, and this model has \1",
+    r"^(\w+) holds (.*), and which of these are its projections is not known$": r"it is not known which parts of \1 are its projections: it has \2",
+    r"in the place of comparing": "instead of comparing",
+}
+"""The words of errors about one layer, and what they say of a type of models."""
 ON_CPU = {"mra": "transformers computes it on CUDA devices alone; on a CPU its output is 0"}
 
 
@@ -76,7 +106,15 @@ def reason(message: str) -> str:
     )
     message = re.split(r"; silence them|\. (?=[A-Z])", message)[0]
     message = re.sub(r"^heads do not lie.*", "no single softmax over the keys stands for a head", message)
-    return re.sub(r"\b[\w.]*(encoder|decoder|cross|module|layers)\.\d+\S*", "a layer", message).replace("|", "/")
+    message = re.sub(r"\b[\w.]*(encoder|decoder|cross|module|layers)\.\d+\S*", "a layer", message).replace("|", "/")
+    return sentence(message)
+
+
+def sentence(message: str) -> str:
+    """The same about a whole model: an error is about one layer of one model, with the numbers of a tiny one."""
+    for pattern, plain in PLAIN.items():
+        message = re.sub(pattern, plain, message)
+    return message
 
 
 def table() -> str:

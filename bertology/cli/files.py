@@ -16,7 +16,8 @@ from ..results.result import Result
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 table { border-collapse: collapse; } th, td { padding: .1rem 1rem .1rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; } h2 { margin-top: 2.5rem; } .files { font-size: .9rem; }

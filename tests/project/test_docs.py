@@ -157,6 +157,20 @@ def test_the_measure_of_the_guide_is_right(build, side, minilm):
     torch.testing.assert_close(found.share, torch.stack(expected), equal_nan=True)
 
 
+OTHER_WORDS = {
+    "令牌": "词元", "标记器": "分词器", "注意力矩阵": "注意力图", "修剪": "剪枝", "掩蔽": "屏蔽", "先行语": "先行词",
+    "中心语": "中心词", "残余流": "残差流", "归因补丁": "归因修补", "激活补丁": "激活修补", "自举": "自助",
+    "可选依赖": "附加依赖", "数据帧": "DataFrame", "探测器": "探针", "空模型": "零模型",
+}  # fmt: skip
+"""{another word: the one that the pages in Chinese have for it}."""
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "zh").glob("*.md")), ids=lambda p: p.stem)
+def test_a_page_in_chinese_has_one_word_for_each_thing(page):
+    text = page.read_text()
+    assert {other: word for other, word in OTHER_WORDS.items() if other in text} == {}
+
+
 API_PAGES = sorted((ROOT / "docs" / "api").rglob("*.md"))
 API = [name for page in API_PAGES for name in re.findall(r"^\.\. auto\w+:: (\S+)$", page.read_text(), re.MULTILINE)]
 

@@ -50,8 +50,9 @@ class LayerSimilarity(Result):
     """[layer]: the layers of the model: `0`, the embeddings, `1`, what block 1 returns ..."""
     other_labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: those of the other model, or the same."""
-    over: Over = "token"
-    """What was compared: each real "token", or the mean of the tokens of each "text"."""
+    over: Over | Literal[""] = ""
+    """What was compared: each real "token", or the mean of the tokens of each "text"; empty in files that were
+    written before this was stored."""
 
 
 class SimilarityAccumulator(Accumulator):

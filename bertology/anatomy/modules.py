@@ -50,9 +50,11 @@ class Modules(list[nn.Module]):
 
         To ask a module for an attribute that it does not have takes torch some microseconds.
         """
-        kinds = {kind for kind in set(map(type, self)) if hasattr(kind, name)}
-        held = map(contains, self.held, repeat(name))
-        return list(compress(self, map(or_, held, map(kinds.__contains__, map(type, self))) if kinds else held))
+        kinds = [kind for kind in self.form.kinds if hasattr(kind, name)]
+        held = list(map(contains, self.held, repeat(name)))
+        if kinds:
+            return list(compress(self, map(or_, held, map(kinds.__contains__, map(type, self)))))
+        return list(compress(self, held)) if True in held else []
 
 
 def each_module(model: nn.Module) -> Modules:
@@ -129,6 +131,7 @@ class Form:
 
     def __init__(self, modules: Modules) -> None:
         self.types = list(map(type, modules))
+        self.kinds = list(dict.fromkeys(self.types))
         self.repeats = len(set(modules)) < len(modules)
         self._parts = [ref(module) for module in modules]
         held = each_children_of(modules.held)

@@ -112,7 +112,7 @@ class HiddenReader(Reader):
         self, anatomy: Anatomy, batch: Batch, keeping: Keeping, tie_last: bool | None = None, *, stepwise: bool = False
     ) -> None:
         super().__init__(anatomy, batch, keeping)
-        self._tie_last, self._stepwise = tie_last, stepwise
+        self._tie_last, self._stepwise, self._as_they_are = tie_last, stepwise, keeping.is_plain
         self._listed = listed_stacks(anatomy)
         self._tokens: dict[str, int] = {}
         self._runs: dict[str, list[list[_State]]] = {}
@@ -137,7 +137,7 @@ class HiddenReader(Reader):
             if runs and self.keeping.positions is not None:
                 raise DataError(f"the {stack} runs several times in a pass: positions= cannot tell which text is meant")
             runs.append([])
-        if runs[-1] and not self.keeping.is_plain:  # the last layer may yet be replaced by the final norm's output
+        if runs[-1] and not self._as_they_are:  # the last layer may yet be replaced by the final norm's output
             runs[-1][-1] = self._kept(stack, runs[-1][-1])
         self._ends[stack] = layer
         if self.keeping.layers.wants(stack, layer):

@@ -83,7 +83,7 @@ class _TappedBlocks:
         x = state_of(output)
         if isinstance(x, tuple) and self._edit is None:
             x = x[0]  # LiLT of transformers 4: its text beside its layout
-        new = self._apply(self.calls.next(block), x)
+        new = self._apply(self.calls.counted(block), x)
         return None if new is None else with_state(output, new)
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
@@ -92,7 +92,7 @@ class _TappedBlocks:
         if self._edit is None:
             self._read(*at, states)
             return None
-        return laid_out(same_shape(self._edit(*at, states), states, str(at)), layout, x)
+        return laid_out(same_shape(self._edit(*at, states), states, at), layout, x)
 
 
 def tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:

@@ -20,7 +20,7 @@ from ..data.padding import real_positions
 from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described, how_many
 from . import tap
 from .edits import noted
-from .listed import as_listed
+from .listed import take_as_listed
 from .recompute import Edit, keep_for_recomputation, recomputing
 
 Kind = Literal["zero", "mean", "resample"]
@@ -154,7 +154,8 @@ def gated(model: nn.Module, gates: Any = None, *, neurons: Any = None) -> Iterat
         mlps = dissect_mlps(anatomy)
         given.append((mlps, checked_gates(mlps, neurons)))
     with ExitStack() as opened:
-        with as_listed(model, anatomy.modules):
+        with ExitStack() as opening:
+            take_as_listed(model, anatomy.modules, opening)
             for where, which in given:
                 # Gates for each example belong to a batch, and differ from pass to pass.
                 told = which.detach() if which.dim() == 2 else "of each example"

@@ -27,10 +27,11 @@ _SIZED = ("group", "stream", "row")
 
 def split_heads(site: Site, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """[batch, token, head, dim], and the elements after all heads (ConvBERT) if any, of the input of `place`."""
-    flat, heads = flattened(site, x), len(site.kept) * site.dim
-    rest = flat[..., heads:] if flat.shape[-1] > heads else None
-    flat = flat if rest is None else flat[..., :heads]
-    return flat.reshape(*flat.shape[:-1], len(site.kept), site.dim), rest
+    flat, heads, dim = flattened(site, x), len(site.kept), site.dim
+    batch, tokens, width = flat.shape
+    rest = flat[..., heads * dim :] if width > heads * dim else None
+    flat = flat if rest is None else flat[..., : heads * dim]
+    return flat.reshape(batch, tokens, heads, dim), rest
 
 
 def join_heads(site: Site, heads: Tensor, rest: Tensor | None, like: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ from .map_reader import Wants
 from .mixing import Parting
 from .private_api import has_pre_hooks
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
-from .restore import uncompiled
+from .restore import run_uncompiled
 from .row_statistics import Wanted
-from .threads import one_thread
+from .threads import claim
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
 PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "mixing", "entropy", "statistics")
@@ -101,10 +101,10 @@ def tap(
     read = None if read is None else of_reader(of_first_run(read))
     edit = None if edit is None else of_reader(edit)
     with note, ExitStack() as undo:
-        undo.enter_context(one_thread(anatomy.model))
+        claim(anatomy.model, undo)
         watch_recomputation(undo)
-        undo.enter_context(uncompiled())
-        hold_off_fast_path((site.attention for site in anatomy.sites), undo)
+        run_uncompiled(undo)
+        hold_off_fast_path([site.attention for site in anatomy.sites], undo)
         if place == "mixing":
             assert read is not None
             parting = Parting(keep_maps=whole)
@@ -171,26 +171,31 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         anatomy.check_readable()
 
     def apply(site: Site, whole: Tensor) -> Tensor | None:
-        if not site.kept or not calls.count:
+        if not site.kept:
             return None
         x, rest = split_heads(site, whole)
         if edit is None:
             read(site, x)
             return None
-        return join_heads(site, same_shape(edit(site, x), x, f"{site.unit}s of {site.label}"), rest, whole)
+        return join_heads(site, same_shape(edit(site, x), x, site, f"{site.unit}s of "), rest, whole)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not calls.count:
+            return None
         args, kwargs = (args, kwargs) if args else (tuple(kwargs.values()), {})
-        new = apply(calls.next(module), args[0])
+        new = apply(calls.counted(module), args[0])
         return None if new is None else ((new, *args[1:]), kwargs)
+
+    def of_product(site: Site, whole: Tensor) -> Tensor | None:
+        return apply(site, whole) if calls.count else None
 
     bare = {site.place for site in anatomy.sites if site.weight}
 
     def place(undo: ExitStack) -> None:
         calls.watch(anatomy, undo)
         if bare:
-            watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
-        open_torch_attention((site.attention for site in anatomy.sites), undo)
+            watch_products([module for module in calls.modules if module in bare], calls.next, of_product, undo)
+        open_torch_attention([site.attention for site in anatomy.sites], undo)
         hooks = hooks_until_end(undo)
         for module in calls.modules:
             if module not in bare:
@@ -209,7 +214,7 @@ def _tap_neurons(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: 
 
     def change(site: Site, x: Tensor) -> Tensor:
         neurons = x.squeeze(-1)
-        return same_shape(edit(site, neurons), neurons, f"neurons of {site.label}").unsqueeze(-1)
+        return same_shape(edit(site, neurons), neurons, site, "neurons of ").unsqueeze(-1)
 
     _tap_heads(dissect_mlps(anatomy), undo, look if edit is None else None, change if read is None else None, once)
 
@@ -223,13 +228,13 @@ def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: boo
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         if not calls.count:
             return None
-        site = calls.next(module)
+        site = calls.counted(module)
         whole = output if isinstance(output, Tensor) else output[0]  # beside the scale of quantized numbers (I-BERT)
         x = flattened(site, whole)
         if edit is None:
             read(site, x)
             return None
-        new = laid_back(site, same_shape(edit(site, x), x, f"MLP of {site.label}"), whole)
+        new = laid_back(site, same_shape(edit(site, x), x, site, "MLP of "), whole)
         return new if whole is output else (new, *output[1:])
 
     def place(undo: ExitStack) -> None:

@@ -7,7 +7,7 @@ from collections import abc
 from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
-from types import UnionType
+from types import FunctionType, MethodType, UnionType
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 import torch
@@ -54,7 +54,9 @@ def classes_of(hint: Any) -> tuple[type, ...]:
     """Classes whose instances are of a type, whatever they hold; there may be other values of that type."""
     if get_origin(hint) in (Union, UnionType):
         return tuple(kind for one in get_args(hint) for kind in classes_of(one))
-    return (hint,) if type(hint) is type and (hint is type(None) or hint not in _PLAIN) else ()
+    if get_origin(hint) is abc.Callable:
+        return FunctionType, MethodType
+    return (hint,) if type(hint) is type and (hint in (type(None), bool, str) or hint not in _PLAIN) else ()
 
 
 def _is_class(hint: Any) -> bool:

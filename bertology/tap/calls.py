@@ -15,13 +15,13 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.modules import each_module
 from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Site
 from ..errors import UnknownAnatomy, how_many
 from .listed import is_listed
+from .private_api import set_hooks
 from .recompute import Edit, applies, keep_for_recomputation, recomputing
 
 Place = TypeVar("Place")
@@ -33,18 +33,6 @@ def attention_modules(anatomy: Anatomy) -> dict[Site, nn.Module]:
     modules = anatomy.model.modules() if remade else ()
     holders = {child: module for module in modules for child in module.children() if child in remade}
     return {site: holders.get(site.attention, site.attention) for site in anatomy.sites}
-
-
-def hooks_until_end(undo: ExitStack) -> list[RemovableHandle]:
-    """A list whose hooks are removed when `undo` ends: by one call, and not by one for each hook."""
-    hooks: list[RemovableHandle] = []
-    undo.callback(_remove_all, hooks)
-    return hooks
-
-
-def _remove_all(hooks: list[RemovableHandle]) -> None:
-    for hook in hooks:
-        hook.remove()
 
 
 class Calls(Generic[Place]):
@@ -131,14 +119,12 @@ class Calls(Generic[Place]):
         """
         self._model = anatomy.model
         self._inside = self._by_stack(anatomy)
-        hooks = hooks_until_end(undo)
-        for stack in self._inside:
-            hooks.append(stack.register_forward_pre_hook(self._start_stack))
-            hooks.append(stack.register_forward_hook(self._end_stack))
+        set_hooks(self._inside, self._start_stack, undo, before=True)
+        set_hooks(self._inside, self._end_stack, undo)
         if anatomy.model not in self._inside:
-            hooks.append(anatomy.model.register_forward_pre_hook(self._start_model))
-            hooks.append(anatomy.model.register_forward_hook(self._end_model))
-            hooks.append(anatomy.model.register_forward_hook(self._leave_model, always_call=True))
+            set_hooks([anatomy.model], self._start_model, undo, before=True)
+            set_hooks([anatomy.model], self._end_model, undo)
+            set_hooks([anatomy.model], self._leave_model, undo, always_call=True)
 
     def _start_stack(self, stack: nn.Module, args: Any) -> None:
         if self._in_model and not self._is_complete(stack):

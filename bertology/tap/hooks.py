@@ -18,13 +18,13 @@ from .arriving import Arriving
 from .attention_maps import tap_maps
 from .block_hooks import tap_blocks, tap_last
 from .block_sums import follow_sums
-from .calls import Calls, hooks_until_end
+from .calls import Calls
 from .edits import noted, same_shape
 from .function_mode import of_reader, watch_products
 from .head_layout import flattened, join_heads, laid_back, split_heads
 from .map_reader import Wants
 from .mixing import Parting
-from .private_api import has_pre_hooks
+from .private_api import has_pre_hooks, set_hooks
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
 from .restore import run_uncompiled
 from .row_statistics import Wanted
@@ -101,10 +101,7 @@ def tap(
     read = None if read is None else of_reader(of_first_run(read))
     edit = None if edit is None else of_reader(edit)
     with note, ExitStack() as undo:
-        claim(anatomy.model, undo)
-        watch_recomputation(undo)
-        run_uncompiled(undo)
-        hold_off_fast_path([site.attention for site in anatomy.sites], undo)
+        _begin(anatomy, undo)
         if place == "mixing":
             assert read is not None
             parting = Parting(keep_maps=whole)
@@ -119,6 +116,24 @@ def tap(
                 _tap_heads(anatomy, undo, of_reader(of_first_run(arriving.check)), None, once)
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
+        yield
+
+
+def _begin(anatomy: Anatomy, undo: ExitStack) -> None:
+    """Get a model ready for its hooks, while `undo` is open."""
+    claim(anatomy.model, undo)
+    watch_recomputation(undo)
+    run_uncompiled(undo)
+    hold_off_fast_path([site.attention for site in anatomy.sites], undo)
+
+
+@contextmanager
+def tap_states(anatomy: Anatomy, read: Callable[..., Any], read_last: Callable[..., Any]) -> Iterator[None]:
+    """`tap` at "block", in every run of a stack, and at "last"."""
+    with ExitStack() as undo:
+        _begin(anatomy, undo)
+        tap_blocks(anatomy, undo, of_reader(of_first_run(read)), None, once=False)
+        tap_last(anatomy, undo, of_reader(of_first_run(read_last)), None, once=False)
         yield
 
 
@@ -160,7 +175,7 @@ def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: b
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read(dict(zip(names, args, strict=False)) | kwargs)
 
-    undo.callback(anatomy.model.register_forward_pre_hook(before, with_kwargs=True).remove)
+    set_hooks([anatomy.model], before, undo, before=True, with_kwargs=True)
 
 
 def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
@@ -196,10 +211,8 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         if bare:
             watch_products([module for module in calls.modules if module in bare], calls.next, of_product, undo)
         open_torch_attention([site.attention for site in anatomy.sites], undo)
-        hooks = hooks_until_end(undo)
-        for module in calls.modules:
-            if module not in bare:
-                hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        called = [module for module in calls.modules if module not in bare] if bare else calls.modules
+        set_hooks(called, before, undo, before=True, with_kwargs=True)
 
     place(undo)
     if edit is not None:
@@ -239,9 +252,7 @@ def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: boo
 
     def place(undo: ExitStack) -> None:
         calls.watch(mlps, undo)
-        hooks = hooks_until_end(undo)
-        for module in calls.modules:
-            hooks.append(module.register_forward_hook(after))
+        set_hooks(calls.modules, after, undo)
 
     place(undo)
     if edit is not None:

@@ -22,12 +22,11 @@ from ..anatomy.modules import each_module
 from ..anatomy.names import CAUSAL_NAME, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..data.models import arguments_of
-from .calls import hooks_until_end
 from .listed import modules_of
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, PROOF_ROWS, attend_plainly, is_plain, repeated, scale_of
 from .plain_inputs import Plain, causal_mask
-from .private_api import ATTENTION_SETTING
+from .private_api import ATTENTION_SETTING, set_hooks
 from .restore import first_value, turn
 from .statistics_route import attend_without_map, may_go_without_map
 
@@ -80,13 +79,12 @@ def _end_piece(module: nn.Module) -> None:
 def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these sites to the reader, while `undo` is open."""
     register()
-    hooks = hooks_until_end(undo)
     read: list[nn.Module] = []
     undo.callback(_forget, read, reading)
     for attention in reading.calls.modules:
         _readings.setdefault(attention, []).append(reading)
         read.append(attention)
-        hooks.append(attention.register_forward_pre_hook(_start, with_kwargs=True))
+    set_hooks(read, _start, undo, before=True, with_kwargs=True)
     name = UNMASKED_NAME if _is_fused(anatomy) else NAME
     set_implementation(anatomy, reading.calls.modules, name, undo)
 

@@ -49,7 +49,7 @@ def _close(module: nn.Module) -> None:
 def hold_off_fast_path(modules: Iterable[nn.Module], undo: ExitStack) -> None:
     """Keep torch from its fast path, if one of these modules is torch's attention, while `undo` is open."""
     global _held
-    if any(isinstance(module, nn.MultiheadAttention) for module in modules):
+    if any(issubclass(kind, nn.MultiheadAttention) for kind in set(map(type, modules))):
         if not _held:
             _before.append(torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)

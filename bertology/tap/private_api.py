@@ -166,10 +166,10 @@ def set_hooks(
     modules: Iterable[nn.Module], hook: Callable[..., Any], undo: ExitStack, *, before: bool = False,
     with_kwargs: bool = False, always_call: bool = False, prepend: bool = False,
 ) -> None:  # fmt: skip
-    """Set one hook on all of these modules, each of which is there once, before or after they run, while `undo` is open.
+    """Set one hook on all of these modules, each of which is there once, while `undo` is open.
 
-    What the names mean is said at torch's own `register_forward_hook`, which takes five times as long, and longer to
-    remove what it has set: a call on a short text pays for each hook.
+    It is called before they run, or after. What the names mean is said at torch's own `register_forward_hook`, which
+    takes five times as long, and longer to remove what it has set: a call on a short text pays for each hook.
     """
     # Fragile: rests on the private dictionaries of a module's hooks, and on the counter that gives hooks their numbers.
     number, filled = RemovableHandle.next_id, list[dict[int, Any]]()

@@ -153,7 +153,7 @@ def _all_statistics(site: Site, shape: tuple[int, int, int, int]) -> Wanted:
 def is_tapped(anatomy: Anatomy) -> bool:
     """Whether heads or blocks of the model are read or edited now, by a tap or by other hooks."""
     blocks = [block for stack in anatomy.stacks for block in stack.blocks]
-    return any(has_pre_hooks(module) for module in [*(site.place for site in anatomy.sites), *blocks])
+    return any(map(has_pre_hooks, [*(site.place for site in anatomy.sites), *blocks]))
 
 
 def check_rows(rows: int | None) -> None:

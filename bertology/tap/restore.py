@@ -199,7 +199,7 @@ def _hold(states: list[_Held]) -> None:
 def uncached(model: nn.Module) -> Iterator[None]:
     """Turn off the cache of keys and values: a pass that skips blocks would leave gaps in it."""
     modules = modules_of(model)
-    one_of_each = {type(module): module for module in modules}.values()
+    one_of_each = dict(zip(map(type, modules), modules, strict=True)).values()
     needed = any(block_oddities_of(module).needs_cache for module in one_of_each)
     with ExitStack() as undo:
         for config in () if needed else modules.configs:

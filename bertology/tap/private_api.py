@@ -172,7 +172,8 @@ def set_hooks(
     takes five times as long, and longer to remove what it has set: a call on a short text pays for each hook.
     """
     # Fragile: rests on the private dictionaries of a module's hooks, and on the counter that gives hooks their numbers.
-    number, filled = RemovableHandle.next_id, list[dict[int, Any]]()
+    filled: list[dict[int, Any]] = []
+    number = RemovableHandle.next_id
     RemovableHandle.next_id += 1
     undo.callback(_remove_hooks, number, filled)
     for module in modules:

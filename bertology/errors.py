@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .type_hints import NO_MISFIT, fits, misfit_inside, words
+from .type_hints import NO_MISFIT, classes_of, fits, misfit_inside, words
 from .type_hints import is_number as is_number  # most modules take both from here, with the errors
 from .type_hints import is_whole as is_whole
 
@@ -196,12 +196,13 @@ def checked(function: F) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        hints = _hints(function)
+        hints, classes = _hints(function)
         for name, value in chain(zip(names, args), kwargs.items()):  # noqa: B905
-            if name in hints and not fits(value, hints[name]):
+            if name not in hints:
+                continue
+            if not isinstance(value, classes[name]) and not fits(value, hints[name]):
                 raise _wrong(function, name, value, hints[name])
-            if name in hints:
-                _check_value(function, name, value)
+            _check_value(function, name, value)
         return function(*args, **kwargs)
 
     setattr(call, "__kwdefaults__", function.__kwdefaults__)  # noqa: B010 (tools read it, as they read the signature)
@@ -246,7 +247,7 @@ def check_shapes(**tensors: Tensor) -> None:
 
 def _check_value(function: Callable[..., Any], name: str, value: object) -> None:
     """Raise `DataError` for what no function takes: NaN as a number, seeds out of range, devices that do not exist."""
-    if value is None or isinstance(value, nn.Module):
+    if value is None or isinstance(value, (nn.Module, dict)):
         return
     what = function.__qualname__.removesuffix(".__init__")
     if is_number(value) and value != value:
@@ -263,8 +264,8 @@ def _check_value(function: Callable[..., Any], name: str, value: object) -> None
 
 
 @functools.cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """{parameter: type}, read at the first call, when every name of the module is there.
+def _hints(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, tuple[type, ...]]]:
+    """{parameter: type}, and its `classes_of`, read at the first call, when every name of the module is there.
 
     What a function returns is left out: it may be of a package that is not installed.
     """
@@ -276,7 +277,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     hints = get_type_hints(SimpleNamespace(__annotations__=written), names)
     for options in [get_args(hint)[0] for hint in hints.values() if get_origin(hint) is Unpack]:
         hints |= get_type_hints(options)
-    return hints
+    return hints, {name: classes_of(hint) for name, hint in hints.items()}
 
 
 _CHECKED_BY_FUNCTIONS = {

@@ -7,7 +7,7 @@ from collections import abc
 from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
-from types import UnionType
+from types import FunctionType, MethodType, UnionType
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 import torch
@@ -37,7 +37,9 @@ def fits(value: Any, hint: Any) -> bool:
         return (several or isinstance(value, Dataset)) and (not listed or _misfit(value, origin, inner) is NO_MISFIT)
     if origin in (abc.Mapping, dict):
         pairs = value.items() if isinstance(value, abc.Mapping) else ()
-        return isinstance(value, abc.Mapping) and all(fits(k, inner[0]) and fits(x, inner[1]) for k, x in pairs)
+        return isinstance(value, abc.Mapping) and all(
+            fits(k, inner[0]) and (inner[1] is Any or fits(x, inner[1])) for k, x in pairs
+        )
     if origin in (abc.Sequence, abc.Collection, list, tuple):
         several = hasattr(value, "__len__") and not isinstance(value, (str, bytes, abc.Mapping, type))
         return several and _misfit(value, origin, inner) is NO_MISFIT
@@ -46,6 +48,15 @@ def fits(value: Any, hint: Any) -> bool:
     if Protocol in getattr(hint, "__bases__", ()):  # what has some of it, since a function may need no more
         return any(hasattr(value, name) for name in vars(hint) if not name.startswith("_"))
     return not _is_class(hint) or isinstance(value, hint)
+
+
+def classes_of(hint: Any) -> tuple[type, ...]:
+    """Classes whose instances are of a type, whatever they hold; there may be other values of that type."""
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(kind for one in get_args(hint) for kind in classes_of(one))
+    if get_origin(hint) is abc.Callable:
+        return FunctionType, MethodType
+    return (hint,) if type(hint) is type and (hint in (type(None), bool, str) or hint not in _PLAIN) else ()
 
 
 def _is_class(hint: Any) -> bool:

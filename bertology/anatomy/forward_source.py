@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from itertools import chain
-from operator import is_, itemgetter, methodcaller
+from itertools import chain, compress, repeat
+from operator import is_, is_not, itemgetter, methodcaller
 from typing import Any
 
 import transformers
@@ -125,10 +125,10 @@ def names_in(method: Any) -> tuple[str, ...]:
     return () if code is None else code.co_names
 
 
-def children_of(module: nn.Module) -> dict[str, nn.Module]:
-    """{name: module} of the children of a module, where the public walks take five times as long."""
+def children_of(module: nn.Module) -> Iterable[nn.Module]:
+    """The children of a module, where the public walks take five times as long."""
     # Fragile: rests on the private dictionary of a module's children.
-    return {name: child for name, child in module._modules.items() if child is not None}
+    return [child for child in module._modules.values() if child is not None]
 
 
 def each_children_of(held: Iterable[Mapping[str, Any]]) -> list[Mapping[str, nn.Module | None]]:
@@ -147,4 +147,5 @@ def weights_of(held: list[Mapping[str, Any]]) -> list[Tensor]:
     """The parameters and buffers among what modules hold, where the public walks take twenty times as long."""
     # Fragile: rests on the private dictionaries of a module's parameters and buffers.
     dictionaries = chain(map(itemgetter("_parameters"), held), map(itemgetter("_buffers"), held))
-    return [x for x in chain.from_iterable(map(methodcaller("values"), dictionaries)) if x is not None]
+    found = list(chain.from_iterable(map(methodcaller("values"), dictionaries)))
+    return list(compress(found, map(is_not, found, repeat(None))))

@@ -50,9 +50,11 @@ class Modules(list[nn.Module]):
 
         To ask a module for an attribute that it does not have takes torch some microseconds.
         """
-        kinds = {kind for kind in set(map(type, self)) if hasattr(kind, name)}
-        held = map(contains, self.held, repeat(name))
-        return list(compress(self, map(or_, held, map(kinds.__contains__, map(type, self))) if kinds else held))
+        kinds = list(compress(self.form.kinds, map(hasattr, self.form.kinds, repeat(name))))
+        held = list(map(contains, self.held, repeat(name)))
+        if kinds:
+            return list(compress(self, map(or_, held, map(kinds.__contains__, map(type, self)))))
+        return list(compress(self, held)) if True in held else []
 
 
 def each_module(model: nn.Module) -> Modules:
@@ -65,11 +67,7 @@ def first_weight(model: nn.Module) -> Tensor | None:
     for own in parameters_of(model):
         if own is not None:
             return own
-    for child in children_of(model).values():
-        found = first_weight(child)
-        if found is not None:
-            return found
-    return None
+    return next((found for child in children_of(model) if (found := first_weight(child)) is not None), None)
 
 
 def each_weight(modules: Iterable[nn.Module]) -> list[Tensor]:
@@ -80,7 +78,7 @@ def each_weight(modules: Iterable[nn.Module]) -> list[Tensor]:
 def all_weights(module: nn.Module) -> list[Tensor]:
     """The parameters of a part of a model that has few modules."""
     own = [x for x in parameters_of(module) if x is not None]
-    return own + [x for child in children_of(module).values() for x in all_weights(child)]
+    return own + [x for child in children_of(module) for x in all_weights(child)]
 
 
 def rounding(model: nn.Module) -> float:
@@ -120,7 +118,7 @@ def modules_by_path(model: nn.Module) -> Modules:
 # No function inside of another: one that calls itself is a cycle, which would keep all modules until it is collected.
 def _add_modules(module: nn.Module, found: Modules) -> None:
     found.append(module)
-    for child in children_of(module).values():
+    for child in children_of(module):
         _add_modules(child, found)
 
 
@@ -129,6 +127,7 @@ class Form:
 
     def __init__(self, modules: Modules) -> None:
         self.types = list(map(type, modules))
+        self.kinds = list(dict.fromkeys(self.types))
         self.repeats = len(set(modules)) < len(modules)
         self._parts = [ref(module) for module in modules]
         held = each_children_of(modules.held)

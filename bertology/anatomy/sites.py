@@ -227,7 +227,7 @@ class Anatomy:
     @property
     def present(self) -> Tensor:
         """[layer, head], bool: which heads there are; a pruned one is not."""
-        if all(len(site.kept) == self.heads for site in self.sites):
+        if {len(site.kept) for site in self.sites} == {self.heads}:
             return torch.ones(self.layers, self.heads, dtype=torch.bool)
         there = torch.zeros(self.layers, self.heads, dtype=torch.bool)
         for row, site in enumerate(self.sites):

@@ -38,6 +38,8 @@ def writes(model: nn.Module) -> bool:
 
 def task_model(model: nn.Module) -> nn.Module:
     """The outermost `PreTrainedModel`, without wrappers around it."""
+    if isinstance(model, transformers.PreTrainedModel):
+        return model
     return next((module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)), model)
 
 

@@ -105,11 +105,20 @@ class RealQueries:
         }
         self.positions: dict[Site, int] = {}
         # What was asked before: all layers are given one tensor.
+        self._asked: dict[tuple[str, int, int, int, int, torch.device], Tensor] = {}
         self._real: dict[tuple[str, int, int, torch.device], Tensor] = {}
 
     def among(self, site: Site, rows: slice, x: Mapped) -> Tensor:
         """[batch, query], bool: which of these rows of `x [batch, head, query, ...]` are real. Do not change it."""
         self.positions[site] = max(rows.stop, self.positions.get(site, 0))
+        batch, _, queries = x.shape[:3]
+        asked = (site.stack, rows.start, rows.stop, batch, queries, x.device)
+        if asked not in self._asked:
+            self._asked[asked] = self._find(site, rows, x)
+        return self._asked[asked]
+
+    def _find(self, site: Site, rows: slice, x: Mapped) -> Tensor:
+        """`among`, for what was not asked before: stacks whose queries are all real are given one tensor."""
         mask = self._masks[site.stack]
         if mask is not None:
             _check_rows(self._anatomy, site.stack, mask, x.shape[0])
@@ -209,7 +218,7 @@ def _stack_mask(anatomy: Anatomy, batch: Batch, stack: str) -> Tensor | None:
 
 
 def _check_rows(anatomy: Anatomy, stack: str, mask: Tensor, rows: int) -> None:
-    if len(mask) != rows:
+    if mask.shape[0] != rows:
         raise DataError(
             f"{type(anatomy.runner(stack)).__name__} has {how_many(rows, 'row')}, but the attention mask has "
             f"{len(mask)}: it is not known which positions are padding. Pass inputs of equal length, without an "

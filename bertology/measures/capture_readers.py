@@ -19,7 +19,7 @@ from ..data.batches import Batch, token_count
 from ..errors import DataError, UnknownAnatomy
 from ..streaming.accumulator import Weighting, check_weighting
 from ..streaming.one_batch import by_stack, layer_labels, masks
-from ..tap import shares, tap
+from ..tap import shares, tap, tap_states
 from .capture_choice import Keeping, Layers
 
 
@@ -112,7 +112,7 @@ class HiddenReader(Reader):
         self, anatomy: Anatomy, batch: Batch, keeping: Keeping, tie_last: bool | None = None, *, stepwise: bool = False
     ) -> None:
         super().__init__(anatomy, batch, keeping)
-        self._tie_last, self._stepwise = tie_last, stepwise
+        self._tie_last, self._stepwise, self._as_they_are = tie_last, stepwise, keeping.is_plain
         self._listed = listed_stacks(anatomy)
         self._tokens: dict[str, int] = {}
         self._runs: dict[str, list[list[_State]]] = {}
@@ -128,20 +128,23 @@ class HiddenReader(Reader):
 
     def open(self, undo: ExitStack) -> None:
         """Read what each block and each stack returns, while `undo` is open."""
-        undo.enter_context(tap(self.anatomy, "block", read=self._read, once=False))
-        undo.enter_context(tap(self.anatomy, "last", read=self._read_last))
+        undo.enter_context(tap_states(self.anatomy, self._read, self._read_last))
 
     def _read(self, stack: str, layer: int, x: Tensor) -> None:
-        runs = self._runs.setdefault(stack, [])
         if layer == 0:
-            if runs and self.keeping.positions is not None:
-                raise DataError(f"the {stack} runs several times in a pass: positions= cannot tell which text is meant")
-            runs.append([])
-        if runs[-1] and not self.keeping.is_plain:  # the last layer may yet be replaced by the final norm's output
-            runs[-1][-1] = self._kept(stack, runs[-1][-1])
+            self._start_run(stack)
+        states = self._runs[stack][-1]
+        if states and not self._as_they_are:  # the last layer may yet be replaced by the final norm's output
+            states[-1] = self._kept(stack, states[-1])
         self._ends[stack] = layer
         if self.keeping.layers.wants(stack, layer):
-            runs[-1].append(_State(layer, x.detach()))
+            states.append(_State(layer, x.detach()))
+
+    def _start_run(self, stack: str) -> None:
+        runs = self._runs.setdefault(stack, [])
+        if runs and self.keeping.positions is not None:
+            raise DataError(f"the {stack} runs several times in a pass: positions= cannot tell which text is meant")
+        runs.append([])
 
     def _kept(self, stack: str, state: _State) -> _State:
         """The state where it is kept, unless it may have more positions than the text: the end of the pass tells."""
@@ -178,10 +181,14 @@ class HiddenReader(Reader):
                 tie = stack.ties_last if self._tie_last is None else self._tie_last
                 states = self._ended(stack, states, final if tie else None)
                 name = run_name(stack.name, number, len(runs))
-                each = [x if done else self.keeping.converted(self.chosen(stack.name, x)) for _, x, done in states]
+                each = [x if done else self._at_end(stack.name, x) for _, x, done in states]
                 stacks |= self.pile({name: each})
                 self.numbers[name] = [layer for layer, _, _ in states]
         return Found(stacks, self.real(stacks), state_labels(stacks, self.numbers))
+
+    def _at_end(self, stack: str, x: Tensor) -> Tensor:
+        """What is kept of a state that was not kept during the pass."""
+        return x if self._as_they_are else self.keeping.converted(self.chosen(stack, x))
 
     def steps(self) -> dict[str, list[list[Tensor]]]:
         """{stack: for each run of it, a tensor for each layer}: what generation reads, a run for each step."""
@@ -234,6 +241,8 @@ def state_labels(stacks: Mapping[str, Any], numbers: Mapping[str, list[int]]) ->
 def _as_text(stack: Stack, states: list[_State], final: Tensor | None, tokens: int) -> list[_State]:
     """The states of the text's own tokens, where a stack works on more: padding (Longformer), a prompt (CPM-Ant)."""
     if final is None or stack.reads_images or final.shape[1] != tokens:
+        return states
+    if all(state.x.shape[1] == tokens for state in states):
         return states
     prefixed = block_oddities_of(stack.module).prefixes
     return [

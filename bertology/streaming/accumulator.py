@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
@@ -236,7 +237,12 @@ class Accumulator(ABC):
 
     @classmethod
     def _stats(cls) -> dict[str, Stat]:
-        return {name: kind for c in reversed(cls.__mro__) for name, kind in vars(c).items() if isinstance(kind, Stat)}
+        return _stats_of(cls)
+
+
+@lru_cache(maxsize=64)
+def _stats_of(kind: type) -> dict[str, Stat]:
+    return {name: one for c in reversed(kind.__mro__) for name, one in vars(c).items() if isinstance(one, Stat)}
 
 
 def _owner(kind: type, name: str) -> type:
@@ -379,8 +385,9 @@ def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None
         return together([measure.wants(site, shape) for measure in measures])
 
     def read(site: Site, x: Any, rows: slice) -> None:
-        of_text = some_want_text and real.are_of_text(site, x)
-        given = [measure for measure in measures if of_text or not measure.text_only]
+        given = measures
+        if some_want_text and not real.are_of_text(site, x):
+            given = [measure for measure in measures if not measure.text_only]
         if given:
             queries = real.among(site, rows, x)
             for measure, own in zip(given, _given(given, site, x, rows), strict=True):

@@ -11,9 +11,9 @@ from ..anatomy.forward_source import is_transformers_4
 from ..anatomy.names import STATES_ARGUMENT
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
-from .calls import Calls, hooks_until_end
+from .calls import Calls
 from .edits import same_shape
-from .private_api import edit_output
+from .private_api import edit_output, set_hooks
 from .states import flat_states, laid_out, state_of, with_state
 
 
@@ -31,16 +31,14 @@ def tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
 
     def place(undo: ExitStack) -> None:
         tapped.calls.watch(anatomy, undo)
-        hooks = hooks_until_end(undo)
-        for block in tapped.firsts:
-            hooks.append(block.register_forward_pre_hook(tapped.before, with_kwargs=True))
-        for block in tapped.calls.modules:
-            # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its
-            # own, and before transformers 5 a wrapper of `forward`.
-            if edit is not None and is_transformers_4():
+        set_hooks(tapped.firsts, tapped.before, undo, before=True, with_kwargs=True)
+        # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its own,
+        # and before transformers 5 a wrapper of `forward`.
+        if edit is not None and is_transformers_4():
+            for block in tapped.calls.modules:
                 edit_output(block, tapped.after, undo)
-            else:
-                hooks.append(block.register_forward_hook(tapped.after, prepend=edit is not None))
+        else:
+            set_hooks(tapped.calls.modules, tapped.after, undo, prepend=edit is not None)
 
     place(undo)
     if edit is not None:
@@ -80,19 +78,20 @@ class _TappedBlocks:
         """Read or edit what a block returns."""
         if not self.calls.count:
             return None
-        x = state_of(output)
+        x = output if isinstance(output, Tensor) else state_of(output)
         if isinstance(x, tuple) and self._edit is None:
             x = x[0]  # LiLT of transformers 4: its text beside its layout
-        new = self._apply(self.calls.next(block), x)
+        new = self._apply(self.calls.counted(block), x)
         return None if new is None else with_state(output, new)
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:
-        layout = self._layouts[at.stack]
+        stack, layer = at
+        layout = self._layouts[stack]
         states = flat_states(x, layout, at)
         if self._edit is None:
-            self._read(*at, states)
+            self._read(stack, layer, states)
             return None
-        return laid_out(same_shape(self._edit(*at, states), states, str(at)), layout, x)
+        return laid_out(same_shape(self._edit(stack, layer, states), states, at), layout, x)
 
 
 def tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
@@ -105,4 +104,4 @@ def tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool
             else:
                 read(name, output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0])
 
-        undo.callback(stack.last.register_forward_hook(after).remove)
+        set_hooks([stack.last], after, undo)

@@ -7,6 +7,7 @@ would see nothing, and one on a module that runs again would count it twice.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -14,13 +15,13 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.modules import each_module
 from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Site
 from ..errors import UnknownAnatomy, how_many
 from .listed import is_listed
+from .private_api import set_hooks
 from .recompute import Edit, applies, keep_for_recomputation, recomputing
 
 Place = TypeVar("Place")
@@ -32,18 +33,6 @@ def attention_modules(anatomy: Anatomy) -> dict[Site, nn.Module]:
     modules = anatomy.model.modules() if remade else ()
     holders = {child: module for module in modules for child in module.children() if child in remade}
     return {site: holders.get(site.attention, site.attention) for site in anatomy.sites}
-
-
-def hooks_until_end(undo: ExitStack) -> list[RemovableHandle]:
-    """A list whose hooks are removed when `undo` ends: by one call, and not by one for each hook."""
-    hooks: list[RemovableHandle] = []
-    undo.callback(_remove_all, hooks)
-    return hooks
-
-
-def _remove_all(hooks: list[RemovableHandle]) -> None:
-    for hook in hooks:
-        hook.remove()
 
 
 class Calls(Generic[Place]):
@@ -98,17 +87,23 @@ class Calls(Generic[Place]):
 
     def next(self, module: nn.Module) -> Place:
         """The layer or site of this call of `module`, which is counted."""
-        place = self.coming(module)
-        if self.count:
-            self._done[module] += 1
+        return self.counted(module) if self.count else self._places[module][0]
+
+    def counted(self, module: nn.Module) -> Place:
+        """`next`, where it is known that what runs now is to be read or edited."""
+        places, done = self._places[module], self._done[module]
+        place = places[0] if len(places) == 1 else self._place(module, done)
+        self._done[module] = done + 1
         return place
 
     def coming(self, module: nn.Module) -> Place:
         """The layer or site of this call of `module`."""
         places = self._places[module]
-        if len(places) == 1 or not self.count:
-            return places[0]
-        done = self._done[module]
+        return places[0] if len(places) == 1 or not self.count else self._place(module, self._done[module])
+
+    def _place(self, module: nn.Module, done: int) -> Place:
+        """The layer or site of the call of `module` after so many others."""
+        places = self._places[module]
         if done >= len(places):
             raise UnknownAnatomy(
                 f"a shared {type(module).__name__} ran more than {how_many(len(places), 'time')} in one forward pass, "
@@ -124,14 +119,12 @@ class Calls(Generic[Place]):
         """
         self._model = anatomy.model
         self._inside = self._by_stack(anatomy)
-        hooks = hooks_until_end(undo)
-        for stack in self._inside:
-            hooks.append(stack.register_forward_pre_hook(self._start_stack))
-            hooks.append(stack.register_forward_hook(self._end_stack))
+        set_hooks(self._inside, self._start_stack, undo, before=True)
+        set_hooks(self._inside, self._end_stack, undo)
         if anatomy.model not in self._inside:
-            hooks.append(anatomy.model.register_forward_pre_hook(self._start_model))
-            hooks.append(anatomy.model.register_forward_hook(self._end_model))
-            hooks.append(anatomy.model.register_forward_hook(self._leave_model, always_call=True))
+            set_hooks([anatomy.model], self._start_model, undo, before=True)
+            set_hooks([anatomy.model], self._end_model, undo)
+            set_hooks([anatomy.model], self._leave_model, undo, always_call=True)
 
     def _start_stack(self, stack: nn.Module, args: Any) -> None:
         if self._in_model and not self._is_complete(stack):
@@ -143,7 +136,7 @@ class Calls(Generic[Place]):
     def _is_complete(self, stack: nn.Module) -> bool:
         """Whether a stack ran in the pass at hand, each of its modules as often as it should."""
         modules = self._inside[stack]
-        return any(self._done[module] for module in modules) and all(map(self._is_done, modules))
+        return any(map(self._done.__getitem__, modules)) and all(map(self._is_done, modules))
 
     def _is_done(self, module: nn.Module) -> bool:
         done = self._done[module]
@@ -189,6 +182,8 @@ class Calls(Generic[Place]):
             all_parts = anatomy.parts_of_stacks
         else:
             all_parts = {stack.module: frozenset(each_module(stack.module)) for stack in anatomy.stacks}
+        if len(all_parts) == 1 and all(parts.issuperset(self._places) for parts in all_parts.values()):
+            return dict.fromkeys(all_parts, self.modules)
         inner_first = sorted(all_parts, key=lambda stack: len(all_parts[stack]))
         inside: dict[nn.Module, list[nn.Module]] = {stack: [] for stack in inner_first}
         for module, places in self._places.items():
@@ -199,10 +194,8 @@ class Calls(Generic[Place]):
         return inside
 
     def _check(self, modules: list[nn.Module]) -> None:
-        for module in modules:
+        for module in itertools.filterfalse(self._is_done, modules):
             done, places = self._done[module], self._places[module]
-            if self._is_done(module):
-                continue
             where = (
                 f"{places[0]} was not reached in the forward pass"
                 if done < len(places)

@@ -34,11 +34,11 @@ def edits_of(model: nn.Module) -> list[Any]:
     return [edit for module in model.modules() for edit in _open.get(module, ())] if len(_open) else []
 
 
-def same_shape(new: Any, old: Tensor, where: str) -> Tensor:
+def same_shape(new: Any, old: Tensor, where: object, what: str = "") -> Tensor:
     """What an edit returned, in the type of what it was given. Raises `ShapeError` for another shape."""
     if not isinstance(new, Tensor) or new.shape != old.shape:
         got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
         raise ShapeError(
-            f"edit must return a tensor of the shape that it was given, {list(old.shape)} ({where}), got {got}"
+            f"edit must return a tensor of the shape that it was given, {list(old.shape)} ({what}{where}), got {got}"
         )
-    return new.to(old.dtype)
+    return new if new.dtype is old.dtype else new.to(old.dtype)

@@ -20,7 +20,7 @@ from ..data.padding import real_positions
 from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described, how_many
 from . import tap
 from .edits import noted
-from .listed import as_listed
+from .listed import take_as_listed
 from .recompute import Edit, keep_for_recomputation, recomputing
 
 Kind = Literal["zero", "mean", "resample"]
@@ -154,7 +154,8 @@ def gated(model: nn.Module, gates: Any = None, *, neurons: Any = None) -> Iterat
         mlps = dissect_mlps(anatomy)
         given.append((mlps, checked_gates(mlps, neurons)))
     with ExitStack() as opened:
-        with as_listed(model, anatomy.modules):
+        with ExitStack() as opening:
+            take_as_listed(model, anatomy.modules, opening)
             for where, which in given:
                 # Gates for each example belong to a batch, and differ from pass to pass.
                 told = which.detach() if which.dim() == 2 else "of each example"
@@ -171,8 +172,14 @@ def gating(anatomy: Anatomy, gates: Tensor | tuple[Tensor, ...]) -> Iterator[Non
     """
     was_off, by_example = not torch.is_grad_enabled(), gates[0].dim() == 2
     of_images = {stack for stack in {site.stack for site in anatomy.sites} if anatomy.reads_images(stack)}
+    # [head, 1] for each layer, laid out once: views, in which gates that change are seen.
+    columns = list(gates[..., None]) if isinstance(gates, Tensor) and not (by_example or gates.requires_grad) else []
 
     def edit(site: Site, x: Tensor) -> Tensor:
+        if columns and not gates.requires_grad:  # type: ignore[union-attr]
+            column = columns[site.row]
+            if column.shape[0] == len(site.kept) and column.dtype == x.dtype and column.device == x.device:
+                return x * column
         gate = gates[site.row]
         if gate.requires_grad and not torch.is_grad_enabled() and not was_off:
             raise UnknownAnatomy(f"the model runs {site.label} without gradients: its gates would seem to do nothing")

@@ -27,15 +27,19 @@ _SIZED = ("group", "stream", "row")
 
 def split_heads(site: Site, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """[batch, token, head, dim], and the elements after all heads (ConvBERT) if any, of the input of `place`."""
-    flat, heads = flattened(site, x), len(site.kept) * site.dim
-    rest = flat[..., heads:] if flat.shape[-1] > heads else None
-    flat = flat if rest is None else flat[..., :heads]
-    return flat.reshape(*flat.shape[:-1], len(site.kept), site.dim), rest
+    flat = x if site.layout == _PLAIN and x.dim() == 3 else flattened(site, x)
+    heads, dim = len(site.kept), site.dim
+    batch, tokens, width = flat.shape
+    rest = flat[..., heads * dim :] if width > heads * dim else None
+    flat = flat if rest is None else flat[..., : heads * dim]
+    return flat.reshape(batch, tokens, heads, dim), rest
 
 
 def join_heads(site: Site, heads: Tensor, rest: Tensor | None, like: Tensor) -> Tensor:
     """The input of `place` in the layout of `like`, of [batch, token, head, dim] and the elements after all heads."""
     flat = heads.flatten(-2)
+    if rest is None and site.layout == _PLAIN and like.dim() == 3:
+        return flat
     return laid_back(site, flat if rest is None else torch.cat([flat, rest], dim=-1), like)
 
 

@@ -18,17 +18,17 @@ from .arriving import Arriving
 from .attention_maps import tap_maps
 from .block_hooks import tap_blocks, tap_last
 from .block_sums import follow_sums
-from .calls import Calls, hooks_until_end
+from .calls import Calls
 from .edits import noted, same_shape
 from .function_mode import of_reader, watch_products
 from .head_layout import flattened, join_heads, laid_back, split_heads
 from .map_reader import Wants
 from .mixing import Parting
-from .private_api import has_pre_hooks
+from .private_api import has_pre_hooks, set_hooks
 from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
-from .restore import uncompiled
+from .restore import run_uncompiled
 from .row_statistics import Wanted
-from .threads import one_thread
+from .threads import claim
 from .torch_attention import hold_off_fast_path, open_torch_attention
 
 PLACES = ("inputs", "block", "last", "heads", "neurons", "mlp", "attention", "norms", "mixing", "entropy", "statistics")
@@ -101,10 +101,7 @@ def tap(
     read = None if read is None else of_reader(of_first_run(read))
     edit = None if edit is None else of_reader(edit)
     with note, ExitStack() as undo:
-        undo.enter_context(one_thread(anatomy.model))
-        watch_recomputation(undo)
-        undo.enter_context(uncompiled())
-        hold_off_fast_path((site.attention for site in anatomy.sites), undo)
+        _begin(anatomy, undo)
         if place == "mixing":
             assert read is not None
             parting = Parting(keep_maps=whole)
@@ -119,6 +116,24 @@ def tap(
                 _tap_heads(anatomy, undo, of_reader(of_first_run(arriving.check)), None, once)
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
+        yield
+
+
+def _begin(anatomy: Anatomy, undo: ExitStack) -> None:
+    """Get a model ready for its hooks, while `undo` is open."""
+    claim(anatomy.model, undo)
+    watch_recomputation(undo)
+    run_uncompiled(undo)
+    hold_off_fast_path([site.attention for site in anatomy.sites], undo)
+
+
+@contextmanager
+def tap_states(anatomy: Anatomy, read: Callable[..., Any], read_last: Callable[..., Any]) -> Iterator[None]:
+    """`tap` at "block", in every run of a stack, and at "last"."""
+    with ExitStack() as undo:
+        _begin(anatomy, undo)
+        tap_blocks(anatomy, undo, of_reader(of_first_run(read)), None, once=False)
+        tap_last(anatomy, undo, of_reader(of_first_run(read_last)), None, once=False)
         yield
 
 
@@ -138,7 +153,7 @@ def _all_statistics(site: Site, shape: tuple[int, int, int, int]) -> Wanted:
 def is_tapped(anatomy: Anatomy) -> bool:
     """Whether heads or blocks of the model are read or edited now, by a tap or by other hooks."""
     blocks = [block for stack in anatomy.stacks for block in stack.blocks]
-    return any(has_pre_hooks(module) for module in [*(site.place for site in anatomy.sites), *blocks])
+    return any(map(has_pre_hooks, [*(site.place for site in anatomy.sites), *blocks]))
 
 
 def check_rows(rows: int | None) -> None:
@@ -160,7 +175,7 @@ def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: b
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read(dict(zip(names, args, strict=False)) | kwargs)
 
-    undo.callback(anatomy.model.register_forward_pre_hook(before, with_kwargs=True).remove)
+    set_hooks([anatomy.model], before, undo, before=True, with_kwargs=True)
 
 
 def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
@@ -171,30 +186,33 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         anatomy.check_readable()
 
     def apply(site: Site, whole: Tensor) -> Tensor | None:
-        if not site.kept or not calls.count:
+        if not site.kept:
             return None
         x, rest = split_heads(site, whole)
         if edit is None:
             read(site, x)
             return None
-        return join_heads(site, same_shape(edit(site, x), x, f"{site.unit}s of {site.label}"), rest, whole)
+        return join_heads(site, same_shape(edit(site, x), x, site, f"{site.unit}s of "), rest, whole)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not calls.count:
+            return None
         args, kwargs = (args, kwargs) if args else (tuple(kwargs.values()), {})
-        new = apply(calls.next(module), args[0])
+        new = apply(calls.counted(module), args[0])
         return None if new is None else ((new, *args[1:]), kwargs)
+
+    def of_product(site: Site, whole: Tensor) -> Tensor | None:
+        return apply(site, whole) if calls.count else None
 
     bare = {site.place for site in anatomy.sites if site.weight}
 
     def place(undo: ExitStack) -> None:
         calls.watch(anatomy, undo)
         if bare:
-            watch_products([module for module in calls.modules if module in bare], calls.next, apply, undo)
-        open_torch_attention((site.attention for site in anatomy.sites), undo)
-        hooks = hooks_until_end(undo)
-        for module in calls.modules:
-            if module not in bare:
-                hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            watch_products([module for module in calls.modules if module in bare], calls.next, of_product, undo)
+        open_torch_attention([site.attention for site in anatomy.sites], undo)
+        called = [module for module in calls.modules if module not in bare] if bare else calls.modules
+        set_hooks(called, before, undo, before=True, with_kwargs=True)
 
     place(undo)
     if edit is not None:
@@ -209,7 +227,7 @@ def _tap_neurons(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: 
 
     def change(site: Site, x: Tensor) -> Tensor:
         neurons = x.squeeze(-1)
-        return same_shape(edit(site, neurons), neurons, f"neurons of {site.label}").unsqueeze(-1)
+        return same_shape(edit(site, neurons), neurons, site, "neurons of ").unsqueeze(-1)
 
     _tap_heads(dissect_mlps(anatomy), undo, look if edit is None else None, change if read is None else None, once)
 
@@ -223,20 +241,18 @@ def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: boo
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         if not calls.count:
             return None
-        site = calls.next(module)
+        site = calls.counted(module)
         whole = output if isinstance(output, Tensor) else output[0]  # beside the scale of quantized numbers (I-BERT)
         x = flattened(site, whole)
         if edit is None:
             read(site, x)
             return None
-        new = laid_back(site, same_shape(edit(site, x), x, f"MLP of {site.label}"), whole)
+        new = laid_back(site, same_shape(edit(site, x), x, site, "MLP of "), whole)
         return new if whole is output else (new, *output[1:])
 
     def place(undo: ExitStack) -> None:
         calls.watch(mlps, undo)
-        hooks = hooks_until_end(undo)
-        for module in calls.modules:
-            hooks.append(module.register_forward_hook(after))
+        set_hooks(calls.modules, after, undo)
 
     place(undo)
     if edit is not None:

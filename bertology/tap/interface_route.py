@@ -22,12 +22,11 @@ from ..anatomy.modules import each_module
 from ..anatomy.names import CAUSAL_NAME, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..data.models import arguments_of
-from .calls import hooks_until_end
 from .listed import modules_of
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, PROOF_ROWS, attend_plainly, is_plain, repeated, scale_of
 from .plain_inputs import Plain, causal_mask
-from .private_api import ATTENTION_SETTING
+from .private_api import ATTENTION_SETTING, set_hooks
 from .restore import first_value, turn
 from .statistics_route import attend_without_map, may_go_without_map
 
@@ -47,21 +46,26 @@ class _Pieces:
     An image tower with the patches of all images in one row [token, width] does so for each image, or window.
     """
 
-    tokens: int | None
+    tokens: int
     done: int = 0
-    sites: dict[Reading, Site] = field(default_factory=dict)
+    readings: list[tuple[Reading, Site]] = field(default_factory=list)
 
 
 # How many edits want the attention of a module in one piece.
 _whole: dict[nn.Module, int] = {}
-# The passes of the attention modules that are read.
+# The passes of the attention modules that are read, of those that get their tokens in one row.
 _pieces: dict[nn.Module, _Pieces] = {}
 
 
 def _start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Note how many tokens the attention module gets in one row."""
-    x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-    _pieces[module] = _Pieces(x.shape[0] if x is not None and x.dim() == 2 else None)
+    x = args[0] if args else None
+    if not isinstance(x, Tensor):
+        x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+    if x is not None and x.dim() == 2:
+        _pieces[module] = _Pieces(x.shape[0])
+    else:
+        _pieces.pop(module, None)
 
 
 def in_one_piece(modules: list[nn.Module], undo: ExitStack) -> None:
@@ -80,13 +84,12 @@ def _end_piece(module: nn.Module) -> None:
 def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these sites to the reader, while `undo` is open."""
     register()
-    hooks = hooks_until_end(undo)
     read: list[nn.Module] = []
     undo.callback(_forget, read, reading)
     for attention in reading.calls.modules:
         _readings.setdefault(attention, []).append(reading)
         read.append(attention)
-        hooks.append(attention.register_forward_pre_hook(_start, with_kwargs=True))
+    set_hooks(read, _start, undo, before=True, with_kwargs=True)
     name = UNMASKED_NAME if _is_fused(anatomy) else NAME
     set_implementation(anatomy, reading.calls.modules, name, undo)
 
@@ -140,16 +143,19 @@ def _attend(
     With `unmasked`, attention without a mask is causal where torch's fused attention would get `is_causal=True`.
     """
     # A module whose heads were all pruned is not read, but shares its config with others.
-    pieces = _pieces.get(module) or _Pieces(None)
-    if pieces.tokens is None or not pieces.done:
-        pieces.sites = {reading: reading.calls.next(module) for reading in _readings.get(module, [])}
+    found, pieces = _readings.get(module, ()), _pieces.get(module)
+    if pieces is None or not pieces.done:
+        readings = [(reading, reading.calls.next(module)) for reading in found]
+    else:
+        readings = pieces.readings
     if attention_mask is not None and first_value(module.config, ATTENTION_SETTING) != "eager":
         # A mask that the user has made for other functions, which take what may be seen.
         attention_mask = added_mask(attention_mask, query.dtype)
     causal = unmasked and attention_mask is None and query.shape[2] > 1 and _is_causal(module, kwargs)
-    readings = list(pieces.sites.items())
     output = attend_in_blocks(module, query, key, value, attention_mask, readings, kwargs, pieces, causal=causal)
-    pieces.done += query.shape[2]
+    if pieces is not None:
+        pieces.readings = readings
+        pieces.done += query.shape[2]
     return output, None
 
 
@@ -180,11 +186,11 @@ def attend_in_blocks(
 
     With `causal`, there is no mask, and a query sees no later key.
     """
-    eager = _eager_of(module, readings)
-    if OUTPUT_MAPS_ARGUMENT in arguments_of(eager):  # CLIP of transformers 4 keeps its map otherwise
+    eager, asks = _eager_of(module, readings)
+    if asks:  # CLIP of transformers 4 keeps its map otherwise
         kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
+    in_pieces = pieces is not None
     size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
-    in_pieces = pieces is not None and pieces.tokens is not None
     needs_map = in_pieces or any(reading.needs_map for reading, _ in readings)
     bare = not needs_map and may_go_without_map(query, key) and not _has_own_rows(module, kwargs)
     # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.
@@ -217,14 +223,15 @@ def attend_in_blocks(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
-def _eager_of(module: nn.Module, readings: list[tuple[Reading, Site]]) -> Callable[..., Any]:
-    """A module's own eager function, which a reading looks up once for all modules of a class."""
+def _eager_of(module: nn.Module, readings: list[tuple[Reading, Site]]) -> tuple[Callable[..., Any], bool]:
+    """A module's own eager function, and whether it is asked for its map, which a reading looks up once for a class."""
     known = readings[0][0].eager if readings else {}
-    if type(module) not in known:
+    kind = type(module)
+    if kind not in known:
         found = eager_function(module)
         assert found is not None
-        known[type(module)] = found
-    return known[type(module)]
+        known[kind] = found, OUTPUT_MAPS_ARGUMENT in arguments_of(found)
+    return known[kind]
 
 
 def _is_proved_plain(
@@ -255,7 +262,7 @@ def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _placed(pieces: _Pieces | None, weights: Tensor, rows: slice) -> tuple[Tensor, slice]:
     """The weights of a piece of the tokens among those of all, which its queries do not look at."""
-    if pieces is None or pieces.tokens is None or weights.shape[-1] == pieces.tokens:
+    if pieces is None or weights.shape[-1] == pieces.tokens:
         return weights, rows
     start = pieces.done
     whole = F.pad(weights, (start, pieces.tokens - start - weights.shape[-1]))

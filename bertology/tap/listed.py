@@ -5,8 +5,7 @@ A measure lists the modules of a model, and nothing takes one out or puts anothe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 from torch import nn
 
@@ -16,18 +15,16 @@ from ..anatomy.sites import Anatomy
 _listed: list[tuple[nn.Module, Modules]] = []
 
 
-@contextmanager
-def as_listed(model: nn.Module, modules: Modules | None) -> Iterator[None]:
-    """Take it that a model has these modules, if they are given, while the `with` lasts."""
-    if modules is None:
-        yield
-        return
-    held = (model, modules)
-    _listed.append(held)
-    try:
-        yield
-    finally:
-        _listed[:] = [other for other in _listed if other is not held]
+def take_as_listed(model: nn.Module, modules: Modules | None, undo: ExitStack) -> None:
+    """Take it that a model has these modules, if they are given, while `undo` is open."""
+    if modules is not None:
+        held = (model, modules)
+        _listed.append(held)
+        undo.callback(_forget, held)
+
+
+def _forget(held: tuple[nn.Module, Modules]) -> None:
+    _listed[:] = [other for other in _listed if other is not held]
 
 
 def modules_of(model: nn.Module) -> Modules:

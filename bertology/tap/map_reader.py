@@ -33,8 +33,8 @@ class Reading:
     arriving: Arriving | None = None
     masks: dict[Any, Tensor] = field(default_factory=dict)
     """The causal masks of whole texts, which all layers share."""
-    eager: dict[type, Callable[..., Any]] = field(default_factory=dict)
-    """The eager function of each class of attention modules."""
+    eager: dict[type, tuple[Callable[..., Any], bool]] = field(default_factory=dict)
+    """The eager function of each class of attention modules, and whether it is asked for its map."""
 
     def weighed(self, site: Site, weights: Tensor, rows: slice, value: Tensor | None) -> Tensor:
         """The weights of a block, or, for a reader of norms, |α f(x)| with the values of all keys."""

@@ -92,10 +92,10 @@ def of_first_run(call: Callable[..., Any]) -> Callable[..., Any]:
     """A reader that reads a part that runs twice only once, although torch compares what both runs keep."""
 
     def called(*args: Any) -> Any:
+        if _running.edits is None and not _running.first_runs:
+            return call(*args)
         if recomputing():
             return None
-        if not _running.first_runs:
-            return call(*args)
         with saved_tensors_hooks(Tensor.detach, lambda x: x):
             return call(*args)
 

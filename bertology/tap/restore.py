@@ -19,9 +19,9 @@ from torch import nn
 from ..anatomy.modules import Modules, attributes_of, each_module, each_weight
 from ..anatomy.names import SWITCHED_NAME, USE_CACHE_ARGUMENT
 from ..anatomy.oddities import block_oddities_of
-from .listed import as_listed, modules_of
+from .listed import modules_of, take_as_listed
 from .private_api import may_be_compiled
-from .threads import one_thread
+from .threads import claim
 from .wrapped import run_alone
 
 _switching = threading.Lock()
@@ -68,25 +68,32 @@ _uncompiled: list[Any] = []
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
+    """`run_uncompiled` while the `with` lasts."""
+    with ExitStack() as undo:
+        run_uncompiled(undo)
+        yield
+
+
+def run_uncompiled(undo: ExitStack) -> None:
     """Run compiled models uncompiled: a graph that was compiled before a hook was set silently skips it.
 
     The switch is torch's own, for the whole process; several taps at once, in threads too, turn it once.
     """
     if not may_be_compiled():
-        yield  # nothing was ever compiled
-        return
+        return  # nothing was ever compiled
     with _lock:
         if not _uncompiled:
             _uncompiled.append(torch.compiler.set_stance("force_eager"))
             _uncompiled[0].__enter__()
         _uncompiled.append(None)
-    try:
-        yield
-    finally:
-        with _lock:
-            _uncompiled.pop()
-            if len(_uncompiled) == 1:
-                _uncompiled.pop().__exit__(None, None, None)
+    undo.callback(_compile_again)
+
+
+def _compile_again() -> None:
+    with _lock:
+        _uncompiled.pop()
+        if len(_uncompiled) == 1:
+            _uncompiled.pop().__exit__(None, None, None)
 
 
 @contextmanager
@@ -100,9 +107,9 @@ def undisturbed(model: nn.Module, modules: Modules | None = None) -> Iterator[No
     Raises `BertologyError` while another thread measures or edits the model.
     """
     with ExitStack() as undo:
-        undo.enter_context(one_thread(model))  # first: a mode that another thread set is not the one to restore
+        claim(model, undo)  # first: a mode that another thread set is not the one to restore
         run_alone(model, undo)
-        undo.enter_context(as_listed(model, modules))
+        take_as_listed(model, modules, undo)
         modules = each_module(model) if modules is None else modules
         # Where CUDA was not used yet, no weight is there.
         weights = each_weight(modules) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
@@ -192,7 +199,7 @@ def _hold(states: list[_Held]) -> None:
 def uncached(model: nn.Module) -> Iterator[None]:
     """Turn off the cache of keys and values: a pass that skips blocks would leave gaps in it."""
     modules = modules_of(model)
-    one_of_each = {type(module): module for module in modules}.values()
+    one_of_each = dict(zip(map(type, modules), modules, strict=True)).values()
     needed = any(block_oddities_of(module).needs_cache for module in one_of_each)
     with ExitStack() as undo:
         for config in () if needed else modules.configs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,29 +27,37 @@ _lock = threading.Lock()
 
 @contextmanager
 def one_thread(model: nn.Module) -> Iterator[None]:
-    """Claim a model for this thread while the `with` lasts; it may be claimed several times by one thread.
+    """`claim` a model for this thread while the `with` lasts."""
+    with ExitStack() as undo:
+        claim(model, undo)
+        yield
+
+
+def claim(model: nn.Module, undo: ExitStack) -> None:
+    """Claim a model for this thread while `undo` is open; it may be claimed several times by one thread.
 
     A part of a model, or a wrapper around it, counts as the same model if its first weight is the same. Raises
     `BertologyError` if another thread that is still alive has claimed it.
     """
     first = first_weight(model)
-    weight = model if first is None else first
+    weight, this = model if first is None else first, threading.current_thread()
     with _lock:
         owner = _owners.get(id(weight))
-        if owner is None or not owner.thread.is_alive():
-            owner = _owners[id(weight)] = _Owner(weight, threading.current_thread())
-        if owner.thread is not threading.current_thread():
+        if owner is None or not (owner.thread is this or owner.thread.is_alive()):
+            owner = _owners[id(weight)] = _Owner(weight, this)
+        if owner.thread is not this:
             raise BertologyError(
                 f"this {type(model).__name__} is measured or edited by another thread ({owner.thread.name}), whose "
                 "hooks would see the passes of both: measure one after the other, give each thread its own copy of the "
                 "model, or use processes"
             )
         owner.uses += 1
-    try:
-        yield
-    finally:
-        # A generator may be closed in another thread than the one that claimed the model.
-        with _lock:
-            owner.uses -= 1
-            if owner.uses == 0 and _owners.get(id(weight)) is owner:
-                del _owners[id(weight)]
+    undo.callback(_release, owner)
+
+
+def _release(owner: _Owner) -> None:
+    """End a claim; a generator may be closed in another thread than the one that claimed the model."""
+    with _lock:
+        owner.uses -= 1
+        if owner.uses == 0 and _owners.get(id(owner.model)) is owner:
+            del _owners[id(owner.model)]

@@ -28,15 +28,14 @@ _before: list[bool] = []
 
 def open_torch_attention(modules: Iterable[nn.Module], undo: ExitStack) -> None:
     """Let those of these modules that are torch's attention compute in steps, while `undo` is open."""
-    modules = list(modules)
-    hold_off_fast_path(modules, undo)
-    for module in modules:
-        if isinstance(module, nn.MultiheadAttention):
-            count, steps = _open.get(module) or (0, ExitStack())
-            if not count:
-                replace_forward(module, partial(attend, module), steps)
-            _open[module] = count + 1, steps
-            undo.callback(_close, module)
+    found = [module for module in modules if isinstance(module, nn.MultiheadAttention)]
+    hold_off_fast_path(found, undo)
+    for module in found:
+        count, steps = _open.get(module) or (0, ExitStack())
+        if not count:
+            replace_forward(module, partial(attend, module), steps)
+        _open[module] = count + 1, steps
+        undo.callback(_close, module)
 
 
 def _close(module: nn.Module) -> None:
@@ -50,7 +49,7 @@ def _close(module: nn.Module) -> None:
 def hold_off_fast_path(modules: Iterable[nn.Module], undo: ExitStack) -> None:
     """Keep torch from its fast path, if one of these modules is torch's attention, while `undo` is open."""
     global _held
-    if any(isinstance(module, nn.MultiheadAttention) for module in modules):
+    if any(issubclass(kind, nn.MultiheadAttention) for kind in set(map(type, modules))):
         if not _held:
             _before.append(torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)

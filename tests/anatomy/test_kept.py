@@ -366,3 +366,60 @@ def test_an_anatomy_is_pickled_and_copied():
         assert other.model is not anatomy.model
         assert {site.attention for site in other.sites} <= {*other.model.modules()}
         assert parts(other) == parts(dissect(other.model))
+
+
+def test_a_part_that_a_projection_gets_between_calls_runs_in_eval_mode_and_gets_its_mode_back():
+    """A module without parts gets one, as parametrizations and adapters do it."""
+    model, given = BY_NAME["bert"].build(), batch()
+    expected = hidden_states(model, given).values
+    dense = model.bert.encoder.layer[1].attention.output.dense
+    dense.dropped = nn.Dropout(0.9).train()
+    undo = dense.register_forward_hook(lambda module, args, output: module.dropped(output))
+    torch.testing.assert_close(hidden_states(model, given).values, expected, rtol=0, atol=0)
+    assert dense.dropped.training
+    assert dense.dropped in each_module(model)
+    undo.remove()
+    del dense.dropped
+    assert each_module(model) == list(model.modules())
+
+
+def louder_by_class(dense):
+    """Another class in place of its own, which is how parametrizations are made."""
+    kind = type(dense)
+    dense.__class__ = type("Louder", (kind,), {"forward": lambda self, x: 2 * kind.forward(self, x)})
+
+
+def louder_by_forward(dense):
+    own = dense.forward
+    dense.forward = lambda x: own(x) * 2
+
+
+def louder_by_hook(dense):
+    dense.register_forward_hook(lambda module, args, output: output * 2)
+
+
+@pytest.mark.parametrize("change", [louder_by_class, louder_by_forward, louder_by_hook])
+def test_a_projection_that_computes_something_else_between_calls_is_read_as_it_is(change):
+    model, new, given = BY_NAME["gpt"].build(), BY_NAME["gpt"].build(), batch()
+    new.load_state_dict(model.state_dict())
+    before = hidden_states(model, given).values
+    projections = [one.transformer.h[0].mlp.c_proj for one in (model, new)]
+    for dense in projections:
+        change(dense)
+    found = hidden_states(model, given).values
+    assert not torch.equal(found, before)
+    assert torch.equal(found, hidden_states(new, given).values)
+
+
+def test_attributes_that_modules_or_classes_get_between_calls_are_seen():
+    class Marked(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(2, 2), Marked(2, 2))
+    assert each_module(model).with_attribute("mark") == []
+    model[0].mark = None
+    assert each_module(model).with_attribute("mark") == [model[0]]
+    Marked.mark = 1
+    assert each_module(model).with_attribute("mark") == [model[0], model[1]]
+    del model[0].mark, Marked.mark
+    assert each_module(model).with_attribute("mark") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import bertology as b
 from bertology import dissect, tap
 from bertology.tap.map_reader import Reading
+from bertology.tap.private_api import set_hook
 from helpers.zoo import BY_NAME, batch
 from laws.laws import Broken, raising_at
 from laws.taps import (
@@ -61,6 +63,7 @@ class Countdown:
 
 
 REGISTER = {name: getattr(nn.Module, name) for name in ("register_forward_pre_hook", "register_forward_hook")}
+PRIVATE = importlib.import_module(set_hook.__module__)
 
 
 @contextmanager
@@ -74,6 +77,7 @@ def a_call_that_raises(n: int) -> Iterator[Countdown]:
     with pytest.MonkeyPatch.context() as patch:
         for name, register in REGISTER.items():
             patch.setattr(nn.Module, name, lambda *a, register=register, **k: counted(register, *a, **k))
+        patch.setattr(PRIVATE, "set_hook", lambda held, number, hook: set_hook(held, number, countdown.before(hook)))
         patch.setattr(Reading, "give", countdown.before(Reading.give))
         yield countdown
 
@@ -85,6 +89,7 @@ def a_registration_that_raises(n: int) -> Iterator[Countdown]:
     with pytest.MonkeyPatch.context() as patch:
         for name, register in REGISTER.items():
             patch.setattr(nn.Module, name, countdown.before(register))
+        patch.setattr(PRIVATE, "set_hook", countdown.before(set_hook))
         yield countdown
 
 

@@ -209,3 +209,23 @@ def test_gates_of_pruned_heads_are_not_looked_at():
     with gated(model, gates):
         assert not torch.allclose(logits(model, inputs), plain)
     assert dissect(model).sites[0].kept == (0, 2, 3)
+
+
+@pytest.mark.parametrize("how", ["value", "gradient"])
+def test_gates_that_change_while_they_are_open_are_those_of_the_next_pass(how):
+    model, inputs = BY_NAME["gpt2"].build(), batch()
+    gates = torch.ones(2, 4)
+    with gated(model, gates):
+        before = model(**inputs).logits.detach()
+        if how == "value":
+            gates[0, 1] = 0.5
+        else:
+            gates.requires_grad_()
+        after = model(**inputs).logits
+    if how == "value":
+        with gated(model, gates):
+            assert torch.equal(after, model(**inputs).logits)
+        assert not torch.equal(after, before)
+    else:
+        after.square().sum().backward()
+        assert gates.grad.abs().min() > 0

@@ -27,6 +27,7 @@ from bertology.tap.private_api import (
     replace_entry,
     replace_forward,
     running_module,
+    set_hooks,
     wrap_checkpoints,
 )
 from helpers.zoo import BY_NAME, batch
@@ -46,6 +47,58 @@ def test_the_setting_chooses_the_attention_function():
     assert seen, f"modules no longer look up their attention function by {ATTENTION_SETTING} when they run"
     setattr(model.config, ATTENTION_SETTING, "eager")
     model(**batch())
+
+
+class Doubling(nn.Module):
+    def forward(self, x, *, times=2):
+        if times < 0:
+            raise ValueError(times)
+        return x * times
+
+
+HOOKS = [
+    {"before": True}, {"before": True, "with_kwargs": True}, {"before": True, "prepend": True}, {}, {"prepend": True},
+    {"with_kwargs": True}, {"always_call": True}, {"always_call": True, "with_kwargs": True, "prepend": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOOKS)
+def test_hooks_that_are_set_are_called_and_removed_as_those_of_torch(how):
+    def calls(set_it):
+        module, seen = Doubling(), []
+        register = module.register_forward_pre_hook if how.get("before") else module.register_forward_hook
+        register(lambda *given: seen.append(("other", given[1:])))
+        before = {name: dict(held) for name, held in vars(module).items() if "hook" in name and isinstance(held, dict)}
+        with ExitStack() as undo:
+            set_it(module, lambda *given: seen.append(("own", given[1:])), undo)
+            for times in (3, -1):
+                with pytest.raises(ValueError, match="-1") if times < 0 else ExitStack():
+                    module(2, times=times)
+        many = len(seen)
+        module(2)
+        left = {name: dict(held) for name, held in vars(module).items() if name in before}
+        return seen[:many], len(seen) - many, left == before
+
+    def by_torch(module, hook, undo):
+        options = {name: value for name, value in how.items() if name != "before"}
+        register = module.register_forward_pre_hook if how.get("before") else module.register_forward_hook
+        undo.callback(register(hook, **options).remove)
+
+    ours = calls(lambda module, hook, undo: set_hooks([module], hook, undo, **how))
+    assert ours == calls(by_torch), "modules keep their hooks elsewhere: nothing would be read, or hooks would stay"
+    assert any(who == "own" for who, _ in ours[0])
+    assert ours[1:] == (1, True)
+
+
+def test_hooks_get_numbers_of_their_own():
+    """A hook that torch sets later must not take the place of one of ours, nor be removed with it."""
+    module, seen = Doubling(), []
+    with ExitStack() as undo:
+        set_hooks([module], lambda *_: seen.append("ours"), undo)
+        module.register_forward_hook(lambda *_: seen.append("other"))
+        module(1)
+    module(1)
+    assert seen == ["ours", "other", "other"]
 
 
 class Seeing(TorchFunctionMode):

@@ -88,9 +88,8 @@ class EdgeAccumulator(BranchAccumulator):
         if self._by_layer:
             where = torch.cat([where, torch.eye(anatomy.layers)])
         gates = 1 - torch.einsum("wl,pq->wplq", where, torch.eye(len(pairs)))
-        return EdgeVariants(
-            anatomy, [partial(_between, anatomy, self.classes, query, key) for query, key in pairs]
-        ), gates.flatten(0, 1)
+        cuts = [partial(_between, anatomy, self.classes, query, key) for query, key in pairs]
+        return EdgeVariants(anatomy, cuts), gates.flatten(0, 1)
 
     @property
     def present(self) -> Tensor:
@@ -108,8 +107,8 @@ def edge_ablation(
 
     `masked_attention` cuts all heads at once: heads that do the same work cannot replace each other. Information may
     still reach a token through other tokens. A token may always attend to itself, so that no query is left without
-    keys. There is one pass for each pair of classes, and with `by_layer` about half of one for each layer too, since the
-    layers before it run only once.
+    keys. There is one pass for each pair of classes, and with `by_layer` about half of one for each layer too, whose
+    earlier layers run only once.
 
     Args:
         model: a model with a task head and one stack of blocks; edited while it runs, and never changed.

@@ -21,7 +21,7 @@ from .sites import Anatomy, Site, Stack
 from .unmeasured import told
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, repr=False)
 class Neuron:
     """One neuron of an MLP, printed `L5N3`, or `EL0N1`, `DL0N1` in models with several stacks.
 
@@ -41,6 +41,9 @@ class Neuron:
 
     def __str__(self) -> str:
         return NEURONS.printed(self.layer, self.neuron, self.stack)
+
+    def __repr__(self) -> str:
+        return NEURONS.as_code(self.layer, self.neuron, self.stack)
 
 
 NEURONS = PartNames(Neuron, "neuron", "N", NeuronError)

@@ -257,6 +257,7 @@ PADDING_COUNTS = (
     "ConvBert", "MobileBert", "FNet", "Nystromformer", "Yoso", "Canine", "XLNet", "RoFormerForMultipleChoice",
     "PaliGemma", "Reformer", "CpmAnt", "Doge", "T5GemmaForSequenceClassification", "T5Gemma2ForSequenceClassification",
 )  # fmt: skip
+MASK_ENDING = "mask"  # the end of the names of all masks
 # Masks that tokenizers and processors may return for a model that takes none.
 UNUSED_MASKS = ("special_tokens_mask", MASK_ARGUMENT, "pixel_mask", "pixel_attention_mask")
 # Inputs other than text: images and sounds.

@@ -29,6 +29,10 @@ class PartNames(Generic[P]):
         self.word, self.error = word, error
         self._made, self._letter, self._scored = made, letter, scored
 
+    def as_code(self, layer: int, number: int, stack: str) -> str:
+        """What makes a part, such as `Head(5, 3)` or `Head(0, 1, 'cross')`."""
+        return f"{self._title}({layer}, {number}{f', {stack!r}' if stack else ''})"
+
     def printed(self, layer: int, number: int, stack: str) -> str:
         """`L5H3`, or `EL0H1`, `DL0H1`, `XL0H1` and `tower.L0H1` where the stack is said."""
         return f"{PREFIXES.get(stack, f'{stack}.' if stack else '')}L{layer}{self._letter}{number}"

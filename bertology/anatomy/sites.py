@@ -16,7 +16,7 @@ from .oddities import oddities_of
 from .part_names import PartNames
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, repr=False)
 class Head:
     """One attention head, printed `L5H3`, or `EL0H1`, `DL0H1`, `XL0H1` in models with several stacks.
 
@@ -24,6 +24,8 @@ class Head:
 
         >>> str(Head(5, 3)), str(Head(0, 1, "cross"))
         ('L5H3', 'XL0H1')
+        >>> Head(5, 3), Head(0, 1, "cross")
+        (Head(5, 3), Head(0, 1, 'cross'))
     """
 
     layer: int
@@ -36,6 +38,9 @@ class Head:
 
     def __str__(self) -> str:
         return HEADS.printed(self.layer, self.head, self.stack)
+
+    def __repr__(self) -> str:
+        return HEADS.as_code(self.layer, self.head, self.stack)
 
 
 class HeadScore(NamedTuple):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.dissect import dissect
 from ..anatomy.names import IDS_ARGUMENT
 from ..anatomy.sites import Anatomy
 from ..data.batches import BatchesOrTexts
@@ -24,11 +24,13 @@ from ..results.fields import model_name
 from ..results.result import Result
 from ..results.statistics import standard_error
 from ..streaming.accumulate import accumulate
+from ..streaming.identity import identity
 from ..streaming.processes import Merge, merges
-from ..streaming.progress import Progress, progress_bar
-from ..streaming.same_data import same_data
-from ..tap.masked import ALL, masked_attention
-from .part_ablation import ExampleLossAccumulator
+from ..streaming.progress import Progress
+from ..tap.edges import EdgeVariants
+from ..tap.variants import Variants
+from .many_gates import BranchAccumulator
+from .score import INVERSE_LOSS
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,6 +64,39 @@ class EdgeAblation(Result):
         return self.whole[self.classes.index(query), self.classes.index(key)]
 
 
+class EdgeAccumulator(BranchAccumulator):
+    """Runs every batch with attention cut from each class of tokens to each other class."""
+
+    def __init__(
+        self, tokens: Mapping[str, TokenClass], *, by_layer: bool = False, tokenizer: Any = None,
+        loss: ExampleLoss | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(INVERSE_LOSS, loss)
+        self.classes, self._by_layer = TokenClasses(tokens, tokenizer), by_layer
+        if not tokens:
+            raise DataError("wanted at least one token class; all tokens in none of them are 'other'")
+
+    def settings(self) -> str:
+        """The classes, the layers and the loss."""
+        return f"{self.classes.settings()} {self._by_layer} {identity(self._own)}"
+
+    def variants(self, anatomy: Anatomy) -> tuple[Variants, Tensor]:
+        """In each of the first variants one pair of classes is cut in all layers, in the others in one layer."""
+        only_stack(anatomy)
+        pairs = list(product(range(len(self.classes.names)), repeat=2))
+        where = torch.ones(1, anatomy.layers)
+        if self._by_layer:
+            where = torch.cat([where, torch.eye(anatomy.layers)])
+        gates = 1 - torch.einsum("wl,pq->wplq", where, torch.eye(len(pairs)))
+        cuts = [partial(_between, anatomy, self.classes, query, key) for query, key in pairs]
+        return EdgeVariants(anatomy, cuts), gates.flatten(0, 1)
+
+    @property
+    def present(self) -> Tensor:
+        """[layer, pair of classes], bool: all."""
+        return torch.ones(self._gates.shape[1:], dtype=torch.bool)
+
+
 @merges
 @checked
 def edge_ablation(
@@ -72,18 +107,19 @@ def edge_ablation(
 
     `masked_attention` cuts all heads at once: heads that do the same work cannot replace each other. Information may
     still reach a token through other tokens. A token may always attend to itself, so that no query is left without
-    keys. There is one pass over the data for each pair of classes, and with `by_layer` one for each layer too.
+    keys. There is one pass for each pair of classes, and with `by_layer` about half of one for each layer too, whose
+    earlier layers run only once.
 
     Args:
         model: a model with a task head and one stack of blocks; edited while it runs, and never changed.
-        batches: one mapping of model arguments with labels, or an iterable of them (not an iterator); or texts with
-            labels (see `make_batches`).
+        batches: one mapping of model arguments with labels, or an iterable of them; or texts with labels (see
+            `make_batches`).
         tokens: classes of tokens by name: token ids, strings, or a function of {"input_ids": ...} that gives [batch,
             token], bool; all other tokens are the class `other`.
         by_layer: whether to cut the heads of each layer by themselves as well.
         tokenizer: needed for texts, and for classes that are given as strings.
         loss: `f(outputs, batch) -> [batch]`; by default that of the task head.
-        progress: True for a progress bar, or its title; no bar without it.
+        progress: True for a progress bar over batches, or its title; no bar without it.
         merge: whose sums are added under `torch.distributed`: those of "all" processes, or of a group of them. With
             "none", this process measures alone.
 
@@ -98,34 +134,16 @@ def edge_ablation(
         >>> edge_ablation(model, batch, tokens={"first": [2]}).whole.shape
         torch.Size([2, 2])
     """
-    anatomy = dissect(model)
-    only_stack(anatomy)
-    classes = TokenClasses(tokens, tokenizer)
-    if not tokens:
-        raise DataError("wanted at least one token class; all tokens in none of them are 'other'")
+    made = EdgeAccumulator(tokens, by_layer=by_layer, tokenizer=tokenizer, loss=loss)
     data = as_batches(model, batches, tokenizer, sort=False)
-    data = same_data(data, why="edge_ablation")
-    losses_without = partial(_losses_without, model, data, loss)
-    base = losses_without({})
-    count = len(classes.names)
-    pairs = [(query, key) for query in range(count) for key in range(count)]
-    wheres: list[str | int] = [ALL, *(range(anatomy.layers) if by_layer else ())]
-    found = []
-    for where in progress_bar(progress, wheres):
-        cuts = [{where: partial(_between, anatomy, classes, query, key)} for query, key in pairs]
-        found.append(torch.stack([losses_without(cut) - base for cut in cuts]).reshape(count, count, -1))
-    apart = torch.stack(found)
-    labels = anatomy.labels if by_layer else ()
+    losses = accumulate(model, data, made, progress=progress)[0].losses
+    base, names = losses[0], made.classes.names
+    apart = (losses[1:] - base).unflatten(0, (-1, len(names), len(names)))
+    labels = made.anatomy.labels if by_layer else ()
     return EdgeAblation(
-        apart[0].mean(-1), apart[1:].mean(-1), standard_error(apart[0]), float(base.mean()), len(base),
-        classes.names, labels, model_name=model_name(model),
+        apart[0].mean(-1), apart[1:].mean(-1), standard_error(apart[0]), float(base.mean()), len(base), names, labels,
+        model_name=model_name(model),
     )  # fmt: skip
-
-
-def _losses_without(model: nn.Module, data: Any, loss: ExampleLoss | None, cuts: Mapping[Any, Any]) -> Tensor:
-    """[example]: the losses with these edges cut."""
-    with masked_attention(model, cuts):
-        return accumulate(model, data, ExampleLossAccumulator(loss))[0].losses
 
 
 def _between(

@@ -68,10 +68,7 @@ def patch_pairs(
             alone.append(aligned.tokens(stacks[0]) if options.by_token else 0)
             check_one_length(alone)
             tokens = [None, *range(alone[-1])]
-            if options.steps is None:
-                values = runs.patched(tokens)
-            else:
-                values = runs.values + runs.estimated(tokens, options.steps)
+            values = runs.patched(tokens) if options.steps is None else runs.values + runs.estimated(tokens)
             kept.append((runs.values, runs.source_values, values))
     joined = [torch.cat(x, -1) for x in zip(*kept, strict=True)]
     measured.check_examples(len(joined[0]))
@@ -103,8 +100,8 @@ def _runs(anatomy: Anatomy, metric: ExampleMetric, options: PatchOptions) -> Run
             f"stack: pass only={mine[0]!r}, or another one"
         )
     if parts in ("blocks", "mlps"):
-        return LayerRuns(anatomy, metric, only=only, mlps=parts == "mlps")
-    return HeadRuns(anatomy, metric, _groups(anatomy, options))
+        return LayerRuns(anatomy, metric, options.steps, only=only, mlps=parts == "mlps")
+    return HeadRuns(anatomy, metric, options.steps, _groups(anatomy, options))
 
 
 def _groups(anatomy: Anatomy, options: PatchOptions) -> list[Group]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.sites import Anatomy, LayerLabels, Site
 from ..data.answers import ExampleMetric
-from ..data.batches import Batch, device_of, examples, rows_per_example, run_model, with_labels, without_labels
+from ..data.batches import Batch, examples, rows_per_example, run_model, with_labels, without_labels
 from ..errors import DataError, UnknownAnatomy
 from ..streaming.gradient_check import check_gradient
-from ..tap import copied, tap, uncached
-from ..tap.branches import POSITIONS, POSITIONS_ON_CPU, Branches, Seen
+from ..tap import tap, uncached
+from ..tap.branches import Branches, Seen
 from ..tap.gates import Replacement
 from ..tap.gradient_cuts import lost_gradients
+from ..tap.patches import BlockPatches, MlpPatches, gate_of
 from ..tap.variants import HeadVariants
 from .paired_inputs import Aligned
 
@@ -37,8 +38,11 @@ class Runs(ABC):
     `values` and `source_values` are the metric of the batch as it is and of the other one, `[example]`.
     """
 
-    def __init__(self, anatomy: Anatomy, metric: ExampleMetric) -> None:
-        self.anatomy, self.metric = anatomy, metric
+    branches: Branches
+    """What runs the model with parts put in."""
+
+    def __init__(self, anatomy: Anatomy, metric: ExampleMetric, steps: int | None) -> None:
+        self.anatomy, self.metric, self.steps = anatomy, metric, steps
         self.aligned: Aligned
         self.first = 0
         self.followed = False
@@ -60,10 +64,11 @@ class Runs(ABC):
     def read(self, aligned: Aligned, first: int) -> None:
         """Run both batches, the first example of which has this number among all, and keep their activations."""
         self.aligned, self.first = aligned, first
-        self.rows = self.running_rows = examples(aligned.base) * rows_per_example(aligned.base)
+        self.rows = examples(aligned.base) * rows_per_example(aligned.base)
         with torch.no_grad():
-            self.source, self.source_values = self._activations(aligned.source)
-            self.base, self.values = self._activations(aligned.base)
+            self.source, self.source_values, _ = self._activations(aligned.source)
+            with self.branches.recorded(aligned.base) if self.steps is None else nullcontext() as self._record:
+                self.base, self.values, self._outputs = self._activations(aligned.base)
         self.ran |= set(self.base)
         self._moved: dict[Place, Tensor] = {}
         self._embedded = None
@@ -87,7 +92,8 @@ class Runs(ABC):
         """Run the model on a batch."""
         return run_model(self.anatomy.model, batch, labels=self.metric.own)
 
-    def _activations(self, batch: Batch) -> tuple[dict[Place, Tensor], Tensor]:
+    def _activations(self, batch: Batch) -> tuple[dict[Place, Tensor], Tensor, Any]:
+        """The activations, the metric [example] and the outputs of a batch."""
         found: dict[Place, Tensor] = {}
 
         def read(place: Place, stack: str, x: Tensor) -> Tensor:
@@ -97,11 +103,27 @@ class Runs(ABC):
         with ExitStack() as taps:
             self.opened(taps, read=read)
             outputs = self.run(batch)
-        return found, self._values(outputs, batch).detach().double().cpu()
+        return found, self._values(outputs, batch).detach().double().cpu(), outputs
 
-    def estimated(self, tokens: Sequence[int | None], steps: int) -> Tensor:
+    @torch.no_grad()
+    def under(self, gates: Tensor) -> Tensor:
+        """[variant, example]: the metric under gates [variant, layer, unit], by passes that are resumed."""
+        batch, values = self.aligned.base, self.values.expand(len(gates), -1).clone()
+        assert self._record is not None
+        with uncached(self.anatomy.model):
+            for some, seen in self.branches.each(self._record, _only(self.values[None]), batch, gates, self._outputs):
+                values[some] = seen.losses
+        return values
+
+    def look(self, outputs: Any, batch: Batch, copies: int) -> Seen:
+        """The metric of copies of a batch."""
+        values = self.metric.values(outputs, batch, self.first, copies).detach().double().cpu()
+        return _only(values.reshape(copies, -1))
+
+    def estimated(self, tokens: Sequence[int | None]) -> Tensor:
         """[token, part, example]: the change of the metric to first order, or by integrated gradients of some steps."""
         total: dict[Place, Tensor] = {}
+        steps = self.steps or 0
         for alpha in [0.0] if steps == 0 else [(step + 0.5) / steps for step in range(steps)]:
             for place, gradient in self._gradients(alpha).items():
                 total[place] = total.get(place, 0) + gradient / max(1, steps)
@@ -197,6 +219,11 @@ class Runs(ABC):
         return found
 
 
+def _only(values: Tensor) -> Seen:
+    """The metric [copy, example] by itself."""
+    return Seen(values, torch.empty(len(values), 0), torch.empty(0), torch.empty(0, dtype=torch.long))
+
+
 class _PutIn(Replacement):
     """Heads' outputs of another run, in the place of the batch's own, at all positions or at some."""
 
@@ -218,13 +245,13 @@ class _PutIn(Replacement):
 class HeadRuns(Runs):
     """Runs with outputs of heads put in, those of each group of heads of one layer at a time."""
 
-    def __init__(self, anatomy: Anatomy, metric: ExampleMetric, groups: Sequence[Group]) -> None:
-        super().__init__(anatomy, metric)
+    def __init__(self, anatomy: Anatomy, metric: ExampleMetric, steps: int | None, groups: Sequence[Group]) -> None:
+        super().__init__(anatomy, metric, steps)
         anatomy.check_readable()
         self.groups = list(groups)
         self.places = {row for row, _ in groups}
         self._put_in = _PutIn(self)
-        self._branches = Branches(HeadVariants(anatomy, self._put_in), self.inputs, self._look)
+        self.branches = Branches(HeadVariants(anatomy, self._put_in), self.inputs, self.look)
         self._gates = torch.ones(len(self.groups), anatomy.layers, anatomy.heads)
         for gates, (row, heads) in zip(self._gates, self.groups, strict=True):
             gates[row, list(heads)] = 0
@@ -253,21 +280,11 @@ class HeadRuns(Runs):
 
     def patched(self, tokens: Sequence[int | None]) -> Tensor:
         """[token, part, example]: the metric, by passes that resume at the first layer that is changed."""
-        batch = self.aligned.base
-        with torch.no_grad(), uncached(self.anatomy.model):
-            with self._branches.recorded(batch) as record:
-                outputs = self.run(batch)
-            base = self._look(outputs, batch, 1)
-            found = base.losses.expand(len(tokens), len(self._gates), -1).clone()
-            for number, token in enumerate(tokens):
-                self._put_in.token = token
-                for some, seen in self._branches.each(record, base, batch, self._gates, outputs):
-                    found[number, some] = seen.losses
-        return found
-
-    def _look(self, outputs: Any, batch: Batch, copies: int) -> Seen:
-        values = self.metric.values(outputs, batch, self.first, copies).detach().double().cpu()
-        return Seen(values.reshape(copies, -1), torch.empty(copies, 0), torch.empty(0), torch.empty(0).long())
+        found = []
+        for token in tokens:
+            self._put_in.token = token
+            found.append(self.under(self._gates))
+        return torch.stack(found)
 
     def shares(self, place: Place, change: Tensor | None) -> list[Tensor]:
         """The change at a layer, [row, position, head, dim], by groups of heads."""
@@ -284,13 +301,16 @@ class HeadRuns(Runs):
 class LayerRuns(Runs):
     """Runs with what blocks or MLPs return put in: block 0 is the input of the first block of a stack."""
 
-    def __init__(self, anatomy: Anatomy, metric: ExampleMetric, *, only: str | None, mlps: bool = False) -> None:
-        super().__init__(anatomy, metric)
-        self._at_once: int | None = None
+    def __init__(
+        self, anatomy: Anatomy, metric: ExampleMetric, steps: int | None, *, only: str | None, mlps: bool = False
+    ) -> None:
+        super().__init__(anatomy, metric, steps)
         self._mlps = dissect_mlps(anatomy) if mlps else None
         if self._mlps is not None:
             self._mlps.check_readable()
-            self._names = [(site.stack, site.row) for site in self._mlps.sites if only in (None, site.stack)]
+            self._places = [(site.stack, site.row) for site in self._mlps.sites]
+            self._names = [place for place in self._places if only in (None, place[0])]
+            self.branches = Branches(MlpPatches(anatomy, self._mlps, self._put_in), self.inputs, self.look)
             all_labels = self._mlps.labels
             self.labels = all_labels if only is None else tuple(all_labels[row] for _, row in self._names)
             return
@@ -299,7 +319,9 @@ class LayerRuns(Runs):
             raise UnknownAnatomy(
                 f"no module of {type(anatomy.model).__name__} is a block whose output could be patched"
             )
-        self._names = [(stack.name, layer) for stack in stacks for layer in range(len(stack.blocks) + 1)]
+        self._places = [(stack.name, layer) for stack in anatomy.stacks for layer in range(len(stack.blocks) + 1)]
+        self._names = [place for place in self._places if place[0] in {stack.name for stack in stacks}]
+        self.branches = Branches(BlockPatches(anatomy, self._places, self._put_in), self.inputs, self.look)
         numbers = (str(layer) for _, layer in self._names)
         several = tuple(f"{stack}.{layer}" for stack, layer in self._names)
         self.labels = several if len(stacks) > 1 else LayerLabels(numbers, stacks[0].name)
@@ -321,10 +343,8 @@ class LayerRuns(Runs):
             return each((stack, layer), stack, x)
 
         def apply_mlp(site: Site, x: Tensor) -> Tensor:
-            if len(x) == self.running_rows:
-                return apply(site.stack, site.row, x)
-            # The tokens of all examples in one row (OPT).
-            return apply(site.stack, site.row, x.reshape(self.running_rows, -1, x.shape[-1])).reshape(x.shape)
+            # The tokens of all examples may be in one row (OPT).
+            return apply(site.stack, site.row, x.reshape(self.rows, -1, x.shape[-1])).reshape(x.shape)
 
         where, place, call = self.anatomy, "block", apply
         if self._mlps is not None:
@@ -332,54 +352,20 @@ class LayerRuns(Runs):
         options: dict[str, Any] = {"read": call} if read is not None else {"edit": call, "once": True}
         undo.enter_context(tap(where, place, **options))
 
-    @torch.no_grad()
     def patched(self, tokens: Sequence[int | None]) -> Tensor:
-        """[token, part, example]: the metric, by passes on several copies of the batch where these agree with one."""
-        found = self.values.expand(len(tokens), len(self._names), -1).clone()
-        flat = found.view(-1, found.shape[-1])
-        variants = [(name, token) for token in tokens for name in self._names]
-        if self._at_once is None:
-            self._at_once = self._copies_at_once()
-        for start in range(0, len(variants), self._at_once):
-            some = variants[start : start + self._at_once]
-            flat[start : start + len(some)] = self._run(some)
-        return found
+        """[token, part, example]: the metric, by passes that resume at the first layer that is changed."""
+        gates = torch.ones(len(self._names), len(tokens), len(self._places), 1)
+        for of_place, name in zip(gates, self._names, strict=True):
+            of_place[:, self._places.index(name), 0] = torch.tensor([float(gate_of(token)) for token in tokens])
+        found = self.under(gates.flatten(0, 1))
+        return found.reshape(len(self._names), len(tokens), -1).transpose(0, 1)
 
-    def _copies_at_once(self) -> int:
-        """How many copies of a batch run at once: 1 if the model gives copies of a batch other results than one."""
-        positions = POSITIONS_ON_CPU if device_of(self.anatomy.model).type == "cpu" else POSITIONS
-        widest = max((x.shape[0] * x.shape[1] for x in self.base.values()), default=1)
-        most = max(1, positions // max(1, widest))
-        if most == 1:
-            return 1
-        try:
-            both = self._run([(self._names[0], -1)] * 2)
-        except Exception:  # any error means that copies cannot be run together
-            return 1
-        return most if torch.allclose(both, self.values.expand_as(both), rtol=1e-4, atol=1e-5) else 1
-
-    def _run(self, variants: Sequence[tuple[tuple[str, int], int | None]]) -> Tensor:
-        """[variant, example]: the metric of copies of the batch, each with one block put in; -1 for no token."""
-        copies, batch = len(variants), self.aligned.base
-        many = {key: copied(x, examples(batch), copies, 0) for key, x in batch.items()}
-
-        def edit(place: Place, stack: str, x: Tensor) -> Tensor:
-            here = [(copy, token) for copy, (name, token) in enumerate(variants) if name == place and token != -1]
-            if not here:
-                return x
-            each = x.reshape(copies, -1, *x.shape[1:]).clone()
-            new = self.moved(place, stack, x.shape[1])
-            for copy, token in here:
-                where = self.mask(stack, x.shape[1], token)
-                each[copy] = new if where is None else torch.where(where[..., None].to(x.device), new, each[copy])
-            return each.reshape(x.shape)
-
-        with uncached(self.anatomy.model), ExitStack() as taps:
-            self.running_rows = copies * self.rows
-            self.opened(taps, edit=edit)
-            outputs = self.run(many)
-            self.running_rows = self.rows
-        return self.metric.values(outputs, many, self.first, copies).double().cpu().view(copies, -1)
+    def _put_in(self, place: Place, x: Tensor, token: int | None) -> Tensor:
+        """[row, position, hidden]: x with what is put in. A batch of some examples is the first of all."""
+        stack = place[0]  # type: ignore[index]
+        new = self.moved(place, stack, x.shape[1])[: len(x)].to(x)
+        where = self.mask(stack, x.shape[1], token)
+        return new if where is None else torch.where(where[: len(x), :, None].to(x.device), new, x)
 
     def shares(self, place: Place, change: Tensor | None) -> list[Tensor]:
         """The change at a block, [row, position, hidden], in all."""

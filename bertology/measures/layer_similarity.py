@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -60,8 +61,9 @@ class SimilarityAccumulator(Accumulator):
 
     needs_finite_weights = True
 
-    products: Tensor = stat("feature feature")
-    shuffled: Tensor = stat("feature feature")
+    products: Tensor = stat("left right")
+    shuffled: Tensor = stat("left right")
+    own: Tensor = stat("feature element")
     norms: Tensor = stat("hidden_state hidden_state")
     shuffled_norms: Tensor = stat("hidden_state hidden_state")
     weighted: Tensor = stat("feature hidden_state")
@@ -134,7 +136,11 @@ class SimilarityAccumulator(Accumulator):
                 f"all their products are kept: compare at most {MOST_FEATURES:,}, such as "
                 f"layers={self._numbers[0][::4]}"
             )
-        return {"feature": features, "hidden_state": sum(map(len, self._numbers))}
+        left, right = (len(self._numbers[side]) * self._widths[side] for side in (0, -1))
+        # Of one model, the products of a layer with itself are among the others.
+        element = max(self._widths) if len(self._numbers) > 1 else 0
+        states = sum(map(len, self._numbers))
+        return {"feature": features, "left": left, "right": right, "element": element, "hidden_state": states}
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
@@ -178,8 +184,12 @@ class SimilarityAccumulator(Accumulator):
         moved[order] = order.roll(step)  # every example gets another one
         squares = torch.stack([x.square().sum(1) for x in rows], dim=1)
         other, other_squares = whole[moved], squares[moved]
-        self.products += whole.T @ whole
-        self.shuffled += whole.T @ other
+        left, right = slice(len(self.products)), slice(-self.products.shape[1], None)
+        self.products += whole[:, left].T @ whole[:, right]
+        self.shuffled += whole[:, left].T @ other[:, right]
+        if self.own.shape[1]:
+            for part, x in zip(self._parts(), rows, strict=True):
+                self.own[part, : len(part)] += x.T @ x
         self.norms += squares.T @ squares
         self.shuffled_norms += squares.T @ other_squares
         self.weighted += whole.T @ squares
@@ -192,29 +202,39 @@ class SimilarityAccumulator(Accumulator):
         """The ratio of the covariances; NaN of fewer than 4 examples, such as in a small shard."""
         many = int(self.counted)
         self.check_measured(many, "example")
-        widths = [width for some, width in zip(self._numbers, self._widths, strict=True) for _ in some]
         weighted, total, squares = cpu64(self.weighted), cpu64(self.total), cpu64(self.squares)
-        sums = _Sums(cpu64(self.products), cpu64(self.norms), weighted, weighted, total, squares)
+        sums = _Sums(cpu64(self.norms), weighted, weighted, total, squares)
         of_null = _Sums(
-            cpu64(self.shuffled), cpu64(self.shuffled_norms), cpu64(self.weighted_by_shuffled),
-            cpu64(self.shuffled_weighted), total, squares,
-        )  # fmt: skip
-        hsic, shuffled = (some.covariances(many, widths) for some in (sums, of_null))
-        own = hsic.diagonal().clamp_min(0).sqrt()
-        scale = own[:, None] * own if many >= FEWEST else torch.zeros_like(hsic)
-        cka, null = (torch.where(scale > 0, x / scale, torch.nan) for x in (hsic, shuffled))
+            cpu64(self.shuffled_norms), cpu64(self.weighted_by_shuffled), cpu64(self.shuffled_weighted), total, squares
+        )
+        parts, products, shuffled, own = self._parts(), cpu64(self.products), cpu64(self.shuffled), cpu64(self.own)
+        lefts, first = range(len(self._numbers[0])), len(total) - products.shape[1]
+        rights = range(len(parts) - len(self._numbers[-1]), len(parts))
+        itself = []
+        for i, x in enumerate(parts):
+            block = own[x, : len(x)] if own.shape[1] else products[x][:, x]
+            itself.append(sums.covariance(many, block, (i, x), (i, x)).clamp_min(0).sqrt())
+        found = torch.empty(2, len(lefts), len(rights), dtype=torch.float64)
+        for of_all, blocks, each in ((sums, products, found[0]), (of_null, shuffled, found[1])):
+            for i, (row, j) in product(lefts, enumerate(rights)):
+                block = blocks[parts[i]][:, parts[j] - first]
+                each[i, row] = of_all.covariance(many, block, (i, parts[i]), (j, parts[j]))
+        scale = torch.stack(itself)[lefts][:, None] * torch.stack(itself)[rights] if many >= FEWEST else found[0] * 0
+        cka, null = (torch.where(scale > 0, x / scale, torch.nan) for x in found)
         if int(self.alone):
             null = torch.full_like(null, float("nan"))
-        left, right = slice(0, len(self._numbers[0])), slice(len(widths) - len(self._numbers[-1]), None)
         labels, other_labels = (tuple(map(str, some)) for some in (self._numbers[0], self._numbers[-1]))
-        return LayerSimilarity(cka[left, right], null[left, right], many, labels, other_labels, over=self._over)
+        return LayerSimilarity(cka, null, many, labels, other_labels, over=self._over)
+
+    def _parts(self) -> list[Tensor]:
+        """For each layer of both models, its dimensions among all."""
+        widths = [width for some, width in zip(self._numbers, self._widths, strict=True) for _ in some]
+        return list(torch.split(torch.arange(sum(widths)), widths))
 
 
 class _Sums(NamedTuple):
     """The sums over examples of which the covariance of two states is made, for all states."""
 
-    products: Tensor
-    """[feature, feature]: Σ x yᵀ."""
     norms: Tensor
     """[state, state]: Σ |x|²|y|²."""
     left: Tensor
@@ -226,22 +246,18 @@ class _Sums(NamedTuple):
     squares: Tensor
     """[state]: Σ |x|²."""
 
-    def covariances(self, n: int, widths: list[int]) -> Tensor:
-        """[state, state]: the unbiased HSIC of linear kernels (Song et al. 2012, eq. 5), of n examples.
+    def covariance(self, n: int, products: Tensor, one: tuple[int, Tensor], other: tuple[int, Tensor]) -> Tensor:
+        """The unbiased HSIC of linear kernels (Song et al. 2012, eq. 5) of two states, of n examples.
 
-        With K = X Xᵀ and L = Y Yᵀ without their diagonals it is
-        (tr K L + 1ᵀK1 1ᵀL1 / ((n-1)(n-2)) - 2 1ᵀK L1 / (n-2)) / (n (n-3)).
+        `products` are Σ x yᵀ; a state is given by its number and its dimensions. With K = X Xᵀ and L = Y Yᵀ without
+        their diagonals it is (tr K L + 1ᵀK1 1ᵀL1 / ((n-1)(n-2)) - 2 1ᵀK L1 / (n-2)) / (n (n-3)).
         """
-        parts = torch.split(torch.arange(len(self.total)), widths)
-        found = torch.empty_like(self.norms)
-        for i, x in enumerate(parts):
-            for j, y in enumerate(parts):
-                block, of_x, of_y = self.products[x][:, y], self.total[x], self.total[y]
-                trace = block.square().sum() - self.norms[i, j]
-                ones = (of_x.square().sum() - self.squares[i]) * (of_y.square().sum() - self.squares[j])
-                both = of_x @ block @ of_y - of_x @ self.left[x, j] - of_y @ self.right[y, i] + self.norms[i, j]
-                found[i, j] = (trace + ones / ((n - 1) * (n - 2)) - 2 * both / (n - 2)) / (n * (n - 3))
-        return found
+        (i, x), (j, y) = one, other
+        of_x, of_y = self.total[x], self.total[y]
+        trace = products.square().sum() - self.norms[i, j]
+        ones = (of_x.square().sum() - self.squares[i]) * (of_y.square().sum() - self.squares[j])
+        both = of_x @ products @ of_y - of_x @ self.left[x, j] - of_y @ self.right[y, i] + self.norms[i, j]
+        return (trace + ones / ((n - 1) * (n - 2)) - 2 * both / (n - 2)) / (n * (n - 3))
 
 
 @contextmanager

@@ -39,10 +39,10 @@ def follow_sums(anatomy: Anatomy, parting: Parting, read: Reader, once: bool, un
     inside = dict.fromkeys(module for stack in stacks for module in each_module(stack))
     queries = {site.query for site in sites}
     for module in inside:
+        if module in queries:  # which may have parts of their own (LoRA)
+            undo.callback(module.register_forward_pre_hook(of_reader(following.before_query)).remove)
         if any(True for _ in module.children()) and module not in calls.modules:
             continue
-        if module in queries:
-            undo.callback(module.register_forward_pre_hook(of_reader(following.before_query)).remove)
         after = following.after_norm if is_norm(module) else following.after
         after = following.after_projection if module in calls.modules else after
         undo.callback(module.register_forward_hook(of_reader(after)).remove)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.modules import largest_eps
+from ..anatomy.names import MASK_ENDING
 from ..data.batch_errors import explained
 from ..data.batches import Batch, call, device_of, examples, has_rows, rows_per_example, some_examples
 from . import Recording, copied, first_position_only, recorded, tail_noted, tap
@@ -44,6 +45,16 @@ class LeftOut(NamedTuple):
     """The output layer, which is applied later to the positions that a loss reads."""
 
 
+class Kind(NamedTuple):
+    """What batches have in common for which a way was proven."""
+
+    left_out: LeftOut
+    arguments: tuple[tuple[str, int, bool], ...]
+    """(name, number of axes, or -1 for no tensor, whether it is a mask that hides something) of each argument."""
+    copies: int
+    """How many copies ran at once in the proof."""
+
+
 class Way(NamedTuple):
     """How a pass on copies of a batch runs."""
 
@@ -71,7 +82,7 @@ class Branches:
     ) -> None:
         self._anatomy, self._variants, self._inputs = variants.anatomy, variants, inputs
         self._look, self._look_at_states = look, look_at_states
-        self._ways: dict[tuple[int, LeftOut], Way] = {}
+        self._ways: dict[tuple[int, Kind], Way] = {}
         self._tail: list[nn.Module] | None = None  # None until the first pass was recorded
         self._products: Noted = []
         self._output_layer: nn.Module | None = None
@@ -103,19 +114,25 @@ class Branches:
         starts: dict[int, list[int]] = {row: [] for row in self._variants.ran(record)}
         for variant, rows in enumerate((gates != 1).any(-1)):
             starts.get(next((row for row in starts if rows[row]), -1), []).append(variant)
-        starts = {row: variants for row, variants in starts.items() if variants}
-        ways = self._find_ways(record, base, batch, list(starts), outputs)
         positions = POSITIONS_ON_CPU if device_of(self._anatomy.model).type == "cpu" else POSITIONS
-        for row, variants in starts.items():
-            way, at_once = ways[row], 1
-            if record.positions and way.start != "alone" and self._variants.copied:
-                elements = 1 if way.left_out.output_layer else largest(outputs)
-                at_once = max(1, min(positions // record.positions, ELEMENTS // elements))
-            for some in torch.split(torch.tensor(variants), at_once):
+        at_once = positions // record.positions if record.positions and self._variants.copied else 0
+        groups = [(row, some) for row, some in starts.items() if some]
+        variants = [variant for _, some in groups for variant in some]
+        if self._variants.shared and len(variants) <= at_once:
+            groups = [(row, variants) for row, _ in groups[:1]]
+        ways = self._find_ways(record, base, batch, {row: min(at_once, len(some)) for row, some in groups}, outputs)
+        for row, variants in groups:
+            way, most = ways[row], at_once
+            if not way.left_out.output_layer:
+                most = min(most, ELEMENTS // largest(outputs))
+            for some in torch.split(torch.tensor(variants), 1 if way.start == "alone" else max(1, most)):
                 yield some, self._run(record, batch, row, gates[some], way)
 
-    def _find_ways(self, record: Recording, base: Seen, batch: Batch, rows: list[int], outputs: Any) -> dict[int, Way]:
-        """How to resume at each of these layers, on a batch whose recorded pass gave these outputs and results."""
+    def _find_ways(
+        self, record: Recording, base: Seen, batch: Batch, copies: Mapping[int, int], outputs: Any
+    ) -> dict[int, Way]:
+        """How to resume at each of these layers {row: the most copies at once}, on a batch whose recorded pass gave
+        these outputs and results."""
         if self._products:
             self._output_layer = output_layer(self._products, outputs)
             self._products = []  # which hold logits
@@ -123,14 +140,23 @@ class Branches:
             tail=bool(self._tail) and self._reads_first(record, base, batch),
             output_layer=self._output_layer is not None,
         )
-        new = [row for row in rows if (row, possible) not in self._ways]
+        arguments = self._arguments(batch)
+        kinds = {row: Kind(possible, arguments, self._variants.tried(most)) for row, most in copies.items()}
+        new = [row for row, kind in kinds.items() if (row, kind) not in self._ways]
         if new:
-            self._prove(batch, new, possible)
-            # A state that the first layers leave, such as a mask, is now that of a few examples.
-            call(self._anatomy.model, self._inputs(batch))
-        ways = {row: self._ways.get((row, possible), Way("alone")) for row in rows}
+            trials = {row: self._variants.trial(row, kinds[row].copies, row == new[0]) for row in new}
+            found = self._prove(record, base, batch, trials, possible)
+            self._ways |= {(row, kinds[row]): way for row, way in found.items()}
+        ways = {row: self._ways.get((row, kind), Way("alone")) for row, kind in kinds.items()}
         self.left_out = LeftOut(*(any(part) for part in zip(*(way.left_out for way in ways.values()), strict=True)))
         return ways
+
+    def _arguments(self, batch: Batch) -> tuple[tuple[str, int, bool], ...]:
+        """The arguments of the model for a batch, as a `Kind` has them."""
+        given = {name: x for name, x in self._inputs(batch).items() if x is not None}
+        axes = {name: x.dim() if isinstance(x, Tensor) else -1 for name, x in given.items()}
+        hides = {name for name in given if name.endswith(MASK_ENDING) and axes[name] >= 0 and not given[name].all()}
+        return tuple(sorted((name, axes[name], name in hides) for name in given))
 
     def _run(self, record: Recording, batch: Batch, row: int, gates: Tensor, way: Way) -> Seen:
         """Run copies of the batch under gates that change no layer before this row."""
@@ -147,38 +173,67 @@ class Branches:
             return self._look_at_states(outputs, _copies(batch, batch, copies), copies, self._output_layer)
         return self._look(outputs, _copies(batch, batch, copies), copies)
 
-    def _prove(self, batch: Batch, rows: list[int], possible: LeftOut) -> None:
-        """Find out how a pass can resume at each layer, on the first example of the batch, or two if it is copied.
+    def _prove(
+        self, record: Recording, base: Seen, batch: Batch, trials: Mapping[int, Tensor], possible: LeftOut
+    ) -> dict[int, Way]:
+        """Find out how a pass can resume at each layer, by its trial, on the first examples of the batch.
 
-        If several examples share a tensor of images, the whole batch is used.
+        There are as many of them as copies in a trial, or more, if only more have the same arguments as the batch, such
+        as a mask with padding. If several examples share a tensor of images, the whole batch is used.
 
         If a model passes state from layer to layer outside the outputs of its blocks, this state would be missing, or
-        be left from another pass. Therefore copies, one unchanged and one with the gates of the layer at one half, must
-        give the same outputs as full passes, directly after a pass that changed every layer. If variants never run at
-        once on several copies, the unchanged one is enough: it shows that nothing is missing.
+        be left from another pass. Therefore copies, one unchanged and one with a change of the layer, must give the
+        same outputs as full passes, directly after a pass that changed every layer. The unchanged one shows that
+        nothing is missing; if variants never run at once on several copies, it is enough.
 
         If that pass gives the results of the unchanged model, as where no label of these examples counts, they show
         nothing: this batch runs from the start, and the next one is tried.
         """
-        few = some_examples(batch, slice(2 if self._variants.copied else 1)) if has_rows(batch) else batch
-        with self.recorded(few) as record:
-            outputs = call(self._anatomy.model, self._inputs(few))
-        base = self._look(outputs, few, 1)
-        trials = {row: self._variants.trial(row) for row in rows}
-        wanted = {row: self._alone(record, few, row, trials[row], base) for row in rows}
-        other = self._changes_all(record, few, rows[0])
+        few = self._few(batch, max(map(len, trials.values())))
+        if few is not batch:
+            with self.recorded(few) as record:
+                outputs = call(self._anatomy.model, self._inputs(few))
+            base = self._look(outputs, few, 1)
+        wanted = {row: self._alone(record, few, row, trial, base) for row, trial in trials.items()}
+        resumes = any(self._resumes(start, record, row) for start in self._variants.starts for row in trials)
+        other = self._changes_all(record, few, next(iter(trials))) if resumes else None
         if other is not None and all(torch.equal(x, y) for x, y in zip(other[:2], base[:2], strict=True)):
-            return
-        starts = self._variants.starts if other is not None else ("alone",)
+            return {}
+        starts = ("alone",) if resumes and other is None else self._variants.starts
         shorter = [Way(start, possible) for start in starts if start != "alone" and any(possible)]
-        ways = [*shorter, *map(Way, starts)]
-        for row in reversed(rows):
-            works = (way for way in ways if self._works(way, record, few, row, trials[row], wanted[row]))
-            self._ways[row, possible] = next(works)
+        found: dict[int, Way] = {}
+        for row in reversed(list(trials)):
+            for way in (*shorter, *map(Way, starts)):
+                works = self._works(way, record, few, row, trials[row], wanted[row])
+                if way.start == "copies" and resumes:  # a full pass: the state that other layers leave is of the batch
+                    self._changes_all(record, few, row)
+                if works:
+                    found[row] = way
+                    break
+        if resumes:  # a state that the first layers leave, such as a mask, is now that of a few examples
+            call(self._anatomy.model, self._inputs(batch))
+        return found
+
+    def _resumes(self, start: str, record: Recording, row: int) -> bool:
+        """Whether a pass that starts like this at a layer leaves out layers before it."""
+        return start not in ("copies", "alone") and self._variants.can_start(start, record, row)
+
+    def _few(self, batch: Batch, least: int) -> Batch:
+        """The first examples of a batch, that many at least, with arguments of the same kind; or the batch itself."""
+        if has_rows(batch):
+            wanted = self._arguments(batch)
+            for many in range(least, examples(batch)):
+                some = some_examples(batch, slice(many))
+                if self._arguments(some) == wanted:
+                    return some
+        return batch
 
     def _alone(self, record: Recording, batch: Batch, row: int, trial: Tensor, base: Seen) -> list[Tensor]:
         """The losses and logits of the copies of a trial, by a full pass for each that is changed."""
-        changed = [self._run(record, batch, row, gates[None], Way("alone")) for gates in trial[1:]]
+        changed = [
+            base if (gates == 1).all() else self._run(record, batch, row, gates[None], Way("alone"))
+            for gates in trial[1:]
+        ]
         return [torch.cat(each) for each in zip(base[:2], *(seen[:2] for seen in changed), strict=True)]
 
     def _changes_all(self, record: Recording, batch: Batch, row: int) -> Seen | None:
@@ -208,10 +263,7 @@ class Branches:
             return True
         if not self._variants.can_start(way.start, record, row):
             return False
-        works = self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
-        if way.start == "copies":  # a full pass, after which the state that other layers leave is that of the batch
-            self._changes_all(record, batch, row)
-        return works
+        return self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
 
     def _gives(self, run: Callable[[], Seen], wanted: Sequence[Tensor]) -> bool:
         """Whether a pass runs without an error and gives these losses and logits, up to rounding."""

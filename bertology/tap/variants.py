@@ -19,7 +19,7 @@ from .calls import Calls
 from .gates import Replacement
 from .hooks import tap
 from .resume import Recording, matrix
-from .skipped import given_states, mlps_closed, passed_on, skipping
+from .skipped import given_states, passed_on, skipping
 from .states import flat_states, laid_out, state_of, with_state
 
 
@@ -45,9 +45,20 @@ class Variants(ABC):
     def ran(self, record: Recording) -> Collection[int]:
         """The rows that ran in a recorded pass, in the order in which they ran."""
 
+    shared: ClassVar[bool] = False
+    """Whether variants that change different layers run at once if all of them can, from the first of these layers."""
+
     @abstractmethod
-    def trial(self, row: int) -> Tensor:
-        """[copy, layer, unit]: gates that show whether a pass may resume at this layer; the first change nothing."""
+    def tried(self, copies: int) -> int:
+        """How many copies show whether a pass may resume on so many at once."""
+
+    @abstractmethod
+    def trial(self, row: int, copies: int, change: bool) -> Tensor:
+        """[copy, layer, unit]: gates of so many copies that show whether a pass may resume at this layer.
+
+        The first change nothing. `change` says whether others must change the layer: of the layers that are tried
+        together, one is enough where variants put in what the model's own passes give.
+        """
 
     @abstractmethod
     def changing_all(self) -> Tensor:
@@ -75,7 +86,11 @@ class HeadVariants(Variants):
         """The layers whose attention ran."""
         return record.attentions.keys()
 
-    def trial(self, row: int) -> Tensor:
+    def tried(self, copies: int) -> int:
+        """Always two: the product with the changed heads is to be shown too."""
+        return 2
+
+    def trial(self, row: int, copies: int, change: bool) -> Tensor:
         """One copy without a change, and one with the gates of the layer at one half."""
         ones = torch.ones(1, self.anatomy.layers, self.anatomy.heads)
         return torch.cat([ones, ones.index_fill(1, torch.tensor([row]), 0.5)])
@@ -154,7 +169,7 @@ def _of_heads(x: Tensor, heads: Tensor) -> Tensor:
 class PartVariants(Variants):
     """Gates [copy, layer, 1] of MLPs or blocks: 0 leaves one out. A variant leaves out one, and runs alone."""
 
-    starts = ("block", "alone")
+    starts: ClassVar[tuple[str, ...]] = ("block", "alone")
     copied = False
 
     def __init__(self, anatomy: Anatomy, parts: Anatomy) -> None:
@@ -184,7 +199,11 @@ class PartVariants(Variants):
         """The parts that ran."""
         return record.parts.keys()
 
-    def trial(self, row: int) -> Tensor:
+    def tried(self, copies: int) -> int:
+        """One."""
+        return 1
+
+    def trial(self, row: int, copies: int, change: bool) -> Tensor:
         """One copy without a change."""
         return torch.ones(1, self.parts.layers, 1)
 
@@ -194,7 +213,7 @@ class PartVariants(Variants):
 
 
 class MlpVariants(PartVariants):
-    """MLPs whose output is replaced by 0."""
+    """MLPs whose output is replaced: by 0."""
 
     def open(self, record: Recording, row: int, gates: Tensor, batch: Batch, start: str, undo: ExitStack) -> None:
         """Resume at the block of the MLP, and let MLPs return 0."""
@@ -203,12 +222,20 @@ class MlpVariants(PartVariants):
             over = record.ended_before(record.parts[row])
             undo.enter_context(record.resumed_after(over, len(gates)))
         sites = [site for site in self.parts.sites if record.parts.get(site.row) not in over]
-        closed = {site.row for site in sites if gates[0, site.row] == 0}
+        changing = {site.row for site in sites if (gates[:, site.row] != 1).any()}
         # If several layers share a place, their calls are counted there, so none of these sites may be left out.
-        places = {site.place for site in sites if site.row in closed}
+        places = {site.place for site in sites if site.row in changing}
         sites = [site for site in sites if site.place in places]
+
+        def edit(site: Site, x: Tensor) -> Tensor:
+            return self._edited(record, site, x, gates[:, site.row, 0]) if site.row in changing else x
+
         if sites:
-            undo.enter_context(mlps_closed(changed(self.parts, sites=tuple(sites)), closed))
+            undo.enter_context(tap(changed(self.parts, sites=tuple(sites)), "mlp", edit=edit))
+
+    def _edited(self, record: Recording, site: Site, x: Tensor, gates: Tensor) -> Tensor:
+        """What an MLP that returned x returns under `gates [copy]`, not all of which are 1."""
+        return torch.zeros_like(x)
 
 
 class BlockVariants(PartVariants):

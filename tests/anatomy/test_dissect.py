@@ -2,7 +2,7 @@ import pytest
 import torch
 import transformers
 
-from bertology import Head, Names, attention_entropy, check_anatomy, dissect, head_importance, register_names
+from bertology import Head, Names, Neuron, attention_entropy, check_anatomy, dissect, head_importance, register_names
 from bertology.anatomy.names import NAMES
 from bertology.errors import HeadError, UnknownAnatomy
 from helpers.zoo import BY_NAME, V4, batch
@@ -208,3 +208,9 @@ def test_two_encoders_at_once():
     assert anatomy.labels == ("a.0", "a.1", "b.0", "b.1")
     assert str(Head(1, 2, "b")) == "b.L1H2"
     assert anatomy.resolve([Head(1, 2, "b")]) == [(3, 2)]
+
+
+def test_reprs_make_the_part():
+    for part in (Head(5, 3), Head(0, 1, "cross"), Neuron(5, 3), Neuron(0, 1, "decoder")):
+        assert eval(repr(part)) == part
+    assert repr([Head(5, 3), Neuron(0, 1, "decoder")]) == "[Head(5, 3), Neuron(0, 1, 'decoder')]"

@@ -38,9 +38,9 @@ MADE: dict[str, Any] = {
     "CoreferenceAccumulator": (lambda kind: kind(), list(DOCUMENTS)),
     "GenerationAccumulator": (lambda kind: kind(GenerationMetric(length, max_new_tokens=3)), written_texts()),
 }
-# The first two run the model themselves, for `head_ablation` and `mlp_ablation`, which are no single pass; the third keeps
-# the losses in the order of the shards, for `edge_ablation`, which compares each pass with another over the same ones.
-OTHERS = {"VariantAccumulator", "PartAccumulator", "ExampleLossAccumulator"}
+# The first three run the model themselves, for `head_ablation`, `mlp_ablation` and `edge_ablation`, which are no single
+# pass; the last keeps the losses in the order of the shards, for texts that are generated without each part.
+OTHERS = {"VariantAccumulator", "PartAccumulator", "EdgeAccumulator", "ExampleLossAccumulator"}
 OF_CODE = {"TypesAccumulator", "CatAccumulator", "RelationAccumulator", "PositionAccumulator"}
 NAMES = sorted(KINDS.keys() - OTHERS)
 

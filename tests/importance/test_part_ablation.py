@@ -142,9 +142,9 @@ def test_blocks_before_a_part_do_not_run(part):
     for hook in hooks:
         hook.remove()
     counts = runs.count(0), runs.count(1)
-    # The base pass of three batches, the two passes of the proof and the one after it, and, for an MLP, the passes of
-    # its own block.
-    whole, own = 3 + 2 + 1, 3 + 1  # own: for each batch, and in the proof
+    # The base pass of three batches, the two passes of the proof and the one after it, and those of another proof for the
+    # last batch, which has no padding, and is its own first example; for an MLP, the passes of its own block.
+    whole, own = 3 + (2 + 1) + (1 + 1), 3 + 1 + 1  # own: for each batch, and in the proofs
     assert counts == ((whole + own, whole + 2 * own) if part == "mlp" else (whole, whole + own))
     assert not [m for m in model.modules() if "forward" in vars(m)]
 
@@ -192,6 +192,39 @@ def test_examples_whose_loss_is_always_the_same_prove_nothing(part):
     first.output.dense.register_forward_hook(lambda m, args, x: setattr(model, "left", x))
     second.output.LayerNorm.register_forward_hook(lambda m, args, x: x + 0.5 * model.left.flip(1))
     check(part, model, batches, loss=loss)
+
+
+def shares_under(feature):
+    """A BERT whose block 2 takes and adds what block 1 stored, where `feature(arguments)` is true."""
+    model, given = BY_NAME["bert"].build(), {}
+    first, second = dissect(model).stacks[0].blocks
+    model.register_forward_pre_hook(lambda m, args, kwargs: given.update(on=feature(kwargs)), with_kwargs=True)
+    first.output.dense.register_forward_hook(lambda m, args, x: given.update(left=x))
+    second.output.LayerNorm.register_forward_hook(
+        lambda m, args, x: x + 0.5 * given.pop("left", x * 0) if given["on"] else x
+    )
+    return model
+
+
+@each_part
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_state_that_goes_by_an_attribute_in_some_batches_alone(part, padded, turned):
+    """The first batch proves nothing of those that have padding, or have none."""
+    model = shares_under(lambda given: bool((given["attention_mask"] == 0).any()) == padded)
+    batches = [batch((5, 5), seed=4), batch((7, 7, 4, 5)), batch((6, 6), seed=6), batch((6, 4), seed=7)]
+    batches = batches[::-1] if turned else batches
+    check(part, model, batches, "accuracy")
+
+
+@each_part
+@pytest.mark.parametrize("turned", [False, True])
+def test_state_that_goes_by_an_attribute_where_there_is_another_argument(part, turned):
+    model = shares_under(lambda given: given.get("token_type_ids") is not None)
+    plain = batch((5, 5), seed=4)
+    batches = [plain, {**batch((5, 5)), "token_type_ids": torch.ones_like(plain["input_ids"])}]
+    batches = batches[::-1] if turned else batches
+    check(part, model, batches, "accuracy")
 
 
 @each_part

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from bertology import Result, SimilarityAccumulator, contextuality, dissect, hidden_states, layer_similarity
+from bertology import Result, SimilarityAccumulator, accumulate, contextuality, dissect, hidden_states, layer_similarity
 from bertology.errors import DataError, UnknownAnatomy
 from helpers.zoo import BY_NAME, batch
 from oracles import layer_similarity as oracles
@@ -59,6 +59,17 @@ def of(x, y):
     accumulator = SimilarityAccumulator(layers=[0, 1]).zero(dissect(model))
     accumulator._add([x, y])
     return accumulator.compute()
+
+
+def test_only_products_that_are_compared_are_computed():
+    model, wide = BY_NAME["bert"].build(), BY_NAME["bert"].build(hidden_size=32)
+    one, two = SimilarityAccumulator(), SimilarityAccumulator(other=wide, layers=[0, 2])
+    accumulate(model, batch(labels=False), one)
+    accumulate(model, batch(labels=False), two)
+    assert one.products.shape == (3 * 16, 3 * 16)
+    assert one.own.numel() == 0
+    assert (two.products.shape, two.own.shape) == ((2 * 16, 2 * 32), (2 * 16 + 2 * 32, 32))
+    assert (two.own[: 2 * 16, 16:] == 0).all()
 
 
 def test_rotations_factors_and_shifts_change_nothing():

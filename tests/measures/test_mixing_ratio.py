@@ -1,5 +1,6 @@
 """The parts of what attention blocks pass on, and how much of it comes from other tokens."""
 
+import copy
 import sys
 
 import numpy as np
@@ -292,3 +293,39 @@ def test_the_mlps_of_a_model_are_looked_for_once(monkeypatch):
     monkeypatch.setattr(sums, "dissect_mlps", lambda anatomy, real=sums.dissect_mlps: asked.append(1) or real(anatomy))
     mixing_ratio(small("gpt_neox"), [batch(labels=False, seed=seed) for seed in range(3)])
     assert asked == [1]
+
+
+class _Adapted(torch.nn.Module):
+    """A linear layer, and the product of two small ones beside it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, width = base, base.in_features
+        self.down, self.up = torch.nn.Linear(width, 2, bias=False), torch.nn.Linear(2, base.out_features, bias=False)
+        self.double()
+
+    def forward(self, x):
+        return self.base(x) + 0.5 * self.up(self.down(x))
+
+    def merged(self):
+        made = copy.deepcopy(self.base)
+        with torch.no_grad():
+            made.weight += 0.5 * self.up.weight @ self.down.weight
+        return made
+
+
+# oracle: the model with the adapters added to its weights
+@pytest.mark.parametrize("names", [("query", "value"), ("query",), ("key", "value")])
+def test_queries_and_values_with_adapters(names):
+    model = BY_NAME["bert"].build()
+    merged = copy.deepcopy(model)
+    for mine, theirs in zip(model.bert.encoder.layer, merged.bert.encoder.layer, strict=True):
+        for name in names:
+            adapted = _Adapted(getattr(mine.attention.self, name))
+            setattr(mine.attention.self, name, adapted)
+            setattr(theirs.attention.self, name, adapted.merged())
+    found, expected = (mixing_ratio(one, batch(labels=False)) for one in (model, merged))
+    for field in ("ratio", "unnormed", "attention", "std"):
+        torch.testing.assert_close(getattr(found, field), getattr(expected, field), rtol=1e-12, atol=1e-12)
+    blocks = [attention_rollout(one, batch(labels=False), weighting="block").values for one in (model, merged)]
+    torch.testing.assert_close(*blocks, rtol=1e-12, atol=1e-12)

@@ -26,6 +26,7 @@ MADE = {
     "PositionAccumulator": lambda kind: kind([]),
     "VariantAccumulator": lambda kind: kind(lambda anatomy: torch.ones(2, *anatomy.present.shape), "accuracy"),
     "PartAccumulator": lambda kind: kind("mlp", "accuracy"),
+    "EdgeAccumulator": lambda kind: kind({"low": [3]}),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import transformers
 from hypothesis import settings
 
+gc.disable()  # until all tests are imported and collected, which stay
 settings.register_profile("untimed", deadline=None)  # how long a test takes depends on what else runs
 settings.load_profile("untimed")
 pytest.register_assert_rewrite("helpers", "laws")
@@ -31,7 +33,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(autouse=True)
 def _still() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` takes a millisecond for devices that are not there
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +114,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = slow_first(wanted, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
 
 
+def pytest_collection_finish() -> None:
+    """Look for garbage again, but not in the modules and tests, of which there are a million objects."""
+    gc.freeze()
+    gc.set_threshold(2000)
+    gc.enable()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto`: a worker a core, eight at most, as each takes about a gigabyte."""
@@ -121,4 +130,5 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "numprocesses", None):
+        gc.enable()  # this process collects no tests
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers, which start after this

@@ -9,16 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers.zoo import V4
+
 _ran: set[Path] = set()
 
 
 def run_script(script: Path, arguments: list[str], cwd: Path) -> tuple[int, str, str]:
     """Run a script as `python script arguments` does; gives the exit status and what was written to stdout and stderr.
 
-    The first run of a script in a session is in a new Python. The others are copies of a process in which nothing was
-    done but to import what all scripts import.
+    On the newest transformers, the first run of a script in a session is in a new Python. The others are copies of a
+    process in which nothing was done but to import what all scripts import.
     """
-    if script not in _ran or "forkserver" not in multiprocessing.get_all_start_methods():
+    if (script not in _ran and not V4) or "forkserver" not in multiprocessing.get_all_start_methods():
         _ran.add(script)
         done = subprocess.run([sys.executable, str(script), *arguments], cwd=cwd, capture_output=True, text=True)
         return done.returncode, done.stdout, done.stderr

@@ -2,6 +2,8 @@
 
 from contextlib import suppress
 
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel  # noqa: F401
+
 import bertology
 import bertology.code_structure
 import bertology.edge_probing

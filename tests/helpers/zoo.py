@@ -32,7 +32,7 @@ class Family:
 
     def build(self, kind: str = "classifier", attention: str | None = None, seed: int = 0, **config: Any) -> Any:
         """A model with random weights, large enough that heads matter, in eval mode."""
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         settings = self.config()
         for key, value in config.items():
             setattr(settings, key, value)

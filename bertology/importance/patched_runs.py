@@ -101,6 +101,7 @@ class Runs(ABC):
 
     def estimated(self, tokens: Sequence[int | None], steps: int) -> Tensor:
         """[token, part, example]: the change of the metric to first order, or by integrated gradients of some steps."""
+        self.anatomy.check_exact_gradient("attribution would not be exact")
         total: dict[Place, Tensor] = {}
         for alpha in [0.0] if steps == 0 else [(step + 0.5) / steps for step in range(steps)]:
             for place, gradient in self._gradients(alpha).items():
@@ -248,7 +249,6 @@ class HeadRuns(Runs):
         if read is not None:
             undo.enter_context(tap(self.anatomy, "heads", read=apply))
             return
-        self.anatomy.check_exact_gradient("attribution would not be exact")
         undo.enter_context(tap(self.anatomy, "heads", edit=apply, once=True))
 
     def patched(self, tokens: Sequence[int | None]) -> Tensor:

@@ -13,7 +13,7 @@ from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .calls import Calls, hooks_until_end
 from .edits import same_shape
-from .private_api import edit_output
+from .private_api import edit_output, has_own_hooks, hook_behind_own
 from .states import flat_states, laid_out, state_of, with_state
 
 
@@ -35,12 +35,14 @@ def tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         for block in tapped.firsts:
             hooks.append(block.register_forward_pre_hook(tapped.before, with_kwargs=True))
         for block in tapped.calls.modules:
-            # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its
-            # own, and before transformers 5 a wrapper of `forward`.
-            if edit is not None and is_transformers_4():
+            # An editor comes behind hooks of the user's own, as a reader does, but before transformers notes the hidden
+            # states, which some models go on with: a hook of its own, and before transformers 5 a wrapper of `forward`.
+            if edit is None:
+                hooks.append(block.register_forward_hook(tapped.after))
+            elif is_transformers_4() and not has_own_hooks(block):
                 edit_output(block, tapped.after, undo)
             else:
-                hooks.append(block.register_forward_hook(tapped.after, prepend=edit is not None))
+                hooks.append(hook_behind_own(block, tapped.after))
 
     place(undo)
     if edit is not None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils.hooks import RemovableHandle
 
 from ..anatomy.divided import has_processes, is_fully_sharded
 
@@ -113,6 +114,31 @@ def edit_output(module: nn.Module, edit: OutputEdit, undo: ExitStack) -> None:
         module.forward = partial(edited, module)
     edited.edits.insert(0, edit)
     undo.callback(edited.remove, module, edit)
+
+
+def hook_behind_own(module: nn.Module, hook: OutputEdit) -> RemovableHandle:
+    """Register a forward hook behind all hooks of the user's own, and before those of this library and transformers.
+
+    Of several that are registered so, the newest comes first.
+    """
+    # Fragile: rests on torch calling forward hooks in the order of this mapping.
+    handle, hooks = module.register_forward_hook(hook, prepend=True), module._forward_hooks
+    last = max((place for place, one in enumerate(hooks.values()) if is_own_hook(one)), default=0)
+    for key in reversed(list(hooks)[1 : last + 1]):
+        hooks.move_to_end(key, last=False)
+    return handle
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """Whether a module has a forward hook of the user's own."""
+    return any(map(is_own_hook, module._forward_hooks.values()))
+
+
+def is_own_hook(hook: Any) -> bool:
+    """Whether a hook is none of this library, of transformers or of torch."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    return not str(getattr(hook, "__module__", "")).startswith(("bertology.", "transformers.", "torch."))
 
 
 def current_modes() -> tuple[Any, ...]:

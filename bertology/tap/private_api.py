@@ -123,9 +123,10 @@ def hook_behind_own(module: nn.Module, hook: OutputEdit) -> RemovableHandle:
     """
     # Fragile: rests on torch calling forward hooks in the order of this mapping.
     handle, hooks = module.register_forward_hook(hook, prepend=True), module._forward_hooks
-    last = max((place for place, one in enumerate(hooks.values()) if is_own_hook(one)), default=0)
-    for key in reversed(list(hooks)[1 : last + 1]):
-        hooks.move_to_end(key, last=False)
+    new, *others = hooks.items()
+    behind = 1 + max((place for place, (_, one) in enumerate(others) if is_own_hook(one)), default=-1)
+    hooks.clear()
+    hooks.update([*others[:behind], new, *others[behind:]])
     return handle
 
 

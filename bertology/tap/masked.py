@@ -21,7 +21,7 @@ from . import tap
 from .calls import Calls, attention_modules
 from .edits import noted
 from .function_mode import Pass
-from .interface_route import in_one_piece, set_implementation
+from .interface_route import MAP_AXES, attend_eagerly, in_one_piece
 from .own_function import own_entry
 from .softmax_route import SOFTMAX, WatchingSoftmax, four_axes, is_banded
 from .torch_attention import open_torch_attention
@@ -30,7 +30,6 @@ Cut = Tensor | Callable[[Tensor, Tensor, Any], Tensor]
 """Where a query may not look: bool, [query, key] or [batch, query, key], True for what is cut; or a function of the
 positions of queries [query, 1] and of keys [1, key], and of the keys' token ids [batch, key], that returns it."""
 ALL = "all"
-_MAP = ("batch", "head", "query", "key")
 PADDING = -5000.0
 """Below it a score is that of a key which the model itself masks: by -10000 (GPT, CTRL), or by the lowest number."""
 
@@ -120,7 +119,7 @@ def cutting(anatomy: Anatomy, cuts: dict[Site, list[tuple[list[int], Cut]]]) -> 
         undo.enter_context(tap(anatomy, "inputs", read=batch.update))
         on_interface = [module for module in calls.modules if eager_function(module) is not None]
         if on_interface:  # fused kernels show no scores
-            set_implementation(anatomy, on_interface, "eager", undo)
+            attend_eagerly(anatomy, on_interface, undo)
             in_one_piece(on_interface, undo)
         calls.watch(anatomy, undo)
         open_torch_attention(calls.modules, undo)
@@ -161,7 +160,7 @@ class _Cutting(WatchingSoftmax):
             scores = torch.where(scores.isinf(), scores, scores.clamp_min(lowest))
         laid = None
         if now.site in self.cuts:
-            if is_banded(now.site.attention) or scores.dim() > len(_MAP):
+            if is_banded(now.site.attention) or scores.dim() > len(MAP_AXES):
                 raise self._unseen(now.site)  # keys by windows, or by several streams of queries (ProphetNet)
             laid = four_axes(scores, kwargs.get("dim", more[0] if more else None), len(now.site.kept))
         if laid is None:
@@ -237,5 +236,5 @@ class _Cutting(WatchingSoftmax):
     def _unseen(site: Site) -> UnknownAnatomy:
         kind, odd = type(site.attention).__name__, oddities_of(site.attention)
         wanted = "no softmax" if odd.softmaxes == 1 else f"no {odd.softmaxes} softmaxes"
-        why = odd.unmapped or f"shows {wanted} over [{', '.join(_MAP)}] alone"
+        why = odd.unmapped or f"shows {wanted} over [{', '.join(MAP_AXES)}] alone"
         return UnknownAnatomy(f"the attention of {site.label} ({kind}) {why}: none of its edges can be cut")

@@ -217,6 +217,23 @@ def test_a_query_with_no_key_left_does_not_look_at_what_a_small_number_masks():
     assert outputs[:, 0, 0].any()
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_mask_of_true_and_false_is_no_number_to_add(name):
+    """A mask [batch, 1, query, key] for fused attention; eager functions add what they get to the scores."""
+    model, inputs = BY_NAME[name].build("lm", attention="sdpa"), batch((7, 5), labels=False)
+    seen = inputs["attention_mask"].bool()[:, None, None] & torch.ones(7, 7).tril().bool()
+    wanted, given = logits(model, inputs), {**inputs, "attention_mask": seen}
+    real = inputs["attention_mask"].bool()
+    tolerance = 1e-4 if name == "llama" else 1e-9  # whose eager softmax is in float32
+    with masked_attention(model, {}):
+        torch.testing.assert_close(logits(model, given)[real], wanted[real], atol=tolerance, rtol=tolerance)
+    cut = {0: lambda query, key, tokens: key == query - 1}
+    with masked_attention(model, cut):
+        torch.testing.assert_close(
+            logits(model, given)[real], logits(model, inputs)[real], atol=tolerance, rtol=tolerance
+        )
+
+
 def longformer():
     """As many heads as tokens: its softmax [batch, query, head, key] has the shape of another one."""
     config = transformers.LongformerConfig(

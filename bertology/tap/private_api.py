@@ -132,11 +132,13 @@ def hook_behind_own(module: nn.Module, hook: OutputEdit) -> RemovableHandle:
 
 def has_own_hooks(module: nn.Module) -> bool:
     """Whether a module has a forward hook of the user's own."""
+    # Fragile: rests on torch keeping forward hooks in a mapping of this name.
     return any(map(is_own_hook, module._forward_hooks.values()))
 
 
 def is_own_hook(hook: Any) -> bool:
     """Whether a hook is none of this library, of transformers or of torch."""
+    # Fragile: rests on transformers and torch defining their hooks in modules of their own packages.
     while isinstance(hook, partial):
         hook = hook.func
     return not str(getattr(hook, "__module__", "")).startswith(("bertology.", "transformers.", "torch."))

@@ -80,6 +80,9 @@ def _check_packed(model: nn.Module, batch: dict[str, Any]) -> None:
     positions = batch.get(POSITIONS_ARGUMENT)
     if not isinstance(positions, Tensor) or positions.dim() != 2 or batch.get(MASK_ARGUMENT) is not None:
         return
+    most = getattr(config_of(model), MOST_POSITIONS_NAME, None)
+    if isinstance(most, int) and bool((positions >= most).any()):
+        return  # the model's own error says more
     told = batch.get(USE_CACHE_ARGUMENT) is False or has_cache(batch) or not_taken(model, [USE_CACHE_ARGUMENT])
     if not told and bool((positions.diff(dim=1) != 1).any()):
         raise DataError(

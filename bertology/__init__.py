@@ -40,6 +40,9 @@ a data set, `example` counts its examples and `row` its labels, of which an exam
 are counted from 0.
 """
 
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
 from . import losses as losses  # these three are other names of modules in the rooms
 from . import metrics as metrics
 from . import pictures as pictures
@@ -224,3 +227,21 @@ __all__ = [
     "tap",
 ]
 __version__ = "0.1.0"
+# What people look for here under another name.
+_ELSEWHERE = {
+    "entropy": "use attention_entropy",
+    "head_entropy": "use attention_entropy",
+    "load": "Result.load(path) reads a result, load_pruned(path) a pruned model",
+    "patching": "use activation_patching or attribution_patching",
+    "prune": "use prune_heads or prune_neurons",
+    "rollout": "use attention_rollout",
+    "save": "result.save(path) writes a result, save_pruned(model, path) a pruned model",
+}
+
+if not TYPE_CHECKING:  # which would take every name for one that is there
+
+    def __getattr__(name: str) -> object:
+        """Say where to find what is not here."""
+        near = [f"did you mean {one}?" for one in get_close_matches(name, __all__, 1)]
+        then = f": {(_ELSEWHERE.get(name) or near[0])}" if name in _ELSEWHERE or near else ""
+        raise AttributeError(f"module 'bertology' has no attribute {name!r}{then}")

@@ -193,9 +193,13 @@ def checked(function: F) -> F:
         return function
     parameters = inspect.signature(function).parameters.values()
     names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    by_name = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    takes_more = any(one.kind is one.VAR_POSITIONAL for one in parameters)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > len(names) and by_name and not takes_more:
+            raise _too_many(function, names, by_name, args)
         hints, classes = _hints(function)
         for name, value in chain(zip(names, args), kwargs.items()):  # noqa: B905
             if name not in hints:
@@ -207,6 +211,24 @@ def checked(function: F) -> F:
 
     setattr(call, "__kwdefaults__", function.__kwdefaults__)  # noqa: B010 (tools read it, as they read the signature)
     return call  # type: ignore[return-value]
+
+
+def _too_many(function: Callable[..., Any], names: list[str], by_name: list[str], args: Sequence[Any]) -> DataError:
+    """The error for more arguments by position than a function takes."""
+    own = 1 if names[:1] == ["self"] else 0
+    what, there, came = function.__qualname__.removesuffix(".__init__"), names[own:], args[own:]
+    takes = (
+        f"{how_many(len(there), 'argument')} without a name ({', '.join(there)})"
+        if there
+        else "no argument without a name"
+    )
+    pair = there == ["head"] and all(map(is_whole, came))
+    then = (
+        f"a layer and a head are a pair, ({', '.join(map(shown, came))})"
+        if pair
+        else (f"name {'it' if len(came) == 1 else 'the others'}: {', '.join(f'{name}=' for name in by_name)}")
+    )
+    return DataError(f"{what} takes {takes}, got {len(came)}: {then}")
 
 
 def described(value: object) -> str:

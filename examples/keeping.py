@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from bertology import Result
 from bertology.errors import BertologyError, DataError, need
-from bertology.results.complete_file import write_text
+from bertology.results.complete_file import locked, write_text
 
 R = TypeVar("R", bound=Result)
 
@@ -23,12 +24,16 @@ R = TypeVar("R", bound=Result)
 class Kept:
     """A folder of results: each result is written as soon as it is computed, and read when the study is run again.
 
-    Raises `DataError` for a folder of a run with other arguments.
+    No other run writes to the folder until this process has ended. Raises `DataError` for a folder that another run
+    writes to, or that is of a run with other arguments.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.out = Path(args.output_dir)
         self.out.mkdir(parents=True, exist_ok=True)
+        alone = locked(self.out)
+        alone.__enter__()
+        atexit.register(alone.__exit__, None, None, None)
         others = ("output_dir", "no_cuda", "beside")  # they do not change what is computed
         self._settings = {name: value for name, value in vars(args).items() if name not in others}
         self._written = self.out / "settings.json"

@@ -76,12 +76,16 @@ _SPARSE = (
     "transformers returns leave out, so that they do not sum to 1. Take shorter texts, or full attention: "
     "set_attention_type('original_full')"
 )
+_GLOBAL = (
+    "attends from the tokens of the text in one softmax, and from its global tokens in another: there is no one map "
+    "from tokens to tokens"
+)
 _TAKES_BIAS = Oddities(takes_bias=True)
 # Attention that puts its heads side by side in as many dimensions as its input has, so that it cannot have fewer.
 _SIZED_BY_INPUT = (
     "Blip2Attention", "BlipAttention", "CvtSelfAttention", "EfficientLoFTRAttention", "GLPNEfficientSelfAttention",
     "GroupViTAttention", "InstructBlipAttention", "InstructBlipVideoAttention", "LEDDecoderAttention",
-    "Mask2FormerAttention", "OneFormerAttention", "OneFormerTextMapperAttention", "PegasusXGlobalLocalAttention",
+    "Mask2FormerAttention", "OneFormerAttention", "OneFormerTextMapperAttention",
     "ProphetNetAttention", "ProphetNetNgramSelfAttention", "PvtEfficientSelfAttention", "PvtV2SelfAttention",
     "TableTransformerAttention", "TrOCRAttention", "VJEPA2PoolerCrossAttention",
 )  # fmt: skip
@@ -102,6 +106,7 @@ ODDITIES: Mapping[str, Oddities] = {
     "LEDEncoderSelfAttention": Oddities(uncut=_RESIZED, bands="windows"),
     "BigBirdBlockSparseAttention": Oddities(uncut=_REMADE, remade=True, unmapped=_SPARSE),
     "BigBirdPegasusBlockSparseAttention": Oddities(uncut=_REMADE, remade=True, unmapped=_SPARSE),
+    "PegasusXGlobalLocalAttention": Oddities(uncut=_RESIZED, softmaxes=2, unmapped=_GLOBAL),
     # LiLT attends with its layout first, then with its text.
     "LiltSelfAttention": Oddities(uncut="its layout stream uses their maps", softmaxes=2, map_number=1),
     "T5Attention": _TAKES_BIAS,

@@ -97,7 +97,9 @@ class RealQueries:
         self._complete = {stack: mask is None or bool(mask.all()) for stack, mask in self._masks.items()}
         for stack, mask in self._masks.items():
             if mask is not None and not self._complete[stack]:
-                check_real(mask)
+                name = MASK_ARGUMENT if reads_text(anatomy.model, stack) else DECODER_PREFIX + MASK_ARGUMENT
+                # A decoder that makes its inputs from labels has the mask of these.
+                check_real(mask, name if name in batch else LABELS_ARGUMENT)
         # Earlier tokens in a cache are keys, but no queries.
         cached = wanted if has_cache(batch) else ()
         self._keys = {

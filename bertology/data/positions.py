@@ -15,7 +15,9 @@ from ..anatomy.names import (
     NO_TEXT_ARGUMENTS,
     POSITIONS_ARGUMENT,
     POSITIONS_NAME,
+    USE_CACHE_ARGUMENT,
 )
+from ..errors import DataError
 from .caches import has_cache
 from .models import config_of, not_taken, task_model
 
@@ -50,9 +52,11 @@ def with_positions(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
 
     Without them, a model with absolute positions would count the padding, also among the earlier tokens in a cache.
     They are not added to a batch that has some, to images and sounds, for which models count in other ways, to multiple
-    choice, and where the model does not take them.
+    choice, and where the model does not take them. Raises `DataError` for packed texts of which it is not said whether
+    they see each other.
     """
     mask, text = batch.get(MASK_ARGUMENT), batch.get(IDS_ARGUMENT, batch.get(EMBEDS_ARGUMENT))
+    _check_packed(model, batch)
     if POSITIONS_ARGUMENT in batch or any(name in batch for name in NO_TEXT_ARGUMENTS) or not isinstance(mask, Tensor):
         return batch
     if mask.dim() != 2 or not isinstance(text, Tensor):
@@ -66,6 +70,26 @@ def with_positions(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
         return batch
     positions = (real.long().cumsum(-1) - 1).clamp_min(0) + _first_position(model)
     return batch | {POSITIONS_ARGUMENT: positions[:, earlier:]}
+
+
+def _check_packed(model: nn.Module, batch: dict[str, Any]) -> None:
+    """Raise `DataError` for positions that begin anew in a row, unless the batch turns the cache off.
+
+    transformers keeps such texts apart in a pass without a cache, and lets them see each other in one with a cache.
+    """
+    positions = batch.get(POSITIONS_ARGUMENT)
+    if not isinstance(positions, Tensor) or positions.dim() != 2 or batch.get(MASK_ARGUMENT) is not None:
+        return
+    most = getattr(config_of(model), MOST_POSITIONS_NAME, None)
+    if isinstance(most, int) and bool((positions >= most).any()):
+        return  # the model's own error says more
+    told = batch.get(USE_CACHE_ARGUMENT) is False or has_cache(batch) or not_taken(model, [USE_CACHE_ARGUMENT])
+    if not told and bool((positions.diff(dim=1) != 1).any()):
+        raise DataError(
+            f"{POSITIONS_ARGUMENT} begin anew within a row, as those of packed texts do: transformers lets these see "
+            f"each other in a pass with a cache, and not in one without. Pass {USE_CACHE_ARGUMENT}=False in the batch, "
+            "which keeps them apart, or one text in each row"
+        )
 
 
 def padded_before(real: Tensor) -> bool:

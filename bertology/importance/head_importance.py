@@ -176,8 +176,8 @@ class ImportanceAccumulator(LossGradientAccumulator, GateAccumulator):
         """Add the gradients of a batch to the sums."""
         if all(gradient is None for gradient in found):
             raise UnknownAnatomy(
-                f"the gradient does not reach the {self.anatomy.sites[0].unit}s: the model builds its own autograd "
-                "graph (reversible layers)"
+                f"the gradient does not reach the {self.anatomy.sites[0].unit}s: what comes after them passes none "
+                "(int8, no_grad), or builds its own autograd graph (reversible layers)"
             )
         device = self.absolute.device
         if self._granularity == "token":

@@ -81,9 +81,9 @@ class _IntegratedAccumulator(GateAccumulator):
         for step in range(self._steps):
             gates = self.gates(batch, (step + 0.5) / self._steps)
             loss = self._under(batch, gates).sum()
-            if not loss.requires_grad:
+            gradient = torch.autograd.grad(loss, gates, allow_unused=True)[0] if loss.requires_grad else None
+            if gradient is None:
                 raise UnknownAnatomy("the loss does not depend on any head: it was detached from the graph")
-            (gradient,) = torch.autograd.grad(loss, gates)
             integral += gradient.to(integral) / self._steps
         with torch.no_grad():
             self.none += self._under(batch, self.gates(batch, 0.0)).double().sum().to(device)

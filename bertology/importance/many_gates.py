@@ -280,9 +280,15 @@ def score_variants(
         batches = same_data(batches, why="replace='mean'")
         # Check everything before the means are computed.
         VariantAccumulator(make_gates, metric, loss).zero(dissect(model))
-        replace = head_means(model, batches).values
+        replace = _own_means(model, batches)
     accumulator = VariantAccumulator(make_gates, metric, loss, replace, seed)
     return accumulate(model, batches, accumulator, checkpoint=checkpoint, progress=progress)[0]
+
+
+def _own_means(model: nn.Module, batches: Batches) -> Tensor:
+    """[layer, head, dim]: the means of heads over these data; 0 for layers that do not run, which nothing replaces."""
+    means = head_means(model, batches)
+    return means.values.masked_fill((means.tokens == 0)[:, None, None], 0.0)
 
 
 def _generation_scores(
@@ -298,7 +304,7 @@ def _generation_scores(
         raise DataError(f"replace={replace!r} is not possible with a GenerationMetric: take 'zero', 'mean' or a tensor")
     whole = score(model, batches, metric=metric).value
     if isinstance(replace, str) and replace == "mean":
-        replace = head_means(model, batches).values
+        replace = _own_means(model, batches)
     values = [whole]
     for gates in progress_bar(progress, make_gates(anatomy)):
         off = [(row, head) for row, head in (anatomy.present & (gates == 0)).nonzero().tolist()]

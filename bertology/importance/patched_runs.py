@@ -122,6 +122,7 @@ class Runs(ABC):
 
     def estimated(self, tokens: Sequence[int | None]) -> Tensor:
         """[token, part, example]: the change of the metric to first order, or by integrated gradients of some steps."""
+        self.anatomy.check_exact_gradient("attribution would not be exact")
         total: dict[Place, Tensor] = {}
         steps = self.steps or 0
         for alpha in [0.0] if steps == 0 else [(step + 0.5) / steps for step in range(steps)]:
@@ -275,7 +276,6 @@ class HeadRuns(Runs):
         if read is not None:
             undo.enter_context(tap(self.anatomy, "heads", read=apply))
             return
-        self.anatomy.check_exact_gradient("attribution would not be exact")
         undo.enter_context(tap(self.anatomy, "heads", edit=apply, once=True))
 
     def patched(self, tokens: Sequence[int | None]) -> Tensor:

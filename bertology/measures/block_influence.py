@@ -23,6 +23,8 @@ from ..streaming.accumulator import Accumulator, stat
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from ..tap import tap
+from ..tap.skipped import given_noted
+from ..tap.states import flat_states
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,18 +58,20 @@ class BlockInfluenceAccumulator(Accumulator):
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
-        """Compare what each block returns with what the one before it returned."""
-        rows = {(site.stack, site.layer): site.row for site in self.anatomy.sites}
-        before: dict[str, Tensor] = {}
+        """Compare what each block returns with what it got: some models change the states between two blocks."""
+        sites = {(site.stack, site.layer + 1): site for site in self.anatomy.sites}
+        layouts = {stack.name: stack.layout for stack in self.anatomy.stacks}
 
         def read(stack: str, layer: int, x: Tensor) -> None:
-            last, before[stack] = before.get(stack), x.detach()
-            if layer and last is not None and last.shape == x.shape:
-                self._add(
-                    rows[stack, layer - 1], last, x.detach(), real_positions(self.anatomy, batch, stack, *x.shape[:2])
-                )
+            if not layer:
+                return
+            site = sites[stack, layer]
+            before = flat_states(got.pop(site.place), layouts[stack], site.label).detach()
+            if before.shape == x.shape:
+                real = real_positions(self.anatomy, batch, stack, *x.shape[:2])
+                self._add(site.row, before, x.detach(), real)
 
-        with tap(self.anatomy, "block", read=read):
+        with given_noted({site.place for site in sites.values()}) as got, tap(self.anatomy, "block", read=read):
             yield
 
     def _add(self, row: int, before: Tensor, after: Tensor, real: Tensor) -> None:

@@ -108,11 +108,10 @@ class GradientsAccumulator(LossGradientAccumulator, MapAccumulator):
             self._add(site, torch.zeros_like(weights) if gradient is None else gradient.abs(), batch)
 
     def _add(self, site: Site, gradient: Tensor, batch: Batch) -> None:
-        masks = self._classes.masks(self.anatomy, batch, site.stack, gradient.shape[3])
-        if masks is None:
+        masks, real = self._classes.masks(self.anatomy, batch, site.stack, gradient.shape[3]), self._masks[site]
+        if masks is None or masks.shape[1:] != real.shape:  # queries that are other tokens than the keys (Funnel pools)
             self.unclassed[site.row] += 1
             return
-        real = self._masks[site]
         keys = (masks & real[None]).permute(1, 2, 0)  # [batch, key, class]
         by_class = gradient.masked_fill(~real[:, None, :, None], 0).sum(2) @ keys.to(gradient.dtype)
         self.total[site.row, list(site.kept)] += by_class.to(self.total.device).sum(0, dtype=torch.float64)

@@ -38,7 +38,8 @@ def randomized(model: M, *, seed: int = 0) -> M:
         True
     """
     check_not_divided(model, "no copy with random weights can be made")
-    new = copy.deepcopy(model)
+    with torch.inference_mode(False):  # weights of inference mode cannot be trained
+        new = copy.deepcopy(model)
     if not any(isinstance(module, transformers.PreTrainedModel) for module in new.modules()):
         raise DataError(f"{type(model).__name__} is no model of transformers: how its weights begin is not known")
     embeddings = {id(p) for module in new.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}

@@ -78,7 +78,9 @@ def drop_blocks(
         (('1',), 2)
     """
     if not isinstance(model, transformers.PreTrainedModel):
-        raise PruningError(f"blocks are dropped from a model of transformers, got {type(model).__name__}")
+        raise PruningError(
+            f"blocks are dropped from a model of transformers, got {type(model).__name__}: pass the model inside it"
+        )
     there, given = blocks_of(dissect(model)), arguments(model, inputs, tokenizer)
     rows = _resolved(there, blocks)
     if not rows:

@@ -63,9 +63,10 @@ def load_pruned(
     options = {name: option for name, option in options.items() if option is not None}
     try:
         _check_sizes(path, Loading, config)
-        model, told = Loading.from_pretrained(
-            str(path), config=config, output_loading_info=True, trust_remote_code=False, **options
-        )
+        with torch.inference_mode(False):  # weights of inference mode cannot be trained
+            model, told = Loading.from_pretrained(
+                str(path), config=config, output_loading_info=True, trust_remote_code=False, **options
+            )
     except (BertologyError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # those of transformers, safetensors and torch

@@ -160,7 +160,10 @@ def check_plain(site: Site, module: nn.Module, *, groups_allowed: bool = False) 
         raise refusal(site, why, "remove the parametrization first")
     plain = isinstance(weight, Tensor) and weight.is_floating_point() and type(weight.data) is Tensor
     if not plain or not _is_linear(inner, groups_allowed=groups_allowed):
-        why = f"only Linear and Conv1D layers with plain weights can be cut, got {type(inner).__name__}"
+        kind = type(inner)
+        # Adapters and quantized layers have classes of the same name.
+        name = f"{kind.__module__}.{kind.__name__}" if kind.__name__ in ("Linear", "Conv1D") else kind.__name__
+        why = f"only Linear and Conv1D layers with plain weights can be cut, got {name}"
         raise refusal(site, why, "merge adapters and undo quantization first")
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
+import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -88,7 +89,7 @@ def prune_heads(model: nn.Module, heads: Heads, *, uniform: bool = False, scores
     written = by_model(anatomy, places, dissect)
     before = count_parameters(model)
     tied: Tied = {}
-    with one_thread(model):
+    with one_thread(model), torch.inference_mode(False):  # weights of inference mode cannot be trained
         for cut in cuts:
             cut_heads(cut, tied)
         for part, labels, some in written:

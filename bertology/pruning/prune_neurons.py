@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..anatomy.dissect import dissect
@@ -83,7 +84,7 @@ def prune_neurons(
     written = by_model(mlps, places, dissect_mlps)
     before = count_parameters(model)
     tied: Tied = {}
-    with one_thread(model):
+    with one_thread(model), torch.inference_mode(False):  # weights of inference mode cannot be trained
         for mlp, gone in cuts:
             _cut(mlp, gone, tied)
         for part, labels, some in written:

@@ -24,7 +24,10 @@ def check_gradient(anatomy: Anatomy, batch: Batch, loss: ExampleLoss, lost: Unkn
         raise lost  # the differences would be rounded away
     first = next(model.parameters())
     gates = torch.ones(anatomy.layers, anatomy.heads, dtype=first.dtype, device=first.device, requires_grad=True)
-    (gradient,) = torch.autograd.grad(_loss_at(anatomy, batch, loss, gates, labelled), gates)
+    whole = _loss_at(anatomy, batch, loss, gates, labelled)
+    if not whole.requires_grad:
+        raise lost
+    (gradient,) = torch.autograd.grad(whole, gates, materialize_grads=True)
     random = torch.Generator().manual_seed(0)
     step = 0.015 / gates.numel() ** 0.5
     for _ in range(DIRECTIONS):

@@ -13,7 +13,7 @@ from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .calls import Calls
 from .edits import same_shape
-from .private_api import edit_output, set_hooks
+from .private_api import edit_output, has_own_hooks, hook_behind_own, set_hooks
 from .states import flat_states, laid_out, state_of, with_state
 
 
@@ -32,13 +32,20 @@ def tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
     def place(undo: ExitStack) -> None:
         tapped.calls.watch(anatomy, undo)
         set_hooks(tapped.firsts, tapped.before, undo, before=True, with_kwargs=True)
-        # An editor comes before transformers notes the hidden states, which some models go on with: a hook of its own,
-        # and before transformers 5 a wrapper of `forward`.
-        if edit is not None and is_transformers_4():
-            for block in tapped.calls.modules:
+        if edit is None:
+            set_hooks(tapped.calls.modules, tapped.after, undo)
+            return
+        # An editor comes behind hooks of the user's own, as a reader does, but before transformers notes the hidden
+        # states, which some models go on with: a hook of its own, and before transformers 5 a wrapper of `forward`.
+        plain = []
+        for block in tapped.calls.modules:
+            if has_own_hooks(block):
+                undo.callback(hook_behind_own(block, tapped.after).remove)
+            elif is_transformers_4():
                 edit_output(block, tapped.after, undo)
-        else:
-            set_hooks(tapped.calls.modules, tapped.after, undo, prepend=edit is not None)
+            else:
+                plain.append(block)
+        set_hooks(plain, tapped.after, undo, prepend=True)
 
     place(undo)
     if edit is not None:

@@ -89,17 +89,28 @@ def _centred(x: Tensor, centred: bool) -> Tensor:
 def _scale(norm: nn.Module, args: tuple[Any, ...], y: Tensor) -> Scale:
     """The linear function that a norm was in one call; whether it takes the mean away is tried."""
     x: Tensor = args[0]
-    centred, added, weight = tried(norm, alternating(x).expand_as(x))
+    try:
+        centred, added, weight = tried(norm, alternating(x).expand_as(x))
+    except UnknownAnatomy:
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            raise
+        # Its other input is a gate of each number, which is held (Qwen3-Next).
+        wide = torch.promote_types(y.dtype, torch.float32)
+        return Scale(False, y.new_zeros(1), _quotient(x.to(wide), y.to(wide)))
     below, above = _centred(x.to(weight), centred), y.to(weight) - added
     # In half precision a single quotient may be all rounding: the weight, and one number for each token, are not.
     factor = weight * fitted(below * weight, above)
     # Many norms compute in float32, also where all weights are float64.
     allowed = max(4 * torch.finfo(y.dtype).eps, 64 * torch.finfo(torch.float32).eps) * above.abs().max()
     if not bool(((below * factor - above).abs() <= allowed).all()) and len(args) > 1:
-        factor = torch.where(below == 0, 0.0, above / below)  # a gate of each number (Mamba's norm)
+        factor = _quotient(below, above)  # a gate of each number (Mamba's norm)
     if not bool(((below * factor - above).abs() <= allowed).all()):
         raise UnknownAnatomy(f"a {type(norm).__name__} does not scale its input: its direct path is not known")
     return Scale(centred, added[:1].to(y), factor)
+
+
+def _quotient(below: Tensor, above: Tensor) -> Tensor:
+    return torch.where(below == 0, 0.0, above / below)
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -184,6 +184,8 @@ def gating(anatomy: Anatomy, gates: Tensor | tuple[Tensor, ...]) -> Iterator[Non
         if gate.requires_grad and not torch.is_grad_enabled() and not was_off:
             raise UnknownAnatomy(f"the model runs {site.label} without gradients: its gates would seem to do nothing")
         gate = gate.to(x)
+        if gate.is_inference() and torch.is_grad_enabled():
+            gate = gate.clone()  # no graph can hold what was made in inference mode
         if len(site.kept) < gate.shape[-1]:
             gate = gate.index_select(-1, torch.tensor(site.kept, device=x.device))
         if gate.dim() == 1:

@@ -32,6 +32,7 @@ from .statistics_route import attend_without_map, may_go_without_map
 
 # Our function, for models that give causal attention a mask, and for those that need not.
 NAME, UNMASKED_NAME = "bertology", "bertology_unmasked"
+MAP_AXES = ("batch", "head", "query", "key")
 BLOCK_BYTES = 64 * 2**20
 
 _readings: dict[nn.Module, list[Reading]] = {}
@@ -98,6 +99,28 @@ def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str,
     """Switch the configs around these attention modules to an attention function, while `undo` is open."""
     for config in _configs(anatomy, attentions):
         turn(config, ATTENTION_SETTING, name, undo)
+
+
+def attend_eagerly(anatomy: Anatomy, attentions: list[nn.Module], undo: ExitStack) -> None:
+    """Switch these attention modules to the model's own eager functions, while `undo` is open."""
+    set_implementation(anatomy, attentions, "eager", undo)
+    for attention in attentions:
+        undo.callback(attention.register_forward_pre_hook(_with_added_masks, with_kwargs=True).remove)
+
+
+def _with_added_masks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments, with masks that the user has made for other functions as eager ones take them."""
+    given = (*args, *kwargs.values())
+    if first_value(module.config, ATTENTION_SETTING) == "eager" or not any(map(_shows, given)):
+        return None
+    dtype = next(x.dtype for x in given if isinstance(x, Tensor) and x.is_floating_point())
+    new = [added_mask(x, dtype) if _shows(x) else x for x in given]
+    return tuple(new[: len(args)]), dict(zip(kwargs, new[len(args) :], strict=True))
+
+
+def _shows(x: Any) -> bool:
+    """Whether this is a mask that is True where a query may look."""
+    return isinstance(x, Tensor) and x.dtype == torch.bool and x.dim() == len(MAP_AXES)
 
 
 def _configs(anatomy: Anatomy, attentions: list[nn.Module]) -> list[Any]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..anatomy.dissect import dissect
 from ..anatomy.forward_source import eager_function
+from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import token_ids
 from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
@@ -20,17 +21,17 @@ from . import tap
 from .calls import Calls, attention_modules
 from .edits import noted
 from .function_mode import Pass
-from .interface_route import in_one_piece, set_implementation
+from .interface_route import MAP_AXES, attend_eagerly, in_one_piece
 from .own_function import own_entry
-from .softmax_route import SOFTMAX, WatchingSoftmax, four_axes
+from .softmax_route import SOFTMAX, WatchingSoftmax, four_axes, is_banded
 from .torch_attention import open_torch_attention
 
 Cut = Tensor | Callable[[Tensor, Tensor, Any], Tensor]
 """Where a query may not look: bool, [query, key] or [batch, query, key], True for what is cut; or a function of the
 positions of queries [query, 1] and of keys [1, key], and of the keys' token ids [batch, key], that returns it."""
 ALL = "all"
-PADDING = torch.finfo(torch.float16).min / 2
-"""Below it a score is that of a key which the model itself masks, in any type."""
+PADDING = -5000.0
+"""Below it a score is that of a key which the model itself masks: by -10000 (GPT, CTRL), or by the lowest number."""
 
 
 @contextmanager
@@ -118,7 +119,7 @@ def cutting(anatomy: Anatomy, cuts: dict[Site, list[tuple[list[int], Cut]]]) -> 
         undo.enter_context(tap(anatomy, "inputs", read=batch.update))
         on_interface = [module for module in calls.modules if eager_function(module) is not None]
         if on_interface:  # fused kernels show no scores
-            set_implementation(anatomy, on_interface, "eager", undo)
+            attend_eagerly(anatomy, on_interface, undo)
             in_one_piece(on_interface, undo)
         calls.watch(anatomy, undo)
         open_torch_attention(calls.modules, undo)
@@ -159,6 +160,8 @@ class _Cutting(WatchingSoftmax):
             scores = torch.where(scores.isinf(), scores, scores.clamp_min(lowest))
         laid = None
         if now.site in self.cuts:
+            if is_banded(now.site.attention) or scores.dim() > len(MAP_AXES):
+                raise self._unseen(now.site)  # keys by windows, or by several streams of queries (ProphetNet)
             laid = four_axes(scores, kwargs.get("dim", more[0] if more else None), len(now.site.kept))
         if laid is None:
             return func(scores, *more, **kwargs)
@@ -182,7 +185,7 @@ class _Cutting(WatchingSoftmax):
         seen = torch.ones(shape[-2:], dtype=torch.bool, device=query.device)
         seen = (seen.tril() if is_causal else seen) & ~cut
         if attn_mask is not None:
-            seen = seen & (attn_mask if attn_mask.dtype == torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min)
+            seen = seen & (attn_mask if attn_mask.dtype == torch.bool else attn_mask > PADDING)
         lowest = torch.finfo(query.dtype).min
         added = torch.zeros(shape, dtype=query.dtype, device=query.device)
         if attn_mask is not None and attn_mask.dtype != torch.bool:
@@ -225,13 +228,13 @@ class _Cutting(WatchingSoftmax):
             raise ShapeError(f"a cut must be [batch, query, key] = {list(wanted)}, got {list(found.shape)}") from error
 
     def end(self, ended: Pass, args: Any, kwargs: Any) -> None:
-        if ended.site in self.cuts and not ended.seen:
+        # Of several softmaxes, it is not known which edges their columns are (BigBird's blocks, Pegasus-X's windows).
+        if ended.site in self.cuts and len(ended.seen) != oddities_of(ended.site.attention).softmaxes:
             raise self._unseen(ended.site)
 
     @staticmethod
     def _unseen(site: Site) -> UnknownAnatomy:
-        kind = type(site.attention).__name__
-        return UnknownAnatomy(
-            f"the attention of {site.label} ({kind}) shows no softmax over [batch, head, query, key]: none of its "
-            "edges can be cut"
-        )
+        kind, odd = type(site.attention).__name__, oddities_of(site.attention)
+        wanted = "no softmax" if odd.softmaxes == 1 else f"no {odd.softmaxes} softmaxes"
+        why = odd.unmapped or f"shows {wanted} over [{', '.join(MAP_AXES)}] alone"
+        return UnknownAnatomy(f"the attention of {site.label} ({kind}) {why}: none of its edges can be cut")

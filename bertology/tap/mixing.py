@@ -263,9 +263,17 @@ def alternating(x: Tensor) -> Tensor:
 
 
 def tried(norm: nn.Module, unit: Tensor) -> tuple[bool, Tensor, Tensor]:
-    """Whether a norm takes the mean away, what it adds, and its weight, by what it makes of `alternating` numbers."""
+    """Whether a norm takes the mean away, what it adds, and its weight, by what it makes of `alternating` numbers.
+
+    Raises `UnknownAnatomy` for a norm of more than one input.
+    """
     wide = torch.promote_types(unit.dtype, torch.float32)
-    added, of_unit, shifted = (norm.forward(u).to(wide) for u in (unit * 0, unit, unit + 3))
+    try:
+        added, of_unit, shifted = (norm.forward(u).to(wide) for u in (unit * 0, unit, unit + 3))
+    except (TypeError, AttributeError) as error:
+        raise UnknownAnatomy(
+            f"a {type(norm).__name__} cannot run on its first input alone: what it does to it is not known"
+        ) from error
     centred = bool(torch.allclose(shifted, of_unit, rtol=0.05, atol=1e-3))
     return centred, added, (of_unit - added) / unit.to(wide)
 

@@ -116,6 +116,34 @@ def edit_output(module: nn.Module, edit: OutputEdit, undo: ExitStack) -> None:
     undo.callback(edited.remove, module, edit)
 
 
+def hook_behind_own(module: nn.Module, hook: OutputEdit) -> RemovableHandle:
+    """Register a forward hook behind all hooks of the user's own, and before those of this library and transformers.
+
+    Of several that are registered so, the newest comes first.
+    """
+    # Fragile: rests on torch calling forward hooks in the order of this mapping.
+    handle, hooks = module.register_forward_hook(hook, prepend=True), module._forward_hooks
+    new, *others = hooks.items()
+    behind = 1 + max((place for place, (_, one) in enumerate(others) if is_own_hook(one)), default=-1)
+    hooks.clear()
+    hooks.update([*others[:behind], new, *others[behind:]])
+    return handle
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """Whether a module has a forward hook of the user's own."""
+    # Fragile: rests on torch keeping forward hooks in a mapping of this name.
+    return any(map(is_own_hook, module._forward_hooks.values()))
+
+
+def is_own_hook(hook: Any) -> bool:
+    """Whether a hook is none of this library, of transformers or of torch."""
+    # Fragile: rests on transformers and torch defining their hooks in modules of their own packages.
+    while isinstance(hook, partial):
+        hook = hook.func
+    return not str(getattr(hook, "__module__", "")).startswith(("bertology.", "transformers.", "torch."))
+
+
 def current_modes() -> tuple[Any, ...]:
     """The function modes that see what is called now, the newest last; a mode does not see what it calls itself."""
     # Fragile: rests on torch's private list of function modes.

@@ -16,7 +16,7 @@ from ..anatomy.forward_source import eager_function
 from ..anatomy.sites import Anatomy, Site
 from .calls import Calls, attention_modules
 from .function_mode import Pass
-from .interface_route import set_implementation
+from .interface_route import attend_eagerly
 from .softmax_route import WatchingSoftmax, four_axes
 from .torch_attention import open_torch_attention
 
@@ -36,7 +36,7 @@ def silenced(anatomy: Anatomy, head: int | None) -> Iterator[set[Site]]:
         # Fused kernels show no probabilities.
         on_interface = [module for module in calls.modules if eager_function(module) is not None]
         if on_interface:
-            set_implementation(anatomy, on_interface, "eager", undo)
+            attend_eagerly(anatomy, on_interface, undo)
         calls.watch(anatomy, undo)
         open_torch_attention(calls.modules, undo)
         mode.watch(calls.modules, undo)

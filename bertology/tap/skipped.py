@@ -27,11 +27,7 @@ def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[set[int]]:
     """
     skipped = {(site.stack, site.layer + 1): site for site in (blocks.sites[row] for row in rows)}
     layouts = {stack.name: stack.layout for stack in blocks.stacks}
-    got: dict[nn.Module, Any] = {}
     ran: set[int] = set()
-
-    def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        got[block] = given_states(args, kwargs)
 
     def edit(stack: str, layer: int, x: Tensor) -> Tensor:
         site = skipped.get((stack, layer))
@@ -42,9 +38,22 @@ def skipping(blocks: BlockAnatomy, rows: Collection[int]) -> Iterator[set[int]]:
 
     with ExitStack() as undo:
         undo.enter_context(tap(blocks, "block", edit=edit))
-        for block in {site.place for site in skipped.values()}:
-            undo.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+        got = undo.enter_context(given_noted({site.place for site in skipped.values()}))
         yield ran
+
+
+@contextmanager
+def given_noted(blocks: Collection[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
+    """Note the hidden states that these blocks are given, while the `with` lasts, in the mapping that is yielded."""
+    got: dict[nn.Module, Any] = {}
+
+    def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        got[block] = given_states(args, kwargs)
+
+    with ExitStack() as undo:
+        for block in blocks:
+            undo.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+        yield got
 
 
 def given_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

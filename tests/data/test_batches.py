@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from bertology import attention_entropy, head_importance, hidden_states
+from bertology import attention_entropy, attention_maps, head_ablation, head_importance, hidden_states, score
 from bertology.data.batches import token_mask
 from bertology.errors import DataError
 from helpers.zoo import BY_NAME, batch
@@ -53,3 +53,21 @@ def test_token_masks():
     assert token_mask(model, inputs).all()
     with pytest.raises(DataError, match=r"attention_mask must be \[batch, token\], got \[2, 1, 2, 2\]"):
         token_mask(model, {**inputs, "attention_mask": torch.ones(2, 1, 2, 2)})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_packed_texts_are_kept_apart_or_refused(name):
+    """transformers keeps them apart in a pass without a cache alone."""
+    model, ids = BY_NAME[name].build("lm"), torch.randint(5, 40, (1, 7), generator=torch.Generator().manual_seed(0))
+    packed = {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]]), "labels": ids}
+    for measure in (attention_entropy, head_importance, attention_maps):
+        with pytest.raises(DataError, match="position_ids begin anew .* use_cache=False in the batch"):
+            measure(model, packed)
+    apart = packed | {"use_cache": False}
+    with torch.no_grad():
+        loss = float(model(**apart).loss)
+    assert not attention_maps(model, apart).values[..., 4:, :4].any()
+    assert head_ablation(model, apart, metric="inverse_loss").base_losses.tolist() == pytest.approx([loss], rel=1e-5)
+    assert 1 / score(model, apart, metric="inverse_loss").value == pytest.approx(loss, rel=1e-5)
+    one = packed | {"position_ids": torch.arange(7)[None]}
+    assert attention_maps(model, one).values[..., 4:, :4].any()

@@ -10,14 +10,17 @@ from bertology import (
     ablated,
     dissect,
     faithfulness,
+    head_ablation,
     head_agreement,
     head_importance,
+    head_means,
     prune_heads,
     score,
 )
 from bertology.errors import DataError
 from helpers.ablation import rest, several
 from helpers.pruning import seq2seq
+from helpers.towers import qwen2_vl
 from helpers.zoo import BY_NAME, batch
 
 # oracle: the loop over ablated models, and sets of Python
@@ -109,3 +112,17 @@ def test_a_metric_that_changes_nothing_is_not_advised_again():
             model, batch(), [(0, 0)], metric="inverse_loss", random_sets=0,
             loss=lambda outputs, batch: outputs.logits[:, 0] * 0 + 1,
         )  # fmt: skip
+
+
+def test_heads_of_a_tower_that_does_not_run_have_no_mean_to_be_replaced_by():
+    model, ids = qwen2_vl(), torch.randint(3, 40, (4, 6))
+    inputs = {"input_ids": ids, "labels": ids}
+    text = [site.row for site in dissect(model).sites if site.stack == "decoder"]
+    found = faithfulness(model, inputs, [(text[0], 1)], metric="inverse_loss", random_sets=0)
+    off = [(row, head) for row in text for head in range(4) if (row, head) != (text[0], 1)]
+    with ablated(model, off, replace=head_means(model, inputs).values):
+        some = score(model, inputs, metric="inverse_loss").value
+    assert found.scores[1] == pytest.approx(some, rel=1e-6)
+    changes = head_ablation(model, inputs, metric="inverse_loss", replace="mean").change
+    assert changes[text].isfinite().all()
+    assert changes.isnan().any()

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertology import Head, attention_entropy, dissect, gated, head_importance, head_outputs, prune_heads
+from bertology import Head, attention_entropy, dissect, gated, head_importance, head_outputs, prune_heads, pruning_curve
 from bertology.errors import DataError, LossError
 from helpers.zoo import BY_NAME, batch, each_alone
 from oracles import heads as oracles
@@ -278,3 +278,16 @@ def test_errors():
     ):
         head_outputs(model, inputs)
     assert dissect(model).heads == 4
+
+
+def test_gates_and_curves_of_inference_mode():
+    model, inputs = BY_NAME["bert"].build(), batch()
+    gates = torch.linspace(0.1, 1, 8).reshape(2, 4)
+    with gated(model, gates):
+        expected = head_importance(model, inputs).scores
+    with torch.inference_mode(), gated(model, gates.clone()):
+        torch.testing.assert_close(head_importance(model, inputs).scores, expected)
+    curve = pruning_curve(model, inputs, metric="accuracy", amount=2)
+    with torch.inference_mode():
+        again = pruning_curve(model, inputs, metric="accuracy", amount=2)
+    torch.testing.assert_close(again.order, curve.order)

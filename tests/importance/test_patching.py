@@ -10,7 +10,7 @@ from bertology import (
     activation_patching,
     attribution_patching,
 )
-from bertology.errors import DataError
+from bertology.errors import DataError, UnknownAnatomy
 from bertology.metrics import logit_difference, probability
 from helpers.patching import EQUAL, ONES, difference, one, places, two
 from helpers.pruning import seq2seq
@@ -261,3 +261,16 @@ def test_a_difference_of_rounding_alone_is_refused():
         metric = lambda outputs, batch, factor=factor: outputs.logits[:, 0] * factor  # noqa: E731
         with pytest.raises(DataError, match="there is no difference of which a patch could restore a share"):
             activation_patching(model, clean, other, metric=metric)
+
+
+@pytest.mark.filterwarnings("ignore:padding changes:UserWarning")
+@pytest.mark.parametrize("parts", ["heads", "attentions", "mlps", "blocks"])
+def test_a_gradient_that_the_attention_samples_is_none_to_estimate_by(parts):
+    config = t.YosoConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    model, ids = t.YosoForSequenceClassification(config).eval(), torch.randint(5, 50, (2, 2, 6))
+    clean, corrupted = ({"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids)
+    with pytest.raises(UnknownAnatomy, match="estimates its gradient by sampling: attribution would not be exact"):
+        attribution_patching(model, clean, corrupted, metric=logit_difference(0, 1), parts=parts)

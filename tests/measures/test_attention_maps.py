@@ -2,7 +2,8 @@ import pytest
 import torch
 import transformers
 
-from bertology import attention_maps, dissect, prune_heads
+from bertology import attention_entropy, attention_maps, attention_patterns, dissect, prune_heads
+from bertology.errors import UnknownAnatomy
 from bertology.tap import tap
 from helpers.zoo import BY_NAME, V4, batch, each_alone
 
@@ -126,3 +127,16 @@ def test_encoder_decoder_has_three_stacks():
         _ = maps.values
     with pytest.raises(ValueError, match="no stack 'middle' in this result: it has encoder, decoder, cross"):
         maps.stack("middle")
+
+
+def test_attention_from_two_kinds_of_tokens_has_no_one_map():
+    """Pegasus-X's encoder attends from the text's tokens by blocks, and from global tokens to all."""
+    config = transformers.PegasusXConfig(
+        vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, num_global_tokens=4,
+        decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, block_size=4, max_position_embeddings=32,
+    )  # fmt: skip
+    model, ids = transformers.PegasusXModel(config).eval(), torch.randint(5, 50, (2, 8))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    for measure in (attention_maps, attention_entropy, attention_patterns):
+        with pytest.raises(UnknownAnatomy, match="global tokens in another: there is no one map"):
+            measure(model, inputs)

@@ -67,3 +67,18 @@ def test_in_one_pass_with_others():
     model, inputs = BY_NAME["bert"].build(), batch()
     (found, again) = accumulate(model, inputs, BlockInfluenceAccumulator(), BlockInfluenceAccumulator())
     assert found == again == block_influence(model, inputs)
+
+
+def test_a_block_is_compared_with_what_it_gets():
+    """What comes between two blocks is of neither of them."""
+    model, inputs, seen = BY_NAME["gpt2"].build(), batch((5,)), []
+    block = model.transformer.h[1]
+    expected = block_influence(model, inputs).influence[0]
+    block.register_forward_pre_hook(lambda module, args: (args[0] + torch.linspace(-1, 1, 16), *args[1:]))
+    block.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    block.register_forward_hook(lambda module, args, x: seen.append(x if isinstance(x, torch.Tensor) else x[0]))
+    with torch.no_grad():
+        model(**inputs)
+    found, (before, after) = block_influence(model, inputs).influence, seen[:2]
+    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(found[1], (1 - torch.cosine_similarity(before, after, dim=-1)).mean())

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertology import attention_entropy, attention_maps, prune_heads
+from bertology.errors import DataError
 from bertology.tap import attention_entropies
+from helpers.pruning import seq2seq
 from helpers.zoo import BY_NAME, batch, each_alone
 from oracles import heads as oracles
 
@@ -87,3 +89,13 @@ def test_pruned_heads_have_no_entropy():
     left = attention_entropy(model, inputs).mean
     assert left.isnan().tolist() == [[False, True, False, False], [True] * 4]
     torch.testing.assert_close(left[0, [0, 2, 3]], whole[0, [0, 2, 3]])
+
+
+def test_what_marks_no_real_token_is_named():
+    model, ids = seq2seq("t5"), torch.randint(3, 40, (2, 5))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ignored = torch.tensor([[3, 4, 5], [-100] * 3])
+    decoder = {"decoder_input_ids": ids[:, :2], "decoder_attention_mask": torch.tensor([[1, 1], [0, 0]])}
+    for more, name in (({"labels": ignored}, "labels"), (decoder, "decoder_attention_mask")):
+        with pytest.raises(DataError, match=rf"^{name} marks no real token in example\(s\) \[1\]"):
+            attention_entropy(model, inputs | more)

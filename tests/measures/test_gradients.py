@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 
 from bertology import EntropyAccumulator, GradientsAccumulator, ImportanceAccumulator, accumulate, attention_gradients
 from bertology.errors import DataError, UnknownAnatomy
@@ -110,3 +111,16 @@ def test_errors():
         attention_gradients(model, batch(), tokens={"a": [3]})
     model.get_input_embeddings().requires_grad_()
     assert attention_gradients(model, batch(), tokens=CLASSES).values.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore")  # the model's own code warns of this and that
+def test_queries_that_are_pooled_tokens_have_no_classes():
+    torch.manual_seed(0)
+    config = transformers.FunnelConfig(
+        vocab_size=50, block_sizes=[1, 1], num_decoder_layers=1, d_model=16, n_head=4, d_head=4, d_inner=24,
+        num_labels=2,
+    )  # fmt: skip
+    model, ids = transformers.FunnelForSequenceClassification(config).eval(), torch.randint(5, 40, (2, 7))
+    found = attention_gradients(model, {"input_ids": ids, "labels": torch.tensor([0, 1])}, tokens={"low": range(20)})
+    assert found.values[0].isfinite().all()
+    assert found.values[1:].isnan().all()

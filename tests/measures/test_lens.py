@@ -6,9 +6,10 @@ import pytest
 import torch
 import transformers
 
-from bertology import Result, head_attribution, hidden_states, logit_lens, prune_heads
+from bertology import Result, head_attribution, head_outputs, hidden_states, logit_lens, prune_heads
 from bertology.errors import DataError, ShapeError, UnknownAnatomy
-from helpers.zoo import BY_NAME, batch
+from helpers.towers import random_weights
+from helpers.zoo import BY_NAME, V4, batch
 from oracles import lens as oracles
 
 # oracle: the formulas with the weights of each family
@@ -224,3 +225,29 @@ def test_weights_of_inference_mode_are_told():
         model = BY_NAME["gpt2"].build("lm")
     with pytest.raises(UnknownAnatomy, match="made in torch.inference_mode"):
         head_attribution(model, {"input_ids": torch.tensor([[3, 4, 5]])})
+
+
+@pytest.mark.skipif(V4, reason="its layers have other names")
+def test_a_norm_with_a_gate_beside_its_input_scales_as_it_did():
+    """In a hybrid model the norm of the linear attention cannot run without its gate."""
+    torch.manual_seed(0)
+    config = transformers.Qwen3NextConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, layer_types=["full_attention", "linear_attention"], linear_num_value_heads=4,
+        linear_num_key_heads=2, linear_key_head_dim=4, linear_value_head_dim=4, mlp_only_layers=[0, 1],
+    )  # fmt: skip
+    model, inputs = random_weights(transformers.Qwen3NextForCausalLM(config)), {"input_ids": torch.tensor([[5, 6, 7]])}
+    norm, weight = model.model.norm, model.model.layers[0].self_attn.o_proj.weight
+    with torch.no_grad():
+        outputs = model(**inputs, output_hidden_states=True)
+        token = int(outputs.logits[0, -1].argmax())
+        before = []
+        hook = norm.register_forward_pre_hook(lambda module, args: before.append(args[0][0, -1]))
+        model(**inputs)
+        hook.remove()
+        factor = norm(before[0]) / before[0] * model.lm_head.weight[token]
+        heads = head_outputs(model, inputs).values[0, 0, -1]
+        expected = [factor @ (weight[:, 8 * head : 8 * head + 8] @ heads[head]) for head in range(4)]
+    found = head_attribution(model, inputs)
+    torch.testing.assert_close(found.mean[0], torch.stack(expected), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.together, found.values.sum((0, 2)), atol=1e-5, rtol=1e-4)

@@ -145,3 +145,19 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
             path.read_text(encoding="utf-8")
     with pytest.raises(DataError, match="cannot be written .* a folder that exists"), writable(tmp_path / "no" / "a"):
         (tmp_path / "no" / "a").write_text("")
+
+
+def test_arguments_that_want_a_name() -> None:
+    @checked
+    def one(model: int, *, field: str = "", ax: Any = None) -> None: ...
+
+    class Maps:
+        @checked
+        def plot(self, head: Any = None, /, *, ax: Any = None) -> None: ...
+
+    with pytest.raises(DataError, match=r"one takes 1 argument without a name \(model\), got 2: .* field=, ax=$"):
+        one(1, "a")  # type: ignore[misc]
+    with pytest.raises(DataError, match=r"Maps.plot takes .* got 2: a layer and a head are a pair, \(2, 9\)$"):
+        Maps().plot(2, 9)  # type: ignore[misc]
+    one(1)
+    Maps().plot(2)

@@ -29,6 +29,7 @@ from bertology import (
 )
 from bertology.code_structure import CatComparison
 from bertology.errors import DataError
+from bertology.results.complete_file import locked
 from helpers.scripts import run_script
 from helpers.trees import WORDS, wordpiece_tokenizer
 
@@ -220,6 +221,9 @@ def test_the_study_of_michel(minilm, tmp_path):
     assert printed.splitlines()[-1].endswith(
         "was written with other settings: name another --output_dir, or empty this one"
     )
+    with locked(out):
+        printed = run("michel/study.py", *arguments, cwd=tmp_path, ok=False)
+    assert "out is being written by another process" in printed.splitlines()[-1]
 
 
 def test_a_metric_that_no_head_changes_ends_no_report(tmp_path, monkeypatch):

@@ -141,3 +141,18 @@ def test_every_function_of_the_marked_files_says_what_it_rests_on():
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
                 assert any("# Fragile: " in line for line in lines), f"{name}: {node.name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("load", r"'load': Result.load\(path\) reads a result, load_pruned\(path\) a pruned model"),
+        ("save", r"result.save\(path\)"),
+        ("head_importances", r"did you mean head_importance\?"),
+        ("qqq", "'qqq'$"),
+    ],
+)
+def test_a_name_that_is_not_here_says_where_it_may_be(name, words):
+    with pytest.raises(AttributeError, match=f"module 'bertology' has no attribute .*{words}"):
+        getattr(bertology, name)
+    assert not hasattr(bertology, name)

@@ -10,13 +10,16 @@ from bertology import (
     Result,
     attention_maps,
     dissect,
+    drop_blocks,
     gated,
     head_outputs,
     load_pruned,
     prune_heads,
+    prune_neurons,
     save_pruned,
 )
 from bertology.errors import HeadError, PruningError
+from bertology.measures.random_weights import randomized
 from helpers.pruning import SOME, gates_for, heads_for, logits, seq2seq
 from helpers.zoo import BY_NAME, FAMILIES, V4, batch
 
@@ -251,3 +254,34 @@ def test_no_heads_is_no_change():
     pruned = prune_heads(model, {})
     assert pruned.heads == ()
     assert pruned.parameters_before == pruned.parameters_after
+
+
+def trained(model, inputs):
+    model.train()
+    model(**inputs).loss.backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, folder: prune_heads(model, {0: [1]}),
+        lambda model, folder: prune_neurons(model, {0: [1]}),
+        lambda model, folder: drop_blocks(model, [1]),
+        lambda model, folder: loaded(model, folder),
+        lambda model, folder: randomized(model),
+    ],
+    ids=["heads", "neurons", "blocks", "files", "random weights"],
+)
+def test_what_is_made_in_inference_mode_can_be_trained(change, tmp_path):
+    model, inputs = BY_NAME["bert"].build().float(), batch()
+    with torch.inference_mode():
+        found = change(model, tmp_path)
+    model = found if isinstance(found, torch.nn.Module) else model
+    assert any(gradient.abs().sum() > 0 for gradient in trained(model, inputs) if gradient is not None)
+
+
+def loaded(model, folder):
+    prune_heads(model, {0: [1]})
+    save_pruned(model, folder)
+    return load_pruned(folder)

@@ -16,11 +16,16 @@ from bertology import (
     ScoreAccumulator,
     accumulate,
     attention_gradients,
+    attribution_patching,
+    fit_gates,
     head_ablation,
     head_importance,
     head_outputs,
+    integrated_importance,
+    neuron_importance,
 )
 from bertology.errors import UnknownAnatomy
+from bertology.metrics import logit_difference
 from helpers.zoo import BY_NAME, batch
 
 MEASURES = {
@@ -238,3 +243,27 @@ def test_a_model_in_which_nothing_was_lost_is_not_watched_again():
         head_importance(model, batch())
         head_importance(model, batch())
     assert len(watched) == 3, "a module of another package is watched every time"
+
+
+BY_ALL = {
+    **{name: MEASURES[name] for name in ("importance", "importance by token", "several")},
+    "integrated": lambda model, inputs: integrated_importance(model, inputs, steps=1),
+    "neurons": neuron_importance,
+    "gates": lambda model, inputs: fit_gates(model, inputs, steps=1),
+    **{
+        f"patching of {parts}": lambda model, inputs, parts=parts: attribution_patching(
+            model, inputs, {**inputs, "input_ids": inputs["input_ids"].flip(1)}, metric=logit_difference(0, 1),
+            parts=parts,
+        )
+        for parts in ("heads", "mlps", "blocks")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("measure", BY_ALL.values(), ids=BY_ALL)
+def test_where_no_gradient_reaches_any_head_it_is_said(measure):
+    """The task head behind it still wants a gradient, so that the loss is part of a graph."""
+    model = BY_NAME["bert"].build()
+    model.bert.pooler.dense = Without(model.bert.pooler.dense, "no_grad")
+    with pytest.raises(UnknownAnatomy, match=r"incomplete|does not reach|does not depend on any"):
+        measure(model, batch((6, 6)))

@@ -165,3 +165,30 @@ def test_what_mlps_return_has_the_batch_first(kind):
     with torch.no_grad(), tap(anatomy, "mlp", edit=lambda mlp, x: x):
         torch.testing.assert_close(model(**inputs).last_hidden_state, whole)
     keep.remove()
+
+
+@pytest.mark.parametrize("place", ["block", "heads", "neurons", "mlp"])
+def test_what_was_read_and_is_put_back_changes_nothing(family, place):
+    """Also where hooks of the user's own change what blocks, MLPs and heads return."""
+    model, read = family.build(), []
+    mlps = dissect_mlps(model)
+    changed = {block for stack in dissect(model).stacks for block in stack.blocks}
+    changed |= {mlp.projection for mlp in mlps.sites} | {site.projection for site in dissect(model).sites}
+
+    def larger(module, args, output):
+        return output * 1.1 if isinstance(output, torch.Tensor) else (output[0] * 1.1, *output[1:])
+
+    def smaller(module, args):
+        return (args[0] * 0.9, *args[1:]) if args else None
+
+    for module in changed:
+        module.register_forward_hook(larger)
+        module.register_forward_pre_hook(smaller)
+    parts, plain = dissect(model) if place in ("block", "heads") else mlps, logits(model)
+    with tap(parts, place, read=lambda *x: read.append(x[-1].clone())):
+        logits(model)
+    each = iter(read)
+    with tap(parts, place, edit=lambda *x: next(each)):
+        torch.testing.assert_close(logits(model), plain, atol=1e-6, rtol=1e-6)
+    with tap(parts, place, edit=lambda *x: x[-1] * 0.5):
+        assert not torch.allclose(logits(model), plain, atol=1e-4)

@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from bertology import attention_maps, dissect, masked_attention, prune_heads
+from bertology import attention_maps, dissect, head_outputs, masked_attention, prune_heads
 from bertology.data.positions import with_positions
-from bertology.errors import HeadError, ShapeError
+from bertology.errors import HeadError, ShapeError, UnknownAnatomy
 from helpers.zoo import BY_NAME, PAD, batch, each_alone
 from laws.laws import snapshot
 
@@ -30,8 +30,6 @@ def after_softmax(model, inputs, row, heads, cut):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_cut_edges_equal_renormalized_weights(family, attention):
     """The heads' outputs are those of the kept weights, renormalized, times the values."""
-    from bertology import head_outputs
-
     model, inputs = family.build(attention=attention), batch((7, 7), labels=False)
     cut = torch.zeros(7, 7, dtype=torch.bool)
     cut[:, 2] = cut[3:, 1] = True
@@ -205,3 +203,83 @@ def test_queries_that_see_padding_only_are_finite(dtype, cuts):
         expected = model(**given).logits
     real = given["attention_mask"].bool()
     torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)
+
+
+def test_a_query_with_no_key_left_does_not_look_at_what_a_small_number_masks():
+    """The first GPT masks later keys by -10000, not by the lowest number."""
+    torch.manual_seed(0)
+    config = transformers.OpenAIGPTConfig(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16)
+    model, ids = transformers.OpenAIGPTLMHeadModel(config).eval(), torch.randint(5, 50, (2, 5))
+    with masked_attention(model, {"L0H1": lambda query, key, tokens: key == query * 0}):
+        outputs = head_outputs(model, {"input_ids": ids}).values[0]
+    assert not outputs[:, 0, 1].any()
+    assert outputs[:, 1:, 1].any()
+    assert outputs[:, 0, 0].any()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_mask_of_true_and_false_is_no_number_to_add(name):
+    """A mask [batch, 1, query, key] for fused attention; eager functions add what they get to the scores."""
+    model, inputs = BY_NAME[name].build("lm", attention="sdpa"), batch((7, 5), labels=False)
+    seen = inputs["attention_mask"].bool()[:, None, None] & torch.ones(7, 7).tril().bool()
+    wanted, given = logits(model, inputs), {**inputs, "attention_mask": seen}
+    real = inputs["attention_mask"].bool()
+    tolerance = 1e-4 if name == "llama" else 1e-9  # whose eager softmax is in float32
+    with masked_attention(model, {}):
+        torch.testing.assert_close(logits(model, given)[real], wanted[real], atol=tolerance, rtol=tolerance)
+    cut = {0: lambda query, key, tokens: key == query - 1}
+    with masked_attention(model, cut):
+        torch.testing.assert_close(
+            logits(model, given)[real], logits(model, inputs)[real], atol=tolerance, rtol=tolerance
+        )
+
+
+def longformer():
+    """As many heads as tokens: its softmax [batch, query, head, key] has the shape of another one."""
+    config = transformers.LongformerConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=8, intermediate_size=24,
+        attention_window=[4], max_position_embeddings=32, pad_token_id=0,
+    )  # fmt: skip
+    return transformers.LongformerModel(config), 8
+
+
+def big_bird():
+    config = transformers.BigBirdConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24,
+        max_position_embeddings=64, block_size=4, num_random_blocks=1,
+    )  # fmt: skip
+    return transformers.BigBirdModel(config), 40
+
+
+def pegasus_x():
+    config = transformers.PegasusXConfig(
+        vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, num_global_tokens=2,
+        decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, block_size=4, max_position_embeddings=32,
+    )  # fmt: skip
+    return transformers.PegasusXModel(config), 8
+
+
+def prophetnet():
+    config = transformers.ProphetNetConfig(
+        vocab_size=50, hidden_size=16, num_encoder_layers=1, num_decoder_layers=1, num_encoder_attention_heads=4,
+        num_decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=32,
+    )  # fmt: skip
+    return transformers.ProphetNetModel(config), 8
+
+
+@pytest.mark.filterwarnings("ignore")  # the models' own code warns of this and that
+@pytest.mark.parametrize("build", [longformer, big_bird, pegasus_x, prophetnet])
+def test_edges_that_one_map_does_not_show_are_not_cut(build):
+    model, tokens = build()
+    model = model.eval()
+    ids = torch.randint(5, 50, (2, tokens))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    layer = next(site.row for site in dissect(model).sites if build is not prophetnet or site.stack == "decoder")
+    with torch.no_grad():
+        before = model(**inputs).last_hidden_state
+        cuts = {layer: lambda query, key, tokens: key == query * 0}
+        with pytest.raises(UnknownAnatomy, match="none of its edges can be cut"), masked_attention(model, cuts):
+            model(**inputs)
+        torch.testing.assert_close(model(**inputs).last_hidden_state, before, atol=0, rtol=0)

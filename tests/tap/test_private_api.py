@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from bertology.tap.private_api import (
     function_parts,
     fused_attention,
     globals_read,
+    has_own_hooks,
     has_pre_hooks,
+    hook_behind_own,
     library_versions,
     may_be_compiled,
     module_states,
@@ -177,6 +180,32 @@ def test_edits_of_an_output_come_before_hooks_and_end_in_any_order():
     hook.remove()
     assert torch.equal(layer(x), before)
     assert "forward" not in vars(layer)
+
+
+def test_a_hook_behind_own_hooks_comes_before_those_of_transformers():
+    layer, order = nn.Linear(2, 2), []
+
+    def named(name, module):
+        def hook(layer, args, output):
+            order.append(name)
+
+        hook.__module__ = module
+        return hook
+
+    layer.register_forward_hook(named("recorder", "transformers.utils.output_capturing"))
+    assert not has_own_hooks(layer)
+    first = hook_behind_own(layer, named("first", "bertology.tap"))
+    layer.register_forward_hook(partial(named("own", "my_study")))
+    layer.register_forward_hook(named("reader", "bertology.tap"))
+    assert has_own_hooks(layer)
+    newest = hook_behind_own(layer, named("newest", "bertology.tap"))
+    layer(torch.ones(1, 2))
+    assert order == ["first", "recorder", "own", "newest", "reader"]
+    order.clear()
+    first.remove()
+    newest.remove()
+    layer(torch.ones(1, 2))
+    assert order == ["recorder", "own", "reader"]
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

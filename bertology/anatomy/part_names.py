@@ -39,11 +39,18 @@ class PartNames(Generic[P]):
 
     def named(self, name: str) -> P:
         """The part with a printed name."""
+        found = self._parsed(name)
+        if found is None:
+            raise self._none(name, name)
+        return self._made(*found)
+
+    def _parsed(self, name: str) -> tuple[int, int, str] | None:
+        """The layer, the number and the stack of a printed name; None for any other string."""
         found = re.fullmatch(rf"(.*?)L(\d+){self._letter}(\d+)", name)
         stacks = {prefix: stack for stack, prefix in PREFIXES.items()} | {"": ""}
         if found is None or not (found[1] in stacks or found[1].endswith(".")):
-            raise self._none(name, name)
-        return self._made(int(found[2]), int(found[3]), stacks.get(found[1], found[1][:-1]))
+            return None
+        return int(found[2]), int(found[3]), stacks.get(found[1], found[1][:-1])
 
     def at(self, labels: tuple[str, ...], row: int, number: int) -> P:
         """The part at `[row, number]` of a result with these labels."""
@@ -109,6 +116,8 @@ class PartNames(Generic[P]):
 
     def _none(self, given: Any, part: Any) -> BertologyError:
         came = "" if part is given else f", in which {part!r} is none of these"
+        if isinstance(given, str) and self._parsed(given):
+            came = f": write [{given!r}]"
         return self.error(
             f"{self.word}s must be {{layer: [{self.word}s]}}, (layer, {self.word}) pairs of whole numbers, "
             f"{self._title}s or their names such as 'L5{self._letter}3', got {given!r}{came}"

@@ -194,7 +194,8 @@ def _counts(labels: Tensor, real: Tensor) -> Tensor:
     if (counts == 0).any():
         empty = (counts == 0).nonzero().flatten().tolist()
         raise LossError(
-            f"example(s) {empty} of the batch have no labelled token: every label is {IGNORED} or on padding"
+            f"example(s) {empty} of the batch have no labelled token: every label is {IGNORED} or on padding. "
+            "A causal language model predicts no first token, so that a text of one token has none"
         )
     return counts
 

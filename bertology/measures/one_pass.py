@@ -329,8 +329,8 @@ def _saved(
     if folder.is_begun():
         if folder.about()["made_of"] != made_of:
             raise DataError(
-                f"{folder.path} holds the captures of another model, or of other settings: name another folder, or "
-                "remove this one"
+                f"{folder.path} holds the captures of another model, or of other settings (hidden, maps, heads, "
+                "layers, positions, dtype, loss): name another folder, or remove this one"
             )
         lines = folder.lines()
     with ExitStack() as undo:

@@ -127,7 +127,7 @@ def paper() -> Any:
 def headline(result: Fields, text: str) -> str:
     """A title: what is drawn, and below it of which model and how many examples, if that is known."""
     of = measured(result)
-    return "\n".join([text, *textwrap.wrap(of, 60)]) if of else text
+    return "\n".join([text, *_broken(of, 60)]) if of else text
 
 
 def _wrapped(title: str, inches: float) -> str:
@@ -136,8 +136,15 @@ def _wrapped(title: str, inches: float) -> str:
     matplotlib's own `wrap=True` reads dollar signs as formulas.
     """
     most = max(20, int(11 * inches))
-    lines = [textwrap.wrap(line, most, break_on_hyphens=False) or [""] for line in title.split("\n")]
-    return "\n".join(part for line in lines for part in line)
+    return "\n".join(part for line in title.split("\n") for part in _broken(line, most) or [""])
+
+
+def _broken(line: str, most: int) -> list[str]:
+    """The lines of a line of a title. A short end after a comma, such as "64 examples", stays together."""
+    start, comma, end = line.rpartition(", ")
+    if comma and len(end) <= 20:
+        line = start + comma + end.replace(" ", "\N{NO-BREAK SPACE}")
+    return [part.replace("\N{NO-BREAK SPACE}", " ") for part in textwrap.wrap(line, most, break_on_hyphens=False)]
 
 
 def set_title(axes: Axes, title: str) -> None:

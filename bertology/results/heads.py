@@ -53,6 +53,9 @@ def value_of(result: Fields, head: Any) -> float:
     Raises `HeadError` for what is no head, and for a head that the result does not have.
     """
     values = values_of_heads(result, None)
+    if is_whole(head):
+        name = main_field(type(result))
+        raise HeadError(f"one head is [layer, head], got [{head}]: all heads of a layer are .{name}[{head}]")
     row, number = place_of(result, head, values.shape[1])
     return values[row, number].item()
 

@@ -49,7 +49,7 @@ def test_one_head_by_its_name():
         ((-1, 0), "layer -1 is out of range"),
         ("EL0H1", "head EL0H1 is not in this result"),
         ("head 3", "heads must be"),
-        (4, "heads must be"),
+        (2, r"one head is \[layer, head\], got \[2\]: all heads of a layer are .mean\[2\]"),
         (slice(2), "heads must be"),
     ],
 )

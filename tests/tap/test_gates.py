@@ -177,6 +177,7 @@ def test_gates_for_another_batch():
             [5],
             r"heads must be \{layer: \[heads\]\}, \(layer, head\) pairs of whole numbers, Heads or their names such as .L5H3., got \[5\]",
         ),
+        ("L0H2", r"got 'L0H2': write \['L0H2'\]"),
     ],
 )
 def test_bad_heads(heads, message):

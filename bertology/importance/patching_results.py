@@ -119,7 +119,8 @@ class HeadPatching(Patching):
     """[layer, head, token]: the effect of the head at each token alone; None without `by_token=True`."""
 
     def _heading(self) -> str:
-        return f"Head patching into the {self.into} run"
+        what = "Head patching" if self.steps is None else "Estimated head patching"
+        return f"{what} into the {self.into} run"
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -129,6 +129,11 @@ def main_field(kind: type) -> str | None:
     return heads[0] if heads else wide[0] if len(wide) == 1 else None
 
 
+def shown_name(field: str) -> str:
+    """The name by which users take a field: a model's only stack is `values`."""
+    return "values" if field == "stacks" else field
+
+
 def names_along(result: Any, axis: str) -> tuple[Any, ...] | None:
     """The names along an axis, or the numbers that its positions stand for; None if they are only counted."""
     if axis == "layer":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Head
 from ..errors import DataError, need
-from .axes import FieldAxes, all_axes_of, axes_of, main_field, names_along
+from .axes import FieldAxes, all_axes_of, axes_of, main_field, names_along, shown_name
 from .fields import Fields, about_fields
 
 
@@ -30,10 +30,11 @@ def to_frame(result: Fields, field: str | None) -> Any:
         )
     axes, value = declared[name], getattr(result, name)
     if isinstance(value, dict):
-        parts = [pandas.DataFrame({"stack": stack, **_cells(result, axes, {name: x})}) for stack, x in value.items()]
-        return (
-            pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame(columns=["stack", *axes.names, name])
-        )
+        column = shown_name(name)
+        parts = [pandas.DataFrame({"stack": stack, **_cells(result, axes, {column: x})}) for stack, x in value.items()]
+        if not parts:
+            return pandas.DataFrame(columns=["stack", *axes.names, column])
+        return pandas.concat(parts, ignore_index=True)
     beside = {name: value}
     if field is None:
         same = [other for other in axes_of(kind) if other in held and declared[other].names == axes.names]

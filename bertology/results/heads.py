@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Head, HeadScore, each_head, head_at
 from ..errors import DataError, HeadError, is_whole
-from .axes import FieldAxes, all_axes_of, main_field
+from .axes import FieldAxes, all_axes_of, main_field, shown_name
 from .fields import Fields
 
 
@@ -40,7 +40,7 @@ def values_of_heads(result: Fields, field: str | None) -> Tensor:
 
 def _larger_field(name: str | None, axes: FieldAxes) -> str:
     """Which field there is, and how to take what belongs to one head from it."""
-    shown = "values" if name == "stacks" else name  # what a model's only stack is called
+    shown = None if name is None else shown_name(name)
     if not {"layer", "head"} <= set(axes.names):
         return f"its {shown} is {axes}"
     one = ", ".join("0" if axis in ("layer", "head") else ":" for axis in axes.names)

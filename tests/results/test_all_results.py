@@ -174,7 +174,7 @@ def test_frames_name_layers_stacks_and_relations(results):
     one = accuracy[(accuracy.relation == "det") & (accuracy.direction == "from head") & (accuracy.layer == 1)]
     np.testing.assert_array_equal(one.accuracy, heads.accuracy[heads.relations.index("det"), 1, 1])
     maps = kinds["AttentionMaps"].to_frame()
-    assert list(maps.columns) == ["stack", "layer", "batch", "head", "query", "key", "stacks"]
+    assert list(maps.columns) == ["stack", "layer", "batch", "head", "query", "key", "values"]
     assert list(kinds["HeadDistances"].to_frame().columns) == ["head", "other_head", "js"]
     assert kinds["HeadDistances"].to_frame()["head"].iloc[0] == "L0H0"
 

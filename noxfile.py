@@ -109,19 +109,30 @@ def tests_4_57(session: nox.Session) -> None:
     python(session, "-m", "pytest", *PARALLEL, *session.posargs, of="base-4.57")
 
 
-@nox.session
-def newest(session: nox.Session) -> None:
-    """Does the newest transformers of today break anything? All tests that touch a model, and the surface."""
+def run_with_newest(session: nox.Session, package: str) -> None:
+    """All tests that touch a model, and the surface, with the newest version of a package."""
     install(session, "-e", ".[test]")
-    session.install("--upgrade", "transformers")
-    ask = "import transformers; print(transformers.__version__)"
+    session.install("--upgrade", package)
+    ask = f"import {package}; print({package}.__version__)"
     version = session.run("python", "-c", ask, silent=True, env=OFFLINE).strip()
     suites = (*PARALLEL, "-m", "not any_transformers", *session.posargs)
     try:
         session.run("python", "-m", "pytest", *suites, env=OFFLINE)
     except nox.command.CommandFailed:
-        session.error(f"transformers {version} breaks what is named above")
-    session.log(f"transformers {version} breaks nothing")
+        session.error(f"{package} {version} breaks what is named above")
+    session.log(f"{package} {version} breaks nothing")
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Does the newest transformers of today break anything?"""
+    run_with_newest(session, "transformers")
+
+
+@nox.session(name="newest-torch", default=False)
+def newest_torch(session: nox.Session) -> None:
+    """Does the newest torch of today break anything? Its wheels may bring gigabytes of CUDA."""
+    run_with_newest(session, "torch")
 
 
 def lowest() -> list[str]:

@@ -153,6 +153,9 @@ def current_modes() -> tuple[Any, ...]:
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+_CHECKPOINT_GENERATORS = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
+
+
 def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: ExitStack) -> None:
     """Wrap each function that torch's gradient checkpointing is given, while `undo` is open.
 
@@ -162,7 +165,9 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
     # Fragile: rests on the names under which `torch.utils.checkpoint.checkpoint` looks up its two variants, which take
     # the function first. The public `context_fn` serves one of them only, and is the model's to choose.
     module: Any = torch.utils.checkpoint
-    reentrant, generator = module.CheckpointFunction, module._checkpoint_without_reentrant_generator
+    # The older name is still there in torch 2.14, which no longer looks it up.
+    name = next((one for one in _CHECKPOINT_GENERATORS if hasattr(module, one)), _CHECKPOINT_GENERATORS[-1])
+    reentrant, generator = module.CheckpointFunction, getattr(module, name)
 
     def apply(function: Callable[..., Any], *args: Any) -> Any:
         return reentrant.apply(both_runs(function), *args)
@@ -173,9 +178,9 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
             yield from generator(second, *args, **kwargs)
 
     undo.callback(setattr, module, "CheckpointFunction", reentrant)
-    undo.callback(setattr, module, "_checkpoint_without_reentrant_generator", generator)
+    undo.callback(setattr, module, name, generator)
     module.CheckpointFunction = types.SimpleNamespace(apply=apply)
-    module._checkpoint_without_reentrant_generator = wrapped
+    setattr(module, name, wrapped)
 
 
 def running_module() -> nn.Module | None:

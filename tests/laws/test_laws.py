@@ -166,6 +166,7 @@ def test_every_accumulator_is_run_here(monkeypatch):
     for name in RUNS:
         MEASURES[name](BY_NAME["bert"].build())
     b.score(bart(), texts(), metric=WRITTEN)
+    b.mlp_ablation(bart(), texts(), metric=WRITTEN)
     missing = sorted(f"{one.__module__}.{one.__name__}" for one in accumulators() - run)
     assert missing == [], (
         f"export the function that runs it, or add it to MEASURES in tests/laws/test_laws.py: {missing}"

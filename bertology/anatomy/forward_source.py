@@ -152,12 +152,17 @@ def weights_of(held: list[Mapping[str, Any]]) -> list[Tensor]:
     return list(compress(found, map(is_not, found, repeat(None))))
 
 
+def hook_numbers(held: list[Mapping[str, Any]]) -> list[int]:
+    """The numbers of all hooks of modules that hold this: no two hooks of a process have the same."""
+    # Fragile: rests on the private dictionaries of a module's hooks.
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return list(chain.from_iterable(chain.from_iterable(map(itemgetter(*kinds), held))))
+
+
 def spare_hook_numbers(held: list[Mapping[str, Any]]) -> None:
     """Let no new hook get the number of one that is set on modules that hold this, and take its place.
 
     A model that was unpickled has its hooks under the numbers that another process gave them.
     """
-    # Fragile: rests on the private dictionaries of a module's hooks, and on the counter that gives hooks their numbers.
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    numbers = chain.from_iterable(one[kind] for one in held for kind in kinds)
-    RemovableHandle.next_id = max(RemovableHandle.next_id, 1 + max(numbers, default=-1))
+    # Fragile: rests on the counter that gives hooks their numbers.
+    RemovableHandle.next_id = max([RemovableHandle.next_id, *(number + 1 for number in hook_numbers(held))])

@@ -16,6 +16,7 @@ from typing import Any
 
 import transformers
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .names import COUNT_NAMES, KEY_COUNT_NAMES, PRUNED_NAME
 from .oddities import block_oddities_of
@@ -149,3 +150,19 @@ def weights_of(held: list[Mapping[str, Any]]) -> list[Tensor]:
     dictionaries = chain(map(itemgetter("_parameters"), held), map(itemgetter("_buffers"), held))
     found = list(chain.from_iterable(map(methodcaller("values"), dictionaries)))
     return list(compress(found, map(is_not, found, repeat(None))))
+
+
+def hook_numbers(held: list[Mapping[str, Any]]) -> list[int]:
+    """The numbers of all hooks of modules that hold this: no two hooks of a process have the same."""
+    # Fragile: rests on the private dictionaries of a module's hooks.
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return list(chain.from_iterable(chain.from_iterable(map(itemgetter(*kinds), held))))
+
+
+def spare_hook_numbers(held: list[Mapping[str, Any]]) -> None:
+    """Let no new hook get the number of one that is set on modules that hold this, and take its place.
+
+    A model that was unpickled has its hooks under the numbers that another process gave them.
+    """
+    # Fragile: rests on the counter that gives hooks their numbers.
+    RemovableHandle.next_id = max([RemovableHandle.next_id, *(number + 1 for number in hook_numbers(held))])

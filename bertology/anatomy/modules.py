@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from .forward_source import children_of, each_children_of, parameters_of, weights_of
+from .forward_source import children_of, each_children_of, parameters_of, spare_hook_numbers, weights_of
 
 
 class Modules(list[nn.Module]):
@@ -111,6 +111,7 @@ def modules_by_path(model: nn.Module) -> Modules:
     if modules is None:
         modules = Modules()
         _add_modules(model, modules)
+        spare_hook_numbers(modules.held)
         modules.form = _forms[model] = Form(modules)
     return modules
 

@@ -237,10 +237,11 @@ UNSHIFTED_CLASSES = (
 CAUSAL_CLASSES = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM|BertGenerationDecoder|ReformerModelWithLMHead"
 # Causal language models of families of encoders: with `is_decoder` in their config they see earlier tokens alone, and
 # without it all of them, also the one that they are to predict.
-ENCODER_LM_CLASSES = (
+ENCODER_FAMILIES = (
     "(Bert|BigBird|Camembert|Data2VecText|Electra|Ernie|MegatronBert|RemBert|RoCBert|RoFormer|Roberta|"
-    "RobertaPreLayerNorm|XLMRoberta|XLMRobertaXL|Xmod|QDQBert|Mega)(LMHeadModel|ForCausalLM)|BertGenerationDecoder"
+    "RobertaPreLayerNorm|XLMRoberta|XLMRobertaXL|Xmod|QDQBert|Mega)"
 )
+ENCODER_LM_CLASSES = f"{ENCODER_FAMILIES}(LMHeadModel|ForCausalLM)|BertGenerationDecoder"
 DECODES_NAME = "is_decoder"
 GENERATING_CLASSES = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
 TASK_CLASSES = "For[A-Z]|LMHead|EncoderDecoderModel|MTModel|GenerationDecoder"

@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.kept import settings_of
-from ..anatomy.modules import Form, each_module, each_weight
+from ..anatomy.forward_source import hook_numbers
+from ..anatomy.kept import Said, settings_of
+from ..anatomy.modules import Form, Modules, each_module, each_weight
 from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, MASK_ARGUMENT, PADDING_COUNTS
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, reads_text, run_model, some_examples
@@ -119,12 +120,14 @@ def check_padding(anatomy: Anatomy, batch: Batch) -> bool:
         return True
     before = padded_before(found)
     padding = found[:, 1:] & ~found[:, :-1] if before else ~found
-    now = _as_it_is(anatomy, batch, found)
-    if now is not None and _harmless.get(now.form) == now.said:
+    modules = each_module(model) if anatomy.modules is None else anatomy.modules
+    facts = None if anywhere else _facts(modules, batch, reals)
+    known = _harmless.get(modules.form)
+    if known is not None and known.facts == facts and known.config.is_said_by(settings_of(modules)):
         return True
     harmless = _is_harmless(anatomy, batch, int(padding.any(1).int().argmax()), before, reals)
-    if harmless and now is not None:
-        _harmless[now.form] = now.said
+    if harmless and facts is not None:
+        _harmless[modules.form] = _Harmless(facts, Said(settings_of(modules)))
     return True
 
 
@@ -147,28 +150,35 @@ def _is_harmless(anatomy: Anatomy, batch: Batch, example: int, before: bool, rea
     return not differ
 
 
-class _AsItIs(NamedTuple):
-    form: Form
-    said: list[Any]
-    """All that the result of the check depends on, the modules aside."""
+class _Harmless(NamedTuple):
+    """All that the result of the check depended on, the modules themselves aside."""
+
+    facts: list[Any]
+    config: Said
 
 
 # Of which models padding is known to change nothing: with few examples, the check takes longer than the call.
-_harmless: WeakKeyDictionary[Form, list[Any]] = WeakKeyDictionary()
+_harmless: WeakKeyDictionary[Form, _Harmless] = WeakKeyDictionary()
 
 
-def _as_it_is(anatomy: Anatomy, batch: Batch, real: Tensor) -> _AsItIs | None:
-    """How the model and its padding are now; None where a change of the weights would not be noticed."""
-    modules = each_module(anatomy.model) if anatomy.modules is None else anatomy.modules
+def _facts(modules: Modules, batch: Batch, reals: dict[str, Tensor]) -> list[Any] | None:
+    """What there is now of weights, hooks and padding; None where a change of the model would not be noticed.
+
+    Weights that are written through `.data` count no changes: it is taken that they are weights as others are.
+    """
+    if any("forward" in one for one in modules.held):  # a function says nothing of what it computes
+        return None
     try:
-        weights = [(x.data_ptr(), x._version, x.dtype) for x in each_weight(modules) if x is not None]
+        weights = [(x.data_ptr(), x._version, x.dtype) for x in each_weight(modules)]
     except RuntimeError:  # weights of inference mode count no changes
         return None
-    ids = batch.get(IDS_ARGUMENT)
-    # Some models tell padding by its token ids, and some compute otherwise from a certain length on.
-    told = sorted(set(ids[~real].tolist())) if isinstance(ids, Tensor) and ids.shape == real.shape else None
-    config = [dict(one) for one in settings_of(modules)]
-    return _AsItIs(modules.form, [sorted(batch), real.shape[1], told, weights, config])
+    padding = []
+    for prefix, real in reals.items():
+        ids = batch.get(prefix + IDS_ARGUMENT)
+        # Some models tell padding by its token ids, and some compute otherwise from a certain length on.
+        told = sorted(set(ids[~real].tolist())) if isinstance(ids, Tensor) and ids.shape == real.shape else None
+        padding.append((prefix, real.shape[1], padded_before(real), told))
+    return [sorted(batch), padding, weights, hook_numbers(modules.held)]
 
 
 States = dict[tuple[str, str], Tensor]

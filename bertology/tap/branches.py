@@ -144,7 +144,12 @@ class Branches:
         kinds = {row: Kind(possible, arguments, self._variants.tried(most)) for row, most in copies.items()}
         new = [row for row, kind in kinds.items() if (row, kind) not in self._ways]
         if new:
-            trials = {row: self._variants.trial(row, kinds[row].copies, row == new[0]) for row in new}
+            order = list(self._variants.ran(record))
+            first = next((row for row in new if kinds[row].copies > 1), None)
+            trials = {
+                row: self._variants.trial(row, kinds[row].copies, order[order.index(row) :] if row == first else ())
+                for row in new
+            }
             found = self._prove(record, base, batch, trials, possible)
             self._ways |= {(row, kinds[row]): way for row, way in found.items()}
         ways = {row: self._ways.get((row, kind), Way("alone")) for row, kind in kinds.items()}
@@ -186,8 +191,8 @@ class Branches:
         same outputs as full passes, directly after a pass that changed every layer. The unchanged one shows that
         nothing is missing; if variants never run at once on several copies, it is enough.
 
-        If that pass gives the results of the unchanged model, as where no label of these examples counts, they show
-        nothing: this batch runs from the start, and the next one is tried.
+        If that pass or the changed copy gives the results of the unchanged model, as where no label of these examples
+        counts, they show nothing: this batch runs from the start, and the next one is tried.
         """
         few = self._few(batch, max(map(len, trials.values())))
         if few is not batch:
@@ -196,6 +201,8 @@ class Branches:
             base = self._look(outputs, few, 1)
         wanted = {row: self._alone(record, few, row, trial, base) for row, trial in trials.items()}
         resumes = any(self._resumes(start, record, row) for start in self._variants.starts for row in trials)
+        if self._variants.shared and not all(self._tells(trial, wanted[row]) for row, trial in trials.items()):
+            return {}
         other = self._changes_all(record, few, next(iter(trials))) if resumes else None
         if other is not None and all(torch.equal(x, y) for x, y in zip(other[:2], base[:2], strict=True)):
             return {}
@@ -212,7 +219,7 @@ class Branches:
                     break
         if resumes:  # a state that the first layers leave, such as a mask, is now that of a few examples
             call(self._anatomy.model, self._inputs(batch))
-        return found
+        return found | dict.fromkeys(_untold(trials, found), Way("alone"))
 
     def _resumes(self, start: str, record: Recording, row: int) -> bool:
         """Whether a pass that starts like this at a layer leaves out layers before it."""
@@ -271,8 +278,24 @@ class Branches:
             found = run()
         except Exception:  # any error means that this way does not work
             return False
-        step = largest_eps(self._anatomy.model)
-        return all(_close(x, y, min(1000 * step, 0.05)) for x, y in zip(wanted[:2], found[:2], strict=True))
+        return self._same(wanted, found)
+
+    def _tells(self, trial: Tensor, wanted: Sequence[Tensor]) -> bool:
+        """Whether the copies that a trial changes, if any, have other results than the first."""
+        return bool((trial == 1).all()) or not self._same(wanted, [x[:1].expand_as(x) for x in wanted])
+
+    def _same(self, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+        """Whether these are equal losses and logits, up to rounding."""
+        tolerance = min(1000 * largest_eps(self._anatomy.model), 0.05)
+        return all(_close(x, y, tolerance) for x, y in zip(wanted[:2], found[:2], strict=True))
+
+
+def _untold(trials: Mapping[int, Tensor], found: Mapping[int, Way]) -> list[int]:
+    """The rows whose copies were alike in their trials, if copies see each other in the trial of another row."""
+    several = {row: trial for row, trial in trials.items() if len(trial) > 1}
+    if all(found[row].start != "alone" for row in several):
+        return []
+    return [row for row, trial in several.items() if (trial == 1).all()]
 
 
 def _moved_inputs(stack: str, layer: int, x: Tensor) -> Tensor:

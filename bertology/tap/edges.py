@@ -42,7 +42,7 @@ class EdgeVariants(Variants):
         """One."""
         return 1
 
-    def trial(self, row: int, copies: int, change: bool) -> Tensor:
+    def trial(self, row: int, copies: int, later: Sequence[int]) -> Tensor:
         """One copy without a cut."""
         return torch.ones(1, self.anatomy.layers, len(self._cuts))
 

@@ -173,7 +173,9 @@ def gating(anatomy: Anatomy, gates: Tensor | tuple[Tensor, ...]) -> Iterator[Non
     was_off, by_example = not torch.is_grad_enabled(), gates[0].dim() == 2
     of_images = {stack for stack in {site.stack for site in anatomy.sites} if anatomy.reads_images(stack)}
     # [head, 1] for each layer, laid out once: views, in which gates that change are seen.
-    columns = list(gates[..., None]) if isinstance(gates, Tensor) and not (by_example or gates.requires_grad) else []
+    columns: list[Tensor] = []
+    if isinstance(gates, Tensor) and not (by_example or gates.requires_grad or gates.is_inference()):
+        columns = list(gates[..., None])
 
     def edit(site: Site, x: Tensor) -> Tensor:
         if columns and not gates.requires_grad:  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ A measure lists the modules of a model, and nothing takes one out or puts anothe
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 
 from torch import nn
@@ -13,18 +14,21 @@ from ..anatomy.modules import Modules, each_module
 from ..anatomy.sites import Anatomy
 
 _listed: list[tuple[nn.Module, Modules]] = []
+_lock = threading.Lock()
 
 
 def take_as_listed(model: nn.Module, modules: Modules | None, undo: ExitStack) -> None:
     """Take it that a model has these modules, if they are given, while `undo` is open."""
     if modules is not None:
         held = (model, modules)
-        _listed.append(held)
         undo.callback(_forget, held)
+        with _lock:
+            _listed.append(held)
 
 
 def _forget(held: tuple[nn.Module, Modules]) -> None:
-    _listed[:] = [other for other in _listed if other is not held]
+    with _lock:  # what another thread lists or forgets meanwhile would come back, or be lost
+        _listed[:] = [other for other in _listed if other is not held]
 
 
 def modules_of(model: nn.Module) -> Modules:

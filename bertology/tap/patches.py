@@ -53,10 +53,10 @@ class _Patches(Variants):
         """Two, where several run at once."""
         return min(2, max(1, copies))
 
-    def trial(self, row: int, copies: int, change: bool) -> Tensor:
-        """One copy without a change, and another one."""
+    def trial(self, row: int, copies: int, later: Sequence[int]) -> Tensor:
+        """One copy without a change, and another one: what one place changes may be lost in rounding."""
         gates = self.changing_all().new_ones(copies, *self.changing_all().shape[1:])
-        gates[1:, row] = 0 if change else 1
+        gates[1:, list(later)] = 0
         return gates
 
     def can_start(self, start: str, record: Recording, row: int) -> bool:

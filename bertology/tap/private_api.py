@@ -122,11 +122,12 @@ def hook_behind_own(module: nn.Module, hook: OutputEdit) -> RemovableHandle:
     Of several that are registered so, the newest comes first.
     """
     # Fragile: rests on torch calling forward hooks in the order of this mapping.
-    handle, hooks = module.register_forward_hook(hook, prepend=True), module._forward_hooks
-    new, *others = hooks.items()
+    hooks: Any = module._forward_hooks
+    others = list(hooks.items())
     behind = 1 + max((place for place, (_, one) in enumerate(others) if is_own_hook(one)), default=-1)
-    hooks.clear()
-    hooks.update([*others[:behind], new, *others[behind:]])
+    handle = module.register_forward_hook(hook)
+    for number, _ in others[behind:]:  # moved, so that an interrupt loses none
+        hooks.move_to_end(number)
     return handle
 
 
@@ -211,15 +212,15 @@ def set_hooks(
     undo.callback(_remove_hooks, number, filled)
     for module in modules:
         hooks: Any = module._forward_pre_hooks if before else module._forward_hooks
+        filled.append(hooks)  # first: an interrupt may come after any step
         set_hook(hooks, number, hook)
-        filled.append(hooks)
         if with_kwargs:
             told: Any = module._forward_pre_hooks_with_kwargs if before else module._forward_hooks_with_kwargs
-            told[number] = True
             filled.append(told)
+            told[number] = True
         if always_call:
-            module._forward_hooks_always_called[number] = True
             filled.append(module._forward_hooks_always_called)
+            module._forward_hooks_always_called[number] = True
         if prepend:
             hooks.move_to_end(number, last=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace as changed
 from typing import Any, ClassVar
@@ -53,11 +53,11 @@ class Variants(ABC):
         """How many copies show whether a pass may resume on so many at once."""
 
     @abstractmethod
-    def trial(self, row: int, copies: int, change: bool) -> Tensor:
+    def trial(self, row: int, copies: int, later: Sequence[int]) -> Tensor:
         """[copy, layer, unit]: gates of so many copies that show whether a pass may resume at this layer.
 
-        The first change nothing. `change` says whether others must change the layer: of the layers that are tried
-        together, one is enough where variants put in what the model's own passes give.
+        The first change nothing. Others change the layer, or `later`: all rows from this one on, in the order in which
+        they run, or none where a pass that resumes earlier is tried too, and shows that copies do not see each other.
         """
 
     @abstractmethod
@@ -90,7 +90,7 @@ class HeadVariants(Variants):
         """Always two: the product with the changed heads is to be shown too."""
         return 2
 
-    def trial(self, row: int, copies: int, change: bool) -> Tensor:
+    def trial(self, row: int, copies: int, later: Sequence[int]) -> Tensor:
         """One copy without a change, and one with the gates of the layer at one half."""
         ones = torch.ones(1, self.anatomy.layers, self.anatomy.heads)
         return torch.cat([ones, ones.index_fill(1, torch.tensor([row]), 0.5)])
@@ -203,7 +203,7 @@ class PartVariants(Variants):
         """One."""
         return 1
 
-    def trial(self, row: int, copies: int, change: bool) -> Tensor:
+    def trial(self, row: int, copies: int, later: Sequence[int]) -> Tensor:
         """One copy without a change."""
         return torch.ones(1, self.parts.layers, 1)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import pickle
 
 import pytest
 import torch
 import transformers
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers.models.llama import modeling_llama
 from transformers.models.phi3.modeling_phi3 import Phi3Attention
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from bertology import mlp_ablation
 from bertology.anatomy.forward_source import (
     acts_on_record,
     asks_config,
@@ -22,6 +25,7 @@ from bertology.anatomy.forward_source import (
     ties_last,
     weights_of,
 )
+from bertology.anatomy.modules import each_module
 from helpers.zoo import BY_NAME, LLAMA, V4, batch
 
 
@@ -119,3 +123,31 @@ def test_children_and_weights_are_those_of_the_public_walks(family):
     empty = nn.Module()
     empty.register_module("gone", None)
     assert not list(children_of(empty))
+
+
+def shift(module, args, output):
+    return output + 0.01 * output.detach().sign()
+
+
+def test_hooks_of_a_model_that_was_unpickled_keep_their_numbers(monkeypatch):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    for layer in model:
+        layer.register_forward_hook(shift)
+    loaded, last = pickle.loads(pickle.dumps(model)), RemovableHandle.next_id
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)  # as in a new process
+    each_module(loaded)
+    assert RemovableHandle.next_id == last
+
+
+def test_hooks_of_a_model_that_was_unpickled_stay(monkeypatch):
+    model, inputs = BY_NAME["bert"].build(), batch()
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)
+    for _ in range(100):
+        model.bert.encoder.layer[0].output.dense.register_forward_hook(shift)
+    loaded = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        wanted = loaded(**inputs).logits
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)
+    mlp_ablation(loaded, inputs, metric="accuracy")
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, wanted)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import BatchEncoding
+from transformers import BatchEncoding, BertModel, RobertaModel
 
 from bertology import attention_entropy, attention_maps, head_ablation, head_importance, hidden_states, score
 from bertology.data.batches import token_mask
@@ -71,3 +71,13 @@ def test_packed_texts_are_kept_apart_or_refused(name):
     assert 1 / score(model, apart, metric="inverse_loss").value == pytest.approx(loss, rel=1e-5)
     one = packed | {"position_ids": torch.arange(7)[None]}
     assert attention_maps(model, one).values[..., 4:, :4].any()
+
+
+@pytest.mark.parametrize("kind", [RobertaModel, BertModel])
+def test_encoders_take_any_positions(kind):
+    """They never keep texts apart, with a cache or without."""
+    model, ids = kind(BY_NAME["roberta"].config()).eval(), torch.arange(5, 12)[None]
+    given = {"input_ids": ids, "position_ids": torch.tensor([[2, 4, 6, 8, 2, 3, 4]])}
+    with torch.no_grad():
+        states = model(**given).last_hidden_state
+    assert torch.allclose(hidden_states(model, given).values[-1], states, atol=1e-6)

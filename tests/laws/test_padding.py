@@ -18,7 +18,7 @@ from bertology.data.positions import with_positions
 from bertology.measures.rollout import AttentionRollout
 from bertology.results.axes import axes_of
 from helpers.public import public_functions, required
-from helpers.zoo import BY_NAME, FAMILIES, PAD, V4, batch, each_alone
+from helpers.zoo import BY_NAME, FAMILIES, PAD, SMALL, V4, batch, each_alone
 from laws.taps import EVERY, TWO_STACKS
 
 OF_BATCHES = {"model", "batches"}
@@ -388,15 +388,17 @@ def test_results_that_depend_on_other_examples_are_not_put_down_to_padding():
 PASSES_OF_THE_CHECK = 2
 
 
-def passes(model, inputs):
-    """How often the model runs for one capture."""
-    ran = []
-    handle = model.register_forward_pre_hook(lambda *_: ran.append(1))
-    try:
+class Passes:
+    """How often a model runs for one capture; the hook that counts stays, as hooks that change are noticed."""
+
+    def __init__(self, model):
+        self._ran = []
+        model.register_forward_pre_hook(lambda *_: self._ran.append(1))
+
+    def __call__(self, model, inputs):
+        self._ran.clear()
         b.hidden_states(model, inputs)
-    finally:
-        handle.remove()
-    return len(ran)
+        return len(self._ran)
 
 
 def drop_position_embeddings(model, inputs):
@@ -424,7 +426,17 @@ def lengthen(model, inputs):
     inputs.update({name: torch.cat([x[:, :1], x], 1) for name, x in inputs.items()})
 
 
+def set_a_hook(model, inputs):
+    model.transformer.wte.register_forward_hook(lambda *_: None)
+
+
+def replace_a_forward(model, inputs):
+    model.transformer.wte.forward = model.transformer.wte.forward
+
+
 CHANGES = [
+    set_a_hook,
+    replace_a_forward,
     drop_position_embeddings,
     train_a_weight,
     change_a_setting,
@@ -437,10 +449,30 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES)
 def test_padding_is_checked_once_for_a_model_that_is_as_it_was(change):
     model, inputs = BY_NAME["gpt2"].build("lm"), batch((7, 4, 5), labels=False, side="left")
+    passes = Passes(model)
     assert passes(model, inputs) == 1 + PASSES_OF_THE_CHECK
     assert passes(model, inputs) == 1
     change(model, inputs)
     assert passes(model, inputs) == 1 + PASSES_OF_THE_CHECK
+
+
+def test_padding_of_the_decoder_is_checked_besides_that_of_the_encoder():
+    small = SMALL | {"intermediate_size": 24, "max_position_embeddings": 32}
+    decoder = t.BertConfig(**small, is_decoder=True, add_cross_attention=True)
+    config = t.EncoderDecoderConfig.from_encoder_decoder_configs(t.RobertaConfig(**small), decoder)
+    model, inputs = t.EncoderDecoderModel(config).eval(), batch((7, 4), labels=False, side="left")
+    whole = inputs | {f"decoder_{name}": x for name, x in batch((5, 5), labels=False).items()}
+    padded = inputs | {f"decoder_{name}": x for name, x in batch((5, 3), labels=False, side="left").items()}
+    b.hidden_states(model, whole)
+    with pytest.warns(UserWarning, match="padding before the text changes the hidden states of EncoderDecoder"):
+        b.hidden_states(model, padded)
+
+
+def test_settings_that_are_tensors_are_no_trouble():
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch((7, 4, 5), labels=False, side="left")
+    for _ in range(2):
+        model.config.class_weights = torch.ones(2)
+        b.hidden_states(model, inputs)
 
 
 def test_padding_that_counts_is_told_each_time(monkeypatch):
@@ -454,6 +486,7 @@ def test_padding_that_counts_is_told_each_time(monkeypatch):
 def test_weights_whose_changes_are_not_counted_are_checked_each_time():
     with torch.inference_mode():
         model, inputs = BY_NAME["gpt2"].build("lm"), batch((7, 4, 5), labels=False, side="left")
+    passes = Passes(model)
     assert [passes(model, inputs) for _ in range(2)] == [1 + PASSES_OF_THE_CHECK] * 2
 
 

@@ -7,14 +7,17 @@ import gc
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from threading import Barrier
 from typing import Any
+from weakref import ref
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 
+from bertology.anatomy.modules import each_module
 from bertology.errors import BertologyError
+from bertology.tap.listed import take_as_listed
 from helpers.zoo import BY_NAME, batch
 from laws.laws import Broken
 from laws.taps import (
@@ -184,3 +187,21 @@ def test_generators_end_in_any_order(name, kind):
         first.close()
         check_close(next(second), alone)
     check_same(before, everything(model))
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_models_that_threads_measured_are_free():
+    models = [nn.Linear(1, 1) for _ in range(6)]
+
+    def work(model: nn.Module) -> None:
+        modules = each_module(model)
+        for _ in range(3000):
+            with ExitStack() as undo:
+                take_as_listed(model, modules, undo)
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        list(pool.map(work, models))
+    left = [ref(model) for model in models]
+    models.clear()
+    gc.collect()
+    assert [one() for one in left] == [None] * len(left)

@@ -14,6 +14,20 @@ def logits(model, inputs):
         return model(**{k: v for k, v in inputs.items() if k != "labels"}).logits
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gates_of_inference_mode_let_gradients_through(dtype):
+    model, inputs = BY_NAME["bert"].build().to(dtype), batch()
+    found = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            gates = torch.full((2, 4), 0.5)
+        with gated(model, gates):
+            (gradient,) = torch.autograd.grad(model(**inputs).loss, model.get_input_embeddings().weight)
+        found.append(gradient)
+    assert found[0].any()
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_a_gate_scales_the_heads_share_of_the_output_projection(family, implementation):
     model, inputs = family.build(attention=implementation), batch()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import BertForSequenceClassification
 
 from bertology import activation_patching, dissect, dissect_mlps, tap
 from bertology.metrics import logit_difference
@@ -163,3 +164,31 @@ def test_examples_that_see_each_other_run_alone(parts, positions, ways):
     model.bert.encoder.layer[1].output.dense.register_forward_hook(lambda m, args, x: x + x.mean(0))
     found = activation_patching(model, *both, metric=of_outputs, parts=parts)
     torch.testing.assert_close(found.patched, loop(model, parts, *both, of_outputs), **EQUAL)
+
+
+@each_part
+@pytest.mark.parametrize("by_token", [False, True])
+@pytest.mark.parametrize("positions", [48, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_copies_that_see_each_other_a_little_run_alone(parts, by_token, positions, dtype, ways):
+    """Early layers change what a model of small weights returns by little more than rounding."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BY_NAME["bert"].config()).to(dtype).eval()
+    model.bert.pooler.register_forward_hook(lambda m, args, x: x + x.mean(0))
+    both, rounding = two((5, 5)), {"rtol": 1e-3, "atol": 1e-3}
+    found = activation_patching(model, *both, metric=of_outputs, parts=parts, by_token=by_token)
+    ends = found.corrupted.mean(), found.clean.mean()
+    for token in range(5) if by_token else [None]:
+        expected = loop(model, parts, *both, of_outputs, None if token is None else [token]).mean(1)
+        values = found.effect if token is None else found.token_effect[:, token]
+        torch.testing.assert_close(values, (expected - ends[0]) / (ends[1] - ends[0]), **rounding)
+
+
+@each_part
+@pytest.mark.parametrize("positions", [10_000])
+def test_first_examples_that_are_the_same_in_both_runs_prove_nothing(parts, positions, ways):
+    model, (clean, corrupted) = BY_NAME["bert"].build(), two((5, 5, 5))
+    model.bert.pooler.register_forward_hook(lambda m, args, x: x + x.mean(0))
+    corrupted["input_ids"][:2] = clean["input_ids"][:2]
+    found = activation_patching(model, clean, corrupted, metric=of_outputs, parts=parts)
+    torch.testing.assert_close(found.patched, loop(model, parts, clean, corrupted, of_outputs), **EQUAL)

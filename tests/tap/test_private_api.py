@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -370,3 +371,17 @@ def test_kernels_of_a_gpu_are_called_as_they_are_declared(monkeypatch):
         output, top = fused_attention(query, key, value, mask, not masked, 0.3)
         assert output.shape == (2, 4, 37, 12)
         assert top.shape == (2, 4, 37)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_an_interrupt_directly_after_a_hook_was_set_leaves_none(monkeypatch, before):
+    def interrupted(hooks, number, hook):
+        hooks[number] = hook
+        raise KeyboardInterrupt
+
+    layer, seen = nn.Linear(1, 1), []
+    monkeypatch.setattr(sys.modules["bertology.tap.private_api"], "set_hook", interrupted)
+    with pytest.raises(KeyboardInterrupt), ExitStack() as undo:
+        set_hooks([layer], lambda *_: seen.append(1), undo, before=before)
+    layer(torch.ones(1))
+    assert not seen

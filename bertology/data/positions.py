@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..anatomy.forward_source import may_pack
 from ..anatomy.names import (
     EMBEDS_ARGUMENT,
     IDS_ARGUMENT,
@@ -73,7 +74,7 @@ def with_positions(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_packed(model: nn.Module, batch: dict[str, Any]) -> None:
-    """Raise `DataError` for positions that begin anew in a row, unless the batch turns the cache off.
+    """Raise `DataError` for positions that begin anew in a row of a decoder, unless the batch turns the cache off.
 
     transformers keeps such texts apart in a pass without a cache, and lets them see each other in one with a cache.
     """
@@ -84,7 +85,7 @@ def _check_packed(model: nn.Module, batch: dict[str, Any]) -> None:
     if isinstance(most, int) and bool((positions >= most).any()):
         return  # the model's own error says more
     told = batch.get(USE_CACHE_ARGUMENT) is False or has_cache(batch) or not_taken(model, [USE_CACHE_ARGUMENT])
-    if not told and bool((positions.diff(dim=1) != 1).any()):
+    if not told and bool((positions.diff(dim=1) != 1).any()) and may_pack(model):
         raise DataError(
             f"{POSITIONS_ARGUMENT} begin anew within a row, as those of packed texts do: transformers lets these see "
             f"each other in a pass with a cache, and not in one without. Pass {USE_CACHE_ARGUMENT}=False in the batch, "

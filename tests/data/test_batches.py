@@ -71,3 +71,13 @@ def test_packed_texts_are_kept_apart_or_refused(name):
     assert 1 / score(model, apart, metric="inverse_loss").value == pytest.approx(loss, rel=1e-5)
     one = packed | {"position_ids": torch.arange(7)[None]}
     assert attention_maps(model, one).values[..., 4:, :4].any()
+
+
+def test_positions_of_encoders_are_those_that_are_given():
+    """No encoder of transformers reads texts off its positions: any are taken."""
+    model, ids = BY_NAME["bert"].build().bert, torch.randint(5, 40, (1, 7), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]])}
+    with torch.no_grad():
+        wanted = model(**inputs).last_hidden_state
+    assert torch.equal(hidden_states(model, inputs).values[-1], wanted)
+    assert attention_maps(model, inputs).values[..., 4:, :4].all()

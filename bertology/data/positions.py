@@ -87,9 +87,9 @@ def _check_packed(model: nn.Module, batch: dict[str, Any]) -> None:
     told = batch.get(USE_CACHE_ARGUMENT) is False or has_cache(batch) or not_taken(model, [USE_CACHE_ARGUMENT])
     if not told and bool((positions.diff(dim=1) != 1).any()) and may_pack(model):
         raise DataError(
-            f"{POSITIONS_ARGUMENT} begin anew within a row, as those of packed texts do: transformers lets these see "
-            f"each other in a pass with a cache, and not in one without. Pass {USE_CACHE_ARGUMENT}=False in the batch, "
-            "which keeps them apart, or one text in each row"
+            f"{POSITIONS_ARGUMENT} do not go up by 1 throughout each row, as where packed texts begin anew: "
+            "transformers lets these see each other in a pass with a cache, and not in one without. Pass "
+            f"{USE_CACHE_ARGUMENT}=False in the batch, which keeps them apart, or one text in each row"
         )
 
 

@@ -61,7 +61,7 @@ def test_packed_texts_are_kept_apart_or_refused(name):
     model, ids = BY_NAME[name].build("lm"), torch.randint(5, 40, (1, 7), generator=torch.Generator().manual_seed(0))
     packed = {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]]), "labels": ids}
     for measure in (attention_entropy, head_importance, attention_maps):
-        with pytest.raises(DataError, match="position_ids begin anew .* use_cache=False in the batch"):
+        with pytest.raises(DataError, match="position_ids do not go up by 1 .* use_cache=False in the batch"):
             measure(model, packed)
     apart = packed | {"use_cache": False}
     with torch.no_grad():

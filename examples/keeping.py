@@ -7,7 +7,7 @@ import atexit
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,16 +31,16 @@ class Kept:
     def __init__(self, args: argparse.Namespace) -> None:
         self.out = Path(args.output_dir)
         self.out.mkdir(parents=True, exist_ok=True)
-        alone = locked(self.out)
-        alone.__enter__()
-        atexit.register(alone.__exit__, None, None, None)
-        others = ("output_dir", "no_cuda", "beside")  # they do not change what is computed
-        self._settings = {name: value for name, value in vars(args).items() if name not in others}
-        self._written = self.out / "settings.json"
-        if self._written.exists() and self._read() != self._settings:
-            raise DataError(
-                f"{self._written} was written with other settings: name another --output_dir, or empty this one"
-            )
+        with ExitStack() as alone:
+            alone.enter_context(locked(self.out))
+            others = ("output_dir", "no_cuda", "beside")  # they do not change what is computed
+            self._settings = {name: value for name, value in vars(args).items() if name not in others}
+            self._written = self.out / "settings.json"
+            if self._written.exists() and self._read() != self._settings:
+                raise DataError(
+                    f"{self._written} was written with other settings: name another --output_dir, or empty this one"
+                )
+            atexit.register(alone.pop_all().close)
 
     def begin(self) -> None:
         """Write the arguments to the folder, once they were all checked."""

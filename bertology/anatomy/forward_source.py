@@ -8,21 +8,24 @@ a test that says what breaks when the inside changes.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, compress, repeat
 from operator import is_, is_not, itemgetter, methodcaller
+from types import CodeType
 from typing import Any
 
 import transformers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .names import COUNT_NAMES, KEY_COUNT_NAMES, PRUNED_NAME
+from .names import COUNT_NAMES, KEY_COUNT_NAMES, POSITIONS_ARGUMENT, PRUNED_NAME
 from .oddities import block_oddities_of
 
 _EAGER_NAME, _INTERFACE_NAME = "eager_attention_forward", "ALL_ATTENTION_FUNCTIONS"
 _TIES_NAME = "tie_last_hidden_states"
+_CAUSAL_MASKS = "create_(?!bidirectional).*mask"
 
 
 def is_transformers_4() -> bool:
@@ -112,6 +115,22 @@ def ties_last(model: nn.Module) -> bool:
     return not (is_transformers_4() and block_oddities_of(model).unties_last_4)
 
 
+def may_pack(model: nn.Module) -> bool:
+    """Whether a model may keep texts in one row apart, by positions that begin anew: it makes a causal mask of them."""
+    # Fragile: rests on transformers' functions `create_causal_mask` and the like, which a method calls that has the
+    # positions. Encoders have no such method: theirs makes causal masks without positions, if they are to be decoders.
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if issubclass(kind, nn.Module)}
+    methods = (method for kind in kinds for method in vars(kind).values())
+    return any(POSITIONS_ARGUMENT in variables_in(method) and _makes_causal_mask(method) for method in methods)
+
+
+def _makes_causal_mask(method: Any) -> bool:
+    waiting = [_code(method)]
+    for code in waiting:  # functions inside the method are among its constants (Llama 4)
+        waiting += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+    return any(re.match(_CAUSAL_MASKS, name) for code in waiting for name in code.co_names)
+
+
 def _closure(method: Any) -> dict[str, Any]:
     """{name: cell} of what a function keeps from around it."""
     if not hasattr(method, "__code__"):
@@ -122,8 +141,19 @@ def _closure(method: Any) -> dict[str, Any]:
 def names_in(method: Any) -> tuple[str, ...]:
     """The global names and attributes that a method reads, wrappers around it undone; none of what is no method."""
     # Fragile: rests on CPython's `co_names`, and on decorators that set `__wrapped__`.
-    code: Any = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
+    code = _code(method)
     return () if code is None else code.co_names
+
+
+def variables_in(method: Any) -> tuple[str, ...]:
+    """The arguments and other variables of a method, wrappers around it undone; none of what is no method."""
+    # Fragile: rests on CPython's `co_varnames` and `co_cellvars`, and on decorators that set `__wrapped__`.
+    code = _code(method)
+    return () if code is None else code.co_varnames + code.co_cellvars
+
+
+def _code(method: Any) -> Any:
+    return getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
 
 
 def children_of(module: nn.Module) -> Iterable[nn.Module]:

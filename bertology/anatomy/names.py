@@ -237,11 +237,10 @@ UNSHIFTED_CLASSES = (
 CAUSAL_CLASSES = "(?<!XLNet)(?<!With)LMHeadModel|ForCausalLM|BertGenerationDecoder|ReformerModelWithLMHead"
 # Causal language models of families of encoders: with `is_decoder` in their config they see earlier tokens alone, and
 # without it all of them, also the one that they are to predict.
-ENCODER_FAMILIES = (
+ENCODER_LM_CLASSES = (
     "(Bert|BigBird|Camembert|Data2VecText|Electra|Ernie|MegatronBert|RemBert|RoCBert|RoFormer|Roberta|"
-    "RobertaPreLayerNorm|XLMRoberta|XLMRobertaXL|Xmod|QDQBert|Mega)"
+    "RobertaPreLayerNorm|XLMRoberta|XLMRobertaXL|Xmod|QDQBert|Mega)(LMHeadModel|ForCausalLM)|BertGenerationDecoder"
 )
-ENCODER_LM_CLASSES = f"{ENCODER_FAMILIES}(LMHeadModel|ForCausalLM)|BertGenerationDecoder"
 DECODES_NAME = "is_decoder"
 GENERATING_CLASSES = "ForConditionalGeneration|ForSeq2SeqLM|EncoderDecoderModel|MarianMTModel|ForTextToText"
 TASK_CLASSES = "For[A-Z]|LMHead|EncoderDecoderModel|MTModel|GenerationDecoder"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..anatomy.modules import each_module
+from ..anatomy.forward_source import may_pack
 from ..anatomy.names import (
-    CAUSAL_NAME,
-    DECODES_NAME,
     EMBEDS_ARGUMENT,
-    ENCODER_FAMILIES,
     IDS_ARGUMENT,
     MASK_ARGUMENT,
     MOST_POSITIONS_NAME,
@@ -78,7 +74,7 @@ def with_positions(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_packed(model: nn.Module, batch: dict[str, Any]) -> None:
-    """Raise `DataError` for positions that begin anew in a row, unless the batch turns the cache off.
+    """Raise `DataError` for positions that begin anew in a row of a decoder, unless the batch turns the cache off.
 
     transformers keeps such texts apart in a pass without a cache, and lets them see each other in one with a cache.
     """
@@ -89,20 +85,12 @@ def _check_packed(model: nn.Module, batch: dict[str, Any]) -> None:
     if isinstance(most, int) and bool((positions >= most).any()):
         return  # the model's own error says more
     told = batch.get(USE_CACHE_ARGUMENT) is False or has_cache(batch) or not_taken(model, [USE_CACHE_ARGUMENT])
-    if not told and bool((positions.diff(dim=1) != 1).any()) and not _sees_all(model):
+    if not told and bool((positions.diff(dim=1) != 1).any()) and may_pack(model):
         raise DataError(
-            f"{POSITIONS_ARGUMENT} begin anew within a row, as those of packed texts do: transformers lets these see "
-            f"each other in a pass with a cache, and not in one without. Pass {USE_CACHE_ARGUMENT}=False in the batch, "
-            "which keeps them apart, or one text in each row"
+            f"{POSITIONS_ARGUMENT} do not go up by 1 throughout each row, as where packed texts begin anew: "
+            "transformers lets these see each other in a pass with a cache, and not in one without. Pass "
+            f"{USE_CACHE_ARGUMENT}=False in the batch, which keeps them apart, or one text in each row"
         )
-
-
-def _sees_all(model: nn.Module) -> bool:
-    """Whether a model is known to see earlier and later tokens alike: transformers never keeps its texts apart."""
-    if re.match(f"{ENCODER_FAMILIES}(Model|For|LM)", type(task_model(model)).__name__):
-        return not getattr(config_of(model), DECODES_NAME, False)
-    said = [getattr(module, CAUSAL_NAME) for module in each_module(model).with_attribute(CAUSAL_NAME)]
-    return bool(said) and not any(said)
 
 
 def padded_before(real: Tensor) -> bool:

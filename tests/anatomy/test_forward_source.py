@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import pickle
 
 import pytest
@@ -21,6 +22,7 @@ from bertology.anatomy.forward_source import (
     children_of,
     eager_function,
     is_transformers_4,
+    may_pack,
     names_in,
     ties_last,
     weights_of,
@@ -107,6 +109,33 @@ def test_names_are_read_below_decorators():
     for one in (method, wrapper):
         assert set(names_in(one)) == {"pruned_heads", "len"}, "Python keeps the names that a function reads elsewhere"
     assert names_in("no method") == names_in(len) == ()
+
+
+def test_models_that_keep_packed_texts_apart_are_found(family):
+    model, ids = family.build(), torch.randint(5, 40, (1, 7), generator=torch.Generator().manual_seed(0))
+    taken = inspect.signature(model.forward).parameters
+    if not {"position_ids", "use_cache"} <= taken.keys():
+        pytest.skip("takes no positions, or no cache")
+    packed = {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]])}
+    with torch.no_grad():
+        one, other = (model(**packed, use_cache=cached)[0] for cached in (True, False))
+    assert may_pack(model) or torch.allclose(one, other, atol=1e-5), (
+        "transformers makes causal masks by functions of other names: texts in one row would see each other in some "
+        "measures, and not in others"
+    )
+
+
+@pytest.mark.parametrize(("name", "packs"), [("bert", False), ("roberta", False), ("gpt2", True), ("llama", True)])
+def test_encoders_make_no_mask_of_positions(name, packs):
+    assert may_pack(BY_NAME[name].build()) == packs
+
+
+def test_causal_masks_in_functions_inside_a_method_are_found():
+    model = transformers.Llama4TextModel(
+        transformers.Llama4TextConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, intermediate_size=8, intermediate_size_mlp=8, num_local_experts=1, head_dim=4)
+    )  # fmt: skip
+    assert may_pack(model)
 
 
 def test_children_and_weights_are_those_of_the_public_walks(family):

@@ -61,7 +61,7 @@ def test_packed_texts_are_kept_apart_or_refused(name):
     model, ids = BY_NAME[name].build("lm"), torch.randint(5, 40, (1, 7), generator=torch.Generator().manual_seed(0))
     packed = {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]]), "labels": ids}
     for measure in (attention_entropy, head_importance, attention_maps):
-        with pytest.raises(DataError, match="position_ids begin anew .* use_cache=False in the batch"):
+        with pytest.raises(DataError, match="position_ids do not go up by 1 .* use_cache=False in the batch"):
             measure(model, packed)
     apart = packed | {"use_cache": False}
     with torch.no_grad():
@@ -81,3 +81,4 @@ def test_encoders_take_any_positions(kind):
     with torch.no_grad():
         states = model(**given).last_hidden_state
     assert torch.allclose(hidden_states(model, given).values[-1], states, atol=1e-6)
+    assert attention_maps(model, given).values[..., 4:, :4].all()

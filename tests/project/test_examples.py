@@ -226,6 +226,19 @@ def test_the_study_of_michel(minilm, tmp_path):
     assert "out is being written by another process" in printed.splitlines()[-1]
 
 
+def test_a_folder_that_is_refused_is_left_to_others(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from keeping import Kept
+
+    (tmp_path / "settings.json").write_text("{}")
+    args = argparse.Namespace(output_dir=tmp_path, seed=1)
+    for _ in range(2):
+        with pytest.raises(DataError, match="was written with other settings"):
+            Kept(args)
+    with locked(tmp_path):
+        pass
+
+
 def test_a_metric_that_no_head_changes_ends_no_report(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "michel")
     import report

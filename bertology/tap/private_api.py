@@ -232,7 +232,7 @@ def set_hook(hooks: dict[int, Any], number: int, hook: Callable[..., Any]) -> No
 
 
 def _remove_hooks(number: int, filled: list[dict[int, Any]]) -> None:
-    # An empty one never got the hook, nor did a module whose hooks are no mapping: the others must lose it all the same.
+    # What is empty, or no mapping, never got the hook; all others must lose it.
     for hooks in filter(None, filled):
         hooks.pop(number, None)
 

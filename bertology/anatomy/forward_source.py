@@ -116,7 +116,7 @@ def ties_last(model: nn.Module) -> bool:
 
 
 def may_pack(model: nn.Module) -> bool:
-    """Whether a model may keep texts in one row apart, by positions that begin anew: it makes a causal mask of them."""
+    """Whether a model may keep texts in one row apart: it makes a causal mask of positions that start again."""
     # Fragile: rests on transformers' functions `create_causal_mask` and the like, which a method calls that has the
     # positions. Encoders have no such method: theirs makes causal masks without positions, if they are to be decoders.
     kinds = {kind for module in model.modules() for kind in type(module).__mro__ if issubclass(kind, nn.Module)}

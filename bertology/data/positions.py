@@ -74,7 +74,7 @@ def with_positions(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_packed(model: nn.Module, batch: dict[str, Any]) -> None:
-    """Raise `DataError` for positions that begin anew in a row of a decoder, unless the batch turns the cache off.
+    """Raise `DataError` for positions that start again in a row of a decoder, unless the batch turns the cache off.
 
     transformers keeps such texts apart in a pass without a cache, and lets them see each other in one with a cache.
     """
@@ -87,7 +87,7 @@ def _check_packed(model: nn.Module, batch: dict[str, Any]) -> None:
     told = batch.get(USE_CACHE_ARGUMENT) is False or has_cache(batch) or not_taken(model, [USE_CACHE_ARGUMENT])
     if not told and bool((positions.diff(dim=1) != 1).any()) and may_pack(model):
         raise DataError(
-            f"{POSITIONS_ARGUMENT} do not go up by 1 throughout each row, as where packed texts begin anew: "
+            f"{POSITIONS_ARGUMENT} do not go up by 1 throughout each row, as in a row of several packed texts: "
             "transformers lets these see each other in a pass with a cache, and not in one without. Pass "
             f"{USE_CACHE_ARGUMENT}=False in the batch, which keeps them apart, or one text in each row"
         )

@@ -236,13 +236,9 @@ class Accumulator(ABC):
         return self
 
     @classmethod
+    @lru_cache(maxsize=64)
     def _stats(cls) -> dict[str, Stat]:
-        return _stats_of(cls)
-
-
-@lru_cache(maxsize=64)
-def _stats_of(kind: type) -> dict[str, Stat]:
-    return {name: one for c in reversed(kind.__mro__) for name, one in vars(c).items() if isinstance(one, Stat)}
+        return {name: kind for c in reversed(cls.__mro__) for name, kind in vars(c).items() if isinstance(kind, Stat)}
 
 
 def _owner(kind: type, name: str) -> type:

@@ -95,7 +95,8 @@ from .pruning.uniform import save_plain
 from .results.axes import axes
 from .results.result import Result
 from .streaming.accumulate import accumulate
-from .streaming.accumulator import Accumulator, MapAccumulator, stat
+from .streaming.accumulator import Accumulator, stat
+from .streaming.map_accumulator import MapAccumulator
 from .streaming.shards import merge_shards, shard_batches
 from .tap import tap
 from .tap.gates import ablated, gated

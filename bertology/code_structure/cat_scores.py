@@ -17,7 +17,8 @@ from ..data.batches import Batch, Batches
 from ..errors import DataError, checked
 from ..measures.random_weights import randomized
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Weighting, check_weighting, stat
+from ..streaming.accumulator import stat
+from ..streaming.map_accumulator import Weighting, check_weighting
 from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress, titled
 from .align import AlignedCode

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..anatomy.sites import Site
 from ..data.batches import ANNOTATIONS, Batch, Batches, check_fits, check_repeatable
 from ..errors import DataError, ShapeError, check_least, checked, how_many
-from ..streaming.accumulator import MapAccumulator, Names
+from ..streaming.accumulator import Names
+from ..streaming.map_accumulator import MapAccumulator
 from ..streaming.processes import gathered, process
 from .align import PADDING, AlignedCode
 from .masks import as_floats, check_finite

@@ -15,7 +15,8 @@ from ..errors import DataError, HeadError, ShapeError, check_least, checked, des
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.views import expected_rows
-from ..streaming.accumulator import Names, Weighting, check_weighting, stat
+from ..streaming.accumulator import Names, stat
+from ..streaming.map_accumulator import Weighting, check_weighting
 from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
 from .masks import QUARTER, HighAttention, attention_mask
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..anatomy.sites import Site
 from ..results.axes import axes
 from ..results.result import Result
-from ..streaming.accumulator import Names, Weighting, check_weighting, stat
+from ..streaming.accumulator import Names, stat
+from ..streaming.map_accumulator import Weighting, check_weighting
 from .align import AlignedCode
 from .leaf_maps import LeafMapAccumulator, LeafMaps, visible
 from .leaf_types import leaves_of, restricted

@@ -17,7 +17,8 @@ from ..results.result import Result
 from ..results.statistics import percentile_interval
 from ..results.views import html_table, plain_table
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Weighting, check_weighting, stat
+from ..streaming.accumulator import stat
+from ..streaming.map_accumulator import Weighting, check_weighting
 from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress
 from .align import AlignedCode

@@ -17,7 +17,7 @@ from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Anatomy, LayerLabels, Site, Stack
 from ..data.batches import Batch, token_count
 from ..errors import DataError, UnknownAnatomy
-from ..streaming.accumulator import Weighting, check_weighting
+from ..streaming.map_accumulator import Weighting, check_weighting
 from ..streaming.one_batch import by_stack, layer_labels, masks
 from ..tap import shares, tap, tap_states
 from .capture_choice import Keeping, Layers

@@ -18,7 +18,7 @@ from ..results.axes import axes
 from ..results.canvas import AxesT
 from ..results.fields import model_name
 from ..results.result import PlotOptions
-from ..streaming.accumulator import Weighting
+from ..streaming.map_accumulator import Weighting
 from ..streaming.one_batch import Capture as Capture
 from ..streaming.one_batch import one_batch, only
 from .attention_view import InteractiveView, interactive_view

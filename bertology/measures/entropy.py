@@ -15,7 +15,8 @@ from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import MapAccumulator, add_to_all, stat
+from ..streaming.accumulator import stat
+from ..streaming.map_accumulator import MapAccumulator, add_to_all
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 

@@ -17,9 +17,10 @@ from ..errors import DataError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.accumulator import stat
 from ..streaming.identity import identity
 from ..streaming.loss_gradients import LossGradientAccumulator
+from ..streaming.map_accumulator import MapAccumulator
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 

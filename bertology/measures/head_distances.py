@@ -20,7 +20,8 @@ from ..errors import DataError, HeadError, checked, how_many, need
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import MapAccumulator, stat
+from ..streaming.accumulator import stat
+from ..streaming.map_accumulator import MapAccumulator
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 

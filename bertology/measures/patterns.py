@@ -17,7 +17,8 @@ from ..errors import DataError, check_share, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import MapAccumulator, Weighting, check_weighting, stat
+from ..streaming.accumulator import stat
+from ..streaming.map_accumulator import MapAccumulator, Weighting, check_weighting
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from ..tap import RowStatistics, Wanted

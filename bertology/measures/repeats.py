@@ -16,7 +16,8 @@ from ..errors import DataError, checked
 from ..results.axes import axes
 from ..results.result import Result, cpu64, finite
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import MapAccumulator, add_to, stat
+from ..streaming.accumulator import stat
+from ..streaming.map_accumulator import MapAccumulator, add_to
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 

@@ -24,11 +24,12 @@ from ..results.fields import model_name
 from ..results.result import with_measured
 from ..tap import uncached, undisturbed
 from ..tap.gradient_cuts import lost_gradients
-from .accumulator import A, Accumulator, MapAccumulator, read_maps, states_of
+from .accumulator import A, Accumulator, states_of
 from .checkpoint import Checkpoint
 from .first_example import check_padding
 from .identity import add_batch, model_identity
 from .loss_gradients import update_all
+from .map_accumulator import MapAccumulator, read_maps
 from .named_axes import merge_by_name
 from .processes import Merge, check_counts, check_same_work, gathered, merges, processes
 from .progress import Progress, progress_bar
@@ -198,7 +199,8 @@ class _SavedPass:
         self._path, self._accumulators = path, accumulators
         self._digest = hashlib.sha256(_describe(model, accumulators).encode())
         self._done, self._seen, self._wanted = 0, 0, ""
-        self._file = Checkpoint(path, self._digest.hexdigest(), otherwise="another model or other measures")
+        otherwise = "another model or other measures, or was written by another version of bertology"
+        self._file = Checkpoint(path, self._digest.hexdigest(), otherwise=otherwise)
         self._file.load(self)
 
     def has(self, batch: Batch) -> bool:

@@ -47,7 +47,7 @@ SAME = {
     "edits": "edits, such as gates,",
     "anatomy": "heads, such as the pruned ones,",
     "parts": "MLPs or blocks, such as pruned neurons,",
-    "measures": "measures or settings",
+    "measures": "measures, settings or code (such as that of another version of bertology)",
 }
 
 TOLD = {"shard", "name", "names", "examples", "data", "versions", "model", "anatomy", "measures"}

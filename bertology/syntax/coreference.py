@@ -17,7 +17,8 @@ from ..errors import DataError, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.accumulate import accumulate
-from ..streaming.accumulator import Weighting, check_weighting, stat
+from ..streaming.accumulator import stat
+from ..streaming.map_accumulator import Weighting, check_weighting
 from ..streaming.processes import Merge, merges, skipped_in
 from ..streaming.progress import Progress
 from .antecedents import BASELINES, Candidates, Question, picks_of, questions

@@ -14,7 +14,7 @@ from ..corpora.treebank import Sentence
 from ..corpora.words import Aligned, Rows, word_attention
 from ..data.batches import ANNOTATIONS, Batch, check_fits
 from ..errors import DataError
-from ..streaming.accumulator import MapAccumulator
+from ..streaming.map_accumulator import MapAccumulator
 
 DIRECTIONS = ("from dependent", "from head")
 """Whether a word picks its head by the attention that it pays, or by the attention that it receives."""

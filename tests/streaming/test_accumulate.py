@@ -155,7 +155,9 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="holds 3 batches, the data has only 2"):
         accumulate(model, batches[:2], EntropyAccumulator(), checkpoint=file)
     save_file({"0.total": torch.ones(2, 4)}, file, metadata={"start": "x", "batches": "3", "digest": "y"})
-    with pytest.raises(DataError, match="is of another model or other measures: remove it or name another"):
+    with pytest.raises(
+        DataError, match="other measures, or was written by another version of bertology: remove it or name another"
+    ):
         accumulate(model, batches, EntropyAccumulator(), checkpoint=file)  # as earlier versions wrote them
     file.write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be read .*: remove it or name another"):

@@ -155,8 +155,8 @@ def other_weights():
 OTHER_RUNS = {
     "weights": (other_weights, b.EntropyAccumulator, "other model"),
     "pruned": (pruned, b.EntropyAccumulator, "other model"),
-    "measure": (BY_NAME["bert"].build, b.MeansAccumulator, "other measures or settings"),
-    "settings": (BY_NAME["bert"].build, lambda: b.PatternsAccumulator(tokens={"a": [3]}), "other measures or settings"),
+    "measure": (BY_NAME["bert"].build, b.MeansAccumulator, "other measures, settings or code"),
+    "settings": (BY_NAME["bert"].build, lambda: b.PatternsAccumulator(tokens={"a": [3]}), "other measures, settings or code"),
 }  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_a_model_that_was_not_measured_is_refused(tmp_path):
     assert b.merge_shards(tmp_path, model=model)
     with pytest.raises(DataError, match="other model than the model and the accumulators that were passed"):
         b.merge_shards(tmp_path, model=other_weights())
-    with pytest.raises(DataError, match="other measures or settings"):
+    with pytest.raises(DataError, match=r"other measures, settings or code \(such as that of another version of"):
         b.merge_shards(tmp_path, b.MeansAccumulator())
 
 

@@ -17,6 +17,7 @@ Every message says what was wanted, what came, and what to do.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import functools
 import importlib
@@ -195,6 +196,10 @@ def checked(function: F) -> F:
     names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     by_name = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
     takes_more = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    takes_any_name = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    if "." not in function.__qualname__ and function.__module__.startswith("bertology."):
+        for name in by_name:
+            _TAKERS.setdefault(name, []).append(function.__name__)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -203,6 +208,8 @@ def checked(function: F) -> F:
         hints, classes = _hints(function)
         for name, value in chain(zip(names, args), kwargs.items()):  # noqa: B905
             if name not in hints:
+                if name not in names and name not in by_name and not takes_any_name:
+                    raise _unknown(function, names + by_name, name)
                 continue
             if not isinstance(value, classes[name]) and not fits(value, hints[name]):
                 raise _wrong(function, name, value, hints[name])
@@ -211,6 +218,22 @@ def checked(function: F) -> F:
 
     setattr(call, "__kwdefaults__", function.__kwdefaults__)  # noqa: B010 (tools read it, as they read the signature)
     return call  # type: ignore[return-value]
+
+
+_TAKERS: dict[str, list[str]] = {}
+"""{argument that has to be named: functions that take it}, for the error of a function that does not."""
+_MOST_TAKERS = 4
+
+
+def _unknown(function: Callable[..., Any], names: list[str], name: str) -> DataError:
+    """The error for an argument of a name that a function does not know."""
+    what, takes = function.__qualname__.removesuffix(".__init__"), [one for one in names if one != "self"]
+    near = difflib.get_close_matches(name, takes, n=1)
+    others = _TAKERS.get(name, [])
+    then = f". Did you mean {near[0]!r}?" if near else ""
+    if not near and 0 < len(others) <= _MOST_TAKERS:
+        then = f"; {name!r} is an argument of {', '.join(sorted(others))}"
+    return DataError(f"{what} got an unexpected argument {name!r}: it takes {', '.join(takes) or 'none'}{then}")
 
 
 def _too_many(function: Callable[..., Any], names: list[str], by_name: list[str], args: Sequence[Any]) -> DataError:

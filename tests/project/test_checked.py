@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bertology import EntropyAccumulator, hidden_states
 from bertology.errors import DataError, UnknownAnatomy, checked, readable, writable
 
 pytestmark = pytest.mark.any_transformers
@@ -133,8 +134,6 @@ def test_what_is_decorated_says_what_it_was() -> None:
     assert function.__name__ == "function"
     assert function.__doc__ == "Takes one of each."
     assert list(signature(function).parameters)[:2] == ["count", "share"]
-    with pytest.raises(TypeError, match="unexpected keyword"):
-        function(colour=1)
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
@@ -161,3 +160,29 @@ def test_arguments_that_want_a_name() -> None:
         Maps().plot(2, 9)  # type: ignore[misc]
     one(1)
     Maps().plot(2)
+
+
+def test_arguments_of_another_name() -> None:
+    @checked
+    def one(model: int, *, samples: Any = None, seed: int = 0) -> None: ...
+
+    @checked
+    def none() -> None: ...
+
+    with pytest.raises(
+        DataError, match=r"unexpected argument 'sample': it takes model, .* seed\. Did you mean 'samples'\?$"
+    ):
+        one(1, sample=1)  # type: ignore[call-arg]
+    with pytest.raises(DataError, match=r"none got an unexpected argument 'x': it takes none$"):
+        none(x=1)  # type: ignore[call-arg]
+    for name, takes in (("layers", "capture, capture_generation, layer_similarity"), ("shard", "accumulate")):
+        with pytest.raises(
+            DataError, match=rf"hidden_states got .* it takes model, inputs, .*; '{name}' is an argument of {takes}$"
+        ):
+            hidden_states(nn.Linear(1, 1), {}, **{name: 1})
+    with pytest.raises(
+        DataError, match="unexpected argument 'merge': it takes model, samples, seed$"
+    ):  # of many functions
+        one(1, merge=1)  # type: ignore[call-arg]
+    with pytest.raises(DataError, match="EntropyAccumulator got an unexpected argument 'averages': .* mean 'average'"):
+        EntropyAccumulator(averages="example")  # type: ignore[call-arg]

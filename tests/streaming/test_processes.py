@@ -124,7 +124,7 @@ MISTAKES = {
     "no batches at all": (1, "batches must be a mapping of model arguments"),
     "no model": (1, "wanted a model"),
     "an option": (1, "average must be 'query' or 'example', got 'word'"),
-    "an argument of another name": (1, "unexpected keyword argument 'layer'"),
+    "an argument of another name": (1, "unexpected argument 'layer'"),
     "a merge": (1, "merge takes 'all', 'none' or a group"),
     "a checkpoint in no folder": (1, "must be a file in a folder that exists"),
     "a file that is not there": (1, "FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file'"),

@@ -12,7 +12,7 @@ from ..errors import DataError, ShapeError, check_shapes, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import bootstrap_sums, percentile_interval
-from ..results.views import expected_rows
+from ..results.views import expected_rows, rounded
 
 Average = Literal["macro", "micro"]
 
@@ -208,9 +208,10 @@ class CatGain(Result):
             if self.used[row]:
                 heads = int((self.head_low[row] > 0).sum())
                 there = int((~self.head_gain[row].isnan()).sum())
+                gain, low, high = (rounded(x[row].item(), "+.4f") for x in (self.gain, self.low, self.high))
                 lines.append(
-                    f"layer {label}: {self.gain[row]:+.4f} ({100 * self.level:g} % from {self.low[row]:+.4f} to "
-                    f"{self.high[row]:+.4f}) of {how_many(int(self.used[row]), 'snippet')}; {heads} of "
+                    f"layer {label}: {gain} ({100 * self.level:g} % from {low} to {high}) of "
+                    f"{how_many(int(self.used[row]), 'snippet')}; {heads} of "
                     f"{how_many(there, 'head')} above 0"
                 )
             else:

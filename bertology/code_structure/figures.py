@@ -26,6 +26,7 @@ from ..results.canvas import (
 )
 from ..results.figures import head_cells, layer_cells
 from ..results.result import draws
+from ..results.views import rounded
 from .cat_results import CHANCE, Average, CatComparison, CatGain
 from .leaf_types import LeafTypes
 from .relation_heads import RelationHeads
@@ -146,7 +147,9 @@ def relation_maps(
     for axes, place in zip(panels, drawn, strict=True):
         _gains(axes, gains[place], [found.labels[row] for row in rows])
         best = found.best(found.relations[place])
-        axes.set_title(f"{found.relations[place]}: {best.head} {best.gain:+.3f}", fontsize="medium", parse_math=False)
+        axes.set_title(
+            f"{found.relations[place]}: {best.head} {rounded(best.gain, '+.3f')}", fontsize="medium", parse_math=False
+        )
     common_title(figure, ax, title or headline(found, "Attention to related leaves, beyond position"))
     return finished(figure, ax, path)
 

@@ -15,7 +15,7 @@ from ..errors import DataError, checked, how_many
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.statistics import percentile_interval
-from ..results.views import html_table, plain_table
+from ..results.views import html_table, plain_table, rounded
 from ..streaming.accumulate import accumulate
 from ..streaming.accumulator import stat
 from ..streaming.map_accumulator import Weighting, check_weighting
@@ -142,8 +142,9 @@ class RelationHeads(Result):
         for place, relation in enumerate(self.relations):
             if self.pairs[place].any():
                 one = self.best(relation)
-                gain = f"{one.gain:+.3f} ({one.interval[0]:+.3f}, {one.interval[1]:+.3f})"
-                rows.append((relation, str(one.pairs), str(one.head), f"{one.mean:.3f}", f"{one.expected:.3f}", gain))
+                gain, low, high = (rounded(x, "+.3f") for x in (one.gain, *one.interval))
+                means = (f"{one.mean:.3f}", f"{one.expected:.3f}")
+                rows.append((relation, str(one.pairs), str(one.head), *means, f"{gain} ({low}, {high})"))
             else:
                 rows.append((relation, "0", "", "", "", ""))
         left = f", {self.skipped} skipped" if self.skipped else ""

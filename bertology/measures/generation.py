@@ -56,6 +56,9 @@ class GenerationCaptures(Captures):
     def __repr__(self) -> str:
         return f"GenerationCaptures(sequences={list(self.sequences.shape)}, prompt={self.prompt}, {super().__repr__()})"
 
+    def __str__(self) -> str:
+        return f"sequences [batch, token]: {list(self.sequences.shape)}\nprompt: {self.prompt}\n\n{super().__str__()}"
+
 
 @checked
 def capture_generation(

@@ -17,9 +17,11 @@ from ..data.batches import Batch, BatchesOrTexts, examples, run_model
 from ..data.captured_texts import CapturedTexts
 from ..data.models import config_of
 from ..data.padding import real_positions
+from ..data.tokens import label_of
 from ..errors import DataError, ShapeError, UnknownAnatomy, checked
 from ..results.axes import axes
 from ..results.result import Result
+from ..results.views import as_text, text_table
 from ..streaming.one_batch import one_batch, run
 from ..tap import copied, recorded, tap
 from ..tap.direct_path import DirectPath, direct_path_noted
@@ -56,6 +58,21 @@ class LogitLens(CapturedTexts, Result):
     """[layer, batch, token]: the names of `best`: tokens, with a tokenizer, or the classes of the config."""
     labels: Annotated[tuple[str, ...], axes("layer")]
     """[layer]: `0`, the embeddings, `1`, ..., what block 1 returns."""
+
+    def __str__(self) -> str:
+        """As of every result, and a table of the best answers: of the first text, or of all texts of a classifier."""
+        many, positions = self.mask.shape
+        if positions == 1:
+            title = "names [layer, batch]"
+            columns, cells = list(map(str, range(many))), [[text[0] for text in layer] for layer in self.names]
+        else:
+            title = f"names [layer, token]{f' of example 0 of {many}' if many > 1 else ''}"
+            real = self.mask[0].nonzero().flatten().tolist() if many else []
+            known = bool(self.tokens) and len(self.tokens[0]) == positions
+            columns = [label_of(self.tokens[0][one]) if known else str(one) for one in real]
+            cells = [[layer[0][one] for one in real] for layer in self.names]
+        cells = [list(map(label_of, row)) for row in cells]
+        return f"{as_text(self, without=('names',))}\n{title}:\n{text_table(cells, self.labels, columns)}"
 
 
 @checked

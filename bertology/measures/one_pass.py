@@ -135,6 +135,9 @@ class Captures(Sequence["Captures"]):
         there = [f"{kind}={one!r}" for kind, one in zip(KINDS, self._batches[0], strict=True) if one is not None]
         return f"Captures({', '.join(there)})"
 
+    def __str__(self) -> str:
+        return "\n\n".join(str(one) for one in self._batches[0] if one is not None) if len(self) == 1 else repr(self)
+
 
 class _Saved(Sequence[OneBatch]):
     """The captures in a folder, each mapped into memory when it is asked for."""

@@ -32,6 +32,7 @@ from ..data.make_batches import as_batch
 from ..errors import DataError, check_least, checked, how_many, is_whole
 from ..results.axes import axes
 from ..results.result import Result
+from ..results.views import rounded
 from ..streaming.progress import Progress, progress_bar
 from ..tap import undisturbed
 
@@ -150,7 +151,7 @@ class Efficiency(Result):
             [name, *(f"{m:.1f} ± {s:.1f}" for m, s in zip(median.tolist(), spread.tolist(), strict=True))]
             for name, median, spread in zip(("before", "after"), self.median(), self.spread(), strict=True)
         ]
-        lines = [head, *rows, ["", *(f"({x:+.1%})" for x in self.speedup().tolist())]]
+        lines = [head, *rows, ["", *(f"({rounded(x, '+.1%')})" for x in self.speedup().tolist())]]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         laid = ["  ".join([a[0].ljust(widths[0]), *map(str.rjust, a[1:], widths[1:])]) for a in lines]
         return "\n".join(line.rstrip() for line in laid)
@@ -166,7 +167,7 @@ class Efficiency(Result):
         lines = []
         for name, (before, after) in ((name, pair.tolist()) for name, pair in counts.items()):
             shown = [f"{x:,}" if isinstance(x, int) else f"{x:.4g}" for x in (before, after)]
-            lines.append(f"{name}: {shown[0]} before, {shown[1]} after ({after / before - 1:+.1%})")
+            lines.append(f"{name}: {shown[0]} before, {shown[1]} after ({rounded(after / before - 1, '+.1%')})")
         lines += [
             f"examples per second, {how_many(self.examples_per_second.shape[-1], 'round')}, on {self.device}:",
             self.table(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from html import escape
 from typing import Any
@@ -22,19 +22,20 @@ MOST = 1200
 MOST_RECORDS = 200
 """The most rows of a table in HTML."""
 _ROWS, _COLUMNS = 64, 64  # of a table of text; larger ones show their first and last
+_WORD = 16  # the most characters of a cell
 _CELLS = 40  # the most rows and columns of a map in HTML
 _NUMBERED = 16  # maps of more columns than this show no numbers in HTML
 
 
-def as_text(result: Fields) -> str:
-    """What it is, of what, the table of the field that it is about, and what else there is."""
+def as_text(result: Fields, *, without: Collection[str] = ()) -> str:
+    """What it is, of what, the table of the field that it is about, and what else there is, some fields left out."""
     of = measured(result)
     lines, declared = [f"{type(result).__name__}{f' of {of}' if of else ''}"], axes_of(type(result))
     main = main_field(type(result))
-    for f in shown(result):
+    for f in (one for one in shown(result) if one.name not in without):
         value, axes = getattr(result, f.name), declared.get(f.name, FieldAxes(()))
         if isinstance(value, dict):
-            lines.append(f"{f.name}: {_shapes(value)}")
+            lines.append(f"{_with_axes(f.name, axes)}: {_shapes(value)}")
         elif isinstance(value, Tensor):
             lines += _lines(result, f.name, value, axes, main)
         elif f.name != "labels" and value is not None:
@@ -58,11 +59,15 @@ def _lines(result: Fields, name: str, value: Tensor, axes: FieldAxes, main: str 
     elif pairs:
         yield f"{name} {axes}: {_range(value)}"
     else:
-        yield f"{name}: {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        yield f"{_with_axes(name, axes)}: {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     if name == main and axes.names == ("layer", "head", "class"):
         for place, one in enumerate(names_along(result, "class") or ()):
             yield f"{name} of {one} [layer, head]:"
             yield table(value[..., place], result.labels)
+
+
+def _with_axes(name: str, axes: FieldAxes) -> str:
+    return f"{name} {axes}" if axes.names else name
 
 
 def as_repr(result: Fields) -> str:
@@ -109,7 +114,19 @@ def _shapes(tensors: dict[str, Tensor]) -> str:
 
 def _range(values: Tensor) -> str:
     there = values[~values.isnan()] if values.is_floating_point() else values
-    return f"{there.min().item():.4g} to {there.max().item():.4g}" if there.numel() else "no values"
+    return f"{rounded(there.min().item())} to {rounded(there.max().item())}" if there.numel() else "no values"
+
+
+def rounded(value: float, style: str = ".4g") -> str:
+    """A number as text; what is rounded to 0 has no minus, and where signs are asked for a plus.
+
+    >>> rounded(-0.001, ".2f"), rounded(-0.001, "+.2f"), rounded(-0.016, ".2f")
+    ('0.00', '+0.00', '-0.02')
+    """
+    text = format(value, style)
+    if not text.startswith("-") or float(text.rstrip("%")):
+        return text
+    return f"+{text[1:]}" if "+" in style else text[1:]
 
 
 def table(values: Tensor, labels: Sequence[str], names: Sequence[Any] | None = None) -> str:
@@ -122,14 +139,40 @@ def table(values: Tensor, labels: Sequence[str], names: Sequence[Any] | None = N
     sides = [labels[row] for row in rows]
     part = values.detach()[rows][:, columns].tolist()
     side, notes = max(map(len, sides), default=0), []
-    cells = [["" if v != v else f"{v:.4g}" for v in row] for row in part]
+    cells = [["" if v != v else rounded(v) for v in row] for row in part]
     if not _fits(widths := _widths(titles, cells), side) and values.is_floating_point():
         scale = _scale(part)
-        cells = [["" if v != v else f"{v / scale:.2f}" for v in row] for row in part]
+        cells = [["" if v != v else rounded(v / scale, ".2f") for v in row] for row in part]
         widths = _widths(titles, cells)
         notes += [f"all values × {scale:g}"] if scale != 1 else []
-    notes += [how_many(values.shape[0] - len(rows), "more layer")] if len(rows) < values.shape[0] else []
-    notes += [how_many(values.shape[1] - len(columns), "more column")] if len(columns) < values.shape[1] else []
+    notes += _left_out(values.shape, rows, columns)
+    return _cut_to_width(sides, titles, cells, widths, notes)
+
+
+def text_table(cells: Sequence[Sequence[str]], labels: Sequence[str], names: Sequence[str]) -> str:
+    """The same of texts: a row for each layer of `cells [layer, ...]`, a column for each of the names."""
+    rows, columns = _some(len(labels), _ROWS), _some(len(names), _COLUMNS)
+    sides, titles = [labels[row] for row in rows], [_cut(names[column]) for column in columns]
+    part = [[_cut(cells[row][column]) for column in columns] for row in rows]
+    return _cut_to_width(
+        sides, titles, part, _widths(titles, part), _left_out((len(labels), len(names)), rows, columns)
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WORD else f"{text[: _WORD - 1]}…"
+
+
+def _left_out(shape: Sequence[int], rows: list[int], columns: list[int]) -> list[str]:
+    left_out = (shape[0] - len(rows), "more layer"), (shape[1] - len(columns), "more column")
+    return [how_many(many, what) for many, what in left_out if many]
+
+
+def _cut_to_width(
+    sides: list[str], titles: list[str], cells: list[list[str]], widths: list[int], notes: list[str]
+) -> str:
+    """The columns that fit a terminal, the others below, and notes at the end."""
+    side = max(map(len, sides), default=0)
     blocks = [_block(sides, titles, cells, widths, side, some) for some in _fitting(widths, side)]
     return "\n".join([*blocks, *([f"({', '.join(notes)})"] if notes else [])])
 
@@ -196,7 +239,7 @@ def _fields_table(result: Fields, drawn: str | None) -> str:
             continue
         if isinstance(value, Tensor):
             told = f"{declared.get(f.name, '')} {list(value.shape)}"
-            told += f": {value.item():.4g}" if value.numel() == 1 else f", {_range(value)}"
+            told += f": {rounded(value.item())}" if value.numel() == 1 else f", {_range(value)}"
         else:
             told = _shapes(value) if isinstance(value, dict) else short(value)
         rows.append(f"<tr><td>{escape(f.name)}</td><td style='text-align:left'>{escape(told[:200])}</td></tr>")
@@ -247,7 +290,7 @@ def _cell(value: float, low: float, high: float, signed: bool, numbered: bool) -
     if not numbered:
         return f"<td style='background:#{colour}'></td>"
     style = f"background:#{colour};color:#{_ink(mixed)};padding:1px 3px;text-align:center"
-    return f"<td style='{style}'>{value:.2g}</td>"
+    return f"<td style='{style}'>{rounded(value, '.2g')}</td>"
 
 
 def _ink(colour: Sequence[int]) -> str:
@@ -286,7 +329,7 @@ def html_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _told(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return rounded(value) if isinstance(value, float) else str(value)
 
 
 def brief(record: Any) -> str:

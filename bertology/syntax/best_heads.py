@@ -14,7 +14,7 @@ from ..corpora.documents import KINDS
 from ..errors import DataError, how_many
 from ..results.frames import frame_of
 from ..results.statistics import Interval, gain_interval, wilson_interval
-from ..results.views import html_table, markdown_table, plain_table, short
+from ..results.views import html_table, markdown_table, plain_table, rounded, short
 from .antecedents import ALL, BASELINES
 
 if TYPE_CHECKING:
@@ -307,5 +307,5 @@ def _accuracy(row: RelationScore | KindScore) -> str:
 
 
 def _gain(row: RelationScore | KindScore) -> str:
-    low, high = row.gain_interval
-    return f"{100 * row.gain:+.1f} ({100 * low:+.1f}, {100 * high:+.1f})"
+    gain, low, high = (rounded(100 * x, "+.1f") for x in (row.gain, *row.gain_interval))
+    return f"{gain} ({low}, {high})"

@@ -1,6 +1,7 @@
 """What the task head makes of each layer, and what each head adds to it."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -251,3 +252,33 @@ def test_a_norm_with_a_gate_beside_its_input_scales_as_it_did():
     found = head_attribution(model, inputs)
     torch.testing.assert_close(found.mean[0], torch.stack(expected), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.together, found.values.sum((0, 2)), atol=1e-5, rtol=1e-4)
+
+
+def test_printing_shows_the_best_answers():
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch((3, 6), labels=False)
+    found = logit_lens(model, inputs)
+    lines = str(found).splitlines()
+    assert "best [layer, batch, token]: [3, 2, 6] int64" in lines
+    assert not any(line.startswith("names:") for line in lines)
+    at = lines.index("names [layer, token] of example 0 of 2:")
+    assert (
+        [line.split() for line in lines[at + 1 :]]
+        == [
+            ["0", "1", "2"],  # of the text alone, not of its padding
+            *([str(layer), *map(str, found.best[layer, 0, :3].tolist())] for layer in range(3)),
+        ]
+    )
+    names = (
+        (("\n", " a", " " * 2), *found.names[0][1:]),
+        (("x" * 99, "b", "c"), *found.names[1][1:]),
+        *found.names[2:],
+    )
+    tokens = (("", "", "", " to", " be", "\t"), ())
+    # The text begins at the first position, as the mask says.
+    named = str(replace(found, names=names, tokens=(tokens[0][3:] + ("",) * 3, tokens[0])))
+    assert [line.split() for line in named.splitlines()[-4:-1]] == [
+        ["to", "be", "\\t"], ["0", "\\n", "a", "␣␣"], ["1", "x" * 15 + "…", "b", "c"],
+    ]  # fmt: skip
+    classes = logit_lens(BY_NAME["bert"].build("classifier"), inputs)
+    assert "names [layer, batch]:\n" in str(classes)
+    assert str(classes).splitlines()[-1].split() == ["2", *(text[0] for text in classes.names[-1])]

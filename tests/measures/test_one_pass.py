@@ -290,3 +290,13 @@ def test_a_stack_that_runs_twice(tmp_path):
         capture(model, inputs, hidden=True, positions=[0])
     with pytest.raises(UnknownAnatomy, match="several times"):
         capture(model, inputs, heads=True)
+
+
+def test_printing_names_the_axes(tmp_path):
+    model, inputs = BY_NAME["bert"].build(), batch((3, 6))
+    found = capture(model, inputs, hidden=True, maps=True)
+    hidden, maps = str(found).split("\n\n")
+    assert (hidden, maps) == (str(found.hidden), str(found.maps))
+    assert "stacks [layer, batch, token, hidden]: {encoder: [3, 2, 6, 16]}" in hidden
+    assert "stacks [layer, batch, head, query, key]: {encoder: [2, 2, 4, 6, 6]}" in maps
+    assert str(capture(model, [inputs, inputs], hidden=True, save=tmp_path / "two")) == "Captures(2 batches)"

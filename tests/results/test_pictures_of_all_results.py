@@ -91,7 +91,7 @@ def gradients():
 
 def test_gradients_show_their_values_by_class(gradients):
     shown = str(gradients)
-    assert "values: [2, 4, 3] float64" in shown
+    assert "values [layer, head, class]: [2, 4, 3] float64" in shown
     for name in ("low", "high", "other"):
         assert f"values of {name} [layer, head]:\n" in shown
     assert f"{gradients.values[1, 2, 0].item():.4g}" in shown

@@ -21,6 +21,7 @@ from bertology import (
     score,
 )
 from bertology.errors import DataError
+from bertology.results.views import rounded, table
 from helpers.zoo import BY_NAME, batch
 
 
@@ -74,9 +75,17 @@ def test_printing():
     entropy = AttentionEntropy(values, values, torch.tensor([3, 3]), ("0", "1"))
     table = "      0  1\n0   0.5   \n1  1.25  2"
     assert str(entropy) == (
-        f"AttentionEntropy\nmean [layer, head]:\n{table}\nfirst [layer, head]: 0.5 to 2\nqueries: [2] int64"
+        f"AttentionEntropy\nmean [layer, head]:\n{table}\nfirst [layer, head]: 0.5 to 2\nqueries [layer]: [2] int64"
     )
     assert repr(entropy) == "AttentionEntropy(mean=[2, 2], first=[2, 2], queries=[2])"
+
+
+def test_what_is_rounded_to_zero_has_no_minus():
+    assert "-0\n" not in table(torch.tensor([[-0.0], [-0.5]]), ("0", "1"))
+    wide = table(torch.tensor([[-0.001234, 0.51234, -0.016789] * 8]), ("0",))  # two decimals, to fit
+    assert ("0.00" in wide, "-0.00" in wide, "-0.02" in wide) == (True, False, True)
+    assert rounded(float("nan"), "+.1f") == "+nan"
+    assert [rounded(x, "+.1%") for x in (-1e-6, -0.5, 0.0)] == ["+0.0%", "-50.0%", "+0.0%"]
 
 
 def test_one_stack():
@@ -115,7 +124,7 @@ def test_one_stack_of_saved_results():
 def test_tables_name_their_axes():
     shown = str(Result.load(SAVED / "AttentionGradients.safetensors"))
     assert "pairs [layer, class]:\n" in shown
-    assert "values: [3, 2, 2] float64" in shown
+    assert "values [layer, head, class]: [3, 2, 2] float64" in shown
 
 
 def test_a_result_of_a_suite_that_is_not_imported_is_explained():

@@ -22,7 +22,12 @@ class Measured:
     model_name: str = field(default="", kw_only=True, metadata=ABOUT)
     """The class of the model, and its name if it was loaded by one; empty if not known."""
     n_examples: int | None = field(default=None, kw_only=True, metadata=ABOUT)
-    """How many examples were measured, if that is known."""
+    """How many examples were measured, if that is known: that of `examples`, where a result has it."""
+
+    def __post_init__(self) -> None:
+        many = getattr(self, "examples", None)
+        if self.n_examples is None and isinstance(many, int):
+            object.__setattr__(self, "n_examples", many)  # results are frozen
 
 
 def about_fields(kind: Any) -> list[Field[Any]]:
@@ -107,6 +112,6 @@ def measured(result: Fields) -> str:
 
     A result whose examples are tokens or texts says so in its field `over`.
     """
-    many = result.n_examples if result.n_examples is not None else getattr(result, "examples", None)
+    many = result.n_examples
     counted = how_many(many, getattr(result, "over", "") or "example") if isinstance(many, int) else ""
     return ", ".join(part for part in (result.model_name, counted) if part)

@@ -97,7 +97,8 @@ class Result(Fields):
         if self.labels == () and any(f.name == "labels" and f.default == () for f in fields(self)):
             del values["labels"]  # captures of earlier versions have none
         for f in about_fields(self):
-            if values[f.name] == f.default:
+            counted = f.name == "n_examples" and values[f.name] == values.get("examples")
+            if values[f.name] == f.default or counted:
                 del values[f.name]  # as in files of earlier versions
         write_file(path, type(self).__name__, values, getattr(self.labels, "stack", ""))
 

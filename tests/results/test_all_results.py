@@ -161,6 +161,9 @@ def test_what_was_measured_is_known(results):
         f"AttentionEntropy of BertForSequenceClassification, {many} examples"
     )
     assert f"of BertForSequenceClassification, {many} examples" in kinds["HeadImportance"]._repr_html_()
+    counted = {name: result for name, result in kinds.items() if hasattr(result, "examples")}
+    assert len(counted) > 8
+    assert all(result.n_examples == result.examples for result in counted.values())
 
 
 def test_frames_name_layers_stacks_and_relations(results):

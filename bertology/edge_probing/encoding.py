@@ -23,6 +23,7 @@ from ..data.positions import room_of
 from ..errors import DataError, UnknownAnatomy, checked, how_many, is_whole
 from ..measures.captures import hidden_states
 from ..results.complete_file import locked
+from ..results.fields import model_name
 from ..streaming.one_batch import one_batch, run
 from ..streaming.progress import Progress, progress_bar
 from ..tap import tap
@@ -268,6 +269,7 @@ def encode(
     with locked(path):
         if not folder.is_begun():
             about = {"name": task.name, "dtype": settings["dtype"], "made_of": made_of, "lost": planned.lost}
+            about["model_name"] = model_name(tower)
             about["parts"] = [part_of(task, made_of["data"])]
             folder.begin({**about, **sight.sizes(batches.batches[0])}, planned.layout)
         _run(folder, sight, batches, planned, progress)

@@ -130,8 +130,9 @@ class Store:
 
     @property
     def model_name(self) -> str:
-        """The class of the model."""
-        return str(self._about["made_of"]["model"])
+        """The class of the model, and its name if it was loaded by one."""
+        # Stores of earlier versions have the class alone.
+        return str(self._about.get("model_name", self._about["made_of"]["model"]))
 
     @property
     def layers(self) -> int:

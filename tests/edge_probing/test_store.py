@@ -287,3 +287,14 @@ def test_a_digest_tells_stores_apart_by_their_vectors_and_targets(tmp_path):
     )
     assert one.digest() == same.digest() == Store.open(one.path).digest()
     assert len({one.digest(), other.digest(), fewer.digest()}) == 3
+
+
+def test_a_store_names_its_model_and_says_what_is_known_in_older_folders(tmp_path):
+    model = BY_NAME["bert"].build()
+    model.config.name_or_path = "/runs/sst2/model"
+    store = encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "store")
+    assert store.model_name == f"{type(model.base_model).__name__} (sst2)"
+    model.config.name_or_path = "elsewhere"  # the same model: nothing is encoded again
+    assert encode(model, wordpiece_tokenizer(), NOUNS, tmp_path / "store").model_name == store.model_name
+    rewritten(store.path, lambda about: about.pop("model_name"))
+    assert Store.open(store.path).model_name == type(model.base_model).__name__

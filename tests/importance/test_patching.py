@@ -133,8 +133,7 @@ def test_texts_need_no_batches(minilm):
     model, tokenizer = (kind.from_pretrained(minilm) for kind in (AutoModelForMaskedLM, AutoTokenizer))
     texts = ["birds [MASK] songs.", "wolves [MASK] a lot."], ["birds [MASK] nests.", "wolves [MASK] a wall."]
     found = attribution_patching(model, *texts, metric=logit_difference("sing", "build"), tokenizer=tokenizer)
-    assert found.n_examples is None
-    assert found.examples == 2
+    assert found.n_examples == found.examples == 2
     with pytest.raises(DataError, match=r"one token of the vocabulary, but 'warbled' is \['war"):
         attribution_patching(model, *texts, metric=probability("warbled"), tokenizer=tokenizer)
 

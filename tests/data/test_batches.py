@@ -82,3 +82,9 @@ def test_encoders_take_any_positions(kind):
         states = model(**given).last_hidden_state
     assert torch.allclose(hidden_states(model, given).values[-1], states, atol=1e-6)
     assert attention_maps(model, given).values[..., 4:, :4].all()
+
+
+def test_positions_that_the_model_does_not_have_are_the_models_own_error():
+    given = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "position_ids": torch.tensor([[0, 1, 2, 99]])}
+    with pytest.raises(DataError, match=r"position_ids must be from 0 to 31, got 99"):
+        hidden_states(BY_NAME["gpt2"].build(), given)

@@ -278,3 +278,57 @@ def test_errors_of_this_library_come_through_as_they_are(monkeypatch):
     with pytest.raises(UnknownAnatomy, match="^block 0 cannot be skipped$"):
         drop_blocks(model, [0])
     assert dissect(model).layers == 2
+
+
+def test_a_model_in_training_is_proved_without_dropout():
+    model = BY_NAME["bert"].build(hidden_dropout_prob=0.5, num_hidden_layers=3).train()
+    drop_blocks(model, [1])
+    assert len(model.bert.encoder.layer) == 2
+    assert all(module.training for module in model.modules())
+
+
+class CountingConfig(transformers.BertConfig):
+    """A config with a number of blocks that it computes, and one that must be even."""
+
+    model_type = "counting_for_a_test"
+
+    @property
+    def depth(self):
+        return self.num_hidden_layers
+
+    def __setattr__(self, name, value):
+        if name == "num_hidden_layers" and value % 2:
+            raise ValueError("blocks come in pairs")
+        super().__setattr__(name, value)
+
+
+def test_numbers_that_a_config_computes_or_refuses():
+    class Counting(transformers.BertForSequenceClassification):
+        config_class = CountingConfig
+
+    model = Counting(CountingConfig(**{**SMALL, "num_hidden_layers": 4}, intermediate_size=24)).eval()
+    refused(model, [1], PruningError, r"CountingConfig refuses it \(blocks come in pairs\)")
+    drop_blocks(model, [1, 2])
+    assert (model.config.depth, len(model.bert.encoder.layer)) == (2, 2)
+
+
+def test_blocks_that_compute_by_their_place_are_refused():
+    class Placed(transformers.BertForSequenceClassification):
+        def __init__(self, config):
+            super().__init__(config)
+            for number, layer in enumerate(self.bert.encoder.layer):
+                layer.output.LayerNorm.eps = 0.2 * (number + 1)  # a block that is built in another place has another
+
+    model = Placed(transformers.BertConfig(**SMALL, intermediate_size=24)).eval()
+    refused(model, [0], PruningError, "loaded by its config it would compute something else")
+    drop_blocks(model, [1])  # the others stay where they were
+
+
+def test_blocks_that_are_in_no_list_or_not_in_memory():
+    model = BY_NAME["bert"].build()
+    model.bert.encoder.layer = torch.nn.Sequential(*model.bert.encoder.layer)
+    refused(model, [0], PruningError, r"block 0 \(bert.encoder.layer.0\) is in no list of blocks")
+    model = BY_NAME["bert"].build()
+    model.bert.encoder.layer[1].to("meta")  # as after offloading
+    with pytest.raises(PruningError, match=r"blocks cannot be dropped: 16 weights are not in memory"):
+        drop_blocks(model, [0])

@@ -385,3 +385,13 @@ def test_an_interrupt_directly_after_a_hook_was_set_leaves_none(monkeypatch, bef
         set_hooks([layer], lambda *_: seen.append(1), undo, before=before)
     layer(torch.ones(1))
     assert not seen
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_module_that_can_take_no_hook_leaves_none_on_others(before):
+    layer, broken, seen = nn.Linear(1, 1), nn.Linear(1, 1), []
+    vars(broken)["_forward_pre_hooks" if before else "_forward_hooks"] = ()
+    with pytest.raises(TypeError, match="does not support item assignment"), ExitStack() as undo:
+        set_hooks([broken, layer][::-1], lambda *_: seen.append(1), undo, before=before)
+    layer(torch.ones(1))
+    assert not seen

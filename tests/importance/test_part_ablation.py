@@ -4,7 +4,7 @@ import transformers
 
 from bertology import accumulate, block_ablation, dissect, dissect_mlps, mlp_ablation, neuron_activations, score
 from bertology.errors import DataError, UnknownAnatomy
-from bertology.importance.part_ablation import PartAccumulator, left_out, parts_of
+from bertology.importance.part_ablation import ExampleLossAccumulator, PartAccumulator, left_out, parts_of
 from bertology.metrics import GenerationMetric
 from helpers.ablation import EQUAL, losses, several
 from helpers.generation import bart, texts
@@ -386,3 +386,7 @@ def test_an_mlp_that_runs_on_two_kinds_of_tokens_is_ablated_on_both():
     assert found.loss_change[0].abs() > 1e-4
     with pytest.raises(UnknownAnatomy, match="the neurons of encoder.0 can be edited .*, but not read"):
         neuron_activations(model, {name: x for name, x in inputs.items() if name != "labels"})
+
+
+def test_what_ran_up_to_now_does_not_tell_processes_apart():
+    assert len({ExampleLossAccumulator(None, ran).described() for ran in ({0}, {1}, set())}) == 1

@@ -76,6 +76,10 @@ def test_a_damaged_folder_is_refused(tmp_path):
     file.write_bytes(content[:-1])
     with pytest.raises(DataError, match="wanted"):
         _ = Captures.open(folder).hidden
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(DataError, match=r"hidden.encoder.bin is not there, or is no file"):
+        _ = Captures.open(folder).hidden
     index = (folder / "index.jsonl").read_text()
     (folder / "index.jsonl").write_text(index.replace('"batch"', '"patch"'))
     with pytest.raises(DataError, match=r"line 0 of index.jsonl was changed"):

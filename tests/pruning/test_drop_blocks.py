@@ -2,7 +2,7 @@ import pytest
 import torch
 import transformers
 
-from bertology import Result, block_ablation, drop_blocks, load_pruned, prune_heads, save_pruned
+from bertology import Result, block_ablation, drop_blocks, load_pruned, prune_heads, save_plain, save_pruned
 from bertology.anatomy.blocks import blocks_of
 from bertology.anatomy.dissect import dissect
 from bertology.errors import DataError, HeadError, PruningError, UnknownAnatomy
@@ -332,3 +332,11 @@ def test_blocks_that_are_in_no_list_or_not_in_memory():
     model.bert.encoder.layer[1].to("meta")  # as after offloading
     with pytest.raises(PruningError, match=r"blocks cannot be dropped: 16 weights are not in memory"):
         drop_blocks(model, [0])
+
+
+def test_annotations_for_measures_are_not_for_the_model(tmp_path):
+    model, inputs = BY_NAME["bert"].build(), batch(labels=False)
+    inputs["annotations"] = ["a"] * len(inputs["input_ids"])
+    drop_blocks(model, [1], inputs=inputs)
+    save_plain(model, tmp_path, inputs=inputs)
+    assert (tmp_path / "config.json").is_file()

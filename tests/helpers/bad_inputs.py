@@ -695,6 +695,28 @@ PARTS: dict[str, tuple[Call, tuple[str, ...]]] = {
         lambda x: bt.pruning_curve(x.model, x.batch, metric="accuracy", amount=np.float32("nan")), ("amount", "nan")
     ),
     "dependency_edges, a path": (lambda x: ep.dependency_edges("a.conllu"), ("got 'a.conllu' (str)",)),
+    "control_tasks, others": (lambda x: ep.control_tasks(x.task, "a"), ("EdgeTasks, such as the dev set", "'a'")),
+    "names of a measure without any": (lambda x: zeroed(x).rename({"relation": ("a",)}), ("EntropyAccumulator", "rename()")),
+    "roles of other gates": (
+        lambda x: bt.fit_gates(x.model, x.batch, steps=1, seeds=(0,)).roles(), ("only soft gates have roles", "got 'l0'")
+    ),
+    "patching, parts": (
+        lambda x: bt.activation_patching(x.model, x.batch, x.flipped, metric="loss", parts="neurons"),
+        ("parts is 'heads', 'attentions', 'mlps' or 'blocks'", "got 'neurons'"),
+    ),
+    "neuron_curve, kinds": (
+        lambda x: bt.neuron_curve(x.model, x.batch, metric="accuracy", kinds="heads"), ("'neurons' or 'both'", "'heads'")
+    ),
+    "head_scatter, field": (lambda x: scattered(x, "pairs"), ("draws a [layer, head] field", "'pairs' [layer, class]")),
+    "head_scatter, no field": (lambda x: scattered(x, "none"), ("no [layer, head] field none",)),
+    "read_json, a string of words": (
+        lambda x: sy.read_json(x.file('[{"words": "Go", "heads": [0], "relns": ["root"]}]', "words.json")),
+        ("words, heads and relns must be lists", "['Go', [0], ['root']]"),
+    ),
+    "read_winobias, the pronoun first": (
+        lambda x: sy.read_winobias(x.file("1 [She] met [the guard].\n", "wino.txt")), ("first an entity and then a pronoun",)
+    ),
+    "attention of no width": (lambda x: bt.dissect(Plain()), ("layers.0 names neither a head width nor a head count",)),
 }  # fmt: skip
 for _name, (_call, _words) in PARTS.items():
     bad(_name, _call, *_words, error=BertologyError)
@@ -706,6 +728,28 @@ def fewer_layers(x: GoodInputs) -> Any:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     return folder
+
+
+def scattered(x: GoodInputs, field: str) -> Any:
+    found = bt.attention_gradients(x.model, x.batch, tokens={"low": [3]})
+    return bt.plot.head_scatter(found, found, names=("a", "b"), field=field)
+
+
+class PlainAttention(torch.nn.Module):
+    """Attention that does not say how many heads it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            setattr(self, name, torch.nn.Linear(8, 8))
+
+
+class Plain(torch.nn.Module):
+    """A layer of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([PlainAttention()])
 
 
 def zeroed(x: GoodInputs) -> Any:

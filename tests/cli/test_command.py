@@ -243,6 +243,15 @@ def test_all_usual_columns_are_found(tmp_path):
         assert found.columns == f"text in {name!r}; label in 'score'; not read: 'id'"
 
 
+def test_a_long_document_is_a_cell_of_a_csv_file(tmp_path):
+    (tmp_path / "a.csv").write_text(f'text,label\n"{"a b " * 50_000}",0\nshort,1\n')
+    before = csv.field_size_limit()
+    found = read_texts(tmp_path / "a.csv")
+    assert ([len(text) for (text,) in found.texts], found.labels) == ([200_000, 5], ["0", "1"])
+    assert read_texts(tmp_path / "a.csv", limit=1).labels == ["0"]
+    assert csv.field_size_limit() == before
+
+
 def test_files_of_an_earlier_run_are_removed(models, files):
     names = lambda: {file.name for file in (files / "out").iterdir()}  # noqa: E731
     assert main(["report", models["classifier"], "texts.tsv", "--amount", "0.5", "--output", "out", "--quiet"]) == 0

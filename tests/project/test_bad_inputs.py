@@ -26,6 +26,11 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> GoodInputs:
     return GoodInputs(tmp_path_factory.mktemp("good"))
 
 
+@pytest.fixture(scope="module")
+def arguments(good: GoodInputs) -> dict[str, dict[str, Any]]:
+    return good_arguments(good)
+
+
 def refused(call: Callable[[], Any], error: type[BertologyError], words: tuple[str, ...]) -> str:
     """The message of the error that a call raises; anything else fails, with what came."""
     came: Any
@@ -73,16 +78,16 @@ PARAMETERS = [
 
 @pytest.mark.parametrize(("name", "parameter"), PARAMETERS, ids=[f"{name}({one.name})" for name, one in PARAMETERS])
 def test_an_argument_of_no_type_is_refused_by_its_name(
-    name: str, parameter: inspect.Parameter, good: GoodInputs
+    name: str, parameter: inspect.Parameter, arguments: dict[str, dict[str, Any]]
 ) -> None:
     functions = {found: function for _, found, function in public_functions()}
-    arguments = {**good_arguments(good)[name], parameter.name: NoType()}
-    message = refused(lambda: run(functions[name], arguments), BertologyError, ("NoType",))
+    given = {**arguments[name], parameter.name: NoType()}
+    message = refused(lambda: run(functions[name], given), BertologyError, ("NoType",))
     assert parameter.name in message or parameter.name in IN_OTHER_WORDS
 
 
-def test_every_public_function_has_good_arguments(good: GoodInputs) -> None:
-    assert {name for _, name, _ in public_functions()} - OTHERS == set(good_arguments(good))
+def test_every_public_function_has_good_arguments(arguments: dict[str, dict[str, Any]]) -> None:
+    assert {name for _, name, _ in public_functions()} - OTHERS == set(arguments)
 
 
 def test_there_are_many_rows_each_with_a_name_of_its_own() -> None:

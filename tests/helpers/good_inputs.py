@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
@@ -400,7 +401,19 @@ def _code_structure(x: GoodInputs) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+ROOMS = (_on_data, _on_one_batch, _syntax, _edge_probing, _code_structure)
+
+
 def good_arguments(x: GoodInputs) -> dict[str, dict[str, Any]]:
     """{public function: arguments that it takes}"""
-    rooms = (_on_data, _on_one_batch, _syntax, _edge_probing, _code_structure)
-    return {name: arguments for room in rooms for name, arguments in room(x).items()}
+    return {name: arguments for room in ROOMS for name, arguments in room(x).items()}
+
+
+def good_arguments_of(name: str, x: GoodInputs) -> dict[str, Any]:
+    """The arguments of one function, new ones each time; those of other rooms are not made."""
+    if not _room_of:
+        _room_of.update({one: room for room in ROOMS for one in room(x)})
+    return _room_of[name](x)[name]
+
+
+_room_of: dict[str, Callable[[GoodInputs], dict[str, dict[str, Any]]]] = {}

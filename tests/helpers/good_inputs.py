@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
@@ -162,6 +163,10 @@ class GoodInputs:
         return code_structure.relation_heads(self.reader, self.code)
 
     @cached_property
+    def leaf_types(self) -> Any:
+        return code_structure.leaf_types(self.reader, self.code)
+
+    @cached_property
     def view(self) -> Any:
         return syntax.show_head(self.reader, self.tokenizer, self.sentence, (0, 1))
 
@@ -176,6 +181,12 @@ class GoodInputs:
     @cached_property
     def entropy(self) -> bt.AttentionEntropy:
         return bt.attention_entropy(self.model, self.batch)
+
+    @cached_property
+    def shards(self) -> Path:
+        folder = self.folder / "shards"
+        bt.accumulate(self.model, self.batch, bt.EntropyAccumulator(), shard=(0, 1), save=folder)
+        return folder
 
     @cached_property
     def pruned(self) -> Path:
@@ -256,17 +267,11 @@ def _on_one_batch(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "save_pruned": {"model": x.model, "path": x.folder / "pruned"},
         "load_pruned": {"path": x.pruned},
         "register_names": {"names": bt.Names("to_q", "to_k", "to_v", "to_out")},
-        "merge_shards": {"folder": _shards(x)},
+        "merge_shards": {"folder": x.shards},
         "shard_batches": {"batches": [x.batch], "shard": (0, 1)},
         "make_batches": {"data": ["the cat", "sat"], "tokenizer": x.tokenizer},
         "repeated_tokens": {"vocabulary": range(5, 20), "length": 3},
     }  # fmt: skip
-
-
-def _shards(x: GoodInputs) -> Path:
-    folder = x.folder / "shards"
-    bt.accumulate(x.model, x.batch, bt.EntropyAccumulator(), shard=(0, 1), save=folder)
-    return folder
 
 
 def _syntax(x: GoodInputs) -> dict[str, dict[str, Any]]:
@@ -368,7 +373,7 @@ def _code_structure(x: GoodInputs) -> dict[str, dict[str, Any]]:
         "cat_scores": {"model": x.reader, "batches": x.code, "types": "all"},
         "code_arcs": one,
         "distance_mask": {"distance": distance},
-        "frequent_types": {"found": code_structure.leaf_types(x.reader, x.code)},
+        "frequent_types": {"found": x.leaf_types},
         "graph_edges": {"tree": x.tree},
         "leaf_attention": one,
         "leaf_distances": {"tree": x.tree},
@@ -396,7 +401,19 @@ def _code_structure(x: GoodInputs) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+ROOMS = (_on_data, _on_one_batch, _syntax, _edge_probing, _code_structure)
+
+
 def good_arguments(x: GoodInputs) -> dict[str, dict[str, Any]]:
     """{public function: arguments that it takes}"""
-    rooms = (_on_data, _on_one_batch, _syntax, _edge_probing, _code_structure)
-    return {name: arguments for room in rooms for name, arguments in room(x).items()}
+    return {name: arguments for room in ROOMS for name, arguments in room(x).items()}
+
+
+def good_arguments_of(name: str, x: GoodInputs) -> dict[str, Any]:
+    """The arguments of one function, new ones each time; those of other rooms are not made."""
+    if not _room_of:
+        _room_of.update({one: room for room in ROOMS for one in room(x)})
+    return _room_of[name](x)[name]
+
+
+_room_of: dict[str, Callable[[GoodInputs], dict[str, dict[str, Any]]]] = {}

@@ -17,7 +17,7 @@ from torch import nn
 import bertology as bt
 from bertology.errors import BertologyError
 from bertology.streaming.processes import sharing
-from helpers.good_inputs import GoodInputs, good_arguments
+from helpers.good_inputs import GoodInputs, good_arguments, good_arguments_of
 from helpers.public import public_functions
 
 FUNCTIONS = {name: function for _, name, function in public_functions()}
@@ -86,7 +86,7 @@ def answers(rank: int, folder: Path) -> dict[str, dict[str, str]]:
 
 
 def given_to(x: GoodInputs, name: str) -> dict[str, Any]:
-    given = dict(good_arguments(x)[name])
+    given = dict(good_arguments_of(name, x))
     if name in DRAWN_BY_BATCH:
         whole = given["batches"]
         given["batches"] = [row(whole, place) for place in range(len(whole["input_ids"]))]

@@ -12,7 +12,7 @@ import bertology.code_structure
 import bertology.syntax
 from bertology.errors import BertologyError, DataError
 from helpers.bad_inputs import ROWS, Row
-from helpers.good_inputs import GoodInputs, good_arguments
+from helpers.good_inputs import GoodInputs, good_arguments, good_arguments_of
 from helpers.public import public_functions
 from helpers.trees import CATS
 from helpers.zoo import BY_NAME
@@ -76,7 +76,7 @@ def test_an_argument_of_no_type_is_refused_by_its_name(
     name: str, parameter: inspect.Parameter, good: GoodInputs
 ) -> None:
     functions = {found: function for _, found, function in public_functions()}
-    arguments = {**good_arguments(good)[name], parameter.name: NoType()}
+    arguments = {**good_arguments_of(name, good), parameter.name: NoType()}
     message = refused(lambda: run(functions[name], arguments), BertologyError, ("NoType",))
     assert parameter.name in message or parameter.name in IN_OTHER_WORDS
 

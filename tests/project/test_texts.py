@@ -12,7 +12,7 @@ import torch
 
 import bertology as bt
 from bertology.errors import DataError
-from helpers.good_inputs import GoodInputs, good_arguments
+from helpers.good_inputs import GoodInputs, good_arguments_of
 from helpers.public import public_functions, takes_a_model
 
 # Their batches are annotated with words, mentions or code: only `align` and `align_code` make them.
@@ -36,7 +36,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> GoodInputs:
 def arguments(good: GoodInputs, name: str, data: Any, **more: Any) -> dict[str, Any]:
     """The good arguments of a function with this data, and the model of the tokenizer."""
     model = good.bert("BertForSequenceClassification", vocab_size=len(good.tokenizer))
-    given = {**good_arguments(good)[name], **more}
+    given = {**good_arguments_of(name, good), **more}
     for key, x in list(given.items()):
         given[key] = model if x is good.model else [(0, model)] if key == "checkpoints" else x
     place = next(one for one in ("batches", "inputs") if one in inspect.signature(FUNCTIONS[name]).parameters)

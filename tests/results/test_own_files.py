@@ -11,7 +11,7 @@ import bertology as b
 from bertology import edge_probing
 from bertology.errors import BertologyError
 from bertology.streaming import checkpoint as checkpoints
-from helpers.good_inputs import GoodInputs, good_arguments
+from helpers.good_inputs import GoodInputs, good_arguments_of
 from helpers.public import SUITES, public_functions
 
 RESULTS = sorted({kind for kind in b.Result._kinds.values() if kind.__module__.startswith("bertology.")}, key=str)
@@ -33,7 +33,7 @@ def with_checkpoint(name):
     function = next(f for _, one, f in public_functions() if one == name)
 
     def run(x, path):
-        given = dict(good_arguments(x)[name])
+        given = dict(good_arguments_of(name, x))
         if name == "accumulate":
             return function(x.model, x.batch, b.EntropyAccumulator(), checkpoint=path)
         if name == "train_probes":

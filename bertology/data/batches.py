@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy.modules import Modules, each_module, first_weight
+from ..anatomy.forward_source import first_weight
+from ..anatomy.modules import Modules, each_module
 from ..anatomy.names import (
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,

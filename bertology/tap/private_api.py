@@ -167,7 +167,8 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
     # the function first. The public `context_fn` serves one of them only, and is the model's to choose.
     module: Any = torch.utils.checkpoint
     # The older name is still there in torch 2.14, which no longer looks it up.
-    name = next((one for one in _CHECKPOINT_GENERATORS if hasattr(module, one)), _CHECKPOINT_GENERATORS[-1])
+    newer, older = _CHECKPOINT_GENERATORS
+    name = newer if hasattr(module, newer) else older
     reentrant, generator = module.CheckpointFunction, getattr(module, name)
     undo.callback(setattr, module, "CheckpointFunction", reentrant)
     undo.callback(setattr, module, name, generator)

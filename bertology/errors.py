@@ -22,6 +22,7 @@ import errno
 import functools
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -281,6 +282,17 @@ def check_strings(name: str, value: Any) -> None:
     """Raise `DataError` for what is no list or tuple of strings, such as one string."""
     if isinstance(value, str) or not fits(value, Sequence[str]):
         raise DataError(f"{name} must be a list of strings, got {described(value)}")
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether all elements of a tensor are finite. Their sum tells it in one step, unless it overflows.
+
+    >>> import torch
+    >>> all_finite(torch.tensor([3e38, 3e38])), all_finite(torch.tensor([1, torch.nan]))
+    (True, False)
+    """
+    added = not values.is_complex() and math.isfinite(values.detach().sum())
+    return added or bool(values.isfinite().all())
 
 
 def check_shapes(**tensors: Tensor) -> None:

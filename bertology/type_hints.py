@@ -56,6 +56,8 @@ def classes_of(hint: Any) -> tuple[type, ...]:
         return tuple(kind for one in get_args(hint) for kind in classes_of(one))
     if get_origin(hint) is abc.Callable:
         return FunctionType, MethodType
+    if get_origin(hint) is abc.Iterable and get_args(hint) == (Any,):
+        return dict, list, tuple
     return (hint,) if type(hint) is type and (hint in (type(None), bool, str) or hint not in _PLAIN) else ()
 
 

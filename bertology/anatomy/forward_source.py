@@ -168,6 +168,18 @@ def each_children_of(held: Iterable[Mapping[str, Any]]) -> list[Mapping[str, nn.
     return list(map(itemgetter("_modules"), held))
 
 
+def first_weight(module: nn.Module) -> Tensor | None:
+    """The first parameter of a module and those in it, the one that `parameters()` begins with; None without any."""
+    # Fragile: rests on the private dictionaries of a module's parameters and children.
+    for own in module._parameters.values():
+        if own is not None:
+            return own
+    for child in module._modules.values():
+        if child is not None and (found := first_weight(child)) is not None:
+            return found
+    return None
+
+
 def parameters_of(module: nn.Module) -> Iterable[Tensor | None]:
     """The parameters of a module itself; None where one was left out."""
     # Fragile: rests on the private dictionary of a module's parameters.

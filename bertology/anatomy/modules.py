@@ -50,9 +50,9 @@ class Modules(list[nn.Module]):
 
         To ask a module for an attribute that it does not have takes torch some microseconds.
         """
-        kinds = list(compress(self.form.kinds, map(hasattr, self.form.kinds, repeat(name))))
         held = list(map(contains, self.held, repeat(name)))
-        if kinds:
+        if any(map(contains, self.form.held_by_classes, repeat(name))):
+            kinds = list(compress(self.form.kinds, map(hasattr, self.form.kinds, repeat(name))))
             return list(compress(self, map(or_, held, map(kinds.__contains__, map(type, self)))))
         return list(compress(self, held)) if True in held else []
 
@@ -60,14 +60,6 @@ class Modules(list[nn.Module]):
 def each_module(model: nn.Module) -> Modules:
     """All modules of a model, each once, in the order of `model.modules()`."""
     return modules_by_path(model).each_once()
-
-
-def first_weight(model: nn.Module) -> Tensor | None:
-    """The first parameter of a model, the one that `model.parameters()` begins with; None where it has none."""
-    for own in parameters_of(model):
-        if own is not None:
-            return own
-    return next((found for child in children_of(model) if (found := first_weight(child)) is not None), None)
 
 
 def each_weight(modules: Iterable[nn.Module]) -> list[Tensor]:
@@ -129,6 +121,8 @@ class Form:
     def __init__(self, modules: Modules) -> None:
         self.types = list(map(type, modules))
         self.kinds = list(dict.fromkeys(self.types))
+        # What their classes and those around them hold, as it is whenever it is asked for.
+        self.held_by_classes = [vars(kind) for kind in dict.fromkeys(chain.from_iterable(map(_bases, self.kinds)))]
         self.repeats = len(set(modules)) < len(modules)
         self._parts = [ref(module) for module in modules]
         held = each_children_of(modules.held)
@@ -156,6 +150,7 @@ class Form:
         return modules if same else None
 
 
+_bases = attrgetter("__mro__")
 _keys, _values = methodcaller("keys"), methodcaller("values")  # those of TorchScript cannot be iterated over
 _attributes = attrgetter("__dict__")  # `vars` takes twice as long
 

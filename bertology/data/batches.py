@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy.modules import Modules, each_module, first_weight
+from ..anatomy.forward_source import first_weight
+from ..anatomy.modules import Modules, each_module
 from ..anatomy.names import (
     DECODER_IDS_ARGUMENT,
     DECODER_PREFIX,
@@ -168,8 +169,8 @@ def token_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor
     Raises `DataError` for attention masks that are not `[batch, token]`.
     """
     mask = key_mask(model, batch, stack)
-    ids = token_ids(model, batch, stack)
-    return mask if ids is None or not has_cache(batch) else mask[:, -ids.shape[1] :]
+    ids = token_ids(model, batch, stack) if has_cache(batch) else None
+    return mask if ids is None else mask[:, -ids.shape[1] :]
 
 
 def key_mask(model: nn.Module, batch: Batch, stack: str = "encoder") -> Tensor:
@@ -250,7 +251,7 @@ def _all_tokens(batch: Batch, prefix: str) -> Tensor:
         x = batch.get(prefix + name)
         if isinstance(x, Tensor):
             shape = x.shape if name == IDS_ARGUMENT else x.shape[:-1]
-            return torch.ones(shape, dtype=torch.bool, device=x.device).reshape(-1, shape[-1])
+            return torch.ones(shape[:-1].numel(), shape[-1], dtype=torch.bool, device=x.device)
     for name in () if prefix else NO_TEXT_ARGUMENTS:
         # The number of positions of an image or a sound is not known here: one value is used for all of them.
         if isinstance(batch.get(name), Tensor):

@@ -30,7 +30,7 @@ from ..anatomy.names import (
     SPAN_OUTPUTS,
     UNSHIFTED_CLASSES,
 )
-from ..errors import LossError, checked, how_many
+from ..errors import LossError, all_finite, checked, how_many
 from .batches import (
     IGNORED,
     Batch,
@@ -83,7 +83,7 @@ def example_losses(loss: ExampleLoss, outputs: Any, batch: Batch) -> Tensor:
             f"a loss must be one value per example, [batch] = [{wanted}], got {got}: "
             "do not take the mean over the batch"
         )
-    if not torch.isfinite(values).all():
+    if not all_finite(values):
         broken = (~torch.isfinite(values)).nonzero().flatten().tolist()
         raise LossError(
             f"losses must be finite, got {values[broken[0]].item()} for example(s) {broken} of a batch of {wanted}"

@@ -44,7 +44,7 @@ def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positi
     if mask is None:
         return torch.ones(rows, positions, dtype=torch.bool)
     _check_rows(anatomy, stack, mask, rows)
-    return fit_mask(mask, positions, anatomy.runner(stack))
+    return mask if mask.shape[1] == positions else fit_mask(mask, positions, anatomy.runner(stack))
 
 
 def real_tokens(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:

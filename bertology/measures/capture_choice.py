@@ -32,6 +32,11 @@ class Layers:
             raise DataError("layers is empty: name a layer, or leave it out for all layers")
         self._names = frozenset(one if isinstance(one, str) else int(one) for one in self._given or ())
 
+    @property
+    def are_all(self) -> bool:
+        """Whether every layer is kept."""
+        return self._given is None
+
     def wants(self, stack: str, layer: int) -> bool:
         """Whether a layer is kept."""
         return self._given is None or not self._names.isdisjoint((layer, str(layer), f"{stack}.{layer}"))

@@ -40,6 +40,7 @@ class Reader:
 
     def __init__(self, anatomy: Anatomy, batch: Batch, keeping: Keeping) -> None:
         self.anatomy, self.batch, self.keeping = anatomy, batch, keeping
+        self.as_they_are = keeping.is_plain  # looked up once: a pass on a short text pays for what each layer does
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -61,6 +62,8 @@ class Reader:
 
     def keep(self, stack: str, x: Tensor, kind: str = "") -> Tensor:
         """Keep a layer's tensor, whose positions are chosen."""
+        if self.as_they_are:
+            return x
         return self.keeping.place.keep(kind or self.kind, stack, self.keeping.converted(x))
 
     def pile(self, stacks: Mapping[str, list[Tensor]], kind: str = "") -> dict[str, Tensor]:
@@ -73,6 +76,11 @@ class Reader:
         if positions is None:
             return masks(self.anatomy, self.batch, stacks, axis=self.axis + 1)
         return {name: positions.there[name].to(x.device) for name, x in stacks.items()}
+
+
+def detached(x: Tensor) -> Tensor:
+    """A tensor without its graph: itself where it has none, which spares a pass without gradients a view a layer."""
+    return x.detach() if x.requires_grad else x
 
 
 def run_name(stack: str, number: int, runs: int) -> str:
@@ -112,8 +120,8 @@ class HiddenReader(Reader):
         self, anatomy: Anatomy, batch: Batch, keeping: Keeping, tie_last: bool | None = None, *, stepwise: bool = False
     ) -> None:
         super().__init__(anatomy, batch, keeping)
-        self._tie_last, self._stepwise, self._as_they_are = tie_last, stepwise, keeping.is_plain
-        self._listed = listed_stacks(anatomy)
+        self._tie_last, self._stepwise = tie_last, stepwise
+        self._listed, self._all = listed_stacks(anatomy), keeping.layers.are_all
         self._tokens: dict[str, int] = {}
         self._runs: dict[str, list[list[_State]]] = {}
         self._last: dict[str, list[Tensor]] = {}
@@ -134,11 +142,11 @@ class HiddenReader(Reader):
         if layer == 0:
             self._start_run(stack)
         states = self._runs[stack][-1]
-        if states and not self._as_they_are:  # the last layer may yet be replaced by the final norm's output
+        if states and not self.as_they_are:  # the last layer may yet be replaced by the final norm's output
             states[-1] = self._kept(stack, states[-1])
         self._ends[stack] = layer
-        if self.keeping.layers.wants(stack, layer):
-            states.append(_State(layer, x.detach()))
+        if self._all or self.keeping.layers.wants(stack, layer):
+            states.append(_State(layer, detached(x)))
 
     def _start_run(self, stack: str) -> None:
         runs = self._runs.setdefault(stack, [])
@@ -161,7 +169,7 @@ class HiddenReader(Reader):
         return self._tokens[stack]
 
     def _read_last(self, stack: str, x: Tensor) -> None:
-        self._last.setdefault(stack, []).append(x.detach())
+        self._last.setdefault(stack, []).append(detached(x))
 
     def found(self, outputs: Any = None) -> Found:
         """The hidden states of all stacks, each run of a stack by itself."""
@@ -188,7 +196,7 @@ class HiddenReader(Reader):
 
     def _at_end(self, stack: str, x: Tensor) -> Tensor:
         """What is kept of a state that was not kept during the pass."""
-        return x if self._as_they_are else self.keeping.converted(self.chosen(stack, x))
+        return x if self.as_they_are else self.keeping.converted(self.chosen(stack, x))
 
     def steps(self) -> dict[str, list[list[Tensor]]]:
         """{stack: for each run of it, a tensor for each layer}: what generation reads, a run for each step."""
@@ -266,7 +274,9 @@ class SitesReader(Reader):
 
     def placed(self, site: Site, x: Tensor, kind: str = "") -> Tensor:
         """The chosen positions of a layer where they are kept; NaN for pruned heads."""
-        return self.keep(site.stack, site.spread(self.chosen(site.stack, x), self.anatomy.heads, self.heads_axis), kind)
+        if not self.as_they_are:
+            x = self.chosen(site.stack, x)
+        return self.keep(site.stack, site.spread(x, self.anatomy.heads, self.heads_axis), kind)
 
 
 class MapsReader(SitesReader):
@@ -290,7 +300,7 @@ class MapsReader(SitesReader):
             self._end_map()
             self._site = site
         if site in self._wanted:
-            self._blocks.append(shares(x) if self.norms else x.detach())
+            self._blocks.append(shares(x) if self.norms else detached(x))
 
     def _end_map(self) -> None:
         """Keep the map whose blocks were read."""
@@ -340,7 +350,7 @@ class HeadsReader(SitesReader):
 
     def _read(self, site: Site, x: Tensor) -> None:
         if site in self._wanted:
-            self.outputs[site] = self.placed(site, x.detach())
+            self.outputs[site] = self.placed(site, detached(x))
 
     def _edit(self, site: Site, x: Tensor) -> Tensor:
         if site not in self._wanted:

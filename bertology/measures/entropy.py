@@ -100,14 +100,18 @@ class EntropyAccumulator(MapAccumulator):
         device = self.total.device
         count = torch.zeros(len(blocks[0][0][1]), dtype=torch.int64, device=device)
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for block in blocks:
+        for number, block in enumerate(blocks):
             real = block[0][1].to(device)
             each = torch.stack([x for x, _ in block]).to(device)  # [site, batch, head, query]
-            if device.type != "cpu" or not bool(real.all()):  # on a GPU it would take longer to ask
-                each = each.masked_fill(~real[:, None], 0)
-            starts = (count == 0) & real.any(1)
-            where = real.int().argmax(1)[:, None, None].expand(*each.shape[:3], 1)
-            add_to_all(self.first, sites, each.gather(3, where)[:, starts, :, 0].sum(1, dtype=torch.float64))
+            complete = device.type == "cpu" and bool(real.all())  # on a GPU it would take longer to ask
+            if complete and number == 0:
+                firsts = each[..., 0]
+            else:
+                each = each if complete else each.masked_fill(~real[:, None], 0)
+                starts = (count == 0) & real.any(1)
+                where = real.int().argmax(1)[:, None, None].expand(*each.shape[:3], 1)
+                firsts = each.gather(3, where)[:, starts, :, 0]
+            add_to_all(self.first, sites, firsts.sum(1, dtype=torch.float64))
             total, count = total + each.sum(3, dtype=torch.float64), count + real.sum(1)
         sums, over = batch_average(total.movedim(1, 0), count, self._average)
         add_to_all(self.total, sites, sums)

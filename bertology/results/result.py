@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..anatomy.sites import Head, HeadScore, LayerLabels
-from ..errors import DataError, checked, how_many, shown
+from ..errors import DataError, all_finite, checked, how_many, shown
 from . import frames, heads, views
 from .axes import axes_of
 from .canvas import AxesT
@@ -261,7 +261,7 @@ def _taken(values: Any, axis: int, rows: list[int]) -> Any:
 
 def finite(values: Tensor, there: Tensor, what: str) -> Tensor:
     """[layer, head]: the values, NaN where no head is. Raises `DataError` where a head's value is not finite."""
-    broken = (there & ~values.isfinite()).nonzero().tolist()
+    broken = [] if all_finite(values) else (there & ~values.isfinite()).nonzero().tolist()
     if broken:
         row, head = broken[0]
         raise DataError(

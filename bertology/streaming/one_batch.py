@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -70,7 +70,8 @@ def one_batch(
 ) -> Iterator[tuple[Anatomy, dict[str, Any]]]:
     """Check one batch, or make one of texts, and keep the model in eval mode and unchanged while it is captured."""
     anatomy = dissect(model)
-    with torch.inference_mode(False):  # no graph can hold a batch that was made in inference mode
+    # No graph can hold a batch that was made in inference mode.
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
         batch = on_device(as_batch(model, inputs, tokenizer), device_of(model, anatomy.modules))
     with undisturbed(model, anatomy.modules):
         check_padding(anatomy, batch)

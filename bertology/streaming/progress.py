@@ -23,8 +23,10 @@ def progress_bar(progress: Progress, of: Iterable[Any] | None = None, **options:
         [5, 6]
     """
     check_progress(progress)
-    title = progress if isinstance(progress, str) else None
-    return tqdm(of, desc=title, disable=progress is None or progress is False, **options)
+    title, is_shown = progress if isinstance(progress, str) else None, progress is not None and progress is not False
+    if of is not None and not is_shown:
+        return of  # to make a bar that is not shown takes as long as some measures take for a layer of a short text
+    return tqdm(of, desc=title, disable=not is_shown, **options)
 
 
 def check_progress(progress: Progress) -> None:

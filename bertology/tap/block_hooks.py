@@ -14,6 +14,7 @@ from ..errors import UnknownAnatomy
 from .calls import Calls
 from .edits import same_shape
 from .private_api import edit_output, has_own_hooks, hook_behind_own, set_hooks
+from .recompute import recomputing
 from .states import flat_states, laid_out, state_of, with_state
 
 
@@ -33,19 +34,19 @@ def tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         tapped.calls.watch(anatomy, undo)
         set_hooks(tapped.firsts, tapped.before, undo, before=True, with_kwargs=True)
         if edit is None:
-            set_hooks(tapped.calls.modules, tapped.after, undo)
+            set_hooks(tapped.calls.modules, tapped.read_output, undo)
             return
         # An editor comes behind hooks of the user's own, as a reader does, but before transformers notes the hidden
         # states, which some models go on with: a hook of its own, and before transformers 5 a wrapper of `forward`.
         plain = []
         for block in tapped.calls.modules:
             if has_own_hooks(block):
-                undo.callback(hook_behind_own(block, tapped.after).remove)
+                undo.callback(hook_behind_own(block, tapped.edit_output).remove)
             elif is_transformers_4():
-                edit_output(block, tapped.after, undo)
+                edit_output(block, tapped.edit_output, undo)
             else:
                 plain.append(block)
-        set_hooks(plain, tapped.after, undo, prepend=True)
+        set_hooks(plain, tapped.edit_output, undo, prepend=True)
 
     place(undo)
     if edit is not None:
@@ -81,14 +82,21 @@ class _TappedBlocks:
             return None
         return (args, kwargs | {STATES_ARGUMENT: new}) if named else ((new, *args[1:]), kwargs)
 
-    def after(self, block: nn.Module, args: Any, output: Any) -> Any:
-        """Read or edit what a block returns."""
-        if not self.calls.count:
-            return None
+    def read_output(self, block: nn.Module, args: Any, output: Any) -> None:
+        """Read what a block returns."""
+        if recomputing():
+            return
+        at = self.calls.counted(block)
         x = output if isinstance(output, Tensor) else state_of(output)
-        if isinstance(x, tuple) and self._edit is None:
+        if isinstance(x, tuple):
             x = x[0]  # LiLT of transformers 4: its text beside its layout
-        new = self._apply(self.calls.counted(block), x)
+        self._read(at.stack, at.layer, flat_states(x, self._layouts[at.stack], at))
+
+    def edit_output(self, block: nn.Module, args: Any, output: Any) -> Any:
+        """Edit what a block returns."""
+        if recomputing() and not self.calls.count:
+            return None
+        new = self._apply(self.calls.counted(block), output if isinstance(output, Tensor) else state_of(output))
         return None if new is None else with_state(output, new)
 
     def _apply(self, at: _Block, x: Tensor) -> Tensor | None:

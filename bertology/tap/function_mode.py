@@ -20,29 +20,31 @@ from ..errors import UnknownAnatomy, how_many
 from .private_api import push_mode
 
 
-class _Readers(threading.local):
+class Readers(threading.local):
+    """How many readers and editors are running in this thread, one inside of another."""
+
     running = 0
 
 
-_readers = _Readers()
+readers = Readers()
 
 
 def of_reader(call: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a reader or editor, so that no `Watching` sees the torch functions that it calls itself."""
 
     def called(*args: Any) -> Any:
-        _readers.running += 1
+        readers.running += 1
         try:
             return call(*args)
         finally:
-            _readers.running -= 1
+            readers.running -= 1
 
     return called
 
 
 def reader_runs() -> bool:
     """Whether a reader or editor is running in this thread."""
-    return _readers.running > 0
+    return readers.running > 0
 
 
 class Pass(NamedTuple):
@@ -74,7 +76,7 @@ class Watching(TorchFunctionMode):
             undo.callback(attention.register_forward_hook(self._end, with_kwargs=True, always_call=True).remove)
 
     def _start(self, module: nn.Module, args: Any) -> None:
-        self._running.append(Pass(self.next_site(module), [], _readers.running, []))
+        self._running.append(Pass(self.next_site(module), [], readers.running, []))
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._running:
@@ -89,7 +91,7 @@ class Watching(TorchFunctionMode):
     def now(self) -> Pass | None:
         """The pass of an attention module that is running: None between passes, and while a reader runs."""
         last = self._running[-1] if self._running else None
-        return last if last and last.readers == _readers.running else None
+        return last if last and last.readers == readers.running else None
 
 
 def watch_products(

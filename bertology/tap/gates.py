@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -17,7 +17,7 @@ from ..anatomy.sites import Anatomy, Heads, Site
 from ..data.batches import Batch, examples, token_count, token_mask
 from ..data.images import example_of_each
 from ..data.padding import real_positions
-from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described, how_many
+from ..errors import HeadError, ShapeError, UnknownAnatomy, all_finite, checked, described, how_many
 from . import tap
 from .edits import noted
 from .listed import take_as_listed
@@ -173,9 +173,9 @@ def gating(anatomy: Anatomy, gates: Tensor | tuple[Tensor, ...]) -> Iterator[Non
     was_off, by_example = not torch.is_grad_enabled(), gates[0].dim() == 2
     of_images = {stack for stack in {site.stack for site in anatomy.sites} if anatomy.reads_images(stack)}
     # [head, 1] for each layer, laid out once: views, in which gates that change are seen.
-    columns: list[Tensor] = []
+    columns: Sequence[Tensor] = ()
     if isinstance(gates, Tensor) and not (by_example or gates.requires_grad or gates.is_inference()):
-        columns = list(gates[..., None])
+        columns = gates[..., None].unbind()
 
     def edit(site: Site, x: Tensor) -> Tensor:
         if columns and not gates.requires_grad:  # type: ignore[union-attr]
@@ -269,7 +269,7 @@ def checked_gates(anatomy: Anatomy, gates: Any) -> Tensor:
         raise ShapeError(f"{name} must be {kind} = {want}, got {list(gates.shape)}".replace("'", ""))
     if not gates.is_floating_point():
         gates = gates.float()
-    if not gates.detach().isfinite().all():
+    if not all_finite(gates):
         there = anatomy.present.to(gates.device)
         broken = gates[~gates.isfinite() & (there if gates.dim() == 2 else there[:, None])]
         if len(broken):

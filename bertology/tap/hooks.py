@@ -25,7 +25,7 @@ from .head_layout import flattened, join_heads, laid_back, split_heads
 from .map_reader import Wants
 from .mixing import Parting
 from .private_api import has_pre_hooks, set_hooks
-from .recompute import Edit, keep_for_recomputation, of_first_run, watch_recomputation
+from .recompute import Edit, keep_for_recomputation, reader_of_first_run, recomputing, watch_recomputation
 from .restore import run_uncompiled
 from .row_statistics import Wanted
 from .threads import claim
@@ -98,7 +98,7 @@ def tap(
     once = edit is None if once is None else once
     own = (getattr(edit, "__module__", None) or "").partition(".")[0] == __name__.partition(".")[0]
     note = nullcontext() if edit is None or own else noted(anatomy, ("edit", place, _name_of(edit)))
-    read = None if read is None else of_reader(of_first_run(read))
+    read = None if read is None else reader_of_first_run(read)
     edit = None if edit is None else of_reader(edit)
     with note, ExitStack() as undo:
         _begin(anatomy, undo)
@@ -113,7 +113,7 @@ def tap(
             wants = of_reader(wants or _all_statistics)
             _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once, wants, arriving))
             if arriving is not None:
-                _tap_heads(anatomy, undo, of_reader(of_first_run(arriving.check)), None, once)
+                _tap_heads(anatomy, undo, reader_of_first_run(arriving.check), None, once)
         else:
             _TAPS[place](anatomy, undo, read, edit, once)
         yield
@@ -132,8 +132,8 @@ def tap_states(anatomy: Anatomy, read: Callable[..., Any], read_last: Callable[.
     """`tap` at "block", in every run of a stack, and at "last"."""
     with ExitStack() as undo:
         _begin(anatomy, undo)
-        tap_blocks(anatomy, undo, of_reader(of_first_run(read)), None, once=False)
-        tap_last(anatomy, undo, of_reader(of_first_run(read_last)), None, once=False)
+        tap_blocks(anatomy, undo, reader_of_first_run(read), None, once=False)
+        tap_last(anatomy, undo, reader_of_first_run(read_last), None, once=False)
         yield
 
 
@@ -195,7 +195,7 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
         return join_heads(site, same_shape(edit(site, x), x, site, f"{site.unit}s of "), rest, whole)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not calls.count:
+        if recomputing() and not calls.count:
             return None
         args, kwargs = (args, kwargs) if args else (tuple(kwargs.values()), {})
         new = apply(calls.counted(module), args[0])

@@ -212,9 +212,10 @@ def attend_in_blocks(
     eager, asks = _eager_of(module, readings)
     if asks:  # CLIP of transformers 4 keeps its map otherwise
         kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
-    in_pieces = pieces is not None
-    size = _rows(module, query, key, [reading for reading, _ in readings], kwargs)
-    needs_map = in_pieces or any(reading.needs_map for reading, _ in readings)
+    size, in_pieces = _rows(module, query, key, readings, kwargs), pieces is not None
+    needs_map = in_pieces
+    for reading, _ in readings:  # a loop in a function of its own would be set up anew for each layer
+        needs_map = needs_map or reading.needs_map
     bare = not needs_map and may_go_without_map(query, key) and not _has_own_rows(module, kwargs)
     # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.
     single = query.dtype in (torch.float32, torch.float64)  # entropies of half precision are taken in float32
@@ -306,14 +307,18 @@ def _masked(
     return mask[..., rows, :] if mask is not None and mask.shape[-2] == query.shape[2] else mask
 
 
-def _rows(module: nn.Module, query: Tensor, key: Tensor, readings: list[Reading], kwargs: dict[str, Any]) -> int:
+def _rows(
+    module: nn.Module, query: Tensor, key: Tensor, readings: list[tuple[Reading, Site]], kwargs: dict[str, Any]
+) -> int:
     """The number of query rows in a block: as asked for, and at most as many as fit into the memory for blocks."""
     # An extra tensor like T5's position bias has a query axis of its own, which only the model's function knows; and
     # GPT-2 of transformers 4 cuts its causal mask, a buffer, by the numbers of queries and keys.
-    asked = [reading.rows for reading in readings if reading.rows]
-    most = min([query.shape[2], _fitting(query, key, BLOCK_BYTES), *asked])
-    if most == query.shape[2] or _has_own_rows(module, kwargs) or any(reading.whole for reading in readings):
-        return query.shape[2]
+    queries = query.shape[2]
+    most = min(queries, _fitting(query, key, BLOCK_BYTES))
+    for reading, _ in readings:
+        most = min(most, reading.rows or most)
+    if most == queries or _has_own_rows(module, kwargs) or any(reading.whole for reading, _ in readings):
+        return queries
     return most
 
 

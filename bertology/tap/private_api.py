@@ -11,8 +11,8 @@ import sys
 import types
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from functools import partial
-from operator import itemgetter, methodcaller
+from functools import lru_cache, partial
+from operator import attrgetter, itemgetter, methodcaller
 from typing import Any
 
 import torch
@@ -167,8 +167,21 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
     # the function first. The public `context_fn` serves one of them only, and is the model's to choose.
     module: Any = torch.utils.checkpoint
     # The older name is still there in torch 2.14, which no longer looks it up.
-    name = next((one for one in _CHECKPOINT_GENERATORS if hasattr(module, one)), _CHECKPOINT_GENERATORS[-1])
+    newer, older = _CHECKPOINT_GENERATORS
+    name = newer if hasattr(module, newer) else older
     reentrant, generator = module.CheckpointFunction, getattr(module, name)
+    undo.callback(setattr, module, "CheckpointFunction", reentrant)
+    undo.callback(setattr, module, name, generator)
+    wrapped = _wrapped_checkpoints(both_runs, second_run, first_run, reentrant, generator)
+    module.CheckpointFunction = wrapped[0]
+    setattr(module, name, wrapped[1])
+
+
+@lru_cache(maxsize=1)
+def _wrapped_checkpoints(
+    both_runs: Wrap, second_run: Wrap, first_run: Any, reentrant: Any, generator: Any
+) -> tuple[Any, Callable[..., Any]]:
+    """What takes the places of these two variants of a checkpoint, made once: each tap puts them there."""
 
     def apply(function: Callable[..., Any], *args: Any) -> Any:
         return reentrant.apply(both_runs(function), *args)
@@ -178,10 +191,7 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
         with first_run():
             yield from generator(second, *args, **kwargs)
 
-    undo.callback(setattr, module, "CheckpointFunction", reentrant)
-    undo.callback(setattr, module, name, generator)
-    module.CheckpointFunction = types.SimpleNamespace(apply=apply)
-    setattr(module, name, wrapped)
+    return types.SimpleNamespace(apply=apply), wrapped
 
 
 def running_module() -> nn.Module | None:
@@ -206,23 +216,21 @@ def set_hooks(
     takes five times as long, and longer to remove what it has set: a call on a short text pays for each hook.
     """
     # Fragile: rests on the private dictionaries of a module's hooks, and on the counter that gives hooks their numbers.
-    filled: list[dict[int, Any]] = []
+    kind = "_forward_pre_hooks" if before else "_forward_hooks"
+    modules = list(modules)
+    filled: list[Any] = list(map(attrgetter(kind), modules))
+    told: list[Any] = list(map(attrgetter(f"{kind}_with_kwargs"), modules)) if with_kwargs else []
+    if always_call:
+        told += map(attrgetter("_forward_hooks_always_called"), modules)
     number = RemovableHandle.next_id
     RemovableHandle.next_id += 1
-    undo.callback(_remove_hooks, number, filled)
-    for module in modules:
-        hooks: Any = module._forward_pre_hooks if before else module._forward_hooks
-        filled.append(hooks)  # first: an interrupt may come after any step
+    undo.callback(_remove_hooks, number, filled + told)  # first: an interrupt may come after any step
+    for hooks in filled:
         set_hook(hooks, number, hook)
-        if with_kwargs:
-            told: Any = module._forward_pre_hooks_with_kwargs if before else module._forward_hooks_with_kwargs
-            filled.append(told)
-            told[number] = True
-        if always_call:
-            filled.append(module._forward_hooks_always_called)
-            module._forward_hooks_always_called[number] = True
         if prepend:
             hooks.move_to_end(number, last=False)
+    for marks in told:
+        marks[number] = True
 
 
 def set_hook(hooks: dict[int, Any], number: int, hook: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from .function_mode import readers
 from .private_api import current_modes, push_mode, wrap_checkpoints
 
 Restored = Callable[[], AbstractContextManager[Any]]
@@ -98,6 +99,24 @@ def of_first_run(call: Callable[..., Any]) -> Callable[..., Any]:
             return None
         with saved_tensors_hooks(Tensor.detach, lambda x: x):
             return call(*args)
+
+    return called
+
+
+def reader_of_first_run(read: Callable[..., Any]) -> Callable[..., Any]:
+    """`of_reader(of_first_run(read))` in one call: a pass on a short text pays for each call of each layer."""
+
+    def called(*args: Any) -> Any:
+        if _running.edits is not None:
+            return None
+        readers.running += 1
+        try:
+            if not _running.first_runs:
+                return read(*args)
+            with saved_tensors_hooks(Tensor.detach, lambda x: x):
+                return read(*args)
+        finally:
+            readers.running -= 1
 
     return called
 

@@ -83,8 +83,7 @@ def run_uncompiled(undo: ExitStack) -> None:
         return  # nothing was ever compiled
     with _lock:
         if not _uncompiled:
-            _uncompiled.append(torch.compiler.set_stance("force_eager"))
-            _uncompiled[0].__enter__()
+            _uncompiled.append(torch.compiler.set_stance("force_eager"))  # which sets it; at its end, what was before
         _uncompiled.append(None)
     undo.callback(_compile_again)
 
@@ -114,7 +113,10 @@ def undisturbed(model: nn.Module, modules: Modules | None = None) -> Iterator[No
         # Where CUDA was not used yet, no weight is there.
         weights = each_weight(modules) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
         devices = {x.device.index for x in weights if x.is_cuda}
-        undo.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
+        # As `torch.random.fork_rng` does, which takes as long as a layer to find out which kinds of devices there are.
+        undo.callback(torch.set_rng_state, torch.get_rng_state())
+        for device in sorted(one for one in devices if one is not None):
+            undo.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device)
         for config in modules.configs:
             held = attributes_of(config)
             if "return_dict" in held or hasattr(config, "return_dict"):

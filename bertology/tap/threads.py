@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..anatomy.modules import first_weight
+from ..anatomy.forward_source import first_weight
 from ..errors import BertologyError
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from bertology import attention_entropy, attention_maps, prune_heads
 from bertology.errors import DataError
 from bertology.tap import attention_entropies
+from bertology.tap.row_statistics import FEW
 from helpers.pruning import seq2seq
 from helpers.zoo import BY_NAME, batch, each_alone
 from oracles import heads as oracles
@@ -80,6 +81,36 @@ def test_heads_that_do_not_look_are_uniform():
 def test_one_hot_attention_has_entropy_0():
     assert attention_entropies(torch.eye(3)).tolist() == [0, 0, 0]
     assert attention_entropies(torch.eye(3, dtype=torch.float16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float16, 2e-6), (torch.float32, 2e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("keys", [1, 7, 130])
+def test_entropies_of_many_weights_are_those_of_few(dtype, apart, keys):
+    torch.manual_seed(0)
+    weights = (8 * torch.randn(2 * FEW // keys + 3, keys, dtype=torch.float64)).softmax(-1).to(dtype)
+    weights[0], weights[1, :-1], weights[2, 0] = 0, 0, torch.finfo(dtype).smallest_normal / 2
+    weights[1, -1] = 1
+    found = attention_entropies(weights)
+    few = torch.cat([attention_entropies(row[None]) for row in weights])
+    torch.testing.assert_close(found, few, rtol=apart, atol=apart)
+    assert found[:2].tolist() == [0, 0]
+    assert not found[:2].signbit().any()
+
+
+@pytest.mark.parametrize("bad", [-0.25, float("nan"), float("inf")])
+def test_what_is_no_weight_has_no_finite_entropy(bad):
+    weights = torch.full((FEW, 2), 0.5)
+    weights[3, 1] = bad
+    for some in (weights, weights[2:5]):
+        assert attention_entropies(some).isfinite().logical_not().nonzero().tolist() == [[3 if some is weights else 1]]
+
+
+@pytest.mark.parametrize("many", [1, 64])
+def test_entropies_have_gradients(many):
+    scores = torch.randn(many, 128, dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(attention_entropies(scores.softmax(-1)).sum(), scores)
+    (expected,) = torch.autograd.grad(-(scores.softmax(-1) * scores.log_softmax(-1)).sum(), scores)
+    torch.testing.assert_close(found, expected)
 
 
 def test_pruned_heads_have_no_entropy():

@@ -244,3 +244,13 @@ def test_gates_that_change_while_they_are_open_are_those_of_the_next_pass(how):
     else:
         after.square().sum().backward()
         assert gates.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_gates_whose_sum_overflows_are_taken(dtype):
+    largest = torch.finfo(dtype).max
+    with gated(BY_NAME["bert"].build(), torch.full((2, 4), largest, dtype=dtype)):
+        pass
+    both = torch.tensor([[1.0, torch.inf, -torch.inf, 1]] * 2, dtype=dtype)
+    with pytest.raises(ShapeError, match="finite"), gated(BY_NAME["bert"].build(), both):
+        pass

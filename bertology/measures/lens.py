@@ -301,9 +301,17 @@ class _Held:
 
         with torch.inference_mode(False), torch.enable_grad():
             total = self.scores(1, edit).sum()
-        if not total.requires_grad:
-            return self._laid_out({site: x.new_zeros(len(x), x.shape[2]) for site, x in heads.items()})
-        found = torch.autograd.grad(total, list(heads.values()), materialize_grads=True, allow_unused=True)
+        if not heads:  # all were pruned
+            return self._laid_out({})
+        found: tuple[Tensor, ...] = ()
+        if total.requires_grad:
+            found = torch.autograd.grad(total, list(heads.values()), materialize_grads=True, allow_unused=True)
+        if not any(bool(gradient.any()) for gradient in found):
+            name = type(self.anatomy.model).__name__
+            raise UnknownAnatomy(
+                f"the number does not depend on any head of {name} on the direct path: what they add passes other layers "
+                "first, such as a bottleneck, or of= does not read it"
+            )
         pairs = zip(heads.items(), found, strict=True)
         return self._laid_out({site: (x.detach() * gradient).sum((1, 3)) for (site, x), gradient in pairs})
 

@@ -174,3 +174,19 @@ def test_models_and_inputs_that_do_not_generate():
     model = BY_NAME["gpt2"].build("lm")
     with pytest.raises(DataError, match="generation starts from input_ids"):
         capture_generation(model, {"inputs_embeds": torch.randn(1, 3, 16).double()}, maps=True)
+
+
+@pytest.mark.parametrize("kind", ["Electra", "BertGeneration"])
+def test_an_encoder_that_writes_a_text_has_no_steps_of_one_pass(kind):
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, **WIDE}
+    name = {"Electra": "ElectraForCausalLM", "BertGeneration": "BertGenerationDecoder"}[kind]
+    more = {"embedding_size": 8} if kind == "Electra" else {}
+    model, decoder = (
+        getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**sizes, **more, is_decoder=decodes))
+        for decodes in (False, True)
+    )
+    prompt = {"input_ids": torch.tensor([[5, 6, 7]])}
+    with pytest.raises(DataError, match=f"{name} lets tokens see later ones, since is_decoder is False"):
+        capture_generation(model.eval(), prompt, max_new_tokens=3, hidden=True)
+    found = capture_generation(decoder.eval(), prompt, max_new_tokens=3, hidden=True, eos_token_id=None)
+    assert found.hidden.values.shape == (3, 1, 5, 16)

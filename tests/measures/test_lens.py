@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from bertology import Result, head_attribution, head_outputs, hidden_states, logit_lens, prune_heads
+from bertology import Result, gated, head_attribution, head_outputs, hidden_states, logit_lens, prune_heads
 from bertology.errors import DataError, ShapeError, UnknownAnatomy
 from helpers.towers import random_weights
 from helpers.zoo import BY_NAME, V4, batch
@@ -218,6 +218,24 @@ def test_norms_over_another_axis_are_refused():
     )
     with pytest.raises(UnknownAnatomy, match="a SqueezeBertLayerNorm does not scale its input"):
         head_attribution(transformers.SqueezeBertForSequenceClassification(config).eval(), batch(labels=False))
+
+
+def test_heads_that_write_into_a_bottleneck_are_refused():
+    """What they add passes a layer that is held, so that all of them seemed to add nothing."""
+    config = transformers.MobileBertConfig(
+        vocab_size=40, hidden_size=32, embedding_size=16, num_hidden_layers=2, intermediate_size=24,
+        intra_bottleneck_size=16, true_hidden_size=16, num_feedforward_networks=2, normalization_type="layer_norm",
+    )  # fmt: skip
+    model = transformers.MobileBertForSequenceClassification(config).eval()
+    with pytest.raises(UnknownAnatomy, match="does not depend on any head of MobileBert.* such as a bottleneck"):
+        head_attribution(model, batch(labels=False))
+    plain = BY_NAME["gpt2"].build("lm")
+    with pytest.raises(UnknownAnatomy, match="or of= does not read it"):
+        head_attribution(plain, batch(labels=False), of=lambda outputs, batch: outputs.logits[:, 0, 0].detach())
+    with gated(plain, torch.zeros(2, 4)):
+        assert not head_attribution(plain, batch(labels=False)).values.any()
+    prune_heads(plain, {0: range(4), 1: range(4)})
+    assert head_attribution(plain, batch(labels=False)).values.isnan().all()
 
 
 def test_weights_of_inference_mode_are_told():

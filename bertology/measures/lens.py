@@ -309,8 +309,8 @@ class _Held:
         if not any(bool(gradient.any()) for gradient in found):
             name = type(self.anatomy.model).__name__
             raise UnknownAnatomy(
-                f"the number does not depend on any head of {name} on the direct path: what they add passes other layers "
-                "first, such as a bottleneck, or of= does not read it"
+                f"the number does not depend on any head of {name} on the direct path: what they add passes other "
+                "layers first, such as a bottleneck, or of= does not read it"
             )
         pairs = zip(heads.items(), found, strict=True)
         return self._laid_out({site: (x.detach() * gradient).sum((1, 3)) for (site, x), gradient in pairs})

@@ -306,14 +306,26 @@ class _Held:
         found: tuple[Tensor, ...] = ()
         if total.requires_grad:
             found = torch.autograd.grad(total, list(heads.values()), materialize_grads=True, allow_unused=True)
-        if not any(bool(gradient.any()) for gradient in found):
-            name = type(self.anatomy.model).__name__
-            raise UnknownAnatomy(
-                f"the number does not depend on any head of {name} on the direct path: what they add passes other "
-                "layers first, such as a bottleneck, or of= does not read it"
-            )
+        self._check_reached(heads, [bool(gradient.any()) for gradient in found])
         pairs = zip(heads.items(), found, strict=True)
         return self._laid_out({site: (x.detach() * gradient).sum((1, 3)) for (site, x), gradient in pairs})
+
+    def _check_reached(self, heads: dict[Site, Tensor], reached: list[bool]) -> None:
+        """Raise `UnknownAnatomy` where heads write into something else than the residual stream, which is held."""
+        name = type(self.anatomy.model).__name__
+        if not any(reached):
+            raise UnknownAnatomy(
+                f"the number does not depend on any head of {name} on the direct path: what they add passes other layers "
+                "first, such as a bottleneck, or of= does not read it"
+            )
+        last = {site.stack: site.row for site, one in zip(heads, reached, strict=True) if one}
+        for site, one in zip(heads, reached, strict=True):
+            writes = any(bool(x.any()) for x in site.projection.parameters())
+            if not one and writes and site.row < last.get(site.stack, 0):
+                raise UnknownAnatomy(
+                    f"the direct path of {name} is not known: what the heads of {site.label} add passes other layers "
+                    "first, such as a gate"
+                )
 
     def is_sum(self, values: Tensor) -> bool:
         """Whether the effect of all heads, and of every second one, is the sum of their values."""

@@ -238,6 +238,20 @@ def test_heads_that_write_into_a_bottleneck_are_refused():
     assert head_attribution(plain, batch(labels=False)).values.isnan().all()
 
 
+def test_one_layer_whose_heads_pass_another_matrix_first_is_refused():
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch((5,), labels=False)
+    attention = model.transformer.h[0].attn
+    plain, attention.resid_dropout = attention.resid_dropout, torch.nn.Linear(16, 16, bias=False).double()
+    with pytest.raises(UnknownAnatomy, match=r"what the heads of decoder.0 add passes other layers first"):
+        head_attribution(model, inputs)
+    attention.resid_dropout = plain
+    with torch.no_grad():
+        attention.c_proj.weight.zero_()
+    values = head_attribution(model, inputs).values
+    assert not values[0].any()
+    assert values[1].any()
+
+
 def test_weights_of_inference_mode_are_told():
     with torch.inference_mode():
         model = BY_NAME["gpt2"].build("lm")

@@ -315,12 +315,12 @@ class _Held:
         name = type(self.anatomy.model).__name__
         if not any(reached):
             raise UnknownAnatomy(
-                f"the number does not depend on any head of {name} on the direct path: what they add passes other layers "
-                "first, such as a bottleneck, or of= does not read it"
+                f"the number does not depend on any head of {name} on the direct path: what they add passes "
+                "other layers first, such as a bottleneck, or of= does not read it"
             )
         last = {site.stack: site.row for site, one in zip(heads, reached, strict=True) if one}
         for site, one in zip(heads, reached, strict=True):
-            writes = any(bool(x.any()) for x in site.projection.parameters())
+            writes = any(bool(x.any()) for x in site.projection.parameters() if x.dim() > 1)
             if not one and writes and site.row < last.get(site.stack, 0):
                 raise UnknownAnatomy(
                     f"the direct path of {name} is not known: what the heads of {site.label} add passes other layers "

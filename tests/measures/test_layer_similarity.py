@@ -161,6 +161,17 @@ def test_a_batch_of_one_example_has_no_null():
     torch.testing.assert_close(found.cka, layer_similarity(BY_NAME["bert"].build(), BATCHES, over="text").cka)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_examples_that_are_all_alike_have_no_similarity(seed):
+    """Their variance is rounding, of which a quotient may be anything."""
+    model, inputs = BY_NAME["bert"].build(seed=seed), batch((6,), labels=False, seed=seed)
+    same = {name: x.repeat(9, 1) for name, x in inputs.items()}
+    assert layer_similarity(model, same, over="text").cka.isnan().all()
+    more = batch((6, 4), labels=False, seed=9)
+    other = {name: torch.cat([x, more[name]]) for name, x in same.items()}
+    assert layer_similarity(model, other, over="text").cka.diagonal().allclose(torch.ones(3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("measure", [layer_similarity, contextuality])
 def test_several_residual_streams_are_refused(measure):
     config = transformers.Gemma3nTextConfig(

@@ -27,6 +27,7 @@ from ..data.losses import sees_what_it_predicts
 from ..data.models import is_encoder_decoder, task_model
 from ..data.positions import room_of, with_positions
 from ..errors import BertologyError, DataError, UnknownAnatomy, check_least, checked, how_many
+from ..streaming.first_example import check_padding
 from ..streaming.one_batch import by_stack, layer_labels, one_batch, pile
 from ..tap import tap
 from .capture_choice import Keeping, Layers
@@ -114,6 +115,8 @@ def capture_generation(
     with one_batch(model, inputs, tokenizer) as (anatomy, batch):
         wanted.check_layers(anatomy)
         given = _prompts(model, batch, max_new_tokens)
+        if IDS_ARGUMENT in given and not torch.equal(given[IDS_ARGUMENT], batch[IDS_ARGUMENT]):
+            check_padding(anatomy, given)  # it is on the other side now
         readers = _readers(anatomy, given, wanted, Keeping(wanted.layers, None, wanted.dtype, wanted.device))
         steps: Counter[str] = Counter()
         with ExitStack() as taps:

@@ -119,6 +119,22 @@ def test_padding_is_on_either_side_or_nowhere():
             torch.testing.assert_close(values, other, rtol=0, atol=1e-10)
 
 
+def test_padding_that_is_moved_and_counts_there_is_told():
+    """A recurrent layer runs over the padding before a text, and never over that behind it."""
+    torch.manual_seed(0)
+    config = transformers.RecurrentGemmaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4, lru_width=16,
+        num_key_value_heads=1, attention_window_size=16, pad_token_id=PAD,
+    )  # fmt: skip
+    model = transformers.RecurrentGemmaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.normal_(0, 0.4)
+    with pytest.warns(UserWarning, match="padding before the text changes the hidden states of RecurrentGemma"):
+        capture_generation(model, prompts("right"), max_new_tokens=2, hidden=True, eos_token_id=None)
+
+
 def test_masks_end_with_the_text():
     model = BY_NAME["gpt2"].build("lm")
     free = capture_generation(model, prompts(), max_new_tokens=6, hidden=True, eos_token_id=None)

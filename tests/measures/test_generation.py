@@ -128,7 +128,7 @@ def test_padding_that_is_moved_and_counts_there_is_told():
     )  # fmt: skip
     model = transformers.RecurrentGemmaForCausalLM(config).eval()
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.dim() > 1:
                 weight.normal_(0, 0.4)
     with pytest.warns(UserWarning, match="padding before the text changes the hidden states of RecurrentGemma"):

@@ -231,11 +231,20 @@ def test_heads_that_write_into_a_bottleneck_are_refused():
         head_attribution(model, batch(labels=False))
     plain = BY_NAME["gpt2"].build("lm")
     with pytest.raises(UnknownAnatomy, match="or of= does not read it"):
-        head_attribution(plain, batch(labels=False), of=lambda outputs, batch: outputs.logits[:, 0, 0].detach())
+        head_attribution(plain, batch(labels=False), of=lambda outputs, batch: torch.ones(3))
     with gated(plain, torch.zeros(2, 4)):
         assert not head_attribution(plain, batch(labels=False)).values.any()
     prune_heads(plain, {0: range(4), 1: range(4)})
     assert head_attribution(plain, batch(labels=False)).values.isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_layers_in_int8_pass_no_gradient_and_have_values():
+    model, inputs = BY_NAME["bert"].build().float(), batch((6,), labels=False)
+    exact = head_attribution(model, inputs).values
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    apart = (head_attribution(quantized, inputs).values - exact).abs().max()
+    assert apart < 0.1 * exact.abs().max()
 
 
 def test_one_layer_whose_heads_pass_another_matrix_first_is_refused():

@@ -120,7 +120,7 @@ def _is_norm(module: nn.Module) -> bool:
 def _has_matrix(module: nn.Module) -> bool:
     if isinstance(module, nn.Embedding):
         return False
-    held = list(module.parameters(recurse=False))
+    held: list[Tensor] = list(module.parameters(recurse=False))
     if not any(True for _ in module.children()):
         held += module.buffers(recurse=False)  # as quantized layers keep them
     return any(x.dim() > 1 for x in held) or callable(getattr(module, "weight", None))  # of torch's int8

@@ -542,3 +542,17 @@ def test_padding_that_a_model_adds_to_a_whole_text_does_not_count(kind):
             x, y = getattr(one, field.name), getattr(other, field.name)
             if isinstance(x, Tensor):
                 torch.testing.assert_close(x, y, atol=1e-5, rtol=0, equal_nan=True)
+
+
+def test_padding_that_makes_nan_is_told():
+    """BLOOM in float64 adds the lowest number of its type twice, so that padded texts have NaN where they are real."""
+    torch.manual_seed(0)
+    model = t.BloomForCausalLM(t.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=4)).double().eval()
+    inputs = batch((7, 4, 5), labels=False, side="left")
+    assert model(**inputs).logits[1, -1].isnan().all()
+    for measure in (b.hidden_states, b.head_means, b.block_influence):
+        with pytest.warns(UserWarning, match="padding before the text changes the hidden states of Bloom"):
+            measure(model, inputs)
+    model.float()
+    for measure in (b.hidden_states, b.head_means, b.block_influence):
+        measure(model, inputs)

@@ -170,8 +170,8 @@ def locked(path: str | Path | None) -> Iterator[None]:
         except BlockingIOError as error:
             file.close()
             raise DataError(
-                f"{path} is being written by another process: wait until it has ended, or name a file of its own for "
-                "each process"
+                f"{path} is being written by another process, or by another call in this one: wait until it has ended, "
+                "or name a file of its own for each"
             ) from error
         except OSError:  # a file system without locks
             pass

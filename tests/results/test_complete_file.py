@@ -86,7 +86,9 @@ def test_results_are_written_whole_or_not_at_all(monkeypatch, tmp_path):
 def test_two_calls_cannot_share_a_checkpoint(tmp_path):
     path = tmp_path / "file"
     with locked(path):
-        with pytest.raises(DataError, match="file is being written by another process: wait until it has ended"):
+        with pytest.raises(
+            DataError, match="file is being written by another process, or by another call in this one: wait until"
+        ):
             b.accumulate(BY_NAME["bert"].build(), TEXTS, b.EntropyAccumulator(), checkpoint=path)
         with locked(tmp_path / "other"):
             pass

@@ -304,6 +304,8 @@ def hidden_width(anatomy: Anatomy) -> int:
     site = next((site for site in anatomy.sites if site.stack == stack and site.kept), None)
     if site is None:
         raise UnknownAnatomy(f"the {stack} has no heads: how wide its hidden states are is not known")
+    if isinstance(site.projection, nn.Linear):  # also behind a norm of all heads together (BitNet)
+        return site.projection.out_features
     return output_weights(site).shape[-1]
 
 

@@ -291,6 +291,8 @@ DROPOUT_ARGUMENT, SCALE_ARGUMENT = "dropout", "scaling"
 # An attribute of attention on this interface: whether it is causal where there is no mask. And what comes before the
 # name of a function for continuous batching.
 CAUSAL_NAME, PAGED_PREFIX = "is_causal", "paged|"
+# And the bound of its scores, which torch's fused attention does not have.
+CAP_NAME, FUSED_IMPLEMENTATION = "attn_logit_softcapping", "sdpa"
 FUSED_NAME = "_supports_sdpa"  # whether a model can use torch's fused attention
 # Arguments that hold a share for each query head, made for all layers at once.
 BIAS_NAMES = ("position_bias", "alibi", "rel_pos", "rel_2d_pos", "relative_position_bias")

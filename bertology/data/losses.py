@@ -107,10 +107,15 @@ def _labels(batch: Batch, model: nn.Module, *names: str) -> Any:
     return [batch[name] for name in names]
 
 
+def sees_what_it_predicts(task: nn.Module) -> bool:
+    """Whether a model is a causal language model of a family of encoders that was not told to be a decoder."""
+    return bool(re.fullmatch(ENCODER_LM_CLASSES, task_name(task))) and not getattr(config_of(task), DECODES_NAME, False)
+
+
 def warn_if_it_sees_what_it_predicts(model: nn.Module) -> None:
-    """Warn of a causal language model of a family of encoders that was not told to be a decoder."""
+    """Warn of such a model."""
     task = task_model(model)
-    if re.fullmatch(ENCODER_LM_CLASSES, task_name(task)) and not getattr(config_of(task), DECODES_NAME, False):
+    if sees_what_it_predicts(task):
         warnings.warn(
             f"{type(task).__name__} sees the tokens that it predicts, since {DECODES_NAME} is False in its config: its "
             "loss says nothing of the heads that a text needs. Load it with "

@@ -124,7 +124,8 @@ class RealQueries:
         mask = self._masks[site.stack]
         if mask is not None:
             _check_rows(self._anatomy, site.stack, mask, x.shape[0])
-        if mask is None or self._complete[site.stack]:
+        # What a model adds behind a complete text is padding (Longformer).
+        if mask is None or (self._complete[site.stack] and rows.stop <= mask.shape[1]):
             mask, which = None, ("", x.shape[0], x.shape[2], x.device)
         else:
             which = (site.stack, rows.start, rows.stop, x.device)

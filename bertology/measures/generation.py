@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..anatomy.names import (
     DECODER_PREFIX,
+    DECODES_NAME,
     GENERATION_ALTERNATIVES,
     IDS_ARGUMENT,
     LABELS_ARGUMENT,
@@ -22,9 +23,11 @@ from ..anatomy.names import (
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, model_arguments, token_mask
 from ..data.caches import has_cache
+from ..data.losses import sees_what_it_predicts
 from ..data.models import is_encoder_decoder, task_model
 from ..data.positions import room_of, with_positions
 from ..errors import BertologyError, DataError, UnknownAnatomy, check_least, checked, how_many
+from ..streaming.first_example import check_padding
 from ..streaming.one_batch import by_stack, layer_labels, one_batch, pile
 from ..tap import tap
 from .capture_choice import Keeping, Layers
@@ -115,6 +118,8 @@ def capture_generation(
     with one_batch(model, inputs, tokenizer) as (anatomy, batch):
         wanted.check_layers(anatomy)
         given = _prompts(model, batch, max_new_tokens)
+        if IDS_ARGUMENT in given and not torch.equal(given[IDS_ARGUMENT], batch[IDS_ARGUMENT]):
+            check_padding(anatomy, given)  # it is on the other side now
         readers = _readers(anatomy, given, wanted, Keeping(wanted.layers, None, wanted.dtype, wanted.device))
         steps: Counter[str] = Counter()
         with ExitStack() as taps:
@@ -136,6 +141,12 @@ def _check_options(writer: Any, options: Mapping[str, Any]) -> None:
     if not hasattr(writer, "generate") or not getattr(writer, "can_generate", lambda: True)():
         raise DataError(
             f"{type(writer).__name__} does not generate: wanted a model of transformers with a language modelling head"
+        )
+    if sees_what_it_predicts(writer):
+        raise DataError(
+            f"{type(writer).__name__} lets tokens see later ones, since {DECODES_NAME} is False in its config: what "
+            "its steps compute is not what one pass over all tokens does. Load it with "
+            f"from_pretrained(..., {DECODES_NAME}=True)"
         )
     for name, plain in GENERATION_ALTERNATIVES.items():
         came = options.get(name, getattr(writer.generation_config, name, None))

@@ -29,6 +29,8 @@ from ..tap import output_weights, tap, undisturbed
 Over = Literal["token", "text"]
 FEWEST = 4
 """The fewest examples that debiased CKA can be computed from."""
+LEAST_ROUNDINGS = 1000
+"""How much larger than rounding the variance of a layer must be."""
 MOST_FEATURES = 16_384
 """The most dimensions, over all layers that are compared: their products take 2 GB, and as much for the null model."""
 
@@ -41,7 +43,8 @@ class LayerSimilarity(Result):
 
     cka: Annotated[Tensor, axes("layer layer", words="linear CKA, debiased")]
     """[layer, layer], at most 1: linear CKA, debiased, of the layers of the model with those of the other model, or its
-    own. 1: equal but for a rotation, a factor and a shift; 0 on average for independent data."""
+    own. 1: equal but for a rotation, a factor and a shift; 0 on average for independent data. NaN for a layer in which
+    all examples are alike."""
     null: Annotated[Tensor, axes("layer layer", words="linear CKA of shuffled examples")]
     """[layer, layer]: the same with the examples of each batch shuffled on one side: what chance gives. NaN if a batch
     had one example only."""
@@ -213,7 +216,7 @@ class SimilarityAccumulator(Accumulator):
         itself = []
         for i, x in enumerate(parts):
             block = own[x, : len(x)] if own.shape[1] else products[x][:, x]
-            itself.append(sums.covariance(many, block, (i, x), (i, x)).clamp_min(0).sqrt())
+            itself.append(sums.variance(many, block, (i, x)).sqrt())
         found = torch.empty(2, len(lefts), len(rights), dtype=torch.float64)
         for of_all, blocks, each in ((sums, products, found[0]), (of_null, shuffled, found[1])):
             for i, (row, j) in product(lefts, enumerate(rights)):
@@ -259,6 +262,12 @@ class _Sums(NamedTuple):
         both = of_x @ products @ of_y - of_x @ self.left[x, j] - of_y @ self.right[y, i] + self.norms[i, j]
         return (trace + ones / ((n - 1) * (n - 2)) - 2 * both / (n - 2)) / (n * (n - 3))
 
+    def variance(self, n: int, products: Tensor, one: tuple[int, Tensor]) -> Tensor:
+        """The covariance of a state with itself; 0 where it is not told from rounding: examples that are all alike."""
+        found = self.covariance(n, products, one, one)
+        rounding = torch.finfo(found.dtype).eps * products.square().sum() / (n * (n - 3))
+        return torch.where(found > LEAST_ROUNDINGS * rounding, found, 0.0)
+
 
 @contextmanager
 def hidden_read(anatomy: Anatomy, numbers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
@@ -295,6 +304,8 @@ def hidden_width(anatomy: Anatomy) -> int:
     site = next((site for site in anatomy.sites if site.stack == stack and site.kept), None)
     if site is None:
         raise UnknownAnatomy(f"the {stack} has no heads: how wide its hidden states are is not known")
+    if isinstance(site.projection, nn.Linear):  # also behind a norm of all heads together (BitNet)
+        return site.projection.out_features
     return output_weights(site).shape[-1]
 
 

@@ -258,9 +258,10 @@ def head_attribution(
         score = partial(one_for_each, of) if of is not None else _answer(anatomy, outputs, batch)
         held = _Held(anatomy, batch, path, score, score(outputs, batch).detach())
         held.check()
-        values = held.by_gradient()
+        values, reached = held.by_gradient()
         if not held.is_sum(values):
             values = held.one_by_one()
+        held.check_reached(reached, values)
         together = held.effect(lambda site, x: torch.zeros_like(x))
         about = measured_texts(model, batch, tokenizer)
         return HeadAttribution(values, held.total, together, anatomy.labels, **about)
@@ -308,8 +309,11 @@ class _Held:
             values[site.row][:, list(site.kept)] = x.to(values)
         return values
 
-    def by_gradient(self) -> Tensor:
-        """[layer, batch, head]: the gradient times the head, which is its effect if the task head is linear."""
+    def by_gradient(self) -> tuple[Tensor, dict[Site, bool]]:
+        """[layer, batch, head]: the gradient times the head, which is its effect if the task head is linear.
+
+        And whether the gradient reached the heads of each layer.
+        """
         heads: dict[Site, Tensor] = {}
 
         def edit(site: Site, x: Tensor) -> Tensor:
@@ -318,11 +322,33 @@ class _Held:
 
         with torch.inference_mode(False), torch.enable_grad():
             total = self.scores(1, edit).sum()
-        if not total.requires_grad:
-            return self._laid_out({site: x.new_zeros(len(x), x.shape[2]) for site, x in heads.items()})
-        found = torch.autograd.grad(total, list(heads.values()), materialize_grads=True, allow_unused=True)
-        pairs = zip(heads.items(), found, strict=True)
-        return self._laid_out({site: (x.detach() * gradient).sum((1, 3)) for (site, x), gradient in pairs})
+        found = [torch.zeros_like(x) for x in heads.values()]
+        if total.requires_grad and heads:  # else all were pruned
+            found = list(torch.autograd.grad(total, list(heads.values()), materialize_grads=True, allow_unused=True))
+        pairs = list(zip(heads.items(), found, strict=True))
+        values = self._laid_out({site: (x.detach() * gradient).sum((1, 3)) for (site, x), gradient in pairs})
+        return values, {site: bool(gradient.any()) for (site, _), gradient in pairs}
+
+    def check_reached(self, by_gradient: dict[Site, bool], values: Tensor) -> None:
+        """Raise `UnknownAnatomy` where heads write into something else than the residual stream, which is held.
+
+        Where no gradient passes (int8), the values themselves tell.
+        """
+        reached = {site: one or bool(values[site.row].nan_to_num().any()) for site, one in by_gradient.items()}
+        name = type(self.anatomy.model).__name__
+        if reached and not any(reached.values()):
+            raise UnknownAnatomy(
+                f"the number does not depend on any head of {name} on the direct path: what they add passes "
+                "other layers first, such as a bottleneck, or of= does not read it"
+            )
+        last = {site.stack: site.row for site, one in reached.items() if one}
+        for site, one in reached.items():
+            writes = any(bool(x.any()) for x in site.projection.parameters() if x.dim() > 1)
+            if not one and writes and site.row < last.get(site.stack, 0):
+                raise UnknownAnatomy(
+                    f"the direct path of {name} is not known: what the heads of {site.label} add passes other layers "
+                    "first, such as a gate"
+                )
 
     def is_sum(self, values: Tensor) -> bool:
         """Whether the effect of all heads, and of every second one, is the sum of their values."""

@@ -7,8 +7,10 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
+from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Site
 from ..data.batches import Batch, BatchesOrTexts, token_ids
 from ..data.padding import RealQueries
@@ -71,7 +73,12 @@ class RepeatsAccumulator(MapAccumulator):
     def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
         """Add the attention of a block of queries to the keys that count for each score."""
         ids = token_ids(self.anatomy.model, self._batch, site.stack)
-        if ids is None or ids.shape[1] != weights.shape[3]:
+        if ids is None:
+            return
+        extra = weights.shape[3] - ids.shape[1]
+        if extra > 0 and block_oddities_of(self.anatomy.runner(site.stack)).pads:
+            ids, extra = F.pad(ids, (0, extra)), 0  # no real tokens
+        if extra:
             return
         about = (site.stack, rows.start, rows.stop)
         if about not in self._patterns:

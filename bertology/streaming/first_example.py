@@ -225,7 +225,11 @@ def _apart(x: Tensor, y: Tensor, least: float = 1.0) -> float:
     if x.shape != y.shape or not x.numel():
         return float("inf") if x.shape != y.shape else 0.0
     x, y = x.double(), y.double()
-    return (x - y).abs().max().item() / max(least, y.abs().max().item(), torch.finfo(x.dtype).tiny)
+    same = (x == y) | (x.isnan() & y.isnan())  # also where both are infinite
+    apart = (x - y).abs().masked_fill(same, 0).max().item()
+    if apart != apart:  # one of them is NaN, which no bound is less than
+        return float("inf")
+    return apart / max(least, y.abs().nan_to_num(0, 0).max().item(), torch.finfo(x.dtype).tiny)
 
 
 def _tolerance(model: nn.Module) -> float:

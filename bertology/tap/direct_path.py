@@ -118,8 +118,12 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    parameters = module.parameters(recurse=False)
-    return not isinstance(module, nn.Embedding) and any(x.dim() > 1 for x in parameters)
+    if isinstance(module, nn.Embedding):
+        return False
+    held: list[Tensor] = list(module.parameters(recurse=False))
+    if not any(True for _ in module.children()):
+        held += module.buffers(recurse=False)  # as quantized layers keep them
+    return any(x.dim() > 1 for x in held) or callable(getattr(module, "weight", None))  # of torch's int8
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..anatomy.forward_source import eager_function
 from ..anatomy.modules import each_module
-from ..anatomy.names import CAUSAL_NAME, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
+from ..anatomy.names import CAP_NAME, CAUSAL_NAME, FUSED_IMPLEMENTATION, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..data.models import arguments_of
 from .listed import modules_of
@@ -97,8 +97,20 @@ def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
 
 def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str, undo: ExitStack) -> None:
     """Switch the configs around these attention modules to an attention function, while `undo` is open."""
+    for attention in attentions:
+        _without_unused_cap(attention, undo)
     for config in _configs(anatomy, attentions):
         turn(config, ATTENTION_SETTING, name, undo)
+
+
+def _without_unused_cap(attention: nn.Module, undo: ExitStack) -> None:
+    """Leave out a soft cap of scores that the model itself leaves out, while `undo` is open.
+
+    Under torch's fused attention, transformers 4 computes Gemma 2 without it, and says nothing; transformers 5 refuses.
+    """
+    fused = first_value(getattr(attention, "config", None), ATTENTION_SETTING) == FUSED_IMPLEMENTATION
+    if fused and getattr(attention, CAP_NAME, None) is not None:
+        turn(attention, CAP_NAME, None, undo)
 
 
 def attend_eagerly(anatomy: Anatomy, attentions: list[nn.Module], undo: ExitStack) -> None:

@@ -136,14 +136,21 @@ class _ReadingSoftmax(WatchingSoftmax):
 
     def weigh(self, now: Pass, weights: Tensor, axis: Any) -> Tensor:
         laid = weights if is_banded(now.site.attention) else four_axes(weights, axis, len(now.site.kept))
-        if laid is not None:
-            now.seen.append(laid)
-        return weights
+        if laid is None:
+            return weights
+        now.seen.append(laid)
+        # A gradient of the map is of what the attention goes on with: of a view beside it there would be none.
+        return laid.reshape(weights.shape) if self.reading.whole and laid is not weights else weights
 
     def end(self, ended: Pass, args: Any, kwargs: Any) -> None:
         site, maps = ended.site, ended.seen
         kind = type(site.attention).__name__
         if is_banded(site.attention):
+            if self.reading.whole and any(x.requires_grad for x in maps):
+                raise UnknownAnatomy(
+                    f"the attention of {site.label} ({kind}) is over windows, and its map is laid out of them: no "
+                    "gradient of the map is known"
+                )
             laid = lay_bands(site.attention, maps, args, kwargs)
             if laid is None:
                 raise UnknownAnatomy(f"the softmaxes of {site.label} ({kind}) are not over windows")

@@ -18,7 +18,7 @@ from bertology.data.positions import with_positions
 from bertology.measures.rollout import AttentionRollout
 from bertology.results.axes import axes_of
 from helpers.public import public_functions, required
-from helpers.zoo import BY_NAME, FAMILIES, PAD, SMALL, V4, batch, each_alone
+from helpers.zoo import BY_NAME, FAMILIES, PAD, SMALL, V4, WIDE, batch, each_alone
 from laws.taps import EVERY, TWO_STACKS
 
 OF_BATCHES = {"model", "batches"}
@@ -507,3 +507,52 @@ def test_padding_that_counts_is_told_in_half_precision(monkeypatch):
     model = BY_NAME["gpt2"].build("lm", n_layer=24).to(torch.bfloat16)
     with pytest.warns(UserWarning, match="padding before the text changes the hidden states"):
         b.head_outputs(model, batch((7, 4, 5), labels=False, side="left"))
+
+
+@pytest.mark.filterwarnings("ignore:.*labels")
+@pytest.mark.parametrize("kind", ["longformer", "led"])
+def test_padding_that_a_model_adds_to_a_whole_text_does_not_count(kind):
+    """The model pads each text to whole windows: 5 tokens to 8, also where the batch has no padding at all."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "attention_window": [4, 4], "pad_token_id": 1}
+    if kind == "led":
+        of_stacks = {"layers": 2, "attention_heads": 4, "ffn_dim": 24}
+        both = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in of_stacks.items()}
+        places = {"max_encoder_position_embeddings": 40, "max_decoder_position_embeddings": 40}
+        model = t.LEDModel(t.LEDConfig(**sizes, **both, **places, d_model=16)).get_encoder().eval()
+    else:
+        config = t.LongformerConfig(**SMALL | WIDE | sizes | {"max_position_embeddings": 48})
+        model = t.LongformerModel(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1 and "embed" not in name:
+                weight.normal_(0, 0.4)
+    tokens = torch.tensor([[5, 6, 7, 5, 6]])
+    bare = {"input_ids": tokens}
+    padded = {
+        "input_ids": torch.nn.functional.pad(tokens, (0, 3), value=1),
+        "attention_mask": torch.tensor([[1] * 5 + [0] * 3]),
+    }
+    for measure in (
+        b.attention_entropy, b.attention_patterns, b.repeat_scores, b.head_distances, b.head_means, b.block_influence,
+        b.contextuality, b.layer_similarity,
+    ):  # fmt: skip
+        one, other = measure(model, bare), measure(model, padded)
+        for field in fields(one):
+            x, y = getattr(one, field.name), getattr(other, field.name)
+            if isinstance(x, Tensor):
+                torch.testing.assert_close(x, y, atol=1e-5, rtol=0, equal_nan=True)
+
+
+def test_padding_that_makes_nan_is_told():
+    """BLOOM in float64 adds the lowest number of its type twice, so that padded texts have NaN where they are real."""
+    torch.manual_seed(0)
+    model = t.BloomForCausalLM(t.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=4)).double().eval()
+    inputs = batch((7, 4, 5), labels=False, side="left")
+    assert model(**inputs).logits[1, -1].isnan().all()
+    for measure in (b.hidden_states, b.head_means, b.block_influence):
+        with pytest.warns(UserWarning, match="padding before the text changes the hidden states of Bloom"):
+            measure(model, inputs)
+    model.float()
+    for measure in (b.hidden_states, b.head_means, b.block_influence):
+        measure(model, inputs)

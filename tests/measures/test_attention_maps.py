@@ -2,7 +2,7 @@ import pytest
 import torch
 import transformers
 
-from bertology import attention_entropy, attention_maps, attention_patterns, dissect, prune_heads
+from bertology import attention_entropy, attention_maps, attention_patterns, dissect, edge_ablation, prune_heads
 from bertology.errors import UnknownAnatomy
 from bertology.tap import tap
 from helpers.zoo import BY_NAME, V4, batch, each_alone
@@ -140,3 +140,28 @@ def test_attention_from_two_kinds_of_tokens_has_no_one_map():
     for measure in (attention_maps, attention_entropy, attention_patterns):
         with pytest.raises(UnknownAnatomy, match="global tokens in another: there is no one map"):
             measure(model, inputs)
+
+
+@pytest.mark.skipif(not V4, reason="it refuses a soft cap under fused attention")
+def test_a_soft_cap_that_the_model_leaves_out_is_left_out():
+    """transformers 4 computes Gemma 2 without it under fused attention: its maps are those of a model without a cap."""
+    maps, changes = {}, {}
+    tokens = {"low": [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]}
+    for name, (attention, cap) in {"fused": ("sdpa", 0.2), "none": ("eager", None), "capped": ("eager", 0.2)}.items():
+        torch.manual_seed(0)
+        config = transformers.Gemma2Config(
+            vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=4, intermediate_size=24, attn_logit_softcapping=cap, query_pre_attn_scalar=1,
+            attn_implementation=attention,
+        )  # fmt: skip
+        model = transformers.Gemma2ForCausalLM(config).double().eval()
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.self_attn.q_proj.weight.mul_(300)
+        inputs = batch((9, 9), labels=False)
+        maps[name] = attention_maps(model, inputs).values
+        changes[name] = edge_ablation(model, inputs | {"labels": inputs["input_ids"]}, tokens=tokens, by_layer=True)
+        assert model.model.layers[0].self_attn.attn_logit_softcapping == cap
+    torch.testing.assert_close(maps["fused"], maps["none"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(changes["fused"].change, changes["none"].change, rtol=0, atol=1e-6)
+    assert (maps["capped"] - maps["none"]).abs().max() > 0.1

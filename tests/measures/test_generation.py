@@ -119,6 +119,22 @@ def test_padding_is_on_either_side_or_nowhere():
             torch.testing.assert_close(values, other, rtol=0, atol=1e-10)
 
 
+def test_padding_that_is_moved_and_counts_there_is_told():
+    """A recurrent layer runs over the padding before a text, and never over that behind it."""
+    torch.manual_seed(0)
+    config = transformers.RecurrentGemmaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4, lru_width=16,
+        num_key_value_heads=1, attention_window_size=16, pad_token_id=PAD,
+    )  # fmt: skip
+    model = transformers.RecurrentGemmaForCausalLM(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0, 0.4)
+    with pytest.warns(UserWarning, match="padding before the text changes the hidden states of RecurrentGemma"):
+        capture_generation(model, prompts("right"), max_new_tokens=2, hidden=True, eos_token_id=None)
+
+
 def test_masks_end_with_the_text():
     model = BY_NAME["gpt2"].build("lm")
     free = capture_generation(model, prompts(), max_new_tokens=6, hidden=True, eos_token_id=None)
@@ -174,3 +190,19 @@ def test_models_and_inputs_that_do_not_generate():
     model = BY_NAME["gpt2"].build("lm")
     with pytest.raises(DataError, match="generation starts from input_ids"):
         capture_generation(model, {"inputs_embeds": torch.randn(1, 3, 16).double()}, maps=True)
+
+
+@pytest.mark.parametrize("kind", ["Electra", "BertGeneration"])
+def test_an_encoder_that_writes_a_text_has_no_steps_of_one_pass(kind):
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, **WIDE}
+    name = {"Electra": "ElectraForCausalLM", "BertGeneration": "BertGenerationDecoder"}[kind]
+    more = {"embedding_size": 8} if kind == "Electra" else {}
+    model, decoder = (
+        getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**sizes, **more, is_decoder=decodes))
+        for decodes in (False, True)
+    )
+    prompt = {"input_ids": torch.tensor([[5, 6, 7]])}
+    with pytest.raises(DataError, match=f"{name} lets tokens see later ones, since is_decoder is False"):
+        capture_generation(model.eval(), prompt, max_new_tokens=3, hidden=True)
+    found = capture_generation(decoder.eval(), prompt, max_new_tokens=3, hidden=True, eos_token_id=None)
+    assert found.hidden.values.shape == (3, 1, 5, 16)

@@ -2,7 +2,15 @@ import pytest
 import torch
 import transformers
 
-from bertology import EntropyAccumulator, GradientsAccumulator, ImportanceAccumulator, accumulate, attention_gradients
+from bertology import (
+    EntropyAccumulator,
+    GradientsAccumulator,
+    ImportanceAccumulator,
+    accumulate,
+    attention_gradients,
+    attention_maps,
+    attention_relevance,
+)
 from bertology.errors import DataError, UnknownAnatomy
 from helpers.zoo import BY_NAME, batch, each_alone
 
@@ -124,3 +132,59 @@ def test_queries_that_are_pooled_tokens_have_no_classes():
     found = attention_gradients(model, {"input_ids": ids, "labels": torch.tensor([0, 1])}, tokens={"low": range(20)})
     assert found.values[0].isfinite().all()
     assert found.values[1:].isnan().all()
+
+
+@pytest.mark.parametrize("kind", ["XGLM", "Mvp"])
+def test_maps_with_heads_in_the_axis_of_the_batch_have_gradients(kind):
+    """Their softmax is of [batch * head, query, key], of which the map is a view."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "d_model": 16, "attention_dropout": 0.0, "max_position_embeddings": 32}
+    if kind == "XGLM":
+        config = transformers.XGLMConfig(**sizes, num_layers=2, attention_heads=4, ffn_dim=24)
+        model = transformers.XGLMForCausalLM(config)
+    else:
+        of_stacks = {"layers": 2, "attention_heads": 4, "ffn_dim": 24}
+        both = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in of_stacks.items()}
+        model = transformers.MvpForCausalLM(transformers.MvpConfig(**sizes, **both))
+    model = model.eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0, 0.4)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8, 9]])}
+
+    def last(outputs, batch):
+        return outputs.logits[:, -1, 3]
+
+    outputs = model(**inputs, output_attentions=True, use_cache=False)
+    gradients = torch.autograd.grad(last(outputs, None).sum(), outputs.attentions)
+    found = attention_gradients(model, inputs, tokens={"all": list(range(40))}, loss=last)
+    expected = torch.stack([gradient[0].abs().sum((1, 2)) / 25 for gradient in gradients])
+    assert expected.min() > 1e-6
+    values = found.values[..., 0]
+    values = values[~values.isnan().all(1)]  # without cross attention, which does not run
+    torch.testing.assert_close(values, expected.double(), rtol=1e-3, atol=1e-6)
+    rest = torch.eye(5)
+    for x, gradient in zip(outputs.attentions, gradients, strict=True):
+        rest = (torch.eye(5) + (x * gradient).clamp_min(0).mean(1)[0]) @ rest
+    torch.testing.assert_close(attention_relevance(model, inputs, of=last).values[-1, 0], rest, rtol=1e-3, atol=1e-5)
+
+
+def test_maps_that_are_laid_out_of_windows_have_no_gradients():
+    config = transformers.LongformerConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
+        attention_window=[4, 4], max_position_embeddings=40, pad_token_id=1,
+    )  # fmt: skip
+    model = transformers.LongformerForMaskedLM(config).eval()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+
+    def first(outputs, batch):
+        return outputs.logits[:, 0, 3]
+
+    for measure in (
+        lambda: attention_relevance(model, inputs, of=first),
+        lambda: attention_gradients(model, inputs, tokens={"all": list(range(40))}, loss=first),
+    ):
+        with pytest.raises(UnknownAnatomy, match="over windows, and its map is laid out of them: no gradient"):
+            measure()
+    assert attention_maps(model, inputs).values.sum(-1).allclose(torch.ones(2, 1, 4, 4))

@@ -161,6 +161,31 @@ def test_a_batch_of_one_example_has_no_null():
     torch.testing.assert_close(found.cka, layer_similarity(BY_NAME["bert"].build(), BATCHES, over="text").cka)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_examples_that_are_all_alike_have_no_similarity(seed):
+    """Their variance is rounding, of which a quotient may be anything."""
+    model, inputs = BY_NAME["bert"].build(seed=seed), batch((6,), labels=False, seed=seed)
+    same = {name: x.repeat(9, 1) for name, x in inputs.items()}
+    assert layer_similarity(model, same, over="text").cka.isnan().all()
+    more = batch((6, 4), labels=False, seed=9)
+    other = {name: torch.cat([x, more[name]]) for name, x in same.items()}
+    assert layer_similarity(model, other, over="text").cka.diagonal().allclose(torch.ones(3, dtype=torch.float64))
+
+
+def test_a_norm_of_all_heads_before_their_projection():
+    torch.manual_seed(0)
+    config = transformers.BitNetConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model, inputs = transformers.BitNetModel(config).double().eval(), batch((7, 5), labels=False)
+    states = hidden_states(model, inputs, tie_last_hidden_states=False).values[:, inputs["attention_mask"] == 1].numpy()
+    expected = torch.tensor([[oracles.cka(x, y) for y in states] for x in states], dtype=torch.float64)
+    torch.testing.assert_close(layer_similarity(model, inputs).cka, expected, rtol=0, atol=1e-6)
+    cosines = torch.tensor([oracles.mean_cosine(x) for x in states], dtype=torch.float64)
+    torch.testing.assert_close(contextuality(model, inputs).anisotropy, cosines, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("measure", [layer_similarity, contextuality])
 def test_several_residual_streams_are_refused(measure):
     config = transformers.Gemma3nTextConfig(

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from bertology import Result, head_attribution, head_outputs, hidden_states, logit_lens, prune_heads
+from bertology import Result, gated, head_attribution, head_outputs, hidden_states, logit_lens, prune_heads
 from bertology.errors import DataError, ShapeError, UnknownAnatomy
 from helpers.towers import random_weights
 from helpers.zoo import BY_NAME, V4, batch
@@ -219,6 +219,47 @@ def test_norms_over_another_axis_are_refused():
     )
     with pytest.raises(UnknownAnatomy, match="a SqueezeBertLayerNorm does not scale its input"):
         head_attribution(transformers.SqueezeBertForSequenceClassification(config).eval(), batch(labels=False))
+
+
+def test_heads_that_write_into_a_bottleneck_are_refused():
+    """What they add passes a layer that is held, so that all of them seemed to add nothing."""
+    config = transformers.MobileBertConfig(
+        vocab_size=40, hidden_size=32, embedding_size=16, num_hidden_layers=2, intermediate_size=24,
+        intra_bottleneck_size=16, true_hidden_size=16, num_feedforward_networks=2, normalization_type="layer_norm",
+    )  # fmt: skip
+    model = transformers.MobileBertForSequenceClassification(config).eval()
+    with pytest.raises(UnknownAnatomy, match="does not depend on any head of MobileBert.* such as a bottleneck"):
+        head_attribution(model, batch(labels=False))
+    plain = BY_NAME["gpt2"].build("lm")
+    with pytest.raises(UnknownAnatomy, match="or of= does not read it"):
+        head_attribution(plain, batch(labels=False), of=lambda outputs, batch: torch.ones(3))
+    with gated(plain, torch.zeros(2, 4)):
+        assert not head_attribution(plain, batch(labels=False)).values.any()
+    prune_heads(plain, {0: range(4), 1: range(4)})
+    assert head_attribution(plain, batch(labels=False)).values.isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_layers_in_int8_pass_no_gradient_and_have_values():
+    model, inputs = BY_NAME["bert"].build().float(), batch((6,), labels=False)
+    exact = head_attribution(model, inputs).values
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    apart = (head_attribution(quantized, inputs).values - exact).abs().max()
+    assert apart < 0.1 * exact.abs().max()
+
+
+def test_one_layer_whose_heads_pass_another_matrix_first_is_refused():
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch((5,), labels=False)
+    attention = model.transformer.h[0].attn
+    plain, attention.resid_dropout = attention.resid_dropout, torch.nn.Linear(16, 16, bias=False).double()
+    with pytest.raises(UnknownAnatomy, match=r"what the heads of decoder.0 add passes other layers first"):
+        head_attribution(model, inputs)
+    attention.resid_dropout = plain
+    with torch.no_grad():
+        attention.c_proj.weight.zero_()
+    values = head_attribution(model, inputs).values
+    assert not values[0].any()
+    assert values[1].any()
 
 
 def test_weights_of_inference_mode_are_told():

@@ -131,6 +131,7 @@ def test_a_soft_cap_shows_though_the_first_rows_do_not_show_it(monkeypatch, padd
     config = transformers.Gemma2Config(
         vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
         intermediate_size=24, attn_logit_softcapping=0.5, query_pre_attn_scalar=1,
+        attn_implementation="eager",
     )  # fmt: skip
     model, inputs = transformers.Gemma2Model(config).eval(), batch((20 + padded,), labels=False)
     with torch.no_grad():

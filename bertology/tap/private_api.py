@@ -11,7 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from functools import lru_cache, partial
+from functools import partial
 from operator import attrgetter, itemgetter, methodcaller
 from typing import Any
 
@@ -170,18 +170,6 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
     newer, older = _CHECKPOINT_GENERATORS
     name = newer if hasattr(module, newer) else older
     reentrant, generator = module.CheckpointFunction, getattr(module, name)
-    undo.callback(setattr, module, "CheckpointFunction", reentrant)
-    undo.callback(setattr, module, name, generator)
-    wrapped = _wrapped_checkpoints(both_runs, second_run, first_run, reentrant, generator)
-    module.CheckpointFunction = wrapped[0]
-    setattr(module, name, wrapped[1])
-
-
-@lru_cache(maxsize=1)
-def _wrapped_checkpoints(
-    both_runs: Wrap, second_run: Wrap, first_run: Any, reentrant: Any, generator: Any
-) -> tuple[Any, Callable[..., Any]]:
-    """What takes the places of these two variants of a checkpoint, made once: each tap puts them there."""
 
     def apply(function: Callable[..., Any], *args: Any) -> Any:
         return reentrant.apply(both_runs(function), *args)
@@ -191,7 +179,10 @@ def _wrapped_checkpoints(
         with first_run():
             yield from generator(second, *args, **kwargs)
 
-    return types.SimpleNamespace(apply=apply), wrapped
+    undo.callback(setattr, module, "CheckpointFunction", reentrant)
+    undo.callback(setattr, module, name, generator)
+    module.CheckpointFunction = types.SimpleNamespace(apply=apply)
+    setattr(module, name, wrapped)
 
 
 def running_module() -> nn.Module | None:
@@ -225,12 +216,12 @@ def set_hooks(
     number = RemovableHandle.next_id
     RemovableHandle.next_id += 1
     undo.callback(_remove_hooks, number, filled + told)  # first: an interrupt may come after any step
+    for marks in told:  # before the hooks: a module that another thread runs meanwhile calls a hook as it is marked
+        marks[number] = True
     for hooks in filled:
         set_hook(hooks, number, hook)
         if prepend:
             hooks.move_to_end(number, last=False)
-    for marks in told:
-        marks[number] = True
 
 
 def set_hook(hooks: dict[int, Any], number: int, hook: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -235,6 +236,24 @@ def test_gradient_checkpointing_gives_its_function_to_the_wrappers(reentrant):
     runs.clear()
     torch.utils.checkpoint.checkpoint(torch.exp, x, use_reentrant=reentrant).sum().backward()
     assert not runs
+
+
+def test_gradient_checkpointing_that_someone_else_replaced_is_wrapped_too(monkeypatch):
+    """What is in its place need not be hashable, and comes back."""
+    first, runs = torch.utils.checkpoint.CheckpointFunction, []
+    theirs = types.SimpleNamespace(apply=lambda *args: (runs.append("theirs"), first.apply(*args))[1])
+    monkeypatch.setattr(torch.utils.checkpoint, "CheckpointFunction", theirs)
+
+    def both(function):
+        return lambda *args: (runs.append("one of both"), function(*args))[1]
+
+    x = torch.ones(2, requires_grad=True)
+    for _ in range(2):
+        with ExitStack() as undo:
+            wrap_checkpoints(both, both, ExitStack, undo)
+            torch.utils.checkpoint.checkpoint(torch.exp, x, use_reentrant=True)
+        assert torch.utils.checkpoint.CheckpointFunction is theirs
+    assert runs == ["theirs", "one of both"] * 2
 
 
 def test_the_module_that_is_running_is_known():

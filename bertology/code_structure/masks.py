@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, check_least, checked, how_many
+from ..errors import DataError, ShapeError, all_finite, check_least, checked, how_many
 
 QUARTER = 0.25
 """The share of pairs that count as high in attention, and as near in the tree: Chen et al. (2022) use the third
@@ -159,8 +159,7 @@ def as_floats(x: Tensor) -> Tensor:
 
 def check_finite(values: Tensor) -> None:
     """Raise `DataError` for attention weights that are not finite."""
-    # The sum takes a single pass. Every entry is checked only if the sum is not finite.
-    if not values.sum().isfinite() and not values.isfinite().all():
+    if not all_finite(values):
         broken = int((~values.isfinite()).sum())
         raise DataError(f"{broken} attention weights are not finite: look for NaN or overflow in the model's weights")
 

@@ -109,7 +109,7 @@ def _without_unused_cap(attention: nn.Module, undo: ExitStack) -> None:
     Under torch's fused attention, transformers 4 computes Gemma 2 without it, and says nothing; transformers 5 refuses.
     """
     fused = first_value(getattr(attention, "config", None), ATTENTION_SETTING) == FUSED_IMPLEMENTATION
-    if fused and getattr(attention, CAP_NAME, None) is not None:
+    if fused and first_value(attention, CAP_NAME) is not None:
         turn(attention, CAP_NAME, None, undo)
 
 

@@ -1,3 +1,5 @@
+from contextlib import ExitStack
+
 import pytest
 import torch
 import transformers
@@ -142,22 +144,42 @@ def test_attention_from_two_kinds_of_tokens_has_no_one_map():
             measure(model, inputs)
 
 
+def gemma2(attention, cap):
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=4, intermediate_size=24, attn_logit_softcapping=cap, query_pre_attn_scalar=1,
+        attn_implementation=attention,
+    )  # fmt: skip
+    model = transformers.Gemma2ForCausalLM(config).double().eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.mul_(300)
+    return model
+
+
+@pytest.mark.skipif(not V4, reason="it refuses a soft cap under fused attention")
+def test_a_soft_cap_is_left_out_until_the_last_tap_is_closed():
+    model, inputs, maps = gemma2("sdpa", 0.2), batch((9, 9), labels=False), []
+    wanted = attention_maps(model, inputs).values
+    first, second = ExitStack(), ExitStack()
+    for one, keep in ((first, lambda *_: None), (second, lambda site, x, rows: maps.append(x))):
+        one.enter_context(tap(model, "attention", read=keep, whole=True))
+    first.close()
+    with torch.no_grad():
+        model(**inputs)
+    second.close()
+    torch.testing.assert_close(torch.stack(maps), wanted, rtol=0, atol=1e-9)
+    assert [layer.self_attn.attn_logit_softcapping for layer in model.model.layers] == [0.2, 0.2]
+
+
 @pytest.mark.skipif(not V4, reason="it refuses a soft cap under fused attention")
 def test_a_soft_cap_that_the_model_leaves_out_is_left_out():
     """transformers 4 computes Gemma 2 without it under fused attention: its maps are those of a model without a cap."""
     maps, changes = {}, {}
     tokens = {"low": [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]}
     for name, (attention, cap) in {"fused": ("sdpa", 0.2), "none": ("eager", None), "capped": ("eager", 0.2)}.items():
-        torch.manual_seed(0)
-        config = transformers.Gemma2Config(
-            vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            head_dim=4, intermediate_size=24, attn_logit_softcapping=cap, query_pre_attn_scalar=1,
-            attn_implementation=attention,
-        )  # fmt: skip
-        model = transformers.Gemma2ForCausalLM(config).double().eval()
-        with torch.no_grad():
-            for layer in model.model.layers:
-                layer.self_attn.q_proj.weight.mul_(300)
+        model = gemma2(attention, cap)
         inputs = batch((9, 9), labels=False)
         maps[name] = attention_maps(model, inputs).values
         changes[name] = edge_ablation(model, inputs | {"labels": inputs["input_ids"]}, tokens=tokens, by_layer=True)

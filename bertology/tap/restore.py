@@ -205,6 +205,7 @@ def uncached(model: nn.Module) -> Iterator[None]:
     needed = any(block_oddities_of(module).needs_cache for module in one_of_each)
     with ExitStack() as undo:
         for config in () if needed else modules.configs:
-            if attributes_of(config).get(USE_CACHE_ARGUMENT) or getattr(config, USE_CACHE_ARGUMENT, False):
+            # Another model with this config may have turned it off just now, and on again before this one has ended.
+            if attributes_of(config).get(USE_CACHE_ARGUMENT) or first_value(config, USE_CACHE_ARGUMENT):
                 turn(config, USE_CACHE_ARGUMENT, False, undo)
         yield

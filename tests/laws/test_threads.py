@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bertology.anatomy.modules import each_module
 from bertology.errors import BertologyError
+from bertology.tap import uncached
 from bertology.tap.listed import take_as_listed
 from helpers.zoo import BY_NAME, batch
 from laws.laws import Broken
@@ -87,6 +88,19 @@ def test_two_threads_with_models_of_one_config():
     first = BY_NAME["llama"].build()
     second = type(first)(first.config).double().eval()
     in_two_threads([first, second], batch(), {"attention_entropy": MEASURES["attention_entropy"]}, 30)
+
+
+def test_the_cache_of_a_config_is_off_for_as_long_as_one_of_its_models_needs_that():
+    first = BY_NAME["llama"].build()
+    first.config.use_cache = True
+    second = type(first)(first.config)
+    one, other = ExitStack(), ExitStack()
+    one.enter_context(uncached(first))
+    other.enter_context(uncached(second))
+    one.close()
+    assert first.config.use_cache is False
+    other.close()
+    assert first.config.use_cache is True
 
 
 def in_a_thread(run: Any) -> Any:

@@ -21,21 +21,9 @@ from bertology import (
 from helpers.zoo import BY_NAME, batch, each_alone
 
 
-def one_process(rank, size, port, queue):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
-    share = each_alone(batch((7, 4, 5, 2)))[rank::size]
-    importance, accuracy = accumulate(
-        BY_NAME["bert"].build(), share, ImportanceAccumulator(), ScoreAccumulator("accuracy")
-    )
-    queue.put((rank, importance.scores.tolist(), importance.examples, accuracy.value))
-    torch.distributed.destroy_process_group()
-
-
 @contextmanager
 def in_group(rank: int, size: int, folder: str, *, seconds: int) -> Iterator[None]:
-    """Be one of so many processes of torch.distributed, with one thread."""
+    """Be one of so many processes of torch.distributed, with one thread. They meet in a folder, and need no port."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -43,6 +31,15 @@ def in_group(rank: int, size: int, folder: str, *, seconds: int) -> Iterator[Non
     )
     yield
     torch.distributed.destroy_process_group()
+
+
+def one_process(rank, size, folder, queue):
+    with in_group(rank, size, folder, seconds=120):
+        share = each_alone(batch((7, 4, 5, 2)))[rank::size]
+        importance, accuracy = accumulate(
+            BY_NAME["bert"].build(), share, ImportanceAccumulator(), ScoreAccumulator("accuracy")
+        )
+        queue.put((rank, importance.scores.tolist(), importance.examples, accuracy.value))
 
 
 def put_found(rank: int, queue: Any, find: Callable[[], Any]) -> None:

@@ -277,15 +277,10 @@ def test_checkpoints_are_written_now_and_then(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_share_the_data():
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_processes_share_the_data(tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    workers = [context.Process(target=one_process, args=(rank, 2, port, queue)) for rank in range(2)]
+    workers = [context.Process(target=one_process, args=(rank, 2, str(tmp_path), queue)) for rank in range(2)]
     for worker in workers:
         worker.start()
     found = [queue.get(timeout=120) for _ in workers]

@@ -8,6 +8,7 @@ one function that hides its softmax; and a `nn.TransformerEncoderLayer` in infer
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -21,7 +22,8 @@ from .private_api import replace_forward
 
 # How many taps are open on each module, and what is undone when the last one closes.
 _open: dict[nn.Module, tuple[int, ExitStack]] = {}
-# How many taps hold off the fast path, and whether it was on before.
+# How many taps, in all threads, hold off the fast path, and whether it was on before.
+_lock = threading.Lock()
 _held = 0
 _before: list[bool] = []
 
@@ -50,18 +52,20 @@ def hold_off_fast_path(modules: Iterable[nn.Module], undo: ExitStack) -> None:
     """Keep torch from its fast path, if one of these modules is torch's attention, while `undo` is open."""
     global _held
     if any(issubclass(kind, nn.MultiheadAttention) for kind in set(map(type, modules))):
-        if not _held:
-            _before.append(torch.backends.mha.get_fastpath_enabled())
-            torch.backends.mha.set_fastpath_enabled(False)
-        _held += 1
+        with _lock:
+            if not _held:
+                _before.append(torch.backends.mha.get_fastpath_enabled())
+                torch.backends.mha.set_fastpath_enabled(False)
+            _held += 1
         undo.callback(_allow_fast_path)
 
 
 def _allow_fast_path() -> None:
     global _held
-    _held -= 1
-    if not _held:
-        torch.backends.mha.set_fastpath_enabled(_before.pop())
+    with _lock:
+        _held -= 1
+        if not _held:
+            torch.backends.mha.set_fastpath_enabled(_before.pop())
 
 
 def attend(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -13,12 +14,14 @@ from typing import Any
 from weakref import ref
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from bertology.anatomy.modules import each_module
 from bertology.errors import BertologyError
 from bertology.tap import uncached
 from bertology.tap.listed import take_as_listed
+from bertology.tap.torch_attention import hold_off_fast_path
 from helpers.zoo import BY_NAME, batch
 from laws.laws import Broken
 from laws.taps import (
@@ -101,6 +104,31 @@ def test_the_cache_of_a_config_is_off_for_as_long_as_one_of_its_models_needs_tha
     assert first.config.use_cache is False
     other.close()
     assert first.config.use_cache is True
+
+
+def test_the_fast_path_of_torch_is_on_again_after_taps_in_two_threads(monkeypatch):
+    """It is one switch for the whole process: a tap may open while another one is just turning it off."""
+    turn, start = torch.backends.mha.set_fastpath_enabled, Barrier(2, timeout=30)
+
+    def slowly(on: bool) -> None:
+        turn(on)
+        time.sleep(0.05)
+
+    def tapped() -> bool:
+        start.wait()
+        with ExitStack() as undo:
+            hold_off_fast_path([attention], undo)
+            start.wait()
+            return torch.backends.mha.get_fastpath_enabled()
+
+    attention = nn.MultiheadAttention(4, 2)
+    monkeypatch.setattr(torch.backends.mha, "set_fastpath_enabled", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        assert [one.result() for one in [pool.submit(tapped) for _ in range(2)]] == [False, False]
+    try:
+        assert torch.backends.mha.get_fastpath_enabled()
+    finally:
+        turn(True)
 
 
 def in_a_thread(run: Any) -> Any:

@@ -65,7 +65,8 @@ class Calls(Generic[Place]):
 
     def edit_again(self, place: Callable[[ExitStack], None], undo: ExitStack) -> None:
         """Let parts that run again in a backward pass be edited again: `place` sets the hooks for that."""
-        edit = Edit(place, self._note)
+        assert self._model is not None  # `watch` has set it
+        edit = Edit(self._model, place, self._note)
         self._edit = weakref.ref(edit)  # which holds these calls: a cycle would keep the model in memory
         keep_for_recomputation(edit, undo)
 

@@ -339,7 +339,8 @@ def ablated(
     with noted(anatomy, ("ablated", sorted(places), replace, seed)), ExitStack() as taps:
         if replacement.depends_on_batch:
             taps.enter_context(tap(anatomy, "inputs", read=look))
-            keep_for_recomputation(Edit(lambda undo: None, lambda: partial(with_batch, dict(batch))), taps)
+            of_batch = Edit(anatomy.model, lambda undo: None, lambda: partial(with_batch, dict(batch)))
+            keep_for_recomputation(of_batch, taps)
         # Each run of a stack has other tokens, which are not in the batch.
         taps.enter_context(tap(anatomy, "heads", edit=edit, once=replacement.depends_on_batch))
         yield

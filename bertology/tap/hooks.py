@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -105,13 +104,13 @@ def tap(
         if place == "mixing":
             assert read is not None
             parting = Parting(keep_maps=whole)
-            _tap_maps(undo, partial(tap_maps, anatomy, _nothing, "norms", rows, whole, once, _all_statistics, parting))
+            _tap_maps(anatomy, undo, _nothing, "norms", rows, whole, once, _all_statistics, parting)
             follow_sums(anatomy, parting, read, once, undo)
         elif place in ("attention", "norms", "entropy", "statistics"):
             assert read is not None
             arriving = Arriving() if place == "norms" else None
             wants = of_reader(wants or _all_statistics)
-            _tap_maps(undo, partial(tap_maps, anatomy, read, place, rows, whole, once, wants, arriving))
+            _tap_maps(anatomy, undo, read, place, rows, whole, once, wants, arriving)
             if arriving is not None:
                 _tap_heads(anatomy, undo, reader_of_first_run(arriving.check), None, once)
         else:
@@ -162,10 +161,10 @@ def check_rows(rows: int | None) -> None:
         raise BertologyError(f"rows= is how many query rows come at a time, a whole number from 1 up; got {rows!r}")
 
 
-def _tap_maps(undo: ExitStack, opened: Callable[[], AbstractContextManager[None]]) -> None:
+def _tap_maps(anatomy: Anatomy, undo: ExitStack, *how: Any) -> None:
     """Read maps while `undo` is open; a part that runs again uses the same attention function, but is not read."""
-    undo.enter_context(opened())
-    again = Edit(lambda later: later.enter_context(opened()), lambda: nullcontext)
+    undo.enter_context(tap_maps(anatomy, *how))
+    again = Edit(anatomy.model, lambda later: later.enter_context(tap_maps(anatomy, *how)), lambda: nullcontext)
     keep_for_recomputation(again, undo)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import sys
 import types
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from operator import attrgetter, itemgetter, methodcaller
@@ -185,16 +185,20 @@ def wrap_checkpoints(both_runs: Wrap, second_run: Wrap, first_run: Any, undo: Ex
     setattr(module, name, wrapped)
 
 
-def running_module() -> nn.Module | None:
-    """The innermost module whose method is running, or None."""
+def running_modules() -> Iterator[nn.Module]:
+    """The modules whose methods are running in this thread, the innermost first."""
     # Fragile: rests on CPython's frames, and on methods calling their instance `self`.
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module):
-            return owner
+            yield owner
         frame = frame.f_back
-    return None
+
+
+def running_module() -> nn.Module | None:
+    """The innermost module whose method is running, or None."""
+    return next(running_modules(), None)
 
 
 def set_hooks(

@@ -11,21 +11,36 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from .function_mode import readers
-from .private_api import current_modes, push_mode, wrap_checkpoints
+from .private_api import current_modes, push_mode, running_modules, wrap_checkpoints
 
 Restored = Callable[[], AbstractContextManager[Any]]
 """Puts back, for a `with`, what an edit knew at the moment that it was made."""
 
 
 class Edit:
-    """An edit that is open: how its hooks are set, and how to note what it knows at a moment, such as its counts."""
+    """An edit that is open: its model, how its hooks are set, and how to note what it knows, such as its counts."""
 
-    def __init__(self, place: Callable[[ExitStack], None], note: Callable[[], Restored]) -> None:
-        self.place, self.note, self.is_open = place, note, True
+    def __init__(self, model: nn.Module, place: Callable[[ExitStack], None], note: Callable[[], Restored]) -> None:
+        self.model, self.place, self.note, self.is_open = model, place, note, True
+        self._thread = threading.current_thread()
+
+    def may_be_of_this_run(self) -> bool:
+        """Whether what runs in this thread may be its model: another thread may run another model meanwhile.
+
+        Its hooks would be set again for that one, and would act on what the thread of the edit runs at that moment.
+        """
+        if self._thread is threading.current_thread():
+            return True
+        running = list(running_modules())
+        return not running or any(_is_in(one, self.model) or _is_in(self.model, one) for one in running)
+
+
+def _is_in(part: nn.Module, whole: nn.Module) -> bool:
+    return any(part is one for one in whole.modules())
 
 
 class _Running(threading.local):
@@ -137,7 +152,9 @@ def _both_runs(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _second_run(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function whose first run is now, and that is called for the second."""
-    edits = tuple(_open) if _running.edits is None else _running.edits
+    edits = _running.edits
+    if edits is None:
+        edits = tuple(edit for edit in tuple(_open) if edit.may_be_of_this_run())
     noted = [(edit, edit.note()) for edit in edits]
     modes = [mode for mode in current_modes() if getattr(mode, "runs_again", False)]
 

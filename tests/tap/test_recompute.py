@@ -4,6 +4,7 @@ import copy
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -182,3 +183,41 @@ def test_a_thread_that_recomputes_does_not_touch_another():
         thread.start()
         assert torch.equal(other(**batch()).logits, silent)
         thread.join()
+
+
+def in_another_thread(run):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
+@REENTRANT
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_part_that_runs_again_is_not_edited_as_the_model_of_another_thread(edit, reentrant):
+    """Hooks that were set again on that model would act on what its own thread runs at that moment."""
+    model, other, hooks = build("bert", reentrant), build("bert"), []
+
+    def count(*_):
+        hooks.append([(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in other.modules()])
+        settings.append(other.config._attn_implementation)
+
+    settings = []
+    count()
+    with edit(other):
+        loss = in_another_thread(lambda: model(**batch()).loss)
+    model.bert.encoder.layer[1].attention.register_forward_pre_hook(count)
+    loss.backward()
+    assert len(hooks) == 2
+    assert hooks[0] == hooks[1]
+    assert settings[0] == settings[1]
+
+
+@REENTRANT
+def test_a_part_that_runs_again_is_edited_also_where_another_thread_ran_the_model(reentrant):
+    """Here a part of the model ran, which is not what was edited, but is in it."""
+    found = []
+    for model in (build("bert", reentrant), build("bert")):
+        with EDITS["blocks"](model):
+            loss = in_another_thread(lambda model=model: model.bert(input_ids=batch()["input_ids"])[0].square().sum())
+        loss.backward()
+        found.append([p.grad for p in model.bert.encoder.parameters()])
+    torch.testing.assert_close(*found)

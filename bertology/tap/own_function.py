@@ -8,6 +8,7 @@ beside it, in every call, and must give the same output; its weights are then re
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -66,11 +67,16 @@ def own_entry(attention: nn.Module) -> Entry | None:
 def read_own(entries: dict[nn.Module, Entry], reading: Reading, undo: ExitStack) -> None:
     """Give the maps of these modules to the reader, while `undo` is open."""
     for attention, entry in entries.items():
-        here = entry.interface.get(entry.name)
-        if not isinstance(here, _Read):
-            here = _Read(entry)
-        here.readings.setdefault(attention, []).append(reading)
+        with _lock:
+            here = entry.interface.get(entry.name)
+            if not isinstance(here, _Read):
+                here = _Read(entry)
+            here.readings.setdefault(attention, []).append(reading)
         undo.callback(here.forget, attention, reading)
+
+
+# Taps of models in several threads may find the same function, or give it back, at one moment.
+_lock = threading.Lock()
 
 
 class _Read:
@@ -84,11 +90,12 @@ class _Read:
 
     def forget(self, attention: nn.Module, reading: Reading) -> None:
         """End a reading; with the last one, the function itself takes its place again."""
-        self.readings[attention].remove(reading)
-        if not self.readings[attention]:
-            del self.readings[attention]
-        if not self.readings:
-            self._undo.close()
+        with _lock:
+            self.readings[attention].remove(reading)
+            if not self.readings[attention]:
+                del self.readings[attention]
+            if not self.readings:
+                self._undo.close()
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -262,6 +265,33 @@ def test_taps_on_one_function_end_in_any_order():
     second.__exit__(None, None, None)
     logits(model, inputs)
     assert (len(found[0]), len(found[1]), len(cubed.seen)) == (2, 4, 6)
+    assert ALL_ATTENTION_FUNCTIONS["cubed"] is cubed
+
+
+def test_two_threads_read_models_of_one_function(monkeypatch):
+    """One tap may be putting itself in the place of the function while the other one opens."""
+    cubed, inputs, start = register("cubed", Cubed()), batch(), Barrier(2, timeout=30)
+    models = [built("bert", "cubed"), built("bert", "cubed")]
+    wanted = [attention_maps(model, inputs).values for model in models]
+    module = sys.modules["bertology.tap.own_function"]
+    replace = module.replace_entry
+
+    def slowly(*given: Any) -> None:
+        time.sleep(0.05)
+        replace(*given)
+
+    def read(model: Any) -> Tensor:
+        found: list[Tensor] = []
+        start.wait()
+        with tap(model, "attention", read=lambda site, x, rows: found.append(x)):
+            start.wait()
+            logits(model, inputs)
+            start.wait()
+        return torch.stack(found)
+
+    monkeypatch.setattr(module, "replace_entry", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        torch.testing.assert_close(list(pool.map(read, models)), wanted)
     assert ALL_ATTENTION_FUNCTIONS["cubed"] is cubed
 
 

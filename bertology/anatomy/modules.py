@@ -121,7 +121,7 @@ class Form:
     def __init__(self, modules: Modules) -> None:
         self.types = list(map(type, modules))
         self.kinds = list(dict.fromkeys(self.types))
-        # What their classes and those around them hold, as it is whenever it is asked for.
+        # What their classes and the bases of these hold, as it is whenever it is asked for.
         self.held_by_classes = [vars(kind) for kind in dict.fromkeys(chain.from_iterable(map(_bases, self.kinds)))]
         self.repeats = len(set(modules)) < len(modules)
         self._parts = [ref(module) for module in modules]

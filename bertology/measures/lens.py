@@ -18,7 +18,7 @@ from ..data.captured_texts import CapturedTexts
 from ..data.models import config_of
 from ..data.padding import real_positions
 from ..data.tokens import label_of
-from ..errors import DataError, ShapeError, UnknownAnatomy, checked
+from ..errors import DataError, ShapeError, UnknownAnatomy, all_finite, checked
 from ..results.axes import axes
 from ..results.result import Result
 from ..results.views import as_text, text_table
@@ -295,8 +295,17 @@ class _Held:
         return share * self.total.abs().max().clamp_min(1)
 
     def check(self) -> None:
-        """Raise `UnknownAnatomy` unless the outputs stay as they were where nothing is taken away."""
-        if bool((self.effect(lambda site, x: x).abs() > self._allowed()).any()):
+        """Raise `UnknownAnatomy` unless the outputs stay as they were where nothing is taken away.
+
+        And `DataError` for a number that is NaN or infinite.
+        """
+        if not all_finite(self.total):
+            example = int(self.total.isfinite().logical_not().nonzero()[0])
+            raise DataError(
+                f"the number of example {example} is {self.total[example].item()}, and nothing adds up to that: look "
+                "at the logits, or at what of= makes of them"
+            )
+        if not bool((self.effect(lambda site, x: x).abs() <= self._allowed()).all()):
             name = type(self.anatomy.model).__name__
             raise UnknownAnatomy(
                 f"the direct path of {name} is not known: with everything else unchanged, its outputs differ"
@@ -335,16 +344,15 @@ class _Held:
         Where no gradient passes (int8), the values themselves tell.
         """
         reached = {site: one or bool(values[site.row].nan_to_num().any()) for site, one in by_gradient.items()}
-        name = type(self.anatomy.model).__name__
-        if reached and not any(reached.values()):
+        name, writing = type(self.anatomy.model).__name__, [site for site in reached if _writes(site)]
+        if writing and not any(reached.values()):
             raise UnknownAnatomy(
                 f"the number does not depend on any head of {name} on the direct path: what they add passes "
                 "other layers first, such as a bottleneck, or of= does not read it"
             )
         last = {site.stack: site.row for site, one in reached.items() if one}
-        for site, one in reached.items():
-            writes = any(bool(x.any()) for x in site.projection.parameters() if x.dim() > 1)
-            if not one and writes and site.row < last.get(site.stack, 0):
+        for site in writing:
+            if not reached[site] and site.row < last.get(site.stack, 0):
                 raise UnknownAnatomy(
                     f"the direct path of {name} is not known: what the heads of {site.label} add passes other layers "
                     "first, such as a gate"
@@ -360,7 +368,7 @@ class _Held:
                 left[..., [place for place, head in enumerate(site.kept) if head % step == first], :] = 0
                 return left
 
-            if bool(((self.effect(without) - values[..., first::step].nansum((0, 2))).abs() > allowed).any()):
+            if not bool(((self.effect(without) - values[..., first::step].nansum((0, 2))).abs() <= allowed).all()):
                 return False
         return True
 
@@ -374,6 +382,12 @@ class _Held:
             less = [self.scores(len(some), partial(_one_silent, row, some)) for some in groups]
             found[row] = (self.total - torch.cat(less)).T
         return self._laid_out(found)
+
+
+def _writes(site: Site) -> bool:
+    """Whether heads add anything: not where all weights of their output projection are 0."""
+    weights = [x for x in site.projection.parameters() if x.dim() > 1]
+    return not weights or any(bool(x.any()) for x in weights)  # without weights of its own: as torch's int8
 
 
 def _one_silent(row: Site, heads: list[int], site: Site, x: Tensor) -> Tensor:

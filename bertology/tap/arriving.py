@@ -118,7 +118,8 @@ class Arriving:
             eps = max(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps)
             there = x[:, rows] if int(rows.max()) < x.shape[1] else x
             allowed = steps * eps * max(1.0, float(sums.abs().nan_to_num().max()))
-            if there.shape != sums.shape or bool(((there - sums).abs() > allowed).any()):
+            same = there.shape == sums.shape and torch.equal(there.isnan(), sums.isnan())  # NaN: at padding
+            if not same or bool(((there - sums).abs() > allowed).any()):
                 raise UnknownAnatomy(
                     f"the output of the heads of {site.label} ({type(site.attention).__name__}) is not the weighted "
                     "sum of the values, perhaps because they have gates: what arrives from each key is not known. "

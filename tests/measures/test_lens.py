@@ -235,8 +235,22 @@ def test_heads_that_write_into_a_bottleneck_are_refused():
         head_attribution(plain, batch(labels=False), of=lambda outputs, batch: torch.ones(3))
     with gated(plain, torch.zeros(2, 4)):
         assert not head_attribution(plain, batch(labels=False)).values.any()
+    with torch.no_grad():
+        for block in plain.transformer.h:
+            block.attn.c_proj.weight.zero_()
+    assert not head_attribution(plain, batch(labels=False)).values.any()
     prune_heads(plain, {0: range(4), 1: range(4)})
     assert head_attribution(plain, batch(labels=False)).values.isnan().all()
+
+
+def test_nothing_adds_up_to_a_number_that_is_not_finite():
+    """Values of NaN would be taken for pruned heads."""
+
+    def number(outputs, batch):
+        return outputs.logits[:, 0, 3] / torch.tensor([1.0, 0.0, 1.0])
+
+    with pytest.raises(DataError, match=r"the number of example 1 is (-inf|inf), .* what of= makes of them"):
+        head_attribution(BY_NAME["gpt2"].build("lm"), batch(labels=False), of=number)
 
 
 @pytest.mark.filterwarnings("ignore:.*quantiz")

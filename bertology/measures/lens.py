@@ -258,10 +258,10 @@ def head_attribution(
         score = partial(one_for_each, of) if of is not None else _answer(anatomy, outputs, batch)
         held = _Held(anatomy, batch, path, score, score(outputs, batch).detach())
         held.check()
-        values, reached = held.by_gradient()
+        values = held.by_gradient()
         if not held.is_sum(values):
             values = held.one_by_one()
-        held.check_reached(reached, values)
+        held.check_reached(values)
         together = held.effect(lambda site, x: torch.zeros_like(x))
         about = measured_texts(model, batch, tokenizer)
         return HeadAttribution(values, held.total, together, anatomy.labels, **about)
@@ -305,7 +305,7 @@ class _Held:
                 f"the number of example {example} is {self.total[example].item()}, and nothing adds up to that: look "
                 "at the logits, or at what of= makes of them"
             )
-        if not bool((self.effect(lambda site, x: x).abs() <= self._allowed()).all()):
+        if not bool((self.effect(_as_it_is).abs() <= self._allowed()).all()):
             name = type(self.anatomy.model).__name__
             raise UnknownAnatomy(
                 f"the direct path of {name} is not known: with everything else unchanged, its outputs differ"
@@ -318,11 +318,8 @@ class _Held:
             values[site.row][:, list(site.kept)] = x.to(values)
         return values
 
-    def by_gradient(self) -> tuple[Tensor, dict[Site, bool]]:
-        """[layer, batch, head]: the gradient times the head, which is its effect if the task head is linear.
-
-        And whether the gradient reached the heads of each layer.
-        """
+    def by_gradient(self) -> Tensor:
+        """[layer, batch, head]: the gradient times the head, which is its effect if the task head is linear."""
         heads: dict[Site, Tensor] = {}
 
         def edit(site: Site, x: Tensor) -> Tensor:
@@ -331,32 +328,44 @@ class _Held:
 
         with torch.inference_mode(False), torch.enable_grad():
             total = self.scores(1, edit).sum()
-        found = [torch.zeros_like(x) for x in heads.values()]
-        if total.requires_grad and heads:  # else all were pruned
-            found = list(torch.autograd.grad(total, list(heads.values()), materialize_grads=True, allow_unused=True))
-        pairs = list(zip(heads.items(), found, strict=True))
-        values = self._laid_out({site: (x.detach() * gradient).sum((1, 3)) for (site, x), gradient in pairs})
-        return values, {site: bool(gradient.any()) for (site, _), gradient in pairs}
+        if not total.requires_grad or not heads:  # all were pruned, or no gradient passes (int8)
+            return self._laid_out({site: x.new_zeros(len(x), x.shape[2]) for site, x in heads.items()})
+        found = torch.autograd.grad(total, list(heads.values()), materialize_grads=True, allow_unused=True)
+        pairs = zip(heads.items(), found, strict=True)
+        return self._laid_out({site: (x.detach() * gradient).sum((1, 3)) for (site, x), gradient in pairs})
 
-    def check_reached(self, by_gradient: dict[Site, bool], values: Tensor) -> None:
+    def check_reached(self, values: Tensor) -> None:
         """Raise `UnknownAnatomy` where heads write into something else than the residual stream, which is held.
 
-        Where no gradient passes (int8), the values themselves tell.
+        Heads that add nothing to the number may write into it all the same: the logit of a token whose embedding is 0,
+        as that of padding may be, is a bias.
         """
-        reached = {site: one or bool(values[site.row].nan_to_num().any()) for site, one in by_gradient.items()}
-        name, writing = type(self.anatomy.model).__name__, [site for site in reached if _writes(site)]
-        if writing and not any(reached.values()):
-            raise UnknownAnatomy(
-                f"the number does not depend on any head of {name} on the direct path: what they add passes "
-                "other layers first, such as a bottleneck, or of= does not read it"
-            )
+        reached = {site: bool(values[site.row].nan_to_num().any()) for site in self.anatomy.sites if site.kept}
         last = {site.stack: site.row for site, one in reached.items() if one}
-        for site in writing:
-            if not reached[site] and site.row < last.get(site.stack, 0):
+        for site, one in reached.items():
+            seen_later = site.row < last.get(site.stack, 0) or not last
+            if not one and seen_later and _writes(site) and not self._changes_states(site):
                 raise UnknownAnatomy(
-                    f"the direct path of {name} is not known: what the heads of {site.label} add passes other layers "
-                    "first, such as a gate"
+                    f"the direct path of {type(self.anatomy.model).__name__} is not known: what the heads of "
+                    f"{site.label} add passes other layers first, such as a bottleneck or a gate"
                 )
+
+    def _changes_states(self, site: Site) -> bool:
+        """Whether what the last blocks return changes with the heads of a layer."""
+        with_noise, without = (self._last_states(edit) for edit in (partial(_noisy, site), _as_it_is))
+        return any(not torch.equal(x, without[stack]) for stack, x in with_noise.items())
+
+    @torch.no_grad()
+    def _last_states(self, edit: Callable[[Site, Tensor], Tensor]) -> dict[str, Tensor]:
+        """{stack: [batch, token, hidden]}: what the last blocks return, with heads edited."""
+        states: dict[str, Tensor] = {}
+
+        def read(stack: str, layer: int, x: Tensor) -> None:
+            states[stack] = x
+
+        with tap(self.anatomy, "block", read=read):
+            self.scores(1, edit)
+        return states
 
     def is_sum(self, values: Tensor) -> bool:
         """Whether the effect of all heads, and of every second one, is the sum of their values."""
@@ -382,6 +391,15 @@ class _Held:
             less = [self.scores(len(some), partial(_one_silent, row, some)) for some in groups]
             found[row] = (self.total - torch.cat(less)).T
         return self._laid_out(found)
+
+
+def _as_it_is(site: Site, x: Tensor) -> Tensor:
+    return x
+
+
+def _noisy(row: Site, site: Site, x: Tensor) -> Tensor:
+    """The heads of a layer; of this row, with other numbers."""
+    return x + (1 + x.abs().max()) * torch.randn_like(x) if site is row else x
 
 
 def _writes(site: Site) -> bool:

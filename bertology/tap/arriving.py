@@ -60,7 +60,7 @@ def _of_units(site: Site, module: nn.Module) -> Tensor:
 def shares(norms: Tensor) -> Tensor:
     """[..., query, key]: each query's norms over their sum; a query at which nothing arrives has 0 everywhere."""
     total = norms.sum(-1, keepdim=True)
-    return torch.where(total > 0, norms / total, torch.zeros_like(norms))
+    return torch.where(total == 0, torch.zeros_like(norms), norms / total)
 
 
 class Arriving:

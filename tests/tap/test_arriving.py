@@ -163,6 +163,15 @@ def test_heads_that_pass_on_something_else_are_refused(name):
     attention_maps(model, inputs, weighting="norm")
 
 
+def test_norms_of_a_model_that_computes_nan_are_nan():
+    model, inputs = BY_NAME["bert"].build(), batch((5,), labels=False)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].attention.self.value.bias[0] = torch.nan
+    found = attention_maps(model, inputs, weighting="norm").values
+    assert found[1, 0, 0].isnan().all()  # the first head of layer 1
+    assert not found[0].isnan().any()
+
+
 def test_attention_without_one_product_is_refused():
     config = transformers.XLNetConfig(vocab_size=40, d_model=16, n_layer=2, n_head=4, d_inner=24)
     with pytest.raises(UnknownAnatomy, match=r"not known"):

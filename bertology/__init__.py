@@ -74,10 +74,11 @@ from .measures.contextuality import Contextuality, ContextualityAccumulator, con
 from .measures.entropy import AttentionEntropy, EntropyAccumulator, attention_entropy
 from .measures.generation import GenerationCaptures, capture_generation
 from .measures.gradients import AttentionGradients, GradientsAccumulator, attention_gradients
+from .measures.head_attribution import HeadAttribution, head_attribution
 from .measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from .measures.head_means import HeadMeans, MeansAccumulator, head_means
 from .measures.layer_similarity import LayerSimilarity, SimilarityAccumulator, layer_similarity
-from .measures.lens import HeadAttribution, LogitLens, head_attribution, logit_lens
+from .measures.lens import LogitLens, logit_lens
 from .measures.mixing_ratio import MixingRatio, MixingRatioAccumulator, mixing_ratio
 from .measures.neurons import NeuronActivations, neuron_activations
 from .measures.one_pass import Captures, capture

@@ -80,13 +80,23 @@ def _tabbed(path: str | Path, header: bool) -> Iterator[tuple[str, dict[str, Any
 def _commas(path: str | Path, header: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     with open_text(path, newline="") as file:
         reader = csv.reader(file)
-        most = csv.field_size_limit(2**31 - 1)  # Python's own, of 131,072 characters, is less than a long document
         try:
-            yield from _named(path, ((reader.line_num, cells) for cells in reader if cells), header)
+            yield from _named(path, ((reader.line_num, cells) for cells in _rows(reader) if cells), header)
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: no CSV ({error})") from error
+
+
+def _rows(reader: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The rows of a CSV file, each read without the limit that Python has for a cell, which holds for all readers."""
+    while True:
+        most = csv.field_size_limit(2**31 - 1)  # of 131,072 characters, less than a long document
+        try:
+            cells = next(reader, None)
         finally:
             csv.field_size_limit(most)
+        if cells is None:
+            return
+        yield cells
 
 
 def _named(

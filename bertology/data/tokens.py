@@ -15,6 +15,8 @@ LITTLE = 8
 """So many more characters of a text are not cut."""
 INSIDE_WORDS = "##"
 """How tokens of WordPiece begin inside a word."""
+# Line breaks, also those of other systems, and what moves the cursor of a terminal: \n, \r, \x1b, ...
+_SIGNS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
 class WordsOfTokens(NamedTuple):
@@ -50,8 +52,12 @@ def _readable(tokenizer: Any, number: int) -> str:
 
 
 def label_of(token: str) -> str:
-    """A token as pictures write it: without blanks around it, and with signs for line breaks and blanks."""
-    return token.strip(" ").replace("\n", "\\n").replace("\t", "\\t") or ("␣" * len(token))
+    """A token as pictures and tables write it: without blanks around it, and with signs for blanks and line breaks.
+
+    >>> label_of(" a\\r\\n"), label_of("  ")
+    ('a\\\\r\\\\n', '␣␣')
+    """
+    return token.strip(" ").translate(_SIGNS) or ("␣" * len(token))
 
 
 def word_strings(tokens: Sequence[str], word_of: Sequence[int]) -> list[str]:

@@ -12,6 +12,7 @@ from ..data.tokens import label_of
 from ..results.canvas import AxesT, canvas, common_title, finished, headline, set_title, shades, side_legend
 from ..results.figures import colours_of, layer_cells, layer_points, size_of_map, unit_of, width_of
 from ..results.result import draws
+from ..results.views import rounded
 from .edge_ablation import EdgeAblation
 from .faithfulness import Faithfulness
 from .importance_through_training import ImportanceSeries
@@ -129,7 +130,7 @@ def _class_cells(axes: Axes, result: EdgeAblation) -> None:
     for row, column in torch.cartesian_prod(*map(torch.arange, values.shape)).reshape(-1, 2).tolist():
         value, error = values[row, column].item(), result.stderr[row, column].item()
         dark = abs(value) > 0.6 * colours["vmax"]
-        told = f"{value:+.2g}" + (f"\n± {error:.1g}" if error < float("inf") else "")
+        told = rounded(value, "+.2g") + (f"\n± {error:.1g}" if error < float("inf") else "")
         axes.text(column, row, told, ha="center", va="center", fontsize="small", color="white" if dark else "black")
     names = list(result.classes)
     axes.set_xticks(range(len(names)), labels=names, parse_math=False, rotation=90 if sum(map(len, names)) > 40 else 0)

@@ -35,9 +35,10 @@ from .captures import AttentionMaps
 from .contextuality import Contextuality
 from .example_maps import ExampleMaps, example_maps, title_of_example
 from .gradients import AttentionGradients
+from .head_attribution import HeadAttribution
 from .head_distances import HeadDistances
 from .layer_similarity import LayerSimilarity
-from .lens import HeadAttribution, LogitLens
+from .lens import LogitLens
 from .patterns import AttentionPatterns
 from .rollout import AttentionRollout
 

@@ -44,7 +44,7 @@ class LayerSimilarity(Result):
     cka: Annotated[Tensor, axes("layer layer", words="linear CKA, debiased")]
     """[layer, layer], at most 1: linear CKA, debiased, of the layers of the model with those of the other model, or its
     own. 1: equal but for a rotation, a factor and a shift; 0 on average for independent data. NaN for a layer in which
-    all examples are alike."""
+    all examples are alike, to about a thousandth of their size: what is left of their variance is rounding."""
     null: Annotated[Tensor, axes("layer layer", words="linear CKA of shuffled examples")]
     """[layer, layer]: the same with the examples of each batch shuffled on one side: what chance gives. NaN if a batch
     had one example only."""
@@ -263,7 +263,10 @@ class _Sums(NamedTuple):
         return (trace + ones / ((n - 1) * (n - 2)) - 2 * both / (n - 2)) / (n * (n - 3))
 
     def variance(self, n: int, products: Tensor, one: tuple[int, Tensor]) -> Tensor:
-        """The covariance of a state with itself; 0 where it is not told from rounding: examples that are all alike."""
+        """The covariance of a state with itself; 0 where it is not told from rounding: examples that are all alike.
+
+        It is a difference of sums in which their mean is to the fourth power.
+        """
         found = self.covariance(n, products, one, one)
         rounding = torch.finfo(found.dtype).eps * products.square().sum() / (n * (n - 3))
         return torch.where(found > LEAST_ROUNDINGS * rounding, found, 0.0)

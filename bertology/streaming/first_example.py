@@ -9,11 +9,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..anatomy.forward_source import hook_numbers
 from ..anatomy.kept import Said, settings_of
 from ..anatomy.modules import Form, Modules, each_module, each_weight
 from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, MASK_ARGUMENT, PADDING_COUNTS
+from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, reads_text, run_model, some_examples
 from ..data.caches import has_cache
@@ -194,10 +196,14 @@ def _tokens_differ(anatomy: Anatomy, given: States, without: States, reals: dict
     tolerance, rounding = _tolerance(anatomy.model), 0.0
     # What the last block returns comes after all heads.
     for (stack, place), x in sorted(given.items(), key=lambda one: one[0][1] == "block"):
-        kept = reals.get("" if reads_text(anatomy.model, stack) else DECODER_PREFIX)
-        if kept is None or x.shape[1] != len(kept) or (stack, place) not in without:
+        kept, y = reals.get("" if reads_text(anatomy.model, stack) else DECODER_PREFIX), without.get((stack, place))
+        if kept is None or y is None:
             continue
-        apart = _apart(x[:, kept], without[stack, place], least=0.0)
+        if block_oddities_of(anatomy.runner(stack)).pads:  # at the end, in each run to a length of its own
+            kept, y = F.pad(kept, (0, max(0, x.shape[1] - len(kept)))), y[:, : int(kept.sum())]
+        if x.shape[1] != len(kept):
+            continue
+        apart = _apart(x[:, kept], y, least=0.0)
         if apart > max(tolerance, 4 * rounding):
             return True
         if tolerance > 1e-2:

@@ -60,7 +60,7 @@ def _of_units(site: Site, module: nn.Module) -> Tensor:
 def shares(norms: Tensor) -> Tensor:
     """[..., query, key]: each query's norms over their sum; a query at which nothing arrives has 0 everywhere."""
     total = norms.sum(-1, keepdim=True)
-    return torch.where(total > 0, norms / total, torch.zeros_like(norms))
+    return torch.where(total == 0, torch.zeros_like(norms), norms / total)
 
 
 class Arriving:
@@ -118,7 +118,8 @@ class Arriving:
             eps = max(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps)
             there = x[:, rows] if int(rows.max()) < x.shape[1] else x
             allowed = steps * eps * max(1.0, float(sums.abs().nan_to_num().max()))
-            if there.shape != sums.shape or bool(((there - sums).abs() > allowed).any()):
+            same = there.shape == sums.shape and torch.equal(there.isnan(), sums.isnan())  # NaN: at padding
+            if not same or bool(((there - sums).abs() > allowed).any()):
                 raise UnknownAnatomy(
                     f"the output of the heads of {site.label} ({type(site.attention).__name__}) is not the weighted "
                     "sum of the values, perhaps because they have gates: what arrives from each key is not known. "

@@ -29,6 +29,7 @@ from bertology.cli import command
 from bertology.cli.command import main
 from bertology.cli.texts import read_texts
 from bertology.data.rows import PAIRED_COLUMNS, TEXT_COLUMNS
+from bertology.errors import DataError
 from bertology.results.complete_file import locked
 from helpers.small_models import small_t5
 from helpers.trees import WORDS, wordpiece_tokenizer
@@ -249,7 +250,10 @@ def test_a_long_document_is_a_cell_of_a_csv_file(tmp_path):
     found = read_texts(tmp_path / "a.csv")
     assert ([len(text) for (text,) in found.texts], found.labels) == ([200_000, 5], ["0", "1"])
     assert read_texts(tmp_path / "a.csv", limit=1).labels == ["0"]
-    assert csv.field_size_limit() == before
+    with pytest.raises(DataError, match="no column 'other'") as kept:
+        read_texts(tmp_path / "a.csv", text_columns=["other"])
+    assert csv.field_size_limit() == before  # also while the error, and so the half read file, is kept
+    assert "other" in str(kept.value)
 
 
 def test_files_of_an_earlier_run_are_removed(models, files):

@@ -523,20 +523,53 @@ def test_padding_that_a_model_adds_to_a_whole_text_does_not_count(kind):
     else:
         config = t.LongformerConfig(**SMALL | WIDE | sizes | {"max_position_embeddings": 48})
         model = t.LongformerModel(config).eval()
+    of_maps = (b.attention_entropy, b.attention_patterns, b.repeat_scores, b.head_distances)
+    check_added_padding(model, torch.tensor([[5, 6, 7, 5, 6]]), 3, (*of_maps, *OF_STATES))
+
+
+def test_padding_that_a_model_adds_is_no_padding_that_counts():
+    """Texts that are padded on the left to whole windows: without that padding, the model pads each by itself."""
+    config = t.LongformerConfig(**SMALL | WIDE | {"attention_window": [4, 4], "max_position_embeddings": 48})
+    b.hidden_states(t.LongformerModel(config).eval(), batch((8, 6, 3), labels=False, side="left"))  # warns of nothing
+
+
+OF_STATES = (b.head_means, b.block_influence, b.contextuality, b.layer_similarity)
+
+
+@pytest.mark.parametrize("kind", ["big_bird", "bigbird_pegasus", "reformer"])
+def test_padding_that_a_model_adds_for_its_blocks_does_not_count(kind):
+    """Their maps cannot be read where they pad, but their hidden states and heads can."""
+    torch.manual_seed(0)
+    blocks = {"block_size": 2, "num_random_blocks": 1, "attention_type": "block_sparse", "pad_token_id": 1}
+    if kind == "big_bird":
+        model = t.BigBirdModel(t.BigBirdConfig(**SMALL | WIDE | blocks | {"max_position_embeddings": 48}))
+    elif kind == "bigbird_pegasus":
+        config = t.BigBirdPegasusConfig(
+            vocab_size=40, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+            encoder_ffn_dim=24, decoder_attention_heads=4, decoder_ffn_dim=24, max_position_embeddings=48, **blocks,
+        )  # fmt: skip
+        model = t.BigBirdPegasusModel(config).get_encoder()
+    else:
+        config = t.ReformerConfig(
+            vocab_size=40, hidden_size=32, num_attention_heads=2, attention_head_size=16, feed_forward_size=32,
+            attn_layers=["local", "local"], local_attn_chunk_length=4, axial_pos_embds=False, pad_token_id=1,
+        )  # fmt: skip
+        model = t.ReformerModel(config)
+    check_added_padding(model.eval(), torch.randint(2, 40, (1, 31)), 1, OF_STATES)
+
+
+def check_added_padding(model, tokens, many, measures):
+    """Check that so much padding at the end, which the model would add itself, changes nothing."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1 and "embed" not in name:
                 weight.normal_(0, 0.4)
-    tokens = torch.tensor([[5, 6, 7, 5, 6]])
     bare = {"input_ids": tokens}
     padded = {
-        "input_ids": torch.nn.functional.pad(tokens, (0, 3), value=1),
-        "attention_mask": torch.tensor([[1] * 5 + [0] * 3]),
+        "input_ids": torch.nn.functional.pad(tokens, (0, many), value=1),
+        "attention_mask": torch.nn.functional.pad(torch.ones_like(tokens), (0, many)),
     }
-    for measure in (
-        b.attention_entropy, b.attention_patterns, b.repeat_scores, b.head_distances, b.head_means, b.block_influence,
-        b.contextuality, b.layer_similarity,
-    ):  # fmt: skip
+    for measure in measures:
         one, other = measure(model, bare), measure(model, padded)
         for field in fields(one):
             x, y = getattr(one, field.name), getattr(other, field.name)

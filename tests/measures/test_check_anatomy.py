@@ -74,6 +74,26 @@ def test_a_norm_that_was_overlooked():
         check_anatomy(dataclasses.replace(anatomy, sites=wrong), batch(labels=False))
 
 
+def test_heads_of_nan_prove_nothing():
+    """A norm of each head makes NaN of one that is silent; and weights of NaN make all heads alike."""
+
+    class Unit(torch.nn.Module):
+        def forward(self, x):
+            heads = x.unflatten(-1, (4, -1))
+            return (heads / heads.norm(dim=-1, keepdim=True)).flatten(2)
+
+    model = BY_NAME["bert"].build()
+    anatomy, output = dissect(model), model.bert.encoder.layer[1].attention.output
+    output.dense = torch.nn.Sequential(Unit(), output.dense)
+    with pytest.raises(UnknownAnatomy, match="Something stands between the heads and this place"):
+        check_anatomy(anatomy, batch())
+    broken = BY_NAME["gpt2"].build()
+    with torch.no_grad():
+        broken.transformer.h[0].attn.c_attn.weight[0] = torch.nan
+    with pytest.raises(UnknownAnatomy, match=r"decoder.0 cannot be proved: it gets NaN .* at every token"):
+        check_anatomy(broken, batch())
+
+
 def test_sites_that_do_not_run():
     config = BY_NAME["bert"].config()
     config.is_decoder = config.add_cross_attention = True

@@ -214,6 +214,9 @@ def test_tokens_are_readable_strings() -> None:
     (found,) = token_strings(Bytes(), ids, torch.ones(1, 8))
     assert found == (" keys", "un", " ", "åľ", "\n\n", "##s", " so", "<7>")
     assert [label_of(one) for one in found[:5]] == ["keys", "un", "␣", "åľ", "\\n\\n"]
+    told = label_of("\r\n\x1b[2J\u2028\tend")
+    assert told == r"\r\n\x1b[2J\u2028\tend"
+    assert len(told.splitlines()) == 1
     assert word_strings((" un", "##like", "ly", "[SEP]"), (0, 0, 0, -1)) == ["unlikely", "[SEP]"]
     assert beginning(["The", " keys", " are", " here"], 7) == "The keys …"
     assert beginning(["The", " keys", " are"], 7) == "The keys are"  # nothing is cut for so little

@@ -155,11 +155,21 @@ def test_more_families_pass_the_check_of_their_sums(kind):
 def test_heads_that_pass_on_something_else_are_refused(name):
     model, inputs = BY_NAME[name].build(), batch(labels=False)
     place = dissect(model).sites[1].place
-    hook = place.register_forward_pre_hook(lambda module, args: (args[0] * 1.5,))
-    with pytest.raises(UnknownAnatomy, match="is not the weighted sum of the values"):
-        attention_maps(model, inputs, weighting="norm")
-    hook.remove()
+    for factor in (1.5, float("nan")):
+        hook = place.register_forward_pre_hook(lambda module, args, by=factor: (args[0] * by,))
+        with pytest.raises(UnknownAnatomy, match="is not the weighted sum of the values"):
+            attention_maps(model, inputs, weighting="norm")
+        hook.remove()
     attention_maps(model, inputs, weighting="norm")
+
+
+def test_norms_of_a_model_that_computes_nan_are_nan():
+    model, inputs = BY_NAME["bert"].build(), batch((5,), labels=False)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].attention.self.value.bias[0] = torch.nan
+    found = attention_maps(model, inputs, weighting="norm").values
+    assert found[1, 0, 0].isnan().all()  # the first head of layer 1
+    assert not found[0].isnan().any()
 
 
 def test_attention_without_one_product_is_refused():

@@ -24,7 +24,7 @@ from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .function_mode import reader_runs
 from .listed import modules_of
-from .private_api import module_states, push_mode, running_module
+from .private_api import module_states, push_mode, running_modules
 
 
 @contextmanager
@@ -118,6 +118,10 @@ class Cut:
     function: str
 
 
+def _cut_here(function: str) -> Cut:
+    return Cut(next(running_modules(), None), function)
+
+
 class _Following(TorchFunctionMode):
     """Follows, through the torch functions of a pass, which values are computed from the heads without gradients."""
 
@@ -163,12 +167,12 @@ class _Following(TorchFunctionMode):
         cut = next((cut for x in given if not x.requires_grad and (cut := self._cut_of(x)) is not None), None)
         of_heads = self._started and any(self._is_of_heads(x) for x in given)
         if leaving and (cut is not None or of_heads):
-            self._outside = cut or Cut(running_module(), name)
+            self._outside = cut or _cut_here(name)
         for x in made:
             if cut is None and of_heads and not x.requires_grad:
-                cut = Cut(running_module(), name)
+                cut = _cut_here(name)
             if x.requires_grad and (cut is not None or (of_heads and _has_no_derivative(x))):
-                self.met, self.no_derivative = cut or Cut(running_module(), name), cut is None
+                self.met, self.no_derivative = cut or _cut_here(name), cut is None
             elif cut is not None or (not of_heads and self._is_other(x, given)):
                 self._note(x, cut)
 

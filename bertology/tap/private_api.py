@@ -196,11 +196,6 @@ def running_modules() -> Iterator[nn.Module]:
         frame = frame.f_back
 
 
-def running_module() -> nn.Module | None:
-    """The innermost module whose method is running, or None."""
-    return next(running_modules(), None)
-
-
 def set_hooks(
     modules: Iterable[nn.Module], hook: Callable[..., Any], undo: ExitStack, *, before: bool = False,
     with_kwargs: bool = False, always_call: bool = False, prepend: bool = False,

@@ -224,6 +224,12 @@ def token_ids(model: nn.Module, batch: Batch, stack: str) -> Tensor | None:
     return ids.reshape(-1, ids.shape[-1]) if isinstance(ids, Tensor) and "cross" not in stack else None
 
 
+def with_added_padding(x: Tensor, positions: int, runner: nn.Module) -> Tensor:
+    """[..., position]: `[..., token]`, and 0 for the padding that a model itself adds to a text (Longformer)."""
+    extra = positions - x.shape[-1]
+    return F.pad(x, (0, extra)) if extra > 0 and block_oddities_of(runner).pads else x
+
+
 def fit_mask(mask: Tensor, positions: int, runner: nn.Module) -> Tensor:
     """[row, position], bool: `token_mask` for a stack, run by `runner`, with another number of positions than tokens.
 
@@ -231,11 +237,10 @@ def fit_mask(mask: Tensor, positions: int, runner: nn.Module) -> Tensor:
     pools tokens or has its own positions (CANINE, Perceiver), all positions are real when all tokens are; otherwise
     `DataError` is raised.
     """
+    mask = with_added_padding(mask, positions, runner)
     extra, kind = positions - mask.shape[1], type(runner).__name__
     if extra == 0:
         return mask
-    if extra > 0 and block_oddities_of(runner).pads:
-        return F.pad(mask, (0, extra), value=False)
     if mask.all() or block_oddities_of(runner).prefixes:
         own = torch.ones(mask.shape[0], positions, dtype=torch.bool, device=mask.device)
         return own if mask.all() else torch.cat([own[:, :extra], mask], dim=1)

@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Anatomy
 from ..errors import DataError, described, is_whole, shown
-from .batches import Batch, reads_text, token_ids
+from .batches import Batch, reads_text, token_ids, with_added_padding
 
 TokenClass = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Batch], Tensor]
 """Token ids, strings, or a function of the batch that returns [batch, token], bool."""
@@ -49,7 +47,6 @@ class TokenClasses:
         They are not known in cross attention, for a decoder without `decoder_input_ids` in the batch, and when a stack
         has another number of positions than the text has tokens.
         """
-        runner = anatomy.runner(stack)
         ids = token_ids(anatomy.model, batch, stack)
         decoding = not reads_text(anatomy.model, stack)
         if "cross" in stack or (decoding and (ids is None or self._functions)):
@@ -61,10 +58,8 @@ class TokenClasses:
                 f"{', '.join(str(list(mask.shape)) for mask in found)}"
             )
         masks = torch.stack([*found, ~torch.stack(found).any(0)])
-        extra = positions - masks.shape[-1]
-        if extra > 0 and block_oddities_of(runner).pads:
-            return F.pad(masks, (0, extra), value=False)
-        return None if extra else masks
+        masks = with_added_padding(masks, positions, anatomy.runner(stack))
+        return masks if masks.shape[-1] == positions else None
 
     def _mask(self, name: str, batch: Batch, ids: Any) -> Tensor:
         if name in self._functions:

@@ -7,12 +7,10 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
-from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Site
-from ..data.batches import Batch, BatchesOrTexts, token_ids
+from ..data.batches import Batch, BatchesOrTexts, token_ids, with_added_padding
 from ..data.padding import RealQueries
 from ..errors import DataError, checked
 from ..results.axes import axes
@@ -75,10 +73,8 @@ class RepeatsAccumulator(MapAccumulator):
         ids = token_ids(self.anatomy.model, self._batch, site.stack)
         if ids is None:
             return
-        extra = weights.shape[3] - ids.shape[1]
-        if extra > 0 and block_oddities_of(self.anatomy.runner(site.stack)).pads:
-            ids, extra = F.pad(ids, (0, extra)), 0  # no real tokens
-        if extra:
+        ids = with_added_padding(ids, weights.shape[3], self.anatomy.runner(site.stack))
+        if ids.shape[1] != weights.shape[3]:
             return
         about = (site.stack, rows.start, rows.stop)
         if about not in self._patterns:

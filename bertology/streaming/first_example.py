@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..anatomy.forward_source import hook_numbers
 from ..anatomy.kept import Said, settings_of
@@ -17,7 +16,7 @@ from ..anatomy.modules import Form, Modules, each_module, each_weight
 from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, MASK_ARGUMENT, PADDING_COUNTS
 from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import Batch, reads_text, run_model, some_examples
+from ..data.batches import Batch, reads_text, run_model, some_examples, with_added_padding
 from ..data.caches import has_cache
 from ..data.losses import ExampleLoss, check_own_loss, loss_is_known
 from ..data.models import config_of, task_model
@@ -200,7 +199,7 @@ def _tokens_differ(anatomy: Anatomy, given: States, without: States, reals: dict
         if kept is None or y is None:
             continue
         if block_oddities_of(anatomy.runner(stack)).pads:  # at the end, in each run to a length of its own
-            kept, y = F.pad(kept, (0, max(0, x.shape[1] - len(kept)))), y[:, : int(kept.sum())]
+            kept, y = with_added_padding(kept, x.shape[1], anatomy.runner(stack)), y[:, : int(kept.sum())]
         if x.shape[1] != len(kept):
             continue
         apart = _apart(x[:, kept], y, least=0.0)

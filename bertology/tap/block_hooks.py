@@ -86,11 +86,10 @@ class _TappedBlocks:
         """Read what a block returns."""
         if recomputing():
             return
-        at = self.calls.counted(block)
         x = output if isinstance(output, Tensor) else state_of(output)
         if isinstance(x, tuple):
             x = x[0]  # LiLT of transformers 4: its text beside its layout
-        self._read(at.stack, at.layer, flat_states(x, self._layouts[at.stack], at))
+        self._apply(self.calls.counted(block), x)
 
     def edit_output(self, block: nn.Module, args: Any, output: Any) -> Any:
         """Edit what a block returns."""

@@ -121,7 +121,7 @@ def _has_matrix(module: nn.Module) -> bool:
     if isinstance(module, nn.Embedding):
         return False
     held: list[Tensor] = list(module.parameters(recurse=False))
-    if not any(True for _ in module.children()):
+    if next(module.children(), None) is None:
         held += module.buffers(recurse=False)  # as quantized layers keep them
     return any(x.dim() > 1 for x in held) or callable(getattr(module, "weight", None))  # of torch's int8
 

@@ -226,7 +226,7 @@ def attend_in_blocks(
         kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
     size, in_pieces = _rows(module, query, key, readings, kwargs), pieces is not None
     needs_map = in_pieces
-    for reading, _ in readings:  # a loop in a function of its own would be set up anew for each layer
+    for reading, _ in readings:  # to create a generator in each layer would take longer
         needs_map = needs_map or reading.needs_map
     bare = not needs_map and may_go_without_map(query, key) and not _has_own_rows(module, kwargs)
     # One head at a time is faster on a CPU, where a head's block stays in the cache and calls of kernels cost little.

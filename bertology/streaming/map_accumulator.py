@@ -16,7 +16,7 @@ from ..anatomy.sites import Site
 from ..data.batches import Batch
 from ..data.padding import RealQueries
 from ..errors import DataError
-from ..tap import RowStatistics, Wanted, apart, check_rows, of_map, shares, tap, together
+from ..tap import RowStatistics, Wanted, apart, check_rows, of_map, shares, tap, tap_entropies, together
 from .accumulator import Accumulator
 
 Weighting = Literal["attention", "norm"]
@@ -170,7 +170,12 @@ def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None
 
     fewest = min((measure.rows for measure in measures if measure.rows is not None), default=None)
     whole = any(measure.whole or measure.text_only for measure in measures)
-    with tap(anatomy, tapped, read=read, rows=fewest, whole=whole, wants=wants):
+    # A measure that reads the outputs too has read its maps by then.
+    if tapped == "entropy" and all(type(measure).update is MapAccumulator.update for measure in measures):
+        tapping = tap_entropies(anatomy, read, rows=fewest, whole=whole)
+    else:
+        tapping = tap(anatomy, tapped, read=read, rows=fewest, whole=whole, wants=wants)
+    with tapping:
         yield
     real.check()
     for measure in measures:

@@ -17,7 +17,7 @@ transformers.
 
 from .arriving import output_weights, shares
 from .edits import edits_of
-from .hooks import check_rows, is_tapped, tap, tap_states
+from .hooks import check_rows, is_tapped, tap, tap_entropies, tap_states
 from .mixing import Mixed
 from .position_bias import narrow_biases, takes_bias
 from .restore import uncached, uncompiled, undisturbed
@@ -51,6 +51,7 @@ __all__ = [
     "tail_noted",
     "takes_bias",
     "tap",
+    "tap_entropies",
     "tap_states",
     "together",
     "uncached",

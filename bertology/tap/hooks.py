@@ -21,7 +21,7 @@ from .calls import Calls
 from .edits import noted, same_shape
 from .function_mode import of_reader, watch_products
 from .head_layout import flattened, join_heads, laid_back, split_heads
-from .map_reader import Wants
+from .map_reader import FewWeights, Wants
 from .mixing import Parting
 from .private_api import has_pre_hooks, set_hooks
 from .recompute import Edit, keep_for_recomputation, reader_of_first_run, recomputing, watch_recomputation
@@ -134,6 +134,17 @@ def tap_states(anatomy: Anatomy, read: Callable[..., Any], read_last: Callable[.
         tap_blocks(anatomy, undo, reader_of_first_run(read), None, once=False)
         tap_last(anatomy, undo, reader_of_first_run(read_last), None, once=False)
         yield
+
+
+@contextmanager
+def tap_entropies(anatomy: Anatomy, read: Callable[..., Any], *, rows: int | None, whole: bool) -> Iterator[None]:
+    """`tap` at "entropy", for one pass; those of small maps are read after it, at the end of the `with`."""
+    few = FewWeights(read)
+    with ExitStack() as undo:
+        _begin(anatomy, undo)
+        _tap_maps(anatomy, undo, reader_of_first_run(read), "entropy", rows, whole, True, _all_statistics, None, few)
+        yield
+    few.give()
 
 
 def _name_of(edit: Callable[..., Any]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anatomy.forward_source import eager_function
-from ..anatomy.modules import each_module
+from ..anatomy.modules import attributes_of, each_module
 from ..anatomy.names import CAP_NAME, CAUSAL_NAME, FUSED_IMPLEMENTATION, FUSED_NAME, OUTPUT_MAPS_ARGUMENT
 from ..anatomy.sites import Anatomy, Site
 from ..data.models import arguments_of
@@ -98,7 +98,8 @@ def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
 def set_implementation(anatomy: Anatomy, attentions: list[nn.Module], name: str, undo: ExitStack) -> None:
     """Switch the configs around these attention modules to an attention function, while `undo` is open."""
     for attention in attentions:
-        _without_unused_cap(attention, undo)
+        if CAP_NAME in attributes_of(attention):  # to ask for what is not there takes some microseconds
+            _without_unused_cap(attention, undo)
     for config in _configs(anatomy, attentions):
         turn(config, ATTENTION_SETTING, name, undo)
 

@@ -6,17 +6,48 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..anatomy.sites import Site
 from .arriving import Arriving
 from .calls import Calls
 from .recompute import of_first_run
-from .row_statistics import RowStatistics, Wanted, attention_entropies, of_map
+from .row_statistics import FEW, RowStatistics, Wanted, attention_entropies, of_map
 
 Reader = Callable[[Site, Any, slice], Any]
 Wants = Callable[[Site, tuple[int, int, int, int]], Wanted]
 """What a reader of statistics wants of a map of this shape: batch, head, query, key."""
+
+
+class FewWeights:
+    """Small maps of a pass, of which a reader is given the entropies together: one step in place of one a layer."""
+
+    def __init__(self, read: Reader) -> None:
+        self._read = read
+        self._kept: list[tuple[Site, Tensor, slice]] = []
+
+    def takes(self, site: Site, weights: Tensor, rows: slice) -> bool:
+        """Keep a map, if it is small; its graph would need an entropy of its own."""
+        if weights.requires_grad or weights.numel() >= FEW:
+            return False
+        self._kept.append((site, weights, rows))
+        if len(self._kept) == _MOST_KEPT:
+            self.give()
+        return True
+
+    def give(self) -> None:
+        """Give the reader the entropies of the maps that were kept."""
+        kept, self._kept = self._kept, []
+        maps = [weights for _, weights, _ in kept]
+        alike = len({(x.shape, x.dtype, x.device) for x in maps}) == 1
+        found = attention_entropies(torch.stack(maps)) if alike else map(attention_entropies, maps)
+        for (site, _, rows), entropies in zip(kept, found, strict=True):
+            self._read(site, entropies, rows)
+
+
+# With fewer weights each, they take 1 MB at most.
+_MOST_KEPT = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +62,7 @@ class Reading:
     whole: bool
     wants: Wants
     arriving: Arriving | None = None
+    few: FewWeights | None = None
     masks: dict[Any, Tensor] = field(default_factory=dict)
     """The causal masks of whole texts, which all layers share."""
     eager: dict[type, tuple[Callable[..., Any], bool]] = field(default_factory=dict)
@@ -61,8 +93,10 @@ class Reading:
             batch, heads, queries, keys = weights.shape
             wanted = self.wants(site, (batch, heads, queries, keys))
             self.read(site, of_first_run(of_map)(weights.detach(), rows, wanted), rows)
-        else:
-            found = of_first_run(attention_entropies)(weights) if entropies is None else entropies
+        elif entropies is not None:
+            self.read(site, entropies, rows)
+        elif self.few is None or not self.few.takes(site, weights, rows):
+            found = of_first_run(attention_entropies)(weights)
             self.read(site, found, rows)
 
     def give_statistics(self, site: Site, found: RowStatistics) -> None:

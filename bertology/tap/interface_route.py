@@ -27,6 +27,7 @@ from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, PROOF_ROWS, attend_plainly, is_plain, repeated, scale_of
 from .plain_inputs import Plain, causal_mask
 from .private_api import ATTENTION_SETTING, set_hooks
+from .recompute import recomputing
 from .restore import first_value, turn
 from .statistics_route import attend_without_map, may_go_without_map
 
@@ -181,7 +182,8 @@ def _attend(
     # A module whose heads were all pruned is not read, but shares its config with others.
     found, pieces = _readings.get(module, ()), _pieces.get(module)
     if pieces is None or not pieces.done:
-        readings = [(reading, reading.calls.next(module)) for reading in found]
+        again = recomputing()
+        readings = [(one, one.calls.next(module) if again else one.calls.counted(module)) for one in found]
     else:
         readings = pieces.readings
     if attention_mask is not None and first_value(module.config, ATTENTION_SETTING) != "eager":
@@ -226,6 +228,12 @@ def attend_in_blocks(
     if asks:  # CLIP of transformers 4 keeps its map otherwise
         kwargs = kwargs | {OUTPUT_MAPS_ARGUMENT: True}
     size, in_pieces = _rows(module, query, key, readings, kwargs), pieces is not None
+    if size == query.shape[2] and not may_go_without_map(query, key):
+        rows = slice(0, size)
+        mask = _masked(attention_mask, query, key, rows, causal, readings)
+        output, weights = eager(module, query, key, value, mask, **kwargs)
+        _give(readings, weights, rows, value, pieces)
+        return output
     needs_map = in_pieces
     for reading, _ in readings:  # to create a generator in each layer would take longer
         needs_map = needs_map or reading.needs_map
@@ -253,11 +261,19 @@ def attend_in_blocks(
             output, weights, entropies = attend_plainly(part, key, value, mask, kwargs)
         else:
             (output, weights), entropies = eager(module, part, key, value, mask, **kwargs), None
-        for reading, site in readings:
-            weighed = reading.weighed(site, weights, rows, None if in_pieces else value)
-            reading.give(site, *_placed(pieces, weighed, rows), entropies)
+        _give(readings, weights, rows, value, pieces, entropies)
         outputs.append(output)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _give(
+    readings: list[tuple[Reading, Site]], weights: Tensor, rows: slice, value: Tensor, pieces: _Pieces | None,
+    entropies: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Give the weights of a block of queries to their readers."""
+    for reading, site in readings:
+        found = weights if reading.arriving is None else reading.weighed(site, weights, rows, None if pieces else value)
+        reading.give(site, *((found, rows) if pieces is None else _placed(pieces, found, rows)), entropies)
 
 
 def _eager_of(module: nn.Module, readings: list[tuple[Reading, Site]]) -> tuple[Callable[..., Any], bool]:
@@ -297,9 +313,9 @@ def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
 
 
-def _placed(pieces: _Pieces | None, weights: Tensor, rows: slice) -> tuple[Tensor, slice]:
+def _placed(pieces: _Pieces, weights: Tensor, rows: slice) -> tuple[Tensor, slice]:
     """The weights of a piece of the tokens among those of all, which its queries do not look at."""
-    if pieces is None or weights.shape[-1] == pieces.tokens:
+    if weights.shape[-1] == pieces.tokens:
         return weights, rows
     start = pieces.done
     whole = F.pad(weights, (start, pieces.tokens - start - weights.shape[-1]))
@@ -317,7 +333,9 @@ def _masked(
         if which not in kept:
             kept[which] = causal_mask(rows, slice(0, key.shape[2]), query)[None, None]
         return kept[which]
-    return mask[..., rows, :] if mask is not None and mask.shape[-2] == query.shape[2] else mask
+    if mask is None or mask.shape[-2] != query.shape[2] or rows == slice(0, query.shape[2]):
+        return mask
+    return mask[..., rows, :]
 
 
 def _rows(

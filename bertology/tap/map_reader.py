@@ -12,7 +12,7 @@ from torch import Tensor
 from ..anatomy.sites import Site
 from .arriving import Arriving
 from .calls import Calls
-from .recompute import of_first_run
+from .recompute import of_first_run, recomputing
 from .row_statistics import FEW, RowStatistics, Wanted, attention_entropies, of_map
 
 Reader = Callable[[Site, Any, slice], Any]
@@ -85,7 +85,7 @@ class Reading:
 
     def give(self, site: Site, weights: Tensor, rows: slice, entropies: Tensor | None = None) -> None:
         """Give the reader what it reads of a block of attention weights; not of a part that runs again."""
-        if not self.calls.count:
+        if recomputing() and not self.calls.count:
             return
         if self.what in ("attention", "norms"):
             self.read(site, weights, rows)

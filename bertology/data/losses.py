@@ -196,7 +196,7 @@ class TokenLoss:
 def _counts(labels: Tensor, real: Tensor) -> Tensor:
     """[batch]: how many tokens of each example have a label. Raises `LossError` where one has none."""
     counts = (real & (labels != IGNORED)).sum(-1)
-    if (counts == 0).any():
+    if not counts.all():
         empty = (counts == 0).nonzero().flatten().tolist()
         raise LossError(
             f"example(s) {empty} of the batch have no labelled token: every label is {IGNORED} or on padding. "

@@ -77,6 +77,8 @@ def next_tokens(outputs: Any, labels: Tensor, real: Tensor) -> tuple[Tensor, Ten
     prompt = logits.shape[1] - labels.shape[1]
     if prompt:
         labels, real = F.pad(labels, (prompt, 0), value=IGNORED), F.pad(real, (prompt, 0), value=True)
+    if real.all():
+        return logits[:, :-1], labels[:, 1:], real[:, 1:]
     counts = real[:, 1:] & (real.cumsum(1)[:, :-1] > 0)
     if not (counts & ~real[:, :-1]).any():
         return logits[:, :-1], labels[:, 1:], counts

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.forward_source import first_weight
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batch_checks import input_name
 from ..data.batches import Batch, BatchesOrTexts, examples, rows_per_example
@@ -119,14 +120,16 @@ class GateAccumulator(Accumulator):
     def gates(self, batch: Batch, value: float) -> Tensor:
         """[layer, example, head]: gates of this value, one for each head of each example."""
         shape = (self.anatomy.layers, examples(batch), self.anatomy.heads)
-        dtype, device = next(self.anatomy.model.parameters()).dtype, batch[input_name(batch)].device
-        return torch.full(shape, value, dtype=dtype, device=device, requires_grad=True)
+        weight, device = first_weight(self.anatomy.model), batch[input_name(batch)].device
+        assert weight is not None
+        return torch.full(shape, value, dtype=weight.dtype, device=device, requires_grad=True)
 
     def means(self, what: str, *sums: Tensor) -> list[Tensor]:
         """The means over examples of these sums. Raises `DataError` where one of them is not finite."""
         self.check_measured(self.examples, "example")
         there, many = self.anatomy.present, int(self.examples)
-        return [finite(cpu64(x) / many, there, what) for x in sums]
+        # A copy of each: a result holds no memory of others, and can be written to a file.
+        return [x.clone() for x in finite(cpu64(torch.stack(sums)) / many, there, what)]
 
 
 class ImportanceAccumulator(LossGradientAccumulator, GateAccumulator):
@@ -158,7 +161,7 @@ class ImportanceAccumulator(LossGradientAccumulator, GateAccumulator):
             return
         self._gates = self.gates(batch, 1.0)
         gates = self._gates if repeat == 1 else self._gates.repeat_interleave(repeat, dim=1)
-        with gating(self.anatomy, gates.unbind()):
+        with gating(self.anatomy, gates, one_pass=True):
             yield
 
     def points(self) -> list[Tensor]:
@@ -190,10 +193,12 @@ class ImportanceAccumulator(LossGradientAccumulator, GateAccumulator):
             gradient = found[0].to(device, torch.float64)
             absolute = gradient.abs()
             del self._gates
+        squared = gradient.square().sum(1)
         self.absolute += absolute.sum(1)
-        self.squared_absolute += absolute.square().sum(1)
+        # Of whole examples the absolute value is that of the gradient itself.
+        self.squared_absolute += absolute.square().sum(1) if self._granularity == "token" else squared
         self.signed += gradient.sum(1)
-        self.squared += gradient.square().sum(1)
+        self.squared += squared
         self.examples += examples(batch)
 
     def compute(self) -> Result:

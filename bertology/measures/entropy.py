@@ -122,8 +122,8 @@ class EntropyAccumulator(MapAccumulator):
         """Divide by the number of real queries, or of examples."""
         self.check_measured(self.queries, "real query")
         there = self.anatomy.present & (self.queries.cpu() > 0)[:, None]
-        sums = ((self.total, self.over), (self.first, self.examples))
-        mean, first = (finite(cpu64(x) / many.cpu()[:, None], there, "attention entropy") for x, many in sums)
+        sums, over = torch.stack([self.total, self.first]), torch.stack([self.over, self.examples])
+        mean, first = (x.clone() for x in finite(cpu64(sums) / over.cpu()[..., None], there, "attention entropy"))
         return AttentionEntropy(mean, first, self.queries.cpu(), self.anatomy.labels)
 
 

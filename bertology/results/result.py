@@ -260,12 +260,13 @@ def _taken(values: Any, axis: int, rows: list[int]) -> Any:
 
 
 def finite(values: Tensor, there: Tensor, what: str) -> Tensor:
-    """[layer, head]: the values, NaN where no head is. Raises `DataError` where a head's value is not finite."""
+    """[..., layer, head]: the values, NaN where no head is. Raises `DataError` where a head's value is not finite."""
     broken = [] if all_finite(values) else (there & ~values.isfinite()).nonzero().tolist()
     if broken:
-        row, head = broken[0]
+        row, head = broken[0][-2:]
+        many = len({(one[-2], one[-1]) for one in broken})
         raise DataError(
-            f"{what} is {values[row, head].item()} for {how_many(len(broken), 'head')}, the first at layer {row}, head "
+            f"{what} is {values[tuple(broken[0])].item()} for {how_many(many, 'head')}, the first at layer {row}, head "
             f"{head}: look for NaN or overflow in the model's weights and outputs"
         )
     return values.masked_fill(~there, float("nan"))

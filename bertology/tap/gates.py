@@ -165,26 +165,32 @@ def gated(model: nn.Module, gates: Any = None, *, neurons: Any = None) -> Iterat
 
 
 @contextmanager
-def gating(anatomy: Anatomy, gates: Tensor | tuple[Tensor, ...]) -> Iterator[None]:
+def gating(anatomy: Anatomy, gates: Tensor, *, one_pass: bool = False) -> Iterator[None]:
     """`gated`, for gates that were checked before, on a model that was dissected before: of heads, or of neurons.
 
-    The gates may be parted by layer, `gates.unbind()`: the backward pass then fills one tensor, and not one a layer.
+    With `one_pass` the gates are used in one pass alone: its backward pass then fills one tensor, and not one a layer.
     """
-    was_off, by_example = not torch.is_grad_enabled(), gates[0].dim() == 2
+    was_off, by_example = not torch.is_grad_enabled(), gates.dim() == 3
     of_images = {stack for stack in {site.stack for site in anatomy.sites} if anatomy.reads_images(stack)}
-    # [head, 1] for each layer, laid out once: views, in which gates that change are seen.
+    # [head, 1], or [batch, 1, head, 1], for each layer, laid out once: views, in which gates that change are seen.
     columns: Sequence[Tensor] = ()
-    if isinstance(gates, Tensor) and not (by_example or gates.requires_grad or gates.is_inference()):
-        columns = gates[..., None].unbind()
+    if one_pass or not (by_example or gates.requires_grad or gates.is_inference()):
+        columns = (gates[:, :, None, :, None] if by_example else gates[..., None]).unbind()
+
+    def column_of(site: Site, x: Tensor) -> Tensor | None:
+        if not columns or (gates.requires_grad and not one_pass) or site.stack in of_images:
+            return None
+        column = columns[site.row]
+        fits = column.shape[-2] == len(site.kept) and (not by_example or len(column) == len(x))
+        return column if fits and column.dtype == x.dtype and column.device == x.device else None
 
     def edit(site: Site, x: Tensor) -> Tensor:
-        if columns and not gates.requires_grad:  # type: ignore[union-attr]
-            column = columns[site.row]
-            if column.shape[0] == len(site.kept) and column.dtype == x.dtype and column.device == x.device:
-                return x * column
-        gate = gates[site.row]
-        if gate.requires_grad and not torch.is_grad_enabled() and not was_off:
+        if gates.requires_grad and not torch.is_grad_enabled() and not was_off:
             raise UnknownAnatomy(f"the model runs {site.label} without gradients: its gates would seem to do nothing")
+        column = column_of(site, x)
+        if column is not None:
+            return x * column
+        gate = columns[site.row][:, 0, :, 0] if one_pass and by_example else gates[site.row]
         gate = gate.to(x)
         if gate.is_inference() and torch.is_grad_enabled():
             gate = gate.clone()  # no graph can hold what was made in inference mode

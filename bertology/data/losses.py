@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -63,14 +64,20 @@ def find_loss(model: nn.Module) -> ExampleLoss:
     Raises `LossError` for any other model: for such a model pass `loss=f`, where `f(outputs, batch) -> [batch]`.
     """
     task = task_model(model)
-    for pattern, make in _LOSSES.items():
-        if re.search(f"({pattern})$", task_name(task)):
-            warn_if_it_sees_what_it_predicts(model)
-            return make(task)
-    raise LossError(
-        f"no loss is known for {type(model).__name__}: wanted a model of transformers with a head for {_TASKS}. "
-        "For another model pass loss=f, where f(outputs, batch) returns one value per example"
-    )
+    make = _maker_of(task_name(task))
+    if make is None:
+        raise LossError(
+            f"no loss is known for {type(model).__name__}: wanted a model of transformers with a head for {_TASKS}. "
+            "For another model pass loss=f, where f(outputs, batch) returns one value per example"
+        )
+    warn_if_it_sees_what_it_predicts(model)
+    return make(task)
+
+
+@lru_cache(maxsize=64)
+def _maker_of(name: str) -> Callable[[nn.Module], ExampleLoss] | None:
+    """What makes the loss of a task class of this name."""
+    return next((make for pattern, make in _LOSSES.items() if re.search(f"({pattern})$", name)), None)
 
 
 def example_losses(loss: ExampleLoss, outputs: Any, batch: Batch) -> Tensor:

@@ -111,7 +111,7 @@ class GateAccumulator(Accumulator):
     def zero(self: G, anatomy: Anatomy) -> G:
         """Set the sums to 0, and find the loss before any work is done."""
         part = self.part_of(anatomy)
-        if not part.present.any():
+        if not any(site.kept for site in part.sites):
             raise DataError(f"there is nothing to rank: every {part.sites[0].unit} of this model was pruned")
         anatomy.check_exact_gradient("importance from it would not be exact")
         self.choose_loss(anatomy, self._own)

@@ -199,7 +199,7 @@ class Accumulator(ABC):
             counted: how many `what` the sums are over, in total or by layer.
             what: what was counted, such as "real query".
         """
-        if self.anatomy.present.any() and not int(torch.as_tensor(counted).sum()):
+        if not int(torch.as_tensor(counted).sum()) and any(site.kept for site in self.anatomy.sites):
             raise DataError(
                 f"{type(self).__name__} has nothing to compute from: there was no {what}. Pass batches, whose "
                 "attention masks are 1 at the tokens of the text"

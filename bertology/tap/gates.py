@@ -191,24 +191,7 @@ def gating(anatomy: Anatomy, gates: Tensor, *, one_pass: bool = False) -> Iterat
         if column is not None:
             return x * column
         gate = columns[site.row][:, 0, :, 0] if one_pass and by_example else gates[site.row]
-        gate = gate.to(x)
-        if gate.is_inference() and torch.is_grad_enabled():
-            gate = gate.clone()  # no graph can hold what was made in inference mode
-        if len(site.kept) < gate.shape[-1]:
-            gate = gate.index_select(-1, torch.tensor(site.kept, device=x.device))
-        if gate.dim() == 1:
-            return x * gate[:, None]
-        if site.stack in of_images and (example_of := _examples_of_images(anatomy, batch, x)) is not None:
-            if len(gate) != examples(batch):
-                raise _other_batch(len(gate), examples(batch))
-            of_rows = gate[example_of.to(gate.device)]
-            return x * of_rows.view(x.shape[0], -1, *of_rows.shape[1:], 1)
-        if gate.shape[0] != x.shape[0]:
-            if x.shape[0] > 1 or not batch or x.shape[1] != len(gate) * token_count(anatomy.model, batch, site.stack):
-                raise _other_batch(len(gate), x.shape[0])
-            # The tokens of all examples in one row, example by example (OPT).
-            return (x.reshape(len(gate), -1, *x.shape[2:]) * gate[:, None, :, None]).reshape(x.shape)
-        return x * gate[:, None, :, None]
+        return _scaled(anatomy, site, x, gate.to(x), batch)
 
     batch: dict[str, Any] = {}
     with ExitStack() as taps:
@@ -216,6 +199,27 @@ def gating(anatomy: Anatomy, gates: Tensor, *, one_pass: bool = False) -> Iterat
             taps.enter_context(tap(anatomy, "inputs", read=batch.update))
         taps.enter_context(tap(anatomy, "heads", edit=edit))
         yield
+
+
+def _scaled(anatomy: Anatomy, site: Site, x: Tensor, gate: Tensor, batch: Batch) -> Tensor:
+    """`x [batch, token, head, dim]` times gates, [head] or [batch, head]; `batch` is the model's, if it is needed."""
+    if gate.is_inference() and torch.is_grad_enabled():
+        gate = gate.clone()  # no graph can hold what was made in inference mode
+    if len(site.kept) < gate.shape[-1]:
+        gate = gate.index_select(-1, torch.tensor(site.kept, device=x.device))
+    if gate.dim() == 1:
+        return x * gate[:, None]
+    if anatomy.reads_images(site.stack) and (example_of := _examples_of_images(anatomy, batch, x)) is not None:
+        if len(gate) != examples(batch):
+            raise _other_batch(len(gate), examples(batch))
+        of_rows = gate[example_of.to(gate.device)]
+        return x * of_rows.view(x.shape[0], -1, *of_rows.shape[1:], 1)
+    if gate.shape[0] != x.shape[0]:
+        if x.shape[0] > 1 or not batch or x.shape[1] != len(gate) * token_count(anatomy.model, batch, site.stack):
+            raise _other_batch(len(gate), x.shape[0])
+        # The tokens of all examples in one row, example by example (OPT).
+        return (x.reshape(len(gate), -1, *x.shape[2:]) * gate[:, None, :, None]).reshape(x.shape)
+    return x * gate[:, None, :, None]
 
 
 def _other_batch(wanted: int, rows: int) -> ShapeError:

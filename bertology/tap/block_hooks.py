@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .calls import Calls
 from .edits import same_shape
-from .private_api import edit_output, has_own_hooks, hook_behind_own, set_hooks
+from .private_api import Hook, edit_output, has_own_hooks, hook_behind_own, set_hooks
 from .recompute import recomputing
 from .states import flat_states, laid_out, state_of, with_state
 
@@ -31,10 +32,8 @@ def tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
     tapped = _TappedBlocks(anatomy, read, edit, once)
 
     def place(undo: ExitStack) -> None:
-        tapped.calls.watch(anatomy, undo)
-        set_hooks(tapped.firsts, tapped.before, undo, before=True, with_kwargs=True)
+        set_hooks(tapped.hooks(anatomy), undo)
         if edit is None:
-            set_hooks(tapped.calls.modules, tapped.read_output, undo)
             return
         # An editor comes behind hooks of the user's own, as a reader does, but before transformers notes the hidden
         # states, which some models go on with: a hook of its own, and before transformers 5 a wrapper of `forward`.
@@ -46,7 +45,7 @@ def tap_blocks(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
                 edit_output(block, tapped.edit_output, undo)
             else:
                 plain.append(block)
-        set_hooks(plain, tapped.edit_output, undo, prepend=True)
+        set_hooks([Hook(plain, tapped.edit_output, prepend=True)], undo)
 
     place(undo)
     if edit is not None:
@@ -66,6 +65,11 @@ class _TappedBlocks:
         self.firsts = list(dict.fromkeys(stack.blocks[0] for stack in anatomy.stacks if stack.blocks))
         self._layouts = {stack.name: stack.layout for stack in anatomy.stacks}
         self._read, self._edit = read, edit
+
+    def hooks(self, anatomy: Anatomy) -> list[Hook]:
+        """What counts, and what reads; an edit of what blocks return has a place of its own among other hooks."""
+        hooks = [*self.calls.hooks(anatomy), Hook(self.firsts, self.before, before=True, with_kwargs=True)]
+        return hooks if self._edit is not None else [*hooks, Hook(self.calls.modules, self.read_output)]
 
     def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read or edit what the first block of a stack is given."""
@@ -89,7 +93,8 @@ class _TappedBlocks:
         x = output if isinstance(output, Tensor) else state_of(output)
         if isinstance(x, tuple):
             x = x[0]  # LiLT of transformers 4: its text beside its layout
-        self._apply(self.calls.counted(block), x)
+        at = self.calls.counted(block)
+        self._read(at.stack, at.layer, flat_states(x, self._layouts[at.stack], at))
 
     def edit_output(self, block: nn.Module, args: Any, output: Any) -> Any:
         """Edit what a block returns."""
@@ -110,12 +115,21 @@ class _TappedBlocks:
 
 def tap_last(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
     """Read the last hidden states of stacks while `undo` is open."""
-    for stack in anatomy.stacks:
+    set_hooks(_of_last(anatomy, read), undo)
 
-        def after(module: nn.Module, args: Any, output: Any, name: str = stack.name) -> None:
-            if isinstance(output, Tensor):
-                read(name, output)
-            else:
-                read(name, output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0])
 
-        set_hooks([stack.last], after, undo)
+def read_states(anatomy: Anatomy, undo: ExitStack, read: Any, read_last: Any) -> None:
+    """Read what blocks return in every run of a stack, and the last hidden states, while `undo` is open."""
+    set_hooks([*_TappedBlocks(anatomy, read, None, once=False).hooks(anatomy), *_of_last(anatomy, read_last)], undo)
+
+
+def _of_last(anatomy: Anatomy, read: Any) -> list[Hook]:
+    """What reads the last hidden states of stacks."""
+
+    def after(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            read(name, output)
+        else:
+            read(name, output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0])
+
+    return [Hook([stack.last], partial(after, stack.name)) for stack in anatomy.stacks]

@@ -21,7 +21,7 @@ from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Site
 from ..errors import UnknownAnatomy, how_many
 from .listed import is_listed
-from .private_api import set_hooks
+from .private_api import Hook, set_hooks
 from .recompute import Edit, applies, keep_for_recomputation, recomputing
 
 Place = TypeVar("Place")
@@ -113,19 +113,23 @@ class Calls(Generic[Place]):
         return places[done]
 
     def watch(self, anatomy: Anatomy, undo: ExitStack) -> None:
-        """Count from 0 in every forward pass of the model, or of a stack that is run by itself, and check at its end.
+        """Set the hooks that count, while `undo` is open."""
+        set_hooks(self.hooks(anatomy), undo)
+
+    def hooks(self, anatomy: Anatomy) -> list[Hook]:
+        """What counts from 0 in every forward pass of the model, or of a stack that is run by itself, and checks it.
 
         A stack that does not run is not checked (an image tower without an image), and modules that may rest need
         not run: a decoder without an encoder's states skips its cross attention.
         """
         self._model = anatomy.model
         self._inside = self._by_stack(anatomy)
-        set_hooks(self._inside, self._start_stack, undo, before=True)
-        set_hooks(self._inside, self._end_stack, undo)
+        hooks = [Hook(self._inside, self._start_stack, before=True), Hook(self._inside, self._end_stack)]
         if anatomy.model not in self._inside:
-            set_hooks([anatomy.model], self._start_model, undo, before=True)
-            set_hooks([anatomy.model], self._end_model, undo)
-            set_hooks([anatomy.model], self._leave_model, undo, always_call=True)
+            model = [anatomy.model]
+            hooks += [Hook(model, self._start_model, before=True), Hook(model, self._end_model)]
+            hooks.append(Hook(model, self._leave_model, always_call=True))
+        return hooks
 
     def _start_stack(self, stack: nn.Module, args: Any) -> None:
         if self._in_model and not self._is_complete(stack):

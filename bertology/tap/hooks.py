@@ -15,7 +15,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..errors import BertologyError, checked
 from .arriving import Arriving
 from .attention_maps import tap_maps
-from .block_hooks import tap_blocks, tap_last
+from .block_hooks import read_states, tap_blocks, tap_last
 from .block_sums import follow_sums
 from .calls import Calls
 from .edits import noted, same_shape
@@ -23,7 +23,7 @@ from .function_mode import of_reader, watch_products
 from .head_layout import flattened, join_heads, laid_back, split_heads
 from .map_reader import FewWeights, Wants
 from .mixing import Parting
-from .private_api import has_pre_hooks, set_hooks
+from .private_api import Hook, has_pre_hooks, set_hooks
 from .recompute import Edit, keep_for_recomputation, reader_of_first_run, recomputing, watch_recomputation
 from .restore import run_uncompiled
 from .row_statistics import Wanted
@@ -131,8 +131,7 @@ def tap_states(anatomy: Anatomy, read: Callable[..., Any], read_last: Callable[.
     """`tap` at "block", in every run of a stack, and at "last"."""
     with ExitStack() as undo:
         _begin(anatomy, undo)
-        tap_blocks(anatomy, undo, reader_of_first_run(read), None, once=False)
-        tap_last(anatomy, undo, reader_of_first_run(read_last), None, once=False)
+        read_states(anatomy, undo, reader_of_first_run(read), reader_of_first_run(read_last))
         yield
 
 
@@ -185,7 +184,7 @@ def _tap_inputs(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: b
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read(dict(zip(names, args, strict=False)) | kwargs)
 
-    set_hooks([anatomy.model], before, undo, before=True, with_kwargs=True)
+    set_hooks([Hook([anatomy.model], before, before=True, with_kwargs=True)], undo)
 
 
 def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bool) -> None:
@@ -217,12 +216,11 @@ def _tap_heads(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: bo
     bare = {site.place for site in anatomy.sites if site.weight}
 
     def place(undo: ExitStack) -> None:
-        calls.watch(anatomy, undo)
+        called = [module for module in calls.modules if module not in bare] if bare else calls.modules
+        set_hooks([*calls.hooks(anatomy), Hook(called, before, before=True, with_kwargs=True)], undo)
         if bare:
             watch_products([module for module in calls.modules if module in bare], calls.next, of_product, undo)
         open_torch_attention([site.attention for site in anatomy.sites], undo)
-        called = [module for module in calls.modules if module not in bare] if bare else calls.modules
-        set_hooks(called, before, undo, before=True, with_kwargs=True)
 
     place(undo)
     if edit is not None:
@@ -261,8 +259,7 @@ def _tap_mlps(anatomy: Anatomy, undo: ExitStack, read: Any, edit: Any, once: boo
         return new if whole is output else (new, *output[1:])
 
     def place(undo: ExitStack) -> None:
-        calls.watch(mlps, undo)
-        set_hooks(calls.modules, after, undo)
+        set_hooks([*calls.hooks(mlps), Hook(calls.modules, after)], undo)
 
     place(undo)
     if edit is not None:

@@ -26,7 +26,7 @@ from .listed import modules_of
 from .map_reader import Reading
 from .plain_attention import CACHE_BYTES, PROOF_ROWS, attend_plainly, is_plain, repeated, scale_of
 from .plain_inputs import Plain, causal_mask
-from .private_api import ATTENTION_SETTING, set_hooks
+from .private_api import ATTENTION_SETTING, Hook, set_hooks
 from .recompute import recomputing
 from .restore import first_value, turn
 from .statistics_route import attend_without_map, may_go_without_map
@@ -91,7 +91,7 @@ def switch(anatomy: Anatomy, reading: Reading, undo: ExitStack) -> None:
     for attention in reading.calls.modules:
         _readings.setdefault(attention, []).append(reading)
         read.append(attention)
-    set_hooks(read, _start, undo, before=True, with_kwargs=True)
+    set_hooks([Hook(read, _start, before=True, with_kwargs=True)], undo)
     name = UNMASKED_NAME if _is_fused(anatomy) else NAME
     set_implementation(anatomy, reading.calls.modules, name, undo)
 

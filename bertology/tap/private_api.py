@@ -9,11 +9,11 @@ from __future__ import annotations
 import dis
 import sys
 import types
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from operator import attrgetter, itemgetter, methodcaller
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint
@@ -196,31 +196,47 @@ def running_modules() -> Iterator[nn.Module]:
         frame = frame.f_back
 
 
-def set_hooks(
-    modules: Iterable[nn.Module], hook: Callable[..., Any], undo: ExitStack, *, before: bool = False,
-    with_kwargs: bool = False, always_call: bool = False, prepend: bool = False,
-) -> None:  # fmt: skip
-    """Set one hook on all of these modules, each of which is there once, while `undo` is open.
+class Hook(NamedTuple):
+    """A hook and the modules, each of which is there once, that call it before they run, or after.
 
-    It is called before they run, or after. What the names mean is said at torch's own `register_forward_hook`, which
-    takes five times as long, and longer to remove what it has set: a call on a short text pays for each hook.
+    What the other names mean is said at torch's own `register_forward_hook`.
+    """
+
+    modules: Iterable[nn.Module]
+    call: Callable[..., Any]
+    before: bool = False
+    with_kwargs: bool = False
+    always_call: bool = False
+    prepend: bool = False
+
+
+def set_hooks(hooks: Sequence[Hook], undo: ExitStack) -> None:
+    """Set hooks, while `undo` is open.
+
+    torch's own functions take five times as long, and longer to remove what they have set: a call on a short text pays
+    for each hook.
     """
     # Fragile: rests on the private dictionaries of a module's hooks, and on the counter that gives hooks their numbers.
-    kind = "_forward_pre_hooks" if before else "_forward_hooks"
-    modules = list(modules)
-    filled: list[Any] = list(map(attrgetter(kind), modules))
-    told: list[Any] = list(map(attrgetter(f"{kind}_with_kwargs"), modules)) if with_kwargs else []
-    if always_call:
+    first = RemovableHandle.next_id
+    RemovableHandle.next_id += len(hooks)
+    places = [(number, *_places_of(one)) for number, one in enumerate(hooks, start=first)]
+    undo.callback(_remove_hooks, places)  # first: an interrupt may come after any step
+    for (number, filled, told), one in zip(places, hooks, strict=True):
+        for marks in told:  # before the hooks: a module that another thread runs meanwhile calls a hook as it is marked
+            marks[number] = True
+        for held in filled:
+            set_hook(held, number, one.call)
+            if one.prepend:
+                held.move_to_end(number, last=False)
+
+
+def _places_of(hook: Hook) -> tuple[list[Any], list[Any]]:
+    """Where modules keep a hook, and where they keep what it wants."""
+    kind, modules = "_forward_pre_hooks" if hook.before else "_forward_hooks", list(hook.modules)
+    told: list[Any] = list(map(attrgetter(f"{kind}_with_kwargs"), modules)) if hook.with_kwargs else []
+    if hook.always_call:
         told += map(attrgetter("_forward_hooks_always_called"), modules)
-    number = RemovableHandle.next_id
-    RemovableHandle.next_id += 1
-    undo.callback(_remove_hooks, number, filled + told)  # first: an interrupt may come after any step
-    for marks in told:  # before the hooks: a module that another thread runs meanwhile calls a hook as it is marked
-        marks[number] = True
-    for hooks in filled:
-        set_hook(hooks, number, hook)
-        if prepend:
-            hooks.move_to_end(number, last=False)
+    return list(map(attrgetter(kind), modules)), told
 
 
 def set_hook(hooks: dict[int, Any], number: int, hook: Callable[..., Any]) -> None:
@@ -229,10 +245,11 @@ def set_hook(hooks: dict[int, Any], number: int, hook: Callable[..., Any]) -> No
     hooks[number] = hook
 
 
-def _remove_hooks(number: int, filled: list[dict[int, Any]]) -> None:
-    # What is empty, or no mapping, never got the hook; all others must lose it.
-    for hooks in filter(None, filled):
-        hooks.pop(number, None)
+def _remove_hooks(places: list[tuple[int, list[Any], list[Any]]]) -> None:
+    for number, filled, told in places:
+        # What is empty, or no mapping, never got the hook; all others must lose it.
+        for hooks in filter(None, filled + told):
+            hooks.pop(number, None)
 
 
 def has_pre_hooks(module: nn.Module) -> bool:

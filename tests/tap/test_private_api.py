@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from bertology.tap.private_api import (
     ATTENTION_SETTING,
+    Hook,
     code_parts,
     current_modes,
     edit_output,
@@ -89,7 +90,7 @@ def test_hooks_that_are_set_are_called_and_removed_as_those_of_torch(how):
         register = module.register_forward_pre_hook if how.get("before") else module.register_forward_hook
         undo.callback(register(hook, **options).remove)
 
-    ours = calls(lambda module, hook, undo: set_hooks([module], hook, undo, **how))
+    ours = calls(lambda module, hook, undo: set_hooks([Hook([module], hook, **how)], undo))
     assert ours == calls(by_torch), "modules keep their hooks elsewhere: nothing would be read, or hooks would stay"
     assert any(who == "own" for who, _ in ours[0])
     assert ours[1:] == (1, True)
@@ -99,7 +100,7 @@ def test_hooks_get_numbers_of_their_own():
     """A hook that torch sets later must not take the place of one of ours, nor be removed with it."""
     module, seen = Doubling(), []
     with ExitStack() as undo:
-        set_hooks([module], lambda *_: seen.append("ours"), undo)
+        set_hooks([Hook([module], lambda *_: seen.append("ours"))], undo)
         module.register_forward_hook(lambda *_: seen.append("other"))
         module(1)
     module(1)
@@ -401,7 +402,7 @@ def test_an_interrupt_directly_after_a_hook_was_set_leaves_none(monkeypatch, bef
     layer, seen = nn.Linear(1, 1), []
     monkeypatch.setattr(sys.modules["bertology.tap.private_api"], "set_hook", interrupted)
     with pytest.raises(KeyboardInterrupt), ExitStack() as undo:
-        set_hooks([layer], lambda *_: seen.append(1), undo, before=before)
+        set_hooks([Hook([layer], lambda *_: seen.append(1), before=before)], undo)
     layer(torch.ones(1))
     assert not seen
 
@@ -411,6 +412,6 @@ def test_a_module_that_can_take_no_hook_leaves_none_on_others(before):
     layer, broken, seen = nn.Linear(1, 1), nn.Linear(1, 1), []
     vars(broken)["_forward_pre_hooks" if before else "_forward_hooks"] = ()
     with pytest.raises(TypeError, match="does not support item assignment"), ExitStack() as undo:
-        set_hooks([broken, layer][::-1], lambda *_: seen.append(1), undo, before=before)
+        set_hooks([Hook([broken, layer][::-1], lambda *_: seen.append(1), before=before)], undo)
     layer(torch.ones(1))
     assert not seen

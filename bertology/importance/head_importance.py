@@ -129,7 +129,7 @@ class GateAccumulator(Accumulator):
         self.check_measured(self.examples, "example")
         there, many = self.anatomy.present, int(self.examples)
         # A copy of each: a result holds no memory of others, and can be written to a file.
-        return [x.clone() for x in finite(cpu64(torch.stack(sums)) / many, there, what)]
+        return [x.clone() for x in finite(cpu64(torch.stack(sums)) / many, there, what).unbind()]
 
 
 class ImportanceAccumulator(LossGradientAccumulator, GateAccumulator):

@@ -98,19 +98,18 @@ class EntropyAccumulator(MapAccumulator):
     def _add(self, sites: list[Site], blocks: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
         """Add the entropies of these layers, which are given block by block: for each layer entropies, real tokens."""
         device = self.total.device
+        if len(blocks) == 1 and device.type == "cpu" and bool(blocks[0][0][1].all()):
+            self._add_complete(sites, torch.stack([x for x, _ in blocks[0]]).to(device))
+            return
         count = torch.zeros(len(blocks[0][0][1]), dtype=torch.int64, device=device)
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for number, block in enumerate(blocks):
+        for block in blocks:
             real = block[0][1].to(device)
             each = torch.stack([x for x, _ in block]).to(device)  # [site, batch, head, query]
-            complete = device.type == "cpu" and bool(real.all())  # on a GPU it would take longer to ask
-            if complete and number == 0:
-                firsts = each[..., 0]
-            else:
-                each = each if complete else each.masked_fill(~real[:, None], 0)
-                starts = (count == 0) & real.any(1)
-                where = real.int().argmax(1)[:, None, None].expand(*each.shape[:3], 1)
-                firsts = each.gather(3, where)[:, starts, :, 0]
+            each = each.masked_fill(~real[:, None], 0)
+            starts = (count == 0) & real.any(1)
+            where = real.int().argmax(1)[:, None, None].expand(*each.shape[:3], 1)
+            firsts = each.gather(3, where)[:, starts, :, 0]
             add_to_all(self.first, sites, firsts.sum(1, dtype=torch.float64))
             total, count = total + each.sum(3, dtype=torch.float64), count + real.sum(1)
         sums, over = batch_average(total.movedim(1, 0), count, self._average)
@@ -118,12 +117,24 @@ class EntropyAccumulator(MapAccumulator):
         for name, more in (("over", over), ("queries", count.sum()), ("examples", (count > 0).sum())):
             add_to_all(getattr(self, name), sites, more.expand(len(sites)))
 
+    def _add_complete(self, sites: list[Site], each: Tensor) -> None:
+        """Add the entropies `[site, batch, head, query]` of texts without padding, which need no count."""
+        examples, queries = each.shape[1], each.shape[3]
+        total = each.sum(3, dtype=torch.float64)
+        add_to_all(self.first, sites, each[..., 0].sum(1, dtype=torch.float64))
+        add_to_all(self.total, sites, (total if self._average == "query" else total / queries).sum(1))
+        counts = torch.tensor([examples, examples * queries])[:, None].expand(2, len(sites)).unbind()
+        of_average = counts[1] if self._average == "query" else counts[0]
+        for name, more in (("over", of_average), ("queries", counts[1]), ("examples", counts[0])):
+            add_to_all(getattr(self, name), sites, more)
+
     def compute(self) -> AttentionEntropy:
         """Divide by the number of real queries, or of examples."""
         self.check_measured(self.queries, "real query")
         there = self.anatomy.present & (self.queries.cpu() > 0)[:, None]
         sums, over = torch.stack([self.total, self.first]), torch.stack([self.over, self.examples])
-        mean, first = (x.clone() for x in finite(cpu64(sums) / over.cpu()[..., None], there, "attention entropy"))
+        both = finite(cpu64(sums) / over.cpu()[..., None], there, "attention entropy")
+        mean, first = (x.clone() for x in both.unbind())
         return AttentionEntropy(mean, first, self.queries.cpu(), self.anatomy.labels)
 
 

@@ -135,14 +135,14 @@ def _given(measures: Sequence[MapAccumulator], site: Site, x: Any, rows: slice) 
     """What each measure is given of what was read for all of them."""
     if isinstance(x, RowStatistics):
         return apart(x, [measure.wants(site, x.shape) for measure in measures])
-    values = shares(x) if measures[0].weighting == "norm" else x.detach()
-
-    def of(measure: MapAccumulator) -> Any:
-        if measure.place == "statistics":
-            return of_map(values, rows, measure.wants(site, x.shape))
-        return x if measure.needs_gradient else values
-
-    return [of(measure) for measure in measures]
+    # A detached view of what has no graph would cost as much as the rest.
+    values = shares(x) if measures[0].weighting == "norm" else x.detach() if x.requires_grad else x
+    return [
+        of_map(values, rows, measure.wants(site, x.shape))
+        if measure.place == "statistics"
+        else (x if measure.needs_gradient else values)
+        for measure in measures
+    ]
 
 
 @contextmanager

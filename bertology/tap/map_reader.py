@@ -41,7 +41,7 @@ class FewWeights:
         kept, self._kept = self._kept, []
         maps = [weights for _, weights, _ in kept]
         alike = len({(x.shape, x.dtype, x.device) for x in maps}) == 1
-        found = attention_entropies(torch.stack(maps)) if alike else map(attention_entropies, maps)
+        found = attention_entropies(torch.stack(maps)).unbind() if alike else map(attention_entropies, maps)
         for (site, _, rows), entropies in zip(kept, found, strict=True):
             self._read(site, entropies, rows)
 

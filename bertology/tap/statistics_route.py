@@ -26,8 +26,9 @@ SHORTEST = {"cpu": 256, "cuda": 256}
 def may_go_without_map(query: Tensor, key: Tensor) -> bool:
     """Whether statistics of attention with these inputs are computed without a map, if it is plain."""
     device = query.device.type
-    known = query.dtype in (torch.float32, torch.float64) or (device == "cuda" and query.dtype in HALVES)
-    return known and key.shape[2] >= SHORTEST.get(device, key.shape[2] + 1)
+    if device not in SHORTEST or key.shape[2] < SHORTEST[device]:
+        return False
+    return query.dtype in (torch.float32, torch.float64) or (device == "cuda" and query.dtype in HALVES)
 
 
 def attend_without_map(

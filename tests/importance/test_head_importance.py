@@ -247,6 +247,17 @@ def test_encoder_decoder_has_scores_for_every_stack():
         assert importance.scores[row, head].item() == pytest.approx(total, rel=1e-3)
 
 
+def test_nan_in_weights_that_fused_attention_passes_over_is_named():
+    model = BY_NAME["bert"].build("classifier")
+    query, key = (getattr(model.bert.encoder.layer[1].attention.self, name).weight.data for name in ("query", "key"))
+    query[0, 0], key[0, 0] = float("inf"), -float("inf")  # of which the sum is NaN, too
+    with pytest.raises(LossError, match="losses must be finite"):
+        head_importance(model, batch())
+    query[0, 0], key[0, 0] = float("nan"), 0
+    with pytest.raises(DataError, match=r"weight of the Linear of encoder\.1 holds NaN: load the model again"):
+        head_importance(model, batch())
+
+
 def test_nan_gradients_are_an_error():
     model, inputs = BY_NAME["bert"].build(), batch()
 

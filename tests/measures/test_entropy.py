@@ -1,11 +1,12 @@
 import math
+import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertology import attention_entropy, attention_maps, prune_heads
+from bertology import EntropyAccumulator, accumulate, attention_entropy, attention_maps, prune_heads
 from bertology.errors import DataError
 from bertology.tap import attention_entropies
 from bertology.tap.row_statistics import FEW
@@ -111,6 +112,39 @@ def test_entropies_have_gradients(many):
     (found,) = torch.autograd.grad(attention_entropies(scores.softmax(-1)).sum(), scores)
     (expected,) = torch.autograd.grad(-(scores.softmax(-1) * scores.log_softmax(-1)).sum(), scores)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("most", [1, 2, 64])
+def test_small_maps_of_several_layers_are_measured_at_once_as_each_alone(family, monkeypatch, most):
+    model, inputs = family.build(), batch((5, 7))
+    reader = sys.modules["bertology.tap.map_reader"]
+    monkeypatch.setattr(reader, "_MOST_KEPT", most)
+    together = attention_entropy(model, inputs)
+    monkeypatch.setattr(reader.FewWeights, "takes", lambda *_: False)
+    alone = attention_entropy(model, inputs)
+    torch.testing.assert_close(together.mean, alone.mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(together.first, alone.first, rtol=1e-6, atol=1e-6)
+
+
+def test_a_measure_that_reads_outputs_has_read_its_maps_by_then():
+    class Counting(EntropyAccumulator):
+        def update(self, batch, outputs):
+            assert len(self._read) == self.anatomy.layers
+
+    model = BY_NAME["gpt2"].build()
+    (found,) = accumulate(model, batch(), Counting())
+    torch.testing.assert_close(found.mean, attention_entropy(model, batch()).mean, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("average", ["query", "example"])
+def test_texts_without_padding_are_measured_as_texts_with_it(average):
+    """Of these the tokens are counted, of those they need not be."""
+    model, padded = BY_NAME["bert"].build(), batch((7, 4, 7))
+    found = attention_entropy(model, each_alone(padded), average=average)
+    expected = attention_entropy(model, padded, average=average)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.first, expected.first, rtol=1e-6, atol=1e-6)
+    assert torch.equal(found.queries, expected.queries)
 
 
 def test_pruned_heads_have_no_entropy():

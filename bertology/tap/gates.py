@@ -178,10 +178,10 @@ def gating(anatomy: Anatomy, gates: Tensor, *, one_pass: bool = False) -> Iterat
         columns = (gates[:, :, None, :, None] if by_example else gates[..., None]).unbind()
 
     def column_of(site: Site, x: Tensor) -> Tensor | None:
-        if not columns or (gates.requires_grad and not one_pass) or site.stack in of_images:
+        if not columns or (gates.requires_grad and not one_pass) or (by_example and site.stack in of_images):
             return None
         column = columns[site.row]
-        fits = column.shape[-2] == len(site.kept) and (not by_example or len(column) == len(x))
+        fits = column.shape[-2] == len(site.kept) and (not by_example or column.shape[0] == x.shape[0])
         return column if fits and column.dtype == x.dtype and column.device == x.device else None
 
     def edit(site: Site, x: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class FewWeights:
             self._read(site, entropies, rows)
 
 
-# With fewer weights each, they take 1 MB at most.
+# With fewer than `FEW` weights each, they take 2 MB at most.
 _MOST_KEPT = 64
 
 

@@ -228,10 +228,10 @@ class WordMaps:
         part, mix, padding = self._matrices(what, x)
         # Keys first, so that neither product needs a copy of its factors for each head.
         to = (part.mT @ x.flatten(1, 2).mT).unflatten(2, x.shape[1:3])  # [batch, part, head, query]
-        if padding is not None:
-            to.masked_fill_(padding, 0)
-        if not (to.sum().isfinite() or to.isfinite().all()):
-            raise DataError("attention weights are not finite: check the model's weights for NaN or overflow")
+        if not to.sum().isfinite():  # the rows of padding have no share in those of words, but may hold NaN
+            to = to if padding is None else to.masked_fill(padding, 0)
+            if not to.isfinite().all():
+                raise DataError("attention weights are not finite: check the model's weights for NaN or overflow")
         if self._rows == "max":
             of_part = (to.masked_fill(p[:, None, None] == 0, 0).amax(3) for p in part.unbind(2))
             whole = torch.stack(list(of_part), dim=3)

@@ -164,17 +164,18 @@ class DependencyAccumulator(WordMapAccumulator):
         root = (self._arcs.head == 0).to(self.right.device)
         self.roots += torch.bincount(number[root], minlength=len(self._relations))
         self.root_offset_right.index_add_(0, number[root], guesses[root])
-        # [(offset relation), arc]: which arcs count for a relation, all of them or those that an offset gets right.
-        member = number == torch.arange(len(self._relations), device=number.device)[:, None]
-        self._counted = torch.cat([member, *(member * guess for guess in guesses.mT)]).float()
+        # Each arc counts for its relation, and once more for each offset that gets it right.
+        guessed, offset = guesses.nonzero(as_tuple=True)
+        self._counted = torch.cat([torch.arange(len(number), device=number.device), guessed])
+        self._places = torch.cat([number, number[guessed] + (1 + offset) * len(self._relations)])
         super().start_batch(batch)
 
     def read_words(self, site: Site, maps: Tensor) -> None:
         """Count the arcs that each head gets right."""
-        hits = self._arcs.hits(picks(maps)).to(self._counted)  # [arc, direction, head]
-        # One product for all relations and offsets. Whole numbers of this size are exact in float32.
-        found = (self._counted @ hits.flatten(1)).long().unflatten(1, hits.shape[1:])
-        right = found.view(1 + len(OFFSETS), len(self._relations), *hits.shape[1:])
+        hits = self._arcs.hits(picks(maps)).to(self.right.device)  # [arc, direction, head]
+        right = hits.new_zeros((1 + len(OFFSETS)) * len(self._relations), *hits.shape[1:])
+        right.index_add_(0, self._places, hits[self._counted])
+        right = right.unflatten(0, (1 + len(OFFSETS), len(self._relations)))
         heads = list(site.kept)
         self.right[:, :, site.row, heads] += right[0]
         self.right_with_offset[:, :, :, site.row, heads] += right[1:].transpose(0, 1)

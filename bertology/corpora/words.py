@@ -192,7 +192,7 @@ class WordMaps:
         self._groups = _padded_numbers(groups)
         self._words = [one.word_groups for one in aligned]
         self._padding = self._groups == PADDING
-        self._prepared: dict[Any, Any] = {}
+        self._prepared: dict[Any, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def between_groups(self, x: Tensor) -> list[Tensor]:
         """[head, group, group] for each example, of a layer's maps; see `word_attention`."""
@@ -227,7 +227,7 @@ class WordMaps:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         part, mix, padding = self._matrices(what, x)
         # Keys first, so that neither product needs a copy of its factors for each head.
-        to = (part.mT @ x.flatten(1, 2).mT).unflatten(2, x.shape[1:3])  # [batch, part, head, query]
+        to = (part.mT @ x.flatten(1, 2).mT).view(len(x), -1, *x.shape[1:3])  # [batch, part, head, query]
         if not to.sum().isfinite():  # the rows of padding have no share in those of words, but may hold NaN
             to = to if padding is None else to.masked_fill(padding, 0)
             if not to.isfinite().all():
@@ -237,7 +237,7 @@ class WordMaps:
             whole = torch.stack(list(of_part), dim=3)
             whole = whole / whole.sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         else:
-            whole = (to.flatten(1, 2) @ mix).unflatten(1, to.shape[1:3])
+            whole = (to.flatten(1, 2) @ mix).view(*to.shape[:3], -1)
         return whole.permute(0, 2, 3, 1)
 
     def _matrices(self, what: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -250,7 +250,7 @@ class WordMaps:
             mix = first if self._rows == "first" else share
             padding = self._padding[:, None, None].to(x.device) if self._padding.any() else None
             self._prepared[asked] = part.to(x.device), mix.to(x.device), padding
-        return self._prepared[asked]  # type: ignore[no-any-return]
+        return self._prepared[asked]
 
     def _numbers_of_words(self) -> Tensor:
         """[batch, token]: the number of a token's word among the words of its text; `PADDING` for special tokens."""

@@ -175,7 +175,7 @@ class DependencyAccumulator(WordMapAccumulator):
         hits = self._arcs.hits(picks(maps)).to(self.right.device)  # [arc, direction, head]
         right = hits.new_zeros((1 + len(OFFSETS)) * len(self._relations), *hits.shape[1:])
         right.index_add_(0, self._places, hits[self._counted])
-        right = right.unflatten(0, (1 + len(OFFSETS), len(self._relations)))
+        right = right.view(1 + len(OFFSETS), len(self._relations), *hits.shape[1:])
         heads = list(site.kept)
         self.right[:, :, site.row, heads] += right[0]
         self.right_with_offset[:, :, :, site.row, heads] += right[1:].transpose(0, 1)

@@ -32,7 +32,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from bertology import EntropyAccumulator, PatternsAccumulator, accumulate, attention_maps
 from bertology.demo import minilm_path
-from bertology.measures.head_distances import DistancesAccumulator, distances, head_distances, weights_in_pieces
+from bertology.measures.divergences import distances, weights_in_pieces
+from bertology.measures.head_distances import DistancesAccumulator, head_distances
 from bertology.syntax import DependencyAccumulator, align, read_conllu
 
 ROOT = Path(__file__).parents[1]

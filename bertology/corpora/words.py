@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -178,36 +178,91 @@ def word_attention(x: Tensor, aligned: Sequence[Aligned], *, rows: Rows = "mean"
         tensor([[0.3333, 0.6667],
                 [0.3333, 0.6667]])
     """
-    if not aligned or x.dim() != 4:
-        raise DataError(
-            "wanted maps [batch, head, query, key] of one example or more, "
-            f"got {list(x.shape)} and {how_many(len(aligned), 'example')}"
-        )
-    groups = pad_sequence([torch.tensor(one.groups) for one in aligned], batch_first=True, padding_value=PADDING)
-    if x.shape[0] != len(aligned) or x.shape[2:] != (groups.shape[1], groups.shape[1]):
-        raise DataError(
-            f"wanted maps of self attention over the {how_many(groups.shape[1], 'token')} of "
-            f"{how_many(len(aligned), 'example')}, got maps of {how_many(x.shape[0], 'example')}, "
-            f"{how_many(x.shape[2], 'query')} and {how_many(x.shape[3], 'key')}"
-        )
-    groups = groups.to(x.device)
-    x = x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill((groups == PADDING)[:, None, :, None], 0)
-    if not x.isfinite().all():
-        raise DataError("attention weights are not finite: check the model's weights for NaN or overflow")
-    # [batch, 1, token, group]: 1 where a token is part of a group.
-    part = (groups[..., None] == torch.arange(int(groups.max()) + 1, device=x.device)).to(x.dtype)[:, None]
-    to = x @ part
-    if rows == "mean":
-        whole = (part / part.sum(2, keepdim=True).clamp_min(1)).mT @ to
-    elif rows == "first":
-        first = part * (part.cumsum(2) == 1)
-        whole = first.mT @ to
-    elif rows == "max":
-        whole = torch.stack([to.masked_fill(p[..., None] == 0, 0).amax(2) for p in part.unbind(-1)], dim=2)
-        whole = whole / whole.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    else:
-        raise DataError(f"rows must be 'mean', 'first' or 'max', got {rows!r}")
-    return [one[:, : (n := max(a.groups) + 1), :n] for one, a in zip(whole, aligned, strict=True)]
+    return WordMaps(aligned, rows).between_groups(x)
+
+
+class WordMaps:
+    """The attention between the words of a batch, of one layer after another: what layers share is prepared once."""
+
+    def __init__(self, aligned: Sequence[Aligned], rows: Rows = "mean") -> None:
+        if rows not in get_args(Rows):
+            raise DataError(f"rows must be 'mean', 'first' or 'max', got {rows!r}")
+        groups = [one.groups for one in aligned]
+        self._rows, self._sizes = rows, [max(some) + 1 for some in groups]
+        self._groups = _padded_numbers(groups)
+        self._words = [one.word_groups for one in aligned]
+        self._padding = self._groups == PADDING
+        self._prepared: dict[Any, tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def between_groups(self, x: Tensor) -> list[Tensor]:
+        """[head, group, group] for each example, of a layer's maps; see `word_attention`."""
+        whole = self._joined(x, "groups")
+        return [one[:, :size, :size] for one, size in zip(whole, self._sizes, strict=True)]
+
+    def between_words(self, x: Tensor) -> Tensor:
+        """[batch, head, word, word], of a layer's maps: without special tokens, and 0 behind the words of a text."""
+        if self._rows != "max":
+            return self._joined(x, "words")
+        whole = self._joined(x, "groups")
+        most = max(map(len, self._words))
+        found = whole.new_zeros(*whole.shape[:2], most, most)
+        for example, places in enumerate(self._words):
+            found[example, :, : len(places), : len(places)] = whole[example][:, places][:, :, places]
+        return found
+
+    def _joined(self, x: Tensor, what: str) -> Tensor:
+        """[batch, head, part, part]: the attention between parts of the texts, their groups or their words."""
+        if not self._sizes or x.dim() != 4:
+            raise DataError(
+                "wanted maps [batch, head, query, key] of one example or more, "
+                f"got {list(x.shape)} and {how_many(len(self._sizes), 'example')}"
+            )
+        tokens = self._groups.shape[1]
+        if x.shape[0] != len(self._sizes) or x.shape[2:] != (tokens, tokens):
+            raise DataError(
+                f"wanted maps of self attention over the {how_many(tokens, 'token')} of "
+                f"{how_many(len(self._sizes), 'example')}, got maps of {how_many(x.shape[0], 'example')}, "
+                f"{how_many(x.shape[2], 'query')} and {how_many(x.shape[3], 'key')}"
+            )
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        part, mix, padding = self._matrices(what, x)
+        # Keys first, so that neither product needs a copy of its factors for each head.
+        to = (part.mT @ x.flatten(1, 2).mT).view(len(x), -1, *x.shape[1:3])  # [batch, part, head, query]
+        if not to.sum().isfinite():  # the rows of padding have no share in those of words, but may hold NaN
+            to = to if padding is None else to.masked_fill(padding, 0)
+            if not to.isfinite().all():
+                raise DataError("attention weights are not finite: check the model's weights for NaN or overflow")
+        if self._rows == "max":
+            of_part = (to.masked_fill(p[:, None, None] == 0, 0).amax(3) for p in part.unbind(2))
+            whole = torch.stack(list(of_part), dim=3)
+            whole = whole / whole.sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        else:
+            whole = (to.flatten(1, 2) @ mix).view(*to.shape[:3], -1)
+        return whole.permute(0, 2, 3, 1)
+
+    def _matrices(self, what: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[batch, token, part]: 1 where a token is in a part, and its share in the part's row; which are padding."""
+        asked = (what, x.dtype, x.device)
+        if asked not in self._prepared:
+            numbers = self._groups if what == "groups" else self._numbers_of_words()
+            part = (numbers[..., None] == torch.arange(max(0, int(numbers.max()) + 1))).to(x.dtype)
+            first, share = part * (part.cumsum(1) == 1), part / part.sum(1, keepdim=True).clamp_min(1)
+            mix = first if self._rows == "first" else share
+            padding = self._padding[:, None, None].to(x.device) if self._padding.any() else None
+            self._prepared[asked] = part.to(x.device), mix.to(x.device), padding
+        return self._prepared[asked]
+
+    def _numbers_of_words(self) -> Tensor:
+        """[batch, token]: the number of a token's word among the words of its text; `PADDING` for special tokens."""
+        numbers = [{group: number for number, group in enumerate(groups)} for groups in self._words]
+        rows = zip(numbers, self._groups.tolist(), strict=True)
+        return torch.tensor([[number.get(group, PADDING) for group in row] for number, row in rows])
+
+
+def _padded_numbers(rows: Sequence[Sequence[int]]) -> Tensor:
+    """[batch, token]"""
+    tensors = [torch.tensor(row) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=PADDING) if tensors else torch.empty(0, 0)
 
 
 def _tokens(tokenizer: Any, text: str) -> tuple[dict[str, list[int]], list[tuple[int, int]], list[int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..corpora.words import Aligned, word_attention
+from ..corpora.words import Aligned, WordMaps
 from ..data.tokens import PADDING, beginning, label_of, word_strings
 from ..errors import DataError, how_many, is_whole
 from ..results.fields import Fields
@@ -112,6 +112,6 @@ def _real(result: Capture, stack: str, example: int, sizes: torch.Size) -> tuple
 def _of_words(maps: Tensor, word_of: list[int]) -> Tensor:
     """[layer, head, word, word]: attention to the tokens of a word summed, attention from them averaged."""
     pruned = maps.isnan().flatten(2).all(-1)
-    aligned = [Aligned(None, tuple(word_of))]
-    joined = torch.stack([word_attention(layer[None], aligned)[0] for layer in maps.nan_to_num(0)])
+    words = WordMaps([Aligned(None, tuple(word_of))])
+    joined = torch.stack([words.between_groups(layer[None])[0] for layer in maps.nan_to_num(0)])
     return joined.masked_fill(pruned[..., None, None], float("nan"))

@@ -150,9 +150,10 @@ class CoreferenceAccumulator(WordMapAccumulator):
         self.baseline_right.index_add_(0, self._kind, self._baselines)
         super().start_batch(batch)
 
-    def read_words(self, site: Site, maps: list[Tensor]) -> None:
+    def read_words(self, site: Site, maps: Tensor) -> None:
         """Count the mentions that each head gets right."""
-        hits = torch.cat([one.hits(m) for one, m in zip(self._questions, maps, strict=True)]).to(self.right.device)
+        found = [one.hits(m[:, : one.words, : one.words]) for one, m in zip(self._questions, maps, strict=True)]
+        hits = torch.cat(found).to(self.right.device)
         heads = list(site.kept)
         self.right[:, :, site.row, heads] += _by_kind(hits, self._kind)
         for number in range(len(BASELINES)):
@@ -179,7 +180,7 @@ class _Questions:
 
     def __init__(self, document: Document, candidates: Candidates) -> None:
         every = questions(document, candidates)
-        words = len(document.words)
+        self.words = words = len(document.words)
         self.kind = torch.tensor([KINDS.index(q.mention.kind) for q in every], dtype=torch.int64)
         self.chance = torch.tensor([q.chance for q in every], dtype=torch.float64)
         found = [[pick in q.antecedents for pick in picks_of(document, q)] for q in every]

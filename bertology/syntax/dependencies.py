@@ -157,28 +157,29 @@ class DependencyAccumulator(WordMapAccumulator):
     def start_batch(self, batch: Batch) -> None:
         """Count the arcs, and how many of them each offset gets right."""
         self._arcs = _Arcs(sentences_in(batch), self._relations, self._possessives)
-        self._number = self._arcs.number.to(self.right.device)
-        self._guesses = self._arcs.by_offset().to(self.right.device)
-        self.arcs += torch.bincount(self._number, minlength=len(self._relations))
-        self.offset_right.index_add_(0, self._number, self._guesses)
+        number = self._arcs.number.to(self.right.device)
+        guesses = self._arcs.by_offset().to(self.right.device)
+        self.arcs += torch.bincount(number, minlength=len(self._relations))
+        self.offset_right.index_add_(0, number, guesses)
         root = (self._arcs.head == 0).to(self.right.device)
-        self.roots += torch.bincount(self._number[root], minlength=len(self._relations))
-        self.root_offset_right.index_add_(0, self._number[root], self._guesses[root])
+        self.roots += torch.bincount(number[root], minlength=len(self._relations))
+        self.root_offset_right.index_add_(0, number[root], guesses[root])
+        # Each arc counts for its relation, and once more for each offset that gets it right.
+        guessed, offset = guesses.nonzero(as_tuple=True)
+        self._counted = torch.cat([torch.arange(len(number), device=number.device), guessed])
+        self._places = torch.cat([number, number[guessed] + (1 + offset) * len(self._relations)])
         super().start_batch(batch)
 
-    def read_words(self, site: Site, maps: list[Tensor]) -> None:
+    def read_words(self, site: Site, maps: Tensor) -> None:
         """Count the arcs that each head gets right."""
         hits = self._arcs.hits(picks(maps)).to(self.right.device)  # [arc, direction, head]
+        right = hits.new_zeros((1 + len(OFFSETS)) * len(self._relations), *hits.shape[1:])
+        right.index_add_(0, self._places, hits[self._counted])
+        right = right.view(1 + len(OFFSETS), len(self._relations), *hits.shape[1:])
         heads = list(site.kept)
-        self.right[:, :, site.row, heads] += self._by_relation(hits)
-        for offset in range(len(OFFSETS)):
-            both = hits * self._guesses[:, offset, None, None]
-            self.right_with_offset[:, offset, :, site.row, heads] += self._by_relation(both)
+        self.right[:, :, site.row, heads] += right[0]
+        self.right_with_offset[:, :, :, site.row, heads] += right[1:].transpose(0, 1)
         self.seen[site.row] += 1
-
-    def _by_relation(self, hits: Tensor) -> Tensor:
-        """[relation, direction, head]: the sums of `[arc, direction, head]`."""
-        return hits.new_zeros(len(self._relations), *hits.shape[1:]).index_add_(0, self._number, hits)
 
     def compute(self) -> DependencyHeads:
         """The counts as a result; -1 for pruned heads."""

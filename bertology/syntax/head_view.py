@@ -242,7 +242,7 @@ class HeadView(Result):
             return []
         places = self.places
         between = self.weights[places][:, places]
-        picked = picks([between[None]])[DIRECTIONS.index(self.direction), 0, 0].tolist()
+        picked = picks(between[None, None])[DIRECTIONS.index(self.direction), 0, 0].tolist()
         return [
             Arc(places[word], places[head - 1], relation, picked[word] == head - 1)
             for word, (head, relation) in enumerate(zip(self.heads, self.relations, strict=True))

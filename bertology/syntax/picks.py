@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..anatomy.sites import Site
 from ..corpora.treebank import Sentence
-from ..corpora.words import Aligned, Rows, word_attention
+from ..corpora.words import Aligned, Rows, WordMaps
 from ..data.batches import ANNOTATIONS, Batch, check_fits
 from ..errors import DataError
 from ..streaming.map_accumulator import MapAccumulator
@@ -51,31 +51,30 @@ class WordMapAccumulator(MapAccumulator):
 
     def start_batch(self, batch: Batch) -> None:
         """Check that the words fit into the model."""
-        self._aligned = aligned_in(batch)
-        check_fits(self.anatomy.model, len(self._aligned[0].word_of))
+        aligned = aligned_in(batch)
+        check_fits(self.anatomy.model, len(aligned[0].word_of))
+        self._maps = WordMaps(aligned, self.word_rows)
 
     def read(self, site: Site, weights: Tensor, rows: slice, real: Tensor) -> None:
         """Pass a layer's attention between words to `read_words`, without special tokens."""
-        maps = word_attention(weights, self._aligned, rows=self.word_rows)
-        places = [torch.tensor(one.word_groups, device=weights.device) for one in self._aligned]
-        self.read_words(site, [m[:, p][:, :, p] for m, p in zip(maps, places, strict=True)])
+        self.read_words(site, self._maps.between_words(weights))
 
     @abstractmethod
-    def read_words(self, site: Site, maps: list[Tensor]) -> None:
-        """Add a layer's attention between words, [head, word, word] for each example, to the sums."""
+    def read_words(self, site: Site, maps: Tensor) -> None:
+        """Add a layer's attention between words, [batch, head, word, word], to the sums.
+
+        Behind the words of a text there is no attention. The maps may be changed in place.
+        """
 
 
-def picks(maps: Sequence[Tensor]) -> Tensor:
-    """[direction, batch, head, word]: the word that each word picks in maps `[head, word, word]`; -1 for none.
+def picks(maps: Tensor) -> Tensor:
+    """[direction, batch, head, word]: the word that each word picks in `maps [batch, head, word, word]`; -1 for none.
 
-    No word picks itself, or a word with an attention weight of 0, such as a later word in a decoder.
+    No word picks itself, or a word with an attention weight of 0, such as a later word in a decoder. The diagonal of
+    the maps is set to 0.
     """
-    most = max(m.shape[-1] for m in maps)
-    batch = maps[0].new_zeros(len(maps), maps[0].shape[0], most, most)
-    for example, m in enumerate(maps):
-        batch[example, :, : m.shape[1], : m.shape[2]] = m
-    batch.diagonal(dim1=2, dim2=3).zero_()
-    found = [batch.max(3), batch.max(2)]
+    maps.diagonal(dim1=2, dim2=3).zero_()
+    found = [maps.max(3), maps.max(2)]
     return torch.stack([best.indices.masked_fill(best.values <= 0, -1) for best in found])
 
 

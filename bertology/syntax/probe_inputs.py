@@ -18,7 +18,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..corpora.files import BLANKS, open_text
 from ..corpora.skips import Broken, BrokenPart, Skip, placed, reasons_for
 from ..corpora.treebank import Sentence
-from ..corpora.words import Aligned, AlignedBatches, Rows, word_attention
+from ..corpora.words import Aligned, AlignedBatches, Rows, WordMaps
 from ..data.batches import Batch, check_fits, device_of, on_device, run_model, some_examples
 from ..errors import DataError, ShapeError, checked, how_many, shown
 from ..tap import tap, undisturbed
@@ -294,11 +294,12 @@ class MapReader:
         aligned = aligned_in(batch)
         tokens = len(aligned[0].word_of)
         check_fits(model, tokens)
+        words = WordMaps(aligned, self._rows)
         found: dict[Site, list[Tensor]] = {}
 
         def look(site: Site, x: Tensor, _: slice) -> None:
             if site in self._sites and x.shape[2:] == (tokens, tokens):
-                maps = word_attention(x.detach(), aligned, rows=self._rows)
+                maps = words.between_groups(x.detach())
                 found[site] = [_with_ends(m.float(), one) for m, one in zip(maps, aligned, strict=True)]
 
         with undisturbed(model), torch.no_grad(), tap(self._anatomy, "attention", read=look, whole=True):

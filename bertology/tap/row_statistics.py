@@ -45,6 +45,8 @@ class RowStatistics:
 
 # So few weights that to call one function of torch, and not four, matters more.
 FEW = 2**12
+# So few weights that another tensor of them is small beside a model.
+PRODUCT = 2**22
 
 
 def attention_entropies(weights: Tensor) -> Tensor:
@@ -68,8 +70,10 @@ def of_map(weights: Tensor, rows: slice, wanted: Wanted) -> RowStatistics:
     largest = weights.amax(-1) if wanted.largest else None
     distance = sums = None
     if wanted.distance:
-        # A product of each query's row with its own distances: no third tensor of the map's size.
-        distance = torch.einsum("bhqk,qk->bhq", weights, distances(rows, slice(0, weights.shape[3]), weights))
+        far = distances(rows, slice(0, weights.shape[3]), weights)
+        # The product of each query's row with its own distances needs no third tensor of the map's size, but is slower.
+        few = weights.numel() <= PRODUCT
+        distance = (weights * far).sum(-1) if few else torch.einsum("bhqk,qk->bhq", weights, far)
     if wanted.columns is not None:
         sums = weights @ wanted.columns[:, None].to(weights)
     batch, heads, queries, keys = weights.shape

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertology import attention_entropy, attention_maps, score
+from bertology.corpora.words import WordMaps
 from bertology.errors import DataError
 from bertology.syntax import Aligned, Sentence, Skip, Treebank, align, dependency_heads, word_attention
 from helpers.trees import CATS, WORDS, byte_tokenizer, sentence, wordpiece_tokenizer
@@ -145,6 +146,30 @@ def test_what_the_rows_of_padding_hold_does_not_matter():
     x[:, :, 2] = float("nan")
     with pytest.raises(DataError, match="attention weights are not finite"):
         word_attention(x, aligned)
+
+
+@pytest.mark.parametrize("rows", ["mean", "first", "max"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_between_words_alone(rows, dtype):
+    """Without special tokens, wherever they are, and 0 behind the words of a shorter text; for each layer anew."""
+    aligned = [Aligned(None, (-1, 0, 0, 1, -1, 2, 2, -1)), Aligned(None, (0, -1, 1, 1, -2, -2, -2, -2))]
+    words = WordMaps(aligned, rows)
+    for heads in (3, 2):
+        x = torch.rand(2, heads, 8, 8).to(dtype)
+        x[1, :, 4:] = float("nan")
+        found = words.between_words(x)
+        assert found.shape == (2, heads, 3, 3)
+        whole = word_attention(x, aligned, rows=rows)
+        for one, own, groups in zip(aligned, whole, words.between_groups(x), strict=True):
+            torch.testing.assert_close(own, groups)
+            at, many = one.word_groups, len(one.word_groups)
+            row = aligned.index(one)
+            torch.testing.assert_close(found[row, :, :many, :many], own[:, at][:, :, at])
+            assert not found[row, :, many:].any()
+            assert not found[row, :, :, many:].any()
+    x[0, 0, 4, 4] = float("inf")  # also between special tokens
+    with pytest.raises(DataError, match="not finite"):
+        words.between_words(x)
 
 
 def test_what_was_left_out_in_reading_stays_listed():

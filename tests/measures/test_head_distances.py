@@ -20,14 +20,8 @@ from bertology import (
     prune_heads,
 )
 from bertology.errors import DataError, HeadError, MissingExtra
-from bertology.measures import head_distances as kernel
-from bertology.measures.head_distances import (
-    DistancesAccumulator,
-    HeadDistances,
-    distances,
-    head_distances,
-    weights_in_pieces,
-)
+from bertology.measures.divergences import distances, weights_in_pieces
+from bertology.measures.head_distances import DistancesAccumulator, HeadDistances, head_distances
 from helpers.zoo import BY_NAME, batch, each_alone
 from laws.laws import check_leaves_model_alone
 from oracles import head_distances as oracles
@@ -139,62 +133,6 @@ def test_the_order_of_heads_is_the_order_of_rows():
             linear.weight.copy_(linear.weight[numbers]), linear.bias.copy_(linear.bias[numbers])
     rows = [0, 1, 2, 3, *(4 + head for head in order)]
     same(head_distances(model, inputs).js, before[rows][:, rows])
-
-
-# In float32, piece by piece
-
-
-def hard_maps(heads, texts, tokens, seed=0):
-    """[text, head, query, key], float64: random rows of all kinds, some of one key, some of all alike, some with zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    maps = (9 * torch.randn(texts, heads, tokens, tokens, generator=generator, dtype=torch.float64)).softmax(-1)
-    kind = torch.randint(0, 5, (texts, heads, tokens, 1), generator=generator)
-    keys = torch.randint(0, tokens, (texts, heads, tokens), generator=generator)
-    maps = torch.where(kind == 0, torch.nn.functional.one_hot(keys, tokens).double(), maps)
-    maps = torch.where(kind == 1, torch.full_like(maps, 1 / tokens), maps)
-    sparse = maps.where(maps > 1 / tokens, 0)
-    return torch.where(kind == 2, sparse / sparse.sum(-1, keepdim=True).clamp_min(1e-30), maps)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.001])
-def test_float32_is_right_to_a_millionth(smoothing):
-    maps = hard_maps(10, 2, 40)
-    wide = [text.numpy() for text in maps]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        expected = torch.from_numpy(oracles.by_pairs(wide, smoothing or 1e-12)) / 80
-    real = torch.ones(2, 40, dtype=torch.bool)
-    narrow = [maps[:, :4].float(), maps[:, 4:].float()]
-    total = torch.zeros(10, 10, dtype=torch.float64)
-    found = distances(weights_in_pieces(narrow, real, real, smoothing=smoothing), total) / 80
-    same(found, expected, **FLOAT32)
-    expected[3, 4] += 2e-6
-    with pytest.raises(AssertionError):
-        same(found, expected, **FLOAT32)
-
-
-@pytest.mark.parametrize("size", [1, 5, 28, 53, 54])
-def test_any_size_of_pieces_gives_the_same(monkeypatch, size):
-    model, inputs = BY_NAME["gpt2"].build(), batch()
-    expected = head_distances(model, inputs, smoothing=0.01)
-    monkeypatch.setattr(kernel, "CACHE_BYTES", 1)
-    monkeypatch.setattr(kernel, "GROUP", size)
-    same(head_distances(model, inputs, smoothing=0.01).js, expected.js)
-    maps = attention_maps(model, inputs)
-    pieces = [piece.shape[1] for piece in weights_in_pieces(list(maps.values), maps.mask, maps.mask)]
-    assert pieces == [size] * (53 // size) + [53 % size] * (53 % size > 0)
-
-
-def test_what_a_decoder_cannot_see_is_left_out():
-    maps = attention_maps(BY_NAME["gpt2"].build(), batch())
-    pieces = list(weights_in_pieces(list(maps.values), maps.mask, maps.mask, smoothing=0.1))
-    assert sum(piece.shape[1] for piece in pieces) == sum(n * (n + 1) // 2 for n in (7, 4, 5))
-
-
-def test_half_precision_is_widened():
-    model = BY_NAME["bert"].build("lm").to(torch.bfloat16)
-    inputs = batch(labels=False)
-    maps = attention_maps(model, inputs)
-    same(head_distances(model, inputs).js, oracles.head_distances(maps.values, maps.mask) / 16, **FLOAT32)
 
 
 # What does not count

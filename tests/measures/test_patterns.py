@@ -176,3 +176,17 @@ def test_previous_is_before_and_next_behind(step, kind):
     found = places(of_map(weights, slice(0, n), Wanted(distance=True)), 0, torch.tensor([0]))
     assert found[kind].sum() == n - abs(step)
     assert all(found[other].sum() == 0 for other in {"previous", "next", "self"} - {kind})
+
+
+@pytest.mark.parametrize("most", [0, 2**22])
+def test_the_distance_of_few_and_of_many_weights(monkeypatch, most):
+    """Few weights are multiplied and added up, many by a product of matrices: against a loop over queries."""
+    from bertology.tap import row_statistics
+    from bertology.tap.row_statistics import Wanted, of_map
+
+    monkeypatch.setattr(row_statistics, "PRODUCT", most)
+    weights = torch.rand(2, 3, 4, 9, dtype=torch.float64).softmax(-1)
+    found = of_map(weights, slice(5, 9), Wanted(distance=True)).distance
+    for query in range(4):
+        far = torch.tensor([abs(5 + query - key) for key in range(9)], dtype=torch.float64)
+        torch.testing.assert_close(found[:, :, query], weights[:, :, query] @ far, rtol=0, atol=1e-12)

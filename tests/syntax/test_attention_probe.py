@@ -122,7 +122,7 @@ def test_one_perfect_head_is_enough(found):
             probe.weights.zero_()[3 * direction + 1] = 1
         picked = heads_of(probe(some, None), "greedy")
         assert picked == found
-        alone = picks([some[1:2, 1:-1, 1:-1]])[direction, 0, 0].tolist()
+        alone = picks(some[None, 1:2, 1:-1, 1:-1].clone())[direction, 0, 0].tolist()
         assert all(alone[word] == head - 1 for word, head in enumerate(found) if head)
 
 

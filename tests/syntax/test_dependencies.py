@@ -59,7 +59,11 @@ def of_maps(sentences, maps, groups):
     relations = {name: i for i, name in enumerate(sorted({r for s in sentences for r in s.relations}))}
     arcs = _Arcs(sentences, relations, ("poss",))
     words = [torch.tensor([g.index(w) for w in range(len(s.words))]) for g, s in zip(groups, sentences, strict=True)]
-    return arcs, arcs.hits(picks([m[:, w][:, :, w] for m, w in zip(maps, words, strict=True)]))
+    most = max(map(len, words))
+    padded = [
+        torch.nn.functional.pad(m[:, w][:, :, w], (0, most - len(w)) * 2) for m, w in zip(maps, words, strict=True)
+    ]
+    return arcs, arcs.hits(picks(torch.stack(padded)))
 
 
 @given(st.lists(heads(), min_size=1, max_size=4))

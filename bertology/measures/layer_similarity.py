@@ -203,7 +203,7 @@ class SimilarityAccumulator(Accumulator):
 
     def _add_products(self, whole: Tensor) -> None:
         """Add the products of [example, feature], about the mean of all that were seen."""
-        many, rows = len(whole), whole.split([part.stop - part.start for part in self._parts()], 1)
+        many, rows = len(whole), [whole[:, part] for part in self._parts()]
         # A new generator for each batch, so that a batch is shuffled alike in any shard or process.
         drawn = torch.Generator().manual_seed(self._seed)
         step = int(torch.randint(1, many, (), generator=drawn)) if many > 1 else 0

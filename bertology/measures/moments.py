@@ -36,7 +36,8 @@ class Moments(NamedTuple):
         (of_x, of_y), (delta, epsilon) = squares, moves
         xs, ys = len(of_x), len(of_y)
         delta_square, epsilon_square = delta.square().sum(1), epsilon.square().sum(1)
-        columns, rows = self.products.split(epsilon.shape[1], 1), self.products.split(delta.shape[1], 0)
+        columns = torch.split(self.products, epsilon.shape[1], 1)
+        rows = torch.split(self.products, delta.shape[1])
         by_y = torch.stack([part @ one for part, one in zip(columns, epsilon, strict=True)], 1)  # Σ x (y·ε)
         by_x = torch.stack([part.T @ one for part, one in zip(rows, delta, strict=True)], 1)  # Σ y (x·δ)
         left = self.left + 2 * by_y + torch.outer(delta.flatten(), of_y + many * epsilon_square)
@@ -58,7 +59,7 @@ class Moments(NamedTuple):
         if n < FEWEST:
             return torch.full_like(self.norms, torch.nan)
         sides = [len(x) // many for x, many in zip((self.left, self.right), self.norms.shape, strict=True)]
-        blocks = [row.split(sides[1], 1) for row in self.products.split(sides[0], 0)]
+        blocks = [torch.split(row, sides[1], 1) for row in torch.split(self.products, sides[0])]
         trace = torch.stack([torch.stack([block.square().sum() for block in row]) for row in blocks])
         ones = torch.outer(of_x, of_y) / ((n - 1) * (n - 2))
         return (trace - self.norms + ones - 2 * self.norms / (n - 2)) / (n * (n - 3))

@@ -224,26 +224,26 @@ def token_ids(model: nn.Module, batch: Batch, stack: str) -> Tensor | None:
     return ids.reshape(-1, ids.shape[-1]) if isinstance(ids, Tensor) and "cross" not in stack else None
 
 
-def with_added_padding(x: Tensor, positions: int, runner: nn.Module) -> Tensor:
-    """[..., position]: `[..., token]`, and 0 for the padding that a model itself adds to a text (Longformer)."""
-    extra = positions - x.shape[-1]
-    return F.pad(x, (0, extra)) if extra > 0 and block_oddities_of(runner).pads else x
+def with_added_positions(x: Tensor, positions: int, runner: nn.Module) -> Tensor:
+    """[..., position]: `[..., token]`, and 0 for what a model itself adds to a text: padding (Longformer), or a prompt
+    before it (CPM-Ant)."""
+    extra, odd = positions - x.shape[-1], block_oddities_of(runner)
+    if extra <= 0 or not (odd.pads or odd.prefixes):
+        return x
+    return F.pad(x, (extra, 0) if odd.prefixes else (0, extra))
 
 
 def fit_mask(mask: Tensor, positions: int, runner: nn.Module) -> Tensor:
     """[row, position], bool: `token_mask` for a stack, run by `runner`, with another number of positions than tokens.
 
-    Padding that the model adds (Longformer) is not real; tokens that it adds at the beginning (CPM-Ant) are. If a model
-    pools tokens or has its own positions (CANINE, Perceiver), all positions are real when all tokens are; otherwise
-    `DataError` is raised.
+    What the model adds is not real. If a model pools tokens or has its own positions (CANINE, Perceiver), all positions
+    are real when all tokens are; otherwise `DataError` is raised.
     """
-    mask = with_added_padding(mask, positions, runner)
-    extra, kind = positions - mask.shape[1], type(runner).__name__
-    if extra == 0:
+    mask, kind = with_added_positions(mask, positions, runner), type(runner).__name__
+    if mask.shape[1] == positions:
         return mask
-    if mask.all() or block_oddities_of(runner).prefixes:
-        own = torch.ones(mask.shape[0], positions, dtype=torch.bool, device=mask.device)
-        return own if mask.all() else torch.cat([own[:, :extra], mask], dim=1)
+    if mask.all():
+        return torch.ones(mask.shape[0], positions, dtype=torch.bool, device=mask.device)
     raise DataError(
         f"{kind} has {how_many(positions, 'position')}, but the attention mask marks "
         f"{how_many(mask.shape[1], 'token')}, some of them padding: it is not known which positions are padding. Pass "

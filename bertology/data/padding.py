@@ -36,7 +36,7 @@ from .models import writes
 
 
 def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
-    """[row, position], bool: which of the `positions` of a stack are real.
+    """[row, position], bool: which of the `positions` of a stack are tokens of the text, and no padding.
 
     Raises `DataError` when padding is not known: the stack has another number of rows than the text, or pools tokens.
     """
@@ -45,15 +45,6 @@ def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positi
         return torch.ones(rows, positions, dtype=torch.bool)
     _check_rows(anatomy, stack, mask, rows)
     return mask if mask.shape[1] == positions else fit_mask(mask, positions, anatomy.runner(stack))
-
-
-def real_tokens(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
-    """[row, position], bool: as `real_positions`, without prompts of the model's own before the text (CPM-Ant)."""
-    real = real_positions(anatomy, batch, stack, rows, positions)
-    if block_oddities_of(anatomy.runner(stack)).prefixes:
-        real = real.clone()
-        real[:, : positions - token_mask(anatomy.model, batch, stack).shape[1]] = False
-    return real
 
 
 def check_tokens(anatomy: Anatomy, batch: Batch, stack: str, positions: int) -> None:
@@ -94,7 +85,10 @@ class RealQueries:
         stacks = {site.stack for site in anatomy.sites}
         wanted = {stack for stack in stacks if reads_text(anatomy.model, stack)} if text_only else stacks
         self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in wanted}
-        self._complete = {stack: mask is None or bool(mask.all()) for stack, mask in self._masks.items()}
+        self._complete = {
+            stack: mask is None or (bool(mask.all()) and not block_oddities_of(anatomy.runner(stack)).prefixes)
+            for stack, mask in self._masks.items()
+        }
         for stack, mask in self._masks.items():
             if mask is not None and not self._complete[stack]:
                 name = MASK_ARGUMENT if reads_text(anatomy.model, stack) else DECODER_PREFIX + MASK_ARGUMENT

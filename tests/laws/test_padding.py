@@ -577,6 +577,63 @@ def check_added_padding(model, tokens, many, measures):
                 torch.testing.assert_close(x, y, atol=1e-5, rtol=0, equal_nan=True)
 
 
+def cpmant():
+    """A model that puts prompts of its own, 3 positions, in front of each text; it takes padding on the left alone."""
+    torch.manual_seed(0)
+    config = t.CpmAntConfig(
+        vocab_size=40, hidden_size=16, num_attention_heads=4, dim_head=4, dim_ff=24, num_hidden_layers=2,
+        prompt_length=3, position_bias_num_buckets=8, position_bias_max_distance=16, segment_types=8,
+    )  # fmt: skip
+    model = t.CpmAntForCausalLM(config).double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():  # some are not initialized
+            weight.normal_(0, 0.3)
+    return model
+
+
+def test_prompts_that_a_model_adds_are_no_tokens_of_the_text():
+    """oracle: the hidden states without the prompts, which transformers gives, and the maps' rows behind them"""
+    model, inputs = cpmant(), {"input_ids": torch.tensor([[5, 6, 7, 5, 6], [5, 9, 7, 9, 8]])}
+    with torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states
+    found = b.contextuality(model, inputs, tokens={"five": [5], "others": [6, 7, 8, 9]})
+    assert (found.tokens, found.occurrences.tolist()) == (10, [3, 7])
+    flat = torch.nn.functional.normalize(states[0].flatten(0, 1), dim=-1)
+    expected = ((flat @ flat.T).sum() - 10) / 90
+    torch.testing.assert_close(found.anisotropy[0], expected)
+    assert b.layer_similarity(model, inputs).examples == 10
+    rows = b.attention_maps(model, inputs).values[:, :, :, 3:]
+    assert rows.shape[3:] == (5, 8)
+    torch.testing.assert_close(
+        b.attention_entropy(model, inputs).mean, torch.special.entr(rows).sum(-1).mean((1, 3)), check_dtype=False
+    )
+    outputs = b.head_outputs(model, inputs).values[:, :, -5:]
+    torch.testing.assert_close(b.head_means(model, inputs).values, outputs.mean((1, 2)), check_dtype=False)
+    heads = b.repeat_scores(model, inputs)
+    # "5 6" and "9" come again: the second mention attends to what followed the first.
+    induction = torch.stack([rows[:, 0, :, 3, 3 + 1], rows[:, 0, :, 4, 3 + 2], rows[:, 1, :, 3, 3 + 2]]).mean(0)
+    torch.testing.assert_close(heads.induction, induction, check_dtype=False)
+
+
+def test_padding_behind_prompts():
+    """Texts that are padded on the left, where the model takes it, have the measures of texts without padding."""
+    model = cpmant()
+    alone = [{"input_ids": torch.tensor([ids])} for ids in ([5, 6, 7, 5, 6], [5, 9, 9])]
+    ids = torch.tensor([[5, 6, 7, 5, 6], [0, 0, 5, 9, 9]])
+    padded = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    measures = (b.attention_entropy, b.attention_patterns, b.repeat_scores, b.head_means, b.block_influence)
+    for measure in (*measures, b.contextuality):
+        one, other = measure(model, alone), measure(model, padded)
+        for field in fields(one):
+            x, y = getattr(one, field.name), getattr(other, field.name)
+            # The padding lies between the prompt and the text, and so changes how far one is from the other.
+            if isinstance(x, Tensor) and field.name not in ("previous", "distance"):
+                torch.testing.assert_close(x, y, equal_nan=True)
+    right = {name: x.flip(1) for name, x in padded.items()}
+    with pytest.warns(UserWarning, match="padding changes the hidden states of CpmAntForCausalLM"):
+        b.head_means(model, right)
+
+
 def test_padding_that_makes_nan_is_told():
     """BLOOM in float64 adds the lowest number of its type twice, so that padded texts have NaN where they are real."""
     torch.manual_seed(0)

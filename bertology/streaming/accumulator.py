@@ -125,7 +125,7 @@ class Accumulator(ABC):
     def choose_loss(self, anatomy: Anatomy, loss: ExampleLoss | None) -> None:
         """Measure by a custom loss, or else by that of the model's task, which is compared with the model's own."""
         self._loss = loss or find_loss(anatomy.model)
-        self._alone = None if loss else FirstExample(anatomy, self._loss, self._loss)
+        self._alone = FirstExample(anatomy, self._loss, self._loss, custom=loss is not None)
 
     def sizes(self) -> dict[str, int]:
         """How long the axes of its sums are other than `layer` and `head`, by name."""

@@ -16,6 +16,7 @@ from bertology.data.batches import without_labels
 from bertology.data.losses import example_losses, find_loss
 from bertology.data.positions import with_positions
 from bertology.measures.rollout import AttentionRollout
+from bertology.metrics import logit_difference
 from bertology.results.axes import axes_of
 from helpers.public import public_functions, required
 from helpers.zoo import BY_NAME, FAMILIES, PAD, SMALL, V4, WIDE, batch, each_alone
@@ -173,6 +174,49 @@ def test_a_classifier_that_reads_the_first_position_says_so(name):
             MEASURES[measure](model, batch(side="left"))
     # Its maps do not depend on what is read of the last layer.
     check(model, MEASURES["attention_entropy"], batch(side="left"), batch(), each_alone(batch()))
+
+
+def of_label(outputs, batch):
+    """A custom loss: minus the logit of the label."""
+    return -outputs.logits.gather(1, batch["labels"][:, None])[:, 0]
+
+
+def others(inputs):
+    """Texts of the same lengths and padding."""
+    ids = inputs["input_ids"]
+    return {**inputs, "input_ids": ids.where(inputs["attention_mask"] == 0, (ids + 1) % 30 + 5)}
+
+
+WITH_LOSS = {
+    "head_importance": lambda model, x: b.head_importance(model, x, loss=of_label),
+    "head_ablation": lambda model, x: b.head_ablation(model, x, metric="accuracy", loss=of_label),
+    "head_outputs": lambda model, x: b.head_outputs(model, x, loss=of_label),
+    "fit_gates": lambda model, x: b.fit_gates(model, x, loss=of_label, steps=1, seeds=[0]),
+    "activation_patching": lambda model, x: b.activation_patching(model, x, others(x), metric=logit_difference(1, 0)),
+}
+
+
+@pytest.mark.parametrize("measure", WITH_LOSS)
+def test_a_custom_loss_of_a_classifier_that_reads_padding(measure):
+    """The last token of a text is found by `config.pad_token_id`: of other padding, that is the last position.
+
+    oracle: the logits of the texts alone, and with their padding
+    """
+    run, inputs = WITH_LOSS[measure], batch()
+    for name in ("gpt2", "llama"):
+        model = BY_NAME[name].build()
+        run(model, inputs)
+        model.config.pad_token_id = 3
+        padded = model(**without_labels(model, inputs)).logits
+        alone = torch.cat([model(**without_labels(model, one)).logits for one in each_alone(inputs)])
+        assert not torch.allclose(padded, alone)
+        with pytest.warns(UserWarning, match=r"by config.pad_token_id, 3, and padding has other token ids here: set"):
+            run(model, inputs)
+    bert = BY_NAME["bert"].build()
+    bert.config.pad_token_id = 3
+    run(bert, inputs)  # the classifier reads the first position
+    with pytest.warns(UserWarning, match=r"changes what BertForSequenceClassification computes for example 1"):
+        run(bert, batch(side="left"))
 
 
 @pytest.mark.parametrize("capture", CAPTURES)

@@ -250,6 +250,17 @@ def test_what_is_known_elsewhere_is_seen_and_undone():
     assert len(model.bert.encoder.layer) == 2
 
 
+@pytest.mark.parametrize(("name", "how"), [("bert", "config"), ("bert", "argument"), ("gpt2", "argument")])
+def test_outputs_in_a_tuple(name, how):
+    """oracle: the same blocks dropped from a model that returns its outputs by name"""
+    model, plain, inputs = deeper(BY_NAME[name]), deeper(BY_NAME[name]), batch(labels=False)
+    drop_blocks(plain, [1])
+    model.config.return_dict = how != "config"
+    drop_blocks(model, [1], inputs=inputs if how == "config" else {**inputs, "return_dict": False})
+    assert model.config.return_dict == (how != "config")
+    torch.testing.assert_close(model(**inputs, return_dict=True).logits, plain(**inputs).logits)
+
+
 def test_the_random_state_stays_as_it_was():
     model = BY_NAME["bert"].build()
     before = torch.get_rng_state()

@@ -58,7 +58,7 @@ class TokenClasses:
                 f"{', '.join(str(list(mask.shape)) for mask in found)}"
             )
         masks = torch.stack([*found, ~torch.stack(found).any(0)])
-        masks = with_added_positions(masks, positions, anatomy.runner(stack))
+        masks = with_added_positions(masks, positions, anatomy, stack)
         return masks if masks.shape[-1] == positions else None
 
     def _mask(self, name: str, batch: Batch, ids: Any) -> Tensor:

@@ -73,7 +73,7 @@ class RepeatsAccumulator(MapAccumulator):
         ids = token_ids(self.anatomy.model, self._batch, site.stack)
         if ids is None:
             return
-        ids = with_added_positions(ids, weights.shape[3], self.anatomy.runner(site.stack))
+        ids = with_added_positions(ids, weights.shape[3], self.anatomy, site.stack)
         if ids.shape[1] != weights.shape[3]:
             return
         about = (site.stack, rows.start, rows.stop)

@@ -16,7 +16,7 @@ from ..anatomy.modules import Form, Modules, each_module, each_weight
 from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, LOGITS_OUTPUT, MASK_ARGUMENT, PADDING_COUNTS
 from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import Batch, reads_text, run_model, some_examples, with_added_positions
+from ..data.batches import Batch, adds_before, reads_text, run_model, some_examples, with_added_positions
 from ..data.caches import has_cache
 from ..data.losses import ExampleLoss, check_own_loss, loss_is_known
 from ..data.models import config_of, task_model
@@ -233,10 +233,10 @@ def _tokens_differ(anatomy: Anatomy, given: States, without: States, reals: dict
         kept, y = reals.get("" if reads_text(anatomy.model, stack) else DECODER_PREFIX), without.get((stack, place))
         if kept is None or y is None:
             continue
-        odd, many = block_oddities_of(anatomy.runner(stack)), int(kept.sum())
-        if odd.pads or odd.prefixes:  # padding is at the end, in each run to a length of its own
-            kept = with_added_positions(kept, x.shape[1], anatomy.runner(stack))
-            y = y[:, y.shape[1] - many :] if odd.prefixes else y[:, :many]
+        before, many = adds_before(anatomy, stack), int(kept.sum())
+        if before or block_oddities_of(anatomy.runner(stack)).pads:  # in each run to a length of its own
+            kept = with_added_positions(kept, x.shape[1], anatomy, stack)
+            y = y[:, y.shape[1] - many :] if before else y[:, :many]
         if x.shape[1] != len(kept):
             continue
         apart = _apart(x[:, kept], y, least=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import fields
 from typing import Any
@@ -676,6 +677,37 @@ def test_padding_behind_prompts():
     right = {name: x.flip(1) for name, x in padded.items()}
     with pytest.warns(UserWarning, match="padding changes the hidden states of CpmAntForCausalLM"):
         b.head_means(model, right)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's own
+@pytest.mark.parametrize("size", [None, 600])
+def test_learned_prompts_are_no_tokens_of_the_text(size, monkeypatch):
+    """oracle: the plain model on the embeddings of the prompts and of each text alone"""
+    peft = pytest.importorskip("peft", exc_type=ImportError)
+    if size is not None:
+        monkeypatch.setattr(sys.modules["bertology.tap.interface_route"], "BLOCK_BYTES", size)
+    plain = BY_NAME["gpt2"].build("lm")
+    model = peft.get_peft_model(
+        BY_NAME["gpt2"].build("lm"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    )
+    model = model.double().eval()
+    prompt = model.prompt_encoder["default"].embedding.weight.detach()[None]
+    inputs, entropies, outputs, states = batch((7, 4, 5), labels=False), [], [], []
+    for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True):
+        embeds = torch.cat([prompt, plain.get_input_embeddings()(ids[mask][None])], 1).detach()
+        entropies.append(torch.special.entr(b.attention_maps(plain, {"inputs_embeds": embeds}).values).sum(-1))
+        outputs.append(b.head_outputs(plain, {"inputs_embeds": embeds}).values)
+        states.append(b.hidden_states(plain, {"inputs_embeds": embeds}, tie_last_hidden_states=False).values)
+    entropy, means = b.attention_entropy(model, inputs), b.head_means(model, inputs)
+    assert entropy.queries.tolist() == means.tokens.tolist() == [16, 16]
+    torch.testing.assert_close(entropy.mean, torch.cat([x[:, 0, :, 3:] for x in entropies], 2).mean(2))
+    torch.testing.assert_close(means.values, torch.cat([x[:, 0, 3:] for x in outputs], 1).mean(1))
+    found = b.contextuality(model, inputs, tokens={"all": list(range(40))})
+    flat = torch.nn.functional.normalize(torch.cat([x[:, 0, 3:] for x in states], 1), dim=-1)
+    torch.testing.assert_close(found.self_similarity[:, 0], ((flat @ flat.mT).sum((1, 2)) - 16) / (16 * 15))
+    with model.disable_adapter():
+        torch.testing.assert_close(b.head_means(model, inputs).values, b.head_means(plain, inputs).values)
+    assert b.head_means(model, inputs).tokens.tolist() == [16, 16]
 
 
 def test_padding_that_makes_nan_is_told():

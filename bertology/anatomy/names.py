@@ -208,6 +208,10 @@ WHOLE_NORM_NAMES = {"q_norm": "query", "k_norm": "key"}
 BIAS_TABLE_NAMES = ("relative_attention_bias",)
 # Where a root mean square norm keeps its epsilon.
 EPSILON_NAMES = ("variance_epsilon", "eps")
+# The config of peft's active adapter; whether it learns tokens, how many, and of which kind: those of the last kind are
+# keys alone.
+ADAPTER_NAME, LEARNS_TOKENS_NAME, LEARNED_TOKENS_NAME = "active_peft_config", "is_prompt_learning", "num_virtual_tokens"
+ADAPTER_KIND_NAME, LEARNS_KEYS = "peft_type", "PREFIX_TUNING"
 # Packages that models come from, and packages that run them.
 MODEL_LIBRARIES = ("transformers", "transformers_modules", "sentence_transformers", "peft", "timm", "diffusers")
 AROUND_MODELS = ("torch", "einops", "accelerate")

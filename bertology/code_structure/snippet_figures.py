@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..anatomy.sites import OneHead
 from ..errors import checked, need
 from ..results.canvas import COLOURS, MISSING, AxesT, axes_in, canvas, common_title, empty_figure, finished, ink, paper
+from ..results.columns import columns_of
 from .one_snippet import LeafAttention, leaf_attention
 from .trees import CodeTree
 
@@ -186,8 +186,8 @@ def _places(code: str) -> list[tuple[int, int]]:
             line, column = line + 1, 0
         elif character == "\t":
             column += _TAB - column % _TAB
-        elif unicodedata.combining(character) == 0:
-            column += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        else:
+            column += columns_of(character)
     return [*places, (line, column)]
 
 

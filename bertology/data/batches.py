@@ -29,12 +29,13 @@ from ..anatomy.names import (
     USE_CACHE_ARGUMENT,
 )
 from ..anatomy.oddities import block_oddities_of
+from ..anatomy.sites import Anatomy
 from ..errors import DataError, how_many
 from .batch_checks import Batch as Batch
 from .batch_checks import check_inputs, check_masks, check_padding, input_name, without_weights
 from .batch_errors import explained
 from .caches import check_no_cache, has_cache, own_caches
-from .models import config_of, is_encoder_decoder, not_taken, writes
+from .models import config_of, is_encoder_decoder, not_taken, prompt_tokens, writes
 from .positions import room_of, with_positions
 
 Batches = Batch | Iterable[Batch]
@@ -224,26 +225,32 @@ def token_ids(model: nn.Module, batch: Batch, stack: str) -> Tensor | None:
     return ids.reshape(-1, ids.shape[-1]) if isinstance(ids, Tensor) and "cross" not in stack else None
 
 
-def with_added_padding(x: Tensor, positions: int, runner: nn.Module) -> Tensor:
-    """[..., position]: `[..., token]`, and 0 for the padding that a model itself adds to a text (Longformer)."""
-    extra = positions - x.shape[-1]
-    return F.pad(x, (0, extra)) if extra > 0 and block_oddities_of(runner).pads else x
+def adds_before(anatomy: Anatomy, stack: str) -> bool:
+    """Whether positions that the model itself adds are before the text: prompts (CPM-Ant, prompt tuning)."""
+    learned = reads_text(anatomy.model, stack) and prompt_tokens(anatomy.model) > 0
+    return learned or block_oddities_of(anatomy.runner(stack)).prefixes
 
 
-def fit_mask(mask: Tensor, positions: int, runner: nn.Module) -> Tensor:
-    """[row, position], bool: `token_mask` for a stack, run by `runner`, with another number of positions than tokens.
+def with_added_positions(x: Tensor, positions: int, anatomy: Anatomy, stack: str) -> Tensor:
+    """[..., position]: `[..., token]`, and 0 for what a model itself adds to a text: padding (Longformer), or a prompt
+    before it."""
+    extra, before = positions - x.shape[-1], adds_before(anatomy, stack)
+    if extra <= 0 or not (before or block_oddities_of(anatomy.runner(stack)).pads):
+        return x
+    return F.pad(x, (extra, 0) if before else (0, extra))
 
-    Padding that the model adds (Longformer) is not real; tokens that it adds at the beginning (CPM-Ant) are. If a model
-    pools tokens or has its own positions (CANINE, Perceiver), all positions are real when all tokens are; otherwise
-    `DataError` is raised.
+
+def fit_mask(mask: Tensor, positions: int, anatomy: Anatomy, stack: str) -> Tensor:
+    """[row, position], bool: `token_mask` for a stack with another number of positions than tokens.
+
+    What the model adds is not real. If a model pools tokens or has its own positions (CANINE, Perceiver), all positions
+    are real when all tokens are; otherwise `DataError` is raised.
     """
-    mask = with_added_padding(mask, positions, runner)
-    extra, kind = positions - mask.shape[1], type(runner).__name__
-    if extra == 0:
+    mask, kind = with_added_positions(mask, positions, anatomy, stack), type(anatomy.runner(stack)).__name__
+    if mask.shape[1] == positions:
         return mask
-    if mask.all() or block_oddities_of(runner).prefixes:
-        own = torch.ones(mask.shape[0], positions, dtype=torch.bool, device=mask.device)
-        return own if mask.all() else torch.cat([own[:, :extra], mask], dim=1)
+    if mask.all():
+        return torch.ones(mask.shape[0], positions, dtype=torch.bool, device=mask.device)
     raise DataError(
         f"{kind} has {how_many(positions, 'position')}, but the attention mask marks "
         f"{how_many(mask.shape[1], 'token')}, some of them padding: it is not known which positions are padding. Pass "

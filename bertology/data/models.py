@@ -15,7 +15,17 @@ import transformers
 from torch import nn
 
 from ..anatomy.modules import attributes_of, each_module
-from ..anatomy.names import LABELLING_CLASSES, LABELS_ARGUMENT, TASK_CLASSES, UNUSED_MASKS
+from ..anatomy.names import (
+    ADAPTER_KIND_NAME,
+    ADAPTER_NAME,
+    LABELLING_CLASSES,
+    LABELS_ARGUMENT,
+    LEARNED_TOKENS_NAME,
+    LEARNS_KEYS,
+    LEARNS_TOKENS_NAME,
+    TASK_CLASSES,
+    UNUSED_MASKS,
+)
 
 
 def config_of(model: nn.Module) -> Any:
@@ -34,6 +44,19 @@ def is_encoder_decoder(model: nn.Module) -> bool:
 def writes(model: nn.Module) -> bool:
     """Whether the model is an encoder-decoder whose labels are the tokens that its decoder is to write."""
     return is_encoder_decoder(model) and re.search(LABELLING_CLASSES, task_name(model)) is None
+
+
+def prompt_tokens(model: nn.Module) -> int:
+    """How many tokens an adapter of peft puts before each text (prompt tuning, p-tuning)."""
+    adapter = getattr(model, ADAPTER_NAME, None)
+    disabled = getattr(vars(model).get("forward"), "__self__", model) is not model
+    if (
+        disabled
+        or not getattr(adapter, LEARNS_TOKENS_NAME, False)
+        or LEARNS_KEYS in str(getattr(adapter, ADAPTER_KIND_NAME, ""))
+    ):
+        return 0
+    return int(getattr(adapter, LEARNED_TOKENS_NAME, 0))
 
 
 def task_model(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..anatomy.names import (
     DECODER_PREFIX,
@@ -22,6 +23,7 @@ from .batch_checks import check_real
 from .batches import (
     IGNORED,
     Batch,
+    adds_before,
     examples,
     fit_mask,
     key_mask,
@@ -32,11 +34,11 @@ from .batches import (
     token_mask,
 )
 from .caches import has_cache
-from .models import writes
+from .models import prompt_tokens, writes
 
 
 def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
-    """[row, position], bool: which of the `positions` of a stack are real.
+    """[row, position], bool: which of the `positions` of a stack are tokens of the text, and no padding.
 
     Raises `DataError` when padding is not known: the stack has another number of rows than the text, or pools tokens.
     """
@@ -44,16 +46,7 @@ def real_positions(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positi
     if mask is None:
         return torch.ones(rows, positions, dtype=torch.bool)
     _check_rows(anatomy, stack, mask, rows)
-    return mask if mask.shape[1] == positions else fit_mask(mask, positions, anatomy.runner(stack))
-
-
-def real_tokens(anatomy: Anatomy, batch: Batch, stack: str, rows: int, positions: int) -> Tensor:
-    """[row, position], bool: as `real_positions`, without prompts of the model's own before the text (CPM-Ant)."""
-    real = real_positions(anatomy, batch, stack, rows, positions)
-    if block_oddities_of(anatomy.runner(stack)).prefixes:
-        real = real.clone()
-        real[:, : positions - token_mask(anatomy.model, batch, stack).shape[1]] = False
-    return real
+    return mask if mask.shape[1] == positions else fit_mask(mask, positions, anatomy, stack)
 
 
 def check_tokens(anatomy: Anatomy, batch: Batch, stack: str, positions: int) -> None:
@@ -94,7 +87,10 @@ class RealQueries:
         stacks = {site.stack for site in anatomy.sites}
         wanted = {stack for stack in stacks if reads_text(anatomy.model, stack)} if text_only else stacks
         self._masks = {stack: _stack_mask(anatomy, batch, stack) for stack in wanted}
-        self._complete = {stack: mask is None or bool(mask.all()) for stack, mask in self._masks.items()}
+        self._complete = {
+            stack: mask is None or (bool(mask.all()) and not adds_before(anatomy, stack))
+            for stack, mask in self._masks.items()
+        }
         for stack, mask in self._masks.items():
             if mask is not None and not self._complete[stack]:
                 name = MASK_ARGUMENT if reads_text(anatomy.model, stack) else DECODER_PREFIX + MASK_ARGUMENT
@@ -137,7 +133,7 @@ class RealQueries:
         if mask is None:
             return torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
         if rows.stop > mask.shape[1]:
-            mask = fit_mask(mask, rows.stop, self._anatomy.runner(site.stack))
+            mask = fit_mask(mask, rows.stop, self._anatomy, site.stack)
         return mask[:, rows].to(x.device)
 
     def first(self, site: Site, x: Mapped) -> Tensor:
@@ -145,7 +141,7 @@ class RealQueries:
         mask = self._keys.get(site.stack, self._masks[site.stack])
         if mask is None or bool(mask.all() if self._keys else self._complete[site.stack]):
             return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        return fit_mask(mask, x.shape[3], self._anatomy.runner(site.stack)).int().argmax(1).to(x.device)
+        return fit_mask(mask, x.shape[3], self._anatomy, site.stack).int().argmax(1).to(x.device)
 
     def are_of_text(self, site: Site, x: Mapped) -> bool:
         """Whether `x [batch, head, query, key]`, in one piece, is attention from the text's tokens to themselves."""
@@ -158,7 +154,7 @@ class RealQueries:
         for site, positions in self.positions.items():
             mask = self._masks[site.stack]
             if mask is not None and not self._complete[site.stack]:
-                fit_mask(mask, positions, self._anatomy.runner(site.stack))
+                fit_mask(mask, positions, self._anatomy, site.stack)
 
 
 def padded_example(model: nn.Module, batch: Batch, *, before: bool = False) -> int | None:
@@ -216,8 +212,15 @@ def _keep(one: dict[str, Any], kept: Tensor, axis: int, *, decoder: bool, labels
 
 
 def _stack_mask(anatomy: Anatomy, batch: Batch, stack: str) -> Tensor | None:
-    """[row, token], bool: the batch's real tokens, or None for a stack that reads images, which have no padding."""
-    return None if anatomy.reads_images(stack) else token_mask(anatomy.model, batch, stack)
+    """[row, token], bool: the batch's real tokens, or None for a stack that reads images, which have no padding.
+
+    Tokens that an adapter puts before the text are none of it.
+    """
+    if anatomy.reads_images(stack):
+        return None
+    mask = token_mask(anatomy.model, batch, stack)
+    learned = prompt_tokens(anatomy.model) if reads_text(anatomy.model, stack) else 0
+    return F.pad(mask, (learned, 0)) if learned else mask
 
 
 def _check_rows(anatomy: Anatomy, stack: str, mask: Tensor, rows: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..anatomy.sites import Anatomy
 from ..errors import DataError, described, is_whole, shown
-from .batches import Batch, reads_text, token_ids, with_added_padding
+from .batches import Batch, reads_text, token_ids, with_added_positions
 
 TokenClass = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Batch], Tensor]
 """Token ids, strings, or a function of the batch that returns [batch, token], bool."""
@@ -58,7 +58,7 @@ class TokenClasses:
                 f"{', '.join(str(list(mask.shape)) for mask in found)}"
             )
         masks = torch.stack([*found, ~torch.stack(found).any(0)])
-        masks = with_added_padding(masks, positions, anatomy.runner(stack))
+        masks = with_added_positions(masks, positions, anatomy, stack)
         return masks if masks.shape[-1] == positions else None
 
     def _mask(self, name: str, batch: Batch, ids: Any) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError, ShapeError, check_least, checked, how_many
 from ..results.axes import axes
+from ..results.columns import columns_of, to_left
 from ..results.result import Result, cpu64
 from .tasks import EdgeTask, Target
 
@@ -165,7 +166,7 @@ class LabelTrajectories(Result):
                 "more"
             )
         shown = [(target, label) for target in range(self.targets) for label in self.shown(target)]
-        width = max([3, *(len(self.label_names[label]) for _, label in shown)])  # at least as wide as `layer`
+        width = max([3, *(columns_of(self.label_names[label]) for _, label in shown)])  # at least as wide as `layer`
         lines = [" ".join(self.words[0]), f"  {'layer':<{width + 2}}{''.join(f'{name:>4} ' for name in self.labels)}"]
         for target in range(self.targets):
             lines += [self._title(target), *(self._row(target, label, width) for label in self.shown(target))]
@@ -180,7 +181,7 @@ class LabelTrajectories(Result):
         right = "+" if self.gold[target, label] else " "
         values, tops = self.probabilities[:, target, label].tolist(), (self.top_label[:, target] == label).tolist()
         cells = [f"{100 * p:>4.0f}{'*' if on_top else ' '}" for p, on_top in zip(values, tops, strict=True)]
-        return f"  {right} {self.label_names[label]:<{width}}{''.join(cells)}"
+        return f"  {right} {to_left(self.label_names[label], width)}{''.join(cells)}"
 
 
 @checked

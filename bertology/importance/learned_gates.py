@@ -173,8 +173,7 @@ def fit_gates(
         data = _kept(model, batches, tokenizer, "batches")
         other = data if held_out is None else _kept(model, held_out, tokenizer, "held-out batches")
         check_padding(anatomy, data[0])
-        if loss is None:
-            FirstExample(anatomy, chosen, chosen).check(data[0])
+        FirstExample(anatomy, chosen, chosen, custom=loss is not None).check(data[0])
         labelled = loss is not None
         trained = _trained(anatomy, data, chosen, settings, seeds, labelled, checkpoint, progress)
         found = _measured(anatomy, trained, other, chosen, settings, labelled=labelled)

@@ -17,7 +17,7 @@ from ..data.batch_checks import input_name
 from ..data.batches import BatchesOrTexts, each_batch, examples, reads_text, shows_padding, token_mask
 from ..data.caches import check_no_cache
 from ..data.make_batches import as_batches
-from ..data.padding import check_tokens, real_tokens
+from ..data.padding import check_tokens, real_positions
 from ..errors import DataError, ShapeError, described, how_many, is_whole
 
 Positions = Sequence[int] | Sequence[tuple[int, int]]
@@ -152,7 +152,7 @@ class Aligned:
 
     def _real(self, batch: Mapping[str, Any], stack: str, rows: int, positions: int) -> Tensor:
         check_tokens(self.anatomy, batch, stack, positions)
-        return real_tokens(self.anatomy, batch, stack, rows, positions)
+        return real_positions(self.anatomy, batch, stack, rows, positions)
 
 
 def _check_different(places: Tensor, positions: Sequence[int]) -> None:

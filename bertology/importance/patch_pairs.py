@@ -15,7 +15,7 @@ from ..data.batches import Batch, BatchesOrTexts, reads_text, token_ids, token_m
 from ..data.tokens import token_strings
 from ..errors import DataError
 from ..results.fields import model_name
-from ..streaming.first_example import check_padding
+from ..streaming.first_example import FirstExample, check_padding
 from ..streaming.progress import Progress, progress_bar
 from ..tap import uncached, undisturbed
 from .paired_inputs import Aligned, Positions, check_one_length, check_positions, pairs
@@ -63,6 +63,7 @@ def patch_pairs(
             aligned.check(stacks)
             if not kept:
                 check_padding(anatomy, base)
+                FirstExample(anatomy, lambda outputs, _: outputs.logits, custom=True).check(base)
                 names = _token_names(one, stacks[0], options, model, tokenizer)
             runs.read(aligned, sum(len(x[0]) for x in kept))
             alone.append(aligned.tokens(stacks[0]) if options.by_token else 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, shows_padding, token_ids
-from ..data.padding import check_tokens, real_tokens
+from ..data.padding import check_tokens, real_positions
 from ..errors import DataError, described, how_many, is_whole
 from ..streaming.one_batch import pile
 
@@ -118,7 +118,7 @@ class Positions:
                 "positions count the real tokens of a text, but the attention mask is not [batch, token], which does "
                 "not show which these are: pass a mask that is, or take all positions"
             )
-        real = real_tokens(anatomy, batch, stack, rows, many).cpu()
+        real = real_positions(anatomy, batch, stack, rows, many).cpu()
         if token_ids(anatomy.model, batch, stack) is not None and not anatomy.reads_images(stack):
             check_tokens(anatomy, batch, stack, many)
         wanted, lengths = torch.tensor(self.given), real.sum(1, keepdim=True)

@@ -65,17 +65,15 @@ def _run_backward(
     model = anatomy.model
     heads = next(reader for reader in readers if isinstance(reader, HeadsReader))
     anatomy.check_readable()
-    first = FirstExample(anatomy, loss, loss) if own else None
-    if first is not None:
-        first.check(batch)
+    first = FirstExample(anatomy, loss, loss, custom=not own)
+    first.check(batch)
     noted = ReadBatch(batch)
     arguments = _opened(readers, taps)
     with torch.inference_mode(False), torch.enable_grad(), uncached(model):
         with lost_gradients(anatomy, batch) as lost:
             outputs = run_model(model, {**batch, **arguments}, labels=not own)
         losses = example_losses(loss, outputs, noted)
-        if first is not None:
-            first.compare(losses)
+        first.compare(losses)
         noted.check(model)
         each = torch.autograd.grad(losses.sum(), list(heads.outputs.values()), materialize_grads=True)
         taps.close()

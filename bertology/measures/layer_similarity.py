@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from itertools import accumulate as accumulated
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,15 @@ from ..streaming.one_batch import run
 from ..streaming.processes import Merge, merges
 from ..streaming.progress import Progress
 from ..tap import output_weights, tap, undisturbed
+from .moments import FEWEST, Moments
 
 Over = Literal["token", "text"]
-FEWEST = 4
-"""The fewest examples that debiased CKA can be computed from."""
-LEAST_ROUNDINGS = 1000
-"""How much larger than rounding the variance of a layer must be."""
+Place = tuple[slice, slice]
+"""Some layers among all, and their dimensions among all."""
+LEAST = 1e-5
+"""How large the differences between examples must be, relative to their size: below, they are rounding."""
+ROUNDINGS = 4
+"""The same, in roundings of the type of the hidden states: more in half precision."""
 MOST_FEATURES = 16_384
 """The most dimensions, over all layers that are compared: their products take 2 GB, and as much for the null model."""
 
@@ -44,7 +48,7 @@ class LayerSimilarity(Result):
     cka: Annotated[Tensor, axes("layer layer", words="linear CKA, debiased")]
     """[layer, layer], at most 1: linear CKA, debiased, of the layers of the model with those of the other model, or its
     own. 1: equal but for a rotation, a factor and a shift; 0 on average for independent data. NaN for a layer in which
-    all examples are alike, to about a thousandth of their size: what is left of their variance is rounding."""
+    all examples are alike, to about 1e-5 of their size, or to the rounding of half precision."""
     null: Annotated[Tensor, axes("layer layer", words="linear CKA of shuffled examples")]
     """[layer, layer]: the same with the examples of each batch shuffled on one side: what chance gives. NaN if a batch
     had one example only."""
@@ -60,7 +64,11 @@ class LayerSimilarity(Result):
 
 
 class SimilarityAccumulator(Accumulator):
-    """Sums the products of all dimensions of hidden states, for `accumulate`; options as of `layer_similarity`."""
+    """Sums the products of all dimensions of hidden states, for `accumulate`; options as of `layer_similarity`.
+
+    All sums but `total` and `rounded` are of hidden states about the mean of those that were seen: else a dimension
+    with a large mean would leave nothing of the others. Parts of the data are moved to their common mean to be merged.
+    """
 
     needs_finite_weights = True
 
@@ -74,6 +82,7 @@ class SimilarityAccumulator(Accumulator):
     shuffled_weighted: Tensor = stat("feature hidden_state")
     total: Tensor = stat("feature")
     squares: Tensor = stat("hidden_state")
+    rounded: Tensor = stat("hidden_state")
     counted: Tensor = stat("", torch.int64)
     alone: Tensor = stat("", torch.int64)
 
@@ -162,7 +171,7 @@ class SimilarityAccumulator(Accumulator):
         if len({len(x) for x in rows}) != 1:
             which = "layers of this model" if self._other is None else "two models"
             raise DataError(f"the {which} have other tokens of the same batch: compare them over='text'")
-        self._add([x.to(self.total.device, torch.float64) for x in rows])
+        self._add(rows)
 
     def _rows(self, side: Anatomy, batch: Batch, states: dict[int, Tensor]) -> list[Tensor]:
         """[example, hidden] of each layer: real tokens, or their mean in each text."""
@@ -176,9 +185,25 @@ class SimilarityAccumulator(Accumulator):
         return found
 
     def _add(self, rows: list[Tensor]) -> None:
+        """Add up [example, hidden] of each layer."""
+        limits = [max(LEAST, ROUNDINGS * torch.finfo(x.dtype).eps) for x in rows]
+        rows = [x.to(self.total.device, torch.float64) for x in rows]
         many, whole = len(rows[0]), torch.cat(rows, dim=1)
+        if not many:
+            return
+        sizes = torch.stack([limit**2 * x.square().sum() for limit, x in zip(limits, rows, strict=True)])
+        total = whole.sum(0)
+        mean = (self.total + total) / (self.counted + many)
+        self._move(mean)
+        self.rounded += sizes
+        self.total += total
         self.counted += many
         self.alone += many if many == 1 else 0
+        self._add_products(whole - mean)
+
+    def _add_products(self, whole: Tensor) -> None:
+        """Add the products of [example, feature], about the mean of all that were seen."""
+        many, rows = len(whole), [whole[:, part] for part in self._parts()]
         # A new generator for each batch, so that a batch is shuffled alike in any shard or process.
         drawn = torch.Generator().manual_seed(self._seed)
         step = int(torch.randint(1, many, (), generator=drawn)) if many > 1 else 0
@@ -192,84 +217,77 @@ class SimilarityAccumulator(Accumulator):
         self.shuffled += whole[:, left].T @ other[:, right]
         if self.own.shape[1]:
             for part, x in zip(self._parts(), rows, strict=True):
-                self.own[part, : len(part)] += x.T @ x
+                self.own[part, : x.shape[1]] += x.T @ x
         self.norms += squares.T @ squares
         self.shuffled_norms += squares.T @ other_squares
         self.weighted += whole.T @ squares
         self.weighted_by_shuffled += whole.T @ other_squares
         self.shuffled_weighted += other.T @ squares
-        self.total += whole.sum(0)
         self.squares += squares.sum(0)
+
+    def merge(self, other: dict[str, Tensor]) -> SimilarityAccumulator:
+        """Add the sums of another part of the data, both moved to their common mean."""
+        self.check_state(other)
+        part = copy.copy(self)
+        for name in self._stats():
+            setattr(part, name, other[name].to(self.total.device, copy=True))
+        mean = (self.total + part.total) / (self.counted + part.counted).clamp_min(1)
+        self._move(mean)
+        part._move(mean)
+        return super().merge(part.state())
+
+    def _move(self, mean: Tensor) -> None:
+        """Change all sums to those about another mean."""
+        many = int(self.counted)
+        if not many:
+            return
+        moves = self.total / many - mean
+        for sums, (i, x), (j, y) in self._pairs():
+            delta, epsilon = moves[x].reshape(len(sums.norms), -1), moves[y].reshape(sums.norms.shape[1], -1)
+            found = sums.moved(many, (self.squares[i], self.squares[j]), (delta, epsilon))
+            for old, new in zip((sums.norms, sums.left, sums.right), found, strict=True):
+                old.copy_(new)
+            sums.products.addr_(moves[x], moves[y], alpha=many)
+        self.squares += many * torch.stack([moves[part].square().sum() for part in self._parts()])
+
+    def _pairs(self) -> list[tuple[Moments, Place, Place]]:
+        """The sums of pairs of layers, of shuffled ones, and, of two models, those of each layer with itself."""
+        states, features, (lefts, rights) = len(self.squares), len(self.total), self.products.shape
+        i, j = slice(len(self._numbers[0])), slice(states - len(self._numbers[-1]), states)
+        x, y = slice(lefts), slice(features - rights, features)
+        left, right = (i, x), (j, y)
+        pairs = Moments(self.products, self.norms[i, j], self.weighted[x, j], self.weighted[y, i])
+        weighted = self.weighted_by_shuffled[x, j], self.shuffled_weighted[y, i]
+        found = [(pairs, left, right), (Moments(self.shuffled, self.shuffled_norms[i, j], *weighted), left, right)]
+        for number, part in enumerate(self._parts() if self.own.shape[1] else []):
+            one, products = slice(number, number + 1), self.own[part, : part.stop - part.start]
+            by_itself = self.weighted[part, one]
+            found.append((Moments(products, self.norms[one, one], by_itself, by_itself), (one, part), (one, part)))
+        return found
 
     def compute(self) -> LayerSimilarity:
         """The ratio of the covariances; NaN of fewer than 4 examples, such as in a small shard."""
-        many = int(self.counted)
+        many, squares = int(self.counted), cpu64(self.squares)
         self.check_measured(many, "example")
-        weighted, total, squares = cpu64(self.weighted), cpu64(self.total), cpu64(self.squares)
-        sums = _Sums(cpu64(self.norms), weighted, weighted, total, squares)
-        of_null = _Sums(
-            cpu64(self.shuffled_norms), cpu64(self.weighted_by_shuffled), cpu64(self.shuffled_weighted), total, squares
-        )
-        parts, products, shuffled, own = self._parts(), cpu64(self.products), cpu64(self.shuffled), cpu64(self.own)
-        lefts, first = range(len(self._numbers[0])), len(total) - products.shape[1]
-        rights = range(len(parts) - len(self._numbers[-1]), len(parts))
-        itself = []
-        for i, x in enumerate(parts):
-            block = own[x, : len(x)] if own.shape[1] else products[x][:, x]
-            itself.append(sums.variance(many, block, (i, x)).sqrt())
-        found = torch.empty(2, len(lefts), len(rights), dtype=torch.float64)
-        for of_all, blocks, each in ((sums, products, found[0]), (of_null, shuffled, found[1])):
-            for i, (row, j) in product(lefts, enumerate(rights)):
-                block = blocks[parts[i]][:, parts[j] - first]
-                each[i, row] = of_all.covariance(many, block, (i, parts[i]), (j, parts[j]))
-        scale = torch.stack(itself)[lefts][:, None] * torch.stack(itself)[rights] if many >= FEWEST else found[0] * 0
-        cka, null = (torch.where(scale > 0, x / scale, torch.nan) for x in found)
+        found = [
+            Moments(*map(cpu64, sums)).covariance(many, (squares[i], squares[j]))
+            for sums, (i, _), (j, _) in self._pairs()
+        ]
+        variance = torch.cat(found[2:]).flatten() if len(found) > 2 else found[0].diagonal()
+        spread = variance.clamp_min(0).sqrt()
+        spread = torch.where(spread > cpu64(self.rounded) / many, spread, 0.0)
+        scale = spread[: len(found[0])][:, None] * spread[-found[0].shape[1] :]
+        cka, null = (torch.where(scale > 0, x / scale, torch.nan) for x in found[:2])
         if int(self.alone):
             null = torch.full_like(null, float("nan"))
         labels, other_labels = (tuple(map(str, some)) for some in (self._numbers[0], self._numbers[-1]))
         return LayerSimilarity(cka, null, many, labels, other_labels, over=self._over)
 
-    def _parts(self) -> list[Tensor]:
+    def _parts(self) -> list[slice]:
         """For each layer of both models, its dimensions among all."""
         widths = [width for some, width in zip(self._numbers, self._widths, strict=True) for _ in some]
-        return list(torch.split(torch.arange(sum(widths)), widths))
-
-
-class _Sums(NamedTuple):
-    """The sums over examples of which the covariance of two states is made, for all states."""
-
-    norms: Tensor
-    """[state, state]: Σ |x|²|y|²."""
-    left: Tensor
-    """[feature, state]: Σ x |y|²."""
-    right: Tensor
-    """[feature, state]: Σ y |x|²."""
-    total: Tensor
-    """[feature]: Σ x, and Σ y: shuffled examples have the same."""
-    squares: Tensor
-    """[state]: Σ |x|²."""
-
-    def covariance(self, n: int, products: Tensor, one: tuple[int, Tensor], other: tuple[int, Tensor]) -> Tensor:
-        """The unbiased HSIC of linear kernels (Song et al. 2012, eq. 5) of two states, of n examples.
-
-        `products` are Σ x yᵀ; a state is given by its number and its dimensions. With K = X Xᵀ and L = Y Yᵀ without
-        their diagonals it is (tr K L + 1ᵀK1 1ᵀL1 / ((n-1)(n-2)) - 2 1ᵀK L1 / (n-2)) / (n (n-3)).
-        """
-        (i, x), (j, y) = one, other
-        of_x, of_y = self.total[x], self.total[y]
-        trace = products.square().sum() - self.norms[i, j]
-        ones = (of_x.square().sum() - self.squares[i]) * (of_y.square().sum() - self.squares[j])
-        both = of_x @ products @ of_y - of_x @ self.left[x, j] - of_y @ self.right[y, i] + self.norms[i, j]
-        return (trace + ones / ((n - 1) * (n - 2)) - 2 * both / (n - 2)) / (n * (n - 3))
-
-    def variance(self, n: int, products: Tensor, one: tuple[int, Tensor]) -> Tensor:
-        """The covariance of a state with itself; 0 where it is not told from rounding: examples that are all alike.
-
-        It is a difference of sums in which their mean is to the fourth power.
-        """
-        found = self.covariance(n, products, one, one)
-        rounding = torch.finfo(found.dtype).eps * products.square().sum() / (n * (n - 3))
-        return torch.where(found > LEAST_ROUNDINGS * rounding, found, 0.0)
+        ends = list(accumulated(widths))
+        return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..anatomy.names import IDS_ARGUMENT, MASK_ARGUMENT
 from ..anatomy.sites import Site
-from ..data.batches import Batch, BatchesOrTexts, token_ids, with_added_padding
+from ..data.batches import Batch, BatchesOrTexts, token_ids, with_added_positions
 from ..data.padding import RealQueries
 from ..errors import DataError, checked
 from ..results.axes import axes
@@ -73,7 +73,7 @@ class RepeatsAccumulator(MapAccumulator):
         ids = token_ids(self.anatomy.model, self._batch, site.stack)
         if ids is None:
             return
-        ids = with_added_padding(ids, weights.shape[3], self.anatomy.runner(site.stack))
+        ids = with_added_positions(ids, weights.shape[3], self.anatomy, site.stack)
         if ids.shape[1] != weights.shape[3]:
             return
         about = (site.stack, rows.start, rows.stop)

@@ -158,7 +158,7 @@ def _lists(model: nn.Module, there: BlockAnatomy, rows: list[int]) -> dict[nn.Mo
         folder, _, number = site.path.rpartition(".")
         if sum(other.place is site.place for other in there.sites) > 1:
             raise PruningError(f"block {there.labels[row]} runs in several layers, which share its weights")
-        if not isinstance(modules.get(folder), nn.ModuleList) or not number.isdigit():
+        if not isinstance(modules.get(folder), nn.ModuleList):
             raise PruningError(f"block {there.labels[row]} ({site.path}) is in no list of blocks")
         lists.setdefault(modules[folder], []).append(int(number))
     return lists
@@ -224,9 +224,8 @@ def _drop(
     for one in (*nested, *(one for one, _ in own)):
         undo.callback(vars(one).update, dict(vars(one)))
     _shorten_nested(model.config, stacks_of)
-    for one, sites in own:
-        if all(one is not other for other in nested):
-            _shorten(one, _gone_of(sites, rows))  # caches are made by it
+    for one, sites in own:  # caches are made by a stack's own copy; what was shortened has no settings of that length
+        _shorten(one, _gone_of(sites, rows))
 
 
 def _cut(blocks: nn.ModuleList, gone: list[int], undo: ExitStack) -> None:

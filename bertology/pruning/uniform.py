@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -337,5 +337,6 @@ def ran(model: Any, given: Batch, seen: str) -> Any:
 
 
 def numbers(outputs: Any) -> list[Tensor]:
-    """The floating tensors among the outputs of a model."""
-    return [x for x in outputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+    """The floating tensors among the outputs of a model, which may be in a tuple (`return_dict=False`)."""
+    each = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return [x for x in each if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]

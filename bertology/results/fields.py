@@ -26,7 +26,7 @@ class Measured:
 
     def __post_init__(self) -> None:
         many = getattr(self, "examples", None)
-        if self.n_examples is None and isinstance(many, int):
+        if isinstance(many, int):  # also where `dataclasses.replace` passes on what was known before
             object.__setattr__(self, "n_examples", many)  # results are frozen
 
 

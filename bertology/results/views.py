@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import MissingExtra, how_many
 from .axes import FieldAxes, all_axes_of, axes_of, main_field, names_along
+from .columns import columns_of, cut_to, to_left, to_right
 from .fields import Fields, about_fields, measured
 from .frames import frame_of
 
@@ -22,7 +23,7 @@ MOST = 1200
 MOST_RECORDS = 200
 """The most rows of a table in HTML."""
 _ROWS, _COLUMNS = 64, 64  # of a table of text; larger ones show their first and last
-_WORD = 16  # the most characters of a cell
+_WORD = 16  # the most columns of a terminal that a cell takes
 _CELLS = 40  # the most rows and columns of a map in HTML
 _NUMBERED = 16  # maps of more columns than this show no numbers in HTML
 
@@ -138,7 +139,7 @@ def table(values: Tensor, labels: Sequence[str], names: Sequence[Any] | None = N
     titles = [str(names[column]) if names else str(column) for column in columns]
     sides = [labels[row] for row in rows]
     part = values.detach()[rows][:, columns].tolist()
-    side, notes = max(map(len, sides), default=0), []
+    side, notes = max(map(columns_of, sides), default=0), []
     cells = [["" if v != v else rounded(v) for v in row] for row in part]
     if not _fits(widths := _widths(titles, cells), side) and values.is_floating_point():
         scale = _scale(part)
@@ -152,15 +153,11 @@ def table(values: Tensor, labels: Sequence[str], names: Sequence[Any] | None = N
 def text_table(cells: Sequence[Sequence[str]], labels: Sequence[str], names: Sequence[str]) -> str:
     """The same of texts: a row for each layer of `cells [layer, ...]`, a column for each of the names."""
     rows, columns = _some(len(labels), _ROWS), _some(len(names), _COLUMNS)
-    sides, titles = [labels[row] for row in rows], [_cut(names[column]) for column in columns]
-    part = [[_cut(cells[row][column]) for column in columns] for row in rows]
+    sides, titles = [labels[row] for row in rows], [cut_to(names[column], _WORD) for column in columns]
+    part = [[cut_to(cells[row][column], _WORD) for column in columns] for row in rows]
     return _cut_to_width(
         sides, titles, part, _widths(titles, part), _left_out((len(labels), len(names)), rows, columns)
     )
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _WORD else f"{text[: _WORD - 1]}…"
 
 
 def _left_out(shape: Sequence[int], rows: list[int], columns: list[int]) -> list[str]:
@@ -172,13 +169,13 @@ def _cut_to_width(
     sides: list[str], titles: list[str], cells: list[list[str]], widths: list[int], notes: list[str]
 ) -> str:
     """The columns that fit a terminal, the others below, and notes at the end."""
-    side = max(map(len, sides), default=0)
+    side = max(map(columns_of, sides), default=0)
     blocks = [_block(sides, titles, cells, widths, side, some) for some in _fitting(widths, side)]
     return "\n".join([*blocks, *([f"({', '.join(notes)})"] if notes else [])])
 
 
 def _widths(titles: list[str], cells: list[list[str]]) -> list[int]:
-    return [max(len(title), *(len(row[i]) for row in cells)) for i, title in enumerate(titles)]
+    return [max(map(columns_of, (title, *(row[i] for row in cells)))) for i, title in enumerate(titles)]
 
 
 def _fits(widths: list[int], side: int) -> bool:
@@ -195,9 +192,9 @@ def _scale(cells: list[list[float]]) -> float:
 def _block(
     sides: list[str], titles: list[str], cells: list[list[str]], widths: list[int], side: int, some: range
 ) -> str:
-    lines = [" " * side + "".join(f"  {titles[i].rjust(widths[i])}" for i in some)]
+    lines = [" " * side + "".join(f"  {to_right(titles[i], widths[i])}" for i in some)]
     for label, row in zip(sides, cells, strict=True):
-        lines.append(label.rjust(side) + "".join(f"  {row[i].rjust(widths[i])}" for i in some))
+        lines.append(to_right(label, side) + "".join(f"  {to_right(row[i], widths[i])}" for i in some))
     return "\n".join(lines)
 
 
@@ -302,10 +299,10 @@ def _ink(colour: Sequence[int]) -> str:
 
 def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    widths = [max(map(columns_of, column)) for column in zip(titles, *rows, strict=True)]
     lines = []
     for row in (titles, *rows):
-        cells = [cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in
+        cells = [to_right(cell, width) if place else to_left(cell, width) for place, (cell, width) in
                  enumerate(zip(row, widths, strict=True))]  # fmt: skip
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

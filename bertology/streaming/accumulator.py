@@ -125,7 +125,7 @@ class Accumulator(ABC):
     def choose_loss(self, anatomy: Anatomy, loss: ExampleLoss | None) -> None:
         """Measure by a custom loss, or else by that of the model's task, which is compared with the model's own."""
         self._loss = loss or find_loss(anatomy.model)
-        self._alone = None if loss else FirstExample(anatomy, self._loss, self._loss)
+        self._alone = FirstExample(anatomy, self._loss, self._loss, custom=loss is not None)
 
     def sizes(self) -> dict[str, int]:
         """How long the axes of its sums are other than `layer` and `head`, by name."""
@@ -211,6 +211,14 @@ class Accumulator(ABC):
 
     def merge(self: A, other: dict[str, Tensor]) -> A:
         """Add the sums of another accumulator of this kind, given as its `state`."""
+        self.check_state(other)
+        for name in self._stats():
+            mine = getattr(self, name)
+            setattr(self, name, mine + other[name].to(mine.device))
+        return self
+
+    def check_state(self, other: Any) -> None:
+        """Raise `DataError` unless this is the `state` of another accumulator of this kind."""
         names = self._stats()
         if not isinstance(other, Mapping) or not names.keys() <= other.keys():
             came = f"{', '.join(map(str, other))}" if isinstance(other, Mapping) else described(other)
@@ -219,10 +227,6 @@ class Accumulator(ABC):
             if not isinstance(other[name], Tensor) or other[name].shape != getattr(self, name).shape:
                 wanted = f"a tensor {list(getattr(self, name).shape)}"
                 raise DataError(f"merge: {name} must be {wanted}, got {described(other[name])}")
-        for name in names:
-            mine = getattr(self, name)
-            setattr(self, name, mine + other[name].to(mine.device))
-        return self
 
     @classmethod
     @lru_cache(maxsize=64)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from ..anatomy.forward_source import hook_numbers
 from ..anatomy.kept import Said, settings_of
 from ..anatomy.modules import Form, Modules, each_module, each_weight
-from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, MASK_ARGUMENT, PADDING_COUNTS
+from ..anatomy.names import DECODER_PREFIX, IDS_ARGUMENT, LOGITS_OUTPUT, MASK_ARGUMENT, PADDING_COUNTS
 from ..anatomy.oddities import block_oddities_of
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import Batch, reads_text, run_model, some_examples, with_added_padding
+from ..data.batches import Batch, adds_before, reads_text, run_model, some_examples, with_added_positions
 from ..data.caches import has_cache
 from ..data.losses import ExampleLoss, check_own_loss, loss_is_known
 from ..data.models import config_of, task_model
+from ..data.outputs import found as found_outputs
 from ..data.padding import alone, padded_example, text_masks
 from ..data.positions import padded_before
 from ..errors import BertologyError
@@ -36,22 +37,29 @@ class FirstExample:
 
     Its loss must be that of the model itself, where `loss` is the one that `find_loss` found: `check` raises
     `LossError` otherwise. What is read of a padded example must not depend on the padding: `compare` warns otherwise.
-    Of the models of transformers it is known where both hold, so that most passes run no example twice.
+    Of the models of transformers it is known where both hold, so that most passes run no example twice. A `custom` loss
+    need not be one of single examples: in its place, the logits of a classifier of texts are compared.
     """
 
-    def __init__(self, anatomy: Anatomy, read: Read, loss: ExampleLoss | None = None) -> None:
-        self._anatomy, self._read, self._loss = anatomy, read, loss
+    def __init__(self, anatomy: Anatomy, read: Read, loss: ExampleLoss | None = None, *, custom: bool = False) -> None:
+        self._anatomy, self._read, self._loss, self._custom = anatomy, read, loss, custom
         self._model = model = anatomy.model
         known = type(model).__module__.startswith("transformers.models.")
         self._checks_loss = loss is not None and not (known and loss_is_known(model))
         self._ignores_end = known and not type(model).__name__.startswith(PADDING_COUNTS)
+        self._classifies = "SequenceClassification" in type(model).__name__
         self._done = False
         self._expected: Tensor | None = None
         self._example = 0
 
     def check(self, batch: Batch) -> None:
         """Run the first example with padding, or the first one, by itself. No tap may be open."""
-        at_end = self._ignores_end and self._marks_padding(batch)
+        marked = self._marks_padding(batch)
+        at_end = self._ignores_end and marked
+        if self._classifies and (self._custom or not marked):
+            self._check_logits(batch, at_end, marked)
+        if self._custom:
+            return
         padded = None if self._done else padded_example(self._model, batch, before=at_end)
         if padded is not None and is_tapped(self._anatomy):  # edits may be of this batch as it is
             padded = None
@@ -78,9 +86,36 @@ class FirstExample:
         padded = self._read(run_model(self._model, same, labels=False), same)
         return _apart(padded, expected) > _tolerance(self._model)
 
+    def _check_logits(self, batch: Batch, at_end: bool, marked: bool) -> None:
+        """Warn where padding changes the logits of a classifier, which are those of one token of the text."""
+        example = padded_example(self._model, batch, before=at_end)
+        if self._done or example is None or is_tapped(self._anatomy) or has_cache(batch):
+            return
+        each = some_examples(batch, slice(example, example + 1)), alone(self._model, batch, example)
+        try:
+            with torch.no_grad(), uncompiled():
+                padded, expected = (
+                    found_outputs(run_model(self._model, one, labels=False), LOGITS_OUTPUT)[0] for one in each
+                )
+        except CANNOT_RUN:
+            return
+        self._done = True
+        if _apart(padded, expected) <= _tolerance(self._model):
+            return
+        what = f"padding changes what {type(self._model).__name__} computes for example {example} of a batch"
+        if marked:
+            _warn(what)
+        else:
+            told = getattr(config_of(self._model), "pad_token_id", None)
+            _warn(
+                what,
+                f"It finds the last token of a text by config.pad_token_id, {told}, and padding has other token ids "
+                "here: set model.config.pad_token_id to the tokenizer's",
+            )
+
     def _marks_padding(self, batch: Batch) -> bool:
         """Whether padding has the token id by which a classifier finds the last token of a text."""
-        if "SequenceClassification" not in type(self._model).__name__:
+        if not self._classifies:
             return True
         ids, mask = batch.get(IDS_ARGUMENT), batch.get(MASK_ARGUMENT)
         padding = getattr(config_of(self._model), "pad_token_id", None)
@@ -199,8 +234,10 @@ def _tokens_differ(anatomy: Anatomy, given: States, without: States, reals: dict
         kept, y = reals.get("" if reads_text(anatomy.model, stack) else DECODER_PREFIX), without.get((stack, place))
         if kept is None or y is None:
             continue
-        if block_oddities_of(anatomy.runner(stack)).pads:  # at the end, in each run to a length of its own
-            kept, y = with_added_padding(kept, x.shape[1], anatomy.runner(stack)), y[:, : int(kept.sum())]
+        before, many = adds_before(anatomy, stack), int(kept.sum())
+        if before or block_oddities_of(anatomy.runner(stack)).pads:  # in each run to a length of its own
+            kept = with_added_positions(kept, x.shape[1], anatomy, stack)
+            y = y[:, y.shape[1] - many :] if before else y[:, :many]
         if x.shape[1] != len(kept):
             continue
         apart = _apart(x[:, kept], y, least=0.0)
@@ -243,8 +280,5 @@ def _tolerance(model: nn.Module) -> float:
     return 1e-4 if size > 2 else 5e-2
 
 
-def _warn(what: str) -> None:
-    warnings.warn(
-        f"{what}, so results depend on it. Pad on the other side, or pass texts of equal length without padding",
-        stacklevel=2,
-    )
+def _warn(what: str, do: str = "Pad on the other side, or pass texts of equal length without padding") -> None:
+    warnings.warn(f"{what}, so results depend on it. {do}", stacklevel=2)

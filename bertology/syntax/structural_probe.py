@@ -228,7 +228,8 @@ def sentence_loss(words: Words, projection: Tensor) -> Tensor:
 
 def squared_distances(vectors: Tensor, projection: Tensor) -> Tensor:
     """[layer, word, word]: ‖B (h_i - h_j)‖²."""
-    z = vectors @ projection.mT
+    # Relative to the first word: a dimension that is large in all words would leave nothing of the others in float32.
+    z = (vectors - vectors[:, :1]) @ projection.mT
     squares = (z**2).sum(-1)
     return (squares[:, :, None] + squares[:, None, :] - 2 * z @ z.mT).clamp_min(0)
 

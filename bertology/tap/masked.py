@@ -15,7 +15,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.forward_source import eager_function
 from ..anatomy.oddities import oddities_of
 from ..anatomy.sites import Anatomy, Site
-from ..data.batches import token_ids
+from ..data.batches import key_mask, shows_padding, token_ids
 from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
 from . import tap
 from .calls import Calls, attention_modules
@@ -30,8 +30,8 @@ Cut = Tensor | Callable[[Tensor, Tensor, Any], Tensor]
 """Where a query may not look: bool, [query, key] or [batch, query, key], True for what is cut; or a function of the
 positions of queries [query, 1] and of keys [1, key], and of the keys' token ids [batch, key], that returns it."""
 ALL = "all"
-PADDING = -5000.0
-"""Below it a score is that of a key which the model itself masks: by -10000 (GPT, CTRL), or by the lowest number."""
+SMALL = -5000.0
+"""Below it a score may be that of a key which the model itself masks by a small number: by -10000 (GPT, CTRL)."""
 
 
 @contextmanager
@@ -169,7 +169,7 @@ class _Cutting(WatchingSoftmax):
         cut = self._cut(now.site, laid)
         weights = func(laid.masked_fill(cut, lowest).reshape(scores.shape), *more, **kwargs)
         # A query with no key left looks at nothing, and not at padding either.
-        nothing = cut.any(-1, keepdim=True) & (cut | (laid < PADDING)).all(-1, keepdim=True)
+        nothing = cut.any(-1, keepdim=True) & (cut | self._hidden(now.site, laid, narrow)).all(-1, keepdim=True)
         return weights.masked_fill((cut | nothing).expand(laid.shape).reshape(scores.shape), 0)
 
     def _fused(
@@ -185,7 +185,8 @@ class _Cutting(WatchingSoftmax):
         seen = torch.ones(shape[-2:], dtype=torch.bool, device=query.device)
         seen = (seen.tril() if is_causal else seen) & ~cut
         if attn_mask is not None:
-            seen = seen & (attn_mask if attn_mask.dtype == torch.bool else attn_mask > PADDING)
+            hidden = ~attn_mask if attn_mask.dtype == torch.bool else self._hidden(now.site, attn_mask.expand(shape))
+            seen = seen & ~hidden
         lowest = torch.finfo(query.dtype).min
         added = torch.zeros(shape, dtype=query.dtype, device=query.device)
         if attn_mask is not None and attn_mask.dtype != torch.bool:
@@ -209,6 +210,30 @@ class _Cutting(WatchingSoftmax):
                 found = where(place(queries)[:, None], place(width)[None], tokens)
             whole[:, places, :, :width] |= self._fitting(found, (batch, queries, width)).to(whole.device)[:, None]
         return whole
+
+    def _hidden(self, site: Site, scores: Tensor, *kinds: torch.dtype) -> Tensor:
+        """[batch, head, query, key], bool: what the model itself masks, by about the lowest number or by a small one.
+
+        Large weights give true scores as low as small numbers: these mask only keys that are later than a decoder's
+        query, or padding.
+        """
+        own = (x.dtype for x in site.projection.parameters() if x.is_floating_point())
+        hidden = scores < max(torch.finfo(kind).min for kind in (scores.dtype, *kinds, *own)) / 2
+        small = scores < SMALL
+        if not bool((small & ~hidden).any()):
+            return hidden
+        queries, keys = scores.shape[2:]
+        stack = "encoder" if site.crosses else site.stack
+        if not (self.batch and shows_padding(self.anatomy.model, self.batch, stack)):
+            return small  # a mask of another shape may mask any key
+        real = key_mask(self.anatomy.model, self.batch, stack).to(scores.device)
+        width = real.shape[1] if len(real) == len(scores) and keys - real.shape[1] in (0, 1) else keys
+        maybe = torch.zeros_like(small)
+        if width == real.shape[1]:
+            maybe[..., :width] = ~real[:, None, None]
+        if stack != "encoder":
+            maybe |= torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(width - queries + 1)
+        return hidden | (small & maybe)
 
     def _tokens(self, site: Site, scores: Tensor) -> Tensor | None:
         """[batch, key]: the token ids of the keys, if the batch has them."""

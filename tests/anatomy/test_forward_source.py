@@ -15,7 +15,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.phi3.modeling_phi3 import Phi3Attention
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from bertology import mlp_ablation
+from bertology import attention_entropy, mlp_ablation
 from bertology.anatomy.forward_source import (
     acts_on_record,
     asks_config,
@@ -28,6 +28,7 @@ from bertology.anatomy.forward_source import (
     weights_of,
 )
 from bertology.anatomy.modules import each_module
+from bertology.errors import DataError
 from helpers.zoo import BY_NAME, LLAMA, V4, batch
 
 
@@ -123,6 +124,33 @@ def test_models_that_keep_packed_texts_apart_are_found(family):
         "transformers makes causal masks by functions of other names: texts in one row would see each other in some "
         "measures, and not in others"
     )
+
+
+ODD_SIZES = {
+    "OPT": {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 16},
+    "GPTJ": {"n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "bos_token_id": 1, "eos_token_id": 2},
+    "GPTNeo": {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]],
+               "bos_token_id": 1, "eos_token_id": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD_SIZES)
+def test_only_models_that_keep_packed_texts_apart_are_asked_for_a_pass_without_a_cache(kind):
+    """In transformers 4 these never do; OPT of transformers 5, which makes its mask without the positions that it has,
+    is asked without need. oracle: the model with a cache and without one"""
+    config = getattr(transformers, f"{kind}Config")(vocab_size=40, max_position_embeddings=32, **ODD_SIZES[kind])
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    ids = torch.randint(5, 40, (1, 7), generator=torch.Generator().manual_seed(0))
+    packed = {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]])}
+    with torch.no_grad():
+        one, other = (model(**packed, use_cache=cached)[0] for cached in (True, False))
+    apart = not torch.allclose(one, other, atol=1e-5)
+    asked = may_pack(model)
+    assert asked == (apart or (kind == "OPT" and not is_transformers_4()))
+    if asked:
+        with pytest.raises(DataError, match="Pass use_cache=False in the batch, which keeps them apart"):
+            attention_entropy(model, packed)
+    assert attention_entropy(model, {**packed, "use_cache": False} if asked else packed).queries.tolist() == [7, 7]
 
 
 @pytest.mark.parametrize(("name", "packs"), [("bert", False), ("roberta", False), ("gpt2", True), ("llama", True)])

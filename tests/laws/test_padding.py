@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import fields
 from typing import Any
@@ -16,6 +17,7 @@ from bertology.data.batches import without_labels
 from bertology.data.losses import example_losses, find_loss
 from bertology.data.positions import with_positions
 from bertology.measures.rollout import AttentionRollout
+from bertology.metrics import logit_difference
 from bertology.results.axes import axes_of
 from helpers.public import public_functions, required
 from helpers.zoo import BY_NAME, FAMILIES, PAD, SMALL, V4, WIDE, batch, each_alone
@@ -173,6 +175,49 @@ def test_a_classifier_that_reads_the_first_position_says_so(name):
             MEASURES[measure](model, batch(side="left"))
     # Its maps do not depend on what is read of the last layer.
     check(model, MEASURES["attention_entropy"], batch(side="left"), batch(), each_alone(batch()))
+
+
+def of_label(outputs, batch):
+    """A custom loss: minus the logit of the label."""
+    return -outputs.logits.gather(1, batch["labels"][:, None])[:, 0]
+
+
+def others(inputs):
+    """Texts of the same lengths and padding."""
+    ids = inputs["input_ids"]
+    return {**inputs, "input_ids": ids.where(inputs["attention_mask"] == 0, (ids + 1) % 30 + 5)}
+
+
+WITH_LOSS = {
+    "head_importance": lambda model, x: b.head_importance(model, x, loss=of_label),
+    "head_ablation": lambda model, x: b.head_ablation(model, x, metric="accuracy", loss=of_label),
+    "head_outputs": lambda model, x: b.head_outputs(model, x, loss=of_label),
+    "fit_gates": lambda model, x: b.fit_gates(model, x, loss=of_label, steps=1, seeds=[0]),
+    "activation_patching": lambda model, x: b.activation_patching(model, x, others(x), metric=logit_difference(1, 0)),
+}
+
+
+@pytest.mark.parametrize("measure", WITH_LOSS)
+def test_a_custom_loss_of_a_classifier_that_reads_padding(measure):
+    """The last token of a text is found by `config.pad_token_id`: of other padding, that is the last position.
+
+    oracle: the logits of the texts alone, and with their padding
+    """
+    run, inputs = WITH_LOSS[measure], batch()
+    for name in ("gpt2", "llama"):
+        model = BY_NAME[name].build()
+        run(model, inputs)
+        model.config.pad_token_id = 3
+        padded = model(**without_labels(model, inputs)).logits
+        alone = torch.cat([model(**without_labels(model, one)).logits for one in each_alone(inputs)])
+        assert not torch.allclose(padded, alone)
+        with pytest.warns(UserWarning, match=r"by config.pad_token_id, 3, and padding has other token ids here: set"):
+            run(model, inputs)
+    bert = BY_NAME["bert"].build()
+    bert.config.pad_token_id = 3
+    run(bert, inputs)  # the classifier reads the first position
+    with pytest.warns(UserWarning, match=r"changes what BertForSequenceClassification computes for example 1"):
+        run(bert, batch(side="left"))
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
@@ -575,6 +620,94 @@ def check_added_padding(model, tokens, many, measures):
             x, y = getattr(one, field.name), getattr(other, field.name)
             if isinstance(x, Tensor):
                 torch.testing.assert_close(x, y, atol=1e-5, rtol=0, equal_nan=True)
+
+
+def cpmant():
+    """A model that puts prompts of its own, 3 positions, in front of each text; it takes padding on the left alone."""
+    torch.manual_seed(0)
+    config = t.CpmAntConfig(
+        vocab_size=40, hidden_size=16, num_attention_heads=4, dim_head=4, dim_ff=24, num_hidden_layers=2,
+        prompt_length=3, position_bias_num_buckets=8, position_bias_max_distance=16, segment_types=8,
+    )  # fmt: skip
+    model = t.CpmAntForCausalLM(config).double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():  # some are not initialized
+            weight.normal_(0, 0.3)
+    return model
+
+
+def test_prompts_that_a_model_adds_are_no_tokens_of_the_text():
+    """oracle: the hidden states without the prompts, which transformers gives, and the maps' rows behind them"""
+    model, inputs = cpmant(), {"input_ids": torch.tensor([[5, 6, 7, 5, 6], [5, 9, 7, 9, 8]])}
+    with torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states
+    found = b.contextuality(model, inputs, tokens={"five": [5], "others": [6, 7, 8, 9]})
+    assert (found.tokens, found.occurrences.tolist()) == (10, [3, 7])
+    flat = torch.nn.functional.normalize(states[0].flatten(0, 1), dim=-1)
+    expected = ((flat @ flat.T).sum() - 10) / 90
+    torch.testing.assert_close(found.anisotropy[0], expected)
+    assert b.layer_similarity(model, inputs).examples == 10
+    rows = b.attention_maps(model, inputs).values[:, :, :, 3:]
+    assert rows.shape[3:] == (5, 8)
+    torch.testing.assert_close(
+        b.attention_entropy(model, inputs).mean, torch.special.entr(rows).sum(-1).mean((1, 3)), check_dtype=False
+    )
+    outputs = b.head_outputs(model, inputs).values[:, :, -5:]
+    torch.testing.assert_close(b.head_means(model, inputs).values, outputs.mean((1, 2)), check_dtype=False)
+    heads = b.repeat_scores(model, inputs)
+    # "5 6" and "9" come again: the second mention attends to what followed the first.
+    induction = torch.stack([rows[:, 0, :, 3, 3 + 1], rows[:, 0, :, 4, 3 + 2], rows[:, 1, :, 3, 3 + 2]]).mean(0)
+    torch.testing.assert_close(heads.induction, induction, check_dtype=False)
+
+
+def test_padding_behind_prompts():
+    """Texts that are padded on the left, where the model takes it, have the measures of texts without padding."""
+    model = cpmant()
+    alone = [{"input_ids": torch.tensor([ids])} for ids in ([5, 6, 7, 5, 6], [5, 9, 9])]
+    ids = torch.tensor([[5, 6, 7, 5, 6], [0, 0, 5, 9, 9]])
+    padded = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    measures = (b.attention_entropy, b.attention_patterns, b.repeat_scores, b.head_means, b.block_influence)
+    for measure in (*measures, b.contextuality):
+        one, other = measure(model, alone), measure(model, padded)
+        for field in fields(one):
+            x, y = getattr(one, field.name), getattr(other, field.name)
+            # The padding lies between the prompt and the text, and so changes how far one is from the other.
+            if isinstance(x, Tensor) and field.name not in ("previous", "distance"):
+                torch.testing.assert_close(x, y, equal_nan=True)
+    right = {name: x.flip(1) for name, x in padded.items()}
+    with pytest.warns(UserWarning, match="padding changes the hidden states of CpmAntForCausalLM"):
+        b.head_means(model, right)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's own
+@pytest.mark.parametrize("size", [None, 600])
+def test_learned_prompts_are_no_tokens_of_the_text(size, monkeypatch):
+    """oracle: the plain model on the embeddings of the prompts and of each text alone"""
+    peft = pytest.importorskip("peft", exc_type=ImportError)
+    if size is not None:
+        monkeypatch.setattr(sys.modules["bertology.tap.interface_route"], "BLOCK_BYTES", size)
+    plain = BY_NAME["gpt2"].build("lm")
+    model = peft.get_peft_model(
+        BY_NAME["gpt2"].build("lm"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    )
+    model = model.double().eval()
+    prompt = model.prompt_encoder["default"].embedding.weight.detach()[None]
+    inputs, entropies, outputs, states = batch((7, 4, 5), labels=False), [], [], []
+    for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True):
+        embeds = torch.cat([prompt, plain.get_input_embeddings()(ids[mask][None])], 1).detach()
+        entropies.append(torch.special.entr(b.attention_maps(plain, {"inputs_embeds": embeds}).values).sum(-1))
+        outputs.append(b.head_outputs(plain, {"inputs_embeds": embeds}).values)
+        states.append(b.hidden_states(plain, {"inputs_embeds": embeds}, tie_last_hidden_states=False).values)
+    entropy, means = b.attention_entropy(model, inputs), b.head_means(model, inputs)
+    assert entropy.queries.tolist() == means.tokens.tolist() == [16, 16]
+    torch.testing.assert_close(entropy.mean, torch.cat([x[:, 0, :, 3:] for x in entropies], 2).mean(2))
+    torch.testing.assert_close(means.values, torch.cat([x[:, 0, 3:] for x in outputs], 1).mean(1))
+    found = b.contextuality(model, inputs, tokens={"all": list(range(40))})
+    flat = torch.nn.functional.normalize(torch.cat([x[:, 0, 3:] for x in states], 1), dim=-1)
+    torch.testing.assert_close(found.self_similarity[:, 0], ((flat @ flat.mT).sum((1, 2)) - 16) / (16 * 15))
+    with model.disable_adapter():
+        torch.testing.assert_close(b.head_means(model, inputs).values, b.head_means(plain, inputs).values)
+    assert b.head_means(model, inputs).tokens.tolist() == [16, 16]
 
 
 def test_padding_that_makes_nan_is_told():

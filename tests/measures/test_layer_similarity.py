@@ -172,6 +172,61 @@ def test_examples_that_are_all_alike_have_no_similarity(seed):
     assert layer_similarity(model, other, over="text").cka.diagonal().allclose(torch.ones(3, dtype=torch.float64))
 
 
+def with_constant(x, size=1e4):
+    """The same, with one dimension that is a large constant."""
+    return torch.cat([torch.full_like(x[:, :1], size), x[:, 1:]], 1)
+
+
+def oracle_cka(x, y):
+    """About the means, so that kernels keep all digits."""
+    x, y = (side.numpy() - side.numpy().mean(0) for side in (x, y))
+    return oracles.cka(x, y)
+
+
+@pytest.mark.parametrize("first", [0, 1, 50])
+def test_a_large_constant_dimension_leaves_the_others(first):
+    """Massive activations are thousands of times as large as the other dimensions. CKA does not change with a shift."""
+    drawn = torch.Generator().manual_seed(first)
+    x, other = torch.randn(2, 60, 16, generator=drawn, dtype=torch.float64)
+    x, y = with_constant(x), with_constant(x + 0.5 * other, -3e4)
+    if first == 1:
+        x[0], y[0] = 9e3, -2e4  # a first token that is like no other
+    model = BY_NAME["bert"].build()
+    whole, *parts = (SimilarityAccumulator(layers=[0, 1]).zero(dissect(model)) for _ in range(3))
+    for part, rows in zip(parts, (slice(first), slice(first, None)), strict=True):
+        part._add([x[rows], y[rows]])
+        whole._add([x[rows], y[rows]])
+    expected = [[oracle_cka(one, two) for two in (x, y)] for one in (x, y)]
+    merged = SimilarityAccumulator(layers=[0, 1]).zero(dissect(model))
+    before = {name: sums.clone() for name, sums in parts[0].state().items()}
+    for found in (whole, merged.merge(parts[0].state()).merge(parts[1].state())):
+        np.testing.assert_allclose(found.compute().cka, expected, atol=1e-7)
+    assert all(torch.equal(sums, before[name]) for name, sums in parts[0].state().items())
+    if first == 50:
+        torch.testing.assert_close(merged.compute().null, whole.compute().null)
+        assert merged.compute().null.abs().max() < 0.2
+
+
+def test_a_large_constant_dimension_of_two_models():
+    one, other = (BY_NAME["bert"].build(seed=seed) for seed in (0, 3))
+    x, y = torch.randn(2, 60, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sides = [with_constant(x), with_constant(x + y, 2e4), with_constant(x - y, 3e4), with_constant(y)]
+    found = SimilarityAccumulator(other=other, layers=[0, 1]).zero(dissect(one))
+    for rows in (slice(20), slice(20, 21), slice(21, None)):
+        found._add([side[rows] for side in sides])
+    expected = [[oracle_cka(one, two) for two in sides[2:]] for one in sides[:2]]
+    np.testing.assert_allclose(found.compute().cka, expected, atol=1e-7)
+
+
+def test_what_half_precision_rounds_is_no_difference():
+    drawn = torch.Generator().manual_seed(0)
+    alike = 1 + 0.002 * torch.randn(60, 16, generator=drawn, dtype=torch.float64)
+    assert of(alike, alike).cka.isfinite().all()
+    assert of(alike.bfloat16(), alike.bfloat16()).cka.isnan().all()
+    apart = torch.randn(60, 16, generator=drawn, dtype=torch.float64).bfloat16()
+    assert of(apart, apart).cka.isfinite().all()
+
+
 def test_a_norm_of_all_heads_before_their_projection():
     torch.manual_seed(0)
     config = transformers.BitNetConfig(

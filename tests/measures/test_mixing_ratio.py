@@ -24,6 +24,19 @@ def parts_of(model, inputs, **options):
     return found
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's own
+def test_adapters_on_the_output_projection():
+    """oracle: the model into whose weights they were merged"""
+    peft = pytest.importorskip("peft", exc_type=ImportError)
+    model, inputs = BY_NAME["bert"].build(), batch(labels=False)
+    before = mixing_ratio(model, inputs).ratio
+    config = peft.LoraConfig(r=2, target_modules=["attention.output.dense"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config).double().eval()
+    found = mixing_ratio(adapted, inputs).ratio
+    assert (found - before).abs().max() > 1e-4
+    torch.testing.assert_close(mixing_ratio(adapted.merge_and_unload(), inputs).ratio, found)
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_equals_loops_over_vectors(name, attention):

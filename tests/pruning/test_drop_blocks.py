@@ -1,16 +1,20 @@
+import sys
+import threading
+
 import pytest
 import torch
 import transformers
 
-from bertology import Result, block_ablation, drop_blocks, load_pruned, prune_heads, save_plain, save_pruned
+from bertology import Result, block_ablation, drop_blocks, load_pruned, prune_heads, save_plain, save_pruned, tap
 from bertology.anatomy.blocks import blocks_of
 from bertology.anatomy.dissect import dissect
-from bertology.errors import DataError, HeadError, PruningError, UnknownAnatomy
+from bertology.errors import BertologyError, DataError, HeadError, PruningError, UnknownAnatomy
 from bertology.tap.skipped import skipping
 from helpers.pruning import logits, seq2seq
 from helpers.towers import llava, texts_with_image
 from helpers.zoo import BY_NAME, FAMILIES, LLAMA, SMALL, batch
 
+steps = sys.modules["bertology.pruning.drop_blocks"]  # its name is that of the function, too
 SETTINGS = {"gpt": "n_layer", "gpt2": "n_layer", "distilbert": "n_layers"}
 DROPPABLE = [family for family in FAMILIES if family.name != "albert"]
 
@@ -250,6 +254,17 @@ def test_what_is_known_elsewhere_is_seen_and_undone():
     assert len(model.bert.encoder.layer) == 2
 
 
+@pytest.mark.parametrize(("name", "how"), [("bert", "config"), ("bert", "argument"), ("gpt2", "argument")])
+def test_outputs_in_a_tuple(name, how):
+    """oracle: the same blocks dropped from a model that returns its outputs by name"""
+    model, plain, inputs = deeper(BY_NAME[name]), deeper(BY_NAME[name]), batch(labels=False)
+    drop_blocks(plain, [1])
+    model.config.return_dict = how != "config"
+    drop_blocks(model, [1], inputs=inputs if how == "config" else {**inputs, "return_dict": False})
+    assert model.config.return_dict == (how != "config")
+    torch.testing.assert_close(model(**inputs, return_dict=True).logits, plain(**inputs).logits)
+
+
 def test_the_random_state_stays_as_it_was():
     model = BY_NAME["bert"].build()
     before = torch.get_rng_state()
@@ -340,3 +355,106 @@ def test_annotations_for_measures_are_not_for_the_model(tmp_path):
     drop_blocks(model, [1], inputs=inputs)
     save_plain(model, tmp_path, inputs=inputs)
     assert (tmp_path / "config.json").is_file()
+
+
+def test_another_thread_that_begins_to_measure_the_model_keeps_its_blocks(monkeypatch):
+    """It may begin just after what is left was proved, and before blocks are removed."""
+    model, begun, ends, threads = deeper(BY_NAME["bert"]), threading.Event(), threading.Event(), []
+    proved = steps._prove
+
+    def measure():
+        with tap(model, "heads", read=lambda site, x: None):
+            begun.set()
+            ends.wait(20)
+
+    def then_measured(*args):
+        wanted = proved(*args)
+        threads.append(threading.Thread(target=measure))
+        threads[0].start()
+        assert begun.wait(20)
+        return wanted
+
+    monkeypatch.setattr(steps, "_prove", then_measured)
+    monkeypatch.setattr(steps, "_drop", lambda *args: pytest.fail("blocks of a model in use were removed"))
+    try:
+        with pytest.raises(BertologyError, match="is measured or edited by another thread"):
+            drop_blocks(model, [1])
+    finally:
+        ends.set()
+        threads[0].join()
+    assert blocks_of(dissect(model)).layers == 4
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_cache_is_filled_by_no_pass_that_skips_blocks(name):
+    """It would have gaps; and by the pass that checks the model without them, which must have a cache that works."""
+    model, caches = deeper(BY_NAME[name], "lm"), []
+    with torch.no_grad():
+        model(**model.dummy_inputs)
+    model.register_forward_hook(lambda module, args, outputs: caches.append(outputs.past_key_values))
+    drop_blocks(model, [1])
+    skipped, left = caches
+    assert skipped is None
+    assert left.get_seq_length() == model.dummy_inputs["input_ids"].shape[1]
+    assert model.config.use_cache
+
+
+def test_stacks_of_one_config_lose_their_own_blocks(tmp_path):
+    """Where the number of one stack becomes that which the other had, it is not taken for the other's."""
+    config = transformers.BartConfig(
+        vocab_size=40, d_model=16, encoder_layers=4, decoder_layers=3, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=32,
+    )  # fmt: skip
+    model = transformers.BartModel(config).eval()
+    inputs = {"input_ids": torch.randint(3, 40, (2, 5))}
+    dropped = drop_blocks(model, ["encoder.1", "decoder.0"], inputs=inputs)
+    assert dropped.blocks == ("encoder.1", "decoder.0")
+    assert (model.config.encoder_layers, model.config.decoder_layers) == (3, 2)
+    assert [len(model.encoder.layers), len(model.decoder.layers)] == [3, 2]
+    drop_blocks(model, ["encoder.2"], inputs=inputs)
+    assert (model.config.encoder_layers, model.config.decoder_layers, model.config.num_hidden_layers) == (2, 2, 2)
+    model.save_pretrained(tmp_path)
+    again = transformers.BartModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(**inputs)[0], model(**inputs)[0])
+
+
+def test_an_error_after_the_removal_puts_all_configs_back(monkeypatch):
+    """Also a stack's own copy, of which T5's decoder makes its cache."""
+    model, checked = seq2seq("t5"), []
+    before = [config.to_dict() for config in (model.config, model.encoder.config, model.decoder.config)]
+    weights = {name: x.clone() for name, x in model.state_dict().items()}
+    same = steps.check_same
+
+    def once(*args):
+        checked.append(args)
+        if len(checked) == 2:
+            assert len(model.encoder.block) == 1
+            raise PruningError("not this one")
+        same(*args)
+
+    monkeypatch.setattr(steps, "check_same", once)
+    with pytest.raises(PruningError, match="not this one"):
+        drop_blocks(model, ["encoder.1"])
+    assert [config.to_dict() for config in (model.config, model.encoder.config, model.decoder.config)] == before
+    assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
+    assert model.state_dict().keys() == weights.keys()
+
+
+def test_no_block_is_no_work():
+    model = deeper(BY_NAME["bert"])
+    prune_heads(model, {0: [1]})
+    model.register_forward_pre_hook(lambda module, args: pytest.fail("there is nothing to check"))
+    dropped = drop_blocks(model, [])
+    assert (dropped.blocks, dropped.parameters_before) == ((), dropped.parameters_after)
+
+
+def test_only_settings_for_each_block_and_numbers_of_blocks_change():
+    """A list of another length is about something else, and so is a number that is not the block's."""
+    model = deeper(BY_NAME["gpt2"])
+    model.config.block_kinds, model.config.windows = ("a", "b", "c", "d"), ["e", "f", "g"]
+    blocks = model.transformer.h
+    blocks[3].mlp.layer_idx, blocks[2].mlp.layer_idx = 77, None
+    drop_blocks(model, [1])
+    assert model.config.block_kinds == ("a", "c", "d")
+    assert model.config.windows == ["e", "f", "g"]
+    assert [blocks[2].mlp.layer_idx, blocks[1].mlp.layer_idx, blocks[2].attn.layer_idx] == [77, None, 2]

@@ -4,6 +4,8 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from bertology import dissect, load_pruned, prune_heads, save_pruned
 from bertology.errors import BertologyError, DataError
@@ -184,6 +186,30 @@ def test_damaged_files_are_named(tmp_path):
     for path in (None, 3):
         with pytest.raises(DataError, match=f"path must be a string or a path, got {path}"):
             load_pruned(path)
+
+
+def test_a_changed_bit_of_the_weights_is_seen(tmp_path):
+    model = BY_NAME["bert"].build()
+    prune_heads(model, {0: [1]})
+    save_pruned(model, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    assert start % 8 == 0
+    for place in (start, (start + len(whole)) // 2, len(whole) - 1):
+        weights.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(DataError, match=r"model.safetensors is damaged: its weights are not those that were saved"):
+            load_pruned(tmp_path)
+    weights.write_bytes(whole)
+    again = load_pruned(tmp_path)
+    # oracle: safetensors itself
+    assert safe_open(str(weights), framework="pt").metadata()["format"] == "pt"
+    for name, x in load_file(str(weights)).items():
+        assert torch.equal(x, model.state_dict()[name])
+    with torch.no_grad():
+        next(again.parameters()).add_(1)
+    again.save_pretrained(tmp_path)  # transformers writes no checksum, and leaves none of other weights
+    assert torch.equal(next(load_pruned(tmp_path).parameters()), next(again.parameters()))
 
 
 @pytest.mark.parametrize("given", ["BertModel", transformers.AutoModel, torch.nn.Linear, transformers.BertConfig, 3])

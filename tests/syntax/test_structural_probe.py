@@ -43,6 +43,16 @@ def test_words_without_a_common_root_meet_at_root():
     assert tree_distances([0, 1, 0]).tolist() == [[0, 1, 2], [1, 0, 3], [2, 3, 0]]
 
 
+def test_a_large_constant_dimension_leaves_the_distances():
+    """oracle: the differences of words themselves, in float64"""
+    drawn = torch.Generator().manual_seed(0)
+    vectors, b = torch.randn(1, 6, 8, generator=drawn), torch.randn(1, 5, 8, generator=drawn)
+    vectors[:, :, 0] = 3e4
+    pairs = (vectors[0, :, None] - vectors[0, None]).double() @ b[0].double().T
+    found = squared_distances(vectors, b)[0].double()
+    torch.testing.assert_close(found, pairs.square().sum(-1), rtol=1e-4, atol=1e-4)
+
+
 @given(heads())
 def test_a_projection_that_knows_the_tree_finds_it(found):
     words = Words(sentence(" ".join("w" * len(found)), found), planted(found)[None])

@@ -1,5 +1,8 @@
 """Attention that may not look from some tokens to others."""
 
+import copy
+import math
+
 import pytest
 import torch
 import transformers
@@ -215,6 +218,56 @@ def test_a_query_with_no_key_left_does_not_look_at_what_a_small_number_masks():
     assert not outputs[:, 0, 1].any()
     assert outputs[:, 1:, 1].any()
     assert outputs[:, 0, 0].any()
+
+
+def with_low_scores(name):
+    """Two models of the same function: the scores of the second are 9,000 lower, for every query and key alike."""
+    plain = BY_NAME[name].build("lm", attention="eager")
+    low = copy.deepcopy(plain)
+    for model, size in ((plain, 0), (low, math.sqrt(9000 * math.sqrt(4)))):
+        for module in [module for module in model.modules() if type(module).__name__ in LINES]:
+            parts = dict(module.named_children())
+            query, key = (LINES[type(module).__name__](parts, which) for which in (0, 1))
+            with torch.no_grad():
+                for (weight, bias), sign in ((query, 1), (key, -1)):
+                    weight[:] = 0
+                    bias[:] = sign * size
+    return plain, low
+
+
+def of_rows(parts, names, which):
+    """The first dimension of each head (of 4): its weights and biases, in layers of their own."""
+    part = parts[names[which]]
+    return part.weight.data[::4], part.bias.data[::4]
+
+
+def of_columns(parts, which):
+    """The same in a layer of all three, whose weight is [input, output]."""
+    part, start = parts["c_attn"], 16 * which
+    return part.weight.data[:, start : start + 16 : 4], part.bias.data[start : start + 16 : 4]
+
+
+LINES = {
+    "BertSelfAttention": lambda parts, which: of_rows(parts, ("query", "key"), which),
+    "GPT2Attention": of_columns,
+    "Attention": of_columns,  # the first GPT
+}
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "gpt"])
+def test_low_scores_are_no_padding(name):
+    """A number that is added to all scores of a query changes no weight: nor does it where edges are cut."""
+    plain, low = with_low_scores(name)
+    inputs = batch((7, 5), labels=False)
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(logits(low, inputs)[real], logits(plain, inputs)[real], atol=1e-8, rtol=1e-8)
+    for cuts in ({"all": lambda query, key, tokens: key == 0}, {"L0H1": lambda query, key, tokens: key < query}):
+        with masked_attention(plain, cuts):
+            wanted = logits(plain, inputs)
+        with masked_attention(low, cuts):
+            found = logits(low, inputs)
+        torch.testing.assert_close(found[real], wanted[real], atol=1e-8, rtol=1e-8)
+        assert not torch.allclose(wanted[real], logits(plain, inputs)[real])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 from ..anatomy.modules import attributes_of, each_module
-from ..anatomy.names import LABELLING_CLASSES, LABELS_ARGUMENT, TASK_CLASSES, UNUSED_MASKS
+from ..anatomy.names import LABELLING_CLASSES, LABELS_ARGUMENT, MODEL_LIBRARIES, TASK_CLASSES, UNUSED_MASKS
 
 
 def config_of(model: nn.Module) -> Any:
@@ -41,6 +41,19 @@ def task_model(model: nn.Module) -> nn.Module:
     if isinstance(model, transformers.PreTrainedModel):
         return model
     return next((module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)), model)
+
+
+def generator_of(model: nn.Module) -> Any:
+    """What generates: the outermost part with `generate` that is of a library of models.
+
+    Where prompts were learned by peft, its own `generate` puts them before the tokens: the model inside generates
+    without them.
+    """
+    return next((one for one in model.modules() if hasattr(one, "generate") and _is_of_a_library(one)), model)
+
+
+def _is_of_a_library(model: nn.Module) -> bool:
+    return any(kind.__module__.split(".")[0] in MODEL_LIBRARIES for kind in type(model).__mro__)
 
 
 def task_name(model: nn.Module) -> str:

@@ -120,7 +120,8 @@ def _is_norm(module: nn.Module) -> bool:
 def _has_matrix(module: nn.Module) -> bool:
     if isinstance(module, nn.Embedding):
         return False
-    held: list[Tensor] = list(module.parameters(recurse=False))
+    whole = isinstance(module, torch.jit.ScriptModule)  # what is in it runs without its hooks
+    held: list[Tensor] = list(module.parameters(recurse=whole))
     if next(module.children(), None) is None:
         held += module.buffers(recurse=False)  # as quantized layers keep them
     return any(x.dim() > 1 for x in held) or callable(getattr(module, "weight", None))  # of torch's int8

@@ -180,6 +180,14 @@ def test_layers_in_int8_pass_no_gradient_and_have_values():
     assert apart < 0.1 * exact.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_an_mlp_in_torchscript_is_held():
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch((6,), labels=False)
+    exact = head_attribution(model, inputs).values
+    model.transformer.h[1].mlp = torch.jit.trace(model.transformer.h[1].mlp, torch.randn(1, 6, 16).double())
+    torch.testing.assert_close(head_attribution(model, inputs).values, exact)
+
+
 def test_one_layer_whose_heads_pass_another_matrix_first_is_refused():
     model, inputs = BY_NAME["gpt2"].build("lm"), batch((5,), labels=False)
     attention = model.transformer.h[0].attn

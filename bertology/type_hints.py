@@ -91,6 +91,28 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def takes_whole(hint: Any) -> bool:
+    """Whether a type is that of whole numbers or of lists of them, and not of tensors."""
+    inner = get_args(hint)
+    listed = get_origin(hint) in (Union, UnionType, abc.Sequence, abc.Collection, abc.Iterable, list, tuple)
+    return hint is int or (listed and Tensor not in inner and any(map(takes_whole, inner)))
+
+
+def of_python(value: Any) -> Any:
+    """Whole numbers of numpy or torch, also in lists, as those of Python; any other value is itself."""
+    if isinstance(value, int):
+        return value
+    if is_whole(value):
+        return int(value)
+    kind = str(getattr(value, "dtype", ""))
+    if "int" in kind and hasattr(value, "tolist"):  # a tensor or an array
+        return value.tolist()
+    if type(value) in (list, tuple):
+        plain = type(value)(map(of_python, value))
+        return value if all(a is b for a, b in zip(plain, value, strict=True)) else plain
+    return value
+
+
 MOST_KINDS = 4
 NO_MISFIT = object()
 _PLAIN: dict[Any, Callable[[Any], bool]] = {

@@ -217,8 +217,8 @@ def _key(name: str, key: Any) -> Any:
 def save_pruned(model: nn.Module, path: str | Path) -> None:
     """Write a pruned model: safetensors, and a config whose `pruned_heads` says what is gone.
 
-    `load_pruned` reads it back; for BERT, GPT-2 and DistilBERT so does transformers 4.57 itself. Of a model that is
-    only wrapped to run on several devices, or compiled, the model inside is written.
+    `load_pruned` reads it back; for BERT, GPT-2 and DistilBERT so does transformers 4.57 itself, if each layer kept a
+    head. Of a model that is only wrapped to run on several devices, or compiled, the model inside is written.
     Raises `DataError` when the path is a file, for what is no model of transformers, with the names of those in it, and
     for weights that are not in memory.
     """

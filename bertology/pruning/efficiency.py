@@ -209,7 +209,8 @@ def compare_efficiency(
     fused kernels for the CPU. Attention from other packages (flash_attention_2) is not counted: load the model with
     "sdpa" to count it.
 
-    Raises `DataError` for one model given twice, for models on several devices and for sizes that make no sense.
+    Raises `DataError` for one model given twice, for models on several devices, for quantized ones, and for sizes that
+    make no sense.
 
         >>> import copy, torch
         >>> from transformers import BertConfig, BertModel
@@ -276,6 +277,14 @@ def _check(before: nn.Module, after: nn.Module, sizes: list[int], rounds: int) -
     devices = [weights_device(model) for model in (before, after)]
     if devices[0] != devices[1]:
         raise DataError(f"the models are on different devices, {devices[0]} and {devices[1]}")
+    for model in (before, after):
+        for path, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if callable(weight) or (isinstance(weight, nn.Parameter) and not weight.is_floating_point()):
+                raise DataError(
+                    f"{path} of {type(model).__name__} is quantized ({type(module).__name__}), and the parameters and "
+                    "operations of packed weights cannot be counted: compare the models before they are quantized"
+                )
     for name, number in (*(("batch_sizes", size) for size in sizes), ("rounds", rounds)):
         if not is_whole(number) or number < 1:
             raise DataError(f"{name} are whole numbers from 1 up, got {number!r}")

@@ -101,6 +101,10 @@ def test_generation_captures_with_learned_prompts():
     adapted = with_prompts(BY_NAME["gpt2"].build("lm").float(), "PrefixTuningConfig", "CAUSAL_LM")
     found = b.capture_generation(adapted, prompts, hidden=True, **options)
     assert torch.equal(found.sequences, adapted.generate(**prompts, **options))
+    with pytest.raises(
+        b.BertologyError, match="PrefixEncoder around the model has keys and values for all of its heads"
+    ):
+        b.prune_heads(adapted, {0: [1]})
     # Learned tokens before the text have positions of their own, which are no tokens of the sequences.
     adapted = with_prompts(BY_NAME["gpt2"].build("lm").float(), "PromptTuningConfig", "CAUSAL_LM")
     for kind in ("hidden", "maps", "heads"):

@@ -202,6 +202,8 @@ SHARED_OUT_NAMES = (
 )  # fmt: skip
 # Linear layers that compute with their plain weights as long as this attribute of theirs is false.
 PLAIN_UNLESS = {"QuantLinear": "quant_mode"}
+# Where an adapter (peft) keeps the layer that it changes.
+ADAPTED_NAME = "base_layer"
 # Modules of adapters that hold keys and values of their own for each head: peft's prefix tuning.
 KEYS_FOR_ALL_HEADS = ("PrefixEncoder",)
 # Norms of all queries or all keys together: these are not cut; only their output is.

@@ -15,7 +15,14 @@ import transformers
 from torch import nn
 
 from ..anatomy.modules import attributes_of, each_module
-from ..anatomy.names import LABELLING_CLASSES, LABELS_ARGUMENT, MODEL_LIBRARIES, TASK_CLASSES, UNUSED_MASKS
+from ..anatomy.names import (
+    ALL_IN_ONE_ARGUMENTS,
+    LABELLING_CLASSES,
+    LABELS_ARGUMENT,
+    MODEL_LIBRARIES,
+    TASK_CLASSES,
+    UNUSED_MASKS,
+)
 
 
 def config_of(model: nn.Module) -> Any:
@@ -76,6 +83,12 @@ def arguments_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter
     if bound not in known:
         known[bound] = inspect.signature(function).parameters
     return known[bound]
+
+
+def takes_one_mapping(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether the forward pass takes these arguments together, as one mapping."""
+    first = next(iter(arguments_of(model.forward)), "")
+    return first in ALL_IN_ONE_ARGUMENTS and first not in inputs
 
 
 _arguments: WeakKeyDictionary[FunctionType, dict[bool, Mapping[str, inspect.Parameter]]] = WeakKeyDictionary()

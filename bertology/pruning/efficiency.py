@@ -19,6 +19,7 @@ from ..anatomy.dissect import dissect
 from ..data.batch_errors import explained
 from ..data.batches import (
     BatchesOrTexts,
+    call,
     device_of,
     examples,
     on_device,
@@ -54,12 +55,12 @@ def activation_bytes(model: nn.Module, batch: Mapping[str, Any]) -> int:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        model(**batch)
+        call(model, batch)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     known = set(_own_storages(model)) | {x.untyped_storage()._cdata for x in batch.values() if isinstance(x, Tensor)}
     with _Living(known) as living:
-        model(**batch)
+        call(model, batch)
     return living.peak
 
 
@@ -241,7 +242,7 @@ def compare_efficiency(
             for m, model in enumerate(models):
                 flops[m, i] = count_flops(model, batch) // size
                 activations[m, i] = activation_bytes(model, batch)
-                model(**batch)  # warms up
+                call(model, batch)  # warms up
             passes = max(1, math.ceil(seconds / _seconds(before, batch, 1, device)))
             for r in range(rounds):
                 for m, model in enumerate(models):
@@ -265,7 +266,7 @@ def count_flops(model: nn.Module, batch: Mapping[str, Any]) -> int:
     counter = FlopCounterMode(display=False)
     plain = getattr(model, "_orig_mod", model)  # of a compiled model: the counter sees no fused operations
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter, explained(model, batch):
-        plain(**batch)
+        call(plain, batch)
     return counter.get_total_flops()
 
 
@@ -309,7 +310,7 @@ def _seconds(model: nn.Module, batch: Mapping[str, Any], passes: int, device: to
     _wait(device)
     start = time.perf_counter()
     for _ in range(passes):
-        model(**batch)
+        call(model, batch)
     _wait(device)
     return time.perf_counter() - start
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .type_hints import NO_MISFIT, classes_of, fits, misfit_inside, of_python, takes_whole, words
+from .type_hints import NO_MISFIT, called_with, classes_of, fits, misfit_inside, of_python, takes, takes_whole, words
 from .type_hints import is_number as is_number  # most modules take both from here, with the errors
 from .type_hints import is_whole as is_whole
 
@@ -218,6 +218,8 @@ def checked(function: F) -> F:
             if not isinstance(value, classes[name]) and not fits(value, hints[name]):
                 raise _wrong(function, name, value, hints[name])
             _check_value(function, name, value)
+            if type(value) is FunctionType:
+                _check_called(function, name, value)
         if plain:
             args = (*(plain.pop(name, value) for name, value in zip(names, args)), *args[len(names) :])  # noqa: B905
             kwargs |= plain
@@ -341,6 +343,23 @@ def _hints(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, tupl
     for options in [get_args(hint)[0] for hint in hints.values() if get_origin(hint) is Unpack]:
         hints |= get_type_hints(options)
     return hints, {name: classes_of(hint) for name, hint in hints.items()}
+
+
+def _check_called(function: Callable[..., Any], name: str, value: FunctionType) -> None:
+    """Raise `DataError` for a function that cannot be called with as many arguments as it will be."""
+    many = _called_with(function).get(name)
+    if many is not None and not takes(value, many):
+        what, called = function.__qualname__.removesuffix(".__init__"), f"{value.__name__}{inspect.signature(value)}"
+        raise DataError(
+            f"{what}: {name} is called with {how_many(many, 'argument')}, which {called} does not take: "
+            f"help({what}) says what they are"
+        )
+
+
+@functools.cache
+def _called_with(function: Callable[..., Any]) -> dict[str, int]:
+    """{parameter: the number of arguments} of those that are functions, where the signature says it."""
+    return {name: many for name, hint in _hints(function)[0].items() if (many := called_with(hint)) is not None}
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections import abc
 from collections.abc import Callable
@@ -96,6 +97,23 @@ def takes_whole(hint: Any) -> bool:
     inner = get_args(hint)
     listed = get_origin(hint) in (Union, UnionType, abc.Sequence, abc.Collection, abc.Iterable, list, tuple)
     return hint is int or (listed and Tensor not in inner and any(map(takes_whole, inner)))
+
+
+def called_with(hint: Any) -> int | None:
+    """With how many arguments a function of this type is called; None where that is not said."""
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return next((many for one in inner if (many := called_with(one)) is not None), None)
+    return len(inner[0]) if get_origin(hint) is abc.Callable and isinstance(inner[0], list) else None
+
+
+def takes(function: FunctionType, many: int) -> bool:
+    """Whether a function can be called with so many arguments without names."""
+    try:
+        inspect.signature(function).bind(*range(many))
+    except TypeError:
+        return False
+    return True
 
 
 def of_python(value: Any) -> Any:

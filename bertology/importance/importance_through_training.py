@@ -173,9 +173,9 @@ def _load(folder: str | Path) -> nn.Module:
     others = "load=f loads other models, such as load=bertology.load_pruned those that were pruned"
     try:
         model, told = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # those of transformers, safetensors and torch
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise DataError(
             f"the checkpoint in {folder} cannot be loaded as a sequence classifier ({why}): {others}"

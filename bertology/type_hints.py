@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections import abc
 from collections.abc import Callable
@@ -89,6 +90,45 @@ def is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0 and not value.is_complex() and value.dtype != torch.bool
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def takes_whole(hint: Any) -> bool:
+    """Whether a type is that of whole numbers or of lists of them, and not of tensors."""
+    inner = get_args(hint)
+    listed = get_origin(hint) in (Union, UnionType, abc.Sequence, abc.Collection, abc.Iterable, list, tuple)
+    return hint is int or (listed and Tensor not in inner and any(map(takes_whole, inner)))
+
+
+def called_with(hint: Any) -> int | None:
+    """With how many arguments a function of this type is called; None where that is not said."""
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return next((many for one in inner if (many := called_with(one)) is not None), None)
+    return len(inner[0]) if get_origin(hint) is abc.Callable and isinstance(inner[0], list) else None
+
+
+def takes(function: FunctionType, many: int) -> bool:
+    """Whether a function can be called with so many arguments without names."""
+    try:
+        inspect.signature(function).bind(*range(many))
+    except TypeError:
+        return False
+    return True
+
+
+def of_python(value: Any) -> Any:
+    """Whole numbers of numpy or torch, also in lists, as those of Python; any other value is itself."""
+    if isinstance(value, int):
+        return value
+    if is_whole(value):
+        return int(value)
+    kind = str(getattr(value, "dtype", ""))
+    if "int" in kind and hasattr(value, "tolist"):  # a tensor or an array
+        return value.tolist()
+    if type(value) in (list, tuple):
+        plain = type(value)(map(of_python, value))
+        return value if all(a is b for a, b in zip(plain, value, strict=True)) else plain
+    return value
 
 
 MOST_KINDS = 4

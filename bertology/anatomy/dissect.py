@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 from weakref import WeakSet
 
+import torch
 from torch import nn
 
 from ..errors import UnknownAnatomy, UnmeasuredAttention, checked, how_many
@@ -268,6 +269,7 @@ def _site(modules: dict[str, nn.Module], one: Found, row: int, stack: str, layer
 def _head_widths(modules: dict[str, nn.Module], one: Found) -> tuple[int, int]:
     """The width of a head of an attention, and how many heads there are."""
     names, attention = one.names, modules[one.path]
+    _check_hooks_run(modules, path_of(one.path, names.projection))
     unplaced = [n for n, m in attention.named_children() if is_norm(m) and n not in (*NORMS_ELSEWHERE, names.norm)]
     if unplaced:
         raise UnknownAnatomy(
@@ -281,6 +283,17 @@ def _head_widths(modules: dict[str, nn.Module], one: Found) -> tuple[int, int]:
         inputs = _inputs(attention, modules[path_of(one.path, names.projection)])
     dim = _head_width(modules, one.path, inputs) * (2 if hasattr(attention, DIFFERENCE_NAME) else 1)
     return dim, inputs // dim
+
+
+def _check_hooks_run(modules: dict[str, nn.Module], path: str) -> None:
+    """Raise `UnknownAnatomy` for a module inside a part in TorchScript, which runs what is in it without its hooks."""
+    around = ["", *(path[: dot.start()] for dot in re.finditer(r"\.", path))] if path else []
+    for outer in around:
+        if isinstance(modules[outer], torch.jit.ScriptModule):
+            raise UnknownAnatomy(
+                f"{outer or 'the model'} is in TorchScript, where no heads can be read: put the module that it was "
+                "made from in its place"
+            )
 
 
 def _record(attention: nn.Module, parent: nn.Module) -> nn.Module:

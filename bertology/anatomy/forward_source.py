@@ -165,7 +165,15 @@ def children_of(module: nn.Module) -> Iterable[nn.Module]:
 def each_children_of(held: Iterable[Mapping[str, Any]]) -> list[Mapping[str, nn.Module | None]]:
     """[{name: module}] of the children of modules that hold these attributes; None where a child was left out."""
     # Fragile: rests on the private dictionary of a module's children.
-    return list(map(itemgetter("_modules"), held))
+    return _dictionaries("_modules", held)
+
+
+def _dictionaries(name: str, held: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One of the private dictionaries of modules that hold these attributes."""
+    try:
+        return list(map(itemgetter(name), held))
+    except KeyError:  # Fragile: a module that torch.jit traced keeps them in another one
+        return [one[name] if name in one else getattr(one["_actual_script_module"], name) for one in held]
 
 
 def first_weight(module: nn.Module) -> Tensor | None:
@@ -189,7 +197,7 @@ def parameters_of(module: nn.Module) -> Iterable[Tensor | None]:
 def weights_of(held: list[Mapping[str, Any]]) -> list[Tensor]:
     """The parameters and buffers among what modules hold, where the public walks take twenty times as long."""
     # Fragile: rests on the private dictionaries of a module's parameters and buffers.
-    dictionaries = chain(map(itemgetter("_parameters"), held), map(itemgetter("_buffers"), held))
+    dictionaries = _dictionaries("_parameters", held) + _dictionaries("_buffers", held)
     found = list(chain.from_iterable(map(methodcaller("values"), dictionaries)))
     return list(compress(found, map(is_not, found, repeat(None))))
 

@@ -202,6 +202,10 @@ SHARED_OUT_NAMES = (
 )  # fmt: skip
 # Linear layers that compute with their plain weights as long as this attribute of theirs is false.
 PLAIN_UNLESS = {"QuantLinear": "quant_mode"}
+# Where an adapter (peft) keeps the layer that it changes.
+ADAPTED_NAME = "base_layer"
+# Modules of adapters that hold keys and values of their own for each head: peft's prefix tuning.
+KEYS_FOR_ALL_HEADS = ("PrefixEncoder",)
 # Norms of all queries or all keys together: these are not cut; only their output is.
 WHOLE_NORM_NAMES = {"q_norm": "query", "k_norm": "key"}
 # Parts with a share for each query head that are not cut, since all layers use them: T5's position bias.
@@ -221,6 +225,8 @@ IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
 )  # fmt: skip
 # The positions of the tokens, as an argument, and as the buffer in which a model keeps those of a text without padding.
 POSITIONS_ARGUMENT = POSITIONS_NAME = "position_ids"
+# The argument of a forward pass that takes all others together, as one mapping (sentence-transformers).
+ALL_IN_ONE_ARGUMENTS = ("input", "features")
 DECODER_PREFIX, ENCODER_PREFIX = "decoder_", "encoder_"
 DECODER_IDS_ARGUMENT = DECODER_PREFIX + IDS_ARGUMENT
 # The labels: of a class, of tokens or of numbers, and of the span that answers a question.

@@ -35,7 +35,7 @@ from .batch_checks import Batch as Batch
 from .batch_checks import check_inputs, check_masks, check_padding, input_name, without_weights
 from .batch_errors import explained
 from .caches import check_no_cache, has_cache, own_caches
-from .models import config_of, is_encoder_decoder, not_taken, prompt_tokens, writes
+from .models import config_of, is_encoder_decoder, not_taken, prompt_tokens, takes_one_mapping, writes
 from .positions import room_of, with_positions
 
 Batches = Batch | Iterable[Batch]
@@ -319,11 +319,13 @@ def run_model(model: nn.Module, batch: Batch, *, labels: bool) -> Any:
     Raises `DataError` for a batch that the model does not run on.
     """
     with explained(model, batch):
-        return call(model, with_labels(model, batch)) if labels else model(**without_labels(model, batch))
+        return call(model, with_labels(model, batch)) if labels else call(model, without_labels(model, batch))
 
 
 def call(model: nn.Module, inputs: Batch) -> Any:
     """Run the model. Labels that a wrapper passes on to a model that takes none are left out."""
+    if takes_one_mapping(model, inputs):
+        return model(dict(inputs))
     try:
         return model(**inputs)
     except TypeError as error:

@@ -18,11 +18,13 @@ from ..anatomy.modules import attributes_of, each_module
 from ..anatomy.names import (
     ADAPTER_KIND_NAME,
     ADAPTER_NAME,
+    ALL_IN_ONE_ARGUMENTS,
     LABELLING_CLASSES,
     LABELS_ARGUMENT,
     LEARNED_TOKENS_NAME,
     LEARNS_KEYS,
     LEARNS_TOKENS_NAME,
+    MODEL_LIBRARIES,
     TASK_CLASSES,
     UNUSED_MASKS,
 )
@@ -66,6 +68,19 @@ def task_model(model: nn.Module) -> nn.Module:
     return next((module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)), model)
 
 
+def generator_of(model: nn.Module) -> Any:
+    """What generates: the outermost part with `generate` that is of a library of models.
+
+    Where prompts were learned by peft, its own `generate` puts them before the tokens: the model inside generates
+    without them.
+    """
+    return next((one for one in model.modules() if hasattr(one, "generate") and _is_of_a_library(one)), model)
+
+
+def _is_of_a_library(model: nn.Module) -> bool:
+    return any(kind.__module__.split(".")[0] in MODEL_LIBRARIES for kind in type(model).__mro__)
+
+
 def task_name(model: nn.Module) -> str:
     """The name of the task class of transformers that the model is of, or is derived from; else that of its class."""
     return _task_name(type(task_model(model)).__mro__)
@@ -86,6 +101,12 @@ def arguments_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter
     if bound not in known:
         known[bound] = inspect.signature(function).parameters
     return known[bound]
+
+
+def takes_one_mapping(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether the forward pass takes these arguments together, as one mapping."""
+    first = next(iter(arguments_of(model.forward)), "")
+    return first in ALL_IN_ONE_ARGUMENTS and first not in inputs
 
 
 _arguments: WeakKeyDictionary[FunctionType, dict[bool, Mapping[str, inspect.Parameter]]] = WeakKeyDictionary()

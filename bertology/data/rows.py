@@ -70,6 +70,17 @@ def is_columns(item: Any) -> bool:
     return any(are_texts(column) for column in item.values())
 
 
+def length_of(data: Any) -> int | None:
+    """How many items there are, or None where that is not known.
+
+    A DataLoader has a `__len__` whatever it reads; over an iterable without a length, it raises.
+    """
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def are_texts(item: Any) -> bool:
     """Whether these are several texts: a list, an array or a column of strings."""
     return _is_listed(item) and len(item) > 0 and all(isinstance(one, str) for one in item)

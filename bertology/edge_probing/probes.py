@@ -182,7 +182,10 @@ class Probes(nn.Module):
         self.step += 1
         which = torch.tensor([seeds.index(seed) for seed in self.seeds] if len(seeds) > 1 else [0], device=device)
         for shape, share in zip(shapes, (self.input_dropout, self.dropout), strict=True):
-            kept = torch.stack([torch.rand(shape, generator=draw, device=device) for draw in draws]) >= share
+            kept = (
+                torch.stack([torch.rand(shape, generator=draw, dtype=torch.float32, device=device) for draw in draws])
+                >= share
+            )
             made.append((kept.to(self.weights.dtype) / (1 - share))[which] if share else None)
         return made
 

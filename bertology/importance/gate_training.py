@@ -71,7 +71,7 @@ class GateTraining:
         self.seed, self.sign, self.labelled, self.step = seed, sign, labelled, 0
         device = next(anatomy.model.parameters()).device
         self.there = anatomy.present.to(device)
-        self.logits = torch.full(self.there.shape, START, device=device, requires_grad=True)
+        self.logits = torch.full(self.there.shape, START, dtype=torch.float32, device=device, requires_grad=True)
         self.optimizer = torch.optim.Adam([self.logits], lr=settings.lr)
         self.losses: list[float] = []
         self.file: Checkpoint | None = None
@@ -89,7 +89,8 @@ class GateTraining:
         # Each step has its own generator, so that training resumes without the state of one.
         random = torch.Generator().manual_seed(1_000_003 * self.seed + self.step)
         batch = self.batches[int(torch.randint(len(self.batches), (), generator=random))]
-        noise = torch.rand(examples(batch), *self.logits.shape, generator=random).clamp(1e-6, 1 - 1e-6)
+        size = examples(batch), *self.logits.shape
+        noise = torch.rand(size, generator=random, dtype=torch.float32).clamp(1e-6, 1 - 1e-6)
         if self.settings.method == "l0":
             each = sampled(self.logits, noise.to(self.logits.device)).transpose(0, 1)
             repeat = rows_per_example(batch)

@@ -103,7 +103,7 @@ def importance_through_training(
             "none", this process measures alone.
 
     Raises `DataError` for checkpoints that are not such pairs, for a step that is given twice, for no checkpoints, and
-    for heads that differ from those of the first checkpoint.
+    for heads that differ from those of the first checkpoint, and folders without the weights of a classifier.
 
         >>> import torch
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -170,7 +170,23 @@ def _load(folder: str | Path) -> nn.Module:
         raise DataError(f"a checkpoint is a model or a folder, got {type(folder).__name__}; other kinds want load=")
     if not os.path.isdir(folder):
         raise DataError(f"there is no folder {folder} to load a checkpoint from; checkpoints of other kinds need load=")
-    return AutoModelForSequenceClassification.from_pretrained(folder)
+    others = "load=f loads other models, such as load=bertology.load_pruned those that were pruned"
+    try:
+        model, told = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # those of transformers, safetensors and torch
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise DataError(
+            f"the checkpoint in {folder} cannot be loaded as a sequence classifier ({why}): {others}"
+        ) from error
+    if told["missing_keys"]:
+        raise DataError(
+            f"the checkpoint in {folder} lacks weights of a sequence classifier, such as "
+            f"{min(told['missing_keys'])}, which would be random: {others}"
+        )
+    loaded: nn.Module = model
+    return loaded
 
 
 def _check_heads(anatomy: Anatomy, step: int, first: HeadImportance) -> None:

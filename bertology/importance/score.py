@@ -20,7 +20,7 @@ from ..data.losses import (
     where_labels_are,
 )
 from ..data.metrics import GenerationMetric, Metric, MetricName, find_metric, measured, metric_name
-from ..data.models import is_encoder_decoder, task_model, writes
+from ..data.models import generator_of, is_encoder_decoder, task_model, writes
 from ..data.outputs import check_token_labels, found, next_tokens, token_logits
 from ..errors import DataError, LossError, checked, how_many
 from ..results.result import Result
@@ -138,7 +138,10 @@ class GenerationAccumulator(Accumulator):
             if name != LABELS_ARGUMENT and not name.startswith(DECODER_PREFIX)
         }  # fmt: skip
         options = {**self._metric.options, "return_dict_in_generate": False}
-        written, labels = self._writer.generate(**given, **options).cpu(), batch[LABELS_ARGUMENT].cpu()
+        written, labels = (
+            generator_of(self.anatomy.model).generate(**given, **options).cpu(),
+            batch[LABELS_ARGUMENT].cpu(),
+        )
         if len(written) != len(labels):
             raise DataError(
                 f"generate returned {len(written)} sequences for {how_many(len(labels), 'example')}: set "

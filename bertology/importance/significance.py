@@ -220,7 +220,7 @@ def bootstrap(change: Callable[[Tensor], Tensor], examples: int, resamples: int,
     """
     changes = torch.stack([change(drawn) for some in bootstrap_draws(examples, resamples, seed) for drawn in some])
     rarer = torch.minimum((changes <= 0).sum(0), (changes >= 0).sum(0))
-    return (2 * (rarer + 1) / (resamples + 1)).clamp_max(1).double()
+    return (2 * (rarer + 1).double() / (resamples + 1)).clamp_max(1)
 
 
 def corrected(p: Tensor, how: Correction) -> Tensor:

@@ -24,13 +24,14 @@ class Layers:
             raise DataError(
                 f"layers must be a list of numbers or labels, such as [0, 5] or ['decoder.3'], got {given!r}"
             )
-        self._given = None if given is None else list(given)
-        for one in self._given or ():
+        named = () if given is None else tuple(given)
+        for one in named:
             if not isinstance(one, str) and not is_whole(one):
                 raise DataError(f"layers must be numbers, or labels such as 'decoder.3', got {described(one)}")
+        self._given = None if given is None else [one if isinstance(one, str) else int(one) for one in named]
         if self._given == []:
             raise DataError("layers is empty: name a layer, or leave it out for all layers")
-        self._names = frozenset(one if isinstance(one, str) else int(one) for one in self._given or ())
+        self._names = frozenset(self._given or ())
 
     @property
     def are_all(self) -> bool:

@@ -24,7 +24,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, model_arguments, token_mask
 from ..data.caches import has_cache
 from ..data.losses import sees_what_it_predicts
-from ..data.models import is_encoder_decoder, task_model
+from ..data.models import generator_of, is_encoder_decoder, task_model
 from ..data.positions import room_of, with_positions
 from ..errors import BertologyError, DataError, UnknownAnatomy, check_least, checked, how_many
 from ..streaming.first_example import check_padding
@@ -127,7 +127,7 @@ def capture_generation(
             for reader in readers.values():
                 reader.open(taps)
             taps.enter_context(_padding_is_seen(writer, given))
-            sequences = _generate(writer, given, {**options, "max_new_tokens": max_new_tokens})
+            sequences = _generate(generator_of(model), given, {**options, "max_new_tokens": max_new_tokens})
         prompt = sequences.shape[1] - max(steps.values())  # each step chose a token
         if not is_encoder_decoder(model) and prompt != given[IDS_ARGUMENT].shape[1]:
             raise _not_step_by_step(
@@ -326,6 +326,8 @@ def _all_keys(steps: list[Tensor], real: Tensor) -> list[Tensor]:
     A cache of a sliding window holds the newest keys alone, and one of a fixed size has room for later keys.
     """
     first, many = steps[0].shape[2], len(steps)
+    if many > 1 and first + many - 1 != real.shape[1]:  # an encoder runs once
+        raise _not_step_by_step(f"its first step is of {how_many(first, 'token')}, wanted {real.shape[1] + 1 - many}")
     placed = []
     for number, x in enumerate(steps):
         end = first + number

@@ -93,7 +93,7 @@ class SimilarityAccumulator(Accumulator):
     ) -> None:  # fmt: skip
         if over not in ("token", "text"):
             raise DataError(f"over must be 'token' or 'text', got {over!r}")
-        if layers is not None and not (layers and all(is_whole(layer) for layer in layers)):
+        if layers is not None and not (len(layers) and all(is_whole(layer) for layer in layers)):
             raise DataError(f"layers must be numbers of layers, from 0, the embeddings; got {layers!r}")
         if layers is not None and len(set(layers)) < len(layers):
             raise DataError(f"layers must be different numbers, got {list(layers)}")

@@ -19,6 +19,7 @@ from ..anatomy.dissect import dissect
 from ..data.batch_errors import explained
 from ..data.batches import (
     BatchesOrTexts,
+    call,
     device_of,
     examples,
     on_device,
@@ -54,12 +55,12 @@ def activation_bytes(model: nn.Module, batch: Mapping[str, Any]) -> int:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        model(**batch)
+        call(model, batch)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     known = set(_own_storages(model)) | {x.untyped_storage()._cdata for x in batch.values() if isinstance(x, Tensor)}
     with _Living(known) as living:
-        model(**batch)
+        call(model, batch)
     return living.peak
 
 
@@ -209,7 +210,8 @@ def compare_efficiency(
     fused kernels for the CPU. Attention from other packages (flash_attention_2) is not counted: load the model with
     "sdpa" to count it.
 
-    Raises `DataError` for one model given twice, for models on several devices and for sizes that make no sense.
+    Raises `DataError` for one model given twice, for models on several devices, for quantized ones, and for sizes that
+    make no sense.
 
         >>> import copy, torch
         >>> from transformers import BertConfig, BertModel
@@ -240,7 +242,7 @@ def compare_efficiency(
             for m, model in enumerate(models):
                 flops[m, i] = count_flops(model, batch) // size
                 activations[m, i] = activation_bytes(model, batch)
-                model(**batch)  # warms up
+                call(model, batch)  # warms up
             passes = max(1, math.ceil(seconds / _seconds(before, batch, 1, device)))
             for r in range(rounds):
                 for m, model in enumerate(models):
@@ -264,7 +266,7 @@ def count_flops(model: nn.Module, batch: Mapping[str, Any]) -> int:
     counter = FlopCounterMode(display=False)
     plain = getattr(model, "_orig_mod", model)  # of a compiled model: the counter sees no fused operations
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter, explained(model, batch):
-        plain(**batch)
+        call(plain, batch)
     return counter.get_total_flops()
 
 
@@ -276,6 +278,14 @@ def _check(before: nn.Module, after: nn.Module, sizes: list[int], rounds: int) -
     devices = [weights_device(model) for model in (before, after)]
     if devices[0] != devices[1]:
         raise DataError(f"the models are on different devices, {devices[0]} and {devices[1]}")
+    for model in (before, after):
+        for path, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if callable(weight) or (isinstance(weight, nn.Parameter) and not weight.is_floating_point()):
+                raise DataError(
+                    f"{path} of {type(model).__name__} is quantized ({type(module).__name__}), and the parameters and "
+                    "operations of packed weights cannot be counted: compare the models before they are quantized"
+                )
     for name, number in (*(("batch_sizes", size) for size in sizes), ("rounds", rounds)):
         if not is_whole(number) or number < 1:
             raise DataError(f"{name} are whole numbers from 1 up, got {number!r}")
@@ -300,7 +310,7 @@ def _seconds(model: nn.Module, batch: Mapping[str, Any], passes: int, device: to
     _wait(device)
     start = time.perf_counter()
     for _ in range(passes):
-        model(**batch)
+        call(model, batch)
     _wait(device)
     return time.perf_counter() - start
 

@@ -60,8 +60,9 @@ def load_pruned(
 
     # transformers looks up by the class's name and module how the weights of some models are renamed in files.
     Loading.__name__, Loading.__module__ = original.__name__, original.__module__
-    options = {"dtype": dtype, "attn_implementation": attn_implementation}
-    options = {name: option for name, option in options.items() if option is not None}
+    options: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype}  # transformers 4 would take float32
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
     try:
         _check_sizes(path, Loading, config)
         with torch.inference_mode(False):  # weights of inference mode cannot be trained

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -31,8 +32,8 @@ from ..streaming.progress import Progress, progress_bar
 from ..streaming.same_data import same_data
 from ..tap.gates import gating
 from .curve import first_below
-from .parts_of_heads import check_in_memory, inner_layer
-from .rankings import ESTIMATED, RANKINGS, estimated_scores, head_magnitudes, random_scores
+from .parts_of_heads import check_in_memory, check_plain, inner_layer
+from .rankings import ESTIMATED, RANKINGS, check_known, estimated_scores, head_magnitudes, random_scores
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -210,15 +211,24 @@ def _layers(site: Site) -> list[nn.Module]:
 def _cost(part: Anatomy) -> Tensor:
     """[layer]: how many parameters one unit has, its share of the layers around it.
 
-    Biases of the output belong to no unit.
+    Biases of the output belong to no unit, and adapters (LoRA) are merged into the weights that they change.
     """
     costs = []
     for site in part.sites:
-        size = sum(p.numel() for layer in _layers(site) for p in layer.parameters())
-        bias = getattr(site.projection, "bias", None)
-        own = size - (bias.numel() if isinstance(bias, Tensor) else 0)
-        costs.append(own // max(1, len(site.kept)))
+        size = sum(_size(layer, bias=layer is not site.projection) for layer in _layers(site))
+        costs.append(size // max(1, len(site.kept)))
     return torch.tensor(costs)
+
+
+def _size(layer: nn.Module, *, bias: bool) -> int:
+    """How many weights a layer has, and biases: as it says itself, where they are packed (int8) or in an adapter."""
+    inner = inner_layer(layer)
+    inputs, outputs = getattr(inner, "in_features", None), getattr(inner, "out_features", None)
+    its_bias = getattr(inner, "bias", None)
+    if isinstance(inputs, int) and isinstance(outputs, int):
+        return (inputs + (bias and its_bias is not None)) * outputs
+    size = sum(p.numel() for p in layer.parameters())
+    return size - (its_bias.numel() if isinstance(its_bias, Tensor) and not bias else 0)
 
 
 @torch.no_grad()
@@ -226,12 +236,14 @@ def neuron_magnitudes(mlps: MlpAnatomy) -> Tensor:
     """[layer, neuron]: the l2 norm of a neuron's rows of the up and gate projections and column of the down projection.
 
     Biases do not count. Neurons that are not there are NaN.
+    Raises `UnknownAnatomy` for weights that are not plain: quantized, or with adapters.
     """
     check_in_memory(mlps.model, "the size of its weights cannot be measured", UnknownAnatomy)
     out = torch.full((mlps.layers, mlps.neurons), float("nan"), dtype=torch.float64)
     for site in mlps.sites:
         many, squares = len(site.kept), 0.0
         for layer in map(inner_layer, _layers(site)):
+            check_known(site, partial(check_plain, site, layer, groups_allowed=True))
             weight = layer.weight.flatten(2).sum(-1) if layer.weight.dim() > 2 else layer.weight
             outputs = layer is not inner_layer(site.projection)
             rows = weight if isinstance(layer, Conv1D) is not outputs else weight.T

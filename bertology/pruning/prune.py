@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..anatomy.dissect import dissect
-from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
+from ..anatomy.names import KEYS_FOR_ALL_HEADS, PRUNED_BY_LABEL_NAME, PRUNED_NAME, SWITCHED_NAME
 from ..anatomy.sites import Anatomy, Head, Heads, head_at
 from ..data.models import config_of
 from ..errors import DataError, PruningError, checked, how_many
@@ -80,11 +80,7 @@ def prune_heads(model: nn.Module, heads: Heads, *, uniform: bool = False, scores
     places = anatomy.resolve(heads)
     places = uniform_places(anatomy, places, scores) if uniform else places
     check_in_memory(model, "heads cannot be cut out", PruningError, loading=True)
-    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        raise PruningError(
-            "heads cannot be cut out: DistributedDataParallel would not send the gradients of the new, smaller weights "
-            "around. Prune the model inside, model.module, in every process, and wrap it again"
-        )
+    _check_wrappers(model)
     cuts = _plan(anatomy, places)
     written = by_model(anatomy, places, dissect)
     before = count_parameters(model)
@@ -127,6 +123,21 @@ def _plan(anatomy: Anatomy, places: list[tuple[int, int]]) -> list[Cut]:
         else:
             cuts[site.attention] = plan_cut(site, mine)
     return [cut for cut in cuts.values() if cut.gone]
+
+
+def _check_wrappers(model: nn.Module) -> None:
+    """Raise `PruningError` for a wrapper that would not run with fewer heads."""
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            raise PruningError(
+                "heads cannot be cut out: DistributedDataParallel would not send the gradients of the new, smaller "
+                "weights around. Prune the model inside, model.module, in every process, and wrap it again"
+            )
+        if type(module).__name__ in KEYS_FOR_ALL_HEADS:
+            raise PruningError(
+                f"heads cannot be cut out: the {type(module).__name__} around the model has keys and values for all of "
+                "its heads (prefix tuning). Prune the model before the prefix is learned, or silence heads with gated()"
+            )
 
 
 def check_config(model: nn.Module) -> None:
@@ -217,8 +228,8 @@ def _key(name: str, key: Any) -> Any:
 def save_pruned(model: nn.Module, path: str | Path) -> None:
     """Write a pruned model: safetensors, and a config whose `pruned_heads` says what is gone.
 
-    `load_pruned` reads it back; for BERT, GPT-2 and DistilBERT so does transformers 4.57 itself. Of a model that is
-    only wrapped to run on several devices, or compiled, the model inside is written.
+    `load_pruned` reads it back; for BERT, GPT-2 and DistilBERT so does transformers 4.57 itself, if each layer kept a
+    head. Of a model that is only wrapped to run on several devices, or compiled, the model inside is written.
     Raises `DataError` when the path is a file, for what is no model of transformers, with the names of those in it, and
     for weights that are not in memory.
     """

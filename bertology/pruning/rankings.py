@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,15 +48,20 @@ def head_magnitudes(anatomy: Anatomy) -> Tensor:
     return out
 
 
-def _check_weights(site: Site) -> None:
+def check_known(site: Site, check: Callable[[], None]) -> None:
+    """Raise `UnknownAnatomy` where a check of `prune_heads`, or of `prune_neurons`, does not know the weights."""
     try:
-        check_parts(site)
+        check()
     except PruningError as error:
         told = str(error).partition(" cannot be cut out: ")[2].partition("; silence them")[0]
         raise UnknownAnatomy(
-            f"it is not known which weights are the own of each head of {site.label}: {told}. "
-            "Rank the heads by something else"
+            f"it is not known which weights are the own of each {site.unit} of {site.label}: {told}. "
+            f"Rank the {site.unit}s by something else"
         ) from error
+
+
+def _check_weights(site: Site) -> None:
+    check_known(site, partial(check_parts, site))
     if "group" in site.layout.split():
         raise UnknownAnatomy(
             f"the heads of {site.label} have no columns of their own: {site.path} takes them in groups"

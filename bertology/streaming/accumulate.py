@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..anatomy.modules import all_weights
 from ..anatomy.sites import Anatomy
 from ..data.batches import Batch, Batches, BatchesOrTexts, ReadBatch, device_of, each_batch, examples, run_model
 from ..data.make_batches import as_batches
+from ..data.rows import length_of
 from ..errors import DataError, checked, how_many
 from ..results.complete_file import locked
 from ..results.fields import model_name
@@ -156,7 +157,7 @@ def _take(
     for accumulator in backward:
         accumulator.keeps_graph = accumulator is not backward[-1]
     saved = _SavedPass(checkpoint, model, accumulators) if checkpoint is not None else None
-    total = len(batches) if isinstance(batches, Sized) and not isinstance(batches, Mapping) else None
+    total = None if isinstance(batches, Mapping) else length_of(batches)
     whole = getattr(batches, "batch_size", 1) is None  # a DataLoader over a data set of batches
     follow, seen, measured, padding_checked = bool(backward), 0, 0, False
     # A pass with gradients has no use for a cache, which may be filled without them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ from torch.distributed import GroupMember, ProcessGroup
 
 from ..anatomy.divided import has_processes
 from ..data.batches import Batches, BatchesOrTexts
+from ..data.rows import length_of
 from ..errors import DataError, described, how_many
 from ..tap import divided_over, whole_weights
 from ..tap.private_api import library_versions
@@ -247,7 +248,7 @@ def check_counts(seen: int, batches: BatchesOrTexts) -> None:
         batches: its batches.
     """
     data = getattr(batches, "dataset", None)
-    size = len(data) if isinstance(data, Sized) else None
+    size = length_of(data)
     told = gathered((seen, size), "number of examples")
     total = sum(count for count, _ in told)
     if total == 0:

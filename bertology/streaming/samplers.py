@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from typing import Any
 
+from ..data.rows import length_of
 from ..errors import DataError, how_many
 
 # Where a loader keeps what it reads: `iterable` is tqdm's, `dataset` and the samplers are torch's and accelerate's.
@@ -60,31 +61,32 @@ def _repeated(part: Any) -> str:
     if shares < 2 or getattr(part, "drop_last", False) or getattr(part, "_drop_last", False):
         return ""
     total, data = getattr(part, "total_size", None), getattr(part, "dataset", getattr(part, "lengths", None))
-    if isinstance(total, int) and isinstance(data, Sized):  # such as torch's DistributedSampler
-        more = total - len(data)
-        return f"{more} of {how_many(len(data), 'example')}" if more > 0 else ""
+    count = length_of(data)
+    if isinstance(total, int) and count is not None:  # such as torch's DistributedSampler
+        more = total - count
+        return f"{more} of {how_many(count, 'example')}" if more > 0 else ""
     if hasattr(part, "even_batches"):  # accelerate's BatchSamplerShard
         return _of_even_batches(part, inner, shares) if part.even_batches else ""
     if hasattr(part, "_drop_last"):  # accelerate's DataLoaderDispatcher, which gives each process a part of each batch
-        return _of_whole(data, shares)
+        return _of_whole(count, shares)
     size = getattr(part, "batch_size", None)
     if isinstance(size, int):  # the IterableDatasetShard and the ShardSampler of accelerate and transformers
-        return _of_whole(data, size if getattr(part, "split_batches", False) else size * shares)
+        return _of_whole(count, size if getattr(part, "split_batches", False) else size * shares)
     return ""
 
 
 def _of_even_batches(part: Any, inner: Any, shares: int) -> str:
-    if not isinstance(inner, Sized) or getattr(inner, "drop_last", False):
+    batches = length_of(inner)
+    if batches is None or getattr(inner, "drop_last", False):
         return ""
-    size, count = getattr(inner, "batch_size", None) or 1, len(getattr(inner, "sampler", ()))
-    uneven = len(inner) % shares and not getattr(part, "split_batches", False)
+    size, count = getattr(inner, "batch_size", None) or 1, length_of(getattr(inner, "sampler", ())) or 0
+    uneven = batches % shares and not getattr(part, "split_batches", False)
     return "some examples" if uneven or count % size else ""
 
 
-def _of_whole(data: Any, size: int) -> str:
+def _of_whole(count: int | None, size: int) -> str:
     """What is repeated where examples are shared in groups of this size, the last of which is filled up."""
-    try:
-        more = -len(data) % size
-    except TypeError:  # an iterable without a length
+    if count is None:  # an iterable without a length
         return "the first examples, if their number cannot be divided by that of the processes,"
-    return f"{more} of {how_many(len(data), 'example')}" if more else ""
+    more = -count % size
+    return f"{more} of {how_many(count, 'example')}" if more else ""

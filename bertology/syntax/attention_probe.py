@@ -110,7 +110,7 @@ def distances(many: int) -> Tensor:
     How far the candidate is after the word, and how far before it, both divided by the number of words; whether it is
     the word itself, the previous, the next, the second word before or the second word after; whether it is ROOT.
     """
-    steps = torch.arange(many)[None, :] - torch.arange(many)[:, None]
+    steps = (torch.arange(many)[None, :] - torch.arange(many)[:, None]).float()
     shares = [steps.clamp_min(0) / many, (-steps).clamp_min(0) / many]
     places = [(steps == step).float() for step in (0, -1, 1, -2, 2)]
     words = torch.stack([*shares, *places, torch.zeros(many, many)], dim=2).float()

@@ -220,7 +220,7 @@ def _word(fields: list[str], dim: int, path: str, line: int) -> str:
 
 def _numbers(fields: list[str]) -> Tensor:
     try:
-        row = torch.tensor([float(field) for field in fields])
+        row = torch.tensor([float(field) for field in fields], dtype=torch.float32)
     except ValueError as error:
         raise DataError(
             f"the line must be a word and {how_many(len(fields), 'number')}: could not convert "

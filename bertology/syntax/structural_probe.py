@@ -159,7 +159,7 @@ def structural_probe(
         raise DataError(f"rank, the number of rows of the projection, must be 1 or more, got {rank!r}")
     with torch.inference_mode(False), torch.enable_grad():
         generator = torch.Generator().manual_seed(seed)
-        projection = torch.rand(len(labels), rank, size, generator=generator) * 0.1 - 0.05
+        projection = torch.rand(len(labels), rank, size, generator=generator, dtype=torch.float32) * 0.1 - 0.05
         losses = _fit(model, train, projection.requires_grad_(), epochs, lr, generator, progress)
     found = [_scored(words, projection.detach(), ignore) for batch in test for words in words_of(model, batch)]
     right, arcs, adjacent, correlation, many = zip(*found, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -204,6 +205,7 @@ class Branches:
         if self._variants.shared and not all(self._tells(trial, wanted[row]) for row, trial in trials.items()):
             return {}
         other = self._changes_all(record, few, next(iter(trials))) if resumes else None
+        tolerance = self._tolerance(base, other)
         if other is not None and all(torch.equal(x, y) for x, y in zip(other[:2], base[:2], strict=True)):
             return {}
         starts = ("alone",) if resumes and other is None else self._variants.starts
@@ -211,7 +213,7 @@ class Branches:
         found: dict[int, Way] = {}
         for row in reversed(list(trials)):
             for way in (*shorter, *map(Way, starts)):
-                works = self._works(way, record, few, row, trials[row], wanted[row])
+                works = self._works(way, record, few, row, trials[row], wanted[row], tolerance)
                 if way.start == "copies" and resumes:  # a full pass: the state that other layers leave is of the batch
                     self._changes_all(record, few, row)
                 if works:
@@ -257,37 +259,50 @@ class Branches:
         return None
 
     def _reads_first(self, record: Recording, base: Seen, batch: Batch) -> bool:
-        """Whether the model reads only the first position of the last block in all rows of this batch."""
+        """Whether the model reads only the first position of the last block in all rows of this batch.
+
+        Then other states at all other positions change no digit of what it gives: no tolerance is needed, which in half
+        precision would be wider than what these positions change.
+        """
 
         def end() -> Seen:
             with record.resumed_after_last_block():
                 return self._look(call(self._anatomy.model, self._inputs(batch)), batch, 1)
 
-        return self._gives(end, base)
+        return self._gives(end, base, 0.0)
 
-    def _works(self, way: Way, record: Recording, batch: Batch, row: int, gates: Tensor, wanted: list[Tensor]) -> bool:
+    def _works(
+        self, way: Way, record: Recording, batch: Batch, row: int, gates: Tensor, wanted: list[Tensor], tolerance: float
+    ) -> bool:
         if way.start == "alone":
             return True
         if not self._variants.can_start(way.start, record, row):
             return False
-        return self._gives(lambda: self._run(record, batch, row, gates, way), wanted)
+        return self._gives(lambda: self._run(record, batch, row, gates, way), wanted, tolerance)
 
-    def _gives(self, run: Callable[[], Seen], wanted: Sequence[Tensor]) -> bool:
-        """Whether a pass runs without an error and gives these losses and logits, up to rounding."""
+    def _gives(self, run: Callable[[], Seen], wanted: Sequence[Tensor], tolerance: float) -> bool:
+        """Whether a pass runs without an error and gives these losses and logits, up to a tolerance."""
         try:
             found = run()
         except Exception:  # any error means that this way does not work
             return False
-        return self._same(wanted, found)
+        return _same(wanted, found, tolerance)
 
     def _tells(self, trial: Tensor, wanted: Sequence[Tensor]) -> bool:
         """Whether the copies that a trial changes, if any, have other results than the first."""
-        return bool((trial == 1).all()) or not self._same(wanted, [x[:1].expand_as(x) for x in wanted])
+        return bool((trial == 1).all()) or not _same(wanted, [x[:1].expand_as(x) for x in wanted], self._tolerance())
 
-    def _same(self, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-        """Whether these are equal losses and logits, up to rounding."""
-        tolerance = min(1000 * largest_eps(self._anatomy.model), 0.05)
-        return all(_close(x, y, tolerance) for x, y in zip(wanted[:2], found[:2], strict=True))
+    def _tolerance(self, base: Seen | None = None, other: Seen | None = None) -> float:
+        """The part of the largest loss, or logit, that rounding may change.
+
+        It is no more than a tenth of what a pass with changes in every layer changes, since states of that pass, or
+        none, may not be taken for those of the batch.
+        """
+        rounding = min(1000 * largest_eps(self._anatomy.model), 0.05)
+        if base is None or other is None:
+            return rounding
+        moved = [_apart(x, y) for x, y in zip(base[:2], other[:2], strict=True) if x.numel()]
+        return min([rounding, *(0.1 * share for share in moved)])
 
 
 def _untold(trials: Mapping[int, Tensor], found: Mapping[int, Way]) -> list[int]:
@@ -313,9 +328,22 @@ def largest(outputs: Any) -> int:
     return max((x.numel() for x in values if isinstance(x, Tensor)), default=0) or 1
 
 
+def _same(wanted: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether these are equal losses and logits, up to a tolerance."""
+    return all(_close(x, y, tolerance) for x, y in zip(wanted[:2], found[:2], strict=True))
+
+
 def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:
     """Whether two tensors are equal, up to a fraction of the largest element."""
-    if x.shape != y.shape:
-        return False
-    largest = x[x.isfinite()].abs().max().item() if x.isfinite().any() else 0.0
-    return torch.allclose(x, y, rtol=0, atol=tolerance * largest, equal_nan=True)
+    return x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=tolerance * _largest(x), equal_nan=True)
+
+
+def _apart(x: Tensor, y: Tensor) -> float:
+    """The largest difference of two tensors, as a fraction of the largest element of the first; infinite for NaN."""
+    largest, moved = _largest(x), (x.double() - y.double()).abs().max().item()
+    return moved / largest if largest and math.isfinite(moved) else math.inf
+
+
+def _largest(x: Tensor) -> float:
+    """The largest element by its absolute value among those that are finite."""
+    return x[x.isfinite()].abs().max().item() if x.isfinite().any() else 0.0

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..anatomy.dissect import is_norm
 from ..anatomy.modules import each_module
+from ..anatomy.names import ADAPTED_NAME
 from ..anatomy.sites import Anatomy
 from ..errors import UnknownAnatomy
 from .mixing import alternating, fitted, tried
@@ -120,7 +121,10 @@ def _is_norm(module: nn.Module) -> bool:
 def _has_matrix(module: nn.Module) -> bool:
     if isinstance(module, nn.Embedding):
         return False
-    held: list[Tensor] = list(module.parameters(recurse=False))
+    if isinstance(adapted := getattr(module, ADAPTED_NAME, None), nn.Module) and _has_matrix(adapted):
+        return True  # adapters compute with weights of modules that they do not call
+    whole = isinstance(module, torch.jit.ScriptModule)  # what is in it runs without its hooks
+    held: list[Tensor] = list(module.parameters(recurse=whole))
     if next(module.children(), None) is None:
         held += module.buffers(recurse=False)  # as quantized layers keep them
     return any(x.dim() > 1 for x in held) or callable(getattr(module, "weight", None))  # of torch's int8

@@ -72,9 +72,10 @@ def may_be_compiled() -> bool:
 def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
     """Give a module another forward pass, while `undo` is open."""
     # Fragile: rests on `module(...)` calling the attribute `forward` of the instance, which torch does not promise.
-    own = vars(module).get("forward")
-    undo.callback(lambda: module.__dict__.pop("forward") if own is None else setattr(module, "forward", own))
-    module.forward = forward
+    held = vars(module)  # a module in TorchScript keeps elsewhere what is set on it
+    own = held.get("forward")
+    undo.callback(lambda: held.pop("forward") if own is None else held.update(forward=own))
+    held["forward"] = forward
 
 
 OutputEdit = Callable[[nn.Module, Any, Any], Any]
@@ -98,7 +99,7 @@ class _EditedForward:
         """Remove one edit; with the last one, the module gets its own forward pass again."""
         self.edits.remove(edit)
         if not self.edits:
-            module.__dict__.pop("forward") if self._own is None else setattr(module, "forward", self._own)
+            vars(module).pop("forward") if self._own is None else vars(module).update(forward=self._own)
 
 
 def edit_output(module: nn.Module, edit: OutputEdit, undo: ExitStack) -> None:
@@ -111,7 +112,7 @@ def edit_output(module: nn.Module, edit: OutputEdit, undo: ExitStack) -> None:
     edited = found.func if isinstance(found, partial) and isinstance(found.func, _EditedForward) else None
     if edited is None:
         edited = _EditedForward(module)
-        module.forward = partial(edited, module)
+        vars(module)["forward"] = partial(edited, module)
     edited.edits.insert(0, edit)
     undo.callback(edited.remove, module, edit)
 

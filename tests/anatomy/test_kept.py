@@ -336,20 +336,43 @@ def test_measures_between_changes_are_those_of_a_new_model():
     check_measures()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-def test_a_part_in_torchscript_is_as_any_other_except_for_gradients():
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda part: torch.jit.trace(part, torch.randn(2, 5, 8))])
+def test_a_part_in_torchscript_is_as_any_other_except_for_gradients(compiled):
     model = BY_NAME["gpt2"].build("lm")
     for block in model.transformer.h:
         block.mlp.act = nn.Sequential(nn.GELU(), nn.Identity())
     scripted = copy.deepcopy(model)
     for block in scripted.transformer.h:
-        block.mlp.act = torch.jit.script(block.mlp.act)
+        block.mlp.act = compiled(block.mlp.act)
     check(scripted)
     texts = {"input_ids": batch()["input_ids"], "labels": batch()["input_ids"]}
     torch.testing.assert_close(hidden_states(scripted, texts).values, hidden_states(model, texts).values)
     for _ in range(2):
         with pytest.raises(UnknownAnatomy, match="part of this GPT2LMHeadModel is in TorchScript"):
             head_importance(scripted, texts)
+
+
+class Holds(nn.Module):
+    def __init__(self, model, config):
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, input_ids):
+        return self.model(input_ids)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, while it traces
+def test_heads_in_torchscript_are_refused():
+    model, ids = BY_NAME["bert"].build().bert, batch()["input_ids"]
+    whole = torch.jit.trace(model, ids, strict=False)
+    for traced, part in ((whole, "the model"), (Holds(whole, model.config), "model")):
+        with pytest.raises(UnknownAnatomy, match=f"^{part} is in TorchScript, where no heads can be read"):
+            dissect(traced)
+    attention = model.encoder.layer[1].attention
+    attention.output = torch.jit.trace(attention.output, (torch.randn(2, 3, 16).double(),) * 2)
+    with pytest.raises(UnknownAnatomy, match=r"layer\.1\.attention\.output is in TorchScript"):
+        dissect(model)
 
 
 def test_a_copy_of_a_model_has_modules_of_its_own():

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from transformers import AutoModelForSequenceClassification
 
-from bertology import Result, head_importance, importance_through_training, prune_heads
+from bertology import Result, head_importance, importance_through_training, load_pruned, prune_heads, save_pruned
 from bertology.errors import DataError
 from helpers.small_models import small_t5
 from helpers.zoo import BY_NAME, V4, batch
@@ -124,3 +124,24 @@ def test_errors(tmp_path):
     )
     with pytest.raises(DataError, match="step 3 is not in this series: it has 1"):
         importance_through_training([(1, model)], inputs).at(3)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of transformers, of weights that it does not find
+def test_folders_without_the_weights_of_a_classifier(tmp_path):
+    inputs, classifier = batch(), BY_NAME["bert"].build()
+    classifier.bert.save_pretrained(tmp_path / "body")
+    (tmp_path / "empty").mkdir()
+    prune_heads(classifier, {0: [1]})
+    save_pruned(classifier, tmp_path / "pruned")
+    loads_others = "load=f loads other models, such as load=bertology.load_pruned"
+    refused = {
+        "body": "lacks weights of a sequence classifier, such as classifier.bias, which would be random",
+        "empty": r"cannot be loaded as a sequence classifier \(\w+: ",
+    }
+    if not V4:  # which prunes BERT as it loads it
+        refused["pruned"] = r"cannot be loaded as a sequence classifier \(RuntimeError"
+    for name, words in refused.items():
+        with pytest.raises(DataError, match=f"{words}.*: {loads_others}"):
+            importance_through_training([(0, tmp_path / name)], inputs)
+    found = importance_through_training([(0, tmp_path / "pruned")], inputs, load=load_pruned)
+    torch.testing.assert_close(found.scores[0], head_importance(classifier, inputs).scores, equal_nan=True)

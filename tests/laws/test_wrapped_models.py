@@ -9,6 +9,8 @@ import torch
 import transformers
 
 import bertology as b
+from bertology.metrics import GenerationMetric
+from helpers.generation import bart, texts
 from helpers.small_models import VIT
 from helpers.zoo import BY_NAME, V4, batch
 from oracles import heads as oracles
@@ -62,6 +64,52 @@ def test_adapters_on_the_projections(name):
     weight, heads, axis = oracles.projections(merged)[1]
     with torch.no_grad(), oracles.scaled(weight, axis, heads, 2, 0.0):
         torch.testing.assert_close(silent, merged(**batch(labels=False)).logits)
+
+
+def with_prompts(model, kind, task):
+    """The model with prompts of three learned tokens."""
+    import peft
+
+    torch.manual_seed(1)
+    adapted = peft.get_peft_model(model, getattr(peft, kind)(num_virtual_tokens=3, task_type=task)).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 3)
+    return adapted
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's own, and those of transformers of what peft calls
+def test_what_is_generated_with_learned_prompts():
+    inputs, written = texts()[1], []
+    bare, options = bart(), {"max_new_tokens": 5, "do_sample": False, "min_new_tokens": 5}
+    adapted = with_prompts(bart(), "PromptTuningConfig", "SEQ_2_SEQ_LM")
+    given = {name: x for name, x in inputs.items() if name != "labels"}
+    expected = adapted.generate(**given, **options)[:, 1:]
+    assert not torch.equal(expected, bare.generate(**given, **options)[:, 1:])
+    metric = GenerationMetric(
+        lambda generated, references: float(len(written.append(generated) or generated)), **options
+    )
+    b.score(adapted, inputs, metric=metric)
+    assert written[0] == expected.tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_generation_captures_with_learned_prompts():
+    ids = torch.tensor([[5, 6, 7, 8], [9, 5, 3, 4]])
+    prompts, options = {"input_ids": ids, "attention_mask": ids.sign()}, {"max_new_tokens": 4, "do_sample": False}
+    adapted = with_prompts(BY_NAME["gpt2"].build("lm").float(), "PrefixTuningConfig", "CAUSAL_LM")
+    found = b.capture_generation(adapted, prompts, hidden=True, **options)
+    assert torch.equal(found.sequences, adapted.generate(**prompts, **options))
+    with pytest.raises(
+        b.BertologyError, match="PrefixEncoder around the model has keys and values for all of its heads"
+    ):
+        b.prune_heads(adapted, {0: [1]})
+    # Learned tokens before the text have positions of their own, which are no tokens of the sequences.
+    adapted = with_prompts(BY_NAME["gpt2"].build("lm").float(), "PromptTuningConfig", "CAUSAL_LM")
+    for kind in ("hidden", "maps", "heads"):
+        with pytest.raises(b.BertologyError, match="does not generate one token in each pass"):
+            b.capture_generation(adapted, prompts, **{kind: True}, **options)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles

@@ -180,6 +180,33 @@ def test_layers_in_int8_pass_no_gradient_and_have_values():
     assert apart < 0.1 * exact.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore")  # peft's own
+@pytest.mark.parametrize("kind", ["LoraConfig", "LoHaConfig", "LoKrConfig", "VeraConfig", "FourierFTConfig"])
+def test_adapters_are_held_as_what_they_are_merged_into(kind):
+    """Some compute with weights of modules that they do not call."""
+    import peft
+
+    size = {"n_frequency": 20} if kind == "FourierFTConfig" else {"r": 2}
+    config = getattr(peft, kind)(target_modules=["query", "value", "dense"], **size)
+    adapted = peft.get_peft_model(BY_NAME["bert"].build(), config).double().eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    inputs = batch(labels=False)
+    found = head_attribution(adapted, inputs).values
+    torch.testing.assert_close(found, head_attribution(adapted.merge_and_unload(), inputs).values, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_an_mlp_in_torchscript_is_held():
+    model, inputs = BY_NAME["gpt2"].build("lm"), batch((6,), labels=False)
+    exact = head_attribution(model, inputs).values
+    model.transformer.h[1].mlp = torch.jit.trace(model.transformer.h[1].mlp, torch.randn(1, 6, 16).double())
+    torch.testing.assert_close(head_attribution(model, inputs).values, exact)
+
+
 def test_one_layer_whose_heads_pass_another_matrix_first_is_refused():
     model, inputs = BY_NAME["gpt2"].build("lm"), batch((5,), labels=False)
     attention = model.transformer.h[0].attn

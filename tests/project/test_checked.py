@@ -186,3 +186,26 @@ def test_arguments_of_another_name() -> None:
         one(1, merge=1)  # type: ignore[call-arg]
     with pytest.raises(DataError, match="EntropyAccumulator got an unexpected argument 'averages': .* mean 'average'"):
         EntropyAccumulator(averages="example")  # type: ignore[call-arg]
+
+
+@checked
+def measured(loss: Callable[[Any, Any], Any] | str | None = None, *, of: Callable[..., Any] | None = None) -> str:
+    """Takes functions."""
+    return "ran"
+
+
+def test_functions_of_another_number_of_arguments() -> None:
+    def with_options(outputs: Any, batch: Any, scale: float = 1.0, *, other: int = 2) -> None: ...
+
+    def three(outputs: Any, batch: Any, more: Any) -> None: ...
+
+    def named(outputs: Any, batch: Any, *, scale: float) -> None: ...
+
+    for fits in (with_options, lambda *rest: rest, lambda outputs, *rest: rest, max, "auto", None, dict):
+        assert measured(fits) == "ran"
+    assert measured(of=lambda: 1) == "ran", "of which it is not said"
+    for other, shown in ((three, r"three\(outputs"), (named, r"named\("), (lambda outputs: 1, r"<lambda>\(outputs\)")):
+        with pytest.raises(
+            DataError, match=rf"measured: loss is called with 2 arguments, which {shown}.* does not take"
+        ):
+            measured(other)

@@ -71,6 +71,28 @@ def test_other_options_of_any_type_of_number(good: GoodInputs, tmp_path: Path) -
     assert series.steps.tolist() == [3, 5]
 
 
+@pytest.mark.parametrize("of", [np.int64, np.uint8, torch.tensor], ids=["int64", "uint8", "tensor"])
+def test_whole_numbers_and_lists_of_any_type(of: Any, good: GoodInputs, tmp_path: Path) -> None:
+    layers = of([2, 0]) if of is torch.tensor else np.array([2, 0], of)
+    expected = bt.layer_similarity(good.model, good.batch, layers=[2, 0], seed=3)
+    for these in (layers, [of(2), of(0)], (of(2), 0)):
+        found = bt.layer_similarity(good.model, good.batch, layers=these, seed=of(3))
+        assert found.allclose(expected)
+        assert found.labels == expected.labels == ("2", "0")
+        kept = bt.capture(good.model, good.batch, hidden=True, layers=these, positions=layers).hidden
+        assert kept.labels == ("0", "2")
+        assert kept.values.shape[2] == 2
+    drawn = bt.repeated_tokens(layers, length=of(2), examples=of(3), seed=of(5))["input_ids"]
+    assert torch.equal(drawn, bt.repeated_tokens([2, 0], length=2, examples=3, seed=5)["input_ids"])
+    curve = bt.pruning_curve(good.model, good.batch, metric="accuracy", by="random", seed=of(1))
+    curve.save(tmp_path / "curve")
+    assert bt.Result.load(tmp_path / "curve").allclose(curve)
+    with bt.ablated(good.model, [(0, 1)], replace="resample", seed=of(4)):
+        ours = good.model(**good.batch).logits
+    with bt.ablated(good.model, [(0, 1)], replace="resample", seed=4):
+        torch.testing.assert_close(ours, good.model(**good.batch).logits)
+
+
 def test_a_loss_that_is_any_callable(good: GoodInputs) -> None:
     def loss(outputs: Any, batch: Any, scale: float) -> Any:
         return scale * F.cross_entropy(outputs.logits, batch["labels"], reduction="none")

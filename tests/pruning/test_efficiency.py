@@ -168,3 +168,11 @@ def test_errors():
         compare_efficiency(before, after, lambda size: batch(), batch_sizes=(4,))
     with pytest.raises(DataError, match="the models are on different devices, cpu and meta"):
         compare_efficiency(before, copy.deepcopy(after).to("meta"), batch())
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_quantized_models_are_refused():
+    model, inputs = BY_NAME["bert"].build().float(), batch()
+    packed = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(DataError, match=r"layer.0.attention.self.query of Bert.* is quantized .*before they are"):
+        compare_efficiency(model, packed, inputs, batch_sizes=(1,), rounds=1, seconds=0)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from bertology import (
     pruning_curve,
     score,
 )
-from bertology.errors import DataError
+from bertology.errors import DataError, UnknownAnatomy
 from bertology.pruning.curve import first_below
 from bertology.pruning.neuron_curve import neuron_magnitudes
 from helpers.zoo import BY_NAME, batch
@@ -55,6 +57,49 @@ def test_what_a_parameter_costs_decides():
     curve = neuron_curve(model, inputs, metric="inverse_loss", kinds="both", by="magnitude", amount=0.5)
     assert curve.parameters_left[0] == 128 * 33 + 8 * (16 * 4 * 4 + 12)
     assert curve.parameters_left[-1] == 0
+
+
+def check_like(adapted, merged, inputs):
+    """Whether a curve of heads and neurons in one order is that of the merged model."""
+    for options in ({"by": "random"}, {"by": "importance"}):
+        found, expected = (
+            neuron_curve(one, inputs, metric="inverse_loss", kinds="both", amount=0.3, **options)
+            for one in (adapted, merged)
+        )
+        assert found.parameters_left.tolist() == expected.parameters_left.tolist()
+        assert torch.equal(found.neurons_gone, expected.neurons_gone)
+        assert torch.equal(found.heads_gone.nan_to_num(), expected.heads_gone.nan_to_num())
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's own
+@pytest.mark.parametrize(("name", "names"), [("bert", "query value dense"), ("gpt2", "c_attn c_proj c_fc")])
+def test_adapters_cost_nothing_and_have_no_magnitude(name, names):
+    import peft
+
+    config = peft.LoraConfig(r=2, target_modules=names.split(), fan_in_fan_out=name == "gpt2", lora_dropout=0.0)
+    adapted = peft.get_peft_model(BY_NAME[name].build(), config).double().eval()
+    with torch.no_grad():
+        for key, parameter in adapted.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(0, 0.5)
+    check_like(adapted, copy.deepcopy(adapted).merge_and_unload(), batch())
+    with pytest.raises(
+        UnknownAnatomy, match="own of each neuron of .*got peft.tuners.lora.layer.Linear; merge adapters"
+    ):
+        neuron_curve(adapted, batch(), metric="accuracy", by="magnitude")
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_packed_weights_cost_what_they_did():
+    model, inputs = BY_NAME["bert"].build().float(), batch()
+    packed = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    found, expected = (
+        neuron_curve(one, inputs, metric="accuracy", kinds="both", by="random") for one in (packed, model)
+    )
+    assert found.parameters_left.tolist() == expected.parameters_left.tolist()
+    assert len(found.scores) == 11
+    with pytest.raises(UnknownAnatomy, match="own of each neuron of encoder.0: only Linear"):
+        neuron_magnitudes(dissect_mlps(packed))
 
 
 def test_magnitudes_of_neurons(family):

@@ -59,6 +59,16 @@ def test_options(tmp_path):
     torch.testing.assert_close(logits(again, inputs), logits(model, inputs).float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_keep_their_type(dtype, tmp_path):
+    model, inputs = BY_NAME["bert"].build().to(dtype), batch()
+    prune_heads(model, SOME)
+    save_pruned(model, tmp_path)
+    again = load_pruned(tmp_path)
+    assert {x.dtype for x in again.parameters()} == {dtype}
+    assert torch.equal(logits(again, inputs), logits(model, inputs))
+
+
 def test_an_unpruned_model_loads_as_well(tmp_path):
     model, inputs = BY_NAME["distilbert"].build(), batch()
     save_pruned(model, tmp_path)

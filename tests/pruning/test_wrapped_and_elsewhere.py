@@ -9,7 +9,20 @@ import torch.nn.utils.prune as torch_prune
 import transformers
 from torch import nn
 
-from bertology import dissect, gated, head_importance, load_pruned, prune_heads, pruning_curve, save_pruned
+from bertology import (
+    ablated,
+    attention_entropy,
+    compare_efficiency,
+    dissect,
+    gated,
+    head_ablation,
+    head_importance,
+    hidden_states,
+    load_pruned,
+    prune_heads,
+    pruning_curve,
+    save_pruned,
+)
 from bertology.errors import BertologyError, DataError, PruningError, UnknownAnatomy
 from helpers.zoo import BY_NAME, batch
 
@@ -89,7 +102,7 @@ def test_a_wrapper_that_only_runs_a_model_is_measured_pruned_and_saved(wrap, tmp
     torch.testing.assert_close(outputs(loaded), outputs(plain), rtol=1e-4, atol=1e-5)
 
 
-def test_a_sentence_transformer_is_pruned_saved_by_its_model_and_put_together_again(tmp_path):
+def sentence_transformer(tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     parts = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     model = transformers.BertModel(
@@ -101,7 +114,11 @@ def test_a_sentence_transformer_is_pruned_saved_by_its_model_and_put_together_ag
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
     fast.save_pretrained(tmp_path / "whole")
     words = parts.Transformer(str(tmp_path / "whole"))
-    whole = sentence_transformers.SentenceTransformer(modules=[words, parts.Pooling(32)], device="cpu")
+    return sentence_transformers.SentenceTransformer(modules=[words, parts.Pooling(32)], device="cpu")
+
+
+def test_a_sentence_transformer_is_pruned_saved_by_its_model_and_put_together_again(tmp_path):
+    whole = sentence_transformer(tmp_path)
     prune_heads(whole, {0: [1], 1: [3]})
     wanted = whole.encode(["a b", "b"])
     with pytest.raises(DataError, match=r"\(BertModel\).*load_pruned"):
@@ -112,6 +129,32 @@ def test_a_sentence_transformer_is_pruned_saved_by_its_model_and_put_together_ag
     owner, _, name = path.rpartition(".")
     setattr(whole.get_submodule(owner), name, load_pruned(tmp_path / "pruned").eval())
     torch.testing.assert_close(torch.as_tensor(whole.encode(["a b", "b"])), torch.as_tensor(wanted))
+
+
+def test_a_sentence_transformer_is_measured(tmp_path):
+    """Its forward pass takes all arguments as one mapping."""
+    whole = sentence_transformer(tmp_path)
+    inner = next(module for module in whole.modules() if isinstance(module, transformers.PreTrainedModel))
+    inputs = {"input_ids": torch.tensor([[5, 6, 5], [6, 5, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+
+    def loss(outputs, batch):
+        return outputs["sentence_embedding"][:, :9].square().sum(-1)
+
+    torch.testing.assert_close(attention_entropy(whole, inputs).mean, attention_entropy(inner, inputs).mean)
+    torch.testing.assert_close(hidden_states(whole, inputs).values, hidden_states(inner, inputs).values)
+    found = head_ablation(whole, inputs, metric="inverse_loss", loss=loss)
+    with ablated(whole, [(1, 2)]), torch.no_grad():
+        torch.testing.assert_close(found.losses[1, 2].float(), loss(whole(dict(inputs)), inputs))
+    gates = torch.ones(2, 4, requires_grad=True)
+    signed = 0
+    for example in range(2):
+        with gated(whole, gates):
+            value = loss(whole({name: x[example : example + 1] for name, x in inputs.items()}), inputs).sum()
+        signed += torch.autograd.grad(value, gates)[0] / 2
+    torch.testing.assert_close(head_importance(whole, inputs, loss=loss).signed.float(), signed, rtol=1e-4, atol=1e-6)
+    before = copy.deepcopy(whole)
+    prune_heads(whole, {0: [1]})
+    assert compare_efficiency(before, whole, inputs, batch_sizes=(1,), rounds=1, seconds=0).flops.diff(dim=0) < 0
 
 
 def offloaded(model, tmp_path, how):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader, IterableDataset
 
 from bertology import (
     Accumulator,
@@ -66,6 +67,21 @@ def test_merging_any_split_is_the_whole(cut, kind):
     (whole,) = accumulate(model, examples, KINDS[kind]())
     merged = parts[0].merge(parts[1].state())
     check_same(merged.compute(), whole)
+
+
+class Stream(IterableDataset):
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __iter__(self):
+        return ({name: x[i] for name, x in self.batch.items()} for i in range(len(self.batch["input_ids"])))
+
+
+def test_a_loader_of_a_stream_without_a_length():
+    model, whole = BY_NAME["bert"].build(), batch((5, 5, 5))
+    loader = DataLoader(Stream(whole), batch_size=2)
+    check_same(head_importance(model, loader), head_importance(model, whole))
+    check_same(attention_entropy(model, loader, progress="stream"), attention_entropy(model, whole))
 
 
 def test_several_measures_in_one_pass_are_each_alone():

@@ -16,7 +16,7 @@ FACTOR = 2.0
 
 
 def scaled(factor):
-    return lambda x: x * factor
+    return lambda x, batch=None: x * factor
 
 
 def with_default(factor):
@@ -27,7 +27,7 @@ def with_default(factor):
 
 
 def by_global():
-    return lambda x: x * FACTOR
+    return lambda x, batch=None: x * FACTOR
 
 
 class Scaled:

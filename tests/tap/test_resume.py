@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from bertology import accumulate, dissect, sole_head_ablation
+from bertology import accumulate, dissect, head_ablation, sole_head_ablation
 from bertology.importance.ablation import one_off
 from bertology.importance.many_gates import VariantAccumulator
 from bertology.tap import branches, first_position_only, tail_noted
@@ -41,6 +41,25 @@ def test_language_models_read_every_position(name):
     kind = EVERY[name].build("lm")
     inputs = texts(name) if name == "bart" else several(kind="lm")
     assert not any(used(kind, inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("gpt2", "lm"), ("llama", "lm"), ("gpt2", "classifier"), ("bert", "classifier")]
+)
+def test_half_precision_leaves_out_no_more(name, kind, dtype):
+    """Losses of other positions may differ by less than half precision rounds in a deep model."""
+    model = BY_NAME[name].build(kind)
+    head = model.get_output_embeddings() or getattr(model, "score", None) or model.classifier
+    with torch.no_grad():
+        head.weight.mul_(0.02)
+    model.to(dtype)
+    inputs = several(kind="lm") if kind == "lm" else several()
+    assert used(model, inputs) == [name == "bert"] * 3
+    found = head_ablation(model, inputs, metric="inverse_loss")
+    exact = head_ablation(model.float(), inputs, metric="inverse_loss")
+    rounding = (found.base_losses - exact.base_losses).abs().max()
+    assert (found.losses - exact.losses).nan_to_num().abs().max() < 8 * rounding
 
 
 def test_the_tail_is_what_is_behind_the_attention_of_the_last_block():

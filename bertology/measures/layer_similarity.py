@@ -183,7 +183,9 @@ class SimilarityAccumulator(Accumulator):
             if self._over == "token":
                 found.append(x[real])
             else:
-                found.append((x * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp_min(1))
+                wide, real = x.to(self.total.device, torch.float64), real.to(self.total.device)  # sums overflow float16
+                means = (wide * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp_min(1)
+                found.append(means.to(x.dtype))
         return found
 
     def _add(self, rows: list[Tensor]) -> None:

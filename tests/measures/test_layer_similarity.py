@@ -240,6 +240,16 @@ def test_a_large_constant_dimension_in_half_precision(dtype, sizes):
     assert of(wavering.bfloat16(), wavering.bfloat16()).cka.isnan().all()  # rounded to multiples of 16
 
 
+def test_means_of_texts_in_half_precision():
+    """The sum of many tokens is larger than the largest float16. oracle: means in float64"""
+    model, drawn = BY_NAME["bert"].build(), torch.Generator().manual_seed(0)
+    found = SimilarityAccumulator(layers=[0], over="text").zero(dissect(model))
+    x = (3000 + 100 * torch.randn(6, 30, 16, generator=drawn)).half()
+    inputs = {"input_ids": torch.full((6, 30), 5)}
+    (means,) = found._rows(found._sides[0], inputs, {0: x})
+    torch.testing.assert_close(means, x.double().mean(1).half(), rtol=0, atol=0)
+
+
 def test_a_norm_of_all_heads_before_their_projection():
     torch.manual_seed(0)
     config = transformers.BitNetConfig(

@@ -48,6 +48,8 @@ def writes(model: nn.Module) -> bool:
 
 def prompt_tokens(model: nn.Module) -> int:
     """How many tokens an adapter of peft puts before each text (prompt tuning, p-tuning), also inside a wrapper."""
+    if isinstance(model, transformers.PreTrainedModel):
+        return 0  # peft is around it, if anywhere: to look through all modules takes as long as a small layer
     adapted = next(iter(each_module(model).with_attribute(ADAPTER_NAME)), None)
     if adapted is None or getattr(vars(adapted).get("forward"), "__self__", adapted) is not adapted:
         return 0  # `disable_adapter` puts the forward pass of the model inside in the place of the adapter's

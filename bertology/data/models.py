@@ -49,16 +49,16 @@ def writes(model: nn.Module) -> bool:
 
 
 def prompt_tokens(model: nn.Module) -> int:
-    """How many tokens an adapter of peft puts before each text (prompt tuning, p-tuning)."""
-    adapter = getattr(model, ADAPTER_NAME, None)
-    disabled = getattr(vars(model).get("forward"), "__self__", model) is not model
-    if (
-        disabled
-        or not getattr(adapter, LEARNS_TOKENS_NAME, False)
-        or LEARNS_KEYS in str(getattr(adapter, ADAPTER_KIND_NAME, ""))
-    ):
-        return 0
-    return int(getattr(adapter, LEARNED_TOKENS_NAME, 0))
+    """How many tokens an adapter of peft puts before each text (prompt tuning, p-tuning), also inside a wrapper."""
+    if isinstance(model, transformers.PreTrainedModel):
+        return 0  # peft is around it, if anywhere: to look through all modules takes as long as a small layer
+    adapted = next(iter(each_module(model).with_attribute(ADAPTER_NAME)), None)
+    if adapted is None or getattr(vars(adapted).get("forward"), "__self__", adapted) is not adapted:
+        return 0  # `disable_adapter` puts the forward pass of the model inside in the place of the adapter's
+    adapter = getattr(adapted, ADAPTER_NAME, None)
+    learns_tokens = getattr(adapter, LEARNS_TOKENS_NAME, False)
+    keys_alone = LEARNS_KEYS in str(getattr(adapter, ADAPTER_KIND_NAME, ""))
+    return int(getattr(adapter, LEARNED_TOKENS_NAME, 0)) if learns_tokens and not keys_alone else 0
 
 
 def task_model(model: nn.Module) -> nn.Module:

@@ -35,6 +35,8 @@ LEAST = 1e-5
 """How large the differences between examples must be, relative to their size: below, they are rounding."""
 ROUNDINGS = 4
 """The same, in roundings of the type of the hidden states: more in half precision."""
+MARGIN = 4
+"""How many times as large as the variance of rounded dimensions that of all must be."""
 MOST_FEATURES = 16_384
 """The most dimensions, over all layers that are compared: their products take 2 GB, and as much for the null model."""
 
@@ -82,7 +84,7 @@ class SimilarityAccumulator(Accumulator):
     shuffled_weighted: Tensor = stat("feature hidden_state")
     total: Tensor = stat("feature")
     squares: Tensor = stat("hidden_state")
-    rounded: Tensor = stat("hidden_state")
+    rounded: Tensor = stat("feature")
     counted: Tensor = stat("", torch.int64)
     alone: Tensor = stat("", torch.int64)
 
@@ -181,7 +183,9 @@ class SimilarityAccumulator(Accumulator):
             if self._over == "token":
                 found.append(x[real])
             else:
-                found.append((x * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp_min(1))
+                wide, real = x.to(self.total.device, torch.float64), real.to(self.total.device)  # sums overflow float16
+                means = (wide * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp_min(1)
+                found.append(means.to(x.dtype))
         return found
 
     def _add(self, rows: list[Tensor]) -> None:
@@ -191,11 +195,11 @@ class SimilarityAccumulator(Accumulator):
         many, whole = len(rows[0]), torch.cat(rows, dim=1)
         if not many:
             return
-        sizes = torch.stack([limit**2 * x.square().sum() for limit, x in zip(limits, rows, strict=True)])
+        rounded = torch.cat([limit**2 * x.square().sum(0) for limit, x in zip(limits, rows, strict=True)])
         total = whole.sum(0)
         mean = (self.total + total) / (self.counted + many)
         self._move(mean)
-        self.rounded += sizes
+        self.rounded += rounded
         self.total += total
         self.counted += many
         self.alone += many if many == 1 else 0
@@ -269,13 +273,14 @@ class SimilarityAccumulator(Accumulator):
         """The ratio of the covariances; NaN of fewer than 4 examples, such as in a small shard."""
         many, squares = int(self.counted), cpu64(self.squares)
         self.check_measured(many, "example")
-        found = [
-            Moments(*map(cpu64, sums)).covariance(many, (squares[i], squares[j]))
-            for sums, (i, _), (j, _) in self._pairs()
-        ]
-        variance = torch.cat(found[2:]).flatten() if len(found) > 2 else found[0].diagonal()
-        spread = variance.clamp_min(0).sqrt()
-        spread = torch.where(spread > cpu64(self.rounded) / many, spread, 0.0)
+        pairs = [(Moments(*map(cpu64, sums)), i, j) for sums, (i, _), (j, _) in self._pairs()]
+        found = [sums.covariance(many, (squares[i], squares[j])) for sums, i, j in pairs]
+        itself = slice(2, None) if len(pairs) > 2 else slice(1)
+        spread = torch.cat([x.diagonal() for x in found[itself]]).clamp_min(0).sqrt()
+        # Rounding explains no more of a dimension than its variance: it leaves a large constant as it is.
+        variance = torch.cat([sums.products.diagonal() for sums, *_ in pairs[itself]])
+        rounding = torch.minimum(cpu64(self.rounded), MARGIN * variance) / many
+        spread = torch.where(spread > torch.stack([rounding[part].sum() for part in self._parts()]), spread, 0.0)
         scale = spread[: len(found[0])][:, None] * spread[-found[0].shape[1] :]
         cka, null = (torch.where(scale > 0, x / scale, torch.nan) for x in found[:2])
         if int(self.alone):

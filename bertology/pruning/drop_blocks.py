@@ -224,8 +224,10 @@ def _drop(
     for one in (*nested, *(one for one, _ in own)):
         undo.callback(vars(one).update, dict(vars(one)))
     _shorten_nested(model.config, stacks_of)
-    for one, sites in own:  # caches are made by a stack's own copy; what was shortened has no settings of that length
-        _shorten(one, _gone_of(sites, rows))
+    for one, sites in own:
+        # Once for each config: of two stacks, one may now have as many blocks as the other had.
+        if all(one is not other for other in nested):
+            _shorten(one, _gone_of(sites, rows))  # caches are made by it
 
 
 def _cut(blocks: nn.ModuleList, gone: list[int], undo: ExitStack) -> None:

@@ -1,6 +1,6 @@
 """A checksum in safetensors files of weights that transformers has written: a changed bit is seen when they are read.
 
-It is among the file's own metadata, so that a file that is written anew by anyone has none, and not that of another.
+It is among the file's own metadata, so that transformers, which writes its own, leaves none of other weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ def seal(path: Path) -> None:
     part = path.with_name(f"{path.name}.sealed")
     with open(path, "rb") as file, open(part, "wb") as new:
         header = _header(file)
-        header.setdefault(_METADATA, {})[_KEY] = _checksum(header, file)
+        metadata = header.setdefault(_METADATA, {})
+        metadata.pop(_KEY, None)  # the checksum is not of itself
+        metadata[_KEY] = _checksum(header, file)
         told = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         told += b" " * (-len(told) % 8)  # tensors begin at multiples of 8 bytes
         new.write(len(told).to_bytes(8, "little") + told)
@@ -33,7 +35,7 @@ def is_intact(path: Path) -> bool:
     """Whether a safetensors file that can be read is as it was sealed; a file without a checksum is taken as it is."""
     with open(path, "rb") as file:
         header = _header(file)
-        told = (header.get(_METADATA) or {}).pop(_KEY, None)
+        told = header.get(_METADATA, {}).pop(_KEY, None)
         return told is None or told == _checksum(header, file)
 
 

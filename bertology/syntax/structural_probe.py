@@ -184,7 +184,7 @@ def _layers(model: nn.Module, batch: Batch) -> tuple[tuple[str, ...], int]:
 
 
 def words_of(model: nn.Module, batch: Batch) -> Iterator[Words]:
-    """The vectors of the words of each sentence of a batch."""
+    """The vectors of the words of each sentence of a batch, about their median, which changes no distance."""
     _, states = _states(model, batch)
     for x, one in zip(states.unbind(1), aligned_in(batch), strict=True):
         word_of = torch.tensor(one.word_of)
@@ -193,7 +193,16 @@ def words_of(model: nn.Module, batch: Batch) -> Iterator[Words]:
         vectors = sums / word_of[inside].bincount(minlength=sums.shape[1])[:, None]
         if not vectors.isfinite().all():
             raise DataError(f"the hidden states of sentence {one.source.name!r} hold NaN or infinity")
-        yield Words(one.source, vectors)
+        yield Words(one.source, about_median(vectors))
+
+
+def about_median(vectors: Tensor) -> Tensor:
+    """[layer, word, hidden]: relative to the median of the words.
+
+    A dimension that is large in all words would leave nothing of the others in float32. Unlike a mean, the median does
+    not follow one word that is like no other, such as a first word with massive activations.
+    """
+    return vectors - vectors.median(1, keepdim=True).values
 
 
 def _fit(
@@ -228,8 +237,7 @@ def sentence_loss(words: Words, projection: Tensor) -> Tensor:
 
 def squared_distances(vectors: Tensor, projection: Tensor) -> Tensor:
     """[layer, word, word]: ‖B (h_i - h_j)‖²."""
-    # Relative to the first word: a dimension that is large in all words would leave nothing of the others in float32.
-    z = (vectors - vectors[:, :1]) @ projection.mT
+    z = vectors @ projection.mT
     squares = (z**2).sum(-1)
     return (squares[:, :, None] + squares[:, None, :] - 2 * z @ z.mT).clamp_min(0)
 

@@ -32,6 +32,8 @@ positions of queries [query, 1] and of keys [1, key], and of the keys' token ids
 ALL = "all"
 SMALL = -5000.0
 """Below it a score may be that of a key which the model itself masks by a small number: by -10000 (GPT, CTRL)."""
+LEAST = -1e8
+"""No score of a key that is seen is below it; some models mask by such numbers, and not by the lowest (XLNet)."""
 
 
 @contextmanager
@@ -218,7 +220,7 @@ class _Cutting(WatchingSoftmax):
         query, or padding.
         """
         own = (x.dtype for x in site.projection.parameters() if x.is_floating_point())
-        hidden = scores < max(torch.finfo(kind).min for kind in (scores.dtype, *kinds, *own)) / 2
+        hidden = scores < max(LEAST, *(torch.finfo(kind).min / 2 for kind in (scores.dtype, *kinds, *own)))
         small = scores < SMALL
         if not bool((small & ~hidden).any()):
             return hidden
@@ -227,12 +229,12 @@ class _Cutting(WatchingSoftmax):
         if not (self.batch and shows_padding(self.anatomy.model, self.batch, stack)):
             return small  # a mask of another shape may mask any key
         real = key_mask(self.anatomy.model, self.batch, stack).to(scores.device)
-        width = real.shape[1] if len(real) == len(scores) and keys - real.shape[1] in (0, 1) else keys
-        maybe = torch.zeros_like(small)
-        if width == real.shape[1]:
-            maybe[..., :width] = ~real[:, None, None]
+        width = real.shape[1]
+        if len(real) != len(scores) or keys - width not in (0, 1):
+            return small  # keys are no tokens (Funnel pools them)
+        maybe = F.pad(~real, (0, keys - width))[:, None, None].expand(small.shape)
         if stack != "encoder":
-            maybe |= torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(width - queries + 1)
+            maybe = maybe | torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(width - queries + 1)
         return hidden | (small & maybe)
 
     def _tokens(self, site: Site, scores: Tensor) -> Tensor | None:

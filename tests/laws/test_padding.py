@@ -708,6 +708,10 @@ def test_learned_prompts_are_no_tokens_of_the_text(size, monkeypatch):
     with model.disable_adapter():
         torch.testing.assert_close(b.head_means(model, inputs).values, b.head_means(plain, inputs).values)
     assert b.head_means(model, inputs).tokens.tolist() == [16, 16]
+    for kept in (inputs, {"input_ids": inputs["input_ids"]}):
+        wrapped = b.head_means(torch.nn.DataParallel(model), kept)
+        assert wrapped.tokens.tolist() == b.head_means(model, kept).tokens.tolist()
+        torch.testing.assert_close(wrapped.values, b.head_means(model, kept).values)
 
 
 def test_padding_that_makes_nan_is_told():

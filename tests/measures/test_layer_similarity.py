@@ -227,6 +227,29 @@ def test_what_half_precision_rounds_is_no_difference():
     assert of(apart, apart).cka.isfinite().all()
 
 
+@pytest.mark.parametrize(("dtype", "sizes"), [(torch.bfloat16, (100, 30_000)), (torch.float16, (1000, 30_000))])
+def test_a_large_constant_dimension_in_half_precision(dtype, sizes):
+    """It has no rounding of its own, however large. oracle: kernels of the rounded states"""
+    x, other = torch.randn(2, 60, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for size in sizes:
+        one, two = (with_constant(side, size).to(dtype) for side in (x, x + 0.5 * other))
+        sides = one.double(), two.double()
+        expected = [[oracle_cka(left, right) for right in sides] for left in sides]
+        np.testing.assert_allclose(of(one, two).cka, expected, atol=1e-7)
+    wavering = with_constant(x, 3000) + x.roll(1, 0) * torch.eye(1, 16, dtype=torch.float64)
+    assert of(wavering.bfloat16(), wavering.bfloat16()).cka.isnan().all()  # rounded to multiples of 16
+
+
+def test_means_of_texts_in_half_precision():
+    """The sum of many tokens is larger than the largest float16. oracle: means in float64"""
+    model, drawn = BY_NAME["bert"].build(), torch.Generator().manual_seed(0)
+    found = SimilarityAccumulator(layers=[0], over="text").zero(dissect(model))
+    x = (3000 + 100 * torch.randn(6, 30, 16, generator=drawn)).half()
+    inputs = {"input_ids": torch.full((6, 30), 5)}
+    (means,) = found._rows(found._sides[0], inputs, {0: x})
+    torch.testing.assert_close(means, x.double().mean(1).half(), rtol=0, atol=0)
+
+
 def test_a_norm_of_all_heads_before_their_projection():
     torch.manual_seed(0)
     config = transformers.BitNetConfig(

@@ -5,10 +5,11 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bertology import dissect, load_pruned, prune_heads, save_pruned
 from bertology.errors import BertologyError, DataError
+from bertology.results.sealed_weights import is_intact, seal
 from helpers.pruning import SOME, heads_for, logits
 from helpers.zoo import BY_NAME, V4, batch
 
@@ -220,6 +221,18 @@ def test_a_changed_bit_of_the_weights_is_seen(tmp_path):
         next(again.parameters()).add_(1)
     again.save_pretrained(tmp_path)  # transformers writes no checksum, and leaves none of other weights
     assert torch.equal(next(load_pruned(tmp_path).parameters()), next(again.parameters()))
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_a_file_that_is_sealed_twice_is_whole(tmp_path, metadata):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.arange(3.0), "gewähr": torch.zeros(0)}, path, metadata=metadata)
+    for _ in range(2):
+        seal(path)
+        assert is_intact(path)
+    assert load_file(path)["weight"].tolist() == [0, 1, 2]
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    assert not is_intact(path)
 
 
 @pytest.mark.parametrize("given", ["BertModel", transformers.AutoModel, torch.nn.Linear, transformers.BertConfig, 3])

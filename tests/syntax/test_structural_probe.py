@@ -12,10 +12,12 @@ from bertology.syntax import StructuralProbe, align, read_conllu, structural_pro
 from bertology.syntax.structural_probe import (
     Words,
     _scored,
+    about_median,
     sentence_loss,
     spanning_tree,
     squared_distances,
     tree_distances,
+    words_of,
 )
 from helpers.trees import CATS, arguments, batches_for, heads, sentence, wordpiece_tokenizer
 from helpers.zoo import BY_NAME
@@ -43,13 +45,20 @@ def test_words_without_a_common_root_meet_at_root():
     assert tree_distances([0, 1, 0]).tolist() == [[0, 1, 2], [1, 0, 3], [2, 3, 0]]
 
 
-def test_a_large_constant_dimension_leaves_the_distances():
-    """oracle: the differences of words themselves, in float64"""
+@pytest.mark.parametrize("odd", [None, 0, 3])
+def test_a_large_constant_dimension_leaves_the_distances(odd):
+    """Also beside a word that is like no other. oracle: the differences of words themselves, in float64"""
     drawn = torch.Generator().manual_seed(0)
     vectors, b = torch.randn(1, 6, 8, generator=drawn), torch.randn(1, 5, 8, generator=drawn)
     vectors[:, :, 0] = 3e4
+    if odd is not None:
+        vectors[:, odd, 1] = 1e5
     pairs = (vectors[0, :, None] - vectors[0, None]).double() @ b[0].double().T
-    found = squared_distances(vectors, b)[0].double()
+    found = squared_distances(about_median(vectors), b)[0].double()
+    others = [word for word in range(6) if word != odd]
+    torch.testing.assert_close(
+        found[others][:, others], pairs.square().sum(-1)[others][:, others], rtol=1e-4, atol=1e-4
+    )
     torch.testing.assert_close(found, pairs.square().sum(-1), rtol=1e-4, atol=1e-4)
 
 
@@ -108,6 +117,13 @@ def test_reads_hidden_states_of_every_family(family):
     assert found.labels == states.labels
     assert found.projection.shape == (len(states.values), 3, states.values.shape[-1])
     assert (found.losses[:, 0] > 0).all()
+
+
+def test_vectors_of_words_are_about_their_median():
+    batches = align(wordpiece_tokenizer(), CATS)
+    for words in words_of(BY_NAME["bert"].build(), batches.batches[0]):
+        assert not words.vectors.median(1).values.any()
+        assert words.vectors.any() == (words.vectors.shape[1] > 1)
 
 
 def test_it_learns(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from bertology import attention_maps, dissect, head_outputs, masked_attention, prune_heads
+from bertology import attention_maps, dissect, head_outputs, masked_attention, prune_heads, tap
 from bertology.data.positions import with_positions
 from bertology.errors import HeadError, ShapeError, UnknownAnatomy
 from helpers.zoo import BY_NAME, PAD, batch, each_alone
@@ -218,6 +218,46 @@ def test_a_query_with_no_key_left_does_not_look_at_what_a_small_number_masks():
     assert not outputs[:, 0, 1].any()
     assert outputs[:, 1:, 1].any()
     assert outputs[:, 0, 0].any()
+
+
+def test_a_query_with_no_key_left_does_not_look_at_what_a_mask_of_pairs_hides():
+    """XLNet hides pairs by -1e30: neither the lowest float32, nor padding, nor later keys alone."""
+    torch.manual_seed(0)
+    config = transformers.XLNetConfig(vocab_size=40, d_model=16, n_layer=1, n_head=4, d_head=4, d_inner=24)
+    model, ids = transformers.XLNetModel(config).eval(), torch.randint(5, 40, (1, 4))
+    hidden = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0]])
+    inputs = {"input_ids": ids, "perm_mask": hidden[None].float(), "attention_mask": torch.ones_like(ids)}
+    cut = torch.tensor([[1, 0, 1, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]).bool()
+    weights = attention_maps(model, inputs).values[0].masked_fill(cut, 0)  # oracle: the weights that are left
+    with masked_attention(model, {0: cut}):
+        found = attention_maps(model, inputs).values[0]
+    torch.testing.assert_close(found, (weights / weights.sum(-1, keepdim=True)).nan_to_num(0))
+    assert found.sum(-1)[0, 0].tolist() == pytest.approx([0, 1, 0, 1])
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # Funnel of transformers 4
+def test_a_query_with_no_key_left_does_not_look_at_pooled_padding():
+    """Funnel pools the keys of its later blocks, whose number is not that of tokens, and masks them by -1e6."""
+    torch.manual_seed(0)
+    config = transformers.FunnelConfig(
+        vocab_size=40, block_sizes=[1, 1, 1], d_model=16, n_head=4, d_head=4, d_inner=24, num_decoder_layers=1
+    )
+    model, ids = transformers.FunnelBaseModel(config).eval(), torch.randint(5, 40, (1, 16))
+    inputs = {"input_ids": ids, "attention_mask": (torch.arange(16) < 6).long()[None]}
+
+    def weights(cut):
+        seen = {}
+        with (
+            masked_attention(model, {2: cut}),
+            tap(model, "attention", read=lambda site, x, *_: seen.update({site: x})),
+        ):
+            model(**inputs)
+        return list(seen.values())[2]
+
+    whole = weights(lambda query, key, tokens: (key < 0) & (query < 0))
+    text = (whole > 0)[0, 0].any(0)
+    assert (whole.shape[-1], text.tolist()) == (8, [True] * 3 + [False] * 5)
+    assert not weights(lambda query, key, tokens: text & (query >= 0)).any()
 
 
 def with_low_scores(name):

@@ -17,7 +17,7 @@ from ..anatomy.dissect import dissect
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, PRUNED_NEURONS_NAME, RECORDS
 from ..errors import BertologyError, DataError, checked, shown
-from ..results.sealed_weights import is_intact
+from ..results.weights_checksum import has_right_checksum
 from .prune import prune_heads
 from .prune_neurons import prune_neurons
 
@@ -194,7 +194,7 @@ def _sizes_in(path: str | Path) -> dict[str, list[int]]:
                 sizes |= {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         except Exception as error:  # safetensors raises errors of its own
             raise _unusable(path, f"{file.name} cannot be read ({error})") from error
-        if not is_intact(file):
+        if not has_right_checksum(file):
             raise _unusable(path, f"{file.name} is damaged: its weights are not those that were saved")
     return sizes
 

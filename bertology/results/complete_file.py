@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import DataError, writable
-from .sealed_weights import seal
+from .weights_checksum import write_checksum
 
 try:
     import fcntl
@@ -88,7 +88,7 @@ def write_model(model: Any, path: str | Path) -> None:
     with writable(path), locked(path), complete_folder(Path(path), "config.json", _WEIGHTS) as part:
         model.save_pretrained(str(part))
         for file in part.glob("*.safetensors"):
-            seal(file)
+            write_checksum(file)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -188,7 +188,7 @@ class WordMaps:
         if rows not in get_args(Rows):
             raise DataError(f"rows must be 'mean', 'first' or 'max', got {rows!r}")
         groups = [one.groups for one in aligned]
-        self._rows, self._sizes = rows, [max(some) + 1 for some in groups]
+        self._rows, self._sizes = rows, [max(-1, *some) + 1 for some in groups]
         self._groups = _padded_numbers(groups)
         self._words = [one.word_groups for one in aligned]
         self._padding = self._groups == PADDING
@@ -227,7 +227,7 @@ class WordMaps:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         part, mix, padding = self._matrices(what, x)
         # Keys first, so that neither product needs a copy of its factors for each head.
-        to = (part.mT @ x.flatten(1, 2).mT).view(len(x), -1, *x.shape[1:3])  # [batch, part, head, query]
+        to = (part.mT @ x.flatten(1, 2).mT).view(len(x), part.shape[2], *x.shape[1:3])  # [batch, part, head, query]
         if not to.sum().isfinite():  # the rows of padding have no share in those of words, but may hold NaN
             to = to if padding is None else to.masked_fill(padding, 0)
             if not to.isfinite().all():
@@ -237,7 +237,7 @@ class WordMaps:
             whole = torch.stack(list(of_part), dim=3)
             whole = whole / whole.sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         else:
-            whole = (to.flatten(1, 2) @ mix).view(*to.shape[:3], -1)
+            whole = (to.flatten(1, 2) @ mix).view(*to.shape[:3], part.shape[2])
         return whole.permute(0, 2, 3, 1)
 
     def _matrices(self, what: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

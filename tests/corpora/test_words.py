@@ -172,6 +172,24 @@ def test_between_words_alone(rows, dtype):
         words.between_words(x)
 
 
+@pytest.mark.parametrize("rows", ["mean", "first", "max"])
+def test_maps_without_heads_and_texts_without_words(rows):
+    """They have attention between no words, and change nothing in the texts beside them."""
+    aligned = [Aligned(None, (-1, -1, -2)), Aligned(None, (-2, -2, -2)), Aligned(None, (0, 0, 1))]
+    x = torch.rand(3, 2, 3, 3)
+    assert [list(one.shape) for one in word_attention(x, aligned, rows=rows)] == [[2, 2, 2], [2, 0, 0], [2, 2, 2]]
+    assert [list(one.shape) for one in word_attention(x[:, :0], aligned, rows=rows)] == [
+        [0, 2, 2],
+        [0, 0, 0],
+        [0, 2, 2],
+    ]
+    found = WordMaps(aligned, rows).between_words(x)
+    assert not found[:2].any()
+    torch.testing.assert_close(found[2], word_attention(x[2:], aligned[2:], rows=rows)[0])
+    for heads in (2, 0):
+        assert WordMaps(aligned[:1], rows).between_words(x[:1, :heads]).shape == (1, heads, 0, 0)
+
+
 def test_what_was_left_out_in_reading_stays_listed():
     broken = Treebank(tuple(CATS), (Skip("five", "no tree"),))
     assert align(wordpiece_tokenizer(), broken, max_length=7).skipped[0] == Skip("five", "no tree")

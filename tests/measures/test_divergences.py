@@ -1,5 +1,8 @@
 """The divergences of all pairs of heads, piece by piece: by NumPy and by torch, in float32 and in half precision."""
 
+from importlib.util import find_spec, module_from_spec
+from threading import active_count
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +96,38 @@ def test_nan_is_of_its_heads_alone(kernel):
     maps[0, 2, 5, 7] = float("nan")
     found = distances(weights_in_pieces([maps], real, real), torch.zeros(4, 4, dtype=torch.float64))
     assert found.isnan().tolist() == [[2 in (one, other) for other in range(4)] for one in range(4)]
+
+
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2", "DEFAULT"])
+def test_numpy_is_taken_only_where_its_logarithm_is_faster(monkeypatch, capability):
+    """With AVX2 alone NumPy takes a third more than torch for a logarithm in float32, and more in float64."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    spec = find_spec("bertology.measures.divergences")
+    again = module_from_spec(spec)
+    spec.loader.exec_module(again)
+    assert again.NUMPY is (capability == "AVX512")
+
+
+@pytest.mark.parametrize("threads", [1, 3, 5])
+def test_the_number_of_threads_changes_nothing(kernel, monkeypatch, threads):
+    """Pieces are added in their order, in whatever thread they are compared; an exception leaves no thread behind."""
+    maps, real = [hard_maps(6, 3, 40).float()], torch.ones(3, 40, dtype=torch.bool)
+    monkeypatch.setattr(divergences, "CACHE_BYTES", 1)
+
+    def found(pieces):
+        return distances(pieces, torch.zeros(6, 6, dtype=torch.float64))
+
+    pieces = list(weights_in_pieces(maps, real, real))
+    expected = found(pieces)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert torch.equal(found(iter(pieces)), expected)
+
+    def cut_off():
+        yield from pieces[:2]
+        raise KeyboardInterrupt
+
+    before = active_count()
+    with pytest.raises(KeyboardInterrupt):
+        found(cut_off())
+    assert active_count() == before
+    assert not found(iter(())).any()

@@ -187,7 +187,7 @@ def _check_weights(anatomy: Anatomy) -> None:
         for weights in (x for part in parts for x in all_weights(part)):
             if weights.is_floating_point() and not weights.is_meta:
                 sums.setdefault((weights.device, weights.dtype), []).append(weights.sum())
-    # One question for all of them: each would wait for a GPU. Of infinite sums the whole may be NaN, too.
+    # One question for all of them: each would wait for a GPU. A sum of infinite weights may be NaN as well.
     if not any(math.isnan(torch.stack(each).sum()) for each in sums.values()):
         return
     for site in anatomy.sites:
@@ -198,7 +198,7 @@ def _check_weights(anatomy: Anatomy) -> None:
 
 
 def _holds_nan(weights: Tensor) -> bool:
-    return weights.is_floating_point() and not weights.is_meta and math.isnan(weights.detach().sum())
+    return weights.is_floating_point() and not weights.is_meta and bool(weights.detach().isnan().any())
 
 
 class _SavedPass:

@@ -30,6 +30,7 @@ class FewWeights:
     def takes(self, site: Site, weights: Tensor, rows: slice) -> bool:
         """Keep a map, if it is small; its graph would need an entropy of its own."""
         if weights.requires_grad or weights.numel() >= FEW:
+            self.give()  # a reader is given blocks in their order
             return False
         self._kept.append((site, weights, rows))
         if len(self._kept) == _MOST_KEPT:

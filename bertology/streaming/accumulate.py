@@ -81,7 +81,7 @@ def accumulate(
     by_example = any(accumulator.by_example for accumulator in accumulators)
     made = partial(as_batches, model, batches, tokenizer, sort=not by_example)
     take = partial(_take, checkpoint=checkpoint, progress=progress)
-    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(), locked(checkpoint):
+    with torch.inference_mode(False), locked(checkpoint):
         if save is not None or shard is not None:
             file = ShardFile(save, shard, model, accumulators)
             return _of_shard(model, made(), accumulators, file, take)

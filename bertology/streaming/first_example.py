@@ -52,9 +52,8 @@ class FirstExample:
     def check(self, batch: Batch) -> None:
         """Run the first example with padding, or the first one, by itself. No tap may be open."""
         at_end = self._ignores_end and self._marks_padding(batch)
-        padded = None if self._done else padded_example(self._model, batch, before=at_end)
-        if padded is not None and is_tapped(self._anatomy):  # edits may be of this batch as it is
-            padded = None
+        tapped = self._done or is_tapped(self._anatomy)  # edits may be of this batch as it is
+        padded = None if tapped else padded_example(self._model, batch, before=at_end)
         loss = self._loss if self._checks_loss else None
         self._checks_loss = False
         if (padded is None and loss is None) or has_cache(batch):

@@ -137,7 +137,7 @@ def tap_states(anatomy: Anatomy, read: Callable[..., Any], read_last: Callable[.
 
 @contextmanager
 def tap_entropies(anatomy: Anatomy, read: Callable[..., Any], *, rows: int | None, whole: bool) -> Iterator[None]:
-    """`tap` at "entropy", for one pass; those of small maps are read after it, at the end of the `with`."""
+    """`tap` at "entropy", for one pass; those of small maps are read later, some only at the end of the `with`."""
     read = reader_of_first_run(read)
     few = FewWeights(read)
     with ExitStack() as undo:

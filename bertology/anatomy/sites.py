@@ -266,7 +266,7 @@ class Anatomy:
 
     def check_exact_gradient(self, otherwise: str) -> None:
         """Check that gradients of the attention are exact, or raise `UnknownAnatomy`, which says what they would be."""
-        for site in {type(site.attention): site for site in reversed(self.sites)}.values():
+        for site in self.sites:
             if why := oddities_of(site.attention).inexact_gradient:
                 raise UnknownAnatomy(f"the attention of {site.label} {why}: {otherwise}")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -64,20 +63,14 @@ def find_loss(model: nn.Module) -> ExampleLoss:
     Raises `LossError` for any other model: for such a model pass `loss=f`, where `f(outputs, batch) -> [batch]`.
     """
     task = task_model(model)
-    make = _maker_of(task_name(task))
-    if make is None:
-        raise LossError(
-            f"no loss is known for {type(model).__name__}: wanted a model of transformers with a head for {_TASKS}. "
-            "For another model pass loss=f, where f(outputs, batch) returns one value per example"
-        )
-    warn_if_it_sees_what_it_predicts(model)
-    return make(task)
-
-
-@lru_cache(maxsize=64)
-def _maker_of(name: str) -> Callable[[nn.Module], ExampleLoss] | None:
-    """What makes the loss of a task class of this name."""
-    return next((make for pattern, make in _LOSSES.items() if re.search(f"({pattern})$", name)), None)
+    for pattern, make in _LOSSES.items():
+        if re.search(f"({pattern})$", task_name(task)):
+            warn_if_it_sees_what_it_predicts(model)
+            return make(task)
+    raise LossError(
+        f"no loss is known for {type(model).__name__}: wanted a model of transformers with a head for {_TASKS}. "
+        "For another model pass loss=f, where f(outputs, batch) returns one value per example"
+    )
 
 
 def example_losses(loss: ExampleLoss, outputs: Any, batch: Batch) -> Tensor:
@@ -203,7 +196,7 @@ class TokenLoss:
 def _counts(labels: Tensor, real: Tensor) -> Tensor:
     """[batch]: how many tokens of each example have a label. Raises `LossError` where one has none."""
     counts = (real & (labels != IGNORED)).sum(-1)
-    if not counts.all():
+    if (counts == 0).any():
         empty = (counts == 0).nonzero().flatten().tolist()
         raise LossError(
             f"example(s) {empty} of the batch have no labelled token: every label is {IGNORED} or on padding. "

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.forward_source import first_weight
 from ..anatomy.sites import Anatomy, Head, Site, head_at
 from ..data.batch_checks import input_name
 from ..data.batches import Batch, BatchesOrTexts, examples, rows_per_example
@@ -120,9 +119,8 @@ class GateAccumulator(Accumulator):
     def gates(self, batch: Batch, value: float) -> Tensor:
         """[layer, example, head]: gates of this value, one for each head of each example."""
         shape = (self.anatomy.layers, examples(batch), self.anatomy.heads)
-        weight, device = first_weight(self.anatomy.model), batch[input_name(batch)].device
-        assert weight is not None
-        return torch.full(shape, value, dtype=weight.dtype, device=device, requires_grad=True)
+        dtype, device = next(self.anatomy.model.parameters()).dtype, batch[input_name(batch)].device
+        return torch.full(shape, value, dtype=dtype, device=device, requires_grad=True)
 
     def means(self, what: str, *sums: Tensor) -> list[Tensor]:
         """The means over examples of these sums. Raises `DataError` where one of them is not finite."""

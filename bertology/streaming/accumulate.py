@@ -82,7 +82,7 @@ def accumulate(
     by_example = any(accumulator.by_example for accumulator in accumulators)
     made = partial(as_batches, model, batches, tokenizer, sort=not by_example)
     take = partial(_take, checkpoint=checkpoint, progress=progress)
-    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(), locked(checkpoint):
+    with torch.inference_mode(False), locked(checkpoint):
         if save is not None or shard is not None:
             file = ShardFile(save, shard, model, accumulators)
             return _of_shard(model, made(), accumulators, file, take)
@@ -188,7 +188,7 @@ def _check_weights(anatomy: Anatomy) -> None:
         for weights in (x for part in parts for x in all_weights(part)):
             if weights.is_floating_point() and not weights.is_meta:
                 sums.setdefault((weights.device, weights.dtype), []).append(weights.sum())
-    # One question for all of them: each would wait for a GPU. Of infinite sums the whole may be NaN, too.
+    # One question for all of them: each would wait for a GPU. A sum of infinite weights may be NaN as well.
     if not any(math.isnan(torch.stack(each).sum()) for each in sums.values()):
         return
     for site in anatomy.sites:
@@ -199,7 +199,7 @@ def _check_weights(anatomy: Anatomy) -> None:
 
 
 def _holds_nan(weights: Tensor) -> bool:
-    return weights.is_floating_point() and not weights.is_meta and math.isnan(weights.detach().sum())
+    return weights.is_floating_point() and not weights.is_meta and bool(weights.detach().isnan().any())
 
 
 class _SavedPass:

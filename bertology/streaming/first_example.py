@@ -60,9 +60,8 @@ class FirstExample:
             self._check_logits(batch, at_end, marked)
         if self._custom:
             return
-        padded = None if self._done else padded_example(self._model, batch, before=at_end)
-        if padded is not None and is_tapped(self._anatomy):  # edits may be of this batch as it is
-            padded = None
+        tapped = self._done or is_tapped(self._anatomy)  # edits may be of this batch as it is
+        padded = None if tapped else padded_example(self._model, batch, before=at_end)
         loss = self._loss if self._checks_loss else None
         self._checks_loss = False
         if (padded is None and loss is None) or has_cache(batch):

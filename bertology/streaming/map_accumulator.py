@@ -145,6 +145,12 @@ def _given(measures: Sequence[MapAccumulator], site: Site, x: Any, rows: slice) 
     ]
 
 
+def _looks_back(measure: MapAccumulator) -> bool:
+    """Whether a measure does more after the forward pass than `end_batch`: its maps must be read by then."""
+    kind = type(measure)
+    return kind.update is not MapAccumulator.update or kind.watch is not MapAccumulator.watch
+
+
 @contextmanager
 def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None]:
     """Give the attention maps of a forward pass to several measures that tap one place, through one tap."""
@@ -170,8 +176,7 @@ def read_maps(measures: Sequence[MapAccumulator], batch: Batch) -> Iterator[None
 
     fewest = min((measure.rows for measure in measures if measure.rows is not None), default=None)
     whole = any(measure.whole or measure.text_only for measure in measures)
-    # A measure that reads the outputs too has read its maps by then.
-    if tapped == "entropy" and all(type(measure).update is MapAccumulator.update for measure in measures):
+    if tapped == "entropy" and not any(map(_looks_back, measures)):
         tapping = tap_entropies(anatomy, read, rows=fewest, whole=whole)
     else:
         tapping = tap(anatomy, tapped, read=read, rows=fewest, whole=whole, wants=wants)

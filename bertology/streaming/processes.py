@@ -39,9 +39,6 @@ def merges(function: F) -> F:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         merge = kwargs.get("merge", "all")
-        if not has_processes():
-            check_merge(merge)
-            return function(*args, **kwargs)
         apart = any(kwargs.get(name) is not None for name in ("save", "shard"))
         if merge is GroupMember.NON_GROUP_MEMBER:
             check_merge(merge)

@@ -39,16 +39,12 @@ def lost_gradients(anatomy: Anatomy, batch: Iterable[str]) -> Iterator[list[Unkn
     Raises `UnknownAnatomy` itself where torch has no derivative of a function, and for parts in TorchScript.
     """
     modules = modules_of(anatomy.model)
+    check_not_inference(anatomy.model, modules)
     lost: list[UnknownAnatomy] = []
     whole = _whole.get(anatomy.model)
     if whole is not None and whole.is_that_of(modules, batch):
-        try:
-            yield lost
-        except Exception:  # torch says where such weights matter
-            check_not_inference(anatomy.model, modules)
-            raise
+        yield lost
         return
-    check_not_inference(anatomy.model, modules)
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules):  # which takes no hooks
         raise UnknownAnatomy(
             f"a part of this {type(anatomy.model).__name__} is in TorchScript: it is not known whether it passes on "

@@ -137,11 +137,12 @@ def tap_states(anatomy: Anatomy, read: Callable[..., Any], read_last: Callable[.
 
 @contextmanager
 def tap_entropies(anatomy: Anatomy, read: Callable[..., Any], *, rows: int | None, whole: bool) -> Iterator[None]:
-    """`tap` at "entropy", for one pass; those of small maps are read after it, at the end of the `with`."""
+    """`tap` at "entropy", for one pass; those of small maps are read later, some only at the end of the `with`."""
+    read = reader_of_first_run(read)
     few = FewWeights(read)
     with ExitStack() as undo:
         _begin(anatomy, undo)
-        _tap_maps(anatomy, undo, reader_of_first_run(read), "entropy", rows, whole, True, _all_statistics, None, few)
+        _tap_maps(anatomy, undo, read, "entropy", rows, whole, True, _all_statistics, None, few)
         yield
     few.give()
 

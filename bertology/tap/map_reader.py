@@ -94,12 +94,17 @@ class Reading:
             wanted = self.wants(site, (batch, heads, queries, keys))
             self.read(site, of_first_run(of_map)(weights.detach(), rows, wanted), rows)
         elif entropies is not None:
-            self.read(site, entropies, rows)
+            self._read_in_order(site, entropies, rows)
         elif self.few is None or not self.few.takes(site, weights, rows):
-            found = of_first_run(attention_entropies)(weights)
-            self.read(site, found, rows)
+            self._read_in_order(site, of_first_run(attention_entropies)(weights), rows)
 
     def give_statistics(self, site: Site, found: RowStatistics) -> None:
         """Give the reader the statistics of all rows of a map."""
         if self.calls.count:
-            self.read(site, found.entropy if self.what == "entropy" else found, slice(0, found.shape[2]))
+            self._read_in_order(site, found.entropy if self.what == "entropy" else found, slice(0, found.shape[2]))
+
+    def _read_in_order(self, site: Site, found: Any, rows: slice) -> None:
+        """Give the reader what was found, after the small maps before it."""
+        if self.few is not None:
+            self.few.give()
+        self.read(site, found, rows)

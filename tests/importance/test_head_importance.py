@@ -253,6 +253,9 @@ def test_nan_in_weights_that_fused_attention_passes_over_is_named():
     query[0, 0], key[0, 0] = float("inf"), -float("inf")  # of which the sum is NaN, too
     with pytest.raises(LossError, match="losses must be finite"):
         head_importance(model, batch())
+    query[0, 1] = -float("inf")  # which is so of one weight, too
+    with pytest.raises(LossError, match="losses must be finite"):
+        head_importance(model, batch())
     query[0, 0], key[0, 0] = float("nan"), 0
     with pytest.raises(DataError, match=r"weight of the Linear of encoder\.1 holds NaN: load the model again"):
         head_importance(model, batch())

@@ -1,10 +1,12 @@
 import math
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BartConfig, BartModel
 
 from bertology import EntropyAccumulator, accumulate, attention_entropy, attention_maps, prune_heads
 from bertology.errors import DataError
@@ -126,14 +128,56 @@ def test_small_maps_of_several_layers_are_measured_at_once_as_each_alone(family,
     torch.testing.assert_close(together.first, alone.first, rtol=1e-6, atol=1e-6)
 
 
-def test_a_measure_that_reads_outputs_has_read_its_maps_by_then():
-    class Counting(EntropyAccumulator):
-        def update(self, batch, outputs):
+class InUpdate(EntropyAccumulator):
+    def update(self, batch, outputs):
+        assert len(self._read) == self.anatomy.layers
+
+
+class InWatch(EntropyAccumulator):
+    @contextmanager
+    def watch(self, batch):
+        with super().watch(batch):
+            yield
             assert len(self._read) == self.anatomy.layers
 
+
+@pytest.mark.parametrize("kind", [InUpdate, InWatch])
+def test_a_measure_that_looks_back_after_the_pass_has_read_its_maps_by_then(kind):
     model = BY_NAME["gpt2"].build()
-    (found,) = accumulate(model, batch(), Counting())
+    (found,) = accumulate(model, batch(), kind())
     torch.testing.assert_close(found.mean, attention_entropy(model, batch()).mean, rtol=1e-6, atol=1e-6)
+
+
+class Noting(EntropyAccumulator):
+    def start_batch(self, batch):
+        super().start_batch(batch)
+        self.order = []
+
+    def read(self, site, weights, rows, real):
+        super().read(site, weights, rows, real)
+        self.order.append((site.row, rows.start))
+
+
+def test_layers_are_read_in_their_order_also_where_some_need_no_map():
+    sizes = {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "encoder_layers": 2, "decoder_layers": 2}
+    config = BartConfig(**sizes, d_model=16, encoder_attention_heads=4, decoder_attention_heads=4, vocab_size=40)
+    model, noting = BartModel(config).eval(), Noting()
+    accumulate(model, {"input_ids": torch.full((1, 300), 7), "decoder_input_ids": torch.full((1, 5), 7)}, noting)
+    assert [noting.anatomy.labels[row] for row, _ in noting.order] == [
+        "encoder.0",
+        "encoder.1",
+        "decoder.0",
+        "cross.0",
+        "decoder.1",
+        "cross.1",
+    ]
+
+
+def test_blocks_are_read_in_their_order_also_where_the_last_ones_are_small():
+    noting, keys, rows = Noting(rows=12), 31, 12
+    assert 3 * 4 * rows * keys >= FEW > 3 * 4 * (keys % rows) * keys  # examples, heads
+    accumulate(BY_NAME["llama"].build(), batch((keys,) * 3), noting)
+    assert noting.order == [(row, start) for row in range(2) for start in range(0, keys, rows)]
 
 
 @pytest.mark.parametrize("average", ["query", "example"])

@@ -167,6 +167,18 @@ def test_weights_of_inference_mode_are_refused_and_its_copies_measured():
     torch.testing.assert_close(head_importance(copy.deepcopy(model), batch()).scores, wanted)
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["new", "measured-before"])
+def test_a_model_that_was_measured_before_is_refused_as_a_new_one(before):
+    model = BY_NAME["bert"].build()
+    if before:
+        head_importance(model, batch())
+    with torch.inference_mode():
+        bias = nn.Parameter(torch.zeros(24, dtype=torch.float64), requires_grad=False)
+    model.bert.encoder.layer[1].intermediate.dense.bias = bias
+    with pytest.raises(UnknownAnatomy, match=r"layer\.1\.intermediate\.dense\.bias was made in torch.inference_mode"):
+        head_importance(model, batch())
+
+
 def test_batches_of_inference_mode_are_measured():
     with torch.inference_mode():
         inputs = batch()

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bertology import ablated, dissect, gated, tap
 from bertology.errors import UnknownAnatomy
+from bertology.tap import tap_entropies
 from helpers.zoo import BY_NAME, batch
 
 REENTRANT = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "other"])
@@ -106,6 +107,27 @@ def test_a_part_that_runs_again_is_not_read_again(place):
         loss.backward()
     assert first > 0
     assert len(seen) == first
+
+
+def test_small_maps_are_read_as_others_where_their_part_runs_again(monkeypatch):
+    """Torch compares what both runs keep: what a reader keeps for a graph of its own is not of the part."""
+    monkeypatch.setattr(sys.modules["bertology.tap.map_reader"], "_MOST_KEPT", 1)  # read while the part runs
+    model = Repeating(BY_NAME["bert"].build(), lambda model: model.bert.encoder.layer, False)
+    first = model.model.bert.encoder.layer[0].attention.self
+    for part in (model.model.bert.embeddings, first.query, first.key):  # the map has no graph, the heads have one
+        part.requires_grad_(False)
+    scale, found = torch.ones((), dtype=torch.float64, requires_grad=True), {}
+
+    def read(site, x, rows):
+        found[site.row] = (x * scale.exp()).sum()
+
+    with tap_entropies(dissect(model), read, rows=None, whole=True):
+        loss = model(**batch()).loss
+    loss.backward()
+    for total in found.values():
+        (gradient,) = torch.autograd.grad(total, scale)
+        torch.testing.assert_close(gradient, total.detach())
+    assert sorted(found) == [0, 1]
 
 
 def test_gates_get_their_own_gradient_unless_it_cannot_reach_them():

@@ -92,6 +92,9 @@ def test_what_is_generated_with_learned_prompts():
     )
     b.score(adapted, inputs, metric=metric)
     assert written[0] == expected.tolist()
+    fresh = with_prompts(bart(), "PromptTuningConfig", "SEQ_2_SEQ_LM")
+    b.score(fresh, inputs, metric=metric)
+    assert "prepare_inputs_for_generation" not in vars(fresh.base_model), "which peft's generate leaves"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -100,6 +103,8 @@ def test_generation_captures_with_learned_prompts():
     prompts, options = {"input_ids": ids, "attention_mask": ids.sign()}, {"max_new_tokens": 4, "do_sample": False}
     adapted = with_prompts(BY_NAME["gpt2"].build("lm").float(), "PrefixTuningConfig", "CAUSAL_LM")
     found = b.capture_generation(adapted, prompts, hidden=True, **options)
+    assert {"prepare_inputs_for_generation", "generation_config"}.isdisjoint(vars(adapted.base_model.transformer))
+    assert "prepare_inputs_for_generation" not in vars(adapted.base_model)
     assert torch.equal(found.sequences, adapted.generate(**prompts, **options))
     with pytest.raises(
         b.BertologyError, match="PrefixEncoder around the model has keys and values for all of its heads"

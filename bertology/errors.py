@@ -205,21 +205,21 @@ def checked(function: F) -> F:
     def call(*args: Any, **kwargs: Any) -> Any:
         if len(args) > len(names) and by_name and not takes_more:
             raise _too_many(function, names, by_name, args)
-        types, plain = types_of(function), {}
-        hints, classes, whole = types.hints, types.classes, types.whole
+        hints, classes, whole, called = types_of(function)
+        plain: dict[str, Any] = {}
         for name, given in chain(zip(names, args), kwargs.items()):  # noqa: B905
             if name not in hints:
                 if name not in names and name not in by_name and not takes_any_name:
                     raise _unknown(function, names + by_name, name)
                 continue
-            value = of_python(given) if name in whole else given
-            if value is not given:
-                plain[name] = value
+            value = given
+            if name in whole and (own := of_python(given)) is not given:
+                plain[name] = value = own
             if not isinstance(value, classes[name]) and not fits(value, hints[name]):
                 raise _wrong(function, name, given, hints[name])
             _check_value(function, name, value)
-            if type(value) is FunctionType and name in types.called:
-                _check_called(function, name, value, types.called[name])
+            if name in called and type(value) is FunctionType:
+                _check_called(function, name, value, called[name])
         if plain:
             args = (*(plain.pop(name, value) for name, value in zip(names, args)), *args[len(names) :])  # noqa: B905
             kwargs |= plain

@@ -114,11 +114,11 @@ def takes(function: FunctionType, many: int) -> bool:
 
     It is asked itself: what it wraps (`functools.wraps`) it may call with more, or with fewer.
     """
-    code, defaults = function.__code__, function.__defaults__ or ()
-    if code.co_kwonlyargcount > len(function.__kwdefaults__ or {}):
+    try:
+        inspect.signature(function, follow_wrapped=False).bind(*range(many))
+    except TypeError:
         return False
-    takes_more = bool(code.co_flags & inspect.CO_VARARGS)
-    return code.co_argcount - len(defaults) <= many and (many <= code.co_argcount or takes_more)
+    return True
 
 
 def of_python(value: Any) -> Any:

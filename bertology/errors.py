@@ -28,15 +28,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from types import FunctionType, ModuleType, SimpleNamespace
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from typing_extensions import Unpack
 
-from .type_hints import NO_MISFIT, called_with, classes_of, fits, misfit_inside, of_python, takes, takes_whole, words
+from .type_hints import NO_MISFIT, fits, misfit_inside, of_python, takes, types_of, words
 from .type_hints import is_number as is_number  # most modules take both from here, with the errors
 from .type_hints import is_whole as is_whole
 
@@ -206,20 +205,21 @@ def checked(function: F) -> F:
     def call(*args: Any, **kwargs: Any) -> Any:
         if len(args) > len(names) and by_name and not takes_more:
             raise _too_many(function, names, by_name, args)
-        hints, classes = _hints(function)
-        takes_numbers, plain = _taking_whole(function), {}
-        for name, value in chain(zip(names, args), kwargs.items()):  # noqa: B905
+        hints, classes, whole, called = types_of(function)
+        plain: dict[str, Any] = {}
+        for name, given in chain(zip(names, args), kwargs.items()):  # noqa: B905
             if name not in hints:
                 if name not in names and name not in by_name and not takes_any_name:
                     raise _unknown(function, names + by_name, name)
                 continue
-            if name in takes_numbers and (own := of_python(value)) is not value:
+            value = given
+            if name in whole and (own := of_python(given)) is not given:
                 plain[name] = value = own
             if not isinstance(value, classes[name]) and not fits(value, hints[name]):
-                raise _wrong(function, name, value, hints[name])
+                raise _wrong(function, name, given, hints[name])
             _check_value(function, name, value)
-            if type(value) is FunctionType:
-                _check_called(function, name, value)
+            if name in called and type(value) is FunctionType:
+                _check_called(function, name, value, called[name])
         if plain:
             args = (*(plain.pop(name, value) for name, value in zip(names, args)), *args[len(names) :])  # noqa: B905
             kwargs |= plain
@@ -328,55 +328,20 @@ def _check_value(function: Callable[..., Any], name: str, value: object) -> None
             raise DataError(f"{what}: device must be one of torch, such as 'cpu' or 'cuda', got {value!r}") from error
 
 
-@functools.cache
-def _hints(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, tuple[type, ...]]]:
-    """{parameter: type}, and its `classes_of`, read at the first call, when every name of the module is there.
+def _check_called(function: Callable[..., Any], name: str, value: FunctionType, many: int) -> None:
+    """Raise `DataError` for a function that cannot be called with as many arguments as it will be.
 
-    What a function returns is left out: it may be of a package that is not installed.
+    Those of this library are not asked: to read a signature takes longer than all other checks of a call.
     """
-    written = dict(function.__annotations__)
-    for name, hint in (*_CHECKED_BY_FUNCTIONS.items(), ("return", written.get("return"))):
-        if written.get(name) in (hint, f"{hint} | None"):
-            written.pop(name, None)
-    names = getattr(function, "__globals__", {})
-    hints = get_type_hints(SimpleNamespace(__annotations__=written), names)
-    for options in [get_args(hint)[0] for hint in hints.values() if get_origin(hint) is Unpack]:
-        hints |= get_type_hints(options)
-    return hints, {name: classes_of(hint) for name, hint in hints.items()}
-
-
-def _check_called(function: Callable[..., Any], name: str, value: FunctionType) -> None:
-    """Raise `DataError` for a function that cannot be called with as many arguments as it will be."""
-    many = _called_with(function).get(name)
-    if many is not None and not takes(value, many):
-        what, called = function.__qualname__.removesuffix(".__init__"), f"{value.__name__}{inspect.signature(value)}"
+    if not str(value.__module__).startswith("bertology.") and not takes(value, many):
+        what = function.__qualname__.removesuffix(".__init__")
+        called = f"{value.__name__}{inspect.signature(value, follow_wrapped=False)}"
         raise DataError(
             f"{what}: {name} is called with {how_many(many, 'argument')}, which {called} does not take: "
             f"help({what}) says what they are"
         )
 
 
-@functools.cache
-def _called_with(function: Callable[..., Any]) -> dict[str, int]:
-    """{parameter: the number of arguments} of those that are functions, where the signature says it."""
-    return {name: many for name, hint in _hints(function)[0].items() if (many := called_with(hint)) is not None}
-
-
-@functools.cache
-def _taking_whole(function: Callable[..., Any]) -> frozenset[str]:
-    """The parameters that are whole numbers, or lists of them: functions get those of numpy and torch as Python's."""
-    return frozenset(name for name, hint in _hints(function)[0].items() if takes_whole(hint))
-
-
-_CHECKED_BY_FUNCTIONS = {
-    "heads": "Heads",
-    "rows": "int | None",
-    "ignore": "Sequence[str]",
-    "progress": "Progress",
-    "merge": "Merge",
-    "tokens": "Mapping[str, TokenClass]",
-}
-"""Parameters that functions check themselves if they have this type, with messages that say more."""
 _MODEL_ARGUMENTS = (
     ": a tokenizer returns such a mapping of model arguments with return_tensors='pt'; texts need tokenizer= as well"
 )

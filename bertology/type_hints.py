@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections import abc
 from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
-from types import FunctionType, MethodType, UnionType
-from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from types import FunctionType, MethodType, SimpleNamespace, UnionType
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from typing_extensions import Unpack
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -108,9 +110,12 @@ def called_with(hint: Any) -> int | None:
 
 
 def takes(function: FunctionType, many: int) -> bool:
-    """Whether a function can be called with so many arguments without names."""
+    """Whether a function can be called with so many arguments without names.
+
+    It is asked itself: what it wraps (`functools.wraps`) it may call with more, or with fewer.
+    """
     try:
-        inspect.signature(function).bind(*range(many))
+        inspect.signature(function, follow_wrapped=False).bind(*range(many))
     except TypeError:
         return False
     return True
@@ -131,6 +136,50 @@ def of_python(value: Any) -> Any:
     return value
 
 
+class Types(NamedTuple):
+    """The types of the parameters of a function."""
+
+    hints: dict[str, Any]
+    """{parameter: type}"""
+    classes: dict[str, tuple[type, ...]]
+    """{parameter: its `classes_of`}"""
+    whole: frozenset[str]
+    """The parameters that are whole numbers, or lists of them: functions get those of numpy and torch as Python's."""
+    called: dict[str, int]
+    """{parameter: the number of arguments} of those that are functions, where the signature says it."""
+
+
+@functools.cache
+def types_of(function: Callable[..., Any]) -> Types:
+    """The types in a signature, read at the first call, when every name of the module is there.
+
+    What a function returns is left out: it may be of a package that is not installed.
+    """
+    written = dict(function.__annotations__)
+    for name, hint in (*_CHECKED_BY_FUNCTIONS.items(), ("return", written.get("return"))):
+        if written.get(name) in (hint, f"{hint} | None"):
+            written.pop(name, None)
+    names = getattr(function, "__globals__", {})
+    hints = get_type_hints(SimpleNamespace(__annotations__=written), names)
+    for options in [get_args(hint)[0] for hint in hints.values() if get_origin(hint) is Unpack]:
+        hints |= get_type_hints(options)
+    return Types(
+        hints,
+        {name: classes_of(hint) for name, hint in hints.items()},
+        frozenset(name for name, hint in hints.items() if takes_whole(hint)),
+        {name: many for name, hint in hints.items() if (many := called_with(hint)) is not None},
+    )
+
+
+_CHECKED_BY_FUNCTIONS = {
+    "heads": "Heads",
+    "rows": "int | None",
+    "ignore": "Sequence[str]",
+    "progress": "Progress",
+    "merge": "Merge",
+    "tokens": "Mapping[str, TokenClass]",
+}
+"""Parameters that functions check themselves if they have this type, with messages that say more."""
 MOST_KINDS = 4
 NO_MISFIT = object()
 _PLAIN: dict[Any, Callable[[Any], bool]] = {

@@ -225,6 +225,8 @@ IDS_ARGUMENT, EMBEDS_ARGUMENT, MASK_ARGUMENT, SEGMENTS_ARGUMENT = (
 )  # fmt: skip
 # The positions of the tokens, as an argument, and as the buffer in which a model keeps those of a text without padding.
 POSITIONS_ARGUMENT = POSITIONS_NAME = "position_ids"
+# What peft's `generate` sets on the modules inside.
+SET_BY_GENERATE = ("prepare_inputs_for_generation", "generation_config")
 # The argument of a forward pass that takes all others together, as one mapping (sentence-transformers).
 ALL_IN_ONE_ARGUMENTS = ("input", "features")
 DECODER_PREFIX, ENCODER_PREFIX = "decoder_", "encoder_"

@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from ..anatomy.modules import attributes_of, each_module
 from ..anatomy.names import (
@@ -25,6 +25,7 @@ from ..anatomy.names import (
     LEARNS_KEYS,
     LEARNS_TOKENS_NAME,
     MODEL_LIBRARIES,
+    SET_BY_GENERATE,
     TASK_CLASSES,
     UNUSED_MASKS,
 )
@@ -68,13 +69,23 @@ def task_model(model: nn.Module) -> nn.Module:
     return next((module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)), model)
 
 
-def generator_of(model: nn.Module) -> Any:
-    """What generates: the outermost part with `generate` that is of a library of models.
+def generated(model: nn.Module, **arguments: Any) -> Tensor:
+    """What a model writes, by `generate` of the outermost part that has it and is of a library of models.
 
     Where prompts were learned by peft, its own `generate` puts them before the tokens: the model inside generates
-    without them.
+    without them. It sets attributes of the modules inside and leaves some of them there: they are put back.
     """
-    return next((one for one in model.modules() if hasattr(one, "generate") and _is_of_a_library(one)), model)
+    writer: Any = next((one for one in model.modules() if hasattr(one, "generate") and _is_of_a_library(one)), model)
+    held = list(map(vars, model.modules()))
+    before = [{name: one[name] for name in SET_BY_GENERATE if name in one} for one in held]
+    try:
+        written: Tensor = writer.generate(**arguments | {"return_dict_in_generate": False})
+    finally:
+        for one, own in zip(held, before, strict=True):
+            for name in SET_BY_GENERATE:
+                one.pop(name, None)
+            one.update(own)
+    return written
 
 
 def _is_of_a_library(model: nn.Module) -> bool:
@@ -104,9 +115,14 @@ def arguments_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter
 
 
 def takes_one_mapping(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Whether the forward pass takes these arguments together, as one mapping."""
-    first = next(iter(arguments_of(model.forward)), "")
-    return first in ALL_IN_ONE_ARGUMENTS and first not in inputs
+    """Whether the forward pass takes these arguments together, as one mapping.
+
+    It has to be given one: `forward(self, *input, **options)` passes on what it is called with.
+    """
+    first = next(iter(arguments_of(model.forward).values()), None)
+    if first is None or first.kind is not first.POSITIONAL_OR_KEYWORD or first.default is not first.empty:
+        return False
+    return first.name in ALL_IN_ONE_ARGUMENTS and first.name not in inputs
 
 
 _arguments: WeakKeyDictionary[FunctionType, dict[bool, Mapping[str, inspect.Parameter]]] = WeakKeyDictionary()

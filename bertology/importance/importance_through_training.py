@@ -173,6 +173,8 @@ def _load(folder: str | Path) -> nn.Module:
     others = "load=f loads other models, such as load=bertology.load_pruned those that were pruned"
     try:
         model, told = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+        if str(model.name_or_path) != str(folder):  # an adapter (peft): transformers 5 tells what it lacks itself
+            told = AutoModelForSequenceClassification.from_pretrained(model.name_or_path, output_loading_info=True)[1]
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # those of transformers, safetensors and torch
@@ -180,10 +182,12 @@ def _load(folder: str | Path) -> nn.Module:
         raise DataError(
             f"the checkpoint in {folder} cannot be loaded as a sequence classifier ({why}): {others}"
         ) from error
-    if told["missing_keys"]:
+    # In the model below an adapter, the weights in whose place the adapter puts its own have other names.
+    lacking = set(told["missing_keys"]).intersection(model.state_dict())
+    if lacking:
         raise DataError(
-            f"the checkpoint in {folder} lacks weights of a sequence classifier, such as "
-            f"{min(told['missing_keys'])}, which would be random: {others}"
+            f"the checkpoint in {folder} lacks weights of a sequence classifier, such as {min(lacking)}, which would "
+            f"be random: {others}"
         )
     loaded: nn.Module = model
     return loaded

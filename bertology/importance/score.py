@@ -20,7 +20,7 @@ from ..data.losses import (
     where_labels_are,
 )
 from ..data.metrics import GenerationMetric, Metric, MetricName, find_metric, measured, metric_name
-from ..data.models import generator_of, is_encoder_decoder, task_model, writes
+from ..data.models import generated, is_encoder_decoder, task_model, writes
 from ..data.outputs import check_token_labels, found, next_tokens, token_logits
 from ..errors import DataError, LossError, checked, how_many
 from ..results.result import Result
@@ -137,11 +137,8 @@ class GenerationAccumulator(Accumulator):
             name: x for name, x in model_arguments(batch).items()
             if name != LABELS_ARGUMENT and not name.startswith(DECODER_PREFIX)
         }  # fmt: skip
-        options = {**self._metric.options, "return_dict_in_generate": False}
-        written, labels = (
-            generator_of(self.anatomy.model).generate(**given, **options).cpu(),
-            batch[LABELS_ARGUMENT].cpu(),
-        )
+        written = generated(self.anatomy.model, **given, **self._metric.options).cpu()
+        labels = batch[LABELS_ARGUMENT].cpu()
         if len(written) != len(labels):
             raise DataError(
                 f"generate returned {len(written)} sequences for {how_many(len(labels), 'example')}: set "

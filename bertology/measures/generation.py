@@ -24,7 +24,7 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import Batch, BatchesOrTexts, model_arguments, token_mask
 from ..data.caches import has_cache
 from ..data.losses import sees_what_it_predicts
-from ..data.models import generator_of, is_encoder_decoder, task_model
+from ..data.models import generated, is_encoder_decoder, task_model
 from ..data.positions import room_of, with_positions
 from ..errors import BertologyError, DataError, UnknownAnatomy, check_least, checked, how_many
 from ..streaming.first_example import check_padding
@@ -127,7 +127,7 @@ def capture_generation(
             for reader in readers.values():
                 reader.open(taps)
             taps.enter_context(_padding_is_seen(writer, given))
-            sequences = _generate(generator_of(model), given, {**options, "max_new_tokens": max_new_tokens})
+            sequences = _generate(model, given, {**options, "max_new_tokens": max_new_tokens})
         prompt = sequences.shape[1] - max(steps.values())  # each step chose a token
         if not is_encoder_decoder(model) and prompt != given[IDS_ARGUMENT].shape[1]:
             raise _not_step_by_step(
@@ -238,17 +238,16 @@ def _padding_is_seen(writer: Any, given: dict[str, Any]) -> Iterator[None]:
         )
 
 
-def _generate(writer: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Tensor:
+def _generate(model: nn.Module, given: Mapping[str, Any], options: Mapping[str, Any]) -> Tensor:
     """[batch, token]: the prompts and what was generated."""
     try:
         with torch.no_grad():
-            written: Tensor = writer.generate(**given, **options, return_dict_in_generate=False)
+            return generated(model, **given, **options)
     except BertologyError:
         raise
     except (TypeError, ValueError) as error:
         told = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise DataError(f"generate does not take these arguments, {told}: {error}") from error
-    return written
 
 
 def _laid_together(

@@ -225,6 +225,7 @@ def _size(layer: nn.Module, *, bias: bool) -> int:
     inner = inner_layer(layer)
     inputs, outputs = getattr(inner, "in_features", None), getattr(inner, "out_features", None)
     its_bias = getattr(inner, "bias", None)
+    its_bias = its_bias() if callable(its_bias) else its_bias  # of torch's int8
     if isinstance(inputs, int) and isinstance(outputs, int):
         return (inputs + (bias and its_bias is not None)) * outputs
     size = sum(p.numel() for p in layer.parameters())

@@ -145,3 +145,22 @@ def test_folders_without_the_weights_of_a_classifier(tmp_path):
             importance_through_training([(0, tmp_path / name)], inputs)
     found = importance_through_training([(0, tmp_path / "pruned")], inputs, load=load_pruned)
     torch.testing.assert_close(found.scores[0], head_importance(classifier, inputs).scores, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's own, and those of transformers of the model below it
+@pytest.mark.parametrize("task", ["SEQ_CLS", None])
+def test_folders_of_adapters_are_complete_if_they_hold_the_classifier(task, tmp_path):
+    import peft
+
+    inputs, base = batch(), BY_NAME["bert"].build().float()
+    base.bert.save_pretrained(tmp_path / "base")
+    base.name_or_path = base.config._name_or_path = str(tmp_path / "base")
+    config = peft.LoraConfig(task_type=task, r=2, target_modules=["query", "value"], init_lora_weights=False)
+    adapted = peft.get_peft_model(base, config).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    if task is None:
+        with pytest.raises(DataError, match="lacks weights of a sequence classifier, such as classifier.bias"):
+            importance_through_training([(0, tmp_path / "adapter")], inputs)
+    else:
+        found = importance_through_training([(0, tmp_path / "adapter")], inputs)
+        torch.testing.assert_close(found.scores[0], head_importance(adapted, inputs).scores)

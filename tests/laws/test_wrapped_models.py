@@ -92,6 +92,9 @@ def test_what_is_generated_with_learned_prompts():
     )
     b.score(adapted, inputs, metric=metric)
     assert written[0] == expected.tolist()
+    fresh = with_prompts(bart(), "PromptTuningConfig", "SEQ_2_SEQ_LM")
+    b.score(fresh, inputs, metric=metric)
+    assert "prepare_inputs_for_generation" not in vars(fresh.base_model), "which peft's generate leaves"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -99,7 +102,9 @@ def test_generation_captures_with_learned_prompts():
     ids = torch.tensor([[5, 6, 7, 8], [9, 5, 3, 4]])
     prompts, options = {"input_ids": ids, "attention_mask": ids.sign()}, {"max_new_tokens": 4, "do_sample": False}
     adapted = with_prompts(BY_NAME["gpt2"].build("lm").float(), "PrefixTuningConfig", "CAUSAL_LM")
+    before = list(map(set, map(vars, adapted.modules())))
     found = b.capture_generation(adapted, prompts, hidden=True, **options)
+    assert list(map(set, map(vars, adapted.modules()))) == before, "peft's generate leaves attributes"
     assert torch.equal(found.sequences, adapted.generate(**prompts, **options))
     with pytest.raises(
         b.BertologyError, match="PrefixEncoder around the model has keys and values for all of its heads"

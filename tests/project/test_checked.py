@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -201,7 +202,10 @@ def test_functions_of_another_number_of_arguments() -> None:
 
     def named(outputs: Any, batch: Any, *, scale: float) -> None: ...
 
-    for fits in (with_options, lambda *rest: rest, lambda outputs, *rest: rest, max, "auto", None, dict):
+    @functools.wraps(three)
+    def wrapping(outputs: Any, batch: Any) -> None: ...
+
+    for fits in (with_options, wrapping, lambda *rest: rest, lambda outputs, *rest: rest, max, "auto", None, dict):
         assert measured(fits) == "ran"
     assert measured(of=lambda: 1) == "ran", "of which it is not said"
     for other, shown in ((three, r"three\(outputs"), (named, r"named\("), (lambda outputs: 1, r"<lambda>\(outputs\)")):
@@ -209,3 +213,17 @@ def test_functions_of_another_number_of_arguments() -> None:
             DataError, match=rf"measured: loss is called with 2 arguments, which {shown}.* does not take"
         ):
             measured(other)
+
+
+@checked
+def counted(size: int, layers: Sequence[int] = (), /) -> tuple[int, Sequence[int]]:
+    """Takes whole numbers."""
+    return size, layers
+
+
+def test_errors_say_what_came_and_not_what_was_made_of_it() -> None:
+    assert counted(torch.tensor(3), torch.tensor([1, 2])) == (3, [1, 2])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"size must be a whole number, got a tensor \[1\] of int64"):
+        counted(torch.tensor([3]))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"layers must be a list of whole numbers, got a tensor \[1, 2\] of int64"):
+        counted(3, torch.tensor([[1, 2]]))  # type: ignore[arg-type]

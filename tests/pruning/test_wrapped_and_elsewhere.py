@@ -157,6 +157,27 @@ def test_a_sentence_transformer_is_measured(tmp_path):
     assert compare_efficiency(before, whole, inputs, batch_sizes=(1,), rounds=1, seconds=0).flops.diff(dim=0) < 0
 
 
+class PassesOn(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *input, **options):
+        return self.model(*input, **options)
+
+
+class TakesOneOrNone(PassesOn):
+    def forward(self, input=None, **options):
+        return self.model(**options) if input is None else self.model(input, **options)
+
+
+@pytest.mark.parametrize("kind", [PassesOn, TakesOneOrNone])
+def test_a_wrapper_whose_first_argument_is_called_input_gets_its_arguments_by_name(kind):
+    model = BY_NAME["bert"].build()
+    scores = head_importance(kind(model), batch()).scores
+    torch.testing.assert_close(scores, head_importance(model, batch()).scores)
+
+
 def offloaded(model, tmp_path, how):
     accelerate = pytest.importorskip("accelerate")
     if how == "cpu":

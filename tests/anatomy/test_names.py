@@ -10,7 +10,7 @@ pytestmark = pytest.mark.any_transformers
 
 FOLDER = Path(bertology.__file__).parent
 # Words that mean other things, too.
-AMBIGUOUS = {"cache", "dropout", "hidden_states", "labels", "mask", "scaling", "state"}
+AMBIGUOUS = {"cache", "dropout", "features", "hidden_states", "input", "labels", "mask", "scaling", "state"}
 ARGUMENTS = {
     value
     for name, held in vars(names).items()

@@ -72,7 +72,15 @@ def load_pruned(
     except (BertologyError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # those of transformers, safetensors and torch
-        raise _unusable(path, f"it cannot be loaded as {original.__name__} ({_line(error)})") from error
+        own = str(getattr(config, "dtype", None)).removeprefix("torch.")
+        # The code of some models builds them in float32 alone (Nezha of transformers 4).
+        otherwise = (
+            "Save it again with save_pruned"
+            if dtype or own in ("None", "float32")
+            else (f"It is in {own}: pass dtype=torch.float32, or save it again with save_pruned")
+        )
+        why = f"it cannot be loaded as {original.__name__} ({_line(error)})"
+        raise _unusable(path, why, otherwise) from error
     model.__class__ = original
     # Another class than the saved one may have a task head of its own, whose weights are new.
     if told["missing_keys"] and original.__name__ in (config.architectures or []):
@@ -199,8 +207,8 @@ def _sizes_in(path: str | Path) -> dict[str, list[int]]:
     return sizes
 
 
-def _unusable(path: str | Path, why: str) -> DataError:
-    return DataError(f"the model in {path} cannot be used: {why}. Save it again with save_pruned")
+def _unusable(path: str | Path, why: str, otherwise: str = "Save it again with save_pruned") -> DataError:
+    return DataError(f"the model in {path} cannot be used: {why}. {otherwise}")
 
 
 def _line(error: Exception) -> str:

@@ -223,6 +223,19 @@ def test_a_changed_bit_of_the_weights_is_seen(tmp_path):
     assert torch.equal(next(load_pruned(tmp_path).parameters()), next(again.parameters()))
 
 
+@pytest.mark.skipif(not V4, reason="a model of transformers 4")
+def test_a_model_that_is_built_in_float32_alone_says_how_it_can_be_loaded(tmp_path):
+    config = transformers.NezhaConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    model = transformers.NezhaModel(config).double()
+    save_pruned(model, tmp_path)
+    with pytest.raises(DataError, match=r"It is in float64: pass dtype=torch.float32, or save it again"):
+        load_pruned(tmp_path)
+    again = load_pruned(tmp_path, dtype=torch.float32).double()
+    assert all(torch.equal(x, y) for x, y in zip(again.parameters(), model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_a_checksum_can_be_written_twice(tmp_path, metadata):
     path = tmp_path / "model.safetensors"

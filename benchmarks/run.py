@@ -35,7 +35,8 @@ MINUTES = 20  # for all of them
 SCRIPTS: dict[str, list[str]] = {
     "cost_of_a_call": [],
     "importance": ["--examples", "100", "--rounds", "2"],
-    "ablation": ["--rounds", "2"],
+    # The real decoder takes longer than one script may.
+    "ablation": ["--models", "bert-2", "minilm", "minilm, 2 batches", "bert-12", "--rounds", "2"],
     "loops": ["--examples", "4", "--rounds", "2"],
     "parts": ["--rounds", "2"],
     "entropy_by_length": ["--tokens", "128", "512", "4096", "--rounds", "3"],

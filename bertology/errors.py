@@ -64,6 +64,11 @@ def shown(value: object) -> str:
     return whole if len(whole) <= MOST_SHOWN else f"{whole[:MOST_SHOWN]}..."
 
 
+def beginning_of(error: Exception) -> str:
+    """The name of an error of another package and how its text begins, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def be(many: int) -> str:
     """The verb after a number of things: "is" or "are"."""
     return "is" if many == 1 else "are"

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 
 from bertology import score
 from bertology.demo import minilm_path
-from bertology.results.complete_file import write_model
+from bertology.results.model_files import write_model
 
 
 def train(

@@ -16,7 +16,7 @@ from ..anatomy.sites import Anatomy
 from ..data.batches import BatchesOrTexts, check_repeatable
 from ..data.losses import ExampleLoss
 from ..data.metrics import spearman
-from ..errors import DataError, checked, how_many, is_whole
+from ..errors import DataError, beginning_of, checked, how_many, is_whole
 from ..results.axes import axes
 from ..results.result import Result
 from ..streaming.processes import Merge, merges
@@ -178,7 +178,7 @@ def _load(folder: str | Path) -> nn.Module:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # those of transformers, safetensors and torch
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        why = beginning_of(error)
         raise DataError(
             f"the checkpoint in {folder} cannot be loaded as a sequence classifier ({why}): {others}"
         ) from error

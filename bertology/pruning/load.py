@@ -16,10 +16,12 @@ from safetensors import safe_open
 from ..anatomy.dissect import dissect
 from ..anatomy.mlps import dissect_mlps
 from ..anatomy.names import PRUNED_BY_LABEL_NAME, PRUNED_NAME, PRUNED_NEURONS_NAME, RECORDS
-from ..errors import BertologyError, DataError, checked, shown
-from ..results.weights_checksum import has_right_checksum
+from ..errors import BertologyError, DataError, beginning_of, checked, shown
+from ..results.model_files import has_right_checksum
 from .prune import prune_heads
 from .prune_neurons import prune_neurons
+
+SAVE_AGAIN = "Save it again with save_pruned"
 
 
 @checked
@@ -73,13 +75,11 @@ def load_pruned(
         raise
     except Exception as error:  # those of transformers, safetensors and torch
         own = str(getattr(config, "dtype", None)).removeprefix("torch.")
-        # The code of some models builds them in float32 alone (Nezha of transformers 4).
-        otherwise = (
-            "Save it again with save_pruned"
-            if dtype or own in ("None", "float32")
-            else (f"It is in {own}: pass dtype=torch.float32, or save it again with save_pruned")
-        )
-        why = f"it cannot be loaded as {original.__name__} ({_line(error)})"
+        otherwise = SAVE_AGAIN
+        if dtype is None and own not in ("None", "float32"):
+            # The code of some models builds them in float32 alone (Nezha of transformers 4).
+            otherwise = f"It is in {own}: pass dtype=torch.float32, or save it again with save_pruned"
+        why = f"it cannot be loaded as {original.__name__} ({beginning_of(error)})"
         raise _unusable(path, why, otherwise) from error
     model.__class__ = original
     # Another class than the saved one may have a task head of its own, whose weights are new.
@@ -171,7 +171,9 @@ def _config(path: str | Path, original: Any) -> Any:
         try:
             return original.config_class.from_pretrained(str(path))
         except Exception as error:
-            raise _unusable(path, f"its config.json is no config of {original.__name__} ({_line(error)})") from error
+            raise _unusable(
+                path, f"its config.json is no config of {original.__name__} ({beginning_of(error)})"
+            ) from error
 
 
 def _check_sizes(path: str | Path, kind: Any, config: Any) -> None:
@@ -207,10 +209,5 @@ def _sizes_in(path: str | Path) -> dict[str, list[int]]:
     return sizes
 
 
-def _unusable(path: str | Path, why: str, otherwise: str = "Save it again with save_pruned") -> DataError:
+def _unusable(path: str | Path, why: str, otherwise: str = SAVE_AGAIN) -> DataError:
     return DataError(f"the model in {path} cannot be used: {why}. {otherwise}")
-
-
-def _line(error: Exception) -> str:
-    """The name of an error and how its text begins."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

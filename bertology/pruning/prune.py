@@ -20,8 +20,8 @@ from ..anatomy.sites import Anatomy, Head, Heads, head_at
 from ..data.models import config_of
 from ..errors import DataError, PruningError, checked, how_many
 from ..results.axes import axes
-from ..results.complete_file import write_model
 from ..results.fields import model_name
+from ..results.model_files import write_model
 from ..results.result import Result
 from ..tap import one_thread
 from .cut_weights import Cut, Tied, cut_heads, plan_cut

@@ -31,7 +31,7 @@ from ..data.batches import Batch, BatchesOrTexts, device_of, model_arguments, on
 from ..data.make_batches import as_batch
 from ..data.token_classes import check_is_tokenizer
 from ..errors import BertologyError, DataError, PruningError, ShapeError, UnknownAnatomy, checked, how_many
-from ..results.complete_file import write_model
+from ..results.model_files import write_model
 from ..tap import uncached, undisturbed
 from .parts_of_heads import check_in_memory, count_key_heads
 

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from ..errors import DataError, writable
-from .weights_checksum import write_checksum
 
 try:
     import fcntl
@@ -23,8 +21,6 @@ except ImportError:  # Windows has other locks
     fcntl = None  # type: ignore[assignment]
 
 _numbers = count()
-# The weights of a model: in one file, or in several with their index. A variant has a name of its own.
-_WEIGHTS = re.compile(r"model\.safetensors(\.index\.json)?|model-\d{5}-of-\d{5}\.safetensors")
 
 
 @contextmanager
@@ -76,19 +72,6 @@ def complete_folder(path: Path, last: str, earlier: re.Pattern[str]) -> Iterator
         _remove_left(path / last)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def write_model(model: Any, path: str | Path) -> None:
-    """Write a model of transformers to a folder, and move its files into place once all of them are written.
-
-    An error while they are written, such as a full disk, leaves the model that was in the folder before; its weights
-    may be those of this model, mapped into memory. A process that is killed during the move leaves a folder without
-    config.json, which does not load. Raises `DataError` if the files cannot be written.
-    """
-    with writable(path), locked(path), complete_folder(Path(path), "config.json", _WEIGHTS) as part:
-        model.save_pretrained(str(part))
-        for file in part.glob("*.safetensors"):
-            write_checksum(file)
 
 
 def write_text(path: str | Path, text: str) -> None:

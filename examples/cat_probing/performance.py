@@ -36,8 +36,9 @@ from keeping import Kept, errors_in_a_line
 
 from bertology.code_structure import Snippets, align_code, cat_scores, read_code
 from bertology.data.metrics import spearman
-from bertology.results.complete_file import write_model, write_text
+from bertology.results.complete_file import write_text
 from bertology.results.figures import COLOURS, MARKERS, new_figure, written
+from bertology.results.model_files import write_model
 from bertology.results.views import markdown_table
 
 

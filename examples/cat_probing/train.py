@@ -30,7 +30,7 @@ from transformers import (
 from bertology.corpora.files import json_of, lines_of
 from bertology.corpora.skips import placed
 from bertology.errors import DataError
-from bertology.results.complete_file import write_model
+from bertology.results.model_files import write_model
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
 

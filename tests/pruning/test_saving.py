@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from bertology import dissect, load_pruned, prune_heads, save_pruned
 from bertology.errors import BertologyError, DataError
-from bertology.results.weights_checksum import has_right_checksum, write_checksum
+from bertology.results.model_files import has_right_checksum, write_checksum
 from helpers.pruning import SOME, heads_for, logits
 from helpers.zoo import BY_NAME, V4, batch
 

@@ -6,6 +6,7 @@ Letters of Chinese, Japanese and Korean are two columns wide, and marks that are
 from __future__ import annotations
 
 import unicodedata
+from itertools import accumulate, takewhile
 
 _WIDE, _NONE = "WF", ("Mn", "Me", "Cf")
 
@@ -43,7 +44,6 @@ def cut_to(text: str, most: int) -> str:
     """
     if columns_of(text) <= most:
         return text
-    end = len(text)
-    while end and columns_of(text[:end]) > most - 1:
-        end -= 1
-    return f"{text[:end]}…"
+    ends = accumulate(map(_letter, text))
+    kept = sum(1 for _ in takewhile(lambda end: end < most, ends))
+    return f"{text[:kept]}…"

@@ -18,10 +18,11 @@ from ..anatomy.sites import Anatomy, Site
 from ..data.batches import key_mask, shows_padding, token_ids
 from ..errors import HeadError, ShapeError, UnknownAnatomy, checked, described
 from . import tap
+from .attention_implementation import MAP_AXES, attend_eagerly
 from .calls import Calls, attention_modules
 from .edits import noted
 from .function_mode import Pass
-from .interface_route import MAP_AXES, attend_eagerly, in_one_piece
+from .interface_route import in_one_piece
 from .own_function import own_entry
 from .softmax_route import SOFTMAX, WatchingSoftmax, four_axes, is_banded
 from .torch_attention import open_torch_attention

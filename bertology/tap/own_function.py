@@ -21,7 +21,8 @@ from ..anatomy.forward_source import attention_interface, has_own_eager, is_of_t
 from ..anatomy.names import CAUSAL_NAME, OUTPUT_MAPS_ARGUMENT, PAGED_PREFIX
 from ..anatomy.sites import Site
 from ..errors import UnknownAnatomy
-from .interface_route import added_mask, attend_in_blocks
+from .attention_implementation import added_mask
+from .interface_route import attend_in_blocks
 from .map_reader import Reading
 from .private_api import ATTENTION_SETTING, replace_entry
 from .restore import first_value

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..anatomy.forward_source import eager_function
 from ..anatomy.sites import Anatomy, Site
+from .attention_implementation import attend_eagerly
 from .calls import Calls, attention_modules
 from .function_mode import Pass
-from .interface_route import attend_eagerly
 from .softmax_route import WatchingSoftmax, four_axes
 from .torch_attention import open_torch_attention
 

@@ -5,8 +5,8 @@
 Entropy of the small BERT's heads over batches of random tokens: in one process, in 2 processes under
 `torch.distributed` (gloo), each with one thread; and in one process in 7 shards that are written to files and merged.
 All must be equal to 1e-12. Two processes share the work, so their wall time should be about half of one's where two
-cores are free; the time to start them is counted apart. What the machine itself gains by a second process is told by
-plain forward passes of the same batches.
+cores are free; the time to start them is counted apart. Plain forward passes of the same batches show what the machine
+itself gains by a second process.
 
 A shard costs a fixed time, most of it for a digest of the model's weights, and so do processes. The job is one of
 about 10 seconds, as shards of a second or more have: of a shorter one the table would show the fixed time alone.

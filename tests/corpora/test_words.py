@@ -151,7 +151,7 @@ def test_what_the_rows_of_padding_hold_does_not_matter():
 @pytest.mark.parametrize("rows", ["mean", "first", "max"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_between_words_alone(rows, dtype):
-    """Without special tokens, wherever they are, and 0 behind the words of a shorter text; for each layer anew."""
+    """Without special tokens, wherever they are, and 0 behind the words of a shorter text; prepared again for each layer."""
     aligned = [Aligned(None, (-1, 0, 0, 1, -1, 2, 2, -1)), Aligned(None, (0, -1, 1, 1, -2, -2, -2, -2))]
     words = WordMaps(aligned, rows)
     for heads in (3, 2):
